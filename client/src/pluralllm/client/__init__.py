@@ -1,0 +1,1 @@
+"""The partner's daemon: private data stays here, weight deltas leave."""

@@ -1,0 +1,51 @@
+"""Time as an argument: a real clock and a fake one side by side."""
+
+import asyncio
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Seconds since the epoch that never run backwards, and a wait."""
+
+    def now_s(self) -> float: ...
+
+    async def sleep(self, duration_s: float) -> None: ...
+
+
+class SystemClock:
+    """Wall time at start plus monotonic time since: a jump of the wall clock moves no deadline."""
+
+    def __init__(self) -> None:
+        self._offset_s = time.time() - time.monotonic()
+
+    def now_s(self) -> float:
+        return self._offset_s + time.monotonic()
+
+    async def sleep(self, duration_s: float) -> None:
+        await asyncio.sleep(max(0.0, duration_s))
+
+
+class FakeClock:
+    """Stands still until a test advances it."""
+
+    def __init__(self, start_s: float = 1_000.0) -> None:
+        self._now_s = start_s
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    async def sleep(self, duration_s: float) -> None:
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self._now_s + duration_s, woken))
+        await woken
+
+    def advance(self, duration_s: float) -> None:
+        """Moves time on and wakes whoever slept until then."""
+        self._now_s += duration_s
+        due = [woken for until_s, woken in self._sleepers if until_s <= self._now_s]
+        self._sleepers = [(until_s, woken) for until_s, woken in self._sleepers if until_s > self._now_s]
+        for woken in due:
+            if not woken.done():
+                woken.set_result(None)

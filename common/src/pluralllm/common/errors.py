@@ -1,0 +1,357 @@
+"""Every error a caller may meet, in one tree.
+
+PluralError
+|- Refused                 the caller can act; nothing was changed
+|  |- InvalidArgument      a field of a call is out of range
+|  |- InvalidSpec          a run spec, with file and key
+|  |- InvalidConfig        a process's configuration, with file and key
+|  |- InvalidData          a private data file; all problems at once
+|  |- TooFewQuestions      the episodes of the run spec need more
+|  |- NotFound             run, round, model, task
+|  |- WrongPhase           the run does not allow this now
+|  |- RoundClosed          the update's round has ended
+|  |- WrongBase            the update was trained on another version
+|  |- SpecMismatch         another run spec under the same name
+|  |- AlreadyCommitted     another update of this client counts in this round
+|  |- LeaseLost            the task is no longer the caller's
+|  |- OverLimit            too large, too many
+|  |- ChunksMissing        commit before every chunk arrived
+|  |- DigestMismatch       bytes are not what their hash says
+|  |- WrongLayout          tensor names, shapes or dtypes differ from the run's model
+|  |- NotFinite            NaN or infinity in an update
+|  |- NormTooLarge         the update's L2 norm is above the run's bound
+|  |- ProtocolUnsupported  no common protocol version
+|  |- StaleSession         the coordinator restarted: say Hello again
+|  |- SessionReplaced      a newer instance of this client has taken over
+|  |- Unidentified         the connection names no client
+|  |- PolicyForbids        the partner's policy.toml says no
+|  |- EmbeddingMismatch    this machine's embedding model gives other vectors
+|  |- ModelUnavailable     an embedding model cannot be loaded here
+|  |- HistoryDiverged      the coordinator's model chain is not the one seen before
+|  |- InUse                state directory or port is taken
+|  |- NotLoopback          plain text stays on this machine
+|  |- Unreachable          the coordinator does not answer
+|  `- StorageFull          no space left; heals when there is
+`- Broken                  we are at fault
+   |- Corrupt              stored bytes are not what their digest says
+   |- StoreFailed          the database refused
+   |- WorkerDied           the training process ended unasked
+   `- Internal             anything else; the details are in the log under the incident id
+
+Each leaf carries typed facts as fields; `why` and `fix` are templates over them. A message to a person is why + fix.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+
+class PluralError(Exception):
+    """Root of the tree. `reason` is the name that travels on the wire."""
+
+    why: ClassVar[str]
+    fix: ClassVar[str] = ""
+
+    @property
+    def reason(self) -> str:
+        """The leaf's name as UPPER_SNAKE, for example WRONG_BASE."""
+        return reason_of(type(self))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The typed facts, by name."""
+        return asdict(self) if fields_of(type(self)) else {}
+
+    def __str__(self) -> str:
+        why = self.why.format(**self.facts)
+        return f"{why} {self.fix.format(**self.facts)}" if self.fix else why
+
+
+def reason_of(leaf: type[PluralError]) -> str:
+    """WrongBase -> WRONG_BASE."""
+    return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(leaf.__name__)).upper()
+
+
+def fields_of(leaf: type[PluralError]) -> dict[str, type]:
+    """Names and types of a leaf's facts."""
+    return {f.name: f.type for f in fields(leaf)} if hasattr(leaf, "__dataclass_fields__") else {}  # type: ignore[arg-type,misc]
+
+
+class Refused(PluralError):
+    """The caller can act; nothing was changed."""
+
+
+class Broken(PluralError):
+    """We are at fault."""
+
+
+@dataclass(eq=False)
+class InvalidArgument(Refused):
+    field: str
+    problem: str
+    why = "{field}: {problem}."
+
+
+@dataclass(eq=False)
+class InvalidSpec(Refused):
+    file: str
+    problems: str
+    why = "The run spec {file} is not valid:\n{problems}"
+
+
+@dataclass(eq=False)
+class InvalidConfig(Refused):
+    file: str
+    problems: str
+    why = "The configuration {file} is not valid:\n{problems}"
+
+
+@dataclass(eq=False)
+class InvalidData(Refused):
+    file: str
+    problems: str
+    why = "The private data {file} cannot be used:\n{problems}"
+
+
+@dataclass(eq=False)
+class TooFewQuestions(Refused):
+    group: str
+    usable: int
+    needed: int
+    use: str
+    why = "Group {group} has {usable} usable questions, {use} needs {needed}."
+    fix = "Add questions, or ask the run's operator for smaller episodes."
+
+
+@dataclass(eq=False)
+class NotFound(Refused):
+    what: str
+    name: str
+    why = "There is no {what} {name}."
+
+
+@dataclass(eq=False)
+class WrongPhase(Refused):
+    run: str
+    phase: str
+    wanted: str
+    why = "Run {run} is {phase}; it cannot be {wanted}."
+
+
+@dataclass(eq=False)
+class RoundClosed(Refused):
+    run: str
+    asked: int
+    current: int
+    why = "Round {asked} of run {run} is closed; the current round is {current}."
+    fix = "Drop the update and poll for the next task."
+
+
+@dataclass(eq=False)
+class WrongBase(Refused):
+    asked: str
+    current: str
+    why = "The update was trained on model {asked}, the round's base is {current}."
+    fix = "Fetch the base version and train again."
+
+
+@dataclass(eq=False)
+class SpecMismatch(Refused):
+    run: str
+    asked: str
+    stored: str
+    why = "Run {run} was created with spec {stored}, not {asked}."
+    fix = "A run's spec never changes: create a run under another name."
+
+
+@dataclass(eq=False)
+class AlreadyCommitted(Refused):
+    client: str
+    round: int
+    committed: str
+    why = "Client {client} has committed update {committed} in round {round}; another one cannot replace it."
+
+
+@dataclass(eq=False)
+class LeaseLost(Refused):
+    task: str
+    why = "Task {task} is not leased to this client."
+    fix = "Poll for the current task."
+
+
+@dataclass(eq=False)
+class OverLimit(Refused):
+    what: str
+    got: int
+    limit: int
+    why = "{what} is {got}, the limit is {limit}."
+
+
+@dataclass(eq=False)
+class ChunksMissing(Refused):
+    missing: int
+    why = "{missing} chunks of the update have not arrived."
+    fix = "Begin again: the answer lists them."
+
+
+@dataclass(eq=False)
+class DigestMismatch(Refused):
+    what: str
+    expected: str
+    got: str
+    why = "{what}: sha256 is {got}, expected {expected}."
+    fix = "Send it again."
+
+
+@dataclass(eq=False)
+class WrongLayout(Refused):
+    problem: str
+    why = "The update does not have the layout of the run's model: {problem}."
+    fix = "Client and coordinator must run the same run spec and architecture version."
+
+
+@dataclass(eq=False)
+class NotFinite(Refused):
+    tensor: str
+    count: int
+    why = "The update has {count} NaN or infinite values, the first in {tensor}."
+    fix = "Look for a too high learning rate or broken data at the client."
+
+
+@dataclass(eq=False)
+class NormTooLarge(Refused):
+    norm: float
+    limit: float
+    why = "The update's L2 norm is {norm:.4g}, the run allows {limit:.4g}."
+    fix = "Look for a too high learning rate or too many local steps at the client."
+
+
+@dataclass(eq=False)
+class ProtocolUnsupported(Refused):
+    client_min: int
+    client_max: int
+    server_min: int
+    server_max: int
+    why = "Client protocol {client_min}-{client_max} and coordinator protocol {server_min}-{server_max} do not overlap."
+    fix = "Upgrade the older side."
+
+
+@dataclass(eq=False)
+class StaleSession(Refused):
+    client: str
+    why = "The coordinator does not know this session of {client} (it restarted, or Hello was not said)."
+    fix = "Say Hello again."
+
+
+@dataclass(eq=False)
+class SessionReplaced(Refused):
+    client: str
+    why = "A newer instance of client {client} has connected."
+    fix = "Run one daemon for each client id."
+
+
+@dataclass(eq=False)
+class Unidentified(Refused):
+    problem: str
+    why = "The caller cannot be identified: {problem}."
+
+
+@dataclass(eq=False)
+class PolicyForbids(Refused):
+    key: str
+    asked: str
+    allowed: str
+    why = "This partner's policy forbids it: {key} is {asked}, allowed is {allowed}."
+    fix = "The partner can change policy.toml; the coordinator cannot."
+
+
+@dataclass(eq=False)
+class EmbeddingMismatch(Refused):
+    model: str
+    cosine: float
+    needed: float
+    why = "Embedding model {model} gives other vectors here than the run spec expects: cosine {cosine:.4f}, needed {needed}."
+    fix = "Install the model and revision the run spec names."
+
+
+@dataclass(eq=False)
+class ModelUnavailable(Refused):
+    model: str
+    problem: str
+    why = "Embedding model {model} cannot be loaded: {problem}."
+    fix = "Give its local folder as embedding_model_path in the client's configuration."
+
+
+@dataclass(eq=False)
+class HistoryDiverged(Refused):
+    run: str
+    version: int
+    why = "Model version {version} of run {run} is not the one this client saw before: the coordinator's history diverged."
+    fix = "Do not go on; ask the coordinator's operator."
+
+
+@dataclass(eq=False)
+class InUse(Refused):
+    what: str
+    by: str
+    why = "{what} is in use by {by}."
+    fix = "Stop the other process or choose another one."
+
+
+@dataclass(eq=False)
+class NotLoopback(Refused):
+    address: str
+    why = "Refusing {address}: this release has no TLS, so the coordinator is spoken to on the loopback interface only."
+    fix = "Use 127.0.0.1, ::1 or localhost."
+
+
+@dataclass(eq=False)
+class Unreachable(Refused):
+    address: str
+    problem: str
+    why = "The coordinator at {address} does not answer: {problem}."
+    fix = "Check the address and that pluralllm-server serve is running there."
+
+
+@dataclass(eq=False)
+class StorageFull(Refused):
+    what: str
+    why = "No space left for {what}."
+    fix = "Free some space on the disk that holds the state directory; nothing acknowledged is lost."
+
+
+@dataclass(eq=False)
+class Corrupt(Broken):
+    what: str
+    expected: str
+    got: str
+    why = "{what} is corrupt: digest {got}, expected {expected}."
+    fix = "Restore it from a backup; it was not used."
+
+
+@dataclass(eq=False)
+class StoreFailed(Broken):
+    problem: str
+    why = "The database failed: {problem}."
+
+
+@dataclass(eq=False)
+class WorkerDied(Broken):
+    problem: str
+    why = "The training process died: {problem}."
+
+
+@dataclass(eq=False)
+class Internal(Broken):
+    incident: str
+    why = "Internal error, incident {incident}."
+    fix = "The details are in the coordinator's log under this id."
+
+
+def leaves() -> dict[str, type[PluralError]]:
+    """Every leaf by its wire name."""
+
+    def below(branch: type[PluralError]) -> list[type[PluralError]]:
+        children = branch.__subclasses__()
+        return [branch] if not children else [leaf for child in children for leaf in below(child)]
+
+    return {reason_of(leaf): leaf for leaf in below(PluralError)}

@@ -1,0 +1,53 @@
+"""Durable file operations: what these return from survives a power loss."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pluralllm.common.errors import StorageFull
+
+
+def sync_directory(folder: Path) -> None:
+    """Makes the names in a directory durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file's content durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Moves a finished file to its final name: fsync, rename, fsync of the directory."""
+    sync_file(source)
+    source.rename(target)
+    sync_directory(target.parent)
+
+
+def write_durably(target: Path, content: bytes) -> None:
+    """Writes a small file whole or not at all."""
+    with storage_errors(target.name):
+        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        draft.write_bytes(content)
+        publish(draft, target)
+
+
+@contextlib.contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turns a full disk or quota into StorageFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(what=what) from error
+        raise

@@ -1,0 +1,22 @@
+"""Distinct ids, so that a round is never passed where a version is meant."""
+
+import re
+from typing import NewType
+
+RunId = NewType("RunId", str)
+ClientId = NewType("ClientId", str)
+GroupName = NewType("GroupName", str)
+TaskName = NewType("TaskName", str)
+RoundNumber = NewType("RoundNumber", int)
+ModelVersion = NewType("ModelVersion", int)
+# Lower-case hex sha256; for a blob, over the concatenated hashes of its chunks.
+Digest = NewType("Digest", str)
+
+# Ids become path parts and resource names (aip.dev/122), so their alphabet is small.
+ID_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
+ID_HELP = "1 to 40 of a-z, 0-9 and '-', the first a letter"
+
+
+def is_id(text: str) -> bool:
+    """Whether a text may serve as the id of a run or a client."""
+    return re.fullmatch(ID_PATTERN, text) is not None

@@ -1,0 +1,269 @@
+"""The run spec: everything that defines a training job. Its hash never changes once the run exists."""
+
+import hashlib
+import json
+import tomllib
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from pluralllm.common.errors import InvalidSpec
+from pluralllm.common.ids import Digest
+
+PRESETS = ("default", "paper")
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class GroupRole(StrEnum):
+    """Whether a group trains, or is evaluated only (unseen)."""
+
+    TRAIN = "train"
+    HELD_OUT = "held_out"
+
+
+class SpecPart(BaseModel):
+    """Frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Groups(SpecPart):
+    """Who takes part. Both empty: any group, in the role its client declares."""
+
+    train: tuple[Name, ...] = ()
+    held_out: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _no_group_twice(self) -> Self:
+        names = [*self.train, *self.held_out]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"a group is named once, as train or held_out; twice: {', '.join(twice)}")
+        return self
+
+    @property
+    def named(self) -> bool:
+        return bool(self.train or self.held_out)
+
+
+class RoundPolicy(SpecPart):
+    """When a round starts and when it ends."""
+
+    min_clients: PositiveInt = 2  # quorum: below 3 one partner could subtract its own delta and read the other's
+    target_clients: PositiveInt = 2  # cohort size; above min_clients it is over-selection
+    gather_s: Positive = 30.0  # how long a round waits for target_clients before it starts with min_clients
+    deadline_s: Positive = 600.0  # from the start of collecting
+    grace_after_quorum_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    on_missed_quorum: Literal["extend", "skip", "abort"] = "extend"
+    max_extensions: Annotated[int, Field(ge=0, le=1000)] = 10  # then the run is aborted
+    evaluate_every: PositiveInt = 1  # rounds; version 0 and the last version are always evaluated
+    evaluation_deadline_s: Positive = 300.0
+
+    @model_validator(mode="after")
+    def _quorum_fits(self) -> Self:
+        if self.min_clients > self.target_clients:
+            raise ValueError(f"min_clients {self.min_clients} is above target_clients {self.target_clients}")
+        return self
+
+
+class Predictor(SpecPart):
+    """The transformer neural process of PAPER section Model; `architecture` names the fixed, versioned code."""
+
+    architecture: Literal["tnp-d/1"] = "tnp-d/1"
+    d_model: PositiveInt = 128
+    embedder_layers: Annotated[int, Field(ge=2, le=16)] = 4
+    layers: Annotated[int, Field(ge=1, le=64)] = 6
+    heads: PositiveInt = 4
+    feedforward: PositiveInt = 128
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    input_scale: Literal["none", "unit_variance"] = "none"  # unit_variance: unit vectors times sqrt(dimension)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide d_model {self.d_model}")
+        return self
+
+
+class Episodes(SpecPart):
+    """Questions of one training step: disjoint context and targets, drawn afresh; upper ends shrink to what a group has."""
+
+    min_context: PositiveInt = 10
+    max_context: PositiveInt = 100
+    min_targets: PositiveInt = 10
+    max_targets: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_context > self.max_context or self.min_targets > self.max_targets:
+            raise ValueError("min_context <= max_context and min_targets <= max_targets must hold")
+        return self
+
+
+class Training(SpecPart):
+    """What a client does with one TRAIN task."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Positive = 3e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    cosine_steps: PositiveInt = 100  # T_max of the cosine; it climbs again after it, as the reference's does
+    keep_optimizer_state: bool = False  # over rounds; True keeps moments of weights the server has replaced
+    local_steps: PositiveInt = 6
+    batch_episodes: PositiveInt = 1
+    loss: Literal["gaussian", "cross_entropy"] = "gaussian"
+    gradient_clip_norm: Positive | None = None
+    episodes: Episodes = Episodes()
+
+
+class Aggregation(SpecPart):
+    """How updates become the next version."""
+
+    server_learning_rate: Positive = 1.0
+    weighting: Literal["examples", "uniform"] = "examples"
+    max_examples: PositiveInt = 100_000  # cap of one client's weight
+    max_delta_norm: Positive = 100.0  # L2 over the whole update
+
+
+class Evaluation(SpecPart):
+    """How a version is scored for one group."""
+
+    context_questions: PositiveInt = 20
+    draws: PositiveInt = 3  # seeded contexts, averaged
+    # Share of a training group's questions, chosen by hash of the question and so the same in every group, that no one
+    # trains on: a training group is scored on these alone. A held-out group is scored on all but its context.
+    holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Probe(SpecPart):
+    """A text and the vector it must give."""
+
+    text: Name
+    vector: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+
+
+class Embedding(SpecPart):
+    """The embedding contract: the same everywhere, or the weights mean nothing.
+
+    One vector for each (question, option): every template is filled in and embedded, the vectors are concatenated.
+    Fields of a template: {question}, {options} ("A. .. B. .."), {letter}, {option}.
+    """
+
+    model: Name  # model id; a client may map it to a local folder
+    revision: Name = "main"
+    pooling: Literal["mean"] = "mean"
+    normalize: bool = True  # each template's vector to unit length
+    max_tokens: Annotated[int, Field(ge=8, le=8192)] = 256
+    templates: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4)] = ("{question}", "{option}")
+    dimension: PositiveInt  # of the concatenation
+    probes: tuple[Probe, ...] = ()
+    min_cosine: Annotated[float, Field(gt=0, le=1)] = 0.999
+
+    @model_validator(mode="after")
+    def _probes_fit(self) -> Self:
+        if self.dimension % len(self.templates):
+            raise ValueError(f"dimension {self.dimension} is not a multiple of the {len(self.templates)} templates")
+        width = self.dimension // len(self.templates)
+        for number, probe in enumerate(self.probes, 1):
+            if len(probe.vector) != width:
+                raise ValueError(f"probe {number} has {len(probe.vector)} numbers, one template's vector has {width}")
+        for template in self.templates:
+            try:
+                template.format(question="", options="", letter="", option="")
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(
+                    f"template {template!r} may use {{question}}, {{options}}, {{letter}}, {{option}} only"
+                ) from error
+        return self
+
+
+class RunSpec(SpecPart):
+    """One training job. Load it with `load_spec`; two specs with one hash are the same job."""
+
+    format: Literal["pluralllm.run/1"] = "pluralllm.run/1"
+    title: Annotated[str, Field(max_length=200)] = ""
+    seed: Seed = 0
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
+    groups: Groups = Groups()
+    round: RoundPolicy = RoundPolicy()
+    predictor: Predictor = Predictor()
+    training: Training = Training()
+    aggregation: Aggregation = Aggregation()
+    evaluation: Evaluation = Evaluation()
+    embedding: Embedding
+
+    @model_validator(mode="after")
+    def _enough_groups(self) -> Self:
+        if self.groups.train and self.round.target_clients > len(self.groups.train):
+            raise ValueError(
+                f"round.target_clients {self.round.target_clients} is above the {len(self.groups.train)} groups.train"
+            )
+        return self
+
+    def canonical_json(self) -> bytes:
+        """Sorted keys, no spaces: the bytes the hash is over."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+
+    def sha256(self) -> Digest:
+        return Digest(hashlib.sha256(self.canonical_json()).hexdigest())
+
+
+def parse_spec(text: bytes, file: str) -> RunSpec:
+    """A spec from JSON. Raises InvalidSpec with every problem and what is allowed."""
+    try:
+        return RunSpec.model_validate_json(text)
+    except ValidationError as error:
+        raise InvalidSpec(file=file, problems=explain(error)) from error
+
+
+def load_spec(path: Path) -> RunSpec:
+    """A spec from TOML; `preset = "default"` or "paper" at the top fills in what the file leaves out.
+
+    Raises InvalidSpec: file, key, what is allowed.
+    """
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidSpec(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSpec(file=str(path), problems=f"  not TOML: {error}") from error
+    preset = given.pop("preset", "default")
+    if preset not in PRESETS:
+        raise InvalidSpec(file=str(path), problems=f"  preset: is {preset!r}, allowed: {', '.join(PRESETS)}")
+    try:
+        return RunSpec.model_validate(merge(preset_values(preset), given))
+    except ValidationError as error:
+        raise InvalidSpec(file=str(path), problems=explain(error)) from error
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """The values of a built-in preset, as a spec file would have them."""
+    return tomllib.loads(resources.files("pluralllm.common").joinpath("presets", f"{name}.toml").read_text("utf-8"))
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Tables are merged key by key, anything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if both else value
+    return merged
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each problem: key, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+        given = problem.get("input")
+        shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key; check its spelling"
+        lines.append(f"  {key}: {message}{shown}")
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""The one table between the error tree and gRPC status codes, both ways.
+
+On the wire an error is a google.rpc.Status (aip.dev/193) with one ErrorInfo: reason = the leaf's name, metadata = its facts.
+"""
+
+import json
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from pluralllm.common import errors as e
+
+DOMAIN = "pluralllm"
+
+CODES: dict[type[e.PluralError], grpc.StatusCode] = {
+    e.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    e.InvalidSpec: grpc.StatusCode.INVALID_ARGUMENT,
+    e.InvalidConfig: grpc.StatusCode.INVALID_ARGUMENT,
+    e.InvalidData: grpc.StatusCode.INVALID_ARGUMENT,
+    e.TooFewQuestions: grpc.StatusCode.FAILED_PRECONDITION,
+    e.NotFound: grpc.StatusCode.NOT_FOUND,
+    e.WrongPhase: grpc.StatusCode.FAILED_PRECONDITION,
+    e.RoundClosed: grpc.StatusCode.FAILED_PRECONDITION,
+    e.WrongBase: grpc.StatusCode.FAILED_PRECONDITION,
+    e.SpecMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    e.AlreadyCommitted: grpc.StatusCode.ALREADY_EXISTS,
+    e.LeaseLost: grpc.StatusCode.FAILED_PRECONDITION,
+    e.OverLimit: grpc.StatusCode.OUT_OF_RANGE,
+    e.ChunksMissing: grpc.StatusCode.FAILED_PRECONDITION,
+    e.DigestMismatch: grpc.StatusCode.DATA_LOSS,
+    e.WrongLayout: grpc.StatusCode.INVALID_ARGUMENT,
+    e.NotFinite: grpc.StatusCode.INVALID_ARGUMENT,
+    e.NormTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
+    e.ProtocolUnsupported: grpc.StatusCode.FAILED_PRECONDITION,
+    e.StaleSession: grpc.StatusCode.FAILED_PRECONDITION,
+    e.SessionReplaced: grpc.StatusCode.ABORTED,
+    e.Unidentified: grpc.StatusCode.UNAUTHENTICATED,
+    e.PolicyForbids: grpc.StatusCode.FAILED_PRECONDITION,
+    e.EmbeddingMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    e.ModelUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
+    e.HistoryDiverged: grpc.StatusCode.FAILED_PRECONDITION,
+    e.InUse: grpc.StatusCode.FAILED_PRECONDITION,
+    e.NotLoopback: grpc.StatusCode.FAILED_PRECONDITION,
+    e.Unreachable: grpc.StatusCode.UNAVAILABLE,
+    e.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    e.Corrupt: grpc.StatusCode.DATA_LOSS,
+    e.StoreFailed: grpc.StatusCode.UNAVAILABLE,
+    e.WorkerDied: grpc.StatusCode.INTERNAL,
+    e.Internal: grpc.StatusCode.INTERNAL,
+}
+
+# What a caller may repeat as it is (aip.dev/194).
+TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+
+def to_status(error: e.PluralError) -> Any:
+    """The rich gRPC status of an error, as grpc's abort_with_status takes it."""
+    facts = {name: json.dumps(value) for name, value in error.facts.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    code = getattr(code_pb2, CODES[type(error)].name)
+    return rpc_status.to_status(status_pb2.Status(code=code, message=str(error), details=[detail]))
+
+
+def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
+    """The leaf an RPC failed with; Unreachable or Internal when the other side sent none of ours."""
+    call = typing.cast(grpc.Call, error)  # grpc raises its calls
+    code: Callable[[], grpc.StatusCode] = call.code
+    status = rpc_status.from_call(call)
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        leaf = e.leaves().get(info.reason) if detail.Unpack(info) and info.domain == DOMAIN else None
+        if leaf is not None:
+            known = e.fields_of(leaf)
+            return leaf(**{name: json.loads(text) for name, text in info.metadata.items() if name in known})
+    if code() in TRANSIENT:
+        return e.Unreachable(address=address, problem=call.details() or code().name)
+    if code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return e.StorageFull(what=call.details() or "the call")
+    return e.Internal(incident=f"{code().name}: {call.details()}")

@@ -1,0 +1,1 @@
+"""The coordinator: a pure round machine in thin asyncio shells."""
