@@ -7,6 +7,7 @@ Source: arXiv 2310.11523 (GPO), arXiv 2207.04179 (TNP-D).
 """
 
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ def parameters(predictor: Predictor, embedding_dimension: int) -> tuple[Paramete
         found.append(Parameter(f"{name}.bias", (fan_out,), bound))
 
     widths = [embedding_dimension + 1, *[d] * predictor.embedder_layers]  # +1: the point's y
-    for index, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         linear(f"embedder.{index}", fan_in, fan_out)
     for index in range(predictor.layers):
         layer = f"layers.{index}"

@@ -41,7 +41,7 @@ PluralError
 Each leaf carries typed facts as fields; `why` and `fix` are templates over them. A message to a person is why + fix.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 
@@ -59,7 +59,7 @@ class PluralError(Exception):
     @property
     def facts(self) -> dict[str, Any]:
         """The typed facts, by name."""
-        return asdict(self) if fields_of(type(self)) else {}
+        return {name: getattr(self, name) for name in fields_of(type(self))}
 
     def __str__(self) -> str:
         why = self.why.format(**self.facts)

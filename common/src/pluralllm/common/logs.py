@@ -10,7 +10,9 @@ import structlog
 def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> None:
     """Sends structlog to stderr. Called once, in a process's `__main__`."""
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     structlog.configure(
         processors=[

@@ -12,7 +12,9 @@ class Question:
     text: str
     options: tuple[str, ...]  # at least 2
     shares: tuple[float, ...]  # one for each option, >= 0, sum 1
-    scale: tuple[float | None, ...] | None = None  # ordinal position of each option; None for one off the scale (refused)
+    scale: tuple[float | None, ...] | None = (
+        None  # ordinal position of each option; None for one off the scale (refused)
+    )
     weight: float = 1.0
 
     @property

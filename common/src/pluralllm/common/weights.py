@@ -19,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from pluralllm.common.errors import DigestMismatch, OverLimit, WrongLayout
 from pluralllm.common.ids import Digest
 
-CHUNK_BYTES = 1024 * 1024  # one constant: well under every message limit, and 100,000 hashes still fit one manifest message
+CHUNK_BYTES = (
+    1024 * 1024
+)  # one constant: well under every message limit, and 100,000 hashes still fit one manifest message
 MAX_HEADER_BYTES = 1024 * 1024
 HASH_BYTES = 32
 
@@ -49,7 +51,9 @@ def digest_of(chunk_hashes: Iterable[bytes]) -> Digest:
     return Digest(hashlib.sha256(b"".join(chunk_hashes)).hexdigest())
 
 
-def checked_manifest(digest: str, size_bytes: int, chunk_bytes: int, chunk_hashes: Sequence[bytes], limit: int) -> Manifest:
+def checked_manifest(
+    digest: str, size_bytes: int, chunk_bytes: int, chunk_hashes: Sequence[bytes], limit: int
+) -> Manifest:
     """A stranger's manifest, checked. Raises OverLimit, DigestMismatch."""
     if not 0 < size_bytes <= limit:
         raise OverLimit(what="size_bytes of the blob", got=size_bytes, limit=limit)
@@ -161,7 +165,9 @@ def check_layout(path: Path, layout: Layout) -> None:
     wanted = {name: ("F32", shape) for name, shape in layout.tensors}
     for name in sorted(wanted.keys() | got.keys()):
         if wanted.get(name) != got.get(name):
-            raise WrongLayout(problem=f"tensor {name} is {got.get(name, 'absent')}, expected {wanted.get(name, 'absent')}")
+            raise WrongLayout(
+                problem=f"tensor {name} is {got.get(name, 'absent')}, expected {wanted.get(name, 'absent')}"
+            )
     raise WrongLayout(problem="tensors are in another order, or the file holds metadata")
 
 

@@ -1,0 +1,330 @@
+"""The loop that joins the round machine, the store, the blobs and the connected clients.
+
+Whatever decides is in rounds.py; whatever is remembered is in the store; this file carries events there and effects back.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import uuid
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from pluralllm.common.architecture import initial_values, parameters
+from pluralllm.common.clock import Clock
+from pluralllm.common.errors import (
+    Broken,
+    Corrupt,
+    InvalidArgument,
+    NotFound,
+    PluralError,
+    SpecMismatch,
+    StorageFull,
+)
+from pluralllm.common.files import storage_errors
+from pluralllm.common.ids import ID_HELP, ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName, is_id
+from pluralllm.common.spec import GroupRole, RunSpec, parse_spec
+from pluralllm.common.weights import Manifest, manifest_of, write_weights
+from pluralllm.server import events as ev
+from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
+from pluralllm.server.bell import Bell
+from pluralllm.server.blobs import Blobs
+from pluralllm.server.leases import Leases
+from pluralllm.server.live_run import LiveRun, first_state, layout_for, recover
+from pluralllm.server.retention import collect
+from pluralllm.server.rounds import Phase
+from pluralllm.server.sessions import Session, Sessions, role_in
+from pluralllm.server.store import MemberRecord, RunRecord, Store, VersionRecord
+from pluralllm.server.updates import StoredWeights, average
+
+log = structlog.get_logger()
+
+MAX_STEPS_AT_ONCE = 100  # of one run before others get their turn
+RETRY_S = 5.0
+MANIFESTS_KEPT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What the configuration says about time and keeping."""
+
+    lease_s: float = 60.0
+    silence_s: float = 5.0
+    tick_s: float = 0.25
+    keep_updates: int = 3
+
+
+class Coordinator:
+    """All runs of one state directory. One for each process; every method runs on its event loop."""
+
+    def __init__(self, store: Store, blobs: Blobs, scratch: Path, clock: Clock, timing: Timing) -> None:
+        self.store = store
+        self.blobs = blobs
+        self.clock = clock
+        self.generation = secrets.token_hex(8)
+        self.sessions = Sessions(timing.silence_s)
+        self.leases = Leases(timing.lease_s)
+        self.bell = Bell()
+        self._scratch = scratch
+        self._timing = timing
+        self._runs: dict[RunId, LiveRun] = {}
+        self._wake = Bell()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started_s = clock.now_s()
+        self._creating = asyncio.Lock()
+
+    # Life
+
+    async def start(self) -> None:
+        """Recovers every run from its log and goes on where it stopped."""
+        self._started_s = self.clock.now_s()
+        for record in await self.store.runs():
+            run, pending = await recover(self.store, record)
+            self._runs[run.id] = run
+            if run.is_over:
+                continue
+            await self.dispatch(run, ev.CoordinatorStarted(self.clock.now_s()))
+            if pending is not None:
+                self._average(run, pending)
+            log.info("run.recovered", run=run.id, phase=run.state.phase, round=run.state.round, events=run.sequence)
+        self._spawn(self._drive())
+
+    async def stop(self) -> None:
+        """Stops the loop; what is durable stays as it is."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _drive(self) -> None:
+        """Time and presence become events; once a tick, and at once when something changed."""
+        while True:
+            heard = self._wake.rings
+            for run in self.runs():
+                try:
+                    await self.advance(run)
+                except PluralError as error:
+                    self._trouble(run, error)
+                except Exception as error:  # noqa: BLE001 - one run's defect must not stop the others
+                    log.exception("run.broken", run=run.id)
+                    self._trouble(run, error)
+            sleep = asyncio.ensure_future(self.clock.sleep(self._timing.tick_s))
+            ring = asyncio.ensure_future(self._wake.wait(heard, 3600))
+            try:
+                await asyncio.wait([sleep, ring], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sleep.cancel()
+                ring.cancel()
+
+    def wake(self) -> None:
+        """Someone came, went or delivered: look at once."""
+        self._wake.ring()
+
+    # Runs
+
+    def runs(self) -> tuple[LiveRun, ...]:
+        """Oldest first."""
+        return tuple(self._runs.values())
+
+    def run(self, name: str) -> LiveRun:
+        """Raises NotFound."""
+        if (run := self._runs.get(RunId(name))) is None:
+            raise NotFound(what="run", name=name)
+        return run
+
+    async def create_run(self, run_id: str, spec_json: bytes) -> LiveRun:
+        """Makes version 0 and the run. Repeatable. Raises InvalidArgument, InvalidSpec, SpecMismatch, StorageFull."""
+        if not is_id(run_id):
+            raise InvalidArgument(field="run_id", problem=f"is {run_id!r}, allowed: {ID_HELP}")
+        spec = parse_spec(spec_json, f"of run {run_id}")
+        async with self._creating:
+            if (known := self._runs.get(RunId(run_id))) is not None:
+                if known.record.spec_sha256 != spec.sha256():
+                    raise SpecMismatch(run=run_id, asked=spec.sha256()[:12], stored=known.record.spec_sha256[:12])
+                return known
+            now_s = self.clock.now_s()
+            draft = self._scratch / f"{run_id}-{uuid.uuid4().hex}.safetensors"
+            manifest = await asyncio.to_thread(_write_first_version, draft, spec)
+            await self.blobs.put(manifest.digest, draft)
+            record = RunRecord(RunId(run_id), spec.canonical_json(), spec.sha256(), now_s)
+            first = VersionRecord(
+                record.id, ModelVersion(0), RoundNumber(0), manifest.digest, spec.sha256(), "", (), now_s
+            )
+            await self.store.create_run(record, first)
+            run = LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first)
+            self._runs[run.id] = run
+        log.info(
+            "run.created",
+            run=run.id,
+            spec_sha256=record.spec_sha256,
+            model=manifest.digest,
+            parameters=run.layout.values,
+        )
+        self.bell.ring()
+        return run
+
+    async def dispatch(self, run: LiveRun, event: ev.Event) -> None:
+        """One event: decided, durable, then its effects begin. Raises what the machine refuses."""
+        before = run.state
+        effects = await run.dispatch(self.store, event)
+        if run.state == before and not effects:
+            return
+        run.trouble = ""
+        self._log_change(run, event, effects)
+        self._reconcile(run)
+        for effect in effects:
+            match effect:
+                case ev.Average():
+                    self._average(run, effect)
+                case ev.Publish() | ev.Abandon():
+                    self._spawn(self._collect())
+                case _:
+                    pass
+        self.bell.ring()
+        self.wake()
+
+    async def advance(self, run: LiveRun) -> None:
+        """Feeds the machine what time and presence say, until nothing changes."""
+        for _ in range(MAX_STEPS_AT_ONCE):
+            before = run.sequence
+            for event in self._observations(run):
+                await self.dispatch(run, event)
+            if run.sequence == before:
+                return
+
+    def _observations(self, run: LiveRun) -> tuple[ev.Event, ...]:
+        if run.state.phase in (Phase.CREATED, Phase.ENDED):
+            return ()
+        now_s = self.clock.now_s()
+        found: list[ev.Event] = []
+        for client in self.leases.expired(run.id, now_s):
+            self.leases.release(client)
+            found.append(
+                ev.PlaceLost(
+                    now_s, client, f"lease expired after {self.leases.duration_s:g} s of silence", permanent=False
+                )
+            )
+        live = {session.client: session for session in self.sessions.live(now_s)}
+        if now_s >= self._started_s + self.leases.duration_s:  # after a restart clients get the time to come back
+            for client in run.state.roster:
+                if client not in live and self.leases.of(client) is None:
+                    found.append(ev.PlaceLost(now_s, client, "disconnected", permanent=False))
+        idle = [session for session in live.values() if self.leases.of(session.client) is None]
+        trainers = tuple(s.client for s in idle if role_in(s, run.spec.groups) is GroupRole.TRAIN)
+        held_out = tuple(s.client for s in idle if role_in(s, run.spec.groups) is GroupRole.HELD_OUT)
+        return (*found, ev.ClientsSeen(now_s, trainers, held_out), ev.ClockTicked(now_s))
+
+    def _reconcile(self, run: LiveRun) -> None:
+        """Leases follow the machine: whoever has a place has one, whoever lost it has none."""
+        active = set(run.state.active) if run.state.phase in (Phase.COLLECTING, Phase.EVALUATING) else set()
+        for client, lease in self.leases.held_in(run.id).items():
+            if client not in active or lease.task != run.task_name(client):
+                self.leases.release(client)
+        for client in active:
+            if self.leases.of(client) is None:
+                self.leases.grant(client, run.id, run.task_name(client), self.clock.now_s())
+
+    # Averaging
+
+    def _average(self, run: LiveRun, effect: ev.Average) -> None:
+        if run.averaging is None or run.averaging.done():
+            run.averaging = self._spawn(self._average_until_done(run, effect))
+
+    async def _average_until_done(self, run: LiveRun, effect: ev.Average) -> None:
+        while run.state.phase is Phase.AGGREGATING and run.state.round == effect.round:
+            try:
+                digest = await self._write_next_version(run, effect)
+                await self.dispatch(run, ev.ModelAveraged(self.clock.now_s(), effect.round, digest))
+            except (Corrupt, NotFound) as error:
+                base_lost = run.newest.digest in str(error)
+                log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
+                failed = ev.AveragingFailed(self.clock.now_s(), effect.round, str(error), base_lost)
+                await self.dispatch(run, failed)
+            except (Broken, StorageFull, OSError) as error:
+                self._trouble(run, error)
+                await self.clock.sleep(RETRY_S)
+
+    async def _write_next_version(self, run: LiveRun, effect: ev.Average) -> Digest:
+        base = StoredWeights(await self.blobs.path(run.newest.digest), run.newest.digest)
+        updates = [StoredWeights(await self.blobs.path(r.digest), r.digest) for r in effect.receipts]
+        weights = weights_of(effect.receipts, run.spec.aggregation)
+        draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
+        optimizer = gradient_step(run.spec.aggregation.server_learning_rate)
+        manifest = await asyncio.to_thread(average, base, updates, weights, run.layout, weighted_mean, optimizer, draft)
+        await self.blobs.put(manifest.digest, draft)
+        self._remember(run, manifest)
+        return manifest.digest
+
+    async def _collect(self) -> None:
+        with contextlib.suppress(PluralError):  # tried again after the next round
+            await collect(self.store, self.blobs, self._timing.keep_updates)
+
+    # What clients and observers read
+
+    async def manifest(self, run: LiveRun, version: ModelVersion) -> tuple[VersionRecord, Manifest]:
+        """A version's row and chunk list. Raises NotFound."""
+        record = await self.store.version(run.id, version)
+        if record is None:
+            raise NotFound(what="model version", name=f"runs/{run.id}/models/{version}")
+        if (manifest := run.manifests.get(record.digest)) is None:
+            manifest = await asyncio.to_thread(manifest_of, await self.blobs.path(record.digest))
+            if manifest.digest != record.digest:
+                raise Corrupt(
+                    what=f"model version {version} of run {run.id}", expected=record.digest, got=manifest.digest
+                )
+            self._remember(run, manifest)
+        return record, manifest
+
+    def _remember(self, run: LiveRun, manifest: Manifest) -> None:
+        run.manifests[manifest.digest] = manifest
+        while len(run.manifests) > MANIFESTS_KEPT:
+            del run.manifests[next(iter(run.manifests))]
+
+    async def say_hello(self, session: Session) -> None:
+        """Opens a session; the member's row is durable when this returns."""
+        member = MemberRecord(
+            client=session.client,
+            group=session.group,
+            role=session.role,
+            training_questions=session.training_questions,
+            software_version=session.software_version,
+            created_s=session.last_seen_s,
+            last_seen_s=session.last_seen_s,
+        )
+        await self.store.save_member(member)
+        self.sessions.open(session)
+        log.info("client.connected", client=session.client, group=session.group, role=session.role)
+        for run in self.runs():
+            if not run.is_over and run.state.is_excluded(session.client):
+                await self.dispatch(run, ev.ClientReturned(self.clock.now_s(), session.client))
+        self.wake()
+
+    def held_run(self, client: ClientId, task: TaskName) -> LiveRun | None:
+        """The run of a task the client holds under a lease; None if it does not."""
+        lease = self.leases.of(client)
+        return self._runs.get(lease.run) if lease is not None and lease.task == task else None
+
+    def _trouble(self, run: LiveRun, error: Exception) -> None:
+        if run.trouble != str(error):
+            log.error("run.in_trouble", run=run.id, problem=str(error))
+        run.trouble = str(error)
+
+    def _log_change(self, run: LiveRun, event: ev.Event, effects: tuple[ev.Effect, ...]) -> None:
+        facts = ev.event_to_facts(event)
+        facts.pop("at_s")
+        names = [type(effect).__name__ for effect in effects]
+        log.info("run.event", run=run.id, sequence=run.sequence, kind=ev.event_kind(event), effects=names, **facts)
+
+
+def _write_first_version(draft: Path, spec: RunSpec) -> Manifest:
+    found = parameters(spec.predictor, spec.embedding.dimension)
+    with storage_errors("the first model version"):
+        return write_weights(draft, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in found))

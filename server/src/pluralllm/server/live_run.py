@@ -1,0 +1,106 @@
+"""One run in memory: its machine state, what the state was built from, and how both are recovered from the log."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from pluralllm.common.architecture import parameters
+from pluralllm.common.errors import Corrupt
+from pluralllm.common.ids import ClientId, Digest, RoundNumber, RunId, TaskName
+from pluralllm.common.spec import RunSpec, parse_spec
+from pluralllm.common.weights import Layout, Manifest, layout_of
+from pluralllm.server import events as ev
+from pluralllm.server.records import change_of
+from pluralllm.server.rounds import Phase, Run, step
+from pluralllm.server.store import RoundRecord, RunRecord, Store, VersionRecord
+
+REPLAY_PAGE = 1000
+
+
+@dataclass(slots=True)
+class LiveRun:
+    """Owned by the coordinator; only `dispatch` changes state."""
+
+    record: RunRecord
+    spec: RunSpec
+    layout: Layout
+    state: Run
+    newest: VersionRecord  # row of the current version
+    sequence: int = 0  # of the last event written
+    open_round: RoundRecord | None = None
+    examples: dict[ClientId, int] = field(default_factory=dict)  # of each client's first update: constant over a run
+    manifests: dict[Digest, Manifest] = field(default_factory=dict)  # of versions served lately, oldest first
+    averaging: "asyncio.Task[None] | None" = None
+    trouble: str = ""  # what keeps the coordinator itself from going on, for people
+    received_bytes: int = 0  # since this process started
+    sent_bytes: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def id(self) -> RunId:
+        return self.record.id
+
+    @property
+    def is_over(self) -> bool:
+        return self.state.phase is Phase.ENDED
+
+    async def dispatch(self, store: Store, event: ev.Event) -> tuple[ev.Effect, ...]:
+        """Feeds one event to the machine; durable when it returns. Raises what the machine refuses or the store fails with."""
+        async with self.lock:
+            after, effects = step(self.state, event)
+            if after == self.state and not effects:
+                return ()
+            change = change_of(self.record, after, self.sequence + 1, event, effects, self.open_round, self.newest)
+            await store.apply(change)
+            self.state, self.sequence = after, change.sequence
+            for round_record in change.rounds:
+                self.open_round = round_record
+            for version in change.versions:
+                self.newest = version
+            for row in change.receipts:
+                self.examples.setdefault(row.receipt.client, row.receipt.examples)
+            return effects
+
+    def task_name(self, client: ClientId) -> TaskName:
+        """The client's task in the open round or evaluation: the same name for the same work."""
+        kind = "evaluate" if self.state.phase is Phase.EVALUATING else "train"
+        return TaskName(f"runs/{self.id}/rounds/{self.state.round}/tasks/{kind}-{client}")
+
+
+def layout_for(spec: RunSpec) -> Layout:
+    """The layout of a run's model: a function of its spec alone."""
+    found = parameters(spec.predictor, spec.embedding.dimension)
+    return layout_of((parameter.name, parameter.shape) for parameter in found)
+
+
+def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
+    """A run before its first event."""
+    return Run(
+        id=record.id,
+        seed=spec.seed,
+        rounds=spec.rounds,
+        policy=spec.round,
+        named_groups=len(spec.groups.train) + len(spec.groups.held_out),
+        model_digest=first.digest,
+    )
+
+
+async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average | None]:
+    """A run from its log, by the same `step`; and the averaging that was under way. Raises Corrupt if spec and hash differ."""
+    spec = parse_spec(record.spec_json, f"of run {record.id}")
+    if spec.sha256() != record.spec_sha256:
+        raise Corrupt(what=f"the stored spec of run {record.id}", expected=record.spec_sha256, got=spec.sha256())
+    versions = await store.versions(record.id)
+    state, sequence, pending = first_state(record, spec, versions[0]), 0, None
+    while page := await store.events(record.id, sequence, REPLAY_PAGE):
+        for row in page:
+            state, effects = step(state, ev.event_from_facts(row.kind, dict(row.facts)))
+            sequence = row.sequence
+            pending = next((effect for effect in effects if isinstance(effect, ev.Average)), pending)
+    run = LiveRun(record, spec, layout_for(spec), state, versions[-1], sequence)
+    run.open_round = await store.round(record.id, state.round) if state.round else None
+    for version in reversed(versions):
+        run.examples |= {client: examples for client, _, examples in version.updates}
+    if state.round:
+        for row_ in await store.receipts(record.id, RoundNumber(state.round)):
+            run.examples.setdefault(row_.receipt.client, row_.receipt.examples)
+    return run, pending if state.phase is Phase.AGGREGATING else None

@@ -1,0 +1,199 @@
+"""OperationsService: RPCs of operators and observers."""
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, TypeVar
+
+from pluralllm.common.errors import InvalidArgument, NotFound
+from pluralllm.common.ids import ClientId, ModelVersion, RoundNumber
+from pluralllm.common.spec import GroupRole
+from pluralllm.common.wire import manifest_message
+from pluralllm.server import events as ev
+from pluralllm.server.coordinator import Coordinator
+from pluralllm.server.leases import Lease
+from pluralllm.server.live_run import LiveRun
+from pluralllm.server.messages import (
+    evaluation_message,
+    event_message,
+    member_message,
+    model_message,
+    round_message,
+    run_message,
+)
+from pluralllm.server.overview import participants, what_next
+from pluralllm.server.sessions import Session, role_in
+from pluralllm.server.store import EvaluationRecord, RoundRecord
+from pluralllm.v1 import operations_pb2 as pb
+from pluralllm.v1 import operations_pb2_grpc as pb_grpc
+from pluralllm.v1 import resources_pb2
+
+PAGE_SIZE = 50
+MAX_PAGE_SIZE = 500
+WATCH_PAGE = 200
+WATCH_WAIT_S = 30.0
+MAX_REASON = 400
+Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
+Row = TypeVar("Row")
+
+
+class Operations(pb_grpc.OperationsServiceServicer):
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    # Steering
+
+    async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
+        run = await self._coordinator.create_run(request.run_id, request.spec_json)
+        return pb.CreateRunResponse(run=await self._describe(run))
+
+    async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
+        return pb.StartRunResponse(run=await self._steer(request.name, ev.RunStarted(self._now_s())))
+
+    async def PauseRun(self, request: pb.PauseRunRequest, context: Context) -> pb.PauseRunResponse:
+        return pb.PauseRunResponse(run=await self._steer(request.name, ev.RunPaused(self._now_s())))
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Context) -> pb.ResumeRunResponse:
+        return pb.ResumeRunResponse(run=await self._steer(request.name, ev.RunResumed(self._now_s())))
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
+        reason = request.reason[:MAX_REASON] or "cancelled by an operator"
+        return pb.CancelRunResponse(run=await self._steer(request.name, ev.RunCancelled(self._now_s(), reason)))
+
+    async def _steer(self, name: str, event: ev.Event) -> resources_pb2.Run:
+        run = self._run(name)
+        await self._coordinator.dispatch(run, event)
+        return await self._describe(run)
+
+    # Reading
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=await self._describe(self._run(request.name)))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        newest_first = self._coordinator.runs()[::-1]
+        page, token = page_of(newest_first, request.page_size, request.page_token)
+        return pb.ListRunsResponse(runs=[await self._describe(run) for run in page], next_page_token=token)
+
+    async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
+        run, number = self._part(request.name, "rounds")
+        record = await self._coordinator.store.round(run.id, RoundNumber(int(number)))
+        if record is None:
+            raise NotFound(what="round", name=request.name)
+        return pb.GetRoundResponse(round=await self._describe_round(record))
+
+    async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> pb.ListRoundsResponse:
+        run = self._run(request.parent)
+        size, before = page_size(request.page_size), cursor(request.page_token)
+        records = await self._coordinator.store.rounds(run.id, before or None, size + 1)
+        token = str(records[size - 1].round) if len(records) > size else ""
+        rounds = [await self._describe_round(record) for record in records[:size]]
+        return pb.ListRoundsResponse(rounds=rounds, next_page_token=token)
+
+    async def ListEvaluations(self, request: pb.ListEvaluationsRequest, context: Context) -> pb.ListEvaluationsResponse:
+        run = self._run(request.parent)
+        size = page_size(request.page_size)
+        rows = await self._coordinator.store.evaluations(run.id, cursor(request.page_token), size + 1)
+        token = str(rows[size - 1][0]) if len(rows) > size else ""
+        found = [evaluation_message(record) for _, record in rows[:size]]
+        return pb.ListEvaluationsResponse(evaluations=found, next_page_token=token)
+
+    async def ListMembers(self, request: pb.ListMembersRequest, context: Context) -> pb.ListMembersResponse:
+        records = await self._coordinator.store.members()
+        page, token = page_of(records, request.page_size, request.page_token)
+        now_s, found = self._now_s(), []
+        for record in page:
+            lease = self._coordinator.leases.of(record.client)
+            session = self._coordinator.sessions.get(record.client)
+            found.append(member_message(record, session, lease.task if lease is not None else "", now_s))
+        return pb.ListMembersResponse(members=found, next_page_token=token)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        run, number = self._part(request.name, "models")
+        version = run.state.version if number == "-" else ModelVersion(int(number))
+        record, manifest = await self._coordinator.manifest(run, version)
+        return pb.GetModelResponse(
+            model=model_message(record), manifest=manifest_message(manifest), spec_json=run.record.spec_json
+        )
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
+        run = self._run(request.name)
+        after = request.after_sequence
+        while True:
+            heard, over = self._coordinator.bell.rings, run.is_over
+            records = await self._coordinator.store.events(run.id, after, WATCH_PAGE)
+            for record in records:
+                after = record.sequence
+                yield pb.WatchRunResponse(event=event_message(record))
+            if over and not records:
+                return
+            if not records:
+                await self._coordinator.bell.wait(heard, WATCH_WAIT_S)
+
+    # Parts
+
+    def _now_s(self) -> float:
+        return self._coordinator.clock.now_s()
+
+    def _run(self, name: str) -> LiveRun:
+        if (match := re.fullmatch(r"runs/([a-z0-9-]{1,40})", name)) is None:
+            raise InvalidArgument(field="name", problem=f"{name!r} is not runs/RUN")
+        if match[1] == "-":
+            runs = self._coordinator.runs()
+            if not runs:
+                raise NotFound(what="run", name="yet")
+            return runs[-1]
+        return self._coordinator.run(match[1])
+
+    def _part(self, name: str, kind: str) -> tuple[LiveRun, str]:
+        match = re.fullmatch(rf"(runs/[a-z0-9-]{{1,40}})/{kind}/(\d{{1,9}}|-)", name)
+        if match is None or (match[2] == "-" and kind != "models"):
+            raise InvalidArgument(field="name", problem=f"{name!r} is not runs/RUN/{kind}/NUMBER")
+        return self._run(match[1]), match[2]
+
+    async def _describe(self, run: LiveRun) -> resources_pb2.Run:
+        coordinator, now_s = self._coordinator, self._now_s()
+        members = await coordinator.store.members()
+        sessions: dict[ClientId, Session] = {}
+        leases: dict[ClientId, Lease] = {}
+        for member in members:
+            if (session := coordinator.sessions.get(member.client)) is not None:
+                sessions[member.client] = session
+            if (lease := coordinator.leases.of(member.client)) is not None:
+                leases[member.client] = lease
+        people = participants(run, members, sessions, leases, now_s)
+        idle = [s for s in coordinator.sessions.live(now_s) if s.client not in leases]
+        trainers = sum(role_in(session, run.spec.groups) is GroupRole.TRAIN for session in idle)
+        latest, previous = split_by_version(await coordinator.store.latest_evaluations(run.id, 2))
+        return run_message(run, now_s, people, latest, previous, what_next(run, trainers, now_s))
+
+    async def _describe_round(self, record: RoundRecord) -> resources_pb2.Round:
+        return round_message(record, await self._coordinator.store.receipts(record.run, record.round))
+
+
+def split_by_version(
+    records: Sequence[EvaluationRecord],
+) -> tuple[list[EvaluationRecord], list[EvaluationRecord]]:
+    """Evaluations of the newest version, and those of the version before."""
+    newest = max((record.score.version for record in records), default=0)
+    latest = [record for record in records if record.score.version == newest]
+    return latest, [record for record in records if record.score.version != newest]
+
+
+def page_size(asked: int) -> int:
+    """0 means the default (aip.dev/158). Raises InvalidArgument."""
+    if asked < 0:
+        raise InvalidArgument(field="page_size", problem=f"is {asked}, must not be negative")
+    return min(asked or PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def cursor(token: str) -> int:
+    """Raises InvalidArgument for a token this server did not give."""
+    if token and not (token.isdecimal() and len(token) < 19):
+        raise InvalidArgument(field="page_token", problem="was not given by this coordinator")
+    return int(token or 0)
+
+
+def page_of(rows: Sequence[Row], asked: int, token: str) -> tuple[Sequence[Row], str]:
+    """One page of a list that is in memory, and the next page's token."""
+    start, size = cursor(token), page_size(asked)
+    return rows[start : start + size], str(start + size) if len(rows) > start + size else ""

@@ -1,0 +1,162 @@
+"""A run as people look at it: who is in, who is late and why, what happens next. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pluralllm.common.ids import ClientId
+from pluralllm.common.spec import GroupRole
+from pluralllm.server.leases import Lease
+from pluralllm.server.live_run import LiveRun
+from pluralllm.server.rounds import Phase, Run
+from pluralllm.server.sessions import Session, role_in
+from pluralllm.server.store import MemberRecord
+
+LATE_AFTER = 0.5  # of the phase's time
+
+
+class ParticipantState(StrEnum):
+    ASSIGNED = "assigned"
+    WORKING = "working"
+    DONE = "done"
+    LOST = "lost"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    client: ClientId
+    group: str
+    role: GroupRole
+    state: ParticipantState
+    reason: str
+    last_seen_s: float
+    progress: float
+    stage: str
+
+
+def participants(
+    run: LiveRun,
+    members: Sequence[MemberRecord],
+    sessions: Mapping[ClientId, Session],
+    leases: Mapping[ClientId, Lease],
+    now_s: float,
+) -> tuple[Participant, ...]:
+    """Everyone who takes part in the run, sorted by client."""
+    found = []
+    for member in members:
+        session = sessions.get(member.client)
+        role = role_in(session, run.spec.groups) if session is not None else _role_of(run, member)
+        if role is None:
+            continue
+        lease = leases.get(member.client)
+        lease = lease if lease is not None and lease.run == run.id else None
+        state = _state(run.state, member.client, lease)
+        found.append(
+            Participant(
+                client=member.client,
+                group=member.group,
+                role=role,
+                state=state,
+                reason=_reason(run.state, member.client, session, lease, state, now_s),
+                last_seen_s=session.last_seen_s if session is not None else member.last_seen_s,
+                progress=1.0 if state is ParticipantState.DONE else (lease.progress if lease is not None else 0.0),
+                stage=lease.stage if lease is not None else "",
+            )
+        )
+    return tuple(found)
+
+
+def _role_of(run: LiveRun, member: MemberRecord) -> GroupRole | None:
+    groups = run.spec.groups
+    if not groups.named:
+        return member.role
+    if member.group in groups.held_out:
+        return GroupRole.HELD_OUT
+    return member.role if member.group in groups.train else None
+
+
+def _state(state: Run, client: ClientId, lease: Lease | None) -> ParticipantState:
+    if client in state.reported or any(receipt.client == client for receipt in state.receipts):
+        return ParticipantState.DONE
+    if client in state.active:
+        return ParticipantState.WORKING if lease is not None and lease.fetched else ParticipantState.ASSIGNED
+    if client in state.away or state.is_excluded(client):
+        return ParticipantState.LOST
+    return ParticipantState.IDLE
+
+
+def _reason(
+    run: Run, client: ClientId, session: Session | None, lease: Lease | None, state: ParticipantState, now_s: float
+) -> str:
+    if state is ParticipantState.LOST:
+        losses = [loss for loss in (*run.excluded, *run.losses) if loss.client == client]
+        return losses[-1].reason if losses else ""
+    live = session is not None and session.is_live(now_s)
+    if state is ParticipantState.ASSIGNED and not live:
+        return "has a place, is not connected"
+    if state is ParticipantState.WORKING and not live and session is not None:
+        return f"silent for {now_s - session.last_seen_s:.0f} s"
+    if state is ParticipantState.WORKING and lease is not None and run.deadline_s is not None:
+        length_s = run.deadline_s - run.since_s
+        if now_s - run.since_s > LATE_AFTER * length_s:
+            return f"slow: {lease.progress:.0%} after {now_s - lease.granted_s:.0f} s"
+    if state is ParticipantState.IDLE and not live and run.phase is not Phase.ENDED:
+        return "not connected"
+    return ""
+
+
+def what_next(run: LiveRun, idle_trainers: int, now_s: float) -> str:
+    """One sentence for the bottom of a status screen."""
+    state, policy = run.state, run.state.policy
+    if run.trouble:
+        return f"stuck: {run.trouble} Tried again every few seconds."
+    match state.phase:
+        case Phase.CREATED:
+            return f"an operator starts it: pluralllm run start {run.id}"
+        case Phase.WAITING if state.paused:
+            return f"an operator resumes it: pluralllm run resume {run.id}"
+        case Phase.WAITING:
+            wanted = policy.target_clients if state.gathered_s is None else policy.min_clients
+            until = "" if state.gathered_s is None else f", or in {_left(state.gathered_s + policy.gather_s, now_s)}"
+            what = "evaluation of version 0" if state.evaluated is None else f"round {state.round + 1}"
+            now = f"{idle_trainers} now, at least {wanted}{until}"
+            return f"{what} starts with {policy.target_clients} idle training clients ({now})"
+        case Phase.COLLECTING:
+            have = f"{len(state.receipts)} of {state.places} updates"
+            if state.quorum_s is None:
+                left = _left(state.deadline_s, now_s)
+                return f"{have}; quorum is {policy.min_clients}, deadline in {left}, then {policy.on_missed_quorum}"
+            grace_over_s = min(state.quorum_s + policy.grace_after_quorum_s, state.deadline_s or 0.0)
+            return f"{have}; quorum reached, the round closes in {_left(grace_over_s, now_s)} at the latest"
+        case Phase.AGGREGATING:
+            return f"version {state.version + 1} from {len(state.receipts)} updates"
+        case Phase.EVALUATING:
+            waiting = len(set(state.roster) - set(state.reported) - set(state.away))
+            left = _left(state.deadline_s, now_s)
+            return f"version {state.version} evaluated by {len(state.reported)} groups, {waiting} to come, deadline in {left}"
+        case _:
+            return f"nothing: {state.reason}. pluralllm model pull {run.id} DIR"
+
+
+def _left(until_s: float | None, now_s: float) -> str:
+    return f"{max(0.0, (until_s or 0.0) - now_s):.0f} s"
+
+
+def why_waiting(run: LiveRun, client: ClientId) -> str:
+    """Why an idle client has nothing to do in this run."""
+    state = run.state
+    if state.is_excluded(client):
+        loss = next(loss for loss in state.excluded if loss.client == client)
+        return f"{run.id}: left out ({loss.reason}); restart the client when that is mended"
+    if state.paused:
+        return f"{run.id}: paused by an operator"
+    match state.phase:
+        case Phase.CREATED:
+            return f"{run.id}: not started"
+        case Phase.WAITING:
+            return f"{run.id}: waiting for {state.policy.target_clients} training clients"
+        case Phase.COLLECTING | Phase.AGGREGATING:
+            return f"{run.id}: round {state.round} is under way, the next one may have a place"
+        case _:
+            return f"{run.id}: evaluation of version {state.version}"

@@ -1,0 +1,393 @@
+"""The round machine: every decision about a run, as one pure function of state and event.
+
+    CREATED      --RunStarted-->                              WAITING
+    WAITING      --ClientsSeen, enough, first time-->         EVALUATING   (version 0)
+    WAITING      --ClientsSeen, enough, not paused-->         COLLECTING   OpenRound
+    COLLECTING   --ClientsSeen, a place is free-->            COLLECTING   (the place is taken)
+    COLLECTING   --UpdateArrived, places left-->              COLLECTING   RecordReceipt
+    COLLECTING   --UpdateArrived, cohort complete-->          AGGREGATING  RecordReceipt, Average
+    COLLECTING   --ClockTicked, quorum and grace over-->      AGGREGATING  Average
+    COLLECTING   --ClockTicked, deadline, quorum-->           AGGREGATING  Average
+    COLLECTING   --ClockTicked, deadline, no quorum-->
+                     extend: COLLECTING | skip: see below, Abandon | abort: ENDED, Abandon, EndRun
+    AGGREGATING  --ModelAveraged-->                           see below    Publish
+    AGGREGATING  --AveragingFailed-->                         see below    Abandon; ENDED, EndRun as well if the base is lost
+    EVALUATING   --EvaluationArrived-->                       EVALUATING   RecordEvaluation
+    EVALUATING   --all in, or ClockTicked, deadline-->        see below
+    any but ENDED --RunCancelled-->                           ENDED        Abandon if a round is open, EndRun
+    below: after a round or an evaluation comes EVALUATING when the version is due, else WAITING, or after the last
+    round ENDED (EndRun).
+
+Enough: target_clients idle (and at first every named group), or min_clients for gather_s. Quorum: min_clients receipts.
+A refused event raises and leaves the state untouched; repeating an identical event returns (state, ()).
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import assert_never
+
+from pluralllm.common.errors import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
+from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.spec import RoundPolicy
+from pluralllm.server import events as ev
+from pluralllm.server.cohort import draw_cohort
+
+MAX_PLACES_LOST = 3  # by one client in one round: a client that fails at once must not spin
+MAX_REFUSALS_KEPT = 20
+MAX_REFUSALS_EACH = 5  # of one client in one round: a hostile client must not fill the log
+
+
+class Phase(StrEnum):
+    CREATED = "created"
+    WAITING = "waiting"
+    COLLECTING = "collecting"
+    AGGREGATING = "aggregating"
+    EVALUATING = "evaluating"
+    ENDED = "ended"
+
+
+class Outcome(StrEnum):
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as the machine sees it: no tensors, no connections."""
+
+    id: RunId
+    seed: int
+    rounds: int  # to run
+    policy: RoundPolicy
+    named_groups: int  # 0: open to any group
+    model_digest: Digest  # of `version`
+    version: ModelVersion = ModelVersion(0)
+    round: RoundNumber = RoundNumber(0)  # opened so far; the open one while COLLECTING or AGGREGATING
+    phase: Phase = Phase.CREATED
+    since_s: float = 0.0  # when the phase began
+    paused: bool = False
+    gathered_s: float | None = None  # since when min_clients have been idle, while WAITING
+    roster: tuple[ClientId, ...] = ()  # everyone seen and not known to be gone; who an evaluation waits for
+    places: int = (
+        0  # of the open round; len(active) + len(receipts) <= places, but for a latecomer whose place was filled
+    )
+    cohort: tuple[ClientId, ...] = ()  # everyone who has or had a place, sorted; while EVALUATING: who was asked
+    receipts: tuple[ev.Receipt, ...] = ()  # sorted by client; clients are in cohort, none twice
+    away: tuple[ClientId, ...] = ()  # of the cohort, without a place now, sorted
+    losses: tuple[ev.PlaceLost, ...] = ()  # of the open round or evaluation, in order
+    excluded: tuple[ev.PlaceLost, ...] = ()  # permanent failures
+    quorum_s: float | None = None  # when the quorum was reached
+    deadline_s: float | None = None  # of COLLECTING or EVALUATING
+    extensions: int = 0
+    reported: tuple[ClientId, ...] = ()  # while EVALUATING, sorted
+    evaluated: ModelVersion | None = None  # newest version whose evaluation has ended
+    refusals: tuple[ev.UpdateRefused, ...] = ()  # newest last
+    outcome: Outcome | None = None
+    reason: str = ""
+
+    @property
+    def active(self) -> tuple[ClientId, ...]:
+        """Who has a place and has not delivered."""
+        done = {*(receipt.client for receipt in self.receipts), *self.reported, *self.away}
+        return tuple(client for client in self.cohort if client not in done)
+
+    def is_excluded(self, client: ClientId) -> bool:
+        return any(loss.client == client for loss in self.excluded)
+
+
+Step = tuple[Run, tuple[ev.Effect, ...]]
+
+
+def step(run: Run, event: ev.Event) -> Step:
+    """The next state and what must follow, in order. Raises a Refused leaf and changes nothing."""
+    match event:
+        case ev.RunStarted():
+            return _start(run, event)
+        case ev.RunPaused() | ev.RunResumed():
+            return _pause(run, event)
+        case ev.RunCancelled():
+            return _cancel(run, event)
+        case ev.CoordinatorStarted():
+            return _restart_deadlines(run, event.at_s), ()
+        case ev.ClientsSeen():
+            return _meet(run, event)
+        case ev.UpdateArrived():
+            return _accept(run, event)
+        case ev.UpdateRefused():
+            return _note_refusal(run, event), ()
+        case ev.PlaceLost():
+            return _lose(run, event)
+        case ev.ClientReturned():
+            return _return(run, event), ()
+        case ev.EvaluationArrived():
+            return _score(run, event)
+        case ev.ModelAveraged():
+            return _publish(run, event)
+        case ev.AveragingFailed():
+            return _give_up(run, event)
+        case ev.ClockTicked():
+            return _tick(run, event.at_s)
+        case _:
+            assert_never(event)
+
+
+# Operator
+
+
+def _start(run: Run, event: ev.RunStarted) -> Step:
+    if run.phase is Phase.ENDED:
+        raise WrongPhase(run=run.id, phase=run.phase, wanted="started")
+    if run.phase is not Phase.CREATED:
+        return run, ()
+    return replace(run, phase=Phase.WAITING, since_s=event.at_s), ()
+
+
+def _pause(run: Run, event: ev.RunPaused | ev.RunResumed) -> Step:
+    pause = isinstance(event, ev.RunPaused)
+    if run.phase in (Phase.CREATED, Phase.ENDED):
+        raise WrongPhase(run=run.id, phase=run.phase, wanted="paused" if pause else "resumed")
+    return (run if run.paused == pause else replace(run, paused=pause)), ()
+
+
+def _cancel(run: Run, event: ev.RunCancelled) -> Step:
+    if run.outcome is Outcome.CANCELLED:
+        return run, ()
+    if run.phase is Phase.ENDED:
+        raise WrongPhase(run=run.id, phase=f"{run.phase} ({run.outcome})", wanted="cancelled")
+    return _end(run, event.at_s, Outcome.CANCELLED, event.reason)
+
+
+# Clients come, go, deliver
+
+
+def _meet(run: Run, event: ev.ClientsSeen) -> Step:
+    """Clients are idle: the roster learns of them, and places are filled."""
+    if run.phase in (Phase.CREATED, Phase.ENDED):
+        return run, ()
+    trainers = tuple(client for client in event.trainers if not run.is_excluded(client))
+    seen = (*trainers, *(client for client in event.held_out if not run.is_excluded(client)))
+    if not set(seen) <= set(run.roster):
+        run = replace(run, roster=tuple(sorted({*run.roster, *seen})))
+    if run.phase is Phase.WAITING and not run.paused:
+        return _gather(run, event.at_s, trainers)
+    if run.phase is Phase.COLLECTING:
+        return _fill_places(run, trainers), ()
+    if run.phase is Phase.EVALUATING and (new := [c for c in seen if _may_have_place(run, c)]):
+        return _give_places(run, new), ()
+    return run, ()
+
+
+def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...]) -> Step:
+    policy = run.policy
+    if len(trainers) < policy.min_clients:
+        return (replace(run, gathered_s=None) if run.gathered_s is not None else run), ()
+    if run.gathered_s is None:
+        run = replace(run, gathered_s=at_s)
+    complete = len(trainers) >= policy.target_clients and (
+        run.evaluated is not None or len(run.roster) >= run.named_groups
+    )
+    if not complete and at_s < (run.gathered_s or 0.0) + policy.gather_s:
+        return run, ()
+    if run.evaluated is None:
+        return _open_evaluation(run, at_s), ()
+    number = RoundNumber(run.round + 1)
+    cohort = draw_cohort(run.seed, number, trainers, policy.target_clients)
+    opened = replace(
+        _clear(run),
+        phase=Phase.COLLECTING,
+        since_s=at_s,
+        round=number,
+        places=len(cohort),
+        cohort=cohort,
+        deadline_s=at_s + policy.deadline_s,
+    )
+    return opened, (ev.OpenRound(number, run.version, cohort),)
+
+
+def _fill_places(run: Run, trainers: tuple[ClientId, ...]) -> Run:
+    free = run.places - len(run.receipts) - len(run.active)
+    willing = [client for client in trainers if _may_have_place(run, client)]
+    return _give_places(run, draw_cohort(run.seed, run.round, willing, free)) if free > 0 and willing else run
+
+
+def _may_have_place(run: Run, client: ClientId) -> bool:
+    done = client in run.reported or any(receipt.client == client for receipt in run.receipts)
+    failures = sum(loss.client == client for loss in run.losses)
+    return not done and client not in run.active and failures < MAX_PLACES_LOST
+
+
+def _give_places(run: Run, clients: list[ClientId] | tuple[ClientId, ...]) -> Run:
+    away = tuple(client for client in run.away if client not in clients)
+    return replace(run, cohort=tuple(sorted({*run.cohort, *clients})), away=away)
+
+
+def _accept(run: Run, event: ev.UpdateArrived) -> Step:
+    receipt = event.receipt
+    known = next((known for known in run.receipts if known.client == receipt.client), None)
+    if event.round == run.round and known is not None:
+        if known == receipt:
+            return run, ()
+        raise AlreadyCommitted(client=receipt.client, round=run.round, committed=known.digest)
+    if run.phase is not Phase.COLLECTING or event.round != run.round:
+        raise RoundClosed(run=run.id, asked=event.round, current=run.round)
+    if event.base_version != run.version:
+        raise WrongBase(asked=str(event.base_version), current=str(run.version))
+    if receipt.client not in run.cohort or run.is_excluded(receipt.client):
+        raise LeaseLost(task=f"train-{receipt.client}")
+    receipts = tuple(sorted((*run.receipts, receipt), key=lambda known: known.client))
+    run = replace(run, receipts=receipts, away=tuple(client for client in run.away if client != receipt.client))
+    if run.quorum_s is None and len(receipts) >= run.policy.min_clients:
+        run = replace(run, quorum_s=event.at_s)
+    recorded = ev.RecordReceipt(run.round, receipt)
+    if len(receipts) >= run.places and run.quorum_s is not None:
+        averaging, effects = _average(run, event.at_s)
+        return averaging, (recorded, *effects)
+    return run, (recorded,)
+
+
+def _note_refusal(run: Run, event: ev.UpdateRefused) -> Run:
+    same = sum(note.client == event.client and note.round == event.round for note in run.refusals)
+    if event in run.refusals or same >= MAX_REFUSALS_EACH:
+        return run
+    return replace(run, refusals=(*run.refusals, event)[-MAX_REFUSALS_KEPT:])
+
+
+def _lose(run: Run, event: ev.PlaceLost) -> Step:
+    if run.phase is Phase.ENDED:
+        return run, ()
+    before = run
+    had_place = event.client in run.active
+    if had_place:
+        run = replace(run, away=tuple(sorted((*run.away, event.client))), losses=(*run.losses, event))
+    if event.permanent and not run.is_excluded(event.client):
+        run = replace(run, excluded=(*run.excluded, event))
+    if event.client in run.roster and (event.permanent or not had_place):
+        run = replace(run, roster=tuple(client for client in run.roster if client != event.client))
+    return (run, ()) if run is before else _close_evaluation_when_complete(run, event.at_s)
+
+
+def _return(run: Run, event: ev.ClientReturned) -> Run:
+    if not run.is_excluded(event.client):
+        return run
+    return replace(run, excluded=tuple(loss for loss in run.excluded if loss.client != event.client))
+
+
+# Rounds and evaluations end
+
+
+def _tick(run: Run, at_s: float) -> Step:
+    if run.phase is Phase.EVALUATING and run.deadline_s is not None and at_s >= run.deadline_s:
+        # Who has not answered is not waited for again until seen again.
+        return _advance(replace(run, evaluated=run.version, roster=run.reported), at_s)
+    if run.phase is not Phase.COLLECTING or run.deadline_s is None:
+        return run, ()
+    if run.quorum_s is not None:
+        over = at_s >= min(run.quorum_s + run.policy.grace_after_quorum_s, run.deadline_s)
+        return _average(run, at_s) if over else (run, ())
+    if at_s < run.deadline_s:
+        return run, ()
+    reason = f"{len(run.receipts)} of {run.policy.min_clients} updates at the deadline"
+    match run.policy.on_missed_quorum:
+        case "extend" if run.extensions < run.policy.max_extensions:
+            return replace(run, deadline_s=at_s + run.policy.deadline_s, extensions=run.extensions + 1), ()
+        case "skip":
+            skipped, effects = _advance(run, at_s)
+            return skipped, (ev.Abandon(run.round, reason), *effects)
+        case _:
+            return _end(run, at_s, Outcome.ABORTED, f"round {run.round}: {reason}")
+
+
+def _average(run: Run, at_s: float) -> Step:
+    averaging = replace(run, phase=Phase.AGGREGATING, since_s=at_s, deadline_s=None)
+    return averaging, (ev.Average(run.round, run.version, run.receipts),)
+
+
+def _publish(run: Run, event: ev.ModelAveraged) -> Step:
+    if run.phase is not Phase.AGGREGATING or event.round != run.round:
+        if event.round == run.round and event.digest == run.model_digest:
+            return run, ()
+        raise RoundClosed(run=run.id, asked=event.round, current=run.round)
+    version = ModelVersion(run.version + 1)
+    published = ev.Publish(run.round, version, event.digest, run.receipts)
+    advanced, effects = _advance(replace(run, version=version, model_digest=event.digest), event.at_s)
+    return advanced, (published, *effects)
+
+
+def _give_up(run: Run, event: ev.AveragingFailed) -> Step:
+    if run.phase is not Phase.AGGREGATING or run.round != event.round:
+        return run, ()
+    if event.base_lost:
+        return _end(run, event.at_s, Outcome.ABORTED, event.reason)
+    advanced, effects = _advance(run, event.at_s)
+    return advanced, (ev.Abandon(run.round, event.reason), *effects)
+
+
+def _score(run: Run, event: ev.EvaluationArrived) -> Step:
+    client = event.score.client
+    if client in run.reported and event.score.version == run.version:
+        return run, ()
+    if run.phase is not Phase.EVALUATING or event.score.version != run.version or client not in run.cohort:
+        raise LeaseLost(task=f"evaluate-{client}")
+    away = tuple(other for other in run.away if other != client)
+    run = replace(run, reported=tuple(sorted((*run.reported, client))), away=away)
+    closed, effects = _close_evaluation_when_complete(run, event.at_s)
+    return closed, (ev.RecordEvaluation(event.score), *effects)
+
+
+def _close_evaluation_when_complete(run: Run, at_s: float) -> Step:
+    if run.phase is not Phase.EVALUATING or run.active:
+        return run, ()
+    if not run.reported or not set(run.roster) <= {*run.reported, *run.away}:
+        return run, ()
+    return _advance(replace(run, evaluated=run.version), at_s)
+
+
+def _advance(run: Run, at_s: float) -> Step:
+    """What comes after a round or an evaluation."""
+    last = run.round >= run.rounds
+    due = last or run.round % run.policy.evaluate_every == 0
+    if due and run.evaluated != run.version:
+        return _open_evaluation(run, at_s), ()
+    if last:
+        return _end(replace(_clear(run), phase=Phase.WAITING), at_s, Outcome.COMPLETED, f"{run.rounds} rounds done")
+    return replace(_clear(run), phase=Phase.WAITING, since_s=at_s), ()
+
+
+def _open_evaluation(run: Run, at_s: float) -> Run:
+    deadline_s = at_s + run.policy.evaluation_deadline_s
+    return replace(_clear(run), phase=Phase.EVALUATING, since_s=at_s, deadline_s=deadline_s)
+
+
+def _end(run: Run, at_s: float, outcome: Outcome, reason: str) -> Step:
+    ended = replace(_clear(run), phase=Phase.ENDED, since_s=at_s, outcome=outcome, reason=reason, paused=False)
+    effect = ev.EndRun(outcome.value, reason)
+    if run.phase in (Phase.COLLECTING, Phase.AGGREGATING):
+        return ended, (ev.Abandon(run.round, reason), effect)
+    return ended, (effect,)
+
+
+def _clear(run: Run) -> Run:
+    """Nothing of a round or evaluation that is over. Its receipts are on record, where a repeated commit finds them."""
+    return replace(
+        run,
+        gathered_s=None,
+        places=0,
+        cohort=(),
+        receipts=(),
+        away=(),
+        losses=(),
+        quorum_s=None,
+        deadline_s=None,
+        extensions=0,
+        reported=(),
+    )
+
+
+def _restart_deadlines(run: Run, at_s: float) -> Run:
+    policy = run.policy
+    if run.phase is Phase.COLLECTING:
+        return replace(run, deadline_s=at_s + policy.deadline_s, quorum_s=None if run.quorum_s is None else at_s)
+    if run.phase is Phase.EVALUATING:
+        return replace(run, deadline_s=at_s + policy.evaluation_deadline_s)
+    return run if run.gathered_s is None else replace(run, gathered_s=None)

@@ -1,0 +1,70 @@
+"""Who is connected: one session for each client, the newest instance wins."""
+
+from dataclasses import dataclass, field
+
+from pluralllm.common.errors import SessionReplaced, StaleSession
+from pluralllm.common.ids import ClientId, GroupName
+from pluralllm.common.spec import GroupRole, Groups
+
+GRACE_S = 5.0  # between two polls a client is silent for a moment
+
+
+@dataclass(slots=True)
+class Session:
+    """A client daemon that has said Hello to this process."""
+
+    client: ClientId
+    instance: str
+    group: GroupName
+    role: GroupRole
+    training_questions: int
+    software_version: str
+    last_seen_s: float
+    polls_open: int = 0
+    silence_s: float = field(default=GRACE_S, repr=False)
+
+    def is_live(self, now_s: float) -> bool:
+        """Holding a poll open, or heard from within the silence allowed."""
+        return self.polls_open > 0 or now_s - self.last_seen_s <= self.silence_s
+
+
+class Sessions:
+    def __init__(self, silence_s: float) -> None:
+        self._silence_s = silence_s
+        self._by_client: dict[ClientId, Session] = {}
+
+    def open(self, session: Session) -> None:
+        """The newest instance replaces any older one of the client."""
+        session.silence_s = self._silence_s
+        self._by_client[session.client] = session
+
+    def of(self, client: ClientId) -> Session:
+        """Raises StaleSession if the client has not said Hello to this process."""
+        if (session := self._by_client.get(client)) is None:
+            raise StaleSession(client=client)
+        return session
+
+    def check(self, client: ClientId, instance: str) -> Session:
+        """The session of exactly this instance. Raises StaleSession or SessionReplaced."""
+        session = self.of(client)
+        if session.instance != instance:
+            raise SessionReplaced(client=client)
+        return session
+
+    def get(self, client: ClientId) -> Session | None:
+        return self._by_client.get(client)
+
+    def live(self, now_s: float) -> tuple[Session, ...]:
+        """Sorted by client."""
+        return tuple(s for _, s in sorted(self._by_client.items()) if s.is_live(now_s))
+
+
+def role_in(session: Session, groups: Groups) -> GroupRole | None:
+    """The part a client may take in a run; None if its group is not named there. A held-out group never trains."""
+    if not groups.named:
+        return session.role
+    if session.group in groups.held_out:
+        return GroupRole.HELD_OUT
+    if session.group in groups.train:
+        return session.role
+    return None

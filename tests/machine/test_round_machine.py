@@ -1,0 +1,188 @@
+"""Random histories of the round machine; its invariants hold after every step."""
+
+from dataclasses import replace
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pluralllm.common.errors import Refused
+from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.spec import GroupRole, RoundPolicy
+from pluralllm.server import events as ev
+from pluralllm.server.rounds import Phase, Run, step
+
+CLIENTS = [ClientId(name) for name in ("ann", "ben", "cat", "dan", "eve")]
+clients = st.sampled_from(CLIENTS)
+rounds = st.integers(0, 4).map(RoundNumber)
+versions = st.integers(0, 4).map(ModelVersion)
+
+
+class RoundMachine(RuleBasedStateMachine):
+    """Feeds `step` what clients, clock, operator and storage may say, sensible or not."""
+
+    @initialize(
+        minimum=st.integers(1, 3),
+        extra=st.integers(0, 2),
+        missed=st.sampled_from(["extend", "skip", "abort"]),
+        every=st.integers(1, 3),
+        grace_s=st.sampled_from([0.0, 5.0, 50.0]),
+    )
+    def create(self, minimum: int, extra: int, missed: str, every: int, grace_s: float) -> None:
+        policy = RoundPolicy(
+            min_clients=minimum,
+            target_clients=minimum + extra,
+            gather_s=5,
+            deadline_s=20,
+            grace_after_quorum_s=grace_s,
+            on_missed_quorum=missed,
+            max_extensions=2,
+            evaluate_every=every,
+            evaluation_deadline_s=10,
+        )
+        self.first = Run(RunId("r"), 3, 4, policy, 0, Digest("d0"))
+        self.run = self.first
+        self.now_s = 0.0
+        self.log: list[ev.Event] = []
+        self.effects: list[ev.Effect] = []
+        self.feed(ev.RunStarted(self.now_s))
+
+    def feed(self, event: ev.Event) -> None:
+        before = replace(self.run)
+        try:
+            after, effects = step(self.run, event)
+        except Refused:
+            assert self.run == before, "a refused event changed the state"
+            return
+        if after != self.run or effects:
+            stored = ev.event_from_facts(ev.event_kind(event), ev.event_to_facts(event))
+            assert stored == event, "an event does not survive being written down"
+            self.log.append(stored)
+        self.run = after
+        self.effects += effects
+
+    @rule(seconds=st.floats(0.1, 12))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.feed(ev.ClockTicked(self.now_s))
+
+    @rule()
+    def everyone_free_is_idle(self) -> None:
+        idle = [client for client in CLIENTS if client not in self.run.active]
+        self.feed(ev.ClientsSeen(self.now_s, tuple(idle[:4]), tuple(idle[4:])))
+
+    @precondition(lambda self: self.run.active)
+    @rule(which=st.integers(0, 4))
+    def whoever_has_a_place_delivers(self, which: int) -> None:
+        client = self.run.active[which % len(self.run.active)]
+        if self.run.phase is Phase.EVALUATING:
+            self.client_evaluates(client)
+        else:
+            self.client_commits(client, "x")
+
+    @rule(trainers=st.sets(clients), held_out=st.sets(clients, max_size=2))
+    def some_clients_are_idle(self, trainers: set[ClientId], held_out: set[ClientId]) -> None:
+        busy = set(self.run.active)
+        trainers, held_out = trainers - busy, held_out - trainers - busy
+        self.feed(ev.ClientsSeen(self.now_s, tuple(sorted(trainers)), tuple(sorted(held_out))))
+
+    @rule(client=clients, digest=st.sampled_from(["x", "y"]))
+    def client_commits(self, client: ClientId, digest: str) -> None:
+        receipt = ev.Receipt(client, Digest(f"{digest}-{client}"), 10)
+        event = ev.UpdateArrived(self.now_s, self.run.round, self.run.version, receipt)
+        self.feed(event)
+        if event in self.log and self.run.phase is Phase.COLLECTING:
+            assert step(self.run, event) == (self.run, ()), "a retry was not free"
+
+    def client_evaluates(self, client: ClientId) -> None:
+        score = ev.Score(client, GroupName(client), GroupRole.TRAIN, self.run.version, 0.5, 0.5, None, 3)
+        self.feed(ev.EvaluationArrived(self.now_s, score))
+
+    @precondition(lambda self: self.run.phase is Phase.AGGREGATING)
+    @rule(chance=st.integers(0, 9))
+    def averaging_ends(self, chance: int) -> None:
+        if chance < 8:
+            self.feed(ev.ModelAveraged(self.now_s, self.run.round, Digest(f"model-{self.run.round}")))
+        else:
+            self.feed(ev.AveragingFailed(self.now_s, self.run.round, "corrupt", base_lost=chance == 9))
+
+    @rule(odd=st.integers(0, 24), client=clients, number=rounds, base=versions)
+    def something_odd_happens(self, odd: int, client: ClientId, number: RoundNumber, base: ModelVersion) -> None:
+        stale = ev.Receipt(client, Digest("stale"), 10)
+        now_s = self.now_s
+        match odd:
+            case 24:
+                self.feed(ev.RunCancelled(now_s, "enough"))
+            case 1 | 2:
+                self.feed(ev.RunPaused(now_s))
+            case 3 | 4 | 5 | 6:
+                self.feed(ev.RunResumed(now_s))
+            case 7 | 8:
+                self.feed(ev.PlaceLost(now_s, client, "cannot", permanent=True))
+            case 9 | 10 | 11:
+                self.feed(ev.PlaceLost(now_s, client, "lease expired", permanent=False))
+            case 12 | 13 | 14:
+                self.feed(ev.ClientReturned(now_s, client))
+            case 15 | 16:
+                self.feed(ev.CoordinatorStarted(now_s))
+            case 17 | 18:
+                self.feed(ev.UpdateRefused(now_s, self.run.round, client, "NOT_FINITE", "NaN"))
+            case 19:
+                self.feed(ev.RunStarted(now_s))
+            case 20 | 21 if number != self.run.round:
+                self.feed(ev.ModelAveraged(now_s, number, Digest("stray")))
+            case _:
+                self.feed(ev.UpdateArrived(now_s, number, base, stale))
+
+    @invariant()
+    def each_round_has_at_most_one_average_and_one_end(self) -> None:
+        for kind in (ev.Average, ev.OpenRound):
+            numbers = [effect.round for effect in self.effects if isinstance(effect, kind)]
+            assert len(numbers) == len(set(numbers))
+        ends = [effect.round for effect in self.effects if isinstance(effect, ev.Publish | ev.Abandon)]
+        assert len(ends) == len(set(ends))
+
+    @invariant()
+    def receipts_come_from_the_cohort_once_each_and_on_record(self) -> None:
+        holders = [receipt.client for receipt in self.run.receipts]
+        assert holders == sorted(set(holders))
+        assert set(holders) <= set(self.run.cohort)
+        recorded = {(e.round, e.receipt) for e in self.effects if isinstance(e, ev.RecordReceipt)}
+        assert {(self.run.round, receipt) for receipt in self.run.receipts} <= recorded
+
+    @invariant()
+    def an_average_is_of_the_recorded_receipts_of_its_round_and_has_a_quorum(self) -> None:
+        recorded = [effect for effect in self.effects if isinstance(effect, ev.RecordReceipt)]
+        for effect in self.effects:
+            if isinstance(effect, ev.Average):
+                mine = sorted((r.receipt for r in recorded if r.round == effect.round), key=lambda r: r.client)
+                assert effect.receipts == tuple(mine)
+                assert len(mine) >= self.run.policy.min_clients
+
+    @invariant()
+    def versions_are_published_without_gaps(self) -> None:
+        published = [effect.version for effect in self.effects if isinstance(effect, ev.Publish)]
+        assert published == list(range(1, len(published) + 1))
+        assert self.run.version == len(published)
+
+    @invariant()
+    def a_place_is_never_wasted_on_the_excluded(self) -> None:
+        assert len(self.run.cohort) == len(set(self.run.cohort))
+        assert self.run.round <= self.run.rounds
+        if self.run.phase is Phase.ENDED:
+            assert self.run.outcome is not None
+            assert not self.run.active
+
+    def teardown(self) -> None:
+        """Replay of the recorded events is the live state: recovery is the same code."""
+        replayed = self.first
+        effects: list[ev.Effect] = []
+        for event in self.log:
+            replayed, now = step(replayed, event)
+            effects += now
+        assert replayed == self.run
+        assert effects == self.effects
+
+
+RoundMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=100, deadline=None)
+TestRoundMachine = RoundMachine.TestCase
