@@ -12,7 +12,13 @@ from pluralllm.server.rounds import MAX_PLACES_LOST, Outcome, Phase, Run, step
 
 ALICE, BOB, CAROL, DAVE = (ClientId(name) for name in ("alice", "bob", "carol", "dave"))
 POLICY = RoundPolicy(
-    min_clients=2, target_clients=3, gather_s=10, deadline_s=100, grace_after_quorum_s=20, evaluate_every=2, evaluation_deadline_s=50
+    min_clients=2,
+    target_clients=3,
+    gather_s=10,
+    deadline_s=100,
+    grace_after_quorum_s=20,
+    evaluate_every=2,
+    evaluation_deadline_s=50,
 )
 
 

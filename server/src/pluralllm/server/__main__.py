@@ -1,9 +1,11 @@
 """pluralllm-server: the composition root of the coordinator's process, and its command line."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pluralllm.common import __version__
-from pluralllm.common.clock import SystemClock
+from pluralllm.common.clock import Clock, SystemClock
 from pluralllm.common.errors import Broken, PluralError
 from pluralllm.common.files import write_durably
 from pluralllm.common.logs import configure_logs
+from pluralllm.server.audit import Report
 from pluralllm.server.audit import audit as audit_state
 from pluralllm.server.blobs import LocalBlobs
 from pluralllm.server.config import ServerConfig, load_config
@@ -58,30 +61,38 @@ def serve(
     asyncio.run(_serve(settings))
 
 
-async def _serve(config: ServerConfig) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+@contextlib.asynccontextmanager
+async def running(config: ServerConfig, clock: Clock) -> AsyncIterator[tuple[Coordinator, str]]:
+    """A serving coordinator and its address, until the block ends: everything joined, nothing started twice."""
     with StateDirectory(config.state_dir) as state:
         store = await open_store(state.database_url)
         try:
-            blobs, uploads = LocalBlobs(state.blobs), Uploads(state.uploads)
             timing = Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
-            coordinator = Coordinator(store, blobs, state.scratch, SystemClock(), timing)
-            intake = Intake(coordinator, uploads)
+            coordinator = Coordinator(store, LocalBlobs(state.blobs), state.scratch, clock, timing)
+            intake = Intake(coordinator, Uploads(state.uploads))
             await coordinator.start()
             tending = asyncio.create_task(intake.tend())
             federation = Federation(coordinator, intake, config.poll_hold_s, config.chunk_idle_s)
             server, address = await start_server(config, federation, Operations(coordinator))
             write_durably(state.path / "address", address.encode())
-            log.info("server.started", address=address, state_dir=str(state.path), version=__version__)
-            await stop.wait()
-            log.info("server.stopping")
-            await server.stop(STOP_GRACE_S)
-            tending.cancel()
-            await coordinator.stop()
+            try:
+                yield coordinator, address
+            finally:
+                await server.stop(STOP_GRACE_S)
+                tending.cancel()
+                await coordinator.stop()
         finally:
             await store.close()
+
+
+async def _serve(config: ServerConfig) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(config, SystemClock()) as (_, address):
+        log.info("server.started", address=address, state_dir=str(config.state_dir), version=__version__)
+        await stop.wait()
+        log.info("server.stopping")
     log.info("server.stopped")
 
 
@@ -97,6 +108,15 @@ def audit(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json =
             typer.echo(line)
     if not report.is_clean:
         raise typer.Exit(3)
+
+
+async def _audit(config: ServerConfig) -> Report:
+    with StateDirectory(config.state_dir) as state:
+        store = await open_store(state.database_url)
+        try:
+            return await audit_state(store, LocalBlobs(state.blobs), state.scratch)
+        finally:
+            await store.close()
 
 
 @app.command("config")

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,8 @@ class Coordinator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
+        self._collecting = asyncio.Lock()
+        self._storing = 0
 
     # Life
 
@@ -113,7 +115,7 @@ class Coordinator:
                     await self.advance(run)
                 except PluralError as error:
                     self._trouble(run, error)
-                except Exception as error:  # noqa: BLE001 - one run's defect must not stop the others
+                except Exception as error:
                     log.exception("run.broken", run=run.id)
                     self._trouble(run, error)
             sleep = asyncio.ensure_future(self.clock.sleep(self._timing.tick_s))
@@ -153,12 +155,13 @@ class Coordinator:
             now_s = self.clock.now_s()
             draft = self._scratch / f"{run_id}-{uuid.uuid4().hex}.safetensors"
             manifest = await asyncio.to_thread(_write_first_version, draft, spec)
-            await self.blobs.put(manifest.digest, draft)
             record = RunRecord(RunId(run_id), spec.canonical_json(), spec.sha256(), now_s)
             first = VersionRecord(
                 record.id, ModelVersion(0), RoundNumber(0), manifest.digest, spec.sha256(), "", (), now_s
             )
-            await self.store.create_run(record, first)
+            async with self.storing():
+                await self.blobs.put(manifest.digest, draft)
+                await self.store.create_run(record, first)
             run = LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first)
             self._runs[run.id] = run
         log.info(
@@ -241,8 +244,9 @@ class Coordinator:
     async def _average_until_done(self, run: LiveRun, effect: ev.Average) -> None:
         while run.state.phase is Phase.AGGREGATING and run.state.round == effect.round:
             try:
-                digest = await self._write_next_version(run, effect)
-                await self.dispatch(run, ev.ModelAveraged(self.clock.now_s(), effect.round, digest))
+                async with self.storing():
+                    digest = await self._write_next_version(run, effect)
+                    await self.dispatch(run, ev.ModelAveraged(self.clock.now_s(), effect.round, digest))
             except (Corrupt, NotFound) as error:
                 base_lost = run.newest.digest in str(error)
                 log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
@@ -263,9 +267,22 @@ class Coordinator:
         self._remember(run, manifest)
         return manifest.digest
 
+    @contextlib.asynccontextmanager
+    async def storing(self) -> AsyncIterator[None]:
+        """Around "blob durable, then on record": no blob is collected in between."""
+        async with self._collecting:
+            self._storing += 1
+        try:
+            yield
+        finally:
+            self._storing -= 1
+
     async def _collect(self) -> None:
-        with contextlib.suppress(PluralError):  # tried again after the next round
-            await collect(self.store, self.blobs, self._timing.keep_updates)
+        async with self._collecting:
+            if self._storing:
+                return  # after the next round, then
+            with contextlib.suppress(PluralError):
+                await collect(self.store, self.blobs, self._timing.keep_updates)
 
     # What clients and observers read
 

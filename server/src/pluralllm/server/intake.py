@@ -149,11 +149,11 @@ class Intake:
         path = await self._uploads.finish(upload_key(task))
         try:
             norm = await asyncio.to_thread(check_update, path, run.layout, run.spec.aggregation.max_delta_norm)
-            await coordinator.blobs.put(digest, path)
             receipt = ev.Receipt(task.client, digest, announced.examples)
-            await coordinator.dispatch(
-                run, ev.UpdateArrived(coordinator.clock.now_s(), task.round, base_version, receipt)
-            )
+            async with coordinator.storing():
+                await coordinator.blobs.put(digest, path)
+                arrived = ev.UpdateArrived(coordinator.clock.now_s(), task.round, base_version, receipt)
+                await coordinator.dispatch(run, arrived)
         except StorageFull:
             raise  # nothing is wrong with the update: the client commits again when there is space
         except Refused as error:

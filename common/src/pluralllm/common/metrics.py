@@ -1,0 +1,123 @@
+"""How well a prediction fits, for one question, one group and over the groups. numpy only: the coordinator reads these too.
+
+Sources: arXiv 2503.09925 (alignment score, fairness index); Lin 1991 (Jensen-Shannon); Jain et al. 1984 (Jain's index).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shares = Sequence[float] | NDArray[np.floating]
+
+
+def js_distance(predicted: Shares, true: Shares) -> float:
+    """Jensen-Shannon distance (the square root), natural logarithm: 0 .. sqrt(ln 2). Base 2 is this over sqrt(ln 2).
+
+    Raises ValueError for NaN, negative or all-zero shares: a distance that cannot be had is not a perfect one.
+    """
+    p, q = _distribution(predicted), _distribution(true)
+    if p.shape != q.shape:
+        raise ValueError(f"{p.size} shares predicted, {q.size} given")
+    middle = (p + q) / 2
+    divergence = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
+    return math.sqrt(max(0.0, divergence))
+
+
+def wasserstein_score(predicted: Shares, true: Shares, scale: Sequence[float | None]) -> float | None:
+    """1 - W1 / max W1 over the options that are on the scale; None if fewer than two positions or no share is on it.
+
+    Options off the scale (refused) are left out on both sides and the rest is brought to sum 1.
+    """
+    on = [index for index, position in enumerate(scale) if position is not None]
+    positions = np.array([scale[index] for index in on], dtype=np.float64)
+    p, q = _distribution(predicted)[on], _distribution(true)[on]
+    if len(set(positions.tolist())) < 2 or p.sum() <= 0 or q.sum() <= 0:
+        return None
+    order = np.argsort(positions, kind="stable")
+    gaps = np.diff(positions[order])
+    distance = float(np.abs(np.cumsum(p[order] / p.sum() - q[order] / q.sum())[:-1]) @ gaps)
+    return 1 - distance / float(positions.max() - positions.min())
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Scores of a group as a sum that can be merged: zero, add, result."""
+
+    questions: int = 0
+    js_total: float = 0.0  # natural-log distances
+    ordinal_questions: int = 0
+    wasserstein_total: float = 0.0
+
+    def add(self, predicted: Shares, true: Shares, scale: Sequence[float | None] | None) -> "Alignment":
+        """With one more question."""
+        ordinal = None if scale is None else wasserstein_score(predicted, true, scale)
+        return Alignment(
+            self.questions + 1,
+            self.js_total + js_distance(predicted, true),
+            self.ordinal_questions + (ordinal is not None),
+            self.wasserstein_total + (ordinal or 0.0),
+        )
+
+    def merge(self, other: "Alignment") -> "Alignment":
+        return Alignment(
+            self.questions + other.questions,
+            self.js_total + other.js_total,
+            self.ordinal_questions + other.ordinal_questions,
+            self.wasserstein_total + other.wasserstein_total,
+        )
+
+    @property
+    def score(self) -> float:
+        """Alignment score, natural logarithm: 1 is perfect, 1 - sqrt(ln 2) = 0.167 the worst."""
+        return 1 - self._mean_distance
+
+    @property
+    def score_base2(self) -> float:
+        """Alignment score, base 2: 1 is perfect, 0 the worst."""
+        return max(0.0, 1 - self._mean_distance / math.sqrt(math.log(2)))
+
+    @property
+    def wasserstein(self) -> float | None:
+        """Mean Wasserstein score of the ordinal questions; None if there are none."""
+        return self.wasserstein_total / self.ordinal_questions if self.ordinal_questions else None
+
+    @property
+    def _mean_distance(self) -> float:
+        if not self.questions:
+            raise ValueError("no question was scored")
+        return self.js_total / self.questions
+
+
+def coefficient_of_variation(scores: Sequence[float]) -> float:
+    """Standard deviation (of the population) over mean; 0 when all are equal."""
+    values = np.asarray(scores, dtype=np.float64)
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError("scores must be finite, at least one")
+    mean = float(values.mean())
+    return float(values.std()) / mean if mean else 0.0
+
+
+def fairness_index(scores: Sequence[float]) -> float:
+    """Group form: 1 / (1 + CoV^2) of the groups' scores, Jain's index; 1 is even, 1/n the worst."""
+    return 1 / (1 + coefficient_of_variation(scores) ** 2)
+
+
+def question_fairness_index(scores: NDArray[np.floating]) -> float:
+    """Question form: mean over questions of 1 / (1 + CoV^2 over groups). Shape of scores: [questions, groups]."""
+    return float(np.mean([fairness_index(row.tolist()) for row in np.atleast_2d(scores)]))
+
+
+def _distribution(shares: Shares) -> NDArray[np.float64]:
+    values = np.asarray(shares, dtype=np.float64)
+    if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
+        raise ValueError("shares must be finite, not negative and not all zero")
+    normalized: NDArray[np.float64] = values / values.sum()
+    return normalized
+
+
+def _relative_entropy(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    seen = p > 0
+    return float((p[seen] * np.log(p[seen] / q[seen])).sum())

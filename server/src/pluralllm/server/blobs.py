@@ -1,0 +1,76 @@
+"""Immutable files by digest: model versions and updates. A contract of five methods, and local files."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pluralllm.common.errors import Corrupt, NotFound
+from pluralllm.common.files import publish, storage_errors, sync_directory
+from pluralllm.common.ids import Digest
+from pluralllm.common.weights import manifest_of
+
+
+class Blobs(Protocol):
+    """Durable when a method returns. A digest always names the same bytes, so every method may be repeated."""
+
+    async def put(self, digest: Digest, source: Path) -> None:
+        """Takes over a finished local file whose digest the caller has computed. Raises StorageFull."""
+        ...
+
+    async def path(self, digest: Digest) -> Path:
+        """A local file to read from. Raises NotFound."""
+        ...
+
+    async def exists(self, digest: Digest) -> bool: ...
+
+    async def delete(self, digest: Digest) -> None:
+        """Nothing happens if there is none."""
+        ...
+
+    async def digests(self) -> Sequence[Digest]:
+        """All, sorted."""
+        ...
+
+
+class LocalBlobs:
+    """Blobs as files, in 256 folders by the first byte of the digest."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def put(self, digest: Digest, source: Path) -> None:
+        await asyncio.to_thread(self._put, digest, source)
+
+    async def path(self, digest: Digest) -> Path:
+        path = self._file(digest)
+        if not path.is_file():
+            raise NotFound(what="blob", name=digest)
+        return path
+
+    async def exists(self, digest: Digest) -> bool:
+        return self._file(digest).is_file()
+
+    async def delete(self, digest: Digest) -> None:
+        await asyncio.to_thread(self._file(digest).unlink, missing_ok=True)
+
+    async def digests(self) -> Sequence[Digest]:
+        return await asyncio.to_thread(lambda: sorted(Digest(path.name) for path in self._folder.glob("??/*")))
+
+    def _file(self, digest: Digest) -> Path:
+        return self._folder / digest[:2] / digest
+
+    def _put(self, digest: Digest, source: Path) -> None:
+        target = self._file(digest)
+        with storage_errors(f"blob {digest[:12]}"):
+            if not target.parent.is_dir():
+                target.parent.mkdir(mode=0o700, exist_ok=True)
+                sync_directory(self._folder)
+            publish(source, target)
+
+
+def verify(path: Path, digest: Digest) -> None:
+    """Reads a blob and compares. Raises Corrupt."""
+    got = manifest_of(path).digest
+    if got != digest:
+        raise Corrupt(what=f"blob {path.name[:12]}", expected=digest, got=got)

@@ -1,0 +1,93 @@
+"""The tables. A change here needs a migration; a test compares the two."""
+
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("position", Integer, primary_key=True, autoincrement=True),  # order of creation
+    Column("id", String(40), nullable=False, unique=True),
+    Column("spec_json", LargeBinary, nullable=False),
+    Column("spec_sha256", String(64), nullable=False),
+    Column("created_s", Float, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("run", String(40), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_s", Float, nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("facts", Text, nullable=False),  # JSON
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("run", String(40), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("outcome", String(20), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("base_version", Integer, nullable=False),
+    Column("version", Integer),
+    Column("cohort", Text, nullable=False),  # JSON list of clients
+    Column("created_s", Float, nullable=False),
+    Column("updated_s", Float, nullable=False),
+)
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("run", String(40), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("client", String(40), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("examples", BigInteger, nullable=False),
+    Column("created_s", Float, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("run", String(40), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("round", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("spec_sha256", String(64), nullable=False),
+    Column("parent_sha256", String(64), nullable=False),
+    Column("record_sha256", String(64), nullable=False),
+    Column("updates", Text, nullable=False),  # JSON list of [client, digest, examples]
+    Column("created_s", Float, nullable=False),
+)
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("position", Integer, primary_key=True, autoincrement=True),
+    Column("run", String(40), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("client", String(40), nullable=False),
+    Column("group_name", Text, nullable=False),
+    Column("role", String(20), nullable=False),
+    Column("alignment_score", Float, nullable=False),
+    Column("alignment_score_base2", Float, nullable=False),
+    Column("wasserstein_score", Float),
+    Column("questions", Integer, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Index("evaluations_by_version", "run", "version", "client", unique=True),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("client", String(40), primary_key=True),
+    Column("group_name", Text, nullable=False),
+    Column("role", String(20), nullable=False),
+    Column("training_questions", Integer, nullable=False),
+    Column("software_version", Text, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("last_seen_s", Float, nullable=False),
+)

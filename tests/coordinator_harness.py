@@ -1,0 +1,192 @@
+"""A real coordinator behind a real gRPC server on loopback, a fake clock, and hand-driven clients."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm.common.clock import Clock, FakeClock
+from pluralllm.common.spec import GroupRole, RunSpec
+from pluralllm.common.status import from_rpc_error
+from pluralllm.common.weights import CHUNK_BYTES, Layout, Manifest, write_weights
+from pluralllm.common.wire import CHANNEL_OPTIONS, CLIENT_ID_KEY, PROTOCOL_MAX, PROTOCOL_MIN, ROLES, manifest_message
+from pluralllm.server.__main__ import running
+from pluralllm.server.config import ServerConfig
+from pluralllm.server.coordinator import Coordinator
+from pluralllm.server.federation import duration
+from pluralllm.server.live_run import layout_for
+from pluralllm.v1 import federation_pb2 as pb
+from pluralllm.v1 import federation_pb2_grpc, operations_pb2, operations_pb2_grpc, resources_pb2
+
+DEADLINE_S = 20.0
+
+
+def small_spec(**changes: Any) -> RunSpec:
+    """A run of a tiny predictor that ends in seconds; tables are merged."""
+    values: dict[str, Any] = {
+        "rounds": 2,
+        "seed": 5,
+        "round": {"min_clients": 2, "target_clients": 2, "evaluate_every": 100, "gather_s": 30, "deadline_s": 100},
+        "predictor": {"d_model": 8, "layers": 1, "heads": 2, "feedforward": 8, "embedder_layers": 2},
+        "embedding": {"model": "tiny", "dimension": 8},
+    }
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = {**values[key], **value} if both else value
+    return RunSpec.model_validate(values)
+
+
+@dataclasses.dataclass
+class Served:
+    """A running coordinator."""
+
+    address: str
+    coordinator: Coordinator
+    clock: Clock
+    channel: grpc.aio.Channel
+    operations: "operations_pb2_grpc.OperationsServiceAsyncStub"
+
+    async def create(self, run_id: str, spec: RunSpec, *, start: bool = True) -> None:
+        request = operations_pb2.CreateRunRequest(run_id=run_id, spec_json=spec.canonical_json())
+        await self.operations.CreateRun(request, timeout=DEADLINE_S)
+        if start:
+            await self.operations.StartRun(operations_pb2.StartRunRequest(name=f"runs/{run_id}"), timeout=DEADLINE_S)
+
+    async def run(self, run_id: str) -> resources_pb2.Run:
+        response = await self.operations.GetRun(operations_pb2.GetRunRequest(name=f"runs/{run_id}"), timeout=DEADLINE_S)
+        return response.run
+
+    async def client(self, name: str, role: GroupRole = GroupRole.TRAIN, group: str = "") -> "HandClient":
+        client = HandClient(self.channel, name, role, group or f"group of {name}")
+        await client.hello()
+        return client
+
+
+class HandClient:
+    """Does by hand, call by call, what a daemon does."""
+
+    def __init__(self, channel: grpc.aio.Channel, name: str, role: GroupRole, group: str) -> None:
+        self.name = name
+        self.stub: Any = federation_pb2_grpc.FederationServiceStub(channel)
+        self.metadata = ((CLIENT_ID_KEY, name),)
+        self.role = role
+        self.group = group
+        self.instance = "first"
+        self.generation = ""
+        self.chunks_sent = 0
+
+    async def call(self, method: str, request: Any, timeout_s: float = DEADLINE_S) -> Any:
+        """One unary or client-stream call. Raises the leaf the coordinator answered with."""
+        try:
+            return await getattr(self.stub, method)(request, metadata=self.metadata, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, "the coordinator") from error
+
+    async def hello(self) -> pb.HelloResponse:
+        request = pb.HelloRequest(
+            protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
+            software_version="test",
+            instance_id=self.instance,
+            group=self.group,
+            role=ROLES[self.role],
+            training_questions=50,
+        )
+        response: pb.HelloResponse = await self.call("Hello", request)
+        self.generation = response.generation
+        return response
+
+    async def poll(self, held: str = "", following: Iterable[str] = (), hold_s: float = 0.0) -> pb.PollResponse:
+        request = pb.PollRequest(
+            protocol=PROTOCOL_MAX,
+            generation=self.generation,
+            instance_id=self.instance,
+            held_task=held,
+            following=following,
+            hold=duration(hold_s),
+        )
+        response: pb.PollResponse = await self.call("Poll", request)
+        return response
+
+    async def task(self, hold_s: float = 10.0) -> pb.Task:
+        """Polls until there is a task."""
+        for _ in range(20):
+            answer = await self.poll(hold_s=hold_s)
+            if answer.WhichOneof("answer") == "task":
+                return answer.task
+        raise AssertionError("no task came")
+
+    async def begin(
+        self, task: pb.Task, manifest: Manifest, examples: int = 50, **changes: Any
+    ) -> pb.BeginUpdateResponse:
+        request = pb.BeginUpdateRequest(
+            task=task.name,
+            spec_sha256=task.spec_sha256,
+            base_digest=task.base_digest,
+            manifest=manifest_message(manifest),
+            examples=examples,
+        )
+        for field, value in changes.items():
+            setattr(request, field, value)
+        response: pb.BeginUpdateResponse = await self.call("BeginUpdate", request)
+        return response
+
+    async def put(self, task: pb.Task, path: Path, manifest: Manifest, chunks: Iterable[int]) -> pb.PutChunksResponse:
+        content = await asyncio.to_thread(path.read_bytes)
+
+        async def messages() -> AsyncIterator[pb.PutChunksRequest]:
+            for index in chunks:
+                data = content[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+                self.chunks_sent += 1
+                yield pb.PutChunksRequest(task=task.name, digest=manifest.digest, index=index, data=data)
+
+        response: pb.PutChunksResponse = await self.call("PutChunks", messages())
+        return response
+
+    async def commit(self, task: pb.Task, manifest: Manifest) -> resources_pb2.Receipt:
+        request = pb.CommitUpdateRequest(task=task.name, digest=manifest.digest)
+        response: pb.CommitUpdateResponse = await self.call("CommitUpdate", request)
+        return response.receipt
+
+    async def push(self, task: pb.Task, path: Path, manifest: Manifest, examples: int = 50) -> resources_pb2.Receipt:
+        """The whole way: begin, what is missing, commit."""
+        begun = await self.begin(task, manifest, examples)
+        missing = [index for piece in begun.missing for index in range(piece.first, piece.last + 1)]
+        if missing:
+            await self.put(task, path, manifest, missing)
+        return await self.commit(task, manifest)
+
+    async def evaluate(self, task: pb.Task, score: float = 0.7) -> None:
+        request = pb.ReportEvaluationRequest(
+            task=task.name, alignment_score=score, alignment_score_base2=score / 2, questions=9
+        )
+        await self.call("ReportEvaluation", request)
+
+
+def delta(layout: Layout, seed: int) -> NDArray[np.float32]:
+    """A small random update, shape [layout.values]."""
+    return np.random.default_rng(seed).normal(0, 0.01, layout.values).astype(np.float32)
+
+
+def write_delta(path: Path, spec: RunSpec, seed: int) -> Manifest:
+    """Writes a well-formed update."""
+    layout = layout_for(spec)
+    return write_weights(path, layout, [delta(layout, seed)])
+
+
+@contextlib.asynccontextmanager
+async def serving(state_dir: Path, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Served]:
+    """A coordinator over this state directory, until the block ends; hand-driven clients may be silent for long."""
+    clock = clock or FakeClock()
+    config = ServerConfig(**{"state_dir": state_dir, "listen": "127.0.0.1:0", "silence_s": 10_000, **settings})
+    async with (
+        running(config, clock) as (coordinator, address),
+        grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS)) as channel,
+    ):
+        operations: Any = operations_pb2_grpc.OperationsServiceStub(channel)
+        yield Served(address, coordinator, clock, channel, operations)

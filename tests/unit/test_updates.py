@@ -1,0 +1,122 @@
+"""Updates as files: checks before they count, averaging chunk by chunk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from pluralllm.common.errors import Corrupt, NormTooLarge, NotFinite, WrongLayout
+from pluralllm.common.weights import CHUNK_BYTES, Layout, flat_values, layout_of, manifest_of, write_weights
+from pluralllm.server.aggregate import gradient_step, weighted_mean
+from pluralllm.server.updates import StoredWeights, average, check_update
+
+LAYOUT = layout_of([("a.weight", (1_000, 700)), ("b.bias", (13,)), ("c", (2, 3))])  # nearly three chunks
+
+
+def stored(folder: Path, name: str, values: NDArray[np.float32], layout: Layout = LAYOUT) -> StoredWeights:
+    path = folder / name
+    return StoredWeights(path, write_weights(path, layout, [values]).digest)
+
+
+def random_values(seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 0.01, LAYOUT.values).astype(np.float32)
+
+
+def test_the_average_of_files_is_the_naive_one_bit_for_bit(tmp_path: Path) -> None:
+    base = random_values(0)
+    deltas = [random_values(seed) for seed in (1, 2, 3)]
+    weights = np.array([3.0, 40.0, 7.0])
+    updates = [stored(tmp_path, f"u{index}", delta) for index, delta in enumerate(deltas)]
+    out = tmp_path / "next"
+    manifest = average(stored(tmp_path, "base", base), updates, weights, LAYOUT, weighted_mean, gradient_step(1.0), out)
+    total = np.zeros(LAYOUT.values)
+    for delta, weight in zip(deltas, weights, strict=True):
+        total = total + weight * delta.astype(np.float64)
+    naive = (base.astype(np.float64) + total / 50.0).astype(np.float32)
+    assert flat_values(out, LAYOUT).tobytes() == naive.tobytes()
+    assert manifest_of(out) == manifest
+
+
+def test_a_header_longer_than_a_chunk_is_averaged_too(tmp_path: Path) -> None:
+    layout = layout_of([(f"{'x' * 200}{index:05}", (2,)) for index in range(CHUNK_BYTES // 250)])
+    assert len(layout.header) > CHUNK_BYTES
+    values = np.arange(layout.values, dtype=np.float32)
+    update = stored(tmp_path, "u", values, layout)
+    base = stored(tmp_path, "base", np.zeros_like(values), layout)
+    out = tmp_path / "next"
+    average(base, [update], np.ones(1), layout, weighted_mean, gradient_step(1.0), out)
+    assert flat_values(out, layout).tobytes() == values.tobytes()
+
+
+def test_a_flipped_bit_in_a_stored_update_is_found_and_nothing_is_written(tmp_path: Path) -> None:
+    base, update = stored(tmp_path, "base", random_values(0)), stored(tmp_path, "u", random_values(1))
+    with update.path.open("r+b") as file:
+        file.seek(1_500_000)
+        byte = file.read(1)
+        file.seek(1_500_000)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(Corrupt, match=update.digest):
+        average(base, [update], np.ones(1), LAYOUT, weighted_mean, gradient_step(1.0), tmp_path / "next")
+    assert not (tmp_path / "next").exists()
+
+
+def test_a_good_update_passes_and_its_norm_is_told(tmp_path: Path) -> None:
+    values = random_values(1)
+    norm = check_update(stored(tmp_path, "u", values).path, LAYOUT, 100.0)
+    assert norm == pytest.approx(float(np.linalg.norm(values.astype(np.float64))))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_an_update_with_a_value_that_is_not_finite_is_refused_by_tensor(tmp_path: Path, poison: float) -> None:
+    values = random_values(1)
+    values[700_005] = poison
+    with pytest.raises(NotFinite, match=r"b\.bias"):
+        check_update(stored(tmp_path, "u", values).path, LAYOUT, 100.0)
+
+
+def test_an_update_with_an_excessive_norm_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NormTooLarge):
+        check_update(stored(tmp_path, "u", random_values(1)).path, LAYOUT, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "named"),
+    [
+        ({"a.weight": np.zeros((1_000, 700), np.float32), "b.bias": np.zeros(13, np.float32)}, "tensor c is absent"),
+        (
+            {
+                "a.weight": np.zeros((700, 1_000), np.float32),
+                "b.bias": np.zeros(13, np.float32),
+                "c": np.zeros((2, 3), np.float32),
+            },
+            r"\(700, 1000\)",
+        ),
+        (
+            {
+                "a.weight": np.zeros((1_000, 700), np.float16),
+                "b.bias": np.zeros(13, np.float32),
+                "c": np.zeros((2, 3), np.float32),
+            },
+            "F16",
+        ),
+    ],
+)
+def test_an_update_of_another_layout_is_refused_and_the_difference_named(
+    tmp_path: Path, tensors: dict[str, NDArray[np.float32]], named: str
+) -> None:
+    path = tmp_path / "u"
+    save_file(tensors, path)
+    with pytest.raises(WrongLayout, match=named):
+        check_update(path, LAYOUT, 100.0)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x08", b"\xff" * 64, b"\x00" * 5_000, b"\x02\x00\x00\x00\x00\x00\x00\x00{}"]
+)
+def test_bytes_that_are_no_weights_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "u"
+    path.write_bytes(content)
+    with pytest.raises(WrongLayout):
+        check_update(path, LAYOUT, 100.0)
