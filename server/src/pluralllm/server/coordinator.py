@@ -89,6 +89,7 @@ class Coordinator:
             if run.is_over:
                 continue
             await self.dispatch(run, ev.CoordinatorStarted(self.clock.now_s()))
+            self._reconcile(run)
             if pending is not None:
                 self._average(run, pending)
             log.info("run.recovered", run=run.id, phase=run.state.phase, round=run.state.round, events=run.sequence)
