@@ -122,9 +122,14 @@ def make_batch(pairs: Sequence[tuple[GroupData, Episode]]) -> Batch:
         sizes = [int(data.offsets[q + 1] - data.offsets[q]) for q in episode.targets]
         target_question[row, : len(t)] = np.repeat(np.arange(len(sizes)), sizes)
     return Batch(
-        *map(torch.from_numpy, (context, context_shares, context_is_real, target, target_shares, target_is_real)),
-        torch.from_numpy(target_question),
-        questions,
+        context=torch.from_numpy(context),
+        context_shares=torch.from_numpy(context_shares),
+        context_is_real=torch.from_numpy(context_is_real),
+        targets=torch.from_numpy(target),
+        target_shares=torch.from_numpy(target_shares),
+        target_is_real=torch.from_numpy(target_is_real),
+        target_question=torch.from_numpy(target_question),
+        questions=questions,
     )
 
 

@@ -155,7 +155,7 @@ class Coordinator:
                 return known
             now_s = self.clock.now_s()
             draft = self._scratch / f"{run_id}-{uuid.uuid4().hex}.safetensors"
-            manifest = await asyncio.to_thread(_write_first_version, draft, spec)
+            manifest = await asyncio.to_thread(write_first_version, draft, spec)
             record = RunRecord(RunId(run_id), spec.canonical_json(), spec.sha256(), now_s)
             first = VersionRecord(
                 record.id, ModelVersion(0), RoundNumber(0), manifest.digest, spec.sha256(), "", (), now_s
@@ -342,7 +342,7 @@ class Coordinator:
         log.info("run.event", run=run.id, sequence=run.sequence, kind=ev.event_kind(event), effects=names, **facts)
 
 
-def _write_first_version(draft: Path, spec: RunSpec) -> Manifest:
+def write_first_version(draft: Path, spec: RunSpec) -> Manifest:
     found = parameters(spec.predictor, spec.embedding.dimension)
     with storage_errors("the first model version"):
         return write_weights(draft, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in found))
