@@ -145,8 +145,8 @@ def _items() -> list[_Item]:
         items.append(_Item(frame.format(s=statement), options, np.array(loadings), off_scale))
     for who, start in itertools.product(DECIDERS, range(0, len(CHOICES), 2)):
         listed = [CHOICES[(start + step) % len(CHOICES)] for step in range(4)]
-        loadings = np.array([loading for _, loading in listed])
-        items.append(_Item(CHOICE_FRAME.format(who=who), tuple(text for text, _ in listed), loadings, off_scale=False))
+        by_option = np.array([loading for _, loading in listed])
+        items.append(_Item(CHOICE_FRAME.format(who=who), tuple(text for text, _ in listed), by_option, off_scale=False))
     return items
 
 

@@ -95,7 +95,7 @@ def train(
         optimizer.step()
         total_loss += float(loss.detach())
     if spec.training.keep_optimizer_state:
-        _save(optimizer, optimizer_state)
+        _save(optimizer, next_state(optimizer_state))
     on_step(spec.training.local_steps, spec.training.local_steps)
     layout = read_layout(base)
     local = np.concatenate(list(model.flat(layout)))
@@ -199,6 +199,11 @@ def _rate(training: Training, step: int) -> float:
     if training.schedule == "constant":
         return training.learning_rate
     return training.learning_rate * (1 + math.cos(math.pi * step / training.cosine_steps)) / 2
+
+
+def next_state(path: Path) -> Path:
+    """Where new moments wait until the round's update has its receipt: a round that is trained again starts from the old."""
+    return path.with_suffix(".next")
 
 
 def _save(optimizer: torch.optim.Optimizer, path: Path) -> None:

@@ -16,13 +16,14 @@ from rich.table import Table
 
 from pluralllm.common import __version__
 from pluralllm.common.clock import Clock, SystemClock
+from pluralllm.common.configuration import load_config
 from pluralllm.common.errors import Broken, PluralError
 from pluralllm.common.files import write_durably
 from pluralllm.common.logs import configure_logs
 from pluralllm.server.audit import Report
 from pluralllm.server.audit import audit as audit_state
 from pluralllm.server.blobs import LocalBlobs
-from pluralllm.server.config import ServerConfig, load_config
+from pluralllm.server.config import ServerConfig
 from pluralllm.server.coordinator import Coordinator, Timing
 from pluralllm.server.federation import Federation
 from pluralllm.server.intake import Intake
@@ -56,7 +57,7 @@ def serve(
     config: ConfigFile = None, state_dir: StateDir = None, listen: Listen = None, log_format: LogFormat = None
 ) -> None:
     """Run the coordinator until SIGTERM or Ctrl-C."""
-    settings = load_config(config, {"state_dir": state_dir, "listen": listen, "log_format": log_format})
+    settings = load_config(ServerConfig, config, {"state_dir": state_dir, "listen": listen, "log_format": log_format})
     configure_logs(form=settings.log_format, level=settings.log_level)
     asyncio.run(_serve(settings))
 
@@ -99,7 +100,7 @@ async def _serve(config: ServerConfig) -> None:
 @app.command()
 def audit(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
     """Check everything on disk against the invariants: the server must be stopped."""
-    settings = load_config(config, {"state_dir": state_dir})
+    settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     report = asyncio.run(_audit(settings))
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
@@ -122,7 +123,7 @@ async def _audit(config: ServerConfig) -> Report:
 @app.command("config")
 def show_config(config: ConfigFile = None, as_json: Json = False) -> None:
     """Show the effective configuration."""
-    values = load_config(config, {}).model_dump(mode="json")
+    values = load_config(ServerConfig, config, {}).model_dump(mode="json")
     if as_json:
         typer.echo(json.dumps(values, indent=2))
         return

@@ -4,10 +4,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from pluralllm.common.configuration import check_loopback
 from pluralllm.common.errors import InUse
 from pluralllm.common.wire import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS
 from pluralllm.server.boundary import ErrorBoundary
-from pluralllm.server.config import ServerConfig, check_loopback
+from pluralllm.server.config import ServerConfig
 from pluralllm.server.federation import Federation
 from pluralllm.server.operations import Operations
 from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2, operations_pb2_grpc

@@ -1,0 +1,204 @@
+"""Calls to the coordinator, for a person: answers are plain values (dict, list, str, int, float), free of protobuf.
+
+Enums come as their lower-case last words, times as RFC 3339 text.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pluralllm.common.configuration import check_address, check_loopback
+from pluralllm.common.errors import Corrupt, InvalidArgument
+from pluralllm.common.files import storage_errors
+from pluralllm.common.status import from_rpc_error
+from pluralllm.common.weights import CHUNK_BYTES, manifest_of
+from pluralllm.common.wire import CHANNEL_OPTIONS, manifest_from
+from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2_grpc
+from pluralllm.v1 import operations_pb2 as pb
+
+CALL_DEADLINE_S = 15.0
+WATCH_DEADLINE_S = 20.0
+SLOWEST_LINK_BYTES_S = 32 * 1024
+MAX_MODEL_BYTES = 100 * 1024**3
+PAGE_SIZE = 200
+MAX_PAGES = 1_000
+
+Values = dict[str, Any]
+
+
+class Remote:
+    """One channel. Raises the leaf the coordinator answered with, or Unreachable; NotLoopback before any call."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            check_address(address)
+        except ValueError as error:
+            raise InvalidArgument(field="coordinator", problem=str(error)) from error
+        check_loopback(address)
+        self.address = address
+        self._channel = grpc.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+        self._operations: Any = operations_pb2_grpc.OperationsServiceStub(self._channel)
+        self._federation: Any = federation_pb2_grpc.FederationServiceStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def create_run(self, run: str, spec_json: bytes) -> Values:
+        return self._run("CreateRun", pb.CreateRunRequest(run_id=run, spec_json=spec_json))
+
+    def start_run(self, run: str) -> Values:
+        return self._run("StartRun", pb.StartRunRequest(name=f"runs/{run}"))
+
+    def pause_run(self, run: str) -> Values:
+        return self._run("PauseRun", pb.PauseRunRequest(name=f"runs/{run}"))
+
+    def resume_run(self, run: str) -> Values:
+        return self._run("ResumeRun", pb.ResumeRunRequest(name=f"runs/{run}"))
+
+    def cancel_run(self, run: str, reason: str) -> Values:
+        return self._run("CancelRun", pb.CancelRunRequest(name=f"runs/{run}", reason=reason))
+
+    def get_run(self, run: str) -> Values:
+        """`-` is the newest."""
+        return self._run("GetRun", pb.GetRunRequest(name=f"runs/{run}"))
+
+    def runs(self) -> list[Values]:
+        """Newest first."""
+        return self._pages("ListRuns", lambda token: pb.ListRunsRequest(page_size=PAGE_SIZE, page_token=token), "runs")
+
+    def rounds(self, run: str, limit: int) -> list[Values]:
+        """The newest `limit`, newest first."""
+        size = min(limit, PAGE_SIZE)
+        return self._pages(
+            "ListRounds",
+            lambda token: pb.ListRoundsRequest(parent=f"runs/{run}", page_size=size, page_token=token),
+            "rounds",
+            limit,
+        )
+
+    def evaluations(self, run: str) -> list[Values]:
+        """All, oldest first."""
+        return self._pages(
+            "ListEvaluations",
+            lambda token: pb.ListEvaluationsRequest(parent=f"runs/{run}", page_size=PAGE_SIZE, page_token=token),
+            "evaluations",
+        )
+
+    def members(self) -> list[Values]:
+        return self._pages(
+            "ListMembers", lambda token: pb.ListMembersRequest(page_size=PAGE_SIZE, page_token=token), "members"
+        )
+
+    def wait_for_event(self, run: str, after: int) -> int:
+        """Returns the newest sequence once there are events after `after`, or when the wait is over."""
+        request = pb.WatchRunRequest(name=f"runs/{run}", after_sequence=after)
+        try:
+            for message in self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S):
+                return int(message.event.sequence)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # type: ignore[attr-defined]
+                raise from_rpc_error(error, self.address) from error
+        return after
+
+    def events(self, run: str, after: int = 0) -> Iterator[Values]:
+        """The run's events, ending with the run (or after the watch deadline; call again with the last sequence)."""
+        request = pb.WatchRunRequest(name=f"runs/{run}", after_sequence=after)
+        try:
+            for message in self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S):
+                yield plain(message.event)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # type: ignore[attr-defined]
+                raise from_rpc_error(error, self.address) from error
+
+    def pull_model(
+        self, run: str, version: str, folder: Path, on_bytes: Callable[[int, int], None]
+    ) -> tuple[Values, bytes]:
+        """Brings a version to folder/model.safetensors; resumes a broken try; returns its record and the run spec.
+
+        Each chunk and the whole are verified. Raises Corrupt, StorageFull.
+        """
+        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=f"runs/{run}/models/{version}"))
+        manifest = manifest_from(answer.manifest, MAX_MODEL_BYTES)
+        name = answer.model.name.split("/")[1]
+        target = folder / "model.safetensors"
+        part = folder / f".{manifest.digest[:16]}.part"
+        with storage_errors("the model"):
+            folder.mkdir(parents=True, exist_ok=True)
+            part.touch()
+            first = min(part.stat().st_size // CHUNK_BYTES, manifest.chunks)
+            os.truncate(part, min(first * CHUNK_BYTES, manifest.size_bytes))
+            request = federation_pb2.GetChunksRequest(run=name, version=answer.model.version, first_chunk=first)
+            deadline_s = 60.0 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
+            with part.open("ab") as file:
+                try:
+                    for message in (
+                        self._federation.GetChunks(request, timeout=deadline_s) if first < manifest.chunks else ()
+                    ):
+                        if hashlib.sha256(message.data).digest() != manifest.chunk_hashes[message.index]:
+                            raise Corrupt(what=f"chunk {message.index}", expected=manifest.digest, got="other bytes")
+                        file.write(message.data)
+                        on_bytes(file.tell(), manifest.size_bytes)
+                except grpc.RpcError as error:
+                    raise from_rpc_error(error, self.address) from error
+            got = manifest_of(part).digest
+            if got != manifest.digest:
+                part.unlink()
+                raise Corrupt(what="the model as received", expected=manifest.digest, got=got)
+            part.replace(target)
+        return plain(answer.model), answer.spec_json
+
+    def _run(self, method: str, request: Message) -> Values:
+        return plain(self._call(method, request).run)
+
+    def _pages(
+        self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
+    ) -> list[Values]:
+        found: list[Values] = []
+        token = ""
+        for _ in range(MAX_PAGES):
+            answer = self._call(method, request(token))
+            found += [plain(message) for message in getattr(answer, field)]
+            token = answer.next_page_token
+            if not token or (limit is not None and len(found) >= limit):
+                break
+        return found[:limit]
+
+    def _call(self, method: str, request: Message) -> Any:
+        try:
+            return getattr(self._operations, method)(request, timeout=CALL_DEADLINE_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.address) from error
+
+
+def plain(message: Message) -> Values:
+    """A message as plain values; fields that are not set in a message with presence are None."""
+    found: Values = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.is_repeated:
+            found[field.name] = [_plain(field, item) for item in value]
+        elif field.has_presence and not message.HasField(field.name):
+            found[field.name] = None
+        else:
+            found[field.name] = _plain(field, value)
+    return found
+
+
+def _plain(field: FieldDescriptor, value: Any) -> Any:
+    if field.enum_type is not None:
+        prefix = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
+        return field.enum_type.values_by_number[value].name.removeprefix(prefix).lower()
+    if isinstance(value, Timestamp):
+        return value.ToJsonString()
+    if isinstance(value, Struct):
+        return json_format.MessageToDict(value)
+    return plain(value) if isinstance(value, Message) else value

@@ -1,0 +1,166 @@
+"""A run on one screen, from plain values."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+MAX_REFUSALS = 3
+MAX_REASON = 44
+STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost": "red", "idle": "dim"}
+
+
+def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableType:
+    """Where the run is, who is in, who is late and why, how good the model is, what happens next."""
+    parts: list[RenderableType] = [_head(run, now), _groups(run, now)]
+    if run["fairness"]:
+        parts.append(_fairness(run))
+    parts += [_refusal(refusal) for refusal in run["refusals"][-MAX_REFUSALS:]]
+    parts.append(Text.assemble(("next: ", "bold"), run["next"]))
+    return Group(*parts)
+
+
+def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
+    phase = run["phase"] + (" (paused)" if run["paused"] else "")
+    if run["phase"] == "ended":
+        phase = f"{run['outcome']}: {run['outcome_reason']}"
+    return Text.assemble(
+        (run["name"], "bold"),
+        f"  round {run['round']} of {run['rounds']}  ",
+        (phase, "bold cyan"),
+        f" for {age(run['phase_start_time'], now)}\n",
+        f"version {run['version']} ({run['version_digest'][:12]})  received {size(run['received_bytes'])}, sent {size(run['sent_bytes'])}",
+    )
+
+
+def _groups(run: Mapping[str, Any], now: datetime.datetime) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("group", "client", "state"):
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    table.add_column("alignment", justify="right", no_wrap=True)
+    table.add_column("trend", no_wrap=True)
+    table.add_column("", overflow="ellipsis", no_wrap=True)
+    latest = {score["client"]: score for score in run["evaluations"]}
+    before = {score["client"]: score for score in run["previous_evaluations"]}
+    for person in sorted(run["participants"], key=lambda p: (p["role"] != "train", p["group"], p["client"])):
+        score, earlier = latest.get(person["client"]), before.get(person["client"])
+        table.add_row(
+            person["group"] + (" *" if person["role"] == "held_out" else ""),
+            person["client"],
+            Text(state(person), STATE_STYLES.get(person["state"], "")),
+            f"{score['alignment_score']:.4f}" if score else "-",
+            trend(score, earlier),
+            Text(shorten(person["reason"]), "red" if person["state"] == "lost" else "yellow"),
+        )
+    if any(person["role"] == "held_out" for person in run["participants"]):
+        table.caption = "* held out: evaluated, never trains"
+        table.caption_justify = "left"
+    return table
+
+
+def state(person: Mapping[str, Any]) -> str:
+    """What a participant is at, with its progress."""
+    if person["state"] == "working" and person["stage"]:
+        return f"{person['stage']} {person['progress']:.0%}"
+    return str(person["state"])
+
+
+def trend(score: Mapping[str, Any] | None, earlier: Mapping[str, Any] | None) -> Text:
+    """Against the evaluation before."""
+    if score is None or earlier is None:
+        return Text("")
+    change = score["alignment_score"] - earlier["alignment_score"]
+    arrow = "→" if abs(change) < 0.0005 else "↑" if change > 0 else "↓"
+    return Text(f"{arrow} {change:+.4f}", "green" if change > 0 else "red" if change < 0 else "")
+
+
+def _fairness(run: Mapping[str, Any]) -> Text:
+    fairness = run["fairness"]
+    scores = [score["alignment_score"] for score in run["evaluations"]]
+    version = run["evaluations"][0]["version"] if run["evaluations"] else 0
+    return Text(
+        f"version {version}: mean alignment {sum(scores) / max(1, len(scores)):.4f}, worst {fairness['min_alignment_score']:.4f} "
+        f"({fairness['min_group']}), fairness {fairness['index']:.4f} (CoV {fairness['coefficient_of_variation']:.4f})"
+    )
+
+
+def _refusal(refusal: Mapping[str, Any]) -> Text:
+    text = f"refused in round {refusal['round']}: {refusal['client']}: {shorten(refusal['message'], 90)}"
+    return Text(text, "red")
+
+
+def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
+    table = Table("run", "phase", "round", "version", "alignment", "created", box=None)
+    for run in runs:
+        scores = [score["alignment_score"] for score in run["evaluations"]]
+        table.add_row(
+            run["name"].removeprefix("runs/"),
+            run["outcome"] if run["phase"] == "ended" else run["phase"],
+            f"{run['round']} of {run['rounds']}",
+            str(run["version"]),
+            f"{sum(scores) / len(scores):.4f}" if scores else "-",
+            f"{age(run['create_time'], now)} ago",
+        )
+    return table
+
+
+def rounds_table(rounds: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
+    table = Table("round", "outcome", "base", "version", "updates", "cohort", "ended", "reason", box=None)
+    for row in rounds:
+        table.add_row(
+            row["name"].rpartition("/")[2],
+            row["outcome"],
+            str(row["base_version"]),
+            "-" if row["version"] is None else str(row["version"]),
+            str(len(row["receipts"])),
+            str(len(row["cohort"])),
+            f"{age(row['update_time'], now)} ago",
+            row["reason"],
+        )
+    return table
+
+
+def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
+    table = Table("client", "group", "role", "questions", "live", "last seen", "task", "software", box=None)
+    for member in members:
+        table.add_row(
+            member["name"].removeprefix("members/"),
+            member["group"],
+            member["role"],
+            str(member["training_questions"]),
+            "yes" if member["live"] else "no",
+            f"{age(member['last_seen_time'], now)} ago",
+            member["task"] or "-",
+            member["software_version"],
+        )
+    return table
+
+
+def age(time: str | None, now: datetime.datetime) -> str:
+    """How long ago, in the largest fitting unit."""
+    if time is None:
+        return "-"
+    seconds = max(0.0, (now - datetime.datetime.fromisoformat(time)).total_seconds())
+    for unit, length_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(count: int) -> str:
+    """Bytes in a unit a person reads."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
+
+
+def shorten(text: str, limit: int = MAX_REASON) -> str:
+    """The beginning of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

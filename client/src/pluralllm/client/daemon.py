@@ -1,0 +1,369 @@
+"""The client's loop: poll, fetch, verify, work, outbox, push, forget.
+
+The poll goes on while the work is done, so the lease stays renewed and a task that is no longer wanted stops at once.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+
+from pluralllm.client.config import ClientConfig
+from pluralllm.client.outbox import Entry, History, Outbox
+from pluralllm.client.policy import Policy, check_task, permitted_metrics
+from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, Wait
+from pluralllm.client.transport import Transport
+from pluralllm.client.worker_process import WorkerProcess
+from pluralllm.common.errors import (
+    Broken,
+    InUse,
+    LeaseLost,
+    PluralError,
+    RoundClosed,
+    SpecMismatch,
+    StaleSession,
+    StorageFull,
+    Unreachable,
+)
+from pluralllm.common.ids import Digest, RunId, TaskName
+from pluralllm.common.spec import RunSpec, parse_spec
+
+log = structlog.get_logger()
+
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
+PROGRESS_EVERY_S = 1.0
+STOP_GRACE_S = 8.0  # for a push that is under way
+MODELS_KEPT = 2
+CLOCK_SKEW_TOLD_S = 30.0
+
+
+@dataclass(slots=True)
+class Work:
+    """The task in hand."""
+
+    task: Task
+    doing: "asyncio.Task[None]"
+    stage: str = "starting"
+
+
+@dataclass(slots=True)
+class Known:
+    """A run this client takes part in."""
+
+    spec: RunSpec
+    spec_json: bytes
+
+
+class Daemon:
+    """One group's client. `run` returns when it is told to stop, or raises what cannot be mended here."""
+
+    def __init__(
+        self, config: ClientConfig, policy: Policy, questions: int, transport: Transport, worker: WorkerProcess
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._questions = questions
+        self._transport = transport
+        self._worker = worker
+        self._state = config.state_dir.absolute()
+        self._outbox = Outbox(self._state / "outbox")
+        self._history = History(self._state / "history")
+        self._models = self._state / "models"
+        self._drafts = self._state / "drafts"
+        for folder in (self._models, self._drafts):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        self._work: Work | None = None
+        self._runs: dict[RunId, Known] = {}
+        self._last_reason = ""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`, or until the run is over if the configuration says so."""
+        await self._worker.start()
+        polling = asyncio.create_task(self._poll_for_ever())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([polling, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if polling.done():
+                polling.result()
+        finally:
+            polling.cancel()
+            stopping.cancel()
+            await asyncio.gather(polling, stopping, return_exceptions=True)
+            await self._finish()
+
+    async def _finish(self) -> None:
+        """A push that is under way may end; anything else stops, and the coordinator is told."""
+        if self._work is not None and not self._work.doing.done():
+            if self._work.stage == "pushing":
+                await asyncio.wait([self._work.doing], timeout=STOP_GRACE_S)
+            if not self._work.doing.done():
+                await self._drop_work("the client stops")
+                with contextlib.suppress(PluralError):
+                    name = self._work.task.name
+                    await self._transport.report_failure(
+                        name, "CLIENT_STOPPED", "stopped by its owner", permanent=False
+                    )
+        await self._worker.stop()
+        log.info("client.stopped", sent_bytes=self._transport.traffic.sent_bytes)
+
+    async def _poll_for_ever(self) -> None:
+        backoff_s, greeted = FIRST_BACKOFF_S, False
+        while True:
+            try:
+                if not greeted:
+                    await self._hello()
+                    greeted = True
+                held = self._work.task.name if self._work is not None and not self._work.doing.done() else None
+                following = {*self._runs, *(entry.run for entry in self._outbox.pending())}
+                answer = await self._transport.poll(held, sorted(following))
+                backoff_s = FIRST_BACKOFF_S
+                if await self._take(answer):
+                    return
+            except StaleSession:
+                greeted = False
+            except (Unreachable, Broken) as error:
+                self._say_why(f"{error}")
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+                backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+                greeted = greeted and not isinstance(error, Broken)
+
+    async def _hello(self) -> None:
+        server_s = await self._transport.hello(self._config.group, self._config.role, self._questions)
+        skew_s = server_s - time.time()
+        log.info("client.connected", coordinator=self._transport.address, questions=self._questions)
+        if abs(skew_s) > CLOCK_SKEW_TOLD_S:
+            log.warning("client.clock_differs", skew_s=round(skew_s, 1))
+
+    async def _take(self, answer: Answer) -> bool:
+        """Acts on one answer; True when the daemon is done for good."""
+        match answer:
+            case Task():
+                if self._work is not None and not self._work.doing.done():
+                    if self._work.task.name == answer.name:
+                        return False
+                    await self._drop_work("the coordinator has another task")
+                log.info("task.received", task=answer.name, kind=answer.kind, base_version=answer.base_version)
+                self._last_reason = ""
+                self._work = Work(answer, asyncio.create_task(self._do(answer)))
+            case Wait(after_s, reason):
+                if self._work is not None and not self._work.doing.done():
+                    await self._drop_work(reason)
+                self._say_why(reason)
+                await asyncio.sleep(after_s)
+            case RunOver():
+                await self._leave(answer)
+                return self._config.exit_when_run_over
+        return False
+
+    async def _leave(self, over: RunOver) -> None:
+        if self._work is not None and self._work.task.run == over.run:
+            await self._drop_work(f"the run is {over.outcome}")
+        self._outbox.drop_run(over.run)
+        self._runs.pop(over.run, None)
+        log.info(
+            "run.over", run=over.run, outcome=over.outcome, reason=over.reason, version=over.version, digest=over.digest
+        )
+
+    async def _drop_work(self, reason: str) -> None:
+        assert self._work is not None
+        if not self._work.doing.done():
+            log.info("task.dropped", task=self._work.task.name, reason=reason)
+            self._work.doing.cancel()
+        await asyncio.gather(self._work.doing, return_exceptions=True)
+
+    def _say_why(self, reason: str) -> None:
+        """A reason for waiting is logged when it changes, not each time."""
+        if reason != self._last_reason:
+            log.info("client.waiting", reason=reason)
+            self._last_reason = reason
+
+    # One task
+
+    async def _do(self, task: Task) -> None:
+        try:
+            known = await self._known(task)
+            check_task(self._policy, known.spec, task.kind, task.round, task.cohort_size)
+            if task.kind is TaskKind.TRAIN:
+                await self._train(task, known)
+            else:
+                await self._evaluate(task, known)
+        except (RoundClosed, LeaseLost) as error:
+            self._outbox.drop(task.name)
+            log.info("task.dropped", task=task.name, reason=str(error))
+        except (Unreachable, StaleSession) as error:
+            log.warning(
+                "task.interrupted", task=task.name, reason=str(error)
+            )  # what is in the outbox is pushed next time
+        except PluralError as error:
+            await self._give_up(task, error)
+        except Exception as error:  # noqa: BLE001 - the daemon outlives any one task
+            log.exception("task.broken", task=task.name)
+            await self._give_up(task, error)
+
+    async def _give_up(self, task: Task, error: Exception) -> None:
+        reason = error.reason if isinstance(error, PluralError) else type(error).__name__
+        permanent = isinstance(error, PluralError) and not isinstance(error, Broken | StorageFull)
+        self._outbox.drop(task.name)
+        log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
+        with contextlib.suppress(PluralError):
+            await self._transport.report_failure(task.name, reason, str(error), permanent=permanent)
+
+    async def _known(self, task: Task) -> Known:
+        """The task's run spec, fetched once; its hash must be the task's, for every task. Raises SpecMismatch."""
+        if (known := self._runs.get(task.run)) is None:
+            spec_json = await self._transport.run_spec(task.run)
+            known = Known(parse_spec(spec_json, f"of run {task.run}"), spec_json)
+            self._runs[task.run] = known
+        got = Digest(hashlib.sha256(known.spec_json).hexdigest())
+        if got != task.spec_sha256:
+            self._runs.pop(task.run)
+            raise SpecMismatch(run=task.run, asked=task.spec_sha256[:12], stored=got[:12])
+        return known
+
+    async def _train(self, task: Task, known: Known) -> None:
+        waiting = await asyncio.to_thread(self._outbox.get, task.name)
+        if waiting is None or waiting[0].base_digest != task.base_digest:
+            base = await self._fetch(task)
+            await self._prepare(task, known)
+            draft = self._drafts / "delta.safetensors"
+            done = await self._worker.ask(
+                "train",
+                self._progress(task),
+                spec_sha256=task.spec_sha256,
+                base=str(base),
+                out=str(draft),
+                seed=task.seed,
+                round_number=task.round,
+                optimizer_state=str(self._optimizer_state(task.run)),
+            )
+            entry = Entry(
+                task=task.name,
+                run=task.run,
+                spec_sha256=task.spec_sha256,
+                base_digest=task.base_digest,
+                digest=Digest(done["digest"]),
+                examples=done["examples"],
+                metrics=permitted_metrics(self._policy, done["metrics"]),
+            )
+            await asyncio.to_thread(self._outbox.put, entry, draft)
+            waiting = await asyncio.to_thread(self._outbox.get, task.name)
+            assert waiting is not None
+        entry, manifest = waiting
+        self._stage("pushing")
+        await self._transport.push_update(
+            task.name,
+            self._outbox.delta(task.name),
+            manifest,
+            entry.spec_sha256,
+            entry.base_digest,
+            entry.examples,
+            entry.metrics,
+        )
+        self._keep_optimizer_state(task.run)
+        self._outbox.drop(task.name)
+        log.info("update.committed", task=task.name, digest=entry.digest, examples=entry.examples, **entry.metrics)
+
+    async def _evaluate(self, task: Task, known: Known) -> None:
+        weights = await self._fetch(task)
+        await self._prepare(task, known)
+        found = await self._worker.ask(
+            "evaluate", self._progress(task), spec_sha256=task.spec_sha256, weights=str(weights)
+        )
+        scores = Scores(**found)
+        if "wasserstein_score" not in self._policy.allowed_metrics:
+            scores = Scores(scores.alignment_score, scores.alignment_score_base2, None, scores.questions)
+        await self._transport.report_scores(task.name, scores)
+        log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)
+
+    async def _fetch(self, task: Task) -> Path:
+        """The base version, verified, and its place in the history this client has seen."""
+        self._stage("fetching")
+        path = self._models / task.base_digest
+        link = await self._transport.fetch_model(task.run, task.base_version, task.base_digest, path)
+        self._history.check(task.run, link, task.base_record_sha256)
+        kept = sorted(self._models.iterdir(), key=lambda file: file.stat().st_mtime)
+        for old in kept[:-MODELS_KEPT]:
+            if old != path:
+                old.unlink()
+        return path
+
+    async def _prepare(self, task: Task, known: Known) -> None:
+        """The worker reads, embeds and checks the private data; only the first time takes long."""
+        config = self._config
+        cache = config.cache_dir or self._state / "cache"
+        await self._worker.ask(
+            "prepare",
+            self._progress(task),
+            spec_json=known.spec_json.decode(),
+            data=str(config.data.absolute()),
+            group=config.group,
+            role=config.role.value,
+            cache=str(cache.absolute()),
+            model_path=str(config.embedding_model_path.absolute()) if config.embedding_model_path else None,
+            device=config.device,
+            threads=config.threads,
+        )
+
+    def _progress(self, task: Task) -> Callable[[str, int, int], None]:
+        """Passes the worker's progress on, once a second at most; a report that is lost does not matter."""
+        last_s = 0.0
+        reports: set[asyncio.Task[None]] = set()
+
+        async def report(stage: str, share: float) -> None:
+            with contextlib.suppress(PluralError):
+                await self._transport.report_progress(task.name, stage, share)
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            nonlocal last_s
+            self._stage(stage)
+            now_s = time.monotonic()
+            if now_s - last_s >= PROGRESS_EVERY_S:
+                last_s = now_s
+                sending = asyncio.create_task(report(stage, done / max(1, total)))
+                reports.add(sending)
+                sending.add_done_callback(reports.discard)
+
+        return on_progress
+
+    def _stage(self, stage: str) -> None:
+        if self._work is not None:
+            self._work.stage = stage
+
+    def _optimizer_state(self, run: RunId) -> Path:
+        return self._drafts / f"{run}.optimizer"
+
+    def _keep_optimizer_state(self, run: RunId) -> None:
+        state = self._optimizer_state(run)
+        following = state.with_suffix(".next")
+        if following.is_file():
+            following.replace(state)
+
+
+class StateLock:
+    """One daemon for each state directory. Raises InUse."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file: IO[str] = (folder / "lock").open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise InUse(what=f"State directory {folder}", by=f"process {holder}") from error
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()

@@ -1,0 +1,150 @@
+"""`pluralllm-client data`: import, check, embed, and make up private files."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+
+from pluralllm.client.importers import import_globalopinionqa, import_opinionqa, import_responses
+from pluralllm.client.private_data import Checked, check_file, read_group, write_group
+from pluralllm.client.sample_survey import sample_groups
+from pluralllm.common.errors import InvalidArgument, InvalidData
+from pluralllm.common.questions import Question, is_held_out
+from pluralllm.common.spec import RunSpec, load_spec
+
+app = typer.Typer(no_args_is_help=True, help="The private file: import, check, embed.")
+import_app = typer.Typer(no_args_is_help=True, help="Public survey layouts to a group's private file.")
+app.add_typer(import_app, name="import")
+
+Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .parquet.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@import_app.command("globalopinionqa")
+def globalopinionqa(
+    source: Annotated[Path, typer.Argument(help="global_opinions.csv")],
+    group: Annotated[str, typer.Option(help="A country as the file names it.")],
+    out: Out,
+) -> None:
+    """One country of Anthropic/llm_global_opinions."""
+    _write(out, import_globalopinionqa(source, group), group)
+
+
+@import_app.command("opinionqa")
+def opinionqa(
+    source: Annotated[Path, typer.Argument(help="The human_resp folder.")],
+    attribute: Annotated[str, typer.Option(help="A column such as POLPARTY.")],
+    value: Annotated[str, typer.Option(help="A value of it, such as Democrat.")],
+    out: Out,
+) -> None:
+    """One demographic group of OpinionQA."""
+    _write(out, import_opinionqa(source, attribute, value), f"{attribute}={value}")
+
+
+@import_app.command("responses")
+def responses(
+    source: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet with question and answer columns.")],
+    out: Out,
+    group: Annotated[str | None, typer.Option(help="Only rows with this value in the group column.")] = None,
+    options: Annotated[Path | None, typer.Option(help="JSON: question -> list of options, in order.")] = None,
+) -> None:
+    """One row for each respondent and question, counted into distributions."""
+    _write(out, import_responses(source, group, options), group or "all rows")
+
+
+def _write(out: Path, questions: tuple[Question, ...], what: str) -> None:
+    if out.suffix not in {".jsonl", ".parquet"}:
+        raise InvalidArgument(field="--out", problem=f"{out} must end in .jsonl or .parquet")
+    if not questions:
+        raise InvalidData(file=str(out), problems=f"  {what} has no usable question in the source")
+    write_group(out, questions)
+    typer.echo(f"{len(questions)} questions of {what} in {out}")
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="The private file.")],
+    spec: Annotated[Path | None, typer.Option(help="A run spec: what would be used, and whether it is enough.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Everything that is wrong, with line numbers; and what would be used. Exit code 3 if something is wrong."""
+    checked = check_file(file)
+    facts = _facts(checked, load_spec(spec) if spec is not None else None)
+    problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts.get("shortage") else [])]
+    if as_json:
+        listed = [{"line": problem.line, "problem": problem.text} for problem in checked.problems]
+        typer.echo(json.dumps({**facts, "problems": listed}, indent=2, ensure_ascii=False))
+    else:
+        table = Table("what", "count", box=None)
+        for name, value in facts.items():
+            table.add_row(name.replace("_", " "), str(value))
+        Console().print(table)
+        for problem in problems:
+            typer.echo(problem)
+    if problems:
+        raise typer.Exit(3)
+
+
+def _facts(checked: Checked, spec: RunSpec | None) -> dict[str, Any]:
+    questions = checked.questions
+    facts: dict[str, Any] = {
+        "lines": checked.lines,
+        "problems_found": len(checked.problems),
+        "usable_questions": len(questions),
+        "options": sum(len(question.options) for question in questions),
+        "ordinal_questions": sum(question.scale is not None for question in questions),
+    }
+    if spec is not None:
+        held = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in questions)
+        episodes = spec.training.episodes
+        needed = episodes.min_context + episodes.min_targets
+        facts |= {"training_questions": len(questions) - held, "evaluation_questions": held, "episode_needs": needed}
+        if len(questions) - held < needed:
+            facts["shortage"] = f"{len(questions) - held} training questions, an episode needs {needed}; add questions"
+    return facts
+
+
+@app.command()
+def embed(
+    file: Annotated[Path, typer.Argument(help="The private file.")],
+    spec: Annotated[Path, typer.Option(help="The run spec that names the embedding model.")],
+    cache: Annotated[Path, typer.Option(help="The daemon's cache_dir; by default it is state_dir/cache.")],
+    embedding_model_path: Annotated[Path | None, typer.Option(help="A local folder of the model.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
+) -> None:
+    """Embed a private file beforehand, so that the daemon starts at once."""
+    from pluralllm.client.train import pick_device  # noqa: PLC0415 - torch, only here
+    from pluralllm.common.embedding import Embedder  # noqa: PLC0415
+
+    questions = read_group(file)
+    embedder = Embedder(load_spec(spec).embedding, embedding_model_path, cache, pick_device(device))
+    try:
+        embedder.check_probes()
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task("embedding")
+            embedded = embedder.embed_questions(
+                questions, lambda done, total: bar.update(task, completed=done, total=total)
+            )
+    finally:
+        embedder.close()
+    points, dimension = sum(len(rows) for rows in embedded), embedded[0].shape[1]
+    typer.echo(f"{len(questions)} questions, {points} vectors of {dimension} numbers, {embedder.truncated} texts cut")
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Option(help="A folder; one file for each group is written to it.")],
+    groups: Annotated[int, typer.Option(min=2, max=8)] = 8,
+    questions: Annotated[int, typer.Option(min=2, max=168, help="For each group.")] = 120,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write a made-up survey, to try things out."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, found in sample_groups(groups, questions, seed).items():
+        path = out / f"{name.lower().replace(' ', '-')}.jsonl"
+        write_group(path, found)
+        typer.echo(f"{len(found)} questions of {name} in {path}")

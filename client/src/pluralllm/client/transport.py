@@ -1,0 +1,271 @@
+"""The client's side of FederationService: one channel, a deadline on every call, repeats where a repeat is safe."""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import stamina
+
+from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
+from pluralllm.common import __version__
+from pluralllm.common.errors import Corrupt, DigestMismatch, OverLimit, ProtocolUnsupported, Unreachable
+from pluralllm.common.files import storage_errors
+from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName
+from pluralllm.common.spec import GroupRole
+from pluralllm.common.status import from_rpc_error
+from pluralllm.common.weights import CHUNK_BYTES, Manifest
+from pluralllm.common.wire import (
+    CHANNEL_OPTIONS,
+    CLIENT_ID_KEY,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    ROLES,
+    chunks_in,
+    manifest_from,
+    manifest_message,
+)
+from pluralllm.v1 import federation_pb2 as pb
+from pluralllm.v1 import federation_pb2_grpc
+from pluralllm.v1.resources_pb2 import RunOutcome
+
+CALL_DEADLINE_S = 20.0
+POLL_HOLD_S = 25.0
+COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole update
+SLOWEST_LINK_BYTES_S = 32 * 1024  # what a stream's deadline is derived from
+RETRY_FOR_S = 600.0  # then the work is given up; the outbox keeps it
+MAX_MODEL_BYTES = 100 * 1024**3
+RETRIES = {"attempts": None, "timeout": RETRY_FOR_S, "wait_initial": 0.2, "wait_max": 15.0, "wait_jitter": 1.0}
+SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": "pluralllm.v1.FederationService", "method": method}
+                for method in ("GetRunSpec", "GetManifest")
+            ],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Payload bytes since start."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class Transport:
+    """Raises the leaf the coordinator answered with, or Unreachable."""
+
+    def __init__(self, address: str, client: ClientId) -> None:
+        self.address = address
+        self.traffic = Traffic()
+        self._client = client
+        self._instance = secrets.token_hex(8)
+        self._generation = ""
+        options = [*CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(SERVICE_CONFIG))]
+        self._channel = grpc.aio.insecure_channel(
+            address, options=options
+        )  # loopback only: ClientConfig's caller checked
+        self._stub: Any = federation_pb2_grpc.FederationServiceStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def hello(self, group: str, role: GroupRole, questions: int) -> float:
+        """Opens a session; returns the coordinator's clock, seconds since the epoch. Raises ProtocolUnsupported."""
+        request = pb.HelloRequest(
+            protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
+            software_version=__version__,
+            instance_id=self._instance,
+            group=group,
+            role=ROLES[role],
+            training_questions=questions,
+        )
+        response: pb.HelloResponse = await self._call("Hello", request)
+        self._generation = response.generation
+        return float(response.server_time.ToMilliseconds()) / 1000
+
+    async def poll(self, held: TaskName | None, following: Iterable[RunId]) -> Answer:
+        """What now? Raises StaleSession, SessionReplaced, ProtocolUnsupported."""
+        request = pb.PollRequest(
+            protocol=PROTOCOL_MAX,
+            generation=self._generation,
+            instance_id=self._instance,
+            held_task=held or "",
+            following=following,
+        )
+        request.hold.FromMilliseconds(int(POLL_HOLD_S * 1000))
+        response: pb.PollResponse = await self._call("Poll", request, POLL_HOLD_S + CALL_DEADLINE_S)
+        match response.WhichOneof("answer"):
+            case "task":
+                return _task(response.task)
+            case "run_over":
+                over = response.run_over
+                outcome = RunOutcome.Name(over.outcome).removeprefix("RUN_OUTCOME_").lower()
+                return RunOver(
+                    RunId(over.run), outcome, over.reason, ModelVersion(over.version), Digest(over.version_digest)
+                )
+            case "upgrade":
+                wanted = response.upgrade.protocol
+                raise ProtocolUnsupported(
+                    client_min=PROTOCOL_MIN, client_max=PROTOCOL_MAX, server_min=wanted.min, server_max=wanted.max
+                )
+            case _:
+                return Wait(response.wait.after.ToMilliseconds() / 1000, response.wait.reason)
+
+    async def run_spec(self, run: RunId) -> bytes:
+        """Canonical JSON; the caller compares its hash with the task's."""
+        response: pb.GetRunSpecResponse = await self._call("GetRunSpec", pb.GetRunSpecRequest(run=run))
+        return response.spec_json
+
+    async def fetch_model(self, run: RunId, version: ModelVersion, digest: Digest, target: Path) -> VersionLink:
+        """Brings a version to `target`, resuming what a broken try left in target.part. Raises DigestMismatch, StorageFull."""
+        response: pb.GetManifestResponse = await self._call(
+            "GetManifest", pb.GetManifestRequest(run=run, version=version)
+        )
+        manifest = manifest_from(response.manifest, MAX_MODEL_BYTES)
+        if manifest.digest != digest:
+            raise DigestMismatch(what=f"version {version} of run {run}", expected=digest, got=manifest.digest)
+        if not target.is_file():
+            part = target.with_suffix(".part")
+            async for attempt in stamina.retry_context(on=(Unreachable, Corrupt), **RETRIES):
+                with attempt:
+                    await self._fetch_chunks(run, version, manifest, part)
+            part.replace(target)
+        model = response.model
+        return VersionLink(
+            ModelVersion(model.version), manifest.digest, model.record_sha256, model.parent_record_sha256
+        )
+
+    async def _fetch_chunks(self, run: RunId, version: ModelVersion, manifest: Manifest, part: Path) -> None:
+        part.touch()
+        first = part.stat().st_size // CHUNK_BYTES  # each whole chunk in the file was verified before it was written
+        if first >= manifest.chunks:
+            return
+        os.truncate(part, first * CHUNK_BYTES)
+        request = pb.GetChunksRequest(run=run, version=version, first_chunk=first)
+        with storage_errors("a model version"), part.open("ab") as file:
+            try:
+                stream = self._stub.GetChunks(request, metadata=self._metadata(), timeout=_stream_deadline_s(manifest))
+                async for message in stream:
+                    expected = manifest.chunk_hashes[first]
+                    if message.index != first or hashlib.sha256(message.data).digest() != expected:
+                        raise Corrupt(
+                            what=f"chunk {first} of version {version}", expected=expected.hex(), got="other bytes"
+                        )
+                    file.write(message.data)
+                    self.traffic.received_bytes += len(message.data)
+                    first += 1
+            except grpc.RpcError as error:
+                raise from_rpc_error(error, self.address) from error
+        if first != manifest.chunks:
+            raise Unreachable(address=self.address, problem=f"the stream ended at chunk {first} of {manifest.chunks}")
+
+    async def push_update(
+        self,
+        task: TaskName,
+        path: Path,
+        manifest: Manifest,
+        spec_sha256: Digest,
+        base: Digest,
+        examples: int,
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Brings an update to its receipt, sending only what is missing. Commit on the coordinator is the truth:
+        after an unclear answer it is asked again. Raises the refusals of BeginUpdate, PutChunks and CommitUpdate."""
+        begin = pb.BeginUpdateRequest(
+            task=task,
+            spec_sha256=spec_sha256,
+            base_digest=base,
+            manifest=manifest_message(manifest),
+            examples=examples,
+            metrics=metrics,
+        )
+        async for attempt in stamina.retry_context(on=Unreachable, **RETRIES):
+            with attempt:
+                begun: pb.BeginUpdateResponse = await self._call("BeginUpdate", begin)
+                if begun.HasField("receipt"):
+                    return
+                missing = chunks_in(begun.missing, manifest.chunks)
+                if missing:
+                    messages = self._chunks(task, path, manifest, missing)
+                    await self._call("PutChunks", messages, _stream_deadline_s(manifest))
+                commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest)
+                await self._call("CommitUpdate", commit, COMMIT_DEADLINE_S)
+
+    async def _chunks(
+        self, task: TaskName, path: Path, manifest: Manifest, missing: list[int]
+    ) -> AsyncIterator[pb.PutChunksRequest]:
+        with path.open("rb") as file:
+            for index in missing:
+                file.seek(index * CHUNK_BYTES)
+                data = file.read(CHUNK_BYTES)
+                yield pb.PutChunksRequest(task=task, digest=manifest.digest, index=index, data=data)
+                self.traffic.sent_bytes += len(data)
+
+    async def report_scores(self, task: TaskName, scores: Scores) -> None:
+        request = pb.ReportEvaluationRequest(
+            task=task,
+            alignment_score=scores.alignment_score,
+            alignment_score_base2=scores.alignment_score_base2,
+            wasserstein_score=scores.wasserstein_score,
+            questions=scores.questions,
+        )
+        async for attempt in stamina.retry_context(on=Unreachable, **RETRIES):
+            with attempt:
+                await self._call("ReportEvaluation", request)
+
+    async def report_progress(self, task: TaskName, stage: str, progress: float) -> None:
+        await self._call("ReportProgress", pb.ReportProgressRequest(task=task, stage=stage, progress=progress))
+
+    async def report_failure(self, task: TaskName, reason: str, message: str, *, permanent: bool) -> None:
+        kind = pb.FAILURE_KIND_PERMANENT if permanent else pb.FAILURE_KIND_TRANSIENT
+        request = pb.ReportFailureRequest(task=task, kind=kind, reason=reason, message=message)
+        await self._call("ReportFailure", request)
+
+    async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
+        try:
+            return await getattr(self._stub, method)(request, metadata=self._metadata(), timeout=deadline_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.address) from error
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return ((CLIENT_ID_KEY, self._client),)
+
+
+def _stream_deadline_s(manifest: Manifest) -> float:
+    """Long enough for the slowest link that makes sense."""
+    return 60.0 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
+
+
+def _task(message: pb.Task) -> Task:
+    kinds = {pb.TASK_KIND_TRAIN: TaskKind.TRAIN, pb.TASK_KIND_EVALUATE: TaskKind.EVALUATE}
+    if message.kind not in kinds:
+        raise OverLimit(what="task kind", got=message.kind, limit=max(kinds))
+    return Task(
+        name=TaskName(message.name),
+        run=RunId(message.run),
+        kind=kinds[message.kind],
+        round=RoundNumber(message.round),
+        spec_sha256=Digest(message.spec_sha256),
+        base_version=ModelVersion(message.base_version),
+        base_digest=Digest(message.base_digest),
+        base_record_sha256=message.base_record_sha256,
+        cohort_size=message.cohort_size,
+        seed=message.seed,
+    )

