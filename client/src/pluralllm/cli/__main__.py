@@ -89,7 +89,8 @@ def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
         probes = make_probes(spec.embedding, model_path, Path(cache), torch.device("cpu"))
     width = spec.embedding.dimension // len(spec.embedding.templates)
     if len(probes[0].vector) != width:
-        problem = f"  embedding.dimension: this model gives {len(probes[0].vector)} for each of the {len(spec.embedding.templates)} templates"
+        given, templates = len(probes[0].vector), len(spec.embedding.templates)
+        problem = f"  embedding.dimension: must be {given * templates}, {given} for each of the {templates} templates"
         raise InvalidSpec(file=str(model_path), problems=problem)
     embedding = spec.embedding.model_copy(update={"probes": probes})
     return spec.model_copy(update={"embedding": embedding})

@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 from google.protobuf import json_format
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -105,7 +104,7 @@ class Remote:
             for message in self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S):
                 return int(message.event.sequence)
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # type: ignore[attr-defined]
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise from_rpc_error(error, self.address) from error
         return after
 
@@ -116,7 +115,7 @@ class Remote:
             for message in self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S):
                 yield plain(message.event)
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # type: ignore[attr-defined]
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise from_rpc_error(error, self.address) from error
 
     def pull_model(
@@ -193,7 +192,7 @@ def plain(message: Message) -> Values:
     return found
 
 
-def _plain(field: FieldDescriptor, value: Any) -> Any:
+def _plain(field: Any, value: Any) -> Any:
     if field.enum_type is not None:
         prefix = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
         return field.enum_type.values_by_number[value].name.removeprefix(prefix).lower()

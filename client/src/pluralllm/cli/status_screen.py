@@ -15,7 +15,7 @@ STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost"
 
 def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableType:
     """Where the run is, who is in, who is late and why, how good the model is, what happens next."""
-    parts: list[RenderableType] = [_head(run, now), _groups(run, now)]
+    parts: list[RenderableType] = [_head(run, now), _groups(run)]
     if run["fairness"]:
         parts.append(_fairness(run))
     parts += [_refusal(refusal) for refusal in run["refusals"][-MAX_REFUSALS:]]
@@ -32,11 +32,12 @@ def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
         f"  round {run['round']} of {run['rounds']}  ",
         (phase, "bold cyan"),
         f" for {age(run['phase_start_time'], now)}\n",
-        f"version {run['version']} ({run['version_digest'][:12]})  received {size(run['received_bytes'])}, sent {size(run['sent_bytes'])}",
+        f"version {run['version']} ({run['version_digest'][:12]})  "
+        f"received {size(run['received_bytes'])}, sent {size(run['sent_bytes'])}",
     )
 
 
-def _groups(run: Mapping[str, Any], now: datetime.datetime) -> Table:
+def _groups(run: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("group", "client", "state"):
         table.add_column(column, no_wrap=True, overflow="ellipsis")

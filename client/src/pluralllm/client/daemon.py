@@ -11,9 +11,9 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import structlog
 
@@ -34,7 +34,7 @@ from pluralllm.common.errors import (
     StorageFull,
     Unreachable,
 )
-from pluralllm.common.ids import Digest, RunId, TaskName
+from pluralllm.common.ids import Digest, RunId
 from pluralllm.common.spec import RunSpec, parse_spec
 
 log = structlog.get_logger()
@@ -205,7 +205,7 @@ class Daemon:
             )  # what is in the outbox is pushed next time
         except PluralError as error:
             await self._give_up(task, error)
-        except Exception as error:  # noqa: BLE001 - the daemon outlives any one task
+        except Exception as error:
             log.exception("task.broken", task=task.name)
             await self._give_up(task, error)
 

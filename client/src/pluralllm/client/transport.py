@@ -1,8 +1,8 @@
 """The client's side of FederationService: one channel, a deadline on every call, repeats where a repeat is safe."""
 
+import asyncio
 import hashlib
 import json
-import os
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,14 @@ import stamina
 
 from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
 from pluralllm.common import __version__
-from pluralllm.common.errors import Corrupt, DigestMismatch, OverLimit, ProtocolUnsupported, Unreachable
+from pluralllm.common.errors import (
+    Corrupt,
+    DigestMismatch,
+    OverLimit,
+    PluralError,
+    ProtocolUnsupported,
+    Unreachable,
+)
 from pluralllm.common.files import storage_errors
 from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName
 from pluralllm.common.spec import GroupRole
@@ -40,7 +47,7 @@ COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole u
 SLOWEST_LINK_BYTES_S = 32 * 1024  # what a stream's deadline is derived from
 RETRY_FOR_S = 600.0  # then the work is given up; the outbox keeps it
 MAX_MODEL_BYTES = 100 * 1024**3
-RETRIES = {"attempts": None, "timeout": RETRY_FOR_S, "wait_initial": 0.2, "wait_max": 15.0, "wait_jitter": 1.0}
+FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0
 SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -141,23 +148,21 @@ class Transport:
         manifest = manifest_from(response.manifest, MAX_MODEL_BYTES)
         if manifest.digest != digest:
             raise DigestMismatch(what=f"version {version} of run {run}", expected=digest, got=manifest.digest)
-        if not target.is_file():
+        if not await asyncio.to_thread(target.is_file):
             part = target.with_suffix(".part")
-            async for attempt in stamina.retry_context(on=(Unreachable, Corrupt), **RETRIES):
+            async for attempt in _retries(Unreachable, Corrupt):
                 with attempt:
                     await self._fetch_chunks(run, version, manifest, part)
-            part.replace(target)
+            await asyncio.to_thread(part.replace, target)
         model = response.model
         return VersionLink(
             ModelVersion(model.version), manifest.digest, model.record_sha256, model.parent_record_sha256
         )
 
     async def _fetch_chunks(self, run: RunId, version: ModelVersion, manifest: Manifest, part: Path) -> None:
-        part.touch()
-        first = part.stat().st_size // CHUNK_BYTES  # each whole chunk in the file was verified before it was written
+        first = await asyncio.to_thread(_whole_chunks, part, manifest)
         if first >= manifest.chunks:
             return
-        os.truncate(part, first * CHUNK_BYTES)
         request = pb.GetChunksRequest(run=run, version=version, first_chunk=first)
         with storage_errors("a model version"), part.open("ab") as file:
             try:
@@ -196,7 +201,7 @@ class Transport:
             examples=examples,
             metrics=metrics,
         )
-        async for attempt in stamina.retry_context(on=Unreachable, **RETRIES):
+        async for attempt in _retries(Unreachable):
             with attempt:
                 begun: pb.BeginUpdateResponse = await self._call("BeginUpdate", begin)
                 if begun.HasField("receipt"):
@@ -226,7 +231,7 @@ class Transport:
             wasserstein_score=scores.wasserstein_score,
             questions=scores.questions,
         )
-        async for attempt in stamina.retry_context(on=Unreachable, **RETRIES):
+        async for attempt in _retries(Unreachable):
             with attempt:
                 await self._call("ReportEvaluation", request)
 
@@ -248,9 +253,34 @@ class Transport:
         return ((CLIENT_ID_KEY, self._client),)
 
 
+def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
+    """Around work that may be repeated: jittered, with a limit in time."""
+    return stamina.retry_context(
+        on=errors,
+        attempts=None,
+        timeout=RETRY_FOR_S,
+        wait_initial=FIRST_RETRY_S,
+        wait_max=LAST_RETRY_S,
+        wait_jitter=RETRY_JITTER_S,
+    )
+
+
 def _stream_deadline_s(manifest: Manifest) -> float:
     """Long enough for the slowest link that makes sense."""
     return 60.0 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
+
+
+def _whole_chunks(part: Path, manifest: Manifest) -> int:
+    """How many chunks at the start of a partial file are good; whatever follows them is cut off."""
+    part.touch()
+    good = 0
+    with part.open("r+b") as file:
+        for index, expected in enumerate(manifest.chunk_hashes):
+            if hashlib.sha256(file.read(manifest.chunk_size(index))).digest() != expected:
+                break
+            good += 1
+        file.truncate(min(good * CHUNK_BYTES, manifest.size_bytes))
+    return good
 
 
 def _task(message: pb.Task) -> Task:

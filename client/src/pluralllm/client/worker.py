@@ -51,7 +51,11 @@ class Worker:
         os._exit(0)  # the daemon is gone; nobody wants the rest
 
     def work(self) -> None:
-        actions = {"prepare": self._prepare, "train": self._train, "evaluate": self._evaluate}
+        actions: dict[str, Callable[..., dict[str, Any]]] = {
+            "prepare": self._prepare,
+            "train": self._train,
+            "evaluate": self._evaluate,
+        }
         while True:
             command = self._commands.get()
             number, action = command.pop("id"), actions[command.pop("do")]
@@ -138,13 +142,12 @@ class Worker:
     def _evaluate(self, report: Report, spec_sha256: str, weights: str) -> dict[str, Any]:
         spec, data, role, device = self._prepared[spec_sha256]
         found = evaluate(Path(weights), spec, data, role, device, lambda done, total: report("evaluating", done, total))
-        scores = {
+        return {
             "alignment_score": found.score,
             "alignment_score_base2": found.score_base2,
             "wasserstein_score": found.wasserstein,
-            "questions": found.questions,
+            "questions": found.questions // spec.evaluation.draws,
         }
-        return scores
 
 
 def main() -> None:

