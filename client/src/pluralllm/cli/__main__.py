@@ -139,11 +139,11 @@ def status(
         return
     if as_json:
         raise InvalidArgument(field="--watch", problem="cannot be had with --json; poll `status --json` instead")
-    found, sequence = remote.get_run(run), 0
+    found = remote.get_run(run)
     name = found["name"].removeprefix("runs/")
     with Live(_status(found), auto_refresh=False, console=Console()) as live:
         while found["phase"] != "ended":
-            sequence = remote.wait_for_event(name, sequence)
+            remote.wait_for_event(name, found["sequence"])
             found = remote.get_run(name)
             live.update(_status(found), refresh=True)
 

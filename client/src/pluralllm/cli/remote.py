@@ -5,7 +5,7 @@ Enums come as their lower-case last words, times as RFC 3339 text.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,26 +97,17 @@ class Remote:
             "ListMembers", lambda token: pb.ListMembersRequest(page_size=PAGE_SIZE, page_token=token), "members"
         )
 
-    def wait_for_event(self, run: str, after: int) -> int:
-        """Returns the newest sequence once there are events after `after`, or when the wait is over."""
+    def wait_for_event(self, run: str, after: int) -> None:
+        """Returns once there is an event after this sequence, or when the wait is over."""
         request = pb.WatchRunRequest(name=f"runs/{run}", after_sequence=after)
+        stream = self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S)
         try:
-            for message in self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S):
-                return int(message.event.sequence)
+            next(stream, None)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise from_rpc_error(error, self.address) from error
-        return after
-
-    def events(self, run: str, after: int = 0) -> Iterator[Values]:
-        """The run's events, ending with the run (or after the watch deadline; call again with the last sequence)."""
-        request = pb.WatchRunRequest(name=f"runs/{run}", after_sequence=after)
-        try:
-            for message in self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S):
-                yield plain(message.event)
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise from_rpc_error(error, self.address) from error
+        finally:
+            stream.cancel()
 
     def pull_model(
         self, run: str, version: str, folder: Path, on_bytes: Callable[[int, int], None]

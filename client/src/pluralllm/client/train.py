@@ -1,11 +1,13 @@
 """Local work as plain functions: one TRAIN task, one EVALUATE task. No sockets, no processes, no clock.
 
-The same base weights, data, seed and machine give the same delta, bit for bit.
+The same files, data, seed and number of threads give the same delta on one machine, bit for bit (on CUDA as far as torch has
+deterministic kernels, with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment).
 """
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +25,12 @@ from pluralllm.common.data import (
     log_softmax_by_question,
     make_batch,
 )
-from pluralllm.common.errors import NotFinite, TooFewQuestions
+from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
+from pluralllm.common.files import publish, storage_errors
 from pluralllm.common.metrics import Alignment
-from pluralllm.common.model import Predictor, new_predictor
+from pluralllm.common.model import PreferencePredictor, flat_weights, load_weights
 from pluralllm.common.spec import GroupRole, RunSpec, Training
-from pluralllm.common.weights import Manifest, flat_values, read_layout, tensors_of, write_weights
+from pluralllm.common.weights import Layout, Manifest, flat_values, read_layout, tensors_of, write_weights
 
 MIN_LOG_STD, MAX_LOG_STD = -7.0, 4.0  # keeps the likelihood finite; 0.001 .. 55 on a scale of shares
 
@@ -35,14 +38,18 @@ Progress = Callable[[int, int], None]  # steps done, steps in all; may raise to 
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA if there, else MPS, else CPU. Raises ValueError for a device this machine does not have."""
-    if name != "auto":
+    """`auto` is CUDA if there, else MPS, else CPU. Raises InvalidArgument for a device that this machine does not have."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
         device = torch.device(name)
         torch.empty(1, device=device)  # fails here and not in the middle of a round
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own for it
+        problem = f"{name!r} cannot be used here ({str(error).splitlines()[0]}); auto takes what there is"
+        raise InvalidArgument(field="device", problem=problem) from error
+    return device
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class Trained:
     """What one TRAIN task gave."""
 
     manifest: Manifest  # of the delta's file
-    examples: int  # training questions of the group
+    examples: int  # training questions of the group: the update's weight, the same in every round
     steps: int
     mean_loss: float
 
@@ -68,59 +75,59 @@ def train(
 ) -> Trained:
     """Trains the weights in `base` and writes delta = local - global to `out` (not yet durable).
 
-    `first_step`: local steps of this client before this round, for the schedule. `optimizer_state`: where moments are kept
-    between rounds if the spec keeps them. Raises TooFewQuestions, NotFinite, or what `on_step` raises.
+    `first_step`: local steps that lie before this round, for the schedule. `optimizer_state`: the file of this client's moments
+    in this run, read if the spec keeps them and it is there; the new ones are written to `next_state` of it.
+    Raises TooFewQuestions, NotFinite, WrongLayout, StorageFull, or what `on_step` raises; `out` is not written then.
     """
+    training = spec.training
     usable, _ = data.split(spec.evaluation.holdout_share)
-    check_enough(data, len(usable), spec.training.episodes)
-    model = _load(base, spec, device)
-    model.train()
-    torch.manual_seed(seed % 2**63)  # dropout
+    check_enough(data, len(usable), training.episodes)
+    model = _load(base, spec, device).train()
+    optimizer = _new_optimizer(model, training)
     rng = np.random.default_rng(seed)
-    optimizer = _new_optimizer(model, spec.training)
-    if spec.training.keep_optimizer_state:
-        _restore(optimizer, optimizer_state, device)
     total_loss = 0.0
-    for step in range(spec.training.local_steps):
-        on_step(step, spec.training.local_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(spec.training, first_step + step)
-        episodes = [draw_episode(usable, spec.training.episodes, rng) for _ in range(spec.training.batch_episodes)]
-        batch = make_batch([(data, episode) for episode in episodes]).to(device)
-        loss = loss_of(model, batch, spec.training.loss)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if spec.training.gradient_clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), spec.training.gradient_clip_norm)
-        optimizer.step()
-        total_loss += float(loss.detach())
-    if spec.training.keep_optimizer_state:
-        _save(optimizer, next_state(optimizer_state))
-    on_step(spec.training.local_steps, spec.training.local_steps)
+    with _deterministic(seed):
+        if training.keep_optimizer_state:
+            _restore_moments(model, optimizer, optimizer_state)
+        for step in range(training.local_steps):
+            on_step(step, training.local_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(training, first_step + step)
+            episodes = [(data, draw_episode(usable, training.episodes, rng)) for _ in range(training.batch_episodes)]
+            loss = loss_of(model, make_batch(episodes).to(device), training.loss)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if training.gradient_clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip_norm)
+            optimizer.step()
+            total_loss += float(loss.detach())
+    on_step(training.local_steps, training.local_steps)
     layout = read_layout(base)
-    local = np.concatenate(list(model.flat(layout)))
-    delta = (local.astype(np.float64) - flat_values(base, layout).astype(np.float64)).astype(np.float32)
-    if not np.isfinite(delta).all():
-        first = int(np.argmin(np.isfinite(delta)))
-        raise NotFinite(tensor=layout.tensor_at(first), count=int((~np.isfinite(delta)).sum()))
+    delta = flat_weights(model) - flat_values(base, layout)
+    _check_finite(delta, layout)
+    if training.keep_optimizer_state:
+        _save_moments(model, optimizer, next_state(optimizer_state))
     manifest = write_weights(out, layout, [delta])
-    return Trained(manifest, len(usable), spec.training.local_steps, total_loss / spec.training.local_steps)
+    return Trained(manifest, len(usable), training.local_steps, total_loss / training.local_steps)
 
 
-def loss_of(model: Predictor, batch: Batch, kind: str) -> Tensor:
-    """Mean loss over the real target points (gaussian) or target questions (cross_entropy); a scalar.
+def loss_of(model: PreferencePredictor, batch: Batch, kind: str) -> Tensor:
+    """Mean loss over the real target points (gaussian) or target questions (cross_entropy), by question weight; a scalar.
 
     gaussian: -log N(y; softmaxed mean, exp(log-std)), arXiv 2310.11523. cross_entropy: between the true shares and the
     softmaxed means of each question, plus the same Gaussian on detached means, so that the predicted spread is trained too.
     """
-    mean, log_std = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)  # (B, T) each
-    log_shares = log_softmax_by_question(mean, batch.target_question, batch.questions)
+    predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+    log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (B, T)
     real = batch.target_is_real
+    log_shares, log_std, y, weights = (
+        part[real] for part in (log_shares, predicted.log_std, batch.target_shares, batch.target_weights)
+    )  # (points,) each: no padding from here on
     if kind == "gaussian":
-        return gaussian_loss(log_shares.exp(), log_std, batch.target_shares)[real].mean()
-    spread = gaussian_loss(log_shares.exp().detach(), log_std, batch.target_shares)[real].mean()
-    questions = _count_questions(batch)
-    return -(batch.target_shares * log_shares)[real].sum() / questions + spread
+        return (weights * gaussian_loss(log_shares.exp(), log_std, y)).sum() / weights.sum()
+    spread = (weights * gaussian_loss(log_shares.exp().detach(), log_std, y)).sum() / weights.sum()
+    questions = (weights * y).sum()  # shares sum to 1 over a question, so this is the sum of the questions' weights
+    return -(weights * y * log_shares).sum() / questions + spread
 
 
 def gaussian_loss(mean: Tensor, log_std: Tensor, y: Tensor) -> Tensor:
@@ -129,76 +136,71 @@ def gaussian_loss(mean: Tensor, log_std: Tensor, y: Tensor) -> Tensor:
     return 0.5 * ((y - mean) * torch.exp(-log_std)) ** 2 + log_std + 0.5 * math.log(2 * math.pi)
 
 
-def _count_questions(batch: Batch) -> int:
-    last = torch.where(batch.target_is_real, batch.target_question, -1).amax(dim=1)
-    return int((last + 1).sum())
+def learning_rate(training: Training, step: int) -> float:
+    """The rate at a local step, counted over the whole run from 0."""
+    if training.schedule == "constant":
+        return training.learning_rate
+    return training.learning_rate * (1 + math.cos(math.pi * step / training.cosine_steps)) / 2
 
 
 @torch.no_grad()
 def evaluate(
     weights: Path, spec: RunSpec, data: GroupData, role: GroupRole, device: torch.device, on_step: Progress
 ) -> Alignment:
-    """How well these weights predict the group, over the spec's seeded contexts.
+    """How well these weights predict the group, summed over the spec's seeded contexts. Every question counts alike.
 
-    A training group: context from its training questions, targets are the questions nobody trains on. A held-out group:
-    context from all its questions, targets are the rest. The draws depend on spec, group and draw number only, so that
-    versions can be compared. Raises TooFewQuestions.
+    Raises TooFewQuestions, WrongLayout, or what `on_step` raises.
     """
-    model = _load(weights, spec, device)
-    model.eval()
+    model = _load(weights, spec, device).eval()
     total = Alignment()
-    for number in range(spec.evaluation.draws):
-        on_step(number, spec.evaluation.draws)
-        episode = evaluation_episode(spec, data, role, number)
+    for draw in range(spec.evaluation.draws):
+        on_step(draw, spec.evaluation.draws)
+        episode = evaluation_episode(spec, data, role, draw)
         batch = make_batch([(data, episode)]).to(device)
-        mean, _ = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
-        log_shares = log_softmax_by_question(mean, batch.target_question, batch.questions)
-        total = total.merge(_score(data, episode, log_shares[0].exp().double().cpu().numpy()))
+        predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+        log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (1, T)
+        shares = log_shares[0].exp().cpu().numpy()
+        ends = np.cumsum([len(data.questions[q].options) for q in episode.targets])[:-1]
+        for number, guess in zip(episode.targets, np.split(shares, ends), strict=True):
+            question = data.questions[number]
+            total = total.add(guess, question.shares, question.scale)
     on_step(spec.evaluation.draws, spec.evaluation.draws)
     return total
 
 
 def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: int) -> Episode:
-    """Context and targets of one evaluation draw. Raises TooFewQuestions."""
+    """Context and targets of one evaluation draw: a matter of seed, group and draw alone, so that versions compare.
+
+    A held-out group: context from all of its questions, the others are targets. A training group: context from the questions
+    it trains on, targets are the held-out ones, that nobody trains on; only a spec that holds out none (holdout_share = 0)
+    scores it as a held-out group is, on questions it trained on.
+    Raises TooFewQuestions.
+    """
     size = spec.evaluation.context_questions
-    trained, unseen = data.split(spec.evaluation.holdout_share)
-    pool = trained if role is GroupRole.TRAIN and unseen else tuple(range(len(data.questions)))
-    if len(pool) < size + (0 if pool is trained else 1):
-        use = f"evaluation ({size} context questions, and others to predict)"
-        raise TooFewQuestions(group=data.group, usable=len(pool), needed=size + 1, use=use)
+    use = f"an evaluation ({size} context questions and at least 1 to predict)"
+    trained, held_out = data.split(spec.evaluation.holdout_share)
+    apart = role is GroupRole.TRAIN and spec.evaluation.holdout_share > 0
+    if apart and not held_out:
+        raise TooFewQuestions(group=data.group, usable=0, needed=1, use="an evaluation on questions nobody trains on")
+    pool = trained if apart else range(len(data.questions))
+    needed = size if apart else size + 1
+    if len(pool) < needed:
+        raise TooFewQuestions(group=data.group, usable=len(pool), needed=needed, use=use)
     key = hashlib.sha256(f"evaluation/{spec.seed}/{data.group}/{draw}".encode()).digest()
     drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(np.asarray(pool)).tolist()
-    context = tuple(drawn[:size])
-    return Episode(context, unseen if pool is trained else tuple(sorted(drawn[size:])))
+    return Episode(tuple(drawn[:size]), held_out if apart else tuple(sorted(drawn[size:])))
 
 
-def _score(data: GroupData, episode: Episode, predicted: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Alignment:
-    total, start = Alignment(), 0
-    for number in episode.targets:
-        question = data.questions[number]
-        end = start + len(question.options)
-        total = total.add(predicted[start:end], question.shares, question.scale)
-        start = end
-    return total
-
-
-def _load(weights: Path, spec: RunSpec, device: torch.device) -> Predictor:
-    model = new_predictor(spec.predictor, spec.embedding)
-    model.load(tensors_of(weights))
+def _load(weights: Path, spec: RunSpec, device: torch.device) -> PreferencePredictor:
+    model = PreferencePredictor(spec.predictor, spec.embedding)
+    load_weights(model, tensors_of(weights))
     return model.to(device)
 
 
-def _new_optimizer(model: Predictor, training: Training) -> torch.optim.Optimizer:
+def _new_optimizer(model: PreferencePredictor, training: Training) -> torch.optim.Optimizer:
     if training.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=training.learning_rate)
     return torch.optim.Adam(model.parameters(), lr=training.learning_rate)
-
-
-def _rate(training: Training, step: int) -> float:
-    """The learning rate at a local step, counted over the whole run."""
-    if training.schedule == "constant":
-        return training.learning_rate
-    return training.learning_rate * (1 + math.cos(math.pi * step / training.cosine_steps)) / 2
 
 
 def next_state(path: Path) -> Path:
@@ -206,22 +208,43 @@ def next_state(path: Path) -> Path:
     return path.with_suffix(".next")
 
 
-def _save(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Moments as safetensors: Adam's step, exp_avg and exp_avg_sq of each parameter by number."""
-    state = optimizer.state_dict()["state"]
-    tensors = {
-        f"{number}.{name}": value.detach().cpu() for number, kept in state.items() for name, value in kept.items()
+def _save_moments(model: PreferencePredictor, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Moments as safetensors, by parameter and torch's name for them. Plain SGD has none."""
+    moments = {
+        f"{name}/{moment}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for moment, value in optimizer.state[parameter].items()
     }
-    draft = path.with_suffix(".tmp")
-    save_file(tensors, draft)
-    draft.replace(path)
+    with storage_errors("the optimizer's moments"):
+        draft = path.with_suffix(".tmp")
+        save_file(moments, draft)
+        publish(draft, path)
 
 
-def _restore(optimizer: torch.optim.Optimizer, path: Path, device: torch.device) -> None:
+def _restore_moments(model: PreferencePredictor, optimizer: torch.optim.Optimizer, path: Path) -> None:
     if not path.is_file():
         return
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(path, device=str(device)).items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    parameters = dict(model.named_parameters())
+    for key, value in load_file(path).items():
+        name, _, moment = key.rpartition("/")
+        parameter = parameters[name]
+        # Adam's count of steps is a scalar, which torch wants on the CPU.
+        optimizer.state[parameter][moment] = value.to(parameter.device) if value.shape == parameter.shape else value
+
+
+@contextlib.contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """Seeds torch (dropout) and asks for deterministic kernels; warns where a device has none."""
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
+def _check_finite(delta: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]", layout: Layout) -> None:
+    finite = np.isfinite(delta)
+    if not finite.all():
+        raise NotFinite(tensor=layout.tensor_at(int(np.argmin(finite))), count=int((~finite).sum()))

@@ -21,21 +21,24 @@ def js_distance(predicted: Shares, true: Shares) -> float:
     p, q = _distribution(predicted), _distribution(true)
     if p.shape != q.shape:
         raise ValueError(f"{p.size} shares predicted, {q.size} given")
-    middle = (p + q) / 2
-    divergence = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
+    divergence = (_entropy_against_middle(p, q) + _entropy_against_middle(q, p)) / 2
     return math.sqrt(max(0.0, divergence))
 
 
 def wasserstein_score(predicted: Shares, true: Shares, scale: Sequence[float | None]) -> float | None:
-    """1 - W1 / max W1 over the options that are on the scale; None if fewer than two positions or no share is on it.
+    """1 - W1 / max W1 over the options that are on the scale: 1 is perfect, 0 all at the wrong end.
 
-    Options off the scale (refused) are left out on both sides and the rest is brought to sum 1.
+    Options off the scale (refused) are left out on both sides and the rest is brought to sum 1. None if the question is not
+    ordinal: fewer than two positions, or no true share on them. A prediction with nothing on the scale scores 0: what cannot
+    be compared must not drop out of a mean.
     """
     on = [index for index, position in enumerate(scale) if position is not None]
     positions = np.array([scale[index] for index in on], dtype=np.float64)
     p, q = _distribution(predicted)[on], _distribution(true)[on]
-    if len(set(positions.tolist())) < 2 or p.sum() <= 0 or q.sum() <= 0:
+    if len(set(positions.tolist())) < 2 or q.sum() <= 0:
         return None
+    if p.sum() <= 0:
+        return 0.0
     order = np.argsort(positions, kind="stable")
     gaps = np.diff(positions[order])
     distance = float(np.abs(np.cumsum(p[order] / p.sum() - q[order] / q.sum())[:-1]) @ gaps)
@@ -105,9 +108,9 @@ def fairness_index(scores: Sequence[float]) -> float:
     return 1 / (1 + coefficient_of_variation(scores) ** 2)
 
 
-def question_fairness_index(scores: NDArray[np.floating]) -> float:
-    """Question form: mean over questions of 1 / (1 + CoV^2 over groups). Shape of scores: [questions, groups]."""
-    return float(np.mean([fairness_index(row.tolist()) for row in np.atleast_2d(scores)]))
+def question_fairness_index(scores: Sequence[Sequence[float]]) -> float:
+    """Question form: mean over questions of 1 / (1 + CoV^2 over groups). One row a question: the scores of its groups."""
+    return sum(map(fairness_index, scores)) / len(scores)
 
 
 def _distribution(shares: Shares) -> NDArray[np.float64]:
@@ -118,6 +121,7 @@ def _distribution(shares: Shares) -> NDArray[np.float64]:
     return normalized
 
 
-def _relative_entropy(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+def _entropy_against_middle(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    """Relative entropy of p to (p + q) / 2; halving here would lose the smallest shares to underflow."""
     seen = p > 0
-    return float((p[seen] * np.log(p[seen] / q[seen])).sum())
+    return float((p[seen] * np.log(2 * p[seen] / (p + q)[seen])).sum())

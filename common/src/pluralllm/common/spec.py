@@ -82,7 +82,7 @@ class Predictor(SpecPart):
     heads: PositiveInt = 4
     feedforward: PositiveInt = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    input_scale: Literal["none", "unit_variance"] = "none"  # unit_variance: unit vectors times sqrt(dimension)
+    input_scale: Literal["none", "unit_variance"] = "none"  # unit_variance: unit vectors of n numbers, times sqrt(n)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -196,6 +196,12 @@ class RunSpec(SpecPart):
     aggregation: Aggregation = Aggregation()
     evaluation: Evaluation = Evaluation()
     embedding: Embedding
+
+    @model_validator(mode="after")
+    def _scales_unit_vectors(self) -> Self:
+        if self.predictor.input_scale == "unit_variance" and not self.embedding.normalize:
+            raise ValueError("predictor.input_scale unit_variance is for unit vectors: set embedding.normalize = true")
+        return self
 
     @model_validator(mode="after")
     def _enough_groups(self) -> Self:

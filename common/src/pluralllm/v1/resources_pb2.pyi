@@ -388,6 +388,7 @@ class Run(_message.Message):
     NEXT_FIELD_NUMBER: _builtins.int
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     SENT_BYTES_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """runs/{run}"""
     spec_sha256: _builtins.str
@@ -403,6 +404,8 @@ class Run(_message.Message):
     """One sentence: what happens next and what it waits for."""
     received_bytes: _builtins.int
     sent_bytes: _builtins.int
+    sequence: _builtins.int
+    """Of the newest event: where WatchRun goes on from this state."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -450,10 +453,11 @@ class Run(_message.Message):
         next: _builtins.str = ...,
         received_bytes: _builtins.int = ...,
         sent_bytes: _builtins.int = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "fairness", b"fairness", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluations", b"evaluations", "fairness", b"fairness", "name", b"name", "next", b"next", "outcome", b"outcome", "outcome_reason", b"outcome_reason", "participants", b"participants", "paused", b"paused", "phase", b"phase", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "previous_evaluations", b"previous_evaluations", "received_bytes", b"received_bytes", "refusals", b"refusals", "round", b"round", "rounds", b"rounds", "sent_bytes", b"sent_bytes", "spec_sha256", b"spec_sha256", "update_time", b"update_time", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluations", b"evaluations", "fairness", b"fairness", "name", b"name", "next", b"next", "outcome", b"outcome", "outcome_reason", b"outcome_reason", "participants", b"participants", "paused", b"paused", "phase", b"phase", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "previous_evaluations", b"previous_evaluations", "received_bytes", b"received_bytes", "refusals", b"refusals", "round", b"round", "rounds", b"rounds", "sent_bytes", b"sent_bytes", "sequence", b"sequence", "spec_sha256", b"spec_sha256", "update_time", b"update_time", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

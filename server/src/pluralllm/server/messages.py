@@ -81,6 +81,7 @@ def run_message(
         next=following,
         received_bytes=run.received_bytes,
         sent_bytes=run.sent_bytes,
+        sequence=run.sequence,
     )
     for note in state.refusals:
         message.refusals.add(

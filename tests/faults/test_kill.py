@@ -1,0 +1,168 @@
+"""kill -9, for real: the run ends with the bits of an undisturbed one, and the audit is clean."""
+
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from process_harness import Federation, federation, process_spec, tiny_embedding_model, until
+
+from pluralllm.cli.remote import Remote
+from pluralllm.client.sample_survey import sample_groups
+from pluralllm.common.errors import PluralError
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+SPEC = process_spec()
+SEED = 20250312
+
+
+@pytest.fixture(scope="module")
+def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_embedding_model(tmp_path_factory.mktemp("model"))
+
+
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def begin(running: Federation, addresses: dict[str, str] | None = None) -> Remote:
+    """A coordinator, two clients and a started run."""
+    remote = running.start_coordinator()
+    for name, questions in zip(("ann", "ben"), sample_groups(2, 60, 0).values(), strict=True):
+        running.start_client(name, questions, (addresses or {}).get(name))
+    remote.create_run("r", SPEC.canonical_json())
+    remote.start_run("r")
+    return remote
+
+
+def end_phase(remote: Remote) -> str:
+    try:
+        return str(remote.get_run("r")["phase"])
+    except PluralError:
+        return ""  # the coordinator is away for a moment
+
+
+def finish(running: Federation, remote: Remote) -> str:
+    """Waits for the end and for the clients to hear of it; audits; the final model's digest."""
+    until(lambda: end_phase(remote) == "ended", "the run ends", running, 120)
+    run = remote.get_run("r")
+    assert run["outcome"] == "completed", run["outcome_reason"]
+    assert run["version"] == SPEC.rounds
+    for client in running.clients.values():
+        until(lambda client=client: not client.running, "the client hears that the run is over", running)  # type: ignore[misc]
+    remote.close()
+    running.coordinator.stop()
+    audit = running.audit()
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    return str(run["version_digest"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> str:
+    with federation(tmp_path_factory.mktemp("undisturbed"), embedding_model, port()) as running:
+        return finish(running, begin(running))
+
+
+def test_two_undisturbed_runs_are_bit_identical(tmp_path: Path, embedding_model: Path, undisturbed: str) -> None:
+    with federation(tmp_path / "again", embedding_model, port()) as running:
+        assert finish(running, begin(running)) == undisturbed
+
+
+def test_a_coordinator_killed_five_times_in_mid_round_ends_with_the_same_model(
+    tmp_path: Path, embedding_model: Path, undisturbed: str
+) -> None:
+    rng = random.Random(SEED)
+    with federation(tmp_path / "run", embedding_model, port()) as running:
+        remote = begin(running)
+        for kill in range(5):
+            target = sequence(remote) + rng.randint(1, 4)
+            until(lambda target=target: sequence(remote) >= target, f"event {target} before kill {kill}", running)  # type: ignore[misc]
+            running.coordinator.kill()
+            running.coordinator.start()
+            until(lambda: end_phase(remote) != "", "the coordinator is back", running)
+        assert finish(running, remote) == undisturbed
+
+
+def sequence(remote: Remote) -> int:
+    """How far the run's event log is; 0 while the coordinator is away."""
+    try:
+        return int(remote.get_run("r")["sequence"])
+    except PluralError:
+        return 0
+
+
+class CuttingProxy:
+    """Passes bytes to the coordinator; after `limit` bytes of one direction it calls back, once."""
+
+    def __init__(self, target: str, limit: int, on_limit: Callable[[], None]) -> None:
+        host, _, number = target.rpartition(":")
+        self._target = (host, int(number))
+        self._left = limit
+        self._on_limit = on_limit
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._sockets: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                inner, _ = self._listener.accept()
+                outer = socket.create_connection(self._target, timeout=10)
+            except OSError:
+                return
+            self._sockets += [inner, outer]
+            threading.Thread(target=self._pass, args=(inner, outer, True), daemon=True).start()
+            threading.Thread(target=self._pass, args=(outer, inner, False), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        try:
+            while data := source.recv(65_536):
+                if counted and self._left > 0:
+                    self._left -= len(data)
+                    if self._left <= 0:
+                        self._on_limit()
+                        break
+                sink.sendall(data)
+        except OSError:
+            pass
+        for each in (source, sink):
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+
+@pytest.fixture
+def proxies() -> Iterator[list[CuttingProxy]]:
+    found: list[CuttingProxy] = []
+    yield found
+    for proxy in found:
+        proxy.close()
+
+
+def test_a_client_killed_in_mid_upload_sends_the_same_update_when_it_is_back(
+    tmp_path: Path, embedding_model: Path, undisturbed: str, proxies: list[CuttingProxy]
+) -> None:
+    number = port()
+    with federation(tmp_path / "run", embedding_model, number) as running:
+        killed = threading.Event()
+
+        def kill() -> None:
+            running.clients["ann"].kill()
+            killed.set()
+
+        proxies.append(CuttingProxy(f"127.0.0.1:{number}", 900_000, kill))
+        remote = begin(running, {"ann": proxies[0].address})
+        until(killed.is_set, "the client is killed in mid-upload", running)
+        assert list((tmp_path / "run" / "ann" / "state" / "outbox").glob("*.json")), "it was not in mid-upload"
+        running.clients["ann"].start()
+        assert finish(running, remote) == undisturbed

@@ -1,0 +1,191 @@
+"""Coordinator and client daemons as real processes on loopback, for tests that kill them."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from pluralllm.cli.remote import Remote
+from pluralllm.client.private_data import write_group
+from pluralllm.client.sample_survey import sample_groups
+from pluralllm.common.errors import PluralError
+from pluralllm.common.questions import Question
+from pluralllm.common.spec import RunSpec
+
+START_LIMIT_S = 60.0
+LOOK_EVERY_S = 0.02
+WIDTH = 16
+
+
+def tiny_embedding_model(folder: Path) -> Path:
+    """A real transformer with random weights and a real tokenizer, small enough to load in a moment."""
+    words = {"[UNK]": 0, "[PAD]": 1}
+    for questions in sample_groups(8, 168, 0).values():
+        for question in questions:
+            for word in " ".join([question.text, *question.options]).replace("?", " ?").split():
+                words.setdefault(word, len(words))
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
+    fast.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def process_spec(**changes: Any) -> RunSpec:
+    """A run of real daemons that ends in a few seconds."""
+    values: dict[str, Any] = {
+        "rounds": 4,
+        "seed": 11,
+        "round": {"min_clients": 2, "target_clients": 2, "evaluate_every": 4, "gather_s": 60, "deadline_s": 120},
+        "predictor": {"d_model": 128, "layers": 3, "heads": 2, "feedforward": 128, "embedder_layers": 3},
+        "training": {"local_steps": 2, "episodes": {"max_context": 20, "max_targets": 20}},
+        "evaluation": {"context_questions": 10, "draws": 1},
+        "embedding": {"model": "tiny", "dimension": 2 * WIDTH},
+    }
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = {**values[key], **value} if both else value
+    return RunSpec.model_validate(values)
+
+
+@dataclasses.dataclass
+class Process:
+    """One child in a process group of its own."""
+
+    command: list[str]
+    log: Path
+    environment: Mapping[str, str]
+    popen: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> "Process":
+        with self.log.open("ab") as file:
+            self.popen = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **self.environment},
+            )
+        return self
+
+    @property
+    def running(self) -> bool:
+        return self.popen is not None and self.popen.poll() is None
+
+    def kill(self) -> None:
+        """kill -9, and its worker's input ends with it."""
+        assert self.popen is not None
+        self.popen.send_signal(signal.SIGKILL)
+        self.popen.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.popen is not None
+        if self.running:
+            self.popen.terminate()
+            try:
+                self.popen.wait(20)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait(10)
+        return int(self.popen.returncode)
+
+
+class Federation:
+    """A folder with one coordinator and its clients; everything is stopped at the end of `federation`."""
+
+    def __init__(self, folder: Path, embedding_model: Path, port: int) -> None:
+        self.folder = folder
+        self.address = f"127.0.0.1:{port}"
+        self._embedding_model = embedding_model
+        self.processes: list[Process] = []
+        self.clients: dict[str, Process] = {}
+        state = folder / "coordinator"
+        self.state = state
+        serve = [sys.executable, "-m", "pluralllm.server", "serve", "--state-dir", str(state), "--listen", self.address]
+        self.coordinator = Process(serve, folder / "coordinator.log", {"PLURALLLM_SERVER_LEASE_S": "5"})
+        self.processes.append(self.coordinator)
+
+    def start_coordinator(self) -> Remote:
+        self.coordinator.start()
+        remote = Remote(self.address)
+        until(lambda: _answers(remote), "the coordinator answers", self)
+        return remote
+
+    def start_client(self, name: str, questions: tuple[Question, ...], address: str | None = None) -> Process:
+        home = self.folder / name
+        home.mkdir(exist_ok=True)
+        write_group(home / "answers.jsonl", questions)
+        config = {
+            "client_id": name,
+            "group": f"group of {name}",
+            "coordinator": address or self.address,
+            "data": str(home / "answers.jsonl"),
+            "state_dir": str(home / "state"),
+            "embedding_model_path": str(self._embedding_model),
+            "log_level": "DEBUG",
+        }
+        text = "".join(f'{key} = "{value}"\n' for key, value in config.items())
+        (home / "client.toml").write_text(text + "threads = 1\nexit_when_run_over = true\n")
+        command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
+        process = Process(command, self.folder / f"{name}.log", {"OMP_NUM_THREADS": "1"}).start()
+        self.processes.append(process)
+        self.clients[name] = process
+        return process
+
+    def audit(self) -> subprocess.CompletedProcess[str]:
+        """`pluralllm-server audit`; the coordinator must be stopped."""
+        command = [sys.executable, "-m", "pluralllm.server", "audit", "--state-dir", str(self.state)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
+
+
+def _answers(remote: Remote) -> bool:
+    try:
+        remote.runs()
+    except PluralError:
+        return False
+    return True
+
+
+def until(holds: Callable[[], bool], what: str, federation: Federation, limit_s: float = START_LIMIT_S) -> None:
+    """Looks again and again, for a bounded time; real processes have no clock of ours."""
+    end_s = time.monotonic() + limit_s
+    while not holds():
+        if time.monotonic() > end_s:
+            raise AssertionError(f"not within {limit_s} s: {what}\n{federation.logs()}")
+        time.sleep(LOOK_EVERY_S)
+
+
+@contextlib.contextmanager
+def federation(folder: Path, embedding_model: Path, port: int) -> Iterator[Federation]:
+    """Leaves no process behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = Federation(folder, embedding_model, port)
+    try:
+        yield found
+    finally:
+        for process in found.processes:
+            if process.running:
+                process.stop()
