@@ -3,10 +3,11 @@
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cutting_proxy import CuttingProxy
 from process_harness import Federation, federation, process_spec, tiny_embedding_model, until
 
 from pluralllm.cli.remote import Remote
@@ -24,6 +25,7 @@ def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def port() -> int:
+    """Free a moment ago: a coordinator that was killed must come back on its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -93,52 +95,6 @@ def sequence(remote: Remote) -> int:
         return int(remote.get_run("r")["sequence"])
     except PluralError:
         return 0
-
-
-class CuttingProxy:
-    """Passes bytes to the coordinator; after `limit` bytes of one direction it calls back, once."""
-
-    def __init__(self, target: str, limit: int, on_limit: Callable[[], None]) -> None:
-        host, _, number = target.rpartition(":")
-        self._target = (host, int(number))
-        self._left = limit
-        self._on_limit = on_limit
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._sockets: list[socket.socket] = [self._listener]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        for each in self._sockets:
-            each.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                inner, _ = self._listener.accept()
-                outer = socket.create_connection(self._target, timeout=10)
-            except OSError:
-                return
-            self._sockets += [inner, outer]
-            threading.Thread(target=self._pass, args=(inner, outer, True), daemon=True).start()
-            threading.Thread(target=self._pass, args=(outer, inner, False), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
-        try:
-            while data := source.recv(65_536):
-                if counted and self._left > 0:
-                    self._left -= len(data)
-                    if self._left <= 0:
-                        self._on_limit()
-                        break
-                sink.sendall(data)
-        except OSError:
-            pass
-        for each in (source, sink):
-            try:
-                each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pluralllm.common.errors import Refused
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.spec import GroupRole, RoundPolicy
 from pluralllm.server import events as ev
-from pluralllm.server.rounds import Phase, Run, step
+from pluralllm.server.rounds import step
+from pluralllm.server.run_state import Phase, Run
 
 CLIENTS = [ClientId(name) for name in ("ann", "ben", "cat", "dan", "eve")]
 clients = st.sampled_from(CLIENTS)

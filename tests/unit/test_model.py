@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.errors import WrongLayout
-from pluralllm.common.model import PreferencePredictor, flat_weights, input_scale, load_weights
+from pluralllm.common.model import EncoderLayer, PreferencePredictor, flat_weights, input_scale, load_weights
 from pluralllm.common.spec import Embedding, Predictor
 from pluralllm.common.weights import flat_values, tensors_of
 
@@ -210,3 +210,11 @@ def test_dropout_is_on_in_training_only() -> None:
     context, targets = random_context(1, 7), random_points(1, 3, seed=1)
     assert torch.equal(outputs(made.eval(), context, targets), outputs(made, context, targets))
     assert not torch.allclose(outputs(made.train(), context, targets), outputs(made, context, targets))
+
+
+def test_dropout_is_on_every_branch_of_a_layer() -> None:
+    layer = EncoderLayer(Predictor(d_model=16, heads=2, feedforward=16, dropout=1 - 1e-9)).train()
+    x = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = layer(x, *layer.keys_and_values(x), torch.ones(1, 1, 1, 5, dtype=torch.bool))
+        assert torch.allclose(found, layer.feedforward_norm(layer.attention_norm(x)), atol=1e-6)

@@ -8,7 +8,8 @@ from pluralllm.common.errors import AlreadyCommitted, LeaseLost, RoundClosed, Wr
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.spec import GroupRole, RoundPolicy
 from pluralllm.server import events as ev
-from pluralllm.server.rounds import MAX_PLACES_LOST, Outcome, Phase, Run, step
+from pluralllm.server.rounds import MAX_PLACES_LOST, step
+from pluralllm.server.run_state import Outcome, Phase, Run
 
 ALICE, BOB, CAROL, DAVE = (ClientId(name) for name in ("alice", "bob", "carol", "dave"))
 POLICY = RoundPolicy(

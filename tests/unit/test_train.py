@@ -263,12 +263,15 @@ def test_a_question_of_twice_the_weight_counts_as_two(kind: str) -> None:
     assert float(weighted.detach()) == pytest.approx(float(repeated.detach()), rel=1e-5)
 
 
-def test_cross_entropy_trains_the_predicted_spread_too() -> None:
+def test_cross_entropy_trains_the_predicted_spread_too_and_leaves_the_means_to_itself() -> None:
     model, data = predictor(small_spec()), small_group()
-    loss_of(model, make_batch([(data, Episode((5, 2, 8), (7, 11)))]), "cross_entropy").backward()  # type: ignore[no-untyped-call]
-    gradient = model.get_parameter("head.1.weight").grad
-    assert gradient is not None
-    assert gradient.abs().sum(dim=1).gt(0).tolist() == [True, True]
+    batch = make_batch([(data, Episode((5, 2, 8), (7,)))])
+    head = model.get_parameter("head.1.weight")  # (2, d): a row for the means, one for the log-stds
+    (gradient,) = torch.autograd.grad(loss_of(model, batch, "cross_entropy"), head)
+    mean = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets).mean
+    (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(mean, batch.target_shares), head)
+    assert torch.allclose(gradient[0], expected[0], atol=1e-6)
+    assert float(gradient[1].abs().sum()) > 0
 
 
 def test_the_likelihood_stays_finite_for_a_certain_and_wrong_prediction() -> None:
@@ -322,7 +325,7 @@ def test_without_held_out_questions_a_training_group_is_scored_on_all_but_its_co
 
 
 def test_an_evaluation_is_the_mean_over_its_draws_of_what_the_model_predicts(tmp_path: Path) -> None:
-    spec, data = small_spec(), small_group()
+    spec, data = small_spec({"predictor": {"dropout": 0.3}}), small_group()
     base = write_version_0(tmp_path / "base", spec)
     found = evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
     assert found == evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)

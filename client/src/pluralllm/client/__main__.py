@@ -19,6 +19,7 @@ from pluralllm.client.private_data import read_group
 from pluralllm.common.configuration import check_loopback, load_config
 from pluralllm.common.errors import Broken, PluralError, Unreachable
 from pluralllm.common.ids import ClientId
+from pluralllm.common.lock import DirectoryLock
 from pluralllm.common.logs import configure_logs
 
 log = structlog.get_logger()
@@ -64,7 +65,7 @@ def run(
 
 
 async def _run(config: ClientConfig) -> None:
-    from pluralllm.client.daemon import Daemon, StateLock  # noqa: PLC0415 - gRPC takes a moment; help does not need it
+    from pluralllm.client.daemon import Daemon  # noqa: PLC0415 - gRPC takes a moment; help does not need it
     from pluralllm.client.transport import Transport  # noqa: PLC0415
     from pluralllm.client.worker_process import WorkerProcess  # noqa: PLC0415
 
@@ -74,13 +75,12 @@ async def _run(config: ClientConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     structlog.contextvars.bind_contextvars(client=config.client_id)
-    lock = StateLock(config.state_dir.absolute())
-    transport = Transport(config.coordinator, ClientId(config.client_id))
-    try:
-        await Daemon(config, policy, questions, transport, WorkerProcess()).run(stop)
-    finally:
-        await transport.close()
-        lock.release()
+    with DirectoryLock(config.state_dir.absolute()):
+        transport = Transport(config.coordinator, ClientId(config.client_id))
+        try:
+            await Daemon(config, policy, questions, transport, WorkerProcess()).run(stop)
+        finally:
+            await transport.close()
 
 
 @app.command("config")

@@ -5,15 +5,12 @@ The poll goes on while the work is done, so the lease stays renewed and a task t
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
-import os
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import structlog
 
@@ -25,7 +22,6 @@ from pluralllm.client.transport import Transport
 from pluralllm.client.worker_process import WorkerProcess
 from pluralllm.common.errors import (
     Broken,
-    InUse,
     LeaseLost,
     PluralError,
     RoundClosed,
@@ -346,24 +342,3 @@ class Daemon:
         following = state.with_suffix(".next")
         if following.is_file():
             following.replace(state)
-
-
-class StateLock:
-    """One daemon for each state directory. Raises InUse."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file: IO[str] = (folder / "lock").open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise InUse(what=f"State directory {folder}", by=f"process {holder}") from error
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
-
-    def release(self) -> None:
-        self._file.close()

@@ -143,7 +143,6 @@ class RoundClosed(Refused):
     asked: int
     current: int
     why = "Round {asked} of run {run} is closed; the current round is {current}."
-    fix = "Drop the update and poll for the next task."
 
 
 @dataclass(eq=False)
@@ -151,7 +150,6 @@ class WrongBase(Refused):
     asked: str
     current: str
     why = "The update was trained on model {asked}, the round's base is {current}."
-    fix = "Fetch the base version and train again."
 
 
 @dataclass(eq=False)
@@ -175,7 +173,6 @@ class AlreadyCommitted(Refused):
 class LeaseLost(Refused):
     task: str
     why = "Task {task} is not leased to this client."
-    fix = "Poll for the current task."
 
 
 @dataclass(eq=False)
@@ -190,7 +187,6 @@ class OverLimit(Refused):
 class ChunksMissing(Refused):
     missing: int
     why = "{missing} chunks of the update have not arrived."
-    fix = "Begin again: the answer lists them."
 
 
 @dataclass(eq=False)
@@ -199,7 +195,6 @@ class DigestMismatch(Refused):
     expected: str
     got: str
     why = "{what}: sha256 is {got}, expected {expected}."
-    fix = "Send it again."
 
 
 @dataclass(eq=False)
@@ -239,7 +234,6 @@ class ProtocolUnsupported(Refused):
 class StaleSession(Refused):
     client: str
     why = "The coordinator does not know this session of {client} (it restarted, or Hello was not said)."
-    fix = "Say Hello again."
 
 
 @dataclass(eq=False)
@@ -343,8 +337,7 @@ class WorkerDied(Broken):
 @dataclass(eq=False)
 class Internal(Broken):
     incident: str
-    why = "Internal error, incident {incident}."
-    fix = "The details are in the coordinator's log under this id."
+    why = "Internal error, incident {incident}: the coordinator's log has the details under this id."
 
 
 def leaves() -> dict[str, type[PluralError]]:

@@ -35,7 +35,7 @@ from pluralllm.server.blobs import Blobs
 from pluralllm.server.leases import Leases
 from pluralllm.server.live_run import LiveRun, first_state, layout_for, recover
 from pluralllm.server.retention import collect
-from pluralllm.server.rounds import Phase
+from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session, Sessions, role_in
 from pluralllm.server.store import MemberRecord, RunRecord, Store, VersionRecord
 from pluralllm.server.updates import StoredWeights, average

@@ -36,7 +36,7 @@ from pluralllm.server.intake import Intake, parse_task
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.messages import OUTCOMES, model_message, receipt_message
 from pluralllm.server.overview import why_waiting
-from pluralllm.server.rounds import Phase
+from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session, role_in
 from pluralllm.server.store import ReceiptRecord
 from pluralllm.v1 import federation_pb2 as pb

@@ -28,7 +28,7 @@ from pluralllm.common.weights import Manifest
 from pluralllm.server import events as ev
 from pluralllm.server.coordinator import Coordinator
 from pluralllm.server.live_run import LiveRun
-from pluralllm.server.rounds import Phase
+from pluralllm.server.run_state import Phase
 from pluralllm.server.store import ReceiptRecord
 from pluralllm.server.updates import check_update
 from pluralllm.server.uploads import Uploads

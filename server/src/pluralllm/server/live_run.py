@@ -10,7 +10,8 @@ from pluralllm.common.spec import RunSpec, parse_spec
 from pluralllm.common.weights import Layout, Manifest, layout_of
 from pluralllm.server import events as ev
 from pluralllm.server.records import change_of
-from pluralllm.server.rounds import Phase, Run, step
+from pluralllm.server.rounds import step
+from pluralllm.server.run_state import Phase, Run
 from pluralllm.server.store import RoundRecord, RunRecord, Store, VersionRecord
 
 REPLAY_PAGE = 1000

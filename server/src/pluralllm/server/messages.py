@@ -8,7 +8,7 @@ from pluralllm.common.metrics import coefficient_of_variation, fairness_index
 from pluralllm.common.wire import ROLES, timestamp
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.overview import Participant, ParticipantState
-from pluralllm.server.rounds import Outcome, Phase
+from pluralllm.server.run_state import Outcome, Phase
 from pluralllm.server.sessions import Session
 from pluralllm.server.store import (
     EvaluationRecord,

@@ -8,7 +8,7 @@ from pluralllm.common.ids import ClientId
 from pluralllm.common.spec import GroupRole
 from pluralllm.server.leases import Lease
 from pluralllm.server.live_run import LiveRun
-from pluralllm.server.rounds import Phase, Run
+from pluralllm.server.run_state import Phase, Run
 from pluralllm.server.sessions import Session, role_in
 from pluralllm.server.store import MemberRecord
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pluralllm.server import events as ev
-from pluralllm.server.rounds import Run
+from pluralllm.server.run_state import Run
 from pluralllm.server.store import (
     Change,
     EvaluationRecord,

@@ -22,78 +22,18 @@ Enough: target_clients idle (and at first every named group), or min_clients for
 A refused event raises and leaves the state untouched; repeating an identical event returns (state, ()).
 """
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from typing import assert_never
 
 from pluralllm.common.errors import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
-from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
-from pluralllm.common.spec import RoundPolicy
+from pluralllm.common.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.server import events as ev
 from pluralllm.server.cohort import draw_cohort
+from pluralllm.server.run_state import Outcome, Phase, Run
 
 MAX_PLACES_LOST = 3  # by one client in one round: a client that fails at once must not spin
 MAX_REFUSALS_KEPT = 20
 MAX_REFUSALS_EACH = 5  # of one client in one round: a hostile client must not fill the log
-
-
-class Phase(StrEnum):
-    CREATED = "created"
-    WAITING = "waiting"
-    COLLECTING = "collecting"
-    AGGREGATING = "aggregating"
-    EVALUATING = "evaluating"
-    ENDED = "ended"
-
-
-class Outcome(StrEnum):
-    COMPLETED = "completed"
-    CANCELLED = "cancelled"
-    ABORTED = "aborted"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run as the machine sees it: no tensors, no connections."""
-
-    id: RunId
-    seed: int
-    rounds: int  # to run
-    policy: RoundPolicy
-    named_groups: int  # 0: open to any group
-    model_digest: Digest  # of `version`
-    version: ModelVersion = ModelVersion(0)
-    round: RoundNumber = RoundNumber(0)  # opened so far; the open one while COLLECTING or AGGREGATING
-    phase: Phase = Phase.CREATED
-    since_s: float = 0.0  # when the phase began
-    paused: bool = False
-    gathered_s: float | None = None  # since when min_clients have been idle, while WAITING
-    roster: tuple[ClientId, ...] = ()  # everyone seen and not known to be gone; who an evaluation waits for
-    places: int = (
-        0  # of the open round; len(active) + len(receipts) <= places, but for a latecomer whose place was filled
-    )
-    cohort: tuple[ClientId, ...] = ()  # everyone who has or had a place, sorted; while EVALUATING: who was asked
-    receipts: tuple[ev.Receipt, ...] = ()  # sorted by client; clients are in cohort, none twice
-    away: tuple[ClientId, ...] = ()  # of the cohort, without a place now, sorted
-    losses: tuple[ev.PlaceLost, ...] = ()  # of the open round or evaluation, in order
-    excluded: tuple[ev.PlaceLost, ...] = ()  # permanent failures
-    quorum_s: float | None = None  # when the quorum was reached
-    deadline_s: float | None = None  # of COLLECTING or EVALUATING
-    extensions: int = 0
-    reported: tuple[ClientId, ...] = ()  # while EVALUATING, sorted
-    evaluated: ModelVersion | None = None  # newest version whose evaluation has ended
-    refusals: tuple[ev.UpdateRefused, ...] = ()  # newest last
-    outcome: Outcome | None = None
-    reason: str = ""
-
-    @property
-    def active(self) -> tuple[ClientId, ...]:
-        """Who has a place and has not delivered."""
-        done = {*(receipt.client for receipt in self.receipts), *self.reported, *self.away}
-        return tuple(client for client in self.cohort if client not in done)
-
-    def is_excluded(self, client: ClientId) -> bool:
-        return any(loss.client == client for loss in self.excluded)
 
 
 Step = tuple[Run, tuple[ev.Effect, ...]]

@@ -1,0 +1,48 @@
+"""What is installed where, and what starts quickly."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers")
+
+
+def dependencies(part: str) -> list[str]:
+    project = tomllib.loads((REPOSITORY / part / "pyproject.toml").read_text())["project"]
+    found: list[str] = project["dependencies"]
+    return found
+
+
+def test_the_coordinator_needs_no_torch() -> None:
+    for part in ("server", "common"):
+        assert not [name for name in dependencies(part) if name.startswith(HEAVY)]
+
+
+def test_the_clients_light_install_needs_no_torch() -> None:
+    assert not [name for name in dependencies("client") if name.startswith(HEAVY)]
+
+
+@pytest.mark.parametrize("module", ["pluralllm.cli.__main__", "pluralllm.server.__main__", "pluralllm.client.__main__"])
+def test_a_command_starts_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["pluralllm.cli", "pluralllm.server", "pluralllm.client"])
+def test_help_names_the_exit_codes(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert "Exit codes" in done.stdout
+
+
+def test_every_pinned_version_is_exact_and_from_nowhere_in_particular() -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert pins
+    assert [line for line in pins if line.count("==") != 1 or "+" in line or "/" in line or "@" in line] == []
