@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +76,33 @@ def embedded(spec: RunSpec, path: Path, cache: Path) -> dict[str, GroupData]:
 
 
 def baselines(spec: RunSpec, groups: dict[str, GroupData]) -> None:
-    """A uniform guess, and the mean of the training countries' answers to the same question (uniform where none answered)."""
+    """A uniform guess, and the mean of the training countries' answers to the same question (uniform where none answered).
+
+    Over all questions of a country, and over those that the predictor is scored on (all but its contexts).
+    """
     known: dict[str, list[Any]] = {}
     for name in TRAIN:
         for question in groups[name].questions:
             known.setdefault(question.id, []).append(np.array(question.shares))
+
+    def score(name: str, numbers: Iterable[int], use_mean: bool) -> float:
+        total = Alignment()
+        for question in (groups[name].questions[number] for number in numbers):
+            uniform = np.ones(len(question.options))
+            guess = np.mean(known[question.id], axis=0) if use_mean and question.id in known else uniform
+            total = total.add(guess, question.shares, question.scale)
+        return total.score
+
     for label, use_mean in (("uniform guess", False), ("mean of training countries", True)):
-        scores = []
-        for name in UNSEEN:
-            total = Alignment()
-            for draw in range(spec.evaluation.draws):
-                for number in evaluation_episode(spec, groups[name], GroupRole.HELD_OUT, draw).targets:
-                    question = groups[name].questions[number]
-                    uniform = np.ones(len(question.options))
-                    guess = np.mean(known[question.id], axis=0) if use_mean and question.id in known else uniform
-                    total = total.add(guess, question.shares, question.scale)
-            scores.append(total.score)
-        print(f"{label:<28} unseen mean {np.mean(scores):.4f} worst {min(scores):.4f}", flush=True)
+        for over in ("all questions", "scored questions"):
+            scores = []
+            for name in UNSEEN:
+                draws = range(spec.evaluation.draws)
+                episodes = (evaluation_episode(spec, groups[name], GroupRole.HELD_OUT, draw) for draw in draws)
+                scored = [number for episode in episodes for number in episode.targets]
+                numbers = scored if over == "scored questions" else range(len(groups[name].questions))
+                scores.append(score(name, numbers, use_mean))
+            print(f"{label:<27} {over:<17} unseen mean {np.mean(scores):.4f} worst {min(scores):.4f}", flush=True)
 
 
 def federate(spec: RunSpec, groups: dict[str, GroupData], every: int) -> None:

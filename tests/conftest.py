@@ -1,8 +1,11 @@
 """What tests of several folders share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test waits for a network
 
 REPOSITORY = Path(__file__).parents[1]
 SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opinions.csv"

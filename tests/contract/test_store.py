@@ -1,0 +1,166 @@
+"""What every store must do; the SQL one over a real database file."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.engine import Connection
+
+from pluralllm.common.errors import InvalidConfig, StoreFailed
+from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.spec import GroupRole
+from pluralllm.server import events as ev
+from pluralllm.server import schema
+from pluralllm.server.sql_store import SqlStore, open_store
+from pluralllm.server.store import (
+    Change,
+    EvaluationRecord,
+    MemberRecord,
+    ReceiptRecord,
+    RoundOutcome,
+    RoundRecord,
+    RunRecord,
+    VersionRecord,
+)
+
+R = RunId("r")
+RUN = RunRecord(R, b"{}", Digest("s" * 64), 1.0)
+FIRST = VersionRecord(R, ModelVersion(0), RoundNumber(0), Digest("d0"), RUN.spec_sha256, "", (), 1.0)
+SECOND = replace(
+    FIRST,
+    version=ModelVersion(1),
+    round=RoundNumber(1),
+    digest=Digest("d1"),
+    parent_sha256=FIRST.record_sha256,
+    updates=((ClientId("ann"), Digest("u"), 5),),
+)
+ROUND = RoundRecord(
+    R, RoundNumber(1), RoundOutcome.OPEN, "", ModelVersion(0), None, (ClientId("ann"), ClientId("ben")), 2.0, 2.0
+)
+RECEIPT = ReceiptRecord(R, RoundNumber(1), ev.Receipt(ClientId("ann"), Digest("u"), 5), 3.0)
+MEMBER = MemberRecord(ClientId("ann"), GroupName("Ännchen"), GroupRole.HELD_OUT, 7, "0.1", 1.0, 1.0)
+
+
+def url(folder: Path) -> str:
+    return f"sqlite+aiosqlite:///{folder / 'test.sqlite3'}"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
+    opened = await open_store(url(tmp_path))
+    await opened.create_run(RUN, FIRST)
+    yield opened
+    await opened.close()
+
+
+def change(sequence: int, **rows: object) -> Change:
+    return replace(Change(R, sequence, ev.ClockTicked(float(sequence))), **rows)  # type: ignore[arg-type]
+
+
+def score(version: int, client: str = "ann", value: float = 0.5) -> EvaluationRecord:
+    found = ev.Score(ClientId(client), GroupName(client), GroupRole.TRAIN, ModelVersion(version), value, 0.1, None, 3)
+    return EvaluationRecord(R, found, 4.0)
+
+
+async def test_a_run_and_its_first_version_are_there_together(store: SqlStore) -> None:
+    assert await store.runs() == [RUN]
+    assert await store.versions(R) == [FIRST]
+
+
+async def test_a_run_is_created_once(store: SqlStore) -> None:
+    with pytest.raises(StoreFailed):
+        await store.create_run(RUN, FIRST)
+
+
+async def test_a_change_writes_all_of_its_rows(store: SqlStore) -> None:
+    await store.apply(change(1, rounds=(ROUND,), receipts=(RECEIPT,), evaluations=(score(0),)))
+    await store.apply(change(2, rounds=(replace(ROUND, outcome=RoundOutcome.CLOSED),), versions=(SECOND,)))
+    assert (await store.round(R, RoundNumber(1))) == replace(ROUND, outcome=RoundOutcome.CLOSED)
+    assert await store.receipts(R, RoundNumber(1)) == [RECEIPT]
+    assert await store.receipt(R, RoundNumber(1), ClientId("ann")) == RECEIPT
+    assert await store.receipt(R, RoundNumber(1), ClientId("ben")) is None
+    assert await store.version(R, ModelVersion(1)) == SECOND
+    assert await store.latest_evaluations(R, 2) == [score(0)]
+
+
+async def test_a_change_that_fails_writes_nothing(store: SqlStore) -> None:
+    await store.apply(change(1, receipts=(RECEIPT,)))
+    with pytest.raises(StoreFailed):
+        await store.apply(change(2, rounds=(ROUND,), receipts=(RECEIPT,)))
+    assert await store.round(R, RoundNumber(1)) is None
+    assert [event.sequence for event in await store.events(R, 0, 10)] == [1]
+
+
+async def test_a_sequence_is_taken_once(store: SqlStore) -> None:
+    await store.apply(change(1))
+    with pytest.raises(StoreFailed, match="another writer was there first"):
+        await store.apply(change(1, rounds=(ROUND,)))
+    assert await store.round(R, RoundNumber(1)) is None
+
+
+async def test_events_come_in_order_after_a_cursor(store: SqlStore) -> None:
+    for sequence in range(1, 6):
+        await store.apply(change(sequence))
+    assert [event.sequence for event in await store.events(R, 2, 2)] == [3, 4]
+    first = (await store.events(R, 0, 1))[0]
+    assert ev.event_from_facts(first.kind, dict(first.facts)) == ev.ClockTicked(1.0)
+
+
+async def test_rounds_come_newest_first_in_pages(store: SqlStore) -> None:
+    for number in range(1, 6):
+        await store.apply(change(number, rounds=(replace(ROUND, round=RoundNumber(number)),)))
+    assert [row.round for row in await store.rounds(R, None, 2)] == [5, 4]
+    assert [row.round for row in await store.rounds(R, 4, 10)] == [3, 2, 1]
+
+
+async def test_the_newest_evaluation_of_a_client_stands(store: SqlStore) -> None:
+    await store.apply(change(1, evaluations=(score(0, value=0.1),)))
+    await store.apply(change(2, evaluations=(score(0, value=0.2),)))
+    await store.apply(change(3, evaluations=(score(1),)))
+    await store.apply(change(4, evaluations=(score(2), score(2, "ben"))))
+    latest = await store.latest_evaluations(R, 2)
+    assert [(row.score.version, row.score.client) for row in latest] == [(1, "ann"), (2, "ann"), (2, "ben")]
+    rows = await store.evaluations(R, 0, 10)
+    assert [row.score.alignment_score for _, row in rows if row.score.version == 0] == [0.2]
+    assert await store.evaluations(R, rows[-1][0], 10) == []
+
+
+async def test_a_member_is_updated_and_keeps_its_first_day(store: SqlStore) -> None:
+    await store.save_member(MEMBER)
+    await store.save_member(replace(MEMBER, role=GroupRole.TRAIN, created_s=9.0, last_seen_s=9.0))
+    assert await store.members() == [replace(MEMBER, role=GroupRole.TRAIN, last_seen_s=9.0)]
+
+
+async def test_everything_is_there_after_reopening(tmp_path: Path, store: SqlStore) -> None:
+    await store.apply(change(1, rounds=(ROUND,), receipts=(RECEIPT,)))
+    await store.close()
+    again = await open_store(url(tmp_path))
+    assert await again.runs() == [RUN]
+    assert await again.receipts(R, RoundNumber(1)) == [RECEIPT]
+    await again.close()
+
+
+async def test_the_migrations_lead_to_the_schema_in_the_code(store: SqlStore) -> None:
+    def differences(connection: Connection) -> object:
+        return compare_metadata(MigrationContext.configure(connection), schema.metadata)
+
+    async with store.writing() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_a_database_of_a_newer_release_is_refused(tmp_path: Path, store: SqlStore) -> None:
+    async with store.writing() as connection:
+        await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    await store.close()
+    with pytest.raises(InvalidConfig, match="of another release"):
+        await open_store(url(tmp_path))
+
+
+async def test_the_database_is_durable_above_fast(store: SqlStore) -> None:
+    async with store.writing() as connection:
+        assert (await connection.execute(sa.text("PRAGMA journal_mode"))).scalar() == "delete"
+        assert (await connection.execute(sa.text("PRAGMA synchronous"))).scalar() == 3

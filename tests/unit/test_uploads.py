@@ -1,0 +1,97 @@
+"""Updates that come in chunk by chunk, in any order, with restarts in between."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluralllm.common.errors import ChunksMissing, DigestMismatch, OverLimit
+from pluralllm.common.weights import CHUNK_BYTES, Manifest, manifest_of
+from pluralllm.server.uploads import Uploads
+
+CHUNKS = 4
+
+
+def blob(folder: Path, seed: int = 1) -> tuple[bytes, Manifest]:
+    content = b"".join(bytes([seed + index]) * CHUNK_BYTES for index in range(CHUNKS))[: -CHUNK_BYTES // 2]
+    (folder / "blob").write_bytes(content)
+    return content, manifest_of(folder / "blob")
+
+
+def chunk(content: bytes, index: int) -> bytes:
+    return content[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, CHUNKS - 1) | st.just("restart"), max_size=12))
+def test_any_order_with_restarts_leaves_exactly_what_was_not_sent(steps: list[int | str]) -> None:
+    async def play(folder: Path) -> None:
+        content, manifest = blob(folder)
+        (folder / "up").mkdir()
+        uploads = Uploads(folder / "up")
+        sent: set[int] = set()
+        assert await uploads.begin("u", manifest) == frozenset(range(CHUNKS))
+        for step in steps:
+            if isinstance(step, int):
+                await uploads.put("u", step, chunk(content, step))
+                sent.add(step)
+            else:
+                uploads = Uploads(folder / "up")
+                assert await uploads.begin("u", manifest) == frozenset(range(CHUNKS)) - sent
+        for index in range(CHUNKS):
+            await uploads.put("u", index, chunk(content, index))
+        assert (await uploads.finish("u")).read_bytes() == content
+
+    with tempfile.TemporaryDirectory() as name:
+        asyncio.run(play(Path(name)))
+
+
+async def test_a_garbled_or_short_chunk_is_refused_and_still_missing(tmp_path: Path) -> None:
+    content, manifest = blob(tmp_path)
+    uploads = Uploads(tmp_path)
+    await uploads.begin("u", manifest)
+    with pytest.raises(DigestMismatch):
+        await uploads.put("u", 1, chunk(content, 2))
+    with pytest.raises(OverLimit):
+        await uploads.put("u", 1, chunk(content, 1)[:-1])
+    with pytest.raises(OverLimit):
+        await uploads.put("u", CHUNKS, b"x")
+    assert await uploads.missing("u") == frozenset(range(CHUNKS))
+    with pytest.raises(ChunksMissing):
+        await uploads.finish("u")
+
+
+async def test_bytes_lost_on_disk_are_missing_again_after_a_restart(tmp_path: Path) -> None:
+    content, manifest = blob(tmp_path)
+    uploads = Uploads(tmp_path)
+    await uploads.begin("u", manifest)
+    for index in range(CHUNKS):
+        await uploads.put("u", index, chunk(content, index))
+    with (tmp_path / "u.part").open("r+b") as file:
+        file.seek(2 * CHUNK_BYTES + 7)
+        file.write(b"\0")
+    assert await Uploads(tmp_path).begin("u", manifest) == frozenset({2})
+
+
+async def test_another_update_under_the_same_key_starts_afresh(tmp_path: Path) -> None:
+    content, manifest = blob(tmp_path)
+    uploads = Uploads(tmp_path)
+    await uploads.begin("u", manifest)
+    await uploads.put("u", 0, chunk(content, 0))
+    _, other = blob(tmp_path, seed=50)
+    assert await uploads.begin("u", other) == frozenset(range(CHUNKS))
+
+
+async def test_a_sweep_drops_all_but_what_is_kept(tmp_path: Path) -> None:
+    _, manifest = blob(tmp_path)
+    uploads = Uploads(tmp_path)
+    for key in ("a", "b"):
+        await uploads.begin(key, manifest)
+    await uploads.sweep({"b"})
+    assert (tmp_path / "b.part").exists()
+    assert not (tmp_path / "a.part").exists()
+    with pytest.raises(ChunksMissing):
+        await uploads.missing("a")
