@@ -81,6 +81,11 @@ class Daemon:
         self._runs: dict[RunId, Known] = {}
         self._last_reason = ""
 
+    @property
+    def is_working(self) -> bool:
+        """Whether there is a task in hand."""
+        return self._work is not None and not self._work.doing.done()
+
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`, or until the run is over if the configuration says so."""
         await self._worker.start()
@@ -98,7 +103,7 @@ class Daemon:
 
     async def _finish(self) -> None:
         """A push that is under way may end; anything else stops, and the coordinator is told."""
-        if self._work is not None and not self._work.doing.done():
+        if self._work is not None and self.is_working:
             if self._work.stage == "pushing":
                 await asyncio.wait([self._work.doing], timeout=STOP_GRACE_S)
             if not self._work.doing.done():

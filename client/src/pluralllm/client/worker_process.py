@@ -70,7 +70,7 @@ class WorkerProcess:
             async with asyncio.timeout(END_WAIT_S):
                 await process.wait()
         except TimeoutError:
-            await self._kill()
+            await self.kill()
 
     async def _send(self, message: dict[str, Any]) -> None:
         assert self._process is not None
@@ -108,9 +108,10 @@ class WorkerProcess:
                 with contextlib.suppress(PluralError):
                     await self._answer(number, lambda *_: None)
         except (TimeoutError, WorkerDied):
-            await self._kill()
+            await self.kill()
 
-    async def _kill(self) -> None:
+    async def kill(self) -> None:
+        """At once; the next command starts a new process."""
         process = self._process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

@@ -319,6 +319,7 @@ class Coordinator:
         )
         await self.store.save_member(member)
         self.sessions.open(session)
+        self.bell.ring()  # an older instance of this client hears that it was replaced
         log.info("client.connected", client=session.client, group=session.group, role=session.role)
         for run in self.runs():
             if not run.is_over and run.state.is_excluded(session.client):

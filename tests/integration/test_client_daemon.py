@@ -1,0 +1,232 @@
+"""The real daemon with its real worker process, against a real coordinator in this process."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coordinator_harness import Served, serving, write_delta
+from cutting_proxy import CuttingProxy
+from process_harness import process_spec, tiny_embedding_model
+
+from pluralllm.client.config import ClientConfig
+from pluralllm.client.daemon import Daemon
+from pluralllm.client.policy import Policy
+from pluralllm.client.private_data import read_group, write_group
+from pluralllm.client.sample_survey import sample_groups
+from pluralllm.client.transport import Transport
+from pluralllm.client.worker_process import WorkerProcess
+from pluralllm.common.clock import SystemClock
+from pluralllm.common.errors import SessionReplaced, WorkerDied
+from pluralllm.common.ids import ClientId, Digest, TaskName
+from pluralllm.common.spec import GroupRole, RunSpec
+from pluralllm.common.weights import CHUNK_BYTES
+from pluralllm.v1 import operations_pb2
+from pluralllm.v1 import resources_pb2 as rpb
+
+pytestmark = pytest.mark.timeout(180)
+LIMIT_S = 60.0
+ALONE = {"min_clients": 1, "target_clients": 1}
+
+
+@pytest.fixture(scope="module")
+def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_embedding_model(tmp_path_factory.mktemp("model"))
+
+
+class Running:
+    """One daemon as a task of this process."""
+
+    def __init__(self, folder: Path, model: Path, address: str, policy: Policy, **settings: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        data = folder / "answers.jsonl"
+        if not data.is_file():
+            write_group(data, next(iter(sample_groups(2, 60, 0).values())))
+        self.config = ClientConfig(
+            **{
+                "client_id": "ann",
+                "group": "G",
+                "data": data,
+                "state_dir": folder / "state",
+                "embedding_model_path": model,
+                "threads": 1,
+                **settings,
+            }
+        )
+        (folder / "state").mkdir(exist_ok=True)
+        self.transport = Transport(address, ClientId(self.config.client_id))
+        self.worker = WorkerProcess()
+        self.daemon = Daemon(self.config, policy, len(read_group(data)), self.transport, self.worker)
+        self.stop = asyncio.Event()
+        self.task = asyncio.create_task(self.daemon.run(self.stop))
+
+    async def end(self) -> None:
+        self.stop.set()
+        await asyncio.wait_for(self.task, 30)
+
+
+@contextlib.asynccontextmanager
+async def daemon(
+    folder: Path, model: Path, address: str, policy: Policy | None = None, **settings: Any
+) -> AsyncIterator[Running]:
+    running = Running(folder, model, address, policy or Policy(min_cohort=1), **settings)
+    try:
+        yield running
+    finally:
+        running.stop.set()
+        await asyncio.gather(running.task, return_exceptions=True)
+        await running.transport.close()
+
+
+async def until_run(served: Served, holds: Any, limit_s: float = LIMIT_S) -> rpb.Run:
+    async with asyncio.timeout(limit_s):
+        while not holds(run := await served.run("r")):
+            await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.1)
+    return run
+
+
+def ended(run: rpb.Run) -> bool:
+    return run.phase == rpb.RUN_PHASE_ENDED
+
+
+async def test_a_daemon_trains_evaluates_and_ends_with_the_run(tmp_path: Path, embedding_model: Path) -> None:
+    spec = process_spec(rounds=2, round=ALONE)
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", spec)
+        async with daemon(tmp_path / "ann", embedding_model, served.address, exit_when_run_over=True) as running:
+            run = await until_run(served, ended)
+            await asyncio.wait_for(running.task, 20)
+            pid = running.worker.pid
+        assert (run.version, run.outcome) == (2, rpb.RUN_OUTCOME_COMPLETED)
+        assert [(score.version, 0 < score.alignment_score < 1) for score in run.evaluations] == [(2, True)]
+        assert pid is None, "the worker process is still there"
+        assert list((tmp_path / "ann" / "state" / "outbox").iterdir()) == []
+
+
+async def test_a_held_out_daemon_evaluates_only(tmp_path: Path, embedding_model: Path) -> None:
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", process_spec(round={**ALONE, "gather_s": 0.1}))
+        async with daemon(tmp_path / "ann", embedding_model, served.address, role=GroupRole.HELD_OUT) as running:
+            await asyncio.wait_for(_connected(served), 20)
+            assert (await served.run("r")).phase == rpb.RUN_PHASE_WAITING
+            assert not running.task.done()
+
+
+async def _connected(served: Served) -> None:
+    while not served.coordinator.sessions.live(served.clock.now_s()):
+        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.05)
+
+
+async def _lost(served: Served, reason: str) -> rpb.Run:
+    def holds(run: rpb.Run) -> bool:
+        return any(reason in person.reason for person in run.participants)
+
+    return await until_run(served, holds)
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "reason"),
+    [
+        (Policy(), {}, "POLICY_FORBIDS: This partner's policy forbids it: min_cohort is 1"),
+        (Policy(min_cohort=1), {"embedding": {"dimension": 34}}, "EMBEDDING_MISMATCH"),
+        (
+            Policy(min_cohort=1),
+            {"training": {"episodes": {"min_context": 90, "min_targets": 90}}},
+            "TOO_FEW_QUESTIONS: Group G has",
+        ),
+    ],
+)
+async def test_a_task_this_client_may_not_or_cannot_do_is_reported_with_its_reason_and_nothing_is_pushed(
+    tmp_path: Path, embedding_model: Path, policy: Policy, changes: dict[str, Any], reason: str
+) -> None:
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", process_spec(round=ALONE, **changes))
+        async with daemon(tmp_path / "ann", embedding_model, served.address, policy) as running:
+            run = await _lost(served, reason)
+            assert run.received_bytes == 0
+            assert running.transport.traffic.sent_bytes == 0
+            assert not running.task.done(), "the daemon lives on"
+
+
+async def test_a_cancelled_task_stops_within_two_seconds(tmp_path: Path, embedding_model: Path) -> None:
+    spec = process_spec(round=ALONE, training={"local_steps": 100_000})
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", spec)
+        allowed = Policy(min_cohort=1, max_local_steps=100_000)
+        async with daemon(tmp_path / "ann", embedding_model, served.address, allowed) as running:
+            await until_run(served, lambda run: any(person.stage == "training" for person in run.participants))
+            await served.operations.CancelRun(operations_pb2.CancelRunRequest(name="runs/r"), timeout=10)
+            async with asyncio.timeout(2.0):
+                while running.daemon.is_working:
+                    await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)
+
+
+async def test_a_worker_that_dies_costs_one_try_and_not_the_daemon(tmp_path: Path, embedding_model: Path) -> None:
+    spec = process_spec(rounds=1, round=ALONE, training={"local_steps": 400})
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", spec)
+        async with daemon(tmp_path / "ann", embedding_model, served.address) as running:
+            await until_run(served, lambda run: any(person.stage == "training" for person in run.participants))
+            await running.worker.kill()
+            run = await until_run(served, ended)
+            assert run.outcome == rpb.RUN_OUTCOME_COMPLETED
+
+
+async def test_a_second_daemon_of_one_client_ends_the_first_with_a_reason(
+    tmp_path: Path, embedding_model: Path
+) -> None:
+    async with (
+        serving(tmp_path / "server", SystemClock(), silence_s=5) as served,
+        daemon(tmp_path / "ann", embedding_model, served.address) as first,
+    ):
+        await asyncio.wait_for(_connected(served), 20)
+        async with daemon(tmp_path / "other", embedding_model, served.address):
+            with pytest.raises(SessionReplaced):
+                await asyncio.wait_for(first.task, 40)
+
+
+async def test_the_worker_answers_in_leaves_and_notices_that_it_is_not_wanted(tmp_path: Path) -> None:
+    worker = WorkerProcess()
+    with pytest.raises(WorkerDied, match="KeyError"):
+        await worker.ask("evaluate", lambda *_: None, spec_sha256="none", weights=str(tmp_path))
+    assert worker.pid is not None
+    await worker.stop()
+    assert worker.pid is None
+
+
+def big_spec() -> RunSpec:
+    """A model of about 64 MB."""
+    return process_spec(
+        rounds=1,
+        round=ALONE,
+        predictor={"d_model": 768, "layers": 4, "feedforward": 768, "embedder_layers": 4, "heads": 4},
+    )
+
+
+async def test_a_connection_lost_in_the_middle_of_64_mb_costs_only_the_missing_chunks(tmp_path: Path) -> None:
+    """Real gRPC through a proxy that cuts the connection after 30 MB; the transport resumes by itself."""
+    spec = big_spec()
+    async with serving(tmp_path / "server", SystemClock(), silence_s=600) as served:
+        await served.create("r", spec)
+        hand = await served.client("ann")
+        await hand.evaluate(await hand.task())
+        task = await hand.task()
+        path = tmp_path / "delta"
+        manifest = await asyncio.to_thread(write_delta, path, spec, 1)
+        assert manifest.size_bytes > 60_000_000
+        proxy = CuttingProxy(served.address, 30_000_000, lambda: None)
+        transport = Transport(proxy.address, ClientId("ann"))
+        try:
+            await transport.push_update(
+                TaskName(task.name), path, manifest, Digest(task.spec_sha256), Digest(task.base_digest), 50, {}
+            )
+        finally:
+            await transport.close()
+            proxy.close()
+        run = await served.run("r")
+        assert run.received_bytes == manifest.size_bytes, "a chunk was kept twice"
+        again = transport.traffic.sent_bytes - manifest.size_bytes
+        assert 0 < again < 8 * CHUNK_BYTES, "more than what was in flight at the cut was sent again"
+        assert await served.coordinator.blobs.exists(manifest.digest)

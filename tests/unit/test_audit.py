@@ -1,0 +1,137 @@
+"""A consistent history audits clean; each thing that is changed behind its back is found, by its number."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from coordinator_harness import small_spec
+
+from pluralllm.common.clock import FakeClock
+from pluralllm.common.ids import ClientId, Digest, RoundNumber, RunId
+from pluralllm.common.weights import write_weights
+from pluralllm.server import events as ev
+from pluralllm.server.audit import audit
+from pluralllm.server.blobs import LocalBlobs
+from pluralllm.server.coordinator import Coordinator, Timing
+from pluralllm.server.retention import collect, kept_blobs
+from pluralllm.server.run_state import Phase
+from pluralllm.server.sql_store import SqlStore, open_store
+
+SPEC = small_spec(rounds=3, round={"min_clients": 2, "on_missed_quorum": "skip"})
+CLIENTS = (ClientId("ann"), ClientId("ben"))
+
+
+class History:
+    """Three rounds of two clients, made by the coordinator itself; the third is skipped."""
+
+    def __init__(self, folder: Path, store: SqlStore) -> None:
+        self.folder = folder
+        self.store = store
+        self.blobs = LocalBlobs(folder / "blobs")
+
+    async def make(self) -> None:
+        clock = FakeClock()
+        coordinator = Coordinator(self.store, self.blobs, self.folder / "scratch", clock, Timing(keep_updates=100))
+        run = await coordinator.create_run("r", SPEC.canonical_json())
+        await coordinator.dispatch(run, ev.RunStarted(clock.now_s()))
+        await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), CLIENTS, ()))
+        clock.advance(301)
+        await coordinator.dispatch(run, ev.ClockTicked(clock.now_s()))
+        for number in (1, 2, 3):
+            await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), CLIENTS, ()))
+            assert run.state.phase is Phase.COLLECTING
+            for seed, client in enumerate(CLIENTS[: 1 if number == 3 else 2]):
+                draft = self.folder / "draft"
+                values = np.random.default_rng(10 * number + seed).normal(0, 0.01, run.layout.values).astype(np.float32)
+                manifest = write_weights(draft, run.layout, [values])
+                receipt = ev.Receipt(client, manifest.digest, 10 + seed)
+                arrived = ev.UpdateArrived(clock.now_s(), RoundNumber(number), run.state.version, receipt)
+                async with coordinator.storing():
+                    await self.blobs.put(manifest.digest, draft)
+                    await coordinator.dispatch(run, arrived)
+            if run.averaging is not None:
+                await run.averaging
+            clock.advance(101)
+            await coordinator.dispatch(run, ev.ClockTicked(clock.now_s()))
+        await coordinator.stop()
+
+    async def execute(self, statement: str) -> None:
+        async with self.store.writing() as connection:
+            assert (await connection.execute(sa.text(statement))).rowcount > 0
+
+    async def invariants(self) -> set[int]:
+        report = await audit(self.store, self.blobs, self.folder / "scratch")
+        return {finding.invariant for finding in report.findings}
+
+    async def blob(self, kind: str, number: int) -> Path:
+        if kind == "version":
+            return await self.blobs.path((await self.store.versions(RunId("r")))[number].digest)
+        return await self.blobs.path((await self.store.receipts(RunId("r"), RoundNumber(1)))[number].receipt.digest)
+
+
+@pytest.fixture
+async def history(tmp_path: Path) -> AsyncIterator[History]:
+    for name in ("blobs", "scratch"):
+        (tmp_path / name).mkdir()
+    store = await open_store(f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite3'}")
+    found = History(tmp_path, store)
+    await found.make()
+    yield found
+    await store.close()
+
+
+async def test_an_untouched_history_is_clean_and_its_aggregates_repeat_bit_for_bit(history: History) -> None:
+    report = await audit(history.store, history.blobs, history.folder / "scratch")
+    assert report.is_clean, report.lines()
+    assert (report.runs, report.versions, report.receipts, report.aggregates_repeated) == (1, 3, 5, 2)
+    assert report.lines()[-1] == "clean"
+
+
+@pytest.mark.parametrize(
+    ("statement", "invariant"),
+    [
+        ("DELETE FROM receipts WHERE round = 1 AND client = 'ann'", 1),
+        ("UPDATE rounds SET reason = '' WHERE round = 3", 1),
+        ("UPDATE rounds SET version = 7 WHERE round = 2", 1),
+        ("UPDATE rounds SET outcome = 'abandoned', reason = 'x' WHERE round = 2", 2),
+        ("UPDATE versions SET round = 9 WHERE version = 2", 2),
+        ("DELETE FROM versions WHERE version = 1", 3),
+        ("UPDATE versions SET parent_sha256 = 'x' WHERE version = 2", 3),
+        ("UPDATE versions SET spec_sha256 = 'x' WHERE version = 0", 3),
+        ("UPDATE receipts SET examples = 99 WHERE round = 1", 4),
+        ("UPDATE versions SET updates = replace(updates, ', 10]', ', 11]') WHERE version = 1", 5),
+        ("DELETE FROM events WHERE sequence = 3", 6),
+        ("UPDATE events SET kind = 'Nonsense' WHERE sequence = 2", 6),
+    ],
+)
+async def test_what_was_changed_in_the_database_is_found(history: History, statement: str, invariant: int) -> None:
+    await history.execute(statement)
+    assert invariant in await history.invariants()
+
+
+@pytest.mark.parametrize(("kind", "number"), [("version", 0), ("version", 2), ("update", 0), ("update", 1)])
+async def test_a_flipped_bit_in_a_blob_is_found(history: History, kind: str, number: int) -> None:
+    path = await history.blob(kind, number)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    assert 7 in await history.invariants()
+
+
+async def test_updates_past_retention_are_collected_and_the_rest_still_audits(history: History) -> None:
+    await collect(history.store, history.blobs, keep_updates=2)
+    report = await audit(history.store, history.blobs, history.folder / "scratch")
+    assert report.is_clean
+    assert (report.aggregates_repeated, report.aggregates_not_kept) == (1, 1)
+
+
+async def test_a_blob_nobody_names_is_an_orphan_and_goes(history: History) -> None:
+    draft = history.folder / "stray"
+    draft.write_bytes(b"stray")
+    await history.blobs.put(Digest("ff" * 32), draft)
+    report = await audit(history.store, history.blobs, history.folder / "scratch")
+    assert (report.is_clean, report.orphan_blobs) == (True, 1)
+    await collect(history.store, history.blobs, keep_updates=100)
+    assert set(await history.blobs.digests()) == await kept_blobs(history.store, 100)
