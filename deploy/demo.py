@@ -49,6 +49,7 @@ START_LIMIT_S = 60.0
 STOP_LIMIT_S = 15.0
 LOOK_EVERY_S = 0.5
 LOG_LINES_TOLD = 15
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DemoFailed(Exception):
@@ -63,6 +64,7 @@ class Federation:
     held_out: dict[str, tuple[Question, ...]]
     rounds: int
     limit_s: float
+    every_group_rises: bool  # known of the made-up survey; a real group may be scored on a dozen questions
 
 
 def main() -> int:
@@ -74,7 +76,7 @@ def main() -> int:
     )
     given = parser.parse_args()
     console = Console()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     try:
         federation = _federation(given.data, given.rounds)
@@ -91,6 +93,9 @@ def main() -> int:
 
 
 def _interrupt(*_: object) -> None:
+    """Only the first one counts: a second Ctrl-C must not break off the cleaning up."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -98,12 +103,15 @@ def _federation(data: Path | None, rounds: int | None) -> Federation:
     if data is None:
         groups = sample_groups(8, 120, seed=0)
         names = list(groups)
-        return Federation({n: groups[n] for n in names[:6]}, {n: groups[n] for n in names[6:]}, rounds or 12, 360.0)
+        return Federation(
+            {n: groups[n] for n in names[:6]}, {n: groups[n] for n in names[6:]}, rounds or 12, 360.0, True
+        )
     return Federation(
         {name: import_globalopinionqa(data, name) for name in PAPER_TRAIN},
         {name: import_globalopinionqa(data, name) for name in PAPER_UNSEEN},
         rounds or 30,
         1800.0,
+        False,
     )
 
 
@@ -145,7 +153,9 @@ def play(federation: Federation, folder: Path, console: Console) -> None:
         _command("pull", RUN, str(folder / "model"), address=address, group="model")
         for client in clients:
             _wait(client)  # each daemon hears that the run is over, and ends by itself
-    summary(evaluations, last, folder, console)
+    fallen = summary(evaluations, last, folder, console)
+    if fallen and federation.every_group_rises:
+        raise DemoFailed(f"the alignment of {', '.join(fallen)} did not rise")
 
 
 def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Console) -> None:
@@ -183,7 +193,7 @@ def _scores(run: dict[str, Any]) -> str:
 
 
 def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path, console: Console) -> None:
-    """Alignment of each group at version 0 and at the last one; raises DemoFailed if a group's alignment fell."""
+    """Alignment of each group at version 0 and at the last one; raises DemoFailed if the mean did not rise."""
     first = {score["group"]: score for score in evaluations if score["version"] == 0}
     last = {score["group"]: score for score in evaluations if score["version"] == run["version"]}
     table = Table("group", "role", "version 0", f"version {run['version']}", "change", "questions", box=None)
@@ -216,7 +226,11 @@ def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path
     console.print(f"  {server} serve --state-dir {folder / 'coordinator'} &", soft_wrap=True)
     console.print(f"  {pluralllm} status; {pluralllm} rounds; {pluralllm} members", soft_wrap=True)
     if fallen:
-        raise DemoFailed(f"the alignment of {', '.join(fallen)} did not rise")
+        console.print(f"\nThe alignment of {', '.join(fallen)} did not rise.")
+    if _mean([score["alignment_score"] for score in last.values()]) <= _mean(
+        [score["alignment_score"] for score in first.values()]
+    ):
+        raise DemoFailed("the mean alignment did not rise")
 
 
 def _mean(scores: list[float]) -> float:

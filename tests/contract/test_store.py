@@ -1,5 +1,8 @@
 """What every store must do; the SQL one over a real database file."""
 
+import asyncio
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import Connection
 
-from pluralllm.common.errors import InvalidConfig, StoreFailed
+from pluralllm.common.errors import InvalidConfig, StorageFull, StoreFailed
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.spec import GroupRole
 from pluralllm.server import events as ev
@@ -142,6 +145,69 @@ async def test_everything_is_there_after_reopening(tmp_path: Path, store: SqlSto
     assert await again.runs() == [RUN]
     assert await again.receipts(R, RoundNumber(1)) == [RECEIPT]
     await again.close()
+
+
+async def test_changes_may_be_written_at_once(store: SqlStore) -> None:
+    await asyncio.gather(*(store.apply(change(sequence)) for sequence in range(1, 21)))
+    assert [event.sequence for event in await store.events(R, 0, 100)] == list(range(1, 21))
+
+
+async def test_a_caller_that_goes_away_harms_neither_the_database_nor_the_next_one(store: SqlStore) -> None:
+    for yields in range(40):
+        written = len(await store.events(R, 0, 100))
+        going = asyncio.ensure_future(store.apply(change(written + 1)))
+        for _ in range(yields):
+            await asyncio.sleep(0)
+        going.cancel()
+        await asyncio.wait([going])
+        assert await store.runs() == [RUN]
+    events = await store.events(R, 0, 100)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_an_evaluation_that_stands_anew_is_seen_by_who_reads_on_from_a_cursor(store: SqlStore) -> None:
+    await store.apply(change(1, evaluations=(score(0, value=0.1),)))
+    cursor = (await store.evaluations(R, 0, 10))[-1][0]
+    await store.apply(change(2, evaluations=(score(0, value=0.2),)))
+    assert [row.score.alignment_score for _, row in await store.evaluations(R, cursor, 10)] == [0.2]
+
+
+async def test_a_full_database_says_so_writes_nothing_and_heals(store: SqlStore) -> None:
+    async with store.writing() as connection:
+        pages = (await connection.execute(sa.text("PRAGMA page_count"))).scalar()
+        await connection.execute(sa.text(f"PRAGMA max_page_count = {pages}"))
+    big = replace(ROUND, reason="x" * 100_000)
+    with pytest.raises(StorageFull):
+        await store.apply(change(1, rounds=(big,)))
+    assert await store.events(R, 0, 10) == []
+    async with store.writing() as connection:
+        await connection.execute(sa.text("PRAGMA max_page_count = 1000000"))
+    await store.apply(change(1, rounds=(big,)))
+    assert await store.round(R, RoundNumber(1)) == big
+
+
+async def test_another_failure_is_not_taken_for_a_full_disk_because_of_a_name_in_it(store: SqlStore) -> None:
+    async with store.writing() as connection:
+        await connection.execute(sa.text("DROP TABLE members"))
+    with pytest.raises(StoreFailed, match="no such table"):
+        await store.save_member(replace(MEMBER, group=GroupName("works full time")))
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "test.sqlite3").write_bytes(b"not a database" * 100)
+    with pytest.raises(StoreFailed, match="not a database"):
+        await open_store(url(tmp_path))
+
+
+async def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "test.sqlite3")) as connection:
+        connection.execute("CREATE TABLE members (stranger TEXT)")  # the last table the first migration makes
+        connection.commit()
+        before = list(connection.iterdump())
+    with pytest.raises(StoreFailed, match="members already exists"):
+        await open_store(url(tmp_path))
+    with contextlib.closing(sqlite3.connect(tmp_path / "test.sqlite3")) as connection:
+        assert list(connection.iterdump()) == before
 
 
 async def test_the_migrations_lead_to_the_schema_in_the_code(store: SqlStore) -> None:

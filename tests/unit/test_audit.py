@@ -1,6 +1,6 @@
 """A consistent history audits clean; each thing that is changed behind its back is found, by its number."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from coordinator_harness import small_spec
 
 from pluralllm.common.clock import FakeClock
-from pluralllm.common.ids import ClientId, Digest, RoundNumber, RunId
+from pluralllm.common.ids import ClientId, Digest, GroupName, RoundNumber, RunId
+from pluralllm.common.spec import GroupRole
 from pluralllm.common.weights import write_weights
 from pluralllm.server import events as ev
 from pluralllm.server.audit import audit
@@ -24,25 +25,28 @@ CLIENTS = (ClientId("ann"), ClientId("ben"))
 
 
 class History:
-    """Three rounds of two clients, made by the coordinator itself; the third is skipped."""
+    """Rounds of two clients, made by the coordinator itself; one with too few updates is skipped, or left open at the end."""
 
     def __init__(self, folder: Path, store: SqlStore) -> None:
         self.folder = folder
         self.store = store
         self.blobs = LocalBlobs(folder / "blobs")
 
-    async def make(self) -> None:
+    async def make(self, updates_of_rounds: Sequence[int], *, leave_open: bool = False) -> None:
         clock = FakeClock()
         coordinator = Coordinator(self.store, self.blobs, self.folder / "scratch", clock, Timing(keep_updates=100))
         run = await coordinator.create_run("r", SPEC.canonical_json())
         await coordinator.dispatch(run, ev.RunStarted(clock.now_s()))
-        await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), CLIENTS, ()))
+        for _ in range(2):  # the evaluation opens, and both are asked
+            await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), CLIENTS, ()))
+        score = ev.Score(CLIENTS[0], GroupName("a"), GroupRole.TRAIN, run.state.version, 0.6, 0.3, None, 5)
+        await coordinator.dispatch(run, ev.EvaluationArrived(clock.now_s(), score))
         clock.advance(301)
         await coordinator.dispatch(run, ev.ClockTicked(clock.now_s()))
-        for number in (1, 2, 3):
+        for number, updates in enumerate(updates_of_rounds, 1):
             await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), CLIENTS, ()))
             assert run.state.phase is Phase.COLLECTING
-            for seed, client in enumerate(CLIENTS[: 1 if number == 3 else 2]):
+            for seed, client in enumerate(CLIENTS[:updates]):
                 draft = self.folder / "draft"
                 values = np.random.default_rng(10 * number + seed).normal(0, 0.01, run.layout.values).astype(np.float32)
                 manifest = write_weights(draft, run.layout, [values])
@@ -53,6 +57,8 @@ class History:
                     await coordinator.dispatch(run, arrived)
             if run.averaging is not None:
                 await run.averaging
+            if leave_open and number == len(updates_of_rounds):
+                break
             clock.advance(101)
             await coordinator.dispatch(run, ev.ClockTicked(clock.now_s()))
         await coordinator.stop()
@@ -72,14 +78,19 @@ class History:
 
 
 @pytest.fixture
-async def history(tmp_path: Path) -> AsyncIterator[History]:
+async def unwritten(tmp_path: Path) -> AsyncIterator[History]:
     for name in ("blobs", "scratch"):
         (tmp_path / name).mkdir()
     store = await open_store(f"sqlite+aiosqlite:///{tmp_path / 'test.sqlite3'}")
-    found = History(tmp_path, store)
-    await found.make()
-    yield found
+    yield History(tmp_path, store)
     await store.close()
+
+
+@pytest.fixture
+async def history(unwritten: History) -> History:
+    """Three rounds; the third is skipped."""
+    await unwritten.make((2, 2, 1))
+    return unwritten
 
 
 async def test_an_untouched_history_is_clean_and_its_aggregates_repeat_bit_for_bit(history: History) -> None:
@@ -92,7 +103,14 @@ async def test_an_untouched_history_is_clean_and_its_aggregates_repeat_bit_for_b
 @pytest.mark.parametrize(
     ("statement", "invariant"),
     [
-        ("DELETE FROM receipts WHERE round = 1 AND client = 'ann'", 1),
+        ("DELETE FROM receipts WHERE round = 1 AND client = 'ann'", 2),
+        ("DELETE FROM receipts WHERE round = 3", 6),
+        ("UPDATE receipts SET digest = 'x' WHERE round = 2 AND client = 'ben'", 1),
+        ("UPDATE versions SET updates = json_remove(updates, '$[0]') WHERE version = 2", 1),
+        (
+            "UPDATE versions SET updates = json_insert(updates, '$[#]', json(json_extract(updates, '$[0]'))) WHERE version = 1",
+            2,
+        ),
         ("UPDATE rounds SET reason = '' WHERE round = 3", 1),
         ("UPDATE rounds SET version = 7 WHERE round = 2", 1),
         ("UPDATE rounds SET outcome = 'abandoned', reason = 'x' WHERE round = 2", 2),
@@ -102,7 +120,16 @@ async def test_an_untouched_history_is_clean_and_its_aggregates_repeat_bit_for_b
         ("UPDATE versions SET spec_sha256 = 'x' WHERE version = 0", 3),
         ("UPDATE receipts SET examples = 99 WHERE round = 1", 4),
         ("UPDATE versions SET updates = replace(updates, ', 10]', ', 11]') WHERE version = 1", 5),
+        ("UPDATE runs SET spec_json = x'7b7d'", 3),
+        ("UPDATE runs SET spec_json = CAST(replace(spec_json, 'tiny', 'huge') AS BLOB)", 3),
+        ("DELETE FROM versions", 3),
+        ("DELETE FROM rounds WHERE round = 3", 6),
+        ("UPDATE rounds SET reason = 'another' WHERE round = 3", 6),
+        ("UPDATE rounds SET cohort = '[]' WHERE round = 1", 6),
+        ("UPDATE rounds SET base_version = 0 WHERE round = 2", 6),
+        ("UPDATE evaluations SET alignment_score = 0.99", 6),
         ("DELETE FROM events WHERE sequence = 3", 6),
+        ("DELETE FROM events WHERE sequence = (SELECT max(sequence) FROM events)", 6),
         ("UPDATE events SET kind = 'Nonsense' WHERE sequence = 2", 6),
     ],
 )
@@ -118,6 +145,14 @@ async def test_a_flipped_bit_in_a_blob_is_found(history: History, kind: str, num
     content[-5] ^= 1
     path.write_bytes(content)
     assert 7 in await history.invariants()
+
+
+async def test_an_acknowledged_update_of_the_open_round_that_is_gone_is_found(unwritten: History) -> None:
+    await unwritten.make((2, 1), leave_open=True)
+    assert await unwritten.invariants() == set()
+    (row,) = await unwritten.store.receipts(RunId("r"), RoundNumber(2))
+    await unwritten.blobs.delete(row.receipt.digest)
+    assert await unwritten.invariants() == {1}
 
 
 async def test_updates_past_retention_are_collected_and_the_rest_still_audits(history: History) -> None:

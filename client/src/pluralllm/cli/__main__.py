@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from pluralllm.common.files import write_durably
 from pluralllm.common.spec import PRESETS, RunSpec, load_spec, preset_values
 
 DEFAULT_ADDRESS = "127.0.0.1:7443"
+WATCH_PATIENCE_S = 120.0  # how long --watch outlives a coordinator that is away, for example restarting
 
 app = typer.Typer(
     name="pluralllm",
@@ -53,8 +55,10 @@ def _now() -> datetime.datetime:
 def _print(value: Any, *, as_json: bool, screen: Any) -> None:
     if as_json:
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    elif isinstance(shown := screen(value), str):
+        typer.echo(shown)
     else:
-        Console().print(screen(value))
+        Console().print(shown)
 
 
 def _status(value: Any) -> Any:
@@ -141,11 +145,20 @@ def status(
         raise InvalidArgument(field="--watch", problem="cannot be had with --json; poll `status --json` instead")
     found = remote.get_run(run)
     name = found["name"].removeprefix("runs/")
-    with Live(_status(found), auto_refresh=False, console=Console()) as live:
+    answered_s = time.monotonic()
+    console = Console()
+    with Live(_status(found), auto_refresh=False, console=console) as live:
         while found["phase"] != "ended":
-            remote.wait_for_event(name, found["sequence"])
-            found = remote.get_run(name)
+            try:
+                remote.wait_for_event(name, found["sequence"])
+                found, answered_s = remote.get_run(name), time.monotonic()
+            except Unreachable:
+                if time.monotonic() - answered_s > WATCH_PATIENCE_S:
+                    raise
+                time.sleep(1.0)
             live.update(_status(found), refresh=True)
+    if not console.is_terminal:
+        typer.echo()  # rich prints the last screen only, and does not end its last line
 
 
 @app.command()
@@ -188,10 +201,10 @@ def pull(
     run, _, version = model.partition("@")
     if version and not version.isdecimal():
         raise InvalidArgument(field="version", problem=f"is {version!r}, must be a number")
-    with Progress(
-        *Progress.get_default_columns(), DownloadColumn(), disable=as_json, console=Console(stderr=True)
-    ) as bar:
-        task = bar.add_task("model.safetensors")
+    console = Console(stderr=True)
+    quiet = as_json or not console.is_terminal
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), disable=quiet, console=console) as bar:
+        task = bar.add_task("model.safetensors", total=None)
         record, spec_json = _remote(coordinator).pull_model(
             run, version or "-", folder, lambda done, total: bar.update(task, completed=done, total=total)
         )

@@ -25,7 +25,7 @@ from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2_grp
 from pluralllm.v1 import operations_pb2 as pb
 
 CALL_DEADLINE_S = 15.0
-WATCH_DEADLINE_S = 20.0
+WATCH_DEADLINE_S = 5.0  # progress and ages are no events: looked at again after this
 SLOWEST_LINK_BYTES_S = 32 * 1024
 MAX_MODEL_BYTES = 100 * 1024**3
 PAGE_SIZE = 200
@@ -130,11 +130,11 @@ class Remote:
             deadline_s = 60.0 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
             with part.open("ab") as file:
                 try:
-                    for message in (
-                        self._federation.GetChunks(request, timeout=deadline_s) if first < manifest.chunks else ()
-                    ):
-                        if hashlib.sha256(message.data).digest() != manifest.chunk_hashes[message.index]:
-                            raise Corrupt(what=f"chunk {message.index}", expected=manifest.digest, got="other bytes")
+                    stream = self._federation.GetChunks(request, timeout=deadline_s) if first < manifest.chunks else ()
+                    for message, expected in zip(stream, manifest.chunk_hashes[first:], strict=False):
+                        got = hashlib.sha256(message.data)
+                        if got.digest() != expected:
+                            raise Corrupt(what=f"chunk {message.index}", expected=expected.hex(), got=got.hexdigest())
                         file.write(message.data)
                         on_bytes(file.tell(), manifest.size_bytes)
                 except grpc.RpcError as error:
@@ -142,7 +142,7 @@ class Remote:
             got = manifest_of(part).digest
             if got != manifest.digest:
                 part.unlink()
-                raise Corrupt(what="the model as received", expected=manifest.digest, got=got)
+                raise Corrupt(what="what was received (deleted now: pull again)", expected=manifest.digest, got=got)
             part.replace(target)
         return plain(answer.model), answer.spec_json
 

@@ -9,24 +9,24 @@ from rich.table import Table
 from rich.text import Text
 
 MAX_REFUSALS = 3
-MAX_REASON = 44
+MAX_REASONS = 4
 STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost": "red", "idle": "dim"}
 
 
 def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableType:
     """Where the run is, who is in, who is late and why, how good the model is, what happens next."""
-    parts: list[RenderableType] = [_head(run, now), _groups(run)]
+    parts: list[RenderableType] = [_head(run, now), _groups(run), *_reasons(run)]
     if run["fairness"]:
         parts.append(_fairness(run))
     parts += [_refusal(refusal) for refusal in run["refusals"][-MAX_REFUSALS:]]
-    parts.append(Text.assemble(("next: ", "bold"), run["next"]))
+    parts.append(Text.assemble(("next: ", "bold"), cell(run["next"]).plain))
     return Group(*parts)
 
 
 def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
     phase = run["phase"] + (" (paused)" if run["paused"] else "")
     if run["phase"] == "ended":
-        phase = f"{run['outcome']}: {run['outcome_reason']}"
+        phase = f"{run['outcome']}: {cell(run['outcome_reason']).plain}"
     return Text.assemble(
         (run["name"], "bold"),
         f"  round {run['round']} of {run['rounds']}  ",
@@ -38,28 +38,45 @@ def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
 
 
 def _groups(run: Mapping[str, Any]) -> Table:
+    """Names give way in a narrow terminal, numbers and states do not."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("group", "client", "state"):
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
-    table.add_column("alignment", justify="right", no_wrap=True)
-    table.add_column("trend", no_wrap=True)
-    table.add_column("", overflow="ellipsis", no_wrap=True)
+    table.add_column("group")  # may shrink: only columns without no_wrap do
+    table.add_column("", no_wrap=True, min_width=1)
+    table.add_column("client")
+    table.add_column("state", no_wrap=True, min_width=13)
+    table.add_column("alignment", justify="right", no_wrap=True, min_width=9)
+    table.add_column("trend", no_wrap=True, min_width=9)
     latest = {score["client"]: score for score in run["evaluations"]}
     before = {score["client"]: score for score in run["previous_evaluations"]}
-    for person in sorted(run["participants"], key=lambda p: (p["role"] != "train", p["group"], p["client"])):
+    for person in _people(run):
         score, earlier = latest.get(person["client"]), before.get(person["client"])
         table.add_row(
-            person["group"] + (" *" if person["role"] == "held_out" else ""),
-            person["client"],
-            Text(state(person), STATE_STYLES.get(person["state"], "")),
+            cell(person["group"]),
+            "*" if person["role"] == "held_out" else "",
+            cell(person["client"]),
+            cell(state(person), STATE_STYLES.get(person["state"], "")),
             f"{score['alignment_score']:.4f}" if score else "-",
             trend(score, earlier),
-            Text(shorten(person["reason"]), "red" if person["state"] == "lost" else "yellow"),
         )
     if any(person["role"] == "held_out" for person in run["participants"]):
         table.caption = "* held out: evaluated, never trains"
         table.caption_justify = "left"
     return table
+
+
+def _people(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return sorted(run["participants"], key=lambda p: (p["role"] != "train", p["group"], p["client"]))
+
+
+def _reasons(run: Mapping[str, Any]) -> list[RenderableType]:
+    """One line for each client that is late, lost or away."""
+    lines: list[RenderableType] = [
+        cell(f"{person['client']}: {person['reason']}", "red" if person["state"] == "lost" else "yellow")
+        for person in _people(run)
+        if person["reason"]
+    ]
+    more = len(lines) - MAX_REASONS
+    return lines if more <= 0 else [*lines[:MAX_REASONS], cell(f"and {more} more: status --json has all", "yellow")]
 
 
 def state(person: Mapping[str, Any]) -> str:
@@ -84,13 +101,12 @@ def _fairness(run: Mapping[str, Any]) -> Text:
     version = run["evaluations"][0]["version"] if run["evaluations"] else 0
     return Text(
         f"version {version}: mean alignment {sum(scores) / max(1, len(scores)):.4f}, worst {fairness['min_alignment_score']:.4f} "
-        f"({fairness['min_group']}), fairness {fairness['index']:.4f} (CoV {fairness['coefficient_of_variation']:.4f})"
+        f"({cell(fairness['min_group']).plain}), fairness {fairness['index']:.4f} (CoV {fairness['coefficient_of_variation']:.4f})"
     )
 
 
 def _refusal(refusal: Mapping[str, Any]) -> Text:
-    text = f"refused in round {refusal['round']}: {refusal['client']}: {shorten(refusal['message'], 90)}"
-    return Text(text, "red")
+    return cell(f"refused in round {refusal['round']}: {refusal['client']}: {refusal['message']}", "red")
 
 
 def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
@@ -119,7 +135,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], now: datetime.datetime) ->
             str(len(row["receipts"])),
             str(len(row["cohort"])),
             f"{age(row['update_time'], now)} ago",
-            row["reason"],
+            cell(row["reason"]),
         )
     return table
 
@@ -129,13 +145,13 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
     for member in members:
         table.add_row(
             member["name"].removeprefix("members/"),
-            member["group"],
+            cell(member["group"]),
             member["role"],
             str(member["training_questions"]),
             "yes" if member["live"] else "no",
             f"{age(member['last_seen_time'], now)} ago",
             member["task"] or "-",
-            member["software_version"],
+            cell(member["software_version"]),
         )
     return table
 
@@ -161,7 +177,7 @@ def size(count: int) -> str:
     return f"{amount:.1f} GB"
 
 
-def shorten(text: str, limit: int = MAX_REASON) -> str:
-    """The beginning of a text on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+def cell(text: str, style: str = "") -> Text:
+    """One line of text that others wrote: no markup, no control characters, cut where the terminal ends."""
+    line = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+    return Text(line, style, no_wrap=True, overflow="ellipsis")

@@ -38,6 +38,8 @@ log = structlog.get_logger()
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
 PROGRESS_EVERY_S = 1.0
 STOP_GRACE_S = 8.0  # for a push that is under way
+HAND_IN_GRACE_S = 1.5
+HANDING_IN = "handing in"
 MODELS_KEPT = 2
 CLOCK_SKEW_TOLD_S = 30.0
 
@@ -104,7 +106,7 @@ class Daemon:
     async def _finish(self) -> None:
         """A push that is under way may end; anything else stops, and the coordinator is told."""
         if self._work is not None and self.is_working:
-            if self._work.stage == "pushing":
+            if self._work.stage == HANDING_IN:
                 await asyncio.wait([self._work.doing], timeout=STOP_GRACE_S)
             if not self._work.doing.done():
                 await self._drop_work("the client stops")
@@ -175,8 +177,11 @@ class Daemon:
         )
 
     async def _drop_work(self, reason: str) -> None:
+        """Stops the task in hand. One that is handing in its result may end: that result is often why nothing more is wanted."""
         assert self._work is not None
-        if not self._work.doing.done():
+        if self._work.stage == HANDING_IN:
+            await asyncio.wait([self._work.doing], timeout=HAND_IN_GRACE_S)
+        if self.is_working:
             log.info("task.dropped", task=self._work.task.name, reason=reason)
             self._work.doing.cancel()
         await asyncio.gather(self._work.doing, return_exceptions=True)
@@ -215,6 +220,7 @@ class Daemon:
         permanent = isinstance(error, PluralError) and not isinstance(error, Broken | StorageFull)
         self._outbox.drop(task.name)
         log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
+        self._stage(HANDING_IN)
         with contextlib.suppress(PluralError):
             await self._transport.report_failure(task.name, reason, str(error), permanent=permanent)
 
@@ -259,7 +265,7 @@ class Daemon:
             waiting = await asyncio.to_thread(self._outbox.get, task.name)
             assert waiting is not None
         entry, manifest = waiting
-        self._stage("pushing")
+        self._stage(HANDING_IN)
         await self._transport.push_update(
             task.name,
             self._outbox.delta(task.name),
@@ -282,6 +288,7 @@ class Daemon:
         scores = Scores(**found)
         if "wasserstein_score" not in self._policy.allowed_metrics:
             scores = Scores(scores.alignment_score, scores.alignment_score_base2, None, scores.questions)
+        self._stage(HANDING_IN)
         await self._transport.report_scores(task.name, scores)
         log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)
 

@@ -34,9 +34,10 @@ class DirectoryLock:
             holder = self._file.read().strip() or "unknown"
             self._file.close()
             raise InUse(what=f"State directory {self._folder}", by=f"process {holder}") from error
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        with storage_errors(f"the state directory {self._folder}"):
+            self._file.truncate(0)
+            self._file.write(str(os.getpid()))
+            self._file.flush()
         return self
 
     def __exit__(

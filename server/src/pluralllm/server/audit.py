@@ -1,21 +1,33 @@
 """Checks what is on disk against the invariants of the design; any fault test runs this last."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pluralllm.common.errors import NotFound, PluralError
-from pluralllm.common.ids import Digest, RoundNumber, RunId
-from pluralllm.common.spec import parse_spec
+from pluralllm.common.ids import ClientId, Digest, RoundNumber, RunId
+from pluralllm.common.spec import RunSpec, parse_spec
 from pluralllm.server import events as ev
 from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
 from pluralllm.server.blobs import Blobs, verify
 from pluralllm.server.live_run import first_state, layout_for
+from pluralllm.server.records import change_of
 from pluralllm.server.retention import kept_blobs
 from pluralllm.server.rounds import step
-from pluralllm.server.store import ReceiptRecord, RoundOutcome, RoundRecord, RunRecord, Store, VersionRecord
+from pluralllm.server.store import (
+    Change,
+    EvaluationRecord,
+    EventRecord,
+    ReceiptRecord,
+    RoundOutcome,
+    RoundRecord,
+    RunRecord,
+    Store,
+    VersionRecord,
+)
 from pluralllm.server.updates import StoredWeights, average
 
 PAGE = 1000
@@ -29,6 +41,9 @@ INVARIANTS = {
     6: "replaying the event log gives what the tables say",
     7: "stored bytes are what their digest says",
 }
+
+
+Problem = tuple[int, str]  # invariant and what is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,140 +93,193 @@ class Report:
         }
 
 
+@dataclass(slots=True)
+class Tables:
+    """The rows of one run by their keys: as they are stored, or as the log says they should be."""
+
+    versions: dict[int, VersionRecord] = field(default_factory=dict)
+    rounds: dict[int, RoundRecord] = field(default_factory=dict)
+    receipts: dict[tuple[int, str], ReceiptRecord] = field(default_factory=dict)
+    evaluations: dict[tuple[int, str], EvaluationRecord] = field(default_factory=dict)
+
+    def write(self, change: Change) -> None:
+        """What the store does with a change."""
+        self.versions |= {row.version: row for row in change.versions}
+        self.rounds |= {row.round: row for row in change.rounds}
+        self.receipts |= {(row.round, row.receipt.client): row for row in change.receipts}
+        self.evaluations |= {(row.score.version, row.score.client): row for row in change.evaluations}
+
+    def acknowledged(self, number: int) -> tuple[tuple[ClientId, Digest, int], ...]:
+        """Client, update and examples of a round's receipts, sorted by client."""
+        found = (row.receipt for row in self.receipts.values() if row.round == number)
+        return tuple(sorted((receipt.client, receipt.digest, receipt.examples) for receipt in found))
+
+
 async def audit(store: Store, blobs: Blobs, scratch: Path) -> Report:
-    """Checks every run. Reads much: each kept update once or twice. Nothing may write meanwhile."""
+    """Checks every run. Reads much: each kept update once, each version up to three times. Nothing may write meanwhile."""
     report = Report()
     for record in await store.runs():
+        tables, log = await _read(store, record.id)
         report.runs += 1
-        versions = await store.versions(record.id)
-        report.versions += len(versions)
-        _check_chain(report, record, versions)
-        rounds = await _all_rounds(store, record.id)
-        receipts = {r.round: list(await store.receipts(record.id, r.round)) for r in rounds}
-        report.receipts += sum(len(found) for found in receipts.values())
-        _check_counts(report, record, versions, rounds, receipts)
-        await _check_replay(report, store, record, versions, rounds, receipts)
-        for version in versions:
-            await _check_blob(report, record.id, blobs, version.digest, f"model version {version.version}")
-        for version in versions[1:]:
-            await _check_aggregate(report, record, blobs, scratch, versions[version.version - 1], version)
+        report.versions += len(tables.versions)
+        report.receipts += len(tables.receipts)
+        problems = [*_check_chain(record, tables), *_check_counts(tables)]
+        try:
+            spec = parse_spec(record.spec_json, f"of run {record.id}")
+        except PluralError as error:
+            problems.append((3, str(error)))
+        else:
+            problems += [*_check_replay(record, spec, tables, log), *await _check_blobs(blobs, tables)]
+            for version in tables.versions.values():
+                problems += await _check_aggregate(report, spec, blobs, scratch, tables, version)
+        report.findings += [Finding(record.id, invariant, problem) for invariant, problem in problems]
     named = await kept_blobs(store, 1_000_000)
     report.orphan_blobs = len(set(await blobs.digests()) - named)
     return report
 
 
-async def _all_rounds(store: Store, run: RunId) -> list[RoundRecord]:
-    found: list[RoundRecord] = []
-    while page := await store.rounds(run, found[-1].round if found else None, PAGE):
-        found += page
-    return found[::-1]
+async def _read(store: Store, run: RunId) -> tuple[Tables, list[EventRecord]]:
+    tables = Tables(versions={row.version: row for row in await store.versions(run)})
+    before: int | None = None
+    while page := await store.rounds(run, before, PAGE):
+        tables.rounds |= {row.round: row for row in page}
+        before = page[-1].round
+    for number in tables.rounds:
+        tables.receipts |= {(number, row.receipt.client): row for row in await store.receipts(run, RoundNumber(number))}
+    cursor = 0
+    while scores := await store.evaluations(run, cursor, PAGE):
+        tables.evaluations |= {(row.score.version, row.score.client): row for _, row in scores}
+        cursor = scores[-1][0]
+    log: list[EventRecord] = []
+    while events := await store.events(run, log[-1].sequence if log else 0, PAGE):
+        log += events
+    return tables, log
 
 
-def _check_chain(report: Report, record: RunRecord, versions: Sequence[VersionRecord]) -> None:
+def _check_chain(record: RunRecord, tables: Tables) -> Iterator[Problem]:
+    if hashlib.sha256(record.spec_json).hexdigest() != record.spec_sha256:
+        yield 3, "the stored spec is not the one its hash is of"
     parent = ""
-    for number, version in enumerate(versions):
-        if version.version != number:
-            report.findings.append(Finding(record.id, 3, f"version {number} is missing"))
+    for number in range(max(tables.versions, default=0) + 1):
+        if (version := tables.versions.get(number)) is None:
+            yield 3, f"version {number} is missing"
+            continue
         if version.parent_sha256 != parent:
-            report.findings.append(
-                Finding(record.id, 3, f"version {version.version} does not name its parent's record")
-            )
+            yield 3, f"version {number} does not name its parent's record"
         if version.spec_sha256 != record.spec_sha256:
-            report.findings.append(Finding(record.id, 3, f"version {version.version} was made under another spec"))
+            yield 3, f"version {number} was made under another spec"
         parent = version.record_sha256
 
 
-def _check_counts(
-    report: Report,
-    record: RunRecord,
-    versions: Sequence[VersionRecord],
-    rounds: list[RoundRecord],
-    receipts: Mapping[RoundNumber, Sequence[ReceiptRecord]],
-) -> None:
-    made = Counter(version.round for version in versions[1:])
-    for row in rounds:
-        acknowledged = tuple((r.receipt.client, r.receipt.digest, r.receipt.examples) for r in receipts[row.round])
-        if made[row.round] > 1:
-            report.findings.append(Finding(record.id, 2, f"round {row.round} made {made[row.round]} versions"))
-        if row.outcome is RoundOutcome.CLOSED:
-            version = next((v for v in versions if v.version == row.version), None)
-            if version is None or version.round != row.round:
-                report.findings.append(Finding(record.id, 1, f"round {row.round} is closed, its version is not there"))
-            elif {u[:2] for u in version.updates} != {a[:2] for a in acknowledged}:
-                lost = {a[0] for a in acknowledged} ^ {u[0] for u in version.updates} or "other digests"
-                report.findings.append(
-                    Finding(record.id, 1, f"round {row.round}: receipts and aggregate differ: {lost}")
-                )
-            elif version.updates != acknowledged:
-                report.findings.append(Finding(record.id, 4, f"round {row.round}: example counts differ"))
-        elif made[row.round]:
-            report.findings.append(Finding(record.id, 2, f"round {row.round} is {row.outcome} and made a version"))
-        elif row.outcome is RoundOutcome.ABANDONED and not row.reason:
-            report.findings.append(Finding(record.id, 1, f"round {row.round} is abandoned without a reason"))
-    known = {row.round for row in rounds}
-    for version in versions[1:]:
-        if version.round not in known:
-            report.findings.append(Finding(record.id, 2, f"version {version.version} is of a round that never was"))
+def _check_counts(tables: Tables) -> Iterator[Problem]:
+    made: dict[int, VersionRecord] = {row.round: row for row in tables.versions.values() if row.version > 0}
+    for version in tables.versions.values():
+        if version.version > 0 and version.round not in tables.rounds:
+            yield 2, f"version {version.version} is of a round that never was"
+        if version.version > 0 and made[version.round] is not version:
+            yield 2, f"round {version.round} made more than one version"
+    for number, row in tables.rounds.items():
+        match row.outcome:
+            case RoundOutcome.CLOSED if number not in made or made[number].version != row.version:
+                yield 1, f"round {number} is closed, its version is not there"
+            case RoundOutcome.CLOSED:
+                yield from _check_members(number, tables.acknowledged(number), made[number])
+            case _ if number in made:
+                yield 2, f"round {number} is {row.outcome} and made a version"
+            case RoundOutcome.ABANDONED if not row.reason:
+                yield 1, f"round {number} is abandoned without a reason"
+            case _:
+                pass
 
 
-async def _check_replay(
-    report: Report,
-    store: Store,
-    record: RunRecord,
-    versions: Sequence[VersionRecord],
-    rounds: list[RoundRecord],
-    receipts: Mapping[RoundNumber, Sequence[ReceiptRecord]],
-) -> None:
-    state = first_state(record, parse_spec(record.spec_json, f"of run {record.id}"), versions[0])
-    sequence = 0
-    recorded: set[tuple[int, ev.Receipt]] = set()
-    while page := await store.events(record.id, sequence, PAGE):
-        for row in page:
-            if row.sequence != sequence + 1:
-                report.findings.append(Finding(record.id, 6, f"event {sequence + 1} is missing"))
-            sequence = row.sequence
-            try:
-                state, effects = step(state, ev.event_from_facts(row.kind, dict(row.facts)))
-            except (PluralError, KeyError, ValueError) as error:
-                report.findings.append(Finding(record.id, 6, f"event {sequence} cannot be replayed: {error}"))
-                return
-            recorded |= {(e.round, e.receipt) for e in effects if isinstance(e, ev.RecordReceipt)}
-    if (state.version, state.model_digest) != (versions[-1].version, versions[-1].digest):
-        report.findings.append(Finding(record.id, 6, f"the log leads to version {state.version}"))
-    if state.round != len(rounds):
-        report.findings.append(Finding(record.id, 6, f"the log leads to round {state.round}, {len(rounds)} are stored"))
-    stored = {(row.round, row.receipt) for found in receipts.values() for row in found}
-    if stored != recorded:
-        report.findings.append(Finding(record.id, 6, f"{len(stored ^ recorded)} receipts differ from the log's"))
+def _check_members(
+    number: int, acknowledged: tuple[tuple[ClientId, Digest, int], ...], version: VersionRecord
+) -> Iterator[Problem]:
+    receipts, counted = Counter(row[:2] for row in acknowledged), Counter(row[:2] for row in version.updates)
+    for client, digest in receipts - counted:
+        yield 1, f"round {number}: update {digest[:12]} of {client} is acknowledged and in no aggregate"
+    for client, digest in counted - receipts:
+        yield 2, f"round {number}: update {digest[:12]} of {client} counts twice or was never acknowledged"
+    if receipts == counted and version.updates != acknowledged:
+        yield 4, f"round {number}: the example counts of version {version.version} are not those of the receipts"
 
 
-async def _check_blob(report: Report, run: RunId, blobs: Blobs, digest: Digest, what: str) -> None:
+def _check_replay(record: RunRecord, spec: RunSpec, tables: Tables, log: list[EventRecord]) -> Iterator[Problem]:
+    """Writes every row again from the log, by the code that wrote it first, and compares."""
+    if (newest := tables.versions.get(0)) is None:
+        return
+    state, replayed = first_state(record, spec, newest), Tables(versions={0: newest})
+    open_round: RoundRecord | None = None
+    for sequence, row in enumerate(log, 1):
+        if row.sequence != sequence:
+            yield 6, f"event {sequence} is missing"
+            return
+        try:
+            event = ev.event_from_facts(row.kind, dict(row.facts))
+            state, effects = step(state, event)
+        except (PluralError, KeyError, ValueError) as error:
+            yield 6, f"event {sequence} cannot be replayed: {error}"
+            return
+        change = change_of(record, state, sequence, event, effects, open_round, newest)
+        replayed.write(change)
+        open_round = change.rounds[-1] if change.rounds else open_round
+        newest = change.versions[-1] if change.versions else newest
+    yield from _differences("version", tables.versions, replayed.versions)
+    yield from _differences("round", tables.rounds, replayed.rounds)
+    yield from _differences("receipt", tables.receipts, replayed.receipts)
+    yield from _differences("evaluation", tables.evaluations, replayed.evaluations)
+
+
+def _differences(what: str, stored: Mapping[Any, Any], replayed: Mapping[Any, Any]) -> Iterator[Problem]:
+    for key in sorted(stored.keys() | replayed.keys()):
+        if stored.get(key) != replayed.get(key):
+            yield 6, f"{what} {key}: stored is {stored.get(key)}, by the log it is {replayed.get(key)}"
+
+
+async def _check_blobs(blobs: Blobs, tables: Tables) -> list[Problem]:
+    """The versions, and the acknowledged updates that no version is made of yet."""
+    problems: list[Problem] = []
+    for version in tables.versions.values():
+        problems += await _check_blob(blobs, version.digest, 7, f"model version {version.version}")
+    for (number, client), row in tables.receipts.items():
+        if tables.rounds[number].outcome is RoundOutcome.OPEN:
+            what = f"the acknowledged update of {client} in round {number}"
+            problems += await _check_blob(blobs, row.receipt.digest, 1, what)
+    return problems
+
+
+async def _check_blob(blobs: Blobs, digest: Digest, if_lost: int, what: str) -> list[Problem]:
     try:
         verify(await blobs.path(digest), digest)
+    except NotFound as error:
+        return [(if_lost, f"{what}: {error}")]
     except (PluralError, OSError) as error:
-        report.findings.append(Finding(run, 7, f"{what}: {error}"))
+        return [(7, f"{what}: {error}")]
+    return []
 
 
 async def _check_aggregate(
-    report: Report, record: RunRecord, blobs: Blobs, scratch: Path, base: VersionRecord, version: VersionRecord
-) -> None:
-    spec = parse_spec(record.spec_json, f"of run {record.id}")
+    report: Report, spec: RunSpec, blobs: Blobs, scratch: Path, tables: Tables, version: VersionRecord
+) -> list[Problem]:
+    base = tables.versions.get(version.version - 1)
+    if base is None:  # version 0, or a gap that is reported as such
+        return []
     try:
         updates = [StoredWeights(await blobs.path(digest), digest) for _, digest, _ in version.updates]
         start = StoredWeights(await blobs.path(base.digest), base.digest)
     except NotFound:
         report.aggregates_not_kept += 1
-        return
+        return []
     weights = weights_of([ev.Receipt(*update) for update in version.updates], spec.aggregation)
+    optimizer = gradient_step(spec.aggregation.server_learning_rate)
     out = scratch / f"audit-{version.version}"
     try:
-        optimizer = gradient_step(spec.aggregation.server_learning_rate)
         manifest = average(start, updates, weights, layout_for(spec), weighted_mean, optimizer, out)
     except (PluralError, OSError) as error:
-        report.findings.append(Finding(record.id, 7, f"an update of round {version.round}: {error}"))
-        return
+        return [(7, f"what version {version.version} is made of: {error}")]
     finally:
         out.unlink(missing_ok=True)
     report.aggregates_repeated += 1
     if manifest.digest != version.digest:
-        report.findings.append(Finding(record.id, 5, f"version {version.version} aggregates to {manifest.digest}"))
+        return [(5, f"version {version.version} is {version.digest}, aggregating again gives {manifest.digest}")]
+    return []

@@ -15,15 +15,7 @@ import structlog
 
 from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.clock import Clock
-from pluralllm.common.errors import (
-    Broken,
-    Corrupt,
-    InvalidArgument,
-    NotFound,
-    PluralError,
-    SpecMismatch,
-    StorageFull,
-)
+from pluralllm.common.errors import Broken, Corrupt, InvalidArgument, NotFound, PluralError, SpecMismatch, StorageFull
 from pluralllm.common.files import storage_errors
 from pluralllm.common.ids import ID_HELP, ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName, is_id
 from pluralllm.common.spec import GroupRole, RunSpec, parse_spec
@@ -32,6 +24,7 @@ from pluralllm.server import events as ev
 from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
 from pluralllm.server.bell import Bell
 from pluralllm.server.blobs import Blobs
+from pluralllm.server.cancellation import unbroken
 from pluralllm.server.leases import Leases
 from pluralllm.server.live_run import LiveRun, first_state, layout_for, recover
 from pluralllm.server.retention import collect
@@ -143,6 +136,7 @@ class Coordinator:
             raise NotFound(what="run", name=name)
         return run
 
+    @unbroken
     async def create_run(self, run_id: str, spec_json: bytes) -> LiveRun:
         """Makes version 0 and the run. Repeatable. Raises InvalidArgument, InvalidSpec, SpecMismatch, StorageFull."""
         if not is_id(run_id):
@@ -175,6 +169,7 @@ class Coordinator:
         self.bell.ring()
         return run
 
+    @unbroken
     async def dispatch(self, run: LiveRun, event: ev.Event) -> None:
         """One event: decided, durable, then its effects begin. Raises what the machine refuses."""
         before = run.state

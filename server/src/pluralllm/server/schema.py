@@ -78,6 +78,7 @@ evaluations = Table(
     Column("questions", Integer, nullable=False),
     Column("created_s", Float, nullable=False),
     Index("evaluations_by_version", "run", "version", "client", unique=True),
+    sqlite_autoincrement=True,  # a position is never given twice: who reads from a cursor on misses none
 )
 
 members = Table(

@@ -15,10 +15,11 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from pluralllm.common.errors import InvalidConfig, PluralError, StorageFull, StoreFailed
+from pluralllm.common.errors import InvalidConfig, StorageFull, StoreFailed
 from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server import schema as t
 from pluralllm.server import sql_rows as rows
+from pluralllm.server.cancellation import unbroken
 from pluralllm.server.events import event_kind, event_to_facts
 from pluralllm.server.store import (
     Change,
@@ -34,7 +35,7 @@ from pluralllm.server.store import (
 BUSY_TIMEOUT_MS = 5_000
 
 
-async def open_store(url: str) -> "SqlStore":
+async def open_store(url: str | sa.URL) -> "SqlStore":
     """Opens the database and brings its schema up to date. Raises StoreFailed, StorageFull or InvalidConfig (newer schema)."""
     engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
     if engine.dialect.name == "sqlite":
@@ -44,7 +45,7 @@ async def open_store(url: str) -> "SqlStore":
     try:
         async with store.writing() as connection:
             await connection.run_sync(_migrate)
-    except PluralError:
+    except BaseException:
         await engine.dispose()
         raise
     return store
@@ -89,11 +90,12 @@ class SqlStore:
                 yield connection
         except IntegrityError as error:
             raise StoreFailed(problem=f"another writer was there first ({error.orig})") from error
-        except (DBAPIError, OSError) as error:
-            if "full" in str(error):
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL":
                 raise StorageFull(what="the coordinator's database") from error
-            raise StoreFailed(problem=str(getattr(error, "orig", error))) from error
+            raise StoreFailed(problem=str(error.orig)) from error
 
+    @unbroken
     async def _rows(self, query: sa.Select[Any]) -> Sequence[Row[Any]]:
         async with self.writing() as connection:
             found: Sequence[Row[Any]] = (await connection.execute(query)).all()
@@ -103,6 +105,7 @@ class SqlStore:
         found = await self._rows(query.limit(1))
         return found[0] if found else None
 
+    @unbroken
     async def create_run(self, run: RunRecord, first_version: VersionRecord) -> None:
         async with self.writing() as connection:
             values = {
@@ -118,6 +121,7 @@ class SqlStore:
         found = await self._rows(sa.select(t.runs).order_by(t.runs.c.position))
         return [RunRecord(RunId(r.id), r.spec_json, Digest(r.spec_sha256), r.created_s) for r in found]
 
+    @unbroken
     async def apply(self, change: Change) -> None:
         event = {
             "run": change.run,
@@ -194,6 +198,7 @@ class SqlStore:
             rows.evaluation_row(row) for row in await self._rows(query.order_by(table.c.version, table.c.group_name))
         ]
 
+    @unbroken
     async def save_member(self, member: MemberRecord) -> None:
         values = rows.member_values(member)
         changed = {name: value for name, value in values.items() if name != "created_s"}
@@ -207,7 +212,8 @@ class SqlStore:
         return [rows.member_row(row) for row in found]
 
     async def close(self) -> None:
-        await self._engine.dispose()
+        async with self._one_at_a_time:  # transactions whose callers have gone still end well
+            await self._engine.dispose()
 
 
 async def _replace(connection: AsyncConnection, table: sa.Table, key: tuple[str, ...], values: dict[str, Any]) -> None:

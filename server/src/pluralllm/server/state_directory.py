@@ -4,6 +4,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from sqlalchemy import URL
+
+from pluralllm.common.files import storage_errors
 from pluralllm.common.lock import DirectoryLock
 
 
@@ -18,14 +21,16 @@ class StateDirectory:
         self._lock = DirectoryLock(self.path)
 
     @property
-    def database_url(self) -> str:
-        return f"sqlite+aiosqlite:///{self.path / 'coordinator.sqlite3'}"
+    def database_url(self) -> URL:
+        """Not as text: a path with "?" or "%" in it would be taken apart, and the database made elsewhere."""
+        return URL.create("sqlite+aiosqlite", database=str(self.path / "coordinator.sqlite3"))
 
     def __enter__(self) -> Self:
         """Makes what is missing. Raises InUse naming the process, InvalidConfig, StorageFull."""
         self._lock.__enter__()
-        for folder in (self.blobs, self.uploads, self.scratch):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        with storage_errors(f"the state directory {self.path}"):
+            for folder in (self.blobs, self.uploads, self.scratch):
+                folder.mkdir(mode=0o700, exist_ok=True)
         for leftover in self.scratch.iterdir():  # half-written models of a process that was killed
             leftover.unlink()
         return self

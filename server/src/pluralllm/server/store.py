@@ -1,4 +1,4 @@
-"""What the coordinator remembers: the Store contract and its records. SQL is in sql_store.py, a dict in memory_store.py."""
+"""What the coordinator remembers: the Store contract and its records. SQL is in sql_store.py."""
 
 import hashlib
 import json

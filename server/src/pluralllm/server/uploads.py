@@ -7,67 +7,47 @@ that a power loss took are missing again and never trusted.
 import asyncio
 import hashlib
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
 from pluralllm.common.errors import ChunksMissing, DigestMismatch, OverLimit
 from pluralllm.common.files import storage_errors
 from pluralllm.common.weights import CHUNK_BYTES, Manifest
+from pluralllm.server.cancellation import unbroken
 
-
-@dataclass(slots=True)
-class _Upload:
-    manifest: Manifest
-    path: Path
-    missing: set[int]
+T = TypeVar("T")
 
 
 class Uploads:
-    """Keys are file names. Safe for several streams that fill one upload."""
+    """Keys are file names. Safe for several streams that fill one upload: they take turns, other uploads do not wait."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[str, _Upload] = {}
 
     async def begin(self, key: str, manifest: Manifest) -> frozenset[int]:
-        """The chunks still missing. Another manifest under the same key starts afresh. Raises StorageFull."""
-        known = self._open.get(key)
-        if known is None or known.manifest != manifest or not known.path.exists():
-            path = self._folder / f"{key}.part"
-            missing = await asyncio.to_thread(_prepare, path, manifest)
-            self._open[key] = known = _Upload(manifest, path, missing)
-        return frozenset(known.missing)
+        """The chunks still missing; what the file has of this manifest already is kept. Raises StorageFull."""
+        return await self._in_turn(key, lambda upload: upload.prepare(manifest))
 
     async def put(self, key: str, index: int, data: bytes) -> None:
         """Verifies one chunk and keeps it; one that is there already is passed over.
 
         Raises ChunksMissing if nothing was begun, OverLimit, DigestMismatch or StorageFull.
         """
-        upload = self._of(key)
-        if not 0 <= index < upload.manifest.chunks:
-            raise OverLimit(what="chunk index", got=index, limit=upload.manifest.chunks - 1)
-        if len(data) != upload.manifest.chunk_size(index):
-            raise OverLimit(what=f"size of chunk {index}", got=len(data), limit=upload.manifest.chunk_size(index))
-        if index not in upload.missing:
-            return
-        await asyncio.to_thread(_write, upload.path, index, data, upload.manifest.chunk_hashes[index])
-        upload.missing.discard(index)
+        await self._in_turn(key, lambda upload: upload.write(index, data))
 
     async def missing(self, key: str) -> frozenset[int]:
-        return frozenset(self._of(key).missing)
+        """Raises ChunksMissing if nothing was begun."""
+        return await self._in_turn(key, _Upload.still_missing)
 
     async def finish(self, key: str) -> Path:
         """The whole file, every chunk verified. Raises ChunksMissing."""
-        upload = self._of(key)
-        if upload.missing:
-            raise ChunksMissing(missing=len(upload.missing))
-        return upload.path
+        return await self._in_turn(key, _Upload.finished)
 
     async def drop(self, key: str) -> None:
         """Forgets an upload and its file, if there is one."""
-        self._open.pop(key, None)
-        await asyncio.to_thread((self._folder / f"{key}.part").unlink, missing_ok=True)
+        await self._in_turn(key, _Upload.remove)
 
     async def sweep(self, keep: Collection[str]) -> None:
         """Drops every upload but these."""
@@ -75,13 +55,83 @@ class Uploads:
         for key in (names | self._open.keys()) - set(keep):
             await self.drop(key)
 
-    def _of(self, key: str) -> _Upload:
-        if (upload := self._open.get(key)) is None:
+    @unbroken
+    async def _in_turn(self, key: str, work: "Callable[[_Upload], T]") -> T:
+        """One thing at a time on one upload, in a thread."""
+        upload = self._open.setdefault(key, _Upload(self._folder / f"{key}.part"))
+        upload.users += 1
+        try:
+            async with upload.turn:
+                return await asyncio.to_thread(work, upload)
+        finally:
+            upload.users -= 1
+            if not upload.users and upload.manifest is None:
+                del self._open[key]
+
+
+class _Upload:
+    """One part file. Blocking; whoever calls has the turn."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest | None = None  # None: nothing begun
+        self.missing: set[int] = set()
+        self.turn = asyncio.Lock()
+        self.users = 0  # who have the turn or wait for it
+
+    def begun(self) -> Manifest:
+        if self.manifest is None:
             raise ChunksMissing(missing=1)
-        return upload
+        return self.manifest
+
+    def prepare(self, manifest: Manifest) -> frozenset[int]:
+        if self.manifest != manifest or not self.path.exists():
+            self.manifest = None
+            self.missing = _prepare_file(self.path, manifest)
+            self.manifest = manifest
+        return frozenset(self.missing)
+
+    def write(self, index: int, data: bytes) -> None:
+        manifest = self.begun()
+        if not 0 <= index < manifest.chunks:
+            raise OverLimit(what="chunk index", got=index, limit=manifest.chunks - 1)
+        # A hash alone would not do: its sender chose it, perhaps of bytes that leave a hole or reach into the next chunk.
+        if len(data) != manifest.chunk_size(index):
+            raise OverLimit(what=f"size of chunk {index}", got=len(data), limit=manifest.chunk_size(index))
+        if index not in self.missing:
+            return
+        got, expected = hashlib.sha256(data), manifest.chunk_hashes[index]
+        if got.digest() != expected:
+            raise DigestMismatch(what=f"chunk {index}", expected=expected.hex(), got=got.hexdigest())
+        try:
+            _write_at(self.path, index * CHUNK_BYTES, data)
+        except FileNotFoundError:
+            raise self._gone(manifest) from None
+        self.missing.discard(index)
+
+    def still_missing(self) -> frozenset[int]:
+        self.begun()
+        return frozenset(self.missing)
+
+    def finished(self) -> Path:
+        manifest = self.begun()
+        if self.missing:
+            raise ChunksMissing(missing=len(self.missing))
+        if not self.path.exists():
+            raise self._gone(manifest)
+        return self.path
+
+    def remove(self) -> None:
+        self.manifest = None
+        self.path.unlink(missing_ok=True)
+
+    def _gone(self, manifest: Manifest) -> ChunksMissing:
+        """The file was taken over as a blob, but its receipt could not be written."""
+        self.manifest = None
+        return ChunksMissing(missing=manifest.chunks)
 
 
-def _prepare(path: Path, manifest: Manifest) -> set[int]:
+def _prepare_file(path: Path, manifest: Manifest) -> set[int]:
     """Makes the file as long as the blob and finds the chunks that are not in it."""
     with storage_errors("an update"):
         fresh = not path.exists() or path.stat().st_size != manifest.size_bytes
@@ -102,13 +152,13 @@ def _prepare(path: Path, manifest: Manifest) -> set[int]:
             os.close(handle)
 
 
-def _write(path: Path, index: int, data: bytes, expected: bytes) -> None:
-    got = hashlib.sha256(data)
-    if got.digest() != expected:
-        raise DigestMismatch(what=f"chunk {index}", expected=expected.hex(), got=got.hexdigest())
+def _write_at(path: Path, offset: int, data: bytes) -> None:
     with storage_errors("an update"):
         handle = os.open(path, os.O_WRONLY)
         try:
-            os.pwrite(handle, data, index * CHUNK_BYTES)
+            rest = memoryview(data)
+            while rest:  # a write may be short, for one when the disk fills up under it
+                done = os.pwrite(handle, rest, offset)
+                rest, offset = rest[done:], offset + done
         finally:
             os.close(handle)

@@ -72,6 +72,7 @@ def upgrade() -> None:
         sa.Column("wasserstein_score", sa.Float),
         sa.Column("questions", sa.Integer, nullable=False),
         sa.Column("created_s", sa.Float, nullable=False),
+        sqlite_autoincrement=True,
     )
     op.create_index("evaluations_by_version", "evaluations", ["run", "version", "client"], unique=True)
     op.create_table(

@@ -1,0 +1,90 @@
+"""Memory of the coordinator's aggregation: how much the process grows while it averages many large updates.
+
+    .venv/bin/python benchmarks/aggregation_memory.py --updates 32 --megabytes 64
+
+Resident set (VmRSS) sampled during the average, in a fresh process each time.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from pluralllm.common.weights import Layout, layout_of, write_weights
+from pluralllm.server.aggregate import gradient_step, weighted_mean
+from pluralllm.server.updates import StoredWeights, average
+
+SAMPLE_EVERY_S = 0.005
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, default=32)
+    parser.add_argument("--megabytes", type=int, default=64, help="of one update (10^6 bytes)")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # the fresh process that is measured
+    given = parser.parse_args()
+    layout = layout_of([("weights", (given.megabytes * 1_000_000 // 4 // 1000, 1000))])
+    if given.measure is not None:
+        print(json.dumps(measure(given.measure, given.updates, layout)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        digests = [
+            write_weights(folder / f"{n}", layout, [_values(layout.values, n)]).digest for n in range(given.updates + 1)
+        ]
+        (folder / "digests.json").write_text(json.dumps(digests))
+        found = []
+        for _ in range(given.runs):
+            command = [sys.executable, __file__, "--measure", name, "--updates", str(given.updates)]
+            command += ["--megabytes", str(given.megabytes)]
+            found.append(json.loads(subprocess.run(command, capture_output=True, check=True, timeout=600).stdout))
+    growths, seconds = [growth for growth, _ in found], [took_s for _, took_s in found]
+    total = given.updates * layout.size_bytes / 1e6
+    print(
+        f"{given.updates} updates of {layout.size_bytes / 1e6:.0f} MB ({total:.0f} MB): resident memory grows by "
+        f"{statistics.median(growths) / 1e6:.0f} MB (median of {given.runs}, max {max(growths) / 1e6:.0f}), "
+        f"{statistics.median(seconds):.1f} s ({total / statistics.median(seconds):.0f} MB/s, hashed and averaged)"
+    )
+
+
+def _values(count: int, seed: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    return np.random.default_rng(seed).standard_normal(count, dtype=np.float32)
+
+
+def measure(folder: Path, updates: int, layout: Layout) -> tuple[int, float]:
+    """Growth of the resident set in bytes and seconds taken, in a process that has done nothing else."""
+    digests = json.loads((folder / "digests.json").read_text())
+    stored = [StoredWeights(folder / f"{number}", digest) for number, digest in enumerate(digests[: updates + 1])]
+    process = psutil.Process()
+    before = process.memory_info().rss
+    peak = before
+    done = threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, process.memory_info().rss)
+            time.sleep(SAMPLE_EVERY_S)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    started_s = time.monotonic()
+    weights = np.arange(1.0, len(stored))
+    average(stored[0], stored[1:], weights, layout, weighted_mean, gradient_step(1.0), folder / "out")
+    took_s = time.monotonic() - started_s
+    done.set()
+    sampler.join()
+    return peak - before, took_s
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The files of deploy/examples are read by the code they are for, and leave no key out."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from pluralllm.client.config import ClientConfig
+from pluralllm.client.policy import Policy, load_policy
+from pluralllm.common.configuration import load_config
+from pluralllm.common.spec import load_spec
+from pluralllm.server.config import ServerConfig
+
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
+KEY = re.compile(r"^(?:# )?(\w+) = ", re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_this_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (ServerConfig, ClientConfig):
+        for key in kind.model_fields:
+            monkeypatch.delenv(f"{kind.model_config['env_prefix']}{key.upper()}", raising=False)
+
+
+def test_coordinator_sample_is_the_default_configuration() -> None:
+    assert load_config(ServerConfig, EXAMPLES / "coordinator.toml", {}) == load_config(ServerConfig, None, {})
+
+
+def test_policy_sample_is_the_default_policy() -> None:
+    assert load_policy(EXAMPLES / "policy.toml") == Policy()
+
+
+def test_client_sample_is_read_and_names_the_sample_policy() -> None:
+    config = load_config(ClientConfig, EXAMPLES / "client.toml", {})
+    assert config.policy == Path("policy.toml")
+    assert (EXAMPLES / config.policy).is_file()
+
+
+def test_client_sample_is_read_with_every_optional_key_set(tmp_path: Path) -> None:
+    text = (EXAMPLES / "client.toml").read_text()
+    full = tmp_path / "client.toml"
+    full.write_text(re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE))
+    config = load_config(ClientConfig, full, {})
+    assert None not in config.model_dump().values()
+
+
+def test_run_sample_holds_out_two_groups_and_names_the_sample_clients_group() -> None:
+    spec = load_spec(EXAMPLES / "run.toml")
+    group = tomllib.loads((EXAMPLES / "client.toml").read_text())["group"]
+    assert group in spec.groups.train
+    assert len(spec.groups.held_out) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [("coordinator.toml", ServerConfig), ("client.toml", ClientConfig), ("policy.toml", Policy)],
+)
+def test_sample_shows_every_key(file: str, kind: type[BaseModel]) -> None:
+    assert set(KEY.findall((EXAMPLES / file).read_text())) == set(kind.model_fields)

@@ -1,0 +1,210 @@
+"""What a person sees of a run, from fixed values."""
+
+import datetime
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from pluralllm.cli.status_screen import age, members_table, rounds_table, runs_table, size, status_screen
+
+NOW = datetime.datetime(2026, 1, 1, 0, 2, tzinfo=datetime.UTC)
+START = "2026-01-01T00:00:00Z"
+GROUPS = ("Foundry", "Goldcrest", "Greenhill", "Harbourland", "Northmark", "Old Valley", "Riverton", "Stonebridge")
+
+
+def person(group: str, state: str = "idle", reason: str = "", **changes: Any) -> dict[str, Any]:
+    client = group.lower().replace(" ", "-")
+    found = {"client": client, "group": group, "role": "train", "state": state, "reason": reason}
+    return {**found, "stage": "", "progress": 0.0, "last_seen_time": START, **changes}
+
+
+def score(group: str, version: int, alignment: float) -> dict[str, Any]:
+    client = group.lower().replace(" ", "-")
+    found = {"group": group, "client": client, "role": "train", "version": version, "alignment_score": alignment}
+    return {**found, "alignment_score_base2": 0.5, "wasserstein_score": None, "questions": 12}
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    values = {
+        "name": "runs/demo",
+        "phase": "collecting",
+        "paused": False,
+        "outcome": "",
+        "outcome_reason": "",
+        "round": 7,
+        "rounds": 30,
+        "version": 6,
+        "version_digest": "0123456789abcdef" * 4,
+        "create_time": START,
+        "phase_start_time": START,
+        "received_bytes": 123_456_789,
+        "sent_bytes": 2_222_222_222,
+        "participants": [person(group) for group in GROUPS],
+        "evaluations": [score(group, 5, 0.75) for group in GROUPS],
+        "previous_evaluations": [score(group, 0, 0.5) for group in GROUPS],
+        "fairness": {
+            "index": 0.9987,
+            "coefficient_of_variation": 0.0321,
+            "min_alignment_score": 0.7,
+            "min_group": "Foundry",
+        },
+        "refusals": [],
+        "next": "3 of 6 updates; quorum is 4, deadline in 512 s, then extend",
+    }
+    return {**values, **changes}
+
+
+def shown(screen: RenderableType, width: int = 80) -> list[str]:
+    """The lines of a terminal so wide."""
+    out = io.StringIO()
+    Console(file=out, width=width).print(screen)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def line_of(lines: list[str], start: str) -> str:
+    return next(line for line in lines if line.startswith(start))
+
+
+def crowded() -> dict[str, Any]:
+    """Everybody late, many refusals with long messages."""
+    late = [person(group, "lost", f"its lease ran out: silent for {n} s") for n, group in enumerate(GROUPS)]
+    late[0]["role"] = "held_out"
+    message = (
+        "The update has 3 NaN or infinite values, the first in layers.0.attention.weight. Look for a too high rate."
+    )
+    refusals = [{"round": n, "client": "northmark", "reason": "NOT_FINITE", "message": message} for n in range(20)]
+    return run(participants=late, refusals=refusals)
+
+
+def test_crowded_status_of_eight_groups_fits_a_small_terminal() -> None:
+    lines = shown(status_screen(crowded(), NOW))
+    assert len(lines) <= 24
+    assert max(len(line) for line in lines) <= 80
+
+
+def test_head_says_run_round_phase_since_when_and_version() -> None:
+    head = shown(status_screen(run(), NOW))[:2]
+    assert head[0] == "runs/demo  round 7 of 30  collecting for 2 min"
+    assert head[1] == "version 6 (0123456789ab)  received 123.5 MB, sent 2.2 GB"
+
+
+def test_who_is_late_is_told_with_the_whole_reason() -> None:
+    people = [person("Foundry", "done"), person("Riverton", "working", "slow: 42% after 312 s", stage="train")]
+    lines = shown(status_screen(run(participants=people), NOW))
+    assert "riverton: slow: 42% after 312 s" in lines
+    assert not any(line.startswith("foundry:") for line in lines)
+
+
+def test_more_late_clients_than_fit_are_counted() -> None:
+    lines = shown(status_screen(crowded(), NOW))
+    assert sum("its lease ran out" in line for line in lines) == 4
+    assert "and 4 more: status --json has all" in lines
+
+
+@pytest.mark.parametrize(("before", "arrow"), [(0.70, "↑ +0.0500"), (0.80, "↓ -0.0500"), (0.7501, "→ -0.0001")])
+def test_trend_compares_with_the_evaluation_before(before: float, arrow: str) -> None:
+    lines = shown(status_screen(run(previous_evaluations=[score("Foundry", 0, before)]), NOW))
+    assert line_of(lines, "Foundry").endswith(arrow)
+    assert "0.7500" in line_of(lines, "Foundry")
+
+
+def test_first_evaluation_has_no_trend() -> None:
+    lines = shown(status_screen(run(previous_evaluations=[]), NOW))
+    assert line_of(lines, "Foundry").endswith("0.7500")
+
+
+def test_progress_of_a_working_client_is_shown() -> None:
+    people = [person("Foundry", "working", stage="train", progress=0.421)]
+    assert "train 42%" in line_of(shown(status_screen(run(participants=people), NOW)), "Foundry")
+
+
+def test_held_out_groups_come_last_and_are_marked_even_in_a_narrow_terminal() -> None:
+    people = [person("A" * 40, role="held_out"), person("Foundry")]
+    lines = shown(status_screen(run(participants=people), NOW), width=60)
+    marked = next(index for index, line in enumerate(lines) if line.startswith("AAA"))
+    assert lines[marked - 1].startswith("Foundry")
+    assert "*" in lines[marked]
+    assert "*" not in lines[marked - 1]
+    assert "* held out: evaluated, never trains" in lines
+
+
+def test_fairness_and_worst_group_are_shown() -> None:
+    text = " ".join(shown(status_screen(run(), NOW)))
+    assert "worst 0.7000 (Foundry), fairness 0.9987 (CoV 0.0321)" in text
+
+
+def test_before_the_first_evaluation_there_is_no_fairness_line() -> None:
+    lines = shown(status_screen(run(evaluations=[], previous_evaluations=[], fairness=None), NOW))
+    assert not any("fairness" in line for line in lines)
+    assert line_of(lines, "Foundry").endswith("-")
+
+
+def test_newest_refusals_are_shown() -> None:
+    lines = shown(status_screen(crowded(), NOW))
+    assert [line.split(":")[0] for line in lines if line.startswith("refused")] == [
+        f"refused in round {number}" for number in (17, 18, 19)
+    ]
+
+
+def test_ended_run_says_how_and_why() -> None:
+    ended = run(phase="ended", outcome="cancelled", outcome_reason="the survey was wrong", next="nothing")
+    assert "cancelled: the survey was wrong for 2 min" in shown(status_screen(ended, NOW))[0]
+
+
+def test_paused_run_says_so() -> None:
+    assert "waiting (paused)" in shown(status_screen(run(phase="waiting", paused=True), NOW))[0]
+
+
+def test_last_line_says_what_happens_next() -> None:
+    assert shown(status_screen(run(), NOW))[-1] == "next: 3 of 6 updates; quorum is 4, deadline in 512 s, then extend"
+
+
+@pytest.mark.parametrize("name", ["[bold]loud[/bold]", "[/nothing]", "a\x1b[2Jb", "a\nb"])
+def test_names_written_by_others_are_neither_markup_nor_control_characters(name: str) -> None:
+    hostile = run(
+        participants=[person(name, "lost", name)],
+        refusals=[{"round": 1, "client": "c", "reason": "R", "message": name}],
+        next=name,
+        fairness={"index": 1.0, "coefficient_of_variation": 0.0, "min_alignment_score": 0.5, "min_group": name},
+    )
+    member = {"name": "members/c", "group": name, "role": "train", "training_questions": 1, "live": True, "task": ""}
+    row = {"name": "runs/r/rounds/1", "outcome": "abandoned", "base_version": 0, "version": None, "reason": name}
+    screens = (
+        status_screen(hostile, NOW),
+        members_table([{**member, "last_seen_time": START, "software_version": name}], NOW),
+        rounds_table([{**row, "receipts": [], "cohort": [], "update_time": START}], NOW),
+    )
+    for screen in screens:
+        text = "\n".join(shown(screen, width=200))
+        assert "\x1b" not in text
+        assert name.replace("\x1b", "�").replace("\n", " ") in text
+
+
+def test_list_of_runs_shows_outcome_and_mean_alignment() -> None:
+    ended = run(phase="ended", outcome="completed")
+    line = shown(runs_table([ended], NOW))[1].split("  ")
+    assert [part.strip() for part in line if part.strip()] == [
+        "demo",
+        "completed",
+        "7 of 30",
+        "6",
+        "0.7500",
+        "2 min ago",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [(None, "-"), (START, "2 min"), ("2026-01-01T00:01:30Z", "30 s"), ("2025-12-29T00:00:00Z", "3 d")],
+)
+def test_age_is_told_in_the_largest_fitting_unit(time: str | None, text: str) -> None:
+    assert age(time, NOW) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000_000_000, "2500.0 GB")]
+)
+def test_size_is_told_in_a_unit_a_person_reads(count: int, text: str) -> None:
+    assert size(count) == text
