@@ -132,9 +132,10 @@ class Remote:
                 try:
                     stream = self._federation.GetChunks(request, timeout=deadline_s) if first < manifest.chunks else ()
                     for message, expected in zip(stream, manifest.chunk_hashes[first:], strict=False):
-                        got = hashlib.sha256(message.data)
-                        if got.digest() != expected:
-                            raise Corrupt(what=f"chunk {message.index}", expected=expected.hex(), got=got.hexdigest())
+                        received = hashlib.sha256(message.data)
+                        if received.digest() != expected:
+                            what = f"chunk {message.index} of the model"
+                            raise Corrupt(what=what, expected=expected.hex(), got=received.hexdigest())
                         file.write(message.data)
                         on_bytes(file.tell(), manifest.size_bytes)
                 except grpc.RpcError as error:

@@ -99,9 +99,10 @@ def _fairness(run: Mapping[str, Any]) -> Text:
     fairness = run["fairness"]
     scores = [score["alignment_score"] for score in run["evaluations"]]
     version = run["evaluations"][0]["version"] if run["evaluations"] else 0
+    worst = f"{fairness['min_alignment_score']:.4f} ({cell(fairness['min_group']).plain})"
     return Text(
-        f"version {version}: mean alignment {sum(scores) / max(1, len(scores)):.4f}, worst {fairness['min_alignment_score']:.4f} "
-        f"({cell(fairness['min_group']).plain}), fairness {fairness['index']:.4f} (CoV {fairness['coefficient_of_variation']:.4f})"
+        f"version {version}: mean alignment {sum(scores) / max(1, len(scores)):.4f}, worst {worst}, "
+        f"fairness {fairness['index']:.4f} (CoV {fairness['coefficient_of_variation']:.4f})"
     )
 
 

@@ -5,10 +5,10 @@ The poll goes on while the work is done, so the lease stays renewed and a task t
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import structlog
 from pluralllm.client.config import ClientConfig
 from pluralllm.client.outbox import Entry, History, Outbox
 from pluralllm.client.policy import Policy, check_task, permitted_metrics
+from pluralllm.client.progress import ProgressReports
 from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, Wait
 from pluralllm.client.transport import Transport
 from pluralllm.client.worker_process import WorkerProcess
@@ -36,7 +37,6 @@ from pluralllm.common.spec import RunSpec, parse_spec
 log = structlog.get_logger()
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
-PROGRESS_EVERY_S = 1.0
 STOP_GRACE_S = 8.0  # for a push that is under way
 HAND_IN_GRACE_S = 1.5
 HANDING_IN = "handing in"
@@ -321,26 +321,8 @@ class Daemon:
             threads=config.threads,
         )
 
-    def _progress(self, task: Task) -> Callable[[str, int, int], None]:
-        """Passes the worker's progress on, once a second at most; a report that is lost does not matter."""
-        last_s = 0.0
-        reports: set[asyncio.Task[None]] = set()
-
-        async def report(stage: str, share: float) -> None:
-            with contextlib.suppress(PluralError):
-                await self._transport.report_progress(task.name, stage, share)
-
-        def on_progress(stage: str, done: int, total: int) -> None:
-            nonlocal last_s
-            self._stage(stage)
-            now_s = time.monotonic()
-            if now_s - last_s >= PROGRESS_EVERY_S:
-                last_s = now_s
-                sending = asyncio.create_task(report(stage, done / max(1, total)))
-                reports.add(sending)
-                sending.add_done_callback(reports.discard)
-
-        return on_progress
+    def _progress(self, task: Task) -> ProgressReports:
+        return ProgressReports(functools.partial(self._transport.report_progress, task.name), self._stage)
 
     def _stage(self, stage: str) -> None:
         if self._work is not None:

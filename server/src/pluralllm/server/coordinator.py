@@ -157,7 +157,7 @@ class Coordinator:
             async with self.storing():
                 await self.blobs.put(manifest.digest, draft)
                 await self.store.create_run(record, first)
-            run = LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first)
+            run = LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first, updated_s=now_s)
             self._runs[run.id] = run
         log.info(
             "run.created",

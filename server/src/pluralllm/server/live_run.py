@@ -31,6 +31,7 @@ class LiveRun:
     examples: dict[ClientId, int] = field(default_factory=dict)  # of each client's first update: constant over a run
     manifests: dict[Digest, Manifest] = field(default_factory=dict)  # of versions served lately, oldest first
     averaging: "asyncio.Task[None] | None" = None
+    updated_s: float = 0.0  # of the last event
     trouble: str = ""  # what keeps the coordinator itself from going on, for people
     received_bytes: int = 0  # since this process started
     sent_bytes: int = 0
@@ -52,7 +53,7 @@ class LiveRun:
                 return ()
             change = change_of(self.record, after, self.sequence + 1, event, effects, self.open_round, self.newest)
             await store.apply(change)
-            self.state, self.sequence = after, change.sequence
+            self.state, self.sequence, self.updated_s = after, change.sequence, event.at_s
             for round_record in change.rounds:
                 self.open_round = round_record
             for version in change.versions:
@@ -92,12 +93,13 @@ async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average 
         raise Corrupt(what=f"the stored spec of run {record.id}", expected=record.spec_sha256, got=spec.sha256())
     versions = await store.versions(record.id)
     state, sequence, pending = first_state(record, spec, versions[0]), 0, None
+    updated_s = record.created_s
     while page := await store.events(record.id, sequence, REPLAY_PAGE):
         for row in page:
             state, effects = step(state, ev.event_from_facts(row.kind, dict(row.facts)))
-            sequence = row.sequence
+            sequence, updated_s = row.sequence, row.at_s
             pending = next((effect for effect in effects if isinstance(effect, ev.Average)), pending)
-    run = LiveRun(record, spec, layout_for(spec), state, versions[-1], sequence)
+    run = LiveRun(record, spec, layout_for(spec), state, versions[-1], sequence, updated_s=updated_s)
     run.open_round = await store.round(record.id, state.round) if state.round else None
     for version in reversed(versions):
         run.examples |= {client: examples for client, _, examples in version.updates}

@@ -51,7 +51,6 @@ PARTICIPANT_STATES = {
 
 def run_message(
     run: LiveRun,
-    updated_s: float,
     people: Sequence[Participant],
     latest: Sequence[EvaluationRecord],
     previous: Sequence[EvaluationRecord],
@@ -71,7 +70,7 @@ def run_message(
         version=state.version,
         version_digest=state.model_digest,
         create_time=timestamp(run.record.created_s),
-        update_time=timestamp(updated_s),
+        update_time=timestamp(run.updated_s),
         phase_start_time=timestamp(state.since_s or run.record.created_s),
         phase_deadline=None if state.deadline_s is None else timestamp(state.deadline_s),
         participants=[participant_message(person) for person in people],

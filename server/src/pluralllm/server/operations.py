@@ -163,8 +163,11 @@ class Operations(pb_grpc.OperationsServiceServicer):
         people = participants(run, members, sessions, leases, now_s)
         idle = [s for s in coordinator.sessions.live(now_s) if s.client not in leases]
         trainers = sum(role_in(session, run.spec.groups) is GroupRole.TRAIN for session in idle)
-        latest, previous = split_by_version(await coordinator.store.latest_evaluations(run.id, 2))
-        return run_message(run, now_s, people, latest, previous, what_next(run, trainers, now_s))
+        # One more than is shown: the newest may still be coming in, and half of the groups make no fairness index.
+        records = await coordinator.store.latest_evaluations(run.id, 3)
+        ended = -1 if run.state.evaluated is None else run.state.evaluated
+        latest, previous = split_by_version([record for record in records if record.score.version <= ended])
+        return run_message(run, people, latest, previous, what_next(run, trainers, now_s))
 
     async def _describe_round(self, record: RoundRecord) -> resources_pb2.Round:
         return round_message(record, await self._coordinator.store.receipts(record.run, record.round))
@@ -173,10 +176,10 @@ class Operations(pb_grpc.OperationsServiceServicer):
 def split_by_version(
     records: Sequence[EvaluationRecord],
 ) -> tuple[list[EvaluationRecord], list[EvaluationRecord]]:
-    """Evaluations of the newest version, and those of the version before."""
-    newest = max((record.score.version for record in records), default=0)
-    latest = [record for record in records if record.score.version == newest]
-    return latest, [record for record in records if record.score.version != newest]
+    """Evaluations of the newest version, and those of the evaluated version before."""
+    versions = sorted({record.score.version for record in records}, reverse=True)
+    parts = [[record for record in records if record.score.version == version] for version in versions[:2]]
+    return parts[0] if parts else [], parts[1] if len(parts) > 1 else []
 
 
 def page_size(asked: int) -> int:
