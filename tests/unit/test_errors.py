@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
+import grpc
 import pytest
 
 from pluralllm.common import errors, status
@@ -45,3 +46,30 @@ def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
 def test_reasons_are_upper_snake() -> None:
     assert reason_of(errors.WrongBase) == "WRONG_BASE"
     assert all(dataclasses.is_dataclass(leaf) for leaf in leaves().values())
+
+
+def failed(code: grpc.StatusCode, details: str) -> grpc.RpcError:
+    class Failed(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return code
+
+        def details(self) -> str:
+            return details
+
+        def trailing_metadata(self) -> tuple[()]:
+            return ()
+
+    return Failed()
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "CANCELLED"])
+def test_a_broken_connection_may_be_tried_again_whatever_grpc_calls_it(code: str) -> None:
+    found = status.from_rpc_error(failed(grpc.StatusCode[code], "Internal error from Core"), "host:1")
+    assert type(found) is errors.Unreachable
+
+
+@pytest.mark.parametrize(
+    ("code", "details"), [("UNIMPLEMENTED", "Method not found!"), ("INTERNAL", "Exception deserializing request!")]
+)
+def test_a_call_the_other_side_cannot_understand_is_not_tried_again(code: str, details: str) -> None:
+    assert type(status.from_rpc_error(failed(grpc.StatusCode[code], details), "host:1")) is errors.Internal

@@ -11,7 +11,7 @@ REPORT_EVERY_S = 1.0
 
 
 class ProgressReports:
-    """Called with (stage, done, all) as often as the worker likes; reports once a second at most, and a lost report is no loss."""
+    """Called with (stage, done, all) as often as the worker likes; reports once a second at most. A lost one is no loss."""
 
     def __init__(self, report: Callable[[str, float], Awaitable[None]], on_stage: Callable[[str], None]) -> None:
         self._report = report

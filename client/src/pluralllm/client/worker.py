@@ -4,6 +4,7 @@ JSON lines: a command on stdin ({"id", "do", ...}), answers on stdout ({"id", "p
 means that the daemon is gone, and ends this process at once. Tensors travel as files, never in messages.
 """
 
+import hashlib
 import json
 import os
 import queue
@@ -93,8 +94,9 @@ class Worker:
         threads: int | None,
     ) -> dict[str, Any]:
         """Reads, embeds and checks the private data for one run; again only if the spec is another one."""
-        spec = parse_spec(spec_json.encode(), "of the run")
-        if spec.sha256() not in self._prepared:
+        key = hashlib.sha256(spec_json.encode()).hexdigest()
+        if key not in self._prepared:
+            spec = parse_spec(spec_json.encode(), "of the run")
             if threads is not None:
                 torch.set_num_threads(threads)
             try:
@@ -113,8 +115,8 @@ class Worker:
             evaluation_episode(spec, found, part, 0)
             if part is GroupRole.TRAIN:
                 check_enough(found, len(found.split(spec.evaluation.holdout_share)[0]), spec.training.episodes)
-            self._prepared = {spec.sha256(): (spec, found, part, chosen)}
-        _, found, _, chosen = self._prepared[spec.sha256()]
+            self._prepared = {key: (spec, found, part, chosen)}
+        _, found, _, chosen = self._prepared[key]
         return {"questions": len(found.questions), "device": str(chosen)}
 
     def _train(

@@ -57,6 +57,10 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
 # What a caller may repeat as it is (aip.dev/194).
 TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
+# Codes that gRPC itself gives a call whose connection broke (a client stream cut in mid-message is INTERNAL in grpc.aio).
+# The coordinator's own errors always carry an ErrorInfo, so without one these say nothing about the request.
+BROKEN_TRANSPORT = TRANSIENT | {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
+
 
 def to_status(error: e.PluralError) -> Any:
     """The rich gRPC status of an error, as grpc's abort_with_status takes it."""
@@ -79,7 +83,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
         if leaf is not None:
             known = e.fields_of(leaf)
             return leaf(**{name: json.loads(text) for name, text in info.metadata.items() if name in known})
-    if code() in TRANSIENT:
+    if code() in BROKEN_TRANSPORT and "deserializ" not in (call.details() or ""):
         return e.Unreachable(address=address, problem=call.details() or code().name)
     if code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return e.StorageFull(what=call.details() or "the call")
