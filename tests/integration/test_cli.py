@@ -268,7 +268,7 @@ async def test_broken_pull_is_resumed_from_the_first_chunk_that_is_missing(tmp_p
         assert not part.exists()
 
 
-async def test_damaged_part_of_a_broken_pull_is_found_and_dropped(tmp_path: Path) -> None:
+async def test_damaged_part_of_a_broken_pull_is_found_and_fetched_again(tmp_path: Path) -> None:
     large = small_spec(predictor={"d_model": 256, "layers": 2, "heads": 2, "feedforward": 256, "embedder_layers": 2})
     folder = tmp_path / "model"
     async with serving(tmp_path / "state") as served:
@@ -276,10 +276,6 @@ async def test_damaged_part_of_a_broken_pull_is_found_and_dropped(tmp_path: Path
         digest = (await served.run("r")).version_digest
         folder.mkdir()
         (folder / f".{digest[:16]}.part").write_bytes(bytes(CHUNK_BYTES))
-        assert_one_clear_line(
-            await pluralllm("model", "pull", "r", str(folder), coordinator=served.address), 1, "corrupt", digest
-        )
-        assert not (folder / "model.safetensors").exists()
         assert (await pluralllm("model", "pull", "r", str(folder), coordinator=served.address)).code == 0
         assert manifest_of(folder / "model.safetensors").digest == digest
 

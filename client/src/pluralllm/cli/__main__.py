@@ -2,8 +2,6 @@
 
 import datetime
 import json
-import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import DownloadColumn, Progress
 
-from pluralllm.common.errors import Broken, InvalidArgument, InvalidSpec, PluralError, Unreachable
+from pluralllm.common.errors import InvalidArgument, InvalidSpec, Unreachable
+from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.files import write_durably
 from pluralllm.common.spec import PRESETS, RunSpec, load_spec, preset_values
 
@@ -25,8 +24,7 @@ app = typer.Typer(
     name="pluralllm",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Operate and watch a PluralLLM federation.\n\n"
-    "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 130 interrupted.",
+    help="Operate and watch a PluralLLM federation.\n\n" + EXIT_CODES,
 )
 run_app = typer.Typer(no_args_is_help=True, help="Make and steer runs.")
 model_app = typer.Typer(no_args_is_help=True, help="Published model versions.")
@@ -239,16 +237,8 @@ def spec_check(spec: Annotated[Path, typer.Argument(help="The run spec, TOML.")]
 
 
 def main() -> None:
-    """One clear line for every error, and its exit code."""
-    try:
-        app()
-    except PluralError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(4 if isinstance(error, Unreachable) else 1 if isinstance(error, Broken) else 3)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """The entry point."""
+    run_command(app)
 
 
 if __name__ == "__main__":

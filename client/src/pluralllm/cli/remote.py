@@ -4,7 +4,6 @@ Enums come as their lower-case last words, times as RFC 3339 text.
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.common.configuration import check_address, check_loopback
-from pluralllm.common.errors import Corrupt, InvalidArgument
+from pluralllm.common.errors import Corrupt, InvalidArgument, Unreachable
 from pluralllm.common.files import storage_errors
 from pluralllm.common.status import from_rpc_error
-from pluralllm.common.weights import CHUNK_BYTES, manifest_of
+from pluralllm.common.weights import keep_good_chunks
 from pluralllm.common.wire import CHANNEL_OPTIONS, manifest_from
 from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2_grpc
 from pluralllm.v1 import operations_pb2 as pb
@@ -123,9 +122,7 @@ class Remote:
         part = folder / f".{manifest.digest[:16]}.part"
         with storage_errors("the model"):
             folder.mkdir(parents=True, exist_ok=True)
-            part.touch()
-            first = min(part.stat().st_size // CHUNK_BYTES, manifest.chunks)
-            os.truncate(part, min(first * CHUNK_BYTES, manifest.size_bytes))
+            first = keep_good_chunks(part, manifest)
             request = federation_pb2.GetChunksRequest(run=name, version=answer.model.version, first_chunk=first)
             deadline_s = 60.0 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
             with part.open("ab") as file:
@@ -140,10 +137,8 @@ class Remote:
                         on_bytes(file.tell(), manifest.size_bytes)
                 except grpc.RpcError as error:
                     raise from_rpc_error(error, self.address) from error
-            got = manifest_of(part).digest
-            if got != manifest.digest:
-                part.unlink()
-                raise Corrupt(what="what was received (deleted now: pull again)", expected=manifest.digest, got=got)
+            if keep_good_chunks(part, manifest) < manifest.chunks:
+                raise Unreachable(address=self.address, problem="the stream ended too early; pull again")
             part.replace(target)
         return plain(answer.model), answer.spec_json
 

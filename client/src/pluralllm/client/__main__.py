@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from pluralllm.client.config import ClientConfig
 from pluralllm.client.policy import load_policy
 from pluralllm.client.private_data import read_group
 from pluralllm.common.configuration import check_loopback, load_config
-from pluralllm.common.errors import Broken, PluralError, Unreachable
+from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.ids import ClientId
 from pluralllm.common.lock import DirectoryLock
 from pluralllm.common.logs import configure_logs
@@ -28,9 +27,7 @@ app = typer.Typer(
     name="pluralllm-client",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="A partner's daemon: trains on a private file, sends weight deltas only.\n\n"
-    "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused (configuration, data, policy), 4 coordinator unreachable, "
-    "130 interrupted.",
+    help="A partner's daemon: trains on a private file, sends weight deltas only.\n\n" + EXIT_CODES,
 )
 app.add_typer(data_commands.app, name="data")
 app.command("doctor")(doctor.doctor)
@@ -97,14 +94,8 @@ def show_config(config: ConfigFile = None, as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """One clear line for every error, and its exit code."""
-    try:
-        app()
-    except PluralError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(4 if isinstance(error, Unreachable) else 1 if isinstance(error, Broken) else 3)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """The entry point."""
+    run_command(app)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pluralllm.common.files import storage_errors
 from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName
 from pluralllm.common.spec import GroupRole
 from pluralllm.common.status import from_rpc_error
-from pluralllm.common.weights import CHUNK_BYTES, Manifest
+from pluralllm.common.weights import CHUNK_BYTES, Manifest, keep_good_chunks
 from pluralllm.common.wire import (
     CHANNEL_OPTIONS,
     CLIENT_ID_KEY,
@@ -160,7 +160,7 @@ class Transport:
         )
 
     async def _fetch_chunks(self, run: RunId, version: ModelVersion, manifest: Manifest, part: Path) -> None:
-        first = await asyncio.to_thread(_whole_chunks, part, manifest)
+        first = await asyncio.to_thread(keep_good_chunks, part, manifest)
         if first >= manifest.chunks:
             return
         request = pb.GetChunksRequest(run=run, version=version, first_chunk=first)
@@ -268,19 +268,6 @@ def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
 def _stream_deadline_s(manifest: Manifest) -> float:
     """Long enough for the slowest link that makes sense."""
     return 60.0 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
-
-
-def _whole_chunks(part: Path, manifest: Manifest) -> int:
-    """How many chunks at the start of a partial file are good; whatever follows them is cut off."""
-    part.touch()
-    good = 0
-    with part.open("r+b") as file:
-        for index, expected in enumerate(manifest.chunk_hashes):
-            if hashlib.sha256(file.read(manifest.chunk_size(index))).digest() != expected:
-                break
-            good += 1
-        file.truncate(min(good * CHUNK_BYTES, manifest.size_bytes))
-    return good
 
 
 def _task(message: pb.Task) -> Task:

@@ -74,6 +74,19 @@ def manifest_of(path: Path) -> Manifest:
     return Manifest(digest_of(hashes), path.stat().st_size, hashes)
 
 
+def keep_good_chunks(part: Path, manifest: Manifest) -> int:
+    """How many chunks at the start of a partial file are good; makes the file if there is none, cuts off what follows them."""
+    part.touch()
+    good = 0
+    with part.open("r+b") as file:
+        for index, expected in enumerate(manifest.chunk_hashes):
+            if hashlib.sha256(file.read(manifest.chunk_size(index))).digest() != expected:
+                break
+            good += 1
+        file.truncate(min(good * CHUNK_BYTES, manifest.size_bytes))
+    return good
+
+
 def missing_ranges(missing: Iterable[int]) -> tuple[tuple[int, int], ...]:
     """Sorted chunk numbers as (first, last) ranges."""
     ranges: list[tuple[int, int]] = []

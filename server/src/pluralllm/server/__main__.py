@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from rich.table import Table
 from pluralllm.common import __version__
 from pluralllm.common.clock import Clock, SystemClock
 from pluralllm.common.configuration import load_config
-from pluralllm.common.errors import Broken, PluralError
+from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.files import write_durably
 from pluralllm.common.logs import configure_logs
 from pluralllm.server.audit import Report
@@ -40,8 +39,7 @@ app = typer.Typer(
     name="pluralllm-server",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="The coordinator of a PluralLLM federation.\n\n"
-    "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused (configuration, state, audit findings).",
+    help="The coordinator of a PluralLLM federation.\n\n" + EXIT_CODES,
 )
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win over it.")
@@ -134,12 +132,8 @@ def show_config(config: ConfigFile = None, as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """One clear line for every error, and its exit code."""
-    try:
-        app()
-    except PluralError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1 if isinstance(error, Broken) else 3)
+    """The entry point."""
+    run_command(app)
 
 
 if __name__ == "__main__":

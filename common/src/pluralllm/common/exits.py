@@ -1,0 +1,24 @@
+"""How every command of this project ends: one clear line for an error, and a documented exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from pluralllm.common.errors import Broken, PluralError, Unreachable
+
+BROKEN, USAGE, REFUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 4, 130
+
+EXIT_CODES = "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 130 interrupted."
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Runs a whole command line. No stack trace of an error that is ours to tell reaches a person."""
+    try:
+        command()
+    except PluralError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(UNREACHABLE if isinstance(error, Unreachable) else BROKEN if isinstance(error, Broken) else REFUSED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
