@@ -157,6 +157,10 @@ def test_a_dimension_that_is_not_the_models_is_refused_with_the_right_one(tmp_pa
         ({"colour": "red"}, "colour: unknown key"),
         ({"coordinator": "10.0.0.1:7443"}, "Refusing 10.0.0.1:7443"),
         ({"data": "/nowhere/answers.jsonl"}, "there is no such file"),
+        (
+            {"embedding_model_path": "/nowhere/model"},
+            "/nowhere/model cannot be loaded: it is not a folder with a config.json",
+        ),
     ],
 )
 def test_a_bad_client_configuration_is_refused(tmp_path: Path, changes: dict[str, str], said: str) -> None:

@@ -6,6 +6,7 @@ from process_harness import process_spec
 from pluralllm.client.policy import Policy, check_task, load_policy, permitted_metrics
 from pluralllm.client.tasks import TaskKind
 from pluralllm.common.errors import InvalidConfig, PolicyForbids
+from pluralllm.common.spec import GroupRole
 
 SPEC = process_spec()
 
@@ -25,19 +26,25 @@ SPEC = process_spec()
 )
 def test_a_training_task_beyond_the_policy_is_refused(policy: Policy, said: str) -> None:
     with pytest.raises(PolicyForbids) as refused:
-        check_task(policy, SPEC, TaskKind.TRAIN, 3, 4)
+        check_task(policy, GroupRole.TRAIN, SPEC, TaskKind.TRAIN, 3, 4)
     assert said in str(refused.value)
 
 
 def test_the_default_policy_allows_an_ordinary_task() -> None:
-    check_task(Policy(), SPEC, TaskKind.TRAIN, 3, 4)
-    check_task(Policy(), SPEC, TaskKind.EVALUATE, 0, 1)
+    check_task(Policy(), GroupRole.TRAIN, SPEC, TaskKind.TRAIN, 3, 4)
+    check_task(Policy(), GroupRole.TRAIN, SPEC, TaskKind.EVALUATE, 0, 1)
 
 
 @pytest.mark.parametrize("policy", [Policy(allow_evaluation=False), Policy(allowed_metrics=frozenset({"loss"}))])
 def test_evaluation_can_be_forbidden(policy: Policy) -> None:
     with pytest.raises(PolicyForbids):
-        check_task(policy, SPEC, TaskKind.EVALUATE, 1, 4)
+        check_task(policy, GroupRole.TRAIN, SPEC, TaskKind.EVALUATE, 1, 4)
+
+
+def test_a_held_out_group_never_trains_whatever_is_asked() -> None:
+    with pytest.raises(PolicyForbids, match="this group is evaluated only"):
+        check_task(Policy(), GroupRole.HELD_OUT, SPEC, TaskKind.TRAIN, 3, 4)
+    check_task(Policy(), GroupRole.HELD_OUT, SPEC, TaskKind.EVALUATE, 3, 4)
 
 
 def test_only_permitted_metrics_leave() -> None:

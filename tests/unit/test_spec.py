@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pluralllm.common.errors import InvalidSpec
-from pluralllm.common.spec import PRESETS, load_spec, parse_spec
+from pluralllm.common.spec import PRESETS, GroupRole, Groups, load_spec, parse_spec
 
 MINIMAL = '[embedding]\nmodel = "m"\ndimension = 8\n'
 
@@ -33,6 +33,14 @@ def test_the_hash_is_over_the_content_and_not_the_layout_of_the_file(tmp_path: P
     other = load_spec(written(tmp_path, f"# a comment\nrounds = 5\nseed = 3\n{MINIMAL}"))
     changed = load_spec(written(tmp_path, f"seed = 4\nrounds = 5\n{MINIMAL}"))
     assert one.sha256() == other.sha256() != changed.sha256()
+
+
+def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
+    train, held_out = GroupRole.TRAIN, GroupRole.HELD_OUT
+    named, any_group = Groups(train=("a",), held_out=("b",)), Groups()
+    assert [named.role_of("a", train), named.role_of("a", held_out)] == [train, held_out]
+    assert [named.role_of("b", train), named.role_of("c", train)] == [held_out, None]
+    assert [any_group.role_of("c", train), any_group.role_of("c", held_out)] == [train, held_out]
 
 
 @pytest.mark.parametrize(

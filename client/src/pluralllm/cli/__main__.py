@@ -79,6 +79,8 @@ def create(
     loaded = load_spec(spec)
     if embedding_model_path is not None and not loaded.embedding.probes:
         loaded = _with_probes(loaded, embedding_model_path)
+    if not loaded.embedding.probes:
+        typer.echo("note: the spec has no probe vectors; clients' embedding models are not checked", err=True)
     _print(_remote(coordinator).create_run(run, loaded.canonical_json()), as_json=as_json, screen=_status)
 
 

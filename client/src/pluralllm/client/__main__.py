@@ -16,6 +16,7 @@ from pluralllm.client.config import ClientConfig
 from pluralllm.client.policy import load_policy
 from pluralllm.client.private_data import read_group
 from pluralllm.common.configuration import check_loopback, load_config
+from pluralllm.common.errors import ModelUnavailable
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.ids import ClientId
 from pluralllm.common.lock import DirectoryLock
@@ -68,6 +69,9 @@ async def _run(config: ClientConfig) -> None:
 
     policy = load_policy(config.policy)
     questions = len(read_group(config.data))
+    folder = config.embedding_model_path
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ModelUnavailable(model=str(folder), problem="it is not a folder with a config.json")
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -197,7 +197,7 @@ class Daemon:
     async def _do(self, task: Task) -> None:
         try:
             known = await self._known(task)
-            check_task(self._policy, known.spec, task.kind, task.round, task.cohort_size)
+            check_task(self._policy, self._config.role, known.spec, task.kind, task.round, task.cohort_size)
             if task.kind is TaskKind.TRAIN:
                 await self._train(task, known)
             else:
@@ -314,7 +314,7 @@ class Daemon:
             spec_json=known.spec_json.decode(),
             data=str(config.data.absolute()),
             group=config.group,
-            role=config.role.value,
+            role=(known.spec.groups.role_of(config.group, config.role) or config.role).value,
             cache=str(cache.absolute()),
             model_path=str(config.embedding_model_path.absolute()) if config.embedding_model_path else None,
             device=config.device,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from pluralllm.client.tasks import TaskKind
 from pluralllm.common.errors import InvalidConfig, PolicyForbids
-from pluralllm.common.spec import RunSpec, explain
+from pluralllm.common.spec import GroupRole, RunSpec, explain
 
 METRICS = frozenset({"loss", "alignment_score", "wasserstein_score"})
 
@@ -48,8 +48,12 @@ def load_policy(path: Path | None) -> Policy:
     return policy
 
 
-def check_task(policy: Policy, spec: RunSpec, kind: TaskKind, round_number: int, cohort_size: int) -> None:
+def check_task(
+    policy: Policy, role: GroupRole, spec: RunSpec, kind: TaskKind, round_number: int, cohort_size: int
+) -> None:
     """Raises PolicyForbids for the first thing this partner does not allow."""
+    if role is GroupRole.HELD_OUT and kind is TaskKind.TRAIN:
+        _forbid("role", "train", "held_out: this group is evaluated only")
     if not any(fnmatch.fnmatchcase(spec.embedding.model, pattern) for pattern in policy.allowed_embedding_models):
         _forbid("allowed_embedding_models", spec.embedding.model, ", ".join(policy.allowed_embedding_models))
     if kind is TaskKind.EVALUATE:

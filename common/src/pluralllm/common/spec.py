@@ -51,6 +51,12 @@ class Groups(SpecPart):
     def named(self) -> bool:
         return bool(self.train or self.held_out)
 
+    def role_of(self, group: str, declared: GroupRole) -> GroupRole | None:
+        """The part a group takes: as its client declares, but never training if held out here; None if it has no part."""
+        if group in self.held_out:
+            return GroupRole.HELD_OUT
+        return declared if group in self.train or not self.named else None
+
 
 class RoundPolicy(SpecPart):
     """When a round starts and when it ends."""

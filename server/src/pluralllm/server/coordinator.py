@@ -29,7 +29,7 @@ from pluralllm.server.leases import Leases
 from pluralllm.server.live_run import LiveRun, first_state, layout_for, recover
 from pluralllm.server.retention import collect
 from pluralllm.server.run_state import Phase
-from pluralllm.server.sessions import Session, Sessions, role_in
+from pluralllm.server.sessions import Session, Sessions
 from pluralllm.server.store import MemberRecord, RunRecord, Store, VersionRecord
 from pluralllm.server.updates import StoredWeights, average
 
@@ -217,8 +217,8 @@ class Coordinator:
                 if client not in live and self.leases.of(client) is None:
                     found.append(ev.PlaceLost(now_s, client, "disconnected", permanent=False))
         idle = [session for session in live.values() if self.leases.of(session.client) is None]
-        trainers = tuple(s.client for s in idle if role_in(s, run.spec.groups) is GroupRole.TRAIN)
-        held_out = tuple(s.client for s in idle if role_in(s, run.spec.groups) is GroupRole.HELD_OUT)
+        trainers = tuple(s.client for s in idle if run.spec.groups.role_of(s.group, s.role) is GroupRole.TRAIN)
+        held_out = tuple(s.client for s in idle if run.spec.groups.role_of(s.group, s.role) is GroupRole.HELD_OUT)
         return (*found, ev.ClientsSeen(now_s, trainers, held_out), ev.ClockTicked(now_s))
 
     def _reconcile(self, run: LiveRun) -> None:

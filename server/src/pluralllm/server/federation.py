@@ -37,7 +37,7 @@ from pluralllm.server.live_run import LiveRun
 from pluralllm.server.messages import OUTCOMES, model_message, receipt_message
 from pluralllm.server.overview import why_waiting
 from pluralllm.server.run_state import Phase
-from pluralllm.server.sessions import Session, role_in
+from pluralllm.server.sessions import Session
 from pluralllm.server.store import ReceiptRecord
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc as pb_grpc
@@ -147,7 +147,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         if request.held_task:
             return f"task {request.held_task} is no longer wanted"
         open_runs = [run for run in self._coordinator.runs() if not run.is_over]
-        mine = [run for run in open_runs if role_in(session, run.spec.groups) is not None]
+        mine = [run for run in open_runs if run.spec.groups.role_of(session.group, session.role) is not None]
         if not mine:
             return "no run is open" if not open_runs else f"group {session.group} is not named in any open run"
         return "; ".join(why_waiting(run, session.client) for run in mine)
@@ -249,7 +249,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         score = ev.Score(
             client=task.client,
             group=session.group,
-            role=role_in(session, run.spec.groups) or session.role,
+            role=run.spec.groups.role_of(session.group, session.role) or session.role,
             version=run.state.version,
             alignment_score=request.alignment_score,
             alignment_score_base2=request.alignment_score_base2,

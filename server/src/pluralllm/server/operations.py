@@ -21,7 +21,7 @@ from pluralllm.server.messages import (
     run_message,
 )
 from pluralllm.server.overview import participants, what_next
-from pluralllm.server.sessions import Session, role_in
+from pluralllm.server.sessions import Session
 from pluralllm.server.store import EvaluationRecord, RoundRecord
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1 import operations_pb2_grpc as pb_grpc
@@ -162,7 +162,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
                 leases[member.client] = lease
         people = participants(run, members, sessions, leases, now_s)
         idle = [s for s in coordinator.sessions.live(now_s) if s.client not in leases]
-        trainers = sum(role_in(session, run.spec.groups) is GroupRole.TRAIN for session in idle)
+        trainers = sum(run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN for session in idle)
         # One more than is shown: the newest may still be coming in, and half of the groups make no fairness index.
         records = await coordinator.store.latest_evaluations(run.id, 3)
         ended = -1 if run.state.evaluated is None else run.state.evaluated

@@ -9,7 +9,7 @@ from pluralllm.common.spec import GroupRole
 from pluralllm.server.leases import Lease
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.run_state import Phase, Run
-from pluralllm.server.sessions import Session, role_in
+from pluralllm.server.sessions import Session
 from pluralllm.server.store import MemberRecord
 
 LATE_AFTER = 0.5  # of the phase's time
@@ -46,7 +46,7 @@ def participants(
     found = []
     for member in members:
         session = sessions.get(member.client)
-        role = role_in(session, run.spec.groups) if session is not None else _role_of(run, member)
+        role = run.spec.groups.role_of(member.group, member.role)
         if role is None:
             continue
         lease = leases.get(member.client)
@@ -65,15 +65,6 @@ def participants(
             )
         )
     return tuple(found)
-
-
-def _role_of(run: LiveRun, member: MemberRecord) -> GroupRole | None:
-    groups = run.spec.groups
-    if not groups.named:
-        return member.role
-    if member.group in groups.held_out:
-        return GroupRole.HELD_OUT
-    return member.role if member.group in groups.train else None
 
 
 def _state(state: Run, client: ClientId, lease: Lease | None) -> ParticipantState:

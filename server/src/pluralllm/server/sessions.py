@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pluralllm.common.errors import SessionReplaced, StaleSession
 from pluralllm.common.ids import ClientId, GroupName
-from pluralllm.common.spec import GroupRole, Groups
+from pluralllm.common.spec import GroupRole
 
 GRACE_S = 5.0  # between two polls a client is silent for a moment
 
@@ -57,14 +57,3 @@ class Sessions:
     def live(self, now_s: float) -> tuple[Session, ...]:
         """Sorted by client."""
         return tuple(s for _, s in sorted(self._by_client.items()) if s.is_live(now_s))
-
-
-def role_in(session: Session, groups: Groups) -> GroupRole | None:
-    """The part a client may take in a run; None if its group is not named there. A held-out group never trains."""
-    if not groups.named:
-        return session.role
-    if session.group in groups.held_out:
-        return GroupRole.HELD_OUT
-    if session.group in groups.train:
-        return session.role
-    return None
