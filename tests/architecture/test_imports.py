@@ -35,6 +35,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "pluralllm.server.aggregate": PURE,
     "pluralllm.common.ids": PURE,
     "pluralllm.common.errors": PURE,
+    "pluralllm.common.error_root": PURE,
     "pluralllm.common.spec": PURE,
     "pluralllm.common.questions": PURE,
     "pluralllm.common.architecture": PURE,

@@ -1,5 +1,6 @@
 """What is installed where, and what starts quickly."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -46,3 +47,34 @@ def test_every_pinned_version_is_exact_and_from_nowhere_in_particular() -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     assert pins
     assert [line for line in pins if line.count("==") != 1 or "+" in line or "/" in line or "@" in line] == []
+
+
+LIGHT = """
+import importlib.util, runpy, sys
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else real(name, *rest)
+sys.argv = ["command", *sys.argv[2:]]
+runpy.run_module(MODULE, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("pluralllm.client", ["run"]),
+        ("pluralllm.client", ["data", "embed", "none.jsonl", "--spec", "none.toml", "--cache", "none"]),
+    ],
+)
+def test_a_light_install_says_what_to_install(module: str, arguments: list[str]) -> None:
+    code = LIGHT.replace("MODULE", repr(module))
+    environment = {"PLURALLLM_CLIENT_CLIENT_ID": "a", "PLURALLLM_CLIENT_GROUP": "g", "PLURALLLM_CLIENT_DATA": "none"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "command", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: This needs torch, which is not installed. pip install")

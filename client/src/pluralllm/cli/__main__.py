@@ -14,6 +14,7 @@ from rich.progress import DownloadColumn, Progress
 
 from pluralllm.common.errors import InvalidArgument, InvalidSpec, Unreachable
 from pluralllm.common.exits import EXIT_CODES, run_command
+from pluralllm.common.extras import need_torch
 from pluralllm.common.files import write_durably
 from pluralllm.common.spec import PRESETS, RunSpec, load_spec, preset_values
 
@@ -79,12 +80,14 @@ def create(
     loaded = load_spec(spec)
     if embedding_model_path is not None and not loaded.embedding.probes:
         loaded = _with_probes(loaded, embedding_model_path)
+    created = _remote(coordinator).create_run(run, loaded.canonical_json())
     if not loaded.embedding.probes:
         typer.echo("note: the spec has no probe vectors; clients' embedding models are not checked", err=True)
-    _print(_remote(coordinator).create_run(run, loaded.canonical_json()), as_json=as_json, screen=_status)
+    _print(created, as_json=as_json, screen=_status)
 
 
 def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
+    need_torch()
     import torch  # noqa: PLC0415 - only here
 
     from pluralllm.common.embedding import make_probes  # noqa: PLC0415

@@ -18,6 +18,7 @@ from pluralllm.client.private_data import read_group
 from pluralllm.common.configuration import check_loopback, load_config
 from pluralllm.common.errors import ModelUnavailable
 from pluralllm.common.exits import EXIT_CODES, run_command
+from pluralllm.common.extras import need_torch
 from pluralllm.common.ids import ClientId
 from pluralllm.common.lock import DirectoryLock
 from pluralllm.common.logs import configure_logs
@@ -67,6 +68,7 @@ async def _run(config: ClientConfig) -> None:
     from pluralllm.client.transport import Transport  # noqa: PLC0415
     from pluralllm.client.worker_process import WorkerProcess  # noqa: PLC0415
 
+    need_torch()
     policy = load_policy(config.policy)
     questions = len(read_group(config.data))
     folder = config.embedding_model_path

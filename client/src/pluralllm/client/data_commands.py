@@ -13,6 +13,7 @@ from pluralllm.client.importers import import_globalopinionqa, import_opinionqa,
 from pluralllm.client.private_data import Checked, check_file, read_group, write_group
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.common.errors import InvalidArgument, InvalidData
+from pluralllm.common.extras import need_torch
 from pluralllm.common.questions import Question, is_held_out
 from pluralllm.common.spec import RunSpec, load_spec
 
@@ -117,6 +118,7 @@ def embed(
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
 ) -> None:
     """Embed a private file beforehand, so that the daemon starts at once."""
+    need_torch()
     from pluralllm.client.train import pick_device  # noqa: PLC0415 - torch, only here
     from pluralllm.common.embedding import Embedder  # noqa: PLC0415
 

@@ -1,6 +1,5 @@
 """`pluralllm-client doctor`: what could keep this daemon from working, and how to mend it."""
 
-import importlib.util
 import json
 import shutil
 import socket
@@ -18,6 +17,7 @@ from pluralllm.client.policy import load_policy
 from pluralllm.client.private_data import check_file
 from pluralllm.common.configuration import check_loopback, load_config
 from pluralllm.common.errors import PluralError
+from pluralllm.common.extras import need_torch
 
 CONNECT_TIMEOUT_S = 3.0
 MIN_FREE_BYTES = 500 * 1024**2
@@ -81,8 +81,7 @@ def _disk(config: ClientConfig) -> Check:
 
 
 def _device(config: ClientConfig) -> Check:
-    if importlib.util.find_spec("torch") is None:
-        return Check("device", ok=False, result="torch is not installed", fix="pip install 'pluralllm-client[train]'")
+    need_torch()
     from pluralllm.client.train import pick_device  # noqa: PLC0415 - torch, only here
 
     try:

@@ -27,6 +27,7 @@ PluralError
 |  |- PolicyForbids        the partner's policy.toml says no
 |  |- EmbeddingMismatch    this machine's embedding model gives other vectors
 |  |- ModelUnavailable     an embedding model cannot be loaded here
+|  |- ExtraMissing         this install cannot train: its extra was left out
 |  |- HistoryDiverged      the coordinator's model chain is not the one seen before
 |  |- InUse                state directory or port is taken
 |  |- NotLoopback          plain text stays on this machine
@@ -41,47 +42,13 @@ PluralError
 Each leaf carries typed facts as fields; `why` and `fix` are templates over them. A message to a person is why + fix.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
-
-class PluralError(Exception):
-    """Root of the tree. `reason` is the name that travels on the wire."""
-
-    why: ClassVar[str]
-    fix: ClassVar[str] = ""
-
-    @property
-    def reason(self) -> str:
-        """The leaf's name as UPPER_SNAKE, for example WRONG_BASE."""
-        return reason_of(type(self))
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The typed facts, by name."""
-        return {name: getattr(self, name) for name in fields_of(type(self))}
-
-    def __str__(self) -> str:
-        why = self.why.format(**self.facts)
-        return f"{why} {self.fix.format(**self.facts)}" if self.fix else why
-
-
-def reason_of(leaf: type[PluralError]) -> str:
-    """WrongBase -> WRONG_BASE."""
-    return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(leaf.__name__)).upper()
-
-
-def fields_of(leaf: type[PluralError]) -> dict[str, type]:
-    """Names and types of a leaf's facts."""
-    return {f.name: f.type for f in fields(leaf)} if hasattr(leaf, "__dataclass_fields__") else {}  # type: ignore[arg-type,misc]
-
-
-class Refused(PluralError):
-    """The caller can act; nothing was changed."""
-
-
-class Broken(PluralError):
-    """We are at fault."""
+from pluralllm.common.error_root import Broken as Broken
+from pluralllm.common.error_root import PluralError as PluralError
+from pluralllm.common.error_root import Refused as Refused
+from pluralllm.common.error_root import fields_of as fields_of
+from pluralllm.common.error_root import reason_of as reason_of
 
 
 @dataclass(eq=False)
@@ -273,6 +240,13 @@ class ModelUnavailable(Refused):
     problem: str
     why = "Embedding model {model} cannot be loaded: {problem}."
     fix = "Give its local folder as embedding_model_path in the client's configuration."
+
+
+@dataclass(eq=False)
+class ExtraMissing(Refused):
+    package: str
+    why = "This needs {package}, which is not installed."
+    fix = "pip install 'pluralllm-client[train]'"
 
 
 @dataclass(eq=False)

@@ -43,6 +43,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.PolicyForbids: grpc.StatusCode.FAILED_PRECONDITION,
     e.EmbeddingMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     e.ModelUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
+    e.ExtraMissing: grpc.StatusCode.FAILED_PRECONDITION,
     e.HistoryDiverged: grpc.StatusCode.FAILED_PRECONDITION,
     e.InUse: grpc.StatusCode.FAILED_PRECONDITION,
     e.NotLoopback: grpc.StatusCode.FAILED_PRECONDITION,
