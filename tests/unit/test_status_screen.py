@@ -87,7 +87,7 @@ def test_crowded_status_of_eight_groups_fits_a_small_terminal() -> None:
 def test_head_says_run_round_phase_since_when_and_version() -> None:
     head = shown(status_screen(run(), NOW))[:2]
     assert head[0] == "runs/demo  round 7 of 30  collecting for 2 min"
-    assert head[1] == "version 6 (0123456789ab)  received 123.5 MB, sent 2.2 GB"
+    assert head[1] == "version 6 (0123456789ab)  received 123.5 MB, sent 2.2 GB since its start"
 
 
 def test_who_is_late_is_told_with_the_whole_reason() -> None:

@@ -33,7 +33,7 @@ def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
         (phase, "bold cyan"),
         f" for {age(run['phase_start_time'], now)}\n",
         f"version {run['version']} ({run['version_digest'][:12]})  "
-        f"received {size(run['received_bytes'])}, sent {size(run['sent_bytes'])}",
+        f"received {size(run['received_bytes'])}, sent {size(run['sent_bytes'])} since its start",
     )
 
 

@@ -403,6 +403,7 @@ class Run(_message.Message):
     next: _builtins.str
     """One sentence: what happens next and what it waits for."""
     received_bytes: _builtins.int
+    """Payload bytes since the coordinator's process started."""
     sent_bytes: _builtins.int
     sequence: _builtins.int
     """Of the newest event: where WatchRun goes on from this state."""
