@@ -446,3 +446,17 @@ async def test_health_and_reflection_answer(tmp_path: Path) -> None:
         )
         names = [service.name async for answer in stream for service in answer.list_services_response.service]
         assert "pluralllm.v1.FederationService" in names
+
+
+async def test_a_stopping_coordinator_lets_held_calls_answer(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        ann = await served.client("ann")
+        held = asyncio.create_task(ann.poll(hold_s=20))
+        await asyncio.wait_for(_polling(served), 5)
+        served.coordinator.drain()
+        assert (await asyncio.wait_for(held, 2)).wait.reason == "the coordinator is stopping"
+
+
+async def _polling(served: Served) -> None:
+    while not any(session.polls_open for session in served.coordinator.sessions.live(served.clock.now_s())):
+        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)

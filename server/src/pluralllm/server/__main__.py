@@ -77,6 +77,7 @@ async def running(config: ServerConfig, clock: Clock) -> AsyncIterator[tuple[Coo
             try:
                 yield coordinator, address
             finally:
+                coordinator.drain()
                 await server.stop(STOP_GRACE_S)
                 tending.cancel()
                 await coordinator.stop()

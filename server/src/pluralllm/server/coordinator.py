@@ -61,6 +61,7 @@ class Coordinator:
         self.sessions = Sessions(timing.silence_s)
         self.leases = Leases(timing.lease_s)
         self.bell = Bell()
+        self.draining = False
         self._scratch = scratch
         self._timing = timing
         self._runs: dict[RunId, LiveRun] = {}
@@ -87,6 +88,11 @@ class Coordinator:
                 self._average(run, pending)
             log.info("run.recovered", run=run.id, phase=run.state.phase, round=run.state.round, events=run.sequence)
         self._spawn(self._drive())
+
+    def drain(self) -> None:
+        """Lets every held call answer now: the process is about to stop."""
+        self.draining = True
+        self.bell.ring()
 
     async def stop(self) -> None:
         """Stops the loop; what is durable stays as it is."""

@@ -120,7 +120,7 @@ class Federation(pb_grpc.FederationServiceServicer):
                 raise SessionReplaced(client=client)
             session.last_seen_s = coordinator.clock.now_s()
             coordinator.leases.renew(client, session.last_seen_s)
-            left_s = until_s - loop.time()
+            left_s = 0.0 if coordinator.draining else until_s - loop.time()
             answer = self._answer(request, session, is_last=left_s <= 0)
             if answer is not None:
                 return answer
@@ -146,6 +146,8 @@ class Federation(pb_grpc.FederationServiceServicer):
     def _why(self, request: pb.PollRequest, session: Session) -> str:
         if request.held_task:
             return f"task {request.held_task} is no longer wanted"
+        if self._coordinator.draining:
+            return "the coordinator is stopping"
         open_runs = [run for run in self._coordinator.runs() if not run.is_over]
         mine = [run for run in open_runs if run.spec.groups.role_of(session.group, session.role) is not None]
         if not mine:

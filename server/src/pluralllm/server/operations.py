@@ -124,7 +124,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
             for record in records:
                 after = record.sequence
                 yield pb.WatchRunResponse(event=event_message(record))
-            if over and not records:
+            if not records and (over or self._coordinator.draining):
                 return
             if not records:
                 await self._coordinator.bell.wait(heard, WATCH_WAIT_S)
