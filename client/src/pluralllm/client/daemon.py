@@ -218,7 +218,8 @@ class Daemon:
     async def _give_up(self, task: Task, error: Exception) -> None:
         reason = error.reason if isinstance(error, PluralError) else type(error).__name__
         permanent = isinstance(error, PluralError) and not isinstance(error, Broken | StorageFull)
-        self._outbox.drop(task.name)
+        if permanent:  # else the same task finds its finished update again
+            self._outbox.drop(task.name)
         log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
         self._stage(HANDING_IN)
         with contextlib.suppress(PluralError):

@@ -15,11 +15,13 @@ import stamina
 from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
 from pluralllm.common import __version__
 from pluralllm.common.errors import (
+    ChunksMissing,
     Corrupt,
     DigestMismatch,
     OverLimit,
     PluralError,
     ProtocolUnsupported,
+    StorageFull,
     Unreachable,
 )
 from pluralllm.common.files import storage_errors
@@ -192,7 +194,8 @@ class Transport:
         metrics: Mapping[str, float],
     ) -> None:
         """Brings an update to its receipt, sending only what is missing. Commit on the coordinator is the truth:
-        after an unclear answer it is asked again. Raises the refusals of BeginUpdate, PutChunks and CommitUpdate."""
+        after an unclear answer it is asked again. A coordinator that restarted in between is told of the update anew, one whose
+        disk is full is given time. Raises the refusals of BeginUpdate, PutChunks and CommitUpdate."""
         begin = pb.BeginUpdateRequest(
             task=task,
             spec_sha256=spec_sha256,
@@ -201,7 +204,7 @@ class Transport:
             examples=examples,
             metrics=metrics,
         )
-        async for attempt in _retries(Unreachable):
+        async for attempt in _retries(Unreachable, ChunksMissing, StorageFull):
             with attempt:
                 begun: pb.BeginUpdateResponse = await self._call("BeginUpdate", begin)
                 if begun.HasField("receipt"):

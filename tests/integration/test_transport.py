@@ -1,0 +1,97 @@
+"""The client's transport against a scripted coordinator: what it repeats by itself, and what it does not."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from pluralllm.client.transport import Transport
+from pluralllm.common.errors import ChunksMissing, NormTooLarge, PluralError, StorageFull
+from pluralllm.common.ids import ClientId, Digest, TaskName
+from pluralllm.common.weights import manifest_of
+from pluralllm.server.boundary import ErrorBoundary
+from pluralllm.v1 import federation_pb2 as pb
+from pluralllm.v1 import federation_pb2_grpc, resources_pb2
+
+TASK = TaskName("runs/r/rounds/1/tasks/train-ann")
+
+
+class Scripted(federation_pb2_grpc.FederationServiceServicer):
+    """Each call fails as its script says, once for each entry, then works."""
+
+    def __init__(self, **failures: list[PluralError]) -> None:
+        self._failures = failures
+        self.calls: list[str] = []
+        self.stored = False
+
+    def _play(self, method: str) -> None:
+        self.calls.append(method)
+        if failures := self._failures.get(method):
+            raise failures.pop(0)
+
+    async def BeginUpdate(self, request: pb.BeginUpdateRequest, context: Any) -> pb.BeginUpdateResponse:
+        self._play("begin")
+        if self.stored:
+            return pb.BeginUpdateResponse()
+        return pb.BeginUpdateResponse(missing=[resources_pb2.ChunkRange(first=0, last=0)])
+
+    async def PutChunks(self, request_iterator: Any, context: Any) -> pb.PutChunksResponse:
+        self._play("put")
+        async for _ in request_iterator:
+            self.stored = True
+        return pb.PutChunksResponse()
+
+    async def CommitUpdate(self, request: pb.CommitUpdateRequest, context: Any) -> pb.CommitUpdateResponse:
+        self._play("commit")
+        return pb.CommitUpdateResponse(receipt=resources_pb2.Receipt(client="ann"))
+
+
+def scripted(**failures: list[PluralError]) -> Scripted:
+    return Scripted(**failures)  # type: ignore[abstract]  # what is not scripted is never called
+
+
+@contextlib.asynccontextmanager
+async def transport_to(service: Scripted) -> AsyncIterator[Transport]:
+    server = grpc.aio.server(interceptors=[ErrorBoundary()])
+    federation_pb2_grpc.add_FederationServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    transport = Transport(f"127.0.0.1:{port}", ClientId("ann"))
+    try:
+        yield transport
+    finally:
+        await transport.close()
+        await server.stop(0)
+
+
+async def push(transport: Transport, folder: Path) -> None:
+    path = folder / "delta"
+    await asyncio.to_thread(path.write_bytes, b"delta")
+    manifest = manifest_of(path)
+    await asyncio.wait_for(transport.push_update(TASK, path, manifest, Digest("s"), Digest("b"), 5, {}), 30)
+
+
+async def test_a_coordinator_that_forgot_the_announcement_is_told_again(tmp_path: Path) -> None:
+    service = scripted(put=[ChunksMissing(missing=1)], commit=[ChunksMissing(missing=1)])
+    async with transport_to(service) as transport:
+        await push(transport, tmp_path)
+    assert service.calls == ["begin", "put", "begin", "put", "commit", "begin", "commit"]
+
+
+async def test_a_coordinator_whose_disk_is_full_is_given_time(tmp_path: Path) -> None:
+    service = scripted(begin=[StorageFull(what="an update")], commit=[StorageFull(what="the database")])
+    async with transport_to(service) as transport:
+        await push(transport, tmp_path)
+    assert service.calls == ["begin", "begin", "put", "commit", "begin", "commit"]
+
+
+async def test_a_refused_update_is_not_sent_again(tmp_path: Path) -> None:
+    service = scripted(commit=[NormTooLarge(norm=9.0, limit=1.0)])
+    async with transport_to(service) as transport:
+        with pytest.raises(NormTooLarge):
+            await push(transport, tmp_path)
+    assert service.calls == ["begin", "put", "commit"]
