@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--set", default="{}", help="JSON merged over the preset")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "pluralllm-benchmark-cache")
     given = parser.parse_args()
+    if not given.data.is_file():
+        parser.error(f"{given.data} is not there; give the GlobalOpinionQA file by --data")
     torch.set_num_threads(2)
     changes = {"seed": given.seed, "rounds": given.rounds, "embedding": {"model": "all-MiniLM-L6-v2"}}
     values = merge(merge(preset_values(given.preset), changes), json.loads(given.set))
