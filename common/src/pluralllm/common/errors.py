@@ -31,6 +31,7 @@ PluralError
 |  |- HistoryDiverged      the coordinator's model chain is not the one seen before
 |  |- InUse                state directory or port is taken
 |  |- NotLoopback          plain text stays on this machine
+|  |- ...                  members, certificates and invites: membership_errors.py
 |  |- Unreachable          the coordinator does not answer
 |  `- StorageFull          no space left; heals when there is
 `- Broken                  we are at fault
@@ -44,6 +45,7 @@ Each leaf carries typed facts as fields; `why` and `fix` are templates over them
 
 from dataclasses import dataclass
 
+from pluralllm.common import membership_errors as membership_errors  # or `leaves` would not know them
 from pluralllm.common.error_root import Broken as Broken
 from pluralllm.common.error_root import PluralError as PluralError
 from pluralllm.common.error_root import Refused as Refused
@@ -214,6 +216,7 @@ class SessionReplaced(Refused):
 class Unidentified(Refused):
     problem: str
     why = "The caller cannot be identified: {problem}."
+    fix = "Join the federation with an invite."
 
 
 @dataclass(eq=False)
@@ -268,8 +271,8 @@ class InUse(Refused):
 @dataclass(eq=False)
 class NotLoopback(Refused):
     address: str
-    why = "Refusing {address}: this release has no TLS, so the coordinator is spoken to on the loopback interface only."
-    fix = "Use 127.0.0.1, ::1 or localhost."
+    why = "Refusing {address}: plain text is for the loopback interface only."
+    fix = "Leave --plain-text off and use certificates, or use 127.0.0.1, ::1 or localhost."
 
 
 @dataclass(eq=False)

@@ -34,11 +34,13 @@ def publish(source: Path, target: Path) -> None:
     sync_directory(target.parent)
 
 
-def write_durably(target: Path, content: bytes) -> None:
-    """Writes a small file whole or not at all."""
+def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
+    """Writes a small file whole or not at all; a secret (mode 0o600) is never readable by others, not for a moment."""
     with storage_errors(target.name):
         draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        draft.write_bytes(content)
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)
         publish(draft, target)
 
 

@@ -14,6 +14,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from pluralllm.common import errors as e
+from pluralllm.common import membership_errors as m
 
 DOMAIN = "pluralllm"
 
@@ -47,6 +48,32 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.HistoryDiverged: grpc.StatusCode.FAILED_PRECONDITION,
     e.InUse: grpc.StatusCode.FAILED_PRECONDITION,
     e.NotLoopback: grpc.StatusCode.FAILED_PRECONDITION,
+    m.CertificateInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    m.CertificateExpired: grpc.StatusCode.UNAUTHENTICATED,
+    m.CertificateNotYetValid: grpc.StatusCode.UNAUTHENTICATED,
+    m.CertificateRevoked: grpc.StatusCode.UNAUTHENTICATED,
+    m.CertificateUnknown: grpc.StatusCode.UNAUTHENTICATED,
+    m.CertificateForeign: grpc.StatusCode.UNAUTHENTICATED,
+    m.CertificateWrongUse: grpc.StatusCode.UNAUTHENTICATED,
+    m.RoleForbids: grpc.StatusCode.PERMISSION_DENIED,
+    m.IdentityMismatch: grpc.StatusCode.PERMISSION_DENIED,
+    m.AwaitingApproval: grpc.StatusCode.PERMISSION_DENIED,
+    m.InviteInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    m.InviteUnknown: grpc.StatusCode.UNAUTHENTICATED,
+    m.InviteExpired: grpc.StatusCode.UNAUTHENTICATED,
+    m.InviteUsed: grpc.StatusCode.UNAUTHENTICATED,
+    m.TooManyAttempts: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    m.MemberExists: grpc.StatusCode.ALREADY_EXISTS,
+    m.LastAdmin: grpc.StatusCode.FAILED_PRECONDITION,
+    m.NotInitialised: grpc.StatusCode.FAILED_PRECONDITION,
+    m.AlreadyInitialised: grpc.StatusCode.FAILED_PRECONDITION,
+    m.NotJoined: grpc.StatusCode.FAILED_PRECONDITION,
+    m.AlreadyJoined: grpc.StatusCode.FAILED_PRECONDITION,
+    m.ForeignAuthority: grpc.StatusCode.UNAUTHENTICATED,
+    m.WrongHost: grpc.StatusCode.FAILED_PRECONDITION,
+    m.ClockWrong: grpc.StatusCode.FAILED_PRECONDITION,
+    m.IssuerExpired: grpc.StatusCode.FAILED_PRECONDITION,
+    m.AuditBroken: grpc.StatusCode.DATA_LOSS,
     e.Unreachable: grpc.StatusCode.UNAVAILABLE,
     e.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.Corrupt: grpc.StatusCode.DATA_LOSS,

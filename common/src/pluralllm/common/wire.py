@@ -1,10 +1,10 @@
 """Between protobuf messages and this project's types, both ways."""
 
-import datetime
 from collections.abc import Iterable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
 from pluralllm.common.weights import CHUNK_BYTES, Manifest, checked_manifest, missing_ranges
 from pluralllm.v1 import resources_pb2 as pb
@@ -27,11 +27,17 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 
-# Who is calling, until certificates say so: metadata of every call, believed on loopback only.
+# Who is calling in plain text, where no certificate says so: metadata of every call, believed on loopback only.
 CLIENT_ID_KEY = "pluralllm-client-id"
 
 ROLES = {GroupRole.TRAIN: pb.GROUP_ROLE_TRAIN, GroupRole.HELD_OUT: pb.GROUP_ROLE_HELD_OUT}
 ROLES_BACK = {number: role for role, number in ROLES.items()}
+MEMBER_ROLES = {
+    MemberRole.CLIENT: pb.MEMBER_ROLE_CLIENT,
+    MemberRole.OBSERVER: pb.MEMBER_ROLE_OBSERVER,
+    MemberRole.ADMIN: pb.MEMBER_ROLE_ADMIN,
+}
+MEMBER_ROLES_BACK = {number: role for role, number in MEMBER_ROLES.items()}
 
 
 def timestamp(time_s: float) -> Timestamp:
@@ -44,11 +50,6 @@ def timestamp(time_s: float) -> Timestamp:
 def seconds(message: Timestamp) -> float:
     """The way back."""
     return float(message.ToMicroseconds()) / 1e6
-
-
-def clock_time(message: Timestamp) -> datetime.datetime:
-    """A timestamp in the reader's own zone."""
-    return datetime.datetime.fromtimestamp(seconds(message), tz=datetime.UTC).astimezone()
 
 
 def manifest_message(manifest: Manifest) -> pb.BlobManifest:

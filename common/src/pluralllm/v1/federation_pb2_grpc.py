@@ -28,6 +28,7 @@ if _version_not_supported:
 class FederationServiceStub(object):
     """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
     Every call may be repeated; every call carries a deadline; none spans training.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
     """
 
     def __init__(self, channel):
@@ -96,11 +97,12 @@ class FederationServiceStub(object):
 class FederationServiceServicer(object):
     """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
     Every call may be repeated; every call carries a deadline; none spans training.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
     """
 
     def Hello(self, request, context):
         """Client daemon, at start and when the generation changes. Repeatable. A newer instance of one client replaces the older.
-        Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT.
+        Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (another group or role than the member's).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,14 +124,14 @@ class FederationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetManifest(self, request, context):
-        """Client daemon or observer, before it fetches a model version. Repeatable. Refusals: NOT_FOUND.
+        """Client daemon or admin, before it fetches a model version. Repeatable. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetChunks(self, request, context):
-        """Client daemon or observer: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
+        """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
         Refusals: NOT_FOUND, OVER_LIMIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -250,6 +252,7 @@ def add_FederationServiceServicer_to_server(servicer, server):
 class FederationService(object):
     """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
     Every call may be repeated; every call carries a deadline; none spans training.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
     """
 
     @staticmethod

@@ -29,6 +29,7 @@ GRPC_VERSION: str
 class FederationServiceStub:
     """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
     Every call may be repeated; every call carries a deadline; none spans training.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
     """
 
     @_typing.overload
@@ -37,7 +38,7 @@ class FederationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FederationServiceAsyncStub: ...
     Hello: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HelloRequest, _federation_pb2.HelloResponse]
     """Client daemon, at start and when the generation changes. Repeatable. A newer instance of one client replaces the older.
-    Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT.
+    Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (another group or role than the member's).
     """
     Poll: _grpc.UnaryUnaryMultiCallable[_federation_pb2.PollRequest, _federation_pb2.PollResponse]
     """Client daemon, all the time: heartbeat, lease renewal and "what now?" in one; held open up to 25 s. Repeatable.
@@ -46,9 +47,9 @@ class FederationServiceStub:
     GetRunSpec: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetRunSpecRequest, _federation_pb2.GetRunSpecResponse]
     """Client daemon, once for each run. Repeatable. Refusals: NOT_FOUND."""
     GetManifest: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetManifestRequest, _federation_pb2.GetManifestResponse]
-    """Client daemon or observer, before it fetches a model version. Repeatable. Refusals: NOT_FOUND."""
+    """Client daemon or admin, before it fetches a model version. Repeatable. Refusals: NOT_FOUND."""
     GetChunks: _grpc.UnaryStreamMultiCallable[_federation_pb2.GetChunksRequest, _federation_pb2.GetChunksResponse]
-    """Client daemon or observer: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
+    """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
     Refusals: NOT_FOUND, OVER_LIMIT.
     """
     BeginUpdate: _grpc.UnaryUnaryMultiCallable[_federation_pb2.BeginUpdateRequest, _federation_pb2.BeginUpdateResponse]
@@ -74,12 +75,13 @@ class FederationServiceStub:
 class FederationServiceAsyncStub(FederationServiceStub):
     """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
     Every call may be repeated; every call carries a deadline; none spans training.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Hello: _aio.UnaryUnaryMultiCallable[_federation_pb2.HelloRequest, _federation_pb2.HelloResponse]  # type: ignore[assignment]
     """Client daemon, at start and when the generation changes. Repeatable. A newer instance of one client replaces the older.
-    Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT.
+    Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (another group or role than the member's).
     """
     Poll: _aio.UnaryUnaryMultiCallable[_federation_pb2.PollRequest, _federation_pb2.PollResponse]  # type: ignore[assignment]
     """Client daemon, all the time: heartbeat, lease renewal and "what now?" in one; held open up to 25 s. Repeatable.
@@ -88,9 +90,9 @@ class FederationServiceAsyncStub(FederationServiceStub):
     GetRunSpec: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetRunSpecRequest, _federation_pb2.GetRunSpecResponse]  # type: ignore[assignment]
     """Client daemon, once for each run. Repeatable. Refusals: NOT_FOUND."""
     GetManifest: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetManifestRequest, _federation_pb2.GetManifestResponse]  # type: ignore[assignment]
-    """Client daemon or observer, before it fetches a model version. Repeatable. Refusals: NOT_FOUND."""
+    """Client daemon or admin, before it fetches a model version. Repeatable. Refusals: NOT_FOUND."""
     GetChunks: _aio.UnaryStreamMultiCallable[_federation_pb2.GetChunksRequest, _federation_pb2.GetChunksResponse]  # type: ignore[assignment]
-    """Client daemon or observer: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
+    """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
     Refusals: NOT_FOUND, OVER_LIMIT.
     """
     BeginUpdate: _aio.UnaryUnaryMultiCallable[_federation_pb2.BeginUpdateRequest, _federation_pb2.BeginUpdateResponse]  # type: ignore[assignment]
@@ -115,6 +117,7 @@ class FederationServiceAsyncStub(FederationServiceStub):
 class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
     """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
     Every call may be repeated; every call carries a deadline; none spans training.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
     """
 
     @_abc_1.abstractmethod
@@ -124,7 +127,7 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.HelloResponse, _abc.Awaitable[_federation_pb2.HelloResponse]]:
         """Client daemon, at start and when the generation changes. Repeatable. A newer instance of one client replaces the older.
-        Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT.
+        Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (another group or role than the member's).
         """
 
     @_abc_1.abstractmethod
@@ -151,7 +154,7 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.GetManifestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.GetManifestResponse, _abc.Awaitable[_federation_pb2.GetManifestResponse]]:
-        """Client daemon or observer, before it fetches a model version. Repeatable. Refusals: NOT_FOUND."""
+        """Client daemon or admin, before it fetches a model version. Repeatable. Refusals: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def GetChunks(
@@ -159,7 +162,7 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.GetChunksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federation_pb2.GetChunksResponse], _abc.AsyncIterator[_federation_pb2.GetChunksResponse]]:
-        """Client daemon or observer: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
+        """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
         Refusals: NOT_FOUND, OVER_LIMIT.
         """
 

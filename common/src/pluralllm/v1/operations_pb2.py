@@ -22,68 +22,86 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from pluralllm.v1 import resources_pb2 as pluralllm_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpluralllm/v1/operations.proto\x12\x0cpluralllm.v1\x1a\x1cpluralllm/v1/resources.proto\"5\n\x10\x43reateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tspec_json\x18\x02 \x01(\x0c\"3\n\x11\x43reateRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\"\x1f\n\x0fStartRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10StartRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\"\x1f\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10PauseRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x11ResumeRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\"0\n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"3\n\x11\x43\x61ncelRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0eGetRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x10ListRunsResponse\x12\x1f\n\x04runs\x18\x01 \x03(\x0b\x32\x11.pluralllm.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetRoundRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetRoundResponse\x12\"\n\x05round\x18\x01 \x01(\x0b\x32\x13.pluralllm.v1.Round\"J\n\x11ListRoundsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListRoundsResponse\x12#\n\x06rounds\x18\x01 \x03(\x0b\x32\x13.pluralllm.v1.Round\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x16ListEvaluationsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x17ListEvaluationsResponse\x12\x32\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x1d.pluralllm.v1.GroupEvaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x12ListMembersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x13ListMembersResponse\x12%\n\x07members\x18\x01 \x03(\x0b\x32\x14.pluralllm.v1.Member\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"~\n\x10GetModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.pluralllm.v1.ModelVersion\x12,\n\x08manifest\x18\x02 \x01(\x0b\x32\x1a.pluralllm.v1.BlobManifest\x12\x11\n\tspec_json\x18\x03 \x01(\x0c\"7\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"9\n\x10WatchRunResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.pluralllm.v1.RunEvent2\x8b\x08\n\x11OperationsService\x12L\n\tCreateRun\x12\x1e.pluralllm.v1.CreateRunRequest\x1a\x1f.pluralllm.v1.CreateRunResponse\x12I\n\x08StartRun\x12\x1d.pluralllm.v1.StartRunRequest\x1a\x1e.pluralllm.v1.StartRunResponse\x12I\n\x08PauseRun\x12\x1d.pluralllm.v1.PauseRunRequest\x1a\x1e.pluralllm.v1.PauseRunResponse\x12L\n\tResumeRun\x12\x1e.pluralllm.v1.ResumeRunRequest\x1a\x1f.pluralllm.v1.ResumeRunResponse\x12L\n\tCancelRun\x12\x1e.pluralllm.v1.CancelRunRequest\x1a\x1f.pluralllm.v1.CancelRunResponse\x12\x43\n\x06GetRun\x12\x1b.pluralllm.v1.GetRunRequest\x1a\x1c.pluralllm.v1.GetRunResponse\x12I\n\x08ListRuns\x12\x1d.pluralllm.v1.ListRunsRequest\x1a\x1e.pluralllm.v1.ListRunsResponse\x12I\n\x08GetRound\x12\x1d.pluralllm.v1.GetRoundRequest\x1a\x1e.pluralllm.v1.GetRoundResponse\x12O\n\nListRounds\x12\x1f.pluralllm.v1.ListRoundsRequest\x1a .pluralllm.v1.ListRoundsResponse\x12^\n\x0fListEvaluations\x12$.pluralllm.v1.ListEvaluationsRequest\x1a%.pluralllm.v1.ListEvaluationsResponse\x12R\n\x0bListMembers\x12 .pluralllm.v1.ListMembersRequest\x1a!.pluralllm.v1.ListMembersResponse\x12I\n\x08GetModel\x12\x1d.pluralllm.v1.GetModelRequest\x1a\x1e.pluralllm.v1.GetModelResponse\x12K\n\x08WatchRun\x12\x1d.pluralllm.v1.WatchRunRequest\x1a\x1e.pluralllm.v1.WatchRunResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpluralllm/v1/operations.proto\x12\x0cpluralllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpluralllm/v1/resources.proto\"5\n\x10\x43reateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tspec_json\x18\x02 \x01(\x0c\"3\n\x11\x43reateRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\"\x1f\n\x0fStartRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10StartRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\"\x1f\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10PauseRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x11ResumeRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\"0\n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"3\n\x11\x43\x61ncelRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"^\n\x0eGetRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.pluralllm.v1.Run\x12\x16\n\x0e\x61udit_sequence\x18\x02 \x01(\x03\x12\x14\n\x0c\x61udit_sha256\x18\x03 \x01(\t\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x10ListRunsResponse\x12\x1f\n\x04runs\x18\x01 \x03(\x0b\x32\x11.pluralllm.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetRoundRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetRoundResponse\x12\"\n\x05round\x18\x01 \x01(\x0b\x32\x13.pluralllm.v1.Round\"J\n\x11ListRoundsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListRoundsResponse\x12#\n\x06rounds\x18\x01 \x03(\x0b\x32\x13.pluralllm.v1.Round\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x16ListEvaluationsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x17ListEvaluationsResponse\x12\x32\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x1d.pluralllm.v1.GroupEvaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x12ListMembersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x13ListMembersResponse\x12%\n\x07members\x18\x01 \x03(\x0b\x32\x14.pluralllm.v1.Member\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"~\n\x10GetModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.pluralllm.v1.ModelVersion\x12,\n\x08manifest\x18\x02 \x01(\x0b\x32\x1a.pluralllm.v1.BlobManifest\x12\x11\n\tspec_json\x18\x03 \x01(\x0c\"7\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"9\n\x10WatchRunResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.pluralllm.v1.RunEvent\"\xc7\x01\n\x13\x43reateInviteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04role\x18\x02 \x01(\x0e\x32\x18.pluralllm.v1.MemberRole\x12\r\n\x05group\x18\x03 \x01(\t\x12+\n\ngroup_role\x18\x04 \x01(\x0e\x32\x17.pluralllm.v1.GroupRole\x12&\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eneeds_approval\x18\x06 \x01(\x08\"\x9b\x02\n\x14\x43reateInviteResponse\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12&\n\x04role\x18\x03 \x01(\x0e\x32\x18.pluralllm.v1.MemberRole\x12\r\n\x05group\x18\x04 \x01(\t\x12+\n\ngroup_role\x18\x05 \x01(\x0e\x32\x17.pluralllm.v1.GroupRole\x12\x13\n\x0b\x63oordinator\x18\x06 \x01(\t\x12\x11\n\tenrolment\x18\x07 \x01(\t\x12\x15\n\rauthority_der\x18\x08 \x01(\x0c\x12\r\n\x05token\x18\t \x01(\t\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"$\n\x14\x41pproveMemberRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x15\x41pproveMemberResponse\x12$\n\x06member\x18\x01 \x01(\x0b\x32\x14.pluralllm.v1.Member\"3\n\x13RevokeMemberRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"<\n\x14RevokeMemberResponse\x12$\n\x06member\x18\x01 \x01(\x0b\x32\x14.pluralllm.v1.Member\"W\n\x16ListAuditEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x03\"\\\n\x17ListAuditEventsResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.pluralllm.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xf3\n\n\x11OperationsService\x12L\n\tCreateRun\x12\x1e.pluralllm.v1.CreateRunRequest\x1a\x1f.pluralllm.v1.CreateRunResponse\x12I\n\x08StartRun\x12\x1d.pluralllm.v1.StartRunRequest\x1a\x1e.pluralllm.v1.StartRunResponse\x12I\n\x08PauseRun\x12\x1d.pluralllm.v1.PauseRunRequest\x1a\x1e.pluralllm.v1.PauseRunResponse\x12L\n\tResumeRun\x12\x1e.pluralllm.v1.ResumeRunRequest\x1a\x1f.pluralllm.v1.ResumeRunResponse\x12L\n\tCancelRun\x12\x1e.pluralllm.v1.CancelRunRequest\x1a\x1f.pluralllm.v1.CancelRunResponse\x12\x43\n\x06GetRun\x12\x1b.pluralllm.v1.GetRunRequest\x1a\x1c.pluralllm.v1.GetRunResponse\x12I\n\x08ListRuns\x12\x1d.pluralllm.v1.ListRunsRequest\x1a\x1e.pluralllm.v1.ListRunsResponse\x12I\n\x08GetRound\x12\x1d.pluralllm.v1.GetRoundRequest\x1a\x1e.pluralllm.v1.GetRoundResponse\x12O\n\nListRounds\x12\x1f.pluralllm.v1.ListRoundsRequest\x1a .pluralllm.v1.ListRoundsResponse\x12^\n\x0fListEvaluations\x12$.pluralllm.v1.ListEvaluationsRequest\x1a%.pluralllm.v1.ListEvaluationsResponse\x12R\n\x0bListMembers\x12 .pluralllm.v1.ListMembersRequest\x1a!.pluralllm.v1.ListMembersResponse\x12I\n\x08GetModel\x12\x1d.pluralllm.v1.GetModelRequest\x1a\x1e.pluralllm.v1.GetModelResponse\x12K\n\x08WatchRun\x12\x1d.pluralllm.v1.WatchRunRequest\x1a\x1e.pluralllm.v1.WatchRunResponse0\x01\x12U\n\x0c\x43reateInvite\x12!.pluralllm.v1.CreateInviteRequest\x1a\".pluralllm.v1.CreateInviteResponse\x12X\n\rApproveMember\x12\".pluralllm.v1.ApproveMemberRequest\x1a#.pluralllm.v1.ApproveMemberResponse\x12U\n\x0cRevokeMember\x12!.pluralllm.v1.RevokeMemberRequest\x1a\".pluralllm.v1.RevokeMemberResponse\x12^\n\x0fListAuditEvents\x12$.pluralllm.v1.ListAuditEventsRequest\x1a%.pluralllm.v1.ListAuditEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pluralllm.v1.operations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATERUNREQUEST']._serialized_start=77
-  _globals['_CREATERUNREQUEST']._serialized_end=130
-  _globals['_CREATERUNRESPONSE']._serialized_start=132
-  _globals['_CREATERUNRESPONSE']._serialized_end=183
-  _globals['_STARTRUNREQUEST']._serialized_start=185
-  _globals['_STARTRUNREQUEST']._serialized_end=216
-  _globals['_STARTRUNRESPONSE']._serialized_start=218
-  _globals['_STARTRUNRESPONSE']._serialized_end=268
-  _globals['_PAUSERUNREQUEST']._serialized_start=270
-  _globals['_PAUSERUNREQUEST']._serialized_end=301
-  _globals['_PAUSERUNRESPONSE']._serialized_start=303
-  _globals['_PAUSERUNRESPONSE']._serialized_end=353
-  _globals['_RESUMERUNREQUEST']._serialized_start=355
-  _globals['_RESUMERUNREQUEST']._serialized_end=387
-  _globals['_RESUMERUNRESPONSE']._serialized_start=389
-  _globals['_RESUMERUNRESPONSE']._serialized_end=440
-  _globals['_CANCELRUNREQUEST']._serialized_start=442
-  _globals['_CANCELRUNREQUEST']._serialized_end=490
-  _globals['_CANCELRUNRESPONSE']._serialized_start=492
-  _globals['_CANCELRUNRESPONSE']._serialized_end=543
-  _globals['_GETRUNREQUEST']._serialized_start=545
-  _globals['_GETRUNREQUEST']._serialized_end=574
-  _globals['_GETRUNRESPONSE']._serialized_start=576
-  _globals['_GETRUNRESPONSE']._serialized_end=624
-  _globals['_LISTRUNSREQUEST']._serialized_start=626
-  _globals['_LISTRUNSREQUEST']._serialized_end=682
-  _globals['_LISTRUNSRESPONSE']._serialized_start=684
-  _globals['_LISTRUNSRESPONSE']._serialized_end=760
-  _globals['_GETROUNDREQUEST']._serialized_start=762
-  _globals['_GETROUNDREQUEST']._serialized_end=793
-  _globals['_GETROUNDRESPONSE']._serialized_start=795
-  _globals['_GETROUNDRESPONSE']._serialized_end=849
-  _globals['_LISTROUNDSREQUEST']._serialized_start=851
-  _globals['_LISTROUNDSREQUEST']._serialized_end=925
-  _globals['_LISTROUNDSRESPONSE']._serialized_start=927
-  _globals['_LISTROUNDSRESPONSE']._serialized_end=1009
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=1011
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=1090
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=1092
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1194
-  _globals['_LISTMEMBERSREQUEST']._serialized_start=1196
-  _globals['_LISTMEMBERSREQUEST']._serialized_end=1255
-  _globals['_LISTMEMBERSRESPONSE']._serialized_start=1257
-  _globals['_LISTMEMBERSRESPONSE']._serialized_end=1342
-  _globals['_GETMODELREQUEST']._serialized_start=1344
-  _globals['_GETMODELREQUEST']._serialized_end=1375
-  _globals['_GETMODELRESPONSE']._serialized_start=1377
-  _globals['_GETMODELRESPONSE']._serialized_end=1503
-  _globals['_WATCHRUNREQUEST']._serialized_start=1505
-  _globals['_WATCHRUNREQUEST']._serialized_end=1560
-  _globals['_WATCHRUNRESPONSE']._serialized_start=1562
-  _globals['_WATCHRUNRESPONSE']._serialized_end=1619
-  _globals['_OPERATIONSSERVICE']._serialized_start=1622
-  _globals['_OPERATIONSSERVICE']._serialized_end=2657
+  _globals['_CREATERUNREQUEST']._serialized_start=142
+  _globals['_CREATERUNREQUEST']._serialized_end=195
+  _globals['_CREATERUNRESPONSE']._serialized_start=197
+  _globals['_CREATERUNRESPONSE']._serialized_end=248
+  _globals['_STARTRUNREQUEST']._serialized_start=250
+  _globals['_STARTRUNREQUEST']._serialized_end=281
+  _globals['_STARTRUNRESPONSE']._serialized_start=283
+  _globals['_STARTRUNRESPONSE']._serialized_end=333
+  _globals['_PAUSERUNREQUEST']._serialized_start=335
+  _globals['_PAUSERUNREQUEST']._serialized_end=366
+  _globals['_PAUSERUNRESPONSE']._serialized_start=368
+  _globals['_PAUSERUNRESPONSE']._serialized_end=418
+  _globals['_RESUMERUNREQUEST']._serialized_start=420
+  _globals['_RESUMERUNREQUEST']._serialized_end=452
+  _globals['_RESUMERUNRESPONSE']._serialized_start=454
+  _globals['_RESUMERUNRESPONSE']._serialized_end=505
+  _globals['_CANCELRUNREQUEST']._serialized_start=507
+  _globals['_CANCELRUNREQUEST']._serialized_end=555
+  _globals['_CANCELRUNRESPONSE']._serialized_start=557
+  _globals['_CANCELRUNRESPONSE']._serialized_end=608
+  _globals['_GETRUNREQUEST']._serialized_start=610
+  _globals['_GETRUNREQUEST']._serialized_end=639
+  _globals['_GETRUNRESPONSE']._serialized_start=641
+  _globals['_GETRUNRESPONSE']._serialized_end=735
+  _globals['_LISTRUNSREQUEST']._serialized_start=737
+  _globals['_LISTRUNSREQUEST']._serialized_end=793
+  _globals['_LISTRUNSRESPONSE']._serialized_start=795
+  _globals['_LISTRUNSRESPONSE']._serialized_end=871
+  _globals['_GETROUNDREQUEST']._serialized_start=873
+  _globals['_GETROUNDREQUEST']._serialized_end=904
+  _globals['_GETROUNDRESPONSE']._serialized_start=906
+  _globals['_GETROUNDRESPONSE']._serialized_end=960
+  _globals['_LISTROUNDSREQUEST']._serialized_start=962
+  _globals['_LISTROUNDSREQUEST']._serialized_end=1036
+  _globals['_LISTROUNDSRESPONSE']._serialized_start=1038
+  _globals['_LISTROUNDSRESPONSE']._serialized_end=1120
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=1122
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=1201
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=1203
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1305
+  _globals['_LISTMEMBERSREQUEST']._serialized_start=1307
+  _globals['_LISTMEMBERSREQUEST']._serialized_end=1366
+  _globals['_LISTMEMBERSRESPONSE']._serialized_start=1368
+  _globals['_LISTMEMBERSRESPONSE']._serialized_end=1453
+  _globals['_GETMODELREQUEST']._serialized_start=1455
+  _globals['_GETMODELREQUEST']._serialized_end=1486
+  _globals['_GETMODELRESPONSE']._serialized_start=1488
+  _globals['_GETMODELRESPONSE']._serialized_end=1614
+  _globals['_WATCHRUNREQUEST']._serialized_start=1616
+  _globals['_WATCHRUNREQUEST']._serialized_end=1671
+  _globals['_WATCHRUNRESPONSE']._serialized_start=1673
+  _globals['_WATCHRUNRESPONSE']._serialized_end=1730
+  _globals['_CREATEINVITEREQUEST']._serialized_start=1733
+  _globals['_CREATEINVITEREQUEST']._serialized_end=1932
+  _globals['_CREATEINVITERESPONSE']._serialized_start=1935
+  _globals['_CREATEINVITERESPONSE']._serialized_end=2218
+  _globals['_APPROVEMEMBERREQUEST']._serialized_start=2220
+  _globals['_APPROVEMEMBERREQUEST']._serialized_end=2256
+  _globals['_APPROVEMEMBERRESPONSE']._serialized_start=2258
+  _globals['_APPROVEMEMBERRESPONSE']._serialized_end=2319
+  _globals['_REVOKEMEMBERREQUEST']._serialized_start=2321
+  _globals['_REVOKEMEMBERREQUEST']._serialized_end=2372
+  _globals['_REVOKEMEMBERRESPONSE']._serialized_start=2374
+  _globals['_REVOKEMEMBERRESPONSE']._serialized_end=2434
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=2436
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=2523
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=2525
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=2617
+  _globals['_OPERATIONSSERVICE']._serialized_start=2620
+  _globals['_OPERATIONSSERVICE']._serialized_end=4015
 # @@protoc_insertion_point(module_scope)

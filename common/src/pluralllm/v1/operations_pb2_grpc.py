@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class OperationsServiceStub(object):
-    """Operators and observers: make, steer and watch runs.
+    """Administrators and observers: make, steer and watch runs, keep the list of members.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
     """
 
     def __init__(self, channel):
@@ -100,99 +101,150 @@ class OperationsServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_operations__pb2.WatchRunRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_operations__pb2.WatchRunResponse.FromString,
                 _registered_method=True)
+        self.CreateInvite = channel.unary_unary(
+                '/pluralllm.v1.OperationsService/CreateInvite',
+                request_serializer=pluralllm_dot_v1_dot_operations__pb2.CreateInviteRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_operations__pb2.CreateInviteResponse.FromString,
+                _registered_method=True)
+        self.ApproveMember = channel.unary_unary(
+                '/pluralllm.v1.OperationsService/ApproveMember',
+                request_serializer=pluralllm_dot_v1_dot_operations__pb2.ApproveMemberRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_operations__pb2.ApproveMemberResponse.FromString,
+                _registered_method=True)
+        self.RevokeMember = channel.unary_unary(
+                '/pluralllm.v1.OperationsService/RevokeMember',
+                request_serializer=pluralllm_dot_v1_dot_operations__pb2.RevokeMemberRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_operations__pb2.RevokeMemberResponse.FromString,
+                _registered_method=True)
+        self.ListAuditEvents = channel.unary_unary(
+                '/pluralllm.v1.OperationsService/ListAuditEvents',
+                request_serializer=pluralllm_dot_v1_dot_operations__pb2.ListAuditEventsRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_operations__pb2.ListAuditEventsResponse.FromString,
+                _registered_method=True)
 
 
 class OperationsServiceServicer(object):
-    """Operators and observers: make, steer and watch runs.
+    """Administrators and observers: make, steer and watch runs, keep the list of members.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
     """
 
     def CreateRun(self, request, context):
-        """Operator. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec).
+        """Admin. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartRun(self, request, context):
-        """Operator. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseRun(self, request, context):
-        """Operator: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """Admin: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """Operator. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelRun(self, request, context):
-        """Operator: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """Observer. Refusals: NOT_FOUND.
+        """Any member. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """Observer, newest first, in pages. Refusals: INVALID_ARGUMENT.
+        """Any member, newest first, in pages. Refusals: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRound(self, request, context):
-        """Observer. Refusals: NOT_FOUND.
+        """Any member. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRounds(self, request, context):
-        """Observer, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT.
+        """Any member, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEvaluations(self, request, context):
-        """Observer: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT.
+        """Any member: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListMembers(self, request, context):
-        """Observer, in pages. Refusals: INVALID_ARGUMENT.
+        """Admin, in pages, open invites included. Refusals: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Observer: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND.
+        """Admin or client: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchRun(self, request, context):
-        """Observer: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
+        """Any member: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
         Re-open with the last sequence seen. Refusals: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateInvite(self, request, context):
+        """Admin: a single-use token for a new member; replaces an open invite of the same name.
+        Refusals: INVALID_ARGUMENT, MEMBER_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveMember(self, request, context):
+        """Admin: lets a member call that joined by an invite that asks for approval. Repeatable. Refusals: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeMember(self, request, context):
+        """Admin: every certificate and open invite of a member is void from its next call or message on. Repeatable.
+        Refusals: NOT_FOUND, LAST_ADMIN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEvents(self, request, context):
+        """Admin: the audit log, oldest first, in pages. Refusals: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -266,6 +318,26 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     request_deserializer=pluralllm_dot_v1_dot_operations__pb2.WatchRunRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_operations__pb2.WatchRunResponse.SerializeToString,
             ),
+            'CreateInvite': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateInvite,
+                    request_deserializer=pluralllm_dot_v1_dot_operations__pb2.CreateInviteRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_operations__pb2.CreateInviteResponse.SerializeToString,
+            ),
+            'ApproveMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveMember,
+                    request_deserializer=pluralllm_dot_v1_dot_operations__pb2.ApproveMemberRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_operations__pb2.ApproveMemberResponse.SerializeToString,
+            ),
+            'RevokeMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeMember,
+                    request_deserializer=pluralllm_dot_v1_dot_operations__pb2.RevokeMemberRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_operations__pb2.RevokeMemberResponse.SerializeToString,
+            ),
+            'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEvents,
+                    request_deserializer=pluralllm_dot_v1_dot_operations__pb2.ListAuditEventsRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_operations__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pluralllm.v1.OperationsService', rpc_method_handlers)
@@ -275,7 +347,8 @@ def add_OperationsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperationsService(object):
-    """Operators and observers: make, steer and watch runs.
+    """Administrators and observers: make, steer and watch runs, keep the list of members.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
     """
 
     @staticmethod
@@ -619,6 +692,114 @@ class OperationsService(object):
             '/pluralllm.v1.OperationsService/WatchRun',
             pluralllm_dot_v1_dot_operations__pb2.WatchRunRequest.SerializeToString,
             pluralllm_dot_v1_dot_operations__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateInvite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.OperationsService/CreateInvite',
+            pluralllm_dot_v1_dot_operations__pb2.CreateInviteRequest.SerializeToString,
+            pluralllm_dot_v1_dot_operations__pb2.CreateInviteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.OperationsService/ApproveMember',
+            pluralllm_dot_v1_dot_operations__pb2.ApproveMemberRequest.SerializeToString,
+            pluralllm_dot_v1_dot_operations__pb2.ApproveMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.OperationsService/RevokeMember',
+            pluralllm_dot_v1_dot_operations__pb2.RevokeMemberRequest.SerializeToString,
+            pluralllm_dot_v1_dot_operations__pb2.RevokeMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.OperationsService/ListAuditEvents',
+            pluralllm_dot_v1_dot_operations__pb2.ListAuditEventsRequest.SerializeToString,
+            pluralllm_dot_v1_dot_operations__pb2.ListAuditEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,77 +27,107 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OperationsServiceStub:
-    """Operators and observers: make, steer and watch runs."""
+    """Administrators and observers: make, steer and watch runs, keep the list of members.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OperationsServiceAsyncStub: ...
     CreateRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CreateRunRequest, _operations_pb2.CreateRunResponse]
-    """Operator. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec)."""
+    """Admin. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec)."""
     StartRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.StartRunRequest, _operations_pb2.StartRunResponse]
-    """Operator. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     PauseRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.PauseRunRequest, _operations_pb2.PauseRunResponse]
-    """Operator: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Admin: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ResumeRunRequest, _operations_pb2.ResumeRunResponse]
-    """Operator. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CancelRunRequest, _operations_pb2.CancelRunResponse]
-    """Operator: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     GetRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetRunRequest, _operations_pb2.GetRunResponse]
-    """Observer. Refusals: NOT_FOUND."""
+    """Any member. Refusals: NOT_FOUND."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListRunsRequest, _operations_pb2.ListRunsResponse]
-    """Observer, newest first, in pages. Refusals: INVALID_ARGUMENT."""
+    """Any member, newest first, in pages. Refusals: INVALID_ARGUMENT."""
     GetRound: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetRoundRequest, _operations_pb2.GetRoundResponse]
-    """Observer. Refusals: NOT_FOUND."""
+    """Any member. Refusals: NOT_FOUND."""
     ListRounds: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListRoundsRequest, _operations_pb2.ListRoundsResponse]
-    """Observer, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+    """Any member, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
     ListEvaluations: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListEvaluationsRequest, _operations_pb2.ListEvaluationsResponse]
-    """Observer: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+    """Any member: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
     ListMembers: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListMembersRequest, _operations_pb2.ListMembersResponse]
-    """Observer, in pages. Refusals: INVALID_ARGUMENT."""
+    """Admin, in pages, open invites included. Refusals: INVALID_ARGUMENT."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetModelRequest, _operations_pb2.GetModelResponse]
-    """Observer: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND."""
+    """Admin or client: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_operations_pb2.WatchRunRequest, _operations_pb2.WatchRunResponse]
-    """Observer: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
+    """Any member: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
     Re-open with the last sequence seen. Refusals: NOT_FOUND.
     """
+    CreateInvite: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CreateInviteRequest, _operations_pb2.CreateInviteResponse]
+    """Admin: a single-use token for a new member; replaces an open invite of the same name.
+    Refusals: INVALID_ARGUMENT, MEMBER_EXISTS.
+    """
+    ApproveMember: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ApproveMemberRequest, _operations_pb2.ApproveMemberResponse]
+    """Admin: lets a member call that joined by an invite that asks for approval. Repeatable. Refusals: NOT_FOUND."""
+    RevokeMember: _grpc.UnaryUnaryMultiCallable[_operations_pb2.RevokeMemberRequest, _operations_pb2.RevokeMemberResponse]
+    """Admin: every certificate and open invite of a member is void from its next call or message on. Repeatable.
+    Refusals: NOT_FOUND, LAST_ADMIN.
+    """
+    ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListAuditEventsRequest, _operations_pb2.ListAuditEventsResponse]
+    """Admin: the audit log, oldest first, in pages. Refusals: INVALID_ARGUMENT."""
 
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
-    """Operators and observers: make, steer and watch runs."""
+    """Administrators and observers: make, steer and watch runs, keep the list of members.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.CreateRunRequest, _operations_pb2.CreateRunResponse]  # type: ignore[assignment]
-    """Operator. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec)."""
+    """Admin. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec)."""
     StartRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.StartRunRequest, _operations_pb2.StartRunResponse]  # type: ignore[assignment]
-    """Operator. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     PauseRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.PauseRunRequest, _operations_pb2.PauseRunResponse]  # type: ignore[assignment]
-    """Operator: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Admin: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     ResumeRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.ResumeRunRequest, _operations_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """Operator. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.CancelRunRequest, _operations_pb2.CancelRunResponse]  # type: ignore[assignment]
-    """Operator: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     GetRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetRunRequest, _operations_pb2.GetRunResponse]  # type: ignore[assignment]
-    """Observer. Refusals: NOT_FOUND."""
+    """Any member. Refusals: NOT_FOUND."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListRunsRequest, _operations_pb2.ListRunsResponse]  # type: ignore[assignment]
-    """Observer, newest first, in pages. Refusals: INVALID_ARGUMENT."""
+    """Any member, newest first, in pages. Refusals: INVALID_ARGUMENT."""
     GetRound: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetRoundRequest, _operations_pb2.GetRoundResponse]  # type: ignore[assignment]
-    """Observer. Refusals: NOT_FOUND."""
+    """Any member. Refusals: NOT_FOUND."""
     ListRounds: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListRoundsRequest, _operations_pb2.ListRoundsResponse]  # type: ignore[assignment]
-    """Observer, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+    """Any member, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
     ListEvaluations: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListEvaluationsRequest, _operations_pb2.ListEvaluationsResponse]  # type: ignore[assignment]
-    """Observer: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+    """Any member: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
     ListMembers: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListMembersRequest, _operations_pb2.ListMembersResponse]  # type: ignore[assignment]
-    """Observer, in pages. Refusals: INVALID_ARGUMENT."""
+    """Admin, in pages, open invites included. Refusals: INVALID_ARGUMENT."""
     GetModel: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetModelRequest, _operations_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Observer: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND."""
+    """Admin or client: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND."""
     WatchRun: _aio.UnaryStreamMultiCallable[_operations_pb2.WatchRunRequest, _operations_pb2.WatchRunResponse]  # type: ignore[assignment]
-    """Observer: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
+    """Any member: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
     Re-open with the last sequence seen. Refusals: NOT_FOUND.
     """
+    CreateInvite: _aio.UnaryUnaryMultiCallable[_operations_pb2.CreateInviteRequest, _operations_pb2.CreateInviteResponse]  # type: ignore[assignment]
+    """Admin: a single-use token for a new member; replaces an open invite of the same name.
+    Refusals: INVALID_ARGUMENT, MEMBER_EXISTS.
+    """
+    ApproveMember: _aio.UnaryUnaryMultiCallable[_operations_pb2.ApproveMemberRequest, _operations_pb2.ApproveMemberResponse]  # type: ignore[assignment]
+    """Admin: lets a member call that joined by an invite that asks for approval. Repeatable. Refusals: NOT_FOUND."""
+    RevokeMember: _aio.UnaryUnaryMultiCallable[_operations_pb2.RevokeMemberRequest, _operations_pb2.RevokeMemberResponse]  # type: ignore[assignment]
+    """Admin: every certificate and open invite of a member is void from its next call or message on. Repeatable.
+    Refusals: NOT_FOUND, LAST_ADMIN.
+    """
+    ListAuditEvents: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListAuditEventsRequest, _operations_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
+    """Admin: the audit log, oldest first, in pages. Refusals: INVALID_ARGUMENT."""
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Operators and observers: make, steer and watch runs."""
+    """Administrators and observers: make, steer and watch runs, keep the list of members.
+    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
+    """
 
     @_abc_1.abstractmethod
     def CreateRun(
@@ -105,7 +135,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.CreateRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.CreateRunResponse, _abc.Awaitable[_operations_pb2.CreateRunResponse]]:
-        """Operator. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec)."""
+        """Admin. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec)."""
 
     @_abc_1.abstractmethod
     def StartRun(
@@ -113,7 +143,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.StartRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.StartRunResponse, _abc.Awaitable[_operations_pb2.StartRunResponse]]:
-        """Operator. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+        """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
 
     @_abc_1.abstractmethod
     def PauseRun(
@@ -121,7 +151,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.PauseRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.PauseRunResponse, _abc.Awaitable[_operations_pb2.PauseRunResponse]]:
-        """Operator: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+        """Admin: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
 
     @_abc_1.abstractmethod
     def ResumeRun(
@@ -129,7 +159,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ResumeRunResponse, _abc.Awaitable[_operations_pb2.ResumeRunResponse]]:
-        """Operator. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+        """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
 
     @_abc_1.abstractmethod
     def CancelRun(
@@ -137,7 +167,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.CancelRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.CancelRunResponse, _abc.Awaitable[_operations_pb2.CancelRunResponse]]:
-        """Operator: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+        """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
 
     @_abc_1.abstractmethod
     def GetRun(
@@ -145,7 +175,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.GetRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.GetRunResponse, _abc.Awaitable[_operations_pb2.GetRunResponse]]:
-        """Observer. Refusals: NOT_FOUND."""
+        """Any member. Refusals: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListRuns(
@@ -153,7 +183,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListRunsResponse, _abc.Awaitable[_operations_pb2.ListRunsResponse]]:
-        """Observer, newest first, in pages. Refusals: INVALID_ARGUMENT."""
+        """Any member, newest first, in pages. Refusals: INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def GetRound(
@@ -161,7 +191,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.GetRoundRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.GetRoundResponse, _abc.Awaitable[_operations_pb2.GetRoundResponse]]:
-        """Observer. Refusals: NOT_FOUND."""
+        """Any member. Refusals: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListRounds(
@@ -169,7 +199,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListRoundsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListRoundsResponse, _abc.Awaitable[_operations_pb2.ListRoundsResponse]]:
-        """Observer, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+        """Any member, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def ListEvaluations(
@@ -177,7 +207,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListEvaluationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListEvaluationsResponse, _abc.Awaitable[_operations_pb2.ListEvaluationsResponse]]:
-        """Observer: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+        """Any member: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def ListMembers(
@@ -185,7 +215,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListMembersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListMembersResponse, _abc.Awaitable[_operations_pb2.ListMembersResponse]]:
-        """Observer, in pages. Refusals: INVALID_ARGUMENT."""
+        """Admin, in pages, open invites included. Refusals: INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -193,7 +223,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.GetModelResponse, _abc.Awaitable[_operations_pb2.GetModelResponse]]:
-        """Observer: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND."""
+        """Admin or client: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def WatchRun(
@@ -201,8 +231,44 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.WatchRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_operations_pb2.WatchRunResponse], _abc.AsyncIterator[_operations_pb2.WatchRunResponse]]:
-        """Observer: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
+        """Any member: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
         Re-open with the last sequence seen. Refusals: NOT_FOUND.
         """
+
+    @_abc_1.abstractmethod
+    def CreateInvite(
+        self,
+        request: _operations_pb2.CreateInviteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.CreateInviteResponse, _abc.Awaitable[_operations_pb2.CreateInviteResponse]]:
+        """Admin: a single-use token for a new member; replaces an open invite of the same name.
+        Refusals: INVALID_ARGUMENT, MEMBER_EXISTS.
+        """
+
+    @_abc_1.abstractmethod
+    def ApproveMember(
+        self,
+        request: _operations_pb2.ApproveMemberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ApproveMemberResponse, _abc.Awaitable[_operations_pb2.ApproveMemberResponse]]:
+        """Admin: lets a member call that joined by an invite that asks for approval. Repeatable. Refusals: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def RevokeMember(
+        self,
+        request: _operations_pb2.RevokeMemberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.RevokeMemberResponse, _abc.Awaitable[_operations_pb2.RevokeMemberResponse]]:
+        """Admin: every certificate and open invite of a member is void from its next call or message on. Repeatable.
+        Refusals: NOT_FOUND, LAST_ADMIN.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAuditEvents(
+        self,
+        request: _operations_pb2.ListAuditEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ListAuditEventsResponse, _abc.Awaitable[_operations_pb2.ListAuditEventsResponse]]:
+        """Admin: the audit log, oldest first, in pages. Refusals: INVALID_ARGUMENT."""
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

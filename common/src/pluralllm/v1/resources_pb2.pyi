@@ -149,6 +149,65 @@ PARTICIPANT_STATE_IDLE: ParticipantState.ValueType  # 5
 """Known, not part of this round."""
 Global___ParticipantState: _TypeAlias = ParticipantState  # noqa: Y015
 
+class _MemberRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MemberRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemberRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEMBER_ROLE_UNSPECIFIED: _MemberRole.ValueType  # 0
+    MEMBER_ROLE_CLIENT: _MemberRole.ValueType  # 1
+    """A partner's daemon: trains, evaluates, reads runs and models."""
+    MEMBER_ROLE_OBSERVER: _MemberRole.ValueType  # 2
+    """Reads the status of runs and rounds."""
+    MEMBER_ROLE_ADMIN: _MemberRole.ValueType  # 3
+    """Steers runs, invites and revokes, reads everything."""
+
+class MemberRole(_MemberRole, metaclass=_MemberRoleEnumTypeWrapper):
+    """What a member may do; fixed when it is invited."""
+
+MEMBER_ROLE_UNSPECIFIED: MemberRole.ValueType  # 0
+MEMBER_ROLE_CLIENT: MemberRole.ValueType  # 1
+"""A partner's daemon: trains, evaluates, reads runs and models."""
+MEMBER_ROLE_OBSERVER: MemberRole.ValueType  # 2
+"""Reads the status of runs and rounds."""
+MEMBER_ROLE_ADMIN: MemberRole.ValueType  # 3
+"""Steers runs, invites and revokes, reads everything."""
+Global___MemberRole: _TypeAlias = MemberRole  # noqa: Y015
+
+class _MemberState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MemberStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemberState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEMBER_STATE_UNSPECIFIED: _MemberState.ValueType  # 0
+    MEMBER_STATE_INVITED: _MemberState.ValueType  # 1
+    """Has an open invite and no certificate."""
+    MEMBER_STATE_AWAITING_APPROVAL: _MemberState.ValueType  # 2
+    """Has joined; an administrator must approve it before it may call."""
+    MEMBER_STATE_ACTIVE: _MemberState.ValueType  # 3
+    MEMBER_STATE_EXPIRED: _MemberState.ValueType  # 4
+    """Its last certificate is past its end."""
+    MEMBER_STATE_REVOKED: _MemberState.ValueType  # 5
+    MEMBER_STATE_UNPROVEN: _MemberState.ValueType  # 6
+    """Connected in plain text: says who it is without proof."""
+
+class MemberState(_MemberState, metaclass=_MemberStateEnumTypeWrapper): ...
+
+MEMBER_STATE_UNSPECIFIED: MemberState.ValueType  # 0
+MEMBER_STATE_INVITED: MemberState.ValueType  # 1
+"""Has an open invite and no certificate."""
+MEMBER_STATE_AWAITING_APPROVAL: MemberState.ValueType  # 2
+"""Has joined; an administrator must approve it before it may call."""
+MEMBER_STATE_ACTIVE: MemberState.ValueType  # 3
+MEMBER_STATE_EXPIRED: MemberState.ValueType  # 4
+"""Its last certificate is past its end."""
+MEMBER_STATE_REVOKED: MemberState.ValueType  # 5
+MEMBER_STATE_UNPROVEN: MemberState.ValueType  # 6
+"""Connected in plain text: says who it is without proof."""
+Global___MemberState: _TypeAlias = MemberState  # noqa: Y015
+
 @_typing.final
 class BlobManifest(_message.Message):
     """What one file or model version is made of: the list of its chunks."""
@@ -596,21 +655,34 @@ Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
 class Member(_message.Message):
+    """An organisation's identity, and what its daemon last said of itself."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    GROUP_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    GROUP_ROLE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    KEY_SHA256_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
     TRAINING_QUESTIONS_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
-    CREATE_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """members/{client}"""
+    """members/{name}"""
+    role: Global___MemberRole.ValueType
+    state: Global___MemberState.ValueType
     group: _builtins.str
-    role: Global___GroupRole.ValueType
+    group_role: Global___GroupRole.ValueType
+    key_sha256: _builtins.str
+    """Lower-case hex sha256 of the newest certificate's public key (SubjectPublicKeyInfo, DER): what people compare by phone."""
+    serial: _builtins.str
+    """Of the newest certificate, lower-case hex."""
     training_questions: _builtins.int
     software_version: _builtins.str
     live: _builtins.bool
@@ -619,27 +691,93 @@ class Member(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
-    def last_seen_time(self) -> _timestamp_pb2.Timestamp: ...
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the newest certificate, or of the open invite; absent when there is neither."""
+
+    @_builtins.property
+    def last_seen_time(self) -> _timestamp_pb2.Timestamp:
+        """Absent when the member has never said Hello."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        role: Global___MemberRole.ValueType = ...,
+        state: Global___MemberState.ValueType = ...,
         group: _builtins.str = ...,
-        role: Global___GroupRole.ValueType = ...,
+        group_role: Global___GroupRole.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        key_sha256: _builtins.str = ...,
+        serial: _builtins.str = ...,
         training_questions: _builtins.int = ...,
         software_version: _builtins.str = ...,
-        create_time: _timestamp_pb2.Timestamp | None = ...,
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
         live: _builtins.bool = ...,
         task: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "group", b"group", "last_seen_time", b"last_seen_time", "live", b"live", "name", b"name", "role", b"role", "software_version", b"software_version", "task", b"task", "training_questions", b"training_questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "group", b"group", "group_role", b"group_role", "key_sha256", b"key_sha256", "last_seen_time", b"last_seen_time", "live", b"live", "name", b"name", "role", b"role", "serial", b"serial", "software_version", b"software_version", "state", b"state", "task", b"task", "training_questions", b"training_questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Member: _TypeAlias = Member  # noqa: Y015
+
+@_typing.final
+class AuditEvent(_message.Message):
+    """One entry of the audit log: who asked for what. Hash-chained: sha256 covers every other field and the entry before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FACTS_JSON_FIELD_NUMBER: _builtins.int
+    PREVIOUS_SHA256_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    actor: _builtins.str
+    """members/{name}; empty when nobody had proven an identity yet."""
+    serial: _builtins.str
+    """Of the actor's certificate, lower-case hex; empty without one."""
+    action: _builtins.str
+    """For example CreateInvite."""
+    object: _builtins.str
+    """What it was about, for example members/org-a or runs/first."""
+    result: _builtins.str
+    """ACCEPTED, or the name of the error leaf it was refused with."""
+    facts_json: _builtins.str
+    """More facts, one line of JSON."""
+    previous_sha256: _builtins.str
+    sha256: _builtins.str
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        action: _builtins.str = ...,
+        object: _builtins.str = ...,
+        result: _builtins.str = ...,
+        facts_json: _builtins.str = ...,
+        previous_sha256: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "facts_json", b"facts_json", "object", b"object", "previous_sha256", b"previous_sha256", "result", b"result", "sequence", b"sequence", "serial", b"serial", "sha256", b"sha256", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditEvent: _TypeAlias = AuditEvent  # noqa: Y015
 
 @_typing.final
 class RunEvent(_message.Message):
