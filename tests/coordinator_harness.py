@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,30 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from pluralllm.common.certificates import PrivateKey, make_request, new_key
+from pluralllm.common.channels import secure_channel
 from pluralllm.common.clock import Clock, FakeClock
+from pluralllm.common.identity import Identity, Membership, load_identity, save_identity
+from pluralllm.common.ids import ClientId
+from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.common.status import from_rpc_error
 from pluralllm.common.weights import CHUNK_BYTES, Layout, Manifest, write_weights
-from pluralllm.common.wire import CHANNEL_OPTIONS, CLIENT_ID_KEY, PROTOCOL_MAX, PROTOCOL_MIN, ROLES, manifest_message
+from pluralllm.common.wire import PROTOCOL_MAX, PROTOCOL_MIN, ROLES, manifest_message
 from pluralllm.server.__main__ import running
+from pluralllm.server.access import Principal
+from pluralllm.server.authority import create_authority
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.coordinator import Coordinator
 from pluralllm.server.federation import duration
 from pluralllm.server.live_run import layout_for
+from pluralllm.server.membership import Member
+from pluralllm.server.registry import InviteOrder, Registry
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc, operations_pb2, operations_pb2_grpc, resources_pb2
 
 DEADLINE_S = 20.0
+BOOTSTRAP = Principal(ClientId("bootstrap"), MemberRole.ADMIN)
 
 
 def small_spec(**changes: Any) -> RunSpec:
@@ -44,13 +55,17 @@ def small_spec(**changes: Any) -> RunSpec:
 
 @dataclasses.dataclass
 class Served:
-    """A running coordinator."""
+    """A running coordinator, and a channel to it as its administrator."""
 
     address: str
     coordinator: Coordinator
+    registry: Registry
     clock: Clock
     channel: grpc.aio.Channel
     operations: "operations_pb2_grpc.OperationsServiceAsyncStub"
+    identities: Path
+    enrolment_address: str = ""
+    channels: dict[str, grpc.aio.Channel] = dataclasses.field(default_factory=dict)
 
     async def create(self, run_id: str, spec: RunSpec, *, start: bool = True) -> None:
         request = operations_pb2.CreateRunRequest(run_id=run_id, spec_json=spec.canonical_json())
@@ -62,10 +77,48 @@ class Served:
         response = await self.operations.GetRun(operations_pb2.GetRunRequest(name=f"runs/{run_id}"), timeout=DEADLINE_S)
         return response.run
 
+    async def member(
+        self, name: str, role: MemberRole, group: str = "", group_role: GroupRole = GroupRole.TRAIN
+    ) -> Identity:
+        """Invited and joined without the enrolment port, once; its key is kept from restart to restart."""
+        folder = self.identities / name
+        if (folder / "credentials.pem").exists():
+            return load_identity(folder, "test").at(self.address)
+        order = InviteOrder(name, role, group, group_role if role is MemberRole.CLIENT else None)
+        _, token = await self.registry.invite(BOOTSTRAP, order)
+        key = new_key()
+        member, chain = await self.registry.join(name, token, make_request(key, name))
+        return keep_identity(folder, self.registry, member, key, chain, self.address)
+
+    def channel_of(self, identity: Identity) -> grpc.aio.Channel:
+        """One for each member, closed with the coordinator."""
+        name = identity.membership.name
+        if name not in self.channels:
+            self.channels[name] = secure_channel(identity)
+        return self.channels[name]
+
     async def client(self, name: str, role: GroupRole = GroupRole.TRAIN, group: str = "") -> "HandClient":
-        client = HandClient(self.channel, name, role, group or f"group of {name}")
+        group = group or f"group of {name}"
+        identity = await self.member(name, MemberRole.CLIENT, group, role)
+        client = HandClient(self.channel_of(identity), name, role, group)
         await client.hello()
         return client
+
+
+def keep_identity(
+    folder: Path, registry: Registry, member: Member, key: PrivateKey, chain: bytes, address: str
+) -> Identity:
+    is_client = member.role is MemberRole.CLIENT
+    membership = Membership(
+        federation=registry.authority.federation,
+        name=member.name,
+        role=member.role,
+        group=member.group,
+        group_role=member.group_role if is_client else None,
+        coordinator=address,
+        enrolment=address,
+    )
+    return save_identity(folder, membership, registry.authority.root_pem, key, chain)
 
 
 class HandClient:
@@ -74,7 +127,6 @@ class HandClient:
     def __init__(self, channel: grpc.aio.Channel, name: str, role: GroupRole, group: str) -> None:
         self.name = name
         self.stub: Any = federation_pb2_grpc.FederationServiceStub(channel)
-        self.metadata = ((CLIENT_ID_KEY, name),)
         self.role = role
         self.group = group
         self.instance = "first"
@@ -84,7 +136,7 @@ class HandClient:
     async def call(self, method: str, request: Any, timeout_s: float = DEADLINE_S) -> Any:
         """One unary or client-stream call. Raises the leaf the coordinator answered with."""
         try:
-            return await getattr(self.stub, method)(request, metadata=self.metadata, timeout=timeout_s)
+            return await getattr(self.stub, method)(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error, "the coordinator") from error
 
@@ -180,13 +232,46 @@ def write_delta(path: Path, spec: RunSpec, seed: int) -> Manifest:
 
 
 @contextlib.asynccontextmanager
-async def serving(state_dir: Path, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Served]:
+async def serving(
+    state_dir: Path, clock: Clock | None = None, wall_s: Callable[[], float] = time.time, **settings: Any
+) -> AsyncIterator[Served]:
     """A coordinator over this state directory, until the block ends; hand-driven clients may be silent for long."""
     clock = clock or FakeClock()
-    config = ServerConfig(**{"state_dir": state_dir, "listen": "127.0.0.1:0", "silence_s": 10_000, **settings})
-    async with (
-        running(config, clock) as (coordinator, address),
-        grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS)) as channel,
-    ):
+    values = {"listen": "127.0.0.1:0", "enrolment_listen": "127.0.0.1:0", "silence_s": 10_000}
+    config = ServerConfig(**{"state_dir": state_dir, **values, **settings})
+    if not (state_dir / "authority" / "federation.json").exists():
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_authority(state_dir / "authority", "test", ["127.0.0.1"], None, time.time())
+    async with contextlib.AsyncExitStack() as stack:
+        found = await stack.enter_async_context(running(config, clock, wall_s))
+        assert found.registry is not None
+        identities = state_dir.parent / f"{state_dir.name}-identities"
+        admin = await administrator(found.registry, identities / "admin", found.address)
+        channel = await stack.enter_async_context(secure_channel(admin))
         operations: Any = operations_pb2_grpc.OperationsServiceStub(channel)
-        yield Served(address, coordinator, clock, channel, operations)
+        served = Served(
+            found.address,
+            found.coordinator,
+            found.registry,
+            clock,
+            channel,
+            operations,
+            identities,
+            found.enrolment_address,
+        )
+        stack.push_async_callback(close_all, served.channels)
+        yield served
+
+
+async def close_all(channels: dict[str, grpc.aio.Channel]) -> None:
+    for channel in channels.values():
+        await channel.close()
+
+
+async def administrator(registry: Registry, folder: Path, address: str) -> Identity:
+    if (folder / "credentials.pem").exists():
+        return load_identity(folder, "test").at(address)
+    key = new_key()
+    chain = await registry.make_admin(ClientId("admin"), key.public_key())
+    member = next(member for member in registry.members() if member.name == "admin")
+    return keep_identity(folder, registry, member, key, chain, address)

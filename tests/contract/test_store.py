@@ -21,8 +21,8 @@ from pluralllm.server import schema
 from pluralllm.server.sql_store import SqlStore, open_store
 from pluralllm.server.store import (
     Change,
+    ClientRecord,
     EvaluationRecord,
-    MemberRecord,
     ReceiptRecord,
     RoundOutcome,
     RoundRecord,
@@ -45,7 +45,7 @@ ROUND = RoundRecord(
     R, RoundNumber(1), RoundOutcome.OPEN, "", ModelVersion(0), None, (ClientId("ann"), ClientId("ben")), 2.0, 2.0
 )
 RECEIPT = ReceiptRecord(R, RoundNumber(1), ev.Receipt(ClientId("ann"), Digest("u"), 5), 3.0)
-MEMBER = MemberRecord(ClientId("ann"), GroupName("Ännchen"), GroupRole.HELD_OUT, 7, "0.1", 1.0, 1.0)
+MEMBER = ClientRecord(ClientId("ann"), GroupName("Ännchen"), GroupRole.HELD_OUT, 7, "0.1", 1.0, 1.0)
 
 
 def url(folder: Path) -> str:
@@ -133,9 +133,9 @@ async def test_the_newest_evaluation_of_a_client_stands(store: SqlStore) -> None
 
 
 async def test_a_member_is_updated_and_keeps_its_first_day(store: SqlStore) -> None:
-    await store.save_member(MEMBER)
-    await store.save_member(replace(MEMBER, role=GroupRole.TRAIN, created_s=9.0, last_seen_s=9.0))
-    assert await store.members() == [replace(MEMBER, role=GroupRole.TRAIN, last_seen_s=9.0)]
+    await store.save_client(MEMBER)
+    await store.save_client(replace(MEMBER, role=GroupRole.TRAIN, created_s=9.0, last_seen_s=9.0))
+    assert await store.clients() == [replace(MEMBER, role=GroupRole.TRAIN, last_seen_s=9.0)]
 
 
 async def test_everything_is_there_after_reopening(tmp_path: Path, store: SqlStore) -> None:
@@ -190,7 +190,7 @@ async def test_another_failure_is_not_taken_for_a_full_disk_because_of_a_name_in
     async with store.writing() as connection:
         await connection.execute(sa.text("DROP TABLE members"))
     with pytest.raises(StoreFailed, match="no such table"):
-        await store.save_member(replace(MEMBER, group=GroupName("works full time")))
+        await store.save_client(replace(MEMBER, group=GroupName("works full time")))
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """pluralllm: the operator's and observer's command line."""
 
-import datetime
 import json
 import tempfile
 import time
@@ -12,13 +11,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import DownloadColumn, Progress
 
+from pluralllm.cli import member_commands
+from pluralllm.cli.connection import CoordinatorOption, choose_way, remote
+from pluralllm.cli.output import Json, now, show
 from pluralllm.common.errors import InvalidArgument, InvalidSpec, Unreachable
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.extras import need_torch
 from pluralllm.common.files import write_durably
-from pluralllm.common.spec import PRESETS, RunSpec, load_spec, preset_values
+from pluralllm.common.spec import PRESETS, RunSpec, load_spec, preset_values, spec_from_toml
 
-DEFAULT_ADDRESS = "127.0.0.1:7443"
+MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384  # of a new spec
 WATCH_PATIENCE_S = 120.0  # how long --watch outlives a coordinator that is away, for example restarting
 
 app = typer.Typer(
@@ -30,60 +32,46 @@ app = typer.Typer(
 run_app = typer.Typer(no_args_is_help=True, help="Make and steer runs.")
 model_app = typer.Typer(no_args_is_help=True, help="Published model versions.")
 spec_app = typer.Typer(no_args_is_help=True, help="Run specs as files.")
+app.callback()(choose_way)
+for command in member_commands.COMMANDS:
+    app.command()(command)
 app.add_typer(run_app, name="run")
 app.add_typer(model_app, name="model")
 app.add_typer(spec_app, name="spec")
 
-Coordinator = Annotated[
-    str, typer.Option(envvar="PLURALLLM_COORDINATOR", help="host:port of the coordinator.", show_default=True)
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunName = Annotated[str, typer.Argument(help="The run's name; - is the newest.")]
-
-
-def _remote(address: str) -> Any:
-    from pluralllm.cli.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it
-
-    return Remote(address)
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(tz=datetime.UTC)
-
-
-def _print(value: Any, *, as_json: bool, screen: Any) -> None:
-    if as_json:
-        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-    elif isinstance(shown := screen(value), str):
-        typer.echo(shown)
-    else:
-        Console().print(shown)
 
 
 def _status(value: Any) -> Any:
     from pluralllm.cli.status_screen import status_screen  # noqa: PLC0415
 
-    return status_screen(value, _now())
+    return status_screen(value, now())
 
 
 @run_app.command("create")
 def create(
     run: Annotated[str, typer.Argument(help="A new name: a-z, 0-9 and '-'.")],
-    spec: Annotated[Path, typer.Argument(help="The run spec, TOML.")],
+    spec: Annotated[
+        Path | None, typer.Argument(help="The run spec, TOML; default: what `pluralllm spec new` prints.")
+    ] = None,
+    start_now: Annotated[bool, typer.Option("--start", help="Let it begin at once.")] = False,
     embedding_model_path: Annotated[
         Path | None, typer.Option(help="Local folder of the embedding model: fills in the spec's probe vectors.")
     ] = None,
-    coordinator: Coordinator = DEFAULT_ADDRESS,
+    coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
     """Make a run and its version 0. Repeatable with the same spec."""
-    loaded = load_spec(spec)
+    loaded = load_spec(spec) if spec is not None else spec_from_toml(new_spec(), "(default)")
     if embedding_model_path is not None and not loaded.embedding.probes:
         loaded = _with_probes(loaded, embedding_model_path)
-    created = _remote(coordinator).create_run(run, loaded.canonical_json())
+    there = remote(coordinator)
+    created = there.create_run(run, loaded.canonical_json())
+    if start_now:
+        created = there.start_run(run)
     if not loaded.embedding.probes:
         typer.echo("note: the spec has no probe vectors; clients' embedding models are not checked", err=True)
-    _print(created, as_json=as_json, screen=_status)
+    show(created, as_json=as_json, screen=_status)
 
 
 def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
@@ -104,57 +92,57 @@ def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
 
 
 @run_app.command("start")
-def start(run: RunName, coordinator: Coordinator = DEFAULT_ADDRESS, as_json: Json = False) -> None:
+def start(run: RunName, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Let a created run begin."""
-    _print(_remote(coordinator).start_run(run), as_json=as_json, screen=_status)
+    show(remote(coordinator).start_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("pause")
-def pause(run: RunName, coordinator: Coordinator = DEFAULT_ADDRESS, as_json: Json = False) -> None:
+def pause(run: RunName, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Open no new round; the open one ends as it would."""
-    _print(_remote(coordinator).pause_run(run), as_json=as_json, screen=_status)
+    show(remote(coordinator).pause_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("resume")
-def resume(run: RunName, coordinator: Coordinator = DEFAULT_ADDRESS, as_json: Json = False) -> None:
+def resume(run: RunName, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Go on after a pause."""
-    _print(_remote(coordinator).resume_run(run), as_json=as_json, screen=_status)
+    show(remote(coordinator).resume_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("cancel")
 def cancel(
     run: RunName,
     reason: Annotated[str, typer.Option(help="Kept on record and told to the clients.")] = "",
-    coordinator: Coordinator = DEFAULT_ADDRESS,
+    coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
     """End a run; its open round is abandoned on record."""
-    _print(_remote(coordinator).cancel_run(run, reason), as_json=as_json, screen=_status)
+    show(remote(coordinator).cancel_run(run, reason), as_json=as_json, screen=_status)
 
 
 @app.command()
 def status(
     run: RunName = "-",
     watch: Annotated[bool, typer.Option("--watch", help="Keep the screen up to date until the run ends.")] = False,
-    coordinator: Coordinator = DEFAULT_ADDRESS,
+    coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
     """One screen: where a run is, who is late and why, how good the model is, what happens next."""
-    remote = _remote(coordinator)
+    there = remote(coordinator)
     if not watch:
-        _print(remote.get_run(run), as_json=as_json, screen=_status)
+        show(there.get_run(run), as_json=as_json, screen=_status)
         return
     if as_json:
         raise InvalidArgument(field="--watch", problem="cannot be had with --json; poll `status --json` instead")
-    found = remote.get_run(run)
+    found = there.get_run(run)
     name = found["name"].removeprefix("runs/")
     answered_s = time.monotonic()
     console = Console()
     with Live(_status(found), auto_refresh=False, console=console) as live:
         while found["phase"] != "ended":
             try:
-                remote.wait_for_event(name, found["sequence"])
-                found, answered_s = remote.get_run(name), time.monotonic()
+                there.wait_for_event(name, found["sequence"])
+                found, answered_s = there.get_run(name), time.monotonic()
             except Unreachable:
                 if time.monotonic() - answered_s > WATCH_PATIENCE_S:
                     raise
@@ -165,39 +153,31 @@ def status(
 
 
 @app.command()
-def runs(coordinator: Coordinator = DEFAULT_ADDRESS, as_json: Json = False) -> None:
+def runs(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """All runs, newest first."""
     from pluralllm.cli.status_screen import runs_table  # noqa: PLC0415
 
-    _print(_remote(coordinator).runs(), as_json=as_json, screen=lambda found: runs_table(found, _now()))
+    show(remote(coordinator).runs(), as_json=as_json, screen=lambda found: runs_table(found, now()))
 
 
 @app.command()
 def rounds(
     run: RunName = "-",
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many, newest first.")] = 30,
-    coordinator: Coordinator = DEFAULT_ADDRESS,
+    coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
     """The rounds of a run: outcome, cohort, receipts."""
     from pluralllm.cli.status_screen import rounds_table  # noqa: PLC0415
 
-    _print(_remote(coordinator).rounds(run, limit), as_json=as_json, screen=lambda found: rounds_table(found, _now()))
-
-
-@app.command()
-def members(coordinator: Coordinator = DEFAULT_ADDRESS, as_json: Json = False) -> None:
-    """Everyone who has ever said hello."""
-    from pluralllm.cli.status_screen import members_table  # noqa: PLC0415
-
-    _print(_remote(coordinator).members(), as_json=as_json, screen=lambda found: members_table(found, _now()))
+    show(remote(coordinator).rounds(run, limit), as_json=as_json, screen=lambda found: rounds_table(found, now()))
 
 
 @model_app.command("pull")
 def pull(
     model: Annotated[str, typer.Argument(help="RUN or RUN@VERSION; without a version the current one.")],
     folder: Annotated[Path, typer.Argument(help="Where to; made if it is not there.")],
-    coordinator: Coordinator = DEFAULT_ADDRESS,
+    coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
     """Fetch a model version: model.safetensors, run_spec.json, provenance.json. A broken try is resumed."""
@@ -208,25 +188,30 @@ def pull(
     quiet = as_json or not console.is_terminal
     with Progress(*Progress.get_default_columns(), DownloadColumn(), disable=quiet, console=console) as bar:
         task = bar.add_task("model.safetensors", total=None)
-        record, spec_json = _remote(coordinator).pull_model(
+        record, spec_json = remote(coordinator).pull_model(
             run, version or "-", folder, lambda done, total: bar.update(task, completed=done, total=total)
         )
     write_durably(folder / "run_spec.json", spec_json)
     write_durably(folder / "provenance.json", json.dumps(record, indent=2).encode())
-    _print({**record, "folder": str(folder)}, as_json=as_json, screen=lambda found: f"{found['name']} in {folder}")
+    show({**record, "folder": str(folder)}, as_json=as_json, screen=lambda found: f"{found['name']} in {folder}")
 
 
 @spec_app.command("new")
 def spec_new(
-    model: Annotated[str, typer.Option(help="Embedding model id.")] = "sentence-transformers/all-MiniLM-L6-v2",
-    width: Annotated[int, typer.Option(min=1, help="Numbers in one vector of that model.")] = 384,
+    model: Annotated[str, typer.Option(help="Embedding model id.")] = MODEL,
+    width: Annotated[int, typer.Option(min=1, help="Numbers in one vector of that model.")] = WIDTH,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "default",
 ) -> None:
     """Print a run spec to start from."""
     if preset not in PRESETS:
         raise InvalidArgument(field="--preset", problem=f"is {preset!r}, allowed: {', '.join(PRESETS)}")
+    typer.echo(new_spec(model, width, preset))
+
+
+def new_spec(model: str = MODEL, width: int = WIDTH, preset: str = "default") -> str:
+    """A run spec to start from, TOML: open to any group, two of them at least."""
     dimension = width * len(preset_values(preset)["embedding"]["templates"])
-    typer.echo(
+    return (
         f'preset = "{preset}"\nseed = 0\nrounds = 30\n\n[groups]\ntrain = []  # empty: any group, as its client declares\n'
         f"held_out = []\n\n[round]\nmin_clients = 2\ntarget_clients = 2\ndeadline_s = 600\n\n"
         f'[embedding]\nmodel = "{model}"\ndimension = {dimension}'
@@ -238,7 +223,7 @@ def spec_check(spec: Annotated[Path, typer.Argument(help="The run spec, TOML.")]
     """Check a run spec and show what it means, with its hash."""
     loaded = load_spec(spec)
     value = {"sha256": loaded.sha256(), "spec": loaded.model_dump(mode="json", exclude={"embedding": {"probes"}})}
-    _print(value, as_json=as_json, screen=lambda found: json.dumps(found, indent=2))
+    show(value, as_json=as_json, screen=lambda found: json.dumps(found, indent=2))
 
 
 def main() -> None:

@@ -3,10 +3,12 @@
 Enums come as their lower-case last words, times as RFC 3339 text.
 """
 
+import base64
+import datetime
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from google.protobuf import json_format
@@ -14,13 +16,20 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pluralllm.common.configuration import check_address, check_loopback
-from pluralllm.common.errors import Corrupt, InvalidArgument, Unreachable
+from pluralllm.client.diagnosis import diagnose
+from pluralllm.common.certificates import make_request
+from pluralllm.common.channels import blocking_channel, blocking_plain_channel
+from pluralllm.common.configuration import check_address
+from pluralllm.common.errors import Corrupt, InvalidArgument, PluralError, Unreachable
 from pluralllm.common.files import storage_errors
+from pluralllm.common.identity import Identity, next_key, save_renewal
+from pluralllm.common.invite import Invite
+from pluralllm.common.roles import MemberRole
+from pluralllm.common.spec import GroupRole
 from pluralllm.common.status import from_rpc_error
 from pluralllm.common.weights import keep_good_chunks
-from pluralllm.common.wire import CHANNEL_OPTIONS, manifest_from
-from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2_grpc
+from pluralllm.common.wire import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, manifest_from
+from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc, operations_pb2_grpc
 from pluralllm.v1 import operations_pb2 as pb
 
 CALL_DEADLINE_S = 15.0
@@ -28,24 +37,33 @@ WATCH_DEADLINE_S = 5.0  # progress and ages are no events: looked at again after
 SLOWEST_LINK_BYTES_S = 32 * 1024
 MAX_MODEL_BYTES = 100 * 1024**3
 PAGE_SIZE = 200
+AUDIT_PAGE_SIZE = 500
 MAX_PAGES = 1_000
 
 Values = dict[str, Any]
 
 
 class Remote:
-    """One channel. Raises the leaf the coordinator answered with, or Unreachable; NotLoopback before any call."""
+    """One channel. Raises the leaf the coordinator answered with, Unreachable, or why it only looks unreachable."""
 
-    def __init__(self, address: str) -> None:
-        try:
-            check_address(address)
-        except ValueError as error:
-            raise InvalidArgument(field="coordinator", problem=str(error)) from error
-        check_loopback(address)
+    def __init__(self, address: str, channel: grpc.Channel, identity: Identity | None) -> None:
         self.address = address
-        self._channel = grpc.insecure_channel(address, options=list(CHANNEL_OPTIONS))
-        self._operations: Any = operations_pb2_grpc.OperationsServiceStub(self._channel)
-        self._federation: Any = federation_pb2_grpc.FederationServiceStub(self._channel)
+        self._channel = channel
+        self._identity = identity
+        self._operations: Any = operations_pb2_grpc.OperationsServiceStub(channel)
+        self._federation: Any = federation_pb2_grpc.FederationServiceStub(channel)
+        self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+
+    @classmethod
+    def of_member(cls, identity: Identity) -> Self:
+        """Mutual TLS. Raises InvalidArgument."""
+        address = checked_address(identity.membership.coordinator)
+        return cls(address, blocking_channel(identity), identity)
+
+    @classmethod
+    def in_plain_text(cls, address: str) -> Self:
+        """Raises NotLoopback, InvalidArgument."""
+        return cls(checked_address(address), blocking_plain_channel(address), None)
 
     def close(self) -> None:
         self._channel.close()
@@ -96,6 +114,61 @@ class Remote:
             "ListMembers", lambda token: pb.ListMembersRequest(page_size=PAGE_SIZE, page_token=token), "members"
         )
 
+    def invite(
+        self,
+        name: str,
+        role: MemberRole,
+        group: str,
+        group_role: GroupRole | None,
+        ttl_s: float,
+        *,
+        needs_approval: bool,
+    ) -> Invite:
+        request = pb.CreateInviteRequest(name=name, role=MEMBER_ROLES[role], group=group, needs_approval=needs_approval)
+        if group_role is not None:
+            request.group_role = ROLES[group_role]
+        request.ttl.FromMilliseconds(round(ttl_s * 1000))
+        made: pb.CreateInviteResponse = self._call("CreateInvite", request)
+        return Invite(
+            federation=made.federation,
+            name=made.name,
+            role=MEMBER_ROLES_BACK[made.role],
+            group=made.group,
+            group_role=ROLES_BACK.get(made.group_role),
+            coordinator=made.coordinator,
+            enrolment=made.enrolment,
+            authority=base64.b64encode(made.authority_der).decode(),
+            token=made.token,
+            expires=made.expire_time.ToDatetime(tzinfo=datetime.UTC),
+        )
+
+    def approve(self, name: str) -> Values:
+        return plain(self._call("ApproveMember", pb.ApproveMemberRequest(name=f"members/{name}")).member)
+
+    def revoke(self, name: str, reason: str) -> Values:
+        return plain(self._call("RevokeMember", pb.RevokeMemberRequest(name=f"members/{name}", reason=reason)).member)
+
+    def audit_events(self) -> list[Values]:
+        """All, oldest first."""
+        return self._pages(
+            "ListAuditEvents",
+            lambda token: pb.ListAuditEventsRequest(page_size=AUDIT_PAGE_SIZE, page_token=token),
+            "events",
+        )
+
+    def renewed(self) -> "Remote":
+        """A connection with the next certificate, which is kept. Raises what Renew refuses, Unreachable, StorageFull."""
+        assert self._identity is not None  # nothing to renew in plain text
+        key = next_key(self._identity.folder)
+        request_der = make_request(key, self._identity.membership.name)
+        try:
+            answer = self._enrolment.Renew(
+                enrolment_pb2.RenewRequest(certificate_request_der=request_der), timeout=CALL_DEADLINE_S
+            )
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+        return Remote.of_member(save_renewal(self._identity, key, answer.certificate_chain_pem))
+
     def wait_for_event(self, run: str, after: int) -> None:
         """Returns once there is an event after this sequence, or when the wait is over."""
         request = pb.WatchRunRequest(name=f"runs/{run}", after_sequence=after)
@@ -104,7 +177,7 @@ class Remote:
             next(stream, None)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise from_rpc_error(error, self.address) from error
+                raise self._failure(error) from error
         finally:
             stream.cancel()
 
@@ -136,7 +209,7 @@ class Remote:
                         file.write(message.data)
                         on_bytes(file.tell(), manifest.size_bytes)
                 except grpc.RpcError as error:
-                    raise from_rpc_error(error, self.address) from error
+                    raise self._failure(error) from error
             if keep_good_chunks(part, manifest) < manifest.chunks:
                 raise Unreachable(address=self.address, problem="the stream ended too early; pull again")
             part.replace(target)
@@ -162,7 +235,23 @@ class Remote:
         try:
             return getattr(self._operations, method)(request, timeout=CALL_DEADLINE_S)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: grpc.RpcError) -> PluralError:
+        """What a call failed with; for a refused handshake, which looks like a dead coordinator, the true cause."""
+        found = from_rpc_error(error, self.address)
+        if self._identity is None or not isinstance(found, Unreachable):
+            return found
+        cause = diagnose(self._identity)
+        return found if cause is None else cause.error
+
+
+def checked_address(address: str) -> str:
+    """Raises InvalidArgument."""
+    try:
+        return check_address(address)
+    except ValueError as error:
+        raise InvalidArgument(field="coordinator", problem=str(error)) from error
 
 
 def plain(message: Message) -> Values:

@@ -1,6 +1,7 @@
 """A run on one screen, from plain values."""
 
 import datetime
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,14 @@ from rich.text import Text
 
 MAX_REFUSALS = 3
 MAX_REASONS = 4
+MEMBER_STYLES = {
+    "active": "green",
+    "awaiting_approval": "yellow",
+    "invited": "yellow",
+    "expired": "red",
+    "revoked": "red",
+    "unproven": "yellow",
+}
 STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost": "red", "idle": "dim"}
 
 
@@ -142,19 +151,68 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], now: datetime.datetime) ->
 
 
 def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
-    table = Table("client", "group", "role", "questions", "live", "last seen", "task", "software", box=None)
+    table = Table(
+        "member", "role", "group", "", "state", "left", "key", "live", "last seen", "questions", "task", box=None
+    )
     for member in members:
+        state = member["state"].replace("_", " ")
         table.add_row(
             member["name"].removeprefix("members/"),
-            cell(member["group"]),
             member["role"],
-            str(member["training_questions"]),
+            cell(member["group"]),
+            "held out" if member["group_role"] == "held_out" else "",
+            Text(state, style=MEMBER_STYLES.get(member["state"], "")),
+            left(member["expire_time"], now),
+            member["key_sha256"][:8] or "-",
             "yes" if member["live"] else "no",
-            f"{age(member['last_seen_time'], now)} ago",
+            f"{age(member['last_seen_time'], now)} ago" if member["last_seen_time"] else "never",
+            str(member["training_questions"] or "-"),
             member["task"] or "-",
-            cell(member["software_version"]),
         )
     return table
+
+
+def keys_table(members: Sequence[Mapping[str, Any]]) -> Table:
+    """Whole fingerprints, to be compared by phone."""
+    table = Table("member", "fingerprint of the key", box=None, pad_edge=False)
+    for member in members:
+        if key := member["key_sha256"]:
+            table.add_row(member["name"].removeprefix("members/"), " ".join(key[at : at + 4] for at in range(0, 64, 4)))
+    return table
+
+
+def audit_table(entries: Sequence[Mapping[str, Any]], verified: int, head: str, now: datetime.datetime) -> Group:
+    table = Table("#", "when", "who", "did", "to", "result", "facts", box=None)
+    for entry in entries:
+        accepted = entry["result"] == "ACCEPTED"
+        facts = ", ".join(
+            f"{key}={short(value)}" for key, value in json.loads(entry["facts_json"]).items() if value != ""
+        )
+        table.add_row(
+            str(entry["sequence"]),
+            f"{age(entry['time'], now)} ago",
+            entry["actor"].removeprefix("members/") or "-",
+            entry["action"],
+            cell(entry["object"]),
+            Text("accepted" if accepted else entry["result"], style="" if accepted else "red"),
+            cell(facts),
+        )
+    return Group(table, Text(f"{verified} entries, the hash chain is unbroken; its head is {head[:16]}", style="green"))
+
+
+def short(value: Any) -> str:
+    """Hashes and serial numbers by their beginning."""
+    return f"{value[:16]}..." if isinstance(value, str) and len(value) > 32 else str(value)
+
+
+def left(time: str | None, now: datetime.datetime) -> str:
+    """How long until then."""
+    if time is None:
+        return "-"
+    seconds = (datetime.datetime.fromisoformat(time) - now).total_seconds()
+    if seconds <= 0:
+        return "over"
+    return f"{seconds / 86_400:.0f} d" if seconds >= 2 * 86_400 else f"{seconds / 3_600:.1f} h"
 
 
 def age(time: str | None, now: datetime.datetime) -> str:

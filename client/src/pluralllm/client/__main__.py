@@ -1,27 +1,27 @@
 """pluralllm-client: the composition root of the daemon's process, and its command line."""
 
 import asyncio
-import json
 import signal
 from pathlib import Path
 from typing import Annotated
 
 import structlog
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from pluralllm.client import data_commands, doctor
-from pluralllm.client.config import ClientConfig
-from pluralllm.client.policy import load_policy
+from pluralllm.client.config import ClientConfig, JoinConfig
+from pluralllm.client.partner import COMMAND, load_partner
+from pluralllm.client.policy import DEFAULT_POLICY, load_policy
 from pluralllm.client.private_data import read_group
-from pluralllm.common.configuration import check_loopback, load_config
+from pluralllm.common.configuration import load_config
+from pluralllm.common.console import print_config
 from pluralllm.common.errors import ModelUnavailable
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.extras import need_torch
-from pluralllm.common.ids import ClientId
+from pluralllm.common.files import write_durably
 from pluralllm.common.lock import DirectoryLock
 from pluralllm.common.logs import configure_logs
+from pluralllm.common.roles import MemberRole
 
 log = structlog.get_logger()
 
@@ -40,6 +40,25 @@ ConfigFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@app.command("join")
+def join_federation(
+    invite: Annotated[str, typer.Argument(help="The invite file, its one line, or - to read it from standard input.")],
+    config: ConfigFile = None,
+    state_dir: Annotated[Path | None, typer.Option(help="The daemon's state; the key goes to identity/ in it.")] = None,
+) -> None:
+    """Become a member: make a key, spend the invite, keep the certificate. Repeatable."""
+    from pluralllm.client.joining import join, joined_text, read_invite  # noqa: PLC0415 - gRPC takes a moment
+
+    place = load_config(JoinConfig, config, {"state_dir": state_dir})
+    folder = place.identity or place.state_dir / "identity"
+    identity, waits = join(read_invite(invite), folder, COMMAND, frozenset({MemberRole.CLIENT}))
+    policy = place.state_dir / "policy.toml"
+    if place.policy is None and not policy.exists():
+        write_durably(policy, DEFAULT_POLICY.encode())
+    typer.echo(joined_text(identity, awaiting_approval=waits))
+    typer.echo(f"What you allow is in {place.policy or policy}. Next: pluralllm-client run --data FILE")
+
+
 @app.command()
 def run(
     config: ConfigFile = None,
@@ -48,6 +67,9 @@ def run(
     state_dir: Annotated[Path | None, typer.Option(help="Where the outbox and the embedding cache are kept.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = None,
     exit_when_run_over: Annotated[bool | None, typer.Option(help="End with the first run that ends.")] = None,
+    plain_text: Annotated[
+        bool | None, typer.Option("--plain-text", help="No certificates; a coordinator on this machine only.")
+    ] = None,
 ) -> None:
     """Take part in a federation until SIGTERM or Ctrl-C."""
     flags = {
@@ -56,9 +78,9 @@ def run(
         "state_dir": state_dir,
         "device": device,
         "exit_when_run_over": exit_when_run_over,
+        "plain_text": plain_text,
     }
     settings = load_config(ClientConfig, config, flags)
-    check_loopback(settings.coordinator)
     configure_logs(form=settings.log_format, level=settings.log_level)
     asyncio.run(_run(settings))
 
@@ -69,7 +91,8 @@ async def _run(config: ClientConfig) -> None:
     from pluralllm.client.worker_process import WorkerProcess  # noqa: PLC0415
 
     need_torch()
-    policy = load_policy(config.policy)
+    partner = load_partner(config)
+    policy = load_policy(config.policy_file)
     questions = len(read_group(config.data))
     folder = config.embedding_model_path
     if folder is not None and not (folder / "config.json").is_file():
@@ -77,11 +100,14 @@ async def _run(config: ClientConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    structlog.contextvars.bind_contextvars(client=config.client_id)
+    structlog.contextvars.bind_contextvars(client=partner.name)
     with DirectoryLock(config.state_dir.absolute()):
-        transport = Transport(config.coordinator, ClientId(config.client_id))
+        if partner.identity is None:
+            transport = Transport.in_plain_text(partner.coordinator, partner.name)
+        else:
+            transport = Transport.of_member(partner.identity)
         try:
-            await Daemon(config, policy, questions, transport, WorkerProcess()).run(stop)
+            await Daemon(config, partner, policy, questions, transport, WorkerProcess()).run(stop)
         finally:
             await transport.close()
 
@@ -89,14 +115,7 @@ async def _run(config: ClientConfig) -> None:
 @app.command("config")
 def show_config(config: ConfigFile = None, as_json: Json = False) -> None:
     """Show the effective configuration."""
-    values = load_config(ClientConfig, config, {}).model_dump(mode="json")
-    if as_json:
-        typer.echo(json.dumps(values, indent=2))
-        return
-    table = Table("key", "value", box=None)
-    for key, value in values.items():
-        table.add_row(key, str(value))
-    Console().print(table)
+    print_config(load_config(ClientConfig, config, {}).model_dump(mode="json"), as_json=as_json)
 
 
 def main() -> None:

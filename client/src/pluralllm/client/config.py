@@ -11,29 +11,51 @@ from pluralllm.common.ids import ID_HELP, is_id
 from pluralllm.common.spec import GroupRole
 
 
+class JoinConfig(ProcessConfig):
+    """What joining needs to know of the daemon's configuration: where things go. The rest may not be written yet."""
+
+    model_config = SettingsConfigDict(env_prefix="PLURALLLM_CLIENT_", extra="ignore", frozen=True)
+
+    state_dir: Path = Path("pluralllm-client-state")
+    identity: Path | None = None
+    policy: Path | None = None
+
+
 class ClientConfig(ProcessConfig):
     """Everything that may be set. Paths are relative to the working directory."""
 
     model_config = SettingsConfigDict(env_prefix="PLURALLLM_CLIENT_", extra="forbid", frozen=True)
 
-    client_id: str
-    group: Annotated[str, Field(min_length=1, max_length=200)]
-    role: GroupRole = GroupRole.TRAIN  # held_out: this group is evaluated and never trains, whatever a coordinator asks
-    coordinator: Annotated[str, AfterValidator(check_address)] = "127.0.0.1:7443"
     data: Path  # the private file: JSONL or Parquet
     state_dir: Path = Path("pluralllm-client-state")
+    identity: Path | None = None  # folder with key and certificate; default state_dir/identity, where `join` puts them
+    coordinator: Annotated[str, AfterValidator(check_address)] | None = None  # default: as in the invite
+    # Who this is, is said by the certificate; these are needed in plain text only, and must agree with it otherwise.
+    client_id: str | None = None
+    group: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    role: GroupRole | None = None  # held_out: this group is evaluated and never trains, whatever a coordinator asks
+    plain_text: bool = False  # no certificates; a coordinator on the loopback interface only
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     threads: PositiveInt | None = None  # of the training process; None leaves it to torch
     embedding_model_path: Path | None = None  # a local folder to use for the run spec's embedding model
     cache_dir: Path | None = None  # embedded texts; default state_dir/cache. May be shared by daemons of one machine
-    policy: Path | None = None  # policy.toml: what this partner allows
+    policy: Path | None = None  # what this partner allows; default state_dir/policy.toml if there is one
     exit_when_run_over: bool = False
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("client_id")
     @classmethod
-    def _is_id(cls, client_id: str) -> str:
-        if not is_id(client_id):
+    def _is_id(cls, client_id: str | None) -> str | None:
+        if client_id is not None and not is_id(client_id):
             raise ValueError(f"must be {ID_HELP}")
         return client_id
+
+    @property
+    def identity_folder(self) -> Path:
+        return self.identity or self.state_dir / "identity"
+
+    @property
+    def policy_file(self) -> Path | None:
+        default = self.state_dir / "policy.toml"
+        return self.policy or (default if default.is_file() else None)

@@ -16,8 +16,10 @@ import structlog
 
 from pluralllm.client.config import ClientConfig
 from pluralllm.client.outbox import Entry, History, Outbox
+from pluralllm.client.partner import Partner
 from pluralllm.client.policy import Policy, check_task, permitted_metrics
 from pluralllm.client.progress import ProgressReports
+from pluralllm.client.standing import Standing
 from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, Wait
 from pluralllm.client.transport import Transport
 from pluralllm.client.worker_process import WorkerProcess
@@ -32,6 +34,7 @@ from pluralllm.common.errors import (
     Unreachable,
 )
 from pluralllm.common.ids import Digest, RunId
+from pluralllm.common.membership_errors import AwaitingApproval, CertificateExpired
 from pluralllm.common.spec import RunSpec, parse_spec
 
 log = structlog.get_logger()
@@ -42,6 +45,7 @@ HAND_IN_GRACE_S = 1.5
 HANDING_IN = "handing in"
 MODELS_KEPT = 2
 CLOCK_SKEW_TOLD_S = 30.0
+APPROVAL_WAIT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -65,9 +69,17 @@ class Daemon:
     """One group's client. `run` returns when it is told to stop, or raises what cannot be mended here."""
 
     def __init__(
-        self, config: ClientConfig, policy: Policy, questions: int, transport: Transport, worker: WorkerProcess
+        self,
+        config: ClientConfig,
+        partner: Partner,
+        policy: Policy,
+        questions: int,
+        transport: Transport,
+        worker: WorkerProcess,
     ) -> None:
         self._config = config
+        self._partner = partner
+        self._standing = Standing(partner.identity, transport)
         self._policy = policy
         self._questions = questions
         self._transport = transport
@@ -93,14 +105,15 @@ class Daemon:
         await self._worker.start()
         polling = asyncio.create_task(self._poll_for_ever())
         stopping = asyncio.create_task(stop.wait())
+        keeping = asyncio.create_task(self._standing.keep())
         try:
             await asyncio.wait([polling, stopping], return_when=asyncio.FIRST_COMPLETED)
             if polling.done():
                 polling.result()
         finally:
-            polling.cancel()
-            stopping.cancel()
-            await asyncio.gather(polling, stopping, return_exceptions=True)
+            for task in (polling, stopping, keeping):
+                task.cancel()
+            await asyncio.gather(polling, stopping, keeping, return_exceptions=True)
             await self._finish()
 
     async def _finish(self) -> None:
@@ -133,14 +146,17 @@ class Daemon:
                     return
             except StaleSession:
                 greeted = False
-            except (Unreachable, Broken) as error:
+            except AwaitingApproval as error:
                 self._say_why(f"{error}")
+                await asyncio.sleep(APPROVAL_WAIT_S)
+            except (Unreachable, Broken) as error:
+                self._say_why(f"{await self._standing.true_cause(error)}")
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
                 backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
                 greeted = greeted and not isinstance(error, Broken)
 
     async def _hello(self) -> None:
-        server_s = await self._transport.hello(self._config.group, self._config.role, self._questions)
+        server_s = await self._transport.hello(self._partner.group, self._partner.role, self._questions)
         skew_s = server_s - time.time()
         log.info("client.connected", coordinator=self._transport.address, questions=self._questions)
         if abs(skew_s) > CLOCK_SKEW_TOLD_S:
@@ -197,7 +213,7 @@ class Daemon:
     async def _do(self, task: Task) -> None:
         try:
             known = await self._known(task)
-            check_task(self._policy, self._config.role, known.spec, task.kind, task.round, task.cohort_size)
+            check_task(self._policy, self._partner.role, known.spec, task.kind, task.round, task.cohort_size)
             if task.kind is TaskKind.TRAIN:
                 await self._train(task, known)
             else:
@@ -205,7 +221,7 @@ class Daemon:
         except (RoundClosed, LeaseLost) as error:
             self._outbox.drop(task.name)
             log.info("task.dropped", task=task.name, reason=str(error))
-        except (Unreachable, StaleSession) as error:
+        except (Unreachable, StaleSession, CertificateExpired) as error:
             log.warning(
                 "task.interrupted", task=task.name, reason=str(error)
             )  # what is in the outbox is pushed next time
@@ -307,15 +323,15 @@ class Daemon:
 
     async def _prepare(self, task: Task, known: Known) -> None:
         """The worker reads, embeds and checks the private data; only the first time takes long."""
-        config = self._config
+        config, partner = self._config, self._partner
         cache = config.cache_dir or self._state / "cache"
         await self._worker.ask(
             "prepare",
             self._progress(task),
             spec_json=known.spec_json.decode(),
             data=str(config.data.absolute()),
-            group=config.group,
-            role=(known.spec.groups.role_of(config.group, config.role) or config.role).value,
+            group=partner.group,
+            role=(known.spec.groups.role_of(partner.group, partner.role) or partner.role).value,
             cache=str(cache.absolute()),
             model_path=str(config.embedding_model_path.absolute()) if config.embedding_model_path else None,
             device=config.device,

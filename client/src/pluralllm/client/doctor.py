@@ -1,36 +1,28 @@
 """`pluralllm-client doctor`: what could keep this daemon from working, and how to mend it."""
 
-import json
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from pluralllm.client.config import ClientConfig
+from pluralllm.client.connection_checks import connection_checks
+from pluralllm.client.partner import load_partner
 from pluralllm.client.policy import load_policy
 from pluralllm.client.private_data import check_file
-from pluralllm.common.configuration import check_loopback, load_config
-from pluralllm.common.errors import PluralError
+from pluralllm.common.configuration import load_config
+from pluralllm.common.console import Check, checked, print_checks
 from pluralllm.common.extras import need_torch
+from pluralllm.common.handshake import split
+from pluralllm.common.identity import Identity
+from pluralllm.common.spec import GroupRole
 
 CONNECT_TIMEOUT_S = 3.0
 MIN_FREE_BYTES = 500 * 1024**2
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of the table."""
-
-    name: str
-    ok: bool
-    result: str
-    fix: str = ""
 
 
 def doctor(
@@ -39,23 +31,11 @@ def doctor(
 ) -> None:
     """Check configuration, data, policy, disk, device, model folder and coordinator. Exit code 3 if something is wrong."""
     settings = load_config(ClientConfig, config, {})
-    checks = [_guarded(name, probe, settings) for name, probe in PROBES.items()]
-    if as_json:
-        typer.echo(json.dumps([asdict(check) for check in checks], indent=2, ensure_ascii=False))
-    else:
-        table = Table("check", "", "result", "fix", box=None)
-        for check in checks:
-            table.add_row(check.name, "[green]ok[/]" if check.ok else "[red]no[/]", check.result, check.fix)
-        Console().print(table)
-    if not all(check.ok for check in checks):
+    checks = [checked(name, partial(probe, settings)) for name, probe in PROBES.items()]
+    if not settings.plain_text:
+        checks += connection_checks(lambda: _identity(settings))
+    if not print_checks(checks, as_json=as_json):
         raise typer.Exit(3)
-
-
-def _guarded(name: str, probe: Callable[[ClientConfig], Check], config: ClientConfig) -> Check:
-    try:
-        return probe(config)
-    except PluralError as error:
-        return Check(name, ok=False, result=" ".join(str(error).split()))
 
 
 def _data(config: ClientConfig) -> Check:
@@ -67,8 +47,8 @@ def _data(config: ClientConfig) -> Check:
 
 
 def _policy(config: ClientConfig) -> Check:
-    load_policy(config.policy)
-    return Check("policy", ok=True, result=str(config.policy or "defaults"))
+    load_policy(config.policy_file)
+    return Check("policy", ok=True, result=str(config.policy_file or "defaults"))
 
 
 def _disk(config: ClientConfig) -> Check:
@@ -100,15 +80,28 @@ def _model(config: ClientConfig) -> Check:
     )
 
 
-def _coordinator(config: ClientConfig) -> Check:
-    check_loopback(config.coordinator)
-    host, _, port = config.coordinator.rpartition(":")
+def _partner(config: ClientConfig) -> Check:
+    found = load_partner(config)
+    does = "evaluated only" if found.role is GroupRole.HELD_OUT else "trains"
+    return Check("member", ok=True, result=f"{found.name}, group {found.group} ({does})")
+
+
+def _identity(config: ClientConfig) -> Identity:
+    identity = load_partner(config).identity
+    assert identity is not None  # not in plain text
+    return identity
+
+
+def _plain_coordinator(config: ClientConfig) -> Check:
+    if not config.plain_text:
+        return Check("plain text", ok=True, result="off: certificates on both sides")
+    address = load_partner(config).coordinator
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S):
-            return Check("coordinator", ok=True, result=f"{config.coordinator} answers")
+        with socket.create_connection(split(address), CONNECT_TIMEOUT_S):
+            return Check("plain text", ok=True, result=f"{address} answers, on this machine only")
     except OSError as error:
-        fix = "check the address, and that pluralllm-server serve is running there"
-        return Check("coordinator", ok=False, result=f"{config.coordinator}: {error}", fix=fix)
+        fix = "check the address, and that pluralllm-server serve --plain-text is running there"
+        return Check("plain text", ok=False, result=f"{address}: {error}", fix=fix)
 
 
 PROBES: dict[str, Callable[[ClientConfig], Check]] = {
@@ -117,5 +110,6 @@ PROBES: dict[str, Callable[[ClientConfig], Check]] = {
     "disk": _disk,
     "device": _device,
     "embedding model": _model,
-    "coordinator": _coordinator,
+    "member": _partner,
+    "plain text": _plain_coordinator,
 }

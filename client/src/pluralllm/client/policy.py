@@ -3,6 +3,7 @@
 import fnmatch
 import tomllib
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from pluralllm.client.tasks import TaskKind
 from pluralllm.common.errors import InvalidConfig, PolicyForbids
 from pluralllm.common.spec import GroupRole, RunSpec, explain
 
+# Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.
+DEFAULT_POLICY = (resources.files("pluralllm.client") / "policy_default.toml").read_text(encoding="utf-8")
 METRICS = frozenset({"loss", "alignment_score", "wasserstein_score"})
 
 

@@ -7,13 +7,14 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import stamina
 
 from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
 from pluralllm.common import __version__
+from pluralllm.common.channels import plain_channel, secure_channel
 from pluralllm.common.errors import (
     ChunksMissing,
     Corrupt,
@@ -25,12 +26,12 @@ from pluralllm.common.errors import (
     Unreachable,
 )
 from pluralllm.common.files import storage_errors
+from pluralllm.common.identity import Identity
 from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName
 from pluralllm.common.spec import GroupRole
 from pluralllm.common.status import from_rpc_error
 from pluralllm.common.weights import CHUNK_BYTES, Manifest, keep_good_chunks
 from pluralllm.common.wire import (
-    CHANNEL_OPTIONS,
     CLIENT_ID_KEY,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
@@ -39,8 +40,8 @@ from pluralllm.common.wire import (
     manifest_from,
     manifest_message,
 )
+from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2_grpc
 from pluralllm.v1 import federation_pb2 as pb
-from pluralllm.v1 import federation_pb2_grpc
 from pluralllm.v1.resources_pb2 import RunOutcome
 
 CALL_DEADLINE_S = 20.0
@@ -68,6 +69,9 @@ SERVICE_CONFIG = {
     ]
 }
 
+OPTIONS = (("grpc.service_config", json.dumps(SERVICE_CONFIG)),)
+OLD_CHANNEL_GRACE_S = 900.0
+
 
 @dataclass(slots=True)
 class Traffic:
@@ -80,20 +84,51 @@ class Traffic:
 class Transport:
     """Raises the leaf the coordinator answered with, or Unreachable."""
 
-    def __init__(self, address: str, client: ClientId) -> None:
+    def __init__(self, address: str, channel: grpc.aio.Channel, says: ClientId | None) -> None:
         self.address = address
         self.traffic = Traffic()
-        self._client = client
+        self._metadata = () if says is None else ((CLIENT_ID_KEY, says),)
         self._instance = secrets.token_hex(8)
         self._generation = ""
-        options = [*CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(SERVICE_CONFIG))]
-        self._channel = grpc.aio.insecure_channel(
-            address, options=options
-        )  # loopback only: ClientConfig's caller checked
-        self._stub: Any = federation_pb2_grpc.FederationServiceStub(self._channel)
+        self._closing: set[asyncio.Task[None]] = set()
+        self._take(channel)
+
+    @classmethod
+    def of_member(cls, identity: Identity) -> Self:
+        """Mutual TLS: the certificate says who calls."""
+        return cls(identity.membership.coordinator, secure_channel(identity, OPTIONS), None)
+
+    @classmethod
+    def in_plain_text(cls, address: str, client: ClientId) -> Self:
+        """On loopback only. Raises NotLoopback."""
+        return cls(address, plain_channel(address, OPTIONS), client)
+
+    def use(self, identity: Identity) -> None:
+        """New calls go with this certificate; gRPC cannot change that of a channel, so calls under way end on the old one."""
+        closing = asyncio.create_task(self._channel.close(OLD_CHANNEL_GRACE_S))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        self._take(secure_channel(identity, OPTIONS))
+
+    def _take(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self._stub: Any = federation_pb2_grpc.FederationServiceStub(channel)
+        self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
 
     async def close(self) -> None:
+        for closing in tuple(self._closing):
+            closing.cancel()
         await self._channel.close()
+
+    async def renew(self, request_der: bytes) -> bytes:
+        """The next certificate chain, PEM. Raises CertificateInvalid, OverLimit, IssuerExpired."""
+        try:
+            response: enrolment_pb2.RenewResponse = await self._enrolment.Renew(
+                enrolment_pb2.RenewRequest(certificate_request_der=request_der), timeout=CALL_DEADLINE_S
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.address) from error
+        return response.certificate_chain_pem
 
     async def hello(self, group: str, role: GroupRole, questions: int) -> float:
         """Opens a session; returns the coordinator's clock, seconds since the epoch. Raises ProtocolUnsupported."""
@@ -168,7 +203,7 @@ class Transport:
         request = pb.GetChunksRequest(run=run, version=version, first_chunk=first)
         with storage_errors("a model version"), part.open("ab") as file:
             try:
-                stream = self._stub.GetChunks(request, metadata=self._metadata(), timeout=_stream_deadline_s(manifest))
+                stream = self._stub.GetChunks(request, metadata=self._metadata, timeout=_stream_deadline_s(manifest))
                 async for message in stream:
                     expected = manifest.chunk_hashes[first]
                     if message.index != first or hashlib.sha256(message.data).digest() != expected:
@@ -248,12 +283,9 @@ class Transport:
 
     async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
         try:
-            return await getattr(self._stub, method)(request, metadata=self._metadata(), timeout=deadline_s)
+            return await getattr(self._stub, method)(request, metadata=self._metadata, timeout=deadline_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.address) from error
-
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        return ((CLIENT_ID_KEY, self._client),)
 
 
 def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:

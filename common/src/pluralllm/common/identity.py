@@ -8,7 +8,6 @@ next-key.pem      a key whose certificate has not come yet, so that a try that b
 
 import contextlib
 import json
-import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +34,6 @@ from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
 
 SECRET = 0o600
-NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL; the ssl module has no name for it
 
 
 class Membership(BaseModel):
@@ -65,7 +63,7 @@ class Identity:
 
     @property
     def credentials(self) -> Path:
-        """Key and chain in one file, as the ssl module loads them."""
+        """Key and chain in one file, as Python's ssl module loads them."""
         return self.folder / "credentials.pem"
 
     def at(self, coordinator: str | None) -> "Identity":
@@ -127,18 +125,33 @@ def save_identity(
     folder: Path, membership: Membership, authority_pem: bytes, key: PrivateKey, chain_pem: bytes
 ) -> Identity:
     """Makes an identity complete: credentials.pem last, whole or not at all. Raises CertificateInvalid, StorageFull."""
+    facts = _checked(membership, key, chain_pem)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = json.dumps(membership.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
+    write_durably(folder / "identity.json", about.encode())
+    write_durably(folder / "authority.pem", authority_pem)
+    _write_credentials(folder, key, chain_pem)
+    return Identity(folder, membership, authority_pem, key_to_pem(key), chain_pem, facts)
+
+
+def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Identity:
+    """The same member with its next certificate. Raises CertificateInvalid, StorageFull."""
+    facts = _checked(identity.membership, key, chain_pem)
+    _write_credentials(identity.folder, key, chain_pem)
+    return replace(identity, key_pem=key_to_pem(key), chain_pem=chain_pem, facts=facts)
+
+
+def _checked(membership: Membership, key: PrivateKey, chain_pem: bytes) -> CertificateFacts:
     facts = read_certificate(chain_pem)
     _check_pair(key, facts)
     if (facts.federation, facts.role, facts.name) != (membership.federation, membership.role, membership.name):
         raise CertificateInvalid(what="the certificate", problem="the coordinator answered with one for another member")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key_pem = key_to_pem(key)
-    about = json.dumps(membership.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
-    write_durably(folder / "identity.json", about.encode())
-    write_durably(folder / "authority.pem", authority_pem)
-    write_durably(folder / "credentials.pem", key_pem + chain_pem, SECRET)
+    return facts
+
+
+def _write_credentials(folder: Path, key: PrivateKey, chain_pem: bytes) -> None:
+    write_durably(folder / "credentials.pem", key_to_pem(key) + chain_pem, SECRET)
     (folder / "next-key.pem").unlink(missing_ok=True)
-    return Identity(folder, membership, authority_pem, key_pem, chain_pem, facts)
 
 
 def _check_pair(key: PrivateKey, facts: CertificateFacts) -> None:
@@ -153,15 +166,3 @@ def der_to_pem(certificate_der: bytes) -> bytes:
     except ValueError as error:
         raise CertificateInvalid(what="the authority's certificate", problem=str(error)) from error
     return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def tls_context(identity: Identity, *, check_dates: bool = True) -> ssl.SSLContext:
-    """For looking into a handshake by hand: this member's certificate, its authority and no other. Raises OSError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(cadata=identity.authority_pem.decode())
-    context.load_cert_chain(identity.credentials)
-    context.set_alpn_protocols(["h2"])
-    if not check_dates:
-        context.verify_flags |= NO_CHECK_TIME
-    return context

@@ -12,7 +12,8 @@ Refused
 |- IdentityMismatch        a message speaks for somebody else than the certificate
 |- AwaitingApproval        joined, but no administrator has approved it yet
 |- InviteInvalid           the text of an invite cannot be read
-|- InviteUnknown           no such token, or it is another name's
+|- InviteUnknown           no such token, or it was withdrawn
+|- InviteForAnother        the token is another name's
 |- InviteExpired           past its end
 |- InviteUsed              its token has been spent by another key
 |- TooManyAttempts         enrolment is rate-limited
@@ -24,6 +25,7 @@ Refused
 |- AlreadyJoined           another certificate is here
 |- ForeignAuthority        the other side's certificate is not signed by the authority of the invite
 |- WrongHost               the coordinator's certificate is for other names
+|- ServerCertificateOutOfDate  the coordinator's certificate is past its end, or this machine's clock is wrong
 |- ClockWrong              this machine's clock is off
 |- IssuerExpired           the intermediate certificate is past its end
 `- AuditBroken             the coordinator's audit log is not the one seen before, or its chain is broken
@@ -126,6 +128,13 @@ class InviteUnknown(Refused):
 
 
 @dataclass(eq=False)
+class InviteForAnother(Refused):
+    name: str
+    why = "This invite is not for {name}."
+    fix = "Use the invite as it was made; for another name ask for another one."
+
+
+@dataclass(eq=False)
 class InviteExpired(Refused):
     name: str
     expired: str
@@ -207,6 +216,16 @@ class WrongHost(Refused):
     names: str
     why = "The coordinator's certificate is not for {address} but for {names}."
     fix = "Use one of these names, or have the operator run pluralllm-server renew-issuer --host NAME."
+
+
+@dataclass(eq=False)
+class ServerCertificateOutOfDate(Refused):
+    address: str
+    valid_from: str
+    valid_to: str
+    clock: str
+    why = "The certificate of {address} is valid from {valid_from} to {valid_to}; this machine's clock says {clock}."
+    fix = "Set this machine's clock; if it is right, the coordinator's operator runs pluralllm-server doctor."
 
 
 @dataclass(eq=False)

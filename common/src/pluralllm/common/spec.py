@@ -239,18 +239,27 @@ def load_spec(path: Path) -> RunSpec:
     Raises InvalidSpec: file, key, what is allowed.
     """
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidSpec(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InvalidSpec(file=str(path), problems=f"  not TOML: {error}") from error
+    return spec_from_toml(text, str(path))
+
+
+def spec_from_toml(text: str, file: str) -> RunSpec:
+    """The same for a text; `file` is what a problem is reported under. Raises InvalidSpec."""
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidSpec(file=file, problems=f"  not TOML: {error}") from error
     preset = given.pop("preset", "default")
     if preset not in PRESETS:
-        raise InvalidSpec(file=str(path), problems=f"  preset: is {preset!r}, allowed: {', '.join(PRESETS)}")
+        raise InvalidSpec(file=file, problems=f"  preset: is {preset!r}, allowed: {', '.join(PRESETS)}")
     try:
         return RunSpec.model_validate(merge(preset_values(preset), given))
     except ValidationError as error:
-        raise InvalidSpec(file=str(path), problems=explain(error)) from error
+        raise InvalidSpec(file=file, problems=explain(error)) from error
 
 
 def preset_values(name: str) -> dict[str, Any]:

@@ -4,35 +4,47 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import structlog
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from pluralllm.common import __version__
 from pluralllm.common.clock import Clock, SystemClock
 from pluralllm.common.configuration import load_config
+from pluralllm.common.console import print_config
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.files import write_durably
 from pluralllm.common.logs import configure_logs
+from pluralllm.server import authority_commands, doctor
+from pluralllm.server.attempts import Attempts
 from pluralllm.server.audit import Report
 from pluralllm.server.audit import audit as audit_state
+from pluralllm.server.audit_log import AuditLog
+from pluralllm.server.authority import Authority, load_authority
 from pluralllm.server.blobs import LocalBlobs
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.coordinator import Coordinator, Timing
+from pluralllm.server.enrolment import Enrolment
 from pluralllm.server.federation import Federation
+from pluralllm.server.identity import Door, EnrolmentDoor, by_certificate, by_word
 from pluralllm.server.intake import Intake
+from pluralllm.server.member_operations import Advertised, MemberOperations
 from pluralllm.server.operations import Operations
-from pluralllm.server.serving import start_server
+from pluralllm.server.registry import Registry
+from pluralllm.server.serving import bind_enrolment, bind_main, start_enrolment, start_main
+from pluralllm.server.sql_membership import SqlMembership
 from pluralllm.server.sql_store import open_store
 from pluralllm.server.state_directory import StateDirectory
+from pluralllm.server.tls import server_credentials, tend_certificates
 from pluralllm.server.uploads import Uploads
 
 STOP_GRACE_S = 5.0
+PLAIN_TEXT_CALLS = 10_000  # at a time: everybody who steers is one and the same there
 log = structlog.get_logger()
 
 app = typer.Typer(
@@ -41,56 +53,129 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The coordinator of a PluralLLM federation.\n\n" + EXIT_CODES,
 )
+for command in (authority_commands.init, authority_commands.admin, authority_commands.renew_issuer, doctor.doctor):
+    app.command()(command)
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win over it.")
 ]
 StateDir = Annotated[Path | None, typer.Option(help="Where runs, models and updates are kept.")]
-Listen = Annotated[str | None, typer.Option(help="host:port on the loopback interface; port 0 takes a free one.")]
+Listen = Annotated[str | None, typer.Option(help="host:port to bind; port 0 takes a free one.")]
+EnrolmentListen = Annotated[str | None, typer.Option(help="host:port for members that join.")]
+PlainText = Annotated[
+    bool | None, typer.Option("--plain-text", help="No certificates; on the loopback interface only, for trials.")
+]
 LogFormat = Annotated[str | None, typer.Option(help="json or console.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def serve(
-    config: ConfigFile = None, state_dir: StateDir = None, listen: Listen = None, log_format: LogFormat = None
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    listen: Listen = None,
+    enrolment_listen: EnrolmentListen = None,
+    plain_text: PlainText = None,
+    log_format: LogFormat = None,
 ) -> None:
     """Run the coordinator until SIGTERM or Ctrl-C."""
-    settings = load_config(ServerConfig, config, {"state_dir": state_dir, "listen": listen, "log_format": log_format})
+    flags = {
+        "state_dir": state_dir,
+        "listen": listen,
+        "enrolment_listen": enrolment_listen,
+        "plain_text": plain_text,
+        "log_format": log_format,
+    }
+    settings = load_config(ServerConfig, config, flags)
     configure_logs(form=settings.log_format, level=settings.log_level)
     asyncio.run(_serve(settings))
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What serves, for whoever started it."""
+
+    coordinator: Coordinator
+    registry: Registry | None  # None in plain text
+    address: str
+    enrolment_address: str  # "" in plain text
+
+
 @contextlib.asynccontextmanager
-async def running(config: ServerConfig, clock: Clock) -> AsyncIterator[tuple[Coordinator, str]]:
-    """A serving coordinator and its address, until the block ends: everything joined, nothing started twice."""
-    with StateDirectory(config.state_dir) as state:
+async def running(
+    config: ServerConfig, clock: Clock, wall_s: Callable[[], float] = time.time
+) -> AsyncIterator[Running]:
+    """A serving coordinator, until the block ends: everything joined, nothing started twice.
+
+    `wall_s` is what certificates are dated by; `clock` never jumps, and everything else goes by it.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        state = stack.enter_context(StateDirectory(config.state_dir))
+        authority = None if config.plain_text else load_authority(state.authority)
         store = await open_store(state.database_url)
-        try:
-            timing = Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
-            coordinator = Coordinator(store, LocalBlobs(state.blobs), state.scratch, clock, timing)
-            intake = Intake(coordinator, Uploads(state.uploads))
-            await coordinator.start()
-            tending = asyncio.create_task(intake.tend())
-            federation = Federation(coordinator, intake, config.poll_hold_s, config.chunk_idle_s)
-            server, address = await start_server(config, federation, Operations(coordinator))
-            write_durably(state.path / "address", address.encode())
-            try:
-                yield coordinator, address
-            finally:
-                coordinator.drain()
-                await server.stop(STOP_GRACE_S)
-                tending.cancel()
-                await coordinator.stop()
-        finally:
-            await store.close()
+        stack.push_async_callback(store.close)
+        membership = SqlMembership(store)
+        audit_log = AuditLog(membership, wall_s)
+        await audit_log.start()
+        timing = Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
+        coordinator = Coordinator(store, LocalBlobs(state.blobs), state.scratch, clock, timing)
+        intake = Intake(coordinator, Uploads(state.uploads))
+        await coordinator.start()
+        stack.push_async_callback(coordinator.stop)
+        federation = Federation(coordinator, intake, config.poll_hold_s, config.chunk_idle_s)
+        stack.callback(asyncio.create_task(intake.tend()).cancel)
+        if authority is None:
+            door = Door(by_word, audit_log, PLAIN_TEXT_CALLS)
+            server, address = bind_main(config, door, None)
+            members = MemberOperations(coordinator, None, Advertised(address, ""))
+            await start_main(server, federation, Operations(coordinator, audit_log, members), None)
+            found = Running(coordinator, None, address, "")
+        else:
+            registry = Registry(membership, audit_log, authority, config.certificate_life_s, wall_s)
+            await registry.start()
+            for name in registry.revoked():  # a crash may have come between a revocation and its effect
+                await coordinator.remove_client(name)
+            stack.callback(asyncio.create_task(tend_certificates(registry, wall_s)).cancel)
+            enrolment = Enrolment(registry, Attempts(config.joins_per_minute, 10 * config.joins_per_minute), wall_s)
+            door = Door(by_certificate(registry), audit_log, config.calls_per_member)
+            server, address = bind_main(config, door, server_credentials(authority, members_only=True))
+            gate, gate_address = bind_enrolment(
+                config, EnrolmentDoor(), server_credentials(authority, members_only=False)
+            )
+            members = MemberOperations(coordinator, registry, advertised(config, authority, address, gate_address))
+            await start_main(server, federation, Operations(coordinator, audit_log, members), enrolment)
+            await start_enrolment(gate, enrolment)
+            stack.push_async_callback(gate.stop, STOP_GRACE_S)
+            write_durably(state.path / "enrolment-address", gate_address.encode())
+            found = Running(coordinator, registry, address, gate_address)
+        stack.push_async_callback(server.stop, STOP_GRACE_S)
+        stack.callback(coordinator.drain)
+        write_durably(state.path / "address", address.encode())
+        yield found
+
+
+def advertised(config: ServerConfig, authority: Authority, address: str, enrolment_address: str) -> Advertised:
+    """What invites name: the configuration's words, else the first host of init with the ports in use."""
+    host = authority.hosts[0]
+    host = f"[{host}]" if ":" in host else host
+    return Advertised(
+        config.advertise or f"{host}:{address.rpartition(':')[2]}",
+        config.advertise_enrolment or f"{host}:{enrolment_address.rpartition(':')[2]}",
+    )
 
 
 async def _serve(config: ServerConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(config, SystemClock()) as (_, address):
-        log.info("server.started", address=address, state_dir=str(config.state_dir), version=__version__)
+    async with running(config, SystemClock()) as found:
+        log.info(
+            "server.started",
+            address=found.address,
+            enrolment_address=found.enrolment_address,
+            plain_text=config.plain_text,
+            state_dir=str(config.state_dir),
+            version=__version__,
+        )
         await stop.wait()
         log.info("server.stopping")
     log.info("server.stopped")
@@ -122,14 +207,7 @@ async def _audit(config: ServerConfig) -> Report:
 @app.command("config")
 def show_config(config: ConfigFile = None, as_json: Json = False) -> None:
     """Show the effective configuration."""
-    values = load_config(ServerConfig, config, {}).model_dump(mode="json")
-    if as_json:
-        typer.echo(json.dumps(values, indent=2))
-        return
-    table = Table("key", "value", box=None)
-    for key, value in values.items():
-        table.add_row(key, str(value))
-    Console().print(table)
+    print_config(load_config(ServerConfig, config, {}).model_dump(mode="json"), as_json=as_json)
 
 
 def main() -> None:

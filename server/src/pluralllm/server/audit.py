@@ -33,7 +33,8 @@ from pluralllm.server.updates import StoredWeights, average
 PAGE = 1000
 
 INVARIANTS = {
-    1: "an acknowledged update is in exactly one aggregate of its round, or the round is abandoned with a reason",
+    1: "an acknowledged update is in exactly one aggregate of its round, or the round is abandoned with a reason, "
+    "or its member was revoked before the round was averaged",
     2: "no update counts twice, no unacknowledged one counts",
     3: "model versions are gap-free, monotone and hash-chained",
     4: "the weights in a round's record are those of its receipts",
@@ -107,6 +108,8 @@ class Tables:
         self.versions |= {row.version: row for row in change.versions}
         self.rounds |= {row.round: row for row in change.rounds}
         self.receipts |= {(row.round, row.receipt.client): row for row in change.receipts}
+        for key in change.withdrawn:
+            self.receipts.pop(key, None)
         self.evaluations |= {(row.score.version, row.score.client): row for row in change.evaluations}
 
     def acknowledged(self, number: int) -> tuple[tuple[ClientId, Digest, int], ...]:

@@ -1,8 +1,10 @@
-"""The one wrapper around every RPC: errors of our tree become gRPC statuses, anything else an incident."""
+"""The one wrapper around every RPC: the door lets it in, errors of our tree become gRPC statuses, anything else an incident."""
 
+import inspect
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
 import grpc
 import structlog
@@ -15,8 +17,19 @@ log = structlog.get_logger()
 Handler = Any  # grpc.RpcMethodHandler; its type parameters differ for every method
 
 
-class ErrorBoundary(grpc.aio.ServerInterceptor):
+class Entrance(Protocol):
+    """See identity.Door."""
+
+    def enter(self, method: str, context: Any, request: object) -> AbstractAsyncContextManager[None]: ...
+
+    def check(self, method: str, context: Any) -> None: ...
+
+
+class Boundary(grpc.aio.ServerInterceptor):
     """No stack trace and no text of an unknown exception reaches a caller; the log has both, under the incident's id."""
+
+    def __init__(self, door: Entrance) -> None:
+        self._door = door
 
     async def intercept_service(
         self,
@@ -24,43 +37,60 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
         if handler is None:
             return handler
+        method = handler_call_details.method
         serializers = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(_one(handler.unary_unary, method), **serializers)
+            return grpc.unary_unary_rpc_method_handler(self._one(handler.unary_unary, method), **serializers)
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(_one(handler.stream_unary, method), **serializers)
+            return grpc.stream_unary_rpc_method_handler(self._one(handler.stream_unary, method), **serializers)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(_many(handler.unary_stream, method), **serializers)
-        return handler  # reflection only
+            return grpc.unary_stream_rpc_method_handler(self._many(handler.unary_stream, method), **serializers)
+        return grpc.stream_stream_rpc_method_handler(self._many(handler.stream_stream, method), **serializers)
 
+    def _one(self, inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def answer(request: Any, context: Any) -> Any:
+            try:
+                async with self._door.enter(method, context, request):
+                    return await inner(self._checked(request, method, context), context)
+            except Exception as error:
+                await _abort(context, error, method)
+                raise
 
-def _one(inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def answer(request: Any, context: Any) -> Any:
-        try:
-            return await inner(request, context)
-        except Exception as error:
-            await _abort(context, error, method)
-            raise
+        return answer
 
-    return answer
+    def _many(self, inner: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                async with self._door.enter(method, context, request):
+                    answers = inner(self._checked(request, method, context), context)
+                    if inspect.isawaitable(answers):  # grpc's own health service writes to the context itself
+                        await answers
+                        return
+                    async for message in answers:
+                        self._door.check(method, context)
+                        yield message
+            except Exception as error:
+                await _abort(context, error, method)
+                raise
 
+        return answer
 
-def _many(inner: Callable[[Any, Any], AsyncIterator[Any]], method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
-    async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            async for message in inner(request, context):
+    def _checked(self, request: Any, method: str, context: Any) -> Any:
+        """A request as it is; a stream of them looked at one by one."""
+        if not hasattr(request, "__aiter__"):
+            return request
+
+        async def messages() -> AsyncIterator[Any]:
+            async for message in request:
+                self._door.check(method, context)
                 yield message
-        except Exception as error:
-            await _abort(context, error, method)
-            raise
 
-    return answer
+        return messages()
 
 
 async def _abort(context: Any, error: Exception, method: str) -> None:

@@ -13,24 +13,22 @@ from pathlib import Path
 
 import structlog
 
-from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.clock import Clock
 from pluralllm.common.errors import Broken, Corrupt, InvalidArgument, NotFound, PluralError, SpecMismatch, StorageFull
-from pluralllm.common.files import storage_errors
 from pluralllm.common.ids import ID_HELP, ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName, is_id
-from pluralllm.common.spec import GroupRole, RunSpec, parse_spec
-from pluralllm.common.weights import Manifest, manifest_of, write_weights
+from pluralllm.common.spec import GroupRole, parse_spec
+from pluralllm.common.weights import Manifest, manifest_of
 from pluralllm.server import events as ev
 from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
 from pluralllm.server.bell import Bell
 from pluralllm.server.blobs import Blobs
 from pluralllm.server.cancellation import unbroken
 from pluralllm.server.leases import Leases
-from pluralllm.server.live_run import LiveRun, first_state, layout_for, recover
+from pluralllm.server.live_run import LiveRun, first_state, layout_for, recover, write_first_version
 from pluralllm.server.retention import collect
 from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session, Sessions
-from pluralllm.server.store import MemberRecord, RunRecord, Store, VersionRecord
+from pluralllm.server.store import ClientRecord, RunRecord, Store, VersionRecord
 from pluralllm.server.updates import StoredWeights, average
 
 log = structlog.get_logger()
@@ -309,7 +307,7 @@ class Coordinator:
 
     async def say_hello(self, session: Session) -> None:
         """Opens a session; the member's row is durable when this returns."""
-        member = MemberRecord(
+        member = ClientRecord(
             client=session.client,
             group=session.group,
             role=session.role,
@@ -318,7 +316,7 @@ class Coordinator:
             created_s=session.last_seen_s,
             last_seen_s=session.last_seen_s,
         )
-        await self.store.save_member(member)
+        await self.store.save_client(member)
         self.sessions.open(session)
         self.bell.ring()  # an older instance of this client hears that it was replaced
         log.info("client.connected", client=session.client, group=session.group, role=session.role)
@@ -326,6 +324,14 @@ class Coordinator:
             if not run.is_over and run.state.is_excluded(session.client):
                 await self.dispatch(run, ev.ClientReturned(self.clock.now_s(), session.client))
         self.wake()
+
+    async def remove_client(self, client: ClientId) -> None:
+        """A revoked member: out of every run at once, and what it has delivered does not count unless averaging has begun."""
+        self.sessions.close(client)
+        self.bell.ring()  # its held poll is answered
+        for run in self.runs():
+            if not run.is_over:
+                await self.dispatch(run, ev.MemberRevoked(self.clock.now_s(), client))
 
     def held_run(self, client: ClientId, task: TaskName) -> LiveRun | None:
         """The run of a task the client holds under a lease; None if it does not."""
@@ -342,9 +348,3 @@ class Coordinator:
         facts.pop("at_s")
         names = [type(effect).__name__ for effect in effects]
         log.info("run.event", run=run.id, sequence=run.sequence, kind=ev.event_kind(event), effects=names, **facts)
-
-
-def write_first_version(draft: Path, spec: RunSpec) -> Manifest:
-    found = parameters(spec.predictor, spec.embedding.dimension)
-    with storage_errors("the first model version"):
-        return write_weights(draft, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in found))

@@ -109,6 +109,14 @@ class ClientReturned:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberRevoked:
+    """A client's membership is over: what it has delivered to the open round does not count, unless averaging has begun."""
+
+    at_s: float
+    client: ClientId
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationArrived:
     at_s: float
     score: Score
@@ -149,6 +157,7 @@ Event = (
     | UpdateRefused
     | PlaceLost
     | ClientReturned
+    | MemberRevoked
     | EvaluationArrived
     | ModelAveraged
     | AveragingFailed
@@ -171,6 +180,14 @@ class RecordReceipt:
 
     round: RoundNumber
     receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawReceipt:
+    """Durable: the update no longer counts in its round; the log still says that it came."""
+
+    round: RoundNumber
+    client: ClientId
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +232,7 @@ class EndRun:
     reason: str
 
 
-Effect = OpenRound | RecordReceipt | RecordEvaluation | Average | Publish | Abandon | EndRun
+Effect = OpenRound | RecordReceipt | WithdrawReceipt | RecordEvaluation | Average | Publish | Abandon | EndRun
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in Event.__args__}
 

@@ -17,6 +17,7 @@ from pluralllm.common.errors import (
     Unreachable,
 )
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
+from pluralllm.common.membership_errors import IdentityMismatch
 from pluralllm.common.weights import CHUNK_BYTES
 from pluralllm.common.wire import (
     MAX_MESSAGE_BYTES,
@@ -57,7 +58,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         self._chunk_idle_s = chunk_idle_s
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
-        client = caller(context)
+        principal = caller()
         offered = request.protocol
         protocol = min(offered.max, PROTOCOL_MAX)
         if protocol < max(offered.min, PROTOCOL_MIN):
@@ -71,9 +72,12 @@ class Federation(pb_grpc.FederationServiceServicer):
                 raise InvalidArgument(field=field, problem=f"must have 1 to {MAX_NAME} characters")
         if request.training_questions < 0:
             raise InvalidArgument(field="training_questions", problem="must not be negative")
+        if principal.group is not None and (request.group, ROLES_BACK[request.role]) != principal.place:
+            claimed = f"group {request.group} ({ROLES_BACK[request.role]})"
+            raise IdentityMismatch(claimed=claimed, certificate=f"group {principal.group} ({principal.group_role})")
         now_s = self._coordinator.clock.now_s()
         session = Session(
-            client=client,
+            client=principal.name,
             instance=request.instance_id,
             group=GroupName(request.group),
             role=ROLES_BACK[request.role],
@@ -95,7 +99,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         )
 
     async def Poll(self, request: pb.PollRequest, context: Context) -> pb.PollResponse:
-        client = caller(context)
+        client = caller().name
         if not PROTOCOL_MIN <= request.protocol <= PROTOCOL_MAX:
             return pb.PollResponse(upgrade=pb.Upgrade(protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX)))
         if request.generation != self._coordinator.generation:
@@ -116,8 +120,9 @@ class Federation(pb_grpc.FederationServiceServicer):
         until_s = loop.time() + hold_s
         while True:
             heard = coordinator.bell.rings
-            if coordinator.sessions.get(client) is not session:
-                raise SessionReplaced(client=client)
+            known = coordinator.sessions.get(client)
+            if known is not session:
+                raise SessionReplaced(client=client) if known is not None else StaleSession(client=client)
             session.last_seen_s = coordinator.clock.now_s()
             coordinator.leases.renew(client, session.last_seen_s)
             left_s = 0.0 if coordinator.draining else until_s - loop.time()
@@ -194,7 +199,7 @@ class Federation(pb_grpc.FederationServiceServicer):
                 run.sent_bytes += len(data)
 
     async def BeginUpdate(self, request: pb.BeginUpdateRequest, context: Context) -> pb.BeginUpdateResponse:
-        task = parse_task(request.task, caller(context))
+        task = parse_task(request.task, caller().name)
         if len(request.metrics) > MAX_METRICS or not all(map(math.isfinite, request.metrics.values())):
             raise InvalidArgument(field="metrics", problem=f"at most {MAX_METRICS} finite numbers")
         limit = (
@@ -211,7 +216,7 @@ class Federation(pb_grpc.FederationServiceServicer):
     async def PutChunks(
         self, request_iterator: AsyncIterator[pb.PutChunksRequest], context: Context
     ) -> pb.PutChunksResponse:
-        client, task, digest = caller(context), None, ""
+        client, task, digest = caller().name, None, ""
         stream = aiter(request_iterator)
         while True:
             try:
@@ -229,13 +234,13 @@ class Federation(pb_grpc.FederationServiceServicer):
         return pb.PutChunksResponse(missing=range_messages(await self._intake.missing(task)))
 
     async def CommitUpdate(self, request: pb.CommitUpdateRequest, context: Context) -> pb.CommitUpdateResponse:
-        task = parse_task(request.task, caller(context))
+        task = parse_task(request.task, caller().name)
         return pb.CommitUpdateResponse(receipt=receipt_message(await self._intake.commit(task, Digest(request.digest))))
 
     async def ReportEvaluation(
         self, request: pb.ReportEvaluationRequest, context: Context
     ) -> pb.ReportEvaluationResponse:
-        task = parse_task(request.task, caller(context))
+        task = parse_task(request.task, caller().name)
         run = self._coordinator.run(task.run)
         session = self._coordinator.sessions.of(task.client)
         wasserstein = request.wasserstein_score if request.HasField("wasserstein_score") else None
@@ -262,7 +267,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         return pb.ReportEvaluationResponse()
 
     async def ReportProgress(self, request: pb.ReportProgressRequest, context: Context) -> pb.ReportProgressResponse:
-        task = parse_task(request.task, caller(context))
+        task = parse_task(request.task, caller().name)
         if self._coordinator.held_run(task.client, task.name) is None:
             raise LeaseLost(task=task.name)
         progress = min(1.0, max(0.0, request.progress)) if math.isfinite(request.progress) else 0.0
@@ -271,7 +276,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         return pb.ReportProgressResponse()
 
     async def ReportFailure(self, request: pb.ReportFailureRequest, context: Context) -> pb.ReportFailureResponse:
-        task = parse_task(request.task, caller(context))
+        task = parse_task(request.task, caller().name)
         run = self._coordinator.held_run(task.client, task.name)
         if run is not None:
             reason = f"{request.reason[:40]}: {request.message[:400]}"

@@ -1,20 +1,150 @@
-"""Who is calling. The one place that decides it.
+"""Who is calling, and whether they may: the one place that decides it, before any handler runs and at each message of a stream.
 
-Until members have certificates the client's id is metadata of the call, believed because the port is on loopback only.
+With certificates the identity is the certificate's and nothing else. In plain text, on loopback only, it is what the call says.
 """
 
-import grpc
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from typing import Any, Protocol
 
-from pluralllm.common.errors import Unidentified
+from pluralllm.common.certificates import read_certificate
+from pluralllm.common.errors import OverLimit, PluralError, Unidentified
 from pluralllm.common.ids import ID_HELP, ClientId, is_id
+from pluralllm.common.membership_errors import IdentityMismatch, RoleForbids
+from pluralllm.common.roles import MemberRole
 from pluralllm.common.wire import CLIENT_ID_KEY
+from pluralllm.server.access import ON_ENROLMENT_PORT, Principal, check_role
+from pluralllm.server.audit_log import AuditLog
+from pluralllm.server.registry import Registry
+
+Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
+LOCAL = ClientId("local")  # who steers in plain text
+
+_caller: ContextVar[Principal] = ContextVar("caller")
 
 
-def caller(context: grpc.aio.ServicerContext) -> ClientId:  # type: ignore[type-arg]
-    """The client at the other end of a call. Raises Unidentified."""
+def caller() -> Principal:
+    """Whoever the call being answered is from. Without a door that let them in there is none: LookupError, an incident."""
+    return _caller.get()
+
+
+class Identify(Protocol):
+    def __call__(self, context: Context) -> Principal:
+        """Raises Unidentified, IdentityMismatch or a leaf about the certificate."""
+        ...
+
+
+class Door:
+    """Lets a call in: identity, role, a bound on calls at a time; what steers is audited before it is done."""
+
+    def __init__(self, identify: Identify, audit: AuditLog, calls_per_member: int) -> None:
+        self._identify = identify
+        self._audit = audit
+        self._calls_per_member = calls_per_member
+        self._inside: Counter[ClientId] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[None]:
+        """Around the handler. Raises what identity and role refuse, OverLimit."""
+        rpc, about = method.rpartition("/")[2], about_of(request)
+        try:
+            principal = self._identify(context)
+            rule = check_role(principal, method)
+        except PluralError as error:
+            await self._audit.refused(_claimed(context), rpc, about, error)
+            raise
+        if self._inside[principal.name] >= self._calls_per_member:
+            what = f"calls of {principal.name} at a time"
+            raise OverLimit(what=what, got=self._inside[principal.name] + 1, limit=self._calls_per_member)
+        self._inside[principal.name] += 1
+        token = _caller.set(principal)
+        try:
+            if rule.audited:
+                await self._audit.record(principal, rpc, about)
+            yield
+        except IdentityMismatch as error:  # found by the handler in a message
+            await self._audit.refused(principal, rpc, about, error)
+            raise
+        finally:
+            self._inside[principal.name] -= 1
+            with contextlib.suppress(ValueError):  # a stream that is given up is closed in another context
+                _caller.reset(token)
+
+    def check(self, method: str, context: Context) -> None:
+        """Again, in the middle of a stream: a certificate may have been revoked or have expired meanwhile."""
+        check_role(self._identify(context), method)
+
+
+class EnrolmentDoor:
+    """The enrolment port's: whoever knocks has no identity yet, and may ask for two things."""
+
+    @contextlib.asynccontextmanager
+    async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[None]:  # noqa: ARG002
+        if method not in ON_ENROLMENT_PORT:
+            rpc = method.rpartition("/")[2]
+            raise RoleForbids(name="the caller", role="a stranger", rpc=rpc, allowed="members, on the main port")
+        yield
+
+    def check(self, method: str, context: Context) -> None:
+        """Nothing on this port is a stream."""
+
+
+def by_certificate(registry: Registry) -> Identify:
+    """Mutual TLS: the certificate of the connection, looked up now."""
+
+    def identify(context: Context) -> Principal:
+        pem = certificate_of(context)
+        if pem is None:
+            raise Unidentified(problem="the connection has no client certificate")
+        principal = registry.principal(pem)
+        said = said_by(context)
+        if said is not None and said != principal.name:
+            raise IdentityMismatch(claimed=said, certificate=principal.name)
+        return principal
+
+    return identify
+
+
+def by_word(context: Context) -> Principal:
+    """Plain text on loopback: who says it is a client is that client, anybody else may steer."""
+    said = said_by(context)
+    if said is None:
+        return Principal(LOCAL, MemberRole.ADMIN)
+    if not is_id(said):
+        raise Unidentified(problem=f"{CLIENT_ID_KEY} must be {ID_HELP}")
+    return Principal(ClientId(said), MemberRole.CLIENT)
+
+
+def certificate_of(context: Context) -> bytes | None:
+    """The peer's certificate (PEM), its signature checked by TLS."""
+    found: list[bytes] = context.auth_context().get("x509_pem_cert", [])
+    return found[0] if found else None
+
+
+def said_by(context: Context) -> str | None:
+    """The id a call claims in its metadata."""
     for key, value in context.invocation_metadata() or ():
         if key == CLIENT_ID_KEY:
-            if isinstance(value, str) and is_id(value):
-                return ClientId(value)
-            raise Unidentified(problem=f"{CLIENT_ID_KEY} must be {ID_HELP}")
-    raise Unidentified(problem=f"the call has no {CLIENT_ID_KEY} metadata")
+            return value if isinstance(value, str) else ""
+    return None
+
+
+def about_of(request: object) -> str:
+    """What a request is about, for the audit log: the resource it names."""
+    if name := getattr(request, "name", ""):
+        return str(name)
+    return f"runs/{run}" if (run := getattr(request, "run_id", "")) else ""
+
+
+def _claimed(context: Context) -> Principal | None:
+    """The name in a certificate that was refused: TLS has checked who signed it."""
+    pem = certificate_of(context)
+    if pem is None:
+        return None
+    try:
+        facts = read_certificate(pem)
+    except PluralError:
+        return None
+    return Principal(facts.name, facts.role, facts.serial)

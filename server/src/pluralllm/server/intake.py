@@ -24,6 +24,7 @@ from pluralllm.common.errors import (
     WrongLayout,
 )
 from pluralllm.common.ids import ClientId, RoundNumber, TaskName
+from pluralllm.common.membership_errors import IdentityMismatch
 from pluralllm.common.weights import Manifest
 from pluralllm.server import events as ev
 from pluralllm.server.coordinator import Coordinator
@@ -53,12 +54,12 @@ class TaskId:
 
 
 def parse_task(name: str, caller: ClientId) -> TaskId:
-    """Raises InvalidArgument for anything that is no task name, LeaseLost for another client's task."""
+    """Raises InvalidArgument for anything that is no task name, IdentityMismatch for another client's task."""
     if (match := TASK_PATTERN.match(name)) is None:
         raise InvalidArgument(field="task", problem=f"{name!r} is not runs/RUN/rounds/N/tasks/KIND-CLIENT")
     run, number, kind, client = match.groups()
     if client != caller:
-        raise LeaseLost(task=name)
+        raise IdentityMismatch(claimed=client, certificate=caller)
     return TaskId(TaskName(name), run, RoundNumber(int(number)), kind, ClientId(client))
 
 

@@ -3,12 +3,14 @@
 import asyncio
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from pluralllm.common.architecture import parameters
+from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.errors import Corrupt
+from pluralllm.common.files import storage_errors
 from pluralllm.common.ids import ClientId, Digest, RoundNumber, RunId, TaskName
 from pluralllm.common.spec import RunSpec, parse_spec
-from pluralllm.common.weights import Layout, Manifest, layout_of
+from pluralllm.common.weights import Layout, Manifest, layout_of, write_weights
 from pluralllm.server import events as ev
 from pluralllm.server.records import change_of
 from pluralllm.server.rounds import step
@@ -109,3 +111,10 @@ async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average 
         for row_ in await store.receipts(record.id, RoundNumber(state.round)):
             run.examples.setdefault(row_.receipt.client, row_.receipt.examples)
     return run, pending if state.phase is Phase.AGGREGATING else None
+
+
+def write_first_version(draft: Path, spec: RunSpec) -> Manifest:
+    """Version 0: the seed's initial values. Raises StorageFull."""
+    found = parameters(spec.predictor, spec.embedding.dimension)
+    with storage_errors("the first model version"):
+        return write_weights(draft, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in found))

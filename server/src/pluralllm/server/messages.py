@@ -4,16 +4,19 @@ from collections.abc import Sequence
 
 from google.protobuf import json_format, struct_pb2
 
+from pluralllm.common.audit_chain import AuditEntry
+from pluralllm.common.ids import ClientId
 from pluralllm.common.metrics import coefficient_of_variation, fairness_index
-from pluralllm.common.wire import ROLES, timestamp
+from pluralllm.common.roles import MemberRole
+from pluralllm.common.wire import MEMBER_ROLES, ROLES, timestamp
 from pluralllm.server.live_run import LiveRun
+from pluralllm.server.membership import InviteRecord, IssuedCertificate, Member, MemberState
 from pluralllm.server.overview import Participant, ParticipantState
 from pluralllm.server.run_state import Outcome, Phase
-from pluralllm.server.sessions import Session
 from pluralllm.server.store import (
+    ClientRecord,
     EvaluationRecord,
     EventRecord,
-    MemberRecord,
     ReceiptRecord,
     RoundOutcome,
     RoundRecord,
@@ -39,6 +42,14 @@ ROUND_OUTCOMES = {
     RoundOutcome.OPEN: pb.ROUND_OUTCOME_OPEN,
     RoundOutcome.CLOSED: pb.ROUND_OUTCOME_CLOSED,
     RoundOutcome.ABANDONED: pb.ROUND_OUTCOME_ABANDONED,
+}
+MEMBER_STATES = {
+    MemberState.INVITED: pb.MEMBER_STATE_INVITED,
+    MemberState.AWAITING_APPROVAL: pb.MEMBER_STATE_AWAITING_APPROVAL,
+    MemberState.ACTIVE: pb.MEMBER_STATE_ACTIVE,
+    MemberState.EXPIRED: pb.MEMBER_STATE_EXPIRED,
+    MemberState.REVOKED: pb.MEMBER_STATE_REVOKED,
+    MemberState.UNPROVEN: pb.MEMBER_STATE_UNPROVEN,
 }
 PARTICIPANT_STATES = {
     ParticipantState.ASSIGNED: pb.PARTICIPANT_STATE_ASSIGNED,
@@ -168,17 +179,45 @@ def model_message(record: VersionRecord) -> pb.ModelVersion:
     )
 
 
-def member_message(record: MemberRecord, session: Session | None, task: str, now_s: float) -> pb.Member:
-    return pb.Member(
-        name=f"members/{record.client}",
-        group=record.group,
-        role=ROLES[record.role],
-        training_questions=record.training_questions,
-        software_version=record.software_version,
-        create_time=timestamp(record.created_s),
-        last_seen_time=timestamp(session.last_seen_s if session is not None else record.last_seen_s),
-        live=session is not None and session.is_live(now_s),
-        task=task,
+def member_message(
+    name: ClientId,
+    member: Member | InviteRecord | None,
+    state: MemberState,
+    certificate: IssuedCertificate | None,
+    client: ClientRecord | None,
+) -> pb.Member:
+    """A member, an open invite (`member` is the invite), or a client that was seen in plain text only (`member` is None)."""
+    message = pb.Member(name=f"members/{name}", state=MEMBER_STATES[state])
+    if client is not None:
+        message.role, message.group, message.group_role = pb.MEMBER_ROLE_CLIENT, client.group, ROLES[client.role]
+        message.training_questions, message.software_version = client.training_questions, client.software_version
+        message.create_time.CopyFrom(timestamp(client.created_s))
+        message.last_seen_time.CopyFrom(timestamp(client.last_seen_s))
+    if member is not None:
+        message.role, message.group = MEMBER_ROLES[member.role], member.group
+        is_client = member.role is MemberRole.CLIENT
+        message.group_role = ROLES[member.group_role] if is_client else pb.GROUP_ROLE_UNSPECIFIED
+        message.create_time.CopyFrom(timestamp(member.created_s))
+    if certificate is not None:
+        message.key_sha256, message.serial = certificate.key_sha256, certificate.serial
+        message.expire_time.CopyFrom(timestamp(certificate.not_after_s))
+    elif isinstance(member, InviteRecord):
+        message.expire_time.CopyFrom(timestamp(member.expires_s))
+    return message
+
+
+def audit_message(entry: AuditEntry, sha256: str) -> pb.AuditEvent:
+    return pb.AuditEvent(
+        sequence=entry.sequence,
+        time=timestamp(entry.at_us / 1e6),
+        actor=f"members/{entry.actor}" if entry.actor else "",
+        serial=entry.serial,
+        action=entry.action,
+        object=entry.object,
+        result=entry.result,
+        facts_json=entry.facts_json,
+        previous_sha256=entry.previous_sha256,
+        sha256=sha256,
     )
 
 

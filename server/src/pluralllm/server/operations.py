@@ -1,4 +1,4 @@
-"""OperationsService: RPCs of operators and observers."""
+"""OperationsService: RPCs of administrators and observers."""
 
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -9,13 +9,16 @@ from pluralllm.common.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.common.spec import GroupRole
 from pluralllm.common.wire import manifest_message
 from pluralllm.server import events as ev
+from pluralllm.server.audit_log import AuditLog
 from pluralllm.server.coordinator import Coordinator
+from pluralllm.server.identity import caller
 from pluralllm.server.leases import Lease
 from pluralllm.server.live_run import LiveRun
+from pluralllm.server.member_operations import MemberOperations
 from pluralllm.server.messages import (
+    audit_message,
     evaluation_message,
     event_message,
-    member_message,
     model_message,
     round_message,
     run_message,
@@ -37,8 +40,10 @@ Row = TypeVar("Row")
 
 
 class Operations(pb_grpc.OperationsServiceServicer):
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, audit: AuditLog, members: MemberOperations) -> None:
         self._coordinator = coordinator
+        self._audit = audit
+        self._members = members
 
     # Steering
 
@@ -67,7 +72,9 @@ class Operations(pb_grpc.OperationsServiceServicer):
     # Reading
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
-        return pb.GetRunResponse(run=await self._describe(self._run(request.name)))
+        sequence, sha256 = self._audit.head
+        run = await self._describe(self._run(request.name))
+        return pb.GetRunResponse(run=run, audit_sequence=sequence, audit_sha256=sha256)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         newest_first = self._coordinator.runs()[::-1]
@@ -97,16 +104,6 @@ class Operations(pb_grpc.OperationsServiceServicer):
         found = [evaluation_message(record) for _, record in rows[:size]]
         return pb.ListEvaluationsResponse(evaluations=found, next_page_token=token)
 
-    async def ListMembers(self, request: pb.ListMembersRequest, context: Context) -> pb.ListMembersResponse:
-        records = await self._coordinator.store.members()
-        page, token = page_of(records, request.page_size, request.page_token)
-        now_s, found = self._now_s(), []
-        for record in page:
-            lease = self._coordinator.leases.of(record.client)
-            session = self._coordinator.sessions.get(record.client)
-            found.append(member_message(record, session, lease.task if lease is not None else "", now_s))
-        return pb.ListMembersResponse(members=found, next_page_token=token)
-
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         run, number = self._part(request.name, "models")
         version = run.state.version if number == "-" else ModelVersion(int(number))
@@ -128,6 +125,29 @@ class Operations(pb_grpc.OperationsServiceServicer):
                 return
             if not records:
                 await self._coordinator.bell.wait(heard, WATCH_WAIT_S)
+
+    # Members
+
+    async def ListMembers(self, request: pb.ListMembersRequest, context: Context) -> pb.ListMembersResponse:
+        page, token = page_of(await self._members.everyone(), request.page_size, request.page_token)
+        return pb.ListMembersResponse(members=page, next_page_token=token)
+
+    async def CreateInvite(self, request: pb.CreateInviteRequest, context: Context) -> pb.CreateInviteResponse:
+        return await self._members.invite(caller(), request)
+
+    async def ApproveMember(self, request: pb.ApproveMemberRequest, context: Context) -> pb.ApproveMemberResponse:
+        return pb.ApproveMemberResponse(member=await self._members.approve(caller(), request.name))
+
+    async def RevokeMember(self, request: pb.RevokeMemberRequest, context: Context) -> pb.RevokeMemberResponse:
+        reason = request.reason[:MAX_REASON]
+        return pb.RevokeMemberResponse(member=await self._members.revoke(caller(), request.name, reason))
+
+    async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
+        size, after = page_size(request.page_size), max(cursor(request.page_token), request.after_sequence)
+        entries = await self._audit.entries(after, size + 1)
+        token = str(entries[size - 1][0].sequence) if len(entries) > size else ""
+        found = [audit_message(entry, sha256) for entry, sha256 in entries[:size]]
+        return pb.ListAuditEventsResponse(events=found, next_page_token=token)
 
     # Parts
 
@@ -152,7 +172,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
 
     async def _describe(self, run: LiveRun) -> resources_pb2.Run:
         coordinator, now_s = self._coordinator, self._now_s()
-        members = await coordinator.store.members()
+        members = await coordinator.store.clients()
         sessions: dict[ClientId, Session] = {}
         leases: dict[ClientId, Lease] = {}
         for member in members:

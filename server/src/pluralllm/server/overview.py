@@ -10,7 +10,7 @@ from pluralllm.server.leases import Lease
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.run_state import Phase, Run
 from pluralllm.server.sessions import Session
-from pluralllm.server.store import MemberRecord
+from pluralllm.server.store import ClientRecord
 
 LATE_AFTER = 0.5  # of the phase's time
 
@@ -37,7 +37,7 @@ class Participant:
 
 def participants(
     run: LiveRun,
-    members: Sequence[MemberRecord],
+    members: Sequence[ClientRecord],
     sessions: Mapping[ClientId, Session],
     leases: Mapping[ClientId, Lease],
     now_s: float,

@@ -39,6 +39,8 @@ def change_of(
             case ev.RecordReceipt(number, receipt):
                 row = ReceiptRecord(record.id, number, receipt, event.at_s)
                 change = replace(change, receipts=(*change.receipts, row))
+            case ev.WithdrawReceipt(number, client):
+                change = replace(change, withdrawn=(*change.withdrawn, (number, client)))
             case ev.RecordEvaluation(score):
                 change = replace(change, evaluations=(EvaluationRecord(record.id, score, event.at_s),))
             case ev.Publish(number, version, digest, receipts):

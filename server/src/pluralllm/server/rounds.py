@@ -6,6 +6,7 @@
     COLLECTING   --ClientsSeen, a place is free-->            COLLECTING   (the place is taken)
     COLLECTING   --UpdateArrived, places left-->              COLLECTING   RecordReceipt
     COLLECTING   --UpdateArrived, cohort complete-->          AGGREGATING  RecordReceipt, Average
+    COLLECTING   --MemberRevoked, it has delivered-->         COLLECTING   WithdrawReceipt (the place is free again)
     COLLECTING   --ClockTicked, quorum and grace over-->      AGGREGATING  Average
     COLLECTING   --ClockTicked, deadline, quorum-->           AGGREGATING  Average
     COLLECTING   --ClockTicked, deadline, no quorum-->
@@ -60,6 +61,8 @@ def step(run: Run, event: ev.Event) -> Step:
             return _lose(run, event)
         case ev.ClientReturned():
             return _return(run, event), ()
+        case ev.MemberRevoked():
+            return _revoke(run, event)
         case ev.EvaluationArrived():
             return _score(run, event)
         case ev.ModelAveraged():
@@ -211,6 +214,19 @@ def _return(run: Run, event: ev.ClientReturned) -> Run:
     if not run.is_excluded(event.client):
         return run
     return replace(run, excluded=tuple(loss for loss in run.excluded if loss.client != event.client))
+
+
+def _revoke(run: Run, event: ev.MemberRevoked) -> Step:
+    if event.client not in {*run.roster, *run.cohort}:
+        return run, ()
+    effects: tuple[ev.Effect, ...] = ()
+    receipts = tuple(receipt for receipt in run.receipts if receipt.client != event.client)
+    if run.phase is Phase.COLLECTING and receipts != run.receipts:
+        quorum_s = run.quorum_s if len(receipts) >= run.policy.min_clients else None
+        run = replace(run, receipts=receipts, quorum_s=quorum_s)
+        effects = (ev.WithdrawReceipt(run.round, event.client),)
+    lost, following = _lose(run, ev.PlaceLost(event.at_s, event.client, "its membership was revoked", permanent=True))
+    return lost, (*effects, *following)
 
 
 # Rounds and evaluations end

@@ -1,6 +1,6 @@
 """The tables. A change here needs a migration; a test compares the two."""
 
-from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -81,8 +81,8 @@ evaluations = Table(
     sqlite_autoincrement=True,  # a position is never given twice: who reads from a cursor on misses none
 )
 
-members = Table(
-    "members",
+clients = Table(
+    "clients",
     metadata,
     Column("client", String(40), primary_key=True),
     Column("group_name", Text, nullable=False),
@@ -91,4 +91,58 @@ members = Table(
     Column("software_version", Text, nullable=False),
     Column("created_s", Float, nullable=False),
     Column("last_seen_s", Float, nullable=False),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("role", String(20), nullable=False),
+    Column("group_name", Text, nullable=False),
+    Column("group_role", String(20), nullable=False),
+    Column("approved", Boolean, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("revoked_s", Float),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", String(40), primary_key=True),
+    Column("member", String(40), nullable=False),
+    Column("key_sha256", String(64), nullable=False),
+    Column("not_after_s", Float, nullable=False),
+    Column("issued_s", Float, nullable=False),
+    Column("revoked_s", Float),
+    Column("chain_pem", LargeBinary, nullable=False),
+)
+
+invites = Table(
+    "invites",
+    metadata,
+    Column("token_sha256", String(64), primary_key=True),
+    Column("name", String(40), nullable=False),
+    Column("role", String(20), nullable=False),
+    Column("group_name", Text, nullable=False),
+    Column("group_role", String(20), nullable=False),
+    Column("needs_approval", Boolean, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("expires_s", Float, nullable=False),
+    Column("withdrawn", Boolean, nullable=False),
+    Column("used_by_key", String(64), nullable=False),  # "" until it is used
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("actor", String(40), nullable=False),
+    Column("serial", String(40), nullable=False),
+    Column("action", String(60), nullable=False),
+    Column("object", Text, nullable=False),
+    Column("result", String(60), nullable=False),
+    Column("facts_json", Text, nullable=False),
+    Column("previous_sha256", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),
 )

@@ -51,6 +51,10 @@ class Sessions:
             raise SessionReplaced(client=client)
         return session
 
+    def close(self, client: ClientId) -> None:
+        """Its held poll answers at once that the session is over."""
+        self._by_client.pop(client, None)
+
     def get(self, client: ClientId) -> Session | None:
         return self._by_client.get(client)
 

@@ -9,8 +9,8 @@ from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, Roun
 from pluralllm.common.spec import GroupRole
 from pluralllm.server.events import Receipt, Score
 from pluralllm.server.store import (
+    ClientRecord,
     EvaluationRecord,
-    MemberRecord,
     ReceiptRecord,
     RoundOutcome,
     RoundRecord,
@@ -119,7 +119,7 @@ def evaluation_row(row: Row[Any]) -> EvaluationRecord:
     return EvaluationRecord(RunId(row.run), score, row.created_s)
 
 
-def member_values(row: MemberRecord) -> dict[str, Any]:
+def client_values(row: ClientRecord) -> dict[str, Any]:
     return {
         "client": row.client,
         "group_name": row.group,
@@ -131,8 +131,8 @@ def member_values(row: MemberRecord) -> dict[str, Any]:
     }
 
 
-def member_row(row: Row[Any]) -> MemberRecord:
-    return MemberRecord(
+def client_row(row: Row[Any]) -> ClientRecord:
+    return ClientRecord(
         ClientId(row.client),
         GroupName(row.group_name),
         GroupRole(row.role),

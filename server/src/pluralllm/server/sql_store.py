@@ -23,9 +23,9 @@ from pluralllm.server.cancellation import unbroken
 from pluralllm.server.events import event_kind, event_to_facts
 from pluralllm.server.store import (
     Change,
+    ClientRecord,
     EvaluationRecord,
     EventRecord,
-    MemberRecord,
     ReceiptRecord,
     RoundRecord,
     RunRecord,
@@ -134,12 +134,15 @@ class SqlStore:
             await connection.execute(sa.insert(t.events).values(event))
             for receipt in change.receipts:
                 await connection.execute(sa.insert(t.receipts).values(rows.receipt_values(receipt)))
+            for number, client in change.withdrawn:
+                mine = (t.receipts.c.run == change.run, t.receipts.c.round == number, t.receipts.c.client == client)
+                await connection.execute(sa.delete(t.receipts).where(*mine))
             for version in change.versions:
                 await connection.execute(sa.insert(t.versions).values(rows.version_values(version)))
             for row in change.rounds:
-                await _replace(connection, t.rounds, ("run", "round"), rows.round_values(row))
+                await replace_row(connection, t.rounds, ("run", "round"), rows.round_values(row))
             for evaluation in change.evaluations:
-                await _replace(
+                await replace_row(
                     connection, t.evaluations, ("run", "version", "client"), rows.evaluation_values(evaluation)
                 )
 
@@ -199,23 +202,25 @@ class SqlStore:
         ]
 
     @unbroken
-    async def save_member(self, member: MemberRecord) -> None:
-        values = rows.member_values(member)
+    async def save_client(self, client: ClientRecord) -> None:
+        values = rows.client_values(client)
         changed = {name: value for name, value in values.items() if name != "created_s"}
         async with self.writing() as connection:
-            known = sa.update(t.members).where(t.members.c.client == member.client).values(changed)
+            known = sa.update(t.clients).where(t.clients.c.client == client.client).values(changed)
             if (await connection.execute(known)).rowcount == 0:
-                await connection.execute(sa.insert(t.members).values(values))
+                await connection.execute(sa.insert(t.clients).values(values))
 
-    async def members(self) -> Sequence[MemberRecord]:
-        found = await self._rows(sa.select(t.members).order_by(t.members.c.client))
-        return [rows.member_row(row) for row in found]
+    async def clients(self) -> Sequence[ClientRecord]:
+        found = await self._rows(sa.select(t.clients).order_by(t.clients.c.client))
+        return [rows.client_row(row) for row in found]
 
     async def close(self) -> None:
         async with self._one_at_a_time:  # transactions whose callers have gone still end well
             await self._engine.dispose()
 
 
-async def _replace(connection: AsyncConnection, table: sa.Table, key: tuple[str, ...], values: dict[str, Any]) -> None:
+async def replace_row(
+    connection: AsyncConnection, table: sa.Table, key: tuple[str, ...], values: dict[str, Any]
+) -> None:
     await connection.execute(sa.delete(table).where(*(table.c[name] == values[name] for name in key)))
     await connection.execute(sa.insert(table).values(values))

@@ -18,6 +18,7 @@ class StateDirectory:
         self.blobs = self.path / "blobs"
         self.uploads = self.path / "uploads"
         self.scratch = self.path / "scratch"
+        self.authority = self.path / "authority"
         self._lock = DirectoryLock(self.path)
 
     @property

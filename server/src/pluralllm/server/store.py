@@ -85,7 +85,7 @@ class EventRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class MemberRecord:
+class ClientRecord:
     """A client that has said Hello; kept for ever, updated by each Hello."""
 
     client: ClientId
@@ -106,6 +106,7 @@ class Change:
     event: Event
     rounds: tuple[RoundRecord, ...] = ()  # inserted or replaced
     receipts: tuple[ReceiptRecord, ...] = ()  # inserted
+    withdrawn: tuple[tuple[RoundNumber, ClientId], ...] = ()  # receipts deleted: their members were revoked
     evaluations: tuple[EvaluationRecord, ...] = ()  # inserted or replaced
     versions: tuple[VersionRecord, ...] = ()  # inserted
 
@@ -155,11 +156,11 @@ class Store(Protocol):
         """Those of the newest evaluated versions (so many of them), by version then group."""
         ...
 
-    async def save_member(self, member: MemberRecord) -> None:
+    async def save_client(self, client: ClientRecord) -> None:
         """Inserts, or updates all but created_s."""
         ...
 
-    async def members(self) -> Sequence[MemberRecord]:
+    async def clients(self) -> Sequence[ClientRecord]:
         """Sorted by client."""
         ...
 

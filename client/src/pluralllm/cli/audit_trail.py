@@ -1,0 +1,47 @@
+"""The audit log as read from outside: the whole chain is followed, and its head is remembered from one reading to the next.
+
+A coordinator that is broken into can write a new chain that fits together; it cannot make it fit what was seen before.
+"""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from pluralllm.cli.remote import Remote
+from pluralllm.common.audit_chain import FIRST_PREVIOUS, AuditEntry, check_chain
+from pluralllm.common.files import write_durably
+from pluralllm.common.membership_errors import AuditBroken
+
+
+def verified_entries(remote: Remote, identity_folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """Every entry, oldest first, and the head's hash. Raises AuditBroken."""
+    found = remote.audit_events()
+    pairs = [(_entry(event), event["sha256"]) for event in found]
+    _, head = check_chain(pairs)
+    memory = identity_folder / "audit-head.json"
+    if memory.is_file():
+        seen = json.loads(memory.read_text())
+        now = pairs[seen["sequence"] - 1][1] if 0 < seen["sequence"] <= len(pairs) else FIRST_PREVIOUS
+        if seen["sequence"] and now != seen["sha256"]:
+            raise AuditBroken(problem=f"entry {seen['sequence']} is not the one this machine saw on {seen['seen']}")
+    if identity_folder.is_dir():
+        today = datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d")
+        write_durably(memory, json.dumps({"sequence": len(pairs), "sha256": head, "seen": today}).encode())
+    return found, head
+
+
+def _entry(event: dict[str, Any]) -> AuditEntry:
+    moment = datetime.datetime.fromisoformat(event["time"])
+    since = moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    return AuditEntry(
+        sequence=event["sequence"],
+        at_us=since // datetime.timedelta(microseconds=1),
+        actor=event["actor"].removeprefix("members/"),
+        serial=event["serial"],
+        action=event["action"],
+        object=event["object"],
+        result=event["result"],
+        facts_json=event["facts_json"],
+        previous_sha256=event["previous_sha256"],
+    )

@@ -1,0 +1,77 @@
+"""From an invite to an identity: the key is made here and stays here; a request goes out, the certificate comes back."""
+
+import datetime
+import sys
+from pathlib import Path
+
+from pluralllm.client.enrolment import join as spend
+from pluralllm.common.certificates import make_request, spoken
+from pluralllm.common.errors import Unreachable
+from pluralllm.common.handshake import handshake
+from pluralllm.common.identity import (
+    Identity,
+    Membership,
+    check_free,
+    der_to_pem,
+    load_identity,
+    next_key,
+    save_identity,
+)
+from pluralllm.common.invite import MAX_INVITE_BYTES, Invite, load_invite, parse_invite
+from pluralllm.common.membership_errors import InviteInvalid, RoleForbids
+from pluralllm.common.roles import MemberRole
+
+
+def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole]) -> tuple[Identity, bool]:
+    """The identity in `folder`, and whether an administrator must approve it. Repeatable: a second time changes nothing.
+
+    Raises RoleForbids (an invite for the other command), AlreadyJoined, the refusals of EnrolmentService.Join, ForeignAuthority,
+    WrongHost, ServerCertificateOutOfDate, Unreachable, InvalidConfig.
+    """
+    if invite.role not in roles:
+        allowed = " or ".join(sorted(roles))
+        raise RoleForbids(name=invite.name, role=invite.role, rpc=f"{command} join", allowed=allowed)
+    if check_free(folder, invite.federation, invite.name):
+        return load_identity(folder, command), False
+    authority_pem = der_to_pem(invite.authority_der)
+    key = next_key(folder)
+    try:
+        answer = spend(invite.enrolment, authority_pem, invite.name, invite.token, make_request(key, invite.name))
+    except Unreachable:
+        handshake(invite.enrolment, authority_pem)  # raises the true cause, if it is not that nobody answers
+        raise
+    membership = Membership(
+        federation=invite.federation,
+        name=invite.name,
+        role=answer.role,
+        group=answer.group,
+        group_role=answer.group_role,
+        coordinator=invite.coordinator,
+        enrolment=invite.enrolment,
+    )
+    if answer.role is not invite.role:
+        raise InviteInvalid(problem=f"it says {invite.role}, the coordinator says {answer.role}")
+    return save_identity(folder, membership, authority_pem, key, answer.chain_pem), answer.awaiting_approval
+
+
+def read_invite(given: str) -> Invite:
+    """A file, a line, or `-`: standard input, where it shows up in no history. Raises InviteInvalid."""
+    return parse_invite(sys.stdin.read(MAX_INVITE_BYTES + 1)) if given == "-" else load_invite(given)
+
+
+def joined_text(identity: Identity, *, awaiting_approval: bool) -> str:
+    """For the person at the keyboard: who they are now, and what to read out on the phone."""
+    member, facts = identity.membership, identity.facts
+    place = ""
+    if member.role is MemberRole.CLIENT:
+        place = f", group {member.group} ({'evaluated only' if member.group_role == 'held_out' else 'trains'})"
+    until = datetime.datetime.fromtimestamp(facts.not_after_s, tz=datetime.UTC).strftime("%Y-%m-%d")
+    lines = [
+        f"{member.name} is {member.role} of federation {member.federation}{place}",
+        f"coordinator {member.coordinator}; certificate until {until}, renewed by itself; key and all in {identity.folder}",
+        f"fingerprint of your key: {spoken(facts.key_sha256)}",
+        "Read it to the coordinator's administrator on the phone; `pluralllm members --keys` shows it there.",
+    ]
+    if awaiting_approval:
+        lines.append(f"Until the administrator runs `pluralllm approve {member.name}` every call is refused.")
+    return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""EnrolmentService: Join and GetStanding on the enrolment port, Renew on the main port."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from pluralllm.common.errors import PluralError
+from pluralllm.common.roles import MemberRole
+from pluralllm.common.wire import MEMBER_ROLES, PROTOCOL_MAX, PROTOCOL_MIN, ROLES, timestamp
+from pluralllm.server.attempts import Attempts
+from pluralllm.server.identity import caller
+from pluralllm.server.registry import Registry
+from pluralllm.v1 import enrolment_pb2 as pb
+from pluralllm.v1 import enrolment_pb2_grpc as pb_grpc
+from pluralllm.v1 import federation_pb2, resources_pb2
+
+log = structlog.get_logger()
+Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
+
+
+class Enrolment(pb_grpc.EnrolmentServiceServicer):
+    """Join and GetStanding need no identity, so every call of them is counted. Which call is for which port: access.py."""
+
+    def __init__(self, registry: Registry, attempts: Attempts, wall_s: Callable[[], float]) -> None:
+        self._registry = registry
+        self._attempts = attempts
+        self._wall_s = wall_s
+
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
+        peer = self._count(context)
+        try:
+            member, chain = await self._registry.join(request.name, request.token, request.certificate_request_der)
+        except PluralError as error:
+            log.warning("join.refused", name=request.name[:40], peer=peer, reason=error.reason)
+            await self._registry.audit.refused(None, "Join", f"members/{request.name[:40]}", error)
+            raise
+        log.info("join.done", name=member.name, peer=peer, role=member.role, awaiting_approval=not member.approved)
+        is_client = member.role is MemberRole.CLIENT
+        return pb.JoinResponse(
+            certificate_chain_pem=chain,
+            role=MEMBER_ROLES[member.role],
+            group=member.group,
+            group_role=ROLES[member.group_role] if is_client else resources_pb2.GROUP_ROLE_UNSPECIFIED,
+            awaiting_approval=not member.approved,
+        )
+
+    async def GetStanding(self, request: pb.GetStandingRequest, context: Context) -> pb.GetStandingResponse:
+        peer = self._count(context)
+        if request.certificate_chain_pem:
+            try:
+                self._registry.authority.check_member(request.certificate_chain_pem, self._wall_s())
+                self._registry.principal(request.certificate_chain_pem)
+            except PluralError as error:
+                log.warning("standing.refused", peer=peer, reason=error.reason, problem=str(error))
+                raise
+        protocol = federation_pb2.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX)
+        return pb.GetStandingResponse(server_time=timestamp(self._wall_s()), protocol=protocol)
+
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
+        chain = await self._registry.renew(caller(), request.certificate_request_der)
+        log.info("certificate.renewed", name=caller().name)
+        return pb.RenewResponse(certificate_chain_pem=chain)
+
+    def _count(self, context: Context) -> str:
+        peer = peer_host(context.peer())
+        self._attempts.note(peer, time.monotonic())
+        return peer
+
+
+def peer_host(peer: str) -> str:
+    """ipv4:192.0.2.1:5000 -> ipv4:192.0.2.1"""
+    return peer.rpartition(":")[0] or peer
