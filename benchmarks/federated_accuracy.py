@@ -27,9 +27,8 @@ from pluralllm.common.metrics import Alignment, coefficient_of_variation
 from pluralllm.common.spec import GroupRole, RunSpec, merge, preset_values
 from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
 from pluralllm.server.cohort import task_seed
-from pluralllm.server.coordinator import write_first_version
 from pluralllm.server.events import Receipt
-from pluralllm.server.live_run import layout_for
+from pluralllm.server.live_run import layout_for, write_first_version
 from pluralllm.server.updates import StoredWeights, average
 
 TRAIN = (

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from pluralllm.client.importers import import_globalopinionqa
 from pluralllm.client.private_data import write_group
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.common.errors import PluralError, Unreachable
+from pluralllm.common.identity import load_identity
 from pluralllm.common.metrics import fairness_index
 from pluralllm.common.questions import Question
 
@@ -114,39 +116,36 @@ def _federation(data: Path | None, rounds: int | None) -> Federation:
 def play(federation: Federation, folder: Path, console: Console) -> None:
     """Starts everything, watches, sums up; no process is left when this returns or raises."""
     model_path = Path(get_model_path())
+    state, admin = folder / "coordinator", folder / "admin"
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(
-            process(
-                [
-                    sys.executable,
-                    "-m",
-                    "pluralllm.server",
-                    "serve",
-                    "--state-dir",
-                    str(folder / "coordinator"),
-                    "--listen",
-                    "127.0.0.1:0",
-                ],
-                folder / "coordinator.log",
-            )
+        _run(
+            "pluralllm.server", "init", "--host", "127.0.0.1", "--state-dir", str(state), "--admin-identity", str(admin)
         )
-        address = _address(folder / "coordinator" / "address", server)
-        console.print(f"coordinator on {address}, everything in {folder}")
+        serve = ["serve", "--state-dir", str(state), "--listen", "127.0.0.1:0", "--enrolment-listen", "127.0.0.1:0"]
+        server = stack.enter_context(
+            process([sys.executable, "-m", "pluralllm.server", *serve], folder / "coordinator.log")
+        )
+        remote = _connect(state / "address", admin, server)
+        stack.callback(remote.close)
+        console.print(f"coordinator on {remote.address} (mutual TLS), everything in {folder}")
+        person = Person(admin, remote.address)
         spec = folder / "run.toml"
         spec.write_text(_spec(federation))
-        _command("create", RUN, str(spec), "--embedding-model-path", str(model_path), address=address)
-        clients = [
-            stack.enter_context(_client(name, questions, role, folder, address, model_path))
+        person.does("run", "create", RUN, str(spec), "--embedding-model-path", str(model_path))
+        partners = [
+            Partner(name, questions, role)
             for role, groups in (("train", federation.train), ("held_out", federation.held_out))
             for name, questions in groups.items()
         ]
-        _command("start", RUN, address=address)
-        remote = Remote(address)
-        stack.callback(remote.close)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(lambda partner: partner.join(person, folder), partners))
+        console.print(f"{len(partners)} partners invited and joined, each with a key of its own")
+        clients = [stack.enter_context(partner.start(folder, model_path)) for partner in partners]
+        person.does("run", "start", RUN)
         watch(remote, [server, *clients], federation.limit_s, console)
         evaluations = remote.evaluations(RUN)
         last = remote.get_run(RUN)
-        _command("pull", RUN, str(folder / "model"), address=address, group="model")
+        person.does("model", "pull", RUN, str(folder / "model"))
         for client in clients:
             _wait(client)  # each daemon hears that the run is over, and ends by itself
     summary(evaluations, last, folder, console)
@@ -217,8 +216,11 @@ def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path
         "\nTo look further (the coordinator has been stopped; this starts it again on what it kept):", soft_wrap=True
     )
     console.print(f"  {server} audit --state-dir {folder / 'coordinator'}", soft_wrap=True)
-    console.print(f"  {server} serve --state-dir {folder / 'coordinator'} &", soft_wrap=True)
-    console.print(f"  {pluralllm} status; {pluralllm} rounds; {pluralllm} members", soft_wrap=True)
+    console.print(f"  {server} serve --state-dir {folder / 'coordinator'} --listen 127.0.0.1:7443 &", soft_wrap=True)
+    console.print(
+        f"  export PLURALLLM_IDENTITY={folder / 'admin'} PLURALLLM_COORDINATOR=127.0.0.1:7443", soft_wrap=True
+    )
+    console.print(f"  {pluralllm} status; {pluralllm} rounds; {pluralllm} members; {pluralllm} audit", soft_wrap=True)
     if fallen:
         console.print(f"\nThe alignment of {', '.join(fallen)} did not rise.")
     if _mean([score["alignment_score"] for score in last.values()]) <= _mean(
@@ -279,53 +281,74 @@ def process(command: list[str], log: Path) -> Iterator[Child]:
                 popen.wait()
 
 
-def _client(
-    name: str, questions: tuple[Question, ...], role: str, folder: Path, address: str, model_path: Path
-) -> "contextlib.AbstractContextManager[Child]":
-    client = "".join(c if c.isalnum() else "-" for c in name.lower().split(" (")[0])
-    home = folder / client
-    home.mkdir(exist_ok=True)
-    write_group(home / "answers.jsonl", questions)
-    config = {
-        "client_id": client,
-        "group": name,
-        "role": role,
-        "coordinator": address,
-        "data": str(home / "answers.jsonl"),
-        "state_dir": str(home / "state"),
-        "cache_dir": str(folder / "embedding-cache"),
-        "embedding_model_path": str(model_path),
-    }
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items()]
-    (home / "client.toml").write_text("\n".join([*lines, "exit_when_run_over = true", "threads = 1"]) + "\n")
-    command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
-    return process(command, folder / f"{client}.log")
+@dataclass(frozen=True)
+class Person:
+    """Whoever administers the federation."""
+
+    identity: Path
+    address: str
+
+    def does(self, *arguments: str) -> None:
+        """One `pluralllm` command, as a person would type it."""
+        _run("pluralllm.cli", "--identity", str(self.identity), *arguments, "--coordinator", self.address)
 
 
-def _command(action: str, *arguments: str, address: str, group: str = "run") -> None:
-    """One `pluralllm` command, as a person would type it."""
-    command = [sys.executable, "-m", "pluralllm.cli", group, action, *arguments, "--coordinator", address]
+@dataclass(frozen=True)
+class Partner:
+    """An organisation with a daemon and a private file."""
+
+    group: str
+    questions: tuple[Question, ...]
+    role: str
+
+    @property
+    def name(self) -> str:
+        return "".join(c if c.isalnum() else "-" for c in self.group.lower().split(" (")[0])
+
+    def join(self, person: Person, folder: Path) -> None:
+        """Invited by the administrator; the key is made by the partner's own command."""
+        home = folder / self.name
+        home.mkdir(exist_ok=True)
+        invite = folder / f"{self.name}.invite"
+        held_out = ["--held-out"] if self.role == "held_out" else []
+        person.does("invite", self.name, "--role", "client", "--group", self.group, *held_out, "--out", str(invite))
+        _run("pluralllm.client", "join", str(invite), "--state-dir", str(home / "state"))
+
+    def start(self, folder: Path, model_path: Path) -> "contextlib.AbstractContextManager[Child]":
+        home = folder / self.name
+        write_group(home / "answers.jsonl", self.questions)
+        config = {
+            "data": str(home / "answers.jsonl"),
+            "state_dir": str(home / "state"),
+            "cache_dir": str(folder / "embedding-cache"),
+            "embedding_model_path": str(model_path),
+        }
+        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items()]
+        (home / "client.toml").write_text("\n".join([*lines, "exit_when_run_over = true", "threads = 1"]) + "\n")
+        command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
+        return process(command, folder / f"{self.name}.log")
+
+
+def _run(module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=START_LIMIT_S, check=False)
     if done.returncode != 0:
-        raise DemoFailed(f"pluralllm {group} {action}: {done.stderr.strip()}")
+        raise DemoFailed(f"{module} {' '.join(arguments[:2])}: {done.stderr.strip()}")
 
 
-def _address(path: Path, server: Child) -> str:
+def _connect(path: Path, admin: Path, server: Child) -> Remote:
     until_s = time.monotonic() + START_LIMIT_S
     while time.monotonic() < until_s:
         if server.popen.poll() is not None:
             raise DemoFailed(f"the coordinator did not start\n{server.tail()}")
         if path.is_file():
-            address = path.read_text()
-            remote = Remote(address)
+            remote = Remote.of_member(load_identity(admin, "pluralllm").at(path.read_text()))
             try:
                 remote.runs()
             except Unreachable:
-                pass
-            else:
-                return address
-            finally:
                 remote.close()
+            else:
+                return remote
         time.sleep(0.1)
     raise DemoFailed(f"the coordinator does not answer after {START_LIMIT_S:.0f} s\n{server.tail()}")
 

@@ -240,7 +240,6 @@ async def serving(
     values = {"listen": "127.0.0.1:0", "enrolment_listen": "127.0.0.1:0", "silence_s": 10_000}
     config = ServerConfig(**{"state_dir": state_dir, **values, **settings})
     if not (state_dir / "authority" / "federation.json").exists():
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         create_authority(state_dir / "authority", "test", ["127.0.0.1"], None, time.time())
     async with contextlib.AsyncExitStack() as stack:
         found = await stack.enter_async_context(running(config, clock, wall_s))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,10 +19,13 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from pluralllm.cli.remote import Remote
+from pluralllm.client.joining import join
 from pluralllm.client.private_data import write_group
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.common.errors import PluralError
+from pluralllm.common.identity import load_identity
 from pluralllm.common.questions import Question
+from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import RunSpec
 
 START_LIMIT_S = 60.0
@@ -113,7 +117,7 @@ class Process:
 class Federation:
     """A folder with one coordinator and its clients; everything is stopped at the end of `federation`."""
 
-    def __init__(self, folder: Path, embedding_model: Path, port: int) -> None:
+    def __init__(self, folder: Path, embedding_model: Path, port: int, **server_settings: str) -> None:
         self.folder = folder
         self.address = f"127.0.0.1:{port}"
         self._embedding_model = embedding_model
@@ -121,23 +125,49 @@ class Federation:
         self.clients: dict[str, Process] = {}
         state = folder / "coordinator"
         self.state = state
-        serve = [sys.executable, "-m", "pluralllm.server", "serve", "--state-dir", str(state), "--listen", self.address]
-        self.coordinator = Process(serve, folder / "coordinator.log", {"PLURALLLM_SERVER_LEASE_S": "5"})
+        self.admin = folder / "admin"
+        gate = free_port()
+        self.enrolment_address = f"127.0.0.1:{gate}"
+        server = [sys.executable, "-m", "pluralllm.server"]
+        settings = {
+            "PLURALLLM_SERVER_STATE_DIR": str(state),
+            "PLURALLLM_SERVER_LISTEN": self.address,
+            "PLURALLLM_SERVER_ENROLMENT_LISTEN": self.enrolment_address,
+            "PLURALLLM_SERVER_LEASE_S": "5",
+            **server_settings,
+        }
+        self.settings = {**os.environ, **settings}
+        init = [*server, "init", "--host", "127.0.0.1", "--admin-identity", str(self.admin)]
+        subprocess.run(init, check=True, capture_output=True, timeout=60, env=self.settings)
+        self.coordinator = Process([*server, "serve"], folder / "coordinator.log", settings)
         self.processes.append(self.coordinator)
+
+    def remote(self) -> Remote:
+        """As the administrator."""
+        return Remote.of_member(load_identity(self.admin, "pluralllm"))
 
     def start_coordinator(self) -> Remote:
         self.coordinator.start()
-        remote = Remote(self.address)
+        remote = self.remote()
         until(lambda: _answers(remote), "the coordinator answers", self)
         return remote
+
+    def join(self, name: str) -> Path:
+        """Invites a client and joins as it, over the enrolment port; its identity's folder. Once for each name."""
+        folder = self.folder / name / "state" / "identity"
+        if not (folder / "credentials.pem").exists():
+            remote = self.remote()
+            made = remote.invite(name, MemberRole.CLIENT, f"group of {name}", None, 3600, needs_approval=False)
+            join(made, folder, "pluralllm-client", frozenset({MemberRole.CLIENT}))
+            remote.close()
+        return folder
 
     def start_client(self, name: str, questions: tuple[Question, ...], address: str | None = None) -> Process:
         home = self.folder / name
         home.mkdir(exist_ok=True)
         write_group(home / "answers.jsonl", questions)
+        self.join(name)
         config = {
-            "client_id": name,
-            "group": f"group of {name}",
             "coordinator": address or self.address,
             "data": str(home / "answers.jsonl"),
             "state_dir": str(home / "state"),
@@ -161,6 +191,13 @@ class Federation:
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
 
 
+def free_port() -> int:
+    """Free a moment ago: a coordinator that was killed must come back on its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _answers(remote: Remote) -> bool:
     try:
         remote.runs()
@@ -179,10 +216,10 @@ def until(holds: Callable[[], bool], what: str, federation: Federation, limit_s:
 
 
 @contextlib.contextmanager
-def federation(folder: Path, embedding_model: Path, port: int) -> Iterator[Federation]:
-    """Leaves no process behind."""
+def federation(folder: Path, embedding_model: Path, port: int, **server_settings: str) -> Iterator[Federation]:
+    """Leaves no process behind. `server_settings` are PLURALLLM_SERVER_ variables."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = Federation(folder, embedding_model, port)
+    found = Federation(folder, embedding_model, port, **server_settings)
     try:
         yield found
     finally:

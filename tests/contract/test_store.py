@@ -188,7 +188,7 @@ async def test_a_full_database_says_so_writes_nothing_and_heals(store: SqlStore)
 
 async def test_another_failure_is_not_taken_for_a_full_disk_because_of_a_name_in_it(store: SqlStore) -> None:
     async with store.writing() as connection:
-        await connection.execute(sa.text("DROP TABLE members"))
+        await connection.execute(sa.text("DROP TABLE clients"))
     with pytest.raises(StoreFailed, match="no such table"):
         await store.save_client(replace(MEMBER, group=GroupName("works full time")))
 

@@ -1,14 +1,13 @@
 """kill -9, for real: the run ends with the bits of an undisturbed one, and the audit is clean."""
 
 import random
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cutting_proxy import CuttingProxy
-from process_harness import Federation, federation, process_spec, tiny_embedding_model, until
+from process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
 
 from pluralllm.cli.remote import Remote
 from pluralllm.client.sample_survey import sample_groups
@@ -22,13 +21,6 @@ SEED = 20250312
 @pytest.fixture(scope="module")
 def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_embedding_model(tmp_path_factory.mktemp("model"))
-
-
-def port() -> int:
-    """Free a moment ago: a coordinator that was killed must come back on its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def begin(running: Federation, addresses: dict[str, str] | None = None) -> Remote:
@@ -65,12 +57,12 @@ def finish(running: Federation, remote: Remote) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> str:
-    with federation(tmp_path_factory.mktemp("undisturbed"), embedding_model, port()) as running:
+    with federation(tmp_path_factory.mktemp("undisturbed"), embedding_model, free_port()) as running:
         return finish(running, begin(running))
 
 
 def test_two_undisturbed_runs_are_bit_identical(tmp_path: Path, embedding_model: Path, undisturbed: str) -> None:
-    with federation(tmp_path / "again", embedding_model, port()) as running:
+    with federation(tmp_path / "again", embedding_model, free_port()) as running:
         assert finish(running, begin(running)) == undisturbed
 
 
@@ -78,7 +70,7 @@ def test_a_coordinator_killed_five_times_in_mid_round_ends_with_the_same_model(
     tmp_path: Path, embedding_model: Path, undisturbed: str
 ) -> None:
     rng = random.Random(SEED)
-    with federation(tmp_path / "run", embedding_model, port()) as running:
+    with federation(tmp_path / "run", embedding_model, free_port()) as running:
         remote = begin(running)
         for kill in range(5):
             target = sequence(remote) + rng.randint(1, 4)
@@ -108,7 +100,7 @@ def proxies() -> Iterator[list[CuttingProxy]]:
 def test_a_client_killed_in_mid_upload_sends_the_same_update_when_it_is_back(
     tmp_path: Path, embedding_model: Path, undisturbed: str, proxies: list[CuttingProxy]
 ) -> None:
-    number = port()
+    number = free_port()
     with federation(tmp_path / "run", embedding_model, number) as running:
         killed = threading.Event()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-from coordinator_harness import serving, small_spec
+from coordinator_harness import Served, serving, small_spec
 
 from pluralllm.common.weights import CHUNK_BYTES, manifest_of
 from pluralllm.v1 import operations_pb2 as pb
@@ -42,10 +42,15 @@ class Done:
         return json.loads(self.out)
 
 
-def start(*arguments: str, coordinator: str = "") -> "subprocess.Popen[str]":
-    """One command of a person."""
+def start(*arguments: str, coordinator: Served | str = "") -> "subprocess.Popen[str]":
+    """One command of a person: an administrator with a key, or, where no coordinator is reached, in plain text."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PLURALLLM_")}
-    if coordinator:
+    if isinstance(coordinator, Served):
+        environment["PLURALLLM_IDENTITY"] = str(coordinator.identities / "admin")
+        environment["PLURALLLM_COORDINATOR"] = coordinator.address
+    else:
+        environment["PLURALLLM_PLAIN_TEXT"] = "1"
+    if isinstance(coordinator, str) and coordinator:
         environment["PLURALLLM_COORDINATOR"] = coordinator
     return subprocess.Popen(
         [sys.executable, "-m", "pluralllm.cli", *arguments],
@@ -67,7 +72,7 @@ async def finish(child: "subprocess.Popen[str]") -> Done:
     return Done(child.returncode, out, err)
 
 
-async def pluralllm(*arguments: str, coordinator: str = "") -> Done:
+async def pluralllm(*arguments: str, coordinator: Served | str = "") -> Done:
     return await finish(start(*arguments, coordinator=coordinator))
 
 
@@ -140,7 +145,7 @@ async def test_unknown_run_round_and_version_are_refused(tmp_path: Path) -> None
             (["run", "start", "nobody"], "There is no run nobody"),
             (["model", "pull", "r@7", str(tmp_path / "model")], "7"),
         ):
-            assert_one_clear_line(await pluralllm(*arguments, coordinator=served.address), 3, words)
+            assert_one_clear_line(await pluralllm(*arguments, coordinator=served), 3, words)
         assert not (tmp_path / "model" / "model.safetensors").exists()
 
 
@@ -169,9 +174,9 @@ async def test_embedding_model_folder_that_is_missing_is_named(tmp_path: Path, s
 async def test_another_spec_under_the_same_name_is_refused(tmp_path: Path, spec_file: Path) -> None:
     async with serving(tmp_path / "state") as served:
         for _ in range(2):  # the same again is no error
-            assert (await pluralllm("run", "create", "r", str(spec_file), coordinator=served.address)).code == 0
+            assert (await pluralllm("run", "create", "r", str(spec_file), coordinator=served)).code == 0
         write(spec_file, SPEC.replace("seed = 5", "seed = 6"))
-        done = await pluralllm("run", "create", "r", str(spec_file), coordinator=served.address)
+        done = await pluralllm("run", "create", "r", str(spec_file), coordinator=served)
         assert_one_clear_line(done, 3, "another name")
 
 
@@ -182,7 +187,7 @@ async def test_run_is_created_started_paused_resumed_and_cancelled(tmp_path: Pat
     async with serving(tmp_path / "state") as served:
 
         async def phase(*arguments: str) -> tuple[str, bool]:
-            done = await pluralllm("run", *arguments, "--json", coordinator=served.address)
+            done = await pluralllm("run", *arguments, "--json", coordinator=served)
             assert done.code == 0, done.err
             return done.json["phase"], done.json["paused"]
 
@@ -191,9 +196,9 @@ async def test_run_is_created_started_paused_resumed_and_cancelled(tmp_path: Pat
         assert await phase("pause", "r") == ("waiting", True)
         assert await phase("resume", "r") == ("waiting", False)
         assert await phase("cancel", "r", "--reason", "the survey was wrong") == ("ended", False)
-        done = await pluralllm("status", "r", coordinator=served.address)
+        done = await pluralllm("status", "r", coordinator=served)
         assert "cancelled: the survey was wrong" in done.out
-        done = await pluralllm("run", "start", "r", coordinator=served.address)
+        done = await pluralllm("run", "start", "r", coordinator=served)
         assert_one_clear_line(done, 3, "Run r is ended")
 
 
@@ -204,7 +209,7 @@ async def test_every_read_has_stable_json(tmp_path: Path) -> None:
         await served.client("ann")
 
         async def read(*arguments: str) -> Any:
-            done = await pluralllm(*arguments, "--json", coordinator=served.address)
+            done = await pluralllm(*arguments, "--json", coordinator=served)
             assert (done.code, done.err) == (0, "")
             return done.json
 
@@ -224,8 +229,8 @@ async def test_every_read_has_stable_json(tmp_path: Path) -> None:
 async def test_watch_ends_with_the_run(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         await served.create("r", small_spec())
-        child = start("status", "r", "--watch", coordinator=served.address)
-        await pluralllm("run", "cancel", "r", "--reason", "enough", coordinator=served.address)
+        child = start("status", "r", "--watch", coordinator=served)
+        await pluralllm("run", "cancel", "r", "--reason", "enough", coordinator=served)
         done = await finish(child)
         assert done.code == 0, done.err
         assert "cancelled: enough" in done.out
@@ -237,7 +242,7 @@ async def test_watch_ends_with_the_run(tmp_path: Path) -> None:
 async def test_model_is_pulled_with_its_spec_and_provenance(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         await served.create("r", small_spec())
-        done = await pluralllm("model", "pull", "r@0", str(tmp_path / "model"), "--json", coordinator=served.address)
+        done = await pluralllm("model", "pull", "r@0", str(tmp_path / "model"), "--json", coordinator=served)
     assert done.code == 0, done.err
     folder = tmp_path / "model"
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "run_spec.json", "provenance.json"}
@@ -252,7 +257,7 @@ async def test_broken_pull_is_resumed_from_the_first_chunk_that_is_missing(tmp_p
     folder = tmp_path / "model"
     async with serving(tmp_path / "state") as served:
         await served.create("r", large)
-        whole = await pluralllm("model", "pull", "r", str(folder), coordinator=served.address)
+        whole = await pluralllm("model", "pull", "r", str(folder), coordinator=served)
         assert whole.code == 0, whole.err
         content = (folder / "model.safetensors").read_bytes()
         manifest = manifest_of(folder / "model.safetensors")
@@ -261,7 +266,7 @@ async def test_broken_pull_is_resumed_from_the_first_chunk_that_is_missing(tmp_p
         (folder / "model.safetensors").unlink()
         part = folder / f".{manifest.digest[:16]}.part"
         part.write_bytes(content[: 2 * CHUNK_BYTES + 100])  # two chunks, and a part of the third
-        again = await pluralllm("model", "pull", "r", str(folder), coordinator=served.address)
+        again = await pluralllm("model", "pull", "r", str(folder), coordinator=served)
         assert again.code == 0, again.err
         assert (folder / "model.safetensors").read_bytes() == content
         assert (await served.run("r")).sent_bytes - sent == len(content) - 2 * CHUNK_BYTES
@@ -276,7 +281,7 @@ async def test_damaged_part_of_a_broken_pull_is_found_and_fetched_again(tmp_path
         digest = (await served.run("r")).version_digest
         folder.mkdir()
         (folder / f".{digest[:16]}.part").write_bytes(bytes(CHUNK_BYTES))
-        assert (await pluralllm("model", "pull", "r", str(folder), coordinator=served.address)).code == 0
+        assert (await pluralllm("model", "pull", "r", str(folder), coordinator=served)).code == 0
         assert manifest_of(folder / "model.safetensors").digest == digest
 
 

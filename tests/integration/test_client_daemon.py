@@ -13,6 +13,7 @@ from process_harness import process_spec, tiny_embedding_model
 
 from pluralllm.client.config import ClientConfig
 from pluralllm.client.daemon import Daemon
+from pluralllm.client.partner import load_partner
 from pluralllm.client.policy import Policy
 from pluralllm.client.private_data import read_group, write_group
 from pluralllm.client.sample_survey import sample_groups
@@ -20,7 +21,9 @@ from pluralllm.client.transport import Transport
 from pluralllm.client.worker_process import WorkerProcess
 from pluralllm.common.clock import SystemClock
 from pluralllm.common.errors import SessionReplaced, WorkerDied
-from pluralllm.common.ids import ClientId, Digest, TaskName
+from pluralllm.common.identity import Identity
+from pluralllm.common.ids import Digest, TaskName
+from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.common.weights import CHUNK_BYTES
 from pluralllm.v1 import operations_pb2
@@ -39,26 +42,30 @@ def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Running:
     """One daemon as a task of this process."""
 
-    def __init__(self, folder: Path, model: Path, address: str, policy: Policy, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, model: Path, identity: Identity, policy: Policy, address: str | None, **settings: Any
+    ) -> None:
         folder.mkdir(exist_ok=True)
         data = folder / "answers.jsonl"
         if not data.is_file():
             write_group(data, next(iter(sample_groups(2, 60, 0).values())))
         self.config = ClientConfig(
             **{
-                "client_id": "ann",
-                "group": "G",
                 "data": data,
                 "state_dir": folder / "state",
+                "identity": identity.folder,
+                "coordinator": address or identity.membership.coordinator,
                 "embedding_model_path": model,
                 "threads": 1,
                 **settings,
             }
         )
         (folder / "state").mkdir(exist_ok=True)
-        self.transport = Transport(address, ClientId(self.config.client_id))
+        partner = load_partner(self.config)
+        assert partner.identity is not None
+        self.transport = Transport.of_member(partner.identity)
         self.worker = WorkerProcess()
-        self.daemon = Daemon(self.config, policy, len(read_group(data)), self.transport, self.worker)
+        self.daemon = Daemon(self.config, partner, policy, len(read_group(data)), self.transport, self.worker)
         self.stop = asyncio.Event()
         self.task = asyncio.create_task(self.daemon.run(self.stop))
 
@@ -69,9 +76,17 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def daemon(
-    folder: Path, model: Path, address: str, policy: Policy | None = None, **settings: Any
+    folder: Path,
+    model: Path,
+    served: Served,
+    policy: Policy | None = None,
+    role: GroupRole = GroupRole.TRAIN,
+    address: str | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Running]:
-    running = Running(folder, model, address, policy or Policy(min_cohort=1), **settings)
+    """The daemon of the member ann."""
+    identity = await served.member("ann", MemberRole.CLIENT, "G", role)
+    running = Running(folder, model, identity, policy or Policy(min_cohort=1), address, **settings)
     try:
         yield running
     finally:
@@ -95,7 +110,7 @@ async def test_a_daemon_trains_evaluates_and_ends_with_the_run(tmp_path: Path, e
     spec = process_spec(rounds=2, round=ALONE)
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", spec)
-        async with daemon(tmp_path / "ann", embedding_model, served.address, exit_when_run_over=True) as running:
+        async with daemon(tmp_path / "ann", embedding_model, served, exit_when_run_over=True) as running:
             run = await until_run(served, ended)
             await asyncio.wait_for(running.task, 20)
             pid = running.worker.pid
@@ -108,7 +123,7 @@ async def test_a_daemon_trains_evaluates_and_ends_with_the_run(tmp_path: Path, e
 async def test_a_held_out_daemon_evaluates_only(tmp_path: Path, embedding_model: Path) -> None:
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", process_spec(round={**ALONE, "gather_s": 0.1}))
-        async with daemon(tmp_path / "ann", embedding_model, served.address, role=GroupRole.HELD_OUT) as running:
+        async with daemon(tmp_path / "ann", embedding_model, served, role=GroupRole.HELD_OUT) as running:
             await asyncio.wait_for(_connected(served), 20)
             assert (await served.run("r")).phase == rpb.RUN_PHASE_WAITING
             assert not running.task.done()
@@ -143,7 +158,7 @@ async def test_a_task_this_client_may_not_or_cannot_do_is_reported_with_its_reas
 ) -> None:
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", process_spec(round=ALONE, **changes))
-        async with daemon(tmp_path / "ann", embedding_model, served.address, policy) as running:
+        async with daemon(tmp_path / "ann", embedding_model, served, policy) as running:
             run = await _lost(served, reason)
             assert run.received_bytes == 0
             assert running.transport.traffic.sent_bytes == 0
@@ -155,7 +170,7 @@ async def test_a_cancelled_task_stops_within_two_seconds(tmp_path: Path, embeddi
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", spec)
         allowed = Policy(min_cohort=1, max_local_steps=100_000)
-        async with daemon(tmp_path / "ann", embedding_model, served.address, allowed) as running:
+        async with daemon(tmp_path / "ann", embedding_model, served, allowed) as running:
             await until_run(served, lambda run: any(person.stage == "training" for person in run.participants))
             await served.operations.CancelRun(operations_pb2.CancelRunRequest(name="runs/r"), timeout=10)
             async with asyncio.timeout(2.0):
@@ -167,7 +182,7 @@ async def test_a_worker_that_dies_costs_one_try_and_not_the_daemon(tmp_path: Pat
     spec = process_spec(rounds=1, round=ALONE, training={"local_steps": 400})
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", spec)
-        async with daemon(tmp_path / "ann", embedding_model, served.address) as running:
+        async with daemon(tmp_path / "ann", embedding_model, served) as running:
             await until_run(served, lambda run: any(person.stage == "training" for person in run.participants))
             await running.worker.kill()
             run = await until_run(served, ended)
@@ -179,10 +194,10 @@ async def test_a_second_daemon_of_one_client_ends_the_first_with_a_reason(
 ) -> None:
     async with (
         serving(tmp_path / "server", SystemClock(), silence_s=5) as served,
-        daemon(tmp_path / "ann", embedding_model, served.address) as first,
+        daemon(tmp_path / "ann", embedding_model, served) as first,
     ):
         await asyncio.wait_for(_connected(served), 20)
-        async with daemon(tmp_path / "other", embedding_model, served.address):
+        async with daemon(tmp_path / "other", embedding_model, served):
             with pytest.raises(SessionReplaced):
                 await asyncio.wait_for(first.task, 40)
 
@@ -217,7 +232,7 @@ async def test_a_connection_lost_in_the_middle_of_64_mb_costs_only_the_missing_c
         manifest = await asyncio.to_thread(write_delta, path, spec, 1)
         assert manifest.size_bytes > 60_000_000
         proxy = CuttingProxy(served.address, 30_000_000, lambda: None)
-        transport = Transport(proxy.address, ClientId("ann"))
+        transport = Transport.of_member((await served.member("ann", MemberRole.CLIENT)).at(proxy.address))
         try:
             await transport.push_update(
                 TaskName(task.name), path, manifest, Digest(task.spec_sha256), Digest(task.base_digest), 50, {}

@@ -13,7 +13,7 @@ from pluralllm.client.transport import Transport
 from pluralllm.common.errors import ChunksMissing, NormTooLarge, PluralError, StorageFull
 from pluralllm.common.ids import ClientId, Digest, TaskName
 from pluralllm.common.weights import manifest_of
-from pluralllm.server.boundary import ErrorBoundary
+from pluralllm.server.boundary import Boundary
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc, resources_pb2
 
@@ -50,17 +50,28 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
         return pb.CommitUpdateResponse(receipt=resources_pb2.Receipt(client="ann"))
 
 
+class OpenDoor:
+    """Lets everybody in: this file is about what a transport repeats."""
+
+    @contextlib.asynccontextmanager
+    async def enter(self, method: str, context: Any, request: object) -> AsyncIterator[None]:
+        yield
+
+    def check(self, method: str, context: Any) -> None:
+        pass
+
+
 def scripted(**failures: list[PluralError]) -> Scripted:
     return Scripted(**failures)  # type: ignore[abstract]  # what is not scripted is never called
 
 
 @contextlib.asynccontextmanager
 async def transport_to(service: Scripted) -> AsyncIterator[Transport]:
-    server = grpc.aio.server(interceptors=[ErrorBoundary()])
+    server = grpc.aio.server(interceptors=[Boundary(OpenDoor())])
     federation_pb2_grpc.add_FederationServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    transport = Transport(f"127.0.0.1:{port}", ClientId("ann"))
+    transport = Transport.in_plain_text(f"127.0.0.1:{port}", ClientId("ann"))
     try:
         yield transport
     finally:

@@ -1,14 +1,13 @@
 """The files of deploy/examples are read by the code they are for, and leave no key out."""
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from pluralllm.client.config import ClientConfig
-from pluralllm.client.policy import Policy, load_policy
+from pluralllm.client.policy import DEFAULT_POLICY, Policy, load_policy
 from pluralllm.common.configuration import load_config
 from pluralllm.common.spec import load_spec
 from pluralllm.server.config import ServerConfig
@@ -28,7 +27,8 @@ def test_coordinator_sample_is_the_default_configuration() -> None:
     assert load_config(ServerConfig, EXAMPLES / "coordinator.toml", {}) == load_config(ServerConfig, None, {})
 
 
-def test_policy_sample_is_the_default_policy() -> None:
+def test_policy_sample_is_the_default_policy_and_what_joining_writes() -> None:
+    assert (EXAMPLES / "policy.toml").read_text() == DEFAULT_POLICY
     assert load_policy(EXAMPLES / "policy.toml") == Policy()
 
 
@@ -48,8 +48,9 @@ def test_client_sample_is_read_with_every_optional_key_set(tmp_path: Path) -> No
 
 def test_run_sample_holds_out_two_groups_and_names_the_sample_clients_group() -> None:
     spec = load_spec(EXAMPLES / "run.toml")
-    group = tomllib.loads((EXAMPLES / "client.toml").read_text())["group"]
-    assert group in spec.groups.train
+    group = re.search(r'^# group = "(\w+)"', (EXAMPLES / "client.toml").read_text(), re.MULTILINE)
+    assert group is not None
+    assert group[1] in spec.groups.train
     assert len(spec.groups.held_out) == 2
 
 

@@ -14,6 +14,21 @@ START = "2026-01-01T00:00:00Z"
 GROUPS = ("Foundry", "Goldcrest", "Greenhill", "Harbourland", "Northmark", "Old Valley", "Riverton", "Stonebridge")
 
 
+MEMBER = {
+    "name": "members/ann",
+    "role": "client",
+    "group": "G",
+    "group_role": "train",
+    "state": "active",
+    "expire_time": "2026-01-31T00:02:00Z",
+    "key_sha256": "ab" * 32,
+    "live": False,
+    "last_seen_time": START,
+    "training_questions": 9,
+    "task": "",
+}
+
+
 def person(group: str, state: str = "idle", reason: str = "", **changes: Any) -> dict[str, Any]:
     client = group.lower().replace(" ", "-")
     found = {"client": client, "group": group, "role": "train", "state": state, "reason": reason}
@@ -169,11 +184,10 @@ def test_names_written_by_others_are_neither_markup_nor_control_characters(name:
         next=name,
         fairness={"index": 1.0, "coefficient_of_variation": 0.0, "min_alignment_score": 0.5, "min_group": name},
     )
-    member = {"name": "members/c", "group": name, "role": "train", "training_questions": 1, "live": True, "task": ""}
     row = {"name": "runs/r/rounds/1", "outcome": "abandoned", "base_version": 0, "version": None, "reason": name}
     screens = (
         status_screen(hostile, NOW),
-        members_table([{**member, "last_seen_time": START, "software_version": name}], NOW),
+        members_table([{**MEMBER, "group": name}], NOW),
         rounds_table([{**row, "receipts": [], "cohort": [], "update_time": START}], NOW),
     )
     for screen in screens:

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from pluralllm.client.config import ClientConfig
-from pluralllm.client.outbox import Entry, History, Outbox
+from pluralllm.client.outbox import Drafts, Entry, History, Outbox
 from pluralllm.client.partner import Partner
 from pluralllm.client.policy import Policy, check_task, permitted_metrics
 from pluralllm.client.progress import ProgressReports
@@ -88,9 +88,8 @@ class Daemon:
         self._outbox = Outbox(self._state / "outbox")
         self._history = History(self._state / "history")
         self._models = self._state / "models"
-        self._drafts = self._state / "drafts"
-        for folder in (self._models, self._drafts):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        self._models.mkdir(mode=0o700, exist_ok=True)
+        self._drafts = Drafts(self._state / "drafts")
         self._work: Work | None = None
         self._runs: dict[RunId, Known] = {}
         self._last_reason = ""
@@ -222,9 +221,8 @@ class Daemon:
             self._outbox.drop(task.name)
             log.info("task.dropped", task=task.name, reason=str(error))
         except (Unreachable, StaleSession, CertificateExpired) as error:
-            log.warning(
-                "task.interrupted", task=task.name, reason=str(error)
-            )  # what is in the outbox is pushed next time
+            # What is in the outbox is pushed next time.
+            log.warning("task.interrupted", task=task.name, reason=str(error))
         except PluralError as error:
             await self._give_up(task, error)
         except Exception as error:
@@ -258,7 +256,7 @@ class Daemon:
         if waiting is None or waiting[0].base_digest != task.base_digest:
             base = await self._fetch(task)
             await self._prepare(task, known)
-            draft = self._drafts / "delta.safetensors"
+            draft = self._drafts.delta
             done = await self._worker.ask(
                 "train",
                 self._progress(task),
@@ -267,7 +265,7 @@ class Daemon:
                 out=str(draft),
                 seed=task.seed,
                 round_number=task.round,
-                optimizer_state=str(self._optimizer_state(task.run)),
+                optimizer_state=str(self._drafts.optimizer_state(task.run)),
             )
             entry = Entry(
                 task=task.name,
@@ -292,7 +290,7 @@ class Daemon:
             entry.examples,
             entry.metrics,
         )
-        self._keep_optimizer_state(task.run)
+        self._drafts.keep_optimizer_state(task.run)
         self._outbox.drop(task.name)
         log.info("update.committed", task=task.name, digest=entry.digest, examples=entry.examples, **entry.metrics)
 
@@ -344,12 +342,3 @@ class Daemon:
     def _stage(self, stage: str) -> None:
         if self._work is not None:
             self._work.stage = stage
-
-    def _optimizer_state(self, run: RunId) -> Path:
-        return self._drafts / f"{run}.optimizer"
-
-    def _keep_optimizer_state(self, run: RunId) -> None:
-        state = self._optimizer_state(run)
-        following = state.with_suffix(".next")
-        if following.is_file():
-            following.replace(state)
