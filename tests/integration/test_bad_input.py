@@ -30,7 +30,7 @@ def command(module: str, *arguments: str, **environment: str) -> "subprocess.Com
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **environment},
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "PLURALLLM_PLAIN_TEXT": "1", **environment},
     )
 
 
@@ -45,6 +45,7 @@ def refusal(done: "subprocess.CompletedProcess[str]", code: int = 3) -> str:
 def client_config(folder: Path, **changes: str) -> str:
     (folder / "answers.jsonl").write_text(GOOD_ROW)
     values = {
+        "plain_text": "true",
         "client_id": "ann",
         "group": "G",
         "data": str(folder / "answers.jsonl"),
@@ -76,16 +77,23 @@ def test_a_value_out_of_range_of_the_server_says_what_is_allowed(tmp_path: Path)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:7443", "192.168.1.5:7443", "fl.example.org:7443"])
-def test_the_server_listens_on_nothing_but_loopback_and_says_why(tmp_path: Path, listen: str) -> None:
-    told = refusal(command("pluralllm.server", "serve", "--state-dir", str(tmp_path), "--listen", listen))
-    assert f"Refusing {listen}: this release has no TLS" in told
+def test_plain_text_listens_on_nothing_but_loopback_and_says_why(tmp_path: Path, listen: str) -> None:
+    state = str(tmp_path)
+    told = refusal(command("pluralllm.server", "serve", "--plain-text", "--state-dir", state, "--listen", listen))
+    assert f"Refusing {listen}: plain text is for the loopback interface only" in told
+
+
+def test_a_server_without_certificates_says_how_to_make_them(tmp_path: Path) -> None:
+    told = refusal(command("pluralllm.server", "serve", "--state-dir", str(tmp_path)))
+    assert f"{tmp_path} has no certificate authority. Run pluralllm-server init --host NAME first" in told
 
 
 def test_a_taken_port_is_named(tmp_path: Path, taken_port: int) -> None:
+    listen = f"127.0.0.1:{taken_port}"
     told = refusal(
-        command("pluralllm.server", "serve", "--state-dir", str(tmp_path), "--listen", f"127.0.0.1:{taken_port}")
+        command("pluralllm.server", "serve", "--plain-text", "--state-dir", str(tmp_path), "--listen", listen)
     )
-    assert f"127.0.0.1:{taken_port} is in use" in told
+    assert f"{listen} is in use" in told
 
 
 def test_a_state_directory_in_use_names_the_process(tmp_path: Path) -> None:
@@ -185,7 +193,7 @@ def test_data_check_lists_all_problems_and_ends_with_3(tmp_path: Path) -> None:
 def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
     done = command("pluralllm.client", "doctor", "--config", client_config(tmp_path, coordinator="127.0.0.1:1"))
     assert done.returncode == 3
-    assert "check the address, and that pluralllm-server serve is running there" in done.stdout
+    assert "check the address, and that pluralllm-server serve --plain-text is running there" in done.stdout
 
 
 @pytest.fixture

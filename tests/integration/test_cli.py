@@ -125,7 +125,7 @@ async def test_environment_names_the_coordinator(closed_port: int) -> None:
 
 async def test_address_off_this_machine_is_refused_without_a_call() -> None:
     done = await pluralllm("status", "--coordinator", "192.0.2.1:7443")
-    assert_one_clear_line(done, 3, "192.0.2.1:7443", "TLS", "127.0.0.1")
+    assert_one_clear_line(done, 3, "192.0.2.1:7443", "certificates", "127.0.0.1")
 
 
 async def test_address_without_a_port_is_refused() -> None:
@@ -222,8 +222,10 @@ async def test_every_read_has_stable_json(tmp_path: Path) -> None:
         assert [person["client"] for person in status["participants"]] == ["ann"]
         assert [run["name"] for run in await read("runs")] == ["runs/second", "runs/first"]
         assert await read("rounds", "first") == []
-        [ann] = await read("members")
-        assert (ann["name"], ann["group"], ann["role"], ann["live"]) == ("members/ann", "group of ann", "train", True)
+        [admin, ann] = await read("members")
+        assert (admin["role"], admin["state"]) == ("admin", "active")
+        assert (ann["name"], ann["group"], ann["role"]) == ("members/ann", "group of ann", "client")
+        assert (ann["group_role"], ann["state"], ann["live"]) == ("train", "active", True)
 
 
 async def test_watch_ends_with_the_run(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from pluralllm.common.errors import (
     ChunksMissing,
     DigestMismatch,
     InvalidArgument,
-    LeaseLost,
     NormTooLarge,
     NotFinite,
     ProtocolUnsupported,
@@ -26,6 +25,7 @@ from pluralllm.common.errors import (
     WrongBase,
     WrongLayout,
 )
+from pluralllm.common.membership_errors import IdentityMismatch
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.common.weights import layout_of, write_weights
@@ -248,7 +248,7 @@ async def test_an_upload_survives_a_restart_of_the_coordinator(tmp_path: Path) -
     async with serving(tmp_path / "state") as served:
         again = await served.client("ann")
         with pytest.raises(StaleSession):
-            await ann.__class__(served.channel, "ann", GroupRole.TRAIN, "g").poll()
+            await HandClient(served.channels["ann"], "ann", GroupRole.TRAIN, "g").poll()
         same = await again.task()
         assert same.name == task.name
         assert same.seed == task.seed
@@ -290,7 +290,7 @@ async def test_a_bad_update_is_refused_by_its_typed_reason_and_seen_in_the_statu
         (tmp_path / "garbled").write_bytes(bytes(good.size_bytes))
         with pytest.raises(DigestMismatch):
             await ann.put(task, tmp_path / "garbled", good, [0])
-        with pytest.raises(LeaseLost):
+        with pytest.raises(IdentityMismatch):
             await ben.begin(task, good)
         run = await served.run("r")
         assert (run.phase, run.round) == (rpb.RUN_PHASE_COLLECTING, 1)

@@ -34,6 +34,7 @@ class Way:
 
 USUAL_WAY = Way()
 _way: ContextVar[Way] = ContextVar("way", default=USUAL_WAY)
+_opened: "list[Remote]" = []  # kept to the end: a channel that is collected while an interrupt unwinds can wait for ever
 
 
 def choose_way(
@@ -63,13 +64,18 @@ def remote(coordinator: str | None) -> "Remote":
     from pluralllm.cli.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it
 
     if _way.get().plain_text:
-        return Remote.in_plain_text(coordinator or PLAIN_TEXT_ADDRESS)
+        found = Remote.in_plain_text(coordinator or PLAIN_TEXT_ADDRESS)
+        _opened.append(found)
+        return found
     identity = my_identity(coordinator)
     found = Remote.of_member(identity)
+    _opened.append(found)
     if not identity.facts.renew_s <= time.time() < identity.facts.not_after_s:
         return found
     try:
-        return found.renewed()
+        renewed = found.renewed()
     except PluralError as error:
         typer.echo(f"note: the certificate could not be renewed: {error}", err=True)
         return found
+    _opened.append(renewed)
+    return renewed

@@ -19,6 +19,9 @@ def run_command(command: Callable[[], object]) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(UNREACHABLE if isinstance(error, Unreachable) else BROKEN if isinstance(error, Broken) else REFUSED)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        # At once: a gRPC channel that was interrupted while it began a call waits for ever in its finaliser.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

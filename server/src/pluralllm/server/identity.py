@@ -133,9 +133,9 @@ def said_by(context: Context) -> str | None:
 
 def about_of(request: object) -> str:
     """What a request is about, for the audit log: the resource it names."""
-    if name := getattr(request, "name", ""):
-        return str(name)
-    return f"runs/{run}" if (run := getattr(request, "run_id", "")) else ""
+    if run := getattr(request, "run_id", ""):
+        return f"runs/{run}"
+    return str(getattr(request, "name", "") or getattr(request, "task", "") or "")
 
 
 def _claimed(context: Context) -> Principal | None:
