@@ -1,0 +1,44 @@
+"""The limit of the enrolment port."""
+
+import pytest
+
+from pluralllm.common.membership_errors import TooManyAttempts
+from pluralllm.server import attempts
+from pluralllm.server.attempts import Attempts
+
+
+def test_a_peer_has_so_many_tries_in_any_minute() -> None:
+    limit = Attempts(per_peer=3, together=100)
+    for now_s in (0.0, 10.0, 20.0):
+        limit.note("ann", now_s)
+    with pytest.raises(TooManyAttempts) as found:
+        limit.note("ann", 30.0)
+    assert found.value.retry_s == 30.0
+    limit.note("ben", 30.0)
+    limit.note("ann", 60.0)
+
+
+def test_all_together_have_a_limit_too() -> None:
+    limit = Attempts(per_peer=3, together=5)
+    for peer in range(5):
+        limit.note(str(peer), 0.0)
+    with pytest.raises(TooManyAttempts):
+        limit.note("another", 1.0)
+    limit.note("another", 60.0)
+
+
+def test_a_refused_try_does_not_put_off_the_next_one() -> None:
+    limit = Attempts(per_peer=1, together=10)
+    limit.note("ann", 0.0)
+    for now_s in (10.0, 20.0, 59.9):
+        with pytest.raises(TooManyAttempts):
+            limit.note("ann", now_s)
+    limit.note("ann", 60.0)
+
+
+def test_peers_long_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "MAX_PEERS", 3)
+    limit = Attempts(per_peer=1, together=1000)
+    for peer in range(50):
+        limit.note(str(peer), peer * 30.0)
+    assert len(limit._by_peer) <= 5
