@@ -107,13 +107,20 @@ class RoundMachine(RuleBasedStateMachine):
         else:
             self.feed(ev.AveragingFailed(self.now_s, self.run.round, "corrupt", base_lost=chance == 9))
 
-    @rule(odd=st.integers(0, 24), client=clients, number=rounds, base=versions)
+    @rule(odd=st.integers(0, 27), client=clients, number=rounds, base=versions)
     def something_odd_happens(self, odd: int, client: ClientId, number: RoundNumber, base: ModelVersion) -> None:
         stale = ev.Receipt(client, Digest("stale"), 10)
         now_s = self.now_s
         match odd:
             case 24:
                 self.feed(ev.RunCancelled(now_s, "enough"))
+            case 25 | 26 | 27:
+                self.feed(ev.MemberRevoked(now_s, client))
+                assert (
+                    client not in {receipt.client for receipt in self.run.receipts}
+                    or self.run.phase is not Phase.COLLECTING
+                )
+                assert client not in self.run.active
             case 1 | 2:
                 self.feed(ev.RunPaused(now_s))
             case 3 | 4 | 5 | 6:
@@ -153,12 +160,18 @@ class RoundMachine(RuleBasedStateMachine):
 
     @invariant()
     def an_average_is_of_the_recorded_receipts_of_its_round_and_has_a_quorum(self) -> None:
-        recorded = [effect for effect in self.effects if isinstance(effect, ev.RecordReceipt)]
+        counts: dict[RoundNumber, dict[ClientId, ev.Receipt]] = {}
         for effect in self.effects:
-            if isinstance(effect, ev.Average):
-                mine = sorted((r.receipt for r in recorded if r.round == effect.round), key=lambda r: r.client)
-                assert effect.receipts == tuple(mine)
-                assert len(mine) >= self.run.policy.min_clients
+            match effect:
+                case ev.RecordReceipt(number, receipt):
+                    counts.setdefault(number, {})[receipt.client] = receipt
+                case ev.WithdrawReceipt(number, client):
+                    del counts[number][client]
+                case ev.Average(number, _, receipts):
+                    assert receipts == tuple(receipt for _, receipt in sorted(counts[number].items()))
+                    assert len(receipts) >= self.run.policy.min_clients
+                case _:
+                    pass
 
     @invariant()
     def versions_are_published_without_gaps(self) -> None:

@@ -16,8 +16,10 @@ from pluralllm.server import events as ev
 from pluralllm.server.audit import audit
 from pluralllm.server.blobs import LocalBlobs
 from pluralllm.server.coordinator import Coordinator, Timing
+from pluralllm.server.membership import Deed, MembershipChange
 from pluralllm.server.retention import collect, kept_blobs
 from pluralllm.server.run_state import Phase
+from pluralllm.server.sql_membership import SqlMembership
 from pluralllm.server.sql_store import SqlStore, open_store
 
 SPEC = small_spec(rounds=3, round={"min_clients": 2, "on_missed_quorum": "skip"})
@@ -63,12 +65,21 @@ class History:
             await coordinator.dispatch(run, ev.ClockTicked(clock.now_s()))
         await coordinator.stop()
 
+    async def revoke(self, client: ClientId) -> None:
+        """In the open round, by the coordinator, after a restart."""
+        coordinator = Coordinator(
+            self.store, self.blobs, self.folder / "scratch", FakeClock(), Timing(keep_updates=100)
+        )
+        await coordinator.start()
+        await coordinator.remove_client(client)
+        await coordinator.stop()
+
     async def execute(self, statement: str) -> None:
         async with self.store.writing() as connection:
             assert (await connection.execute(sa.text(statement))).rowcount > 0
 
     async def invariants(self) -> set[int]:
-        report = await audit(self.store, self.blobs, self.folder / "scratch")
+        report = await audit(self.store, SqlMembership(self.store), self.blobs, self.folder / "scratch")
         return {finding.invariant for finding in report.findings}
 
     async def blob(self, kind: str, number: int) -> Path:
@@ -94,7 +105,7 @@ async def history(unwritten: History) -> History:
 
 
 async def test_an_untouched_history_is_clean_and_its_aggregates_repeat_bit_for_bit(history: History) -> None:
-    report = await audit(history.store, history.blobs, history.folder / "scratch")
+    report = await audit(history.store, SqlMembership(history.store), history.blobs, history.folder / "scratch")
     assert report.is_clean, report.lines()
     assert (report.runs, report.versions, report.receipts, report.aggregates_repeated) == (1, 3, 5, 2)
     assert report.lines()[-1] == "clean"
@@ -155,9 +166,27 @@ async def test_an_acknowledged_update_of_the_open_round_that_is_gone_is_found(un
     assert await unwritten.invariants() == {1}
 
 
+async def test_an_update_withdrawn_by_a_revocation_is_accounted_for(unwritten: History) -> None:
+    await unwritten.make((2, 1), leave_open=True)
+    await unwritten.revoke(CLIENTS[0])
+    assert await unwritten.store.receipts(RunId("r"), RoundNumber(2)) == []
+    assert await unwritten.invariants() == set()
+
+
+async def test_an_entry_of_the_audit_log_that_was_changed_is_found(unwritten: History) -> None:
+    await unwritten.make((2,))
+    membership = SqlMembership(unwritten.store)
+    for number in range(3):
+        deed = Deed(1.0, "admin", "1f", "StartRun", f"runs/{number}", "ACCEPTED")
+        await membership.change_membership(MembershipChange(deed))
+    assert await unwritten.invariants() == set()
+    await unwritten.execute("UPDATE audit_log SET actor = 'nobody' WHERE sequence = 2")
+    assert await unwritten.invariants() == {8}
+
+
 async def test_updates_past_retention_are_collected_and_the_rest_still_audits(history: History) -> None:
     await collect(history.store, history.blobs, keep_updates=2)
-    report = await audit(history.store, history.blobs, history.folder / "scratch")
+    report = await audit(history.store, SqlMembership(history.store), history.blobs, history.folder / "scratch")
     assert report.is_clean
     assert (report.aggregates_repeated, report.aggregates_not_kept) == (1, 1)
 
@@ -166,7 +195,7 @@ async def test_a_blob_nobody_names_is_an_orphan_and_goes(history: History) -> No
     draft = history.folder / "stray"
     draft.write_bytes(b"stray")
     await history.blobs.put(Digest("ff" * 32), draft)
-    report = await audit(history.store, history.blobs, history.folder / "scratch")
+    report = await audit(history.store, SqlMembership(history.store), history.blobs, history.folder / "scratch")
     assert (report.is_clean, report.orphan_blobs) == (True, 1)
     await collect(history.store, history.blobs, keep_updates=100)
     assert set(await history.blobs.digests()) == await kept_blobs(history.store, 100)

@@ -287,3 +287,41 @@ def test_refusals_of_one_client_in_one_round_are_noted_a_few_times_only() -> Non
     for number in range(50):
         run, _ = step(run, ev.UpdateRefused(20 + number, RoundNumber(1), ALICE, "NOT_FINITE", "NaN"))
     assert len(run.refusals) == 5
+
+
+def test_a_revoked_member_that_has_delivered_counts_no_more_and_its_place_is_free() -> None:
+    run, effects = after(collecting(), update(20, ALICE), update(21, BOB), ev.MemberRevoked(22, ALICE))
+    assert effects[-1] == ev.WithdrawReceipt(RoundNumber(1), ALICE)
+    assert [receipt.client for receipt in run.receipts] == [BOB]
+    assert run.quorum_s is None, "one update is no quorum any more"
+    run, _ = after(run, seen(23, DAVE))
+    assert run.active == (CAROL, DAVE)
+    with pytest.raises(LeaseLost):
+        step(run, update(24, ALICE))
+
+
+def test_a_revocation_after_averaging_has_begun_changes_nothing_of_this_round() -> None:
+    run, _ = after(collecting(), update(20, ALICE), update(21, BOB), update(22, CAROL))
+    assert run.phase is Phase.AGGREGATING
+    run, effects = after(run, ev.MemberRevoked(23, ALICE), ev.ModelAveraged(24, RoundNumber(1), Digest("d1")))
+    assert [receipt.client for receipt in effects[0].receipts] == [ALICE, BOB, CAROL]  # type: ignore[union-attr]
+    run, _ = after(run, seen(25, ALICE, BOB, CAROL))
+    assert ALICE not in run.cohort
+
+
+def test_a_revoked_member_is_not_waited_for_in_an_evaluation() -> None:
+    run, _ = after(a_run(), ev.RunStarted(0), seen(1, ALICE, BOB, CAROL), seen(1, ALICE, BOB, CAROL))
+    run, _ = after(run, evaluation(2, ALICE, 0), evaluation(2, BOB, 0), ev.MemberRevoked(3, CAROL))
+    assert run.phase is Phase.WAITING
+
+
+def test_a_revocation_is_repeatable_and_means_nothing_to_a_run_the_member_has_no_part_in() -> None:
+    run, _ = after(collecting(), update(20, ALICE), ev.MemberRevoked(22, ALICE))
+    assert step(run, ev.MemberRevoked(23, ALICE)) == (run, ())
+    assert step(run, ev.MemberRevoked(23, DAVE)) == (run, ())
+
+
+def test_a_member_that_was_invited_again_may_take_part_again() -> None:
+    run, _ = after(collecting(), update(20, ALICE), ev.MemberRevoked(22, ALICE), ev.ClientReturned(30, ALICE))
+    run, effects = after(run, seen(31, ALICE), update(32, ALICE, digest="new"))
+    assert effects == (ev.RecordReceipt(RoundNumber(1), ev.Receipt(ALICE, Digest("new"), 10)),)

@@ -199,7 +199,7 @@ async def _audit(config: ServerConfig) -> Report:
     with StateDirectory(config.state_dir) as state:
         store = await open_store(state.database_url)
         try:
-            return await audit_state(store, LocalBlobs(state.blobs), state.scratch)
+            return await audit_state(store, SqlMembership(store), LocalBlobs(state.blobs), state.scratch)
         finally:
             await store.close()
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pluralllm.common.audit_chain import FIRST_PREVIOUS, check_chain
 from pluralllm.common.errors import NotFound, PluralError
 from pluralllm.common.ids import ClientId, Digest, RoundNumber, RunId
+from pluralllm.common.membership_errors import AuditBroken
 from pluralllm.common.spec import RunSpec, parse_spec
 from pluralllm.server import events as ev
 from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
 from pluralllm.server.blobs import Blobs, verify
 from pluralllm.server.live_run import first_state, layout_for
+from pluralllm.server.membership import MembershipStore
 from pluralllm.server.records import change_of
 from pluralllm.server.retention import kept_blobs
 from pluralllm.server.rounds import step
@@ -41,6 +44,7 @@ INVARIANTS = {
     5: "aggregating the stored updates again gives the same bits",
     6: "replaying the event log gives what the tables say",
     7: "stored bytes are what their digest says",
+    8: "the audit log is an unbroken hash chain",
 }
 
 
@@ -64,6 +68,7 @@ class Report:
     aggregates_repeated: int = 0
     aggregates_not_kept: int = 0  # their updates are past retention
     orphan_blobs: int = 0
+    audit_entries: int = 0
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -74,11 +79,10 @@ class Report:
         """For a person."""
         checked = (
             f"{self.runs} runs, {self.versions} versions, {self.receipts} receipts; {self.aggregates_repeated} aggregates "
-            f"repeated bit for bit, {self.aggregates_not_kept} not (updates past retention); {self.orphan_blobs} orphan blobs"
+            f"repeated bit for bit, {self.aggregates_not_kept} not (updates past retention); {self.orphan_blobs} orphan blobs; "
+            f"{self.audit_entries} entries of the audit log"
         )
-        problems = [
-            f"run {f.run}, invariant {f.invariant} ({INVARIANTS[f.invariant]}): {f.problem}" for f in self.findings
-        ]
+        problems = [f"{f.run}, invariant {f.invariant} ({INVARIANTS[f.invariant]}): {f.problem}" for f in self.findings]
         return [checked, *problems, "clean" if self.is_clean else f"{len(problems)} findings"]
 
     def to_json(self) -> dict[str, Any]:
@@ -90,6 +94,7 @@ class Report:
             "aggregates_repeated": self.aggregates_repeated,
             "aggregates_not_kept": self.aggregates_not_kept,
             "orphan_blobs": self.orphan_blobs,
+            "audit_entries": self.audit_entries,
             "findings": [{"run": f.run, "invariant": f.invariant, "problem": f.problem} for f in self.findings],
         }
 
@@ -118,7 +123,7 @@ class Tables:
         return tuple(sorted((receipt.client, receipt.digest, receipt.examples) for receipt in found))
 
 
-async def audit(store: Store, blobs: Blobs, scratch: Path) -> Report:
+async def audit(store: Store, membership: MembershipStore, blobs: Blobs, scratch: Path) -> Report:
     """Checks every run. Reads much: each kept update once, each version up to three times. Nothing may write meanwhile."""
     report = Report()
     for record in await store.runs():
@@ -135,10 +140,22 @@ async def audit(store: Store, blobs: Blobs, scratch: Path) -> Report:
             problems += [*_check_replay(record, spec, tables, log), *await _check_blobs(blobs, tables)]
             for version in tables.versions.values():
                 problems += await _check_aggregate(report, spec, blobs, scratch, tables, version)
-        report.findings += [Finding(record.id, invariant, problem) for invariant, problem in problems]
+        report.findings += [Finding(f"run {record.id}", invariant, problem) for invariant, problem in problems]
+    await _check_audit_log(report, membership)
     named = await kept_blobs(store, 1_000_000)
     report.orphan_blobs = len(set(await blobs.digests()) - named)
     return report
+
+
+async def _check_audit_log(report: Report, membership: MembershipStore) -> None:
+    head = (0, FIRST_PREVIOUS)
+    while page := await membership.audit_entries(head[0], PAGE):
+        try:
+            head = check_chain(page, *head)
+        except AuditBroken as error:
+            report.findings.append(Finding("audit log", 8, str(error)))
+            return
+        report.audit_entries += len(page)
 
 
 async def _read(store: Store, run: RunId) -> tuple[Tables, list[EventRecord]]:
