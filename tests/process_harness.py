@@ -134,12 +134,10 @@ class Federation:
             "PLURALLLM_SERVER_LISTEN": self.address,
             "PLURALLLM_SERVER_ENROLMENT_LISTEN": self.enrolment_address,
             "PLURALLLM_SERVER_LEASE_S": "5",
-            **server_settings,
         }
-        self.settings = {**os.environ, **settings}
         init = [*server, "init", "--host", "127.0.0.1", "--admin-identity", str(self.admin)]
-        subprocess.run(init, check=True, capture_output=True, timeout=60, env=self.settings)
-        self.coordinator = Process([*server, "serve"], folder / "coordinator.log", settings)
+        subprocess.run(init, check=True, capture_output=True, timeout=60, env={**os.environ, **settings})
+        self.coordinator = Process([*server, "serve"], folder / "coordinator.log", {**settings, **server_settings})
         self.processes.append(self.coordinator)
 
     def remote(self) -> Remote:

@@ -1,0 +1,360 @@
+"""From nothing to a training partner, as typed by people: six commands, and what happens to whoever tries it wrongly."""
+
+import base64
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from process_harness import Process, free_port, process_spec, tiny_embedding_model
+
+from pluralllm.client.private_data import write_group
+from pluralllm.client.sample_survey import sample_groups
+from pluralllm.common.identity import load_identity
+from pluralllm.common.invite import load_invite
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+LIMIT_S = 60.0
+SERVER, CLIENT, CLI = "pluralllm.server", "pluralllm.client", "pluralllm.cli"
+
+
+@dataclass
+class Town:
+    """A coordinator's host and its partners, each in a folder of their own; everything said is kept."""
+
+    folder: Path
+    said: list[str] = field(default_factory=list)
+    address: str = ""
+
+    def environment(self, home: Path) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PLURALLLM_")}
+        return {**kept, "XDG_CONFIG_HOME": str(home / "config"), "HOME": str(home), "NO_COLOR": "1", "COLUMNS": "250"}
+
+    def types(self, home: str, module: str, *arguments: str, given: str = "") -> "subprocess.CompletedProcess[str]":
+        """One command in somebody's folder."""
+        place = self.folder / home
+        place.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=place,
+            env=self.environment(place),
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+        self.said += [done.stdout, done.stderr]
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def does(self, home: str, module: str, *arguments: str) -> str:
+        """A command that works."""
+        done = self.types(home, module, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def invited(self, name: str, *more: str) -> Path:
+        """An invite's file, where the partner finds it."""
+        self.does("host", CLI, "invite", name, *(more or ("--role", "client")))
+        (self.folder / name).mkdir(exist_ok=True)
+        return (self.folder / "host" / f"{name}.invite").rename(self.folder / name / f"{name}.invite")
+
+    def starts(self, home: str, module: str, *arguments: str) -> Process:
+        place = self.folder / home
+        command = [sys.executable, "-m", module, *arguments]
+        log = self.folder / f"{home}.log"
+        with contextlib.chdir(place):
+            return Process(command, log, {**self.environment(place), "OMP_NUM_THREADS": "1"}).start()
+
+    def audit(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.does("host", CLI, "audit", "--json"))["entries"]
+        return found
+
+
+def until(holds: Any, what: str, town: Town) -> None:
+    end_s = time.monotonic() + LIMIT_S
+    while not holds():
+        logs = "\n".join(log.read_text()[-2000:] for log in town.folder.glob("*.log"))
+        assert time.monotonic() < end_s, f"not within {LIMIT_S} s: {what}\n{logs}"
+        time.sleep(0.05)
+
+
+def start_coordinator(town: Town) -> Process:
+    main, gate = free_port(), free_port()
+    town.address = f"127.0.0.1:{main}"
+    town.does(
+        "host",
+        SERVER,
+        *("init", "--host", "127.0.0.1"),
+        *(
+            "--config",
+            write(town.folder / "server.toml", f'listen = "{town.address}"\nenrolment_listen = "127.0.0.1:{gate}"\n'),
+        ),
+    )
+    server = town.starts("host", SERVER, "serve", "--config", str(town.folder / "server.toml"))
+    until((town.folder / "host/pluralllm-state/enrolment-address").exists, "the coordinator serves", town)
+    until(lambda: town.types("host", CLI, "runs").returncode == 0, "the coordinator answers", town)
+    return server
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    found = Town(tmp_path_factory.mktemp("town"))
+    server = start_coordinator(found)
+    try:
+        yield found
+    finally:
+        server.stop()
+
+
+def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Path) -> None:
+    """init, serve, invite, join, run, run create --start; the second partner repeats three of them."""
+    town = Town(tmp_path / "town")
+    town.folder.mkdir()
+    model = tiny_embedding_model(tmp_path / "model")
+    spec = write(tmp_path / "run.toml", toml_of(process_spec(rounds=2)))
+    running = [start_coordinator(town)]  # 1 init, 2 serve
+    try:
+        for name, questions in zip(("org-a", "org-b"), sample_groups(2, 60, 0).values(), strict=True):
+            invite = town.invited(name)  # 3
+            told = town.does(name, CLIENT, "join", invite.name)  # 4
+            assert f"{name} is client of federation 127.0.0.1, group {name} (trains)" in told
+            data = town.folder / name / "answers.jsonl"
+            write_group(data, questions)
+            flags = ["--data", data.name, "--exit-when-run-over"]
+            (town.folder / name / "client.toml").write_text(f'embedding_model_path = "{model}"\nthreads = 1\n')
+            running.append(town.starts(name, CLIENT, "run", "--config", "client.toml", *flags))  # 5
+        town.does("host", CLI, "run", "create", "first", spec, "--start")  # 6
+        until(
+            lambda: not any(process.running for process in running[1:]), "the partners hear that the run is over", town
+        )
+        status = json.loads(town.does("host", CLI, "status", "--json"))
+        assert (status["phase"], status["outcome"], status["version"]) == ("ended", "completed", 2)
+    finally:
+        codes = [process.stop() for process in running]
+    assert codes == [0, 0, 0]
+    assert_no_secret_anywhere(town)
+
+
+def toml_of(spec: Any) -> str:
+    """Enough TOML for a run spec of these tests."""
+    values = spec.model_dump(mode="json", exclude={"embedding": {"probes"}}, exclude_none=True)
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    tables = [(key, value) for key, value in values.items() if isinstance(value, dict)]
+    for key, table in tables:
+        lines.append(f"[{key}]")
+        lines += [f"{name} = {inline(value)}" for name, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {inline(part)}" for name, part in value.items()) + "}"
+    return json.dumps(value)
+
+
+def assert_no_secret_anywhere(town: Town) -> None:
+    """Keys, tokens and what people answered: in no log, no output, no database."""
+    secrets: dict[str, bytes] = {}
+    for path in town.folder.rglob("*.pem"):
+        for body in re.findall(rb"BEGIN PRIVATE KEY-----\n(.+?)\n-----END", path.read_bytes(), re.DOTALL):
+            secrets[str(path)] = body.split(b"\n")[1]  # most of the secret number, and nothing of the form
+    for path in town.folder.rglob("*.invite"):
+        secrets[str(path)] = load_invite(str(path)).token.encode()
+    for path in town.folder.rglob("answers.jsonl"):
+        for number, line in enumerate(path.read_text().splitlines()):
+            secrets[f"{path}:{number}"] = json.loads(line)["question"].encode()
+    assert len(secrets) > 20, "root, issuer, server, administrator, two partners, two tokens, many questions"
+    told = [log.read_bytes() for log in town.folder.glob("*.log")]
+    assert all(len(log) > 100 for log in told)
+    # An invite is printed for its reader, once, on standard output: that is what the command is for.
+    told += [re.sub(r"pluralllm-invite:\S+", "", text).encode() for text in town.said]
+    told.append((town.folder / "host/pluralllm-state/coordinator.sqlite3").read_bytes())
+    for name, secret in secrets.items():
+        assert not any(secret in text or base64.b64encode(secret) in text for text in told), f"{name} is told"
+
+
+def test_joining_twice_changes_nothing(town: Town) -> None:
+    invite = town.invited("again")
+    first = town.does("again", CLIENT, "join", invite.name)
+    before = (town.folder / "again/pluralllm-client-state/identity/credentials.pem").read_bytes()
+    assert town.does("again", CLIENT, "join", invite.name) == first
+    assert (town.folder / "again/pluralllm-client-state/identity/credentials.pem").read_bytes() == before
+    assert [entry["action"] for entry in town.audit() if entry["object"] == "members/again"] == ["CreateInvite", "Join"]
+
+
+def test_an_invite_works_as_one_line_and_from_standard_input(town: Town) -> None:
+    line = load_invite(str(town.invited("liner"))).to_line()
+    town.does("liner", CLIENT, "join", line)
+    line = load_invite(str(town.invited("piped"))).to_line()
+    done = town.types("piped", CLIENT, "join", "-", given=line + "\n")
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_machines_that_join_at_once_with_one_invite_get_one_certificate(town: Town) -> None:
+    invite = str(town.invited("twice"))
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(lambda home: town.types(home, CLIENT, "join", invite), ("thief-1", "thief-2")))
+    assert sorted(each.returncode for each in done) == [0, 3]
+    loser = next(each for each in done if each.returncode == 3)
+    assert loser.stderr.startswith("error: The invite for twice has been used with another key.")
+    entries = [(entry["action"], entry["result"]) for entry in town.audit() if entry["object"] == "members/twice"]
+    assert entries == [("CreateInvite", "ACCEPTED"), ("Join", "ACCEPTED"), ("Join", "INVITE_USED")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"token": "A" * 43}, "There is no open invite for wrong with this token."),
+        ({"name": "another"}, "This invite is not for another."),
+        ({"role": "admin"}, "wrong is admin; pluralllm-client join is for client."),
+    ],
+)
+def test_a_changed_invite_is_refused_with_its_reason(town: Town, changes: dict[str, Any], said: str) -> None:
+    town.types("host", CLI, "revoke", "wrong")
+    invite = town.invited("wrong")
+    values = {**json.loads(invite.read_text()), **changes}
+    invite.write_text(json.dumps(values))
+    done = town.types("wrong", CLIENT, "join", invite.name)
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"error: {said}"), done.stderr
+    assert values["token"] not in done.stderr
+
+
+def test_an_invite_of_another_authority_is_found_out_before_the_token_leaves(town: Town, tmp_path: Path) -> None:
+    invite = town.invited("careful")
+    other = town.types("elsewhere", SERVER, "init", "--host", "x", "--admin-identity", str(tmp_path / "admin"))
+    assert other.returncode == 0
+    foreign = load_identity(tmp_path / "admin", "").authority_pem
+    body = b"".join(foreign.splitlines()[1:-1]).decode()
+    invite.write_text(json.dumps({**json.loads(invite.read_text()), "authority": body}))
+    done = town.types("careful", CLIENT, "join", invite.name)
+    assert done.returncode == 3
+    assert "is not the coordinator this member was invited by" in done.stderr
+    assert not [entry for entry in town.audit() if entry["object"] == "members/careful" and entry["action"] == "Join"]
+
+
+def test_an_observer_joins_and_sees_no_members(town: Town) -> None:
+    town.invited("eve", "--role", "observer")
+    told = town.does("eve", CLI, "join", "eve.invite")
+    assert "eve is observer of federation 127.0.0.1" in told
+    assert town.does("eve", CLI, "runs")
+    done = town.types("eve", CLI, "members")
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: eve is observer; ListMembers is for admin.")
+
+
+def test_approval_is_asked_for_and_given(town: Town) -> None:
+    invite = town.invited("slow", "--role", "observer", "--approve")
+    told = town.does("slow", CLI, "join", invite.name)
+    fingerprint = next(line for line in told.splitlines() if line.startswith("fingerprint")).partition(": ")[2]
+    assert "Until the administrator runs `pluralllm approve slow`" in told
+    assert "slow has joined and waits for approval" in town.types("slow", CLI, "runs").stderr
+    assert fingerprint in town.does("host", CLI, "members", "--keys")
+    town.does("host", CLI, "approve", "slow")
+    town.does("slow", CLI, "runs")
+
+
+def test_a_revoked_member_is_told_so(town: Town) -> None:
+    town.invited("gone", "--role", "observer")
+    town.does("gone", CLI, "join", "gone.invite")
+    town.does("host", CLI, "revoke", "gone", "--reason", "left")
+    done = town.types("gone", CLI, "runs")
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: The membership of gone was revoked on ")
+    members = {member["name"]: member["state"] for member in json.loads(town.does("host", CLI, "members", "--json"))}
+    assert members["members/gone"] == "revoked"
+
+
+def test_the_doctors_find_nothing_wrong_where_nothing_is(town: Town) -> None:
+    town.does("host", SERVER, "doctor", "--config", str(town.folder / "server.toml"))
+    checks = json.loads(town.does("host", CLI, "doctor", "--json"))
+    assert [check["name"] for check in checks if check["ok"]] == [
+        "certificate",
+        "name resolution",
+        "main port, TLS",
+        "enrolment port, TLS",
+        "clock",
+        "standing",
+        "protocol",
+    ]
+
+
+def test_the_clients_doctor_says_what_is_missing(town: Town) -> None:
+    done = town.types("nobody", CLIENT, "doctor", "--data", "none.jsonl")
+    assert done.returncode == 2, "doctor takes a configuration file"
+    (town.folder / "nobody" / "client.toml").write_text('data = "none.jsonl"\n')
+    done = town.types("nobody", CLIENT, "doctor", "--config", "client.toml")
+    assert done.returncode == 3
+    assert "pluralllm-client join INVITE" in done.stdout
+
+
+def test_the_servers_doctor_finds_a_key_that_others_may_read(town: Town) -> None:
+    key = town.folder / "host/pluralllm-state/authority/issuer.pem"
+    key.chmod(0o644)
+    try:
+        done = town.types("host", SERVER, "doctor", "--config", str(town.folder / "server.toml"))
+    finally:
+        key.chmod(0o600)
+    assert done.returncode == 3
+    assert "chmod 600" in done.stdout
+
+
+def test_a_rewritten_audit_log_is_found_out_by_whoever_has_seen_the_old_one(town: Town) -> None:
+    town.audit()
+    memory = town.folder / "host/config/pluralllm/audit-head.json"
+    seen = json.loads(memory.read_text())
+    memory.write_text(json.dumps({**seen, "sha256": "0" * 64}))
+    done = town.types("host", CLI, "audit")
+    memory.write_text(json.dumps(seen))
+    assert done.returncode == 3
+    assert f"entry {seen['sequence']} is not the one this machine saw" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["invite", "Org A", "--role", "client"], "name: is 'Org A', allowed: 1 to 40 of a-z"),
+        (["invite", "x", "--role", "client", "--ttl", "48h"], "ttl: is 172800 s, must be above 0 and at most 24 h"),
+        (["invite", "x", "--role", "client", "--ttl", "soon"], "--ttl: is 'soon'"),
+        (["invite", "x", "--role", "observer", "--group", "G"], "group: is for clients"),
+        (["invite", "admin", "--role", "client"], "There is a member admin already (active)."),
+        (["revoke", "nobody-of-that-name"], "There is no member nobody-of-that-name."),
+        (["revoke", "admin"], "admin is the last administrator."),
+        (["join", "none.invite"], "The invite cannot be read: none.invite: No such file"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_clear_line_and_changes_nothing(
+    town: Town, arguments: list[str], said: str
+) -> None:
+    before = len(town.audit())
+    done = town.types("host", CLI, *arguments)
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"error: {said}"), done.stderr
+    assert [entry for entry in town.audit()[before:] if entry["result"] == "ACCEPTED"] == []
+    assert not list((town.folder / "host").glob("*.invite"))
+
+
+def test_a_second_init_and_a_taken_identity_are_refused(town: Town) -> None:
+    done = town.types("host", SERVER, "init", "--host", "x", "--admin-identity", "elsewhere")
+    assert done.returncode == 3
+    assert "is in use by process" in done.stderr, "the coordinator runs"
+    done = town.types("host", SERVER, "init", "--host", "x", "--state-dir", "another-state")
+    assert done.returncode == 3
+    assert "holds the certificate of" in done.stderr
+    assert not (town.folder / "host" / "another-state").exists()
