@@ -1,0 +1,268 @@
+"""Certificates that end while everything runs: renewed in mid-round, taken up without a restart, or the reason told."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from coordinator_harness import Served, serving, small_spec
+from process_harness import federation, free_port, process_spec, tiny_embedding_model, until
+
+from pluralllm.cli.remote import Remote
+from pluralllm.client.diagnosis import diagnose
+from pluralllm.client.sample_survey import sample_groups
+from pluralllm.client.standing import Standing, renew
+from pluralllm.client.transport import Transport
+from pluralllm.common.certificates import make_request
+from pluralllm.common.clock import SystemClock
+from pluralllm.common.errors import Unreachable
+from pluralllm.common.handshake import handshake
+from pluralllm.common.identity import Identity, load_identity, next_key
+from pluralllm.common.ids import ClientId
+from pluralllm.common.membership_errors import (
+    CertificateExpired,
+    CertificateRevoked,
+    ClockWrong,
+    ForeignAuthority,
+    ServerCertificateOutOfDate,
+    WrongHost,
+)
+from pluralllm.common.roles import MemberRole
+from pluralllm.common.spec import GroupRole
+from pluralllm.server.access import Principal
+from pluralllm.server.authority import DAY_S, create_authority, renew_issuer
+
+pytestmark = pytest.mark.timeout(240)
+LIFE_S = 6.0
+SPEC = process_spec(rounds=40, round={"evaluate_every": 40})
+
+
+@pytest.fixture(scope="module")
+def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_embedding_model(tmp_path_factory.mktemp("model"))
+
+
+def play(folder: Path, embedding_model: Path, **settings: str) -> tuple[str, list[str], list[dict[str, object]]]:
+    """A run of two daemons: the final model's digest, what their logs say happened, and the coordinator's events."""
+    with federation(folder, embedding_model, free_port(), **settings) as running:
+        remote = running.start_coordinator()
+        for name, questions in zip(("ann", "ben"), sample_groups(2, 60, 0).values(), strict=True):
+            running.start_client(name, questions)
+        remote.create_run("r", SPEC.canonical_json())
+        remote.start_run("r")
+        until(lambda: remote.get_run("r")["phase"] == "ended", "the run ends", running, 150)
+        run = remote.get_run("r")
+        assert run["outcome"] == "completed", run["outcome_reason"]
+        for client in running.clients.values():
+            until(lambda client=client: not client.running, "the client hears of it", running)  # type: ignore[misc]
+        remote.close()
+        running.coordinator.stop()
+        audit = running.audit()
+        assert audit.returncode == 0, audit.stdout
+        lines = [
+            json.loads(line)
+            for log in running.folder.glob("*.log")
+            for line in log.read_text().splitlines()
+            if line.startswith("{")
+        ]
+        said = [line["event"] for line in lines]
+        return run["version_digest"], said, [line for line in lines if line["event"] == "run.event"]
+
+
+@pytest.mark.slow
+def test_renewals_in_mid_round_lose_nothing(tmp_path: Path, embedding_model: Path) -> None:
+    """Certificates of six seconds, connections of two: the model has the bits of a run in which nothing was renewed."""
+    calm, said, _ = play(tmp_path / "calm", embedding_model)
+    assert said.count("certificate.renewed") == 0
+    days = str(LIFE_S / DAY_S)
+    hurried, said, events = play(
+        tmp_path / "hurried",
+        embedding_model,
+        PLURALLLM_SERVER_CERTIFICATE_LIFE_DAYS=days,
+        PLURALLLM_SERVER_CONNECTION_AGE_S="2",
+    )
+    assert hurried == calm
+    assert said.count("certificate.renewed") >= 4, "each daemon once, said by it and by the coordinator"
+    assert not [event for event in events if event["kind"] in ("PlaceLost", "UpdateRefused")]
+    assert not {"task.interrupted", "task.failed", "certificate.not_renewed"} & set(said)
+
+
+@contextlib.asynccontextmanager
+async def transport_of(identity: Identity) -> AsyncIterator[Transport]:
+    transport = Transport.of_member(identity)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+async def polls_open(served: Served, count: int) -> None:
+    while served.coordinator.sessions.of(ClientId("ann")).polls_open < count:
+        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)
+
+
+async def test_after_a_renewal_new_calls_go_with_the_new_certificate_and_old_ones_end(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        identity = await served.member("ann", MemberRole.CLIENT, "G")
+        async with transport_of(identity) as transport:
+            await transport.hello("G", GroupRole.TRAIN, 5)
+            held = asyncio.create_task(transport.poll(None, ()))
+            await polls_open(served, 1)
+            renewed = await renew(identity, transport)
+            assert renewed.facts.serial != identity.facts.serial
+            assert load_identity(identity.folder, "").facts.serial == renewed.facts.serial
+            old = served.registry._certificates[identity.facts.serial]
+            served.registry._certificates[old.serial] = replace(
+                old, revoked_s=1.0
+            )  # whoever still used it would be refused
+            again = asyncio.create_task(transport.poll(None, ()))
+            await polls_open(served, 2)
+            served.coordinator.drain()
+            await asyncio.wait_for(asyncio.gather(held, again), 10)
+
+
+async def test_a_renewal_whose_answer_was_lost_is_repeated_with_the_same_key(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        identity = await served.member("ann", MemberRole.CLIENT)
+        async with transport_of(identity) as transport:
+            lost = await transport.renew(make_request(next_key(identity.folder), "ann"))
+            renewed = await renew(identity, transport)
+            assert renewed.chain_pem == lost
+
+
+async def test_a_command_renews_its_own_certificate_when_that_is_due(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", certificate_life_days=60 / DAY_S) as served:
+        identity = (await served.member("eve", MemberRole.OBSERVER)).at(served.address)
+        remote = await asyncio.to_thread(Remote.of_member, identity)
+        renewed = await asyncio.to_thread(remote.renewed)
+        assert await asyncio.to_thread(renewed.runs) == []
+        assert load_identity(identity.folder, "").facts.serial != identity.facts.serial
+        for each in (remote, renewed):
+            await asyncio.to_thread(each.close)
+
+
+# The server's side
+
+
+async def test_a_new_server_certificate_is_used_without_a_restart_and_open_connections_stay(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        ann = await served.client("ann")
+        authority = served.registry.authority
+        before = await asyncio.to_thread(handshake, served.address, authority.root_pem)
+        await asyncio.to_thread(authority.renew_server, time.time())
+        after = await asyncio.to_thread(handshake, served.address, authority.root_pem)
+        assert after.certificate.serial_number != before.certificate.serial_number
+        enrolment = await asyncio.to_thread(handshake, served.enrolment_address, authority.root_pem)
+        assert enrolment.certificate.serial_number == after.certificate.serial_number
+        await ann.poll()
+
+
+async def test_a_damaged_server_certificate_leaves_the_old_one_in_use(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        authority = served.registry.authority
+        before = await asyncio.to_thread(handshake, served.address, authority.root_pem)
+        authority.server_file.write_bytes(b"garbage")
+        after = await asyncio.to_thread(handshake, served.address, authority.root_pem)
+        assert after.certificate == before.certificate
+
+
+async def test_members_and_new_ones_go_on_under_a_new_intermediate(tmp_path: Path) -> None:
+    """`renew-issuer` while the coordinator runs; it takes the new one up when it looks again, here after a restart."""
+    async with serving(tmp_path / "state") as served:
+        await served.client("ann")
+    folder = tmp_path / "state" / "authority"
+    renew_issuer(folder, (), folder / "root-key.pem", None, time.time())
+    async with serving(tmp_path / "state") as served:
+        await served.client("ann")
+        await served.client("ben")
+
+
+# What a daemon says when nothing answers
+
+
+async def told(served: Served, identity: Identity, error: Unreachable) -> Exception | None:
+    async with transport_of(identity) as transport:
+        try:
+            return await Standing(identity, transport).true_cause(error)
+        except Exception as final:  # noqa: BLE001 - what it raises is the result
+            return final
+
+
+UNREACHABLE = Unreachable(address="x", problem="Socket closed")
+
+
+def with_enrolment(identity: Identity, served: Served) -> Identity:
+    membership = identity.membership.model_copy(update={"enrolment": served.enrolment_address})
+    return replace(identity, membership=membership)
+
+
+async def test_a_revoked_daemon_learns_it_though_its_connection_is_only_closed(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        assert await told(served, identity, UNREACHABLE) is UNREACHABLE
+        await served.registry.revoke(Principal(identity.membership.name, MemberRole.ADMIN), "ann", "")
+        assert isinstance(await told(served, identity, UNREACHABLE), CertificateRevoked)
+
+
+async def test_an_expired_daemon_learns_it(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", certificate_life_days=1 / DAY_S) as served:
+        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        await asyncio.sleep(max(0.0, identity.facts.not_after_s - time.time()) + 0.1)
+        assert isinstance(await told(served, identity, UNREACHABLE), CertificateExpired)
+
+
+async def test_a_machine_whose_clock_is_wrong_learns_that_and_not_that_it_expired(
+    tmp_path: Path,
+) -> None:
+    """The coordinator lives in the past of this machine by more than a certificate's life."""
+    async with serving(tmp_path / "state", wall_s=lambda: time.time() - 40 * DAY_S) as served:
+        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        cause = await asyncio.to_thread(diagnose, identity)
+        assert cause is not None
+        assert isinstance(cause.error, CertificateExpired)
+        later_s = [0.0]
+    async with serving(tmp_path / "state", wall_s=lambda: time.time() + later_s[0]) as served:
+        identity = with_enrolment(await served.member("ben", MemberRole.CLIENT), served)
+        later_s[0] = 40 * DAY_S
+        cause = await asyncio.to_thread(diagnose, identity)
+        assert cause is not None
+        assert isinstance(cause.error, ClockWrong)
+        assert not cause.final
+
+
+async def test_another_authority_and_another_name_are_told_apart_from_a_dead_coordinator(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        other = create_authority(tmp_path / "other", "fed", ["x"], None, time.time())
+        with pytest.raises(ForeignAuthority):
+            await asyncio.to_thread(handshake, served.address, other.root_pem)
+        with pytest.raises(Unreachable, match="refused"):
+            await asyncio.to_thread(handshake, f"127.0.0.1:{free_port()}", identity.authority_pem)
+
+
+async def test_a_coordinator_reached_by_a_name_that_is_not_its_own_says_which_are(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", listen="127.0.0.2:0") as served:
+        with pytest.raises(WrongHost, match=r"not for 127\.0\.0\.2 but for localhost, 127\.0\.0\.1"):
+            await asyncio.to_thread(handshake, served.address, served.registry.authority.root_pem)
+
+
+async def test_a_server_certificate_out_of_date_is_told_with_its_dates_and_this_machines_clock(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        authority = served.registry.authority
+        await asyncio.to_thread(authority.renew_server, time.time() - 100 * DAY_S)
+        with pytest.raises(ServerCertificateOutOfDate, match="this machine's clock says"):
+            await asyncio.to_thread(handshake, served.address, authority.root_pem)
+
+
+async def test_an_upload_outlives_the_connections_age(tmp_path: Path) -> None:
+    """Connections of one second; calls under way get their grace, new ones a new connection."""
+    async with serving(tmp_path / "state", SystemClock(), connection_age_s=1, poll_hold_s=3) as served:
+        await served.create("r", small_spec(), start=False)
+        ann = await served.client("ann")
+        started_s = time.monotonic()
+        while time.monotonic() - started_s < 4:
+            await ann.poll(hold_s=2)
