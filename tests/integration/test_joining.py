@@ -198,6 +198,17 @@ def test_joining_twice_changes_nothing(town: Town) -> None:
     assert [entry["action"] for entry in town.audit() if entry["object"] == "members/again"] == ["CreateInvite", "Join"]
 
 
+def test_a_member_that_was_revoked_and_invited_again_joins_into_the_same_folder(town: Town) -> None:
+    town.does("back", CLIENT, "join", town.invited("back").name)
+    first = (town.folder / "back/pluralllm-client-state/identity/credentials.pem").read_bytes()
+    town.does("host", CLI, "revoke", "back")
+    (town.folder / "back/back.invite").unlink()
+    town.does("back", CLIENT, "join", town.invited("back").name)
+    assert (town.folder / "back/pluralllm-client-state/identity/credentials.pem").read_bytes() != first
+    members = json.loads(town.does("host", CLI, "members", "--json"))
+    assert [member["state"] for member in members if member["name"] == "members/back"] == ["active"]
+
+
 def test_an_invite_works_as_one_line_and_from_standard_input(town: Town) -> None:
     line = load_invite(str(town.invited("liner"))).to_line()
     town.does("liner", CLIENT, "join", line)
@@ -262,10 +273,12 @@ def test_an_observer_joins_and_sees_no_members(town: Town) -> None:
 def test_approval_is_asked_for_and_given(town: Town) -> None:
     invite = town.invited("slow", "--role", "observer", "--approve")
     told = town.does("slow", CLI, "join", invite.name)
-    fingerprint = next(line for line in told.splitlines() if line.startswith("fingerprint")).partition(": ")[2]
+    fingerprints = [line.partition(": ")[2] for line in told.splitlines() if line.startswith("fingerprint")]
+    assert len(fingerprints) == 2, "the key's and the authority's"
     assert "Until the administrator runs `pluralllm approve slow`" in told
     assert "slow has joined and waits for approval" in town.types("slow", CLI, "runs").stderr
-    assert fingerprint in town.does("host", CLI, "members", "--keys")
+    shown = town.does("host", CLI, "members", "--keys")
+    assert all(fingerprint in shown for fingerprint in fingerprints)
     town.does("host", CLI, "approve", "slow")
     town.does("slow", CLI, "runs")
 

@@ -251,6 +251,14 @@ async def test_a_member_cannot_pile_up_certificates(registry: Registry) -> None:
         await registry.renew(member, request())
 
 
+async def test_a_member_revoked_while_it_renews_gets_nothing(registry: Registry, place: Place) -> None:
+    member = await joined(registry, "org-a")
+    await registry.revoke(ROOT, "org-a", "")
+    with pytest.raises(CertificateRevoked):
+        await registry.renew(member, request())
+    assert len((await place.membership.everyone()).certificates) == 1
+
+
 async def test_revocation_is_durable_and_takes_open_invites_with_it(registry: Registry, place: Place) -> None:
     _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
     assert await registry.revoke(ROOT, "org-a", "") is None, "there was an invite only"

@@ -54,6 +54,10 @@ def identity_folder() -> Path:
     return _way.get().identity
 
 
+def is_plain_text() -> bool:
+    return _way.get().plain_text
+
+
 def my_identity(coordinator: str | None = None) -> Identity:
     """Raises NotJoined, InvalidConfig."""
     return load_identity(_way.get().identity, COMMAND).at(coordinator)
@@ -63,7 +67,7 @@ def remote(coordinator: str | None) -> "Remote":
     """A connection by this person's identity, renewed on the way if that is due. Raises NotJoined, NotLoopback."""
     from pluralllm.cli.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it
 
-    if _way.get().plain_text:
+    if is_plain_text():
         found = Remote.in_plain_text(coordinator or PLAIN_TEXT_ADDRESS)
         _opened.append(found)
         return found

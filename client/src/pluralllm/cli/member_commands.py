@@ -11,10 +11,12 @@ from pluralllm.cli.connection import (
     COMMAND,
     CoordinatorOption,
     identity_folder,
+    is_plain_text,
     my_identity,
     remote,
 )
 from pluralllm.cli.output import Json, now, show
+from pluralllm.common.certificates import fingerprint_of_certificate
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.files import write_durably
 from pluralllm.common.roles import MemberRole
@@ -100,7 +102,12 @@ def members(
     from pluralllm.cli.status_screen import keys_table, members_table  # noqa: PLC0415
 
     found = remote(coordinator).members()
-    show(found, as_json=as_json, screen=keys_table if keys else lambda members: members_table(members, now()))
+    authority = "" if is_plain_text() else fingerprint_of_certificate(my_identity().authority_pem)
+    show(
+        found,
+        as_json=as_json,
+        screen=lambda members: keys_table(members, authority) if keys else members_table(members, now()),
+    )
 
 
 def audit(

@@ -172,12 +172,13 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
     return table
 
 
-def keys_table(members: Sequence[Mapping[str, Any]]) -> Table:
+def keys_table(members: Sequence[Mapping[str, Any]], authority: str) -> Table:
     """Whole fingerprints, to be compared by phone."""
     table = Table("member", "fingerprint of the key", box=None, pad_edge=False)
-    for member in members:
-        if key := member["key_sha256"]:
-            table.add_row(member["name"].removeprefix("members/"), " ".join(key[at : at + 4] for at in range(0, 64, 4)))
+    keys = [(member["name"].removeprefix("members/"), member["key_sha256"]) for member in members]
+    for name, key in [*keys, ("(the authority)", authority)]:
+        if key:
+            table.add_row(name, " ".join(key[at : at + 4] for at in range(0, 64, 4)))
     return table
 
 

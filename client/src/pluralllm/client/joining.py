@@ -4,8 +4,9 @@ import datetime
 import sys
 from pathlib import Path
 
+from pluralllm.client.enrolment import check_standing
 from pluralllm.client.enrolment import join as spend
-from pluralllm.common.certificates import make_request, spoken
+from pluralllm.common.certificates import fingerprint_of_certificate, make_request, spoken
 from pluralllm.common.errors import Unreachable
 from pluralllm.common.handshake import handshake
 from pluralllm.common.identity import (
@@ -18,8 +19,18 @@ from pluralllm.common.identity import (
     save_identity,
 )
 from pluralllm.common.invite import MAX_INVITE_BYTES, Invite, load_invite, parse_invite
-from pluralllm.common.membership_errors import InviteInvalid, RoleForbids
+from pluralllm.common.membership_errors import (
+    AwaitingApproval,
+    CertificateExpired,
+    CertificateForeign,
+    CertificateRevoked,
+    CertificateUnknown,
+    InviteInvalid,
+    RoleForbids,
+)
 from pluralllm.common.roles import MemberRole
+
+PAST = (CertificateExpired, CertificateRevoked, CertificateUnknown, CertificateForeign)
 
 
 def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole]) -> tuple[Identity, bool]:
@@ -31,9 +42,17 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
     if invite.role not in roles:
         allowed = " or ".join(sorted(roles))
         raise RoleForbids(name=invite.name, role=invite.role, rpc=f"{command} join", allowed=allowed)
-    if check_free(folder, invite.federation, invite.name):
-        return load_identity(folder, command), False
     authority_pem = der_to_pem(invite.authority_der)
+    if check_free(folder, invite.federation, invite.name):
+        identity = load_identity(folder, command)
+        try:
+            check_standing(invite.enrolment, authority_pem, identity.chain_pem)
+        except AwaitingApproval:
+            return identity, True
+        except PAST:
+            pass  # it was invited again: this certificate is of no use any more
+        else:
+            return identity, False
     key = next_key(folder)
     try:
         answer = spend(invite.enrolment, authority_pem, invite.name, invite.token, make_request(key, invite.name))
@@ -70,7 +89,8 @@ def joined_text(identity: Identity, *, awaiting_approval: bool) -> str:
         f"{member.name} is {member.role} of federation {member.federation}{place}",
         f"coordinator {member.coordinator}; certificate until {until}, renewed by itself; key and all in {identity.folder}",
         f"fingerprint of your key: {spoken(facts.key_sha256)}",
-        "Read it to the coordinator's administrator on the phone; `pluralllm members --keys` shows it there.",
+        f"fingerprint of the authority: {spoken(fingerprint_of_certificate(identity.authority_pem))}",
+        "Compare both with the coordinator's administrator on the phone: `pluralllm members --keys` shows them there.",
     ]
     if awaiting_approval:
         lines.append(f"Until the administrator runs `pluralllm approve {member.name}` every call is refused.")

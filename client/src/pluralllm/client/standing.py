@@ -15,8 +15,7 @@ from pluralllm.common.identity import Identity, next_key, save_renewal
 log = structlog.get_logger()
 
 LOOK_AGAIN_S = 3600.0  # clocks are set, machines sleep: no wait is believed for longer
-SHORTEST_WAIT_S = 0.2
-RETRIES_LEFT = 20  # spread over what is left of the certificate's life
+LONGEST_PAUSE_S = 60.0  # between two tries
 DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 
 
@@ -33,16 +32,17 @@ class Standing:
         """Renews at two thirds of the certificate's life, with a new key each time. Runs until cancelled."""
         while self._identity is not None:
             facts = self._identity.facts
+            # Neither a coordinator that refuses nor a clock that is wrong makes this hot.
+            pause_s = min(LONGEST_PAUSE_S, facts.life_s / 20)
             wait_s = min(LOOK_AGAIN_S, facts.renew_s - time.time())
             if wait_s <= 0:
                 try:
                     self._identity = await renew(self._identity, self._transport)
                     log.info("certificate.renewed", serial=self._identity.facts.serial)
                 except PluralError as error:
-                    left_s = max(0.0, facts.not_after_s - time.time())
-                    log.warning("certificate.not_renewed", problem=str(error), days_left=round(left_s / 86_400, 1))
-                    wait_s = min(LOOK_AGAIN_S, left_s / RETRIES_LEFT) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
-            await asyncio.sleep(max(SHORTEST_WAIT_S, wait_s))
+                    days_left = max(0.0, facts.not_after_s - time.time()) / 86_400
+                    log.warning("certificate.not_renewed", problem=str(error), days_left=round(days_left, 1))
+            await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.5), wait_s))  # noqa: S311 - jitter, no secret
 
     async def true_cause(self, error: PluralError) -> PluralError:
         """A refused handshake looks like a dead coordinator: what it really is. Raises it if no retry can help."""

@@ -99,6 +99,17 @@ def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
+def fingerprint_of_certificate(pem: bytes) -> str:
+    """The same of the key in any certificate. Raises CertificateInvalid."""
+    try:
+        key = x509.load_pem_x509_certificate(pem).public_key()
+    except ValueError as error:
+        raise CertificateInvalid(what="the certificate", problem=str(error)) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise CertificateInvalid(what="the certificate", problem="its key is not ECDSA P-256")
+    return fingerprint(key)
+
+
 def spoken(key_sha256: str) -> str:
     """A fingerprint in groups of four, to be read out on the phone."""
     return " ".join(re.findall(f".{{1,{FINGERPRINT_GROUP}}}", key_sha256))
@@ -108,7 +119,6 @@ def member_uri(federation: str, role: MemberRole, name: str) -> str:
     return f"spiffe://{federation}/{role}/{name}"
 
 
-@functools.lru_cache(maxsize=4096)  # the coordinator reads the same certificates on every call
 def read_certificate(pem: bytes) -> CertificateFacts:
     """A member's certificate (the first of a chain). Raises CertificateInvalid for anything that is none."""
     try:
@@ -134,3 +144,7 @@ def read_certificate(pem: bytes) -> CertificateFacts:
         not_before_s=certificate.not_valid_before_utc.timestamp(),
         not_after_s=certificate.not_valid_after_utc.timestamp(),
     )
+
+
+# For the coordinator, which reads the same certificates on every call; nothing a stranger sends is kept by it.
+read_known_certificate = functools.lru_cache(maxsize=4096)(read_certificate)

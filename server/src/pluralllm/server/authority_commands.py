@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.common.certificates import fingerprint, new_key, spoken
+from pluralllm.common.certificates import fingerprint_of_certificate, new_key, spoken
 from pluralllm.common.configuration import load_config
 from pluralllm.common.errors import InvalidArgument, InvalidConfig
 from pluralllm.common.identity import Membership, save_identity
@@ -58,10 +58,9 @@ def init(
     with StateDirectory(settings.state_dir) as state:
         made = ca.create_authority(state.authority, name, hosts, passphrase, time.time())
         asyncio.run(_make_admin(settings, state, made, admin_name, admin_identity))
-    root = made.root.public_key()
     typer.echo(
         f"federation {name} for {', '.join(hosts)}; state in {settings.state_dir}\n"
-        f"authority's fingerprint: {spoken(fingerprint(root))}\n"  # type: ignore[arg-type] # P-256, just made
+        f"authority's fingerprint: {spoken(fingerprint_of_certificate(made.root_pem))}\n"
         f"administrator {admin_name}: {admin_identity}\n"
         f"The root's key is needed again in a year (renew-issuer): keep {state.authority / 'root-key.pem'} in a safe place.\n"
         "Next: pluralllm-server serve, then pluralllm invite NAME --role client"

@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 
 from pluralllm.common.errors import PluralError
+from pluralllm.common.ids import is_id
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.wire import MEMBER_ROLES, PROTOCOL_MAX, PROTOCOL_MIN, ROLES, timestamp
 from pluralllm.server.attempts import Attempts
@@ -30,11 +31,12 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         peer = self._count(context)
+        name = request.name if is_id(request.name) else "?"
         try:
             member, chain = await self._registry.join(request.name, request.token, request.certificate_request_der)
         except PluralError as error:
-            log.warning("join.refused", name=request.name[:40], peer=peer, reason=error.reason)
-            await self._registry.audit.refused(None, "Join", f"members/{request.name[:40]}", error)
+            log.warning("join.refused", name=name, peer=peer, reason=error.reason)
+            await self._registry.audit.refused(None, "Join", f"members/{name}", error)
             raise
         log.info("join.done", name=member.name, peer=peer, role=member.role, awaiting_approval=not member.approved)
         is_client = member.role is MemberRole.CLIENT

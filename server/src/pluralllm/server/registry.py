@@ -5,12 +5,13 @@ A certificate proves a name; everything else (role, group, approval, revocation)
 
 import asyncio
 import secrets
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pluralllm.common.certificates import fingerprint, public_key_of, read_certificate
+from pluralllm.common.certificates import fingerprint, public_key_of, read_certificate, read_known_certificate
 from pluralllm.common.errors import InvalidArgument, NotFound, OverLimit
 from pluralllm.common.ids import ID_HELP, ClientId, is_id
 from pluralllm.common.invite import TOKEN_BYTES, token_hash
@@ -77,6 +78,7 @@ class Registry:
         self._wall_s = wall_s
         self._members: dict[ClientId, Member] = {}
         self._certificates: dict[str, IssuedCertificate] = {}  # by serial
+        self._serials: defaultdict[ClientId, set[str]] = defaultdict(set)  # of each member's certificates
         self._invites: dict[str, InviteRecord] = {}  # by token hash
         self._changing = asyncio.Lock()
 
@@ -92,7 +94,7 @@ class Registry:
 
         Raises CertificateUnknown, CertificateNotYetValid, CertificateExpired, CertificateRevoked, AwaitingApproval.
         """
-        facts = read_certificate(certificate_pem)
+        facts = read_known_certificate(certificate_pem)
         issued, member = self._certificates.get(facts.serial), self._members.get(facts.name)
         if issued is None or member is None or (issued.member, issued.key_sha256) != (facts.name, facts.key_sha256):
             raise CertificateUnknown(name=facts.name, serial=facts.serial)
@@ -198,13 +200,15 @@ class Registry:
     async def renew(self, by: Principal, request_der: bytes) -> bytes:
         """The next certificate chain of a member. The same key gets the same answer again.
 
-        Raises CertificateInvalid, OverLimit, IssuerExpired.
+        Raises CertificateInvalid, CertificateRevoked, OverLimit, IssuerExpired.
         """
         key = public_key_of(request_der)
         key_sha256, now_s = fingerprint(key), self._wall_s()
         async with self._changing:
+            current = self._certificates[by.serial]
+            if current.revoked_s is not None:  # meanwhile
+                raise CertificateRevoked(name=by.name, revoked=day(current.revoked_s))
             live = [issued for issued in self._of(by.name) if issued.not_after_s > now_s and issued.revoked_s is None]
-            current = self._certificates.get(by.serial)
             for issued in live:
                 if issued.key_sha256 == key_sha256 and issued is not current:
                     return issued.chain_pem
@@ -277,6 +281,8 @@ class Registry:
     def _remember(self, change: MembershipChange | Everyone) -> None:
         self._members |= {member.name: member for member in change.members}
         self._certificates |= {issued.serial: issued for issued in change.certificates}
+        for issued in change.certificates:
+            self._serials[issued.member].add(issued.serial)
         self._invites |= {invite.token_sha256: invite for invite in change.invites}
 
     def _issue(
@@ -304,7 +310,7 @@ class Registry:
         return member
 
     def _of(self, name: ClientId) -> list[IssuedCertificate]:
-        return [issued for issued in self._certificates.values() if issued.member == name]
+        return [self._certificates[serial] for serial in self._serials.get(name, ())]
 
     def _withdrawn(self, name: ClientId) -> tuple[InviteRecord, ...]:
         now_s = self._wall_s()
