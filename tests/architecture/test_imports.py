@@ -135,6 +135,16 @@ def test_nothing_dangerous_is_called(name: str) -> None:
     assert [problem for node in ast.walk(ast.parse(MODULES[name].read_text())) for problem in dangers(node)] == []
 
 
+@pytest.mark.parametrize("part", ["benchmarks", "deploy", "protos", "tests"])
+def test_nothing_is_unpickled_outside_the_packages_either(part: str) -> None:
+    wrong = []
+    for path in (REPOSITORY / part).rglob("*.py"):
+        found = [problem for node in ast.walk(ast.parse(path.read_text())) for problem in dangers(node)]
+        wrong += [f"{path}: {problem}" for problem in found if "load" in problem or "pickle" in problem]
+        wrong += [f"{path} imports {name}" for name in imports(path) if name in FORBIDDEN["pluralllm."]]
+    assert not wrong
+
+
 def dangers(node: ast.AST) -> Iterator[str]:
     """What is banned about one node."""
     if isinstance(node, ast.Call):

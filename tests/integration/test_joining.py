@@ -308,6 +308,26 @@ def test_the_doctors_find_nothing_wrong_where_nothing_is(town: Town) -> None:
     ]
 
 
+def test_the_doctor_finds_a_key_that_others_may_read(town: Town) -> None:
+    key = town.folder / "host/config/pluralllm/credentials.pem"
+    key.chmod(0o640)
+    try:
+        done = town.types("host", CLI, "doctor", "--json")
+    finally:
+        key.chmod(0o600)
+    assert done.returncode == 3
+    [wrong] = [check for check in json.loads(done.stdout) if not check["ok"]]
+    assert (wrong["name"], wrong["fix"]) == ("certificate", f"chmod 600 {key}")
+
+
+def test_joining_takes_the_folders_of_the_daemons_configuration(town: Town) -> None:
+    invite = town.invited("configured")
+    write(town.folder / "configured" / "client.toml", 'data = "not there yet"\nstate_dir = "daemon"\n')
+    town.does("configured", CLIENT, "join", invite.name, "--config", "client.toml")
+    assert (town.folder / "configured/daemon/identity/credentials.pem").exists()
+    assert (town.folder / "configured/daemon/policy.toml").exists()
+
+
 def test_the_clients_doctor_says_what_is_missing(town: Town) -> None:
     done = town.types("nobody", CLIENT, "doctor", "--data", "none.jsonl")
     assert done.returncode == 2, "doctor takes a configuration file"

@@ -36,6 +36,9 @@ def _certificate(identity: Identity) -> Check:
         f"pluralllm invite {identity.membership.name} on the coordinator's side, then join again" if left_s <= 0 else ""
     )
     note = ", renewal is due" if due and left_s > 0 else ""
+    if identity.credentials.stat().st_mode & 0o077:
+        fix = f"chmod 600 {identity.credentials}"
+        return Check("certificate", ok=False, result="other users of this machine can read the key", fix=fix)
     member, key = identity.membership, spoken(identity.facts.key_sha256[:16])
     result = f"{member.name} of {member.federation}, {left_s / DAY_S:.0f} days left{note}; key {key} ..."
     return Check("certificate", left_s > 0, result, fix)

@@ -8,6 +8,7 @@ import structlog
 
 from pluralllm.common.errors import PluralError
 from pluralllm.common.ids import is_id
+from pluralllm.common.membership_errors import InviteUsed
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.wire import MEMBER_ROLES, PROTOCOL_MAX, PROTOCOL_MIN, ROLES, timestamp
 from pluralllm.server.attempts import Attempts
@@ -35,7 +36,9 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
         try:
             member, chain = await self._registry.join(request.name, request.token, request.certificate_request_der)
         except PluralError as error:
-            log.warning("join.refused", name=name, peer=peer, reason=error.reason)
+            # A token that is used twice is a token that was stolen, by this caller or by the one before: worth an alert.
+            tell = log.error if isinstance(error, InviteUsed) else log.warning
+            tell("join.refused", name=name, peer=peer, reason=error.reason)
             await self._registry.audit.refused(None, "Join", f"members/{name}", error)
             raise
         log.info("join.done", name=member.name, peer=peer, role=member.role, awaiting_approval=not member.approved)
