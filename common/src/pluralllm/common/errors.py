@@ -248,8 +248,9 @@ class ModelUnavailable(Refused):
 @dataclass(eq=False)
 class ExtraMissing(Refused):
     package: str
+    extra: str
     why = "This needs {package}, which is not installed."
-    fix = "pip install 'pluralllm-client[train]'"
+    fix = "pip install 'pluralllm-client[{extra}]'"
 
 
 @dataclass(eq=False)

@@ -1,0 +1,96 @@
+"""`pluralllm experiment run | table`: methods compared on survey data, in one process, for researchers."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from pluralllm.cli.output import Json, show
+from pluralllm.common.errors import InvalidArgument
+from pluralllm.common.extras import need_experiment
+
+app = typer.Typer(no_args_is_help=True, help="Compare methods on survey data, in one process.")
+PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, unseen questions"}
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="The experiment, TOML.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: the file's name.")] = None,
+    embedding_model_path: Annotated[Path | None, typer.Option(help="Local folder of the embedding model.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of embedded texts; default: cache in --out.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few rounds of one seed: to see that all works.")] = False,
+) -> None:
+    """Run every method with every seed. What is done already is left alone, so a run that was broken off goes on."""
+    need_experiment()
+    import torch  # noqa: PLC0415 - only here
+
+    from pluralllm.client.train import pick_device  # noqa: PLC0415
+    from pluralllm.experiment.runner import Setting, run_experiment  # noqa: PLC0415
+    from pluralllm.experiment.spec import load_experiment  # noqa: PLC0415
+
+    loaded = load_experiment(spec)
+    loaded = loaded.quick() if quick else loaded
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder = out or Path(f"{spec.stem}-results{'-quick' if quick else ''}")
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def tell(what: str, done: int, of: int) -> None:
+            bar.update(task, description=what, completed=done, total=of)
+
+        run_experiment(
+            Setting(loaded, folder, embedding_model_path, cache or folder / "cache", pick_device(device), tell)
+        )
+    typer.echo(f"{folder}: look at it with pluralllm experiment table {folder}")
+
+
+@app.command("table")
+def table_of(
+    folder: Annotated[Path, typer.Argument(help="Folder of the results.")],
+    part: Annotated[str, typer.Option(help=f"Which groups: {', '.join(PARTS)}.")] = "test",
+    context: Annotated[int, typer.Option(min=1, help="Number of context questions.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """The table of methods: mean and worst alignment with 95 % intervals, fairness. Choose by validation, report test."""
+    need_experiment()
+    from pluralllm.experiment.records import read_records  # noqa: PLC0415 - numpy and torch, only here
+    from pluralllm.experiment.summary import table  # noqa: PLC0415
+
+    if part not in PARTS:
+        raise InvalidArgument(field="--part", problem=f"is {part!r}, allowed: {', '.join(PARTS)}")
+    lines = table(read_records(folder), part, context)
+    if not lines:
+        raise InvalidArgument(field="--context", problem=f"nothing was scored with {context} context questions")
+    screen = Table(
+        "method",
+        "seeds",
+        "mean alignment",
+        "worst",
+        "in",
+        "fairness",
+        "CoV",
+        box=None,
+        title=PARTS[part],
+        title_justify="left",
+    )
+    for line in lines:
+        mean, worst = line.mean, line.worst
+        screen.add_row(
+            line.method,
+            str(line.seeds),
+            f"{mean.value:.4f} ({mean.low:.4f} to {mean.high:.4f})",
+            f"{worst.value:.4f} ({worst.low:.4f} to {worst.high:.4f})",
+            line.worst_group,
+            f"{line.fairness:.4f}",
+            f"{line.variation:.4f}",
+        )
+    show([asdict(line) for line in lines], as_json=as_json, screen=lambda _: screen)

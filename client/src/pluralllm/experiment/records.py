@@ -1,0 +1,99 @@
+"""An experiment's results: one JSON Lines file for each method and seed, whole or not there, with all it takes to repeat it."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pluralllm.common.data import GroupData
+from pluralllm.common.errors import InvalidSpec
+from pluralllm.common.files import write_durably
+from pluralllm.experiment.scoring import Scored
+
+PACKAGES = ("pluralllm-common", "pluralllm-client", "pluralllm-server", "torch", "numpy", "transformers")
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a result depends on. Two results with the same one are of the same experiment."""
+
+    experiment_sha256: str
+    data_sha256: str
+
+    def header(self, method: str, seed: int, spec: Record | None, spec_sha256: str) -> Record:
+        return {
+            "kind": "header",
+            "method": method,
+            "seed": seed,
+            "experiment_sha256": self.experiment_sha256,
+            "data_sha256": self.data_sha256,
+            "spec_sha256": spec_sha256,
+            "spec": spec,
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} threads",
+        }
+
+
+def file_of(folder: Path, method: str, seed: int) -> Path:
+    slug = "".join(c if c.isalnum() else "-" for c in method.lower()).strip("-")
+    return folder / f"{slug}.seed{seed}.jsonl"
+
+
+def is_done(path: Path, provenance: Provenance) -> bool:
+    """Whether this result is there already. Raises InvalidSpec if it is another experiment's."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as file:
+        header = json.loads(file.readline())
+    if (header["experiment_sha256"], header["data_sha256"]) != (provenance.experiment_sha256, provenance.data_sha256):
+        problem = f"  {path} is the result of another experiment or other data; give another --out"
+        raise InvalidSpec(file="--out", problems=problem)
+    return True
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Whole or not at all: a run that is killed is made again, with the same figures. Raises StorageFull."""
+    lines = (json.dumps(record, separators=(",", ":"), ensure_ascii=False) for record in records)
+    write_durably(path, ("\n".join(lines) + "\n").encode())
+
+
+def read_records(folder: Path) -> Iterator[list[Record]]:
+    """Every result in a folder. Raises InvalidSpec if there is none."""
+    paths = sorted(folder.glob("*.jsonl"))
+    if not paths:
+        raise InvalidSpec(
+            file=str(folder), problems="  there are no results; run pluralllm experiment run SPEC.toml first"
+        )
+    for path in paths:
+        yield [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def final_record(
+    data: GroupData, part: str, context: int, draws: Sequence[Sequence[Scored]], known: Sequence[Sequence[bool]]
+) -> Record:
+    """Every scored question of a group at one size of context. Columns: question id, known to training, distance, log std, error."""
+    rows = [
+        [
+            [
+                data.questions[each.question].id,
+                is_known,
+                round(each.distance, 6),
+                _rounded(each.log_std),
+                round(each.error, 6),
+            ]
+            for each, is_known in zip(draw, flags, strict=True)
+        ]
+        for draw, flags in zip(draws, known, strict=True)
+    ]
+    return {"kind": "final", "group": data.group, "part": part, "context": context, "draws": rows}
+
+
+def _rounded(value: float) -> float | None:
+    return None if value != value else round(value, 4)  # noqa: PLR0124 - NaN: nothing was predicted

@@ -1,0 +1,153 @@
+"""What an experiment is: data, who trains and who is only scored, methods, seeds. TOML in, checked before any work."""
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from pluralllm.common.errors import InvalidSpec
+from pluralllm.common.ids import Digest
+from pluralllm.common.spec import Name, RunSpec, Seed, SpecPart, explain, merge, preset_values
+
+QUICK_ROUNDS, QUICK_STEPS = 4, 24
+Names = Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class Data(SpecPart):
+    """Which file, and each group's part. What is chosen is chosen by validation groups; test groups are only reported."""
+
+    file: Path  # relative to the experiment's file
+    layout: Literal["globalopinionqa"] = "globalopinionqa"
+    train: Names
+    validation: tuple[Name, ...] = ()
+    test: Names
+
+    @model_validator(mode="after")
+    def _each_group_has_one_part(self) -> Self:
+        names = [*self.train, *self.validation, *self.test]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"a group has one part: train, validation or test; in two: {', '.join(twice)}")
+        return self
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return (*self.train, *self.validation, *self.test)
+
+    def part_of(self, group: str) -> str:
+        """train, validation or test."""
+        return "train" if group in self.train else "validation" if group in self.validation else "test"
+
+
+class Scoring(SpecPart):
+    """How predictors are scored: seeded contexts of several sizes, alike for every method and seed of training."""
+
+    contexts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10, 20, 40)
+    main_context: PositiveInt = 20  # the curve over rounds is of this size
+    draws: PositiveInt = 5
+    curve_draws: PositiveInt = 2  # of the curve over rounds, where each point costs
+    every: PositiveInt = 5  # rounds, or as many times local_steps gradient steps
+
+    @model_validator(mode="after")
+    def _main_is_scored(self) -> Self:
+        if self.main_context not in self.contexts:
+            raise ValueError(f"main_context {self.main_context} is not one of contexts {list(self.contexts)}")
+        return self
+
+
+class Method(SpecPart):
+    """One line of the table."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,60}$")]  # becomes part of a file's name
+    kind: Literal["fedavg", "centralized", "local"] = "fedavg"
+    preset: Literal["default", "paper"] = "default"
+    steps: PositiveInt | None = None  # of centralized; default: rounds * local_steps, as many as a client takes
+    spec: dict[str, Any] = Field(default_factory=dict)  # merged over the preset
+
+    @model_validator(mode="after")
+    def _steps_are_for_centralized(self) -> Self:
+        if self.steps is not None and self.kind != "centralized":
+            raise ValueError("steps is for kind = centralized")
+        return self
+
+
+class Experiment(SpecPart):
+    """Load it with `load_experiment`."""
+
+    format: Literal["pluralllm.experiment/1"] = "pluralllm.experiment/1"
+    title: Annotated[str, Field(max_length=200)] = ""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 60
+    model: Name = "sentence-transformers/all-MiniLM-L6-v2"
+    width: PositiveInt = 384  # numbers in one vector of that model
+    data: Data
+    scoring: Scoring = Scoring()
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _methods_have_names_of_their_own(self) -> Self:
+        names = [method.name.lower() for method in self.methods]
+        if len(set(names)) < len(names):
+            raise ValueError("two methods have one name")
+        return self
+
+    def run_spec(self, method: Method, seed: int) -> RunSpec:
+        """The run spec a service would be given for this method. Raises InvalidSpec."""
+        count = len(self.data.train)
+        own: dict[str, Any] = {
+            "seed": seed,
+            "rounds": self.rounds,
+            "groups": {"train": self.data.train, "held_out": (*self.data.validation, *self.data.test)},
+            "round": {"min_clients": count, "target_clients": count},
+            "embedding": {"model": self.model},
+        }
+        values = merge(merge(preset_values(method.preset), own), method.spec)
+        values["embedding"].setdefault("dimension", self.width * len(values["embedding"]["templates"]))
+        try:
+            return RunSpec.model_validate(values)
+        except ValidationError as error:
+            raise InvalidSpec(file=f"of method {method.name}", problems=explain(error)) from error
+
+    def quick(self) -> Self:
+        """Every method and every way of scoring once, in minutes: to see that all works, not for its figures."""
+        scoring = Scoring(
+            contexts=(self.scoring.main_context,), main_context=self.scoring.main_context, draws=1, every=2
+        )
+        methods = tuple(
+            method if method.steps is None else method.model_copy(update={"steps": min(method.steps, QUICK_STEPS)})
+            for method in self.methods
+        )
+        changes = {
+            "seeds": self.seeds[:1],
+            "rounds": min(self.rounds, QUICK_ROUNDS),
+            "scoring": scoring,
+            "methods": methods,
+        }
+        return self.model_copy(update=changes)
+
+    def sha256(self) -> Digest:
+        """Of everything but the file's place on this machine."""
+        values = self.model_dump(mode="json")
+        values["data"]["file"] = self.data.file.name
+        return Digest(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest())
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Raises InvalidSpec: file, key, what is allowed; also for a method whose run spec would not be valid."""
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = Experiment.model_validate(given)
+    except OSError as error:
+        raise InvalidSpec(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSpec(file=str(path), problems=f"  not TOML: {error}") from error
+    except ValidationError as error:
+        raise InvalidSpec(file=str(path), problems=explain(error)) from error
+    file = found.data.file if found.data.file.is_absolute() else path.parent / found.data.file
+    found = found.model_copy(update={"data": found.data.model_copy(update={"file": file})})
+    for method in found.methods:
+        found.run_spec(method, found.seeds[0])
+    return found
