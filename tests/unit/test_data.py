@@ -68,7 +68,7 @@ def test_context_and_targets_of_an_episode_are_disjoint_usable_and_within_the_si
     usable = range(10, 40)
     sizes = set()
     for _ in range(500):
-        episode = draw_episode(usable, EPISODES, rng)
+        episode = draw_episode(usable, EPISODES, rng, rng)
         drawn = (*episode.context, *episode.targets)
         assert len(set(drawn)) == len(drawn)
         assert set(drawn) <= set(usable)
@@ -80,7 +80,7 @@ def test_context_and_targets_of_an_episode_are_disjoint_usable_and_within_the_si
 @pytest.mark.parametrize("count", [7, 8, 12])
 def test_the_upper_ends_shrink_to_what_the_group_has(count: int) -> None:
     rng = np.random.default_rng(0)
-    episodes = [draw_episode(range(count), EPISODES, rng) for _ in range(300)]
+    episodes = [draw_episode(range(count), EPISODES, rng, rng) for _ in range(300)]
     assert min(len(episode.context) for episode in episodes) == 4
     assert min(len(episode.targets) for episode in episodes) == 3
     assert max(len(episode.context) for episode in episodes) == min(8, count - 3)
@@ -89,15 +89,15 @@ def test_the_upper_ends_shrink_to_what_the_group_has(count: int) -> None:
 
 def test_too_few_questions_for_an_episode_are_told_with_the_numbers() -> None:
     data = small_group("a", questions=30)
-    check_enough(data, 7, EPISODES)
+    check_enough(data.group, 7, EPISODES)
     with pytest.raises(TooFewQuestions, match=r"has 6 usable questions.*4 context [+] 3 target.* needs 7"):
-        check_enough(data, 6, EPISODES)
+        check_enough(data.group, 6, EPISODES)
 
 
 def test_one_seed_draws_one_sequence_of_episodes() -> None:
     def drawn(seed: int) -> list[Episode]:
         rng = np.random.default_rng(seed)
-        return [draw_episode(range(30), EPISODES, rng) for _ in range(5)]
+        return [draw_episode(range(30), EPISODES, rng, rng) for _ in range(5)]
 
     assert drawn(1) == drawn(1) != drawn(2)
 

@@ -1,18 +1,21 @@
 """`pluralllm experiment run | table`: methods compared on survey data, in one process, for researchers."""
 
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pluralllm.cli.output import Json, show
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.extras import need_experiment
 
+LINUX = sys.platform == "linux"
 app = typer.Typer(no_args_is_help=True, help="Compare methods on survey data, in one process.")
 PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, unseen questions"}
 
@@ -24,33 +27,37 @@ def run(
     embedding_model_path: Annotated[Path | None, typer.Option(help="Local folder of the embedding model.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of embedded texts; default: cache in --out.")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes side by side; default: the cores, 1 on a GPU.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few rounds of one seed: to see that all works.")] = False,
 ) -> None:
     """Run every method with every seed. What is done already is left alone, so a run that was broken off goes on."""
     need_experiment()
-    import torch  # noqa: PLC0415 - only here
-
-    from pluralllm.client.train import pick_device  # noqa: PLC0415
-    from pluralllm.experiment.runner import Setting, run_experiment  # noqa: PLC0415
+    from pluralllm.client.train import pick_device  # noqa: PLC0415 - torch, only here
+    from pluralllm.experiment.runner import Plan, run_experiment  # noqa: PLC0415
     from pluralllm.experiment.spec import load_experiment  # noqa: PLC0415
 
     loaded = load_experiment(spec)
     loaded = loaded.quick() if quick else loaded
-    if threads is not None:
-        torch.set_num_threads(threads)
     folder = out or Path(f"{spec.stem}-results{'-quick' if quick else ''}")
+    chosen, cores = str(pick_device(device)), len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+    side_by_side = jobs or (cores if chosen == "cpu" else 1)
+    plan = Plan(
+        experiment=loaded,
+        out=folder,
+        model_path=embedding_model_path,
+        cache=cache or folder / "cache",
+        device=chosen,
+        jobs=side_by_side,
+        threads=max(1, cores // side_by_side),
+    )
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
-
-        def tell(what: str, done: int, of: int) -> None:
-            bar.update(task, description=what, completed=done, total=of)
-
-        run_experiment(
-            Setting(loaded, folder, embedding_model_path, cache or folder / "cache", pick_device(device), tell)
-        )
-    typer.echo(f"{folder}: look at it with pluralllm experiment table {folder}")
+        run_experiment(plan, lambda what, done, of: bar.update(task, description=what, completed=done, total=of))
+    typer.echo(f"{folder}: look at it with pluralllm experiment report {folder}")
 
 
 @app.command("table")

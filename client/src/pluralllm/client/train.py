@@ -7,7 +7,7 @@ deterministic kernels, with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment).
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from pluralllm.common.data import (
     draw_episode,
     log_softmax_by_question,
     make_batch,
+    step_sizes,
 )
 from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
 from pluralllm.common.files import publish, storage_errors
@@ -81,10 +82,11 @@ def train(
     """
     training = spec.training
     usable, _ = data.split(spec.evaluation.holdout_share)
-    check_enough(data, len(usable), training.episodes)
+    check_enough(data.group, len(usable), training.episodes)
     model = _load(base, spec, device).train()
     optimizer = _new_optimizer(model, training)
     rng = np.random.default_rng(seed)
+    anchors = [value.detach().clone() for value in model.parameters()]
     total_loss = 0.0
     with _deterministic(seed):
         if training.keep_optimizer_state:
@@ -92,11 +94,12 @@ def train(
         for step in range(training.local_steps):
             on_step(step, training.local_steps)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(training, first_step + step)
-            episodes = [(data, draw_episode(usable, training.episodes, rng)) for _ in range(training.batch_episodes)]
-            loss = loss_of(model, make_batch(episodes).to(device), training.loss)
+                group["lr"] = learning_rate(spec, first_step + step)
+            batch = make_batch(draw_episodes(spec, data, usable, first_step + step, rng)).to(device)
+            loss = loss_of(model, batch, training.loss)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            pull_to_base(model.parameters(), anchors, training.proximal_mu)
             if training.gradient_clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip_norm)
             optimizer.step()
@@ -109,6 +112,25 @@ def train(
         _save_moments(model, optimizer, next_state(optimizer_state))
     manifest = write_weights(out, layout, [delta])
     return Trained(manifest, len(usable), training.local_steps, total_loss / training.local_steps)
+
+
+def draw_episodes(
+    spec: RunSpec, data: GroupData, usable: Sequence[int], step: int, rng: np.random.Generator
+) -> list[tuple[GroupData, Episode]]:
+    """The episodes of one local step, counted over the whole run from 0."""
+    sizes = step_sizes(spec.seed, step)
+    return [
+        (data, draw_episode(usable, spec.training.episodes, sizes, rng)) for _ in range(spec.training.batch_episodes)
+    ]
+
+
+@torch.no_grad()
+def pull_to_base(parameters: Iterable[Tensor], anchors: Iterable[Tensor], proximal_mu: float) -> None:
+    """Adds the gradient of (mu / 2) * |local - global|^2. Source: FedProx, Li et al. 2020 (arXiv 1812.06127), equation 2."""
+    if proximal_mu:
+        for parameter, anchor in zip(parameters, anchors, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - anchor, alpha=proximal_mu)
 
 
 def loss_of(model: PreferencePredictor, batch: Batch, kind: str) -> Tensor:
@@ -145,11 +167,13 @@ def gaussian_loss(mean: Tensor, log_std: Tensor, y: Tensor) -> Tensor:
     return 0.5 * ((y - mean) * torch.exp(-log_std)) ** 2 + log_std + 0.5 * math.log(2 * math.pi)
 
 
-def learning_rate(training: Training, step: int) -> float:
+def learning_rate(spec: RunSpec, step: int) -> float:
     """The rate at a local step, counted over the whole run from 0."""
+    training = spec.training
     if training.schedule == "constant":
         return training.learning_rate
-    return training.learning_rate * (1 + math.cos(math.pi * step / training.cosine_steps)) / 2
+    half_wave = training.cosine_steps or spec.rounds * training.local_steps
+    return training.learning_rate * (1 + math.cos(math.pi * step / half_wave)) / 2
 
 
 @torch.no_grad()

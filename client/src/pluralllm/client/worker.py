@@ -1,87 +1,31 @@
 """The process that trains: `python -m pluralllm.client.worker`, started and spoken to by the daemon.
 
-JSON lines: a command on stdin ({"id", "do", ...}), answers on stdout ({"id", "progress" | "result" | "error"}). The end of stdin
-means that the daemon is gone, and ends this process at once. Tensors travel as files, never in messages.
+Tensors travel as files, never in messages.
 """
 
 import hashlib
-import json
 import os
-import queue
-import sys
-import threading
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
+from pluralllm.client.command_loop import Report, answer_commands
 from pluralllm.client.private_data import read_group
 from pluralllm.client.train import evaluate, evaluation_episode, pick_device, train
 from pluralllm.common.data import GroupData, check_enough, group_data
 from pluralllm.common.embedding import Embedder
-from pluralllm.common.errors import InvalidConfig, PluralError, WorkerDied
+from pluralllm.common.errors import InvalidConfig
 from pluralllm.common.spec import GroupRole, RunSpec, parse_spec
 
-Report = Callable[[str, int, int], None]  # stage, done, all
 
+class LocalWork:
+    """A client's tasks; embedded data stays in memory from task to task."""
 
-class Cancelled(Exception):
-    """The daemon no longer wants the result."""
-
-
-class Worker:
-    """Answers one command at a time; embedded data stays in memory from task to task."""
-
-    def __init__(self, answers: TextIO) -> None:
-        self._answers = answers
-        self._cancelled = threading.Event()
-        self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    def __init__(self) -> None:
         self._prepared: dict[str, tuple[RunSpec, GroupData, GroupRole, torch.device]] = {}
 
-    def listen(self, lines: TextIO) -> None:
-        """Runs in its own thread, so that a cancellation is seen in the middle of a step."""
-        for line in lines:
-            command = json.loads(line)
-            if command["do"] == "cancel":
-                self._cancelled.set()
-            else:
-                self._cancelled.clear()
-                self._commands.put(command)
-        os._exit(0)  # the daemon is gone; nobody wants the rest
-
-    def work(self) -> None:
-        actions: dict[str, Callable[..., dict[str, Any]]] = {
-            "prepare": self._prepare,
-            "train": self._train,
-            "evaluate": self._evaluate,
-        }
-        while True:
-            command = self._commands.get()
-            number, action = command.pop("id"), actions[command.pop("do")]
-
-            def report(stage: str, done: int, total: int, number: int = number) -> None:
-                if self._cancelled.is_set():
-                    raise Cancelled
-                self._say({"id": number, "progress": [stage, done, total]})
-
-            try:
-                self._say({"id": number, "result": action(report, **command)})
-            except Cancelled:
-                self._say({"id": number, "error": ["CANCELLED", {}]})
-            except PluralError as error:
-                self._say({"id": number, "error": [error.reason, error.facts]})
-            except Exception as error:  # noqa: BLE001 - whatever it is, the daemon hears of it and lives on
-                traceback.print_exc()
-                died = WorkerDied(problem=f"{type(error).__name__}: {error}")
-                self._say({"id": number, "error": [died.reason, died.facts]})
-
-    def _say(self, answer: dict[str, Any]) -> None:
-        self._answers.write(json.dumps(answer) + "\n")
-        self._answers.flush()
-
-    def _prepare(
+    def prepare(
         self,
         report: Report,
         spec_json: str,
@@ -114,12 +58,12 @@ class Worker:
             part = GroupRole(role)
             evaluation_episode(spec, found, part, 0)
             if part is GroupRole.TRAIN:
-                check_enough(found, len(found.split(spec.evaluation.holdout_share)[0]), spec.training.episodes)
+                check_enough(group, len(found.split(spec.evaluation.holdout_share)[0]), spec.training.episodes)
             self._prepared = {key: (spec, found, part, chosen)}
         _, found, _, chosen = self._prepared[key]
         return {"questions": len(found.questions), "device": str(chosen)}
 
-    def _train(
+    def train(
         self, report: Report, spec_sha256: str, base: str, out: str, seed: int, round_number: int, optimizer_state: str
     ) -> dict[str, Any]:
         spec, data, _, device = self._prepared[spec_sha256]
@@ -141,7 +85,7 @@ class Worker:
             "metrics": {"loss": trained.mean_loss},
         }
 
-    def _evaluate(self, report: Report, spec_sha256: str, weights: str) -> dict[str, Any]:
+    def evaluate(self, report: Report, spec_sha256: str, weights: str) -> dict[str, Any]:
         spec, data, role, device = self._prepared[spec_sha256]
         found = evaluate(Path(weights), spec, data, role, device, lambda done, total: report("evaluating", done, total))
         return {
@@ -153,13 +97,10 @@ class Worker:
 
 
 def main() -> None:
-    """stdout belongs to the protocol: whatever else prints goes to stderr."""
+    """Answers the daemon until it is gone."""
     os.putenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's own condition for repeatable matrix products
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    worker = Worker(answers)
-    threading.Thread(target=worker.listen, args=(sys.stdin,), daemon=True).start()
-    worker.work()
+    work = LocalWork()
+    answer_commands({"prepare": work.prepare, "train": work.train, "evaluate": work.evaluate})
 
 
 if __name__ == "__main__":

@@ -7,18 +7,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pluralllm.client.train import draw_episodes, learning_rate
 from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.data import GroupData
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.spec import GroupRole, RunSpec
-from pluralllm.experiment.stacked import Flat, train_together
+from pluralllm.experiment.stacked import Flat, Learners
 from pluralllm.server import events as ev
 from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
 from pluralllm.server.cohort import task_seed
 from pluralllm.server.rounds import step
 from pluralllm.server.run_state import Phase, Run
 
-FLOAT_BYTES = 4
+QUESTIONS_PER_PASS = 500  # on a CPU; measured by benchmarks/batched_round.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
     """Version 0, then each round's version. Time stands still in here: every client answers at once."""
     trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
     values = first_values(spec)
-    layout_bytes = values.size * FLOAT_BYTES
+    clients = LocalTraining(spec, trainers, values, device)
     run = Run(RunId("experiment"), spec.seed, spec.rounds, spec.round, 0, Digest("0"), evaluated=ModelVersion(0))
     run, _ = step(run, ev.RunStarted(0.0))
     episodes = moved = 0
@@ -50,14 +51,11 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
     while run.phase is not Phase.ENDED:
         run, effects = step(run, ev.ClientsSeen(0.0, tuple(sorted(trainers)), ()))
         cohort = next((effect.cohort for effect in effects if isinstance(effect, ev.OpenRound)), ())
+        assert cohort == tuple(sorted(trainers))  # the spec's cohort is every training group
         number = RoundNumber(run.round)
-        mine = [trainers[client] for client in cohort]
-        seeds = [task_seed(spec.seed, number, client) for client in cohort]
-        first_step = (number - 1) * spec.training.local_steps
-        trained, _ = train_together(spec, [values] * len(cohort), mine, seeds, first_step, device)
-        deltas = dict(zip(cohort, (after - values for after in trained), strict=True))  # delta = local - global
+        deltas = clients.train_round(values, number)
         average: ev.Average | None = None
-        for client, data in zip(cohort, mine, strict=True):
+        for client, data in trainers.items():
             examples = len(data.split(spec.evaluation.holdout_share)[0])
             receipt = ev.Receipt(client, Digest(f"{number}-{client}"), examples)
             run, effects = step(run, ev.UpdateArrived(0.0, number, run.version, receipt))
@@ -67,8 +65,54 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
         run = _pass_evaluation(run, cohort)
         episodes += len(cohort) * spec.training.local_steps * spec.training.batch_episodes
-        moved += 2 * len(cohort) * layout_bytes
+        moved += 2 * len(cohort) * values.nbytes
         yield Point(values, number, number * spec.training.local_steps, episodes, moved)
+
+
+class LocalTraining:
+    """The clients' side of every round: batched passes over as many clients as are faster together than one by one."""
+
+    def __init__(self, spec: RunSpec, trainers: dict[ClientId, GroupData], values: Flat, device: torch.device) -> None:
+        self._spec = spec
+        self._usable = {client: data.split(spec.evaluation.holdout_share)[0] for client, data in trainers.items()}
+        size = clients_per_pass(spec, device)
+        clients = sorted(trainers)
+        parts = [clients[start : start + size] for start in range(0, len(clients), size)]
+        self._passes = [
+            ({client: trainers[client] for client in part}, Learners(spec, [values] * len(part), device))
+            for part in parts
+        ]
+
+    def train_round(self, base: Flat, number: RoundNumber) -> dict[ClientId, Flat]:
+        """Each client's delta = local - global. The same episodes as `client.train.train` draws from the same task seeds."""
+        training = self._spec.training
+        deltas: dict[ClientId, Flat] = {}
+        for part, learners in self._passes:
+            learners.restart(base)
+            generators = {c: np.random.default_rng(task_seed(self._spec.seed, number, c)) for c in part}
+            torch.manual_seed(task_seed(self._spec.seed, number, next(iter(part))))  # dropout
+            for step_number in range((number - 1) * training.local_steps, number * training.local_steps):
+                episodes = [
+                    episode
+                    for client, data in part.items()
+                    for episode in draw_episodes(
+                        self._spec, data, self._usable[client], step_number, generators[client]
+                    )
+                ]
+                learners.learn(episodes, learning_rate(self._spec, step_number))
+            after = zip(part, learners.stack.flat(), strict=True)
+            deltas |= {client: values - base for client, values in after}
+        return deltas
+
+
+def clients_per_pass(spec: RunSpec, device: torch.device) -> int:
+    """All on a GPU; on a CPU no more than keep a layer's activations in the cache, past which a pass is slower than its parts."""
+    if device.type != "cpu":
+        return len(spec.groups.train)
+    episodes = spec.training.episodes
+    ends = (episodes.min_context, episodes.max_context, episodes.min_targets, episodes.max_targets)
+    questions = sum(ends) / 2 * spec.training.batch_episodes  # of one client in a step, on average
+    return max(1, int(QUESTIONS_PER_PASS / questions))
 
 
 def aggregate(spec: RunSpec, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:

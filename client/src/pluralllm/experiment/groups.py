@@ -1,16 +1,15 @@
 """An experiment's groups: read, checked against what the methods need, embedded once."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from pluralllm.client.importers import import_globalopinionqa
 from pluralllm.common.data import GroupData, check_enough, group_data
-from pluralllm.common.embedding import Embedder
+from pluralllm.common.embedding import Embedder, Progress
 from pluralllm.common.errors import InvalidData, TooFewQuestions
-from pluralllm.common.questions import Question
+from pluralllm.common.questions import Question, is_held_out
 from pluralllm.common.spec import RunSpec
 from pluralllm.experiment.spec import Experiment
 
@@ -21,16 +20,35 @@ def read_groups(experiment: Experiment) -> dict[str, tuple[Question, ...]]:
     """Every group's questions. Raises InvalidData: a file that is not there, an unknown group with the near names."""
     if not experiment.data.file.is_file():
         raise InvalidData(file=str(experiment.data.file), problems="  there is no such file")
-    return {name: import_globalopinionqa(experiment.data.file, name) for name in experiment.data.groups}
+    found = {name: import_globalopinionqa(experiment.data.file, name) for name in experiment.data.groups}
+    return {
+        name: tuple(sorted(mine, key=lambda q: q.id))[: experiment.data.max_questions] for name, mine in found.items()
+    }
 
 
 def check_sizes(experiment: Experiment, questions: dict[str, tuple[Question, ...]]) -> None:
-    """Before any work: enough questions for the largest context, with the numbers. Raises TooFewQuestions."""
+    """Before any work: enough questions for every context and for an episode of every method, with the numbers.
+
+    Raises TooFewQuestions.
+    """
     largest = max(experiment.scoring.contexts)
-    for name, mine in questions.items():
-        if len(mine) < largest + 1:
-            use = f"a context of {largest} questions and at least 1 to predict"
-            raise TooFewQuestions(group=name, usable=len(mine), needed=largest + 1, use=use)
+    use = f"a context of {largest} questions and at least 1 to predict"
+    for method in experiment.methods:
+        spec = experiment.run_spec(method, experiment.seeds[0])
+        for name, mine in questions.items():
+            held_out = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in mine)
+            if experiment.data.part_of(name) == "train":
+                trained = len(mine) - held_out
+                check_enough(name, trained, spec.training.episodes)
+                _need(name, trained, largest, f"a context of {largest} questions that it trains on")
+                _need(name, held_out, 1, "scoring on questions that nobody trains on")
+            else:
+                _need(name, len(mine), largest + 1, use)
+
+
+def _need(group: str, usable: int, needed: int, use: str) -> None:
+    if usable < needed:
+        raise TooFewQuestions(group=group, usable=usable, needed=needed, use=use)
 
 
 def embed_groups(
@@ -39,16 +57,17 @@ def embed_groups(
     model_path: Path | None,
     cache: Path,
     device: torch.device,
-    on_group: Callable[[str], None],
+    on_group: Progress,
 ) -> Groups:
-    """Raises ModelUnavailable, and TooFewQuestions where an episode of the method needs more."""
+    """Raises ModelUnavailable."""
     embedder = Embedder(spec.embedding, model_path, cache, device)
     found: Groups = {}
-    for name, mine in questions.items():
-        on_group(name)
-        found[name] = group_data(name, mine, embedder.embed_questions(mine, lambda _done, _all: None))
-    for name in spec.groups.train:
-        check_enough(found[name], len(found[name].split(spec.evaluation.holdout_share)[0]), spec.training.episodes)
+    try:
+        for number, (name, mine) in enumerate(questions.items()):
+            on_group(number, len(questions))
+            found[name] = group_data(name, mine, embedder.embed_questions(mine, lambda _done, _all: None))
+    finally:
+        embedder.close()
     return found
 
 

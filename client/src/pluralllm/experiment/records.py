@@ -3,17 +3,21 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pluralllm.common.data import GroupData
 from pluralllm.common.errors import InvalidSpec
 from pluralllm.common.files import write_durably
+from pluralllm.common.spec import RunSpec
 from pluralllm.experiment.scoring import Scored
+from pluralllm.experiment.spec import Experiment
 
 PACKAGES = ("pluralllm-common", "pluralllm-client", "pluralllm-server", "torch", "numpy", "transformers")
 Record = dict[str, Any]
@@ -23,18 +27,21 @@ Record = dict[str, Any]
 class Provenance:
     """What a result depends on. Two results with the same one are of the same experiment."""
 
-    experiment_sha256: str
+    experiment: Experiment
     data_sha256: str
 
-    def header(self, method: str, seed: int, spec: Record | None, spec_sha256: str) -> Record:
+    def header(self, method: str, kind: str, seed: int, spec: RunSpec | None) -> Record:
+        """The first record of a file; `kind` is the method's, or baseline."""
         return {
             "kind": "header",
             "method": method,
+            "method_kind": kind,
             "seed": seed,
-            "experiment_sha256": self.experiment_sha256,
+            "experiment": self.experiment.portable(),
+            "experiment_sha256": self.experiment.sha256(),
             "data_sha256": self.data_sha256,
-            "spec_sha256": spec_sha256,
-            "spec": spec,
+            "spec_sha256": "" if spec is None else spec.sha256(),
+            "spec": None if spec is None else spec.model_dump(mode="json"),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "machine": f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} threads",
@@ -52,7 +59,8 @@ def is_done(path: Path, provenance: Provenance) -> bool:
         return False
     with path.open(encoding="utf-8") as file:
         header = json.loads(file.readline())
-    if (header["experiment_sha256"], header["data_sha256"]) != (provenance.experiment_sha256, provenance.data_sha256):
+    known = (header["experiment_sha256"], header["data_sha256"])
+    if known != (provenance.experiment.sha256(), provenance.data_sha256):
         problem = f"  {path} is the result of another experiment or other data; give another --out"
         raise InvalidSpec(file="--out", problems=problem)
     return True
@@ -76,23 +84,46 @@ def read_records(folder: Path) -> Iterator[list[Record]]:
 
 
 def final_record(
-    data: GroupData, part: str, context: int, draws: Sequence[Sequence[Scored]], known: Sequence[Sequence[bool]]
+    data: GroupData,
+    part: str,
+    context: int,
+    draws: Sequence[Sequence[Scored]],
+    knows: Callable[[GroupData, int], bool],
 ) -> Record:
-    """Every scored question of a group at one size of context. Columns: question id, known to training, distance, log std, error."""
+    """Every scored question of a group at one size of context.
+
+    Columns: question id, known to training, distance, log std, error.
+    """
     rows = [
         [
             [
                 data.questions[each.question].id,
-                is_known,
+                knows(data, each.question),
                 round(each.distance, 6),
                 _rounded(each.log_std),
                 round(each.error, 6),
             ]
-            for each, is_known in zip(draw, flags, strict=True)
+            for each in draw
         ]
-        for draw, flags in zip(draws, known, strict=True)
+        for draw in draws
     ]
     return {"kind": "final", "group": data.group, "part": part, "context": context, "draws": rows}
+
+
+def distribution_record(data: GroupData, part: str, context: int, number: int, shares: NDArray[np.float32]) -> Record:
+    """A question's predicted shares beside the true ones. The survey is public: this text leaves with the results."""
+    question = data.questions[number]
+    return {
+        "kind": "distribution",
+        "group": data.group,
+        "part": part,
+        "context": context,
+        "question": question.id,
+        "question_text": question.text,
+        "options": list(question.options),
+        "true": [round(share, 4) for share in question.shares],
+        "predicted": [round(float(share), 4) for share in shares],
+    }
 
 
 def _rounded(value: float) -> float | None:

@@ -7,7 +7,8 @@ Training groups have their context from the questions they train on, and are sco
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,23 +52,42 @@ def episode_of(spec: RunSpec, data: GroupData, part: str, size: int, draw: int) 
 def score_model(
     spec: RunSpec, values: Flat, data: GroupData, episodes: list[Episode], device: torch.device
 ) -> list[list[Scored]]:
-    """For each episode its targets' scores. All episodes in one pass."""
+    """For each episode its targets' scores."""
     stack = StackedPredictors(spec, [values], device)
-    batch = make_batch([(data, episode) for episode in episodes]).to(device)
+    return [
+        [scored(data, number, shares, log_std) for number, shares, log_std in _predict(stack, data, episode, device)]
+        for episode in episodes
+    ]
+
+
+@torch.no_grad()
+def predicted_shares(
+    spec: RunSpec, values: Flat, data: GroupData, episode: Episode, device: torch.device
+) -> dict[int, NDArray[np.float32]]:
+    """The predicted share of each option, by the target question's number."""
+    stack = StackedPredictors(spec, [values], device)
+    return {number: shares for number, shares, _ in _predict(stack, data, episode, device)}
+
+
+def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:
+    """Ids of the questions that most of these groups answered, among equals the first by id."""
+    answered = Counter(question.id for data in groups.values() for question in data.questions)
+    return set(sorted(answered, key=lambda known: (-answered[known], known))[:count])
+
+
+def _predict(
+    stack: StackedPredictors, data: GroupData, episode: Episode, device: torch.device
+) -> Iterator[tuple[int, NDArray[np.float32], float]]:
+    """Each target question's number, shares (options,) and mean log-std."""
+    batch = make_batch([(data, episode)]).to(device)
     predicted = stack(batch, training=False)
-    shares = (
-        log_softmax_by_question(predicted.mean, batch.target_question, batch.questions).exp().cpu().numpy()
-    )  # (B, T)
-    spreads = predicted.log_std.cpu().numpy()  # (B, T)
-    found = []
-    for row, episode in enumerate(episodes):
-        at, mine = 0, []
-        for question in episode.targets:
-            points = slice(at, at + len(data.questions[question].options))
-            mine.append(scored(data, question, shares[row, points], float(spreads[row, points].mean())))
-            at = points.stop
-        found.append(mine)
-    return found
+    log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (1, T)
+    shares, spreads = log_shares[0].exp().cpu().numpy(), predicted.log_std[0].cpu().numpy()  # (T,) each
+    at = 0
+    for number in episode.targets:
+        points = slice(at, at + len(data.questions[number].options))
+        yield number, shares[points], float(spreads[points].mean())
+        at = points.stop
 
 
 def scored(data: GroupData, question: int, guess: NDArray[np.float32], log_std: float) -> Scored:

@@ -12,7 +12,7 @@ from pluralllm.common.errors import InvalidSpec
 from pluralllm.common.ids import Digest
 from pluralllm.common.spec import Name, RunSpec, Seed, SpecPart, explain, merge, preset_values
 
-QUICK_ROUNDS, QUICK_STEPS = 4, 24
+QUICK_ROUNDS, QUICK_STEPS, QUICK_QUESTIONS = 4, 24, 60
 Names = Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
@@ -24,6 +24,7 @@ class Data(SpecPart):
     train: Names
     validation: tuple[Name, ...] = ()
     test: Names
+    max_questions: PositiveInt | None = None  # of each group, chosen by hash, so that groups keep the same ones
 
     @model_validator(mode="after")
     def _each_group_has_one_part(self) -> Self:
@@ -49,6 +50,7 @@ class Scoring(SpecPart):
     main_context: PositiveInt = 20  # the curve over rounds is of this size
     draws: PositiveInt = 5
     curve_draws: PositiveInt = 2  # of the curve over rounds, where each point costs
+    shown_questions: Annotated[int, Field(ge=0, le=50)] = 6  # whose predicted shares are kept beside the true ones
     every: PositiveInt = 5  # rounds, or as many times local_steps gradient steps
 
     @model_validator(mode="after")
@@ -65,13 +67,24 @@ class Method(SpecPart):
     kind: Literal["fedavg", "centralized", "local"] = "fedavg"
     preset: Literal["default", "paper"] = "default"
     steps: PositiveInt | None = None  # of centralized; default: rounds * local_steps, as many as a client takes
+    adapt_steps: PositiveInt | None = (
+        None  # after fedavg, of each training group on its own questions: its own last model
+    )
     spec: dict[str, Any] = Field(default_factory=dict)  # merged over the preset
 
     @model_validator(mode="after")
-    def _steps_are_for_centralized(self) -> Self:
+    def _steps_fit_the_kind(self) -> Self:
         if self.steps is not None and self.kind != "centralized":
             raise ValueError("steps is for kind = centralized")
+        if self.adapt_steps is not None and self.kind != "fedavg":
+            raise ValueError("adapt_steps is for kind = fedavg")
         return self
+
+    def quick(self) -> Self:
+        """A few rounds or steps of it."""
+        rounds = {"rounds": min(self.spec["rounds"], QUICK_ROUNDS)} if "rounds" in self.spec else {}
+        steps = None if self.steps is None else min(self.steps, QUICK_STEPS)
+        return self.model_copy(update={"steps": steps, "spec": {**self.spec, **rounds}})
 
 
 class Experiment(SpecPart):
@@ -116,23 +129,23 @@ class Experiment(SpecPart):
         scoring = Scoring(
             contexts=(self.scoring.main_context,), main_context=self.scoring.main_context, draws=1, every=2
         )
-        methods = tuple(
-            method if method.steps is None else method.model_copy(update={"steps": min(method.steps, QUICK_STEPS)})
-            for method in self.methods
-        )
         changes = {
+            "data": self.data.model_copy(update={"max_questions": QUICK_QUESTIONS}),
             "seeds": self.seeds[:1],
             "rounds": min(self.rounds, QUICK_ROUNDS),
             "scoring": scoring,
-            "methods": methods,
+            "methods": tuple(method.quick() for method in self.methods),
         }
         return self.model_copy(update=changes)
 
-    def sha256(self) -> Digest:
-        """Of everything but the file's place on this machine."""
+    def portable(self) -> dict[str, Any]:
+        """All of it but the file's place on this machine."""
         values = self.model_dump(mode="json")
         values["data"]["file"] = self.data.file.name
-        return Digest(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest())
+        return values
+
+    def sha256(self) -> Digest:
+        return Digest(hashlib.sha256(json.dumps(self.portable(), sort_keys=True).encode()).hexdigest())
 
 
 def load_experiment(path: Path) -> Experiment:

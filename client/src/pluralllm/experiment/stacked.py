@@ -1,8 +1,10 @@
-"""The predictors of many clients trained in one pass: every parameter stacked along a first axis, one optimizer over all.
+"""The predictors of many clients in one pass: every parameter stacked along a first axis, so that a layer is one product.
 
-What one client does is what `client.train` does to it alone, within rounding: no client's values ever meet another's.
+What one client does here is what `client.train` does to it alone, within rounding: no client's values ever meet another's.
+Context and targets go through a layer as one sequence, whose context attends to itself and is attended to by the targets.
 
-K: clients, B: episodes of each in a step, C: context points, T: target points, D: embedding dimension, d: d_model, H: heads.
+K: clients, B: episodes of each in a step, C: context points, T: target points, N: C + T, D: embedding dimension, d: d_model,
+H: heads.
 """
 
 from collections.abc import Sequence
@@ -13,144 +15,154 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pluralllm.client.train import learning_rate, prediction_loss
+from pluralllm.client.train import prediction_loss, pull_to_base
 from pluralllm.common.architecture import parameters
-from pluralllm.common.data import Batch, Episode, GroupData, draw_episode, make_batch
+from pluralllm.common.data import Batch, Episode, GroupData, make_batch
 from pluralllm.common.model import Prediction, input_scale
 from pluralllm.common.spec import RunSpec
 
-Flat = NDArray[np.float32]
+Flat = NDArray[np.float32]  # one predictor's values in layout order (sorted by name)
+QUERY, KEY_VALUE = ".query", ".key_value"  # rows of attention_in, apart: targets need no keys and values
 
 
 class StackedPredictors:
     """K predictors of one shape. `values` maps a parameter's name to (K, *shape)."""
 
     def __init__(self, spec: RunSpec, starts: Sequence[Flat], device: torch.device) -> None:
-        """`starts`: each predictor's values as one array in layout order (sorted by name)."""
+        self.count = len(starts)
+        self.values: dict[str, Tensor] = {}
         self._config = spec.predictor
         self._scale = input_scale(spec.predictor, spec.embedding)
-        self._clients = len(starts)
-        stacked = torch.from_numpy(np.stack(starts))  # (K, values)
-        self.values: dict[str, Tensor] = {}
-        position = 0
-        for parameter in sorted(parameters(spec.predictor, spec.embedding.dimension), key=lambda p: p.name):
-            size = int(np.prod(parameter.shape))
-            part = stacked[:, position : position + size].reshape(self._clients, *parameter.shape)
-            self.values[parameter.name] = part.clone().to(device).requires_grad_()
-            position += size
+        self._shapes = _pieces(spec)
+        for name, part in self._split(starts).items():
+            self.values[name] = part.to(device, copy=True).requires_grad_()
+
+    @torch.no_grad()
+    def restart(self, starts: Sequence[Flat]) -> None:
+        """Puts other values in place of all."""
+        for name, part in self._split(starts).items():
+            self.values[name].copy_(part)
 
     def flat(self) -> list[Flat]:
-        """Each predictor's values in layout order."""
-        whole = torch.cat([v.detach().reshape(self._clients, -1) for _, v in sorted(self.values.items())], dim=1)
+        """Each predictor's values."""
+        whole = torch.cat([self.values[name].detach().reshape(self.count, -1) for name, _ in self._shapes], dim=1)
         return list(whole.cpu().numpy())
 
     def __call__(self, batch: Batch, *, training: bool) -> Prediction:
         """Rows of the batch: K times B, the B of one client together."""
         dropout = self._config.dropout if training else 0.0
+        rows, context = batch.context.shape[:2]
         attended = batch.context_is_real[:, None, None, :]  # (K*B, 1, 1, C)
-        x = self._embed(batch.context, batch.context_shares)  # (K*B, C, d)
-        t = self._embed(batch.targets, torch.zeros_like(batch.target_shares))  # (K*B, T, d)
+        x = self._embed(batch)  # (K, B*N, d)
         for number in range(self._config.layers):
             name = f"layers.{number}"
-            keys, values = self._keys_and_values(x, name)
-            t = self._layer(t, keys, values, attended, name, dropout)  # (K*B, T, d)
-            if number + 1 < self._config.layers:  # nothing reads the context after the last keys and values
-                x = self._layer(x, keys, values, attended, name, dropout)  # (K*B, C, d)
-        out = self._linear(F.relu(self._linear(t, "head.0")), "head.1")  # (K*B, T, 2)
-        mean, log_std = out.unbind(-1)
+            points = x.view(rows, -1, x.shape[-1])  # (K*B, N, d)
+            keys, values = self._keys_and_values(points[:, :context].reshape(self.count, -1, x.shape[-1]), rows, name)
+            if number + 1 == self._config.layers:  # nothing reads the context after the last keys and values
+                x = points[:, context:].reshape(self.count, -1, x.shape[-1])  # (K, B*T, d)
+            x = self._layer(x, keys, values, attended, name, dropout)
+        out = self._linear(F.relu(self._linear(x, "head.0")), "head.1")  # (K, B*T, 2)
+        mean, log_std = out.view(rows, -1, 2).unbind(-1)  # (K*B, T) each
         return Prediction(mean, log_std)
 
-    def _embed(self, embeddings: Tensor, shares: Tensor) -> Tensor:
-        x = torch.cat([embeddings * self._scale, shares.unsqueeze(-1)], dim=-1)  # (K*B, N, D + 1)
+    def _split(self, starts: Sequence[Flat]) -> dict[str, Tensor]:
+        stacked = torch.from_numpy(np.stack(starts))  # (K, values)
+        sizes = [int(np.prod(shape)) for _, shape in self._shapes]
+        parts = torch.split(stacked, sizes, dim=1)
+        return {name: part.reshape(-1, *shape) for (name, shape), part in zip(self._shapes, parts, strict=True)}
+
+    def _embed(self, batch: Batch) -> Tensor:
+        embeddings = torch.cat([batch.context, batch.targets], dim=1) * self._scale  # (K*B, N, D)
+        shares = torch.cat([batch.context_shares, torch.zeros_like(batch.target_shares)], dim=1)  # (K*B, N)
+        x = torch.cat([embeddings, shares.unsqueeze(-1)], dim=-1)  # (K*B, N, D + 1)
+        x = x.view(self.count, -1, x.shape[-1])  # (K, B*N, D + 1)
         last = self._config.embedder_layers - 1
         for number in range(last):
-            x = F.relu(self._linear(x, f"embedder.{number}"))  # (K*B, N, d)
+            x = F.relu(self._linear(x, f"embedder.{number}"))  # (K, B*N, d)
         return self._linear(x, f"embedder.{last}")
 
-    def _keys_and_values(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        d = self._config.d_model
-        both = self._linear(x, f"{name}.attention_in", slice(d, None))  # (K*B, C, 2d)
-        keys, values = both.chunk(2, dim=-1)
-        return self._by_head(keys), self._by_head(values)
+    def _keys_and_values(self, x: Tensor, rows: int, name: str) -> tuple[Tensor, Tensor]:
+        both = self._linear(x, f"{name}.attention_in", KEY_VALUE)  # (K, B*C, 2d)
+        heads = both.view(rows, -1, 2, self._config.heads, x.shape[-1] // self._config.heads)  # (K*B, C, 2, H, d/H)
+        keys, values = heads.permute(2, 0, 3, 1, 4)  # (K*B, H, C, d/H) each
+        return keys, values
 
     def _layer(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, name: str, dropout: float) -> Tensor:
-        queries = self._by_head(self._linear(x, f"{name}.attention_in", slice(0, self._config.d_model)))
+        rows, heads, _, width = keys.shape
+        queries = self._linear(x, f"{name}.attention_in", QUERY).view(rows, -1, heads, width).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
-        attended = self._linear(mixed.transpose(1, 2).flatten(2), f"{name}.attention_out")  # (K*B, N, d)
+        attended = self._linear(mixed.transpose(1, 2).reshape(x.shape), f"{name}.attention_out")  # (K, B*N, d)
         x = self._norm(x + F.dropout(attended, dropout), f"{name}.attention_norm")
         hidden = F.dropout(F.relu(self._linear(x, f"{name}.feedforward_in")), dropout)
         fed = self._linear(hidden, f"{name}.feedforward_out")
         return self._norm(x + F.dropout(fed, dropout), f"{name}.feedforward_norm")
 
-    def _linear(self, x: Tensor, name: str, rows: slice = slice(None)) -> Tensor:
-        weight, bias = (
-            self.values[f"{name}.weight"][:, rows],
-            self.values[f"{name}.bias"][:, rows],
-        )  # (K, out, in), (K, out)
-        flat = x.reshape(self._clients, -1, x.shape[-1])  # (K, B*N, in)
-        return torch.baddbmm(bias.unsqueeze(1), flat, weight.transpose(1, 2)).reshape(*x.shape[:-1], weight.shape[1])
+    def _linear(self, x: Tensor, name: str, rows: str = "") -> Tensor:
+        weight, bias = self.values[f"{name}.weight{rows}"], self.values[f"{name}.bias{rows}"]  # (K, out, in), (K, out)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))  # (K, points, in) -> (K, points, out)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self.values[f"{name}.weight"], self.values[f"{name}.bias"]  # (K, d)
-        normed = F.layer_norm(x, x.shape[-1:]).reshape(self._clients, -1, x.shape[-1])  # (K, B*N, d)
-        return (normed * weight.unsqueeze(1) + bias.unsqueeze(1)).reshape(x.shape)
-
-    def _by_head(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self._config.heads, -1).transpose(1, 2)  # (K*B, N, d) -> (K*B, H, N, d/H)
+        return torch.addcmul(bias.unsqueeze(1), F.layer_norm(x, x.shape[-1:]), weight.unsqueeze(1))
 
 
-def train_together(
-    spec: RunSpec,
-    starts: Sequence[Flat],
-    groups: Sequence[GroupData],
-    seeds: Sequence[int],
-    first_step: int,
-    device: torch.device,
-) -> tuple[list[Flat], list[float]]:
-    """One round's local steps of every client at once: their new values, and their mean losses.
+class Learners:
+    """Predictors that learn side by side, and their optimizers' moments."""
 
-    The same episodes as `client.train.train` draws from these seeds. A fresh optimizer: moments are not kept here.
-    """
-    training = spec.training
-    stack = StackedPredictors(spec, starts, device)
-    tensors = list(stack.values.values())
-    optimizer = (
-        torch.optim.SGD(tensors, lr=training.learning_rate)
-        if training.optimizer == "sgd"
-        else torch.optim.Adam(tensors, lr=training.learning_rate)
-    )
-    generators = [np.random.default_rng(seed) for seed in seeds]
-    usable = [data.split(spec.evaluation.holdout_share)[0] for data in groups]
-    totals = torch.zeros(len(groups))
-    torch.manual_seed(seeds[0])
-    for step in range(training.local_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(training, first_step + step)
-        pairs: list[tuple[GroupData, Episode]] = [
-            (data, draw_episode(mine, training.episodes, rng))
-            for data, mine, rng in zip(groups, usable, generators, strict=True)
-            for _ in range(training.batch_episodes)
-        ]
-        batch = make_batch(pairs).to(device)
-        losses = mean_losses(stack, batch, spec, len(groups))  # (K,)
-        optimizer.zero_grad()
+    def __init__(self, spec: RunSpec, starts: Sequence[Flat], device: torch.device) -> None:
+        training = spec.training
+        self._training = training
+        self._device = device
+        self.stack = StackedPredictors(spec, starts, device)
+        tensors = list(self.stack.values.values())
+        self._optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(tensors, lr=training.learning_rate)
+            if training.optimizer == "sgd"
+            else torch.optim.Adam(tensors, lr=training.learning_rate, fused=device.type != "mps")
+        )
+        self._anchors = [tensor.detach().clone() for tensor in tensors] if training.proximal_mu else tensors
+
+    def restart(self, base: Flat) -> None:
+        """All from one model, as at the beginning of a round; moments are kept or forgotten as the spec says."""
+        self.stack.restart([base] * self.stack.count)
+        if self._training.proximal_mu:
+            self._anchors = [tensor.detach().clone() for tensor in self.stack.values.values()]
+        if not self._training.keep_optimizer_state:
+            self._optimizer.state.clear()
+
+    def learn(self, episodes: Sequence[tuple[GroupData, Episode]], rate: float) -> Tensor:
+        """One gradient step of each, on its own share of the episodes, in order; losses before the step, (K,)."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        batch = make_batch(episodes).to(self._device)
+        predicted = self.stack(batch, training=True)
+        losses = prediction_loss(predicted, batch, self._training.loss, self.stack.count)  # (K,)
+        self._optimizer.zero_grad()
         losses.sum().backward()  # type: ignore[no-untyped-call]
-        if training.gradient_clip_norm is not None:
-            clip_each(stack, training.gradient_clip_norm)
-        optimizer.step()
-        totals += losses.detach().cpu()
-    return stack.flat(), (totals / training.local_steps).tolist()
+        tensors = list(self.stack.values.values())
+        pull_to_base(tensors, self._anchors, self._training.proximal_mu)
+        if self._training.gradient_clip_norm is not None:
+            clip_each([tensor.grad for tensor in tensors if tensor.grad is not None], self._training.gradient_clip_norm)
+        self._optimizer.step()
+        return losses.detach().cpu()
 
 
-def mean_losses(stack: StackedPredictors, batch: Batch, spec: RunSpec, clients: int) -> Tensor:
-    """Each client's loss on its own rows, shape (clients,)."""
-    return prediction_loss(stack(batch, training=True), batch, spec.training.loss, clients)
-
-
-def clip_each(stack: StackedPredictors, limit: float) -> None:
+@torch.no_grad()
+def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
     """Each client's own gradient to a norm of at most `limit`, as torch's clip_grad_norm_ does to one."""
-    gradients = [value.grad for value in stack.values.values() if value.grad is not None]
     squares = torch.stack([(gradient.flatten(1) ** 2).sum(1) for gradient in gradients]).sum(0)  # (K,)
     factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)  # (K,)
     for gradient in gradients:
         gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
+
+
+def _pieces(spec: RunSpec) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in layout order, the rows of attention_in apart."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for parameter in sorted(parameters(spec.predictor, spec.embedding.dimension), key=lambda p: p.name):
+        if ".attention_in." in parameter.name:
+            d, rest = spec.predictor.d_model, parameter.shape[1:]
+            found += [(parameter.name + QUERY, (d, *rest)), (parameter.name + KEY_VALUE, (2 * d, *rest))]
+        else:
+            found.append((parameter.name, parameter.shape))
+    return found

@@ -67,25 +67,38 @@ class Episode:
     targets: tuple[int, ...]
 
 
-def check_enough(data: GroupData, usable: int, episodes: Episodes) -> None:
+def check_enough(group: str, usable: int, episodes: Episodes) -> None:
     """Raises TooFewQuestions, with the numbers, if `usable` questions do not make the smallest episode."""
     needed = episodes.min_context + episodes.min_targets
     if usable < needed:
         use = f"an episode ({episodes.min_context} context + {episodes.min_targets} target questions)"
-        raise TooFewQuestions(group=data.group, usable=usable, needed=needed, use=use)
+        raise TooFewQuestions(group=group, usable=usable, needed=needed, use=use)
 
 
-def draw_episode(usable: Sequence[int], episodes: Episodes, rng: np.random.Generator) -> Episode:
+def draw_episode(
+    usable: Sequence[int], episodes: Episodes, sizes: np.random.Generator, rng: np.random.Generator
+) -> Episode:
     """Sizes uniform in the spec's ranges, their upper ends cut to what there is; then questions without replacement.
 
-    `usable`: question numbers, enough of them by `check_enough`.
+    `usable`: question numbers, enough of them by `check_enough`. `sizes` gives two numbers in 0..1, whatever the ranges: clients
+    that share it have episodes of nearly one size at the same step, and a batch of them little padding.
     """
+    of_context, of_targets = sizes.random(2).tolist()
     most_context = min(episodes.max_context, len(usable) - episodes.min_targets)
-    context = int(rng.integers(episodes.min_context, most_context, endpoint=True))
+    context = _within(episodes.min_context, most_context, of_context)
     most_targets = min(episodes.max_targets, len(usable) - context)
-    targets = int(rng.integers(episodes.min_targets, most_targets, endpoint=True))
+    targets = _within(episodes.min_targets, most_targets, of_targets)
     drawn = rng.permutation(np.asarray(usable))[: context + targets].tolist()
     return Episode(tuple(drawn[:context]), tuple(drawn[context:]))
+
+
+def step_sizes(seed: int, step: int) -> np.random.Generator:
+    """What the sizes of a step's episodes are drawn from: a matter of the run's seed and the step alone, so alike for all."""
+    return np.random.default_rng([seed, step])
+
+
+def _within(least: int, most: int, part: float) -> int:
+    return least + int(part * (most - least + 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,12 +118,16 @@ class Training(SpecPart):
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 3e-4
     schedule: Literal["constant", "cosine"] = "constant"
-    cosine_steps: PositiveInt = 100  # T_max of the cosine; it climbs again after it, as the reference's does
+    # Local steps from the full rate to 0; None is all of the run's. After fewer it climbs again, as the reference's does.
+    cosine_steps: PositiveInt | None = None
     keep_optimizer_state: bool = False  # over rounds; True keeps moments of weights the server has replaced
     local_steps: PositiveInt = 6
     batch_episodes: PositiveInt = 1
     loss: Literal["gaussian", "cross_entropy"] = "gaussian"
     gradient_clip_norm: Positive | None = None
+    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
+        0.0  # FedProx: pull of the round's base; 0 is none
+    )
     episodes: Episodes = Episodes()
 
 

@@ -1,0 +1,160 @@
+"""One method with one seed, from the first values to every score of its last models, as records."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pluralllm.common.embedding import Progress
+from pluralllm.common.questions import Question
+from pluralllm.common.spec import Embedding, RunSpec
+from pluralllm.experiment.alone import centralize, train_alone
+from pluralllm.experiment.baselines import TrainingMean
+from pluralllm.experiment.federated import Point, federate, first_values
+from pluralllm.experiment.groups import Groups, embed_groups
+from pluralllm.experiment.records import Provenance, Record, distribution_record, final_record
+from pluralllm.experiment.scoring import Scored, alignment, chosen_questions, episode_of, predicted_shares, score_model
+from pluralllm.experiment.spec import Experiment, Method
+from pluralllm.experiment.stacked import Flat
+
+Models = dict[str, Flat]  # by group: whose predictor is whose
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """With what an experiment is played, on which device."""
+
+    experiment: Experiment
+    questions: dict[str, tuple[Question, ...]]
+    provenance: Provenance
+    model_path: Path | None
+    cache: Path
+    device: torch.device
+
+
+class Player:
+    """Plays methods; groups embedded under one contract stay in memory for the next method with the same."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._embedded: dict[Embedding, Groups] = {}
+
+    def groups(self, spec: RunSpec, tell: Progress) -> Groups:
+        """Raises ModelUnavailable."""
+        if spec.embedding not in self._embedded:
+            setting = self._setting
+            found = embed_groups(spec, setting.questions, setting.model_path, setting.cache, setting.device, tell)
+            self._embedded = {spec.embedding: found}
+        return self._embedded[spec.embedding]
+
+    def play(self, method: Method, seed: int, on_embedded: Progress, on_step: Progress) -> list[Record]:
+        """All records of one result. Raises ModelUnavailable, or what the progress raises."""
+        setting = self._setting
+        spec = setting.experiment.run_spec(method, seed)
+        groups = self.groups(spec, on_embedded)
+        records = [setting.provenance.header(method.name, method.kind, seed, spec)]
+        models: Models = {}
+        clock = _Clock()
+        total = method.steps or spec.rounds * spec.training.local_steps
+        for point, models in _points(method, spec, setting, groups):
+            on_step(point.gradient_steps, total)
+            if _is_due(point, spec, setting.experiment.scoring.every, total):
+                clock.stop()
+                records.append(_point_record(point, clock.seconds, self._curve(spec, groups, models)))
+                clock.go_on()
+        records += self._finals(spec, groups, models)
+        if seed == setting.experiment.seeds[0]:
+            records += self._distributions(spec, groups, models)
+        return records
+
+    def _curve(self, spec: RunSpec, groups: Groups, models: Models) -> dict[str, float]:
+        scoring = self._setting.experiment.scoring
+        return {
+            name: round(
+                alignment(self._scores(spec, values, groups, name, scoring.main_context, scoring.curve_draws)), 6
+            )
+            for name, values in models.items()
+        }
+
+    def _finals(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
+        scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
+        mean = TrainingMean(spec, groups)
+        for name, values in models.items():
+            for context in scoring.contexts:
+                draws = self._scores(spec, values, groups, name, context, scoring.draws)
+                yield final_record(groups[name], data.part_of(name), context, draws, mean.knows)
+
+    def _scores(
+        self, spec: RunSpec, values: Flat, groups: Groups, name: str, context: int, draws: int
+    ) -> list[list[Scored]]:
+        part = self._setting.experiment.data.part_of(name)
+        episodes = [episode_of(spec, groups[name], part, context, draw) for draw in range(draws)]
+        return score_model(spec, values, groups[name], episodes, self._setting.device)
+
+    def _distributions(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
+        """Predicted beside true, for the questions that most test groups answered."""
+        scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
+        mine = {name: groups[name] for name in data.test if name in models}
+        chosen = chosen_questions(mine, scoring.shown_questions)
+        for name, group in mine.items():
+            episode = episode_of(spec, group, "test", scoring.main_context, 0)
+            predicted = predicted_shares(spec, models[name], group, episode, self._setting.device)
+            for number, shares in predicted.items():
+                if group.questions[number].id in chosen:
+                    yield distribution_record(group, "test", scoring.main_context, number, shares)
+
+
+class _Clock:
+    """Seconds of training alone: what scoring costs does not count."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since_s = time.monotonic()
+
+    def stop(self) -> None:
+        self.seconds += time.monotonic() - self._since_s
+
+    def go_on(self) -> None:
+        self._since_s = time.monotonic()
+
+
+def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> Iterator[tuple[Point, Models]]:
+    """Each point with the values that are to be scored for each group."""
+    every = setting.experiment.scoring.every * spec.training.local_steps
+    steps = method.steps or spec.rounds * spec.training.local_steps
+    match method.kind:
+        case "fedavg":
+            values = first_values(spec)
+            for point in federate(spec, groups, setting.device):
+                values = point.values
+                yield point, dict.fromkeys(groups, values)
+            if method.adapt_steps is not None:
+                for after, models in train_alone(spec, values, method.adapt_steps, 1, groups, setting.device):
+                    at = Point(values, point.rounds, point.gradient_steps + after.gradient_steps, 0, point.moved_bytes)
+                    yield at, dict.fromkeys(groups, values) | models
+        case "centralized":
+            is_cosine = method.steps is not None
+            for point in centralize(spec, steps, every, cosine=is_cosine, groups=groups, device=setting.device):
+                yield point, dict.fromkeys(groups, point.values)
+        case "local":
+            yield from train_alone(spec, first_values(spec), steps, every, groups, setting.device)
+
+
+def _is_due(point: Point, spec: RunSpec, every: int, total: int) -> bool:
+    if point.rounds:
+        return point.rounds % every == 0 or point.rounds == spec.rounds
+    return point.gradient_steps % (every * spec.training.local_steps) == 0 or point.gradient_steps == total
+
+
+def _point_record(point: Point, seconds: float, curve: dict[str, float]) -> Record:
+    return {
+        "kind": "point",
+        "rounds": point.rounds,
+        "gradient_steps": point.gradient_steps,
+        "episodes": point.episodes,
+        "moved_bytes": point.moved_bytes,
+        "seconds": round(seconds, 3),
+        "alignment": curve,
+    }
