@@ -11,6 +11,7 @@ from small_survey import layout_for, small_group, small_spec, write_version_0
 
 from pluralllm.client.train import (
     Trained,
+    draw_episodes,
     evaluate,
     evaluation_episode,
     gaussian_loss,
@@ -18,10 +19,11 @@ from pluralllm.client.train import (
     loss_of,
     next_state,
     pick_device,
+    pull_to_base,
     train,
 )
 from pluralllm.common.architecture import initial_values, parameters
-from pluralllm.common.data import Episode, GroupData, draw_episode, make_batch
+from pluralllm.common.data import Episode, GroupData, make_batch
 from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
 from pluralllm.common.metrics import Alignment
 from pluralllm.common.model import PreferencePredictor, flat_weights, load_weights
@@ -80,8 +82,8 @@ def test_delta_is_local_minus_global_in_the_layout_of_the_base(tmp_path: Path) -
     done, delta = trained(tmp_path, spec, data)
     model = predictor(spec)
     usable, _ = data.split(spec.evaluation.holdout_share)
-    episode = draw_episode(usable, spec.training.episodes, np.random.default_rng(5))
-    loss = loss_of(model, make_batch([(data, episode)]), "gaussian")
+    episodes = draw_episodes(spec, data, usable, 0, np.random.default_rng(5))
+    loss = loss_of(model, make_batch(episodes), "gaussian")
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for _, p in sorted(model.named_parameters())]
     expected = np.concatenate([np.zeros(0) if g is None else -0.1 * g.numpy().ravel() for g in gradients])
@@ -106,9 +108,9 @@ def test_one_client_with_one_sgd_step_a_round_is_centralized_sgd(tmp_path: Path)
     optimizer = torch.optim.SGD(central.parameters(), lr=0.05)
     usable, _ = data.split(spec.evaluation.holdout_share)
     for number in range(1, rounds + 1):
-        episode = draw_episode(usable, spec.training.episodes, np.random.default_rng(100 + number))
+        episodes = draw_episodes(spec, data, usable, number - 1, np.random.default_rng(100 + number))
         optimizer.zero_grad()
-        loss_of(central, make_batch([(data, episode)]), "gaussian").backward()  # type: ignore[no-untyped-call]
+        loss_of(central, make_batch(episodes), "gaussian").backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     moved = np.abs(flat_values(base, layout) - flat_weights(predictor(spec))).max()
     assert moved > 1e-3
@@ -158,18 +160,21 @@ def test_defect_2_the_weight_of_an_update_is_the_number_of_training_questions_in
 
 
 def test_defect_3_the_learning_rate_never_climbs() -> None:
-    training = small_spec({"training": {"local_steps": 6}}).training
-    rates = [learning_rate(training, step) for step in range(30 * 6)]
-    assert rates == [training.learning_rate] * len(rates)
+    for schedule in ("constant", "cosine"):
+        spec = small_spec({"rounds": 30, "training": {"local_steps": 6, "schedule": schedule}})
+        rates = [learning_rate(spec, step) for step in range(30 * 6)]
+        assert rates[0] == spec.training.learning_rate
+        assert rates == sorted(rates, reverse=True)
 
 
 def test_the_paper_preset_keeps_the_authors_schedule() -> None:
-    training = small_spec(preset="paper").training
-    rates = [learning_rate(training, step) for step in range(201)]
-    assert rates[0] == training.learning_rate
-    assert rates[50] == pytest.approx(training.learning_rate / 2)
+    spec = small_spec(preset="paper")
+    full = spec.training.learning_rate
+    rates = [learning_rate(spec, step) for step in range(201)]
+    assert rates[0] == full
+    assert rates[50] == pytest.approx(full / 2)
     assert rates[100] == pytest.approx(0, abs=1e-12)
-    assert rates[200] == pytest.approx(training.learning_rate)  # it climbs again: theirs, not ours
+    assert rates[200] == pytest.approx(full)  # it climbs again: theirs, not ours
 
 
 def test_defect_4_moments_are_fresh_in_every_round(tmp_path: Path) -> None:
@@ -200,10 +205,10 @@ def test_kept_moments_make_two_rounds_of_one_client_one_long_run_of_adam(tmp_pat
     usable, _ = data.split(spec.evaluation.holdout_share)
     for number in (1, 2):
         rng = np.random.default_rng(number)
-        for _ in range(2):
-            episode = draw_episode(usable, spec.training.episodes, rng)
+        for step in range(2 * (number - 1), 2 * number):
+            episodes = draw_episodes(spec, data, usable, step, rng)
             optimizer.zero_grad()
-            loss_of(model, make_batch([(data, episode)]), "gaussian").backward()  # type: ignore[no-untyped-call]
+            loss_of(model, make_batch(episodes), "gaussian").backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     for name, expected in model.named_parameters():
         if name.endswith("weight"):  # some biases cancel in a softmax: there Adam makes its steps of rounding noise
@@ -401,10 +406,26 @@ def test_several_episodes_of_a_batch_are_one_step(tmp_path: Path) -> None:
     _, delta = trained(tmp_path, spec, data)
     model, rng = predictor(spec), np.random.default_rng(5)
     usable, _ = data.split(spec.evaluation.holdout_share)
-    episodes = [draw_episode(usable, spec.training.episodes, rng) for _ in range(3)]
-    loss_of(model, make_batch([(data, each) for each in episodes]), "gaussian").backward()  # type: ignore[no-untyped-call]
+    episodes = draw_episodes(spec, data, usable, 0, rng)
+    assert len(episodes) == 3
+    loss_of(model, make_batch(episodes), "gaussian").backward()  # type: ignore[no-untyped-call]
     bias = model.get_parameter("head.1.bias").grad
     assert bias is not None
     position = [name for name, _ in layout_for(spec).tensors].index("head.1.bias")
     start = sum(math.prod(shape) for _, shape in layout_for(spec).tensors[:position])
     assert np.allclose(delta[start : start + 2], -0.1 * bias.numpy(), atol=1e-7)
+
+
+def test_fedprox_pulls_towards_the_rounds_base(tmp_path: Path) -> None:
+    over = {"training": {"optimizer": "sgd", "learning_rate": 0.05, "local_steps": 6, "batch_episodes": 1}}
+    free, data = small_spec(over), small_group()
+    pulled = small_spec({**over, "training": {**over["training"], "proximal_mu": 5.0}})
+    (_, far), (_, near) = trained(tmp_path, free, data), trained(tmp_path, pulled, data)
+    assert np.linalg.norm(near) < 0.8 * np.linalg.norm(far)
+
+
+def test_fedprox_adds_mu_times_the_distance_to_the_gradient() -> None:
+    parameter = torch.tensor([1.0, -2.0], requires_grad=True)
+    parameter.grad = torch.tensor([0.5, 0.5])
+    pull_to_base([parameter], [torch.tensor([0.0, 1.0])], 0.1)
+    assert torch.allclose(parameter.grad, torch.tensor([0.6, 0.2]))

@@ -1,0 +1,111 @@
+"""Clients trained in one batched pass: as by `client.train`, one by one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_survey import layout_for, small_group, small_spec, write_version_0
+
+from pluralllm.client.train import next_state, train
+from pluralllm.common.data import Episode, make_batch
+from pluralllm.common.ids import ClientId, RoundNumber
+from pluralllm.common.model import PreferencePredictor, load_weights
+from pluralllm.common.weights import flat_values, tensors_of
+from pluralllm.experiment.federated import LocalTraining, clients_per_pass, first_values
+from pluralllm.experiment.stacked import StackedPredictors, clip_each
+from pluralllm.server.cohort import task_seed
+
+CPU = torch.device("cpu")
+SGD = {"optimizer": "sgd", "learning_rate": 0.05, "local_steps": 3}
+CASES: dict[str, dict[str, Any]] = {
+    "gaussian": SGD,
+    "cross_entropy": {**SGD, "loss": "cross_entropy"},
+    "clipped": {**SGD, "gradient_clip_norm": 0.01},
+    "proximal": {**SGD, "proximal_mu": 3.0},
+    "several episodes": {**SGD, "batch_episodes": 2},
+    "cosine": {**SGD, "schedule": "cosine", "cosine_steps": 4},
+    "adam": {"optimizer": "adam", "learning_rate": 1e-3, "local_steps": 3},
+    "adam that remembers": {
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "local_steps": 3,
+        "keep_optimizer_state": True,
+    },
+}
+
+
+def quietly(_done: int, _all: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_batched_pass_gives_what_clients_give_one_by_one(case: str, tmp_path: Path) -> None:
+    """Two rounds from one base: the second tells whether moments are kept or forgotten."""
+    spec = small_spec({"rounds": 2, "training": CASES[case]})
+    groups = {ClientId(name): small_group(name, questions=count) for name, count in (("a", 30), ("b", 24), ("c", 36))}
+    base = write_version_0(tmp_path / "base", spec)
+    layout = layout_for(spec)
+    start = np.array(flat_values(base, layout))
+    together = LocalTraining(spec, groups, start, CPU)
+    for number in (RoundNumber(1), RoundNumber(2)):
+        deltas = together.train_round(start, number)
+        for client, data in groups.items():
+            out, moments = tmp_path / "delta", tmp_path / f"moments-{client}"
+            seed, first_step = task_seed(spec.seed, number, client), (number - 1) * spec.training.local_steps
+            train(base, out, spec, data, seed, first_step, CPU, moments, quietly)
+            if spec.training.keep_optimizer_state:
+                next_state(moments).replace(moments)
+            alone = np.array(flat_values(out, layout))
+            assert np.linalg.norm(alone) > 1e-4
+            # Adam moves what has no gradient by rounding noise: few numbers, so compare as a whole.
+            assert np.linalg.norm(deltas[client] - alone) < 0.02 * np.linalg.norm(alone)
+
+
+def test_a_stack_of_one_predicts_what_the_predictor_predicts() -> None:
+    spec, data = small_spec(), small_group()
+    start = first_values(spec)
+    batch = make_batch([(data, Episode((0, 3, 5), (1, 2))), (data, Episode((4,), (7, 8, 9)))])
+    model = PreferencePredictor(spec.predictor, spec.embedding).eval()
+    stack = StackedPredictors(spec, [start], CPU)
+    assert np.array_equal(stack.flat()[0], start)
+    named = {name: np.zeros(shape, np.float32) for name, shape in layout_for(spec).tensors}
+    at = 0
+    for name, shape in layout_for(spec).tensors:
+        named[name] = start[at : at + int(np.prod(shape))].reshape(shape)
+        at += int(np.prod(shape))
+    load_weights(model, named)
+    with torch.no_grad():
+        one = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+        other = stack(batch, training=False)
+    real = batch.target_is_real
+    assert torch.allclose(one.mean[real], other.mean[real], atol=1e-5)
+    assert torch.allclose(one.log_std[real], other.log_std[real], atol=1e-5)
+
+
+def test_the_first_values_of_an_experiment_are_version_0_of_the_service(tmp_path: Path) -> None:
+    spec = small_spec()
+    stored = tensors_of(write_version_0(tmp_path / "v0", spec))
+    whole = np.concatenate([np.asarray(stored[name]).ravel() for name, _ in layout_for(spec).tensors])
+    assert np.array_equal(first_values(spec), whole)
+
+
+def test_each_client_has_its_own_gradient_clipped() -> None:
+    gradients = [torch.tensor([[3.0, 4.0], [0.3, 0.4]])]
+    clip_each(gradients, 1.0)
+    assert torch.allclose(gradients[0], torch.tensor([[0.6, 0.8], [0.3, 0.4]]), atol=1e-5)
+
+
+def test_a_cpu_pass_takes_fewer_clients_of_larger_episodes_and_a_gpu_all() -> None:
+    small, large = (
+        small_spec(
+            {
+                "training": {"episodes": {"max_context": most, "max_targets": most}},
+                "groups": {"train": list("abcdefgh")},
+            }
+        )
+        for most in (40, 400)
+    )
+    assert clients_per_pass(small, CPU) > clients_per_pass(large, CPU) >= 1
+    assert clients_per_pass(large, torch.device("cuda")) == 8
