@@ -42,15 +42,13 @@ def run(
     loaded = loaded.quick() if quick else loaded
     folder = out or Path(f"{spec.stem}-results{'-quick' if quick else ''}")
     chosen, cores = str(pick_device(device)), len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
-    side_by_side = jobs or (cores if chosen == "cpu" else 1)
     plan = Plan(
         experiment=loaded,
         out=folder,
         model_path=embedding_model_path,
         cache=cache or folder / "cache",
         device=chosen,
-        jobs=side_by_side,
-        threads=max(1, cores // side_by_side),
+        jobs=jobs or (cores if chosen == "cpu" else 1),
     )
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())

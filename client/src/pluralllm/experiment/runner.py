@@ -39,7 +39,6 @@ class Plan:
     cache: Path
     device: str
     jobs: int  # processes side by side
-    threads: int  # of each
 
 
 def run_experiment(plan: Plan, tell: Tell) -> None:
@@ -92,7 +91,6 @@ async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> Non
                     model_path=None if plan.model_path is None else str(plan.model_path),
                     cache=str(plan.cache),
                     device=plan.device,
-                    threads=plan.threads,
                 )
                 progress(piece, "training", 1, 1)
         finally:

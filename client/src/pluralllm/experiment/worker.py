@@ -1,6 +1,7 @@
 """A process that plays methods: `python -m pluralllm.experiment.worker`, one of several that an experiment keeps busy.
 
-Each works with one thread: side by side they get more done than one process with all threads.
+Each works with one thread: side by side they get more done than one process with all threads, and the figures are the same
+however many there are.
 """
 
 import os
@@ -33,12 +34,11 @@ class Playing:
         model_path: str | None,
         cache: str,
         device: str,
-        threads: int,
     ) -> dict[str, Any]:
         """Writes one result. The experiment is the same in every command."""
         wanted = Experiment.model_validate_json(experiment)
         if self._player is None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(1)
             questions = read_groups(wanted)
             provenance = Provenance(wanted, data_digest(questions))
             path = Path(model_path) if model_path else None
