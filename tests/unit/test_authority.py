@@ -1,17 +1,21 @@
 """The certificate authority: what it signs, for how long, and what its files survive."""
 
+import base64
 import datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pluralllm.common.certificates import new_key, read_certificate
 from pluralllm.common.errors import InvalidArgument, InvalidConfig
-from pluralllm.common.membership_errors import AlreadyInitialised, IssuerExpired, NotInitialised
+from pluralllm.common.membership_errors import AlreadyInitialised, CertificateInvalid, IssuerExpired, NotInitialised
 from pluralllm.common.roles import MemberRole
 from pluralllm.server.authority import DAY_S, Authority, create_authority, load_authority, renew_issuer
+from pluralllm.server.signing import builder_for, to_pem
 
 NOW_S = 1_800_000_000.0
 HOSTS = ("fl.example.org", "192.0.2.7", "2001:db8::7")
@@ -54,6 +58,41 @@ def test_a_members_certificate_names_federation_role_and_member_and_serves_clien
     usage = x509.load_pem_x509_certificate(chain).extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
     assert authority.check_member(chain, NOW_S) == facts
+
+
+def odd(extensions: Sequence[tuple[str, bytes]]) -> bytes:
+    """A stranger's own certificate with these extensions, of which the builder would not make every kind."""
+    key = new_key()
+    builder = builder_for("ann", x509.Name([]), key.public_key(), NOW_S, NOW_S + DAY_S)
+    for oid, value in extensions:
+        extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value)
+        builder = builder.add_extension(extension, critical=False)
+    return to_pem(builder.sign(key, hashes.SHA256()))
+
+
+def doubled() -> bytes:
+    """The builder refuses a second extension of one kind; one byte of the finished certificate makes it so."""
+    made = x509.load_pem_x509_certificate(odd([("1.2.3.4.5", b"\x05\x00"), ("1.2.3.4.6", b"\x05\x00")]))
+    der = made.public_bytes(serialization.Encoding.DER).replace(bytes.fromhex("2a030406"), bytes.fromhex("2a030405"))
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
+
+
+ODD: dict[str, Callable[[Authority], bytes]] = {
+    "one extension twice": lambda _: doubled(),
+    "a name of an unknown kind": lambda _: odd([("2.5.29.17", b"\x30\x02\xa3\x00")]),
+    "names that are none": lambda _: odd([("2.5.29.17", b"\x05\x00")]),
+    "a damaged one behind a good one": lambda authority: (
+        authority.issue_member(new_key().public_key(), "ann", MemberRole.CLIENT, DAY_S, NOW_S)
+        + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_certificate_of_a_stranger_is_refused_and_no_fault_of_ours(folder: Path, kind: str) -> None:
+    authority = load_authority(folder)
+    with pytest.raises(CertificateInvalid):
+        authority.check_member(ODD[kind](authority), NOW_S)
 
 
 def test_no_certificate_outlives_the_intermediate(folder: Path) -> None:

@@ -48,6 +48,12 @@ def test_what_is_saved_is_loaded(tmp_path: Path, authority: Authority) -> None:
     assert not (tmp_path / "me" / "next-key.pem").exists()
 
 
+def test_the_key_is_not_in_what_an_identity_prints_of_itself(tmp_path: Path, authority: Authority) -> None:
+    shown = repr(saved(tmp_path / "me", authority))
+    assert "ann" in shown
+    assert "PRIVATE KEY" not in shown
+
+
 def test_keys_are_readable_by_their_owner_only(tmp_path: Path, authority: Authority) -> None:
     next_key(tmp_path / "me")
     assert (tmp_path / "me").stat().st_mode & 0o777 == 0o700

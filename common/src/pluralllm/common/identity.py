@@ -8,7 +8,7 @@ next-key.pem      a key whose certificate has not come yet, so that a try that b
 
 import contextlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +57,7 @@ class Identity:
     folder: Path
     membership: Membership
     authority_pem: bytes
-    key_pem: bytes
+    key_pem: bytes = field(repr=False)
     chain_pem: bytes  # certificate, then the intermediate
     facts: CertificateFacts
 

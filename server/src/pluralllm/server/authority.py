@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from pluralllm.common.certificates import (
     BACKDATE_S,
     RENEW_AT,
+    UNREADABLE,
     CertificateFacts,
     PrivateKey,
     key_from_pem,
@@ -118,7 +119,10 @@ class Authority:
         Raises CertificateInvalid, CertificateForeign, CertificateWrongUse, CertificateNotYetValid, CertificateExpired.
         """
         facts = read_certificate(chain_pem)
-        leaf, *others = x509.load_pem_x509_certificates(chain_pem)
+        try:
+            leaf, *others = x509.load_pem_x509_certificates(chain_pem)
+        except UNREADABLE as error:
+            raise CertificateInvalid(what="the certificate", problem=f"its chain is damaged: {error}") from error
         issuers = [self.issuer, *(other for other in others[:3] if is_signed_by(other, self.root))]
         if facts.federation != self.federation or not any(is_signed_by(leaf, issuer) for issuer in issuers):
             raise CertificateForeign(name=facts.name)
