@@ -14,10 +14,11 @@ from process_harness import federation, free_port, process_spec, tiny_embedding_
 
 from pluralllm.cli.remote import Remote
 from pluralllm.client.diagnosis import diagnose
+from pluralllm.client.enrolment import ask_server, join
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.client.standing import Standing, renew
 from pluralllm.client.transport import Transport
-from pluralllm.common.certificates import make_request
+from pluralllm.common.certificates import make_request, new_key
 from pluralllm.common.clock import SystemClock
 from pluralllm.common.errors import Unreachable
 from pluralllm.common.handshake import handshake
@@ -28,7 +29,9 @@ from pluralllm.common.membership_errors import (
     CertificateRevoked,
     ClockWrong,
     ForeignAuthority,
+    InviteUnknown,
     ServerCertificateOutOfDate,
+    TooManyAttempts,
     WrongHost,
 )
 from pluralllm.common.roles import MemberRole
@@ -232,6 +235,42 @@ async def test_a_machine_whose_clock_is_wrong_learns_that_and_not_that_it_expire
         assert cause is not None
         assert isinstance(cause.error, ClockWrong)
         assert not cause.final
+
+
+async def test_a_member_that_cannot_ask_because_others_have_asked_too_often_learns_nothing_false(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path / "state", joins_per_minute=1) as served:
+        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        await asyncio.to_thread(ask_server, served.enrolment_address, identity.authority_pem)
+        with pytest.raises(TooManyAttempts):
+            await asyncio.to_thread(ask_server, served.enrolment_address, identity.authority_pem)
+        assert await asyncio.to_thread(diagnose, identity) is None
+
+
+async def test_a_command_that_tries_again_and_again_asks_for_the_cause_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens on its main port; of the two questions a minute that the coordinator answers one is left."""
+    monkeypatch.setattr("pluralllm.cli.remote.DIAGNOSE_EVERY_S", 600.0)
+    async with serving(tmp_path / "state", joins_per_minute=2) as served:
+        member = await served.member("eve", MemberRole.OBSERVER)
+        identity = with_enrolment(member, served).at(f"127.0.0.1:{free_port()}")
+        remote = await asyncio.to_thread(Remote.of_member, identity)
+        for _ in range(4):
+            with pytest.raises(Unreachable):
+                await asyncio.to_thread(remote.runs)
+        await asyncio.to_thread(remote.close)
+        await asyncio.to_thread(ask_server, served.enrolment_address, identity.authority_pem)
+
+
+async def test_questions_of_standing_keep_nobody_from_joining(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", joins_per_minute=1) as served:
+        authority_pem = served.registry.authority.root_pem
+        await asyncio.to_thread(ask_server, served.enrolment_address, authority_pem)
+        request = make_request(new_key(), "ann")
+        with pytest.raises(InviteUnknown):
+            await asyncio.to_thread(join, served.enrolment_address, authority_pem, "ann", "A" * 43, request)
 
 
 async def test_another_authority_and_another_name_are_told_apart_from_a_dead_coordinator(tmp_path: Path) -> None:

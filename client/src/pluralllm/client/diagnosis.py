@@ -13,6 +13,7 @@ from pluralllm.common.membership_errors import (
     CertificateNotYetValid,
     ClockWrong,
     ServerCertificateOutOfDate,
+    TooManyAttempts,
 )
 
 
@@ -69,6 +70,8 @@ def _ask(identity: Identity) -> Cause | None:
         check_standing(address, identity.authority_pem, identity.chain_pem)
     except Unreachable:
         handshake(address, identity.authority_pem)
+    except TooManyAttempts:  # others behind our address have asked: it says nothing about us
+        return None
     except PluralError as error:
         wrong_s = time.time() - facts_of_server(identity).time_s
         if isinstance(error, CertificateExpired | CertificateNotYetValid) and abs(wrong_s) > BACKDATE_S:

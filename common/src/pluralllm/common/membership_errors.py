@@ -16,7 +16,7 @@ Refused
 |- InviteForAnother        the token is another name's
 |- InviteExpired           past its end
 |- InviteUsed              its token has been spent by another key
-|- TooManyAttempts         enrolment is rate-limited
+|- TooManyAttempts         the enrolment port is rate-limited
 |- MemberExists            the name is taken
 |- LastAdmin               without it nobody could administer the federation
 |- NotInitialised          the state directory has no certificate authority
@@ -152,7 +152,7 @@ class InviteUsed(Refused):
 @dataclass(eq=False)
 class TooManyAttempts(Refused):
     retry_s: float
-    why = "Too many attempts to join."
+    why = "Too many calls on the enrolment port."
     fix = "Try again in {retry_s:.0f} s."
 
 

@@ -135,7 +135,8 @@ async def running(
             for name in registry.revoked():  # a crash may have come between a revocation and its effect
                 await coordinator.remove_client(name)
             stack.callback(asyncio.create_task(tend_certificates(registry, wall_s)).cancel)
-            enrolment = Enrolment(registry, Attempts(config.joins_per_minute, 10 * config.joins_per_minute), wall_s)
+            joins, questions = (Attempts(config.joins_per_minute, 10 * config.joins_per_minute) for _ in range(2))
+            enrolment = Enrolment(registry, joins, questions, wall_s)
             door = Door(by_certificate(registry), audit_log, config.calls_per_member)
             server, address = bind_main(config, door, server_credentials(authority, members_only=True))
             gate, gate_address = bind_enrolment(

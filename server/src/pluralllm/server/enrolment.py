@@ -23,15 +23,18 @@ Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
 
 class Enrolment(pb_grpc.EnrolmentServiceServicer):
-    """Join and GetStanding need no identity, so every call of them is counted. Which call is for which port: access.py."""
+    """Join and GetStanding need no identity, so every call of them is counted, each by itself: members behind one address
+    that ask why nothing answers must not keep the next one from joining. Which call is for which port: access.py.
+    """
 
-    def __init__(self, registry: Registry, attempts: Attempts, wall_s: Callable[[], float]) -> None:
+    def __init__(self, registry: Registry, joins: Attempts, questions: Attempts, wall_s: Callable[[], float]) -> None:
         self._registry = registry
-        self._attempts = attempts
+        self._joins = joins
+        self._questions = questions
         self._wall_s = wall_s
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
-        peer = self._count(context)
+        peer = _counted(self._joins, context)
         name = request.name if is_id(request.name) else "?"
         try:
             member, chain = await self._registry.join(request.name, request.token, request.certificate_request_der)
@@ -52,7 +55,7 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
         )
 
     async def GetStanding(self, request: pb.GetStandingRequest, context: Context) -> pb.GetStandingResponse:
-        peer = self._count(context)
+        peer = _counted(self._questions, context)
         if request.certificate_chain_pem:
             try:
                 self._registry.authority.check_member(request.certificate_chain_pem, self._wall_s())
@@ -68,10 +71,12 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
         log.info("certificate.renewed", name=caller().name)
         return pb.RenewResponse(certificate_chain_pem=chain)
 
-    def _count(self, context: Context) -> str:
-        peer = peer_host(context.peer())
-        self._attempts.note(peer, time.monotonic())
-        return peer
+
+def _counted(attempts: Attempts, context: Context) -> str:
+    """The peer. Raises TooManyAttempts."""
+    peer = peer_host(context.peer())
+    attempts.note(peer, time.monotonic())
+    return peer
 
 
 def peer_host(peer: str) -> str:
