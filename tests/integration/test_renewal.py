@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from coordinator_harness import Served, serving, small_spec
+from coordinator_harness import BOOTSTRAP, Served, keep_identity, serving, small_spec
 from process_harness import federation, free_port, process_spec, tiny_embedding_model, until
 
 from pluralllm.cli.remote import Remote
@@ -20,11 +20,12 @@ from pluralllm.client.standing import Standing, renew
 from pluralllm.client.transport import Transport
 from pluralllm.common.certificates import make_request, new_key
 from pluralllm.common.clock import SystemClock
-from pluralllm.common.errors import Unreachable
+from pluralllm.common.errors import Internal, StorageFull, Unreachable
 from pluralllm.common.handshake import handshake
 from pluralllm.common.identity import Identity, load_identity, next_key
 from pluralllm.common.ids import ClientId
 from pluralllm.common.membership_errors import (
+    AwaitingApproval,
     CertificateExpired,
     CertificateRevoked,
     ClockWrong,
@@ -38,6 +39,7 @@ from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
 from pluralllm.server.access import Principal
 from pluralllm.server.authority import DAY_S, create_authority, renew_issuer
+from pluralllm.server.registry import InviteOrder
 
 pytestmark = pytest.mark.timeout(240)
 LIFE_S = 6.0
@@ -209,6 +211,34 @@ async def test_a_revoked_daemon_learns_it_though_its_connection_is_only_closed(t
         assert await told(served, identity, UNREACHABLE) is UNREACHABLE
         await served.registry.revoke(Principal(identity.membership.name, MemberRole.ADMIN), "ann", "")
         assert isinstance(await told(served, identity, UNREACHABLE), CertificateRevoked)
+
+
+async def test_a_daemon_goes_on_trying_where_what_keeps_it_out_may_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It awaits its approval; then the coordinator's disk is full, then it has a fault."""
+    async with serving(tmp_path / "state") as served:
+        order = InviteOrder("ann", MemberRole.OBSERVER, needs_approval=True)
+        _, token = await served.registry.invite(BOOTSTRAP, order)
+        key = new_key()
+        member, chain = await served.registry.join("ann", token, make_request(key, "ann"))
+        kept = keep_identity(tmp_path / "ann", served.registry, member, key, chain, served.address)
+        identity = with_enrolment(kept, served)
+        assert isinstance(await told(served, identity, UNREACHABLE), AwaitingApproval)
+        cause = await asyncio.to_thread(diagnose, identity)
+        assert cause is not None
+        assert not cause.final
+
+        for error, leaf in ((StorageFull(what="x"), StorageFull), (KeyError("x"), Internal)):
+
+            def fails(_: bytes, error: Exception = error) -> Principal:
+                raise error
+
+            monkeypatch.setattr(served.registry, "principal", fails)
+            cause = await asyncio.to_thread(diagnose, identity)
+            assert cause is not None
+            assert isinstance(cause.error, leaf)
+            assert not cause.final
 
 
 async def test_an_expired_daemon_learns_it(tmp_path: Path) -> None:
