@@ -152,9 +152,9 @@ class Remote:
     def revoke(self, name: str, reason: str) -> Values:
         return plain(self._call("RevokeMember", pb.RevokeMemberRequest(name=f"members/{name}", reason=reason)).member)
 
-    def audit_events(self) -> list[Values]:
-        """All, oldest first."""
-        return self._pages(
+    def audit_events(self) -> tuple[list[Values], bool]:
+        """Oldest first, and whether these are all: more than MAX_PAGES pages are not read."""
+        return self._read(
             "ListAuditEvents",
             lambda token: pb.ListAuditEventsRequest(page_size=AUDIT_PAGE_SIZE, page_token=token),
             "events",
@@ -225,6 +225,12 @@ class Remote:
     def _pages(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
     ) -> list[Values]:
+        return self._read(method, request, field, limit)[0]
+
+    def _read(
+        self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
+    ) -> tuple[list[Values], bool]:
+        """What the pages hold, and whether that is what was asked for."""
         found: list[Values] = []
         token = ""
         for _ in range(MAX_PAGES):
@@ -232,8 +238,8 @@ class Remote:
             found += [plain(message) for message in getattr(answer, field)]
             token = answer.next_page_token
             if not token or (limit is not None and len(found) >= limit):
-                break
-        return found[:limit]
+                return found[:limit], True
+        return found[:limit], False
 
     def _call(self, method: str, request: Message) -> Any:
         try:
