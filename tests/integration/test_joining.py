@@ -348,6 +348,22 @@ def test_the_servers_doctor_finds_a_key_that_others_may_read(town: Town) -> None
     assert "chmod 600" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("host", "fix"),
+    [
+        ("other.example", "pluralllm-server renew-issuer --host 127.0.0.1 --host nobody.invalid --host other.example"),
+        ("nobody.invalid", "enter the name in DNS, or set advertise and advertise_enrolment to another one"),
+    ],
+)
+def test_the_servers_doctor_finds_an_advertised_name_that_leads_nowhere(town: Town, host: str, fix: str) -> None:
+    home = f"at-{host}"
+    town.does(home, SERVER, "init", "--host", "127.0.0.1", "--host", "nobody.invalid")
+    config = write(town.folder / home / "server.toml", f'advertise = "{host}:7443"\n')
+    done = town.types(home, SERVER, "doctor", "--config", config, "--json")
+    assert done.returncode == 3
+    assert [check["fix"] for check in json.loads(done.stdout) if check["name"] == "advertised"] == [fix]
+
+
 def test_a_rewritten_audit_log_is_found_out_by_whoever_has_seen_the_old_one(town: Town) -> None:
     town.audit()
     memory = town.folder / "host/config/pluralllm/audit-head.json"

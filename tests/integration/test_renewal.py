@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from coordinator_harness import BOOTSTRAP, Served, keep_identity, serving, small_spec
 from process_harness import federation, free_port, process_spec, tiny_embedding_model, until
+from structlog.testing import capture_logs
 
 from pluralllm.cli.remote import Remote
 from pluralllm.client.diagnosis import diagnose
@@ -317,6 +318,15 @@ async def test_a_coordinator_reached_by_a_name_that_is_not_its_own_says_which_ar
     async with serving(tmp_path / "state", listen="127.0.0.2:0") as served:
         with pytest.raises(WrongHost, match=r"not for 127\.0\.0\.2 but for localhost, 127\.0\.0\.1"):
             await asyncio.to_thread(handshake, served.address, served.registry.authority.root_pem)
+
+
+async def test_a_coordinator_whose_invites_name_a_host_that_is_not_its_own_says_so(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with serving(tmp_path / "state", advertise="127.0.0.1:1", advertise_enrolment="other.example:7444"):
+            pass
+    [line] = [line for line in logs if line["event"] == "tls.advertised_name_not_covered"]
+    assert line["hosts"] == ("other.example",)
+    assert line["fix"] == "pluralllm-server renew-issuer --host 127.0.0.1 --host other.example"
 
 
 async def test_a_server_certificate_out_of_date_is_told_with_its_dates_and_this_machines_clock(tmp_path: Path) -> None:

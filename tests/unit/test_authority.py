@@ -49,6 +49,18 @@ def test_the_server_certificate_is_for_the_advertised_names_and_for_this_machine
     assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
 
 
+def test_an_address_whose_host_the_server_certificate_is_not_for_is_found(folder: Path) -> None:
+    authority = load_authority(folder)
+    good = ("FL.example.org:1", "192.0.2.7:1", "[2001:db8:0::7]:1", "localhost:1")
+    assert authority.uncovered(good) == ()
+    wrong = ("other.example.org:1", "192.0.2.8:1", "Other.example.org:2", "b\u00fccher.example:1")
+    assert authority.uncovered((*good, *wrong)) == ("other.example.org", "192.0.2.8", "b\u00fccher.example")
+    command = authority.covering(["other.example.org"]).split()
+    assert command[:2] == ["pluralllm-server", "renew-issuer"]
+    renew_issuer(folder, command[3::2], folder / "root-key.pem", None, NOW_S)
+    assert load_authority(folder).uncovered((*good, "other.example.org:1")) == ()
+
+
 def test_a_members_certificate_names_federation_role_and_member_and_serves_clients_only(folder: Path) -> None:
     authority = load_authority(folder)
     chain = authority.issue_member(new_key().public_key(), "ann", MemberRole.CLIENT, 30 * DAY_S, NOW_S)

@@ -4,7 +4,7 @@ gRPC accepts TLS 1.2 and 1.3 and nothing older, and asks the credentials for new
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,12 @@ def server_credentials(authority: Authority, *, members_only: bool) -> grpc.Serv
     news: Any = file.news  # the type stubs do not know that None means "nothing new"
     credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(file.read(), news, members_only)
     return credentials
+
+
+def warn_of_uncovered(authority: Authority, addresses: Iterable[str]) -> None:
+    """An invite that names another host than the certificate's lets nobody in. Raises InvalidConfig."""
+    if wrong := authority.uncovered(addresses):
+        log.warning("tls.advertised_name_not_covered", hosts=wrong, fix=authority.covering(wrong))
 
 
 async def tend_certificates(registry: Registry, wall_s: Callable[[], float]) -> None:
