@@ -308,6 +308,22 @@ def test_the_doctors_find_nothing_wrong_where_nothing_is(town: Town) -> None:
     ]
 
 
+def test_an_administrator_looks_where_init_was_told_that_serve_will_listen(tmp_path: Path) -> None:
+    town = Town(tmp_path)
+    main, gate = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    flags = ["--listen", main, "--enrolment-listen", gate]
+    town.does("host", SERVER, "init", "--host", "127.0.0.1", *flags)
+    town.does("host", SERVER, "admin", "second", "--admin-identity", "second", *flags)
+    server = town.starts("host", SERVER, "serve", *flags)
+    try:
+        until(lambda: town.types("host", CLI, "runs").returncode == 0, "the coordinator answers", town)
+        town.does("host", CLI, "--identity", "second", "runs")
+        invite = load_invite(str(town.invited("org-a")))
+        assert (invite.coordinator, invite.enrolment) == (main, gate)
+    finally:
+        server.stop()
+
+
 def test_the_doctor_finds_a_key_that_others_may_read(town: Town) -> None:
     key = town.folder / "host/config/pluralllm/credentials.pem"
     key.chmod(0o640)

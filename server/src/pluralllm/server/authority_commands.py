@@ -29,6 +29,8 @@ Hosts = Annotated[
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win.")]
 StateDir = Annotated[Path | None, typer.Option(help="Where the authority, runs, models and updates are kept.")]
+Listen = Annotated[str | None, typer.Option(help="host:port that serve will bind: its port goes into the identity.")]
+EnrolmentListen = Annotated[str | None, typer.Option(help="The same for members that join.")]
 AdminName = Annotated[str, typer.Option("--admin", help="Name of the administrator this makes.")]
 AdminFolder = Annotated[
     Path,
@@ -48,9 +50,12 @@ def init(
     root_passphrase_file: Passphrase = None,
     config: ConfigFile = None,
     state_dir: StateDir = None,
+    listen: Listen = None,
+    enrolment_listen: EnrolmentListen = None,
 ) -> None:
     """Make the federation's certificate authority, this server's certificate and the first administrator."""
-    settings = load_config(ServerConfig, config, {"state_dir": state_dir})
+    flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
+    settings = load_config(ServerConfig, config, flags)
     name, hosts = ca.check_names(federation or (host or ["-"])[0].replace(":", "-"), host or [])
     _check_admin(admin_name, admin_identity)
     configure_logs(form="console", level="WARNING")
@@ -72,9 +77,12 @@ def admin(
     admin_identity: AdminFolder = DEFAULT_IDENTITY,
     config: ConfigFile = None,
     state_dir: StateDir = None,
+    listen: Listen = None,
+    enrolment_listen: EnrolmentListen = None,
 ) -> None:
     """Make an administrator on this machine, when no other one can invite: the server must be stopped."""
-    settings = load_config(ServerConfig, config, {"state_dir": state_dir})
+    flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
+    settings = load_config(ServerConfig, config, flags)
     _check_admin(name, admin_identity)
     configure_logs(form="console", level="WARNING")
     with StateDirectory(settings.state_dir) as state:
