@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from coordinator_harness import BOOTSTRAP, Served, keep_identity, serving, small_spec
@@ -38,6 +40,7 @@ from pluralllm.common.membership_errors import (
 )
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
+from pluralllm.server import tls
 from pluralllm.server.access import Principal
 from pluralllm.server.authority import DAY_S, create_authority, renew_issuer
 from pluralllm.server.registry import InviteOrder
@@ -185,6 +188,48 @@ async def test_members_and_new_ones_go_on_under_a_new_intermediate(tmp_path: Pat
     async with serving(tmp_path / "state") as served:
         await served.client("ann")
         await served.client("ben")
+
+
+# Where the next certificate cannot be written
+
+
+def in_the_way(file: Path) -> Path:
+    """What keeps a file from being written, also for root: a folder where its draft would be."""
+    blocked = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    blocked.mkdir()
+    return blocked
+
+
+async def until_told(served: Served, logs: list[Any], event: str) -> None:
+    while not [line for line in logs if line["event"] == event]:
+        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)
+
+
+async def test_the_server_renews_its_certificate_once_its_disk_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "TEND_S", 0.05)
+    later_s = [0.0]
+    async with serving(tmp_path / "state", wall_s=lambda: time.time() + later_s[0]) as served:
+        blocked = in_the_way(served.registry.authority.server_file)
+        with capture_logs() as logs:
+            later_s[0] = 61 * DAY_S
+            await asyncio.wait_for(until_told(served, logs, "tls.authority_unusable"), 20)
+            blocked.rmdir()
+            await asyncio.wait_for(until_told(served, logs, "tls.server_certificate_renewed"), 20)
+
+
+async def test_a_daemon_renews_its_certificate_once_its_disk_works_again(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", certificate_life_days=6 / DAY_S) as served:
+        identity = await served.member("ann", MemberRole.CLIENT)
+        blocked = in_the_way(identity.credentials)
+        async with transport_of(identity) as transport:
+            with capture_logs() as logs:
+                keeping = asyncio.create_task(Standing(identity, transport).keep())
+                await asyncio.wait_for(until_told(served, logs, "certificate.not_renewed"), 20)
+                blocked.rmdir()
+                await asyncio.wait_for(until_told(served, logs, "certificate.renewed"), 20)
+            keeping.cancel()
 
 
 # What a daemon says when nothing answers

@@ -73,7 +73,7 @@ async def tend_certificates(registry: Registry, wall_s: Callable[[], float]) -> 
             if registry.authority.is_server_renewal_due(wall_s()):
                 await asyncio.to_thread(registry.authority.renew_server, wall_s())
                 log.info("tls.server_certificate_renewed")
-        except PluralError as error:
+        except (PluralError, OSError) as error:  # a disk that fails now may work in a minute
             log.error("tls.authority_unusable", problem=str(error))
         left_s, expires = registry.authority.issuer_expires_s - wall_s(), day(registry.authority.issuer_expires_s)
         if left_s < ISSUER_WARNING_S and warned != expires:
