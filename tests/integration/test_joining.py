@@ -233,7 +233,10 @@ def test_two_machines_that_join_at_once_with_one_invite_get_one_certificate(town
     [
         ({"token": "A" * 43}, "There is no open invite for wrong with this token."),
         ({"name": "another"}, "This invite is not for another."),
-        ({"role": "admin"}, "wrong is admin; pluralllm-client join is for client."),
+        (
+            {"role": "admin"},
+            "This invite makes wrong admin; another command joins with it. Run: pluralllm join INVITE.",
+        ),
     ],
 )
 def test_a_changed_invite_is_refused_with_its_reason(town: Town, changes: dict[str, Any], said: str) -> None:
@@ -245,6 +248,12 @@ def test_a_changed_invite_is_refused_with_its_reason(town: Town, changes: dict[s
     assert done.returncode == 3
     assert done.stderr.startswith(f"error: {said}"), done.stderr
     assert values["token"] not in done.stderr
+
+
+def test_a_clients_invite_given_to_the_operators_command_names_the_other_one(town: Town) -> None:
+    done = town.types("mistaken", CLI, "join", str(town.invited("mistaken")))
+    assert done.returncode == 3
+    assert "Run: pluralllm-client join INVITE." in done.stderr
 
 
 def test_an_invite_of_another_authority_is_found_out_before_the_token_leaves(town: Town, tmp_path: Path) -> None:
@@ -413,6 +422,17 @@ def test_what_is_asked_wrongly_is_one_clear_line_and_changes_nothing(
     assert done.stderr.startswith(f"error: {said}"), done.stderr
     assert [entry for entry in town.audit()[before:] if entry["result"] == "ACCEPTED"] == []
     assert not list((town.folder / "host").glob("*.invite"))
+
+
+def test_an_administrators_folder_that_cannot_be_written_is_found_out_before_there_is_an_authority(town: Town) -> None:
+    flags = ["--host", "x", "--state-dir", "unwritable-state", "--admin-identity"]
+    done = town.types("host", SERVER, "init", *flags, "/proc/nope")
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: The configuration /proc/nope is not valid:\n  it cannot be written"), (
+        done.stderr
+    )
+    assert not (town.folder / "host" / "unwritable-state").exists()
+    town.does("host", SERVER, "init", *flags, "unwritable-admin")
 
 
 def test_a_second_init_and_a_taken_identity_are_refused(town: Town) -> None:

@@ -12,6 +12,7 @@ Refused
 |- IdentityMismatch        a message speaks for somebody else than the certificate
 |- AwaitingApproval        joined, but no administrator has approved it yet
 |- InviteInvalid           the text of an invite cannot be read
+|- InviteForOtherCommand   it is for a client's daemon, or for a person
 |- InviteUnknown           no such token, or it was withdrawn
 |- InviteForAnother        the token is another name's
 |- InviteExpired           past its end
@@ -118,6 +119,15 @@ class InviteInvalid(Refused):
     problem: str
     why = "The invite cannot be read: {problem}."
     fix = "Take the invite file as it was made, or its whole one line."
+
+
+@dataclass(eq=False)
+class InviteForOtherCommand(Refused):
+    name: str
+    role: str
+    command: str
+    why = "This invite makes {name} {role}; another command joins with it."
+    fix = "Run: {command} join INVITE."
 
 
 @dataclass(eq=False)

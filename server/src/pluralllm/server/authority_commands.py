@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.common.certificates import fingerprint_of_certificate, new_key, spoken
+from pluralllm.common.certificates import PrivateKey, fingerprint_of_certificate, spoken
 from pluralllm.common.configuration import load_config
 from pluralllm.common.errors import InvalidArgument, InvalidConfig
-from pluralllm.common.identity import Membership, save_identity
+from pluralllm.common.identity import Membership, next_key, save_identity
 from pluralllm.common.ids import ID_HELP, ClientId, is_id
 from pluralllm.common.logs import configure_logs
 from pluralllm.common.membership_errors import AlreadyJoined
@@ -57,12 +57,12 @@ def init(
     flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
     settings = load_config(ServerConfig, config, flags)
     name, hosts = ca.check_names(federation or (host or ["-"])[0].replace(":", "-"), host or [])
-    _check_admin(admin_name, admin_identity)
+    key = _admin_key(admin_name, admin_identity)
     configure_logs(form="console", level="WARNING")
     passphrase = _passphrase(root_passphrase_file, confirm=True)
     with StateDirectory(settings.state_dir) as state:
         made = ca.create_authority(state.authority, name, hosts, passphrase, time.time())
-        asyncio.run(_make_admin(settings, state, made, admin_name, admin_identity))
+        asyncio.run(_make_admin(settings, state, made, admin_name, admin_identity, key))
     typer.echo(
         f"federation {name} for {', '.join(hosts)}; state in {settings.state_dir}\n"
         f"authority's fingerprint: {spoken(fingerprint_of_certificate(made.root_pem))}\n"
@@ -83,10 +83,10 @@ def admin(
     """Make an administrator on this machine, when no other one can invite: the server must be stopped."""
     flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
     settings = load_config(ServerConfig, config, flags)
-    _check_admin(name, admin_identity)
+    key = _admin_key(name, admin_identity)
     configure_logs(form="console", level="WARNING")
     with StateDirectory(settings.state_dir) as state:
-        asyncio.run(_make_admin(settings, state, ca.load_authority(state.authority), name, admin_identity))
+        asyncio.run(_make_admin(settings, state, ca.load_authority(state.authority), name, admin_identity, key))
     typer.echo(f"administrator {name}: {admin_identity}")
 
 
@@ -106,7 +106,7 @@ def renew_issuer(
 
 
 async def _make_admin(
-    config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path
+    config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path, key: PrivateKey
 ) -> None:
     store = await open_store(state.database_url)
     try:
@@ -114,7 +114,6 @@ async def _make_admin(
         audit_log = AuditLog(membership, time.time)
         registry = Registry(membership, audit_log, authority, config.certificate_life_s, time.time)
         await registry.start()
-        key = new_key()
         chain = await registry.make_admin(ClientId(name), key.public_key())
     finally:
         await store.close()
@@ -131,11 +130,16 @@ async def _make_admin(
     save_identity(folder, membership_file, authority.root_pem, key, chain)
 
 
-def _check_admin(name: str, folder: Path) -> None:
+def _admin_key(name: str, folder: Path) -> PrivateKey:
+    """Made before anything else: a folder that cannot be written is found out while there is no authority yet.
+
+    Raises InvalidArgument, AlreadyJoined, InvalidConfig, StorageFull.
+    """
     if not is_id(name):
         raise InvalidArgument(field="--admin", problem=f"is {name!r}, allowed: {ID_HELP}")
     if (folder / "identity.json").exists() or (folder / "credentials.pem").exists():
         raise AlreadyJoined(folder=str(folder), name="another member", federation="(see identity.json there)")
+    return next_key(folder)
 
 
 def _passphrase(file: Path | None, *, confirm: bool) -> bytes | None:
