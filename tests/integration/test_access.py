@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from structlog.testing import capture_logs
 
 from pluralllm.client.diagnosis import diagnose
-from pluralllm.client.enrolment import check_standing
+from pluralllm.client.enrolment import ask_server, check_standing, join
 from pluralllm.common.certificates import make_request, member_uri, new_key
 from pluralllm.common.channels import secure_channel
 from pluralllm.common.clock import FakeClock
@@ -35,11 +35,13 @@ from pluralllm.common.membership_errors import (
     CertificateWrongUse,
     IdentityMismatch,
     RoleForbids,
+    TooManyAttempts,
 )
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
 from pluralllm.common.status import from_rpc_error
 from pluralllm.common.wire import CLIENT_ID_KEY
+from pluralllm.server import audit_log
 from pluralllm.server.__main__ import running
 from pluralllm.server.access import RULES, Principal
 from pluralllm.server.authority import create_authority
@@ -235,6 +237,45 @@ async def test_no_certificate_gets_no_connection(tmp_path: Path) -> None:
         async with grpc.aio.insecure_channel(served.address) as channel:
             with pytest.raises(Unreachable):
                 await call(channel, "/pluralllm.v1.OperationsService/ListRuns")
+
+
+async def test_made_up_names_do_not_hide_a_stolen_token_from_the_audit_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "MAX_REFUSALS_REMEMBERED", 5)
+    async with serving(tmp_path / "state") as served:
+        _, token = await served.registry.invite(ADMINISTRATOR, InviteOrder("ann", OBSERVER))
+        await served.registry.join("ann", token, make_request(new_key(), "ann"))
+        before = served.registry.audit.head[0]
+        authority_pem, request = served.registry.authority.root_pem, make_request(new_key(), "x")
+        tries = [*((f"name-{number}", "A" * 43, request) for number in range(8)), ("name-9", token, request)]
+        for name, tried, sent in [*tries, ("name-8", token, b"garbage"), ("ann", token, request)]:
+            with pytest.raises(PluralError):
+                await asyncio.to_thread(join, served.enrolment_address, authority_pem, name, tried, sent)
+        entries = [entry for entry, _ in await served.registry.audit.entries(before, 100)]
+        assert [(entry.object, entry.result) for entry in entries] == [
+            ("members/?", "INVITE_UNKNOWN"),
+            ("members/?", "INVITE_FOR_ANOTHER"),
+            ("members/?", "CERTIFICATE_INVALID"),
+            ("members/ann", "INVITE_USED"),
+        ]
+
+
+async def test_whoever_knocks_too_often_or_for_another_thing_is_in_the_log_once_a_minute(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", joins_per_minute=1) as served:
+        authority_pem = served.registry.authority.root_pem
+        with capture_logs() as logs:
+            await asyncio.to_thread(ask_server, served.enrolment_address, authority_pem)
+            for _ in range(3):
+                with pytest.raises(TooManyAttempts):
+                    await asyncio.to_thread(ask_server, served.enrolment_address, authority_pem)
+            credentials = grpc.ssl_channel_credentials(authority_pem)
+            async with grpc.aio.secure_channel(served.enrolment_address, credentials) as channel:
+                for _ in range(3):
+                    with pytest.raises(RoleForbids):
+                        await call(channel, "/pluralllm.v1.EnrolmentService/Renew")
+        told = [(line["reason"], line["peer"]) for line in logs if line["event"] == "enrolment.refused"]
+        assert told == [("TOO_MANY_ATTEMPTS", "ipv4:127.0.0.1"), ("ROLE_FORBIDS", "ipv4:127.0.0.1")]
 
 
 async def test_a_certificate_of_our_authority_that_is_not_on_the_list_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -16,8 +17,17 @@ from typing import Any
 import grpc
 import pytest
 from coordinator_harness import Served, serving, small_spec
+from rich.console import Console
 
+from pluralllm.cli.audit_trail import verified_entries
+from pluralllm.cli.output import now
+from pluralllm.cli.remote import Remote
+from pluralllm.cli.status_screen import audit_table
+from pluralllm.common.clock import FakeClock
+from pluralllm.common.identity import load_identity
 from pluralllm.common.weights import CHUNK_BYTES, manifest_of
+from pluralllm.server.__main__ import running
+from pluralllm.server.config import ServerConfig
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1 import operations_pb2_grpc, resources_pb2
 
@@ -226,6 +236,36 @@ async def test_every_read_has_stable_json(tmp_path: Path) -> None:
         assert (admin["role"], admin["state"]) == ("admin", "active")
         assert (ann["name"], ann["group"], ann["role"]) == ("members/ann", "group of ann", "client")
         assert (ann["group_role"], ann["state"], ann["live"]) == ("train", "active", True)
+
+
+async def test_an_audit_log_too_long_to_be_read_is_not_called_unbroken_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pluralllm.cli.remote.AUDIT_PAGE_SIZE", 2)
+    async with serving(tmp_path / "state") as served:
+        await served.create("first", small_spec())
+        remote = Remote.of_member(load_identity(served.identities / "admin", "").at(served.address))
+        found, head, whole = await asyncio.to_thread(verified_entries, remote, tmp_path / "nowhere")
+        assert (len(found), whole) == (3, True)
+        monkeypatch.setattr("pluralllm.cli.remote.MAX_PAGES", 1)
+        found, head, whole = await asyncio.to_thread(verified_entries, remote, tmp_path / "nowhere")
+        assert (len(found), whole) == (2, False)
+        await asyncio.to_thread(remote.close)
+        screen = io.StringIO()
+        Console(file=screen, width=200).print(audit_table(found, len(found), head, now(), whole=whole))
+        assert "the first 2 entries only: the log was not read to its end" in screen.getvalue()
+
+
+async def test_an_audit_in_plain_text_neither_uses_nor_changes_what_an_identity_remembers(tmp_path: Path) -> None:
+    """The folder is of a member of another federation, whose log was longer."""
+    memory = tmp_path / "identity" / "audit-head.json"
+    memory.parent.mkdir()
+    memory.write_text(remembered := json.dumps({"sequence": 7, "sha256": "0" * 64, "seen": "2026-01-01"}))
+    config = ServerConfig(state_dir=tmp_path / "state", listen="127.0.0.1:0", plain_text=True)
+    async with running(config, FakeClock()) as found:
+        done = await pluralllm("--identity", str(memory.parent), "audit", "--json", coordinator=found.address)
+    assert (done.code, done.err) == (0, "")
+    assert memory.read_text() == remembered
 
 
 async def test_watch_ends_with_the_run(tmp_path: Path) -> None:

@@ -233,7 +233,10 @@ def test_two_machines_that_join_at_once_with_one_invite_get_one_certificate(town
     [
         ({"token": "A" * 43}, "There is no open invite for wrong with this token."),
         ({"name": "another"}, "This invite is not for another."),
-        ({"role": "admin"}, "wrong is admin; pluralllm-client join is for client."),
+        (
+            {"role": "admin"},
+            "This invite makes wrong admin; another command joins with it. Run: pluralllm join INVITE.",
+        ),
     ],
 )
 def test_a_changed_invite_is_refused_with_its_reason(town: Town, changes: dict[str, Any], said: str) -> None:
@@ -245,6 +248,12 @@ def test_a_changed_invite_is_refused_with_its_reason(town: Town, changes: dict[s
     assert done.returncode == 3
     assert done.stderr.startswith(f"error: {said}"), done.stderr
     assert values["token"] not in done.stderr
+
+
+def test_a_clients_invite_given_to_the_operators_command_names_the_other_one(town: Town) -> None:
+    done = town.types("mistaken", CLI, "join", str(town.invited("mistaken")))
+    assert done.returncode == 3
+    assert "Run: pluralllm-client join INVITE." in done.stderr
 
 
 def test_an_invite_of_another_authority_is_found_out_before_the_token_leaves(town: Town, tmp_path: Path) -> None:
@@ -308,6 +317,22 @@ def test_the_doctors_find_nothing_wrong_where_nothing_is(town: Town) -> None:
     ]
 
 
+def test_an_administrator_looks_where_init_was_told_that_serve_will_listen(tmp_path: Path) -> None:
+    town = Town(tmp_path)
+    main, gate = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    flags = ["--listen", main, "--enrolment-listen", gate]
+    town.does("host", SERVER, "init", "--host", "127.0.0.1", *flags)
+    town.does("host", SERVER, "admin", "second", "--admin-identity", "second", *flags)
+    server = town.starts("host", SERVER, "serve", *flags)
+    try:
+        until(lambda: town.types("host", CLI, "runs").returncode == 0, "the coordinator answers", town)
+        town.does("host", CLI, "--identity", "second", "runs")
+        invite = load_invite(str(town.invited("org-a")))
+        assert (invite.coordinator, invite.enrolment) == (main, gate)
+    finally:
+        server.stop()
+
+
 def test_the_doctor_finds_a_key_that_others_may_read(town: Town) -> None:
     key = town.folder / "host/config/pluralllm/credentials.pem"
     key.chmod(0o640)
@@ -348,6 +373,22 @@ def test_the_servers_doctor_finds_a_key_that_others_may_read(town: Town) -> None
     assert "chmod 600" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("host", "fix"),
+    [
+        ("other.example", "pluralllm-server renew-issuer --host 127.0.0.1 --host nobody.invalid --host other.example"),
+        ("nobody.invalid", "enter the name in DNS, or set advertise and advertise_enrolment to another one"),
+    ],
+)
+def test_the_servers_doctor_finds_an_advertised_name_that_leads_nowhere(town: Town, host: str, fix: str) -> None:
+    home = f"at-{host}"
+    town.does(home, SERVER, "init", "--host", "127.0.0.1", "--host", "nobody.invalid")
+    config = write(town.folder / home / "server.toml", f'advertise = "{host}:7443"\n')
+    done = town.types(home, SERVER, "doctor", "--config", config, "--json")
+    assert done.returncode == 3
+    assert [check["fix"] for check in json.loads(done.stdout) if check["name"] == "advertised"] == [fix]
+
+
 def test_a_rewritten_audit_log_is_found_out_by_whoever_has_seen_the_old_one(town: Town) -> None:
     town.audit()
     memory = town.folder / "host/config/pluralllm/audit-head.json"
@@ -381,6 +422,17 @@ def test_what_is_asked_wrongly_is_one_clear_line_and_changes_nothing(
     assert done.stderr.startswith(f"error: {said}"), done.stderr
     assert [entry for entry in town.audit()[before:] if entry["result"] == "ACCEPTED"] == []
     assert not list((town.folder / "host").glob("*.invite"))
+
+
+def test_an_administrators_folder_that_cannot_be_written_is_found_out_before_there_is_an_authority(town: Town) -> None:
+    flags = ["--host", "x", "--state-dir", "unwritable-state", "--admin-identity"]
+    done = town.types("host", SERVER, "init", *flags, "/proc/nope")
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: The configuration /proc/nope is not valid:\n  it cannot be written"), (
+        done.stderr
+    )
+    assert not (town.folder / "host" / "unwritable-state").exists()
+    town.does("host", SERVER, "init", *flags, "unwritable-admin")
 
 
 def test_a_second_init_and_a_taken_identity_are_refused(town: Town) -> None:

@@ -3,38 +3,47 @@
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from coordinator_harness import Served, serving, small_spec
+from coordinator_harness import BOOTSTRAP, Served, keep_identity, serving, small_spec
 from process_harness import federation, free_port, process_spec, tiny_embedding_model, until
+from structlog.testing import capture_logs
 
 from pluralllm.cli.remote import Remote
 from pluralllm.client.diagnosis import diagnose
+from pluralllm.client.enrolment import ask_server, join
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.client.standing import Standing, renew
 from pluralllm.client.transport import Transport
-from pluralllm.common.certificates import make_request
+from pluralllm.common.certificates import make_request, new_key
 from pluralllm.common.clock import SystemClock
-from pluralllm.common.errors import Unreachable
+from pluralllm.common.errors import Internal, StorageFull, Unreachable
 from pluralllm.common.handshake import handshake
 from pluralllm.common.identity import Identity, load_identity, next_key
 from pluralllm.common.ids import ClientId
 from pluralllm.common.membership_errors import (
+    AwaitingApproval,
     CertificateExpired,
     CertificateRevoked,
     ClockWrong,
     ForeignAuthority,
+    InviteUnknown,
     ServerCertificateOutOfDate,
+    TooManyAttempts,
     WrongHost,
 )
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
+from pluralllm.server import tls
 from pluralllm.server.access import Principal
 from pluralllm.server.authority import DAY_S, create_authority, renew_issuer
+from pluralllm.server.registry import InviteOrder
 
 pytestmark = pytest.mark.timeout(240)
 LIFE_S = 6.0
@@ -181,6 +190,48 @@ async def test_members_and_new_ones_go_on_under_a_new_intermediate(tmp_path: Pat
         await served.client("ben")
 
 
+# Where the next certificate cannot be written
+
+
+def in_the_way(file: Path) -> Path:
+    """What keeps a file from being written, also for root: a folder where its draft would be."""
+    blocked = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    blocked.mkdir()
+    return blocked
+
+
+async def until_told(served: Served, logs: list[Any], event: str) -> None:
+    while not [line for line in logs if line["event"] == event]:
+        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)
+
+
+async def test_the_server_renews_its_certificate_once_its_disk_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "TEND_S", 0.05)
+    later_s = [0.0]
+    async with serving(tmp_path / "state", wall_s=lambda: time.time() + later_s[0]) as served:
+        blocked = in_the_way(served.registry.authority.server_file)
+        with capture_logs() as logs:
+            later_s[0] = 61 * DAY_S
+            await asyncio.wait_for(until_told(served, logs, "tls.authority_unusable"), 20)
+            blocked.rmdir()
+            await asyncio.wait_for(until_told(served, logs, "tls.server_certificate_renewed"), 20)
+
+
+async def test_a_daemon_renews_its_certificate_once_its_disk_works_again(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", certificate_life_days=6 / DAY_S) as served:
+        identity = await served.member("ann", MemberRole.CLIENT)
+        blocked = in_the_way(identity.credentials)
+        async with transport_of(identity) as transport:
+            with capture_logs() as logs:
+                keeping = asyncio.create_task(Standing(identity, transport).keep())
+                await asyncio.wait_for(until_told(served, logs, "certificate.not_renewed"), 20)
+                blocked.rmdir()
+                await asyncio.wait_for(until_told(served, logs, "certificate.renewed"), 20)
+            keeping.cancel()
+
+
 # What a daemon says when nothing answers
 
 
@@ -206,6 +257,34 @@ async def test_a_revoked_daemon_learns_it_though_its_connection_is_only_closed(t
         assert await told(served, identity, UNREACHABLE) is UNREACHABLE
         await served.registry.revoke(Principal(identity.membership.name, MemberRole.ADMIN), "ann", "")
         assert isinstance(await told(served, identity, UNREACHABLE), CertificateRevoked)
+
+
+async def test_a_daemon_goes_on_trying_where_what_keeps_it_out_may_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It awaits its approval; then the coordinator's disk is full, then it has a fault."""
+    async with serving(tmp_path / "state") as served:
+        order = InviteOrder("ann", MemberRole.OBSERVER, needs_approval=True)
+        _, token = await served.registry.invite(BOOTSTRAP, order)
+        key = new_key()
+        member, chain = await served.registry.join("ann", token, make_request(key, "ann"))
+        kept = keep_identity(tmp_path / "ann", served.registry, member, key, chain, served.address)
+        identity = with_enrolment(kept, served)
+        assert isinstance(await told(served, identity, UNREACHABLE), AwaitingApproval)
+        cause = await asyncio.to_thread(diagnose, identity)
+        assert cause is not None
+        assert not cause.final
+
+        for error, leaf in ((StorageFull(what="x"), StorageFull), (KeyError("x"), Internal)):
+
+            def fails(_: bytes, error: Exception = error) -> Principal:
+                raise error
+
+            monkeypatch.setattr(served.registry, "principal", fails)
+            cause = await asyncio.to_thread(diagnose, identity)
+            assert cause is not None
+            assert isinstance(cause.error, leaf)
+            assert not cause.final
 
 
 async def test_an_expired_daemon_learns_it(tmp_path: Path) -> None:
@@ -234,6 +313,42 @@ async def test_a_machine_whose_clock_is_wrong_learns_that_and_not_that_it_expire
         assert not cause.final
 
 
+async def test_a_member_that_cannot_ask_because_others_have_asked_too_often_learns_nothing_false(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path / "state", joins_per_minute=1) as served:
+        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        await asyncio.to_thread(ask_server, served.enrolment_address, identity.authority_pem)
+        with pytest.raises(TooManyAttempts):
+            await asyncio.to_thread(ask_server, served.enrolment_address, identity.authority_pem)
+        assert await asyncio.to_thread(diagnose, identity) is None
+
+
+async def test_a_command_that_tries_again_and_again_asks_for_the_cause_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens on its main port; of the two questions a minute that the coordinator answers one is left."""
+    monkeypatch.setattr("pluralllm.cli.remote.DIAGNOSE_EVERY_S", 600.0)
+    async with serving(tmp_path / "state", joins_per_minute=2) as served:
+        member = await served.member("eve", MemberRole.OBSERVER)
+        identity = with_enrolment(member, served).at(f"127.0.0.1:{free_port()}")
+        remote = await asyncio.to_thread(Remote.of_member, identity)
+        for _ in range(4):
+            with pytest.raises(Unreachable):
+                await asyncio.to_thread(remote.runs)
+        await asyncio.to_thread(remote.close)
+        await asyncio.to_thread(ask_server, served.enrolment_address, identity.authority_pem)
+
+
+async def test_questions_of_standing_keep_nobody_from_joining(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", joins_per_minute=1) as served:
+        authority_pem = served.registry.authority.root_pem
+        await asyncio.to_thread(ask_server, served.enrolment_address, authority_pem)
+        request = make_request(new_key(), "ann")
+        with pytest.raises(InviteUnknown):
+            await asyncio.to_thread(join, served.enrolment_address, authority_pem, "ann", "A" * 43, request)
+
+
 async def test_another_authority_and_another_name_are_told_apart_from_a_dead_coordinator(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
@@ -248,6 +363,15 @@ async def test_a_coordinator_reached_by_a_name_that_is_not_its_own_says_which_ar
     async with serving(tmp_path / "state", listen="127.0.0.2:0") as served:
         with pytest.raises(WrongHost, match=r"not for 127\.0\.0\.2 but for localhost, 127\.0\.0\.1"):
             await asyncio.to_thread(handshake, served.address, served.registry.authority.root_pem)
+
+
+async def test_a_coordinator_whose_invites_name_a_host_that_is_not_its_own_says_so(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with serving(tmp_path / "state", advertise="127.0.0.1:1", advertise_enrolment="other.example:7444"):
+            pass
+    [line] = [line for line in logs if line["event"] == "tls.advertised_name_not_covered"]
+    assert line["hosts"] == ("other.example",)
+    assert line["fix"] == "pluralllm-server renew-issuer --host 127.0.0.1 --host other.example"
 
 
 async def test_a_server_certificate_out_of_date_is_told_with_its_dates_and_this_machines_clock(tmp_path: Path) -> None:

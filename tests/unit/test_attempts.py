@@ -1,10 +1,10 @@
-"""The limit of the enrolment port."""
+"""The limit of the enrolment port, and how often it is told that somebody has reached it."""
 
 import pytest
 
 from pluralllm.common.membership_errors import TooManyAttempts
 from pluralllm.server import attempts
-from pluralllm.server.attempts import Attempts
+from pluralllm.server.attempts import Attempts, News
 
 
 def test_a_peer_has_so_many_tries_in_any_minute() -> None:
@@ -42,3 +42,16 @@ def test_peers_long_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     for peer in range(50):
         limit.note(str(peer), peer * 30.0)
     assert len(limit._by_peer) <= 5
+
+
+def test_a_peer_is_told_of_once_a_minute() -> None:
+    news = News()
+    assert [news.is_news("ann", now_s) for now_s in (0.0, 1.0, 59.9, 60.0, 60.1)] == [True, False, False, True, False]
+    assert news.is_news("ben", 60.1)
+
+
+def test_so_many_peers_that_they_would_fill_the_log_are_not_all_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "MAX_PEERS", 3)
+    news = News()
+    assert sum(news.is_news(str(peer), 1.0) for peer in range(50)) == 3
+    assert news.is_news("another", 62.0)

@@ -1,17 +1,21 @@
 """The certificate authority: what it signs, for how long, and what its files survive."""
 
+import base64
 import datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pluralllm.common.certificates import new_key, read_certificate
 from pluralllm.common.errors import InvalidArgument, InvalidConfig
-from pluralllm.common.membership_errors import AlreadyInitialised, IssuerExpired, NotInitialised
+from pluralllm.common.membership_errors import AlreadyInitialised, CertificateInvalid, IssuerExpired, NotInitialised
 from pluralllm.common.roles import MemberRole
 from pluralllm.server.authority import DAY_S, Authority, create_authority, load_authority, renew_issuer
+from pluralllm.server.signing import builder_for, to_pem
 
 NOW_S = 1_800_000_000.0
 HOSTS = ("fl.example.org", "192.0.2.7", "2001:db8::7")
@@ -45,6 +49,18 @@ def test_the_server_certificate_is_for_the_advertised_names_and_for_this_machine
     assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
 
 
+def test_an_address_whose_host_the_server_certificate_is_not_for_is_found(folder: Path) -> None:
+    authority = load_authority(folder)
+    good = ("FL.example.org:1", "192.0.2.7:1", "[2001:db8:0::7]:1", "localhost:1")
+    assert authority.uncovered(good) == ()
+    wrong = ("other.example.org:1", "192.0.2.8:1", "Other.example.org:2", "b\u00fccher.example:1")
+    assert authority.uncovered((*good, *wrong)) == ("other.example.org", "192.0.2.8", "b\u00fccher.example")
+    command = authority.covering(["other.example.org"]).split()
+    assert command[:2] == ["pluralllm-server", "renew-issuer"]
+    renew_issuer(folder, command[3::2], folder / "root-key.pem", None, NOW_S)
+    assert load_authority(folder).uncovered((*good, "other.example.org:1")) == ()
+
+
 def test_a_members_certificate_names_federation_role_and_member_and_serves_clients_only(folder: Path) -> None:
     authority = load_authority(folder)
     chain = authority.issue_member(new_key().public_key(), "ann", MemberRole.CLIENT, 30 * DAY_S, NOW_S)
@@ -54,6 +70,41 @@ def test_a_members_certificate_names_federation_role_and_member_and_serves_clien
     usage = x509.load_pem_x509_certificate(chain).extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
     assert authority.check_member(chain, NOW_S) == facts
+
+
+def odd(extensions: Sequence[tuple[str, bytes]]) -> bytes:
+    """A stranger's own certificate with these extensions, of which the builder would not make every kind."""
+    key = new_key()
+    builder = builder_for("ann", x509.Name([]), key.public_key(), NOW_S, NOW_S + DAY_S)
+    for oid, value in extensions:
+        extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value)
+        builder = builder.add_extension(extension, critical=False)
+    return to_pem(builder.sign(key, hashes.SHA256()))
+
+
+def doubled() -> bytes:
+    """The builder refuses a second extension of one kind; one byte of the finished certificate makes it so."""
+    made = x509.load_pem_x509_certificate(odd([("1.2.3.4.5", b"\x05\x00"), ("1.2.3.4.6", b"\x05\x00")]))
+    der = made.public_bytes(serialization.Encoding.DER).replace(bytes.fromhex("2a030406"), bytes.fromhex("2a030405"))
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
+
+
+ODD: dict[str, Callable[[Authority], bytes]] = {
+    "one extension twice": lambda _: doubled(),
+    "a name of an unknown kind": lambda _: odd([("2.5.29.17", b"\x30\x02\xa3\x00")]),
+    "names that are none": lambda _: odd([("2.5.29.17", b"\x05\x00")]),
+    "a damaged one behind a good one": lambda authority: (
+        authority.issue_member(new_key().public_key(), "ann", MemberRole.CLIENT, DAY_S, NOW_S)
+        + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_certificate_of_a_stranger_is_refused_and_no_fault_of_ours(folder: Path, kind: str) -> None:
+    authority = load_authority(folder)
+    with pytest.raises(CertificateInvalid):
+        authority.check_member(ODD[kind](authority), NOW_S)
 
 
 def test_no_certificate_outlives_the_intermediate(folder: Path) -> None:

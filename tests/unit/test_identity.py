@@ -1,5 +1,6 @@
 """An identity on disk: only its owner reads the key, it is whole or not there, and what is damaged is named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,12 @@ def test_what_is_saved_is_loaded(tmp_path: Path, authority: Authority) -> None:
     made = saved(tmp_path / "me", authority)
     assert load_identity(tmp_path / "me", "pluralllm") == made
     assert not (tmp_path / "me" / "next-key.pem").exists()
+
+
+def test_the_key_is_not_in_what_an_identity_prints_of_itself(tmp_path: Path, authority: Authority) -> None:
+    shown = repr(saved(tmp_path / "me", authority))
+    assert "ann" in shown
+    assert "PRIVATE KEY" not in shown
 
 
 def test_keys_are_readable_by_their_owner_only(tmp_path: Path, authority: Authority) -> None:
@@ -95,6 +102,20 @@ def test_renewal_is_due_at_two_thirds_of_the_life(tmp_path: Path, authority: Aut
     made = saved(tmp_path / "me", authority)
     assert not made.is_renewal_due(NOW_S + 19.9 * DAY_S)
     assert made.is_renewal_due(NOW_S + 20.1 * DAY_S)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, authority: Authority) -> None:
+    made = saved(tmp_path / "me", authority)
+    (tmp_path / "file").write_text("in the way")
+    key = new_key()
+    chain = authority.issue_member(key.public_key(), "ann", MemberRole.OBSERVER, DAY_S, NOW_S)
+    folder = tmp_path / "file" / "me"
+    with pytest.raises(InvalidConfig, match="file/me"):
+        next_key(folder)
+    with pytest.raises(InvalidConfig, match="file/me"):
+        save_identity(folder, MEMBERSHIP, authority.root_pem, key, chain)
+    with pytest.raises(InvalidConfig, match="file/me"):
+        save_renewal(replace(made, folder=folder), key, chain)
 
 
 def test_an_empty_folder_says_how_to_join(tmp_path: Path) -> None:

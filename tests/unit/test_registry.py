@@ -23,9 +23,11 @@ from pluralllm.common.membership_errors import (
     InviteUsed,
     LastAdmin,
     MemberExists,
+    RoleForbids,
 )
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
+from pluralllm.server import audit_log
 from pluralllm.server.access import Principal
 from pluralllm.server.audit_log import AuditLog
 from pluralllm.server.authority import create_authority, load_authority
@@ -310,6 +312,18 @@ async def test_refusals_are_audited_once_an_hour_each(registry: Registry, place:
     place.now_s += 3601
     await registry.audit.refused(None, "Join", "members/org-a", error)
     assert await actions(registry) == [("", "Join", "INVITE_USED")] * 3
+
+
+async def test_one_that_fills_its_list_of_refusals_hides_nobody_elses(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "MAX_REFUSALS_REMEMBERED", 3)
+    eve = await joined(registry, "eve", OBSERVER)
+    for number in range(10):
+        error = RoleForbids(name="eve", role=OBSERVER, rpc="CreateRun", allowed="admin")
+        await registry.audit.refused(eve, "CreateRun", f"runs/{number}", error)
+    await registry.audit.refused(None, "Join", "members/org-a", InviteUsed(name="org-a"))
+    assert [entry[2] for entry in await actions(registry)][2:] == ["ROLE_FORBIDS"] * 3 + ["INVITE_USED"]
 
 
 async def test_the_log_goes_on_from_its_head_after_a_restart(registry: Registry, place: Place) -> None:

@@ -14,11 +14,16 @@ from pluralllm.common.files import write_durably
 from pluralllm.common.membership_errors import AuditBroken
 
 
-def verified_entries(remote: Remote, identity_folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """Every entry, oldest first, and the head's hash. Raises AuditBroken."""
-    found = remote.audit_events()
+def verified_entries(remote: Remote, identity_folder: Path | None) -> tuple[list[dict[str, Any]], str, bool]:
+    """Entries, oldest first, the last one's hash, and whether these are all. The folder remembers the head. Raises AuditBroken.
+
+    In plain text there is no folder: no coordinator there proves that it is the one seen before.
+    """
+    found, whole = remote.audit_events()
     pairs = [(_entry(event), event["sha256"]) for event in found]
     _, head = check_chain(pairs)
+    if identity_folder is None:
+        return found, head, whole
     memory = identity_folder / "audit-head.json"
     if memory.is_file():
         seen = json.loads(memory.read_text())
@@ -28,7 +33,7 @@ def verified_entries(remote: Remote, identity_folder: Path) -> tuple[list[dict[s
     if identity_folder.is_dir():
         today = datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d")
         write_durably(memory, json.dumps({"sequence": len(pairs), "sha256": head, "seen": today}).encode())
-    return found, head
+    return found, head, whole
 
 
 def _entry(event: dict[str, Any]) -> AuditEntry:

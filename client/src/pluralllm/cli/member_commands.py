@@ -119,9 +119,9 @@ def audit(
     from pluralllm.cli.audit_trail import verified_entries  # noqa: PLC0415
     from pluralllm.cli.status_screen import audit_table  # noqa: PLC0415
 
-    found, head = verified_entries(remote(coordinator), identity_folder())
-    value = {"entries": found[-limit:], "verified": len(found), "head_sha256": head}
-    show(value, as_json=as_json, screen=lambda _: audit_table(found[-limit:], len(found), head, now()))
+    found, head, whole = verified_entries(remote(coordinator), None if is_plain_text() else identity_folder())
+    value = {"entries": found[-limit:], "verified": len(found), "head_sha256": head, "whole": whole}
+    show(value, as_json=as_json, screen=lambda _: audit_table(found[-limit:], len(found), head, now(), whole=whole))
 
 
 def doctor(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:

@@ -6,6 +6,7 @@ Enums come as their lower-case last words, times as RFC 3339 text.
 import base64
 import datetime
 import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pluralllm.client.diagnosis import diagnose
+from pluralllm.client.diagnosis import Cause, diagnose
 from pluralllm.common.certificates import make_request
 from pluralllm.common.channels import blocking_channel, blocking_plain_channel
 from pluralllm.common.configuration import check_address
@@ -39,6 +40,7 @@ MAX_MODEL_BYTES = 100 * 1024**3
 PAGE_SIZE = 200
 AUDIT_PAGE_SIZE = 500
 MAX_PAGES = 1_000
+DIAGNOSE_EVERY_S = 5.0  # --watch tries each second, and the coordinator counts questions on its enrolment port
 
 Values = dict[str, Any]
 
@@ -50,6 +52,8 @@ class Remote:
         self.address = address
         self._channel = channel
         self._identity = identity
+        self._cause: Cause | None = None
+        self._diagnose_s = 0.0
         self._operations: Any = operations_pb2_grpc.OperationsServiceStub(channel)
         self._federation: Any = federation_pb2_grpc.FederationServiceStub(channel)
         self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
@@ -148,9 +152,9 @@ class Remote:
     def revoke(self, name: str, reason: str) -> Values:
         return plain(self._call("RevokeMember", pb.RevokeMemberRequest(name=f"members/{name}", reason=reason)).member)
 
-    def audit_events(self) -> list[Values]:
-        """All, oldest first."""
-        return self._pages(
+    def audit_events(self) -> tuple[list[Values], bool]:
+        """Oldest first, and whether these are all: more than MAX_PAGES pages are not read."""
+        return self._read(
             "ListAuditEvents",
             lambda token: pb.ListAuditEventsRequest(page_size=AUDIT_PAGE_SIZE, page_token=token),
             "events",
@@ -221,6 +225,12 @@ class Remote:
     def _pages(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
     ) -> list[Values]:
+        return self._read(method, request, field, limit)[0]
+
+    def _read(
+        self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
+    ) -> tuple[list[Values], bool]:
+        """What the pages hold, and whether that is what was asked for."""
         found: list[Values] = []
         token = ""
         for _ in range(MAX_PAGES):
@@ -228,8 +238,8 @@ class Remote:
             found += [plain(message) for message in getattr(answer, field)]
             token = answer.next_page_token
             if not token or (limit is not None and len(found) >= limit):
-                break
-        return found[:limit]
+                return found[:limit], True
+        return found[:limit], False
 
     def _call(self, method: str, request: Message) -> Any:
         try:
@@ -242,8 +252,10 @@ class Remote:
         found = from_rpc_error(error, self.address)
         if self._identity is None or not isinstance(found, Unreachable):
             return found
-        cause = diagnose(self._identity)
-        return found if cause is None else cause.error
+        if time.monotonic() >= self._diagnose_s:
+            self._cause = diagnose(self._identity)
+            self._diagnose_s = time.monotonic() + DIAGNOSE_EVERY_S
+        return found if self._cause is None else self._cause.error
 
 
 def checked_address(address: str) -> str:

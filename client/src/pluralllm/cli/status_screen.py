@@ -182,7 +182,9 @@ def keys_table(members: Sequence[Mapping[str, Any]], authority: str) -> Table:
     return table
 
 
-def audit_table(entries: Sequence[Mapping[str, Any]], verified: int, head: str, now: datetime.datetime) -> Group:
+def audit_table(
+    entries: Sequence[Mapping[str, Any]], verified: int, head: str, now: datetime.datetime, *, whole: bool
+) -> Group:
     table = Table("#", "when", "who", "did", "to", "result", "facts", box=None)
     for entry in entries:
         accepted = entry["result"] == "ACCEPTED"
@@ -198,6 +200,9 @@ def audit_table(entries: Sequence[Mapping[str, Any]], verified: int, head: str, 
             Text("accepted" if accepted else entry["result"], style="" if accepted else "red"),
             cell(facts),
         )
+    if not whole:
+        said = f"the first {verified} entries only: the log was not read to its end. So far its hash chain is unbroken"
+        return Group(table, Text(said, style="yellow"))
     return Group(table, Text(f"{verified} entries, the hash chain is unbroken; its head is {head[:16]}", style="green"))
 
 

@@ -62,7 +62,8 @@ class CommandLoop:
                 self._say({"id": number, "error": [error.reason, error.facts]})
             except Exception as error:  # noqa: BLE001 - whatever it is, the other end hears of it and lives on
                 traceback.print_exc()
-                died = WorkerDied(problem=f"{type(error).__name__}: {error}")
+                # Its text stays here: a library's may quote a question, and this problem is told to the coordinator.
+                died = WorkerDied(problem=f"{type(error).__name__}, this process's log says more")
                 self._say({"id": number, "error": [died.reason, died.facts]})
 
     def _say(self, answer: dict[str, Any]) -> None:

@@ -237,7 +237,8 @@ class Daemon:
         log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
         self._stage(HANDING_IN)
         with contextlib.suppress(PluralError):
-            await self._transport.report_failure(task.name, reason, str(error), permanent=permanent)
+            told = str(error) if isinstance(error, PluralError) else "the client's log says more"
+            await self._transport.report_failure(task.name, reason, told, permanent=permanent)
 
     async def _known(self, task: Task) -> Known:
         """The task's run spec, fetched once; its hash must be the task's, for every task. Raises SpecMismatch."""

@@ -10,9 +10,26 @@ from pluralllm.common.handshake import handshake
 from pluralllm.common.identity import Identity
 from pluralllm.common.membership_errors import (
     CertificateExpired,
+    CertificateForeign,
+    CertificateInvalid,
     CertificateNotYetValid,
+    CertificateRevoked,
+    CertificateUnknown,
+    CertificateWrongUse,
     ClockWrong,
     ServerCertificateOutOfDate,
+    TooManyAttempts,
+)
+
+# What the coordinator says against this very certificate. All else passes: an approval comes, a disk is emptied.
+FINAL = (
+    CertificateExpired,
+    CertificateForeign,
+    CertificateInvalid,
+    CertificateNotYetValid,
+    CertificateRevoked,
+    CertificateUnknown,
+    CertificateWrongUse,
 )
 
 
@@ -35,7 +52,8 @@ def diagnose(identity: Identity) -> Cause | None:
     except ServerCertificateOutOfDate as error:
         return Cause(error, final=False)
     except PluralError as error:
-        return Cause(own_dates(identity) or error if isinstance(error, Unreachable) else error, final=False)
+        own = own_dates(identity) if isinstance(error, Unreachable | TooManyAttempts) else None
+        return Cause(own or error, final=False)
     if shaken.kept:
         return None
     refused = own_dates(identity)
@@ -69,11 +87,14 @@ def _ask(identity: Identity) -> Cause | None:
         check_standing(address, identity.authority_pem, identity.chain_pem)
     except Unreachable:
         handshake(address, identity.authority_pem)
+    except TooManyAttempts:  # others behind our address have asked: it says nothing about us
+        return None
     except PluralError as error:
-        wrong_s = time.time() - facts_of_server(identity).time_s
-        if isinstance(error, CertificateExpired | CertificateNotYetValid) and abs(wrong_s) > BACKDATE_S:
-            return Cause(ClockWrong(skew_s=wrong_s), final=False)
-        return Cause(error, final=True)
+        if isinstance(error, CertificateExpired | CertificateNotYetValid):
+            wrong_s = time.time() - facts_of_server(identity).time_s
+            if abs(wrong_s) > BACKDATE_S:
+                return Cause(ClockWrong(skew_s=wrong_s), final=False)
+        return Cause(error, final=isinstance(error, FINAL))
     return None
 
 

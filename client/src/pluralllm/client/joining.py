@@ -25,8 +25,8 @@ from pluralllm.common.membership_errors import (
     CertificateForeign,
     CertificateRevoked,
     CertificateUnknown,
+    InviteForOtherCommand,
     InviteInvalid,
-    RoleForbids,
 )
 from pluralllm.common.roles import MemberRole
 
@@ -36,12 +36,12 @@ PAST = (CertificateExpired, CertificateRevoked, CertificateUnknown, CertificateF
 def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole]) -> tuple[Identity, bool]:
     """The identity in `folder`, and whether an administrator must approve it. Repeatable: a second time changes nothing.
 
-    Raises RoleForbids (an invite for the other command), AlreadyJoined, the refusals of EnrolmentService.Join, ForeignAuthority,
+    Raises InviteForOtherCommand, AlreadyJoined, the refusals of EnrolmentService.Join, ForeignAuthority,
     WrongHost, ServerCertificateOutOfDate, Unreachable, InvalidConfig.
     """
     if invite.role not in roles:
-        allowed = " or ".join(sorted(roles))
-        raise RoleForbids(name=invite.name, role=invite.role, rpc=f"{command} join", allowed=allowed)
+        other = "pluralllm-client" if invite.role is MemberRole.CLIENT else "pluralllm"
+        raise InviteForOtherCommand(name=invite.name, role=invite.role, command=other)
     authority_pem = der_to_pem(invite.authority_der)
     if check_free(folder, invite.federation, invite.name):
         identity = load_identity(folder, command)

@@ -39,7 +39,7 @@ class Standing:
                 try:
                     self._identity = await renew(self._identity, self._transport)
                     log.info("certificate.renewed", serial=self._identity.facts.serial)
-                except PluralError as error:
+                except (PluralError, OSError) as error:  # a disk that fails now may work in a minute
                     days_left = max(0.0, facts.not_after_s - time.time()) / 86_400
                     log.warning("certificate.not_renewed", problem=str(error), days_left=round(days_left, 1))
             await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.5), wait_s))  # noqa: S311 - jitter, no secret

@@ -26,6 +26,17 @@ FINGERPRINT_GROUP = 4
 
 PrivateKey = ec.EllipticCurvePrivateKey
 
+# What the parser raises, at once or at a later look, for bytes that strangers choose.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class CertificateFacts:
@@ -84,7 +95,7 @@ def public_key_of(request_der: bytes) -> ec.EllipticCurvePublicKey:
         request = x509.load_der_x509_csr(request_der)
         key = request.public_key()
         proven = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise CertificateInvalid(what="the certificate request", problem=str(error) or "not PKCS #10") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise CertificateInvalid(what="the certificate request", problem="its key is not ECDSA P-256")
@@ -103,7 +114,7 @@ def fingerprint_of_certificate(pem: bytes) -> str:
     """The same of the key in any certificate. Raises CertificateInvalid."""
     try:
         key = x509.load_pem_x509_certificate(pem).public_key()
-    except ValueError as error:
+    except UNREADABLE as error:
         raise CertificateInvalid(what="the certificate", problem=str(error)) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise CertificateInvalid(what="the certificate", problem="its key is not ECDSA P-256")
@@ -126,7 +137,8 @@ def read_certificate(pem: bytes) -> CertificateFacts:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+        dates = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    except UNREADABLE as error:
         raise CertificateInvalid(what="the certificate", problem=f"it is no member's: {error}") from error
     match = (
         re.fullmatch(r"spiffe://([a-z0-9._-]{1,255})/([a-z]+)/([a-z0-9-]{1,40})", uris[0]) if len(uris) == 1 else None
@@ -141,8 +153,8 @@ def read_certificate(pem: bytes) -> CertificateFacts:
         federation=match[1],
         role=MemberRole(match[2]),
         name=ClientId(match[3]),
-        not_before_s=certificate.not_valid_before_utc.timestamp(),
-        not_after_s=certificate.not_valid_after_utc.timestamp(),
+        not_before_s=dates[0],
+        not_after_s=dates[1],
     )
 
 

@@ -8,7 +8,8 @@ next-key.pem      a key whose certificate has not come yet, so that a try that b
 
 import contextlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,7 @@ class Identity:
     folder: Path
     membership: Membership
     authority_pem: bytes
-    key_pem: bytes
+    key_pem: bytes = field(repr=False)
     chain_pem: bytes  # certificate, then the intermediate
     facts: CertificateFacts
 
@@ -109,36 +110,48 @@ def check_free(folder: Path, federation: str, name: str) -> bool:
 def next_key(folder: Path) -> PrivateKey:
     """The key to ask a certificate for: made once, kept until `save_identity`. Raises InvalidConfig, StorageFull."""
     path = folder / "next-key.pem"
-    with storage_errors(f"the identity in {folder}"):
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError, CertificateInvalid):
-                return key_from_pem(path.read_bytes())
-            key = new_key()
-            write_durably(path, key_to_pem(key), SECRET)
-        except PermissionError as error:
-            raise InvalidConfig(file=str(folder), problems=f"  it cannot be written: {error.strerror}") from error
+    with _writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError, CertificateInvalid):
+            return key_from_pem(path.read_bytes())
+        key = new_key()
+        write_durably(path, key_to_pem(key), SECRET)
     return key
 
 
 def save_identity(
     folder: Path, membership: Membership, authority_pem: bytes, key: PrivateKey, chain_pem: bytes
 ) -> Identity:
-    """Makes an identity complete: credentials.pem last, whole or not at all. Raises CertificateInvalid, StorageFull."""
+    """Makes an identity complete: credentials.pem last, whole or not at all.
+
+    Raises CertificateInvalid, InvalidConfig, StorageFull.
+    """
     facts = _checked(membership, key, chain_pem)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = json.dumps(membership.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
-    write_durably(folder / "identity.json", about.encode())
-    write_durably(folder / "authority.pem", authority_pem)
-    _write_credentials(folder, key, chain_pem)
+    with _writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(folder / "identity.json", about.encode())
+        write_durably(folder / "authority.pem", authority_pem)
+        _write_credentials(folder, key, chain_pem)
     return Identity(folder, membership, authority_pem, key_to_pem(key), chain_pem, facts)
 
 
 def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Identity:
-    """The same member with its next certificate. Raises CertificateInvalid, StorageFull."""
+    """The same member with its next certificate. Raises CertificateInvalid, InvalidConfig, StorageFull."""
     facts = _checked(identity.membership, key, chain_pem)
-    _write_credentials(identity.folder, key, chain_pem)
+    with _writing(identity.folder):
+        _write_credentials(identity.folder, key, chain_pem)
     return replace(identity, key_pem=key_to_pem(key), chain_pem=chain_pem, facts=facts)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raises InvalidConfig naming the folder, StorageFull."""
+    try:
+        with storage_errors(f"the identity in {folder}"):
+            yield
+    except OSError as error:
+        raise InvalidConfig(file=str(folder), problems=f"  it cannot be written: {error.strerror}") from error
 
 
 def _checked(membership: Membership, key: PrivateKey, chain_pem: bytes) -> CertificateFacts:

@@ -12,11 +12,12 @@ Refused
 |- IdentityMismatch        a message speaks for somebody else than the certificate
 |- AwaitingApproval        joined, but no administrator has approved it yet
 |- InviteInvalid           the text of an invite cannot be read
+|- InviteForOtherCommand   it is for a client's daemon, or for a person
 |- InviteUnknown           no such token, or it was withdrawn
 |- InviteForAnother        the token is another name's
 |- InviteExpired           past its end
 |- InviteUsed              its token has been spent by another key
-|- TooManyAttempts         enrolment is rate-limited
+|- TooManyAttempts         the enrolment port is rate-limited
 |- MemberExists            the name is taken
 |- LastAdmin               without it nobody could administer the federation
 |- NotInitialised          the state directory has no certificate authority
@@ -121,6 +122,15 @@ class InviteInvalid(Refused):
 
 
 @dataclass(eq=False)
+class InviteForOtherCommand(Refused):
+    name: str
+    role: str
+    command: str
+    why = "This invite makes {name} {role}; another command joins with it."
+    fix = "Run: {command} join INVITE."
+
+
+@dataclass(eq=False)
 class InviteUnknown(Refused):
     name: str
     why = "There is no open invite for {name} with this token."
@@ -152,7 +162,7 @@ class InviteUsed(Refused):
 @dataclass(eq=False)
 class TooManyAttempts(Refused):
     retry_s: float
-    why = "Too many attempts to join."
+    why = "Too many calls on the enrolment port."
     fix = "Try again in {retry_s:.0f} s."
 
 

@@ -59,6 +59,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     m.IdentityMismatch: grpc.StatusCode.PERMISSION_DENIED,
     m.AwaitingApproval: grpc.StatusCode.PERMISSION_DENIED,
     m.InviteInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    m.InviteForOtherCommand: grpc.StatusCode.FAILED_PRECONDITION,
     m.InviteUnknown: grpc.StatusCode.UNAUTHENTICATED,
     m.InviteForAnother: grpc.StatusCode.PERMISSION_DENIED,
     m.InviteExpired: grpc.StatusCode.UNAUTHENTICATED,

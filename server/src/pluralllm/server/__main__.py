@@ -40,7 +40,7 @@ from pluralllm.server.serving import bind_enrolment, bind_main, start_enrolment,
 from pluralllm.server.sql_membership import SqlMembership
 from pluralllm.server.sql_store import open_store
 from pluralllm.server.state_directory import StateDirectory
-from pluralllm.server.tls import server_credentials, tend_certificates
+from pluralllm.server.tls import server_credentials, tend_certificates, warn_of_uncovered
 from pluralllm.server.uploads import Uploads
 
 STOP_GRACE_S = 5.0
@@ -135,13 +135,16 @@ async def running(
             for name in registry.revoked():  # a crash may have come between a revocation and its effect
                 await coordinator.remove_client(name)
             stack.callback(asyncio.create_task(tend_certificates(registry, wall_s)).cancel)
-            enrolment = Enrolment(registry, Attempts(config.joins_per_minute, 10 * config.joins_per_minute), wall_s)
+            joins, questions = (Attempts(config.joins_per_minute, 10 * config.joins_per_minute) for _ in range(2))
+            enrolment = Enrolment(registry, joins, questions, wall_s)
             door = Door(by_certificate(registry), audit_log, config.calls_per_member)
             server, address = bind_main(config, door, server_credentials(authority, members_only=True))
             gate, gate_address = bind_enrolment(
                 config, EnrolmentDoor(), server_credentials(authority, members_only=False)
             )
-            members = MemberOperations(coordinator, registry, advertised(config, authority, address, gate_address))
+            told = advertised(config, authority, address, gate_address)
+            warn_of_uncovered(authority, (told.coordinator, told.enrolment))
+            members = MemberOperations(coordinator, registry, told)
             await start_main(server, federation, Operations(coordinator, audit_log, members), enrolment)
             await start_enrolment(gate, enrolment)
             stack.push_async_callback(gate.stop, STOP_GRACE_S)

@@ -1,4 +1,4 @@
-"""How often anybody may knock at the enrolment port. Pure: time comes as an argument."""
+"""How often anybody may knock at the enrolment port, and how often that is told. Pure: time comes as an argument."""
 
 from collections import deque
 
@@ -30,3 +30,22 @@ class Attempts:
                 raise TooManyAttempts(retry_s=times[0] - since_s)
         mine.append(now_s)
         self._all.append(now_s)
+
+
+class News:
+    """What a peer does is told once a minute: whoever knocks must not be able to fill the log."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+
+    def is_news(self, peer: str, now_s: float) -> bool:
+        """Whether to tell it now; what is told is not news for a minute."""
+        since_s = now_s - WINDOW_S
+        if self._told.get(peer, since_s) > since_s:
+            return False
+        if len(self._told) >= MAX_PEERS:
+            self._told = {known: at_s for known, at_s in self._told.items() if at_s > since_s}
+            if len(self._told) >= MAX_PEERS:
+                return False
+        self._told[peer] = now_s
+        return True

@@ -1,9 +1,10 @@
 """Who did what: the hash-chained log, written before it is done.
 
-A refusal is logged each time and audited once an hour for each (actor, action, object, reason): whoever is refused must not be
-able to fill the disk.
+A refusal is logged each time and audited once an hour for each (actor, action, object, reason), so many of each actor: whoever is
+refused must not be able to fill the disk, nor to keep another's refusal out of the log by filling its list.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -17,7 +18,7 @@ log = structlog.get_logger()
 
 ACCEPTED = "ACCEPTED"
 SAME_REFUSAL_S = 3600.0
-MAX_REFUSALS_REMEMBERED = 1000
+MAX_REFUSALS_REMEMBERED = 1000  # of one actor
 MAX_OBJECT = 200
 
 
@@ -27,7 +28,7 @@ class AuditLog:
     def __init__(self, store: MembershipStore, wall_s: Callable[[], float]) -> None:
         self._store = store
         self._wall_s = wall_s
-        self._refusals: dict[tuple[str, str, str, str], float] = {}
+        self._refusals: defaultdict[str, dict[tuple[str, str, str], float]] = defaultdict(dict)  # by actor
         self.head: tuple[int, str] = (0, "")
 
     async def start(self) -> None:
@@ -49,14 +50,15 @@ class AuditLog:
         about = about[:MAX_OBJECT]
         name = actor.name if actor is not None else ""
         log.warning("audit.refused", actor=name, action=action, object=about, reason=error.reason)
-        now_s, key = self._wall_s(), (name, action, about, error.reason)
-        if now_s - self._refusals.get(key, -SAME_REFUSAL_S) < SAME_REFUSAL_S:
+        now_s, key = self._wall_s(), (action, about, error.reason)
+        mine = self._refusals[name]
+        if now_s - mine.get(key, -SAME_REFUSAL_S) < SAME_REFUSAL_S:
             return
-        if len(self._refusals) >= MAX_REFUSALS_REMEMBERED:
-            self._refusals = {k: at for k, at in self._refusals.items() if now_s - at < SAME_REFUSAL_S}
-            if len(self._refusals) >= MAX_REFUSALS_REMEMBERED:
-                return  # this hour's list is full; the log above has it
-        self._refusals[key] = now_s
+        if len(mine) >= MAX_REFUSALS_REMEMBERED:
+            mine = self._refusals[name] = {k: at for k, at in mine.items() if now_s - at < SAME_REFUSAL_S}
+            if len(mine) >= MAX_REFUSALS_REMEMBERED:
+                return  # this actor's list of this hour is full; the log above has it
+        mine[key] = now_s
         await self.change(MembershipChange(self.deed(actor, action, about, error.reason)))
 
     async def entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:

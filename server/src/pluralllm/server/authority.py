@@ -11,7 +11,7 @@ import datetime
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from pluralllm.common.certificates import (
     BACKDATE_S,
     RENEW_AT,
+    UNREADABLE,
     CertificateFacts,
     PrivateKey,
     key_from_pem,
@@ -34,6 +35,7 @@ from pluralllm.common.certificates import (
 )
 from pluralllm.common.errors import InvalidArgument, InvalidConfig
 from pluralllm.common.files import storage_errors, sync_directory, write_durably
+from pluralllm.common.handshake import split
 from pluralllm.common.membership_errors import (
     AlreadyInitialised,
     CertificateExpired,
@@ -105,6 +107,20 @@ class Authority:
         """What server.pem holds. Raises InvalidConfig."""
         return read_pair(self.server_file)[2]
 
+    def uncovered(self, addresses: Iterable[str]) -> tuple[str, ...]:
+        """The hosts of these addresses that the server's certificate is not for: whoever goes there turns away.
+
+        Raises InvalidConfig.
+        """
+        extensions = self.server_certificate().extensions
+        names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+        hosts = dict.fromkeys(split(address)[0].lower() for address in addresses)
+        return tuple(host for host in hosts if not host.isascii() or general_name(host) not in names)
+
+    def covering(self, hosts: Iterable[str]) -> str:
+        """The command after which the server's certificate is for these hosts too: it replaces the names there are."""
+        return " ".join(["pluralllm-server renew-issuer", *(f"--host {host}" for host in (*self.hosts, *hosts))])
+
     def is_server_renewal_due(self, now_s: float) -> bool:
         """At two thirds of its life, or when it was signed by an older intermediate."""
         found = self.server_certificate()
@@ -118,7 +134,10 @@ class Authority:
         Raises CertificateInvalid, CertificateForeign, CertificateWrongUse, CertificateNotYetValid, CertificateExpired.
         """
         facts = read_certificate(chain_pem)
-        leaf, *others = x509.load_pem_x509_certificates(chain_pem)
+        try:
+            leaf, *others = x509.load_pem_x509_certificates(chain_pem)
+        except UNREADABLE as error:
+            raise CertificateInvalid(what="the certificate", problem=f"its chain is damaged: {error}") from error
         issuers = [self.issuer, *(other for other in others[:3] if is_signed_by(other, self.root))]
         if facts.federation != self.federation or not any(is_signed_by(leaf, issuer) for issuer in issuers):
             raise CertificateForeign(name=facts.name)

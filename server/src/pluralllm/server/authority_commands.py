@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.common.certificates import fingerprint_of_certificate, new_key, spoken
+from pluralllm.common.certificates import PrivateKey, fingerprint_of_certificate, spoken
 from pluralllm.common.configuration import load_config
 from pluralllm.common.errors import InvalidArgument, InvalidConfig
-from pluralllm.common.identity import Membership, save_identity
+from pluralllm.common.identity import Membership, next_key, save_identity
 from pluralllm.common.ids import ID_HELP, ClientId, is_id
 from pluralllm.common.logs import configure_logs
 from pluralllm.common.membership_errors import AlreadyJoined
@@ -29,6 +29,8 @@ Hosts = Annotated[
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win.")]
 StateDir = Annotated[Path | None, typer.Option(help="Where the authority, runs, models and updates are kept.")]
+Listen = Annotated[str | None, typer.Option(help="host:port that serve will bind: its port goes into the identity.")]
+EnrolmentListen = Annotated[str | None, typer.Option(help="The same for members that join.")]
 AdminName = Annotated[str, typer.Option("--admin", help="Name of the administrator this makes.")]
 AdminFolder = Annotated[
     Path,
@@ -48,16 +50,19 @@ def init(
     root_passphrase_file: Passphrase = None,
     config: ConfigFile = None,
     state_dir: StateDir = None,
+    listen: Listen = None,
+    enrolment_listen: EnrolmentListen = None,
 ) -> None:
     """Make the federation's certificate authority, this server's certificate and the first administrator."""
-    settings = load_config(ServerConfig, config, {"state_dir": state_dir})
+    flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
+    settings = load_config(ServerConfig, config, flags)
     name, hosts = ca.check_names(federation or (host or ["-"])[0].replace(":", "-"), host or [])
-    _check_admin(admin_name, admin_identity)
+    key = _admin_key(admin_name, admin_identity)
     configure_logs(form="console", level="WARNING")
     passphrase = _passphrase(root_passphrase_file, confirm=True)
     with StateDirectory(settings.state_dir) as state:
         made = ca.create_authority(state.authority, name, hosts, passphrase, time.time())
-        asyncio.run(_make_admin(settings, state, made, admin_name, admin_identity))
+        asyncio.run(_make_admin(settings, state, made, admin_name, admin_identity, key))
     typer.echo(
         f"federation {name} for {', '.join(hosts)}; state in {settings.state_dir}\n"
         f"authority's fingerprint: {spoken(fingerprint_of_certificate(made.root_pem))}\n"
@@ -72,13 +77,16 @@ def admin(
     admin_identity: AdminFolder = DEFAULT_IDENTITY,
     config: ConfigFile = None,
     state_dir: StateDir = None,
+    listen: Listen = None,
+    enrolment_listen: EnrolmentListen = None,
 ) -> None:
     """Make an administrator on this machine, when no other one can invite: the server must be stopped."""
-    settings = load_config(ServerConfig, config, {"state_dir": state_dir})
-    _check_admin(name, admin_identity)
+    flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
+    settings = load_config(ServerConfig, config, flags)
+    key = _admin_key(name, admin_identity)
     configure_logs(form="console", level="WARNING")
     with StateDirectory(settings.state_dir) as state:
-        asyncio.run(_make_admin(settings, state, ca.load_authority(state.authority), name, admin_identity))
+        asyncio.run(_make_admin(settings, state, ca.load_authority(state.authority), name, admin_identity, key))
     typer.echo(f"administrator {name}: {admin_identity}")
 
 
@@ -98,7 +106,7 @@ def renew_issuer(
 
 
 async def _make_admin(
-    config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path
+    config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path, key: PrivateKey
 ) -> None:
     store = await open_store(state.database_url)
     try:
@@ -106,7 +114,6 @@ async def _make_admin(
         audit_log = AuditLog(membership, time.time)
         registry = Registry(membership, audit_log, authority, config.certificate_life_s, time.time)
         await registry.start()
-        key = new_key()
         chain = await registry.make_admin(ClientId(name), key.public_key())
     finally:
         await store.close()
@@ -123,11 +130,16 @@ async def _make_admin(
     save_identity(folder, membership_file, authority.root_pem, key, chain)
 
 
-def _check_admin(name: str, folder: Path) -> None:
+def _admin_key(name: str, folder: Path) -> PrivateKey:
+    """Made before anything else: a folder that cannot be written is found out while there is no authority yet.
+
+    Raises InvalidArgument, AlreadyJoined, InvalidConfig, StorageFull.
+    """
     if not is_id(name):
         raise InvalidArgument(field="--admin", problem=f"is {name!r}, allowed: {ID_HELP}")
     if (folder / "identity.json").exists() or (folder / "credentials.pem").exists():
         raise AlreadyJoined(folder=str(folder), name="another member", federation="(see identity.json there)")
+    return next_key(folder)
 
 
 def _passphrase(file: Path | None, *, confirm: bool) -> bytes | None:

@@ -12,6 +12,7 @@ import typer
 
 from pluralllm.common.configuration import load_config
 from pluralllm.common.console import Check, checked, print_checks
+from pluralllm.common.errors import Unreachable
 from pluralllm.common.handshake import handshake, resolve, split
 from pluralllm.server.authority import DAY_S, day, load_authority
 from pluralllm.server.config import ServerConfig
@@ -36,6 +37,7 @@ def doctor(
             "intermediate": _issuer,
             "server certificate": _server,
             "names": _names,
+            "advertised": _advertised,
         }
     probes |= {"main port": _main_port}
     if not settings.plain_text:
@@ -93,6 +95,21 @@ def _server(config: ServerConfig) -> Check:
 def _names(config: ServerConfig) -> Check:
     found = {host: resolve(f"{host}:1") for host in load_authority(_folder(config)).hosts}
     return Check("names", ok=True, result="; ".join(f"{host}: {', '.join(ips)}" for host, ips in found.items()))
+
+
+def _advertised(config: ServerConfig) -> Check:
+    """Where invites send partners: names that the certificate is for and that somebody knows."""
+    authority = load_authority(_folder(config))
+    addresses = [address for address in (config.advertise, config.advertise_enrolment) if address is not None]
+    if wrong := authority.uncovered(addresses):
+        said = f"the server certificate is not for {', '.join(wrong)}"
+        return Check("advertised", ok=False, result=said, fix=authority.covering(wrong))
+    try:
+        found = [f"{address}: {', '.join(resolve(address))}" for address in addresses]
+    except Unreachable as error:
+        fix = "enter the name in DNS, or set advertise and advertise_enrolment to another one"
+        return Check("advertised", ok=False, result=f"{error.address}: {error.problem}", fix=fix)
+    return Check("advertised", ok=True, result="; ".join(found) or f"{authority.hosts[0]}, the first of the names")
 
 
 def _main_port(config: ServerConfig) -> Check:

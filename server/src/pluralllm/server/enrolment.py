@@ -8,11 +8,17 @@ import structlog
 
 from pluralllm.common.errors import PluralError
 from pluralllm.common.ids import is_id
-from pluralllm.common.membership_errors import InviteUsed
+from pluralllm.common.membership_errors import (
+    CertificateRevoked,
+    InviteExpired,
+    InviteUsed,
+    IssuerExpired,
+    TooManyAttempts,
+)
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.wire import MEMBER_ROLES, PROTOCOL_MAX, PROTOCOL_MIN, ROLES, timestamp
-from pluralllm.server.attempts import Attempts
-from pluralllm.server.identity import caller
+from pluralllm.server.attempts import Attempts, News
+from pluralllm.server.identity import caller, peer_of
 from pluralllm.server.registry import Registry
 from pluralllm.v1 import enrolment_pb2 as pb
 from pluralllm.v1 import enrolment_pb2_grpc as pb_grpc
@@ -21,17 +27,25 @@ from pluralllm.v1 import federation_pb2, resources_pb2
 log = structlog.get_logger()
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
+# Refusals of somebody who has that member's token. In all others the name is a stranger's word, and the audit log keeps none of
+# those: a thousand made-up names would fill its list and hide the theft that follows.
+NAME_PROVEN = (InviteUsed, InviteExpired, CertificateRevoked, IssuerExpired)
+
 
 class Enrolment(pb_grpc.EnrolmentServiceServicer):
-    """Join and GetStanding need no identity, so every call of them is counted. Which call is for which port: access.py."""
+    """Join and GetStanding need no identity, so every call of them is counted, each by itself: members behind one address
+    that ask why nothing answers must not keep the next one from joining. Which call is for which port: access.py.
+    """
 
-    def __init__(self, registry: Registry, attempts: Attempts, wall_s: Callable[[], float]) -> None:
+    def __init__(self, registry: Registry, joins: Attempts, questions: Attempts, wall_s: Callable[[], float]) -> None:
         self._registry = registry
-        self._attempts = attempts
+        self._joins = joins
+        self._questions = questions
+        self._news = News()
         self._wall_s = wall_s
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
-        peer = self._count(context)
+        peer = self._counted(self._joins, context)
         name = request.name if is_id(request.name) else "?"
         try:
             member, chain = await self._registry.join(request.name, request.token, request.certificate_request_der)
@@ -39,7 +53,8 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
             # A token that is used twice is a token that was stolen, by this caller or by the one before: worth an alert.
             tell = log.error if isinstance(error, InviteUsed) else log.warning
             tell("join.refused", name=name, peer=peer, reason=error.reason)
-            await self._registry.audit.refused(None, "Join", f"members/{name}", error)
+            proven = name if isinstance(error, NAME_PROVEN) else "?"
+            await self._registry.audit.refused(None, "Join", f"members/{proven}", error)
             raise
         log.info("join.done", name=member.name, peer=peer, role=member.role, awaiting_approval=not member.approved)
         is_client = member.role is MemberRole.CLIENT
@@ -52,7 +67,7 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
         )
 
     async def GetStanding(self, request: pb.GetStandingRequest, context: Context) -> pb.GetStandingResponse:
-        peer = self._count(context)
+        peer = self._counted(self._questions, context)
         if request.certificate_chain_pem:
             try:
                 self._registry.authority.check_member(request.certificate_chain_pem, self._wall_s())
@@ -68,12 +83,13 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
         log.info("certificate.renewed", name=caller().name)
         return pb.RenewResponse(certificate_chain_pem=chain)
 
-    def _count(self, context: Context) -> str:
-        peer = peer_host(context.peer())
-        self._attempts.note(peer, time.monotonic())
+    def _counted(self, attempts: Attempts, context: Context) -> str:
+        """The peer. Raises TooManyAttempts."""
+        peer, now_s = peer_of(context), time.monotonic()
+        try:
+            attempts.note(peer, now_s)
+        except TooManyAttempts as error:
+            if self._news.is_news(peer, now_s):
+                log.warning("enrolment.refused", peer=peer, reason=error.reason)
+            raise
         return peer
-
-
-def peer_host(peer: str) -> str:
-    """ipv4:192.0.2.1:5000 -> ipv4:192.0.2.1"""
-    return peer.rpartition(":")[0] or peer

@@ -4,21 +4,26 @@ With certificates the identity is the certificate's and nothing else. In plain t
 """
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+import structlog
+
 from pluralllm.common.certificates import read_certificate
-from pluralllm.common.errors import OverLimit, PluralError, Unidentified
+from pluralllm.common.errors import OverLimit, PluralError, Unidentified, reason_of
 from pluralllm.common.ids import ID_HELP, ClientId, is_id
 from pluralllm.common.membership_errors import IdentityMismatch, RoleForbids
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.wire import CLIENT_ID_KEY
 from pluralllm.server.access import ON_ENROLMENT_PORT, Principal, check_role
+from pluralllm.server.attempts import News
 from pluralllm.server.audit_log import AuditLog
 from pluralllm.server.registry import Registry
 
+log = structlog.get_logger()
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 LOCAL = ClientId("local")  # who steers in plain text
 
@@ -80,10 +85,15 @@ class Door:
 class EnrolmentDoor:
     """The enrolment port's: whoever knocks has no identity yet, and may ask for two things."""
 
+    def __init__(self) -> None:
+        self._news = News()
+
     @contextlib.asynccontextmanager
     async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[None]:  # noqa: ARG002
         if method not in ON_ENROLMENT_PORT:
-            rpc = method.rpartition("/")[2]
+            rpc, peer = method.rpartition("/")[2], peer_of(context)
+            if self._news.is_news(peer, time.monotonic()):
+                log.warning("enrolment.refused", peer=peer, rpc=rpc, reason=reason_of(RoleForbids))
             raise RoleForbids(name="the caller", role="a stranger", rpc=rpc, allowed="members, on the main port")
         yield
 
@@ -129,6 +139,12 @@ def said_by(context: Context) -> str | None:
         if key == CLIENT_ID_KEY:
             return value if isinstance(value, str) else ""
     return None
+
+
+def peer_of(context: Context) -> str:
+    """ipv4:192.0.2.1:5000 -> ipv4:192.0.2.1"""
+    peer: str = context.peer()
+    return peer.rpartition(":")[0] or peer
 
 
 def about_of(request: object) -> str:

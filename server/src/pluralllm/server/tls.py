@@ -4,7 +4,7 @@ gRPC accepts TLS 1.2 and 1.3 and nothing older, and asks the credentials for new
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,12 @@ def server_credentials(authority: Authority, *, members_only: bool) -> grpc.Serv
     return credentials
 
 
+def warn_of_uncovered(authority: Authority, addresses: Iterable[str]) -> None:
+    """An invite that names another host than the certificate's lets nobody in. Raises InvalidConfig."""
+    if wrong := authority.uncovered(addresses):
+        log.warning("tls.advertised_name_not_covered", hosts=wrong, fix=authority.covering(wrong))
+
+
 async def tend_certificates(registry: Registry, wall_s: Callable[[], float]) -> None:
     """Renews the server's certificate in time, takes up a renewed intermediate, warns of its end. Runs until cancelled."""
     warned = ""
@@ -67,7 +73,7 @@ async def tend_certificates(registry: Registry, wall_s: Callable[[], float]) -> 
             if registry.authority.is_server_renewal_due(wall_s()):
                 await asyncio.to_thread(registry.authority.renew_server, wall_s())
                 log.info("tls.server_certificate_renewed")
-        except PluralError as error:
+        except (PluralError, OSError) as error:  # a disk that fails now may work in a minute
             log.error("tls.authority_unusable", problem=str(error))
         left_s, expires = registry.authority.issuer_expires_s - wall_s(), day(registry.authority.issuer_expires_s)
         if left_s < ISSUER_WARNING_S and warned != expires:
