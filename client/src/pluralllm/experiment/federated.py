@@ -1,7 +1,7 @@
 """FedAvg in one process: the service's round machine and aggregator, fed by clients that train in one batched pass."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, Roun
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.experiment.stacked import Flat, train_together
 from pluralllm.server import events as ev
-from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
+from pluralllm.server.aggregate import first_moments, server_optimizer, weighted_mean, weights_of
 from pluralllm.server.cohort import task_seed
 from pluralllm.server.rounds import step
 from pluralllm.server.run_state import Phase, Run
@@ -43,7 +43,9 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
     trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
     values = first_values(spec)
     layout_bytes = values.size * FLOAT_BYTES
+    moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
     run = Run(RunId("experiment"), spec.seed, spec.rounds, spec.round, 0, Digest("0"), evaluated=ModelVersion(0))
+    run = replace(run, aggregation=spec.aggregation)
     run, _ = step(run, ev.RunStarted(0.0))
     episodes = moved = 0
     yield Point(values, 0, 0, 0, 0)
@@ -63,7 +65,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
             run, effects = step(run, ev.UpdateArrived(0.0, number, run.version, receipt))
             average = next((effect for effect in effects if isinstance(effect, ev.Average)), average)
         assert average is not None  # every place delivered
-        values = aggregate(spec, values, average, deltas)
+        values, moments = aggregate(spec, values, moments, average, deltas)
         run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
         run = _pass_evaluation(run, cohort)
         episodes += len(cohort) * spec.training.local_steps * spec.training.batch_episodes
@@ -71,11 +73,13 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         yield Point(values, number, number * spec.training.local_steps, episodes, moved)
 
 
-def aggregate(spec: RunSpec, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
-    """What the service computes slice by slice, in one slice."""
+def aggregate(
+    spec: RunSpec, base: Flat, moments: NDArray[np.float32], average: ev.Average, deltas: dict[ClientId, Flat]
+) -> tuple[Flat, NDArray[np.float32]]:
+    """What the service computes slice by slice, in one slice: the next version, and the server optimizer's moments."""
     stacked: NDArray[np.float32] = np.stack([deltas[receipt.client] for receipt in average.receipts])
-    mean = weighted_mean(stacked, weights_of(average.receipts, spec.aggregation))
-    return gradient_step(spec.aggregation.server_learning_rate)(base, mean)
+    mean = weighted_mean(stacked, weights_of(average.receipts, spec.aggregation, average.weights))
+    return server_optimizer(spec.aggregation)(base, mean, moments)
 
 
 def _pass_evaluation(run: Run, clients: tuple[ClientId, ...]) -> Run:
