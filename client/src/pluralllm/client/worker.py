@@ -138,7 +138,7 @@ class Worker:
         return {
             "digest": trained.manifest.digest,
             "examples": trained.examples,
-            "metrics": {"loss": trained.mean_loss},
+            "metrics": {"loss": trained.mean_loss, "base_distance": trained.base_distance},
         }
 
     def _evaluate(self, report: Report, spec_sha256: str, weights: str) -> dict[str, Any]:
