@@ -63,7 +63,8 @@ def test_hardly_any_fairness_leaves_even_shares(weighting: Any) -> None:
 
 
 def test_the_agnostic_mixture_grows_by_the_exponential_of_the_distance_round_by_round() -> None:
-    aggregation, standing = Aggregation(weighting="agnostic", fairness=0.7), ()
+    aggregation = Aggregation(weighting="agnostic", fairness=0.7)
+    standing: Standing = ()
     for number in (1, 2, 3):
         weights, standing = weigh(receipts_of(0.2, 0.5), aggregation, standing)
         expected = [math.exp(0.7 * 0.2 * number), math.exp(0.7 * 0.5 * number)]
@@ -81,7 +82,8 @@ def test_who_is_not_in_a_round_keeps_its_place_in_the_mixture() -> None:
 
 
 def test_adaptive_weights_are_the_softmax_of_the_exponential_means_of_the_distances() -> None:
-    aggregation, standing = Aggregation(weighting="adaptive", fairness=2.0), ()
+    aggregation = Aggregation(weighting="adaptive", fairness=2.0)
+    standing: Standing = ()
     for distances in ((0.2, 0.4), (0.6, 0.4)):
         weights, standing = weigh(receipts_of(*distances), aggregation, standing)
     assert standing == ((CLIENTS[0], 0.4), (CLIENTS[1], 0.4))
