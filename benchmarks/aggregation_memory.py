@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from pluralllm.common.spec import Aggregation
 from pluralllm.common.weights import Layout, layout_of, write_weights
-from pluralllm.server.aggregate import gradient_step, weighted_mean
+from pluralllm.server.aggregate import server_optimizer, weighted_mean
 from pluralllm.server.updates import StoredWeights, average
 
 SAMPLE_EVERY_S = 0.005
@@ -79,7 +80,8 @@ def measure(folder: Path, updates: int, layout: Layout) -> tuple[int, float]:
     sampler.start()
     started_s = time.monotonic()
     weights = np.arange(1.0, len(stored))
-    average(stored[0], stored[1:], weights, layout, weighted_mean, gradient_step(1.0), folder / "out")
+    optimizer = server_optimizer(Aggregation())
+    average(stored[0], (), stored[1:], weights, layout, weighted_mean, optimizer, [folder / "out"])
     took_s = time.monotonic() - started_s
     done.set()
     sampler.join()

@@ -25,7 +25,7 @@ from pluralllm.common.embedding import Embedder
 from pluralllm.common.ids import ClientId, Digest, RoundNumber
 from pluralllm.common.metrics import Alignment, coefficient_of_variation
 from pluralllm.common.spec import GroupRole, RunSpec, merge, preset_values
-from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
+from pluralllm.server.aggregate import server_optimizer, weighted_mean, weights_of
 from pluralllm.server.cohort import task_seed
 from pluralllm.server.events import Receipt
 from pluralllm.server.live_run import layout_for, write_first_version
@@ -127,12 +127,11 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], every: int) -> None:
                 updates.append(StoredWeights(out, done.manifest.digest))
                 receipts.append(Receipt(ClientId(client), Digest(done.manifest.digest), done.examples))
             weights = weights_of(receipts, spec.aggregation)
-            step = gradient_step(spec.aggregation.server_learning_rate)
+            step = server_optimizer(spec.aggregation)  # fedavg, as both presets have it: no moments
             following = folder / f"v{number}"
             layout = layout_for(spec)
-            digest = average(
-                StoredWeights(base, digest), updates, weights, layout, weighted_mean, step, following
-            ).digest
+            start = StoredWeights(base, digest)
+            digest = average(start, (), updates, weights, layout, weighted_mean, step, [following])[0].digest
             base.unlink()
             base = following
             if number % every == 0 or number == spec.rounds:

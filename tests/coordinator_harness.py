@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,12 @@ class HandClient:
         raise AssertionError("no task came")
 
     async def begin(
-        self, task: pb.Task, manifest: Manifest, examples: int = 50, **changes: Any
+        self,
+        task: pb.Task,
+        manifest: Manifest,
+        examples: int = 50,
+        metrics: Mapping[str, float] | None = None,
+        **changes: Any,
     ) -> pb.BeginUpdateResponse:
         request = pb.BeginUpdateRequest(
             task=task.name,
@@ -182,6 +187,7 @@ class HandClient:
             base_digest=task.base_digest,
             manifest=manifest_message(manifest),
             examples=examples,
+            metrics=metrics or {},
         )
         for field, value in changes.items():
             setattr(request, field, value)
@@ -205,9 +211,11 @@ class HandClient:
         response: pb.CommitUpdateResponse = await self.call("CommitUpdate", request)
         return response.receipt
 
-    async def push(self, task: pb.Task, path: Path, manifest: Manifest, examples: int = 50) -> resources_pb2.Receipt:
+    async def push(
+        self, task: pb.Task, path: Path, manifest: Manifest, examples: int = 50, **metrics: float
+    ) -> resources_pb2.Receipt:
         """The whole way: begin, what is missing, commit."""
-        begun = await self.begin(task, manifest, examples)
+        begun = await self.begin(task, manifest, examples, metrics)
         missing = [index for piece in begun.missing for index in range(piece.first, piece.last + 1)]
         if missing:
             await self.put(task, path, manifest, missing)

@@ -28,6 +28,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "pluralllm.server.run_state": (*PURE, "numpy"),
     "pluralllm.server.events": (*PURE, "numpy"),
     "pluralllm.server.cohort": (*PURE, "numpy"),
+    "pluralllm.server.weighting": (*PURE, "numpy"),
     "pluralllm.server.leases": (*PURE, "numpy"),
     "pluralllm.server.sessions": (*PURE, "numpy"),
     "pluralllm.server.records": (*PURE, "numpy"),

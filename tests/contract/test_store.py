@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -88,6 +89,41 @@ async def test_a_change_writes_all_of_its_rows(store: SqlStore) -> None:
     assert await store.receipt(R, RoundNumber(1), ClientId("ben")) is None
     assert await store.version(R, ModelVersion(1)) == SECOND
     assert await store.latest_evaluations(R, 2) == [score(0)]
+
+
+async def test_moments_weights_and_distances_come_back_as_they_were_written(store: SqlStore) -> None:
+    second = replace(SECOND, moments=(Digest("m"), Digest("v")), weights=(1 / 3, 0.1 + 0.2))
+    receipt = replace(RECEIPT, receipt=replace(RECEIPT.receipt, distance=0.1 + 0.2))
+    await store.apply(change(1, receipts=(receipt,), versions=(second,)))
+    assert await store.version(R, ModelVersion(1)) == second
+    assert await store.receipts(R, RoundNumber(1)) == [receipt]
+
+
+def test_moments_and_weights_are_in_a_versions_hash_where_there_are_any() -> None:
+    records = [
+        SECOND,
+        replace(SECOND, moments=(Digest("m"),)),
+        replace(SECOND, weights=(1.0,)),
+        replace(SECOND, moments=(Digest("m"),), weights=(1.0,)),
+    ]
+    assert len({record.record_sha256 for record in records}) == len(records)
+    facts = '[1,1,"d1","' + "s" * 64 + '","' + FIRST.record_sha256 + '",[["ann","u",5]]]'
+    assert SECOND.record_sha256 == hashlib.sha256(facts.encode()).hexdigest()  # as before there were any
+
+
+async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_distances(tmp_path: Path) -> None:
+    store = await open_store(url(tmp_path))
+    await store.create_run(RUN, FIRST)
+    await store.apply(change(1, receipts=(RECEIPT,), versions=(SECOND,)))
+    async with store.writing() as connection:
+        for table, column in (("receipts", "distance"), ("versions", "moments"), ("versions", "weights")):
+            await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+    await store.close()
+    again = await open_store(url(tmp_path))
+    assert await again.versions(R) == [FIRST, SECOND]
+    assert await again.receipts(R, RoundNumber(1)) == [RECEIPT]
+    await again.close()
 
 
 async def test_a_change_that_fails_writes_nothing(store: SqlStore) -> None:

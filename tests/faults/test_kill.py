@@ -12,9 +12,13 @@ from process_harness import Federation, federation, free_port, process_spec, tin
 from pluralllm.cli.remote import Remote
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.common.errors import PluralError
+from pluralllm.common.spec import RunSpec
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 SPEC = process_spec()
+STATEFUL = process_spec(
+    aggregation={"optimizer": "fedyogi", "server_learning_rate": 0.003, "weighting": "adaptive", "fairness": 10.0}
+)
 SEED = 20250312
 
 
@@ -23,12 +27,12 @@ def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_embedding_model(tmp_path_factory.mktemp("model"))
 
 
-def begin(running: Federation, addresses: dict[str, str] | None = None) -> Remote:
+def begin(running: Federation, addresses: dict[str, str] | None = None, spec: RunSpec = SPEC) -> Remote:
     """A coordinator, two clients and a started run."""
     remote = running.start_coordinator()
     for name, questions in zip(("ann", "ben"), sample_groups(2, 60, 0).values(), strict=True):
         running.start_client(name, questions, (addresses or {}).get(name))
-    remote.create_run("r", SPEC.canonical_json())
+    remote.create_run("r", spec.canonical_json())
     remote.start_run("r")
     return remote
 
@@ -66,12 +70,22 @@ def test_two_undisturbed_runs_are_bit_identical(tmp_path: Path, embedding_model:
         assert finish(running, begin(running)) == undisturbed
 
 
+@pytest.fixture(scope="module")
+def undisturbed_stateful(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> str:
+    with federation(tmp_path_factory.mktemp("stateful"), embedding_model, free_port()) as running:
+        return finish(running, begin(running, spec=STATEFUL))
+
+
+@pytest.mark.parametrize(
+    ("spec", "model"), [(SPEC, "undisturbed"), (STATEFUL, "undisturbed_stateful")], ids=["fedavg", "fedyogi"]
+)
 def test_a_coordinator_killed_five_times_in_mid_round_ends_with_the_same_model(
-    tmp_path: Path, embedding_model: Path, undisturbed: str
+    tmp_path: Path, embedding_model: Path, request: pytest.FixtureRequest, spec: RunSpec, model: str
 ) -> None:
+    undisturbed = request.getfixturevalue(model)
     rng = random.Random(SEED)
     with federation(tmp_path / "run", embedding_model, free_port()) as running:
-        remote = begin(running)
+        remote = begin(running, spec=spec)
         for kill in range(5):
             target = sequence(remote) + rng.randint(1, 4)
             until(lambda target=target: sequence(remote) >= target, f"event {target} before kill {kill}", running)  # type: ignore[misc]

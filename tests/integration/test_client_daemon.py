@@ -22,7 +22,8 @@ from pluralllm.client.worker_process import WorkerProcess
 from pluralllm.common.clock import SystemClock
 from pluralllm.common.errors import SessionReplaced, WorkerDied
 from pluralllm.common.identity import Identity
-from pluralllm.common.ids import Digest, TaskName
+from pluralllm.common.ids import Digest, RoundNumber, RunId, TaskName
+from pluralllm.common.metrics import MAX_JS_DISTANCE
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.common.weights import CHUNK_BYTES
@@ -118,6 +119,22 @@ async def test_a_daemon_trains_evaluates_and_ends_with_the_run(tmp_path: Path, e
         assert [(score.version, 0 < score.alignment_score < 1) for score in run.evaluations] == [(2, True)]
         assert pid is None, "the worker process is still there"
         assert list((tmp_path / "ann" / "state" / "outbox").iterdir()) == []
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_the_base_distance_is_in_the_receipt_only_if_the_policy_lets_it_leave(
+    tmp_path: Path, embedding_model: Path, allowed: bool
+) -> None:
+    metrics = frozenset({"alignment_score", *(["base_distance"] if allowed else [])})
+    spec = process_spec(rounds=1, round=ALONE, aggregation={"weighting": "q_fair"})
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", spec)
+        policy = Policy(min_cohort=1, allowed_metrics=metrics)
+        async with daemon(tmp_path / "ann", embedding_model, served, policy, exit_when_run_over=True):
+            await until_run(served, ended)
+        (row,) = await served.coordinator.store.receipts(RunId("r"), RoundNumber(1))
+        assert (row.receipt.distance is not None) == allowed
+        assert 0 < (row.receipt.distance or 0.3) < MAX_JS_DISTANCE
 
 
 async def test_a_held_out_daemon_evaluates_only(tmp_path: Path, embedding_model: Path) -> None:

@@ -1,6 +1,7 @@
 """Every rule of the round machine once more, over real gRPC with a real store; time is a fake clock."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,16 @@ from pluralllm.common.errors import (
     WrongBase,
     WrongLayout,
 )
+from pluralllm.common.ids import RoundNumber, RunId
 from pluralllm.common.membership_errors import IdentityMismatch
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.common.weights import layout_of, write_weights
+from pluralllm.server.audit import audit
+from pluralllm.server.blobs import LocalBlobs
 from pluralllm.server.live_run import layout_for
+from pluralllm.server.sql_membership import SqlMembership
+from pluralllm.server.sql_store import open_store
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as rpb
@@ -85,6 +91,54 @@ async def test_two_clients_train_two_rounds_and_hear_that_the_run_is_over(tmp_pa
         for client in clients:
             over = await client.poll(following=["r"], hold_s=5)
             assert over.run_over.version_digest == run.version_digest
+
+
+async def test_fedadam_with_adaptive_weights_goes_on_after_a_restart_and_ends_with_a_clean_audit(
+    tmp_path: Path,
+) -> None:
+    spec = small_spec(
+        rounds=3,
+        aggregation={"optimizer": "fedadam", "server_learning_rate": 0.01, "weighting": "adaptive", "fairness": 10.0},
+    )
+    digests = []
+    for name, restarted in (("whole", False), ("restarted", True)):
+        state = tmp_path / name
+        async with serving(state) as served:
+            clients = await two_clients(served, spec)
+            for number in (1, 2) if restarted else (1, 2, 3):
+                await push_round(served, clients, spec, tmp_path, number)
+        if restarted:
+            async with serving(state) as served:
+                clients = (await served.client("ann"), await served.client("ben"))
+                await push_round(served, clients, spec, tmp_path, 3)
+        async with contextlib.AsyncExitStack() as stack:
+            store = await open_store(f"sqlite+aiosqlite:///{state / 'coordinator.sqlite3'}")
+            stack.push_async_callback(store.close)
+            report = await audit(store, SqlMembership(store), LocalBlobs(state / "blobs"), state / "scratch")
+            assert report.is_clean, report.lines()
+            assert report.aggregates_repeated == 3
+            versions = await store.versions(RunId("r"))
+            assert [len(version.moments) for version in versions] == [0, 2, 2, 2]
+            assert all(version.weights[1] > version.weights[0] for version in versions[1:])  # ben is predicted worse
+            rows = await store.receipts(RunId("r"), RoundNumber(1))
+            assert [row.receipt.distance for row in rows] == [0.2, 0.35]
+        digests.append([version.record_sha256 for version in versions])
+    assert digests[0] == digests[1]
+
+
+async def push_round(
+    served: Served, clients: tuple[HandClient, HandClient], spec: RunSpec, folder: Path, number: int
+) -> None:
+    """Both deliver and tell their distance; ends when the round's version is published."""
+    for seed, client in enumerate(clients):
+        path = folder / "u"
+        manifest = write_delta(path, spec, 10 * number + seed)
+        await client.push(await client.task(), path, manifest, base_distance=0.2 + 0.15 * seed)
+    for _ in range(200):
+        if (await served.run("r")).version == number:
+            return
+        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.05)
+    raise AssertionError(f"version {number} was not published")
 
 
 async def test_the_model_does_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:
@@ -286,6 +340,9 @@ async def test_a_bad_update_is_refused_by_its_typed_reason_and_seen_in_the_statu
             await ann.begin(task, good, spec_sha256="0" * 64)
         with pytest.raises(InvalidArgument, match="examples"):
             await ann.begin(task, good, examples=0)
+        for distance in (-0.01, 0.84, float("nan"), float("inf")):
+            with pytest.raises(InvalidArgument, match="metrics"):
+                await ann.begin(task, good, metrics={"base_distance": distance})
         await ann.begin(task, good)
         (tmp_path / "garbled").write_bytes(bytes(good.size_bytes))
         with pytest.raises(DigestMismatch):

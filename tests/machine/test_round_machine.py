@@ -8,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pluralllm.common.errors import Refused
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
-from pluralllm.common.spec import GroupRole, RoundPolicy
+from pluralllm.common.metrics import MAX_JS_DISTANCE
+from pluralllm.common.spec import Aggregation, GroupRole, RoundPolicy
 from pluralllm.server import events as ev
 from pluralllm.server.rounds import step
 from pluralllm.server.run_state import Phase, Run
@@ -16,6 +17,7 @@ from pluralllm.server.run_state import Phase, Run
 CLIENTS = [ClientId(name) for name in ("ann", "ben", "cat", "dan", "eve")]
 clients = st.sampled_from(CLIENTS)
 rounds = st.integers(0, 4).map(RoundNumber)
+distances = st.none() | st.floats(0, MAX_JS_DISTANCE)
 versions = st.integers(0, 4).map(ModelVersion)
 
 
@@ -28,8 +30,9 @@ class RoundMachine(RuleBasedStateMachine):
         missed=st.sampled_from(["extend", "skip", "abort"]),
         every=st.integers(1, 3),
         grace_s=st.sampled_from([0.0, 5.0, 50.0]),
+        weighting=st.sampled_from(["examples", "uniform", "q_fair", "agnostic", "adaptive"]),
     )
-    def create(self, minimum: int, extra: int, missed: str, every: int, grace_s: float) -> None:
+    def create(self, minimum: int, extra: int, missed: str, every: int, grace_s: float, weighting: str) -> None:
         policy = RoundPolicy(
             min_clients=minimum,
             target_clients=minimum + extra,
@@ -41,7 +44,8 @@ class RoundMachine(RuleBasedStateMachine):
             evaluate_every=every,
             evaluation_deadline_s=10,
         )
-        self.first = Run(RunId("r"), 3, 4, policy, 0, Digest("d0"))
+        aggregation = Aggregation.model_validate({"weighting": weighting, "fairness": 3.0})
+        self.first = Run(RunId("r"), 3, 4, policy, 0, Digest("d0"), aggregation=aggregation)
         self.run = self.first
         self.now_s = 0.0
         self.log: list[ev.Event] = []
@@ -73,13 +77,13 @@ class RoundMachine(RuleBasedStateMachine):
         self.feed(ev.ClientsSeen(self.now_s, tuple(idle[:4]), tuple(idle[4:])))
 
     @precondition(lambda self: self.run.active)
-    @rule(which=st.integers(0, 4))
-    def whoever_has_a_place_delivers(self, which: int) -> None:
+    @rule(which=st.integers(0, 4), distance=distances)
+    def whoever_has_a_place_delivers(self, which: int, distance: float | None) -> None:
         client = self.run.active[which % len(self.run.active)]
         if self.run.phase is Phase.EVALUATING:
             self.client_evaluates(client)
         else:
-            self.client_commits(client, "x")
+            self.client_commits(client, "x", distance)
 
     @rule(trainers=st.sets(clients), held_out=st.sets(clients, max_size=2))
     def some_clients_are_idle(self, trainers: set[ClientId], held_out: set[ClientId]) -> None:
@@ -87,9 +91,9 @@ class RoundMachine(RuleBasedStateMachine):
         trainers, held_out = trainers - busy, held_out - trainers - busy
         self.feed(ev.ClientsSeen(self.now_s, tuple(sorted(trainers)), tuple(sorted(held_out))))
 
-    @rule(client=clients, digest=st.sampled_from(["x", "y"]))
-    def client_commits(self, client: ClientId, digest: str) -> None:
-        receipt = ev.Receipt(client, Digest(f"{digest}-{client}"), 10)
+    @rule(client=clients, digest=st.sampled_from(["x", "y"]), distance=distances)
+    def client_commits(self, client: ClientId, digest: str, distance: float | None) -> None:
+        receipt = ev.Receipt(client, Digest(f"{digest}-{client}"), 10, distance)
         event = ev.UpdateArrived(self.now_s, self.run.round, self.run.version, receipt)
         self.feed(event)
         if event in self.log and self.run.phase is Phase.COLLECTING:
@@ -103,7 +107,8 @@ class RoundMachine(RuleBasedStateMachine):
     @rule(chance=st.integers(0, 9))
     def averaging_ends(self, chance: int) -> None:
         if chance < 8:
-            self.feed(ev.ModelAveraged(self.now_s, self.run.round, Digest(f"model-{self.run.round}")))
+            moments = (Digest(f"moment-{self.run.round}"),)
+            self.feed(ev.ModelAveraged(self.now_s, self.run.round, Digest(f"model-{self.run.round}"), moments))
         else:
             self.feed(ev.AveragingFailed(self.now_s, self.run.round, "corrupt", base_lost=chance == 9))
 
@@ -167,11 +172,31 @@ class RoundMachine(RuleBasedStateMachine):
                     counts.setdefault(number, {})[receipt.client] = receipt
                 case ev.WithdrawReceipt(number, client):
                     del counts[number][client]
-                case ev.Average(number, _, receipts):
+                case ev.Average(number, _, receipts, _):
                     assert receipts == tuple(receipt for _, receipt in sorted(counts[number].items()))
                     assert len(receipts) >= self.run.policy.min_clients
                 case _:
                     pass
+
+    @invariant()
+    def weights_are_of_the_receipts_and_the_same_when_the_model_is_published(self) -> None:
+        fair = self.run.aggregation.weighting not in ("examples", "uniform")
+        averages = {effect.round: effect for effect in self.effects if isinstance(effect, ev.Average)}
+        for average in averages.values():
+            assert len(average.weights) == (len(average.receipts) if fair else 0)
+        for effect in self.effects:
+            if isinstance(effect, ev.Publish):
+                asked = averages[effect.round]
+                assert (effect.receipts, effect.weights) == (asked.receipts, asked.weights)
+                assert effect.moments == (f"moment-{effect.round}",)
+
+    @invariant()
+    def the_standing_is_of_clients_whose_updates_were_published(self) -> None:
+        published = [effect for effect in self.effects if isinstance(effect, ev.Publish)]
+        known = {receipt.client for effect in published for receipt in effect.receipts}
+        assert {client for client, _ in self.run.standing} <= known
+        if self.run.aggregation.weighting in ("examples", "uniform", "q_fair"):
+            assert self.run.standing == ()
 
     @invariant()
     def versions_are_published_without_gaps(self) -> None:

@@ -16,13 +16,19 @@ from pluralllm.server import events as ev
 from pluralllm.server.audit import audit
 from pluralllm.server.blobs import LocalBlobs
 from pluralllm.server.coordinator import Coordinator, Timing
+from pluralllm.server.live_run import recover
 from pluralllm.server.membership import Deed, MembershipChange
 from pluralllm.server.retention import collect, kept_blobs
-from pluralllm.server.run_state import Phase
+from pluralllm.server.run_state import Outcome, Phase, Run
 from pluralllm.server.sql_membership import SqlMembership
 from pluralllm.server.sql_store import SqlStore, open_store
 
 SPEC = small_spec(rounds=3, round={"min_clients": 2, "on_missed_quorum": "skip"})
+FAIR_SPEC = small_spec(
+    rounds=3,
+    round={"min_clients": 2},
+    aggregation={"optimizer": "fedyogi", "server_learning_rate": 0.01, "weighting": "adaptive", "fairness": 5.0},
+)
 CLIENTS = (ClientId("ann"), ClientId("ben"))
 
 
@@ -30,6 +36,7 @@ class History:
     """Rounds of two clients, made by the coordinator itself; one with too few updates is skipped, or left open at the end."""
 
     def __init__(self, folder: Path, store: SqlStore) -> None:
+        self.spec = SPEC
         self.folder = folder
         self.store = store
         self.blobs = LocalBlobs(folder / "blobs")
@@ -37,7 +44,7 @@ class History:
     async def make(self, updates_of_rounds: Sequence[int], *, leave_open: bool = False) -> None:
         clock = FakeClock()
         coordinator = Coordinator(self.store, self.blobs, self.folder / "scratch", clock, Timing(keep_updates=100))
-        run = await coordinator.create_run("r", SPEC.canonical_json())
+        run = await coordinator.create_run("r", self.spec.canonical_json())
         await coordinator.dispatch(run, ev.RunStarted(clock.now_s()))
         for _ in range(2):  # the evaluation opens, and both are asked
             await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), CLIENTS, ()))
@@ -52,7 +59,7 @@ class History:
                 draft = self.folder / "draft"
                 values = np.random.default_rng(10 * number + seed).normal(0, 0.01, run.layout.values).astype(np.float32)
                 manifest = write_weights(draft, run.layout, [values])
-                receipt = ev.Receipt(client, manifest.digest, 10 + seed)
+                receipt = ev.Receipt(client, manifest.digest, 10 + seed, 0.2 + 0.1 * seed * number)
                 arrived = ev.UpdateArrived(clock.now_s(), RoundNumber(number), run.state.version, receipt)
                 async with coordinator.storing():
                     await self.blobs.put(manifest.digest, draft)
@@ -73,6 +80,29 @@ class History:
         await coordinator.start()
         await coordinator.remove_client(client)
         await coordinator.stop()
+
+    async def deliver_last(self) -> None:
+        """The update that is missing in the open round, to a coordinator after a restart; it averages then."""
+        coordinator = Coordinator(
+            self.store, self.blobs, self.folder / "scratch", FakeClock(), Timing(keep_updates=100)
+        )
+        await coordinator.start()
+        run = coordinator.run("r")
+        draft = self.folder / "draft"
+        manifest = write_weights(draft, run.layout, [np.zeros(run.layout.values, np.float32)])
+        receipt = ev.Receipt(CLIENTS[1], manifest.digest, 11, 0.3)
+        async with coordinator.storing():
+            await self.blobs.put(manifest.digest, draft)
+            arrived = ev.UpdateArrived(coordinator.clock.now_s(), run.state.round, run.state.version, receipt)
+            await coordinator.dispatch(run, arrived)
+        assert run.averaging is not None
+        await run.averaging
+        await coordinator.stop()
+
+    async def recovered(self) -> Run:
+        """The run as its log tells."""
+        run, _ = await recover(self.store, (await self.store.runs())[0])
+        return run.state
 
     async def execute(self, statement: str) -> None:
         async with self.store.writing() as connection:
@@ -156,6 +186,81 @@ async def test_a_flipped_bit_in_a_blob_is_found(history: History, kind: str, num
     content[-5] ^= 1
     path.write_bytes(content)
     assert 7 in await history.invariants()
+
+
+@pytest.fixture
+async def fair(unwritten: History) -> History:
+    """Three rounds of FedYogi with adaptive weights; the third is open, with one update."""
+    unwritten.spec = FAIR_SPEC
+    await unwritten.make((2, 2, 1), leave_open=True)
+    return unwritten
+
+
+async def test_moments_and_weights_are_on_record_and_repeat_bit_for_bit(fair: History) -> None:
+    report = await audit(fair.store, SqlMembership(fair.store), fair.blobs, fair.folder / "scratch")
+    assert report.is_clean, report.lines()
+    assert (report.aggregates_repeated, report.orphan_blobs) == (2, 0)
+    first, second, third = await fair.store.versions(RunId("r"))
+    assert [len(version.moments) for version in (first, second, third)] == [0, 2, 2]
+    assert second.weights[0] < second.weights[1]
+    assert not list((fair.folder / "scratch").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("statement", "invariant"),
+    [
+        ("UPDATE versions SET weights = '[0.5, 0.5]' WHERE version = 1", 5),
+        ("UPDATE versions SET weights = '[0.5, 0.5]' WHERE version = 2", 6),
+        ("UPDATE versions SET weights = '[1.0]' WHERE version = 1", 4),
+        ("UPDATE versions SET weights = '[]' WHERE version = 1", 3),
+        ("UPDATE versions SET moments = json_remove(moments, '$[0]') WHERE version = 1", 7),
+        ("UPDATE versions SET moments = json_array(json_extract(moments, '$[1]'), 'x') WHERE version = 2", 5),
+        ("UPDATE receipts SET distance = 0.1 WHERE round = 1", 6),
+        ("UPDATE receipts SET distance = NULL WHERE round = 2 AND client = 'ben'", 6),
+    ],
+)
+async def test_what_was_changed_of_moments_weights_and_distances_is_found(
+    fair: History, statement: str, invariant: int
+) -> None:
+    await fair.execute(statement)
+    assert invariant in await fair.invariants()
+
+
+@pytest.mark.parametrize("moment", [0, 1])
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_moment_that_the_next_round_needs_is_missed_when_it_is_lost_or_corrupt(
+    fair: History, moment: int, lost: bool
+) -> None:
+    digest = (await fair.store.versions(RunId("r")))[-1].moments[moment]
+    if lost:
+        await fair.blobs.delete(digest)
+    else:
+        path = await fair.blobs.path(digest)
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert await fair.invariants() == {7}
+    await fair.deliver_last()
+    assert (await fair.recovered()).outcome is Outcome.ABORTED  # as with a lost base
+
+
+async def test_moments_are_kept_as_long_as_a_round_or_the_audit_needs_them(fair: History) -> None:
+    _, first, second = await fair.store.versions(RunId("r"))
+
+    async def kept(keep_updates: int, *over: str) -> tuple[bool, bool]:
+        found = await kept_blobs(fair.store, keep_updates, {RunId(run) for run in over})
+        return set(first.moments) <= found, set(second.moments) <= found
+
+    assert await kept(2) == (True, True)
+    assert await kept(1) == (True, True)  # round 2 began with the first
+    assert await kept(0) == (False, True)
+    assert await kept(0, "r") == (False, False)
+    assert await kept(0, "another") == (False, True)
+
+
+async def test_a_history_without_the_moments_it_no_longer_needs_is_clean(fair: History) -> None:
+    await collect(fair.store, fair.blobs, keep_updates=0)
+    report = await audit(fair.store, SqlMembership(fair.store), fair.blobs, fair.folder / "scratch")
+    assert report.is_clean, report.lines()
+    assert (report.aggregates_repeated, report.aggregates_not_kept) == (0, 2)
 
 
 async def test_an_acknowledged_update_of_the_open_round_that_is_gone_is_found(unwritten: History) -> None:

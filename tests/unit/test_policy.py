@@ -52,12 +52,21 @@ def test_only_permitted_metrics_leave() -> None:
     assert permitted_metrics(policy, {"loss": 1.0, "alignment_score": 0.5}) == {"alignment_score": 0.5}
 
 
+def test_the_base_distance_leaves_only_if_the_partner_lets_it() -> None:
+    metrics = {"loss": 1.0, "base_distance": 0.3}
+    assert permitted_metrics(Policy(), metrics) == metrics
+    assert permitted_metrics(Policy(allowed_metrics=frozenset({"loss"})), metrics) == {"loss": 1.0}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("max_local_step = 5", "max_local_step: unknown key"),
         ("max_rounds = 0", "max_rounds: Input should be greater than 0"),
-        ('allowed_metrics = ["gradients"]', "gradients unknown; allowed: alignment_score, loss, wasserstein_score"),
+        (
+            'allowed_metrics = ["gradients"]',
+            "gradients unknown; allowed: alignment_score, base_distance, loss, wasserstein",
+        ),
         ("max_rounds = ", "not TOML"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from pluralllm.common.errors import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
-from pluralllm.common.spec import GroupRole, RoundPolicy
+from pluralllm.common.spec import Aggregation, GroupRole, RoundPolicy
 from pluralllm.server import events as ev
 from pluralllm.server.rounds import MAX_PLACES_LOST, step
 from pluralllm.server.run_state import Outcome, Phase, Run
@@ -325,3 +325,40 @@ def test_a_member_that_was_invited_again_may_take_part_again() -> None:
     run, _ = after(collecting(), update(20, ALICE), ev.MemberRevoked(22, ALICE), ev.ClientReturned(30, ALICE))
     run, effects = after(run, seen(31, ALICE), update(32, ALICE, digest="new"))
     assert effects == (ev.RecordReceipt(RoundNumber(1), ev.Receipt(ALICE, Digest("new"), 10)),)
+
+
+def test_fairness_aware_weights_are_fixed_when_averaging_begins_and_the_standing_moves_when_the_model_is_published() -> (
+    None
+):
+    run = replace(collecting(), aggregation=Aggregation(weighting="adaptive", fairness=5.0))
+    distances = {ALICE: 0.2, BOB: 0.6, CAROL: None}
+    for client, distance in distances.items():
+        arrived = update(20, client)
+        run, effects = after(run, replace(arrived, receipt=replace(arrived.receipt, distance=distance)))
+    average = effects[-1]
+    assert isinstance(average, ev.Average)
+    assert average.weights[0] < average.weights[2] < average.weights[1]
+    assert run.standing == ()
+    moments = (Digest("m"), Digest("v"))
+    run, effects = after(run, ev.ModelAveraged(30, RoundNumber(1), Digest("d1"), moments))
+    assert effects[0] == ev.Publish(
+        RoundNumber(1), ModelVersion(1), Digest("d1"), average.receipts, moments, average.weights
+    )
+    assert run.standing == ((ALICE, 0.2), (BOB, 0.6), (CAROL, 0.4))
+
+
+def test_a_round_whose_averaging_failed_leaves_the_standing_as_it_was() -> None:
+    run = replace(collecting(), aggregation=Aggregation(weighting="agnostic"))
+    run, _ = after(run, update(20, ALICE), update(21, BOB), update(22, CAROL))
+    run, _ = after(run, ev.AveragingFailed(30, RoundNumber(1), "corrupt", base_lost=False))
+    assert run.standing == ()
+
+
+def test_facts_written_before_there_were_distances_and_moments_are_read_as_none() -> None:
+    receipt = {"client": "alice", "digest": "u", "examples": 10}
+    facts = {"at_s": 1.0, "round": 1, "base_version": 0, "receipt": receipt}
+    arrived = ev.event_from_facts("UpdateArrived", facts)
+    assert isinstance(arrived, ev.UpdateArrived)
+    assert arrived.receipt.distance is None
+    averaged = ev.event_from_facts("ModelAveraged", {"at_s": 1.0, "round": 1, "digest": "d"})
+    assert averaged == ev.ModelAveraged(1.0, RoundNumber(1), Digest("d"), ())

@@ -55,6 +55,22 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         ('[embedding]\nmodel = "m"\ndimension = 8\ntemplates = ["{answer}"]\n', "may use {question}"),
         ('[embedding]\nmodel = "m"\ndimension = 7\n', "dimension 7 is not a multiple of the 2 templates"),
         (f"{MINIMAL}normalize = false\n", "unit_variance is for unit vectors"),
+        (
+            f'{MINIMAL}[aggregation]\noptimizer = "adam"\n',
+            "optimizer: Input should be 'fedavg', 'fedavgm', 'fedadam' or",
+        ),
+        (f"{MINIMAL}[aggregation]\nmomentum = 1.0\n", "aggregation.momentum: Input should be less than 1 (given: 1.0)"),
+        (
+            f"{MINIMAL}[aggregation]\nsecond_moment = -0.1\n",
+            "second_moment: Input should be greater than or equal to 0",
+        ),
+        (
+            f"{MINIMAL}[aggregation]\nadaptivity = 0.0\n",
+            "aggregation.adaptivity: Input should be greater than or equal",
+        ),
+        (f'{MINIMAL}[aggregation]\nweighting = "fair"\n', "'q_fair', 'agnostic' or 'adaptive'"),
+        (f"{MINIMAL}[aggregation]\nfairness = 0.0\n", "aggregation.fairness: Input should be greater than 0"),
+        (f"{MINIMAL}[aggregation]\nfairness = inf\n", "aggregation.fairness: Input should be a finite number"),
         (f'preset = "best"\n{MINIMAL}', "allowed: default, paper"),
         ("rounds = \n", "not TOML"),
     ],

@@ -50,11 +50,12 @@ def test_one_batched_pass_gives_what_clients_give_one_by_one(case: str, tmp_path
     start = np.array(flat_values(base, layout))
     together = LocalTraining(spec, groups, start, CPU)
     for number in (RoundNumber(1), RoundNumber(2)):
-        deltas = together.train_round(start, number)
+        deltas, distances = together.train_round(start, number)
         for client, data in groups.items():
             out, moments = tmp_path / "delta", tmp_path / f"moments-{client}"
             seed, first_step = task_seed(spec.seed, number, client), (number - 1) * spec.training.local_steps
-            train(base, out, spec, data, seed, first_step, CPU, moments, quietly)
+            done = train(base, out, spec, data, seed, first_step, CPU, moments, quietly)
+            assert distances[client] == pytest.approx(done.base_distance, abs=1e-4)
             if spec.training.keep_optimizer_state:
                 next_state(moments).replace(moments)
             alone = np.array(flat_values(out, layout))

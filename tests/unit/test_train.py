@@ -11,6 +11,7 @@ from small_survey import layout_for, small_group, small_spec, write_version_0
 
 from pluralllm.client.train import (
     Trained,
+    base_distances,
     draw_episodes,
     evaluate,
     evaluation_episode,
@@ -25,7 +26,7 @@ from pluralllm.client.train import (
 from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.data import Episode, GroupData, make_batch
 from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
-from pluralllm.common.metrics import Alignment
+from pluralllm.common.metrics import Alignment, js_distance
 from pluralllm.common.model import PreferencePredictor, flat_weights, load_weights
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.common.weights import flat_values, tensors_of, write_weights
@@ -429,3 +430,43 @@ def test_fedprox_adds_mu_times_the_distance_to_the_gradient() -> None:
     parameter.grad = torch.tensor([0.5, 0.5])
     pull_to_base([parameter], [torch.tensor([0.0, 1.0])], 0.1)
     assert torch.allclose(parameter.grad, torch.tensor([0.6, 0.2]))
+
+
+def naive_distance(model: PreferencePredictor, data: GroupData, episode: Episode) -> float:
+    """Question by question, in a batch of its own."""
+    batch = make_batch([(data, episode)])
+    with torch.no_grad():
+        means = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets).mean[0]
+    found, position = [], 0
+    for number in episode.targets:
+        question = data.questions[number]
+        guess = torch.softmax(means[position : position + len(question.options)], 0).tolist()
+        found.append(js_distance(guess, question.shares))
+        position += len(question.options)
+    return sum(found) / len(found)
+
+
+def test_the_base_distance_is_of_the_weights_before_training_on_the_first_steps_targets(tmp_path: Path) -> None:
+    spec, data = small_spec({"training": {"learning_rate": 0.05, "local_steps": 3}}), small_group()
+    done, _ = trained(tmp_path, spec, data, seed=5)
+    usable, _ = data.split(spec.evaluation.holdout_share)
+    ((_, episode),) = draw_episodes(spec, data, usable, 0, np.random.default_rng(5))
+    assert done.base_distance == pytest.approx(naive_distance(predictor(spec), data, episode), rel=1e-5)
+
+
+def test_base_distances_of_several_clients_in_one_padded_batch_are_those_of_each_alone() -> None:
+    spec, data = small_spec({}), small_group()
+    model = predictor(spec)
+    episodes = [
+        Episode((0, 1, 2), (3, 4, 5)),
+        Episode((1, 2), (6,)),
+        Episode((5, 3), (0, 1)),
+        Episode((7,), (2, 4, 8, 9)),
+    ]
+    batch = make_batch([(data, episode) for episode in episodes])
+    with torch.no_grad():
+        predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+    alone = [naive_distance(model, data, episode) for episode in episodes]
+    assert base_distances(predicted, batch, clients=4) == pytest.approx(alone, rel=1e-5)
+    two = [(3 * alone[0] + alone[1]) / 4, (2 * alone[2] + 4 * alone[3]) / 6]  # the mean is over questions
+    assert base_distances(predicted, batch, clients=2) == pytest.approx(two, rel=1e-5)

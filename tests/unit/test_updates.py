@@ -1,6 +1,7 @@
 """Updates as files: checks before they count, averaging chunk by chunk."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from pluralllm.common.errors import Corrupt, NormTooLarge, NotFinite, WrongLayout
+from pluralllm.common.spec import Aggregation
 from pluralllm.common.weights import CHUNK_BYTES, Layout, flat_values, layout_of, manifest_of, write_weights
-from pluralllm.server.aggregate import gradient_step, weighted_mean
+from pluralllm.server.aggregate import first_moments, server_optimizer, weighted_mean
 from pluralllm.server.updates import StoredWeights, average, check_update
 
 LAYOUT = layout_of([("a.weight", (1_000, 700)), ("b.bias", (13,)), ("c", (2, 3))])  # nearly three chunks
+FEDAVG = server_optimizer(Aggregation())
 
 
 def stored(folder: Path, name: str, values: NDArray[np.float32], layout: Layout = LAYOUT) -> StoredWeights:
@@ -30,7 +33,8 @@ def test_the_average_of_files_is_the_naive_one_bit_for_bit(tmp_path: Path) -> No
     weights = np.array([3.0, 40.0, 7.0])
     updates = [stored(tmp_path, f"u{index}", delta) for index, delta in enumerate(deltas)]
     out = tmp_path / "next"
-    manifest = average(stored(tmp_path, "base", base), updates, weights, LAYOUT, weighted_mean, gradient_step(1.0), out)
+    start = stored(tmp_path, "base", base)
+    (manifest,) = average(start, (), updates, weights, LAYOUT, weighted_mean, FEDAVG, [out])
     total = np.zeros(LAYOUT.values)
     for delta, weight in zip(deltas, weights, strict=True):
         total = total + weight * delta.astype(np.float64)
@@ -46,7 +50,7 @@ def test_a_header_longer_than_a_chunk_is_averaged_too(tmp_path: Path) -> None:
     update = stored(tmp_path, "u", values, layout)
     base = stored(tmp_path, "base", np.zeros_like(values), layout)
     out = tmp_path / "next"
-    average(base, [update], np.ones(1), layout, weighted_mean, gradient_step(1.0), out)
+    average(base, (), [update], np.ones(1), layout, weighted_mean, FEDAVG, [out])
     assert flat_values(out, layout).tobytes() == values.tobytes()
 
 
@@ -58,8 +62,40 @@ def test_a_flipped_bit_in_a_stored_update_is_found_and_nothing_is_written(tmp_pa
         file.seek(1_500_000)
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(Corrupt, match=update.digest):
-        average(base, [update], np.ones(1), LAYOUT, weighted_mean, gradient_step(1.0), tmp_path / "next")
+        average(base, (), [update], np.ones(1), LAYOUT, weighted_mean, FEDAVG, [tmp_path / "next"])
     assert not (tmp_path / "next").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["fedavgm", "fedadam", "fedyogi"])
+def test_moments_are_files_of_the_models_layout_and_what_the_whole_arrays_give(tmp_path: Path, optimizer: Any) -> None:
+    aggregation = Aggregation(optimizer=optimizer)
+    step, first = server_optimizer(aggregation), first_moments(aggregation)
+    values, kept = random_values(0), np.repeat(np.array(first, np.float32)[:, None], LAYOUT.values, axis=1)
+    base = stored(tmp_path, "v0", values)
+    moments: list[StoredWeights | float] = list(first)
+    for number in (1, 2):
+        delta = random_values(number)
+        outs = [tmp_path / f"v{number}{end}" for end in ("", *(f".m{index}" for index in range(len(first))))]
+        update = stored(tmp_path, f"u{number}", delta)
+        manifests = average(base, moments, [update], np.ones(1), LAYOUT, weighted_mean, step, outs)
+        values, kept = step(values, delta.astype(np.float64), kept)
+        for out, manifest, whole in zip(outs, manifests, (values, *kept), strict=True):
+            assert manifest_of(out) == manifest
+            assert flat_values(out, LAYOUT).tobytes() == whole.tobytes()
+        base = StoredWeights(outs[0], manifests[0].digest)
+        moments = [StoredWeights(out, m.digest) for out, m in zip(outs[1:], manifests[1:], strict=True)]
+
+
+def test_a_flipped_bit_in_a_moment_is_found_and_nothing_is_written(tmp_path: Path) -> None:
+    step = server_optimizer(Aggregation(optimizer="fedavgm"))
+    base, moment, update = (stored(tmp_path, name, random_values(seed)) for seed, name in enumerate(("v", "m", "u")))
+    content = bytearray(moment.path.read_bytes())
+    content[-9] ^= 1
+    moment.path.write_bytes(content)
+    outs = [tmp_path / "next", tmp_path / "next.m"]
+    with pytest.raises(Corrupt, match=moment.digest):
+        average(base, [moment], [update], np.ones(1), LAYOUT, weighted_mean, step, outs)
+    assert not any(out.exists() for out in outs)
 
 
 def test_a_good_update_passes_and_its_norm_is_told(tmp_path: Path) -> None:

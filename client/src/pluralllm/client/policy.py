@@ -15,7 +15,7 @@ from pluralllm.common.spec import GroupRole, RunSpec, explain
 
 # Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.
 DEFAULT_POLICY = (resources.files("pluralllm.client") / "policy_default.toml").read_text(encoding="utf-8")
-METRICS = frozenset({"loss", "alignment_score", "wasserstein_score"})
+METRICS = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_score"})
 
 
 class Policy(BaseModel):

@@ -28,7 +28,7 @@ from pluralllm.common.data import (
 )
 from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
 from pluralllm.common.files import publish, storage_errors
-from pluralllm.common.metrics import Alignment
+from pluralllm.common.metrics import MAX_JS_DISTANCE, Alignment, js_distance
 from pluralllm.common.model import Prediction, PreferencePredictor, flat_weights, load_weights
 from pluralllm.common.spec import GroupRole, RunSpec, Training
 from pluralllm.common.weights import Layout, Manifest, flat_values, read_layout, tensors_of, write_weights
@@ -61,6 +61,7 @@ class Trained:
     examples: int  # training questions of the group: the update's weight, the same in every round
     steps: int
     mean_loss: float
+    base_distance: float  # of the weights in `base`, by `base_distances` on the first step's targets
 
 
 def train(
@@ -88,6 +89,7 @@ def train(
     rng = np.random.default_rng(seed)
     anchors = [value.detach().clone() for value in model.parameters()]
     total_loss = 0.0
+    first: tuple[Prediction, Batch] | None = None
     with _deterministic(seed):
         if training.keep_optimizer_state:
             _restore_moments(model, optimizer, optimizer_state)
@@ -96,7 +98,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(spec, first_step + step)
             batch = make_batch(draw_episodes(spec, data, usable, first_step + step, rng)).to(device)
-            loss = loss_of(model, batch, training.loss)
+            predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+            first = first or (Prediction(predicted.mean.detach(), predicted.log_std.detach()), batch)
+            loss = prediction_loss(predicted, batch, training.loss, 1)[0]
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             pull_to_base(model.parameters(), anchors, training.proximal_mu)
@@ -108,10 +112,12 @@ def train(
     layout = read_layout(base)
     delta = flat_weights(model) - flat_values(base, layout)
     _check_finite(delta, layout)
+    assert first is not None  # there is at least one local step
     if training.keep_optimizer_state:
         _save_moments(model, optimizer, next_state(optimizer_state))
     manifest = write_weights(out, layout, [delta])
-    return Trained(manifest, len(usable), training.local_steps, total_loss / training.local_steps)
+    (base_distance,) = base_distances(*first, clients=1)
+    return Trained(manifest, len(usable), training.local_steps, total_loss / training.local_steps, base_distance)
 
 
 def draw_episodes(
@@ -159,6 +165,28 @@ def prediction_loss(predicted: Prediction, batch: Batch, kind: str, clients: int
     spread = by_client(gaussian_loss(log_shares.exp().detach(), predicted.log_std, y)) / points
     # Shares sum to 1 over a question, so by_client(y) is the sum of the questions' weights.
     return -by_client(y * log_shares) / by_client(y) + spread
+
+
+def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[float, ...]:
+    """Each client's mean Jensen-Shannon distance (natural logarithm, 0 .. sqrt(ln 2)) over its target questions.
+
+    Rows as in `prediction_loss`. Of the predictions of a first local step it is 1 - alignment of the round's base model, for
+    nothing: they are there already (with dropout, if the spec has any).
+    """
+    shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions).exp()  # (B, T)
+    rows = zip(
+        shares.cpu().numpy(), batch.target_shares.cpu().numpy(), batch.target_question.cpu().numpy(), strict=True
+    )
+    totals, counts = np.zeros(clients), np.zeros(clients, dtype=np.int64)
+    for row, (guess, true, question) in enumerate(rows):
+        ends = (
+            np.flatnonzero(np.diff(question)) + 1
+        )  # a question's points lie together; padding has a number of its own
+        parts = zip(np.split(guess, ends), np.split(true, ends), np.split(question, ends), strict=True)
+        distances = [js_distance(g, t) for g, t, number in parts if number[0] < batch.questions]
+        totals[row * clients // len(shares)] += sum(distances)
+        counts[row * clients // len(shares)] += len(distances)
+    return tuple(np.minimum(totals / counts, MAX_JS_DISTANCE).tolist())
 
 
 def gaussian_loss(mean: Tensor, log_std: Tensor, y: Tensor) -> Tensor:

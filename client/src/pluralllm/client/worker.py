@@ -82,7 +82,7 @@ class LocalWork:
         return {
             "digest": trained.manifest.digest,
             "examples": trained.examples,
-            "metrics": {"loss": trained.mean_loss},
+            "metrics": {"loss": trained.mean_loss, "base_distance": trained.base_distance},
         }
 
     def evaluate(self, report: Report, spec_sha256: str, weights: str) -> dict[str, Any]:

@@ -1,20 +1,20 @@
 """FedAvg in one process: the service's round machine and aggregator, fed by clients that train in one batched pass."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pluralllm.client.train import draw_episodes, learning_rate
+from pluralllm.client.train import base_distances, draw_episodes, learning_rate
 from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.data import GroupData
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.experiment.stacked import Flat, Learners
 from pluralllm.server import events as ev
-from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
+from pluralllm.server.aggregate import first_moments, server_optimizer, weighted_mean, weights_of
 from pluralllm.server.cohort import task_seed
 from pluralllm.server.rounds import step
 from pluralllm.server.run_state import Phase, Run
@@ -44,7 +44,9 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
     trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
     values = first_values(spec)
     clients = LocalTraining(spec, trainers, values, device)
+    moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
     run = Run(RunId("experiment"), spec.seed, spec.rounds, spec.round, 0, Digest("0"), evaluated=ModelVersion(0))
+    run = replace(run, aggregation=spec.aggregation)
     run, _ = step(run, ev.RunStarted(0.0))
     episodes = moved = 0
     yield Point(values, 0, 0, 0, 0)
@@ -53,15 +55,15 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         cohort = next((effect.cohort for effect in effects if isinstance(effect, ev.OpenRound)), ())
         assert cohort == tuple(sorted(trainers))  # the spec's cohort is every training group
         number = RoundNumber(run.round)
-        deltas = clients.train_round(values, number)
+        deltas, distances = clients.train_round(values, number)
         average: ev.Average | None = None
         for client, data in trainers.items():
             examples = len(data.split(spec.evaluation.holdout_share)[0])
-            receipt = ev.Receipt(client, Digest(f"{number}-{client}"), examples)
+            receipt = ev.Receipt(client, Digest(f"{number}-{client}"), examples, distances[client])
             run, effects = step(run, ev.UpdateArrived(0.0, number, run.version, receipt))
             average = next((effect for effect in effects if isinstance(effect, ev.Average)), average)
         assert average is not None  # every place delivered
-        values = aggregate(spec, values, average, deltas)
+        values, moments = aggregate(spec, values, moments, average, deltas)
         run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
         run = _pass_evaluation(run, cohort)
         episodes += len(cohort) * spec.training.local_steps * spec.training.batch_episodes
@@ -83,15 +85,20 @@ class LocalTraining:
             for part in parts
         ]
 
-    def train_round(self, base: Flat, number: RoundNumber) -> dict[ClientId, Flat]:
-        """Each client's delta = local - global. The same episodes as `client.train.train` draws from the same task seeds."""
+    def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float]]:
+        """Each client's delta = local - global, and how far the base was from its group.
+
+        The same episodes as `client.train.train` draws from the same task seeds.
+        """
         training = self._spec.training
         deltas: dict[ClientId, Flat] = {}
+        distances: dict[ClientId, float] = {}
         for part, learners in self._passes:
             learners.restart(base)
             generators = {c: np.random.default_rng(task_seed(self._spec.seed, number, c)) for c in part}
             torch.manual_seed(task_seed(self._spec.seed, number, next(iter(part))))  # dropout
-            for step_number in range((number - 1) * training.local_steps, number * training.local_steps):
+            first_step = (number - 1) * training.local_steps
+            for step_number in range(first_step, first_step + training.local_steps):
                 episodes = [
                     episode
                     for client, data in part.items()
@@ -99,10 +106,13 @@ class LocalTraining:
                         self._spec, data, self._usable[client], step_number, generators[client]
                     )
                 ]
-                learners.learn(episodes, learning_rate(self._spec, step_number))
+                learnt = learners.learn(episodes, learning_rate(self._spec, step_number))
+                if step_number == first_step:
+                    found = base_distances(learnt.predicted, learnt.batch, len(part))
+                    distances |= dict(zip(part, found, strict=True))
             after = zip(part, learners.stack.flat(), strict=True)
             deltas |= {client: values - base for client, values in after}
-        return deltas
+        return deltas, distances
 
 
 def clients_per_pass(spec: RunSpec, device: torch.device) -> int:
@@ -115,11 +125,13 @@ def clients_per_pass(spec: RunSpec, device: torch.device) -> int:
     return max(1, int(QUESTIONS_PER_PASS / questions))
 
 
-def aggregate(spec: RunSpec, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
-    """What the service computes slice by slice, in one slice."""
+def aggregate(
+    spec: RunSpec, base: Flat, moments: NDArray[np.float32], average: ev.Average, deltas: dict[ClientId, Flat]
+) -> tuple[Flat, NDArray[np.float32]]:
+    """What the service computes slice by slice, in one slice: the next version, and the server optimizer's moments."""
     stacked: NDArray[np.float32] = np.stack([deltas[receipt.client] for receipt in average.receipts])
-    mean = weighted_mean(stacked, weights_of(average.receipts, spec.aggregation))
-    return gradient_step(spec.aggregation.server_learning_rate)(base, mean)
+    mean = weighted_mean(stacked, weights_of(average.receipts, spec.aggregation, average.weights))
+    return server_optimizer(spec.aggregation)(base, mean, moments)
 
 
 def _pass_evaluation(run: Run, clients: tuple[ClientId, ...]) -> Run:

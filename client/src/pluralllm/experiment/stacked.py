@@ -8,6 +8,7 @@ H: heads.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -106,6 +107,15 @@ class StackedPredictors:
         return torch.addcmul(bias.unsqueeze(1), F.layer_norm(x, x.shape[-1:]), weight.unsqueeze(1))
 
 
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """One step of each client: what was predicted before it, of what, and how well."""
+
+    predicted: Prediction  # detached
+    batch: Batch
+    losses: Tensor  # (K,)
+
+
 class Learners:
     """Predictors that learn side by side, and their optimizers' moments."""
 
@@ -130,8 +140,8 @@ class Learners:
         if not self._training.keep_optimizer_state:
             self._optimizer.state.clear()
 
-    def learn(self, episodes: Sequence[tuple[GroupData, Episode]], rate: float) -> Tensor:
-        """One gradient step of each, on its own share of the episodes, in order; losses before the step, (K,)."""
+    def learn(self, episodes: Sequence[tuple[GroupData, Episode]], rate: float) -> Learnt:
+        """One gradient step of each, on its own share of the episodes, in order."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         batch = make_batch(episodes).to(self._device)
@@ -144,7 +154,7 @@ class Learners:
         if self._training.gradient_clip_norm is not None:
             clip_each([tensor.grad for tensor in tensors if tensor.grad is not None], self._training.gradient_clip_norm)
         self._optimizer.step()
-        return losses.detach().cpu()
+        return Learnt(Prediction(predicted.mean.detach(), predicted.log_std.detach()), batch, losses.detach())
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Shares = Sequence[float] | NDArray[np.floating]
+MAX_JS_DISTANCE = math.sqrt(math.log(2))  # between shares that have no option in common
 
 
 def js_distance(predicted: Shares, true: Shares) -> float:
@@ -22,7 +23,7 @@ def js_distance(predicted: Shares, true: Shares) -> float:
     if p.shape != q.shape:
         raise ValueError(f"{p.size} shares predicted, {q.size} given")
     divergence = (_entropy_against_middle(p, q) + _entropy_against_middle(q, p)) / 2
-    return math.sqrt(max(0.0, divergence))
+    return min(MAX_JS_DISTANCE, math.sqrt(max(0.0, divergence)))
 
 
 def wasserstein_score(predicted: Shares, true: Shares, scale: Sequence[float | None]) -> float | None:
@@ -80,7 +81,7 @@ class Alignment:
     @property
     def score_base2(self) -> float:
         """Alignment score, base 2: 1 is perfect, 0 the worst."""
-        return max(0.0, 1 - self._mean_distance / math.sqrt(math.log(2)))
+        return max(0.0, 1 - self._mean_distance / MAX_JS_DISTANCE)
 
     @property
     def wasserstein(self) -> float | None:

@@ -132,10 +132,24 @@ class Training(SpecPart):
 
 
 class Aggregation(SpecPart):
-    """How updates become the next version."""
+    """How updates become the next version: weights, their mean delta, the server optimizer's step.
 
-    server_learning_rate: Positive = 1.0
-    weighting: Literal["examples", "uniform"] = "examples"
+    Sources: Hsu et al. 2019 (arXiv 1909.06335) for fedavgm, Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2, for fedadam and
+    fedyogi; the mean delta is their negative pseudo-gradient, and there is no bias correction.
+    """
+
+    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    server_learning_rate: Positive = (
+        1.0  # of fedadam and fedyogi: about the most one value moves in a round, so 0.1 or less
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # beta1 of fedavgm, fedadam, fedyogi
+    second_moment: Annotated[float, Field(ge=0, lt=1)] = 0.99  # beta2 of fedadam, fedyogi
+    adaptivity: Annotated[float, Field(ge=1e-8, le=1)] = 1e-3  # tau of fedadam, fedyogi: the smaller, the more adaptive
+    weighting: Literal["examples", "uniform", "q_fair", "agnostic", "adaptive"] = "examples"
+    # How far weights lean to clients that the base model predicts badly. q_fair: q, weight ~ examples * distance^q; agnostic:
+    # gamma, the step of the worst-case mixture; adaptive: inverse temperature over past distances (tens, as those differ by
+    # hundredths). No meaning for examples and uniform. server/weighting.py has the sources and the bounds.
+    fairness: Positive = 1.0
     max_examples: PositiveInt = 100_000  # cap of one client's weight
     max_delta_norm: Positive = 100.0  # L2 over the whole update
 

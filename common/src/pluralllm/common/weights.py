@@ -7,10 +7,10 @@ one flat float32 array that may be memory-mapped and cut anywhere. Format: safet
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,29 +189,50 @@ def flat_values(path: Path, layout: Layout) -> NDArray[np.float32]:
     return np.memmap(path, dtype="<f4", mode="r", offset=len(layout.header), shape=(layout.values,))
 
 
-def write_weights(path: Path, layout: Layout, values: Iterable[NDArray[np.float32]]) -> Manifest:
+class WeightsWriter:
     """Writes header and payload (flat pieces, in order), hashing on the way. Not yet durable: see files.publish."""
-    hashes: list[bytes] = []
-    rest = bytearray()
-    with path.open("wb") as file:
-        for piece in _pieces(layout, values):
-            file.write(piece)
-            rest += piece
-            while len(rest) >= CHUNK_BYTES:
-                hashes.append(hashlib.sha256(memoryview(rest)[:CHUNK_BYTES]).digest())
-                del rest[:CHUNK_BYTES]
-        size = file.tell()
-    if rest:
-        hashes.append(hashlib.sha256(rest).digest())
-    if size != layout.size_bytes:
-        raise WrongLayout(problem=f"{size} bytes were written, the layout has {layout.size_bytes}")
-    return Manifest(digest_of(hashes), size, tuple(hashes))
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._layout = layout
+        self._hashes: list[bytes] = []
+        self._rest = bytearray()
+        self._file = path.open("wb")
+        self._write(layout.header)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, values: NDArray[np.float32]) -> None:
+        """The next values, shape [any]."""
+        self._write(np.ascontiguousarray(values, dtype="<f4").tobytes())
+
+    def finish(self) -> Manifest:
+        """Closes the file. Raises WrongLayout if it is not of the layout's size."""
+        size = self._file.tell()
+        self._file.close()
+        if self._rest:
+            self._hashes.append(hashlib.sha256(self._rest).digest())
+        if size != self._layout.size_bytes:
+            raise WrongLayout(problem=f"{size} bytes were written, the layout has {self._layout.size_bytes}")
+        return Manifest(digest_of(self._hashes), size, tuple(self._hashes))
+
+    def _write(self, piece: bytes) -> None:
+        self._file.write(piece)
+        self._rest += piece
+        while len(self._rest) >= CHUNK_BYTES:
+            self._hashes.append(hashlib.sha256(memoryview(self._rest)[:CHUNK_BYTES]).digest())
+            del self._rest[:CHUNK_BYTES]
 
 
-def _pieces(layout: Layout, values: Iterable[NDArray[np.float32]]) -> Iterator[bytes]:
-    yield layout.header
-    for piece in values:
-        yield np.ascontiguousarray(piece, dtype="<f4").tobytes()
+def write_weights(path: Path, layout: Layout, values: Iterable[NDArray[np.float32]]) -> Manifest:
+    """A whole weights file from its flat pieces, in order. Raises WrongLayout if they are too few or too many."""
+    with WeightsWriter(path, layout) as writer:
+        for piece in values:
+            writer.write(piece)
+        return writer.finish()
 
 
 def tensors_of(path: Path) -> dict[str, NDArray[np.float32]]:

@@ -1,6 +1,7 @@
 """The arithmetic of a round, slice by slice: float64 inside, clients in sorted order, so the bits depend on nothing else."""
 
 from collections.abc import Callable, Sequence
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +11,22 @@ from pluralllm.server.events import Receipt
 
 # [clients, slice] float32 deltas and [clients] float64 weights -> [slice] float64
 Aggregator = Callable[[NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]]
-# [slice] float32 base and [slice] float64 mean delta -> [slice] float32 next version
-ServerOptimizer = Callable[[NDArray[np.float32], NDArray[np.float64]], NDArray[np.float32]]
+# [slice] float32 base, [slice] float64 mean delta, [moments, slice] float32 moments
+# -> [slice] float32 next version, [moments, slice] float32 next moments
+ServerOptimizer = Callable[
+    [NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]
+]
 
 
-def weights_of(receipts: Sequence[Receipt], aggregation: Aggregation) -> NDArray[np.float64]:
-    """The clients' weights, shape [clients], in the order given: examples up to the cap, or 1 each."""
+def weights_of(
+    receipts: Sequence[Receipt], aggregation: Aggregation, recorded: Sequence[float] = ()
+) -> NDArray[np.float64]:
+    """The clients' weights, shape [clients], in the order given.
+
+    `recorded`: what `weighting.weigh` gave; if that is nothing, examples up to the cap, or 1 each for uniform weighting.
+    """
+    if recorded:
+        return np.array(recorded, dtype=np.float64)
     if aggregation.weighting == "uniform":
         return np.ones(len(receipts))
     return np.array([min(receipt.examples, aggregation.max_examples) for receipt in receipts], dtype=np.float64)
@@ -34,10 +45,50 @@ def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> 
     return mean
 
 
-def gradient_step(server_learning_rate: float) -> ServerOptimizer:
-    """next = base + rate * mean delta; rate 1 is FedAvg."""
+def first_moments(aggregation: Aggregation) -> tuple[float, ...]:
+    """What each moment of the server optimizer is before the first round, for every value alike; () for fedavg, which has none.
 
-    def optimize(base: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float32]:
-        return (base.astype(np.float64) + server_learning_rate * mean).astype(np.float32)
+    Source: Reddi et al. 2021, Algorithm 2, which wants second moments of at least tau^2: with less, the first steps are huge.
+    """
+    match aggregation.optimizer:
+        case "fedavg":
+            return ()
+        case "fedavgm":
+            return (0.0,)
+        case "fedadam" | "fedyogi":
+            return (0.0, aggregation.adaptivity**2)
+        case _:
+            assert_never(aggregation.optimizer)
+
+
+def server_optimizer(aggregation: Aggregation) -> ServerOptimizer:
+    """How the mean delta turns the base into the next version, for any slice: see ServerOptimizer for the shapes.
+
+    fedavg   next = base + rate * delta
+    fedavgm  m = beta1 * m + delta;                next = base + rate * m                       (Hsu et al. 2019, section 4.3)
+    fedadam  m = beta1 * m + (1 - beta1) * delta;  next = base + rate * m / (sqrt(v) + tau)     (Reddi et al. 2021, Algorithm 2)
+             v = beta2 * v + (1 - beta2) * delta^2
+    fedyogi  m and next as fedadam;                v = v - (1 - beta2) * delta^2 * sign(v - delta^2)
+    """
+    rate, beta1, beta2 = aggregation.server_learning_rate, aggregation.momentum, aggregation.second_moment
+    kind, count = aggregation.optimizer, len(first_moments(aggregation))
+
+    def optimize(
+        base: NDArray[np.float32], delta: NDArray[np.float64], moments: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        exact = moments.astype(np.float64).reshape(count, delta.size)  # (moments, slice)
+        if kind == "fedavg":
+            step = delta
+        elif kind == "fedavgm":
+            step = exact[0] = beta1 * exact[0] + delta
+        else:
+            m, v, square = exact[0], exact[1], delta * delta  # (slice,) each
+            exact[0] = beta1 * m + (1 - beta1) * delta
+            if kind == "fedadam":
+                exact[1] = beta2 * v + (1 - beta2) * square
+            else:
+                exact[1] = v - (1 - beta2) * square * np.sign(v - square)
+            step = exact[0] / (np.sqrt(exact[1]) + aggregation.adaptivity)
+        return (base.astype(np.float64) + rate * step).astype(np.float32), exact.astype(np.float32)
 
     return optimize

@@ -13,13 +13,14 @@ from pluralllm.common.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.common.membership_errors import AuditBroken
 from pluralllm.common.spec import RunSpec, parse_spec
 from pluralllm.server import events as ev
-from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
+from pluralllm.server.averaging import write_next
 from pluralllm.server.blobs import Blobs, verify
-from pluralllm.server.live_run import first_state, layout_for
+from pluralllm.server.live_run import first_state
 from pluralllm.server.membership import MembershipStore
 from pluralllm.server.records import change_of
 from pluralllm.server.retention import kept_blobs
 from pluralllm.server.rounds import step
+from pluralllm.server.run_state import Phase
 from pluralllm.server.store import (
     Change,
     EvaluationRecord,
@@ -31,7 +32,6 @@ from pluralllm.server.store import (
     Store,
     VersionRecord,
 )
-from pluralllm.server.updates import StoredWeights, average
 
 PAGE = 1000
 
@@ -137,7 +137,8 @@ async def audit(store: Store, membership: MembershipStore, blobs: Blobs, scratch
         except PluralError as error:
             problems.append((3, str(error)))
         else:
-            problems += [*_check_replay(record, spec, tables, log), *await _check_blobs(blobs, tables)]
+            replayed, over = _check_replay(record, spec, tables, log)
+            problems += [*replayed, *await _check_blobs(blobs, tables, over)]
             for version in tables.versions.values():
                 problems += await _check_aggregate(report, spec, blobs, scratch, tables, version)
         report.findings += [Finding(f"run {record.id}", invariant, problem) for invariant, problem in problems]
@@ -218,36 +219,44 @@ def _check_members(
     receipts, counted = Counter(row[:2] for row in acknowledged), Counter(row[:2] for row in version.updates)
     for client, digest in receipts - counted:
         yield 1, f"round {number}: update {digest[:12]} of {client} is acknowledged and in no aggregate"
+    if version.weights and len(version.weights) != len(version.updates):
+        yield 4, f"round {number}: version {version.version} has {len(version.weights)} weights"
     for client, digest in counted - receipts:
         yield 2, f"round {number}: update {digest[:12]} of {client} counts twice or was never acknowledged"
     if receipts == counted and version.updates != acknowledged:
         yield 4, f"round {number}: the example counts of version {version.version} are not those of the receipts"
 
 
-def _check_replay(record: RunRecord, spec: RunSpec, tables: Tables, log: list[EventRecord]) -> Iterator[Problem]:
-    """Writes every row again from the log, by the code that wrote it first, and compares."""
+def _check_replay(
+    record: RunRecord, spec: RunSpec, tables: Tables, log: list[EventRecord]
+) -> tuple[list[Problem], bool]:
+    """Writes every row again from the log, by the code that wrote it first, and compares; and whether the run is over.
+
+    A run whose log cannot be replayed does not go on either.
+    """
     if (newest := tables.versions.get(0)) is None:
-        return
+        return [], True
     state, replayed = first_state(record, spec, newest), Tables(versions={0: newest})
     open_round: RoundRecord | None = None
     for sequence, row in enumerate(log, 1):
         if row.sequence != sequence:
-            yield 6, f"event {sequence} is missing"
-            return
+            return [(6, f"event {sequence} is missing")], True
         try:
             event = ev.event_from_facts(row.kind, dict(row.facts))
             state, effects = step(state, event)
         except (PluralError, KeyError, ValueError) as error:
-            yield 6, f"event {sequence} cannot be replayed: {error}"
-            return
+            return [(6, f"event {sequence} cannot be replayed: {error}")], True
         change = change_of(record, state, sequence, event, effects, open_round, newest)
         replayed.write(change)
         open_round = change.rounds[-1] if change.rounds else open_round
         newest = change.versions[-1] if change.versions else newest
-    yield from _differences("version", tables.versions, replayed.versions)
-    yield from _differences("round", tables.rounds, replayed.rounds)
-    yield from _differences("receipt", tables.receipts, replayed.receipts)
-    yield from _differences("evaluation", tables.evaluations, replayed.evaluations)
+    problems = [
+        *_differences("version", tables.versions, replayed.versions),
+        *_differences("round", tables.rounds, replayed.rounds),
+        *_differences("receipt", tables.receipts, replayed.receipts),
+        *_differences("evaluation", tables.evaluations, replayed.evaluations),
+    ]
+    return problems, state.phase is Phase.ENDED
 
 
 def _differences(what: str, stored: Mapping[Any, Any], replayed: Mapping[Any, Any]) -> Iterator[Problem]:
@@ -256,9 +265,13 @@ def _differences(what: str, stored: Mapping[Any, Any], replayed: Mapping[Any, An
             yield 6, f"{what} {key}: stored is {stored.get(key)}, by the log it is {replayed.get(key)}"
 
 
-async def _check_blobs(blobs: Blobs, tables: Tables) -> list[Problem]:
-    """The versions, and the acknowledged updates that no version is made of yet."""
+async def _check_blobs(blobs: Blobs, tables: Tables, over: bool) -> list[Problem]:
+    """The versions, the moments that the next round begins with, and the acknowledged updates that no version is made of yet."""
     problems: list[Problem] = []
+    if tables.versions and not over:
+        newest = tables.versions[max(tables.versions)]
+        for moment in newest.moments:
+            problems += await _check_blob(blobs, moment, 7, f"a moment of model version {newest.version}")
     for version in tables.versions.values():
         problems += await _check_blob(blobs, version.digest, 7, f"model version {version.version}")
     for (number, client), row in tables.receipts.items():
@@ -282,24 +295,24 @@ async def _check_aggregate(
     report: Report, spec: RunSpec, blobs: Blobs, scratch: Path, tables: Tables, version: VersionRecord
 ) -> list[Problem]:
     base = tables.versions.get(version.version - 1)
-    if base is None:  # version 0, or a gap that is reported as such
+    if base is None or len(version.weights) not in (0, len(version.updates)):  # version 0, or what is reported as such
         return []
+    receipts = [ev.Receipt(*update) for update in version.updates]
+    draft = scratch / f"audit-{version.version}"
     try:
-        updates = [StoredWeights(await blobs.path(digest), digest) for _, digest, _ in version.updates]
-        start = StoredWeights(await blobs.path(base.digest), base.digest)
+        found = await write_next(blobs, spec, base, receipts, version.weights, draft)
     except NotFound:
         report.aggregates_not_kept += 1
         return []
-    weights = weights_of([ev.Receipt(*update) for update in version.updates], spec.aggregation)
-    optimizer = gradient_step(spec.aggregation.server_learning_rate)
-    out = scratch / f"audit-{version.version}"
-    try:
-        manifest = average(start, updates, weights, layout_for(spec), weighted_mean, optimizer, out)
     except (PluralError, OSError) as error:
         return [(7, f"what version {version.version} is made of: {error}")]
-    finally:
-        out.unlink(missing_ok=True)
+    for each in found:
+        each.path.unlink()
     report.aggregates_repeated += 1
-    if manifest.digest != version.digest:
-        return [(5, f"version {version.version} is {version.digest}, aggregating again gives {manifest.digest}")]
+    stored, again = (version.digest, *version.moments), tuple(each.manifest.digest for each in found)
+    if again != stored:
+        names = ("the model", "the first moment", "the second moment")
+        differing = [name for name, *both in zip(names, stored, again, strict=False) if both[0] != both[1]]
+        what = " and ".join(differing) or "the number of moments"
+        return [(5, f"version {version.version}: aggregating again gives other bits of {what}")]
     return []

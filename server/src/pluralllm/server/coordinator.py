@@ -19,7 +19,7 @@ from pluralllm.common.ids import ID_HELP, ClientId, Digest, ModelVersion, RoundN
 from pluralllm.common.spec import GroupRole, parse_spec
 from pluralllm.common.weights import Manifest, manifest_of
 from pluralllm.server import events as ev
-from pluralllm.server.aggregate import gradient_step, weighted_mean, weights_of
+from pluralllm.server.averaging import write_next
 from pluralllm.server.bell import Bell
 from pluralllm.server.blobs import Blobs
 from pluralllm.server.cancellation import unbroken
@@ -29,7 +29,6 @@ from pluralllm.server.retention import collect
 from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session, Sessions
 from pluralllm.server.store import ClientRecord, RunRecord, Store, VersionRecord
-from pluralllm.server.updates import StoredWeights, average
 
 log = structlog.get_logger()
 
@@ -245,10 +244,11 @@ class Coordinator:
         while run.state.phase is Phase.AGGREGATING and run.state.round == effect.round:
             try:
                 async with self.storing():
-                    digest = await self._write_next_version(run, effect)
-                    await self.dispatch(run, ev.ModelAveraged(self.clock.now_s(), effect.round, digest))
+                    digest, *moments = await self._write_next_version(run, effect)
+                    averaged = ev.ModelAveraged(self.clock.now_s(), effect.round, digest, tuple(moments))
+                    await self.dispatch(run, averaged)
             except (Corrupt, NotFound) as error:
-                base_lost = run.newest.digest in str(error)
+                base_lost = any(lost in str(error) for lost in (run.newest.digest, *run.newest.moments))
                 log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
                 failed = ev.AveragingFailed(self.clock.now_s(), effect.round, str(error), base_lost)
                 await self.dispatch(run, failed)
@@ -256,16 +256,14 @@ class Coordinator:
                 self._trouble(run, error)
                 await self.clock.sleep(RETRY_S)
 
-    async def _write_next_version(self, run: LiveRun, effect: ev.Average) -> Digest:
-        base = StoredWeights(await self.blobs.path(run.newest.digest), run.newest.digest)
-        updates = [StoredWeights(await self.blobs.path(r.digest), r.digest) for r in effect.receipts]
-        weights = weights_of(effect.receipts, run.spec.aggregation)
+    async def _write_next_version(self, run: LiveRun, effect: ev.Average) -> list[Digest]:
+        """The next version's digest, then those of the server optimizer's moments; all are durable when this returns."""
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
-        optimizer = gradient_step(run.spec.aggregation.server_learning_rate)
-        manifest = await asyncio.to_thread(average, base, updates, weights, run.layout, weighted_mean, optimizer, draft)
-        await self.blobs.put(manifest.digest, draft)
-        self._remember(run, manifest)
-        return manifest.digest
+        drafts = await write_next(self.blobs, run.spec, run.newest, effect.receipts, effect.weights, draft)
+        for found in drafts:
+            await self.blobs.put(found.manifest.digest, found.path)
+        self._remember(run, drafts[0].manifest)
+        return [found.manifest.digest for found in drafts]
 
     @contextlib.asynccontextmanager
     async def storing(self) -> AsyncIterator[None]:
@@ -282,7 +280,8 @@ class Coordinator:
             if self._storing:
                 return  # after the next round, then
             with contextlib.suppress(PluralError):
-                await collect(self.store, self.blobs, self._timing.keep_updates)
+                over = {run.id for run in self.runs() if run.is_over}
+                await collect(self.store, self.blobs, self._timing.keep_updates, over)
 
     # What clients and observers read
 

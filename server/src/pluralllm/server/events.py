@@ -16,6 +16,9 @@ class Receipt:
     client: ClientId
     digest: Digest
     examples: int  # training questions; the weight before the cap
+    distance: float | None = (
+        None  # mean JS distance of the base model, 0 .. sqrt(ln 2); None: the partner does not tell
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +127,22 @@ class EvaluationArrived:
 
 @dataclass(frozen=True, slots=True)
 class ModelAveraged:
-    """The next version's blob is durable."""
+    """The next version's blob is durable, and so are the server optimizer's moments."""
 
     at_s: float
     round: RoundNumber
     digest: Digest
+    moments: tuple[Digest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class AveragingFailed:
-    """A stored update or the base is corrupt: no retry would help."""
+    """A stored update, the base or one of its moments is corrupt: no retry would help."""
 
     at_s: float
     round: RoundNumber
     reason: str
-    base_lost: bool  # then no later round can work either
+    base_lost: bool  # or a moment of it: then no later round can work either
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +208,7 @@ class Average:
     round: RoundNumber
     base_version: ModelVersion
     receipts: tuple[Receipt, ...]  # sorted by client
+    weights: tuple[float, ...] = ()  # of the receipts, by weighting.weigh; empty: they follow from the receipts
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +219,8 @@ class Publish:
     version: ModelVersion
     digest: Digest
     receipts: tuple[Receipt, ...]
+    moments: tuple[Digest, ...] = ()
+    weights: tuple[float, ...] = ()  # as in Average
 
 
 @dataclass(frozen=True, slots=True)

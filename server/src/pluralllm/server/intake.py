@@ -25,6 +25,7 @@ from pluralllm.common.errors import (
 )
 from pluralllm.common.ids import ClientId, RoundNumber, TaskName
 from pluralllm.common.membership_errors import IdentityMismatch
+from pluralllm.common.metrics import MAX_JS_DISTANCE
 from pluralllm.common.weights import Manifest
 from pluralllm.server import events as ev
 from pluralllm.server.coordinator import Coordinator
@@ -37,6 +38,7 @@ from pluralllm.server.uploads import Uploads
 log = structlog.get_logger()
 
 TEND_S = 60.0
+BASE_DISTANCE = "base_distance"  # the one metric that counts for something: see weighting.py
 TASK_PATTERN = re.compile(
     r"^runs/([a-z][a-z0-9-]{0,39})/rounds/(\d{1,9})/tasks/(train|evaluate)-([a-z][a-z0-9-]{0,39})$"
 )
@@ -97,6 +99,7 @@ class Intake:
         self._check_place(run, task)
         try:
             self._check_announcement(run, task, spec_sha256, base_digest, manifest, examples)
+            _check_distance(metrics)
         except Refused as error:
             await self._note(run, task, error)
             raise
@@ -150,7 +153,8 @@ class Intake:
         path = await self._uploads.finish(upload_key(task))
         try:
             norm = await asyncio.to_thread(check_update, path, run.layout, run.spec.aggregation.max_delta_norm)
-            receipt = ev.Receipt(task.client, digest, announced.examples)
+            distance = announced.metrics.get(BASE_DISTANCE)
+            receipt = ev.Receipt(task.client, digest, announced.examples, distance)
             async with coordinator.storing():
                 await coordinator.blobs.put(digest, path)
                 arrived = ev.UpdateArrived(coordinator.clock.now_s(), task.round, base_version, receipt)
@@ -216,6 +220,13 @@ class Intake:
         await self._coordinator.dispatch(
             run, ev.UpdateRefused(now_s, task.round, task.client, error.reason, str(error))
         )
+
+
+def _check_distance(metrics: Mapping[str, float]) -> None:
+    distance = metrics.get(BASE_DISTANCE, 0.0)
+    if not 0 <= distance <= MAX_JS_DISTANCE:  # NaN is not within either
+        problem = f"{BASE_DISTANCE} is {distance:g}, allowed: 0 .. sqrt(ln 2) = {MAX_JS_DISTANCE:.4f}"
+        raise InvalidArgument(field="metrics", problem=problem)
 
 
 def upload_key(task: TaskId) -> str:

@@ -86,6 +86,7 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
         policy=spec.round,
         named_groups=len(spec.groups.train) + len(spec.groups.held_out),
         model_digest=first.digest,
+        aggregation=spec.aggregation,
     )
 
 

@@ -43,7 +43,7 @@ def change_of(
                 change = replace(change, withdrawn=(*change.withdrawn, (number, client)))
             case ev.RecordEvaluation(score):
                 change = replace(change, evaluations=(EvaluationRecord(record.id, score, event.at_s),))
-            case ev.Publish(number, version, digest, receipts):
+            case ev.Publish(number, version, digest, receipts, moments, weights):
                 link = VersionRecord(
                     run=record.id,
                     version=version,
@@ -53,6 +53,8 @@ def change_of(
                     parent_sha256=newest.record_sha256,
                     updates=tuple((receipt.client, receipt.digest, receipt.examples) for receipt in receipts),
                     created_s=event.at_s,
+                    moments=moments,
+                    weights=weights,
                 )
                 change = replace(change, versions=(link,))
                 round_row = _closed(round_row, RoundOutcome.CLOSED, event.at_s, version=version)

@@ -1,26 +1,37 @@
-"""Which blobs may go: updates of rounds long closed, and what nothing names."""
+"""Which blobs may go: updates of rounds long closed, server optimizers' moments that no one goes on from, what nothing names."""
 
-from pluralllm.common.ids import Digest
+from collections.abc import Collection
+
+from pluralllm.common.ids import Digest, RunId
 from pluralllm.server.blobs import Blobs
 from pluralllm.server.store import RoundOutcome, Store
 
 
-async def kept_blobs(store: Store, keep_updates: int) -> set[Digest]:
-    """Every version, and the updates of open rounds and of the newest `keep_updates` ended ones of each run."""
+async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = ()) -> set[Digest]:
+    """Every version, the updates of open rounds and of the newest `keep_updates` ended ones of each run, and moments.
+
+    The next round needs the newest version's moments, unless the run is `over`; the audit needs those that a round began with
+    whose updates are kept.
+    """
     keep: set[Digest] = set()
     for run in await store.runs():
-        keep |= {version.digest for version in await store.versions(run.id)}
+        versions = {version.version: version for version in await store.versions(run.id)}
+        keep |= {version.digest for version in versions.values()}
+        if versions and run.id not in over:
+            keep.update(versions[max(versions)].moments)
         ended = 0
         for record in await store.rounds(run.id, None, keep_updates + 1):
             ended += record.outcome is not RoundOutcome.OPEN
             if ended <= keep_updates:
                 keep |= {row.receipt.digest for row in await store.receipts(run.id, record.round)}
+                if record.outcome is RoundOutcome.CLOSED and record.base_version in versions:
+                    keep.update(versions[record.base_version].moments)
     return keep
 
 
-async def collect(store: Store, blobs: Blobs, keep_updates: int) -> None:
+async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collection[RunId] = ()) -> None:
     """Deletes every other blob. Nobody may be storing one meanwhile: it would not be on record yet."""
-    keep = await kept_blobs(store, keep_updates)
+    keep = await kept_blobs(store, keep_updates, over)
     for digest in await blobs.digests():
         if digest not in keep:
             await blobs.delete(digest)

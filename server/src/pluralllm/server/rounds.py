@@ -31,6 +31,7 @@ from pluralllm.common.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.server import events as ev
 from pluralllm.server.cohort import draw_cohort
 from pluralllm.server.run_state import Outcome, Phase, Run
+from pluralllm.server.weighting import weigh
 
 MAX_PLACES_LOST = 3  # by one client in one round: a client that fails at once must not spin
 MAX_REFUSALS_KEPT = 20
@@ -137,7 +138,7 @@ def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...]) -> Step:
     number = RoundNumber(run.round + 1)
     cohort = draw_cohort(run.seed, number, trainers, policy.target_clients)
     opened = replace(
-        _clear(run),
+        run.cleared(),
         phase=Phase.COLLECTING,
         since_s=at_s,
         round=number,
@@ -256,7 +257,8 @@ def _tick(run: Run, at_s: float) -> Step:
 
 def _average(run: Run, at_s: float) -> Step:
     averaging = replace(run, phase=Phase.AGGREGATING, since_s=at_s, deadline_s=None)
-    return averaging, (ev.Average(run.round, run.version, run.receipts),)
+    weights, _ = weigh(run.receipts, run.aggregation, run.standing)
+    return averaging, (ev.Average(run.round, run.version, run.receipts, weights),)
 
 
 def _publish(run: Run, event: ev.ModelAveraged) -> Step:
@@ -265,8 +267,10 @@ def _publish(run: Run, event: ev.ModelAveraged) -> Step:
             return run, ()
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     version = ModelVersion(run.version + 1)
-    published = ev.Publish(run.round, version, event.digest, run.receipts)
-    advanced, effects = _advance(replace(run, version=version, model_digest=event.digest), event.at_s)
+    weights, standing = weigh(run.receipts, run.aggregation, run.standing)
+    published = ev.Publish(run.round, version, event.digest, run.receipts, event.moments, weights)
+    run = replace(run, version=version, model_digest=event.digest, standing=standing)
+    advanced, effects = _advance(run, event.at_s)
     return advanced, (published, *effects)
 
 
@@ -306,38 +310,21 @@ def _advance(run: Run, at_s: float) -> Step:
     if due and run.evaluated != run.version:
         return _open_evaluation(run, at_s), ()
     if last:
-        return _end(replace(_clear(run), phase=Phase.WAITING), at_s, Outcome.COMPLETED, f"{run.rounds} rounds done")
-    return replace(_clear(run), phase=Phase.WAITING, since_s=at_s), ()
+        return _end(replace(run.cleared(), phase=Phase.WAITING), at_s, Outcome.COMPLETED, f"{run.rounds} rounds done")
+    return replace(run.cleared(), phase=Phase.WAITING, since_s=at_s), ()
 
 
 def _open_evaluation(run: Run, at_s: float) -> Run:
     deadline_s = at_s + run.policy.evaluation_deadline_s
-    return replace(_clear(run), phase=Phase.EVALUATING, since_s=at_s, deadline_s=deadline_s)
+    return replace(run.cleared(), phase=Phase.EVALUATING, since_s=at_s, deadline_s=deadline_s)
 
 
 def _end(run: Run, at_s: float, outcome: Outcome, reason: str) -> Step:
-    ended = replace(_clear(run), phase=Phase.ENDED, since_s=at_s, outcome=outcome, reason=reason, paused=False)
+    ended = replace(run.cleared(), phase=Phase.ENDED, since_s=at_s, outcome=outcome, reason=reason, paused=False)
     effect = ev.EndRun(outcome.value, reason)
     if run.phase in (Phase.COLLECTING, Phase.AGGREGATING):
         return ended, (ev.Abandon(run.round, reason), effect)
     return ended, (effect,)
-
-
-def _clear(run: Run) -> Run:
-    """Nothing of a round or evaluation that is over. Its receipts are on record, where a repeated commit finds them."""
-    return replace(
-        run,
-        gathered_s=None,
-        places=0,
-        cohort=(),
-        receipts=(),
-        away=(),
-        losses=(),
-        quorum_s=None,
-        deadline_s=None,
-        extensions=0,
-        reported=(),
-    )
 
 
 def _restart_deadlines(run: Run, at_s: float) -> Run:

@@ -1,11 +1,13 @@
 """A run as the round machine sees it: values only. What changes it is in rounds.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Self
 
 from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
-from pluralllm.common.spec import RoundPolicy
+from pluralllm.common.spec import Aggregation, RoundPolicy
 from pluralllm.server import events as ev
+from pluralllm.server.weighting import Standing
 
 
 class Phase(StrEnum):
@@ -56,6 +58,8 @@ class Run:
     refusals: tuple[ev.UpdateRefused, ...] = ()  # newest last
     outcome: Outcome | None = None
     reason: str = ""
+    aggregation: Aggregation = Aggregation()
+    standing: Standing = ()  # what fairness-aware weights remember of each client, as of `version`
 
     @property
     def active(self) -> tuple[ClientId, ...]:
@@ -65,3 +69,19 @@ class Run:
 
     def is_excluded(self, client: ClientId) -> bool:
         return any(loss.client == client for loss in self.excluded)
+
+    def cleared(self) -> Self:
+        """Without what was of a round or evaluation. Its receipts are on record, where a repeated commit finds them."""
+        return replace(
+            self,
+            gathered_s=None,
+            places=0,
+            cohort=(),
+            receipts=(),
+            away=(),
+            losses=(),
+            quorum_s=None,
+            deadline_s=None,
+            extensions=0,
+            reported=(),
+        )

@@ -47,6 +47,7 @@ receipts = Table(
     Column("digest", String(64), nullable=False),
     Column("examples", BigInteger, nullable=False),
     Column("created_s", Float, nullable=False),
+    Column("distance", Float),
 )
 
 versions = Table(
@@ -61,6 +62,8 @@ versions = Table(
     Column("record_sha256", String(64), nullable=False),
     Column("updates", Text, nullable=False),  # JSON list of [client, digest, examples]
     Column("created_s", Float, nullable=False),
+    Column("moments", Text, nullable=False, server_default="[]"),  # JSON list of digests
+    Column("weights", Text, nullable=False, server_default="[]"),  # JSON list of numbers, one for each update, or empty
 )
 
 evaluations = Table(

@@ -53,12 +53,13 @@ def receipt_values(row: ReceiptRecord) -> dict[str, Any]:
         "client": row.receipt.client,
         "digest": row.receipt.digest,
         "examples": row.receipt.examples,
+        "distance": row.receipt.distance,
         "created_s": row.created_s,
     }
 
 
 def receipt_row(row: Row[Any]) -> ReceiptRecord:
-    receipt = Receipt(ClientId(row.client), Digest(row.digest), row.examples)
+    receipt = Receipt(ClientId(row.client), Digest(row.digest), row.examples, row.distance)
     return ReceiptRecord(RunId(row.run), RoundNumber(row.round), receipt, row.created_s)
 
 
@@ -73,6 +74,8 @@ def version_values(row: VersionRecord) -> dict[str, Any]:
         "record_sha256": row.record_sha256,
         "updates": json.dumps(row.updates),
         "created_s": row.created_s,
+        "moments": json.dumps(row.moments),
+        "weights": json.dumps(row.weights),
     }
 
 
@@ -86,6 +89,8 @@ def version_row(row: Row[Any]) -> VersionRecord:
         row.parent_sha256,
         tuple((ClientId(client), Digest(digest), examples) for client, digest, examples in json.loads(row.updates)),
         row.created_s,
+        tuple(Digest(moment) for moment in json.loads(row.moments)),
+        tuple(json.loads(row.weights)),
     )
 
 

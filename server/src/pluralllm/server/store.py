@@ -40,11 +40,26 @@ class VersionRecord:
     parent_sha256: str  # record_sha256 of version - 1; "" for version 0
     updates: tuple[tuple[ClientId, Digest, int], ...]  # client, update, examples, sorted by client
     created_s: float
+    moments: tuple[
+        Digest, ...
+    ] = ()  # of the server optimizer's state; none before the first round, and none for fedavg
+    weights: tuple[float, ...] = ()  # of the updates, if fairness-aware; else they follow from the examples
 
     @property
     def record_sha256(self) -> str:
-        """The chain's link: over all but the time, so that two runs of one spec with the same updates have one history."""
-        facts = [self.version, self.round, self.digest, self.spec_sha256, self.parent_sha256, self.updates]
+        """The chain's link: over all but the time, so that two runs of one spec with the same updates have one history.
+
+        Moments and weights are in it where there are any: a run without them has the links of releases that knew none.
+        """
+        facts: list[Any] = [
+            self.version,
+            self.round,
+            self.digest,
+            self.spec_sha256,
+            self.parent_sha256,
+            self.updates,
+        ]
+        facts += [[name, found] for name, found in (("moments", self.moments), ("weights", self.weights)) if found]
         return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
 

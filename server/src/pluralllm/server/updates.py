@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pluralllm.common.errors import Corrupt, NormTooLarge, NotFinite
 from pluralllm.common.files import storage_errors
 from pluralllm.common.ids import Digest
-from pluralllm.common.weights import CHUNK_BYTES, Layout, Manifest, check_layout, digest_of, write_weights
+from pluralllm.common.weights import CHUNK_BYTES, Layout, Manifest, WeightsWriter, check_layout, digest_of
 from pluralllm.server.aggregate import Aggregator, ServerOptimizer
 
 
@@ -56,6 +56,19 @@ class StoredWeights:
     digest: Digest
 
 
+class _Constant:
+    """Stands for a file whose every value is the same: a moment before the first round."""
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def read_into(self, row: NDArray[np.uint8]) -> None:
+        row.view("<f4")[:] = self._value
+
+    def check(self) -> None:
+        """There is nothing that could be corrupt."""
+
+
 class _Reader:
     """Reads a blob chunk by chunk into a row, hashing what it reads."""
 
@@ -76,38 +89,46 @@ class _Reader:
 
 def average(
     base: StoredWeights,
+    moments: Sequence[StoredWeights | float],
     updates: Sequence[StoredWeights],
     weights: NDArray[np.float64],
     layout: Layout,
     aggregator: Aggregator,
     optimizer: ServerOptimizer,
-    out: Path,
-) -> Manifest:
-    """Writes base + optimizer(aggregator(updates)) to `out` (not yet durable) and returns its manifest.
+    outs: Sequence[Path],
+) -> tuple[Manifest, ...]:
+    """Writes optimizer(base, aggregator(updates), moments) to `outs`: the next version, then each new moment. Their manifests.
 
-    `updates` in sorted client order, `weights` [clients] in the same order. Every byte read is hashed in the same pass: on a
-    digest that does not fit, Corrupt is raised and `out` removed. Raises StorageFull.
+    `moments`: files, or one number for all values before the first round; `outs` is one longer. `updates` in sorted client
+    order, `weights` [clients] in the same order. Every byte read is hashed in the same pass: on a digest that does not fit,
+    Corrupt is raised and `outs` are removed. What is written is not yet durable. Raises StorageFull.
     """
     try:
         with ExitStack() as stack, storage_errors("the next model version"):
-            readers = [_Reader(stack.enter_context(FileIO(stored.path)), stored) for stored in (base, *updates)]
-            manifest = write_weights(out, layout, _next_slices(readers, weights, layout, aggregator, optimizer))
+            readers = [
+                _Reader(stack.enter_context(FileIO(source.path)), source)
+                if isinstance(source, StoredWeights)
+                else _Constant(source)
+                for source in (base, *moments, *updates)
+            ]
+            writers = [stack.enter_context(WeightsWriter(out, layout)) for out in outs]
+            for values in _slices(readers, layout):  # (1 + moments + clients, slice)
+                mean = aggregator(values[len(outs) :], weights)
+                following, kept = optimizer(values[0], mean, values[1 : len(outs)])
+                for writer, piece in zip(writers, (following, *kept), strict=True):
+                    writer.write(piece)
             for reader in readers:
                 reader.check()
+            return tuple(writer.finish() for writer in writers)
     except BaseException:
-        out.unlink(missing_ok=True)
+        for out in outs:
+            out.unlink(missing_ok=True)
         raise
-    return manifest
 
 
-def _next_slices(
-    readers: Sequence[_Reader],
-    weights: NDArray[np.float64],
-    layout: Layout,
-    aggregator: Aggregator,
-    optimizer: ServerOptimizer,
-) -> Iterator[NDArray[np.float32]]:
-    rows = np.zeros((len(readers), CHUNK_BYTES), dtype=np.uint8)  # base first
+def _slices(readers: Sequence[_Reader | _Constant], layout: Layout) -> Iterator[NDArray[np.float32]]:
+    """The same slice of every file, shape [readers, slice], one after the other; each overwrites the one before."""
+    rows = np.zeros((len(readers), CHUNK_BYTES), dtype=np.uint8)
     for start in range(0, layout.size_bytes, CHUNK_BYTES):
         size = min(CHUNK_BYTES, layout.size_bytes - start)
         for reader, row in zip(readers, rows, strict=True):
@@ -115,5 +136,4 @@ def _next_slices(
         skip = max(0, len(layout.header) - start)  # the header is in the first chunk or chunks
         if skip >= size:
             continue
-        values = rows[:, skip:size].view("<f4")  # (1 + clients, slice)
-        yield optimizer(values[0], aggregator(values[1:], weights))
+        yield rows[:, skip:size].view("<f4")

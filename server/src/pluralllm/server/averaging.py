@@ -1,0 +1,64 @@
+"""From a round's updates to the files of the next version: for the coordinator the first time, for the audit again."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pluralllm.common.errors import Corrupt
+from pluralllm.common.ids import Digest
+from pluralllm.common.spec import RunSpec
+from pluralllm.common.weights import Manifest
+from pluralllm.server.aggregate import first_moments, server_optimizer, weighted_mean, weights_of
+from pluralllm.server.blobs import Blobs
+from pluralllm.server.events import Receipt
+from pluralllm.server.live_run import layout_for
+from pluralllm.server.store import VersionRecord
+from pluralllm.server.updates import StoredWeights, average
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A finished file that is not yet a blob."""
+
+    path: Path
+    manifest: Manifest
+
+
+async def write_next(
+    blobs: Blobs,
+    spec: RunSpec,
+    base: VersionRecord,
+    receipts: Sequence[Receipt],
+    weights: Sequence[float],
+    draft: Path,
+) -> tuple[Draft, ...]:
+    """The version after `base`, at `draft`, then the server optimizer's moments beside it.
+
+    `receipts` sorted by client; `weights` of them as recorded. Raises NotFound, Corrupt, StorageFull; nothing is left then.
+    """
+    aggregation = spec.aggregation
+    first = first_moments(aggregation)
+    wanted = len(first) if base.version else 0
+    if len(base.moments) != wanted:
+        what = f"the record of model version {base.digest}"
+        raise Corrupt(what=what, expected=f"{wanted} moments", got=str(len(base.moments)))
+    start, *kept = [await _stored(blobs, digest) for digest in (base.digest, *base.moments)]
+    updates = [await _stored(blobs, receipt.digest) for receipt in receipts]
+    outs = [draft, *(draft.with_name(f"{draft.name}.moment-{number}") for number in range(1, len(first) + 1))]
+    manifests = await asyncio.to_thread(
+        average,
+        start,
+        kept or first,
+        updates,
+        weights_of(receipts, aggregation, weights),
+        layout_for(spec),
+        weighted_mean,
+        server_optimizer(aggregation),
+        outs,
+    )
+    return tuple(Draft(out, manifest) for out, manifest in zip(outs, manifests, strict=True))
+
+
+async def _stored(blobs: Blobs, digest: Digest) -> StoredWeights:
+    return StoredWeights(await blobs.path(digest), digest)
