@@ -61,7 +61,8 @@ def test_seeds_that_do_not_reach_it_count() -> None:
     runs = [way([0.5, 0.7], 0), way([0.5, 0.55], 1), way([0.5, 0.56], 2)]
     found = reach_of(runs, "rounds", GROUPS, 0.6)
     assert found is not None
-    assert (found.median, found.reached, found.low) == (NOT_REACHED, 1, pytest.approx(0.5))
+    assert (found.median, found.reached) == (NOT_REACHED, 1)
+    assert found.low == pytest.approx(0.5)
     nobody = reach_of(runs, "rounds", GROUPS, 0.9)
     assert nobody is not None
     assert (nobody.reached, nobody.low) == (0, NOT_REACHED)

@@ -149,8 +149,9 @@ def _fairness(study: Study) -> Iterator[Finding]:
         )
         yield Finding(
             f"Fairness, unseen groups: the coefficient of variation is {interval(one.variation)} for {one.method} and "
-            f"{interval(other.variation)} for {other.method}: {word} ({found.value:+.3f}, {found.low:+.3f} to {found.high:+.3f}). "
-            f"Jain's index is {one.fairness.value:.4f} and {other.fairness.value:.4f}; it is near 1 for any guess and says little."
+            f"{interval(other.variation)} for {other.method}: {word} ({found.value:+.3f}, {found.low:+.3f} to "
+            f"{found.high:+.3f}). Jain's index is {one.fairness.value:.4f} and {other.fairness.value:.4f}; it is near 1 for "
+            "any guess and says little."
         )
 
 
