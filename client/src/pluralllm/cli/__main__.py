@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import DownloadColumn, Progress
 
-from pluralllm.cli import experiment_commands, member_commands
+from pluralllm.cli import experiment_commands, member_commands, report_command
 from pluralllm.cli.connection import CoordinatorOption, choose_way, remote
 from pluralllm.cli.output import Json, now, show
 from pluralllm.common.errors import InvalidArgument, InvalidSpec, Unreachable
@@ -35,6 +35,7 @@ spec_app = typer.Typer(no_args_is_help=True, help="Run specs as files.")
 app.callback()(choose_way)
 for command in member_commands.COMMANDS:
     app.command()(command)
+app.command()(report_command.report)
 app.add_typer(run_app, name="run")
 app.add_typer(model_app, name="model")
 app.add_typer(spec_app, name="spec")

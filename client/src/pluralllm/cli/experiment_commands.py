@@ -1,4 +1,4 @@
-"""`pluralllm experiment run | table`: methods compared on survey data, in one process, for researchers."""
+"""`pluralllm experiment run | table | report`: methods compared on survey data, in one process, for researchers."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pluralllm.cli.output import Json, show
 from pluralllm.common.errors import InvalidArgument
-from pluralllm.common.extras import need_experiment
+from pluralllm.common.extras import need_experiment, need_report
 
 LINUX = sys.platform == "linux"
 app = typer.Typer(no_args_is_help=True, help="Compare methods on survey data, in one process.")
@@ -66,36 +66,52 @@ def table_of(
     as_json: Json = False,
 ) -> None:
     """The table of methods: mean and worst alignment with 95 % intervals, fairness. Choose by validation, report test."""
-    need_experiment()
-    from pluralllm.experiment.records import read_records  # noqa: PLC0415 - numpy and torch, only here
-    from pluralllm.experiment.summary import table  # noqa: PLC0415
+    from pluralllm.experiment.results import read_results  # noqa: PLC0415 - numpy, only here
+    from pluralllm.experiment.summary import Selection, contexts_of, table  # noqa: PLC0415
 
     if part not in PARTS:
         raise InvalidArgument(field="--part", problem=f"is {part!r}, allowed: {', '.join(PARTS)}")
-    lines = table(read_records(folder), part, context)
+    results = read_results(folder)
+    lines = table(results, Selection(part, context))
     if not lines:
-        raise InvalidArgument(field="--context", problem=f"nothing was scored with {context} context questions")
-    screen = Table(
-        "method",
-        "seeds",
-        "mean alignment",
-        "worst",
-        "in",
-        "fairness",
-        "CoV",
-        box=None,
-        title=PARTS[part],
-        title_justify="left",
-    )
+        sizes = ", ".join(str(size) for size in contexts_of(results))
+        problem = f"no {PARTS[part]} were scored with {context} context questions; scored were sizes {sizes}"
+        raise InvalidArgument(field="--context", problem=problem)
+    columns = ("method", "seeds", "mean alignment", "SD of seeds", "worst", "in", "fairness", "CoV")
+    screen = Table(*columns, box=None, title=PARTS[part], title_justify="left")
     for line in lines:
         mean, worst = line.mean, line.worst
         screen.add_row(
             line.method,
             str(line.seeds),
             f"{mean.value:.4f} ({mean.low:.4f} to {mean.high:.4f})",
+            "-" if line.seed_deviation is None else f"{line.seed_deviation:.4f}",
             f"{worst.value:.4f} ({worst.low:.4f} to {worst.high:.4f})",
             line.worst_group,
-            f"{line.fairness:.4f}",
-            f"{line.variation:.4f}",
+            f"{line.fairness.value:.4f}",
+            f"{line.variation.value:.4f}",
         )
     show([asdict(line) for line in lines], as_json=as_json, screen=lambda _: screen)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of the results.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the page and its figures; default: report in it.")] = None,
+    main: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method to draw in colour; repeatable. Default: the paper's comparison and validation's choice."
+        ),
+    ] = None,
+    threshold: Annotated[
+        list[float] | None, typer.Option(min=0.0, max=1.0, help="Mean alignment to be reached; repeatable.")
+    ] = None,
+) -> None:
+    """One HTML page with figures, tables and findings, that needs no network, and the figures as PNG files beside it."""
+    need_report()
+    from pluralllm.experiment.report.experiment import experiment_page  # noqa: PLC0415 - matplotlib, only here
+    from pluralllm.experiment.report.page import write_page  # noqa: PLC0415
+
+    page = experiment_page(folder, main or (), threshold or ())
+    typer.echo(str(write_page(page, out or folder / "report")))

@@ -185,6 +185,11 @@ class Remote:
         finally:
             stream.cancel()
 
+    def model_record(self, run: str, version: str = "-") -> tuple[Values, int, bytes]:
+        """A version's record, its size in bytes and the run spec; `-` is the current version. Raises RoleForbids to observers."""
+        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=f"runs/{run}/models/{version}"))
+        return plain(answer.model), answer.manifest.size_bytes, answer.spec_json
+
     def pull_model(
         self, run: str, version: str, folder: Path, on_bytes: Callable[[int, int], None]
     ) -> tuple[Values, bytes]:

@@ -6,6 +6,7 @@ PluralError
 |  |- InvalidSpec          a run spec, with file and key
 |  |- InvalidConfig        a process's configuration, with file and key
 |  |- InvalidData          a private data file; all problems at once
+|  |- InvalidResults       an experiment's results, with folder or file
 |  |- TooFewQuestions      the episodes of the run spec need more
 |  |- NotFound             run, round, model, task
 |  |- WrongPhase           the run does not allow this now
@@ -79,6 +80,13 @@ class InvalidData(Refused):
     file: str
     problems: str
     why = "The private data {file} cannot be used:\n{problems}"
+
+
+@dataclass(eq=False)
+class InvalidResults(Refused):
+    path: str
+    problem: str
+    why = "The results {path} cannot be read: {problem}."
 
 
 @dataclass(eq=False)

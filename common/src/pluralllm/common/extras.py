@@ -16,6 +16,11 @@ def need_experiment() -> None:
     _need("experiment", "pluralllm.server")
 
 
+def need_report() -> None:
+    """The same for reports, which draw figures and need no torch."""
+    _need("experiment", "matplotlib", "jinja2")
+
+
 def _need(extra: str, *packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:

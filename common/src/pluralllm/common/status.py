@@ -23,6 +23,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.InvalidSpec: grpc.StatusCode.INVALID_ARGUMENT,
     e.InvalidConfig: grpc.StatusCode.INVALID_ARGUMENT,
     e.InvalidData: grpc.StatusCode.INVALID_ARGUMENT,
+    e.InvalidResults: grpc.StatusCode.INVALID_ARGUMENT,
     e.TooFewQuestions: grpc.StatusCode.FAILED_PRECONDITION,
     e.NotFound: grpc.StatusCode.NOT_FOUND,
     e.WrongPhase: grpc.StatusCode.FAILED_PRECONDITION,

@@ -1,0 +1,191 @@
+"""Predicted beside true answers, and whether the predicted spread is the error that is made."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pluralllm.experiment.calibration import Calibration, calibration_of
+from pluralllm.experiment.report.study import Study
+from pluralllm.experiment.report.theme import (
+    FAINT,
+    INK,
+    MUTED,
+    NAME_WIDTH,
+    RULE,
+    SURFACE,
+    WIDTH_IN,
+    Picture,
+    picture,
+    short,
+)
+from pluralllm.experiment.results import Distribution
+
+MOST_QUESTIONS, MOST_METHODS = 8, 3
+COLUMNS = 2
+QUESTION_WIDTH, QUESTION_LINES, OPTION_WIDTH = 74, 3, 27  # characters
+KEY_IN, LINE_IN, OPTION_IN, BELOW_IN, LABELS_IN = 0.45, 0.175, 0.33, 0.55, 1.85
+Answers = Mapping[str, Distribution]  # by method, of one question in one group
+
+
+def predicted_and_true(study: Study) -> Picture | None:
+    """The chosen questions. None where none was kept."""
+    methods = study.main[:MOST_METHODS]
+    chosen = chosen_answers(study, methods)
+    if not chosen:
+        return None
+    names = list(dict.fromkeys(name for answers in chosen for name in answers))
+    caption = (
+        f"What groups answered (grey bars) and what was predicted from {next(iter(chosen[0].values())).context} of their other "
+        "answers (marks), first seed. The questions were chosen by the experiment, not by how well they came out."
+    )
+    alt = "Bar charts of true answers with predictions as marks. " + " ".join(_told(answers) for answers in chosen)
+    return picture(
+        "answers", caption, alt, _layout(chosen)[1], lambda figure: _draw_answers(figure, study, chosen, names)
+    )
+
+
+def chosen_answers(study: Study, methods: Sequence[str]) -> list[Answers]:
+    """Unseen groups first, spread evenly over those there are, low panels before high ones; each with all its methods."""
+    found: dict[tuple[str, str, tuple[float, ...]], dict[str, Distribution]] = {}
+    for method in methods:
+        for result in study.methods[method]:
+            for each in result.distributions:
+                found.setdefault((each.group, each.question, each.true), {}).setdefault(method, each)
+    fullest = max((len(answers) for answers in found.values()), default=0)
+    full = [answers for answers in found.values() if len(answers) == fullest]
+    full.sort(key=lambda answers: next(iter(answers.values())).part != "test")
+    picks = sorted({round(at) for at in np.linspace(0, max(0, len(full) - 1), min(MOST_QUESTIONS, len(full))).tolist()})
+    return sorted((full[pick] for pick in picks), key=lambda answers: _panel_in(next(iter(answers.values()))))
+
+
+def _layout(chosen: Sequence[Answers]) -> tuple[list[float], float]:
+    """How far below the figure's top each panel begins, and the figure's height, in inches."""
+    tops, at = [], KEY_IN
+    for first in range(0, len(chosen), COLUMNS):
+        row = [next(iter(answers.values())) for answers in chosen[first : first + COLUMNS]]
+        tops += [at] * len(row)
+        at += max(_panel_in(each) for each in row) + BELOW_IN
+    return tops, at
+
+
+def _panel_in(each: Distribution) -> float:
+    return _title_in(each) + len(each.options) * OPTION_IN
+
+
+def _title_in(each: Distribution) -> float:
+    return len(_title(each)) * LINE_IN + 0.12
+
+
+def _title(each: Distribution) -> list[str]:
+    lines = textwrap.wrap(" ".join(each.question.split()), QUESTION_WIDTH) or [""]
+    cut = [*lines[: QUESTION_LINES - 1], short(" ".join(lines[QUESTION_LINES - 1 :]), QUESTION_WIDTH)]
+    return [each.group, *(line for line in cut if line)]
+
+
+def _told(answers: Answers) -> str:
+    first = next(iter(answers.values()))
+    shares = ", ".join(f"{option} {share:.0%}" for option, share in zip(first.options, first.true, strict=True))
+    return f"{first.group}, {first.question} True: {shares}."
+
+
+def _draw_answers(figure: Figure, study: Study, chosen: Sequence[Answers], names: Sequence[str]) -> None:
+    figure.set_layout_engine("none")  # every panel has its place
+    tops, height = _layout(chosen)
+    column_in = WIDTH_IN / COLUMNS
+    for number, (answers, top) in enumerate(zip(chosen, tops, strict=True)):
+        first = next(iter(answers.values()))
+        left = number % COLUMNS * column_in
+        group, *question = _title(first)
+        figure.text((left + 0.1) / WIDTH_IN, 1 - top / height, group, fontweight="bold", fontsize=9.5, va="top")
+        text, below = "\n".join(question), 1 - (top + LINE_IN) / height
+        figure.text((left + 0.1) / WIDTH_IN, below, text, fontsize=9, va="top", linespacing=1.3)
+        size = len(first.options) * OPTION_IN
+        bottom = height - top - _title_in(first) - size
+        place = (
+            (left + LABELS_IN) / WIDTH_IN,
+            bottom / height,
+            (column_in - LABELS_IN - 0.3) / WIDTH_IN,
+            size / height,
+        )
+        _draw_question(figure.add_axes(place), study, answers)
+    axes = figure.axes[0]
+    handles: list[Any] = [axes.barh([0], [0], color=FAINT, ec=RULE, lw=0.8, label="true")]
+    handles += [axes.plot([], [], study.look(n).marker, color=study.look(n).colour, ms=7, label=n)[0] for n in names]
+    figure.legend(handles=handles, loc="upper left", ncols=len(handles), frameon=False, fontsize=9.5, handletextpad=0.4)
+
+
+def _draw_question(axes: Axes, study: Study, answers: Answers) -> None:
+    first = next(iter(answers.values()))
+    y = -np.arange(len(first.options))
+    axes.barh(y, first.true, height=0.7, color=FAINT, ec=RULE, lw=0.8)
+    offsets = np.linspace(0.2, -0.2, len(answers)) if len(answers) > 1 else [0.0]
+    for (method, each), offset in zip(answers.items(), offsets, strict=True):
+        look = study.look(method)
+        axes.plot(each.predicted, y + offset, look.marker, color=look.colour, ms=6, mec=SURFACE, mew=0.7, clip_on=False)
+    axes.set_yticks(y, [_option(option) for option in first.options])
+    axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=8)
+    axes.tick_params(axis="x", labelsize=8.5)
+    axes.set_ylim(-len(first.options) + 0.45, 0.55)
+    largest = max(*first.true, *(max(each.predicted) for each in answers.values()))
+    axes.set_xlim(0, min(1.0, largest * 1.06))
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+
+
+def _option(text: str) -> str:
+    """On two lines at most."""
+    lines = textwrap.wrap(" ".join(text.split()), OPTION_WIDTH) or [""]
+    return "\n".join([lines[0], short(" ".join(lines[1:]), OPTION_WIDTH)] if len(lines) > 1 else lines)
+
+
+def calibration(study: Study) -> Picture | None:
+    """Expected and observed error by predicted spread. None where no main method's spread is trained."""
+    found = calibrations(study)
+    main = {name: found[name] for name in study.main if name in found}
+    if not main:
+        return None
+    alt = "Calibration plot, expected against observed error. " + "; ".join(
+        f"{name}: observed over expected {each.ratio:.2f}, {each.within:.0%} of questions within the predicted spread"
+        for name, each in main.items()
+    )
+    caption = (
+        "Unseen groups. Questions in ten bins by predicted standard deviation; each mark is a bin's expected error against the "
+        "observed one (root mean squares). On the line the predictor knows how wrong it is; above it, it is too sure of itself. "
+        "The number is observed over expected error of all questions."
+    )
+    height = (WIDTH_IN - 0.6) / max(3, len(main)) + 1.0  # square panels
+    return picture("calibration", caption, alt, height, lambda figure: _draw_calibration(figure, study, main))
+
+
+def calibrations(study: Study) -> dict[str, Calibration]:
+    """Of every method that predicts a spread and is trained to."""
+    found = {name: calibration_of(study.methods[name], study.selection()) for name in study.learned}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def _draw_calibration(figure: Figure, study: Study, main: Mapping[str, Calibration]) -> None:
+    panels = figure.subplots(1, max(3, len(main)), sharex=True, sharey=True)
+    values = np.concatenate([np.concatenate([each.expected, each.observed]) for each in main.values()])
+    high = float(values.max()) * 1.08
+    for axes in panels[len(main) :]:
+        axes.set_axis_off()
+    for axes, (name, each) in zip(panels, main.items(), strict=False):
+        look = study.look(name)
+        axes.plot([0, high], [0, high], color=RULE, lw=1, ls=(0, (4, 3)))
+        axes.plot(
+            each.expected, each.observed, marker=look.marker, color=look.colour, ms=5.5, mec=SURFACE, mew=0.7, lw=1.4
+        )
+        axes.set_xlim(0, high)
+        axes.set_ylim(0, high)
+        axes.set_aspect("equal")
+        axes.locator_params(nbins=4)
+        title = "\n".join([*textwrap.wrap(short(name, NAME_WIDTH), 20), f"error {each.ratio:.2f} × expected"])
+        axes.set_title(title, color=look.colour, fontweight="bold", fontsize=9)
+    panels[0].set_ylabel("observed error of a share")
+    figure.supxlabel("expected error (predicted standard deviation)", fontsize=9.5, color=MUTED)

@@ -1,0 +1,190 @@
+"""Alignment and fairness on the way, on every axis of cost."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pluralllm.experiment.convergence import Curve, Measure, curve_of, mean_score, variation, worst_score
+from pluralllm.experiment.report.study import Study
+from pluralllm.experiment.report.theme import GREY, RULE, EndLabel, Picture, label_ends, picture
+from pluralllm.experiment.results import AXES
+from pluralllm.experiment.summary import Selection, population, tally_of
+
+AXIS_NAMES = {
+    "rounds": "rounds",
+    "gradient_steps": "gradient steps, one after the other",
+    "episodes": "episodes, all clients together",
+    "moved_bytes": "bytes moved",
+    "seconds": "seconds of training",
+}
+Units = tuple[float, str]
+
+
+def convergence(study: Study) -> Picture | None:
+    """Mean alignment of the unseen groups on all five axes. None where there are no curves."""
+    groups = study.groups["test"]
+    curves = {axis: curves_of(study, axis, groups, mean_score) for axis in AXES}
+    if not curves["gradient_steps"]:
+        return None
+    ends = [f"{name} ends at {curve.middle[-1]:.3f}" for name, curve in curves["gradient_steps"].items()]
+    levels = baseline_levels(study)
+    alt = (
+        "Line charts of mean alignment of the unseen groups against gradient steps, rounds, episodes, bytes and seconds. "
+        f"On gradient steps: {'; '.join(ends)}. Baselines: "
+        + ("; ".join(f"{name} {level:.3f}" for name, level in levels.items()) or "none")
+    )
+    return picture("convergence", _caption(study), alt, 7.6, lambda figure: _draw(figure, study, curves, levels))
+
+
+def fairness(study: Study) -> Picture | None:
+    """The worst unseen group and the coefficient of variation on the way. None where there are no curves."""
+    groups = study.groups["test"]
+    shown = ("gradient_steps", "rounds")
+    found = {
+        (axis, name): curves_of(study, axis, groups, measure)
+        for axis in shown
+        for name, measure in (("worst", worst_score), ("variation", variation))
+    }
+    if not found["gradient_steps", "worst"]:
+        return None
+    ends = [
+        f"{name}: worst group {curve.middle[-1]:.3f}, coefficient of variation "
+        f"{found['gradient_steps', 'variation'][name].middle[-1]:.3f}"
+        for name, curve in found["gradient_steps", "worst"].items()
+    ]
+    caption = (
+        "How evenly the unseen groups are served on the way. Above: the worst group's alignment. Below: the coefficient of "
+        "variation over the groups, where lower is more even. Left: by rounds, of which a central "
+        "model has none; right: by gradient steps. "
+        "Jain's index is 1 / (1 + CoV²), so it hardly moves where the CoV does."
+    )
+    alt = f"Line charts of fairness over training. At the end: {'; '.join(ends)}."
+    return picture("fairness", caption, alt, 6.2, lambda figure: _draw_fairness(figure, study, found))
+
+
+def curves_of(study: Study, axis: str, groups: Collection[str], measure: Measure) -> dict[str, Curve]:
+    """Of every method that has this axis, the main ones last, so that they are drawn on top."""
+    found = {name: curve_of(study.methods[name], axis, groups, measure) for name in reversed(study.learned)}
+    return {name: curve for name, curve in found.items() if curve is not None}
+
+
+def baseline_levels(study: Study) -> dict[str, float]:
+    """Mean over the unseen groups, on the draws the curves are of."""
+    selection = Selection("test", study.context, draws=study.curve_draws)
+    questions = population(study.results, selection)
+    tallies = {name: tally_of(study.methods[name], selection, questions) for name in study.baselines}
+    return {name: float(tally.scores().mean()) for name, tally in tallies.items() if tally is not None}
+
+
+def units_of(axis: str, largest: float) -> Units:
+    """What to divide by, and the axis' name with its unit."""
+    name = AXIS_NAMES[axis]
+    if axis == "moved_bytes":
+        factor, unit = next(
+            (f, u) for f, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")) if largest >= f or f == 1
+        )
+        return factor, f"{name}, {unit}"
+    if axis == "seconds" and largest >= 300:
+        return 60, "minutes of training"
+    return 1, name
+
+
+def limits(study: Study, curves: Sequence[dict[str, Curve]], levels: Sequence[float]) -> tuple[float, float]:
+    """Of what is in colour, and of the lines across."""
+    main = [curve for found in curves for name, curve in found.items() if name in study.main]
+    shown = main or [curve for found in curves for curve in found.values()]
+    lowest = min(*(float(curve.low.min()) for curve in shown), *levels, np.inf)
+    highest = max(*(float(curve.high.max()) for curve in shown), *levels, -np.inf)
+    room = max((highest - lowest) * 0.06, 0.002)
+    return lowest - room, highest + room
+
+
+def draw_curves(axes: Axes, study: Study, curves: dict[str, Curve], factor: float = 1) -> None:
+    """Grey thin lines below, coloured lines with bands above."""
+    for name, curve in curves.items():
+        look = study.look(name)
+        x = curve.x / factor
+        if not look.is_main:
+            axes.plot(x, curve.middle, color=GREY, lw=1, alpha=0.7)
+            continue
+        if curve.seeds > 1:
+            axes.fill_between(x, curve.low, curve.high, color=look.colour, alpha=0.16, lw=0)
+        axes.plot(x, curve.middle, color=look.colour, lw=2.2)
+        axes.plot(x[-1], curve.middle[-1], look.marker, color=look.colour, ms=6)
+    axes.margins(x=0.02)
+    axes.set_xlim(left=0)
+
+
+def _draw(figure: Figure, study: Study, curves: dict[str, dict[str, Curve]], levels: dict[str, float]) -> None:
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    top, bottom = parts
+    wide = top.subplots()
+    low, high = limits(study, list(curves.values()), list(levels.values()))
+    _panel(wide, study, "gradient_steps", curves["gradient_steps"], levels, (low, high))
+    wide.set_ylabel("mean alignment, unseen groups")
+    label_ends(wide, _end_labels(study, curves["gradient_steps"], levels), 3.4)
+    rest = [axis for axis in AXES if axis != "gradient_steps"]
+    for number, (axes, axis) in enumerate(zip(bottom.subplots(1, 4, sharey=True), rest, strict=True)):
+        _panel(axes, study, axis, curves[axis], levels, (low, high))
+        if number == 0:
+            axes.set_ylabel("mean alignment")
+
+
+def _panel(
+    axes: Axes, study: Study, axis: str, curves: dict[str, Curve], levels: dict[str, float], y: tuple[float, float]
+) -> None:
+    for level in levels.values():
+        axes.axhline(level, color=RULE, lw=1, ls=(0, (4, 3)))
+    largest = max((float(curve.x[-1]) for curve in curves.values()), default=1)
+    factor, name = units_of(axis, largest)
+    draw_curves(axes, study, curves, factor)
+    axes.set_ylim(*y)
+    axes.set_xlabel(name)
+    axes.locator_params(axis="x", nbins=8 if axis == "gradient_steps" else 4)
+    if not curves:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=RULE)
+
+
+def _end_labels(study: Study, curves: dict[str, Curve], levels: dict[str, float]) -> list[EndLabel]:
+    found = []
+    for name, curve in curves.items():
+        look = study.look(name)
+        if look.is_main:
+            end = float(curve.middle[-1])
+            found.append(EndLabel(float(curve.x[-1]), end, f"{name} {end:.3f}", look.colour, is_bold=True))
+    return [
+        *found,
+        *(EndLabel(None, level, f"{name} {level:.3f}", study.look(name).colour) for name, level in levels.items()),
+    ]
+
+
+def _caption(study: Study) -> str:
+    draws = f", {study.curve_draws} draws of context" if study.curve_draws else ""
+    others = len([name for name in study.learned if name not in study.main])
+    grey = f" Thin grey lines: the {others} other methods." if others else ""
+    return (
+        f"Mean alignment of the unseen groups ({study.context} context questions{draws}) as training goes on, on each of five "
+        "axes. Line: mean over seeds; band: lowest to highest seed; dashed: guesses that need no training. A method is missing "
+        "where it has no cost on that axis: a central model has no rounds and moves nothing, as the data is there already."
+        f"{grey}"
+    )
+
+
+def _draw_fairness(figure: Figure, study: Study, found: dict[tuple[str, str], dict[str, Curve]]) -> None:
+    panels = figure.subplots(2, 2, sharey="row", width_ratios=(1, 1))
+    for row, (measure, title) in enumerate((("worst", "worst group's alignment"), ("variation", "CoV over groups"))):
+        y = limits(study, [found["gradient_steps", measure], found["rounds", measure]], [])
+        for column, axis in enumerate(("rounds", "gradient_steps")):
+            axes: Axes = panels[row, column]
+            draw_curves(axes, study, found[axis, measure])
+            axes.set_ylim(*y)
+            if column == 0:
+                axes.set_ylabel(title)
+            if row == 1:
+                axes.set_xlabel(AXIS_NAMES[axis])
+            axes.locator_params(axis="x", nbins=6)
+            if column == 1:
+                label_ends(axes, _end_labels(study, found[axis, measure], {}), 2.5, 9)

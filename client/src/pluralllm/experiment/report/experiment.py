@@ -1,0 +1,92 @@
+"""The report of an experiment: from a folder of results to a page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pluralllm.experiment.report.answers import calibration, predicted_and_true
+from pluralllm.experiment.report.curves import convergence, fairness
+from pluralllm.experiment.report.findings import caveats, findings
+from pluralllm.experiment.report.groups import by_context, by_group, known_and_unseen
+from pluralllm.experiment.report.overview import overview
+from pluralllm.experiment.report.page import Page, Section
+from pluralllm.experiment.report.study import Study, study_of
+from pluralllm.experiment.report.tables import (
+    USUAL_THRESHOLDS,
+    calibration_table,
+    methods_table,
+    provenance_table,
+    setting_table,
+    thresholds_tables,
+)
+from pluralllm.experiment.report.theme import Picture
+from pluralllm.experiment.results import Result, read_results
+
+
+def experiment_page(folder: Path, main: Sequence[str] = (), thresholds: Sequence[float] = ()) -> Page:
+    """Raises InvalidResults; InvalidArgument for a main method that is not there."""
+    study = study_of(read_results(folder), main)
+    seeds = sorted({result.seed for name in study.learned for result in study.methods[name]})
+    counted = (
+        f"{len(study.learned)} methods, {len(study.baselines)} baselines, {len(seeds)} seed{'s' * (len(seeds) != 1)}"
+    )
+    groups = ", ".join(
+        f"{len(study.groups[part])} {word}"
+        for part, word in (("train", "training groups"), ("validation", "for validation"), ("test", "unseen"))
+        if study.groups[part]
+    )
+    return Page(
+        study.title or "Methods compared",
+        f"{counted}; {groups}. Alignment score: 1 - mean Jensen-Shannon distance (natural logarithm), 1 is perfect.",
+        tuple(findings(study)),
+        tuple(caveats(study)),
+        tuple(
+            section
+            for section in _sections(study, thresholds or USUAL_THRESHOLDS)
+            if section.pictures or section.tables
+        ),
+    )
+
+
+def _sections(study: Study, thresholds: Sequence[float]) -> list[Section]:
+    calibrated = calibration_table(study)
+    return [
+        Section("Methods", pictures=_there(overview(study)), tables=(methods_table(study),)),
+        Section("Convergence, axis by axis", pictures=_there(convergence(study))),
+        Section(
+            "Cost until a threshold",
+            "Median over seeds (lowest to highest), on straight lines between the points of each curve. The same method can be "
+            "ahead on one axis and behind on another: a federated round is several gradient steps of every client.",
+            tables=thresholds_tables(study, thresholds),
+        ),
+        Section("Each unseen group", pictures=_there(by_group(study, "test"))),
+        Section("Fairness on the way", pictures=_there(fairness(study))),
+        Section("Known and unseen questions", pictures=_there(known_and_unseen(study))),
+        Section("Number of context questions", pictures=_there(by_context(study))),
+        Section("Predicted beside true", pictures=_there(predicted_and_true(study))),
+        Section(
+            "Calibration of the predicted spread",
+            pictures=_there(calibration(study)),
+            tables=() if calibrated is None else (calibrated,),
+        ),
+        Section("Validation groups, each", pictures=_there(by_group(study, "validation")), is_folded=True),
+        Section("Training groups, each", pictures=_there(by_group(study, "train")), is_folded=True),
+        Section("How this was made", tables=(setting_table(study), provenance_table(study)), code=how_to_repeat(study)),
+    ]
+
+
+def how_to_repeat(study: Study) -> str:
+    """The commands, with what they must find."""
+    first: Result = study.results[0]
+    data = ((first.header.get("experiment") or {}).get("data") or {}).get("file")
+    lines = [
+        "pluralllm experiment run EXPERIMENT.toml --out RESULTS --embedding-model-path FOLDER",
+        "pluralllm experiment report RESULTS",
+        "",
+        f"# the experiment whose sha256 is {first.header['experiment_sha256']}",
+        f"# data: {f'{Path(str(data)).name}, ' if data else ''}answers with sha256 {first.header['data_sha256']}",
+    ]
+    return "\n".join(lines)
+
+
+def _there(found: Picture | None) -> tuple[Picture, ...]:
+    return () if found is None else (found,)

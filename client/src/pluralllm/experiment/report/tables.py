@@ -1,0 +1,160 @@
+"""The tables of an experiment's report."""
+
+import json
+from collections.abc import Sequence
+
+from pluralllm.experiment.convergence import NOT_REACHED, Reach, last_score, reach_of
+from pluralllm.experiment.report.answers import calibrations
+from pluralllm.experiment.report.findings import amount, bounds
+from pluralllm.experiment.report.page import Row, Table
+from pluralllm.experiment.report.study import Study
+from pluralllm.experiment.results import AXES
+from pluralllm.experiment.summary import Estimate
+
+USUAL_THRESHOLDS = (0.75, 0.78)
+NOT_THERE = "–"
+
+
+def methods_table(study: Study) -> Table:
+    """Unseen groups, best first; validation beside it, which is what choices are made by."""
+    rows = []
+    for line in study.tables["test"] or study.tables["train"]:
+        validation = study.line(line.method, "validation")
+        cells = (
+            line.method,
+            stacked(line.mean),
+            NOT_THERE if line.seed_deviation is None else f"{line.seed_deviation:.4f}",
+            f"{line.worst.value:.3f} {line.worst_group}\n{bounds(line.worst)}",
+            f"{line.fairness.value:.4f}",
+            stacked(line.variation),
+            stacked(validation.mean) if validation else NOT_THERE,
+            NOT_THERE if line.method in study.baselines else str(line.seeds),
+        )
+        rows.append(_row(study, line.method, cells))
+    part = "Unseen groups" if study.tables["test"] else "Training groups, unseen questions"
+    return Table(
+        (
+            "method",
+            "mean alignment",
+            "SD over seeds",
+            "worst group",
+            "Jain's index",
+            "CoV over groups",
+            "validation mean",
+            "seeds",
+        ),
+        tuple(rows),
+        caption=f"{part}, {study.context} context questions, best mean first.",
+        note=(
+            "Small: 95 % intervals by bootstrap over questions, a question drawn in all groups, draws and seeds at once. "
+            "Worst group: the lowest of the groups' scores, each the mean over draws and seeds. In italics: guesses that need "
+            "no training; the mean of training groups needs their data in one place. Anything chosen is chosen by validation."
+        ),
+    )
+
+
+def thresholds_tables(study: Study, thresholds: Sequence[float] = USUAL_THRESHOLDS) -> tuple[Table, ...]:
+    """Cost until the unseen groups' mean alignment is at a threshold, on every axis."""
+    groups = study.groups["test"]
+    wanted = [(f"mean alignment of {threshold:g}", threshold) for threshold in thresholds]
+    if study.roles.paper:
+        end = last_score(study.methods[study.roles.paper], groups)
+        if end is not None:
+            wanted.append((f"the score at which {study.roles.paper} ends, {end:.3f}", end))
+    return tuple(_threshold_table(study, f"Until {what}", threshold) for what, threshold in wanted)
+
+
+def _threshold_table(study: Study, caption: str, threshold: float) -> Table:
+    rows = []
+    for name in study.learned:
+        reaches = [reach_of(study.methods[name], axis, study.groups["test"], threshold) for axis in AXES]
+        if any(reaches):
+            cells = (name, *(reach_text(reach, axis) for reach, axis in zip(reaches, AXES, strict=True)))
+            rows.append(_row(study, name, cells))
+    columns = ("method", "rounds", "gradient steps", "episodes", "data moved", "time on this machine")
+    return Table(columns, tuple(rows), caption)
+
+
+def reach_text(reach: Reach | None, axis: str) -> str:
+    """Median over seeds, with the range; how many seeds where not all reach it."""
+    if reach is None:
+        return "no such cost"
+    if not reach.reached:
+        return "not reached"
+    if reach.median == NOT_REACHED:
+        return f"not reached\nby most: {reach.reached} of {reach.seeds} seeds do"
+    text = amount(axis, reach.median)
+    if reach.reached < reach.seeds:
+        return f"{text}\n{reach.reached} of {reach.seeds} seeds reach it"
+    low, high = amount(axis, reach.low), amount(axis, reach.high)
+    return text if low == high else f"{text}\n{low} to {high}"
+
+
+def calibration_table(study: Study) -> Table | None:
+    found = calibrations(study)
+    if not found:
+        return None
+    rows = [
+        _row(study, name, (name, f"{each.ratio:.3f}", f"{each.within:.1%}", f"{each.questions:,}"))
+        for name, each in found.items()
+    ]
+    return Table(
+        ("method", "observed / expected error", "within 1 standard deviation", "scored questions"),
+        tuple(rows),
+        note=(
+            "Gaussian errors of the predicted size would have a ratio of 1, and 58 % (5 options) to 63 % (2) of questions within "
+            "one standard deviation, where a question's error is the root mean square over its options. Methods whose loss does "
+            "not train the spread are left out."
+        ),
+    )
+
+
+def provenance_table(study: Study) -> Table:
+    """What the results depend on, method by method."""
+    rows = []
+    for name in (*study.learned, *study.baselines):
+        runs = study.methods[name]
+        kind = str(runs[0].header.get("method_kind") or ("baseline" if name in study.baselines else NOT_THERE))
+        hashes = {str(run.header.get("spec_sha256", ""))[:12] for run in runs} - {""}
+        cells = (
+            name,
+            kind,
+            ", ".join(str(run.seed) for run in runs) if name not in study.baselines else NOT_THERE,
+            ", ".join(sorted(hashes)) or NOT_THERE,
+        )
+        rows.append(_row(study, name, cells))
+    return Table(("method", "kind", "seeds", "run spec, sha256 of each seed"), tuple(rows))
+
+
+def setting_table(study: Study) -> Table:
+    """What all results have in common."""
+    headers = [result.header for result in study.results]
+    first = headers[0]
+    experiment = first.get("experiment") or {}
+    versions = dict(sorted((first.get("versions") or {}).items()))
+    machines = sorted({str(header.get("machine", "")) for header in headers} - {""})
+    pairs = [
+        ("experiment, sha256", str(first["experiment_sha256"])),
+        ("data, sha256", str(first["data_sha256"])),
+        *(
+            (f"{part} groups", ", ".join(study.groups[part]))
+            for part in ("train", "validation", "test")
+            if study.groups[part]
+        ),
+        ("scoring", ", ".join(f"{key} {json.dumps(value)}" for key, value in experiment.get("scoring", {}).items())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("Python", ", ".join(sorted({str(header.get("python", "")) for header in headers} - {""}))),
+        ("machine", "; ".join(machines)),
+    ]
+    return Table(("", ""), tuple(Row(pair) for pair in pairs if pair[1]))
+
+
+def stacked(found: Estimate) -> str:
+    """The interval on a line of its own."""
+    return f"{found.value:.3f}\n{bounds(found)}"
+
+
+def _row(study: Study, method: str, cells: tuple[str, ...]) -> Row:
+    if method in study.main:
+        return Row(cells, "main", study.main.index(method))
+    return Row(cells, "baseline" if method in study.baselines else "")

@@ -1,0 +1,128 @@
+"""`pluralllm experiment table | report` and `pluralllm report`, as people type them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from coordinator_harness import serving, small_spec, write_delta
+from synthetic_results import SMALL, write_results
+
+from pluralllm.common.roles import MemberRole
+from pluralllm.common.spec import GroupRole
+
+LIMIT_S = 90
+WITHOUT = """
+import importlib.util, runpy, sys
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == MISSING else real(name, *rest)
+sys.argv = ["pluralllm", *sys.argv[1:]]
+try:
+    runpy.run_module("pluralllm.cli", run_name="__main__")
+finally:
+    assert "torch" not in sys.modules
+"""
+
+
+def pluralllm(*arguments: str, missing: str = "torch", **environment: str) -> "subprocess.CompletedProcess[str]":
+    """As on a machine without a package: torch, unless another is named; none of these commands needs it."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT.replace("MISSING", repr(missing)), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_results(tmp_path_factory.mktemp("results"), SMALL, seeds=(0,), draws=1, questions=60)
+
+
+def test_a_report_is_a_page_and_its_figures(results: Path, tmp_path: Path) -> None:
+    done = pluralllm("experiment", "report", str(results), "--out", str(tmp_path / "out"), "--threshold", "0.7")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "out" / "report.html")
+    assert done.stderr == ""
+    assert "Until mean alignment of 0.7<" in (tmp_path / "out" / "report.html").read_text()
+    assert (tmp_path / "out" / "convergence.png").exists()
+
+
+def test_the_table_is_for_people_and_for_programs(results: Path) -> None:
+    shown = pluralllm("experiment", "table", str(results), COLUMNS="200")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[2].split("  ")[0].strip() == "FedAvg default"
+    lines = json.loads(pluralllm("experiment", "table", str(results), "--json", "--part", "validation").stdout)
+    assert lines[0]["method"] == "FedAvg default"
+    assert lines[0]["mean"]["low"] < lines[0]["mean"]["value"] < lines[0]["mean"]["high"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report", "nowhere"], "no such folder"),
+        (["table", "nowhere"], "no such folder"),
+        (["table", "RESULTS", "--context", "7"], "sizes 1, 5, 10, 20, 40"),
+        (["table", "RESULTS", "--part", "exam"], "allowed: test, validation, train"),
+        (["report", "RESULTS", "--main", "FedAvg papers"], "there are: "),
+    ],
+)
+def test_bad_input_is_one_clear_error(results: Path, arguments: list[str], words: str) -> None:
+    done = pluralllm("experiment", *(str(results) if word == "RESULTS" else word for word in arguments))
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["experiment", "report", "x"], ["report", "-"]])
+def test_a_light_install_is_told_what_to_install(command: list[str]) -> None:
+    done = pluralllm(*command, missing="matplotlib")
+    assert done.returncode == 3
+    assert (
+        done.stderr
+        == "error: This needs matplotlib, which is not installed. pip install 'pluralllm-client[experiment]'\n"
+    )
+
+
+async def test_a_live_run_has_a_report(tmp_path: Path) -> None:
+    """After one round of two clients, with an unseen group; as an administrator and as an observer."""
+    import asyncio  # noqa: PLC0415
+
+    spec = small_spec(round={"evaluate_every": 1})
+    async with serving(tmp_path / "state") as served:
+        clients = [
+            await served.client("ann"),
+            await served.client("ben"),
+            await served.client("zoe", GroupRole.HELD_OUT),
+        ]
+        await served.member("eve", MemberRole.OBSERVER)
+        await served.create("r", spec)
+        for client in clients:
+            await client.evaluate(await client.task(), 0.6)
+        for number, client in enumerate(clients[:2]):
+            await client.push(
+                await client.task(), tmp_path / f"{number}", write_delta(tmp_path / f"{number}", spec, number)
+            )
+        for client in clients:
+            await client.evaluate(await client.task(), 0.7)
+        for who, told in (("admin", "members"), ("eve", "told to administrators and clients only")):
+            done = await asyncio.to_thread(
+                pluralllm,
+                "report",
+                "--out",
+                str(tmp_path / who),
+                PLURALLLM_IDENTITY=str(served.identities / who),
+                PLURALLLM_COORDINATOR=served.address,
+            )
+            assert done.returncode == 0, done.stderr
+            html = (tmp_path / who / "report.html").read_text()
+            assert "Run r" in html
+            assert "group of zoe" in html
+            assert told in html.lower()
+            assert (tmp_path / who / "live-groups.png").exists()

@@ -1,0 +1,47 @@
+"""Predicted spread against the error that is made."""
+
+import numpy as np
+import pytest
+
+from pluralllm.experiment.calibration import calibration_of
+from pluralllm.experiment.results import Result, Scores
+from pluralllm.experiment.summary import Selection
+
+
+def made(confidence: float, loss: str = "gaussian", *, predicted: bool = True) -> Result:
+    """Gaussian errors of known size; predicted spreads smaller than they by `confidence`."""
+    rng = np.random.default_rng(0)
+    spread = rng.uniform(0.05, 0.3, 20_000)
+    error = np.abs(rng.normal(0, spread))
+    log_std = np.log(spread / confidence) if predicted else np.full(spread.shape, np.nan)
+    count = len(spread)
+    numbers = np.arange(count)
+    scores = Scores("g", "test", 20, np.zeros(count, int), numbers, numbers % 2 == 0, error, log_std, error)
+    return Result({"method": "a", "seed": 0, "spec": {"training": {"loss": loss}}}, (), (scores,), ())
+
+
+def test_errors_of_the_predicted_size_are_calibrated() -> None:
+    found = calibration_of([made(1.0)], Selection())
+    assert found is not None
+    assert found.ratio == pytest.approx(1.0, abs=0.02)
+    assert found.within == pytest.approx(0.683, abs=0.01)
+    assert found.observed == pytest.approx(found.expected, rel=0.1)
+    assert (np.diff(found.expected) > 0).all()
+
+
+def test_spreads_that_are_too_small_show_as_a_ratio_above_one() -> None:
+    found = calibration_of([made(2.0)], Selection())
+    assert found is not None
+    assert found.ratio == pytest.approx(2.0, rel=0.02)
+    assert found.within == pytest.approx(0.383, abs=0.01)
+
+
+def test_known_questions_can_be_looked_at_alone() -> None:
+    found = calibration_of([made(1.0)], Selection(known=True))
+    assert found is not None
+    assert found.questions == 10_000
+
+
+@pytest.mark.parametrize("run", [made(1.0, predicted=False), made(1.0, loss="cross_entropy")])
+def test_a_spread_that_is_not_predicted_or_not_trained_is_not_judged(run: Result) -> None:
+    assert calibration_of([run], Selection()) is None

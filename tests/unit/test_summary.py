@@ -1,0 +1,129 @@
+"""The table of methods: scores, intervals by questions, differences."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from pluralllm.experiment.results import Result, Scores, question_number
+from pluralllm.experiment.summary import (
+    Selection,
+    difference,
+    population,
+    question_weights,
+    table,
+    tally_of,
+    unevenness,
+)
+
+Row = tuple[str, bool, float]  # question, known, distance
+
+
+def scores(group: str, draws: Sequence[Sequence[Row]], part: str = "test", context: int = 20) -> Scores:
+    rows = [row for draw in draws for row in draw]
+    return Scores(
+        group,
+        part,
+        context,
+        np.repeat(np.arange(len(draws)), [len(draw) for draw in draws]),
+        np.array([question_number(question) for question, _, _ in rows]),
+        np.array([known for _, known, _ in rows]),
+        np.array([distance for _, _, distance in rows]),
+        np.full(len(rows), np.nan),
+        np.zeros(len(rows)),
+    )
+
+
+def result(method: str, *found: Scores, seed: int = 0) -> Result:
+    return Result({"method": method, "seed": seed}, (), found, ())
+
+
+def alike(method: str, groups: Sequence[str], distances: dict[str, float], shift: float = 0.0, seed: int = 0) -> Result:
+    """Every group has the same distances."""
+    rows = [(question, True, distance + shift) for question, distance in distances.items()]
+    return result(method, *(scores(group, [rows]) for group in groups), seed=seed)
+
+
+DISTANCES = {f"q{number}": 0.1 + 0.2 * (number % 5) / 4 for number in range(50)}
+
+
+def test_a_score_is_one_minus_the_mean_distance_over_rows_of_all_draws() -> None:
+    found = result("a", scores("g", [[("x", True, 0.1), ("y", True, 0.3)], [("x", True, 0.2)]]))
+    assert table([found], Selection())[0].mean.value == pytest.approx(1 - 0.2)
+
+
+def test_the_worst_group_is_named_and_lines_are_best_first() -> None:
+    good = result("good", scores("g", [[("x", True, 0.1)]]), scores("h", [[("x", True, 0.2)]]))
+    bad = result("bad", scores("g", [[("x", True, 0.3)]]), scores("h", [[("x", True, 0.3)]]))
+    lines = table([bad, good], Selection())
+    assert [(line.method, line.worst_group) for line in lines] == [("good", "h"), ("bad", "g")]
+    assert lines[0].worst.value == pytest.approx(0.8)
+
+
+def test_a_question_is_resampled_in_all_groups_at_once() -> None:
+    """So groups that fail on the same questions do not make the mean any surer."""
+    one = table([alike("a", ["g"], DISTANCES)], Selection())[0].mean
+    many = table([alike("a", [f"g{n}" for n in range(10)], DISTANCES)], Selection())[0].mean
+    assert (many.low, many.high) == pytest.approx((one.low, one.high))
+
+
+def test_seeds_of_one_question_are_not_more_questions() -> None:
+    one = table([alike("a", ["g"], DISTANCES)], Selection())[0].mean
+    five = table([alike("a", ["g"], DISTANCES, seed=seed) for seed in range(5)], Selection())[0]
+    assert (five.mean.low, five.mean.high) == pytest.approx((one.low, one.high))
+    assert (five.seeds, five.questions) == (5, 50)
+    assert five.seed_deviation == pytest.approx(0.0)
+
+
+def test_the_interval_is_as_wide_as_the_standard_error_says() -> None:
+    values = np.random.default_rng(1).normal(0.3, 0.1, 400)
+    found = table([alike("a", ["g"], {f"q{n}": float(v) for n, v in enumerate(values)})], Selection())[0].mean
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1 / 20, rel=0.15)
+    assert found.low < found.value < found.high
+
+
+def test_a_difference_is_surer_than_the_two_scores_it_is_between() -> None:
+    results = [alike("a", ["g", "h"], DISTANCES), alike("b", ["g", "h"], DISTANCES, shift=0.01)]
+    found = difference(results, "a", "b", Selection())
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01))
+    uneven = difference(results, "a", "b", Selection(), unevenness)
+    assert uneven is not None
+    assert uneven.value == pytest.approx(0.0)
+
+
+def test_a_difference_needs_the_same_groups() -> None:
+    results = [alike("a", ["g", "h"], DISTANCES), alike("b", ["g"], DISTANCES)]
+    assert difference(results, "a", "b", Selection()) is None
+    assert difference(results, "a", "nobody", Selection()) is None
+
+
+def test_known_and_unseen_questions_are_told_apart() -> None:
+    found = result("a", scores("g", [[("x", True, 0.1), ("y", False, 0.4)]]))
+    assert table([found], Selection(known=True))[0].mean.value == pytest.approx(0.9)
+    assert table([found], Selection(known=False))[0].mean.value == pytest.approx(0.6)
+
+
+def test_only_the_first_draws_can_be_looked_at() -> None:
+    found = result("a", scores("g", [[("x", True, 0.1)], [("y", True, 0.5)]]))
+    tally = tally_of([found], Selection(draws=1), population([found], Selection()))
+    assert tally is not None
+    assert tally.scores() == pytest.approx([0.9])
+
+
+def test_a_method_without_groups_of_the_part_has_no_line() -> None:
+    found = [result("a", scores("g", [[("x", True, 0.1)]], part="train")), alike("b", ["h"], DISTANCES)]
+    assert [line.method for line in table(found, Selection())] == ["b"]
+    assert table(found, Selection(context=5)) == []
+
+
+def test_the_same_results_give_the_same_intervals() -> None:
+    results = [alike("a", ["g"], DISTANCES), alike("b", ["g"], DISTANCES, shift=0.1)]
+    assert table(results, Selection()) == table(results[::-1], Selection())
+    assert (question_weights(50).sum(1) == 50).all()
+
+
+def test_seeds_that_differ_have_a_deviation() -> None:
+    results = [alike("a", ["g"], DISTANCES, shift=0.01 * seed, seed=seed) for seed in range(3)]
+    assert table(results, Selection())[0].seed_deviation == pytest.approx(0.01)
+    assert table(results[:1], Selection())[0].seed_deviation is None
