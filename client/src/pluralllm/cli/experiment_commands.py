@@ -50,7 +50,7 @@ def run(
         run_experiment(
             Setting(loaded, folder, embedding_model_path, cache or folder / "cache", pick_device(device), tell)
         )
-    typer.echo(f"{folder}: look at it with pluralllm experiment report {folder}")
+    typer.echo(f"{folder}: look at it with pluralllm experiment table {folder}")
 
 
 @app.command("table")
