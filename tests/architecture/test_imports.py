@@ -54,6 +54,11 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "pluralllm.server.": ("torch", "transformers", "pluralllm.client", "pluralllm.cli", "pluralllm.experiment"),
     "pluralllm.client.": ("pluralllm.server", "pluralllm.cli", "pluralllm.experiment"),
     "pluralllm.cli.": ("pluralllm.server",),
+    "pluralllm.experiment.results": PURE,
+    "pluralllm.experiment.summary": PURE,
+    "pluralllm.experiment.convergence": PURE,
+    "pluralllm.experiment.calibration": PURE,
+    "pluralllm.experiment.report.": (*PURE, "pluralllm.client", "pluralllm.server"),
     "pluralllm.experiment.": ("grpc", "google", "pluralllm.v1", "pluralllm.cli"),
     "pluralllm.": ("pickle", "cPickle", "dill", "marshal", "shelve"),
 }

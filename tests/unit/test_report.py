@@ -185,7 +185,7 @@ def test_a_difference_is_told_as_it_is(found: Estimate, words: str) -> None:
 
 
 def test_what_is_quicker_names_its_axis() -> None:
-    assert quick(Reach(12, 11, 14, 5, 5), 60, "rounds") == "rounds: in 20%, 12 (seeds: 11 to 14) of 60"
+    assert quick(Reach(12, 11, 14, 5, 5), 60, "rounds") == "rounds: in 20% of them, 12 of 60 (seeds: 11 to 14)"
     assert quick(Reach(NOT_REACHED, 9, 9, 1, 3), 60, "rounds") == "rounds: not reached (1 of 3 seeds reach it)"
 
 
@@ -198,6 +198,7 @@ def test_what_is_quicker_names_its_axis() -> None:
         (Reach(12, 10, 14, 4, 5), "12\n4 of 5 seeds reach it"),
         (Reach(12, 10, 14, 5, 5), "12\n10 to 14"),
         (Reach(12, 12, 12, 1, 1), "12"),
+        (Reach(0, 0, 0, 2, 2), "at its start"),
     ],
 )
 def test_a_threshold_that_is_not_reached_says_so(reach: Reach | None, words: str) -> None:
@@ -213,3 +214,4 @@ def test_costs_are_in_units_a_person_reads() -> None:
     ]
     assert [amount("seconds", value) for value in (12.4, 3600)] == ["12 s", "60 min"]
     assert [amount("rounds", value) for value in (4.25, 1234.0)] == ["4.2", "1,234"]
+    assert amount("rounds", 4.0) == "4"

@@ -15,7 +15,6 @@ from pluralllm.cli.output import Json, show
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.extras import need_experiment, need_report
 
-LINUX = sys.platform == "linux"
 app = typer.Typer(no_args_is_help=True, help="Compare methods on survey data, in one process.")
 PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, unseen questions"}
 
@@ -41,7 +40,8 @@ def run(
     loaded = load_experiment(spec)
     loaded = loaded.quick() if quick else loaded
     folder = out or Path(f"{spec.stem}-results{'-quick' if quick else ''}")
-    chosen, cores = str(pick_device(device)), len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+    chosen = str(pick_device(device))
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     plan = Plan(
         experiment=loaded,
         out=folder,

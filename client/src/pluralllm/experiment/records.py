@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,6 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     """Whole or not at all: a run that is killed is made again, with the same figures. Raises StorageFull."""
     lines = (json.dumps(record, separators=(",", ":"), ensure_ascii=False) for record in records)
     write_durably(path, ("\n".join(lines) + "\n").encode())
-
-
-def read_records(folder: Path) -> Iterator[list[Record]]:
-    """Every result in a folder. Raises InvalidSpec if there is none."""
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
-        raise InvalidSpec(
-            file=str(folder), problems="  there are no results; run pluralllm experiment run SPEC.toml first"
-        )
-    for path in paths:
-        yield [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def final_record(

@@ -1,5 +1,6 @@
 """Predicted beside true answers, and whether the predicted spread is the error that is made."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -159,8 +160,9 @@ def calibration(study: Study) -> Picture | None:
         "observed one (root mean squares). On the line the predictor knows how wrong it is; above it, it is too sure of itself. "
         "The number is observed over expected error of all questions."
     )
-    height = (WIDTH_IN - 0.6) / max(3, len(main)) + 1.0  # square panels
-    return picture("calibration", caption, alt, height, lambda figure: _draw_calibration(figure, study, main))
+    columns = 4 if len(main) == 4 else 3
+    height = ((WIDTH_IN - 1.0) / columns + 0.95) * math.ceil(len(main) / columns) + 0.2  # square panels
+    return picture("calibration", caption, alt, height, lambda figure: _draw_calibration(figure, study, main, columns))
 
 
 def calibrations(study: Study) -> dict[str, Calibration]:
@@ -169,8 +171,9 @@ def calibrations(study: Study) -> dict[str, Calibration]:
     return {name: each for name, each in found.items() if each is not None}
 
 
-def _draw_calibration(figure: Figure, study: Study, main: Mapping[str, Calibration]) -> None:
-    panels = figure.subplots(1, max(3, len(main)), sharex=True, sharey=True)
+def _draw_calibration(figure: Figure, study: Study, main: Mapping[str, Calibration], columns: int) -> None:
+    grid = figure.subplots(math.ceil(len(main) / columns), columns, sharex=True, sharey=True, squeeze=False)
+    panels = grid.ravel()
     values = np.concatenate([np.concatenate([each.expected, each.observed]) for each in main.values()])
     high = float(values.max()) * 1.08
     for axes in panels[len(main) :]:
@@ -185,7 +188,8 @@ def _draw_calibration(figure: Figure, study: Study, main: Mapping[str, Calibrati
         axes.set_ylim(0, high)
         axes.set_aspect("equal")
         axes.locator_params(nbins=4)
-        title = "\n".join([*textwrap.wrap(short(name, NAME_WIDTH), 20), f"error {each.ratio:.2f} × expected"])
+        title = "\n".join([*textwrap.wrap(short(name, NAME_WIDTH), 24), f"error {each.ratio:.2f} × expected"])
         axes.set_title(title, color=look.colour, fontweight="bold", fontsize=9)
-    panels[0].set_ylabel("observed error of a share")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("observed error of a share")
     figure.supxlabel("expected error (predicted standard deviation)", fontsize=9.5, color=MUTED)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from pluralllm.experiment.convergence import Curve, Measure, curve_of, mean_score, variation, worst_score
 from pluralllm.experiment.report.study import Study
-from pluralllm.experiment.report.theme import GREY, RULE, EndLabel, Picture, label_ends, picture
+from pluralllm.experiment.report.theme import GREY, NAME_WIDTH, RULE, EndLabel, Picture, label_ends, picture, short
 from pluralllm.experiment.results import AXES
 from pluralllm.experiment.summary import Selection, population, tally_of
 
@@ -154,7 +154,9 @@ def _end_labels(study: Study, curves: dict[str, Curve], levels: dict[str, float]
         look = study.look(name)
         if look.is_main:
             end = float(curve.middle[-1])
-            found.append(EndLabel(float(curve.x[-1]), end, f"{name} {end:.3f}", look.colour, is_bold=True))
+            found.append(
+                EndLabel(float(curve.x[-1]), end, f"{short(name, NAME_WIDTH)} {end:.3f}", look.colour, is_bold=True)
+            )
     return [
         *found,
         *(EndLabel(None, level, f"{name} {level:.3f}", study.look(name).colour) for name, level in levels.items()),

@@ -128,7 +128,9 @@ def quick(mine: Reach, whole: float, axis: str) -> str:
     if mine.median == NOT_REACHED:
         return f"{AXIS_WORDS[axis]}: not reached ({mine.reached} of {mine.seeds} seeds reach it)"
     share, span = f"{mine.median / whole:.0%}", f"{amount(axis, mine.low)} to {amount(axis, mine.high)}"
-    return f"{AXIS_WORDS[axis]}: in {share}, {amount(axis, mine.median)} (seeds: {span}) of {amount(axis, whole)}"
+    return (
+        f"{AXIS_WORDS[axis]}: in {share} of them, {amount(axis, mine.median)} of {amount(axis, whole)} (seeds: {span})"
+    )
 
 
 def last_cost(study: Study, method: str, axis: str) -> float | None:
@@ -199,4 +201,4 @@ def amount(axis: str, value: float) -> str:
         return f"{value:.0f} B"
     if axis == "seconds":
         return f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}".removesuffix(".0")

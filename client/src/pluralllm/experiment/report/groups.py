@@ -217,7 +217,11 @@ def _draw_contexts(figure: Figure, study: Study, tables: dict[int, dict[str, Lin
             colour, style = (RULE, (0, (4, 3))) if is_baseline else (GREY, "-")
             axes.plot(x, y, color=colour, lw=1, ls=style)
         if look.is_main or is_baseline:
-            labels.append(EndLabel(float(x[-1]), y[-1], f"{name} {y[-1]:.3f}", look.colour, is_bold=look.is_main))
+            labels.append(
+                EndLabel(
+                    float(x[-1]), y[-1], f"{short(name, NAME_WIDTH)} {y[-1]:.3f}", look.colour, is_bold=look.is_main
+                )
+            )
             values += [bound for _, mean in found for bound in (mean.low, mean.high)] if look.is_main else y
     room = (max(values) - min(values)) * 0.05
     axes.set_ylim(min(values) - room, max(values) + room)

@@ -33,7 +33,8 @@ def live_page(told: Told, made: str) -> Page:
         Section("Alignment, round by round", pictures=over_rounds),
         Section("Each group now", pictures=now, tables=(groups_table(live),) if live.series else ()),
         Section("Fairness on the way", pictures=fairness),
-        Section("Rounds", pictures=rounds, tables=(rounds_table(live),) if live.rounds else ()),
+        Section("Rounds", pictures=rounds),
+        Section("Every round", tables=(rounds_table(live),) if live.rounds else (), is_folded=True),
         Section("Members", tables=() if told.members is None else (members_table(told),), is_folded=True),
         Section("What this run is", tables=(provenance_table(live),), code=spec_text(told)),
     )

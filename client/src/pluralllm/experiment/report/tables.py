@@ -81,6 +81,8 @@ def reach_text(reach: Reach | None, axis: str) -> str:
         return "no such cost"
     if not reach.reached:
         return "not reached"
+    if reach.high == 0:
+        return "at its start"
     if reach.median == NOT_REACHED:
         return f"not reached\nby most: {reach.reached} of {reach.seeds} seeds do"
     text = amount(axis, reach.median)

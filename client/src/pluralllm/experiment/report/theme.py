@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 INK, MUTED, FAINT, GREY, SURFACE, RULE = "#1a1d21", "#5c636d", "#e2e5e9", "#a4abb5", "#fefefe", "#757d88"
 SERIES = ("#0068a8", "#c8500a", "#00825f", "#a8488a", "#8a6a00", "#4a4fb5")
-MARKERS = ("o", "s", "D", "^", "v", "P")
+MARKERS = ("o", "s", "D", "^", "v", "p")
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
