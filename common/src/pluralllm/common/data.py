@@ -4,7 +4,7 @@ All options of a question go together. What is a real point and what is padding 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,14 @@ def group_data(group: str, questions: Sequence[Question], embedded: Sequence[NDA
     shares = np.concatenate([np.asarray(question.shares, dtype=np.float32) for question in questions])
     offsets = np.cumsum([0, *(len(question.options) for question in questions)])
     return GroupData(group, tuple(questions), np.concatenate(embedded, dtype=np.float32), shares, offsets)
+
+
+def sharpen(data: GroupData, power: float) -> GroupData:
+    """Another population: every question's shares to a power, brought to sum 1 again; above 1 it is more of one mind."""
+    question = np.repeat(np.arange(len(data.questions)), np.diff(data.offsets))  # (P,)
+    raised = data.shares.astype(np.float64) ** power  # (P,)
+    totals = np.bincount(question, raised)  # (Q,)
+    return replace(data, shares=(raised / totals[question]).astype(np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +157,11 @@ def _padded(rows: Sequence[NDArray[np.generic]], fill: int = 0) -> Tensor:
     for slot, row in zip(whole, rows, strict=True):
         slot[: len(row)] = row
     return torch.from_numpy(whole)
+
+
+def sum_by_question(values: Tensor, question: Tensor, questions: int) -> Tensor:
+    """(B, T) values summed within each question: (B, Q). Padding (question number `questions`) is left out."""
+    return values.new_zeros((values.shape[0], questions + 1)).scatter_add(1, question, values)[:, :questions]
 
 
 def log_softmax_by_question(scores: Tensor, question: Tensor, questions: int) -> Tensor:

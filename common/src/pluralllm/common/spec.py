@@ -123,7 +123,10 @@ class Training(SpecPart):
     keep_optimizer_state: bool = False  # over rounds; True keeps moments of weights the server has replaced
     local_steps: PositiveInt = 6
     batch_episodes: PositiveInt = 1
-    loss: Literal["gaussian", "cross_entropy"] = "gaussian"
+    loss: Literal["gaussian", "cross_entropy", "alignment"] = "gaussian"
+    # Each episode's shares to a power of exp(N(0, this^2)), context and targets alike, so that the predictor reads from the
+    # context how much of one mind a group is, and does not take it for one of the few it has seen. 0: as they are.
+    sharpness_spread: Annotated[float, Field(ge=0, le=2)] = 0.0
     gradient_clip_norm: Positive | None = None
     proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
         0.0  # FedProx: pull of the round's base; 0 is none
