@@ -12,6 +12,9 @@ from pluralllm.common.data import (
     group_data,
     log_softmax_by_question,
     make_batch,
+    sharpen,
+    step_sizes,
+    sum_by_question,
 )
 from pluralllm.common.errors import TooFewQuestions
 from pluralllm.common.questions import Question
@@ -145,3 +148,30 @@ def test_the_gradient_of_the_softmax_is_torchs_own() -> None:
     ours = log_softmax_by_question(scores, torch.tensor([[0, 0, 1, 1, 1]]), 1)[0, [0, 3]].sum()
     theirs = torch.log_softmax(scores[0, :2], 0)[0] + torch.log_softmax(scores[0, 2:], 0)[1]
     assert torch.allclose(torch.autograd.grad(ours, scores)[0], torch.autograd.grad(theirs, scores)[0], atol=1e-6)
+
+
+def test_sharpened_shares_keep_sum_and_order_and_a_power_of_1_changes_nothing() -> None:
+    data = small_group()
+    sharp, flat, same = sharpen(data, 2.0), sharpen(data, 0.5), sharpen(data, 1.0)
+    assert np.allclose(same.shares, data.shares)
+    for q in range(len(data.questions)):
+        points = data.points([q])
+        assert sharp.shares[points].sum() == pytest.approx(1)
+        assert np.array_equal(np.argsort(sharp.shares[points]), np.argsort(data.shares[points]))
+        assert flat.shares[points].max() <= data.shares[points].max() + 1e-6 <= sharp.shares[points].max() + 2e-6
+
+
+def test_sums_by_question_leave_the_padding_out() -> None:
+    values = torch.tensor([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 4.0, 8.0]])
+    question = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 1]])
+    assert sum_by_question(values, question, 2).tolist() == [[3.0, 4.0], [1.0, 14.0]]
+
+
+def test_the_sizes_of_a_steps_episodes_are_alike_whatever_the_group() -> None:
+    for step in range(20):
+        sizes = {
+            (len(episode.context), len(episode.targets))
+            for client, count in enumerate((40, 60, 200))
+            for episode in [draw_episode(range(count), EPISODES, step_sizes(7, step), np.random.default_rng(client))]
+        }
+        assert len(sizes) == 1

@@ -24,11 +24,11 @@ from pluralllm.client.train import (
     train,
 )
 from pluralllm.common.architecture import initial_values, parameters
-from pluralllm.common.data import Episode, GroupData, make_batch
+from pluralllm.common.data import Episode, GroupData, log_softmax_by_question, make_batch
 from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
 from pluralllm.common.metrics import Alignment, js_distance
 from pluralllm.common.model import PreferencePredictor, flat_weights, load_weights
-from pluralllm.common.spec import GroupRole, RunSpec
+from pluralllm.common.spec import GroupRole, RunSpec, preset_values
 from pluralllm.common.weights import flat_values, tensors_of, write_weights
 
 CPU = torch.device("cpu")
@@ -169,7 +169,7 @@ def test_defect_3_the_learning_rate_never_climbs() -> None:
 
 
 def test_the_paper_preset_keeps_the_authors_schedule() -> None:
-    spec = small_spec(preset="paper")
+    spec = small_spec({"training": preset_values("paper")["training"]}, preset="paper")
     full = spec.training.learning_rate
     rates = [learning_rate(spec, step) for step in range(201)]
     assert rates[0] == full
@@ -228,7 +228,7 @@ def test_defect_7_evaluation_contexts_are_drawn_by_seed_group_and_draw_alone() -
     assert evaluation_episode(other_rounds, data, GroupRole.HELD_OUT, 0) == drawn[0]
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "cross_entropy"])
+@pytest.mark.parametrize("kind", ["gaussian", "cross_entropy", "alignment"])
 def test_defect_8_the_loss_of_a_padded_batch_is_the_mean_over_the_real_points(kind: str) -> None:
     data = small_group()
     data.embeddings[data.points([7])[:1]] = 0  # a real point whose sum is 0
@@ -249,16 +249,48 @@ def test_losses_by_hand() -> None:
     batch = make_batch([(data, episode)])
     with torch.no_grad():
         predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
-        gaussian, cross_entropy = (float(loss_of(model, batch, kind)) for kind in ("gaussian", "cross_entropy"))
+        kinds = ("gaussian", "cross_entropy", "alignment")
+        gaussian, cross_entropy, alignment = (float(loss_of(model, batch, kind)) for kind in kinds)
     first = len(data.questions[7].options)
     shares = torch.cat([torch.softmax(predicted.mean[0, :first], 0), torch.softmax(predicted.mean[0, first:], 0)])
     y = torch.from_numpy(data.shares[data.points([7, 11])])
     normal = torch.nn.functional.gaussian_nll_loss(shares, y, (2 * predicted.log_std[0]).exp(), full=True)
     assert gaussian == pytest.approx(float(normal), rel=1e-5)
     assert cross_entropy == pytest.approx(float(-(y * shares.log()).sum() / 2 + normal), rel=1e-5)
+    distances = [
+        js_distance(shares[:first].numpy(), y[:first].numpy()),
+        js_distance(shares[first:].numpy(), y[first:].numpy()),
+    ]
+    assert alignment == pytest.approx(cross_entropy + sum(distances) / 2, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "cross_entropy"])
+def test_the_alignment_loss_has_a_finite_gradient_at_a_perfect_prediction() -> None:
+    data, model = small_group(), predictor(small_spec())
+    batch = make_batch([(data, Episode((5, 2, 8), (7, 11)))])
+    with torch.no_grad():
+        means = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets).mean
+    shares = log_softmax_by_question(means, batch.target_question, batch.questions).exp()
+    loss = loss_of(model, replace(batch, target_shares=shares), "alignment")
+    assert all(
+        torch.isfinite(part).all()
+        for part in torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        if part is not None
+    )
+
+
+def test_sharpened_answers_are_drawn_for_each_episode_and_the_groups_own_stay_as_they_are() -> None:
+    data = small_group()
+    before = data.shares.copy()
+    spec = small_spec({"training": {"sharpness_spread": 0.3, "batch_episodes": 4}})
+    usable, _ = data.split(spec.evaluation.holdout_share)
+    drawn = draw_episodes(spec, data, usable, 0, np.random.default_rng(1))
+    plain = draw_episodes(small_spec({"training": {"batch_episodes": 4}}), data, usable, 0, np.random.default_rng(1))
+    assert drawn[0][1] == plain[0][1]
+    assert len({other.shares.tobytes() for other, _ in drawn}) == 4
+    assert np.array_equal(data.shares, before)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "cross_entropy", "alignment"])
 def test_a_question_of_twice_the_weight_counts_as_two(kind: str) -> None:
     data, model = small_group(), predictor(small_spec())
     heavy = replace(

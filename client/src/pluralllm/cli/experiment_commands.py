@@ -14,6 +14,7 @@ from rich.table import Table
 from pluralllm.cli.output import Json, show
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.extras import need_experiment, need_report
+from pluralllm.common.logs import configure_logs
 
 app = typer.Typer(no_args_is_help=True, help="Compare methods on survey data, in one process.")
 PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, unseen questions"}
@@ -33,6 +34,7 @@ def run(
 ) -> None:
     """Run every method with every seed. What is done already is left alone, so a run that was broken off goes on."""
     need_experiment()
+    configure_logs(form="console", level="WARNING")
     from pluralllm.client.train import pick_device  # noqa: PLC0415 - torch, only here
     from pluralllm.experiment.runner import Plan, run_experiment  # noqa: PLC0415
     from pluralllm.experiment.spec import load_experiment  # noqa: PLC0415

@@ -22,22 +22,14 @@ class Calibration:
     questions: int  # with draws and seeds counted
 
 
-def trains_spread(run: Result) -> bool:
-    """Cross-entropy never looks at the predicted spread: what stands there then says nothing."""
-    training = (run.header.get("spec") or {}).get("training", {})
-    return bool(training.get("loss", "gaussian") == "gaussian")
-
-
 def calibration_of(runs: Sequence[Result], selection: Selection, bins: int = BINS) -> Calibration | None:
-    """None where no spread is predicted, or the loss does not train it.
+    """None where no spread is predicted.
 
     A question's spread is exp(mean of its options' log standard deviations), its error the root mean square over its options.
     For Gaussian errors of the predicted size `within` would be 0.68 with one option and 0.58 with five.
     """
     spreads, errors = [], []
     for result in runs:
-        if not trains_spread(result):
-            continue
         for scores, mask in selected(result, selection):
             predicted = mask & np.isfinite(scores.log_std)
             spreads.append(np.exp(scores.log_std[predicted]))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -126,20 +126,25 @@ def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> 
     steps = method.steps or spec.rounds * spec.training.local_steps
     match method.kind:
         case "fedavg":
-            values = first_values(spec)
             for point in federate(spec, groups, setting.device):
-                values = point.values
-                yield point, dict.fromkeys(groups, values)
-            if method.adapt_steps is not None:
-                for after, models in train_alone(spec, values, method.adapt_steps, 1, groups, setting.device):
-                    at = Point(values, point.rounds, point.gradient_steps + after.gradient_steps, 0, point.moved_bytes)
-                    yield at, dict.fromkeys(groups, values) | models
+                yield point, dict.fromkeys(groups, point.values)
+            if method.adapt_steps is not None:  # the spec has at least one round
+                yield from _adapted(point, method.adapt_steps, spec, setting, groups)
         case "centralized":
             is_cosine = method.steps is not None
             for point in centralize(spec, steps, every, cosine=is_cosine, groups=groups, device=setting.device):
                 yield point, dict.fromkeys(groups, point.values)
         case "local":
             yield from train_alone(spec, first_values(spec), steps, every, groups, setting.device)
+
+
+def _adapted(
+    last: Point, steps: int, spec: RunSpec, setting: Setting, groups: Groups
+) -> Iterator[tuple[Point, Models]]:
+    """A few steps of each training group on its own questions; other groups have the federation's last model."""
+    for after, models in train_alone(spec, last.values, steps, steps, groups, setting.device):
+        taken, seen = last.gradient_steps + after.gradient_steps, last.episodes + after.episodes
+        yield replace(last, gradient_steps=taken, episodes=seen), dict.fromkeys(groups, last.values) | models
 
 
 def _is_due(point: Point, spec: RunSpec, every: int, total: int) -> bool:

@@ -12,7 +12,7 @@ from pluralllm.common.errors import InvalidSpec
 from pluralllm.common.ids import Digest
 from pluralllm.common.spec import Name, RunSpec, Seed, SpecPart, explain, merge, preset_values
 
-QUICK_ROUNDS, QUICK_STEPS, QUICK_QUESTIONS = 4, 24, 60
+QUICK_ROUNDS, QUICK_STEPS, QUICK_QUESTIONS = 4, 24, 40
 Names = Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
