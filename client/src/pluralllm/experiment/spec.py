@@ -50,6 +50,7 @@ class Scoring(SpecPart):
     main_context: PositiveInt = 20  # the curve over rounds is of this size
     draws: PositiveInt = 5
     curve_draws: PositiveInt = 2  # of the curve over rounds, where each point costs
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of questions that no method trains on, chosen by hash
     shown_questions: Annotated[int, Field(ge=0, le=50)] = 6  # whose predicted shares are kept beside the true ones
     every: PositiveInt = 5  # rounds, or as many times local_steps gradient steps
 
@@ -120,6 +121,7 @@ class Experiment(SpecPart):
             "rounds": self.rounds,
             "groups": {"train": self.data.train, "held_out": (*self.data.validation, *self.data.test)},
             "round": {"min_clients": count, "target_clients": count},
+            "evaluation": {"holdout_share": self.scoring.holdout_share},
             "embedding": {"model": self.model},
         }
         values = merge(merge(preset_values(method.preset), own), method.spec)
