@@ -31,11 +31,10 @@ def check_sizes(experiment: Experiment, questions: dict[str, tuple[Question, ...
 
     Raises TooFewQuestions.
     """
-    largest = max(experiment.scoring.contexts)
-    use = f"a context of {largest} questions and at least 1 to predict"
     for method in experiment.methods:
         spec = experiment.run_spec(method, experiment.seeds[0])
         for name, mine in questions.items():
+            largest = max(experiment.scoring.contexts_of(name))
             held_out = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in mine)
             if experiment.data.part_of(name) == "train":
                 trained = len(mine) - held_out
@@ -43,6 +42,7 @@ def check_sizes(experiment: Experiment, questions: dict[str, tuple[Question, ...
                 _need(name, trained, largest, f"a context of {largest} questions that it trains on")
                 _need(name, held_out, 1, "scoring on questions that nobody trains on")
             else:
+                use = f"a context of {largest} questions and at least 1 to predict (or scoring.without)"
                 _need(name, len(mine), largest + 1, use)
 
 

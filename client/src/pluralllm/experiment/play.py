@@ -82,7 +82,7 @@ class Player:
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
         mean = TrainingMean(spec, groups)
         for name, values in models.items():
-            for context in scoring.contexts:
+            for context in scoring.contexts_of(name):
                 draws = self._scores(spec, values, groups, name, context, scoring.draws)
                 yield final_record(groups[name], data.part_of(name), context, draws, mean.knows)
 

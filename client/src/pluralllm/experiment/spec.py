@@ -47,6 +47,8 @@ class Scoring(SpecPart):
     """How predictors are scored: seeded contexts of several sizes, alike for every method and seed of training."""
 
     contexts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10, 20, 40)
+    # Groups too small for some contexts, by name: said here, or the experiment is refused. Never the main context.
+    without: dict[Name, tuple[PositiveInt, ...]] = Field(default_factory=dict)
     main_context: PositiveInt = 20  # the curve over rounds is of this size
     draws: PositiveInt = 5
     curve_draws: PositiveInt = 2  # of the curve over rounds, where each point costs
@@ -58,7 +60,13 @@ class Scoring(SpecPart):
     def _main_is_scored(self) -> Self:
         if self.main_context not in self.contexts:
             raise ValueError(f"main_context {self.main_context} is not one of contexts {list(self.contexts)}")
+        if any(self.main_context in contexts for contexts in self.without.values()):
+            raise ValueError(f"without: every group is scored at main_context {self.main_context}")
         return self
+
+    def contexts_of(self, group: str) -> tuple[int, ...]:
+        """The contexts this group is scored at."""
+        return tuple(context for context in self.contexts if context not in self.without.get(group, ()))
 
 
 def slug_of(name: str) -> str:
@@ -107,6 +115,12 @@ class Experiment(SpecPart):
     methods: Annotated[tuple[Method, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
+    def _without_names_groups(self) -> Self:
+        if unknown := sorted(set(self.scoring.without) - set(self.data.groups)):
+            raise ValueError(f"scoring.without names groups that take no part: {', '.join(unknown)}")
+        return self
+
+    @model_validator(mode="after")
     def _methods_have_names_of_their_own(self) -> Self:
         names = [slug_of(method.name) for method in self.methods]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -135,7 +149,7 @@ class Experiment(SpecPart):
         """Every method and every way of scoring once, in minutes: to see that all works, not for its figures."""
         scoring = Scoring(
             contexts=(self.scoring.main_context,), main_context=self.scoring.main_context, draws=1, every=2
-        )
+        )  # nobody is left out of it
         changes = {
             "data": self.data.model_copy(update={"max_questions": QUICK_QUESTIONS}),
             "seeds": self.seeds[:1],
