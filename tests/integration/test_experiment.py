@@ -20,7 +20,6 @@ from pluralllm.client.sample_survey import sample_groups
 pytestmark = pytest.mark.timeout(600)
 LIMIT_S = 300.0
 REPOSITORY = Path(__file__).parents[2]
-REAL_DATA = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opinions.csv"
 SMALL = """
 predictor = {d_model = 16, layers = 2, heads = 2, feedforward = 16, embedder_layers = 2}
 training = {local_steps = 2, episodes = {min_context = 4, max_context = 8, min_targets = 4, max_targets = 8}}
@@ -87,12 +86,12 @@ class Laboratory:
 
 def experiment_toml(changes: dict[str, str] | None = None) -> str:
     text = SPEC
-    for old, new in (changes or {}).items():
-        assert old in text
-        text = text.replace(old, new)
     for name, lines in METHODS.items():
         small = SMALL.replace("local_steps = 2", "local_steps = 2, proximal_mu = 0.1") if name == "FedProx" else SMALL
         text += f'[[methods]]\nname = "{name}"\n{lines}[methods.spec]\n{small}\n'
+    for old, new in (changes or {}).items():
+        assert old in text
+        text = text.replace(old, new)
     return text
 
 
@@ -190,6 +189,9 @@ def test_a_killed_experiment_resumes_and_gives_the_same_figures(
         ({"main_context = 10": "main_context = 11"}, "main_context 11 is not one of contexts"),
         ({'file = "survey.csv"': 'file = "survey2.csv"'}, "there is no such file"),
         ({"draws = 2": "draws = 0"}, "scoring.draws"),
+        ({"draws = 2": "draws = 2\nwithout = { Nowhere = [1] }"}, "take no part: Nowhere"),
+        ({"draws = 2": "draws = 2\nwithout = { Goldcrest = [10] }"}, "scored at main_context 10"),
+        ({'name = "Alone"': 'name = "FEDPROX"'}, "fedprox"),
         ({"every = 1": "evry = 1"}, "scoring.evry"),
     ],
 )
@@ -213,7 +215,7 @@ def test_results_of_another_experiment_are_not_mixed_in(laboratory: Laboratory, 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL_DATA.is_file(), reason="needs ../shared/data/globalopinionqa/global_opinions.csv")
+@pytest.mark.usefixtures("survey")
 def test_the_papers_comparison_runs_in_its_quick_form(tmp_path: Path) -> None:
     """Every method of benchmarks/experiments/paper.toml, on the real survey, with the real MiniLM."""
     laboratory = Laboratory(tmp_path, Path(get_model_path()))
