@@ -50,7 +50,7 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         (f"rounds = 0\n{MINIMAL}", "rounds: Input should be greater than or equal to 1 (given: 0)"),
         (f"{MINIMAL}[round]\nmin_clients = 5\ntarget_clients = 3\n", "min_clients 5 is above target_clients 3"),
         (f'{MINIMAL}[groups]\ntrain = ["a", "b"]\nheld_out = ["a"]\n', "twice: a"),
-        (f"{MINIMAL}[predictor]\nheads = 3\n", "heads 3 does not divide d_model 128"),
+        (f"{MINIMAL}[predictor]\nheads = 3\n", "heads 3 does not divide d_model 256"),
         (f"{MINIMAL}[training]\nlearning_rate = -1.0\n", "training.learning_rate: Input should be greater than 0"),
         ('[embedding]\nmodel = "m"\ndimension = 8\ntemplates = ["{answer}"]\n', "may use {question}"),
         ('[embedding]\nmodel = "m"\ndimension = 7\n', "dimension 7 is not a multiple of the 2 templates"),
