@@ -30,6 +30,9 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes side by side; default: the cores, 1 on a GPU.")
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Play this method now (repeatable); others can follow.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few rounds of one seed: to see that all works.")] = False,
 ) -> None:
     """Run every method with every seed. What is done already is left alone, so a run that was broken off goes on."""
@@ -51,6 +54,7 @@ def run(
         cache=cache or folder / "cache",
         device=chosen,
         jobs=jobs or (cores if chosen == "cpu" else 1),
+        only=tuple(only or ()),
     )
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())

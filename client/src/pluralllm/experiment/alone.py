@@ -1,25 +1,24 @@
 """Training without a federation: all groups' data in one place, each group by itself, or a group's last steps on its own."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from pluralllm.client.train import learning_rate
-from pluralllm.common.data import GroupData, draw_episode, step_sizes
+from pluralllm.client.train import draw_episodes, learning_rate
+from pluralllm.common.data import GroupData
 from pluralllm.common.spec import RunSpec
 from pluralllm.experiment.federated import Point, first_values
 from pluralllm.experiment.stacked import Flat, Learners
 
 
 def centralize(
-    spec: RunSpec, steps: int, every: int, *, cosine: bool, groups: dict[str, GroupData], device: torch.device
+    spec: RunSpec, steps: int, every: int, groups: dict[str, GroupData], device: torch.device
 ) -> Iterator[Point]:
-    """One model, `steps` gradient steps, each on a batch of one episode of every training group; a point each `every` steps.
+    """One model, `steps` gradient steps, each on the episodes that every training group's client would take.
 
-    `cosine`: the rate falls to 0 over the steps, as in the paper's baseline of 100 (arXiv 2503.09925); else it is the spec's.
-    As many examples as the federation's: what the run spec holds out is held out here too.
+    A point each `every` steps. The paper's baseline is 100 steps with the rate falling to 0 over them (arXiv 2503.09925). As
+    many examples as the federation's: what the run spec holds out is held out here too.
     """
     mine = [groups[name] for name in sorted(spec.groups.train)]
     usable = [data.split(spec.evaluation.holdout_share)[0] for data in mine]
@@ -29,15 +28,15 @@ def centralize(
     learners = Learners(spec, [start], device)
     yield Point(start, 0, 0, 0, 0)
     for number in range(steps):
-        falling = spec.training.learning_rate * (1 + math.cos(math.pi * number / steps)) / 2
         pairs = [
-            (data, draw_episode(own, spec.training.episodes, step_sizes(spec.seed, number), rng))
+            episode
             for data, own in zip(mine, usable, strict=True)
+            for episode in draw_episodes(spec, data, own, number, rng)
         ]
-        learners.learn(pairs, falling if cosine else learning_rate(spec, number))
+        learners.learn(pairs, learning_rate(spec, number))
         done = number + 1
         if done % every == 0 or done == steps:
-            yield Point(learners.stack.flat()[0], 0, done, done * len(mine), 0)
+            yield Point(learners.stack.flat()[0], 0, done, done * len(pairs), 0)
 
 
 def train_alone(
@@ -52,10 +51,11 @@ def train_alone(
     yield Point(start, 0, 0, 0, 0), dict.fromkeys(names, start)
     for number in range(steps):
         pairs = [
-            (groups[name], draw_episode(own, spec.training.episodes, step_sizes(spec.seed, number), rng))
+            episode
             for name, own, rng in zip(names, usable, generators, strict=True)
+            for episode in draw_episodes(spec, groups[name], own, number, rng)
         ]
         learners.learn(pairs, learning_rate(spec, number))
         done = number + 1
         if done % every == 0 or done == steps:
-            yield Point(start, 0, done, done * len(names), 0), dict(zip(names, learners.stack.flat(), strict=True))
+            yield Point(start, 0, done, done * len(pairs), 0), dict(zip(names, learners.stack.flat(), strict=True))

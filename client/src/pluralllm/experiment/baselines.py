@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from pluralllm.common.data import Episode, GroupData
 from pluralllm.common.spec import RunSpec
 from pluralllm.experiment.scoring import Scored, scored
+from pluralllm.experiment.spec import BASELINES
 
 Guess = NDArray[np.float32]
 Guesser = Callable[[GroupData, tuple[int, ...], int], Guess]  # group, context, question
-UNIFORM, NEAREST, TRAINING_MEAN = "uniform", "own nearest answer", "mean of training groups"
+UNIFORM, NEAREST, TRAINING_MEAN = BASELINES
 
 
 def uniform(data: GroupData, _context: tuple[int, ...], question: int) -> Guess:

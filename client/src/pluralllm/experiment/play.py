@@ -57,7 +57,7 @@ class Player:
         records = [setting.provenance.header(method.name, method.kind, seed, spec)]
         models: Models = {}
         clock = _Clock()
-        total = method.steps or spec.rounds * spec.training.local_steps
+        total = (method.steps or spec.rounds * spec.training.local_steps) + (method.adapt_steps or 0)
         for point, models in _points(method, spec, setting, groups):
             on_step(point.gradient_steps, total)
             if _is_due(point, spec, setting.experiment.scoring.every, total):
@@ -129,10 +129,11 @@ def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> 
             for point in federate(spec, groups, setting.device):
                 yield point, dict.fromkeys(groups, point.values)
             if method.adapt_steps is not None:  # the spec has at least one round
-                yield from _adapted(point, method.adapt_steps, spec, setting, groups)
+                slow = {"learning_rate": method.adapt_learning_rate, "schedule": "constant"}
+                adapting = spec.model_copy(update={"training": spec.training.model_copy(update=slow)})
+                yield from _adapted(point, method.adapt_steps, adapting, setting, groups)
         case "centralized":
-            is_cosine = method.steps is not None
-            for point in centralize(spec, steps, every, cosine=is_cosine, groups=groups, device=setting.device):
+            for point in centralize(spec, steps, every, groups, setting.device):
                 yield point, dict.fromkeys(groups, point.values)
         case "local":
             yield from train_alone(spec, first_values(spec), steps, every, groups, setting.device)
@@ -141,10 +142,11 @@ def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> 
 def _adapted(
     last: Point, steps: int, spec: RunSpec, setting: Setting, groups: Groups
 ) -> Iterator[tuple[Point, Models]]:
-    """A few steps of each training group on its own questions; other groups have the federation's last model."""
+    """A few steps of each training group on its own questions. Nobody else's model changes, so nobody else is scored."""
     for after, models in train_alone(spec, last.values, steps, steps, groups, setting.device):
-        taken, seen = last.gradient_steps + after.gradient_steps, last.episodes + after.episodes
-        yield replace(last, gradient_steps=taken, episodes=seen), dict.fromkeys(groups, last.values) | models
+        if after.gradient_steps:
+            taken, seen = last.gradient_steps + after.gradient_steps, last.episodes + after.episodes
+            yield replace(last, gradient_steps=taken, episodes=seen), models
 
 
 def _is_due(point: Point, spec: RunSpec, every: int, total: int) -> bool:

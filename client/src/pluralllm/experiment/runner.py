@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pluralllm.client.train import pick_device
 from pluralllm.client.worker_process import WorkerProcess
+from pluralllm.common.errors import InvalidArgument
 from pluralllm.experiment.baselines import (
     NEAREST,
     TRAINING_MEAN,
@@ -39,25 +40,30 @@ class Plan:
     cache: Path
     device: str
     jobs: int  # processes side by side
+    only: tuple[str, ...] = ()  # methods to play now; the others can follow in the same folder
 
 
 def run_experiment(plan: Plan, tell: Tell) -> None:
     """Writes a result for each method and seed into `out`; what is there already is left alone.
 
-    Raises InvalidData, TooFewQuestions, ModelUnavailable, InvalidSpec (results of another experiment in `out`), StorageFull,
+    Raises InvalidArgument, InvalidData, TooFewQuestions, ModelUnavailable, InvalidSpec (results of another experiment in `out`), StorageFull,
     WorkerDied.
     """
     experiment = plan.experiment
     device = pick_device(plan.device)
+    names = [method.name for method in experiment.methods]
+    if unknown := [name for name in plan.only if name not in names]:
+        raise InvalidArgument(field="--only", problem=f"is {unknown[0]!r}, the methods are: {', '.join(names)}")
+    chosen = [method for method in experiment.methods if not plan.only or method.name in plan.only]
     questions = read_groups(experiment)
     check_sizes(experiment, questions)
     provenance = Provenance(experiment, data_digest(questions))
     # Seeds first: broken off, an experiment has whole comparisons of few seeds rather than all seeds of few methods.
-    work = [(method, seed) for seed in experiment.seeds for method in experiment.methods]
+    work = [(method, seed) for seed in experiment.seeds for method in chosen]
     todo = [(method, seed) for method, seed in work if not is_done(file_of(plan.out, method.name, seed), provenance)]
     plan.out.mkdir(parents=True, exist_ok=True)
     player = Player(Setting(experiment, questions, provenance, plan.model_path, plan.cache, device))
-    for method in experiment.methods:  # into the cache once, and not by every process at the same time
+    for method in chosen:  # into the cache once, and not by every process at the same time
         groups = player.groups(
             experiment.run_spec(method, experiment.seeds[0]), lambda done, of: tell("embedding", done, of)
         )

@@ -13,6 +13,15 @@ from pluralllm.common.ids import Digest
 from pluralllm.common.spec import Name, RunSpec, Seed, SpecPart, explain, merge, preset_values
 
 QUICK_ROUNDS, QUICK_STEPS, QUICK_QUESTIONS = 4, 24, 40
+OF_THE_EXPERIMENT = (
+    ("seed",),
+    ("groups",),
+    ("round", "min_clients"),
+    ("round", "target_clients"),
+    ("evaluation", "holdout_share"),
+    ("embedding", "model"),
+)
+BASELINES = ("uniform", "own nearest answer", "mean of training groups")
 Names = Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
@@ -58,6 +67,8 @@ class Scoring(SpecPart):
 
     @model_validator(mode="after")
     def _main_is_scored(self) -> Self:
+        if len(set(self.contexts)) < len(self.contexts):
+            raise ValueError(f"contexts has one twice: {list(self.contexts)}")
         if self.main_context not in self.contexts:
             raise ValueError(f"main_context {self.main_context} is not one of contexts {list(self.contexts)}")
         if any(self.main_context in contexts for contexts in self.without.values()):
@@ -94,6 +105,16 @@ class Method(SpecPart):
             raise ValueError("adapt_steps is for kind = fedavg")
         return self
 
+    @model_validator(mode="after")
+    def _the_experiment_decides_what_is_compared(self) -> Self:
+        for path in OF_THE_EXPERIMENT:
+            table: Any = self.spec
+            for key in path:
+                table = table.get(key) if isinstance(table, dict) else None
+            if table is not None:
+                raise ValueError(f"spec.{'.'.join(path)} is the experiment's to say, for all methods alike")
+        return self
+
     def quick(self) -> Self:
         """A few rounds or steps of it."""
         rounds = {"rounds": min(self.spec["rounds"], QUICK_ROUNDS)} if "rounds" in self.spec else {}
@@ -115,6 +136,12 @@ class Experiment(SpecPart):
     methods: Annotated[tuple[Method, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
+    def _each_seed_once(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds has one twice: {list(self.seeds)}")
+        return self
+
+    @model_validator(mode="after")
     def _without_names_groups(self) -> Self:
         if unknown := sorted(set(self.scoring.without) - set(self.data.groups)):
             raise ValueError(f"scoring.without names groups that take no part: {', '.join(unknown)}")
@@ -122,7 +149,7 @@ class Experiment(SpecPart):
 
     @model_validator(mode="after")
     def _methods_have_names_of_their_own(self) -> Self:
-        names = [slug_of(method.name) for method in self.methods]
+        names = [slug_of(name) for name in (*BASELINES, *(method.name for method in self.methods))]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two methods have one file: {', '.join(twice)}; names must differ in a letter or digit")
         return self
@@ -138,6 +165,8 @@ class Experiment(SpecPart):
             "evaluation": {"holdout_share": self.scoring.holdout_share},
             "embedding": {"model": self.model},
         }
+        if method.kind == "centralized" and method.steps is not None:  # the paper's: the rate falls to 0 over the steps
+            own["training"] = {"schedule": "cosine", "cosine_steps": method.steps}
         values = merge(merge(preset_values(method.preset), own), method.spec)
         values["embedding"].setdefault("dimension", self.width * len(values["embedding"]["templates"]))
         try:
@@ -147,11 +176,13 @@ class Experiment(SpecPart):
 
     def quick(self) -> Self:
         """Every method and every way of scoring once, in minutes: to see that all works, not for its figures."""
-        scoring = Scoring(
-            contexts=(self.scoring.main_context,), main_context=self.scoring.main_context, draws=1, every=2
-        )  # nobody is left out of it
+        main = self.scoring.main_context  # at which nobody is left out
+        fewer = {"contexts": (main,), "without": {}, "draws": 1, "curve_draws": 1, "every": 2}
+        scoring = self.scoring.model_copy(update=fewer)
         changes = {
-            "data": self.data.model_copy(update={"max_questions": QUICK_QUESTIONS}),
+            "data": self.data.model_copy(
+                update={"max_questions": min(self.data.max_questions or QUICK_QUESTIONS, QUICK_QUESTIONS)}
+            ),
             "seeds": self.seeds[:1],
             "rounds": min(self.rounds, QUICK_ROUNDS),
             "scoring": scoring,
@@ -166,7 +197,9 @@ class Experiment(SpecPart):
         return values
 
     def sha256(self) -> Digest:
-        return Digest(hashlib.sha256(json.dumps(self.portable(), sort_keys=True).encode()).hexdigest())
+        """Over the run specs too: a preset that changes in a later release makes another experiment."""
+        specs = [self.run_spec(method, self.seeds[0]).sha256() for method in self.methods]
+        return Digest(hashlib.sha256(json.dumps([self.portable(), specs], sort_keys=True).encode()).hexdigest())
 
 
 def load_experiment(path: Path) -> Experiment:
