@@ -46,8 +46,8 @@ class Plan:
 def run_experiment(plan: Plan, tell: Tell) -> None:
     """Writes a result for each method and seed into `out`; what is there already is left alone.
 
-    Raises InvalidArgument, InvalidData, TooFewQuestions, ModelUnavailable, InvalidSpec (results of another experiment in `out`), StorageFull,
-    WorkerDied.
+    Raises InvalidArgument, InvalidData, TooFewQuestions, ModelUnavailable, StorageFull, WorkerDied, and InvalidSpec for results
+    of another experiment in `out`.
     """
     experiment = plan.experiment
     device = pick_device(plan.device)

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from pluralllm.common.errors import InvalidSpec
 from pluralllm.common.ids import Digest
-from pluralllm.common.spec import Name, RunSpec, Seed, SpecPart, explain, merge, preset_values
+from pluralllm.common.spec import Name, Positive, RunSpec, Seed, SpecPart, explain, merge, preset_values
 
 QUICK_ROUNDS, QUICK_STEPS, QUICK_QUESTIONS = 4, 24, 40
 OF_THE_EXPERIMENT = (
@@ -92,9 +92,9 @@ class Method(SpecPart):
     kind: Literal["fedavg", "centralized", "local"] = "fedavg"
     preset: Literal["default", "paper"] = "default"
     steps: PositiveInt | None = None  # of centralized; default: rounds * local_steps, as many as a client takes
-    adapt_steps: PositiveInt | None = (
-        None  # after fedavg, of each training group on its own questions: its own last model
-    )
+    # After fedavg, of each training group on its own questions: its own last model.
+    adapt_steps: PositiveInt | None = None
+    adapt_learning_rate: Positive = 1e-4  # constant over them
     spec: dict[str, Any] = Field(default_factory=dict)  # merged over the preset
 
     @model_validator(mode="after")
