@@ -51,6 +51,8 @@ METHODS = {
     "Alone": 'kind = "local"\n',
     "FedProx": "",
 }
+OWN = {"Alone", "FedAvg adapted"}  # methods that give each training group a model of its own
+LONE = 'kind = "local"\n[methods.spec]\n'
 BASELINES = {"uniform", "own nearest answer", "mean of training groups"}
 
 
@@ -131,9 +133,9 @@ def test_every_method_with_every_seed_and_the_baselines_have_a_result(
         assert {record["context"] for record in finals} == {1, 10}
         groups = {record["group"] for record in finals}
         assert groups >= {"Northmark", "Harbourland", "Old Valley"}
-        assert ("Goldcrest" in groups) == (method != "Alone"), "a group by itself says nothing of others"
+        assert ("Goldcrest" in groups) == (method not in OWN), "a group's own model says nothing of others"
         shown = [record for record in records if record["kind"] == "distribution"]
-        assert bool(shown) == (seed == 0 and method not in BASELINES and method != "Alone")
+        assert bool(shown) == (seed == 0 and method not in BASELINES | OWN)
         for record in shown:
             assert sum(record["predicted"]) == pytest.approx(1, abs=1e-3)
 
@@ -149,15 +151,17 @@ def test_each_axis_of_cost_is_counted(whole: dict[tuple[str, int], list[dict[str
     assert last("Central 3")["gradient_steps"] == 3
 
 
-def test_an_adapted_model_differs_for_training_groups_only(
+def test_a_model_adapted_by_its_group_is_scored_once_more_after_the_federations(
     whole: dict[tuple[str, int], list[dict[str, Any]]],
 ) -> None:
-    def draws(method: str, group: str) -> Any:
-        records = whole[method, 0]
-        return next(r["draws"] for r in records if r["kind"] == "final" and (r["group"], r["context"]) == (group, 10))
-
-    assert draws("FedAvg", "Goldcrest") == draws("FedAvg adapted", "Goldcrest")
-    assert draws("FedAvg", "Old Valley") != draws("FedAvg adapted", "Old Valley")
+    plain, adapted = (
+        [record for record in whole[method, 0] if record["kind"] == "point"] for method in ("FedAvg", "FedAvg adapted")
+    )
+    assert [point["gradient_steps"] for point in adapted] == [0, 2, 4, 6, 8]
+    assert adapted[:-1] == plain
+    assert adapted[-1]["episodes"] == plain[-1]["episodes"] + 2 * 3
+    assert set(adapted[-1]["alignment"]) == {"Northmark", "Harbourland", "Old Valley"}
+    assert adapted[-1]["alignment"]["Old Valley"] != plain[-1]["alignment"]["Old Valley"]
 
 
 def test_a_killed_experiment_resumes_and_gives_the_same_figures(
@@ -192,7 +196,11 @@ def test_a_killed_experiment_resumes_and_gives_the_same_figures(
         ({"draws = 2": "draws = 2\nwithout = { Nowhere = [1] }"}, "take no part: Nowhere"),
         ({"draws = 2": "draws = 2\nwithout = { Goldcrest = [10] }"}, "scored at main_context 10"),
         ({'name = "Alone"': 'name = "FEDPROX"'}, "fedprox"),
-        ({"every = 1": "evry = 1"}, "scoring.evry"),
+        ({'name = "Alone"': 'name = "Uniform"'}, "one file: uniform"),
+        ({"seeds = [0, 1]": "seeds = [0, 0]"}, "seeds has one twice"),
+        ({"contexts = [1, 10]": "contexts = [1, 10, 10]"}, "contexts has one twice"),
+        ({LONE: f"{LONE}seed = 7\n"}, "spec.seed is the experiment's to say"),
+        ({LONE: f'{LONE}groups = {{ train = ["Goldcrest"] }}\n'}, "spec.groups is the experiment's to say"),
     ],
 )
 def test_what_cannot_work_is_told_before_any_work(laboratory: Laboratory, changes: dict[str, str], told: str) -> None:
@@ -204,6 +212,12 @@ def test_what_cannot_work_is_told_before_any_work(laboratory: Laboratory, change
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert not (laboratory.folder / "never").exists()
+
+
+def test_a_method_that_is_not_there_is_told_with_those_that_are(laboratory: Laboratory) -> None:
+    done = laboratory.run("never", "--only", "FedAwg")
+    assert done.returncode == 3
+    assert "the methods are: FedAvg, FedAvg adapted, Central" in done.stderr
 
 
 def test_results_of_another_experiment_are_not_mixed_in(laboratory: Laboratory, whole: object) -> None:

@@ -1,8 +1,9 @@
 """Fairness-aware weights: clients that the base model predicts badly count more. Pure, and free of numpy: the round machine asks.
 
 A client's distance is the mean Jensen-Shannon distance of the round's base model on the targets of the client's first local step,
-before any training: 1 - alignment. A client may lie about it, or give none: whoever gives none counts with the mean of those
-given; if nobody gives one, weights are by examples and nothing is learnt. And no weight leaves even share / MAX_LEANING ..
+before any training: 1 - alignment, of answers as that step has them (sharpened, and predicted with dropout, if the spec says so),
+so one round's is noisy. A client may lie about it, or give none: whoever gives none counts with the mean of those given; if
+nobody gives one, weights are by examples and nothing is learnt. And no weight leaves even share / MAX_LEANING ..
 even share * MAX_LEANING, an even share being 1 / clients, whatever the distances say.
 
     q_fair    weight ~ examples * distance^q. q-FFL (Li et al. 2020, arXiv 1905.10497) without the normalisation of its steps by a
