@@ -109,11 +109,10 @@ class StackedPredictors:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """One step of each client: what was predicted before it, of what, and how well."""
+    """One step of each client: what was predicted before it, and of what."""
 
     predicted: Prediction  # detached
     batch: Batch
-    losses: Tensor  # (K,)
 
 
 class Learners:
@@ -154,7 +153,7 @@ class Learners:
         if self._training.gradient_clip_norm is not None:
             clip_each([tensor.grad for tensor in tensors if tensor.grad is not None], self._training.gradient_clip_norm)
         self._optimizer.step()
-        return Learnt(Prediction(predicted.mean.detach(), predicted.log_std.detach()), batch, losses.detach())
+        return Learnt(Prediction(predicted.mean.detach(), predicted.log_std.detach()), batch)
 
 
 @torch.no_grad()
