@@ -168,14 +168,14 @@ def final_of(
         targets = np.sort(key.choice(mine, max(1, len(mine) - context), replace=False))
         drawn = []
         for question in targets.tolist():
-            known = part != "train" and question % 8 != 0
+            kind = "w" if part == "train" or question % 8 == 0 else "u" if question % 8 == 1 else "a"
             hard = (question * 37 % 17 - 8) / 80  # the same in every group
-            level = made.end + luck + ease(group) + gain * (0.4 if context > 20 else 1) - (0.0 if known else 0.02)
+            level = made.end + luck + ease(group) + gain * (0.4 if context > 20 else 1) - (0.0 if kind == "a" else 0.02)
             distance = float(np.clip(1 - level + hard + rng.normal(0, 0.05), 0.005, 0.83))
             spread = float(np.clip(0.05 + abs(hard) * 0.6 + rng.normal(0, 0.008), 0.015, None))
             error = abs(float(rng.normal(0, spread)))
             log_std = None if made.kind == "baseline" else round(float(np.log(spread / made.confidence)), 4)
-            drawn.append([f"question {question}", known, round(distance, 6), log_std, round(error, 6)])
+            drawn.append([f"question {question}", kind, round(distance, 6), log_std, round(error, 6)])
         rows.append(drawn)
     return {"kind": "final", "group": group, "part": part, "context": context, "draws": rows}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pluralllm.experiment.calibration import calibration_of
-from pluralllm.experiment.results import Result, Scores
+from pluralllm.experiment.results import QuestionKind, Result, Scores
 from pluralllm.experiment.summary import Selection
 
 
@@ -16,7 +16,9 @@ def made(confidence: float, loss: str = "gaussian", *, predicted: bool = True) -
     log_std = np.log(spread / confidence) if predicted else np.full(spread.shape, np.nan)
     count = len(spread)
     numbers = np.arange(count)
-    scores = Scores("g", "test", 20, np.zeros(count, int), numbers, numbers % 2 == 0, error, log_std, error)
+    scores = Scores(
+        "g", "test", 20, np.zeros(count, int), numbers, np.where(numbers % 2 == 0, "a", "u"), error, log_std, error
+    )
     return Result({"method": "a", "seed": 0, "spec": {"training": {"loss": loss}}}, (), (scores,), ())
 
 
@@ -36,8 +38,8 @@ def test_spreads_that_are_too_small_show_as_a_ratio_above_one() -> None:
     assert found.within == pytest.approx(0.383, abs=0.01)
 
 
-def test_known_questions_can_be_looked_at_alone() -> None:
-    found = calibration_of([made(1.0)], Selection(known=True))
+def test_one_kind_of_question_can_be_looked_at_alone() -> None:
+    found = calibration_of([made(1.0)], Selection(kinds=(QuestionKind.ANSWERED,)))
     assert found is not None
     assert found.questions == 10_000
 

@@ -11,6 +11,7 @@ from pluralllm.common.metrics import (
     coefficient_of_variation,
     fairness_index,
     js_distance,
+    js_distances,
     question_fairness_index,
     wasserstein_score,
 )
@@ -53,6 +54,23 @@ def test_a_prediction_that_is_no_distribution_is_an_error_and_not_perfect(broken
         js_distance(broken, [0.5, 0.5])
     with pytest.raises(ValueError, match="shares"):
         Alignment().add(broken, [0.5, 0.5], None)
+
+
+@given(st.lists(two_distributions, min_size=1, max_size=5))
+def test_many_questions_at_once_have_the_distances_they_have_alone(
+    pairs: list[tuple[list[float], list[float]]],
+) -> None:
+    starts = np.cumsum([0, *(len(predicted) for predicted, _ in pairs[:-1])])
+    predicted, true = (np.concatenate([np.array(pair[side]) for pair in pairs]) for side in (0, 1))
+    alone = [js_distance(*pair) for pair in pairs]
+    assert js_distances(predicted, true, starts).tolist() == pytest.approx(alone, abs=1e-9)
+
+
+@pytest.mark.parametrize("broken", [[math.nan, 1.0], [-0.1, 1.1], [0.0, 0.0], [0.5]])
+def test_one_broken_question_among_many_is_an_error(broken: list[float]) -> None:
+    predicted = np.array([0.5, 0.5, *broken])
+    with pytest.raises(ValueError, match="shares"):
+        js_distances(predicted, np.array([0.5, 0.5, 0.5, 0.5]), np.array([0, 2]))
 
 
 def test_the_worst_alignment_is_0167_natural_and_0_in_base_2() -> None:

@@ -23,7 +23,7 @@ EXPECTED = {
     "convergence",
     "groups-test",
     "fairness",
-    "known-unseen",
+    "kinds",
     "contexts",
     "answers",
     "calibration",

@@ -34,7 +34,7 @@ def test_results_are_read_as_columns(whole: Path) -> None:
     assert len(default.points) == 13
     assert {d.group for d in default.distributions} == set(TEST[:2])
     scores = default.scores[0]
-    assert len(scores.question) == len(scores.known) == len(scores.distance) == len(scores.error) > 0
+    assert len(scores.question) == len(scores.kind) == len(scores.distance) == len(scores.error) > 0
     assert set(scores.draw.tolist()) == {0, 1}
     uniform = next(result for result in results if result.method == "uniform")
     assert uniform.points == ()

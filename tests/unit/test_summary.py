@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pluralllm.experiment.results import Result, Scores, question_number
+from pluralllm.experiment.results import QuestionKind, Result, Scores, question_number
 from pluralllm.experiment.summary import (
     Selection,
     difference,
@@ -16,7 +16,8 @@ from pluralllm.experiment.summary import (
     unevenness,
 )
 
-Row = tuple[str, bool, float]  # question, known, distance
+Row = tuple[str, QuestionKind, float]  # question, its kind, distance
+ANSWERED, UNANSWERED, WITHHELD = QuestionKind.ANSWERED, QuestionKind.UNANSWERED, QuestionKind.WITHHELD
 
 
 def scores(group: str, draws: Sequence[Sequence[Row]], part: str = "test", context: int = 20) -> Scores:
@@ -27,7 +28,7 @@ def scores(group: str, draws: Sequence[Sequence[Row]], part: str = "test", conte
         context,
         np.repeat(np.arange(len(draws)), [len(draw) for draw in draws]),
         np.array([question_number(question) for question, _, _ in rows]),
-        np.array([known for _, known, _ in rows]),
+        np.array([kind for _, kind, _ in rows], dtype="U1"),
         np.array([distance for _, _, distance in rows]),
         np.full(len(rows), np.nan),
         np.zeros(len(rows)),
@@ -40,7 +41,7 @@ def result(method: str, *found: Scores, seed: int = 0) -> Result:
 
 def alike(method: str, groups: Sequence[str], distances: dict[str, float], shift: float = 0.0, seed: int = 0) -> Result:
     """Every group has the same distances."""
-    rows = [(question, True, distance + shift) for question, distance in distances.items()]
+    rows = [(question, ANSWERED, distance + shift) for question, distance in distances.items()]
     return result(method, *(scores(group, [rows]) for group in groups), seed=seed)
 
 
@@ -48,13 +49,13 @@ DISTANCES = {f"q{number}": 0.1 + 0.2 * (number % 5) / 4 for number in range(50)}
 
 
 def test_a_score_is_one_minus_the_mean_distance_over_rows_of_all_draws() -> None:
-    found = result("a", scores("g", [[("x", True, 0.1), ("y", True, 0.3)], [("x", True, 0.2)]]))
+    found = result("a", scores("g", [[("x", ANSWERED, 0.1), ("y", ANSWERED, 0.3)], [("x", ANSWERED, 0.2)]]))
     assert table([found], Selection())[0].mean.value == pytest.approx(1 - 0.2)
 
 
 def test_the_worst_group_is_named_and_lines_are_best_first() -> None:
-    good = result("good", scores("g", [[("x", True, 0.1)]]), scores("h", [[("x", True, 0.2)]]))
-    bad = result("bad", scores("g", [[("x", True, 0.3)]]), scores("h", [[("x", True, 0.3)]]))
+    good = result("good", scores("g", [[("x", ANSWERED, 0.1)]]), scores("h", [[("x", ANSWERED, 0.2)]]))
+    bad = result("bad", scores("g", [[("x", ANSWERED, 0.3)]]), scores("h", [[("x", ANSWERED, 0.3)]]))
     lines = table([bad, good], Selection())
     assert [(line.method, line.worst_group) for line in lines] == [("good", "h"), ("bad", "g")]
     assert lines[0].worst.value == pytest.approx(0.8)
@@ -98,21 +99,27 @@ def test_a_difference_needs_the_same_groups() -> None:
     assert difference(results, "a", "nobody", Selection()) is None
 
 
-def test_known_and_unseen_questions_are_told_apart() -> None:
-    found = result("a", scores("g", [[("x", True, 0.1), ("y", False, 0.4)]]))
-    assert table([found], Selection(known=True))[0].mean.value == pytest.approx(0.9)
-    assert table([found], Selection(known=False))[0].mean.value == pytest.approx(0.6)
+def test_each_kind_of_question_has_a_score_and_a_groups_own_leaves_the_withheld_out() -> None:
+    found = result("a", scores("g", [[("x", ANSWERED, 0.1), ("y", UNANSWERED, 0.4), ("z", WITHHELD, 0.7)]]))
+    for kind, score in ((ANSWERED, 0.9), (UNANSWERED, 0.6), (WITHHELD, 0.3)):
+        assert table([found], Selection(kinds=(kind,)))[0].mean.value == pytest.approx(score)
+    assert table([found], Selection())[0].mean.value == pytest.approx(0.75)
+
+
+def test_training_groups_are_scored_on_withheld_questions() -> None:
+    found = result("a", scores("g", [[("z", WITHHELD, 0.2)]], part="train"))
+    assert table([found], Selection("train"))[0].mean.value == pytest.approx(0.8)
 
 
 def test_only_the_first_draws_can_be_looked_at() -> None:
-    found = result("a", scores("g", [[("x", True, 0.1)], [("y", True, 0.5)]]))
+    found = result("a", scores("g", [[("x", ANSWERED, 0.1)], [("y", ANSWERED, 0.5)]]))
     tally = tally_of([found], Selection(draws=1), population([found], Selection()))
     assert tally is not None
     assert tally.scores() == pytest.approx([0.9])
 
 
 def test_a_method_without_groups_of_the_part_has_no_line() -> None:
-    found = [result("a", scores("g", [[("x", True, 0.1)]], part="train")), alike("b", ["h"], DISTANCES)]
+    found = [result("a", scores("g", [[("x", ANSWERED, 0.1)]], part="train")), alike("b", ["h"], DISTANCES)]
     assert [line.method for line in table(found, Selection())] == ["b"]
     assert table(found, Selection(context=5)) == []
 

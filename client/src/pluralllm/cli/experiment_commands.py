@@ -17,7 +17,7 @@ from pluralllm.common.extras import need_experiment, need_report
 from pluralllm.common.logs import configure_logs
 
 app = typer.Typer(no_args_is_help=True, help="Compare methods on survey data, in one process.")
-PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, unseen questions"}
+PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, withheld questions"}
 
 
 @app.command()
@@ -69,16 +69,26 @@ def table_of(
     folder: Annotated[Path, typer.Argument(help="Folder of the results.")],
     part: Annotated[str, typer.Option(help=f"Which groups: {', '.join(PARTS)}.")] = "test",
     context: Annotated[int, typer.Option(min=1, help="Number of context questions.")] = 20,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="Of questions: answered, unanswered, withheld; repeatable. Default: the part's own score."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The table of methods: mean and worst alignment with 95 % intervals, fairness. Choose by validation, report test."""
-    from pluralllm.experiment.results import read_results  # noqa: PLC0415 - numpy, only here
+    from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415 - numpy, only here
     from pluralllm.experiment.summary import Selection, contexts_of, table  # noqa: PLC0415
 
     if part not in PARTS:
         raise InvalidArgument(field="--part", problem=f"is {part!r}, allowed: {', '.join(PARTS)}")
+    kinds = {each.name.lower(): each for each in QuestionKind}
+    if unknown := [word for word in kind or () if word not in kinds]:
+        raise InvalidArgument(field="--kind", problem=f"is {unknown[0]!r}, allowed: {', '.join(kinds)}")
     results = read_results(folder)
-    lines = table(results, Selection(part, context))
+    lines = table(results, Selection(part, context, tuple(kinds[word] for word in kind) if kind else None))
+    if not lines and kind:
+        problem = f"no such questions of {PARTS[part]} were scored with {context} context questions"
+        raise InvalidArgument(field="--kind", problem=problem)
     if not lines:
         sizes = ", ".join(str(size) for size in contexts_of(results))
         problem = f"no {PARTS[part]} were scored with {context} context questions; scored were sizes {sizes}"

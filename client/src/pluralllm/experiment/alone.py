@@ -22,7 +22,7 @@ def centralize(
     """
     mine = [groups[name] for name in sorted(spec.groups.train)]
     usable = [data.split(spec.evaluation.holdout_share)[0] for data in mine]
-    rng = np.random.default_rng(spec.seed)
+    rng = episode_stream(spec, 0)
     torch.manual_seed(spec.seed)
     start = first_values(spec)
     learners = Learners(spec, [start], device)
@@ -39,13 +39,18 @@ def centralize(
             yield Point(learners.stack.flat()[0], 0, done, done * len(pairs), 0)
 
 
+def episode_stream(spec: RunSpec, number: int) -> np.random.Generator:
+    """Apart from every stream of sizes, which are seeded with the run's seed and the step (`common.data.step_sizes`)."""
+    return np.random.default_rng([spec.seed, number, 1])
+
+
 def train_alone(
     spec: RunSpec, start: Flat, steps: int, every: int, groups: dict[str, GroupData], device: torch.device
 ) -> Iterator[tuple[Point, dict[str, Flat]]]:
     """A model for each training group, from `start`, on its own episodes only; all in one batched pass."""
     names = sorted(spec.groups.train)
     usable = [groups[name].split(spec.evaluation.holdout_share)[0] for name in names]
-    generators = [np.random.default_rng([spec.seed, number]) for number in range(len(names))]
+    generators = [episode_stream(spec, number) for number in range(len(names))]
     torch.manual_seed(spec.seed)
     learners = Learners(spec, [start] * len(names), device)
     yield Point(start, 0, 0, 0, 0), dict.fromkeys(names, start)

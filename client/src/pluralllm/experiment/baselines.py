@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.data import Episode, GroupData
+from pluralllm.common.questions import is_held_out
 from pluralllm.common.spec import RunSpec
+from pluralllm.experiment.results import QuestionKind
 from pluralllm.experiment.scoring import Scored, scored
 from pluralllm.experiment.spec import BASELINES
 
@@ -41,6 +43,7 @@ class TrainingMean:
 
     def __init__(self, spec: RunSpec, groups: dict[str, GroupData]) -> None:
         self._known: dict[str, list[Guess]] = {}
+        self._holdout_share = spec.evaluation.holdout_share
         for name in spec.groups.train:
             data = groups[name]
             for number in data.split(spec.evaluation.holdout_share)[0]:
@@ -51,17 +54,21 @@ class TrainingMean:
         known = self._known.get(data.questions[question].id)
         return uniform(data, context, question) if known is None else np.mean(known, axis=0)
 
-    def knows(self, data: GroupData, question: int) -> bool:
-        """Whether any training group was trained on this question."""
-        return data.questions[question].id in self._known
+    def kind_of(self, data: GroupData, question: int) -> QuestionKind:
+        """What training could know of this question."""
+        known = data.questions[question].id
+        if is_held_out(known, self._holdout_share):
+            return QuestionKind.WITHHELD
+        return QuestionKind.ANSWERED if known in self._known else QuestionKind.UNANSWERED
 
 
 def score_guesses(guess: Guesser, data: GroupData, episodes: list[Episode]) -> list[list[Scored]]:
     """As `score_model` does for a predictor."""
-    return [
-        [scored(data, question, guess(data, episode.context, question), float("nan")) for question in episode.targets]
-        for episode in episodes
-    ]
+    found = []
+    for episode in episodes:
+        shares = np.concatenate([guess(data, episode.context, question) for question in episode.targets])
+        found.append(scored(data, episode.targets, shares, np.full_like(shares, np.nan)))
+    return found
 
 
 def _direction(data: GroupData, question: int) -> Guess:

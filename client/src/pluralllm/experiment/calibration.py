@@ -25,7 +25,7 @@ class Calibration:
 def calibration_of(runs: Sequence[Result], selection: Selection, bins: int = BINS) -> Calibration | None:
     """None where no spread is predicted.
 
-    A question's spread is exp(mean of its options' log standard deviations), its error the root mean square over its options.
+    A question's spread is the root mean square of its options' predicted standard deviations, its error that of its options'.
     For Gaussian errors of the predicted size `within` would be 0.68 with one option and 0.58 with five.
     """
     spreads, errors = [], []

@@ -71,6 +71,15 @@ def embed_groups(
     return found
 
 
+def embedding_digest(groups: Groups) -> str:
+    """Over every vector: another embedding model, or other arithmetic, gives another digest."""
+    digest = hashlib.sha256()
+    for name in sorted(groups):
+        digest.update(name.encode())
+        digest.update(groups[name].embeddings.tobytes())
+    return digest.hexdigest()
+
+
 def data_digest(questions: dict[str, tuple[Question, ...]]) -> str:
     """Over what was read, not over the file: the same answers give the same digest."""
     digest = hashlib.sha256()

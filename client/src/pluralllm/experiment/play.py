@@ -13,9 +13,16 @@ from pluralllm.common.spec import Embedding, RunSpec
 from pluralllm.experiment.alone import centralize, train_alone
 from pluralllm.experiment.baselines import TrainingMean
 from pluralllm.experiment.federated import Point, federate, first_values
-from pluralllm.experiment.groups import Groups, embed_groups
+from pluralllm.experiment.groups import Groups, embed_groups, embedding_digest
 from pluralllm.experiment.records import Provenance, Record, distribution_record, final_record
-from pluralllm.experiment.scoring import Scored, alignment, chosen_questions, episode_of, predicted_shares, score_model
+from pluralllm.experiment.scoring import (
+    alignment,
+    chosen_questions,
+    episode_of,
+    own_episode,
+    predicted_shares,
+    score_model,
+)
 from pluralllm.experiment.spec import Experiment, Method
 from pluralllm.experiment.stacked import Flat
 
@@ -54,9 +61,11 @@ class Player:
         setting = self._setting
         spec = setting.experiment.run_spec(method, seed)
         groups = self.groups(spec, on_embedded)
-        records = [setting.provenance.header(method.name, method.kind, seed, spec)]
+        records = [
+            setting.provenance.header(method.name, method.kind, seed, spec, embedding_digest(groups), setting.device)
+        ]
         models: Models = {}
-        clock = _Clock()
+        clock = _Clock(setting.device)
         total = (method.steps or spec.rounds * spec.training.local_steps) + (method.adapt_steps or 0)
         for point, models in _points(method, spec, setting, groups):
             on_step(point.gradient_steps, total)
@@ -70,28 +79,23 @@ class Player:
         return records
 
     def _curve(self, spec: RunSpec, groups: Groups, models: Models) -> dict[str, float]:
-        scoring = self._setting.experiment.scoring
-        return {
-            name: round(
-                alignment(self._scores(spec, values, groups, name, scoring.main_context, scoring.curve_draws)), 6
-            )
-            for name, values in models.items()
-        }
+        scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
+        curve = {}
+        for name, values in models.items():
+            part, size = data.part_of(name), scoring.main_context
+            episodes = [own_episode(spec, groups[name], part, size, draw) for draw in range(scoring.curve_draws)]
+            curve[name] = round(alignment(score_model(spec, values, groups[name], episodes, self._setting.device)), 6)
+        return curve
 
     def _finals(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
         mean = TrainingMean(spec, groups)
         for name, values in models.items():
             for context in scoring.contexts_of(name):
-                draws = self._scores(spec, values, groups, name, context, scoring.draws)
-                yield final_record(groups[name], data.part_of(name), context, draws, mean.knows)
-
-    def _scores(
-        self, spec: RunSpec, values: Flat, groups: Groups, name: str, context: int, draws: int
-    ) -> list[list[Scored]]:
-        part = self._setting.experiment.data.part_of(name)
-        episodes = [episode_of(spec, groups[name], part, context, draw) for draw in range(draws)]
-        return score_model(spec, values, groups[name], episodes, self._setting.device)
+                part = data.part_of(name)
+                episodes = [episode_of(spec, groups[name], part, context, draw) for draw in range(scoring.draws)]
+                draws = score_model(spec, values, groups[name], episodes, self._setting.device)
+                yield final_record(groups[name], part, context, draws, mean.kind_of)
 
     def _distributions(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
         """Predicted beside true, for the questions that most test groups answered."""
@@ -107,17 +111,19 @@ class Player:
 
 
 class _Clock:
-    """Seconds of training alone: what scoring costs does not count."""
+    """Seconds of training alone: what scoring costs does not count. On a CPU this process's own, so that what else the machine
+    does is left out; on an accelerator seconds that pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._now_s = time.process_time if device.type == "cpu" else time.monotonic
         self.seconds = 0.0
-        self._since_s = time.monotonic()
+        self._since_s = self._now_s()
 
     def stop(self) -> None:
-        self.seconds += time.monotonic() - self._since_s
+        self.seconds += self._now_s() - self._since_s
 
     def go_on(self) -> None:
-        self._since_s = time.monotonic()
+        self._since_s = self._now_s()
 
 
 def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> Iterator[tuple[Point, Models]]:

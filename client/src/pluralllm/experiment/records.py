@@ -16,6 +16,7 @@ from pluralllm.common.data import GroupData
 from pluralllm.common.errors import InvalidSpec
 from pluralllm.common.files import write_durably
 from pluralllm.common.spec import RunSpec
+from pluralllm.experiment.results import QuestionKind
 from pluralllm.experiment.scoring import Scored
 from pluralllm.experiment.spec import Experiment, slug_of
 
@@ -30,8 +31,10 @@ class Provenance:
     experiment: Experiment
     data_sha256: str
 
-    def header(self, method: str, kind: str, seed: int, spec: RunSpec | None) -> Record:
-        """The first record of a file; `kind` is the method's, or baseline."""
+    def header(
+        self, method: str, kind: str, seed: int, spec: RunSpec | None, embedding_sha256: str, device: torch.device
+    ) -> Record:
+        """The first record of a file; `kind` is the method's, or baseline. `spec` is None where nothing is trained."""
         return {
             "kind": "header",
             "method": method,
@@ -42,9 +45,10 @@ class Provenance:
             "data_sha256": self.data_sha256,
             "spec_sha256": "" if spec is None else spec.sha256(),
             "spec": None if spec is None else spec.model_dump(mode="json"),
+            "embedding_sha256": embedding_sha256,
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "python": platform.python_version(),
-            "machine": f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} threads",
+            "machine": _machine(device),
         }
 
 
@@ -76,17 +80,17 @@ def final_record(
     part: str,
     context: int,
     draws: Sequence[Sequence[Scored]],
-    knows: Callable[[GroupData, int], bool],
+    kind_of: Callable[[GroupData, int], QuestionKind],
 ) -> Record:
     """Every scored question of a group at one size of context.
 
-    Columns: question id, known to training, distance, log std, error.
+    Columns: question id, its kind, distance, log std, error.
     """
     rows = [
         [
             [
                 data.questions[each.question].id,
-                knows(data, each.question),
+                kind_of(data, each.question),
                 round(each.distance, 6),
                 _rounded(each.log_std),
                 round(each.error, 6),
@@ -112,6 +116,12 @@ def distribution_record(data: GroupData, part: str, context: int, number: int, s
         "true": [round(share, 4) for share in question.shares],
         "predicted": [round(float(share), 4) for share in shares],
     }
+
+
+def _machine(device: torch.device) -> str:
+    threads = torch.get_num_threads()
+    used = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{platform.system()} {platform.machine()}, {used}, {threads} thread{'s' * (threads != 1)} of a process"
 
 
 def _rounded(value: float) -> float | None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ Record = dict[str, Any]
 Floats = NDArray[np.float64]
 AXES = ("rounds", "gradient_steps", "episodes", "moved_bytes", "seconds")
 PARTS = ("test", "validation", "train")
-COLUMNS = 5  # of a scored question: id, known to training, distance, log standard deviation, error
+COLUMNS = 5  # of a scored question: id, kind, distance, log standard deviation, error
+
+
+class QuestionKind(StrEnum):
+    """What training could know of a question."""
+
+    ANSWERED = "a"  # some training group trains on it
+    UNANSWERED = "u"  # no training group has it
+    WITHHELD = "w"  # kept from every group's training, by hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class Scores:
     context: int
     draw: NDArray[np.int64]
     question: NDArray[np.int64]  # `question_number` of its id
-    known: NDArray[np.bool_]  # some training group was trained on it
+    kind: NDArray[np.str_]  # `QuestionKind`
     distance: Floats  # Jensen-Shannon, natural logarithm
     log_std: Floats  # NaN where none is predicted
     error: Floats  # root mean square of predicted minus true share
@@ -176,7 +185,7 @@ def _scores(record: Record) -> Scores:
         int(record["context"]),
         np.repeat(np.arange(len(draws)), [len(draw) for draw in draws]),
         np.array([question_number(row[0]) for row in rows], dtype=np.int64),
-        np.array([bool(row[1]) for row in rows], dtype=np.bool_),
+        np.array([QuestionKind(row[1]) for row in rows], dtype="U1"),
         numbers[:, 0],
         numbers[:, 1],
         numbers[:, 2],

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from pluralllm.client.train import pick_device
 from pluralllm.client.worker_process import WorkerProcess
 from pluralllm.common.errors import InvalidArgument
@@ -19,7 +21,7 @@ from pluralllm.experiment.baselines import (
     score_guesses,
     uniform,
 )
-from pluralllm.experiment.groups import Groups, check_sizes, data_digest, read_groups
+from pluralllm.experiment.groups import Groups, check_sizes, data_digest, embedding_digest, read_groups
 from pluralllm.experiment.play import Player, Setting
 from pluralllm.experiment.records import Provenance, file_of, final_record, is_done, write_records
 from pluralllm.experiment.scoring import episode_of
@@ -121,10 +123,10 @@ def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:
         path = file_of(plan.out, method, 0)
         if is_done(path, provenance):
             continue
-        records = [provenance.header(method, "baseline", 0, None)]
+        records = [provenance.header(method, "baseline", 0, None, embedding_digest(groups), torch.device("cpu"))]
         for name, data in groups.items():
             for context in scoring.contexts_of(name):
                 episodes = [episode_of(spec, data, parts.part_of(name), context, draw) for draw in range(scoring.draws)]
                 draws = score_guesses(guess, data, episodes)
-                records.append(final_record(data, parts.part_of(name), context, draws, mean.knows))
+                records.append(final_record(data, parts.part_of(name), context, draws, mean.kind_of))
         write_records(path, records)

@@ -1,22 +1,22 @@
 """How well a predictor fits each question of a group, given a few of the group's other answers.
 
 A context is drawn by sha256 of group, size and number of the draw: the same for every method and every seed of training.
-Test and validation groups are scored on all their other questions.
+Test and validation groups are scored on all their other questions; those that are withheld from training are told apart from
+the others in the results, and are no part of a group's own score.
 Training groups have their context from the questions they train on, and are scored on those that nobody trains on.
 """
 
 import hashlib
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pluralllm.common.data import Episode, GroupData, log_softmax_by_question, make_batch
-from pluralllm.common.metrics import js_distance
+from pluralllm.common.metrics import js_distances
 from pluralllm.common.spec import RunSpec
 from pluralllm.experiment.stacked import Flat, StackedPredictors
 
@@ -27,7 +27,7 @@ class Scored:
 
     question: int  # its number within the group
     distance: float  # Jensen-Shannon distance, natural logarithm
-    log_std: float  # mean of the predicted log standard deviations of its options; NaN for what predicts none
+    log_std: float  # of the root mean square of its options' predicted standard deviations; NaN for what predicts none
     error: float  # root mean square of predicted minus true share
 
 
@@ -40,12 +40,21 @@ def context_episode(data: GroupData, size: int, draw: int, pool: Iterable[int], 
 
 
 def episode_of(spec: RunSpec, data: GroupData, part: str, size: int, draw: int) -> Episode:
-    """Of a training group: context from what it trains on, targets nobody trains on. Of another: all but the context."""
-    trained, held_out = data.split(spec.evaluation.holdout_share)
+    """Of a training group: context from what it trains on, targets that are withheld. Of another: all but the context."""
+    usable, withheld = data.split(spec.evaluation.holdout_share)
     if part == "train":
-        return context_episode(data, size, draw, trained, held_out)
+        return context_episode(data, size, draw, usable, withheld)
     everything = range(len(data.questions))
     return context_episode(data, size, draw, everything, everything)
+
+
+def own_episode(spec: RunSpec, data: GroupData, part: str, size: int, draw: int) -> Episode:
+    """The targets of `episode_of` that make up the group's own score: of a group that does not train, those not withheld."""
+    episode = episode_of(spec, data, part, size, draw)
+    if part == "train":
+        return episode
+    withheld = set(data.split(spec.evaluation.holdout_share)[1])
+    return replace(episode, targets=tuple(q for q in episode.targets if q not in withheld))
 
 
 @torch.no_grad()
@@ -54,10 +63,7 @@ def score_model(
 ) -> list[list[Scored]]:
     """For each episode its targets' scores."""
     stack = StackedPredictors(spec, [values], device)
-    return [
-        [scored(data, number, shares, log_std) for number, shares, log_std in _predict(stack, data, episode, device)]
-        for episode in episodes
-    ]
+    return [scored(data, episode.targets, *_predict(stack, data, episode, device)) for episode in episodes]
 
 
 @torch.no_grad()
@@ -65,8 +71,8 @@ def predicted_shares(
     spec: RunSpec, values: Flat, data: GroupData, episode: Episode, device: torch.device
 ) -> dict[int, NDArray[np.float32]]:
     """The predicted share of each option, by the target question's number."""
-    stack = StackedPredictors(spec, [values], device)
-    return {number: shares for number, shares, _ in _predict(stack, data, episode, device)}
+    shares, _ = _predict(StackedPredictors(spec, [values], device), data, episode, device)
+    return dict(zip(episode.targets, np.split(shares, starts_of(data, episode.targets)[1:]), strict=True))
 
 
 def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:
@@ -75,26 +81,34 @@ def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:
     return set(sorted(answered, key=lambda known: (-answered[known], known))[:count])
 
 
+def scored(
+    data: GroupData, targets: Sequence[int], shares: NDArray[np.float32], log_stds: NDArray[np.float32]
+) -> list[Scored]:
+    """Guesses, the options of one target after those of the other, held against the group's answers."""
+    starts, sizes = starts_of(data, targets), np.diff(data.offsets)[list(targets)]  # (Q,) each
+    true = data.shares[data.points(targets)]  # (T,)
+    errors = shares / np.repeat(np.add.reduceat(shares, starts), sizes) - true  # (T,)
+    squares = np.add.reduceat(errors.astype(np.float64) ** 2, starts) / sizes  # (Q,)
+    variances = np.add.reduceat(np.exp(2 * log_stds.astype(np.float64)), starts) / sizes  # (Q,)
+    columns = (js_distances(shares, true, starts), np.log(variances) / 2, np.sqrt(squares))
+    return [Scored(q, *row) for q, row in zip(targets, zip(*(c.tolist() for c in columns), strict=True), strict=True)]
+
+
+def starts_of(data: GroupData, targets: Sequence[int]) -> NDArray[np.int64]:
+    """Where each target's options begin, one target after another. (Q,)"""
+    sizes = np.diff(data.offsets)[list(targets)]
+    starts: NDArray[np.int64] = np.cumsum(sizes) - sizes
+    return starts
+
+
 def _predict(
     stack: StackedPredictors, data: GroupData, episode: Episode, device: torch.device
-) -> Iterator[tuple[int, NDArray[np.float32], float]]:
-    """Each target question's number, shares (options,) and mean log-std."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Shares and log standard deviations of the targets' options, (T,) each."""
     batch = make_batch([(data, episode)]).to(device)
     predicted = stack(batch, training=False)
     log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (1, T)
-    shares, spreads = log_shares[0].exp().cpu().numpy(), predicted.log_std[0].cpu().numpy()  # (T,) each
-    at = 0
-    for number in episode.targets:
-        points = slice(at, at + len(data.questions[number].options))
-        yield number, shares[points], float(spreads[points].mean())
-        at = points.stop
-
-
-def scored(data: GroupData, question: int, guess: NDArray[np.float32], log_std: float) -> Scored:
-    """A guess held against the group's answer."""
-    true = np.asarray(data.questions[question].shares)
-    error = math.sqrt(float(np.mean((guess / guess.sum() - true) ** 2)))
-    return Scored(question, js_distance(guess, true), log_std, error)
+    return log_shares[0].exp().cpu().numpy(), predicted.log_std[0].cpu().numpy()
 
 
 def alignment(draws: Iterable[Iterable[Scored]]) -> float:

@@ -1,6 +1,7 @@
 """The predictors of many clients in one pass: every parameter stacked along a first axis, so that a layer is one product.
 
 What one client does here is what `client.train` does to it alone, within rounding: no client's values ever meet another's.
+With dropout it is the same in distribution only: one mask is drawn for all clients of a pass, not one stream for each.
 Context and targets go through a layer as one sequence, whose context attends to itself and is attended to by the targets.
 
 K: clients, B: episodes of each in a step, C: context points, T: target points, N: C + T, D: embedding dimension, d: d_model,
@@ -19,6 +20,7 @@ from torch import Tensor
 from pluralllm.client.train import prediction_loss, pull_to_base
 from pluralllm.common.architecture import parameters
 from pluralllm.common.data import Batch, Episode, GroupData, make_batch
+from pluralllm.common.errors import NotFinite
 from pluralllm.common.model import Prediction, input_scale
 from pluralllm.common.spec import RunSpec
 
@@ -45,8 +47,11 @@ class StackedPredictors:
             self.values[name].copy_(part)
 
     def flat(self) -> list[Flat]:
-        """Each predictor's values."""
+        """Each predictor's values. Raises NotFinite, as the service refuses such an update."""
         whole = torch.cat([self.values[name].detach().reshape(self.count, -1) for name, _ in self._shapes], dim=1)
+        if not whole.isfinite().all():
+            broken = {name: int((~tensor.isfinite()).sum()) for name, tensor in self.values.items()}
+            raise NotFinite(tensor=next(name for name, count in broken.items() if count), count=sum(broken.values()))
         return list(whole.cpu().numpy())
 
     def __call__(self, batch: Batch, *, training: bool) -> Prediction:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.metrics import coefficient_of_variation, fairness_index
-from pluralllm.experiment.results import Floats, Result, Scores
+from pluralllm.experiment.results import Floats, QuestionKind, Result, Scores
 
+NOT_WITHHELD = (QuestionKind.ANSWERED, QuestionKind.UNANSWERED)
 RESAMPLES = 1000
 LEVEL = 0.95
 
@@ -28,7 +29,7 @@ class Selection:
 
     part: str = "test"
     context: int = 20
-    known: bool | None = None  # only questions that training knows (True), does not know (False), or all
+    kinds: tuple[QuestionKind, ...] | None = None  # of questions; None: those that make up the part's own score
     draws: int | None = None  # only the first so many
 
 
@@ -177,9 +178,8 @@ def selected(result: Result, selection: Selection) -> Iterator[tuple[Scores, NDA
     for scores in result.scores:
         if (scores.part, scores.context) != (selection.part, selection.context):
             continue
-        mask = np.ones(scores.known.shape, dtype=np.bool_)
-        if selection.known is not None:
-            mask &= scores.known == selection.known
+        kinds = NOT_WITHHELD if selection.part != "train" else (QuestionKind.WITHHELD,)
+        mask = np.isin(scores.kind, [kind.value for kind in selection.kinds or kinds])
         if selection.draws is not None:
             mask &= scores.draw < selection.draws
         if mask.any():

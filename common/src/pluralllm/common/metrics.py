@@ -26,6 +26,21 @@ def js_distance(predicted: Shares, true: Shares) -> float:
     return min(MAX_JS_DISTANCE, math.sqrt(max(0.0, divergence)))
 
 
+def js_distances(
+    predicted: NDArray[np.floating], true: NDArray[np.floating], starts: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """`js_distance` of many questions at once: shares one question after another, (P,), and where each begins, (Q,) -> (Q,).
+
+    Raises ValueError as `js_distance` does.
+    """
+    if predicted.shape != true.shape:
+        raise ValueError(f"{predicted.size} shares predicted, {true.size} given")
+    p, q = _distributions(predicted, starts), _distributions(true, starts)  # (P,)
+    divergences = np.add.reduceat(_terms_against_middle(p, q) + _terms_against_middle(q, p), starts) / 2  # (Q,)
+    distances: NDArray[np.float64] = np.minimum(MAX_JS_DISTANCE, np.sqrt(np.maximum(0.0, divergences)))
+    return distances
+
+
 def wasserstein_score(predicted: Shares, true: Shares, scale: Sequence[float | None]) -> float | None:
     """1 - W1 / max W1 over the options that are on the scale: 1 is perfect, 0 all at the wrong end.
 
@@ -120,6 +135,23 @@ def _distribution(shares: Shares) -> NDArray[np.float64]:
         raise ValueError("shares must be finite, not negative and not all zero")
     normalized: NDArray[np.float64] = values / values.sum()
     return normalized
+
+
+def _distributions(shares: NDArray[np.floating], starts: NDArray[np.integer]) -> NDArray[np.float64]:
+    values = shares.astype(np.float64)  # (P,)
+    totals = np.add.reduceat(values, starts)  # (Q,)
+    if not np.isfinite(values).all() or (values < 0).any() or (totals <= 0).any():
+        raise ValueError("shares must be finite, not negative and not all zero")
+    normalized: NDArray[np.float64] = values / np.repeat(totals, np.diff(starts, append=values.size))
+    return normalized
+
+
+def _terms_against_middle(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each option adds to the relative entropy of p to (p + q) / 2."""
+    terms: NDArray[np.float64] = np.zeros_like(p)
+    seen = p > 0
+    terms[seen] = p[seen] * np.log(2 * p[seen] / (p + q)[seen])
+    return terms
 
 
 def _entropy_against_middle(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:

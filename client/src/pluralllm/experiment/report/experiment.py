@@ -6,7 +6,7 @@ from pathlib import Path
 from pluralllm.experiment.report.answers import calibration, predicted_and_true
 from pluralllm.experiment.report.curves import convergence, fairness
 from pluralllm.experiment.report.findings import caveats, findings
-from pluralllm.experiment.report.groups import by_context, by_group, known_and_unseen
+from pluralllm.experiment.report.groups import by_context, by_group, by_kind
 from pluralllm.experiment.report.overview import overview
 from pluralllm.experiment.report.page import Page, Section
 from pluralllm.experiment.report.study import Study, study_of
@@ -60,7 +60,7 @@ def _sections(study: Study, thresholds: Sequence[float]) -> list[Section]:
         ),
         Section("Each unseen group", pictures=_there(by_group(study, "test"))),
         Section("Fairness on the way", pictures=_there(fairness(study))),
-        Section("Known and unseen questions", pictures=_there(known_and_unseen(study))),
+        Section("New groups, new questions, and both", pictures=_there(by_kind(study))),
         Section("Number of context questions", pictures=_there(by_context(study))),
         Section("Predicted beside true", pictures=_there(predicted_and_true(study))),
         Section(

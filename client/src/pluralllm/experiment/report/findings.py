@@ -6,11 +6,16 @@ from pluralllm.experiment.convergence import NOT_REACHED, Reach, last_score, rea
 from pluralllm.experiment.report.answers import calibrations
 from pluralllm.experiment.report.page import Finding
 from pluralllm.experiment.report.study import TRAINING_MEAN, Study, chosen_by_validation
-from pluralllm.experiment.results import AXES
+from pluralllm.experiment.results import AXES, QuestionKind
 from pluralllm.experiment.summary import Estimate, difference, table, unevenness
 
 SMALLEST_DIFFERENCE = 0.0005
 FEW_STEPS = 60  # gradient steps; a predictor has hardly begun to learn
+KIND_WORDS = {
+    QuestionKind.ANSWERED: "questions that training groups train on",
+    QuestionKind.UNANSWERED: "questions that no training group has",
+    QuestionKind.WITHHELD: "questions withheld from all training, not part of the score above",
+}
 AXIS_WORDS = {
     "rounds": "rounds",
     "gradient_steps": "gradient steps",
@@ -161,15 +166,15 @@ def _questions(study: Study) -> Iterator[Finding]:
     name = study.roles.default or (study.main[0] if study.main else None)
     if not name:
         return
-    lines = {}
-    for known in (True, False):
-        lines[known] = next((x for x in table(study.results, study.selection("test", known)) if x.method == name), None)
-    known_line, unseen_line = lines[True], lines[False]
-    if known_line and unseen_line:
-        yield Finding(
-            f"On questions no training group was trained on, {name} has {interval(unseen_line.mean)} on the unseen groups "
-            f"({unseen_line.questions} questions), against {interval(known_line.mean)} on known ones."
-        )
+    told = []
+    for kind, words in KIND_WORDS.items():
+        lines = {line.method: line for line in table(study.results, study.selection("test", (kind,)))}
+        if name in lines:
+            guess = lines.get(TRAINING_MEAN)
+            against = f", the mean of the training groups {interval(guess.mean)}" if guess else ""
+            told.append(f"{words} ({lines[name].questions}): {interval(lines[name].mean)}{against}.")
+    if told:
+        yield Finding(f"What {name} has on the unseen groups, by kind of question:", tuple(told))
 
 
 def _spread(study: Study) -> Iterator[Finding]:

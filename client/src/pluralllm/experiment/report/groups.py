@@ -1,4 +1,4 @@
-"""Each group by itself, questions known and unseen, and how much a group must tell before it is predicted."""
+"""Each group by itself, questions trained on and not, and how much a group must tell before it is predicted."""
 
 from collections.abc import Sequence
 
@@ -22,13 +22,20 @@ from pluralllm.experiment.report.theme import (
     short,
     spread_out,
 )
+from pluralllm.experiment.results import QuestionKind
 from pluralllm.experiment.summary import Line, Selection, contexts_of, table
 
-PART_NAMES = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, unseen questions"}
+PART_NAMES = {
+    "test": "unseen groups",
+    "validation": "validation groups",
+    "train": "training groups, withheld questions",
+}
+A, U, W = QuestionKind.ANSWERED, QuestionKind.UNANSWERED, QuestionKind.WITHHELD
 KINDS = (
-    ("test", True, "unseen groups,\nknown questions", "o"),
-    ("test", False, "unseen groups,\nunseen questions", "D"),
-    ("train", False, "training groups,\nunseen questions", "^"),
+    ("test", (A,), "unseen groups,\nquestions trained on"),
+    ("test", (U,), "unseen groups, questions\nno training group has"),
+    ("test", (W,), "unseen groups,\nwithheld questions"),
+    ("train", (W,), "training groups,\nwithheld questions"),
 )
 
 
@@ -113,45 +120,41 @@ def _key(axes: Axes, labels: Sequence[tuple[EndLabel, str]], rows: int) -> None:
         )
 
 
-def known_and_unseen(study: Study) -> Picture | None:
+def by_kind(study: Study) -> Picture | None:
     """Groups nobody trained on, questions nobody trained on, and both. None where nothing tells them apart."""
-    tables = [
-        (table(study.results, study.selection(part, known)), label, marker) for part, known, label, marker in KINDS
-    ]
-    if sum(bool(lines) for lines, _, _ in tables) < 2:
+    tables = [(table(study.results, study.selection(part, kinds)), label) for part, kinds, label in KINDS]
+    if sum(bool(lines) for lines, _ in tables) < 2:
         return None
     names = [line.method for line in study.tables["test"] or study.tables["train"]]
-    names += [line.method for lines, _, _ in tables for line in lines if line.method not in names]
+    names += [line.method for lines, _ in tables for line in lines if line.method not in names]
     names = list(dict.fromkeys(names))
     found = {
-        (line.method, column): line for column, (lines, _, _) in enumerate(tables) for line in lines
+        (line.method, column): line for column, (lines, _) in enumerate(tables) for line in lines
     }  # by method and kind of question
     alt = "Dot plot of methods by kind of question. " + "; ".join(
         f"{name}: "
         + ", ".join(
             f"{' '.join(label.split())} {found[name, column].mean.value:.3f}"
-            for column, (_, label, _) in enumerate(tables)
+            for column, (_, label) in enumerate(tables)
             if (name, column) in found
         )
         for name in names
     )
-    counts = [f"{' '.join(label.split())}: {lines[0].questions} questions" for lines, label, _ in tables if lines]
+    counts = [f"{' '.join(label.split())}: {lines[0].questions} questions" for lines, label in tables if lines]
     caption = (
-        f"New groups and new questions apart. A question is known when some training group trained on it ({'; '.join(counts)}). "
-        "Mean over groups with 95 % intervals."
+        f"New groups and new questions apart ({'; '.join(counts)}). Withheld questions are kept from every group's training, by "
+        "hash. Mean over groups with 95 % intervals."
     )
     return picture(
-        "known-unseen", caption, alt, 1.2 + 0.34 * len(names), lambda figure: _draw_known(figure, study, names, tables)
+        "kinds", caption, alt, 1.3 + 0.34 * len(names), lambda figure: _draw_kinds(figure, study, names, tables)
     )
 
 
-def _draw_known(
-    figure: Figure, study: Study, names: list[str], tables: Sequence[tuple[Sequence[Line], str, str]]
-) -> None:
+def _draw_kinds(figure: Figure, study: Study, names: list[str], tables: Sequence[tuple[Sequence[Line], str]]) -> None:
     panels = figure.subplots(1, len(tables), sharex=True, sharey=True)
-    for axes, (lines, label, _) in zip(panels, tables, strict=True):
+    for axes, (lines, label) in zip(panels, tables, strict=True):
         axes.grid(visible=False, axis="y")
-        axes.set_title(label, loc="left", color=INK)
+        axes.set_title(label, loc="left", color=INK, fontsize=9)
         for row in range(len(names)):
             axes.axhline(-row, color=FAINT, lw=0.8, zorder=0)
         for line in lines:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.experiment.report.theme import GREY, MARKERS, MUTED, SERIES, Look
-from pluralllm.experiment.results import PARTS, Record, Result
+from pluralllm.experiment.results import PARTS, QuestionKind, Record, Result
 from pluralllm.experiment.summary import Line, Selection, contexts_of, methods_of, table
 
 USUAL_CONTEXT = 20
@@ -54,8 +54,8 @@ class Study:
     def line(self, method: str, part: str = "test") -> Line | None:
         return next((line for line in self.tables.get(part, ()) if line.method == method), None)
 
-    def selection(self, part: str = "test", known: bool | None = None) -> Selection:
-        return Selection(part, self.context, known)
+    def selection(self, part: str = "test", kinds: tuple[QuestionKind, ...] | None = None) -> Selection:
+        return Selection(part, self.context, kinds)
 
 
 def study_of(results: tuple[Result, ...], main: Sequence[str] = ()) -> Study:

@@ -8,8 +8,8 @@ from pluralllm.experiment.report.answers import calibrations
 from pluralllm.experiment.report.findings import amount, bounds
 from pluralllm.experiment.report.page import Row, Table
 from pluralllm.experiment.report.study import Study
-from pluralllm.experiment.results import AXES
-from pluralllm.experiment.summary import Estimate
+from pluralllm.experiment.results import AXES, QuestionKind
+from pluralllm.experiment.summary import Estimate, table
 
 USUAL_THRESHOLDS = (0.75, 0.78)
 NOT_THERE = "–"
@@ -18,26 +18,34 @@ NOT_THERE = "–"
 def methods_table(study: Study) -> Table:
     """Unseen groups, best first; validation beside it, which is what choices are made by."""
     rows = []
-    for line in study.tables["test"] or study.tables["train"]:
+    shown = "test" if study.tables["test"] else "train"
+    kinds = [
+        {line.method: line for line in table(study.results, study.selection(shown, (kind,)))} for kind in QuestionKind
+    ]
+    for line in study.tables[shown]:
         validation = study.line(line.method, "validation")
         cells = (
             line.method,
             stacked(line.mean),
             NOT_THERE if line.seed_deviation is None else f"{line.seed_deviation:.4f}",
             f"{line.worst.value:.3f} {line.worst_group}\n{bounds(line.worst)}",
+            *(stacked(lines[line.method].mean) if line.method in lines else NOT_THERE for lines in kinds),
             f"{line.fairness.value:.4f}",
             stacked(line.variation),
             stacked(validation.mean) if validation else NOT_THERE,
             NOT_THERE if line.method in study.baselines else str(line.seeds),
         )
         rows.append(_row(study, line.method, cells))
-    part = "Unseen groups" if study.tables["test"] else "Training groups, unseen questions"
+    part = "Unseen groups" if shown == "test" else "Training groups, withheld questions"
     return Table(
         (
             "method",
             "mean alignment",
             "SD over seeds",
             "worst group",
+            "questions trained on",
+            "nobody's questions",
+            "withheld questions",
             "Jain's index",
             "CoV over groups",
             "validation mean",
@@ -46,9 +54,11 @@ def methods_table(study: Study) -> Table:
         tuple(rows),
         caption=f"{part}, {study.context} context questions, best mean first.",
         note=(
-            "Small: 95 % intervals by bootstrap over questions, a question drawn in all groups, draws and seeds at once. "
-            "Worst group: the lowest of the groups' scores, each the mean over draws and seeds. In italics: guesses that need "
-            "no training; the mean of training groups needs their data in one place. Anything chosen is chosen by validation."
+            "Mean and worst: questions that are not withheld, whether training groups have them or not; then each kind alone. "
+            "Withheld: kept from every group's training, by hash. Small: 95 % intervals by bootstrap over questions, a question "
+            "drawn in all groups, draws and seeds at once. Worst group: the lowest of the groups' scores, each the mean over "
+            "draws and seeds. In italics: guesses that need no training; the mean of training groups needs their data in one "
+            "place. Anything chosen is chosen by validation."
         ),
     )
 
@@ -71,7 +81,7 @@ def _threshold_table(study: Study, caption: str, threshold: float) -> Table:
         if any(reaches):
             cells = (name, *(reach_text(reach, axis) for reach, axis in zip(reaches, AXES, strict=True)))
             rows.append(_row(study, name, cells))
-    columns = ("method", "rounds", "gradient steps", "episodes", "data moved", "time on this machine")
+    columns = ("method", "rounds", "gradient steps", "episodes", "data moved", "seconds of computing")
     return Table(columns, tuple(rows), caption)
 
 
@@ -144,6 +154,10 @@ def setting_table(study: Study) -> Table:
             if study.groups[part]
         ),
         ("scoring", ", ".join(f"{key} {json.dumps(value)}" for key, value in experiment.get("scoring", {}).items())),
+        (
+            "embeddings, sha256",
+            ", ".join(sorted({str(header.get("embedding_sha256", ""))[:12] for header in headers} - {""})),
+        ),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Python", ", ".join(sorted({str(header.get("python", "")) for header in headers} - {""}))),
         ("machine", "; ".join(machines)),
