@@ -49,6 +49,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "pluralllm.common.architecture": PURE,
     "pluralllm.common.metrics": PURE,
     "pluralllm.client.policy": (*PURE, "numpy"),
+    "pluralllm.client.losses": ("grpc", "google", "pluralllm.v1", "asyncio", "time", "os", "socket"),
     "pluralllm.client.train": ("grpc", "google", "pluralllm.v1", "asyncio", "time", "socket"),
     "pluralllm.common.": ("pluralllm.server", "pluralllm.client", "pluralllm.cli"),
     "pluralllm.server.": ("torch", "transformers", "pluralllm.client", "pluralllm.cli", "pluralllm.experiment"),

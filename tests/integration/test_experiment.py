@@ -127,7 +127,7 @@ def test_every_method_with_every_seed_and_the_baselines_have_a_result(
     header = whole["FedAvg", 1][0]
     assert header["spec"]["seed"] == 1
     assert header["experiment"]["title"] == "A small one"
-    assert len(header["data_sha256"]) == len(header["spec_sha256"]) == 64
+    assert len(header["data_sha256"]) == len(header["spec_sha256"]) == len(header["embedding_sha256"]) == 64
     for (method, seed), records in whole.items():
         finals = [record for record in records if record["kind"] == "final"]
         assert {record["context"] for record in finals} == {1, 10}
@@ -149,6 +149,19 @@ def test_each_axis_of_cost_is_counted(whole: dict[tuple[str, int], list[dict[str
     assert (central["rounds"], central["gradient_steps"], central["episodes"]) == (0, 6, 18)
     assert federated["moved_bytes"] > central["moved_bytes"] == 0
     assert last("Central 3")["gradient_steps"] == 3
+
+
+def test_the_curve_ends_at_a_groups_own_score_which_leaves_withheld_questions_out(
+    whole: dict[tuple[str, int], list[dict[str, Any]]],
+) -> None:
+    records = whole["FedAvg", 0]
+    end = [record for record in records if record["kind"] == "point"][-1]["alignment"]
+    for group, kept in (("Goldcrest", "au"), ("Foundry", "au"), ("Old Valley", "w")):
+        final = next(r for r in records if r["kind"] == "final" and r["group"] == group and r["context"] == 10)
+        rows = [row for draw in final["draws"] for row in draw]
+        assert "w" in {kind for _, kind, *_ in rows}
+        distances = [distance for _, kind, distance, *_ in rows if kind in kept]
+        assert end[group] == pytest.approx(1 - sum(distances) / len(distances), abs=2e-6)
 
 
 def test_a_model_adapted_by_its_group_is_scored_once_more_after_the_federations(

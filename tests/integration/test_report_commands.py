@@ -59,6 +59,8 @@ def test_the_table_is_for_people_and_for_programs(results: Path) -> None:
     lines = json.loads(pluralllm("experiment", "table", str(results), "--json", "--part", "validation").stdout)
     assert lines[0]["method"] == "FedAvg default"
     assert lines[0]["mean"]["low"] < lines[0]["mean"]["value"] < lines[0]["mean"]["high"]
+    one = json.loads(pluralllm("experiment", "table", str(results), "--json", "--kind", "withheld").stdout)
+    assert one[0]["questions"] == 8  # every eighth of 60, in synthetic_results
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,8 @@ def test_the_table_is_for_people_and_for_programs(results: Path) -> None:
         (["table", "nowhere"], "no such folder"),
         (["table", "RESULTS", "--context", "7"], "sizes 1, 5, 10, 20, 40"),
         (["table", "RESULTS", "--part", "exam"], "allowed: test, validation, train"),
+        (["table", "RESULTS", "--kind", "hard"], "allowed: answered, unanswered, withheld"),
+        (["table", "RESULTS", "--part", "train", "--kind", "answered"], "no such questions of training groups"),
         (["report", "RESULTS", "--main", "FedAvg papers"], "there are: "),
     ],
 )

@@ -23,7 +23,12 @@ SGD = {"optimizer": "sgd", "learning_rate": 0.05, "local_steps": 3}
 CASES: dict[str, dict[str, Any]] = {
     "gaussian": SGD,
     "cross_entropy": {**SGD, "loss": "cross_entropy"},
-    "alignment of sharpened answers": {**SGD, "loss": "alignment", "sharpness_spread": 0.3},
+    "alignment with sharpened and softened answers": {
+        **SGD,
+        "loss": "alignment",
+        "sharpness_spread": 0.3,
+        "target_temperature": 1.2,
+    },
     "clipped": {**SGD, "gradient_clip_norm": 0.01},
     "proximal": {**SGD, "proximal_mu": 3.0},
     "several episodes": {**SGD, "batch_episodes": 2},

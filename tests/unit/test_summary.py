@@ -9,6 +9,7 @@ from pluralllm.experiment.results import QuestionKind, Result, Scores, question_
 from pluralllm.experiment.summary import (
     Selection,
     difference,
+    left_out,
     population,
     question_weights,
     table,
@@ -109,6 +110,13 @@ def test_each_kind_of_question_has_a_score_and_a_groups_own_leaves_the_withheld_
 def test_training_groups_are_scored_on_withheld_questions() -> None:
     found = result("a", scores("g", [[("z", WITHHELD, 0.2)]], part="train"))
     assert table([found], Selection("train"))[0].mean.value == pytest.approx(0.8)
+
+
+def test_groups_too_small_for_a_context_are_named() -> None:
+    found = [result("a", scores("big", [[("x", ANSWERED, 0.1)]], context=size)) for size in (20, 40)]
+    found.append(result("b", scores("small", [[("x", ANSWERED, 0.1)]], context=20)))
+    assert left_out(found, "test", 40) == ("small",)
+    assert left_out(found, "test", 20) == ()
 
 
 def test_only_the_first_draws_can_be_looked_at() -> None:

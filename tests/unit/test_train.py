@@ -1,37 +1,43 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from small_survey import layout_for, small_group, small_spec, write_version_0
+from torch import Tensor
 
+from pluralllm.client.losses import base_distances, gaussian_loss, prediction_loss, softened
 from pluralllm.client.train import (
     Trained,
-    base_distances,
     draw_episodes,
     evaluate,
     evaluation_episode,
-    gaussian_loss,
     learning_rate,
-    loss_of,
     next_state,
     pick_device,
     pull_to_base,
     train,
 )
 from pluralllm.common.architecture import initial_values, parameters
-from pluralllm.common.data import Episode, GroupData, log_softmax_by_question, make_batch
+from pluralllm.common.data import Batch, Episode, GroupData, log_softmax_by_question, make_batch
 from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
 from pluralllm.common.metrics import Alignment, js_distance
-from pluralllm.common.model import PreferencePredictor, flat_weights, load_weights
-from pluralllm.common.spec import GroupRole, RunSpec, preset_values
+from pluralllm.common.model import Prediction, PreferencePredictor, flat_weights, load_weights
+from pluralllm.common.spec import GroupRole, RunSpec, Training, preset_values
 from pluralllm.common.weights import flat_values, tensors_of, write_weights
 
 CPU = torch.device("cpu")
+Loss = Literal["gaussian", "cross_entropy", "alignment"]
+
+
+def loss_of(model: PreferencePredictor, batch: Batch, kind: Loss, temperature: float = 1.0) -> Tensor:
+    """Of one client, a scalar."""
+    predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+    return prediction_loss(predicted, batch, Training(loss=kind, target_temperature=temperature), clients=1)[0]
 
 
 class Cancelled(Exception):
@@ -229,7 +235,7 @@ def test_defect_7_evaluation_contexts_are_drawn_by_seed_group_and_draw_alone() -
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "cross_entropy", "alignment"])
-def test_defect_8_the_loss_of_a_padded_batch_is_the_mean_over_the_real_points(kind: str) -> None:
+def test_defect_8_the_loss_of_a_padded_batch_is_the_mean_over_the_real_points(kind: Loss) -> None:
     data = small_group()
     data.embeddings[data.points([7])[:1]] = 0  # a real point whose sum is 0
     short, long = Episode((5, 2, 8), (7, 11)), Episode((1, 9, 3, 20, 21, 22), (4, 0, 30, 31, 32))
@@ -249,7 +255,7 @@ def test_losses_by_hand() -> None:
     batch = make_batch([(data, episode)])
     with torch.no_grad():
         predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
-        kinds = ("gaussian", "cross_entropy", "alignment")
+        kinds: tuple[Loss, ...] = ("gaussian", "cross_entropy", "alignment")
         gaussian, cross_entropy, alignment = (float(loss_of(model, batch, kind)) for kind in kinds)
     first = len(data.questions[7].options)
     shares = torch.cat([torch.softmax(predicted.mean[0, :first], 0), torch.softmax(predicted.mean[0, first:], 0)])
@@ -262,6 +268,27 @@ def test_losses_by_hand() -> None:
         js_distance(shares[first:].numpy(), y[first:].numpy()),
     ]
     assert alignment == pytest.approx(cross_entropy + sum(distances) / 2, abs=1e-4)
+
+
+def test_softened_answers_are_a_power_of_the_shares_and_teach_softer_predictions() -> None:
+    data = small_group()
+    batch = make_batch([(data, Episode((5, 2, 8), (7, 11))), (data, Episode((5, 2), (3,)))])  # the second is padded
+    soft = softened(batch, 2.0)
+    first = len(data.questions[7].options)
+    roots = np.sqrt(data.shares[data.points([7])])
+    assert soft[0, :first].numpy() == pytest.approx(roots / roots.sum(), rel=1e-5)
+    assert soft.sum(1).tolist() == pytest.approx([2, 1])
+    assert torch.isfinite(soft).all()
+    assert softened(batch, 1.0) is batch.target_shares
+    with torch.no_grad():
+        logits = batch.target_shares[:1].log().nan_to_num(neginf=-30)
+        alone = make_batch([(data, Episode((5, 2, 8), (7, 11)))])
+
+        def loss(power: float) -> float:
+            guess = Prediction(logits * power, torch.zeros_like(logits))
+            return float(prediction_loss(guess, alone, Training(loss="alignment", target_temperature=2.0), clients=1))
+
+        assert loss(0.5) < min(loss(1.0), loss(0.25))
 
 
 def test_the_alignment_loss_has_a_finite_gradient_at_a_perfect_prediction() -> None:
@@ -291,7 +318,7 @@ def test_sharpened_answers_are_drawn_for_each_episode_and_the_groups_own_stay_as
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "cross_entropy", "alignment"])
-def test_a_question_of_twice_the_weight_counts_as_two(kind: str) -> None:
+def test_a_question_of_twice_the_weight_counts_as_two(kind: Loss) -> None:
     data, model = small_group(), predictor(small_spec())
     heavy = replace(
         data, questions=tuple(replace(q, weight=2.0 if n == 7 else 1.0) for n, q in enumerate(data.questions))

@@ -77,7 +77,7 @@ def table_of(
 ) -> None:
     """The table of methods: mean and worst alignment with 95 % intervals, fairness. Choose by validation, report test."""
     from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415 - numpy, only here
-    from pluralllm.experiment.summary import Selection, contexts_of, table  # noqa: PLC0415
+    from pluralllm.experiment.summary import Selection, contexts_of, left_out, table  # noqa: PLC0415
 
     if part not in PARTS:
         raise InvalidArgument(field="--part", problem=f"is {part!r}, allowed: {', '.join(PARTS)}")
@@ -87,14 +87,17 @@ def table_of(
     results = read_results(folder)
     lines = table(results, Selection(part, context, tuple(kinds[word] for word in kind) if kind else None))
     if not lines and kind:
-        problem = f"no such questions of {PARTS[part]} were scored with {context} context questions"
+        problem = f"no such questions of {PARTS[part].split(',')[0]} were scored with {context} context questions"
         raise InvalidArgument(field="--kind", problem=problem)
     if not lines:
         sizes = ", ".join(str(size) for size in contexts_of(results))
         problem = f"no {PARTS[part]} were scored with {context} context questions; scored were sizes {sizes}"
         raise InvalidArgument(field="--context", problem=problem)
     columns = ("method", "seeds", "mean alignment", "SD of seeds", "worst", "in", "fairness", "CoV")
-    screen = Table(*columns, box=None, title=PARTS[part], title_justify="left")
+    missing = left_out(results, part, context)
+    without = f", without {', '.join(missing)}: too few questions" if missing else ""
+    title = f"{PARTS[part]}, {context} context questions{without}"
+    screen = Table(*columns, box=None, title=title, title_justify="left")
     for line in lines:
         mean, worst = line.mean, line.worst
         screen.add_row(

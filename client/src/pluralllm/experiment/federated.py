@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pluralllm.client.train import base_distances, draw_episodes, learning_rate
+from pluralllm.client.losses import base_distances
+from pluralllm.client.train import draw_episodes, learning_rate
 from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.data import GroupData
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId

@@ -17,7 +17,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pluralllm.client.train import prediction_loss, pull_to_base
+from pluralllm.client.losses import prediction_loss
+from pluralllm.client.train import pull_to_base
 from pluralllm.common.architecture import parameters
 from pluralllm.common.data import Batch, Episode, GroupData, make_batch
 from pluralllm.common.errors import NotFinite
@@ -150,7 +151,7 @@ class Learners:
             group["lr"] = rate
         batch = make_batch(episodes).to(self._device)
         predicted = self.stack(batch, training=True)
-        losses = prediction_loss(predicted, batch, self._training.loss, self.stack.count)  # (K,)
+        losses = prediction_loss(predicted, batch, self._training, self.stack.count)  # (K,)
         self._optimizer.zero_grad()
         losses.sum().backward()  # type: ignore[no-untyped-call]
         tensors = list(self.stack.values.values())

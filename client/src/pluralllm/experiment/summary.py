@@ -93,6 +93,14 @@ def contexts_of(results: Sequence[Result]) -> tuple[int, ...]:
     return tuple(sorted({scores.context for result in results for scores in result.scores}))
 
 
+def left_out(results: Sequence[Result], part: str, context: int) -> tuple[str, ...]:
+    """Groups of a part that have too few answers to be scored at this size of context, and are at others."""
+    sizes: dict[str, set[int]] = {}
+    for scores in (scores for result in results for scores in result.scores if scores.part == part):
+        sizes.setdefault(scores.group, set()).add(scores.context)
+    return tuple(sorted(group for group, found in sizes.items() if context not in found))
+
+
 def table(results: Sequence[Result], selection: Selection) -> list[Line]:
     """Each method's line, best first; a method that scores no group of the part has none.
 

@@ -127,6 +127,9 @@ class Training(SpecPart):
     # Each episode's shares to a power of exp(N(0, this^2)), context and targets alike, so that the predictor reads from the
     # context how much of one mind a group is, and does not take it for one of the few it has seen. 0: as they are.
     sharpness_spread: Annotated[float, Field(ge=0, le=2)] = 0.0
+    # The answers a prediction is held against are shares to a power of 1 / this (not with loss = gaussian). Above 1 they are
+    # softer: what a predictor learns of the groups it trains on is surer than what it can know of others.
+    target_temperature: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     gradient_clip_norm: Positive | None = None
     proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
         0.0  # FedProx: pull of the round's base; 0 is none

@@ -23,7 +23,7 @@ from pluralllm.experiment.report.theme import (
     spread_out,
 )
 from pluralllm.experiment.results import QuestionKind
-from pluralllm.experiment.summary import Line, Selection, contexts_of, table
+from pluralllm.experiment.summary import Line, Selection, contexts_of, left_out, table
 
 PART_NAMES = {
     "test": "unseen groups",
@@ -196,6 +196,11 @@ def by_context(study: Study) -> Picture | None:
     caption = (
         "How much a group must tell before it is predicted: mean alignment of the unseen groups by number of context questions, "
         "with 95 % intervals. Grey: other methods; dashed: guesses that need no training."
+        + "".join(
+            f" With {size}: without {', '.join(missing)}, which answered too few questions."
+            for size in tables
+            if (missing := left_out(study.results, "test", size))
+        )
     )
     return picture("contexts", caption, alt, 4.2, lambda figure: _draw_contexts(figure, study, tables))
 
