@@ -63,7 +63,7 @@ class TrainingMean:
 
 
 def score_guesses(guess: Guesser, data: GroupData, episodes: list[Episode]) -> list[list[Scored]]:
-    """As `score_model` does for a predictor."""
+    """As `Scorer` does for a predictor: each episode's scores."""
     found = []
     for episode in episodes:
         shares = np.concatenate([guess(data, episode.context, question) for question in episode.targets])

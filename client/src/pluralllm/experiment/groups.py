@@ -34,7 +34,7 @@ def check_sizes(experiment: Experiment, questions: dict[str, tuple[Question, ...
     for method in experiment.methods:
         spec = experiment.run_spec(method, experiment.seeds[0])
         for name, mine in questions.items():
-            largest = max(experiment.scoring.contexts_of(name))
+            largest = max(experiment.contexts_of(name))
             held_out = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in mine)
             if experiment.data.part_of(name) == "train":
                 trained = len(mine) - held_out

@@ -15,14 +15,7 @@ from pluralllm.experiment.baselines import TrainingMean
 from pluralllm.experiment.federated import Point, federate, first_values
 from pluralllm.experiment.groups import Groups, embed_groups, embedding_digest
 from pluralllm.experiment.records import Provenance, Record, distribution_record, final_record
-from pluralllm.experiment.scoring import (
-    alignment,
-    chosen_questions,
-    episode_of,
-    own_episode,
-    predicted_shares,
-    score_model,
-)
+from pluralllm.experiment.scoring import Scorer, alignment, chosen_questions, episode_of, own_episode
 from pluralllm.experiment.spec import Experiment, Method
 from pluralllm.experiment.stacked import Flat
 
@@ -84,18 +77,18 @@ class Player:
         for name, values in models.items():
             part, size = data.part_of(name), scoring.main_context
             episodes = [own_episode(spec, groups[name], part, size, draw) for draw in range(scoring.curve_draws)]
-            curve[name] = round(alignment(score_model(spec, values, groups[name], episodes, self._setting.device)), 6)
+            scorer = Scorer(spec, values, groups[name], self._setting.device)
+            curve[name] = round(alignment(map(scorer.score, episodes)), 6)
         return curve
 
     def _finals(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
         mean = TrainingMean(spec, groups)
         for name, values in models.items():
-            for context in scoring.contexts_of(name):
-                part = data.part_of(name)
-                episodes = [episode_of(spec, groups[name], part, context, draw) for draw in range(scoring.draws)]
-                draws = score_model(spec, values, groups[name], episodes, self._setting.device)
-                yield final_record(groups[name], part, context, draws, mean.kind_of)
+            part, scorer = data.part_of(name), Scorer(spec, values, groups[name], self._setting.device)
+            for context in self._setting.experiment.contexts_of(name):
+                episodes = (episode_of(spec, groups[name], part, context, draw) for draw in range(scoring.draws))
+                yield final_record(groups[name], part, context, list(map(scorer.score, episodes)), mean.kind_of)
 
     def _distributions(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
         """Predicted beside true, for the questions that most test groups answered."""
@@ -104,7 +97,7 @@ class Player:
         chosen = chosen_questions(mine, scoring.shown_questions)
         for name, group in mine.items():
             episode = episode_of(spec, group, "test", scoring.main_context, 0)
-            predicted = predicted_shares(spec, models[name], group, episode, self._setting.device)
+            predicted = Scorer(spec, models[name], group, self._setting.device).shares(episode)
             for number, shares in predicted.items():
                 if group.questions[number].id in chosen:
                     yield distribution_record(group, "test", scoring.main_context, number, shares)

@@ -125,7 +125,7 @@ def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:
             continue
         records = [provenance.header(method, "baseline", 0, None, embedding_digest(groups), torch.device("cpu"))]
         for name, data in groups.items():
-            for context in scoring.contexts_of(name):
+            for context in experiment.contexts_of(name):
                 episodes = [episode_of(spec, data, parts.part_of(name), context, draw) for draw in range(scoring.draws)]
                 draws = score_guesses(guess, data, episodes)
                 records.append(final_record(data, parts.part_of(name), context, draws, mean.kind_of))

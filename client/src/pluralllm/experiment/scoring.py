@@ -57,22 +57,34 @@ def own_episode(spec: RunSpec, data: GroupData, part: str, size: int, draw: int)
     return replace(episode, targets=tuple(q for q in episode.targets if q not in withheld))
 
 
-@torch.no_grad()
-def score_model(
-    spec: RunSpec, values: Flat, data: GroupData, episodes: list[Episode], device: torch.device
-) -> list[list[Scored]]:
-    """For each episode its targets' scores."""
-    stack = StackedPredictors(spec, [values], device)
-    return [scored(data, episode.targets, *_predict(stack, data, episode, device)) for episode in episodes]
+class Scorer:
+    """One predictor and one group. The group's points are embedded once, as targets of every context."""
 
+    @torch.no_grad()
+    def __init__(self, spec: RunSpec, values: Flat, data: GroupData, device: torch.device) -> None:
+        self._data, self._device = data, device
+        self._stack = StackedPredictors(spec, [values], device)
+        points = torch.from_numpy(data.embeddings).to(device)[None]  # (1, P, D)
+        self._targets = self._stack.embed(points, points.new_zeros(points.shape[:2]))  # (1, P, d)
 
-@torch.no_grad()
-def predicted_shares(
-    spec: RunSpec, values: Flat, data: GroupData, episode: Episode, device: torch.device
-) -> dict[int, NDArray[np.float32]]:
-    """The predicted share of each option, by the target question's number."""
-    shares, _ = _predict(StackedPredictors(spec, [values], device), data, episode, device)
-    return dict(zip(episode.targets, np.split(shares, starts_of(data, episode.targets)[1:]), strict=True))
+    def score(self, episode: Episode) -> list[Scored]:
+        """The targets' scores."""
+        return scored(self._data, episode.targets, *self._predict(episode))
+
+    def shares(self, episode: Episode) -> dict[int, NDArray[np.float32]]:
+        """The predicted share of each option, by the target question's number."""
+        shares, _ = self._predict(episode)
+        return dict(zip(episode.targets, np.split(shares, starts_of(self._data, episode.targets)[1:]), strict=True))
+
+    @torch.no_grad()
+    def _predict(self, episode: Episode) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Shares and log standard deviations of the targets' options, (T,) each."""
+        batch = make_batch([(self._data, episode)]).to(self._device)
+        context = self._stack.embed(batch.context, batch.context_shares)  # (1, C, d)
+        targets = self._targets[:, torch.from_numpy(self._data.points(episode.targets)).to(self._device)]  # (1, T, d)
+        predicted = self._stack.predict(torch.cat([context, targets], dim=1), batch.context_is_real, training=False)
+        log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (1, T)
+        return log_shares[0].exp().cpu().numpy(), predicted.log_std[0].cpu().numpy()
 
 
 def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:
@@ -99,16 +111,6 @@ def starts_of(data: GroupData, targets: Sequence[int]) -> NDArray[np.int64]:
     sizes = np.diff(data.offsets)[list(targets)]
     starts: NDArray[np.int64] = np.cumsum(sizes) - sizes
     return starts
-
-
-def _predict(
-    stack: StackedPredictors, data: GroupData, episode: Episode, device: torch.device
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Shares and log standard deviations of the targets' options, (T,) each."""
-    batch = make_batch([(data, episode)]).to(device)
-    predicted = stack(batch, training=False)
-    log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (1, T)
-    return log_shares[0].exp().cpu().numpy(), predicted.log_std[0].cpu().numpy()
 
 
 def alignment(draws: Iterable[Iterable[Scored]]) -> float:

@@ -55,7 +55,13 @@ class Data(SpecPart):
 class Scoring(SpecPart):
     """How predictors are scored: seeded contexts of several sizes, alike for every method and seed of training."""
 
-    contexts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10, 20, 40)
+    contexts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
+        1,
+        5,
+        10,
+        20,
+        40,
+    )  # of groups that do not train
     # Groups too small for some contexts, by name: said here, or the experiment is refused. Never the main context.
     without: dict[Name, tuple[PositiveInt, ...]] = Field(default_factory=dict)
     main_context: PositiveInt = 20  # the curve over rounds is of this size
@@ -74,10 +80,6 @@ class Scoring(SpecPart):
         if any(self.main_context in contexts for contexts in self.without.values()):
             raise ValueError(f"without: every group is scored at main_context {self.main_context}")
         return self
-
-    def contexts_of(self, group: str) -> tuple[int, ...]:
-        """The contexts this group is scored at."""
-        return tuple(context for context in self.contexts if context not in self.without.get(group, ()))
 
 
 def slug_of(name: str) -> str:
@@ -153,6 +155,12 @@ class Experiment(SpecPart):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two methods have one file: {', '.join(twice)}; names must differ in a letter or digit")
         return self
+
+    def contexts_of(self, group: str) -> tuple[int, ...]:
+        """The contexts this group is scored at; a training group, which answered far more, only at the main one."""
+        if group in self.data.train:
+            return (self.scoring.main_context,)
+        return tuple(size for size in self.scoring.contexts if size not in self.scoring.without.get(group, ()))
 
     def run_spec(self, method: Method, seed: int) -> RunSpec:
         """The run spec a service would be given for this method. Raises InvalidSpec."""

@@ -57,10 +57,24 @@ class StackedPredictors:
 
     def __call__(self, batch: Batch, *, training: bool) -> Prediction:
         """Rows of the batch: K times B, the B of one client together."""
+        embeddings = torch.cat([batch.context, batch.targets], dim=1)  # (K*B, N, D)
+        shares = torch.cat([batch.context_shares, torch.zeros_like(batch.target_shares)], dim=1)  # (K*B, N)
+        return self.predict(self.embed(embeddings, shares), batch.context_is_real, training=training)
+
+    def embed(self, embeddings: Tensor, shares: Tensor) -> Tensor:
+        """Points before any layer, (K*B, N, D) and (K*B, N) -> (K, B*N, d). A target's does not depend on the context."""
+        x = torch.cat([embeddings * self._scale, shares.unsqueeze(-1)], dim=-1)  # (K*B, N, D + 1)
+        x = x.view(self.count, -1, x.shape[-1])  # (K, B*N, D + 1)
+        last = self._config.embedder_layers - 1
+        for number in range(last):
+            x = F.relu(self._linear(x, f"embedder.{number}"))  # (K, B*N, d)
+        return self._linear(x, f"embedder.{last}")
+
+    def predict(self, x: Tensor, context_is_real: Tensor, *, training: bool) -> Prediction:
+        """From embedded points, each row's context before its targets: (K, B*N, d), (K*B, C)."""
         dropout = self._config.dropout if training else 0.0
-        rows, context = batch.context.shape[:2]
-        attended = batch.context_is_real[:, None, None, :]  # (K*B, 1, 1, C)
-        x = self._embed(batch)  # (K, B*N, d)
+        rows, context = context_is_real.shape
+        attended = context_is_real[:, None, None, :]  # (K*B, 1, 1, C)
         for number in range(self._config.layers):
             name = f"layers.{number}"
             points = x.view(rows, -1, x.shape[-1])  # (K*B, N, d)
@@ -77,16 +91,6 @@ class StackedPredictors:
         sizes = [int(np.prod(shape)) for _, shape in self._shapes]
         parts = torch.split(stacked, sizes, dim=1)
         return {name: part.reshape(-1, *shape) for (name, shape), part in zip(self._shapes, parts, strict=True)}
-
-    def _embed(self, batch: Batch) -> Tensor:
-        embeddings = torch.cat([batch.context, batch.targets], dim=1) * self._scale  # (K*B, N, D)
-        shares = torch.cat([batch.context_shares, torch.zeros_like(batch.target_shares)], dim=1)  # (K*B, N)
-        x = torch.cat([embeddings, shares.unsqueeze(-1)], dim=-1)  # (K*B, N, D + 1)
-        x = x.view(self.count, -1, x.shape[-1])  # (K, B*N, D + 1)
-        last = self._config.embedder_layers - 1
-        for number in range(last):
-            x = F.relu(self._linear(x, f"embedder.{number}"))  # (K, B*N, d)
-        return self._linear(x, f"embedder.{last}")
 
     def _keys_and_values(self, x: Tensor, rows: int, name: str) -> tuple[Tensor, Tensor]:
         both = self._linear(x, f"{name}.attention_in", KEY_VALUE)  # (K, B*C, 2d)
