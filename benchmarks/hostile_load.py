@@ -17,15 +17,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import grpc
 import psutil
+from processes import administrator, coordinator, member
 
-from pluralllm.cli.remote import Remote
-from pluralllm.client.joining import join
 from pluralllm.common.channels import credentials
 from pluralllm.common.handshake import split
 from pluralllm.common.identity import Identity, load_identity
@@ -175,43 +174,6 @@ def say_ready() -> None:
 # The coordinator, and the member that is measured
 
 
-@contextlib.contextmanager
-def coordinator(folder: Path) -> Iterator[psutil.Process]:
-    server = [sys.executable, "-m", "pluralllm.server"]
-    state = ["--state-dir", str(folder / "state")]
-    environment = {
-        **os.environ,
-        "PLURALLLM_SERVER_LISTEN": "127.0.0.1:0",
-        "PLURALLLM_SERVER_ENROLMENT_LISTEN": "127.0.0.1:0",
-        "PLURALLLM_SERVER_CHUNK_IDLE_S": str(CHUNK_IDLE_S),
-    }
-    init = [*server, "init", "--host", "127.0.0.1", "--admin-identity", str(folder / "admin"), *state]
-    subprocess.run(init, check=True, capture_output=True, timeout=60, env=environment)
-    with (folder / "coordinator.log").open("wb") as log:
-        running = subprocess.Popen([*server, "serve", *state], stdout=log, stderr=log, env=environment)
-    try:
-        yield psutil.Process(running.pid)
-    finally:
-        running.terminate()
-        running.wait(20)
-
-
-def administrator(folder: Path) -> Remote:
-    """Waits until the coordinator answers, for a minute at most."""
-    until_s = time.monotonic() + 60
-    while not (folder / "state" / "enrolment-address").exists():
-        if time.monotonic() > until_s:
-            raise SystemExit((folder / "coordinator.log").read_text())
-        time.sleep(0.1)
-    return Remote.of_member(load_identity(folder / "admin", "").at((folder / "state" / "address").read_text()))
-
-
-def member(remote: Remote, folder: Path, name: str, role: MemberRole) -> Identity:
-    invite = remote.invite(name, role, "", None, 3600, needs_approval=False)
-    identity, _ = join(invite, folder / name, "", frozenset(MemberRole))
-    return identity
-
-
 async def measure(identity: Identity, process: psutil.Process, during_s: float) -> tuple[list[float], float]:
     """Latencies in ms of ListRuns, one each 20 ms, and the coordinator's largest resident memory in MB."""
     latencies, peak_mb = [], 0.0
@@ -242,8 +204,10 @@ def main() -> int:
         identities = [load_identity(folder, "").at(given.coordinator) for folder in given.members]
         print(json.dumps(asyncio.run(ATTACKS[given.attack](identities))), flush=True)
         return 0
-    with tempfile.TemporaryDirectory() as name, coordinator(folder := Path(name)) as process:
-        return compare(folder, process)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with coordinator(folder, chunk_idle_s=str(CHUNK_IDLE_S)) as process:
+            return compare(folder, process)
 
 
 def compare(folder: Path, process: psutil.Process) -> int:

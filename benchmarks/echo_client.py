@@ -1,0 +1,81 @@
+"""A client that does no training: what it returns is what it got plus a constant. Started by echo.py.
+
+Everything else is the daemon's: its transport, hashes at both ends, a file for the model and one for the update.
+"""
+
+import argparse
+import asyncio
+import json
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pluralllm.client.tasks import RunOver, Scores, Task, TaskKind, Wait
+from pluralllm.client.transport import Transport
+from pluralllm.common.identity import load_identity
+from pluralllm.common.ids import ClientId, Digest
+from pluralllm.common.spec import GroupRole
+from pluralllm.common.weights import Manifest, read_layout, write_weights
+
+SLICE = 262_144  # values
+LIMIT_S = 900.0
+
+
+def write_constant(base: Path, out: Path, value: float) -> Manifest:
+    """A delta of one value everywhere, in the layout of the base."""
+    layout = read_layout(base)
+    piece = np.full(SLICE, value, dtype=np.float32)
+    whole, rest = divmod(layout.values, SLICE)
+    return write_weights(out, layout, (piece[:size] for size in (*[SLICE] * whole, rest)))
+
+
+async def echo(transport: Transport, name: str, run: str, folder: Path) -> None:
+    """Until the run is over."""
+    await transport.hello(f"group of {name}", GroupRole.TRAIN, questions=100)
+    number = sum(name.encode()) % 100
+    while True:
+        answer = await transport.poll(None, [run])  # type: ignore[list-item]
+        match answer:
+            case RunOver():
+                return
+            case Wait(after_s, _):
+                await asyncio.sleep(after_s)
+            case Task():
+                if answer.kind is TaskKind.EVALUATE:
+                    await transport.report_scores(answer.name, Scores(0.7, 0.4, None, 50))
+                    continue
+                base = folder / answer.base_digest
+                await transport.fetch_model(answer.run, answer.base_version, answer.base_digest, base)
+                delta, value = folder / "delta", (answer.round + number / 100) * 1e-6
+                manifest = await asyncio.to_thread(write_constant, base, delta, value)
+                spec, digest = Digest(answer.spec_sha256), Digest(answer.base_digest)
+                await transport.push_update(answer.name, delta, manifest, spec, digest, 100, {})
+                base.unlink()
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--identity", type=Path)
+    given = parser.parse_args()
+    if given.identity is None:
+        transport = Transport.in_plain_text(given.address, ClientId(given.name))
+    else:
+        transport = Transport.of_member(load_identity(given.identity, "").at(given.address))
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            await echo(transport, given.name, given.run, given.folder)
+    finally:
+        await transport.close()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    told = {"peak_mb": usage.ru_maxrss / 1024, "cpu_s": time.process_time()}
+    print(json.dumps({**told, "sent": transport.traffic.sent_bytes, "received": transport.traffic.received_bytes}))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,143 @@
+"""The least that a durable round can take, as processes: the same bytes over bare gRPC streams. Started by echo.py.
+
+One message is one chunk of raw bytes. sha256 once at each end; the receiver writes an update to a file and syncs it before
+it answers, and answers when every client's update of the round is there: so rounds follow one another as in a federation.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from pluralllm.common.identity import load_identity
+from pluralllm.common.weights import CHUNK_BYTES
+from pluralllm.server.authority import load_authority
+from pluralllm.server.tls import server_credentials
+
+LIMIT_S = 900.0
+DOWN, UP = "/floor/Down", "/floor/Up"
+OPTIONS = (("grpc.max_receive_message_length", 4 * CHUNK_BYTES), ("grpc.so_reuseport", 0))
+
+
+class Floor(grpc.GenericRpcHandler):
+    """Hands out the model and takes updates in; a round ends when all are durable."""
+
+    def __init__(self, folder: Path, clients: int, size: int, rounds: int) -> None:
+        self._folder, self._clients, self._rounds = folder, clients, rounds
+        self._waiting: list[asyncio.Future[None]] = []
+        self.ends_s: list[float] = []
+        self.ended = asyncio.Event()  # all rounds
+        (folder / "model").write_bytes(os.urandom(size))
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        if handler_call_details.method == DOWN:
+            return grpc.unary_stream_rpc_method_handler(self._down)
+        return grpc.stream_unary_rpc_method_handler(self._up)
+
+    async def _down(self, _request: bytes, _context: object) -> AsyncIterator[bytes]:
+        with (self._folder / "model").open("rb") as file:
+            while data := file.read(CHUNK_BYTES):
+                yield data
+
+    async def _up(self, stream: AsyncIterator[bytes], _context: object) -> bytes:
+        digest, path = hashlib.sha256(), self._folder / f"update-{id(stream)}"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            async for data in stream:
+                await asyncio.to_thread(_keep, handle, digest, data)
+            await asyncio.to_thread(os.fsync, handle)
+        finally:
+            os.close(handle)
+        path.unlink()
+        await self._all_there()
+        return digest.digest()
+
+    async def _all_there(self) -> None:
+        mine = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        if len(self._waiting) == self._clients:
+            self.ends_s.append(time.monotonic())
+            for other in self._waiting:
+                other.set_result(None)
+            self._waiting = []
+            if len(self.ends_s) == self._rounds:
+                self.ended.set()
+        await mine
+
+
+def _keep(handle: int, digest: Any, data: bytes) -> None:
+    digest.update(data)
+    os.write(handle, data)
+
+
+async def serve(folder: Path, clients: int, megabytes: int, rounds: int, state: Path | None) -> None:
+    """Prints its address, then the rounds' times."""
+    floor = Floor(folder, clients, megabytes * 1_000_000, rounds)
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers((floor,))
+    if state is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", server_credentials(load_authority(state), members_only=True))
+    await server.start()
+    print(f"127.0.0.1:{port}", flush=True)
+    async with asyncio.timeout(LIMIT_S):
+        await floor.ended.wait()
+    await server.stop(5)
+    lengths = [after - before for before, after in zip(floor.ends_s, floor.ends_s[1:], strict=False)]
+    print(json.dumps({"rounds_s": lengths, "cpu_s": time.process_time()}), flush=True)
+
+
+async def take_part(address: str, rounds: int, megabytes: int, identity: Path | None) -> None:
+    channel: grpc.aio.Channel
+    if identity is None:
+        channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+    else:
+        found = load_identity(identity, "")
+        keys = grpc.ssl_channel_credentials(found.authority_pem, found.key_pem, found.chain_pem)
+        channel = grpc.aio.secure_channel(address, keys, options=OPTIONS)
+    update = os.urandom(CHUNK_BYTES)
+    async with channel, asyncio.timeout(LIMIT_S):
+        down: Any = channel.unary_stream(DOWN)
+        up: Any = channel.stream_unary(UP)
+        for _ in range(rounds):
+            digest = hashlib.sha256()
+            async for data in down(b"", timeout=LIMIT_S):
+                digest.update(data)
+            await up(_chunks(update, megabytes * 1_000_000), timeout=LIMIT_S)
+
+
+async def _chunks(update: bytes, size: int) -> AsyncIterator[bytes]:
+    digest = hashlib.sha256()
+    for start in range(0, size, CHUNK_BYTES):
+        piece = update[: min(CHUNK_BYTES, size - start)]
+        digest.update(piece)
+        yield piece
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=("server", "client"))
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--clients", type=int)
+    parser.add_argument("--megabytes", type=int, required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--state", type=Path)
+    parser.add_argument("--address")
+    parser.add_argument("--identity", type=Path)
+    given = parser.parse_args()
+    if given.side == "server":
+        await serve(given.folder, given.clients, given.megabytes, given.rounds, given.state)
+    else:
+        await take_part(given.address, given.rounds, given.megabytes, given.identity)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

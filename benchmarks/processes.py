@@ -1,0 +1,71 @@
+"""A real coordinator as a process on loopback, its administrator and its members, for the benchmarks of this folder."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from pluralllm.cli.remote import Remote
+from pluralllm.client.joining import join
+from pluralllm.common.errors import PluralError
+from pluralllm.common.identity import Identity, load_identity
+from pluralllm.common.roles import MemberRole
+
+START_LIMIT_S = 60.0
+SERVER = [sys.executable, "-m", "pluralllm.server"]
+
+
+@contextlib.contextmanager
+def coordinator(folder: Path, *, plain_text: bool = False, **settings: str) -> Iterator[psutil.Process]:
+    """Made and served in `folder`; `settings` are those of the configuration, PLURALLLM_SERVER_ in front."""
+    state = ["--state-dir", str(folder / "state")]
+    environment = {
+        **os.environ,
+        "PLURALLLM_SERVER_LISTEN": "127.0.0.1:0",
+        "PLURALLLM_SERVER_ENROLMENT_LISTEN": "127.0.0.1:0",
+        **{f"PLURALLLM_SERVER_{name.upper()}": value for name, value in settings.items()},
+    }
+    if plain_text:
+        environment["PLURALLLM_SERVER_PLAIN_TEXT"] = "true"
+    else:
+        init = [*SERVER, "init", "--host", "127.0.0.1", "--admin-identity", str(folder / "admin"), *state]
+        subprocess.run(init, check=True, capture_output=True, timeout=60, env=environment)
+    with (folder / "coordinator.log").open("wb") as log:
+        running = subprocess.Popen([*SERVER, "serve", *state], stdout=log, stderr=log, env=environment)
+    try:
+        yield psutil.Process(running.pid)
+    finally:
+        running.terminate()
+        running.wait(20)
+
+
+def administrator(folder: Path, *, plain_text: bool = False) -> Remote:
+    """Waits until the coordinator answers, for a minute at most."""
+    until_s = time.monotonic() + START_LIMIT_S
+    while True:
+        with contextlib.suppress(OSError, PluralError):
+            address = (folder / "state" / "address").read_text().strip()
+            remote = (
+                Remote.in_plain_text(address)
+                if plain_text
+                else Remote.of_member(load_identity(folder / "admin", "").at(address))
+            )
+            remote.runs()
+            return remote
+        if time.monotonic() > until_s:
+            raise SystemExit((folder / "coordinator.log").read_text())
+        time.sleep(0.02)
+
+
+def member(remote: Remote, folder: Path, name: str, role: MemberRole) -> Identity:
+    """Invited and joined over the enrolment port; a client belongs to a group of its own."""
+    group = f"group of {name}" if role is MemberRole.CLIENT else ""
+    identity, _ = join(
+        remote.invite(name, role, group, None, 3600, needs_approval=False), folder / name, "", frozenset(MemberRole)
+    )
+    return identity
