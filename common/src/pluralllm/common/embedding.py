@@ -9,17 +9,16 @@ import sqlite3
 import string
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pluralllm.common.encoder import Encoder
 from pluralllm.common.errors import EmbeddingMismatch, ModelUnavailable
 from pluralllm.common.questions import Question
 from pluralllm.common.spec import Embedding, Probe
 
-BATCH_TOKENS = 8_192  # of one forward pass, padding included
 PROBE_TEXTS = (
     "How satisfied are you with the way democracy is working in your country?",
     "In 2024, 37% of respondents answered: STRONGLY DISAGREE.",
@@ -36,11 +35,9 @@ class Embedder:
     def __init__(self, contract: Embedding, model_path: Path | None, cache: Path, device: torch.device) -> None:
         """`model_path`: a local folder to use for contract.model; without it the id is looked up. Raises ModelUnavailable."""
         self.contract = contract
-        self.truncated = 0  # texts cut at max_tokens, of those embedded now
         self._source = str(model_path) if model_path is not None else contract.model
         self._device = device
-        self._model: Any = None
-        self._tokenizer: Any = None
+        self._encoder: Encoder | None = None
         if model_path is not None and not (model_path / "config.json").is_file():
             raise ModelUnavailable(model=contract.model, problem=f"{model_path} is not a folder with a config.json")
         cache.mkdir(parents=True, exist_ok=True)
@@ -54,6 +51,11 @@ class Embedder:
             str(contract.max_tokens),
         ]
         self._key = "\x1f".join(facts)
+
+    @property
+    def truncated(self) -> int:
+        """Texts cut at max_tokens, of those embedded now."""
+        return 0 if self._encoder is None else self._encoder.truncated
 
     def close(self) -> None:
         self._cache.close()
@@ -88,10 +90,10 @@ class Embedder:
         """[texts, width]; each distinct text is embedded once, normalized if the contract says so."""
         distinct = list(dict.fromkeys(texts))
         known = {text: vector for text in distinct if (vector := self._cached(text)) is not None}
-        missing = sorted((text for text in distinct if text not in known), key=len)
+        missing = [text for text in distinct if text not in known]
         done = len(known)
         on_progress(done, len(distinct))
-        for batch, vectors in self._embed(missing):
+        for batch, vectors in self._encoder_loaded().encode(missing) if missing else ():
             self._keep(batch, vectors)
             known.update(zip(batch, vectors, strict=True))
             done += len(batch)
@@ -114,54 +116,10 @@ class Embedder:
     def _hash(self, text: str) -> bytes:
         return hashlib.sha256(f"{self._key}\x1f{text}".encode()).digest()
 
-    def _embed(self, texts: Sequence[str]) -> "Iterable[tuple[list[str], NDArray[np.float32]]]":
-        if texts and self._model is None:
-            self._load()
-        start = 0
-        while start < len(texts):
-            encoded = [self._tokenizer(text, truncation=False)["input_ids"] for text in texts[start : start + 256]]
-            longest, count = 0, 0
-            for tokens in encoded:
-                longest = max(longest, min(len(tokens), self.contract.max_tokens))
-                if count and longest * (count + 1) > BATCH_TOKENS:
-                    break
-                count += 1
-                self.truncated += len(tokens) > self.contract.max_tokens
-            batch = list(texts[start : start + count])
-            yield batch, self._pool(batch)
-            start += count
-
-    @torch.no_grad()
-    def _pool(self, texts: list[str]) -> NDArray[np.float32]:
-        """Masked mean over the tokens of the last hidden state: [texts, width]."""
-        tokens = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self.contract.max_tokens, return_tensors="pt"
-        ).to(self._device)
-        hidden = self._model(**tokens).last_hidden_state.float()  # (texts, tokens, width)
-        mask = tokens["attention_mask"].unsqueeze(-1).float()
-        pooled: NDArray[np.float32] = ((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy()
-        return pooled
-
-    def _load(self) -> None:
-        from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 - seconds, and often not needed at all
-
-        last: Exception | None = None
-        for offline in (True, False):  # what is on disk first: no network is asked for what is here
-            if not offline and Path(self._source).is_dir():
-                break
-            options = {"revision": self.contract.revision, "local_files_only": offline, "trust_remote_code": False}
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self._source, **options)
-                self._model = AutoModel.from_pretrained(self._source, use_safetensors=True, **options)
-                break
-            except (OSError, ValueError, ImportError) as error:
-                last = error
-        if self._model is None:
-            problem = str(last).strip().splitlines()[0] if last is not None else "unknown"
-            raise ModelUnavailable(model=self.contract.model, problem=problem)
-        if self._tokenizer.pad_token is None:  # causal models have none; masked out, its value does not matter
-            self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
-        self._model = self._model.to(self._device).eval()
+    def _encoder_loaded(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = Encoder(self._source, self.contract.revision, self.contract.max_tokens, self._device)
+        return self._encoder
 
 
 def make_probes(contract: Embedding, model_path: Path | None, cache: Path, device: torch.device) -> tuple[Probe, ...]:
