@@ -1,0 +1,237 @@
+"""One training step, and the evaluation of one group: ours beside a plain version shaped as the published one is.
+
+.venv/bin/python benchmarks/predictor.py [--device cpu] [--threads 2] [--repeats 7]
+
+Episodes of 55 context and 55 target questions of 5 options; the paper's predictor. The plain version is nn.TransformerEncoder
+under a square mask over context and targets, a loop over questions for the softmax, and in evaluation one pass for each target
+question. Medians of pairs measured one after the other; losses, gradients and predictions of both are compared first.
+The matrix rate is that of one large product of float32 matrices, measured in the same run.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pluralllm.client.losses import gaussian_loss, prediction_loss
+from pluralllm.client.train import pick_device
+from pluralllm.common.architecture import initial_values, parameters
+from pluralllm.common.data import Batch, Episode, GroupData, group_data, log_softmax_by_question, make_batch
+from pluralllm.common.metrics import js_distance, js_distances
+from pluralllm.common.model import PreferencePredictor, load_weights
+from pluralllm.common.questions import Question
+from pluralllm.common.spec import Embedding, Predictor, Training
+
+CONTEXT, TARGETS, OPTIONS = 55, 55, 5
+RATE = 3e-4
+
+
+class Plain(nn.Module):
+    """arXiv 2503.09925, section 3, as its shape suggests writing it."""
+
+    def __init__(self, config: Predictor, dimension: int) -> None:
+        super().__init__()
+        d, width = config.d_model, dimension + 1
+        layers: list[nn.Module] = []
+        for number in range(config.embedder_layers):
+            layers += [nn.Linear(width if number == 0 else d, d), nn.ReLU()]
+        self.embedder = nn.Sequential(*layers[:-1])
+        layer = nn.TransformerEncoderLayer(d, config.heads, config.feedforward, 0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 2))
+
+    def forward(self, context: Tensor, shares: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        known = torch.cat([context, shares.unsqueeze(-1)], -1)  # (B, C, D + 1)
+        asked = torch.cat([targets, targets.new_zeros((*targets.shape[:2], 1))], -1)  # (B, T, D + 1)
+        points = self.embedder(torch.cat([known, asked], 1))  # (B, C + T, d)
+        size = points.shape[1]
+        mask = torch.ones((size, size), dtype=torch.bool, device=points.device)  # True: may not be attended to
+        mask[:, : context.shape[1]] = False
+        out = self.head(self.encoder(points, mask=mask)[:, context.shape[1] :])  # (B, T, 2)
+        return out[..., 0], out[..., 1]
+
+    def take(self, ours: PreferencePredictor) -> None:
+        """The same values."""
+        theirs: dict[str, Tensor] = {}
+        for name, value in ours.named_parameters():
+            kind, number, *rest = name.split(".")
+            if kind == "layers":
+                names = {
+                    "attention_in": "self_attn.in_proj_",
+                    "attention_out": "self_attn.out_proj.",
+                    "attention_norm": "norm1.",
+                    "feedforward_norm": "norm2.",
+                    "feedforward_in": "linear1.",
+                    "feedforward_out": "linear2.",
+                }
+                theirs[f"encoder.layers.{number}.{names[rest[0]]}{rest[1]}"] = value
+            else:
+                theirs[f"{kind}.{2 * int(number)}.{rest[0]}"] = value
+        self.load_state_dict(theirs)
+
+
+def plain_loss(model: Plain, batch: Batch) -> Tensor:
+    mean, log_std = model(batch.context, batch.context_shares, batch.targets)
+    losses = []
+    for row in range(len(mean)):
+        for start in range(0, mean.shape[1], OPTIONS):
+            points = slice(start, start + OPTIONS)
+            shares = torch.softmax(mean[row, points], 0)
+            losses.append(gaussian_loss(shares, log_std[row, points], batch.target_shares[row, points]))
+    return torch.cat(losses).mean()
+
+
+def our_loss(model: PreferencePredictor, batch: Batch) -> Tensor:
+    predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+    return prediction_loss(predicted, batch, Training(), clients=1)[0]
+
+
+@torch.no_grad()
+def plain_evaluation(model: Plain, data: GroupData, episode: Episode, device: torch.device) -> float:
+    context = torch.from_numpy(data.embeddings[data.points(episode.context)]).to(device)[None]
+    shares = torch.from_numpy(data.shares[data.points(episode.context)]).to(device)[None]
+    total = 0.0
+    for question in episode.targets:
+        points = data.points([question])
+        mean, _ = model(context, shares, torch.from_numpy(data.embeddings[points]).to(device)[None])
+        total += js_distance(torch.softmax(mean[0], 0).cpu().numpy(), data.shares[points])
+    return 1 - total / len(episode.targets)
+
+
+@torch.no_grad()
+def our_evaluation(model: PreferencePredictor, data: GroupData, episode: Episode, device: torch.device) -> float:
+    batch = make_batch([(data, episode)]).to(device)
+    predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+    shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)[0].exp().cpu().numpy()
+    starts = np.arange(0, len(shares), OPTIONS)
+    return float(1 - js_distances(shares, data.shares[data.points(episode.targets)], starts).mean())
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Floating point operations a second."""
+    size = 2048 if device.type == "cpu" else 8192
+    one, other = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    return 2 * size**3 / min(seconds(lambda: one @ other, device) for _ in range(7))
+
+
+def step_operations(config: Predictor, dimension: int, batch: int) -> float:
+    """Of the matrix products of one step: two for each weight and point forward, twice that backward, and attention's."""
+    context, points = CONTEXT * OPTIONS, (CONTEXT + TARGETS) * OPTIONS
+    d, ff = config.d_model, config.feedforward
+    embedder = (dimension + 1) * d + (config.embedder_layers - 1) * d * d
+    layer = d * d + d * d + 2 * d * ff  # queries, the way out, feedforward; keys and values are of the context alone
+    each = points * embedder + TARGETS * OPTIONS * (d * d + 2 * d)  # and the head
+    each += config.layers * (points * layer + context * 2 * d * d + 2 * points * context * d)
+    each -= context * (layer + 2 * context * d)  # of the last layer nobody needs the context's own values
+    first = points * (dimension + 1) * d  # whose inputs have no gradient
+    return batch * (3 * 2 * each - 2 * first)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    began_s = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began_s
+
+
+def made_up(dimension: int) -> GroupData:
+    rng = np.random.default_rng(0)
+    questions = [
+        Question(
+            f"Question {number}?", tuple(f"option {n}" for n in range(OPTIONS)), tuple(rng.dirichlet(np.ones(OPTIONS)))
+        )
+        for number in range(220)
+    ]
+    embedded = [rng.normal(0, 1 / math.sqrt(dimension), (OPTIONS, dimension)).astype(np.float32) for _ in questions]
+    return group_data("made up", questions, embedded)
+
+
+def pairs(ours: Callable[[], object], plain: Callable[[], object], repeats: int, device: torch.device) -> str:
+    """Medians of both in ms, and the median of the ratios."""
+    seconds(ours, device), seconds(plain, device)
+    found = [(seconds(ours, device), seconds(plain, device)) for _ in range(repeats)]
+    ratios = sorted(slow / fast for fast, slow in found)
+    fast, slow = (statistics.median(times) * 1e3 for times in zip(*found, strict=True))
+    return f"{fast:9.2f} ms   plain {slow:9.2f} ms   ratio {statistics.median(ratios):6.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    device = pick_device(given.device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    peak = matrix_rate(device)
+    print(f"{device}, {given.threads} threads; matrix rate {peak / 1e9:.0f} GFLOP/s")
+    for dimension in (384, 4096):
+        config = Predictor()
+        embedding = Embedding(model="made up", templates=("{question} {option}",), dimension=dimension)
+        ours = PreferencePredictor(config, embedding).to(device)
+        load_weights(ours, {p.name: initial_values(p, 0) for p in parameters(config, dimension)})
+        plain = Plain(config, dimension).to(device)
+        plain.take(ours)
+        data = made_up(dimension)
+        rng = np.random.default_rng(1)
+        for size in (1, 8):
+            drawn = [rng.permutation(220).tolist() for _ in range(size)]
+            episodes = [(data, Episode(tuple(d[:CONTEXT]), tuple(d[CONTEXT : CONTEXT + TARGETS]))) for d in drawn]
+            batch = make_batch(episodes).to(device)
+            print(f"{dimension} dims, batch of {size}")
+            print(f"  equal: {difference(ours, plain, batch)}")
+            mine, theirs = (
+                stepper(ours, lambda: our_loss(ours, batch)),
+                stepper(plain, lambda: plain_loss(plain, batch)),
+            )  # noqa: B023
+            told = pairs(mine, theirs, given.repeats, device)
+            took_s = statistics.median(seconds(mine, device) for _ in range(given.repeats))
+            rate = step_operations(config, dimension, size) / took_s
+            print(f"  step        {told}   {rate / peak:.0%} of the matrix rate")
+            plain.take(ours)
+        episode = episodes[0][1]
+        scores = our_evaluation(ours, data, episode, device), plain_evaluation(plain, data, episode, device)
+        told = pairs(
+            lambda: our_evaluation(ours, data, episode, device),  # noqa: B023
+            lambda: plain_evaluation(plain, data, episode, device),  # noqa: B023
+            given.repeats,
+            device,
+        )
+        print(f"  evaluation  {told}   scores differ by {abs(scores[0] - scores[1]):.1e}")
+    return 0
+
+
+def stepper(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """One step of Adam."""
+    fused = next(model.parameters()).device.type != "mps"
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=fused)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def difference(ours: PreferencePredictor, plain: Plain, batch: Batch) -> str:
+    """Of losses, and of all gradients relative to the largest of them."""
+    losses, gradients = [], []
+    for model, loss in ((ours, our_loss(ours, batch)), (plain, plain_loss(plain, batch))):
+        model.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
+        gradients.append(sum(float((p.grad**2).sum()) for p in model.parameters() if p.grad is not None) ** 0.5)
+    return f"losses differ by {abs(losses[0] - losses[1]):.1e}, norms of gradients by {abs(gradients[0] / gradients[1] - 1):.1e}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
