@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pluralllm.client.train import next_state, pick_device, train
+from pluralllm.client.drafts import next_state
+from pluralllm.client.train import pick_device, train
 from pluralllm.common.data import GroupData, group_data
 from pluralllm.common.ids import ClientId, RoundNumber
 from pluralllm.common.questions import Question
@@ -54,7 +55,18 @@ def main() -> None:
             for client, data in groups.items():
                 seed, first_step = task_seed(spec.seed, number, client), (number - 1) * spec.training.local_steps
                 moments, out = folder / f"moments-{client}", folder / f"delta-{client}"
-                train(base, out, spec, data, seed, first_step, device, moments, lambda _done, _all: None)
+                train(
+                    base,
+                    out,
+                    spec,
+                    data,
+                    seed,
+                    first_step,
+                    device,
+                    moments,
+                    folder / "residual",
+                    lambda _done, _all: None,
+                )
                 if spec.training.keep_optimizer_state:
                     next_state(moments).replace(moments)
             alone.append(time.perf_counter() - began_s)

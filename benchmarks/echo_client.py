@@ -14,10 +14,11 @@ import numpy as np
 
 from pluralllm.client.tasks import RunOver, Scores, Task, TaskKind, Wait
 from pluralllm.client.transport import Transport
+from pluralllm.common.chunks import Manifest
 from pluralllm.common.identity import load_identity
 from pluralllm.common.ids import ClientId, Digest
 from pluralllm.common.spec import GroupRole
-from pluralllm.common.weights import Manifest, read_layout, write_weights
+from pluralllm.common.weights import read_layout, write_weights
 
 SLICE = 262_144  # values
 LIMIT_S = 900.0

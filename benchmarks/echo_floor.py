@@ -16,8 +16,8 @@ from typing import Any
 
 import grpc
 
+from pluralllm.common.chunks import CHUNK_BYTES
 from pluralllm.common.identity import load_identity
-from pluralllm.common.weights import CHUNK_BYTES
 from pluralllm.server.authority import load_authority
 from pluralllm.server.tls import server_credentials
 

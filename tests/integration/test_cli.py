@@ -23,9 +23,9 @@ from pluralllm.cli.audit_trail import verified_entries
 from pluralllm.cli.output import now
 from pluralllm.cli.remote import Remote
 from pluralllm.cli.status_screen import audit_table
+from pluralllm.common.chunks import CHUNK_BYTES, manifest_of
 from pluralllm.common.clock import FakeClock
 from pluralllm.common.identity import load_identity
-from pluralllm.common.weights import CHUNK_BYTES, manifest_of
 from pluralllm.server.__main__ import running
 from pluralllm.server.config import ServerConfig
 from pluralllm.v1 import operations_pb2 as pb

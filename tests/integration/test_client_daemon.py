@@ -20,6 +20,7 @@ from pluralllm.client.private_data import read_group, write_group
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.client.transport import Transport
 from pluralllm.client.worker_process import WorkerProcess
+from pluralllm.common.chunks import CHUNK_BYTES
 from pluralllm.common.clock import SystemClock
 from pluralllm.common.errors import SessionReplaced, WorkerDied
 from pluralllm.common.identity import Identity
@@ -27,7 +28,7 @@ from pluralllm.common.ids import Digest, RoundNumber, RunId, TaskName
 from pluralllm.common.metrics import MAX_JS_DISTANCE
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
-from pluralllm.common.weights import CHUNK_BYTES
+from pluralllm.server.live_run import layout_for
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as rpb
 
@@ -108,8 +109,11 @@ def ended(run: rpb.Run) -> bool:
     return run.phase == rpb.RUN_PHASE_ENDED
 
 
-async def test_a_daemon_trains_evaluates_and_ends_with_the_run(tmp_path: Path, embedding_model: Path) -> None:
-    spec = process_spec(rounds=2, round=ALONE)
+@pytest.mark.parametrize(("encoding", "share"), [("fp32", 1.0), ("bf16", 0.5), ("int8", 0.25)])
+async def test_a_daemon_trains_evaluates_and_ends_with_the_run(
+    encoding: str, share: float, tmp_path: Path, embedding_model: Path
+) -> None:
+    spec = process_spec(rounds=2, round=ALONE, updates={"encoding": encoding})
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", spec)
         async with daemon(tmp_path / "ann", embedding_model, served, exit_when_run_over=True) as running:
@@ -118,7 +122,9 @@ async def test_a_daemon_trains_evaluates_and_ends_with_the_run(tmp_path: Path, e
             pid = running.worker.pid
         assert (run.version, run.outcome) == (2, rpb.RUN_OUTCOME_COMPLETED)
         assert [(score.version, 0 < score.alignment_score < 1) for score in run.evaluations] == [(2, True)]
+        assert run.received_bytes == pytest.approx(2 * share * layout_for(spec).size_bytes, rel=0.02)
         assert pid is None, "the worker process is still there"
+        assert list((tmp_path / "ann" / "state" / "drafts").iterdir()) == []
         assert list((tmp_path / "ann" / "state" / "outbox").iterdir()) == []
 
 

@@ -10,9 +10,9 @@ import grpc
 import pytest
 
 from pluralllm.client.transport import Transport
+from pluralllm.common.chunks import manifest_of
 from pluralllm.common.errors import ChunksMissing, NormTooLarge, PluralError, StorageFull
 from pluralllm.common.ids import ClientId, Digest, TaskName
-from pluralllm.common.weights import manifest_of
 from pluralllm.server.boundary import Boundary
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc, resources_pb2

@@ -4,9 +4,9 @@ import pytest
 
 from pluralllm.client.outbox import Entry, History, Outbox
 from pluralllm.client.tasks import VersionLink
+from pluralllm.common.chunks import manifest_of
 from pluralllm.common.errors import HistoryDiverged
 from pluralllm.common.ids import Digest, ModelVersion, RunId, TaskName
-from pluralllm.common.weights import manifest_of
 
 TASK, RUN = TaskName("runs/r/rounds/1/tasks/train-ann"), RunId("r")
 

@@ -8,10 +8,14 @@ import pytest
 import torch
 from small_survey import layout_for, small_group, small_spec, write_version_0
 
-from pluralllm.client.train import next_state, train
+from pluralllm.client.drafts import next_state
+from pluralllm.client.train import train
+from pluralllm.common.chunks import HashingReader
 from pluralllm.common.data import Episode, make_batch
 from pluralllm.common.ids import ClientId, RoundNumber
 from pluralllm.common.model import PreferencePredictor, load_weights
+from pluralllm.common.spec import UpdateEncoding
+from pluralllm.common.update_format import read_slices, update_format
 from pluralllm.common.weights import flat_values, tensors_of
 from pluralllm.experiment.alone import centralize, train_alone
 from pluralllm.experiment.federated import LocalTraining, clients_per_pass, first_values
@@ -61,7 +65,7 @@ def test_one_batched_pass_gives_what_clients_give_one_by_one(case: str, tmp_path
         for client, data in groups.items():
             out, moments = tmp_path / "delta", tmp_path / f"moments-{client}"
             seed, first_step = task_seed(spec.seed, number, client), (number - 1) * spec.training.local_steps
-            done = train(base, out, spec, data, seed, first_step, CPU, moments, quietly)
+            done = train(base, out, spec, data, seed, first_step, CPU, moments, tmp_path / "residual", quietly)
             assert distances[client] == pytest.approx(done.base_distance, abs=1e-4)
             if spec.training.keep_optimizer_state:
                 next_state(moments).replace(moments)
@@ -70,6 +74,29 @@ def test_one_batched_pass_gives_what_clients_give_one_by_one(case: str, tmp_path
             # Adam moves what has no gradient by rounding noise: few numbers, but each as far as any other.
             tolerance = 1e-3 if spec.training.optimizer == "sgd" else 0.02
             assert np.linalg.norm(deltas[client] - alone) < tolerance * np.linalg.norm(alone)
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_updates_travel_in_an_experiment_as_they_do_from_a_client(encoding: UpdateEncoding, tmp_path: Path) -> None:
+    """Two rounds: what rounding took from the first is in the second. A value here and there may be rounded the other way."""
+    spec = small_spec({"rounds": 2, "training": SGD, "updates": {"encoding": encoding}})
+    client, data = ClientId("a"), small_group()
+    base = write_version_0(tmp_path / "base", spec)
+    start = np.array(flat_values(base, layout_for(spec)))
+    together = LocalTraining(spec, {client: data}, start, CPU)
+    form, out, residual = update_format(layout_for(spec), encoding), tmp_path / "delta", tmp_path / "residual"
+    for number in (RoundNumber(1), RoundNumber(2)):
+        deltas, _ = together.train_round(start, number)
+        seed, first_step = task_seed(spec.seed, number, client), (number - 1) * spec.training.local_steps
+        train(base, out, spec, data, seed, first_step, CPU, tmp_path / "moments", residual, quietly)
+        next_state(residual).replace(residual)
+        read = np.empty(form.layout.values, np.float32)
+        with HashingReader(out) as file:
+            file.read_into(np.empty(len(form.header), np.uint8))
+            for fill in read_slices(form, file.read_into):
+                fill(read)
+        assert np.linalg.norm(read - deltas[client]) < 0.01 * np.linalg.norm(read)
+    assert np.linalg.norm(np.fromfile(residual, "<f4")) > 0, "nothing was rounded"
 
 
 def test_a_stack_of_one_predicts_what_the_predictor_predicts() -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from small_survey import layout_for, small_group, small_spec, write_version_0
 from torch import Tensor
 
+from pluralllm.client.drafts import next_state
 from pluralllm.client.losses import base_distances, gaussian_loss, prediction_loss, softened
 from pluralllm.client.train import (
     Trained,
@@ -17,7 +18,6 @@ from pluralllm.client.train import (
     evaluate,
     evaluation_episode,
     learning_rate,
-    next_state,
     pick_device,
     pull_to_base,
     train,
@@ -54,7 +54,7 @@ def trained(
     """One TRAIN task from version 0, or `base`; the result and the delta."""
     start = base or write_version_0(folder / "base", spec)
     out = folder / "delta"
-    done = train(start, out, spec, data, seed, first_step, CPU, folder / "moments", quietly)
+    done = train(start, out, spec, data, seed, first_step, CPU, folder / "moments", folder / "residual", quietly)
     return done, np.array(flat_values(out, layout_for(spec)))
 
 
@@ -368,11 +368,11 @@ def test_steps_are_told_and_a_cancelled_task_leaves_nothing_behind(tmp_path: Pat
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        train(base, out, spec, data, 5, 0, CPU, moments, cancel_at_2)
+        train(base, out, spec, data, 5, 0, CPU, moments, tmp_path / "residual", cancel_at_2)
     assert told == [(0, 3), (1, 3), (2, 3)]
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     assert not torch.are_deterministic_algorithms_enabled()
-    train(base, out, spec, data, 5, 0, CPU, moments, lambda *step: told.append(step))
+    train(base, out, spec, data, 5, 0, CPU, moments, tmp_path / "residual", lambda *step: told.append(step))
     assert told[3:] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 

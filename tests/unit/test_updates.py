@@ -8,13 +8,16 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from pluralllm.common.chunks import CHUNK_BYTES, manifest_of
 from pluralllm.common.errors import Corrupt, NormTooLarge, NotFinite, WrongLayout
-from pluralllm.common.spec import Aggregation
-from pluralllm.common.weights import CHUNK_BYTES, Layout, flat_values, layout_of, manifest_of, write_weights
+from pluralllm.common.spec import Aggregation, UpdateEncoding
+from pluralllm.common.update_format import update_format, write_update
+from pluralllm.common.weights import Layout, flat_values, layout_of, write_weights
 from pluralllm.server.aggregate import first_moments, server_optimizer, weighted_mean
 from pluralllm.server.updates import StoredWeights, average, check_update
 
 LAYOUT = layout_of([("a.weight", (1_000, 700)), ("b.bias", (13,)), ("c", (2, 3))])  # nearly three chunks
+FP32 = update_format(LAYOUT, "fp32")
 FEDAVG = server_optimizer(Aggregation())
 
 
@@ -100,7 +103,7 @@ def test_a_flipped_bit_in_a_moment_is_found_and_nothing_is_written(tmp_path: Pat
 
 def test_a_good_update_passes_and_its_norm_is_told(tmp_path: Path) -> None:
     values = random_values(1)
-    norm = check_update(stored(tmp_path, "u", values).path, LAYOUT, 100.0)
+    norm = check_update(stored(tmp_path, "u", values).path, FP32, 100.0)
     assert norm == pytest.approx(float(np.linalg.norm(values.astype(np.float64))))
 
 
@@ -109,12 +112,12 @@ def test_an_update_with_a_value_that_is_not_finite_is_refused_by_tensor(tmp_path
     values = random_values(1)
     values[700_005] = poison
     with pytest.raises(NotFinite, match=r"b\.bias"):
-        check_update(stored(tmp_path, "u", values).path, LAYOUT, 100.0)
+        check_update(stored(tmp_path, "u", values).path, FP32, 100.0)
 
 
 def test_an_update_with_an_excessive_norm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NormTooLarge):
-        check_update(stored(tmp_path, "u", random_values(1)).path, LAYOUT, 0.5)
+        check_update(stored(tmp_path, "u", random_values(1)).path, FP32, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_an_update_of_another_layout_is_refused_and_the_difference_named(
     path = tmp_path / "u"
     save_file(tensors, path)
     with pytest.raises(WrongLayout, match=named):
-        check_update(path, LAYOUT, 100.0)
+        check_update(path, FP32, 100.0)
 
 
 @pytest.mark.parametrize(
@@ -155,4 +158,38 @@ def test_bytes_that_are_no_weights_are_refused(tmp_path: Path, content: bytes) -
     path = tmp_path / "u"
     path.write_bytes(content)
     with pytest.raises(WrongLayout):
-        check_update(path, LAYOUT, 100.0)
+        check_update(path, FP32, 100.0)
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_encoded_updates_are_averaged_as_they_are_read(encoding: UpdateEncoding, tmp_path: Path) -> None:
+    form, base = update_format(LAYOUT, encoding), stored(tmp_path, "base", random_values(0))
+    updates, read = [], []
+    for seed in (1, 2):
+        path = tmp_path / f"u{seed}"
+        manifest, values = write_update(path, form, random_values(seed), np.random.default_rng(seed))
+        norm = check_update(path, form, 100.0)
+        assert norm == pytest.approx(float(np.linalg.norm(values)), rel=1e-5)
+        assert manifest_of(path) == manifest
+        updates.append(StoredWeights(path, manifest.digest))
+        read.append(values.astype(np.float64))
+    out = tmp_path / "next"
+    average(base, (), updates, np.array([1.0, 3.0]), LAYOUT, weighted_mean, FEDAVG, [out], encoding)
+    naive = (random_values(0).astype(np.float64) + (read[0] + 3 * read[1]) / 4).astype(np.float32)
+    assert flat_values(out, LAYOUT).tobytes() == naive.tobytes()
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_an_update_in_another_encoding_or_with_a_broken_scale_is_refused(
+    encoding: UpdateEncoding, tmp_path: Path
+) -> None:
+    form = update_format(LAYOUT, encoding)
+    with pytest.raises(WrongLayout):
+        check_update(stored(tmp_path, "u", random_values(1)).path, form, 100.0)
+    path = tmp_path / "broken"
+    write_update(path, form, random_values(1), np.random.default_rng(0))
+    with path.open("r+b") as file:
+        file.seek(len(form.header))
+        file.write(b"\xff\xff\xff\xff")  # NaN as float32, and as two of bf16
+    with pytest.raises(NotFinite):
+        check_update(path, form, 100.0)

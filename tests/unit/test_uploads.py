@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pluralllm.common.chunks import CHUNK_BYTES, Manifest, digest_of, manifest_of
 from pluralllm.common.errors import ChunksMissing, DigestMismatch, OverLimit
-from pluralllm.common.weights import CHUNK_BYTES, Manifest, digest_of, manifest_of
 from pluralllm.server.uploads import Uploads
 
 CHUNKS = 4

@@ -8,18 +8,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from pluralllm.common.architecture import initial_values, parameters
+from pluralllm.common.chunks import CHUNK_BYTES, checked_manifest, manifest_of, missing_ranges
 from pluralllm.common.errors import DigestMismatch, OverLimit
 from pluralllm.common.spec import Predictor
-from pluralllm.common.weights import (
-    CHUNK_BYTES,
-    checked_manifest,
-    layout_of,
-    manifest_of,
-    missing_ranges,
-    read_layout,
-    tensors_of,
-    write_weights,
-)
+from pluralllm.common.weights import layout_of, read_layout, tensors_of, write_weights
 
 
 def test_what_is_written_is_safetensors_that_anybody_reads(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pluralllm.client.diagnosis import Cause, diagnose
 from pluralllm.common.certificates import make_request
 from pluralllm.common.channels import blocking_channel, blocking_plain_channel
+from pluralllm.common.chunks import keep_good_chunks
 from pluralllm.common.configuration import check_address
 from pluralllm.common.errors import Corrupt, InvalidArgument, PluralError, Unreachable
 from pluralllm.common.files import storage_errors
@@ -28,7 +29,6 @@ from pluralllm.common.invite import Invite
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
 from pluralllm.common.status import from_rpc_error
-from pluralllm.common.weights import keep_good_chunks
 from pluralllm.common.wire import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, manifest_from
 from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc, operations_pb2_grpc
 from pluralllm.v1 import operations_pb2 as pb

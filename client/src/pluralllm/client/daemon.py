@@ -15,7 +15,8 @@ from pathlib import Path
 import structlog
 
 from pluralllm.client.config import ClientConfig
-from pluralllm.client.outbox import Drafts, Entry, History, Outbox
+from pluralllm.client.drafts import Drafts
+from pluralllm.client.outbox import Entry, History, Outbox
 from pluralllm.client.partner import Partner
 from pluralllm.client.policy import Policy, check_task, permitted_metrics
 from pluralllm.client.progress import ProgressReports
@@ -186,6 +187,7 @@ class Daemon:
         if self._work is not None and self._work.task.run == over.run:
             await self._drop_work(f"the run is {over.outcome}")
         self._outbox.drop_run(over.run)
+        self._drafts.drop_run(over.run)
         self._runs.pop(over.run, None)
         log.info(
             "run.over", run=over.run, outcome=over.outcome, reason=over.reason, version=over.version, digest=over.digest
@@ -267,6 +269,7 @@ class Daemon:
                 seed=task.seed,
                 round_number=task.round,
                 optimizer_state=str(self._drafts.optimizer_state(task.run)),
+                residual=str(self._drafts.residual(task.run)),
             )
             entry = Entry(
                 task=task.name,
@@ -291,7 +294,7 @@ class Daemon:
             entry.examples,
             entry.metrics,
         )
-        self._drafts.keep_optimizer_state(task.run)
+        self._drafts.keep_states(task.run)
         self._outbox.drop(task.name)
         log.info("update.committed", task=task.name, digest=entry.digest, examples=entry.examples, **entry.metrics)
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pluralllm.client.tasks import VersionLink
+from pluralllm.common.chunks import Manifest, manifest_of
 from pluralllm.common.errors import HistoryDiverged
 from pluralllm.common.files import publish, storage_errors, write_durably
 from pluralllm.common.ids import Digest, RunId, TaskName
-from pluralllm.common.weights import Manifest, manifest_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +102,3 @@ class History:
             raise HistoryDiverged(run=run, version=link.version)
         if known is None:
             write_durably(path, json.dumps({**seen, str(link.version): link.record_sha256}).encode())
-
-
-class Drafts:
-    """What a training leaves before it counts: the delta, and the optimizer's state, which is kept only once the update is in."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        self._folder = folder
-        self.delta = folder / "delta.safetensors"
-
-    def optimizer_state(self, run: RunId) -> Path:
-        return self._folder / f"{run}.optimizer"
-
-    def keep_optimizer_state(self, run: RunId) -> None:
-        """The state after the committed round becomes the one the next round starts from."""
-        state = self.optimizer_state(run)
-        following = state.with_suffix(".next")
-        if following.is_file():
-            following.replace(state)

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pluralllm.client.drafts import next_state
 from pluralllm.client.losses import base_distances, prediction_loss
+from pluralllm.common.chunks import Manifest
 from pluralllm.common.data import (
     Batch,
     Episode,
@@ -33,8 +36,10 @@ from pluralllm.common.files import publish, storage_errors
 from pluralllm.common.metrics import Alignment
 from pluralllm.common.model import Prediction, PreferencePredictor, flat_weights, load_weights
 from pluralllm.common.spec import GroupRole, RunSpec, Training
-from pluralllm.common.weights import Layout, Manifest, flat_values, read_layout, tensors_of, write_weights
+from pluralllm.common.update_format import update_format, write_update
+from pluralllm.common.weights import Layout, flat_values, read_layout, tensors_of, write_weights
 
+Delta = NDArray[np.float32]  # (values,)
 Progress = Callable[[int, int], None]  # steps done, steps in all; may raise to cancel
 
 
@@ -73,12 +78,14 @@ def train(
     first_step: int,
     device: torch.device,
     optimizer_state: Path,
+    residual: Path,
     on_step: Progress,
 ) -> Trained:
     """Trains the weights in `base` and writes delta = local - global to `out` (not yet durable).
 
     `first_step`: local steps that lie before this round, for the schedule. `optimizer_state`: the file of this client's moments
-    in this run, read if the spec keeps them and it is there; the new ones are written to `next_state` of it.
+    in this run, read if the spec keeps them and it is there; the new ones are written to `next_state` of it. `residual`: the same
+    for what the encoding of updates took from earlier ones.
     Raises TooFewQuestions, NotFinite, WrongLayout, StorageFull, or what `on_step` raises; `out` is not written then.
     """
     training = spec.training
@@ -115,9 +122,26 @@ def train(
     assert first is not None  # there is at least one local step
     if training.keep_optimizer_state:
         _save_moments(model, optimizer, next_state(optimizer_state))
-    manifest = write_weights(out, layout, [delta])
+    manifest = _write(out, spec, layout, delta, seed, residual)
     (base_distance,) = base_distances(*first, clients=1)
     return Trained(manifest, len(usable), training.local_steps, total_loss / training.local_steps, base_distance)
+
+
+def _write(out: Path, spec: RunSpec, layout: Layout, delta: Delta, seed: int, residual: Path) -> Manifest:
+    """The delta as the spec says it travels; what rounding takes from it is added to the next one."""
+    form = update_format(layout, spec.updates.encoding)
+    with storage_errors("an update"):
+        if form.encoding == "fp32":
+            return write_weights(out, layout, [delta])
+        wanted = delta + np.fromfile(residual, dtype="<f4") if residual.is_file() else delta
+        manifest, read = write_update(out, form, wanted, rounding(seed))
+        (wanted - read).astype("<f4").tofile(next_state(residual))
+        return manifest
+
+
+def rounding(seed: int) -> np.random.Generator:
+    """What an update is rounded by: apart from what its episodes are drawn by."""
+    return np.random.default_rng([seed, 1])
 
 
 def draw_episodes(
@@ -209,11 +233,6 @@ def _new_optimizer(model: PreferencePredictor, training: Training) -> torch.opti
     return torch.optim.Adam(model.parameters(), lr=training.learning_rate)
 
 
-def next_state(path: Path) -> Path:
-    """Where new moments wait until the round's update has its receipt: a round that is trained again starts from the old."""
-    return path.with_suffix(".next")
-
-
 def _save_moments(model: PreferencePredictor, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Moments as safetensors, by parameter and torch's name for them. Plain SGD has none."""
     moments = {
@@ -250,7 +269,7 @@ def _deterministic(seed: int) -> Iterator[None]:
         torch.set_deterministic_debug_mode(before)
 
 
-def _check_finite(delta: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]", layout: Layout) -> None:
+def _check_finite(delta: Delta, layout: Layout) -> None:
     finite = np.isfinite(delta)
     if not finite.all():
         raise NotFinite(tensor=layout.tensor_at(int(np.argmin(finite))), count=int((~finite).sum()))

@@ -15,6 +15,7 @@ import stamina
 from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
 from pluralllm.common import __version__
 from pluralllm.common.channels import plain_channel, secure_channel
+from pluralllm.common.chunks import CHUNK_BYTES, Manifest, keep_good_chunks
 from pluralllm.common.errors import (
     ChunksMissing,
     Corrupt,
@@ -30,7 +31,6 @@ from pluralllm.common.identity import Identity
 from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName
 from pluralllm.common.spec import GroupRole
 from pluralllm.common.status import from_rpc_error
-from pluralllm.common.weights import CHUNK_BYTES, Manifest, keep_good_chunks
 from pluralllm.common.wire import (
     CLIENT_ID_KEY,
     PROTOCOL_MAX,

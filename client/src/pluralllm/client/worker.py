@@ -64,7 +64,15 @@ class LocalWork:
         return {"questions": len(found.questions), "device": str(chosen)}
 
     def train(
-        self, report: Report, spec_sha256: str, base: str, out: str, seed: int, round_number: int, optimizer_state: str
+        self,
+        report: Report,
+        spec_sha256: str,
+        base: str,
+        out: str,
+        seed: int,
+        round_number: int,
+        optimizer_state: str,
+        residual: str,
     ) -> dict[str, Any]:
         spec, data, _, device = self._prepared[spec_sha256]
         first_step = (round_number - 1) * spec.training.local_steps
@@ -77,6 +85,7 @@ class LocalWork:
             first_step,
             device,
             Path(optimizer_state),
+            Path(residual),
             lambda done, total: report("training", done, total),
         )
         return {

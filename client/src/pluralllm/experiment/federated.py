@@ -8,15 +8,17 @@ import torch
 from numpy.typing import NDArray
 
 from pluralllm.client.losses import base_distances
-from pluralllm.client.train import draw_episodes, learning_rate
+from pluralllm.client.train import draw_episodes, learning_rate, rounding
 from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.data import GroupData
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.spec import GroupRole, RunSpec
+from pluralllm.common.update_format import as_read, update_format
 from pluralllm.experiment.stacked import Flat, Learners
 from pluralllm.server import events as ev
 from pluralllm.server.aggregate import first_moments, server_optimizer, weighted_mean, weights_of
 from pluralllm.server.cohort import task_seed
+from pluralllm.server.live_run import layout_for
 from pluralllm.server.rounds import step
 from pluralllm.server.run_state import Phase, Run
 
@@ -68,7 +70,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
         run = _pass_evaluation(run, cohort)
         episodes += len(cohort) * spec.training.local_steps * spec.training.batch_episodes
-        moved += 2 * len(cohort) * values.nbytes
+        moved += len(cohort) * (values.nbytes + clients.update_bytes)
         yield Point(values, number, number * spec.training.local_steps, episodes, moved)
 
 
@@ -78,6 +80,9 @@ class LocalTraining:
     def __init__(self, spec: RunSpec, trainers: dict[ClientId, GroupData], values: Flat, device: torch.device) -> None:
         self._spec = spec
         self._usable = {client: data.split(spec.evaluation.holdout_share)[0] for client, data in trainers.items()}
+        form = update_format(layout_for(spec), spec.updates.encoding)
+        self.update_bytes = form.size_bytes - len(form.header)  # of one client's update
+        self._residuals = {client: np.zeros_like(values) for client in trainers if form.encoding != "fp32"}
         size = clients_per_pass(spec, device)
         clients = sorted(trainers)
         parts = [clients[start : start + size] for start in range(0, len(clients), size)]
@@ -112,8 +117,17 @@ class LocalTraining:
                     found = base_distances(learnt.predicted, learnt.batch, len(part))
                     distances |= dict(zip(part, found, strict=True))
             after = zip(part, learners.stack.flat(), strict=True)
-            deltas |= {client: values - base for client, values in after}
+            deltas |= {client: self._travelled(client, values - base, number) for client, values in after}
         return deltas, distances
+
+    def _travelled(self, client: ClientId, delta: Flat, number: RoundNumber) -> Flat:
+        """The delta as the coordinator reads it."""
+        if client not in self._residuals:
+            return delta
+        wanted = delta + self._residuals[client]
+        read = as_read(wanted, self._spec.updates.encoding, rounding(task_seed(self._spec.seed, number, client)))
+        self._residuals[client] = wanted - read
+        return read
 
 
 def clients_per_pass(spec: RunSpec, device: torch.device) -> int:

@@ -16,6 +16,7 @@ from pluralllm.common.ids import Digest
 PRESETS = ("default", "paper")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+UpdateEncoding = Literal["fp32", "bf16", "int8"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -137,6 +138,12 @@ class Training(SpecPart):
     episodes: Episodes = Episodes()
 
 
+class Updates(SpecPart):
+    """How updates travel."""
+
+    encoding: UpdateEncoding = "fp32"
+
+
 class Aggregation(SpecPart):
     """How updates become the next version: weights, their mean delta, the server optimizer's step.
 
@@ -223,6 +230,7 @@ class RunSpec(SpecPart):
     round: RoundPolicy = RoundPolicy()
     predictor: Predictor = Predictor()
     training: Training = Training()
+    updates: Updates = Updates()
     aggregation: Aggregation = Aggregation()
     evaluation: Evaluation = Evaluation()
     embedding: Embedding

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from pluralllm.common.chunks import CHUNK_BYTES, Manifest, checked_manifest, missing_ranges
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
-from pluralllm.common.weights import CHUNK_BYTES, Manifest, checked_manifest, missing_ranges
 from pluralllm.v1 import resources_pb2 as pb
 
 PROTOCOL_MIN = 1

@@ -60,7 +60,7 @@ class EnrolmentServiceServicer(object):
 
     def Join(self, request, context):
         """Whoever holds an invite, once. Repeatable with the same key: the same certificate.
-        Refusals: INVITE_UNKNOWN, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+        Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,7 @@ class EnrolmentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EnrolmentServiceAsyncStub: ...
     Join: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.JoinRequest, _enrolment_pb2.JoinResponse]
     """Whoever holds an invite, once. Repeatable with the same key: the same certificate.
-    Refusals: INVITE_UNKNOWN, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+    Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
     """
     GetStanding: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.GetStandingRequest, _enrolment_pb2.GetStandingResponse]
     """Anyone: the coordinator's clock, and whether it would accept this certificate. TLS gives a refused client no reason; this does.
@@ -57,7 +57,7 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.JoinRequest, _enrolment_pb2.JoinResponse]  # type: ignore[assignment]
     """Whoever holds an invite, once. Repeatable with the same key: the same certificate.
-    Refusals: INVITE_UNKNOWN, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+    Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
     """
     GetStanding: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.GetStandingRequest, _enrolment_pb2.GetStandingResponse]  # type: ignore[assignment]
     """Anyone: the coordinator's clock, and whether it would accept this certificate. TLS gives a refused client no reason; this does.
@@ -80,7 +80,7 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_pb2.JoinResponse, _abc.Awaitable[_enrolment_pb2.JoinResponse]]:
         """Whoever holds an invite, once. Repeatable with the same key: the same certificate.
-        Refusals: INVITE_UNKNOWN, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+        Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
         """
 
     @_abc_1.abstractmethod

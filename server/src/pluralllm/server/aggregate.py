@@ -38,11 +38,12 @@ def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> 
     One client after the other, so that the sum has one order; a matrix product would not promise that.
     Source: McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1, last line of the server's loop.
     """
-    total = np.zeros(deltas.shape[1])  # (slice,)
+    total, term = np.zeros(deltas.shape[1]), np.empty(deltas.shape[1])  # (slice,) each
     for delta, weight in zip(deltas, weights, strict=True):
-        total += weight * delta.astype(np.float64)
-    mean: NDArray[np.float64] = total / sum(weights.tolist())
-    return mean
+        np.multiply(delta, weight, out=term, dtype=np.float64)  # exact float64 of each number, times the weight
+        total += term
+    total /= sum(weights.tolist())
+    return total
 
 
 def first_moments(aggregation: Aggregation) -> tuple[float, ...]:

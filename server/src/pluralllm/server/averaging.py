@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pluralllm.common.chunks import Manifest
 from pluralllm.common.errors import Corrupt
 from pluralllm.common.ids import Digest
 from pluralllm.common.spec import RunSpec
-from pluralllm.common.weights import Manifest
 from pluralllm.server.aggregate import first_moments, server_optimizer, weighted_mean, weights_of
 from pluralllm.server.blobs import Blobs
 from pluralllm.server.events import Receipt
@@ -56,6 +56,7 @@ async def write_next(
         weighted_mean,
         server_optimizer(aggregation),
         outs,
+        spec.updates.encoding,
     )
     return tuple(Draft(out, manifest) for out, manifest in zip(outs, manifests, strict=True))
 

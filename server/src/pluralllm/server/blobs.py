@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pluralllm.common.chunks import manifest_of
 from pluralllm.common.errors import Corrupt, NotFound
 from pluralllm.common.files import publish, storage_errors, sync_directory
 from pluralllm.common.ids import Digest
-from pluralllm.common.weights import manifest_of
 
 
 class Blobs(Protocol):

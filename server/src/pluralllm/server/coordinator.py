@@ -13,11 +13,11 @@ from pathlib import Path
 
 import structlog
 
+from pluralllm.common.chunks import Manifest, manifest_of
 from pluralllm.common.clock import Clock
 from pluralllm.common.errors import Broken, Corrupt, InvalidArgument, NotFound, PluralError, SpecMismatch, StorageFull
 from pluralllm.common.ids import ID_HELP, ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName, is_id
 from pluralllm.common.spec import GroupRole, parse_spec
-from pluralllm.common.weights import Manifest, manifest_of
 from pluralllm.server import events as ev
 from pluralllm.server.averaging import write_next
 from pluralllm.server.bell import Bell

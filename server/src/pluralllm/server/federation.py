@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from pluralllm.common.chunks import CHUNK_BYTES
 from pluralllm.common.errors import (
     InvalidArgument,
     LeaseLost,
@@ -18,7 +19,6 @@ from pluralllm.common.errors import (
 )
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.membership_errors import IdentityMismatch
-from pluralllm.common.weights import CHUNK_BYTES
 from pluralllm.common.wire import (
     MAX_MESSAGE_BYTES,
     PROTOCOL_MAX,
@@ -203,7 +203,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         if len(request.metrics) > MAX_METRICS or not all(map(math.isfinite, request.metrics.values())):
             raise InvalidArgument(field="metrics", problem=f"at most {MAX_METRICS} finite numbers")
         limit = (
-            2 * self._coordinator.run(task.run).layout.size_bytes
+            2 * self._coordinator.run(task.run).update_format.size_bytes
         )  # the exact size is checked next, with a typed refusal
         manifest = manifest_from(request.manifest, limit)
         answer = await self._intake.begin(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from pluralllm.common.chunks import Manifest
 from pluralllm.common.errors import (
     AlreadyCommitted,
     ChunksMissing,
@@ -26,7 +27,6 @@ from pluralllm.common.errors import (
 from pluralllm.common.ids import ClientId, RoundNumber, TaskName
 from pluralllm.common.membership_errors import IdentityMismatch
 from pluralllm.common.metrics import MAX_JS_DISTANCE
-from pluralllm.common.weights import Manifest
 from pluralllm.server import events as ev
 from pluralllm.server.coordinator import Coordinator
 from pluralllm.server.live_run import LiveRun
@@ -152,7 +152,7 @@ class Intake:
         self._check_place(run, task)
         path = await self._uploads.finish(upload_key(task))
         try:
-            norm = await asyncio.to_thread(check_update, path, run.layout, run.spec.aggregation.max_delta_norm)
+            norm = await asyncio.to_thread(check_update, path, run.update_format, run.spec.aggregation.max_delta_norm)
             distance = announced.metrics.get(BASE_DISTANCE)
             receipt = ev.Receipt(task.client, digest, announced.examples, distance)
             async with coordinator.storing():
@@ -205,8 +205,8 @@ class Intake:
             raise SpecMismatch(run=run.id, asked=spec_sha256[:12], stored=run.record.spec_sha256[:12])
         if base_digest != run.state.model_digest:
             raise WrongBase(asked=base_digest[:12], current=run.state.model_digest[:12])
-        if manifest.size_bytes != run.layout.size_bytes:
-            problem = f"its size is {manifest.size_bytes} bytes, the model's {run.layout.size_bytes}"
+        if manifest.size_bytes != (wanted := run.update_format.size_bytes):
+            problem = f"its size is {manifest.size_bytes} bytes, that of an update of this run {wanted}"
             raise WrongLayout(problem=problem)
         known = run.examples.get(task.client)
         if examples < 1 or (known is not None and examples != known):

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pluralllm.common.architecture import initial_values, parameters
+from pluralllm.common.chunks import Manifest
 from pluralllm.common.errors import Corrupt
 from pluralllm.common.files import storage_errors
 from pluralllm.common.ids import ClientId, Digest, RoundNumber, RunId, TaskName
 from pluralllm.common.spec import RunSpec, parse_spec
-from pluralllm.common.weights import Layout, Manifest, layout_of, write_weights
+from pluralllm.common.update_format import UpdateFormat, update_format
+from pluralllm.common.weights import Layout, layout_of, write_weights
 from pluralllm.server import events as ev
 from pluralllm.server.records import change_of
 from pluralllm.server.rounds import step
@@ -43,6 +45,11 @@ class LiveRun:
     @property
     def id(self) -> RunId:
         return self.record.id
+
+    @property
+    def update_format(self) -> UpdateFormat:
+        """What an update's file must look like."""
+        return update_format(self.layout, self.spec.updates.encoding)
 
     @property
     def is_over(self) -> bool:

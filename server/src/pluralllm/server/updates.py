@@ -1,48 +1,53 @@
-"""Updates as files: checked before they count, averaged chunk by chunk. Blocking; the coordinator calls it in a thread.
+"""Updates as files: checked before they count, averaged slice by slice. Blocking; the coordinator calls it in a thread.
 
-Memory: one chunk of every update at a time, however large the model. Files are read, not mapped: mapped pages would count as
+Memory: one slice of every update at a time, however large the model. Files are read, not mapped: mapped pages would count as
 the coordinator's own, and a file cut short under a map kills the process.
 """
 
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pluralllm.common.errors import Corrupt, NormTooLarge, NotFinite
+from pluralllm.common.chunks import HashingReader, HashingWriter, Manifest
+from pluralllm.common.errors import NormTooLarge, NotFinite
 from pluralllm.common.files import storage_errors
 from pluralllm.common.ids import Digest
-from pluralllm.common.weights import CHUNK_BYTES, Layout, Manifest, WeightsWriter, check_layout, digest_of
+from pluralllm.common.spec import UpdateEncoding
+from pluralllm.common.update_format import SLICE, UpdateFormat, read_slices, update_format
+from pluralllm.common.weights import Layout, check_header
 from pluralllm.server.aggregate import Aggregator, ServerOptimizer
 
 
-def check_update(path: Path, layout: Layout, max_delta_norm: float) -> float:
+def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float:
     """Names, shapes, dtypes, size, finiteness and L2 norm; returns the norm.
 
     Raises WrongLayout, NotFinite or NormTooLarge.
     """
-    check_layout(path, layout)
+    check_header(path, form.header, form.size_bytes)
     squares, bad, first_bad, position = 0.0, 0, -1, 0
-    with path.open("rb") as file:
-        file.seek(len(layout.header))
-        while data := file.read(CHUNK_BYTES):
-            values = np.frombuffer(data, dtype="<f4")
-            finite = np.isfinite(values)
-            if not finite.all():
+    row = np.empty(SLICE, np.float32)
+    with HashingReader(path) as file:
+        file.read_into(np.empty(len(form.header), np.uint8))
+        for fill in read_slices(form, file.read_into):
+            values = row[: min(SLICE, form.layout.values - position)]
+            fill(values)
+            exact = values.astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                square = float(exact @ exact)
+            if math.isfinite(square):
+                squares += square
+            else:
+                finite = np.isfinite(values)
                 bad += int((~finite).sum())
                 first_bad = position + int(np.argmin(finite)) if first_bad < 0 else first_bad
-            else:
-                exact = values.astype(np.float64)
-                squares += float(exact @ exact)
-            position += len(values)
+            position += values.size
     if bad:
-        raise NotFinite(tensor=layout.tensor_at(first_bad), count=bad)
+        raise NotFinite(tensor=form.layout.tensor_at(first_bad), count=bad)
     if math.sqrt(squares) > max_delta_norm:
         raise NormTooLarge(norm=math.sqrt(squares), limit=max_delta_norm)
     return math.sqrt(squares)
@@ -56,37 +61,6 @@ class StoredWeights:
     digest: Digest
 
 
-class _Constant:
-    """Stands for a file whose every value is the same: a moment before the first round."""
-
-    def __init__(self, value: float) -> None:
-        self._value = value
-
-    def read_into(self, row: NDArray[np.uint8]) -> None:
-        row.view("<f4")[:] = self._value
-
-    def check(self) -> None:
-        """There is nothing that could be corrupt."""
-
-
-class _Reader:
-    """Reads a blob chunk by chunk into a row, hashing what it reads."""
-
-    def __init__(self, file: FileIO, stored: StoredWeights) -> None:
-        self._file = file
-        self._stored = stored
-        self._hashes: list[bytes] = []
-
-    def read_into(self, row: NDArray[np.uint8]) -> None:
-        count = self._file.readinto(row.data) or 0
-        self._hashes.append(hashlib.sha256(row.data[:count]).digest())
-
-    def check(self) -> None:
-        got = digest_of(self._hashes)
-        if got != self._stored.digest:
-            raise Corrupt(what=f"stored weights {self._stored.path.name}", expected=self._stored.digest, got=got)
-
-
 def average(
     base: StoredWeights,
     moments: Sequence[StoredWeights | float],
@@ -96,27 +70,32 @@ def average(
     aggregator: Aggregator,
     optimizer: ServerOptimizer,
     outs: Sequence[Path],
+    encoding: UpdateEncoding = "fp32",
 ) -> tuple[Manifest, ...]:
     """Writes optimizer(base, aggregator(updates), moments) to `outs`: the next version, then each new moment. Their manifests.
 
     `moments`: files, or one number for all values before the first round; `outs` is one longer. `updates` in sorted client
-    order, `weights` [clients] in the same order. Every byte read is hashed in the same pass: on a digest that does not fit,
-    Corrupt is raised and `outs` are removed. What is written is not yet durable. Raises StorageFull.
+    order, `weights` [clients] in the same order, `encoding` is theirs. Every byte read is hashed in the same pass: on a digest
+    that does not fit, Corrupt is raised and `outs` are removed. What is written is not yet durable. Raises StorageFull.
     """
+    whole, sent = update_format(layout, "fp32"), update_format(layout, encoding)
+    sources = [(base, whole), *((moment, whole) for moment in moments), *((update, sent) for update in updates)]
     try:
         with ExitStack() as stack, storage_errors("the next model version"):
-            readers = [
-                _Reader(stack.enter_context(FileIO(source.path)), source)
-                if isinstance(source, StoredWeights)
-                else _Constant(source)
-                for source in (base, *moments, *updates)
-            ]
-            writers = [stack.enter_context(WeightsWriter(out, layout)) for out in outs]
-            for values in _slices(readers, layout):  # (1 + moments + clients, slice)
+            readers: list[HashingReader] = []
+            fillers = [_slices_of(source, form, stack, readers) for source, form in sources]
+            writers = [stack.enter_context(HashingWriter(out, layout.size_bytes)) for out in outs]
+            for writer in writers:
+                writer.write(layout.header)
+            rows = np.empty((len(sources), SLICE), np.float32)
+            for start in range(0, layout.values, SLICE):
+                values = rows[:, : min(SLICE, layout.values - start)]  # (1 + moments + clients, slice)
+                for row, filler in zip(values, fillers, strict=True):
+                    next(filler)(row)
                 mean = aggregator(values[len(outs) :], weights)
                 following, kept = optimizer(values[0], mean, values[1 : len(outs)])
                 for writer, piece in zip(writers, (following, *kept), strict=True):
-                    writer.write(piece)
+                    writer.write(np.ascontiguousarray(piece, dtype="<f4").data)
             for reader in readers:
                 reader.check()
             return tuple(writer.finish() for writer in writers)
@@ -126,14 +105,13 @@ def average(
         raise
 
 
-def _slices(readers: Sequence[_Reader | _Constant], layout: Layout) -> Iterator[NDArray[np.float32]]:
-    """The same slice of every file, shape [readers, slice], one after the other; each overwrites the one before."""
-    rows = np.zeros((len(readers), CHUNK_BYTES), dtype=np.uint8)
-    for start in range(0, layout.size_bytes, CHUNK_BYTES):
-        size = min(CHUNK_BYTES, layout.size_bytes - start)
-        for reader, row in zip(readers, rows, strict=True):
-            reader.read_into(row[:size])
-        skip = max(0, len(layout.header) - start)  # the header is in the first chunk or chunks
-        if skip >= size:
-            continue
-        yield rows[:, skip:size].view("<f4")
+def _slices_of(
+    source: StoredWeights | float, form: UpdateFormat, stack: ExitStack, readers: list[HashingReader]
+) -> Iterator[Callable[[NDArray[np.float32]], None]]:
+    """A filler for each slice of a file; of a number, what puts it everywhere."""
+    if isinstance(source, float):
+        return iter(lambda: lambda row: row.fill(source), None)
+    reader = stack.enter_context(HashingReader(source.path, source.digest))
+    readers.append(reader)
+    reader.read_into(np.empty(len(form.header), np.uint8))  # its bytes are part of the digest
+    return read_slices(form, reader.read_into)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
+from pluralllm.common.chunks import CHUNK_BYTES, Manifest
 from pluralllm.common.errors import ChunksMissing, DigestMismatch, OverLimit
 from pluralllm.common.files import storage_errors
-from pluralllm.common.weights import CHUNK_BYTES, Manifest
 from pluralllm.server.cancellation import unbroken
 
 T = TypeVar("T")
