@@ -49,27 +49,34 @@ class Player:
             self._embedded = {spec.embedding: found}
         return self._embedded[spec.embedding]
 
-    def play(self, method: Method, seed: int, on_embedded: Progress, on_step: Progress) -> list[Record]:
-        """All records of one result. Raises ModelUnavailable, or what the progress raises."""
+    def play(self, method: Method, seed: int, on_embedded: Progress, on_step: Progress) -> dict[str, list[Record]]:
+        """All records of the method's lines. Raises ModelUnavailable, NotFinite, or what the progress raises."""
         setting = self._setting
         spec = setting.experiment.run_spec(method, seed)
         groups = self.groups(spec, on_embedded)
-        records = [
-            setting.provenance.header(method.name, method.kind, seed, spec, embedding_digest(groups), setting.device)
-        ]
+        facts = (method.kind, seed, spec, embedding_digest(groups), setting.device)
         models: Models = {}
         clock = _Clock(setting.device)
-        total = (method.steps or spec.rounds * spec.training.local_steps) + (method.adapt_steps or 0)
+        total = method.steps or spec.rounds * spec.training.local_steps
+        way: list[Record] = []
         for point, models in _points(method, spec, setting, groups):
             on_step(point.gradient_steps, total)
             if _is_due(point, spec, setting.experiment.scoring.every, total):
                 clock.stop()
-                records.append(_point_record(point, clock.seconds, self._curve(spec, groups, models)))
+                way.append(_point_record(point, clock.seconds, self._curve(spec, groups, models)))
                 clock.go_on()
-        records += self._finals(spec, groups, models)
+        records = [setting.provenance.header(method.name, *facts), *way, *self._finals(spec, groups, models)]
         if seed == setting.experiment.seeds[0]:
             records += self._distributions(spec, groups, models)
-        return records
+        if method.adapt_steps is None:
+            return {method.name: records}
+        clock.go_on()
+        adapted, own = _adapted(point, method, spec, setting, groups)
+        clock.stop()
+        way = [*way, _point_record(adapted, clock.seconds, self._curve(spec, groups, own))]
+        line = method.lines[1]
+        own_records = [setting.provenance.header(line, *facts), *way, *self._finals(spec, groups, own)]
+        return {method.name: records, line: own_records}
 
     def _curve(self, spec: RunSpec, groups: Groups, models: Models) -> dict[str, float]:
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
@@ -127,10 +134,6 @@ def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> 
         case "fedavg":
             for point in federate(spec, groups, setting.device):
                 yield point, dict.fromkeys(groups, point.values)
-            if method.adapt_steps is not None:  # the spec has at least one round
-                slow = {"learning_rate": method.adapt_learning_rate, "schedule": "constant"}
-                adapting = spec.model_copy(update={"training": spec.training.model_copy(update=slow)})
-                yield from _adapted(point, method.adapt_steps, adapting, setting, groups)
         case "centralized":
             for point in centralize(spec, steps, every, groups, setting.device):
                 yield point, dict.fromkeys(groups, point.values)
@@ -138,14 +141,15 @@ def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> 
             yield from train_alone(spec, first_values(spec), steps, every, groups, setting.device)
 
 
-def _adapted(
-    last: Point, steps: int, spec: RunSpec, setting: Setting, groups: Groups
-) -> Iterator[tuple[Point, Models]]:
+def _adapted(last: Point, method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> tuple[Point, Models]:
     """A few steps of each training group on its own questions. Nobody else's model changes, so nobody else is scored."""
-    for after, models in train_alone(spec, last.values, steps, steps, groups, setting.device):
-        if after.gradient_steps:
-            taken, seen = last.gradient_steps + after.gradient_steps, last.episodes + after.episodes
-            yield replace(last, gradient_steps=taken, episodes=seen), models
+    assert method.adapt_steps is not None
+    slow = {"learning_rate": method.adapt_learning_rate, "schedule": "constant"}
+    adapting = spec.model_copy(update={"training": spec.training.model_copy(update=slow)})
+    steps = method.adapt_steps
+    *_, (after, models) = train_alone(adapting, last.values, steps, steps, groups, setting.device)
+    taken, seen = last.gradient_steps + after.gradient_steps, last.episodes + after.episodes
+    return replace(last, gradient_steps=taken, episodes=seen), models
 
 
 def _is_due(point: Point, spec: RunSpec, every: int, total: int) -> bool:

@@ -62,7 +62,11 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
     provenance = Provenance(experiment, data_digest(questions))
     # Seeds first: broken off, an experiment has whole comparisons of few seeds rather than all seeds of few methods.
     work = [(method, seed) for seed in experiment.seeds for method in chosen]
-    todo = [(method, seed) for method, seed in work if not is_done(file_of(plan.out, method.name, seed), provenance)]
+    todo = [
+        (method, seed)
+        for method, seed in work
+        if not all(is_done(file_of(plan.out, line, seed), provenance) for line in method.lines)
+    ]
     plan.out.mkdir(parents=True, exist_ok=True)
     player = Player(Setting(experiment, questions, provenance, plan.model_path, plan.cache, device))
     for method in chosen:  # into the cache once, and not by every process at the same time

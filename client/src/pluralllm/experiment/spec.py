@@ -94,7 +94,7 @@ class Method(SpecPart):
     kind: Literal["fedavg", "centralized", "local"] = "fedavg"
     preset: Literal["default", "paper"] = "default"
     steps: PositiveInt | None = None  # of centralized; default: rounds * local_steps, as many as a client takes
-    # After fedavg, of each training group on its own questions: its own last model.
+    # After fedavg, of each training group on its own questions: its own last model, and a line of its own in the table.
     adapt_steps: PositiveInt | None = None
     adapt_learning_rate: Positive = 1e-4  # constant over them
     spec: dict[str, Any] = Field(default_factory=dict)  # merged over the preset
@@ -106,6 +106,11 @@ class Method(SpecPart):
         if self.adapt_steps is not None and self.kind != "fedavg":
             raise ValueError("adapt_steps is for kind = fedavg")
         return self
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What it gives the table: its own name, and that of its adapted models."""
+        return (self.name,) if self.adapt_steps is None else (self.name, f"{self.name} adapted locally")
 
     @model_validator(mode="after")
     def _the_experiment_decides_what_is_compared(self) -> Self:
@@ -151,7 +156,7 @@ class Experiment(SpecPart):
 
     @model_validator(mode="after")
     def _methods_have_names_of_their_own(self) -> Self:
-        names = [slug_of(name) for name in (*BASELINES, *(method.name for method in self.methods))]
+        names = [slug_of(name) for name in (*BASELINES, *(line for method in self.methods for line in method.lines))]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two methods have one file: {', '.join(twice)}; names must differ in a letter or digit")
         return self

@@ -35,7 +35,7 @@ class Playing:
         cache: str,
         device: str,
     ) -> dict[str, Any]:
-        """Writes one result. The experiment is the same in every command."""
+        """Writes the results of one method and seed. The experiment is the same in every command."""
         wanted = Experiment.model_validate_json(experiment)
         if self._player is None:
             torch.set_num_threads(1)
@@ -44,13 +44,14 @@ class Playing:
             path = Path(model_path) if model_path else None
             self._player = Player(Setting(wanted, questions, provenance, path, Path(cache), pick_device(device)))
         chosen = next(each for each in wanted.methods if each.name == method)
-        records = self._player.play(
+        played = self._player.play(
             chosen,
             seed,
             lambda done, total: report("embedding", done, total),
             lambda done, total: report("training", done, total),
         )
-        write_records(file_of(Path(out), method, seed), records)
+        for line, records in played.items():
+            write_records(file_of(Path(out), line, seed), records)
         return {}
 
 
