@@ -205,13 +205,13 @@ class Transport:
             try:
                 stream = self._stub.GetChunks(request, metadata=self._metadata, timeout=_stream_deadline_s(manifest))
                 async for message in stream:
-                    expected = manifest.chunk_hashes[first]
-                    if message.index != first or hashlib.sha256(message.data).digest() != expected:
+                    data, expected = message.data, manifest.chunk_hashes[first]  # once: each look at it makes a copy
+                    if message.index != first or hashlib.sha256(data).digest() != expected:
                         raise Corrupt(
                             what=f"chunk {first} of version {version}", expected=expected.hex(), got="other bytes"
                         )
-                    file.write(message.data)
-                    self.traffic.received_bytes += len(message.data)
+                    file.write(data)
+                    self.traffic.received_bytes += len(data)
                     first += 1
             except grpc.RpcError as error:
                 raise from_rpc_error(error, self.address) from error

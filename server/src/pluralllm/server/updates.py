@@ -6,6 +6,7 @@ the coordinator's own, and a file cut short under a map kills the process.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from pluralllm.common.update_format import SLICE, UpdateFormat, read_slices, upd
 from pluralllm.common.weights import Layout, check_header
 from pluralllm.server.aggregate import Aggregator, ServerOptimizer
 
+SHORT = 64  # values of one sum in float32: relative errors of 1e-6, of a norm that is held against a limit
+FILLERS = 4  # threads that read, hash and decode side by side; all three let go of the interpreter's lock
+
 
 def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float:
     """Names, shapes, dtypes, size, finiteness and L2 norm; returns the norm.
@@ -36,13 +40,12 @@ def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float
         for fill in read_slices(form, file.read_into):
             values = row[: min(SLICE, form.layout.values - position)]
             fill(values)
-            exact = values.astype(np.float64)
-            with np.errstate(invalid="ignore"):
-                square = float(exact @ exact)
+            square = _square(values)
             if math.isfinite(square):
                 squares += square
+            elif (finite := np.isfinite(values)).all():  # numbers so large that their squares are not
+                squares += float(np.square(values, dtype=np.float64).sum())
             else:
-                finite = np.isfinite(values)
                 bad += int((~finite).sum())
                 first_bad = position + int(np.argmin(finite)) if first_bad < 0 else first_bad
             position += values.size
@@ -51,6 +54,15 @@ def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float
     if math.sqrt(squares) > max_delta_norm:
         raise NormTooLarge(norm=math.sqrt(squares), limit=max_delta_norm)
     return math.sqrt(squares)
+
+
+def _square(values: NDArray[np.float32]) -> float:
+    """Squared L2 norm: short sums in float32, which vectorize, and their sum in float64."""
+    whole = values[: values.size // SHORT * SHORT].reshape(-1, SHORT)
+    rest = values[whole.size :]
+    with np.errstate(over="ignore", invalid="ignore"):
+        short = np.einsum("ij,ij->i", whole, whole)
+        return float(short.sum(dtype=np.float64)) + float(rest @ rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +100,10 @@ def average(
             for writer in writers:
                 writer.write(layout.header)
             rows = np.empty((len(sources), SLICE), np.float32)
+            threads = stack.enter_context(ThreadPoolExecutor(FILLERS))
             for start in range(0, layout.values, SLICE):
                 values = rows[:, : min(SLICE, layout.values - start)]  # (1 + moments + clients, slice)
-                for row, filler in zip(values, fillers, strict=True):
-                    next(filler)(row)
+                list(threads.map(lambda filler, row: next(filler)(row), fillers, values))
                 mean = aggregator(values[len(outs) :], weights)
                 following, kept = optimizer(values[0], mean, values[1 : len(outs)])
                 for writer, piece in zip(writers, (following, *kept), strict=True):
