@@ -1,6 +1,7 @@
 """Updates that come in chunk by chunk, in any order, with restarts in between."""
 
 import asyncio
+import errno
 import hashlib
 import os
 import tempfile
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pluralllm.server.uploads
 from pluralllm.common.chunks import CHUNK_BYTES, Manifest, digest_of, manifest_of
 from pluralllm.common.errors import ChunksMissing, DigestMismatch, OverLimit
 from pluralllm.server.uploads import Uploads
@@ -190,3 +192,31 @@ async def test_nothing_is_remembered_of_uploads_that_are_over(tmp_path: Path) ->
         await uploads.put("never begun", 0, b"x")
     assert not uploads._open
     assert not any((tmp_path / f"u{number}.part").exists() for number in range(5))
+
+
+async def test_a_disk_that_fails_while_chunks_come_costs_the_upload_and_never_its_durability(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells of a failed write once: what was told of early must not be a good file at the end."""
+    content, manifest = blob(tmp_path)
+    uploads = Uploads(tmp_path / "up")
+    (tmp_path / "up").mkdir()
+    monkeypatch.setattr(pluralllm.server.uploads, "FLUSH_BYTES", CHUNK_BYTES)
+    seen: list[Path] = []
+
+    def fails(path: Path) -> None:
+        seen.append(path)
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(pluralllm.server.uploads, "sync_data", fails)
+    await uploads.begin("u", manifest)
+    for index in range(CHUNKS):
+        await uploads.put("u", index, chunk(content, index))
+    with pytest.raises(ChunksMissing):
+        await uploads.finish("u")
+    assert seen
+    monkeypatch.undo()
+    assert await uploads.begin("u", manifest) == frozenset(range(CHUNKS))
+    for index in range(CHUNKS):
+        await uploads.put("u", index, chunk(content, index))
+    assert (await uploads.finish("u")).read_bytes() == content

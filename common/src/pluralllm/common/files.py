@@ -27,6 +27,15 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
+def sync_data(path: Path) -> None:
+    """Brings what is written so far to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        getattr(os, "fdatasync", os.fsync)(handle)  # macOS has no fdatasync
+    finally:
+        os.close(handle)
+
+
 def publish(source: Path, target: Path) -> None:
     """Moves a finished file to its final name: fsync, rename, fsync of the directory."""
     sync_file(source)

@@ -6,7 +6,7 @@ the coordinator's own, and a file cut short under a map kills the process.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pluralllm.common.chunks import HashingReader, HashingWriter, Manifest
 from pluralllm.common.errors import NormTooLarge, NotFinite
-from pluralllm.common.files import storage_errors
+from pluralllm.common.files import storage_errors, sync_data
 from pluralllm.common.ids import Digest
 from pluralllm.common.spec import UpdateEncoding
 from pluralllm.common.update_format import SLICE, UpdateFormat, read_slices, update_format
@@ -24,6 +24,7 @@ from pluralllm.common.weights import Layout, check_header
 from pluralllm.server.aggregate import Aggregator, ServerOptimizer
 
 SHORT = 64  # values of one sum in float32: relative errors of 1e-6, of a norm that is held against a limit
+SLICES_TO_FLUSH = 16  # 16 MiB
 FILLERS = 4  # threads that read, hash and decode side by side; all three let go of the interpreter's lock
 
 
@@ -101,6 +102,7 @@ def average(
                 writer.write(layout.header)
             rows = np.empty((len(sources), SLICE), np.float32)
             threads = stack.enter_context(ThreadPoolExecutor(FILLERS))
+            flushes: list[Future[None]] = []
             for start in range(0, layout.values, SLICE):
                 values = rows[:, : min(SLICE, layout.values - start)]  # (1 + moments + clients, slice)
                 list(threads.map(lambda filler, row: next(filler)(row), fillers, values))
@@ -108,8 +110,12 @@ def average(
                 following, kept = optimizer(values[0], mean, values[1 : len(outs)])
                 for writer, piece in zip(writers, (following, *kept), strict=True):
                     writer.write(np.ascontiguousarray(piece, dtype="<f4").data)
+                if (start // SLICE + 1) % SLICES_TO_FLUSH == 0:  # the disk starts while more is computed
+                    flushes += [threads.submit(sync_data, out) for out in outs]
             for reader in readers:
                 reader.check()
+            for flush in flushes:
+                flush.result()  # a failure that was told here would not be told again when the file is published
             return tuple(writer.finish() for writer in writers)
     except BaseException:
         for out in outs:

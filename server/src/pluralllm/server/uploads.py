@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from pluralllm.common.chunks import CHUNK_BYTES, Manifest
 from pluralllm.common.errors import ChunksMissing, DigestMismatch, OverLimit
-from pluralllm.common.files import storage_errors
+from pluralllm.common.files import storage_errors, sync_data
 from pluralllm.server.cancellation import unbroken
 
 T = TypeVar("T")
+FLUSH_BYTES = 16 * CHUNK_BYTES
 
 
 class Uploads:
@@ -35,7 +36,9 @@ class Uploads:
 
         Raises ChunksMissing if nothing was begun, OverLimit, DigestMismatch or StorageFull.
         """
-        await self._in_turn(key, lambda upload: upload.write(index, data))
+        upload = await self._in_turn(key, lambda upload: upload.write(index, data))
+        if upload.unsynced_bytes >= FLUSH_BYTES and (upload.flushing is None or upload.flushing.done()):
+            upload.flushing = asyncio.create_task(asyncio.to_thread(upload.flush))
 
     async def missing(self, key: str) -> frozenset[int]:
         """Raises ChunksMissing if nothing was begun."""
@@ -43,6 +46,9 @@ class Uploads:
 
     async def finish(self, key: str) -> Path:
         """The whole file, every chunk verified. Raises ChunksMissing."""
+        upload = self._open.get(key)
+        if upload is not None and upload.flushing is not None:
+            await asyncio.wait([upload.flushing])
         return await self._in_turn(key, _Upload.finished)
 
     async def drop(self, key: str) -> None:
@@ -78,6 +84,9 @@ class _Upload:
         self.missing: set[int] = set()
         self.turn = asyncio.Lock()
         self.users = 0  # who have the turn or wait for it
+        self.unsynced_bytes = 0
+        self.flushing: asyncio.Task[None] | None = None
+        self.flush_failed = False
 
     def begun(self) -> Manifest:
         if self.manifest is None:
@@ -91,7 +100,7 @@ class _Upload:
             self.manifest = manifest
         return frozenset(self.missing)
 
-    def write(self, index: int, data: bytes) -> None:
+    def write(self, index: int, data: bytes) -> "_Upload":
         manifest = self.begun()
         if not 0 <= index < manifest.chunks:
             raise OverLimit(what="chunk index", got=index, limit=manifest.chunks - 1)
@@ -99,7 +108,7 @@ class _Upload:
         if len(data) != manifest.chunk_size(index):
             raise OverLimit(what=f"size of chunk {index}", got=len(data), limit=manifest.chunk_size(index))
         if index not in self.missing:
-            return
+            return self
         got, expected = hashlib.sha256(data), manifest.chunk_hashes[index]
         if got.digest() != expected:
             raise DigestMismatch(what=f"chunk {index}", expected=expected.hex(), got=got.hexdigest())
@@ -108,6 +117,21 @@ class _Upload:
         except FileNotFoundError:
             raise self._gone(manifest) from None
         self.missing.discard(index)
+        self.unsynced_bytes += len(data)
+        return self
+
+    def flush(self) -> None:
+        """Starts the disk while more is on its way, without the turn; what makes the file durable is still the sync at its end.
+
+        A failure is told once by the system, so it is remembered: nothing of the file is trusted any more.
+        """
+        self.unsynced_bytes = 0
+        try:
+            sync_data(self.path)
+        except FileNotFoundError:
+            pass  # dropped meanwhile
+        except OSError:
+            self.flush_failed = True
 
     def still_missing(self) -> frozenset[int]:
         self.begun()
@@ -115,6 +139,10 @@ class _Upload:
 
     def finished(self) -> Path:
         manifest = self.begun()
+        if self.flush_failed:
+            self.flush_failed = False
+            self.remove()
+            raise ChunksMissing(missing=manifest.chunks)
         if self.missing:
             raise ChunksMissing(missing=len(self.missing))
         if not self.path.exists():
