@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -69,3 +70,10 @@ def member(remote: Remote, folder: Path, name: str, role: MemberRole) -> Identit
         remote.invite(name, role, group, None, 3600, needs_approval=False), folder / name, "", frozenset(MemberRole)
     )
     return identity
+
+
+def free_port() -> int:
+    """Free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,116 @@
+"""The echo federation of echo.py beside the same one in Flower's deployment runtime, in one run.
+
+.venv/bin/python benchmarks/against_flower.py [--points 8x4 8x64] [--rounds 4] [--venv FOLDER]
+
+Flower is installed into an environment of its own (--venv; made if it is not there), in the version named below. Its SuperLink,
+SuperNodes and apps run as it starts them: in plain text, with its state in memory. Ours is durable and over mutual TLS.
+The first round of each does not count.
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from echo import WIDTHS, service, spread
+from processes import free_port
+
+FLOWER = "flwr==1.41.0"
+APP = Path(__file__).parent / "flower"
+LIMIT_S = 900.0
+
+
+def installed(venv: Path) -> Path:
+    """Its folder of commands."""
+    commands = venv / "bin"
+    if not (commands / "flwr").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
+        subprocess.run([str(commands / "pip"), "install", "--quiet", FLOWER, "numpy"], check=True, timeout=600)
+    return commands
+
+
+@contextlib.contextmanager
+def started(
+    commands: list[list[str]], log: Path, environment: dict[str, str]
+) -> "Iterator[list[subprocess.Popen[bytes]]]":
+    """All ended at the end, with whatever they started."""
+    with log.open("wb") as file:
+        running = [subprocess.Popen(each, stdout=file, stderr=file, env=environment) for each in commands]
+        try:
+            yield running
+        finally:
+            for each in running:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    for child in psutil.Process(each.pid).children(recursive=True):
+                        child.kill()
+                each.kill()
+                each.wait(10)
+
+
+def flower(commands: Path, folder: Path, clients: int, megabytes: int, rounds: int) -> list[float]:
+    """Lengths of its rounds but the first, seconds."""
+    fleet, control, runtime = free_port(), free_port(), free_port()
+    home, ends = folder / "home", folder / "ends"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "127.0.0.1:{control}"\ninsecure = true\n'
+    )
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "PATH": f"{commands}:{os.environ['PATH']}",
+    }
+    link = [str(commands / "flower-superlink"), "--insecure", "--port", str(runtime)]
+    link += ["--fleet-api-address", f"127.0.0.1:{fleet}", "--control-api-address", f"127.0.0.1:{control}"]
+    node = [str(commands / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{fleet}"]
+    nodes = [[*node, "--port", str(free_port())] for _ in range(clients)]
+    asked = f"rounds={rounds} clients={clients} megabytes={megabytes} ends='{ends}'"
+    with (
+        started([link], folder / "link.log", environment),
+        started(nodes, folder / "nodes.log", environment),
+    ):
+        until_s = time.monotonic() + LIMIT_S
+        run = [str(commands / "flwr"), "run", str(APP), "bench", "--run-config", asked]
+        while subprocess.run(run, capture_output=True, timeout=120, env=environment, check=False).returncode:
+            if time.monotonic() > until_s:
+                raise SystemExit((folder / "link.log").read_text()[-3000:])
+            time.sleep(1)
+        while not ends.exists() or len(ends.read_text().split()) < rounds:
+            if time.monotonic() > until_s:
+                raise SystemExit((folder / "link.log").read_text()[-3000:] + (folder / "nodes.log").read_text()[-2000:])
+            time.sleep(0.2)
+    moments = [float(each) for each in ends.read_text().split()]
+    return [after - before for before, after in itertools.pairwise(moments)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", nargs="+", default=["8x4", "8x64"], metavar="CLIENTSxMB")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "pluralllm-flower")
+    given = parser.parse_args()
+    commands = installed(given.venv)
+    print(f"{FLOWER}\n{'clients x MB':<14}{'ours s':>18}{'Flower s':>20}{'ratio':>8}")
+    for point in given.points:
+        clients, megabytes = map(int, point.split("x"))
+        if megabytes not in WIDTHS:
+            parser.error(f"no model of {megabytes} MB; there are: {', '.join(map(str, WIDTHS))}")
+        with tempfile.TemporaryDirectory() as mine, tempfile.TemporaryDirectory() as theirs:
+            ours, _ = service(Path(mine), clients, megabytes, given.rounds, is_secure=True)
+            other = flower(commands, Path(theirs), clients, megabytes, given.rounds)
+        ratio = statistics.median(other) / statistics.median(ours.rounds_s)
+        print(f"{clients} x {megabytes:<10}{spread(ours.rounds_s):>18}{spread(other):>20}{ratio:>8.1f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
