@@ -1,0 +1,137 @@
+"""What a thousand waiting clients cost the coordinator, and how soon a task reaches one of them.
+
+.venv/bin/python benchmarks/idle_clients.py [--clients 1000] [--tasks 40]
+
+Clients are simulated: sessions of one process, each with a plain-text connection and a poll held open as a daemon's is.
+CPU of the coordinator over half a minute in which nothing happens; then runs that one client each takes part in are started
+one by one, and it is measured how long after the call to start a run its client has the task.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from processes import administrator, coordinator
+
+from pluralllm.client.tasks import RunOver, Task, Wait
+from pluralllm.client.transport import Transport
+from pluralllm.common.channels import plain_channel
+from pluralllm.common.ids import ClientId, RunId
+from pluralllm.common.spec import GroupRole, RunSpec
+
+IDLE_S = 30.0
+SETTLE_S = 5.0
+TASK_LIMIT_S = 30.0
+
+
+def spec_of(group: str) -> RunSpec:
+    return RunSpec.model_validate(
+        {
+            "rounds": 1,
+            "groups": {"train": [group]},
+            "round": {"min_clients": 1, "target_clients": 1},
+            "predictor": {"d_model": 16, "layers": 1, "heads": 2, "feedforward": 16, "embedder_layers": 2},
+            "embedding": {"model": "idle", "dimension": 32},
+        }
+    )
+
+
+class Simulated:
+    """One client: it waits, and notes when a task comes."""
+
+    def __init__(self, name: str, transport: Transport) -> None:
+        self.name = name
+        self.transport = transport
+        self.arrived: asyncio.Future[float] | None = None
+
+    async def wait(self) -> None:
+        """Until cancelled."""
+        await self.transport.hello(f"group of {self.name}", GroupRole.TRAIN, questions=100)
+        over: set[RunId] = set()
+        held: Task | None = None
+        while True:
+            following = [held.run] if held is not None else []
+            match await self.transport.poll(None if held is None else held.name, following):
+                case Task() as task:
+                    if task.run not in over and self.arrived is not None and not self.arrived.done():
+                        self.arrived.set_result(time.perf_counter())
+                    held = task
+                case RunOver(run=run):
+                    over.add(run)
+                    held = None
+                case Wait(after_s, _):
+                    held = None
+                    await asyncio.sleep(after_s)
+
+
+def connected(address: str, name: str) -> Transport:
+    """Over a connection of its own: gRPC would share one among all channels of a process."""
+    channel = plain_channel(address, (("grpc.use_local_subchannel_pool", 1),))
+    return Transport(address, channel, ClientId(name))
+
+
+async def measure(
+    folder: Path, address: str, process: psutil.Process, clients: int, tasks: int
+) -> tuple[float, list[float]]:
+    """The idle coordinator's share of a core, and the tasks' ways in seconds."""
+    remote = administrator(folder, plain_text=True)
+    simulated = [Simulated(f"idle-{number}", connected(address, f"idle-{number}")) for number in range(clients)]
+    waiting = [asyncio.create_task(each.wait()) for each in simulated]
+    try:
+        await asyncio.sleep(SETTLE_S + clients / 200)
+        before_s = cpu_s(process)
+        await asyncio.sleep(IDLE_S)
+        share = (cpu_s(process) - before_s) / IDLE_S
+        ways = []
+        for number in range(tasks):
+            client = simulated[number * clients // tasks]
+            run = f"run-{number}"
+            await asyncio.to_thread(remote.create_run, run, spec_of(f"group of {client.name}").canonical_json())
+            client.arrived = asyncio.get_running_loop().create_future()
+            began_s = time.perf_counter()
+            start = asyncio.create_task(asyncio.to_thread(remote.start_run, run))
+            async with asyncio.timeout(TASK_LIMIT_S):
+                ways.append(await client.arrived - began_s)
+            await start
+            await asyncio.to_thread(remote.cancel_run, run, "measured")
+        return share, ways
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        with contextlib.suppress(Exception):
+            await asyncio.gather(*(each.transport.close() for each in simulated))
+        remote.close()
+
+
+def cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--tasks", type=int, default=40)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with coordinator(folder, plain_text=True) as process:
+            administrator(folder, plain_text=True).close()
+            address = (folder / "state" / "address").read_text().strip()
+            share, ways = asyncio.run(measure(folder, address, process, given.clients, given.tasks))
+    ways.sort()
+    middle, late = ways[len(ways) // 2] * 1e3, ways[min(len(ways) - 1, int(0.99 * len(ways)))] * 1e3
+    print(
+        f"{given.clients} waiting clients: {share:.1%} of a core; a task arrives in {middle:.0f} ms (p50), {late:.0f} ms (p99)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
