@@ -26,6 +26,10 @@ protos: .stamps/dev
 bench: .stamps/dev
 	$(BIN)/python benchmarks/aggregation_memory.py
 	$(BIN)/python benchmarks/batched_round.py
+	$(BIN)/python benchmarks/predictor.py
+	$(BIN)/python benchmarks/embedding.py
+	$(BIN)/python benchmarks/echo.py
+	$(BIN)/python benchmarks/idle_clients.py
 
 # The paper's comparison; with QUICK=1 a few rounds of one seed. What is done already is left alone.
 experiment: .stamps/run
