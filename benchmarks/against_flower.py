@@ -57,11 +57,11 @@ def started(
 
 def flower(commands: Path, folder: Path, clients: int, megabytes: int, rounds: int) -> list[float]:
     """Lengths of its rounds but the first, seconds."""
-    fleet, control, runtime = free_port(), free_port(), free_port()
+    port = free_port()  # of all its interfaces
     home, ends = folder / "home", folder / "ends"
     home.mkdir()
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "127.0.0.1:{control}"\ninsecure = true\n'
+        f'[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     environment = {
         **os.environ,
@@ -69,9 +69,8 @@ def flower(commands: Path, folder: Path, clients: int, megabytes: int, rounds: i
         "FLWR_TELEMETRY_ENABLED": "0",
         "PATH": f"{commands}:{os.environ['PATH']}",
     }
-    link = [str(commands / "flower-superlink"), "--insecure", "--port", str(runtime)]
-    link += ["--fleet-api-address", f"127.0.0.1:{fleet}", "--control-api-address", f"127.0.0.1:{control}"]
-    node = [str(commands / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{fleet}"]
+    link = [str(commands / "flower-superlink"), "--insecure", "--port", str(port)]
+    node = [str(commands / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{port}"]
     nodes = [[*node, "--port", str(free_port())] for _ in range(clients)]
     asked = f"rounds={rounds} clients={clients} megabytes={megabytes} ends='{ends}'"
     with (
