@@ -1,7 +1,8 @@
 """The least that a durable round can take, as processes: the same bytes over bare gRPC streams. Started by echo.py.
 
 One message is one chunk of raw bytes. sha256 once at each end; the receiver writes an update to a file and syncs it before
-it answers, and answers when every client's update of the round is there: so rounds follow one another as in a federation.
+it answers, and answers when every client's update of the round is there: so rounds follow one another as in a federation. As
+the service does, it keeps the updates of a few rounds: memory for files that a system hands out anew costs more than used one.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import hashlib
 import json
 import os
 import time
+import uuid
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from pluralllm.server.authority import load_authority
 from pluralllm.server.tls import server_credentials
 
 LIMIT_S = 900.0
+KEEP_ROUNDS = 3  # the service's default
 DOWN, UP = "/floor/Down", "/floor/Up"
 OPTIONS = (("grpc.max_receive_message_length", 4 * CHUNK_BYTES), ("grpc.so_reuseport", 0))
 
@@ -32,6 +36,7 @@ class Floor(grpc.GenericRpcHandler):
     def __init__(self, folder: Path, clients: int, size: int, rounds: int) -> None:
         self._folder, self._clients, self._rounds = folder, clients, rounds
         self._waiting: list[asyncio.Future[None]] = []
+        self._kept: deque[Path] = deque()
         self.ends_s: list[float] = []
         self.ended = asyncio.Event()  # all rounds
         (folder / "model").write_bytes(os.urandom(size))
@@ -47,7 +52,7 @@ class Floor(grpc.GenericRpcHandler):
                 yield data
 
     async def _up(self, stream: AsyncIterator[bytes], _context: object) -> bytes:
-        digest, path = hashlib.sha256(), self._folder / f"update-{id(stream)}"
+        digest, path = hashlib.sha256(), self._folder / f"update-{uuid.uuid4().hex}"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             async for data in stream:
@@ -55,7 +60,9 @@ class Floor(grpc.GenericRpcHandler):
             await asyncio.to_thread(os.fsync, handle)
         finally:
             os.close(handle)
-        path.unlink()
+        self._kept.append(path)
+        if len(self._kept) > (KEEP_ROUNDS + 1) * self._clients:
+            self._kept.popleft().unlink()
         await self._all_there()
         return digest.digest()
 

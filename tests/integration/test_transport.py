@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,8 @@ class OpenDoor:
     """Lets everybody in: this file is about what a transport repeats."""
 
     @contextlib.asynccontextmanager
-    async def enter(self, method: str, context: Any, request: object) -> AsyncIterator[None]:
-        yield
-
-    def check(self, method: str, context: Any) -> None:
-        pass
+    async def enter(self, method: str, context: Any, request: object) -> AsyncIterator[Callable[[], None]]:
+        yield lambda: None
 
 
 def scripted(**failures: list[PluralError]) -> Scripted:

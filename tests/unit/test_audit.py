@@ -61,7 +61,7 @@ class History:
                 manifest = write_weights(draft, run.layout, [values])
                 receipt = ev.Receipt(client, manifest.digest, 10 + seed, 0.2 + 0.1 * seed * number)
                 arrived = ev.UpdateArrived(clock.now_s(), RoundNumber(number), run.state.version, receipt)
-                async with coordinator.storing():
+                async with coordinator.retention.storing():
                     await self.blobs.put(manifest.digest, draft)
                     await coordinator.dispatch(run, arrived)
             if run.averaging is not None:
@@ -91,7 +91,7 @@ class History:
         draft = self.folder / "draft"
         manifest = write_weights(draft, run.layout, [np.zeros(run.layout.values, np.float32)])
         receipt = ev.Receipt(CLIENTS[1], manifest.digest, 11, 0.3)
-        async with coordinator.storing():
+        async with coordinator.retention.storing():
             await self.blobs.put(manifest.digest, draft)
             arrived = ev.UpdateArrived(coordinator.clock.now_s(), run.state.round, run.state.version, receipt)
             await coordinator.dispatch(run, arrived)

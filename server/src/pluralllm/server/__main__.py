@@ -21,6 +21,7 @@ from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.files import write_durably
 from pluralllm.common.logs import configure_logs
 from pluralllm.server import authority_commands, doctor
+from pluralllm.server.allocator import use_one_arena
 from pluralllm.server.attempts import Attempts
 from pluralllm.server.audit import Report
 from pluralllm.server.audit import audit as audit_state
@@ -87,6 +88,7 @@ def serve(
     }
     settings = load_config(ServerConfig, config, flags)
     configure_logs(form=settings.log_format, level=settings.log_level)
+    use_one_arena()
     asyncio.run(_serve(settings))
 
 

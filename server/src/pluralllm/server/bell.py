@@ -1,6 +1,9 @@
 """Wakes everybody who waits for "something changed"."""
 
 import asyncio
+from collections import defaultdict
+
+from pluralllm.common.ids import ClientId
 
 
 class Bell:
@@ -23,3 +26,20 @@ class Bell:
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         await asyncio.wait([self._next], timeout=timeout_s)
+
+
+class ClientBells:
+    """One for each client, so that of a thousand who wait only the one wakes whom something concerns."""
+
+    def __init__(self) -> None:
+        self._bells: defaultdict[ClientId, Bell] = defaultdict(Bell)
+
+    def of(self, client: ClientId) -> Bell:
+        return self._bells[client]
+
+    def ring(self, client: ClientId) -> None:
+        self._bells[client].ring()
+
+    def ring_all(self) -> None:
+        for bell in self._bells.values():
+            bell.ring()

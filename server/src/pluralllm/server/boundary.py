@@ -20,9 +20,7 @@ Handler = Any  # grpc.RpcMethodHandler; its type parameters differ for every met
 class Entrance(Protocol):
     """See identity.Door."""
 
-    def enter(self, method: str, context: Any, request: object) -> AbstractAsyncContextManager[None]: ...
-
-    def check(self, method: str, context: Any) -> None: ...
+    def enter(self, method: str, context: Any, request: object) -> AbstractAsyncContextManager[Callable[[], None]]: ...
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -55,8 +53,8 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _one(self, inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
         async def answer(request: Any, context: Any) -> Any:
             try:
-                async with self._door.enter(method, context, request):
-                    return await inner(self._checked(request, method, context), context)
+                async with self._door.enter(method, context, request) as check:
+                    return await inner(_checked(request, check), context)
             except Exception as error:
                 await _abort(context, error, method)
                 raise
@@ -66,13 +64,13 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _many(self, inner: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                async with self._door.enter(method, context, request):
-                    answers = inner(self._checked(request, method, context), context)
+                async with self._door.enter(method, context, request) as check:
+                    answers = inner(_checked(request, check), context)
                     if inspect.isawaitable(answers):  # grpc's own health service writes to the context itself
                         await answers
                         return
                     async for message in answers:
-                        self._door.check(method, context)
+                        check()
                         yield message
             except Exception as error:
                 await _abort(context, error, method)
@@ -80,17 +78,18 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         return answer
 
-    def _checked(self, request: Any, method: str, context: Any) -> Any:
-        """A request as it is; a stream of them looked at one by one."""
-        if not hasattr(request, "__aiter__"):
-            return request
 
-        async def messages() -> AsyncIterator[Any]:
-            async for message in request:
-                self._door.check(method, context)
-                yield message
+def _checked(request: Any, check: Callable[[], None]) -> Any:
+    """A request as it is; of a stream of them the caller is looked at again with each."""
+    if not hasattr(request, "__aiter__"):
+        return request
 
-        return messages()
+    async def messages() -> AsyncIterator[Any]:
+        async for message in request:
+            check()
+            yield message
+
+    return messages()
 
 
 async def _abort(context: Any, error: Exception, method: str) -> None:

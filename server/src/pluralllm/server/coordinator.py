@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +16,16 @@ import structlog
 from pluralllm.common.chunks import Manifest, manifest_of
 from pluralllm.common.clock import Clock
 from pluralllm.common.errors import Broken, Corrupt, InvalidArgument, NotFound, PluralError, SpecMismatch, StorageFull
-from pluralllm.common.ids import ID_HELP, ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName, is_id
+from pluralllm.common.ids import ID_HELP, ClientId, ModelVersion, RoundNumber, RunId, TaskName, is_id
 from pluralllm.common.spec import GroupRole, parse_spec
 from pluralllm.server import events as ev
-from pluralllm.server.averaging import write_next
-from pluralllm.server.bell import Bell
+from pluralllm.server.averaging import Draft, write_next
+from pluralllm.server.bell import Bell, ClientBells
 from pluralllm.server.blobs import Blobs
 from pluralllm.server.cancellation import unbroken
 from pluralllm.server.leases import Leases
 from pluralllm.server.live_run import LiveRun, first_state, layout_for, recover, write_first_version
-from pluralllm.server.retention import collect
+from pluralllm.server.retention import Retention
 from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session, Sessions
 from pluralllm.server.store import ClientRecord, RunRecord, Store, VersionRecord
@@ -55,9 +55,11 @@ class Coordinator:
         self.blobs = blobs
         self.clock = clock
         self.generation = secrets.token_hex(8)
+        self.retention = Retention(store, blobs, timing.keep_updates)
         self.sessions = Sessions(timing.silence_s)
         self.leases = Leases(timing.lease_s)
-        self.bell = Bell()
+        self.bell = Bell()  # a run has changed
+        self.client_bells = ClientBells()  # what a client holds or may do has changed
         self.draining = False
         self._scratch = scratch
         self._timing = timing
@@ -66,8 +68,6 @@ class Coordinator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
-        self._collecting = asyncio.Lock()
-        self._storing = 0
 
     # Life
 
@@ -90,6 +90,7 @@ class Coordinator:
         """Lets every held call answer now: the process is about to stop."""
         self.draining = True
         self.bell.ring()
+        self.client_bells.ring_all()
 
     async def stop(self) -> None:
         """Stops the loop; what is durable stays as it is."""
@@ -157,7 +158,7 @@ class Coordinator:
             first = VersionRecord(
                 record.id, ModelVersion(0), RoundNumber(0), manifest.digest, spec.sha256(), "", (), now_s
             )
-            async with self.storing():
+            async with self.retention.storing():
                 await self.blobs.put(manifest.digest, draft)
                 await self.store.create_run(record, first)
             run = LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first, updated_s=now_s)
@@ -175,7 +176,7 @@ class Coordinator:
     @unbroken
     async def dispatch(self, run: LiveRun, event: ev.Event) -> None:
         """One event: decided, durable, then its effects begin. Raises what the machine refuses."""
-        before = run.state
+        before, was_over = run.state, run.is_over
         effects = await run.dispatch(self.store, event)
         if run.state == before and not effects:
             return
@@ -190,6 +191,10 @@ class Coordinator:
                     self._spawn(self._collect())
                 case _:
                     pass
+        if run.is_over and not was_over:
+            for session in self.sessions.live(self.clock.now_s()):
+                if run.spec.groups.role_of(session.group, session.role) is not None:
+                    self.client_bells.ring(session.client)
         self.bell.ring()
         self.wake()
 
@@ -208,7 +213,7 @@ class Coordinator:
         now_s = self.clock.now_s()
         found: list[ev.Event] = []
         for client in self.leases.expired(run.id, now_s):
-            self.leases.release(client)
+            self.release(client)
             found.append(
                 ev.PlaceLost(
                     now_s, client, f"lease expired after {self.leases.duration_s:g} s of silence", permanent=False
@@ -229,10 +234,16 @@ class Coordinator:
         active = set(run.state.active) if run.state.phase in (Phase.COLLECTING, Phase.EVALUATING) else set()
         for client, lease in self.leases.held_in(run.id).items():
             if client not in active or lease.task != run.task_name(client):
-                self.leases.release(client)
+                self.release(client)
         for client in active:
             if self.leases.of(client) is None:
                 self.leases.grant(client, run.id, run.task_name(client), self.clock.now_s())
+                self.client_bells.ring(client)
+
+    def release(self, client: ClientId) -> None:
+        """Takes a client's lease back; its held poll hears of it."""
+        self.leases.release(client)
+        self.client_bells.ring(client)
 
     # Averaging
 
@@ -243,8 +254,11 @@ class Coordinator:
     async def _average_until_done(self, run: LiveRun, effect: ev.Average) -> None:
         while run.state.phase is Phase.AGGREGATING and run.state.round == effect.round:
             try:
-                async with self.storing():
-                    digest, *moments = await self._write_next_version(run, effect)
+                drafts = await self._write_next_version(run, effect)
+                async with self.retention.storing():
+                    for found in drafts:
+                        await self.blobs.put(found.manifest.digest, found.path)
+                    digest, *moments = [found.manifest.digest for found in drafts]
                     averaged = ev.ModelAveraged(self.clock.now_s(), effect.round, digest, tuple(moments))
                     await self.dispatch(run, averaged)
             except (Corrupt, NotFound) as error:
@@ -256,32 +270,16 @@ class Coordinator:
                 self._trouble(run, error)
                 await self.clock.sleep(RETRY_S)
 
-    async def _write_next_version(self, run: LiveRun, effect: ev.Average) -> list[Digest]:
-        """The next version's digest, then those of the server optimizer's moments; all are durable when this returns."""
+    async def _write_next_version(self, run: LiveRun, effect: ev.Average) -> tuple[Draft, ...]:
+        """The next version, then the server optimizer's moments; not yet blobs."""
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         drafts = await write_next(self.blobs, run.spec, run.newest, effect.receipts, effect.weights, draft)
-        for found in drafts:
-            await self.blobs.put(found.manifest.digest, found.path)
         self._remember(run, drafts[0].manifest)
-        return [found.manifest.digest for found in drafts]
-
-    @contextlib.asynccontextmanager
-    async def storing(self) -> AsyncIterator[None]:
-        """Around "blob durable, then on record": no blob is collected in between."""
-        async with self._collecting:
-            self._storing += 1
-        try:
-            yield
-        finally:
-            self._storing -= 1
+        return drafts
 
     async def _collect(self) -> None:
-        async with self._collecting:
-            if self._storing:
-                return  # after the next round, then
-            with contextlib.suppress(PluralError):
-                over = {run.id for run in self.runs() if run.is_over}
-                await collect(self.store, self.blobs, self._timing.keep_updates, over)
+        with contextlib.suppress(PluralError):
+            await self.retention.collect({run.id for run in self.runs() if run.is_over})
 
     # What clients and observers read
 
@@ -317,7 +315,7 @@ class Coordinator:
         )
         await self.store.save_client(member)
         self.sessions.open(session)
-        self.bell.ring()  # an older instance of this client hears that it was replaced
+        self.client_bells.ring(session.client)  # an older instance hears that it was replaced
         log.info("client.connected", client=session.client, group=session.group, role=session.role)
         for run in self.runs():
             if not run.is_over and run.state.is_excluded(session.client):
@@ -327,7 +325,7 @@ class Coordinator:
     async def remove_client(self, client: ClientId) -> None:
         """A revoked member: out of every run at once, and what it has delivered does not count unless averaging has begun."""
         self.sessions.close(client)
-        self.bell.ring()  # its held poll is answered
+        self.client_bells.ring(client)  # its held poll is answered
         for run in self.runs():
             if not run.is_over:
                 await self.dispatch(run, ev.MemberRevoked(self.clock.now_s(), client))

@@ -107,8 +107,9 @@ class Federation(pb_grpc.FederationServiceServicer):
             raise StaleSession(client=client)
         session = self._coordinator.sessions.check(client, request.instance_id)
         hold_s = min(self._poll_hold_s, max(0.0, request.hold.ToTimedelta().total_seconds()))
+        if not session.is_live(self._coordinator.clock.now_s()):
+            self._coordinator.wake()  # someone came back
         session.polls_open += 1
-        self._coordinator.wake()
         try:
             return await self._hold(request, session, hold_s)
         finally:
@@ -117,10 +118,10 @@ class Federation(pb_grpc.FederationServiceServicer):
 
     async def _hold(self, request: pb.PollRequest, session: Session, hold_s: float) -> pb.PollResponse:
         coordinator, client = self._coordinator, session.client
-        loop = asyncio.get_running_loop()
+        loop, bell = asyncio.get_running_loop(), coordinator.client_bells.of(client)
         until_s = loop.time() + hold_s
         while True:
-            heard = coordinator.bell.rings
+            heard = bell.rings
             known = coordinator.sessions.get(client)
             if known is not session:
                 raise SessionReplaced(client=client) if known is not None else StaleSession(client=client)
@@ -130,7 +131,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             answer = self._answer(request, session, is_last=left_s <= 0)
             if answer is not None:
                 return answer
-            await coordinator.bell.wait(heard, min(left_s, coordinator.leases.duration_s / 3))
+            await bell.wait(heard, min(left_s, coordinator.leases.duration_s / 3))
 
     def _answer(self, request: pb.PollRequest, session: Session, *, is_last: bool) -> pb.PollResponse | None:
         """What to tell the client now; None to hold on."""
@@ -284,7 +285,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         if run is not None:
             reason = f"{request.reason[:40]}: {request.message[:400]}"
             permanent = request.kind == pb.FAILURE_KIND_PERMANENT
-            self._coordinator.leases.release(task.client)
+            self._coordinator.release(task.client)
             lost = ev.PlaceLost(self._coordinator.clock.now_s(), task.client, reason, permanent)
             await self._coordinator.dispatch(run, lost)
         return pb.ReportFailureResponse()

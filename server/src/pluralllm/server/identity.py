@@ -6,7 +6,7 @@ With certificates the identity is the certificate's and nothing else. In plain t
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -36,8 +36,11 @@ def caller() -> Principal:
 
 
 class Identify(Protocol):
-    def __call__(self, context: Context) -> Principal:
-        """Raises Unidentified, IdentityMismatch or a leaf about the certificate."""
+    def __call__(self, context: Context) -> Callable[[], Principal]:
+        """Reads who a call says it is, once; what is returned looks up who that is by now, as often as wanted.
+
+        Both raise Unidentified, IdentityMismatch or a leaf about the certificate.
+        """
         ...
 
 
@@ -51,11 +54,15 @@ class Door:
         self._inside: Counter[ClientId] = Counter()
 
     @contextlib.asynccontextmanager
-    async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[None]:
-        """Around the handler. Raises what identity and role refuse, OverLimit."""
+    async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[Callable[[], None]]:
+        """Around the handler. Gives what looks again in the middle of a stream: a certificate may be revoked or expire meanwhile.
+
+        Both raise what identity and role refuse, this OverLimit too.
+        """
         rpc, about = method.rpartition("/")[2], about_of(request)
         try:
-            principal = self._identify(context)
+            who = self._identify(context)
+            principal = who()
             rule = check_role(principal, method)
         except PluralError as error:
             await self._audit.refused(_claimed(context), rpc, about, error)
@@ -68,7 +75,11 @@ class Door:
         try:
             if rule.audited:
                 await self._audit.record(principal, rpc, about)
-            yield
+
+            def check() -> None:
+                check_role(who(), method)
+
+            yield check
         except IdentityMismatch as error:  # found by the handler in a message
             await self._audit.refused(principal, rpc, about, error)
             raise
@@ -76,10 +87,6 @@ class Door:
             self._inside[principal.name] -= 1
             with contextlib.suppress(ValueError):  # a stream that is given up is closed in another context
                 _caller.reset(token)
-
-    def check(self, method: str, context: Context) -> None:
-        """Again, in the middle of a stream: a certificate may have been revoked or have expired meanwhile."""
-        check_role(self._identify(context), method)
 
 
 class EnrolmentDoor:
@@ -89,42 +96,42 @@ class EnrolmentDoor:
         self._news = News()
 
     @contextlib.asynccontextmanager
-    async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[None]:  # noqa: ARG002
+    async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[Callable[[], None]]:  # noqa: ARG002
         if method not in ON_ENROLMENT_PORT:
             rpc, peer = method.rpartition("/")[2], peer_of(context)
             if self._news.is_news(peer, time.monotonic()):
                 log.warning("enrolment.refused", peer=peer, rpc=rpc, reason=reason_of(RoleForbids))
             raise RoleForbids(name="the caller", role="a stranger", rpc=rpc, allowed="members, on the main port")
-        yield
-
-    def check(self, method: str, context: Context) -> None:
-        """Nothing on this port is a stream."""
+        yield lambda: None  # nothing on this port is a stream
 
 
 def by_certificate(registry: Registry) -> Identify:
     """Mutual TLS: the certificate of the connection, looked up now."""
 
-    def identify(context: Context) -> Principal:
-        pem = certificate_of(context)
+    def identify(context: Context) -> Callable[[], Principal]:
+        pem, said = certificate_of(context), said_by(context)
         if pem is None:
             raise Unidentified(problem="the connection has no client certificate")
-        principal = registry.principal(pem)
-        said = said_by(context)
-        if said is not None and said != principal.name:
-            raise IdentityMismatch(claimed=said, certificate=principal.name)
-        return principal
+
+        def who() -> Principal:
+            principal = registry.principal(pem)
+            if said is not None and said != principal.name:
+                raise IdentityMismatch(claimed=said, certificate=principal.name)
+            return principal
+
+        return who
 
     return identify
 
 
-def by_word(context: Context) -> Principal:
+def by_word(context: Context) -> Callable[[], Principal]:
     """Plain text on loopback: who says it is a client is that client, anybody else may steer."""
     said = said_by(context)
     if said is None:
-        return Principal(LOCAL, MemberRole.ADMIN)
+        return lambda: Principal(LOCAL, MemberRole.ADMIN)
     if not is_id(said):
         raise Unidentified(problem=f"{CLIENT_ID_KEY} must be {ID_HELP}")
-    return Principal(ClientId(said), MemberRole.CLIENT)
+    return lambda: Principal(ClientId(said), MemberRole.CLIENT)
 
 
 def certificate_of(context: Context) -> bytes | None:

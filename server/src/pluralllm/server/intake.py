@@ -155,7 +155,7 @@ class Intake:
             norm = await asyncio.to_thread(check_update, path, run.update_format, run.spec.aggregation.max_delta_norm)
             distance = announced.metrics.get(BASE_DISTANCE)
             receipt = ev.Receipt(task.client, digest, announced.examples, distance)
-            async with coordinator.storing():
+            async with coordinator.retention.storing():
                 await coordinator.blobs.put(digest, path)
                 arrived = ev.UpdateArrived(coordinator.clock.now_s(), task.round, base_version, receipt)
                 await coordinator.dispatch(run, arrived)

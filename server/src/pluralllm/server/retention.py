@@ -1,6 +1,8 @@
 """Which blobs may go: updates of rounds long closed, server optimizers' moments that no one goes on from, what nothing names."""
 
-from collections.abc import Collection
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Collection
 
 from pluralllm.common.ids import Digest, RunId
 from pluralllm.server.blobs import Blobs
@@ -35,3 +37,30 @@ async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collectio
     for digest in await blobs.digests():
         if digest not in keep:
             await blobs.delete(digest)
+
+
+class Retention:
+    """Keeps "store a blob, then put it on record" and the deletion of blobs that nothing names apart."""
+
+    def __init__(self, store: Store, blobs: Blobs, keep_updates: int) -> None:
+        self._store, self._blobs, self._keep_updates = store, blobs, keep_updates
+        self._changed = asyncio.Condition()
+        self._storing = 0
+
+    @contextlib.asynccontextmanager
+    async def storing(self) -> AsyncIterator[None]:
+        """Around "blob durable, then on record": no blob is collected in between. Short: a collection waits for it."""
+        async with self._changed:
+            self._storing += 1
+        try:
+            yield
+        finally:
+            self._storing -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def collect(self, over: Collection[RunId]) -> None:
+        """As soon as nothing is being stored; who wants to store waits until it is done."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._storing)
+            await collect(self._store, self._blobs, self._keep_updates, over)
