@@ -40,7 +40,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         serializers = {
             "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
+            "response_serializer": _serializer(handler.response_serializer),
         }
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._one(handler.unary_unary, method), **serializers)
@@ -77,6 +77,11 @@ class Boundary(grpc.aio.ServerInterceptor):
                 raise
 
         return answer
+
+
+def _serializer(inner: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """A handler may answer with a message that is serialized already: one sent to many need not be made for each."""
+    return lambda answer: answer if isinstance(answer, bytes) else inner(answer)
 
 
 def _checked(request: Any, check: Callable[[], None]) -> Any:

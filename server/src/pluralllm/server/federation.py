@@ -2,8 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
-from typing import IO, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -36,6 +36,7 @@ from pluralllm.server.identity import caller
 from pluralllm.server.intake import Intake, parse_task
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.messages import OUTCOMES, model_message, receipt_message
+from pluralllm.server.model_chunks import ModelChunks
 from pluralllm.server.overview import why_waiting
 from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session
@@ -46,7 +47,6 @@ from pluralllm.v1 import federation_pb2_grpc as pb_grpc
 RETRY_AFTER_S = 0.05  # after a poll was held to its end the client may ask again almost at once
 IDLE_HINT_S = 0.5
 MAX_NAME = 200
-CHUNKS_READ = 4  # of a model at a time, in a thread: one change of threads for each costs more than the reading
 MAX_METRICS = 50
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
@@ -57,6 +57,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         self._intake = intake
         self._poll_hold_s = poll_hold_s
         self._chunk_idle_s = chunk_idle_s
+        self._chunks = ModelChunks()
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
         principal = caller()
@@ -187,20 +188,15 @@ class Federation(pb_grpc.FederationServiceServicer):
         record, manifest = await self._coordinator.manifest(run, ModelVersion(request.version))
         return pb.GetManifestResponse(manifest=manifest_message(manifest), model=model_message(record))
 
-    async def GetChunks(self, request: pb.GetChunksRequest, context: Context) -> AsyncIterator[pb.GetChunksResponse]:
+    async def GetChunks(self, request: pb.GetChunksRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
         run = self._coordinator.run(request.run)
         record, manifest = await self._coordinator.manifest(run, ModelVersion(request.version))
         if not 0 <= request.first_chunk < manifest.chunks:
             raise OverLimit(what="first_chunk", got=request.first_chunk, limit=manifest.chunks - 1)
         path = await self._coordinator.blobs.path(record.digest)
-        with await asyncio.to_thread(path.open, "rb") as file:
-            file.seek(request.first_chunk * CHUNK_BYTES)
-            for index in range(request.first_chunk, manifest.chunks):
-                if (index - request.first_chunk) % CHUNKS_READ == 0:
-                    ahead = await asyncio.to_thread(_chunks_of, file, CHUNKS_READ)
-                data = next(ahead)
-                yield pb.GetChunksResponse(index=index, data=data)
-                run.sent_bytes += len(data)
+        for index in range(request.first_chunk, manifest.chunks):
+            yield await self._chunks.message(path, record.digest, index)
+            run.sent_bytes += manifest.chunk_size(index)
 
     async def BeginUpdate(self, request: pb.BeginUpdateRequest, context: Context) -> pb.BeginUpdateResponse:
         task = parse_task(request.task, caller().name)
@@ -289,10 +285,6 @@ class Federation(pb_grpc.FederationServiceServicer):
             lost = ev.PlaceLost(self._coordinator.clock.now_s(), task.client, reason, permanent)
             await self._coordinator.dispatch(run, lost)
         return pb.ReportFailureResponse()
-
-
-def _chunks_of(file: IO[bytes], count: int) -> Iterator[bytes]:
-    return iter([file.read(CHUNK_BYTES) for _ in range(count)])
 
 
 def duration(length_s: float) -> Duration:

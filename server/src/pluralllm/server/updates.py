@@ -1,6 +1,6 @@
 """Updates as files: checked before they count, averaged slice by slice. Blocking; the coordinator calls it in a thread.
 
-Memory: one slice of every update at a time, however large the model. Files are read, not mapped: mapped pages would count as
+Memory: two slices of every update at a time, however large the model. Files are read, not mapped: mapped pages would count as
 the coordinator's own, and a file cut short under a map kills the process.
 """
 
@@ -100,12 +100,9 @@ def average(
             writers = [stack.enter_context(HashingWriter(out, layout.size_bytes)) for out in outs]
             for writer in writers:
                 writer.write(layout.header)
-            rows = np.empty((len(sources), SLICE), np.float32)
             threads = stack.enter_context(ThreadPoolExecutor(FILLERS))
             flushes: list[Future[None]] = []
-            for start in range(0, layout.values, SLICE):
-                values = rows[:, : min(SLICE, layout.values - start)]  # (1 + moments + clients, slice)
-                list(threads.map(lambda filler, row: next(filler)(row), fillers, values))
+            for start, values in _filled(fillers, layout.values, threads):  # (1 + moments + clients, slice)
                 mean = aggregator(values[len(outs) :], weights)
                 following, kept = optimizer(values[0], mean, values[1 : len(outs)])
                 for writer, piece in zip(writers, (following, *kept), strict=True):
@@ -121,6 +118,30 @@ def average(
         for out in outs:
             out.unlink(missing_ok=True)
         raise
+
+
+def _filled(
+    fillers: Sequence[Iterator[Callable[[NDArray[np.float32]], None]]], values: int, threads: ThreadPoolExecutor
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Where each slice starts, and the slice of all files [files, slice]: the next is read while one is averaged."""
+    pair = [np.empty((len(fillers), SLICE), np.float32) for _ in range(2)]
+
+    def begin(start: int) -> tuple[int, NDArray[np.float32], list[Future[None]]]:
+        rows = pair[start // SLICE % 2][:, : min(SLICE, values - start)]
+        return start, rows, [threads.submit(_fill, filler, row) for filler, row in zip(fillers, rows, strict=True)]
+
+    ahead = begin(0)
+    for following in (*range(SLICE, values, SLICE), None):
+        start, rows, filling = ahead
+        for each in filling:
+            each.result()
+        if following is not None:
+            ahead = begin(following)
+        yield start, rows
+
+
+def _fill(filler: Iterator[Callable[[NDArray[np.float32]], None]], row: NDArray[np.float32]) -> None:
+    next(filler)(row)
 
 
 def _slices_of(
