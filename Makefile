@@ -30,6 +30,7 @@ bench: .stamps/dev
 	$(BIN)/python benchmarks/embedding.py
 	$(BIN)/python benchmarks/echo.py
 	$(BIN)/python benchmarks/idle_clients.py
+	$(BIN)/python benchmarks/first_task.py
 
 # The paper's comparison; with QUICK=1 a few rounds of one seed. What is done already is left alone.
 experiment: .stamps/run
