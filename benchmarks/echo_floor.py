@@ -90,7 +90,7 @@ async def serve(folder: Path, clients: int, megabytes: int, rounds: int, state: 
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((floor,))
     if state is None:
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port("127.0.0.1:0")  # random bytes on loopback: the floor of rounds without TLS
     else:
         port = server.add_secure_port("127.0.0.1:0", server_credentials(load_authority(state), members_only=True))
     await server.start()

@@ -38,7 +38,7 @@ class ModelChunks:
 
 def _read_block(path: Path, number: int) -> list[bytes]:
     first = number * BLOCK
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         file.seek(first * CHUNK_BYTES)
         pieces = [file.read(CHUNK_BYTES) for _ in range(BLOCK)]
     return [chunk_message(first + place, piece) for place, piece in enumerate(pieces)]

@@ -25,6 +25,7 @@ from pluralllm.server.aggregate import Aggregator, ServerOptimizer
 
 SHORT = 64  # values of one sum in float32: relative errors of 1e-6, of a norm that is held against a limit
 SLICES_TO_FLUSH = 16  # 16 MiB
+Slices = Iterator[Callable[[NDArray[np.float32]], None]]  # each fills a row with the next slice
 FILLERS = 4  # threads that read, hash and decode side by side; all three let go of the interpreter's lock
 
 
@@ -121,7 +122,7 @@ def average(
 
 
 def _filled(
-    fillers: Sequence[Iterator[Callable[[NDArray[np.float32]], None]]], values: int, threads: ThreadPoolExecutor
+    fillers: Sequence[Slices], values: int, threads: ThreadPoolExecutor
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Where each slice starts, and the slice of all files [files, slice]: the next is read while one is averaged."""
     pair = [np.empty((len(fillers), SLICE), np.float32) for _ in range(2)]
@@ -140,13 +141,13 @@ def _filled(
         yield start, rows
 
 
-def _fill(filler: Iterator[Callable[[NDArray[np.float32]], None]], row: NDArray[np.float32]) -> None:
+def _fill(filler: Slices, row: NDArray[np.float32]) -> None:
     next(filler)(row)
 
 
 def _slices_of(
     source: StoredWeights | float, form: UpdateFormat, stack: ExitStack, readers: list[HashingReader]
-) -> Iterator[Callable[[NDArray[np.float32]], None]]:
+) -> Slices:
     """A filler for each slice of a file; of a number, what puts it everywhere."""
     if isinstance(source, float):
         return iter(lambda: lambda row: row.fill(source), None)
