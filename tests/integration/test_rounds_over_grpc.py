@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.common.weights import layout_of, write_weights
 from pluralllm.server.audit import audit
+from pluralllm.server.averaging import Draft, write_next
 from pluralllm.server.blobs import LocalBlobs
 from pluralllm.server.live_run import layout_for
 from pluralllm.server.sql_membership import SqlMembership
@@ -105,6 +107,31 @@ async def test_updates_of_rounds_past_retention_are_gone_while_the_run_goes_on(t
                 break
             await asyncio.sleep(0.02)
         assert len(found) == 8
+
+
+async def test_a_run_cancelled_while_it_averages_leaves_no_version_that_nothing_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, go_on = asyncio.Event(), asyncio.Event()
+
+    async def write_and_wait(*given: Any) -> tuple[Draft, ...]:
+        drafts = await write_next(*given)
+        written.set()
+        await go_on.wait()
+        return drafts
+
+    monkeypatch.setattr("pluralllm.server.coordinator.write_next", write_and_wait)
+    async with serving(tmp_path / "state") as served:
+        for seed, client in enumerate(await two_clients(served)):
+            path = tmp_path / client.name
+            await client.push(await client.task(), path, write_delta(path, SPEC, seed))
+        await asyncio.wait_for(written.wait(), 20)
+        await served.operations.CancelRun(operations_pb2.CancelRunRequest(name="runs/r"), timeout=10)
+        averaging = served.coordinator.run("r").averaging
+        assert averaging is not None
+        go_on.set()
+        await asyncio.wait_for(averaging, 20)  # and it raises nothing
+        assert len(list((tmp_path / "state" / "blobs").glob("??/*"))) == 1 + 2  # version 0 and the round's updates
 
 
 async def test_fedadam_with_adaptive_weights_goes_on_after_a_restart_and_ends_with_a_clean_audit(

@@ -529,3 +529,19 @@ def test_base_distances_of_several_clients_in_one_padded_batch_are_those_of_each
     assert base_distances(predicted, batch, clients=4) == pytest.approx(alone, rel=1e-5)
     two = [(3 * alone[0] + alone[1]) / 4, (2 * alone[2] + 4 * alone[3]) / 6]  # the mean is over questions
     assert base_distances(predicted, batch, clients=2) == pytest.approx(two, rel=1e-5)
+
+
+def test_what_rounding_left_counts_only_if_it_is_of_this_model(tmp_path: Path) -> None:
+    spec, data = small_spec({"updates": {"encoding": "int8"}}), small_group()
+    base, residual = write_version_0(tmp_path / "base", spec), tmp_path / "residual"
+
+    def sent() -> bytes:
+        out = tmp_path / "delta"
+        train(base, out, spec, data, 5, 0, CPU, tmp_path / "moments", residual, quietly)
+        return out.read_bytes()
+
+    without = sent()
+    np.zeros(7, np.float32).tofile(residual)  # of another model
+    assert sent() == without
+    np.full(layout_for(spec).values, 0.01, np.float32).tofile(residual)
+    assert sent() != without

@@ -22,7 +22,7 @@ from pluralllm.common.certificates import make_request
 from pluralllm.common.channels import blocking_channel, blocking_plain_channel
 from pluralllm.common.chunks import keep_good_chunks
 from pluralllm.common.configuration import check_address
-from pluralllm.common.errors import Corrupt, InvalidArgument, PluralError, Unreachable
+from pluralllm.common.errors import Corrupt, InvalidArgument, OverLimit, PluralError, Unreachable
 from pluralllm.common.files import storage_errors
 from pluralllm.common.identity import Identity, next_key, save_renewal
 from pluralllm.common.invite import Invite
@@ -230,7 +230,11 @@ class Remote:
     def _pages(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
     ) -> list[Values]:
-        return self._read(method, request, field, limit)[0]
+        """Raises OverLimit rather than give less than was asked for."""
+        found, is_all = self._read(method, request, field, limit)
+        if not is_all:
+            raise OverLimit(what=f"{field} on the coordinator", got=len(found) + 1, limit=len(found))
+        return found
 
     def _read(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None

@@ -133,10 +133,17 @@ def _write(out: Path, spec: RunSpec, layout: Layout, delta: Delta, seed: int, re
     with storage_errors("an update"):
         if form.encoding == "fp32":
             return write_weights(out, layout, [delta])
-        wanted = delta + np.fromfile(residual, dtype="<f4") if residual.is_file() else delta
+        wanted = delta + _kept(residual, delta.size)
         manifest, read = write_update(out, form, wanted, rounding(seed))
         (wanted - read).astype("<f4").tofile(next_state(residual))
         return manifest
+
+
+def _kept(residual: Path, values: int) -> Delta:
+    """What earlier rounds' rounding left, shape [values]; zeros where there is none, or a file that cannot be it."""
+    if not residual.is_file() or residual.stat().st_size != values * np.dtype("<f4").itemsize:
+        return np.zeros(values, np.float32)
+    return np.fromfile(residual, dtype="<f4")
 
 
 def rounding(seed: int) -> np.random.Generator:

@@ -13,9 +13,17 @@ from pathlib import Path
 
 import structlog
 
-from pluralllm.common.chunks import Manifest, manifest_of
 from pluralllm.common.clock import Clock
-from pluralllm.common.errors import Broken, Corrupt, InvalidArgument, NotFound, PluralError, SpecMismatch, StorageFull
+from pluralllm.common.errors import (
+    Broken,
+    Corrupt,
+    InvalidArgument,
+    NotFound,
+    PluralError,
+    RoundClosed,
+    SpecMismatch,
+    StorageFull,
+)
 from pluralllm.common.ids import ID_HELP, ClientId, ModelVersion, RoundNumber, RunId, TaskName, is_id
 from pluralllm.common.spec import GroupRole, parse_spec
 from pluralllm.server import events as ev
@@ -25,6 +33,7 @@ from pluralllm.server.blobs import Blobs
 from pluralllm.server.cancellation import unbroken
 from pluralllm.server.leases import Leases
 from pluralllm.server.live_run import LiveRun, first_state, layout_for, recover, write_first_version
+from pluralllm.server.manifests import Manifests
 from pluralllm.server.retention import Retention
 from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session, Sessions
@@ -34,7 +43,6 @@ log = structlog.get_logger()
 
 MAX_STEPS_AT_ONCE = 100  # of one run before others get their turn
 RETRY_S = 5.0
-MANIFESTS_KEPT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class Coordinator:
         self.blobs = blobs
         self.clock = clock
         self.generation = secrets.token_hex(8)
+        self.manifests = Manifests(store, blobs)
         self.retention = Retention(store, blobs, timing.keep_updates)
         self.sessions = Sessions(timing.silence_s)
         self.leases = Leases(timing.lease_s)
@@ -266,6 +275,8 @@ class Coordinator:
                 log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
                 failed = ev.AveragingFailed(self.clock.now_s(), effect.round, str(error), base_lost)
                 await self.dispatch(run, failed)
+            except RoundClosed:  # the run was ended meanwhile: nothing names what was stored
+                await self._collect()
             except (Broken, StorageFull, OSError) as error:
                 self._trouble(run, error)
                 await self.clock.sleep(RETRY_S)
@@ -274,33 +285,14 @@ class Coordinator:
         """The next version, then the server optimizer's moments; not yet blobs."""
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         drafts = await write_next(self.blobs, run.spec, run.newest, effect.receipts, effect.weights, draft)
-        self._remember(run, drafts[0].manifest)
+        self.manifests.keep(drafts[0].manifest)
         return drafts
 
     async def _collect(self) -> None:
         with contextlib.suppress(PluralError):
             await self.retention.collect({run.id for run in self.runs() if run.is_over})
 
-    # What clients and observers read
-
-    async def manifest(self, run: LiveRun, version: ModelVersion) -> tuple[VersionRecord, Manifest]:
-        """A version's row and chunk list. Raises NotFound."""
-        record = await self.store.version(run.id, version)
-        if record is None:
-            raise NotFound(what="model version", name=f"runs/{run.id}/models/{version}")
-        if (manifest := run.manifests.get(record.digest)) is None:
-            manifest = await asyncio.to_thread(manifest_of, await self.blobs.path(record.digest))
-            if manifest.digest != record.digest:
-                raise Corrupt(
-                    what=f"model version {version} of run {run.id}", expected=record.digest, got=manifest.digest
-                )
-            self._remember(run, manifest)
-        return record, manifest
-
-    def _remember(self, run: LiveRun, manifest: Manifest) -> None:
-        run.manifests[manifest.digest] = manifest
-        while len(run.manifests) > MANIFESTS_KEPT:
-            del run.manifests[next(iter(run.manifests))]
+    # Clients
 
     async def say_hello(self, session: Session) -> None:
         """Opens a session; the member's row is durable when this returns."""

@@ -185,12 +185,12 @@ class Federation(pb_grpc.FederationServiceServicer):
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
         run = self._coordinator.run(request.run)
-        record, manifest = await self._coordinator.manifest(run, ModelVersion(request.version))
+        record, manifest = await self._coordinator.manifests.of(run.id, ModelVersion(request.version))
         return pb.GetManifestResponse(manifest=manifest_message(manifest), model=model_message(record))
 
     async def GetChunks(self, request: pb.GetChunksRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
         run = self._coordinator.run(request.run)
-        record, manifest = await self._coordinator.manifest(run, ModelVersion(request.version))
+        record, manifest = await self._coordinator.manifests.of(run.id, ModelVersion(request.version))
         if not 0 <= request.first_chunk < manifest.chunks:
             raise OverLimit(what="first_chunk", got=request.first_chunk, limit=manifest.chunks - 1)
         path = await self._coordinator.blobs.path(record.digest)

@@ -9,7 +9,7 @@ from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.chunks import Manifest
 from pluralllm.common.errors import Corrupt
 from pluralllm.common.files import storage_errors
-from pluralllm.common.ids import ClientId, Digest, RoundNumber, RunId, TaskName
+from pluralllm.common.ids import ClientId, RoundNumber, RunId, TaskName
 from pluralllm.common.spec import RunSpec, parse_spec
 from pluralllm.common.update_format import UpdateFormat, update_format
 from pluralllm.common.weights import Layout, layout_of, write_weights
@@ -34,7 +34,6 @@ class LiveRun:
     sequence: int = 0  # of the last event written
     open_round: RoundRecord | None = None
     examples: dict[ClientId, int] = field(default_factory=dict)  # of each client's first update: constant over a run
-    manifests: dict[Digest, Manifest] = field(default_factory=dict)  # of versions served lately, oldest first
     averaging: "asyncio.Task[None] | None" = None
     updated_s: float = 0.0  # of the last event
     trouble: str = ""  # what keeps the coordinator itself from going on, for people

@@ -107,7 +107,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         run, number = self._part(request.name, "models")
         version = run.state.version if number == "-" else ModelVersion(int(number))
-        record, manifest = await self._coordinator.manifest(run, version)
+        record, manifest = await self._coordinator.manifests.of(run.id, version)
         return pb.GetModelResponse(
             model=model_message(record), manifest=manifest_message(manifest), spec_json=run.record.spec_json
         )
