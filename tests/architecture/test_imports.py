@@ -66,6 +66,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
 # Protobuf messages and gRPC live here and nowhere else.
 WIRE_MODULES = {
     "pluralllm.common.wire",
+    "pluralllm.common.chunk_messages",
     "pluralllm.common.status",
     "pluralllm.common.channels",
     "pluralllm.server.federation",

@@ -15,6 +15,7 @@ import stamina
 from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
 from pluralllm.common import __version__
 from pluralllm.common.channels import plain_channel, secure_channel
+from pluralllm.common.chunk_messages import GET_CHUNKS, PUT_CHUNKS, chunk_reader, write_chunk
 from pluralllm.common.chunks import CHUNK_BYTES, Manifest, keep_good_chunks
 from pluralllm.common.errors import (
     ChunksMissing,
@@ -113,6 +114,10 @@ class Transport:
     def _take(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
         self._stub: Any = federation_pb2_grpc.FederationServiceStub(channel)
+        self._get_chunks: Any = channel.unary_stream(
+            GET_CHUNKS, pb.GetChunksRequest.SerializeToString, chunk_reader(pb.GetChunksResponse)
+        )
+        self._put_chunks: Any = channel.stream_unary(PUT_CHUNKS, None, pb.PutChunksResponse.FromString)
         self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
 
     async def close(self) -> None:
@@ -203,10 +208,10 @@ class Transport:
         request = pb.GetChunksRequest(run=run, version=version, first_chunk=first)
         with storage_errors("a model version"), part.open("ab") as file:
             try:
-                stream = self._stub.GetChunks(request, metadata=self._metadata, timeout=_stream_deadline_s(manifest))
+                stream = self._get_chunks(request, metadata=self._metadata, timeout=_stream_deadline_s(manifest))
                 async for message in stream:
-                    data, expected = message.data, manifest.chunk_hashes[first]  # once: each look at it makes a copy
-                    if message.index != first or hashlib.sha256(data).digest() != expected:
+                    data, expected = message.data, manifest.chunk_hashes[first]
+                    if message.facts.index != first or hashlib.sha256(data).digest() != expected:
                         raise Corrupt(
                             what=f"chunk {first} of version {version}", expected=expected.hex(), got="other bytes"
                         )
@@ -247,18 +252,16 @@ class Transport:
                 missing = chunks_in(begun.missing, manifest.chunks)
                 if missing:
                     messages = self._chunks(task, path, manifest, missing)
-                    await self._call("PutChunks", messages, _stream_deadline_s(manifest))
+                    await self._answer(self._put_chunks, messages, _stream_deadline_s(manifest))
                 commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest)
                 await self._call("CommitUpdate", commit, COMMIT_DEADLINE_S)
 
-    async def _chunks(
-        self, task: TaskName, path: Path, manifest: Manifest, missing: list[int]
-    ) -> AsyncIterator[pb.PutChunksRequest]:
+    async def _chunks(self, task: TaskName, path: Path, manifest: Manifest, missing: list[int]) -> AsyncIterator[bytes]:
         with path.open("rb") as file:
             for index in missing:
                 file.seek(index * CHUNK_BYTES)
                 data = file.read(CHUNK_BYTES)
-                yield pb.PutChunksRequest(task=task, digest=manifest.digest, index=index, data=data)
+                yield write_chunk(pb.PutChunksRequest(task=task, digest=manifest.digest, index=index), data)
                 self.traffic.sent_bytes += len(data)
 
     async def report_scores(self, task: TaskName, scores: Scores) -> None:
@@ -282,8 +285,11 @@ class Transport:
         await self._call("ReportFailure", request)
 
     async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
+        return await self._answer(getattr(self._stub, method), request, deadline_s)
+
+    async def _answer(self, method: Any, request: Any, deadline_s: float) -> Any:
         try:
-            return await getattr(self._stub, method)(request, metadata=self._metadata, timeout=deadline_s)
+            return await method(request, metadata=self._metadata, timeout=deadline_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.address) from error
 

@@ -7,7 +7,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pluralllm.common.chunks import CHUNK_BYTES, Manifest, checked_manifest, missing_ranges
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
-from pluralllm.v1 import federation_pb2
 from pluralllm.v1 import resources_pb2 as pb
 
 PROTOCOL_MIN = 1
@@ -51,28 +50,6 @@ def timestamp(time_s: float) -> Timestamp:
 def seconds(message: Timestamp) -> float:
     """The way back."""
     return float(message.ToMicroseconds()) / 1e6
-
-
-CHUNK_DATA_TAG = bytes([federation_pb2.GetChunksResponse.DESCRIPTOR.fields_by_name["data"].number << 3 | 2])
-
-
-def chunk_message(index: int, data: bytes) -> bytes:
-    """GetChunksResponse(index, data), serialized with a single copy of the data.
-
-    Source: protobuf's encoding guide, length-delimited records; fields of one message may simply follow one another.
-    """
-    head = federation_pb2.GetChunksResponse(index=index).SerializeToString()
-    return b"".join((head, CHUNK_DATA_TAG, _varint(len(data)), data))
-
-
-def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first, each byte but the last marked."""
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
 
 
 def manifest_message(manifest: Manifest) -> pb.BlobManifest:

@@ -9,10 +9,14 @@ from typing import Any, Protocol
 import grpc
 import structlog
 
+from pluralllm.common.chunk_messages import PUT_CHUNKS, chunk_reader
 from pluralllm.common.errors import Broken, Internal, PluralError
 from pluralllm.common.status import to_status
+from pluralllm.v1 import federation_pb2 as pb
 
 log = structlog.get_logger()
+
+READERS: dict[str, Callable[[bytes], Any]] = {PUT_CHUNKS: chunk_reader(pb.PutChunksRequest)}  # instead of protobuf's
 
 Handler = Any  # grpc.RpcMethodHandler; its type parameters differ for every method
 
@@ -39,7 +43,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             return handler
         method = handler_call_details.method
         serializers = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": READERS.get(method, handler.request_deserializer),
             "response_serializer": _serializer(handler.response_serializer),
         }
         if handler.unary_unary:

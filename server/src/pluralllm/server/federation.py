@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from pluralllm.common.chunk_messages import ChunkMessage
 from pluralllm.common.chunks import CHUNK_BYTES
 from pluralllm.common.errors import (
     InvalidArgument,
@@ -213,8 +214,8 @@ class Federation(pb_grpc.FederationServiceServicer):
             return pb.BeginUpdateResponse(receipt=receipt_message(answer))
         return pb.BeginUpdateResponse(missing=range_messages(answer))
 
-    async def PutChunks(
-        self, request_iterator: AsyncIterator[pb.PutChunksRequest], context: Context
+    async def PutChunks(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[ChunkMessage[pb.PutChunksRequest]], context: Context
     ) -> pb.PutChunksResponse:
         client, task, digest = caller().name, None, ""
         stream = aiter(request_iterator)
@@ -227,8 +228,8 @@ class Federation(pb_grpc.FederationServiceServicer):
             except TimeoutError:
                 raise Unreachable(address="client", problem=f"no chunk for {self._chunk_idle_s:g} s") from None
             if task is None:
-                task, digest = parse_task(message.task, client), message.digest
-            await self._intake.put(task, digest, message.index, message.data)
+                task, digest = parse_task(message.facts.task, client), message.facts.digest
+            await self._intake.put(task, digest, message.facts.index, message.data)
         if task is None:
             raise InvalidArgument(field="task", problem="the stream was empty")
         return pb.PutChunksResponse(missing=range_messages(await self._intake.missing(task)))

@@ -107,7 +107,7 @@ class Intake:
         self._announced[task.name] = Announced(manifest, examples, metrics)
         return await self._uploads.begin(upload_key(task), manifest)
 
-    async def put(self, task: TaskId, digest: str, index: int, data: bytes) -> None:
+    async def put(self, task: TaskId, digest: str, index: int, data: bytes | memoryview) -> None:
         """Keeps one chunk. Raises LeaseLost, ChunksMissing (announce first), DigestMismatch, OverLimit, StorageFull."""
         run = self._coordinator.run(task.run)
         self._check_place(run, task)

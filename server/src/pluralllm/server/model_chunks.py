@@ -4,9 +4,9 @@ import asyncio
 from collections import OrderedDict
 from pathlib import Path
 
+from pluralllm.common.chunk_messages import model_chunk
 from pluralllm.common.chunks import CHUNK_BYTES
 from pluralllm.common.ids import Digest
-from pluralllm.common.wire import chunk_message
 
 BLOCK = 4  # chunks read at a time: a change of threads for each costs more than the reading
 BLOCKS_KEPT = 6  # 24 MiB: how far the first client of a round may be ahead of the last one
@@ -41,4 +41,4 @@ def _read_block(path: Path, number: int) -> list[bytes]:
     with path.open("rb") as file:
         file.seek(first * CHUNK_BYTES)
         pieces = [file.read(CHUNK_BYTES) for _ in range(BLOCK)]
-    return [chunk_message(first + place, piece) for place, piece in enumerate(pieces)]
+    return [model_chunk(first + place, piece) for place, piece in enumerate(pieces)]

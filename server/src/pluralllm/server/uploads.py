@@ -31,7 +31,7 @@ class Uploads:
         """The chunks still missing; what the file has of this manifest already is kept. Raises StorageFull."""
         return await self._in_turn(key, lambda upload: upload.prepare(manifest))
 
-    async def put(self, key: str, index: int, data: bytes) -> None:
+    async def put(self, key: str, index: int, data: bytes | memoryview) -> None:
         """Verifies one chunk and keeps it; one that is there already is passed over.
 
         Raises ChunksMissing if nothing was begun, OverLimit, DigestMismatch or StorageFull.
@@ -100,7 +100,7 @@ class _Upload:
             self.manifest = manifest
         return frozenset(self.missing)
 
-    def write(self, index: int, data: bytes) -> "_Upload":
+    def write(self, index: int, data: bytes | memoryview) -> "_Upload":
         manifest = self.begun()
         if not 0 <= index < manifest.chunks:
             raise OverLimit(what="chunk index", got=index, limit=manifest.chunks - 1)
@@ -180,7 +180,7 @@ def _prepare_file(path: Path, manifest: Manifest) -> set[int]:
             os.close(handle)
 
 
-def _write_at(path: Path, offset: int, data: bytes) -> None:
+def _write_at(path: Path, offset: int, data: bytes | memoryview) -> None:
     with storage_errors("an update"):
         handle = os.open(path, os.O_WRONLY)
         try:
