@@ -1,9 +1,11 @@
 """What tests of several folders share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import real_stores
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test waits for a network
 
@@ -17,3 +19,15 @@ def survey() -> Path:
     if not SURVEY.is_file():
         pytest.skip("the GlobalOpinionQA file is not beside this checkout (../shared/data/globalopinionqa)")
     return SURVEY
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[real_stores.Postgres]:
+    with real_stores.postgres() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[real_stores.S3]:
+    with real_stores.s3() as found:
+        yield found

@@ -1,19 +1,39 @@
 """What every blob store must do."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
+from real_stores import S3
 
 from pluralllm.common.chunks import manifest_of
-from pluralllm.common.errors import Corrupt, NotFound
+from pluralllm.common.errors import Corrupt, InvalidConfig, NotFound, StoreFailed
 from pluralllm.common.ids import Digest
-from pluralllm.server.blobs import Blobs, LocalBlobs, verify
+from pluralllm.server.blobs import SPARED_S, Blobs, LocalBlobs, verify
+from pluralllm.server.object_blobs import ObjectBlobs, open_bucket
 
 
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
+@pytest.fixture(params=["files", "memory", "s3"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Blobs:
     (tmp_path / "blobs").mkdir()
-    return LocalBlobs(tmp_path / "blobs")
+    local = LocalBlobs(tmp_path / "blobs")
+    if request.param == "files":
+        return local
+    if request.param == "memory":
+        return ObjectBlobs(MemoryStore(), local, tmp_path, 1_000_000)
+    return in_bucket(request.getfixturevalue("s3"), tmp_path, monkeypatch)
+
+
+def in_bucket(s3: S3, folder: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int = 1_000_000) -> ObjectBlobs:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return ObjectBlobs(open_bucket(s3.new_bucket(), s3.endpoint), LocalBlobs(folder / "blobs"), folder, kept_bytes)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def draft(folder: Path, content: bytes) -> tuple[Path, Digest]:
@@ -56,3 +76,62 @@ async def test_a_flipped_bit_is_found(blobs: Blobs, tmp_path: Path) -> None:
     stored.write_bytes(b"weightz")
     with pytest.raises(Corrupt, match=digest):
         verify(stored, digest)
+
+
+async def test_a_blob_without_a_local_copy_is_fetched_and_verified(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blobs").mkdir()
+    blobs = in_bucket(s3, tmp_path, monkeypatch)
+    content = os.urandom(20_000_000)  # more than one part
+    path, digest = draft(tmp_path, content)
+    await blobs.put(digest, path)
+    (await blobs.path(digest)).unlink()
+    assert (await blobs.path(digest)).read_bytes() == content
+    assert names(tmp_path) == ["blobs"]
+
+
+async def test_a_blob_that_was_spoilt_in_the_bucket_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    bucket = MemoryStore()
+    blobs = ObjectBlobs(bucket, LocalBlobs(tmp_path / "blobs"), tmp_path, 1_000_000)
+    path, digest = draft(tmp_path, b"weights")
+    await blobs.put(digest, path)
+    (await blobs.path(digest)).unlink()
+    bucket.put(digest, b"weightz")
+    with pytest.raises(Corrupt, match=digest):
+        await blobs.path(digest)
+    assert names(tmp_path) == ["blobs"]
+
+
+async def test_local_copies_go_when_they_grow_too_large_and_were_not_used_lately(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    local = LocalBlobs(tmp_path / "blobs")
+    blobs = ObjectBlobs(MemoryStore(), local, tmp_path, 1_000)
+    old, other, lately = [draft(tmp_path, bytes([number]) * 400)[1] for number in range(3)]
+    for number, digest in enumerate((old, other, lately)):
+        path, _ = draft(tmp_path, bytes([number]) * 400)
+        await local.put(digest, path)
+    long_ago_s = time.time() - SPARED_S - 10
+    for age_s, digest in enumerate((other, old)):
+        os.utime(await local.path(digest), (long_ago_s - age_s, long_ago_s - age_s))
+    path, newest = draft(tmp_path, b"n" * 400)
+    await blobs.put(newest, path)
+    assert sorted(await local.digests()) == sorted([lately, newest])  # the two that are old would not have been enough
+
+
+async def test_a_bucket_that_is_not_there_is_said_not_to_be(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    path, digest = draft(tmp_path, b"weights")
+    nowhere = ObjectBlobs(open_bucket("s3://nowhere/x", s3.endpoint), LocalBlobs(tmp_path), tmp_path, 1_000)
+    with pytest.raises(StoreFailed, match="bucket"):
+        await nowhere.put(digest, path)
+    assert path.exists()
+
+
+def test_a_url_of_no_store_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="blob_url"):
+        open_bucket("ftp://somewhere/x", None)

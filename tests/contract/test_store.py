@@ -1,4 +1,4 @@
-"""What every store must do; the SQL one over a real database file."""
+"""What every store must do: over a real database file, and over a real PostgreSQL."""
 
 import asyncio
 import contextlib
@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from real_stores import Postgres, free_port
 from sqlalchemy.engine import Connection
 
-from pluralllm.common.errors import InvalidConfig, StorageFull, StoreFailed
+from pluralllm.common.errors import InvalidConfig, Overtaken, StorageFull, StoreFailed
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.spec import GroupRole
 from pluralllm.server import events as ev
@@ -53,8 +55,26 @@ def url(folder: Path) -> str:
     return f"sqlite+aiosqlite:///{folder / 'test.sqlite3'}"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty one."""
+    if request.param == "sqlite":
+        return url(tmp_path)
+    found: str = request.getfixturevalue("postgres").new_database()
+    return found.replace("postgresql:", "postgresql+psycopg:")
+
+
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
+async def store(database: str) -> AsyncIterator[SqlStore]:
+    opened = await open_store(database)
+    await opened.create_run(RUN, FIRST)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def file_store(tmp_path: Path) -> AsyncIterator[SqlStore]:
+    """For what is SQLite's alone."""
     opened = await open_store(url(tmp_path))
     await opened.create_run(RUN, FIRST)
     yield opened
@@ -111,16 +131,17 @@ def test_moments_and_weights_are_in_a_versions_hash_where_there_are_any() -> Non
     assert SECOND.record_sha256 == hashlib.sha256(facts.encode()).hexdigest()  # as before there were any
 
 
-async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_distances(tmp_path: Path) -> None:
-    store = await open_store(url(tmp_path))
+async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_distances(database: str) -> None:
+    store = await open_store(database)
     await store.create_run(RUN, FIRST)
     await store.apply(change(1, receipts=(RECEIPT,), versions=(SECOND,)))
     async with store.writing() as connection:
         for table, column in (("receipts", "distance"), ("versions", "moments"), ("versions", "weights")):
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        await connection.execute(sa.text("DROP TABLE leadership"))
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
     await store.close()
-    again = await open_store(url(tmp_path))
+    again = await open_store(database)
     assert await again.versions(R) == [FIRST, SECOND]
     assert await again.receipts(R, RoundNumber(1)) == [RECEIPT]
     await again.close()
@@ -174,10 +195,10 @@ async def test_a_member_is_updated_and_keeps_its_first_day(store: SqlStore) -> N
     assert await store.clients() == [replace(MEMBER, role=GroupRole.TRAIN, last_seen_s=9.0)]
 
 
-async def test_everything_is_there_after_reopening(tmp_path: Path, store: SqlStore) -> None:
+async def test_everything_is_there_after_reopening(database: str, store: SqlStore) -> None:
     await store.apply(change(1, rounds=(ROUND,), receipts=(RECEIPT,)))
     await store.close()
-    again = await open_store(url(tmp_path))
+    again = await open_store(database)
     assert await again.runs() == [RUN]
     assert await again.receipts(R, RoundNumber(1)) == [RECEIPT]
     await again.close()
@@ -208,24 +229,24 @@ async def test_an_evaluation_that_stands_anew_is_seen_by_who_reads_on_from_a_cur
     assert [row.score.alignment_score for _, row in await store.evaluations(R, cursor, 10)] == [0.2]
 
 
-async def test_a_full_database_says_so_writes_nothing_and_heals(store: SqlStore) -> None:
-    async with store.writing() as connection:
+async def test_a_full_database_says_so_writes_nothing_and_heals(file_store: SqlStore) -> None:
+    async with file_store.writing() as connection:
         pages = (await connection.execute(sa.text("PRAGMA page_count"))).scalar()
         await connection.execute(sa.text(f"PRAGMA max_page_count = {pages}"))
     big = replace(ROUND, reason="x" * 100_000)
     with pytest.raises(StorageFull):
-        await store.apply(change(1, rounds=(big,)))
-    assert await store.events(R, 0, 10) == []
-    async with store.writing() as connection:
+        await file_store.apply(change(1, rounds=(big,)))
+    assert await file_store.events(R, 0, 10) == []
+    async with file_store.writing() as connection:
         await connection.execute(sa.text("PRAGMA max_page_count = 1000000"))
-    await store.apply(change(1, rounds=(big,)))
-    assert await store.round(R, RoundNumber(1)) == big
+    await file_store.apply(change(1, rounds=(big,)))
+    assert await file_store.round(R, RoundNumber(1)) == big
 
 
 async def test_another_failure_is_not_taken_for_a_full_disk_because_of_a_name_in_it(store: SqlStore) -> None:
     async with store.writing() as connection:
         await connection.execute(sa.text("DROP TABLE clients"))
-    with pytest.raises(StoreFailed, match="no such table"):
+    with pytest.raises(StoreFailed, match=r"no such table|does not exist"):
         await store.save_client(replace(MEMBER, group=GroupName("works full time")))
 
 
@@ -235,7 +256,7 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         await open_store(url(tmp_path))
 
 
-async def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "test.sqlite3")) as connection:
         connection.execute("CREATE TABLE members (stranger TEXT)")  # the last table the first migration makes
         connection.commit()
@@ -254,15 +275,46 @@ async def test_the_migrations_lead_to_the_schema_in_the_code(store: SqlStore) ->
         assert await connection.run_sync(differences) == []
 
 
-async def test_a_database_of_a_newer_release_is_refused(tmp_path: Path, store: SqlStore) -> None:
+async def test_a_database_of_a_newer_release_is_refused(database: str, store: SqlStore) -> None:
     async with store.writing() as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     await store.close()
     with pytest.raises(InvalidConfig, match="of another release"):
-        await open_store(url(tmp_path))
+        await open_store(database)
 
 
-async def test_the_database_is_durable_above_fast(store: SqlStore) -> None:
-    async with store.writing() as connection:
+async def test_the_database_is_durable_above_fast(file_store: SqlStore) -> None:
+    async with file_store.writing() as connection:
         assert (await connection.execute(sa.text("PRAGMA journal_mode"))).scalar() == "delete"
         assert (await connection.execute(sa.text("PRAGMA synchronous"))).scalar() == 3
+
+
+async def test_a_migration_that_fails_leaves_postgresql_as_it_was(postgres: Postgres) -> None:
+    database = postgres.new_database()
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE members (stranger TEXT)")
+        with pytest.raises(StoreFailed, match="already exists"):
+            await open_store(database.replace("postgresql:", "postgresql+psycopg:"))
+        assert connection.execute(tables).fetchall() == [("members",)]
+
+
+async def test_who_is_overtaken_neither_writes_nor_reads_and_knows_that_it_is_over(database: str) -> None:
+    first, second = await open_store(database), await open_store(database)
+    assert await first.take_over() == 1
+    await first.create_run(RUN, FIRST)
+    assert await second.take_over() == 2
+    for refused in (first.apply(change(1)), first.runs()):
+        with pytest.raises(Overtaken):
+            await refused
+    assert first.unusable.is_set()
+    await second.apply(change(1))
+    assert [event.sequence for event in await second.events(R, 0, 10)] == [1]
+    assert not second.unusable.is_set()
+    for store in (first, second):
+        await store.close()
+
+
+async def test_a_database_that_cannot_be_reached_is_said_to_be() -> None:
+    with pytest.raises(StoreFailed, match=r"127\.0\.0\.1"):
+        await open_store(f"postgresql+psycopg://nobody:secret@127.0.0.1:{free_port()}/nothing")

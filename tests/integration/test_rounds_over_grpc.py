@@ -10,6 +10,7 @@ import pytest
 from coordinator_harness import HandClient, Served, serving, small_spec, write_delta
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
 
 from pluralllm.common.clock import FakeClock
 from pluralllm.common.errors import (
@@ -32,6 +33,7 @@ from pluralllm.common.membership_errors import IdentityMismatch
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
 from pluralllm.common.weights import layout_of, write_weights
+from pluralllm.server import events as ev
 from pluralllm.server.audit import audit
 from pluralllm.server.averaging import Draft, write_next
 from pluralllm.server.blobs import LocalBlobs
@@ -303,6 +305,15 @@ async def test_simultaneous_commits_of_one_update_count_once(tmp_path: Path) -> 
         assert all(receipt == receipts[0] for receipt in receipts)
         found = await served.operations.GetRound(operations_pb2.GetRoundRequest(name="runs/r/rounds/1"))
         assert len(found.round.receipts) == 1
+
+
+async def test_of_two_simultaneous_events_the_one_that_changes_nothing_leaves_no_trace(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        await served.create("r", small_spec())
+        run, pause = served.coordinator.run("r"), ev.RunPaused(1.0)
+        with capture_logs() as logs:
+            await asyncio.gather(*(served.coordinator.dispatch(run, pause) for _ in range(2)))
+        assert [entry["kind"] for entry in logs if entry["event"] == "run.event"] == ["RunPaused"]
 
 
 async def test_another_update_of_the_same_client_is_refused(tmp_path: Path) -> None:

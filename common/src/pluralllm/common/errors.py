@@ -311,7 +311,14 @@ class Corrupt(Broken):
 @dataclass(eq=False)
 class StoreFailed(Broken):
     problem: str
-    why = "The database failed: {problem}."
+    why = "The coordinator's storage failed: {problem}."
+
+
+@dataclass(eq=False)
+class Overtaken(Broken):
+    generation: int
+    why = "Another coordinator serves from this database now; this one was the {generation}th to do so."
+    fix = "Start this one again: it stands by until the other one is gone."
 
 
 @dataclass(eq=False)

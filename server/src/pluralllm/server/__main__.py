@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 import typer
@@ -17,6 +17,7 @@ from pluralllm.common import __version__
 from pluralllm.common.clock import Clock, SystemClock
 from pluralllm.common.configuration import load_config
 from pluralllm.common.console import print_config
+from pluralllm.common.errors import Overtaken, PluralError
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.files import write_durably
 from pluralllm.common.logs import configure_logs
@@ -27,20 +28,21 @@ from pluralllm.server.audit import Report
 from pluralllm.server.audit import audit as audit_state
 from pluralllm.server.audit_log import AuditLog
 from pluralllm.server.authority import Authority, load_authority
-from pluralllm.server.blobs import LocalBlobs
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.coordinator import Coordinator, Timing
 from pluralllm.server.enrolment import Enrolment
 from pluralllm.server.federation import Federation
 from pluralllm.server.identity import Door, EnrolmentDoor, by_certificate, by_word
 from pluralllm.server.intake import Intake
+from pluralllm.server.leadership import Leadership, leading
 from pluralllm.server.member_operations import Advertised, MemberOperations
 from pluralllm.server.operations import Operations
 from pluralllm.server.registry import Registry
 from pluralllm.server.serving import bind_enrolment, bind_main, start_enrolment, start_main
 from pluralllm.server.sql_membership import SqlMembership
-from pluralllm.server.sql_store import open_store
+from pluralllm.server.sql_store import SqlStore, open_store
 from pluralllm.server.state_directory import StateDirectory
+from pluralllm.server.storage import blobs_of, database_url, opened_alone
 from pluralllm.server.tls import server_credentials, tend_certificates, warn_of_uncovered
 from pluralllm.server.uploads import Uploads
 
@@ -100,6 +102,7 @@ class Running:
     registry: Registry | None  # None in plain text
     address: str
     enrolment_address: str  # "" in plain text
+    ended: "asyncio.Task[PluralError]"  # when it cannot serve any longer, why
 
 
 @contextlib.asynccontextmanager
@@ -113,13 +116,18 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         state = stack.enter_context(StateDirectory(config.state_dir))
         authority = None if config.plain_text else load_authority(state.authority)
-        store = await open_store(state.database_url)
+        url = database_url(config, state)
+        leadership = await stack.enter_async_context(leading(url, wait=True))
+        store = await open_store(url)
         stack.push_async_callback(store.close)
+        generation = await store.take_over()
+        ended = asyncio.create_task(_until_ended(store, leadership, generation))
+        stack.callback(ended.cancel)
         membership = SqlMembership(store)
         audit_log = AuditLog(membership, wall_s)
         await audit_log.start()
         timing = Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
-        coordinator = Coordinator(store, LocalBlobs(state.blobs), state.scratch, clock, timing)
+        coordinator = Coordinator(store, blobs_of(config, state), state.scratch, clock, timing)
         intake = Intake(coordinator, Uploads(state.uploads))
         await coordinator.start()
         stack.push_async_callback(coordinator.stop)
@@ -130,7 +138,7 @@ async def running(
             server, address = bind_main(config, door, None)
             members = MemberOperations(coordinator, None, Advertised(address, ""))
             await start_main(server, federation, Operations(coordinator, audit_log, members), None)
-            found = Running(coordinator, None, address, "")
+            found = Running(coordinator, None, address, "", ended)
         else:
             registry = Registry(membership, audit_log, authority, config.certificate_life_s, wall_s)
             await registry.start()
@@ -151,11 +159,24 @@ async def running(
             await start_enrolment(gate, enrolment)
             stack.push_async_callback(gate.stop, STOP_GRACE_S)
             write_durably(state.path / "enrolment-address", gate_address.encode())
-            found = Running(coordinator, registry, address, gate_address)
+            found = Running(coordinator, registry, address, gate_address, ended)
         stack.push_async_callback(server.stop, STOP_GRACE_S)
         stack.callback(coordinator.drain)
         write_durably(state.path / "address", address.encode())
         yield found
+
+
+async def _until_ended(store: SqlStore, leadership: Leadership | None, generation: int) -> PluralError:
+    """Another coordinator has taken over, or the database is broken."""
+    ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(store.unusable.wait())]
+    if leadership is not None:
+        ends.append(asyncio.ensure_future(leadership.until_lost()))
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in ends:
+            each.cancel()
+    return store.why_unusable or Overtaken(generation=generation)
 
 
 def advertised(config: ServerConfig, authority: Authority, address: str, enrolment_address: str) -> Advertised:
@@ -172,7 +193,15 @@ async def _serve(config: ServerConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(config, SystemClock()) as found:
+    stopping = asyncio.create_task(stop.wait())
+    async with contextlib.AsyncExitStack() as stack:
+        starting = asyncio.create_task(stack.enter_async_context(running(config, SystemClock())))
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():  # it stands by
+            starting.cancel()
+            await asyncio.wait([starting])
+            return
+        found = starting.result()
         log.info(
             "server.started",
             address=found.address,
@@ -181,9 +210,11 @@ async def _serve(config: ServerConfig) -> None:
             state_dir=str(config.state_dir),
             version=__version__,
         )
-        await stop.wait()
+        await asyncio.wait([stopping, found.ended], return_when=asyncio.FIRST_COMPLETED)
         log.info("server.stopping")
     log.info("server.stopped")
+    if not stopping.done():
+        raise found.ended.result()
 
 
 @app.command()
@@ -202,11 +233,8 @@ def audit(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json =
 
 async def _audit(config: ServerConfig) -> Report:
     with StateDirectory(config.state_dir) as state:
-        store = await open_store(state.database_url)
-        try:
-            return await audit_state(store, SqlMembership(store), LocalBlobs(state.blobs), state.scratch)
-        finally:
-            await store.close()
+        async with opened_alone(config, state) as store:
+            return await audit_state(store, SqlMembership(store), blobs_of(config, state), state.scratch)
 
 
 @app.command("config")

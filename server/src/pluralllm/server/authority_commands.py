@@ -21,8 +21,8 @@ from pluralllm.server.authority import Authority
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.registry import Registry
 from pluralllm.server.sql_membership import SqlMembership
-from pluralllm.server.sql_store import open_store
 from pluralllm.server.state_directory import StateDirectory
+from pluralllm.server.storage import opened_alone
 
 Hosts = Annotated[
     list[str] | None, typer.Option("--host", help="A name or address that partners reach this machine by. Repeatable.")
@@ -108,15 +108,12 @@ def renew_issuer(
 async def _make_admin(
     config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path, key: PrivateKey
 ) -> None:
-    store = await open_store(state.database_url)
-    try:
+    async with opened_alone(config, state) as store:
         membership = SqlMembership(store)
         audit_log = AuditLog(membership, time.time)
         registry = Registry(membership, audit_log, authority, config.certificate_life_s, time.time)
         await registry.start()
         chain = await registry.make_admin(ClientId(name), key.public_key())
-    finally:
-        await store.close()
     host, port = authority.hosts[0], config.listen.rpartition(":")[2]
     gate_port = config.enrolment_listen.rpartition(":")[2]
     host = f"[{host}]" if ":" in host else host

@@ -1,6 +1,7 @@
 """Immutable files by digest: model versions and updates. A contract of five methods, and local files."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +10,8 @@ from pluralllm.common.chunks import manifest_of
 from pluralllm.common.errors import Corrupt, NotFound
 from pluralllm.common.files import publish, storage_errors, sync_directory
 from pluralllm.common.ids import Digest
+
+SPARED_S = 3600.0  # whoever asked for a path may still be about to open it
 
 
 class Blobs(Protocol):
@@ -56,6 +59,19 @@ class LocalBlobs:
 
     async def digests(self) -> Sequence[Digest]:
         return await asyncio.to_thread(lambda: sorted(Digest(path.name) for path in self._folder.glob("??/*")))
+
+    async def trim(self, limit_bytes: int) -> None:
+        """Deletes what was used least lately until the rest fits; nothing that was used a short time ago."""
+        await asyncio.to_thread(self._trim, limit_bytes)
+
+    def _trim(self, limit_bytes: int) -> None:
+        files = [(path, path.stat()) for path in self._folder.glob("??/*")]
+        total, spared_s = sum(found.st_size for _, found in files), time.time() - SPARED_S
+        for path, found in sorted(files, key=lambda file: file[1].st_mtime):
+            if total <= limit_bytes or found.st_mtime > spared_s:
+                return
+            path.unlink(missing_ok=True)
+            total -= found.st_size
 
     def _file(self, digest: Digest) -> Path:
         return self._folder / digest[:2] / digest

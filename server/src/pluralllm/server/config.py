@@ -3,10 +3,23 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+import sqlalchemy as sa
+from pydantic import AfterValidator, Field, PositiveInt, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from pluralllm.common.configuration import ProcessConfig, check_address
+
+
+def check_database_url(secret: SecretStr) -> SecretStr:
+    """For pydantic. Raises ValueError, without the password in it."""
+    try:
+        url = sa.make_url(secret.get_secret_value())
+    except sa.exc.ArgumentError:
+        raise ValueError("must be postgresql://USER:PASSWORD@HOST:PORT/NAME") from None
+    if url.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise ValueError(f"is of {url.drivername}, must be postgresql://USER:PASSWORD@HOST:PORT/NAME")
+    return secret
+
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Address = Annotated[str, AfterValidator(check_address)]
@@ -37,6 +50,12 @@ class ServerConfig(ProcessConfig):
     silence_s: Seconds = 5.0  # between two polls a client counts as connected for so long
     poll_hold_s: Annotated[float, Field(gt=0, le=55)] = 25.0  # below the 60 s at which proxies drop idle calls
     chunk_idle_s: Seconds = 30.0  # an upload stream that sends nothing for so long is ended; what arrived is kept
+    # Where the records are: postgresql://USER:PASSWORD@HOST/NAME; default: an SQLite file in state_dir.
+    database_url: Annotated[SecretStr, AfterValidator(check_database_url)] | None = None
+    # Where models and updates are: s3://BUCKET/PREFIX (gs, az), credentials as in AWS_*; default: files in state_dir.
+    blob_url: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^/]+(/.*)?$")] | None = None
+    blob_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None  # of another S3 than Amazon's
+    blob_cache_gb: Annotated[float, Field(gt=0, le=100_000)] = 20.0  # of local copies of what blob_url names
     keep_updates: PositiveInt = 3  # rounds whose updates stay on disk, for audit
     max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # each connected client holds one Poll
     log_format: Literal["json", "console"] = "json"

@@ -185,9 +185,9 @@ class Coordinator:
     @unbroken
     async def dispatch(self, run: LiveRun, event: ev.Event) -> None:
         """One event: decided, durable, then its effects begin. Raises what the machine refuses."""
-        before, was_over = run.state, run.is_over
+        was_over = run.is_over
         effects = await run.dispatch(self.store, event)
-        if run.state == before and not effects:
+        if effects is None:
             return
         run.trouble = ""
         self._log_change(run, event, effects)

@@ -54,12 +54,15 @@ class LiveRun:
     def is_over(self) -> bool:
         return self.state.phase is Phase.ENDED
 
-    async def dispatch(self, store: Store, event: ev.Event) -> tuple[ev.Effect, ...]:
-        """Feeds one event to the machine; durable when it returns. Raises what the machine refuses or the store fails with."""
+    async def dispatch(self, store: Store, event: ev.Event) -> tuple[ev.Effect, ...] | None:
+        """Feeds one event to the machine; durable when it returns. None if it changes nothing: then nothing is written.
+
+        Raises what the machine refuses or the store fails with.
+        """
         async with self.lock:
             after, effects = step(self.state, event)
             if after == self.state and not effects:
-                return ()
+                return None
             change = change_of(self.record, after, self.sequence + 1, event, effects, self.open_round, self.newest)
             await store.apply(change)
             self.state, self.sequence, self.updated_s = after, change.sequence, event.at_s

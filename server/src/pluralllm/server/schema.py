@@ -149,3 +149,10 @@ audit_log = Table(
     Column("previous_sha256", String(64), nullable=False),
     Column("sha256", String(64), nullable=False),
 )
+
+leadership = Table(
+    "leadership",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("generation", BigInteger, nullable=False),  # of the coordinator that writes
+)

@@ -1,26 +1,23 @@
-"""The store in SQL: SQLAlchemy async Core. SQLite today; nothing here is SQLite's but `_tune_sqlite`."""
+"""The store in SQL: SQLAlchemy async Core, over SQLite or PostgreSQL."""
 
 import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.util.exc import CommandError
-from sqlalchemy.engine import Connection, Row
-from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.engine import Row
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from pluralllm.common.errors import InvalidConfig, StorageFull, StoreFailed
+from pluralllm.common.errors import Overtaken, PluralError
 from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server import schema as t
 from pluralllm.server import sql_rows as rows
 from pluralllm.server.cancellation import unbroken
 from pluralllm.server.events import event_kind, event_to_facts
+from pluralllm.server.sql_engine import failure, is_broken, migrate, new_engine
 from pluralllm.server.store import (
     Change,
     ClientRecord,
@@ -32,68 +29,68 @@ from pluralllm.server.store import (
     VersionRecord,
 )
 
-BUSY_TIMEOUT_MS = 5_000
-
 
 async def open_store(url: str | sa.URL) -> "SqlStore":
     """Opens the database and brings its schema up to date. Raises StoreFailed, StorageFull or InvalidConfig (newer schema)."""
-    engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
-        sa.event.listen(engine.sync_engine, "begin", _begin_immediate)
+    engine = new_engine(sa.make_url(url))
     store = SqlStore(engine)
     try:
         async with store.writing() as connection:
-            await connection.run_sync(_migrate)
+            await connection.run_sync(migrate)
     except BaseException:
         await engine.dispose()
         raise
     return store
 
 
-def _tune_sqlite(connection: Any, _: Any) -> None:
-    """Durable above fast. The rollback journal, because WAL reset can corrupt up to SQLite 3.51.2 (sqlite.org/wal.html)."""
-    connection.isolation_level = None  # we say BEGIN ourselves
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _migrate(connection: Connection) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    try:
-        command.upgrade(config, "head")
-    except CommandError as error:
-        problem = f"  the database is of another release than this coordinator ({error})"
-        raise InvalidConfig(file="state_dir", problems=problem) from error
-
-
 class SqlStore:
-    """See store.Store. One connection; writers wait for one another."""
+    """See store.Store. One connection; writers wait for one another.
+
+    Every transaction begins with a look at the generation, which locks its row: so coordinators on one database, should there
+    be two, write one after the other, and the older one not at all.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._one_at_a_time = asyncio.Lock()
+        self._generation = 0  # of nobody: what is opened to look at, or by a command that is alone
+        self.unusable = asyncio.Event()  # nothing of what follows can be stored: it is time to stop
+        self.why_unusable: PluralError | None = None
+
+    async def take_over(self) -> int:
+        """From now on this store is the one that writes, and every older one raises Overtaken. Its generation."""
+        async with self.writing() as connection:
+            chosen = sa.select(t.leadership.c.generation).with_for_update()
+            newest: int = (await connection.execute(chosen)).scalar_one() + 1
+            await connection.execute(sa.update(t.leadership).values(generation=newest))
+        self._generation = newest
+        return newest
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction, committed when the block ends well. Raises StoreFailed or StorageFull."""
+        """One transaction, committed when the block ends well. Raises StoreFailed, StorageFull or Overtaken."""
         try:
             async with self._one_at_a_time, self._engine.begin() as connection:
+                await self._check_generation(connection)
                 yield connection
-        except IntegrityError as error:
-            raise StoreFailed(problem=f"another writer was there first ({error.orig})") from error
         except DBAPIError as error:
-            if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL":
-                raise StorageFull(what="the coordinator's database") from error
-            raise StoreFailed(problem=str(error.orig)) from error
+            found = failure(error)
+            if is_broken(error):
+                self._give_up(found)
+            raise found from error
+
+    async def _check_generation(self, connection: AsyncConnection) -> None:
+        if not self._generation:
+            return
+        found = (await connection.execute(sa.select(t.leadership.c.generation).with_for_update())).scalar_one()
+        if found != self._generation:
+            error = Overtaken(generation=self._generation)
+            self._give_up(error)
+            raise error
+
+    def _give_up(self, error: PluralError) -> None:
+        self.why_unusable = self.why_unusable or error
+        self.unusable.set()
 
     @unbroken
     async def _rows(self, query: sa.Select[Any]) -> Sequence[Row[Any]]:

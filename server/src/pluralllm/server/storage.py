@@ -1,0 +1,44 @@
+"""Where a coordinator keeps what it remembers, by its configuration: database and blobs, embedded or by URL."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import sqlalchemy as sa
+
+from pluralllm.server.blobs import Blobs, LocalBlobs
+from pluralllm.server.config import ServerConfig
+from pluralllm.server.leadership import leading
+from pluralllm.server.object_blobs import ObjectBlobs, open_bucket
+from pluralllm.server.sql_store import SqlStore, open_store
+from pluralllm.server.state_directory import StateDirectory
+
+GB = 1_000_000_000
+
+
+def database_url(config: ServerConfig, state: StateDirectory) -> sa.URL:
+    """The PostgreSQL database that is configured, else the state directory's file."""
+    if config.database_url is None:
+        return state.database_url
+    return sa.make_url(config.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
+
+
+def blobs_of(config: ServerConfig, state: StateDirectory) -> Blobs:
+    """The bucket that is configured, with the state directory for copies; else files there. Raises InvalidConfig."""
+    local = LocalBlobs(state.blobs)
+    if config.blob_url is None:
+        return local
+    return ObjectBlobs(
+        open_bucket(config.blob_url, config.blob_endpoint), local, state.scratch, round(config.blob_cache_gb * GB)
+    )
+
+
+@contextlib.asynccontextmanager
+async def opened_alone(config: ServerConfig, state: StateDirectory) -> AsyncIterator[SqlStore]:
+    """The database, for a command that must not meet a coordinator. Raises InUse while one serves, and what open_store raises."""
+    url = database_url(config, state)
+    async with leading(url, wait=False):
+        store = await open_store(url)
+        try:
+            yield store
+        finally:
+            await store.close()
