@@ -6,13 +6,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint protos bench experiment clean setup
+.PHONY: demo test faults lint protos bench experiment clean setup
 
 demo: .stamps/run
 	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)")
 
 test: .stamps/dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# The coordinator killed at every point and system call; `make test` takes a sample. REPORT=FILE.md gets a row for each.
+faults: .stamps/dev
+	PLURALLLM_FAULTS=all PLURALLLM_FAULTS_REPORT="$(REPORT)" \
+	  $(BIN)/python -m pytest tests/faults/test_failpoints.py tests/faults/test_system_calls.py $(ARGS)
 
 lint: .stamps/dev
 	$(BIN)/ruff check .

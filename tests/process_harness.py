@@ -12,12 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
 from pluralllm.cli.remote import Remote
 from pluralllm.client.joining import join
 from pluralllm.client.private_data import write_group
@@ -35,6 +29,13 @@ WIDTH = 16
 
 def tiny_embedding_model(folder: Path) -> Path:
     """A real transformer with random weights and a real tokenizer, small enough to load in a moment."""
+    # Here, so that who starts processes that need no torch does not wait for it either.
+    import torch  # noqa: PLC0415
+    from tokenizers import Tokenizer  # noqa: PLC0415
+    from tokenizers.models import WordLevel  # noqa: PLC0415
+    from tokenizers.pre_tokenizers import Whitespace  # noqa: PLC0415
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: PLC0415
+
     words = {"[UNK]": 0, "[PAD]": 1}
     for questions in sample_groups(8, 168, 0).values():
         for question in questions:

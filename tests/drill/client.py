@@ -1,0 +1,137 @@
+"""Clients without torch: the real daemon, transport, outbox and identity, and a worker that makes up what it delivers.
+
+`python -m drill.client HOME...`: one process plays every client. It starts at once and waits until each has joined. What a
+worker does in a round is in HOME/plan.json; what is not there is delivered.
+"""
+
+import asyncio
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from pluralllm.client import daemon, transport
+from pluralllm.client.config import ClientConfig
+from pluralllm.client.daemon import Daemon
+from pluralllm.client.partner import load_partner
+from pluralllm.client.policy import Policy
+from pluralllm.client.transport import Transport
+from pluralllm.client.worker_process import Progress, WorkerProcess
+from pluralllm.common.architecture import parameters
+from pluralllm.common.configuration import load_config
+from pluralllm.common.errors import PluralError, WorkerDied
+from pluralllm.common.lock import DirectoryLock
+from pluralllm.common.logs import configure_logs
+from pluralllm.common.spec import RunSpec, parse_spec
+from pluralllm.common.update_format import update_format, write_update
+from pluralllm.common.weights import layout_of
+
+QUESTIONS = 50
+LOOK_EVERY_S = 0.02
+JOIN_LIMIT_S = 60.0
+# Nobody waits here for a network: a coordinator that is back is found at once.
+RECONNECT = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200))
+log = structlog.get_logger()
+
+
+class Behaviour(StrEnum):
+    """Of one worker in one round."""
+
+    WAIT = "wait"  # for the file HOME/go-ROUND, then deliver
+    STALL = "stall"  # never deliver
+    DIE = "die"  # the first time; then deliver
+    SEND_NOISE = "send_noise"  # an update that is not finite, every time
+
+
+class ScriptedWorker(WorkerProcess):
+    """Updates are a function of the task's seed, which is one of run, round and client."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__()
+        self._home = home
+        plan = home / "plan.json"
+        self._plan = json.loads(plan.read_text()) if plan.exists() else {}
+        self._spec: RunSpec | None = None
+        self._died_in: set[int] = set()
+
+    async def start(self) -> None:
+        """There is no process."""
+
+    async def stop(self) -> None:
+        """There is none to end."""
+
+    async def ask(self, action: str, on_progress: Progress, **arguments: Any) -> dict[str, Any]:
+        if action == "prepare":
+            self._spec = parse_spec(arguments["spec_json"].encode(), "of the drill")
+            return {}
+        if action == "evaluate":
+            return {
+                "alignment_score": 0.7,
+                "alignment_score_base2": 0.5,
+                "wasserstein_score": 0.8,
+                "questions": QUESTIONS,
+            }
+        return await self._train(Path(arguments["out"]), arguments["seed"], arguments["round_number"])
+
+    async def _train(self, out: Path, seed: int, number: int) -> dict[str, Any]:
+        assert self._spec is not None
+        behaviour = self._plan.get(str(number))
+        if behaviour == Behaviour.DIE and number not in self._died_in:
+            self._died_in.add(number)
+            raise WorkerDied(problem="the plan says so")
+        if behaviour == Behaviour.STALL:
+            await asyncio.Event().wait()
+        if behaviour == Behaviour.WAIT:
+            await file_there(self._home / f"go-{number}")
+        found = parameters(self._spec.predictor, self._spec.embedding.dimension)
+        layout = layout_of((parameter.name, parameter.shape) for parameter in found)
+        rng = np.random.default_rng(seed)
+        delta = rng.normal(0, 0.01, layout.values).astype(np.float32)
+        if behaviour == Behaviour.SEND_NOISE:
+            delta[0] = np.nan
+        manifest, _ = write_update(out, update_format(layout, self._spec.updates.encoding), delta, rng)
+        return {"digest": manifest.digest, "examples": QUESTIONS, "metrics": {"loss": 1.0, "base_distance": 0.5}}
+
+
+async def file_there(path: Path) -> None:
+    """Another process makes it."""
+    while not await asyncio.to_thread(path.exists):  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def play(home: Path) -> None:
+    """One client until the run is over or its membership is."""
+    config = load_config(ClientConfig, home / "client.toml", {})
+    async with asyncio.timeout(JOIN_LIMIT_S):
+        await file_there(config.identity_folder / "credentials.pem")
+    partner = load_partner(config)
+    with structlog.contextvars.bound_contextvars(client=partner.name), DirectoryLock(config.state_dir):
+        assert partner.identity is not None
+        line = Transport.of_member(partner.identity)
+        try:
+            await Daemon(config, partner, Policy(), QUESTIONS, line, ScriptedWorker(home)).run(asyncio.Event())
+        except PluralError as error:
+            log.info("client.ended", reason=str(error))
+        finally:
+            await line.close()
+
+
+async def play_all(homes: list[Path]) -> None:
+    await asyncio.gather(*(play(home) for home in homes))
+
+
+def main() -> None:
+    """The entry point."""
+    configure_logs(form="json", level="DEBUG")
+    daemon.LAST_BACKOFF_S = transport.LAST_RETRY_S = 0.3
+    transport.RETRY_JITTER_S = 0.1
+    transport.OPTIONS = (*transport.OPTIONS, *RECONNECT)  # type: ignore[assignment]
+    asyncio.run(play_all([Path(home) for home in sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()

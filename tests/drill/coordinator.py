@@ -1,0 +1,140 @@
+"""A coordinator that kills itself at a point: the production composition root, its durable steps wrapped from outside.
+
+`python -m drill.coordinator serve --config FILE`. What it does is in the environment; without any of it, it is the coordinator.
+"""
+
+import asyncio
+import functools
+import inspect
+import os
+import pathlib
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from drill import points
+from drill.points import AFTER, APPLY, BEFORE
+
+from pluralllm.server import __main__ as server
+from pluralllm.server import authority_commands, updates, uploads
+from pluralllm.server.audit_log import AuditLog
+from pluralllm.server.coordinator import Coordinator
+from pluralllm.server.events import event_kind
+from pluralllm.server.intake import Intake
+
+KILL_AT = "PLURALLLM_DRILL_KILL_AT"  # point:n, the n-th time that this process passes it
+TRACE = "PLURALLLM_DRILL_TRACE"  # a file that every pass is written to, a line each
+ADMIN = (
+    "PLURALLLM_DRILL_ADMIN"  # a state directory without an authority gets one first, and this folder its administrator
+)
+ONE_THREAD = (
+    "PLURALLLM_DRILL_ONE_THREAD"  # files are worked on in one thread: system calls are counted thread by thread
+)
+Call = Callable[..., Any]
+
+
+class Passes:
+    """Counts, writes down, kills."""
+
+    def __init__(self, kill_at: str, trace: str) -> None:
+        point, _, number = kill_at.partition(":")
+        self._deadly = (point, int(number or 1))
+        self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if trace else None
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def note(self, point: str) -> None:
+        with self._lock:
+            self._counts[point] += 1
+            if self._trace is not None:
+                os.write(self._trace, f"{os.getpid()} {point}\n".encode())
+            if (point, self._counts[point]) == self._deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, step: str, call: Call) -> Call:
+        """The same call with a point before and one after it; the kind of event is part of the name of what stores it."""
+
+        def name(given: tuple[Any, ...]) -> str:
+            return f"{APPLY}.{event_kind(given[0].event)}" if step == APPLY else step
+
+        @functools.wraps(call)
+        async def wait(*given: Any, **named: Any) -> Any:
+            self.note(f"{name(given)}.{BEFORE}")
+            result = await call(*given, **named)
+            self.note(f"{name(given)}.{AFTER}")
+            return result
+
+        @functools.wraps(call)
+        def run(*given: Any, **named: Any) -> Any:
+            self.note(f"{step}.{BEFORE}")
+            result = call(*given, **named)
+            self.note(f"{step}.{AFTER}")
+            return result
+
+        return wait if inspect.iscoroutinefunction(call) else run
+
+    def watch(self, owner: type, parameter: str, contract: str) -> None:
+        """Whatever is handed to `owner` as `parameter` fulfils the contract, of whichever make it is: its methods get points."""
+        construct: Any = owner.__init__  # type: ignore[misc]
+        signature = inspect.signature(construct)
+
+        @functools.wraps(construct)
+        def constructed(*given: Any, **named: Any) -> None:
+            part = signature.bind(*given, **named).arguments[parameter]
+            for method in points.methods(contract):
+                setattr(part, method, self.around(f"{contract}.{method}", getattr(part, method)))
+            construct(*given, **named)
+
+        owner.__init__ = constructed  # type: ignore[misc]
+
+
+def install(passes: Passes) -> None:
+    """Puts a point before and after every step that points.py finds."""
+    for owner, parameter, contract in (
+        (Coordinator, "store", "store"),
+        (Coordinator, "blobs", "blobs"),
+        (AuditLog, "store", "membership"),
+        (Intake, "uploads", "uploads"),
+    ):
+        passes.watch(owner, parameter, contract)
+    for step, function in points.FUNCTIONS.items():
+        points.replace_everywhere("pluralllm", function, passes.around(step, function), sys.modules)
+    pathlib.Path.rename = passes.around(points.RENAME, pathlib.Path.rename)  # type: ignore[method-assign]
+    # The files of a drill are small: what is done every 16 MiB is done every time.
+    uploads.FLUSH_BYTES = updates.SLICES_TO_FLUSH = 1
+
+
+def use_one_thread() -> None:
+    construct = Coordinator.__init__
+
+    @functools.wraps(construct)
+    def constructed(*given: Any, **named: Any) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        construct(*given, **named)
+
+    Coordinator.__init__ = constructed  # type: ignore[method-assign]
+
+
+def initialise(config: Path, admin: Path) -> None:
+    """`pluralllm-server init`, once."""
+    if not (admin / "credentials.pem").exists():
+        authority_commands.init(host=["127.0.0.1"], admin_identity=admin, config=config)
+
+
+def main() -> None:
+    """The entry point."""
+    if admin := os.environ.get(ADMIN):
+        initialise(Path(sys.argv[sys.argv.index("--config") + 1]), Path(admin))
+    install(Passes(os.environ.get(KILL_AT, ""), os.environ.get(TRACE, "")))
+    if os.environ.get(ONE_THREAD):
+        use_one_thread()
+    server.main()
+
+
+if __name__ == "__main__":
+    main()

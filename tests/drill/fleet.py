@@ -1,0 +1,267 @@
+"""A coordinator that a fault strikes, its clients, and an operator who does not give up: whatever dies is started again."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from drill.coordinator import ADMIN, KILL_AT, TRACE
+from drill.pairs import StorePair
+from process_harness import LOOK_EVERY_S, Process, free_port
+
+from pluralllm.cli.remote import Remote
+from pluralllm.client.joining import join
+from pluralllm.common.errors import PluralError
+from pluralllm.common.identity import load_identity
+from pluralllm.common.roles import MemberRole
+from pluralllm.server import __main__ as server
+
+TESTS = Path(__file__).parents[1]
+LIMIT_S = 60.0
+INVITED_FOR_S = 3600.0
+FOUND = TypeVar("FOUND")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens to the coordinator once. None: nothing."""
+
+    name: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    attach: Callable[[Path], list[str]] | None = None  # for a state directory: a command that is given the pid last
+
+    @classmethod
+    def kill_at(cls, point: str, number: int) -> "Fault":
+        return cls(f"{point}:{number}", {KILL_AT: f"{point}:{number}"})
+
+
+class Fleet:
+    """One federation in a folder. `insist` is how anything is asked of it."""
+
+    def __init__(self, folder: Path, pair: StorePair, fault: Fault, **settings: str) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.pair = folder, pair
+        self.state, self.admin, self._trace = folder / "coordinator", folder / "admin", folder / "trace"
+        self.address = f"127.0.0.1:{free_port()}"
+        self.fault_fired = False
+        self._fault: Fault = fault
+        self._remote: Remote | None = None
+        self.processes: list[Process] = []
+        config = {
+            "state_dir": str(self.state),
+            "listen": self.address,
+            "enrolment_listen": f"127.0.0.1:{free_port()}",
+            "lease_s": "5",
+            **pair.settings(folder),
+            **settings,
+        }
+        self.config = folder / "server.toml"
+        self.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
+        self._coordinator = self._program("coordinator", "serve", "--config", str(self.config))
+        self._clients = self._program("client")
+
+    def _program(self, name: str, *arguments: str) -> Process:
+        found = [str(TESTS), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])]
+        environment = {"PYTHONPATH": os.pathsep.join(found), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", f"drill.{name}", *arguments]
+        process = Process(command, self.folder / f"{name}.log", environment)
+        self.processes.append(process)
+        return process
+
+    # Processes
+
+    def start_coordinator(self) -> None:
+        environment = {ADMIN: str(self.admin), TRACE: str(self._trace)}
+        if not self.fault_fired:
+            environment |= self._fault.environment
+        self._coordinator.environment = {**self._coordinator.environment, KILL_AT: "", **environment}
+        self._coordinator.start()
+        if self._fault.attach is not None and not self.fault_fired:
+            self._attach(self._fault.attach(self.state))
+
+    def _attach(self, command: list[str]) -> None:
+        """As soon as it serves: what it does to get there, points.py has."""
+        assert self._coordinator.popen is not None
+        self._until("the coordinator serves", (self.state / "address").exists)
+        striker = Process([*command, str(self._coordinator.popen.pid)], self.folder / "striker.log", {}).start()
+        self.processes.append(striker)
+        self._until("the striker is attached", lambda: "attached" in striker.log.read_text())
+
+    def _until(self, what: str, holds: Callable[[], bool]) -> None:
+        end_s = time.monotonic() + LIMIT_S
+        while not holds():
+            assert time.monotonic() < end_s, f"not within {LIMIT_S} s: {what}\n{self.logs()}"
+            time.sleep(LOOK_EVERY_S)
+
+    def start_clients(self, plans: Mapping[str, Mapping[int, str]]) -> None:
+        """They start at once and wait until each has joined."""
+        homes = []
+        for name, plan in plans.items():
+            home = self.folder / name
+            home.mkdir()
+            values = {
+                "coordinator": self.address,
+                "data": "none",
+                "state_dir": str(home / "state"),
+                "exit_when_run_over": True,
+            }
+            (home / "client.toml").write_text(
+                "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+            )
+            (home / "plan.json").write_text(json.dumps(plan))
+            homes.append(str(home))
+        self._clients.command += homes
+        self._clients.start()
+
+    def restart_coordinator(self) -> None:
+        """As an administrator would: SIGTERM, then again."""
+        self.insist("the coordinator is up before it is restarted", lambda remote: bool(remote.members()))
+        self._stop_coordinator()
+        self.start_coordinator()
+        self.insist("the coordinator is back", lambda remote: bool(remote.members()))
+
+    def _stop_coordinator(self) -> None:
+        code = self._coordinator.stop()
+        if code != 0:
+            self._note_death(code)
+
+    def _note_death(self, code: int) -> None:
+        """Only the fault may end it, and only once."""
+        assert code == -signal.SIGKILL, f"the coordinator ended with {code}\n{self.logs()}"
+        assert self._fault.name, f"it was killed by something else\n{self.logs()}"
+        assert not self.fault_fired, f"it was killed again\n{self.logs()}"
+        self.fault_fired = True
+
+    def _keep_alive(self) -> None:
+        popen = self._coordinator.popen
+        assert popen is not None
+        if (code := popen.poll()) is not None:
+            self._note_death(code)
+            self.start_coordinator()
+            self._hang_up()
+
+    # The operator
+
+    def insist(self, what: str, ask: Callable[[Remote], FOUND | None], limit_s: float = LIMIT_S) -> FOUND:
+        """Asks until there is an answer; a coordinator that was struck is started again, and then asked again."""
+        end_s, refused = time.monotonic() + limit_s, ""
+        while time.monotonic() < end_s:
+            self._keep_alive()
+            try:
+                if found := ask(self._connected()):
+                    return found
+            except PluralError as error:
+                refused = str(error)
+                self._hang_up()
+            except FileNotFoundError:
+                refused = "the coordinator has not made its administrator yet"
+            time.sleep(LOOK_EVERY_S)
+        raise AssertionError(f"not within {limit_s} s: {what} ({refused})\n{self.logs()}")
+
+    def _connected(self) -> Remote:
+        if self._remote is None:
+            if not (self.admin / "credentials.pem").exists():
+                raise FileNotFoundError
+            self._remote = Remote.of_member(load_identity(self.admin, "pluralllm"))
+        return self._remote
+
+    def _hang_up(self) -> None:
+        """gRPC waits ever longer before it connects again; a new connection does not."""
+        if self._remote is not None:
+            self._remote.close()
+            self._remote = None
+
+    def join(self, name: str) -> None:
+        """Invites a client and joins as it; with the same invite again, where the answer to it was lost."""
+        folder, group = self.folder / name / "state" / "identity", f"group of {name}"
+        invite = self.insist(
+            f"{name} is invited",
+            lambda remote: remote.invite(name, MemberRole.CLIENT, group, None, INVITED_FOR_S, needs_approval=False),
+        )
+        roles = frozenset({MemberRole.CLIENT})
+        self.insist(f"{name} joins", lambda _: join(invite, folder, "pluralllm-client", roles))
+
+    def let_go(self, name: str, number: int) -> None:
+        """The client that waits in this round delivers."""
+        (self.folder / name / f"go-{number}").touch()
+
+    # The end
+
+    def finish(self, revoked: str = "") -> str:
+        """Waits for the run's end and the clients', stops everything, audits; the newest version's digest."""
+        run = self.insist("the run ends", lambda remote: _if(remote.get_run("r"), "phase", "ended"))
+        self.insist("the clients hear that the run is over", lambda _: not self._clients.running)
+        assert self._clients.popen is not None
+        assert self._clients.popen.returncode == 0, self.logs()
+        rounds = self.insist("the rounds are listed", lambda remote: remote.rounds("r", 100))
+        self._hang_up()
+        self._stop_coordinator()
+        self._check_acknowledged(rounds, revoked)
+        self.audit()
+        return str(run["version_digest"])
+
+    def _check_acknowledged(self, rounds: list[dict[str, Any]], revoked: str) -> None:
+        """What a client was given a receipt for is on record, and it was never asked for again.
+
+        The audit cannot know: an update that was lost would have been made again, and be the same.
+        """
+        told = [json.loads(line) for line in self._clients.log.read_text().splitlines()]
+        tasks = [(fact["task"], fact["digest"]) for fact in told if fact["event"] == "update.committed"]
+        kept = {
+            (f"{row['name']}/tasks/train-{receipt['client']}", receipt["update_digest"])
+            for row in rounds
+            for receipt in row["receipts"]
+        }
+        lost = [(task, digest) for task, digest in tasks if (task, digest) not in kept]
+        assert [task for task, _ in lost if not task.endswith(f"-{revoked}")] == [], self.logs()
+        assert len(tasks) == len(set(tasks)), f"an update was asked for again\n{self.logs()}"
+
+    def audit(self) -> None:
+        """`pluralllm-server audit`, in this process."""
+        server.audit(self.config, None, as_json=False)
+
+    def passes(self) -> Counter[str]:
+        """How often one process has passed each point, at most."""
+        each: dict[str, Counter[str]] = {}
+        for line in self._trace.read_text().splitlines():
+            pid, point = line.split()
+            each.setdefault(pid, Counter())[point] += 1
+        most: Counter[str] = Counter()
+        for counts in each.values():
+            most |= counts
+        return most
+
+    def clear_away(self) -> None:
+        """Stops what still runs; then there is nothing left of any process group."""
+        self._hang_up()
+        started = [(process, process.popen.pid) for process in self.processes if process.popen is not None]
+        for process, _ in started:
+            process.stop()
+        for process, group in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, 0)
+                raise AssertionError(f"of {process.command} a process is left")
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-6000:]}" for log in sorted(self.folder.glob("*.log")))
+
+
+def _if(run: dict[str, Any], key: str, value: object) -> dict[str, Any] | None:
+    return run if run[key] == value else None
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, pair: StorePair, fault: Fault, **settings: str) -> Iterator[Fleet]:
+    """Leaves no process behind."""
+    found = Fleet(folder, pair, fault, **settings)
+    try:
+        yield found
+    finally:
+        found.clear_away()

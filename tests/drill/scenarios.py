@@ -1,0 +1,89 @@
+"""What happens in a drill: three stories that between them pass every point. Each ends with the digest of its newest version.
+
+Whichever point of a story the coordinator dies at, the same updates are averaged: where chance could let another update in, the
+scripted clients wait, stall or send what is refused.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from drill.client import Behaviour
+from drill.fleet import Fleet
+from process_harness import process_spec
+
+from pluralllm.cli.remote import Remote
+from pluralllm.common.spec import RunSpec
+
+# Two chunks and a server optimizer with two moments: five files of each round are published.
+ORDINARY = process_spec(
+    rounds=3,
+    round={"evaluate_every": 3},
+    predictor={"d_model": 160},
+    aggregation={"optimizer": "fedyogi", "server_learning_rate": 0.003},
+)
+QUICK = {"target_clients": 3, "gather_s": 0.4, "grace_after_quorum_s": 0.3, "evaluate_every": 10}
+TROUBLED = process_spec(rounds=3, round=QUICK)
+STEERED = process_spec(rounds=2, round=QUICK)
+
+
+def begin(fleet: Fleet, spec: RunSpec, plans: Mapping[str, Mapping[int, Behaviour]]) -> None:
+    """A coordinator, its clients, a started run."""
+    fleet.start_coordinator()
+    fleet.start_clients(plans)
+    for name in plans:
+        fleet.join(name)
+    fleet.insist("the run is created", lambda remote: remote.create_run("r", spec.canonical_json()))
+    fleet.insist("the run is started", lambda remote: remote.start_run("r"))
+
+
+def receipts(remote: Remote, number: int) -> dict[str, str]:
+    """Update by client of a round; none if it is not open yet."""
+    rows = [row for row in remote.rounds("r", 50) if row["name"] == f"runs/r/rounds/{number}"]
+    return {receipt["client"]: receipt["update_digest"] for row in rows for receipt in row["receipts"]}
+
+
+def ordinary(fleet: Fleet) -> str:
+    """Two clients, three rounds."""
+    begin(fleet, ORDINARY, {"ann": {}, "ben": {}})
+    return fleet.finish()
+
+
+def troubled(fleet: Fleet) -> str:
+    """A client that fails, one whose updates are refused or do not come, a restart in mid-round, an update spoilt on the disk."""
+    never_delivers = {1: Behaviour.SEND_NOISE, 2: Behaviour.STALL, 3: Behaviour.STALL}
+    begin(fleet, TROUBLED, {"ann": {1: Behaviour.DIE}, "ben": {2: Behaviour.WAIT}, "cem": never_delivers})
+    delivered = fleet.insist("ann has delivered in round 2", lambda remote: receipts(remote, 2).get("ann"))
+    fleet.restart_coordinator()
+    fleet.pair.spoil(fleet.folder, delivered)
+    fleet.let_go("ben", 2)
+    return fleet.finish()
+
+
+def steered(fleet: Fleet) -> str:
+    """Paused, resumed, a member revoked who has delivered, and cancelled."""
+    wait = {1: Behaviour.WAIT, 2: Behaviour.WAIT}
+    begin(fleet, STEERED, {"ann": wait, "ben": wait, "dan": {}})
+    fleet.insist("the run is paused", lambda remote: remote.pause_run("r"))
+    fleet.insist("the run is resumed", lambda remote: remote.resume_run("r"))
+    fleet.insist("dan has delivered in round 1", lambda remote: receipts(remote, 1).get("dan"))
+    fleet.insist("dan is revoked", lambda remote: remote.revoke("dan", "drill"))
+    fleet.insist("dan's update is withdrawn", lambda remote: not receipts(remote, 1))
+    for name in ("ann", "ben"):
+        fleet.let_go(name, 1)
+    fleet.insist("round 2 is open", lambda remote: remote.get_run("r")["round"] == 2)
+    fleet.insist("the run is cancelled", lambda remote: remote.cancel_run("r", "drill"))
+    return fleet.finish(revoked="dan")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    name: str
+    play: Callable[[Fleet], str]
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+SCENARIOS = (
+    Scenario("ordinary", ordinary, {"keep_updates": "1"}),
+    Scenario("troubled", troubled),
+    Scenario("steered", steered),
+)

@@ -1,0 +1,75 @@
+"""One drill from start to audit, what an undisturbed one gives, and the report of them all."""
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from drill.fleet import Fault, fleet
+from drill.pairs import StorePair
+from drill.points import passes_to_kill_at
+from drill.scenarios import SCENARIOS, Scenario
+
+ALL = os.environ.get("PLURALLLM_FAULTS") == "all"
+SAMPLE_ONLY = "a seeded sample is killed at; all: make faults"
+REPORT = os.environ.get("PLURALLLM_FAULTS_REPORT")  # a Markdown file that gets a row for each drill
+HEAD = "| stores | scenario | killed at | outcome | s |\n|---|---|---|---|---|\n"
+UNDISTURBED = Fault()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a drill ended with, its audit being clean and no process being left."""
+
+    digest: str  # of the newest model version
+    fired: bool
+    passes: Counter[str]
+
+
+def drill(folder: Path, pair: StorePair, scenario: Scenario, fault: Fault, wanted: str = "") -> Ending:
+    """Plays a scenario under a fault; if a digest is wanted, the newest version must have it."""
+    start_s, outcome = time.monotonic(), "FAILED"
+    try:
+        with fleet(folder, pair, fault, **scenario.settings) as found:
+            digest = scenario.play(found)
+            ending = Ending(digest, found.fault_fired, found.passes())
+        assert wanted in ("", digest), f"another model than undisturbed\n{found.logs()}"
+        outcome = ("same model" if wanted else "undisturbed") if ending.fired or not fault.name else "did not fire"
+    finally:
+        _report(pair.name, scenario.name, fault.name or "-", outcome, f"{time.monotonic() - start_s:.1f}")
+    return ending
+
+
+def _report(*cells: str) -> None:
+    if REPORT:
+        path = Path(REPORT)
+        with path.open("a") as file:
+            if not path.stat().st_size:
+                file.write(HEAD)
+            file.write(f"| {' | '.join(cells)} |\n")
+
+
+class Undisturbed:
+    """Each scenario played once without a fault, when somebody asks."""
+
+    def __init__(self, folder: Path, pair: StorePair) -> None:
+        self._folder = folder
+        self._pair = pair
+        self._endings: dict[str, Ending] = {}
+
+    def of(self, scenario: Scenario) -> Ending:
+        if scenario.name not in self._endings:
+            self._endings[scenario.name] = drill(self._folder / scenario.name, self._pair, scenario, UNDISTURBED)
+        return self._endings[scenario.name]
+
+    def reached(self) -> set[str]:
+        """Every point that a scenario passes."""
+        return {point for scenario in SCENARIOS for point in self.of(scenario).passes}
+
+    def passing(self, point: str) -> tuple[Scenario, tuple[int, ...]]:
+        """The first scenario that passes a point, and the passes to kill at."""
+        for scenario in SCENARIOS:
+            if count := self.of(scenario).passes[point]:
+                return scenario, passes_to_kill_at(count)
+        raise AssertionError(f"no scenario passes {point}")

@@ -1,0 +1,47 @@
+"""The coordinator killed before and after every durable step: the run ends with the bits it would have had, a clean audit."""
+
+import random
+from pathlib import Path
+
+import pytest
+from drill.fleet import Fault
+from drill.pairs import Embedded, Served, StorePair
+from drill.points import all_points, all_steps
+from drill.trial import ALL, SAMPLE_ONLY, Undisturbed, drill
+
+from pluralllm.server.events import Event
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+SEED, SAMPLE = 20250312, 8
+NEVER_PASSED: dict[str, str] = {}  # point: why no run passes it
+KILLED = [(pair, point) for pair in (Embedded.name, Served.name) for point in all_points() if point not in NEVER_PASSED]
+CHOSEN = KILLED if ALL else random.Random(SEED).sample(KILLED, SAMPLE)
+NOT_CHOSEN = pytest.mark.skip(reason=SAMPLE_ONLY)
+
+
+def test_every_kind_of_event_and_every_contract_has_its_points() -> None:
+    assert {f"store.apply.{kind.__name__}" for kind in Event.__args__} <= set(all_steps())
+    assert {"store.create_run", "membership.change_membership", "blobs.put", "blobs.delete"} <= set(all_steps())
+    assert {"uploads.finish", "averaging.write_next", "files.rename", "files.sync_directory"} <= set(all_steps())
+    assert len(all_points()) == 2 * len(set(all_steps()))
+
+
+def test_every_point_is_passed_by_a_scenario_or_it_is_known_why_not(undisturbed: Undisturbed) -> None:
+    assert set(all_points()) - undisturbed.reached() == set(NEVER_PASSED)
+    assert undisturbed.reached() <= set(all_points())
+
+
+@pytest.mark.parametrize(
+    ("pair", "point"),
+    [pytest.param(*case, marks=() if case in CHOSEN else NOT_CHOSEN) for case in KILLED],
+    indirect=["pair"],
+    scope="session",
+)
+def test_a_coordinator_killed_there_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, pair: StorePair, undisturbed: Undisturbed, point: str
+) -> None:
+    scenario, passes = undisturbed.passing(point)
+    for number in passes if ALL else (random.Random(f"{SEED} {point}").choice(passes),):
+        fault = Fault.kill_at(point, number)
+        ending = drill(tmp_path / str(number), pair, scenario, fault, undisturbed.of(scenario).digest)
+        assert ending.fired, f"the coordinator never came to {fault.name}"

@@ -1,0 +1,90 @@
+"""The coordinator killed at system calls on its files, one after the other, by strace; the rest is as in test_failpoints.py."""
+
+import random
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import pytest
+from drill.coordinator import ONE_THREAD
+from drill.fleet import Fault
+from drill.pairs import Embedded, StorePair
+from drill.scenarios import SCENARIOS
+from drill.trial import ALL, Undisturbed, drill
+
+ORDINARY = SCENARIOS[0]
+SEED = 20250312
+
+
+def why_not() -> str:
+    """Why system calls cannot be struck here; "" if they can."""
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    tried = subprocess.run(
+        ["strace", "-o", "/dev/null", "true"], capture_output=True, text=True, timeout=30, check=False
+    )
+    return f"strace may not trace: {tried.stderr.strip()[:200]}" if tried.returncode else ""
+
+
+WHY_NOT = why_not()
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200 if ALL else 300),
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
+]
+
+DATABASE = ("coordinator.sqlite3", "coordinator.sqlite3-journal")
+UPLOADS = tuple(f"uploads/r.{number}.{client}.part" for number in (1, 2, 3) for client in ("ann", "ben"))
+DRAFTS = tuple(
+    f"scratch/r-{number}.safetensors{part}" for number in (1, 2, 3) for part in ("", ".moment-1", ".moment-2")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """System calls of one kind, of one thread: strace counts each thread's by themselves."""
+
+    name: str
+    call: str
+    files: Sequence[str]  # in the state directory; none: any
+    sure: int  # so many of them there are in every ordinary run
+    every: int  # of how many one is struck when all are asked for
+
+    def at(self, number: int) -> Fault:
+        """Killed on entering the call: it has not happened, all before it have."""
+
+        def attach(state: Path) -> list[str]:
+            inject = f"inject={self.call}:signal=SIGKILL:when={number}"
+            paths = [word for file in self.files for word in ("-P", str(state / file))]
+            return ["strace", "-f", "-o", "/dev/null", "-e", f"trace={self.call}", "-e", inject, *paths, "-p"]
+
+        return Fault(f"{self.name} {number}", {ONE_THREAD: "1"}, attach)
+
+
+STRIKES = (
+    Strike("fsync of a blob or folder", "fsync", (), 30, 2),
+    Strike("rename of a blob", "rename", (), 12, 1),
+    Strike("write to a draft of a version", "write", DRAFTS, 10, 1),
+    Strike("write to an upload", "pwrite64", UPLOADS, 6, 1),
+    Strike("sync of the database", "fdatasync", DATABASE, 40, 8),
+    Strike("write to the database", "pwrite64", DATABASE, 100, 30),
+    Strike("end of the database's journal", "unlink", DATABASE, 15, 3),
+)
+
+
+@pytest.mark.parametrize("pair", [Embedded.name], indirect=True, scope="session")  # the other's files are not here
+@pytest.mark.parametrize("strike", STRIKES, ids=lambda strike: strike.name)
+def test_a_coordinator_killed_at_a_system_call_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, pair: StorePair, undisturbed: Undisturbed, strike: Strike
+) -> None:
+    wanted = undisturbed.of(ORDINARY).digest
+    numbers = count(1, strike.every) if ALL else [random.Random(f"{SEED} {strike.name}").randint(1, strike.sure)]
+    for number in numbers:
+        ending = drill(tmp_path / str(number), pair, ORDINARY, strike.at(number), wanted)
+        if not ending.fired:
+            assert number > strike.sure, f"there were fewer than {number} of them"
+            return
