@@ -1,0 +1,256 @@
+"""A client that does what the daemon does, in one place after another; only its disk survives it.
+
+It trains nothing: a delta follows from the task's seed, so it is the same however often it is made.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from simulation.faults import Faults, Kind
+from simulation.network import DEADLINE_S, Killed, Network
+from simulation.process import LEASE_S, POLL_HOLD_S
+from simulation.update import Update, make_update
+
+from pluralllm.common.chunk_messages import chunk_reader, write_chunk
+from pluralllm.common.errors import (
+    Broken,
+    ChunksMissing,
+    Corrupt,
+    DigestMismatch,
+    LeaseLost,
+    PluralError,
+    RoundClosed,
+    SessionReplaced,
+    StaleSession,
+    StorageFull,
+    Unreachable,
+)
+from pluralllm.common.spec import GroupRole, RunSpec
+from pluralllm.common.wire import PROTOCOL_MAX, PROTOCOL_MIN, ROLES, chunks_in, manifest_from, manifest_message
+from pluralllm.server.federation import duration
+from pluralllm.v1 import federation_pb2 as pb
+
+RETRY_FOR_S = 30.0
+FIRST_RETRY_S, LAST_RETRY_S = 0.2, 3.0
+MODELS_KEPT = 2
+MAX_LIVES, MAX_POLLS, MAX_RETRIES = 100_000, 1_000_000, 1000
+MAX_MODEL_BYTES = 1_000_000_000
+_read_chunk = chunk_reader(pb.GetChunksResponse)
+
+
+class HistoryRewritten(AssertionError):
+    """The coordinator tells another history than before."""
+
+
+@dataclass(slots=True)
+class ClientDisk:
+    """What survives the client."""
+
+    outbox: dict[str, Update] = field(default_factory=dict)  # by task
+    models: dict[str, bytes] = field(default_factory=dict)  # by digest, oldest first
+    history: dict[int, str] = field(default_factory=dict)  # record hashes by version
+
+
+class SimulatedClient:
+    """One group's client. `receipts` is what it was promised: no part of it, but what it told others."""
+
+    def __init__(self, name: str, spec: RunSpec, network: Network, faults: Faults, seed: int, examples: int) -> None:
+        self.name = name
+        self.receipts: dict[int, str] = {}  # digests by round
+        self.was_told_that_it_is_over = False
+        self.knows_the_run = False  # in this life
+        self._spec, self._network, self._faults, self._examples = spec, network, faults, examples
+        self._disk = ClientDisk()
+        self._draw = random.Random(f"{seed}/{name}")
+        self._instance = self._generation = ""
+
+    async def run(self) -> None:
+        """Life after life, until the run is over."""
+        for life in range(MAX_LIVES):
+            try:
+                self._instance, self._generation, self.knows_the_run = f"life {life}", "", False
+                await self._live()
+            except (Killed, SessionReplaced, StorageFull):  # whatever ends a daemon: something starts it again
+                await asyncio.sleep(self._draw.uniform(0.05, 2.0))
+            else:
+                return
+        raise AssertionError(f"{self.name} died {MAX_LIVES} times")
+
+    async def _live(self) -> None:
+        backoff_s, greeted = FIRST_RETRY_S, False
+        for _ in range(MAX_POLLS):
+            try:
+                if not greeted:
+                    await self._hello()
+                    greeted = True
+                answer = await self._poll()
+                backoff_s = FIRST_RETRY_S
+                match answer.WhichOneof("answer"):
+                    case "task":
+                        await self._do(answer.task)
+                    case "run_over":
+                        self.was_told_that_it_is_over = True
+                        self._disk.outbox.clear()
+                        return
+                    case _:  # the hint of how long is not the same on every machine
+                        await asyncio.sleep(self._draw.uniform(0.05, 0.5))
+            except StaleSession:
+                greeted = False
+            except (Unreachable, Broken) as error:
+                await asyncio.sleep(backoff_s * self._draw.uniform(0.5, 1.5))
+                backoff_s = min(2 * backoff_s, LAST_RETRY_S)
+                greeted = greeted and not isinstance(error, Broken)
+        raise AssertionError(f"{self.name} polled {MAX_POLLS} times")
+
+    async def _do(self, task: pb.Task) -> None:
+        try:
+            await self._know(task)
+            if task.kind == pb.TASK_KIND_TRAIN:
+                await self._train(task)
+            else:
+                await self._evaluate(task)
+        except (RoundClosed, LeaseLost):
+            self._disk.outbox.pop(task.name, None)
+        except (Unreachable, StaleSession):
+            pass  # what is in the outbox is pushed next time
+        except SessionReplaced:
+            raise
+        except PluralError as error:
+            await self._give_up(task, error)
+
+    async def _give_up(self, task: pb.Task, error: PluralError) -> None:
+        permanent = not isinstance(error, Broken | StorageFull)
+        if permanent:  # nothing here is meant to lead to one
+            raise AssertionError(f"{self.name} was refused: {error}") from error
+        await self._report_failure(task, error.reason)
+
+    async def _report_failure(self, task: pb.Task, reason: str) -> None:
+        kind = pb.FAILURE_KIND_TRANSIENT
+        with contextlib.suppress(PluralError):
+            await self._call("ReportFailure", pb.ReportFailureRequest(task=task.name, kind=kind, reason=reason))
+
+    async def _know(self, task: pb.Task) -> None:
+        if not self.knows_the_run:
+            [raw] = await self._call("GetRunSpec", pb.GetRunSpecRequest(run=task.run))
+            found = pb.GetRunSpecResponse.FromString(raw)
+            assert hashlib.sha256(found.spec_json).hexdigest() == task.spec_sha256
+            self.knows_the_run = True
+
+    async def _train(self, task: pb.Task) -> None:
+        update = self._disk.outbox.get(task.name)
+        if update is None or update.base_digest != task.base_digest:
+            await self._fetch(task)
+            if (fault := self._faults.of_training(self.name)) is not None:
+                if fault.kind is Kind.CLIENT_FAILED:
+                    await self._report_failure(task, "OUT_OF_MEMORY")
+                    return
+                await asyncio.sleep(LEASE_S * (1.1 + fault.number % 10 / 10))
+            update = make_update(self._spec, task.seed, task.base_digest)
+            self._disk.outbox[task.name] = update
+        receipt = await self._retried(lambda: self._push(task, update), (Unreachable, ChunksMissing, StorageFull))
+        self.receipts[task.round] = receipt
+        del self._disk.outbox[task.name]
+
+    async def _push(self, task: pb.Task, update: Update) -> str:
+        """The digest in the receipt."""
+        begin = pb.BeginUpdateRequest(
+            task=task.name,
+            spec_sha256=task.spec_sha256,
+            base_digest=task.base_digest,
+            manifest=manifest_message(update.manifest),
+            examples=self._examples,
+            metrics=update.metrics,
+        )
+        [raw] = await self._call("BeginUpdate", begin)
+        begun = pb.BeginUpdateResponse.FromString(raw)
+        if begun.HasField("receipt"):
+            return begun.receipt.update_digest
+        digest = update.manifest.digest
+        if missing := chunks_in(begun.missing, update.manifest.chunks):
+            facts = [pb.PutChunksRequest(task=task.name, digest=digest, index=index) for index in missing]
+            chunks = [write_chunk(each, update.chunk(each.index)) for each in facts]
+            await self._network.call(self.name, self._draw, "PutChunks", chunks)
+        [raw] = await self._call("CommitUpdate", pb.CommitUpdateRequest(task=task.name, digest=digest))
+        return pb.CommitUpdateResponse.FromString(raw).receipt.update_digest
+
+    async def _evaluate(self, task: pb.Task) -> None:
+        await self._fetch(task)
+        score = int(task.base_digest[:4], 16) / 0xFFFF
+        request = pb.ReportEvaluationRequest(
+            task=task.name, alignment_score=score, alignment_score_base2=score / 2, questions=9
+        )
+        await self._retried(lambda: self._call("ReportEvaluation", request), (Unreachable,))
+
+    async def _fetch(self, task: pb.Task) -> None:
+        """The base, verified, and its place in the history this client has seen. Raises HistoryRewritten."""
+        request = pb.GetManifestRequest(run=task.run, version=task.base_version)
+        [raw] = await self._call("GetManifest", request)
+        found = pb.GetManifestResponse.FromString(raw)
+        manifest = manifest_from(found.manifest, MAX_MODEL_BYTES)
+        if manifest.digest != task.base_digest:
+            raise DigestMismatch(what="the base", expected=task.base_digest, got=manifest.digest)
+        models = self._disk.models
+        if manifest.digest not in models:
+            fetch = lambda: self._fetch_chunks(task, manifest.chunk_hashes)  # noqa: E731
+            models[manifest.digest] = await self._retried(fetch, (Unreachable, Corrupt))
+            for old in list(models)[:-MODELS_KEPT]:
+                del models[old]
+        history, link = self._disk.history, found.model
+        told = (link.record_sha256, link.record_sha256, link.parent_record_sha256)
+        seen = (task.base_record_sha256, history.get(link.version), history.get(link.version - 1))
+        if any(before not in (None, now) for now, before in zip(told, seen, strict=True)):
+            raise HistoryRewritten(f"version {link.version} is not the one {self.name} saw before")
+        history[link.version] = link.record_sha256
+
+    async def _fetch_chunks(self, task: pb.Task, hashes: Sequence[bytes]) -> bytes:
+        raw = await self._call("GetChunks", pb.GetChunksRequest(run=task.run, version=task.base_version))
+        chunks = [_read_chunk(each) for each in raw]
+        for place, (chunk, expected) in enumerate(zip(chunks, hashes, strict=True)):
+            got = hashlib.sha256(chunk.data).digest()
+            if got != expected or chunk.facts.index != place:
+                raise Corrupt(what=f"chunk {place}", expected=expected.hex(), got=got.hex())
+        return b"".join(chunk.data for chunk in chunks)
+
+    async def _hello(self) -> None:
+        request = pb.HelloRequest(
+            protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
+            software_version="simulated",
+            instance_id=self._instance,
+            group=f"group of {self.name}",
+            role=ROLES[GroupRole.TRAIN],
+            training_questions=self._examples,
+        )
+        [raw] = await self._call("Hello", request)
+        self._generation = pb.HelloResponse.FromString(raw).generation
+
+    async def _poll(self) -> pb.PollResponse:
+        request = pb.PollRequest(
+            protocol=PROTOCOL_MAX,
+            generation=self._generation,
+            instance_id=self._instance,
+            following=["simulated"] if self.knows_the_run else [],
+            hold=duration(POLL_HOLD_S),
+        )
+        [raw] = await self._call("Poll", request, POLL_HOLD_S + DEADLINE_S)
+        return pb.PollResponse.FromString(raw)
+
+    async def _call(self, method: str, request: Any, deadline_s: float = DEADLINE_S) -> list[bytes]:
+        raw = [request.SerializeToString()]
+        return await self._network.call(self.name, self._draw, method, raw, deadline_s)
+
+    async def _retried(self, work: Any, on: tuple[type[PluralError], ...]) -> Any:
+        """As long as a daemon would. Raises what the last try raised."""
+        until_s = asyncio.get_running_loop().time() + RETRY_FOR_S
+        for attempt in range(MAX_RETRIES):
+            try:
+                return await work()
+            except on:
+                if asyncio.get_running_loop().time() >= until_s:
+                    raise
+            await asyncio.sleep(min(LAST_RETRY_S, FIRST_RETRY_S * 2**attempt) * self._draw.uniform(0.5, 1.5))
+        raise AssertionError(f"{MAX_RETRIES} tries in {RETRY_FOR_S} s")

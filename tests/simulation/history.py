@@ -1,0 +1,44 @@
+"""A long history in a store, made by the round machine itself; no bytes belong to it."""
+
+import hashlib
+
+from memory_store import MemoryStore, Tables
+from simulation.scenario import RUN, scenario
+
+from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
+from pluralllm.common.spec import GroupRole
+from pluralllm.server import events as ev
+from pluralllm.server.live_run import LiveRun, first_state, layout_for
+from pluralllm.server.store import RunRecord, VersionRecord
+
+
+async def long_history(rounds: int, clients: int) -> tuple[MemoryStore, RunRecord]:
+    """A run that has had so many rounds and goes on."""
+    store, names = MemoryStore(Tables()), tuple(ClientId(f"client-{number:03}") for number in range(clients))
+    found = scenario("fedavg", rounds + 1).spec
+    policy = found.round.model_copy(
+        update={"min_clients": clients, "target_clients": clients, "evaluate_every": rounds + 1}
+    )
+    spec = found.model_copy(update={"round": policy})
+    record = RunRecord(RUN, spec.canonical_json(), spec.sha256(), 0.0)
+    first = VersionRecord(RUN, ModelVersion(0), RoundNumber(0), _digest("first"), spec.sha256(), "", (), 0.0)
+    await store.create_run(record, first)
+    run = LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first)
+    seen = ev.ClientsSeen(1.0, names, ())
+    for event in (ev.RunStarted(1.0), seen, seen):
+        await run.dispatch(store, event)
+    for name in names:
+        score = ev.Score(name, GroupName(name), GroupRole.TRAIN, ModelVersion(0), 0.5, 0.5, None, 9)
+        await run.dispatch(store, ev.EvaluationArrived(1.0, score))
+    for number in range(1, rounds + 1):
+        now_s = 10.0 * number
+        await run.dispatch(store, ev.ClientsSeen(now_s, names, ()))
+        for name in names:
+            receipt = ev.Receipt(name, _digest(f"{name} {number}"), 50)
+            await run.dispatch(store, ev.UpdateArrived(now_s, RoundNumber(number), run.state.version, receipt))
+        await run.dispatch(store, ev.ModelAveraged(now_s, RoundNumber(number), _digest(f"model {number}")))
+    return store, record
+
+
+def _digest(text: str) -> Digest:
+    return Digest(hashlib.sha256(text.encode()).hexdigest())

@@ -1,0 +1,44 @@
+"""A client's update, made of its task's seed alone: bytes as a file would have them."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from pluralllm.common.chunks import CHUNK_BYTES, Manifest, digest_of
+from pluralllm.common.spec import RunSpec
+from pluralllm.common.update_format import UpdateFormat, encode, scales_of, update_format
+from pluralllm.server.live_run import layout_for
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """As an outbox keeps it."""
+
+    base_digest: str
+    content: bytes
+    manifest: Manifest
+    metrics: Mapping[str, float]
+
+    def chunk(self, index: int) -> bytes:
+        return self.content[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+
+
+@lru_cache(maxsize=4)
+def _format_of(spec: RunSpec) -> UpdateFormat:
+    return update_format(layout_for(spec), spec.updates.encoding)
+
+
+def make_update(spec: RunSpec, seed: int, base_digest: str) -> Update:
+    """Well-formed and small in norm."""
+    form, draw = _format_of(spec), np.random.default_rng(seed)
+    delta = draw.normal(0, 0.01, form.layout.values).astype(np.float32)
+    scales = scales_of(delta, form.encoding)
+    content = form.header + scales.astype("<f4").tobytes() + encode(delta, scales, form.encoding, draw).tobytes()
+    pieces = [content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES)]
+    hashes = tuple(hashlib.sha256(piece).digest() for piece in pieces)
+    return Update(
+        base_digest, content, Manifest(digest_of(hashes), len(content), hashes), {"base_distance": draw.random() / 2}
+    )
