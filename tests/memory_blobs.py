@@ -40,6 +40,7 @@ class MemoryBlobs:
         except OSError as error:
             if error.errno == errno.EIO:
                 self._lost.add(_written(source))
+                source.unlink()  # noqa: ASYNC240 -- as common/files.py does
             raise
         if _written(source) in self._lost:
             self._undurable.add(digest)

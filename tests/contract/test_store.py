@@ -21,6 +21,7 @@ from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, Roun
 from pluralllm.common.spec import GroupRole
 from pluralllm.server import events as ev
 from pluralllm.server import schema
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.sql_store import SqlStore, open_store
 from pluralllm.server.store import (
     Change,
@@ -300,17 +301,18 @@ async def test_a_migration_that_fails_leaves_postgresql_as_it_was(postgres: Post
 
 
 async def test_who_is_overtaken_neither_writes_nor_reads_and_knows_that_it_is_over(database: str) -> None:
-    first, second = await open_store(database), await open_store(database)
+    stops = (FailStop(), FailStop())
+    first, second = [await open_store(database, stop) for stop in stops]
     assert await first.take_over() == 1
     await first.create_run(RUN, FIRST)
     assert await second.take_over() == 2
     for refused in (first.apply(change(1)), first.runs()):
         with pytest.raises(Overtaken):
             await refused
-    assert first.unusable.is_set()
+    assert isinstance(stops[0].why, Overtaken)
     await second.apply(change(1))
     assert [event.sequence for event in await second.events(R, 0, 10)] == [1]
-    assert not second.unusable.is_set()
+    assert stops[1].why is None
     for store in (first, second):
         await store.close()
 

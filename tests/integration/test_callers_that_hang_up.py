@@ -12,6 +12,7 @@ from pluralllm.common.ids import Digest, RunId
 from pluralllm.server import events as ev
 from pluralllm.server.blobs import LocalBlobs
 from pluralllm.server.coordinator import Coordinator, Timing
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.sql_store import open_store
 from pluralllm.server.state_directory import StateDirectory
 
@@ -34,7 +35,7 @@ class WatchedBlobs(LocalBlobs):
 async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
     with StateDirectory(tmp_path / "state") as state:
         store = await open_store(state.database_url)
-        found = Coordinator(store, WatchedBlobs(state.blobs), state.scratch, FakeClock(), Timing())
+        found = Coordinator(store, WatchedBlobs(state.blobs), state.scratch, FakeClock(), Timing(), FailStop())
         yield found
         await found.stop()
         await store.close()

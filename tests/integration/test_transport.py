@@ -14,6 +14,7 @@ from pluralllm.common.chunks import manifest_of
 from pluralllm.common.errors import ChunksMissing, NormTooLarge, PluralError, StorageFull
 from pluralllm.common.ids import ClientId, Digest, TaskName
 from pluralllm.server.boundary import Boundary
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc, resources_pb2
 
@@ -64,7 +65,7 @@ def scripted(**failures: list[PluralError]) -> Scripted:
 
 @contextlib.asynccontextmanager
 async def transport_to(service: Scripted) -> AsyncIterator[Transport]:
-    server = grpc.aio.server(interceptors=[Boundary(OpenDoor())])
+    server = grpc.aio.server(interceptors=[Boundary(OpenDoor(), FailStop())])
     federation_pb2_grpc.add_FederationServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

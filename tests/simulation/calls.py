@@ -8,6 +8,7 @@ import grpc
 
 from pluralllm.common.wire import CLIENT_ID_KEY
 from pluralllm.server.boundary import Boundary
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.federation import Federation
 from pluralllm.server.identity import Door
 from pluralllm.v1 import federation_pb2_grpc
@@ -77,10 +78,10 @@ class Service:
         self._handlers = handlers
 
     @classmethod
-    async def of(cls, federation: Federation, door: Door) -> "Service":
+    async def of(cls, federation: Federation, door: Door, fail_stop: FailStop) -> "Service":
         registered: Any = _Registered()
         federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, registered)
-        boundary, found = Boundary(door), {}
+        boundary, found = Boundary(door, fail_stop), {}
         for method, handler in registered.handlers.items():
             details: Any = _Details(method)
             found[method.removeprefix(PREFIX)] = await boundary.intercept_service(_answering(handler), details)

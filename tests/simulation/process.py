@@ -19,6 +19,7 @@ from simulation.virtual_time import SimulatedClock
 from pluralllm.server import updates
 from pluralllm.server.audit_log import AuditLog
 from pluralllm.server.coordinator import Coordinator, Timing
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.federation import Federation
 from pluralllm.server.identity import Door, by_word
 from pluralllm.server.intake import Intake
@@ -58,12 +59,13 @@ class Process:
         self.clock = clock
         self.dead = False
         self.gone = asyncio.Event()
+        self.fail_stop = FailStop()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.broken: list[str] = []
         self._context = copy_context()
         self._context.run(_process.set, self)
         self._membership = membership
-        self.coordinator = Coordinator(store, blobs, folders.scratch, clock, TIMING)
+        self.coordinator = Coordinator(store, blobs, folders.scratch, clock, TIMING, self.fail_stop)
         self._intake = Intake(self.coordinator, Uploads(folders.uploads))
         self._service: Service | None = None
 
@@ -77,8 +79,13 @@ class Process:
         await audit_log.start()
         await self.coordinator.start()
         self.spawn(self._intake.tend())
+        self.spawn(self._fail_stop())
         federation = Federation(self.coordinator, self._intake, POLL_HOLD_S, chunk_idle_s=30.0)
-        self._service = await Service.of(federation, Door(by_word, audit_log, CALLS_AT_A_TIME))
+        self._service = await Service.of(federation, Door(by_word, audit_log, CALLS_AT_A_TIME), self.fail_stop)
+
+    async def _fail_stop(self) -> None:
+        await self.fail_stop.stopped()
+        self.kill()
 
     def answer(self, client: str, method: str, requests: list[bytes]) -> "asyncio.Task[list[bytes]] | None":
         """A call under way; None while nobody listens."""

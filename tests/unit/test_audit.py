@@ -16,6 +16,7 @@ from pluralllm.server import events as ev
 from pluralllm.server.audit import audit
 from pluralllm.server.blobs import LocalBlobs
 from pluralllm.server.coordinator import Coordinator, Timing
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.live_run import recover
 from pluralllm.server.membership import Deed, MembershipChange
 from pluralllm.server.retention import collect, kept_blobs
@@ -43,7 +44,9 @@ class History:
 
     async def make(self, updates_of_rounds: Sequence[int], *, leave_open: bool = False) -> None:
         clock = FakeClock()
-        coordinator = Coordinator(self.store, self.blobs, self.folder / "scratch", clock, Timing(keep_updates=100))
+        coordinator = Coordinator(
+            self.store, self.blobs, self.folder / "scratch", clock, Timing(keep_updates=100), FailStop()
+        )
         run = await coordinator.create_run("r", self.spec.canonical_json())
         await coordinator.dispatch(run, ev.RunStarted(clock.now_s()))
         for _ in range(2):  # the evaluation opens, and both are asked
@@ -75,7 +78,7 @@ class History:
     async def revoke(self, client: ClientId) -> None:
         """In the open round, by the coordinator, after a restart."""
         coordinator = Coordinator(
-            self.store, self.blobs, self.folder / "scratch", FakeClock(), Timing(keep_updates=100)
+            self.store, self.blobs, self.folder / "scratch", FakeClock(), Timing(keep_updates=100), FailStop()
         )
         await coordinator.start()
         await coordinator.remove_client(client)
@@ -84,7 +87,7 @@ class History:
     async def deliver_last(self) -> None:
         """The update that is missing in the open round, to a coordinator after a restart; it averages then."""
         coordinator = Coordinator(
-            self.store, self.blobs, self.folder / "scratch", FakeClock(), Timing(keep_updates=100)
+            self.store, self.blobs, self.folder / "scratch", FakeClock(), Timing(keep_updates=100), FailStop()
         )
         await coordinator.start()
         run = coordinator.run("r")

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from pluralllm.common import errors, membership_errors, status
+from pluralllm.common import errors, membership_errors, status, storage_errors
 from pluralllm.common.errors import PluralError, fields_of, leaves, reason_of
 
 EXAMPLES: dict[type, Any] = {str: "text", int: 7, float: 0.5}
@@ -39,7 +39,7 @@ def test_a_leaf_says_what_is_wrong_in_words_and_survives_the_wire(leaf: type[Plu
 
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
-    both = f"{errors.__doc__}{membership_errors.__doc__}"
+    both = f"{errors.__doc__}{membership_errors.__doc__}{storage_errors.__doc__}"
     drawn = set(re.findall(r"[|`]- (\w+)", both))
     assert drawn == {leaf.__name__ for leaf in leaves().values()} | {"Refused", "Broken"}
 

@@ -12,6 +12,7 @@ import structlog
 from pluralllm.common.logs import configure_logs
 from pluralllm.server import boundary
 from pluralllm.server.boundary import Boundary
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.v1 import enrolment_pb2 as pb
 
 CANARY = "canary-" + "k" * 36
@@ -62,7 +63,7 @@ async def test_an_incident_is_logged_with_its_place_and_without_what_the_caller_
     async def continuation(details: Any) -> Any:
         return grpc.unary_unary_rpc_method_handler(fails)
 
-    handler = await Boundary(OpenDoor()).intercept_service(continuation, Details())  # type: ignore[arg-type]
+    handler = await Boundary(OpenDoor(), FailStop()).intercept_service(continuation, Details())  # type: ignore[arg-type]
     call = Call()
     with pytest.raises(KeyError):
         await handler.unary_unary(pb.JoinRequest(name="org-a", token=CANARY), call)

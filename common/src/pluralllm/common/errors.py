@@ -32,14 +32,12 @@ PluralError
 |  |- HistoryDiverged      the coordinator's model chain is not the one seen before
 |  |- InUse                state directory or port is taken
 |  |- NotLoopback          plain text stays on this machine
-|  |- ...                  members, certificates and invites: membership_errors.py
 |  |- Unreachable          the coordinator does not answer
-|  `- StorageFull          no space left; heals when there is
+|  `- ...                  members, certificates and invites: membership_errors.py; space: storage_errors.py
 `- Broken                  we are at fault
-   |- Corrupt              stored bytes are not what their digest says
-   |- StoreFailed          the database refused
    |- WorkerDied           the training process ended unasked
-   `- Internal             anything else; the details are in the log under the incident id
+   |- Internal             anything else; the details are in the log under the incident id
+   `- ...                  disk, database and what is stored: storage_errors.py
 
 Each leaf carries typed facts as fields; `why` and `fix` are templates over them. A message to a person is why + fix.
 """
@@ -52,6 +50,11 @@ from pluralllm.common.error_root import PluralError as PluralError
 from pluralllm.common.error_root import Refused as Refused
 from pluralllm.common.error_root import fields_of as fields_of
 from pluralllm.common.error_root import reason_of as reason_of
+from pluralllm.common.storage_errors import Corrupt as Corrupt
+from pluralllm.common.storage_errors import DiskFailed as DiskFailed
+from pluralllm.common.storage_errors import Overtaken as Overtaken
+from pluralllm.common.storage_errors import StorageFull as StorageFull
+from pluralllm.common.storage_errors import StoreFailed as StoreFailed
 
 
 @dataclass(eq=False)
@@ -290,35 +293,6 @@ class Unreachable(Refused):
     problem: str
     why = "The coordinator at {address} does not answer: {problem}."
     fix = "Check the address and that pluralllm-server serve is running there."
-
-
-@dataclass(eq=False)
-class StorageFull(Refused):
-    what: str
-    why = "No space left for {what}."
-    fix = "Free some space on the disk that holds the state directory; nothing acknowledged is lost."
-
-
-@dataclass(eq=False)
-class Corrupt(Broken):
-    what: str
-    expected: str
-    got: str
-    why = "{what} is corrupt: digest {got}, expected {expected}."
-    fix = "Restore it from a backup; it was not used."
-
-
-@dataclass(eq=False)
-class StoreFailed(Broken):
-    problem: str
-    why = "The coordinator's storage failed: {problem}."
-
-
-@dataclass(eq=False)
-class Overtaken(Broken):
-    generation: int
-    why = "Another coordinator serves from this database now; this one was the {generation}th to do so."
-    fix = "Start this one again: it stands by until the other one is gone."
 
 
 @dataclass(eq=False)

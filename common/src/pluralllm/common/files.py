@@ -37,8 +37,16 @@ def sync_data(path: Path) -> None:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Moves a finished file to its final name: fsync, rename, fsync of the directory."""
-    sync_file(source)
+    """Moves a finished file to its final name: fsync, rename, fsync of the directory.
+
+    A file whose fsync fails is removed: its bytes may be lost though a second fsync would say that all is well.
+    """
+    try:
+        sync_file(source)
+    except OSError:
+        with contextlib.suppress(OSError):
+            source.unlink()
+        raise
     source.rename(target)
     sync_directory(target.parent)
 

@@ -82,6 +82,8 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.Corrupt: grpc.StatusCode.DATA_LOSS,
     e.StoreFailed: grpc.StatusCode.UNAVAILABLE,
+    e.DiskFailed: grpc.StatusCode.UNAVAILABLE,
+    e.Overtaken: grpc.StatusCode.UNAVAILABLE,
     e.WorkerDied: grpc.StatusCode.INTERNAL,
     e.Internal: grpc.StatusCode.INTERNAL,
 }

@@ -31,6 +31,7 @@ from pluralllm.server.authority import Authority, load_authority
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.coordinator import Coordinator, Timing
 from pluralllm.server.enrolment import Enrolment
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.federation import Federation
 from pluralllm.server.identity import Door, EnrolmentDoor, by_certificate, by_word
 from pluralllm.server.intake import Intake
@@ -40,7 +41,7 @@ from pluralllm.server.operations import Operations
 from pluralllm.server.registry import Registry
 from pluralllm.server.serving import bind_enrolment, bind_main, start_enrolment, start_main
 from pluralllm.server.sql_membership import SqlMembership
-from pluralllm.server.sql_store import SqlStore, open_store
+from pluralllm.server.sql_store import open_store
 from pluralllm.server.state_directory import StateDirectory
 from pluralllm.server.storage import blobs_of, database_url, opened_alone
 from pluralllm.server.tls import server_credentials, tend_certificates, warn_of_uncovered
@@ -118,16 +119,17 @@ async def running(
         authority = None if config.plain_text else load_authority(state.authority)
         url = database_url(config, state)
         leadership = await stack.enter_async_context(leading(url, wait=True))
-        store = await open_store(url)
+        fail_stop = FailStop()
+        store = await open_store(url, fail_stop)
         stack.push_async_callback(store.close)
         generation = await store.take_over()
-        ended = asyncio.create_task(_until_ended(store, leadership, generation))
+        ended = asyncio.create_task(_until_ended(fail_stop, leadership, generation))
         stack.callback(ended.cancel)
         membership = SqlMembership(store)
         audit_log = AuditLog(membership, wall_s)
         await audit_log.start()
         timing = Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
-        coordinator = Coordinator(store, blobs_of(config, state), state.scratch, clock, timing)
+        coordinator = Coordinator(store, blobs_of(config, state), state.scratch, clock, timing, fail_stop)
         intake = Intake(coordinator, Uploads(state.uploads))
         await coordinator.start()
         stack.push_async_callback(coordinator.stop)
@@ -135,7 +137,7 @@ async def running(
         stack.callback(asyncio.create_task(intake.tend()).cancel)
         if authority is None:
             door = Door(by_word, audit_log, PLAIN_TEXT_CALLS)
-            server, address = bind_main(config, door, None)
+            server, address = bind_main(config, door, fail_stop, None)
             members = MemberOperations(coordinator, None, Advertised(address, ""))
             await start_main(server, federation, Operations(coordinator, audit_log, members), None)
             found = Running(coordinator, None, address, "", ended)
@@ -148,9 +150,9 @@ async def running(
             joins, questions = (Attempts(config.joins_per_minute, 10 * config.joins_per_minute) for _ in range(2))
             enrolment = Enrolment(registry, joins, questions, wall_s)
             door = Door(by_certificate(registry), audit_log, config.calls_per_member)
-            server, address = bind_main(config, door, server_credentials(authority, members_only=True))
+            server, address = bind_main(config, door, fail_stop, server_credentials(authority, members_only=True))
             gate, gate_address = bind_enrolment(
-                config, EnrolmentDoor(), server_credentials(authority, members_only=False)
+                config, EnrolmentDoor(), fail_stop, server_credentials(authority, members_only=False)
             )
             told = advertised(config, authority, address, gate_address)
             warn_of_uncovered(authority, (told.coordinator, told.enrolment))
@@ -166,9 +168,9 @@ async def running(
         yield found
 
 
-async def _until_ended(store: SqlStore, leadership: Leadership | None, generation: int) -> PluralError:
-    """Another coordinator has taken over, or the database is broken."""
-    ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(store.unusable.wait())]
+async def _until_ended(fail_stop: FailStop, leadership: Leadership | None, generation: int) -> PluralError:
+    """Another coordinator has taken over, or disk or database have failed."""
+    ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(fail_stop.stopped())]
     if leadership is not None:
         ends.append(asyncio.ensure_future(leadership.until_lost()))
     try:
@@ -176,7 +178,7 @@ async def _until_ended(store: SqlStore, leadership: Leadership | None, generatio
     finally:
         for each in ends:
             each.cancel()
-    return store.why_unusable or Overtaken(generation=generation)
+    return fail_stop.why or Overtaken(generation=generation)
 
 
 def advertised(config: ServerConfig, authority: Authority, address: str, enrolment_address: str) -> Advertised:

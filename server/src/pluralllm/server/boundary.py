@@ -12,6 +12,7 @@ import structlog
 from pluralllm.common.chunk_messages import PUT_CHUNKS, chunk_reader
 from pluralllm.common.errors import Broken, Internal, PluralError
 from pluralllm.common.status import to_status
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.v1 import federation_pb2 as pb
 
 log = structlog.get_logger()
@@ -30,8 +31,8 @@ class Entrance(Protocol):
 class Boundary(grpc.aio.ServerInterceptor):
     """No stack trace and no text of an unknown exception reaches a caller; the log has both, under the incident's id."""
 
-    def __init__(self, door: Entrance) -> None:
-        self._door = door
+    def __init__(self, door: Entrance, fail_stop: FailStop) -> None:
+        self._door, self._fail_stop = door, fail_stop
 
     async def intercept_service(
         self,
@@ -57,10 +58,11 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _one(self, inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
         async def answer(request: Any, context: Any) -> Any:
             try:
+                self._check_alive()
                 async with self._door.enter(method, context, request) as check:
                     return await inner(_checked(request, check), context)
             except Exception as error:
-                await _abort(context, error, method)
+                await self._abort(context, error, method)
                 raise
 
         return answer
@@ -68,6 +70,7 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _many(self, inner: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
+                self._check_alive()
                 async with self._door.enter(method, context, request) as check:
                     answers = inner(_checked(request, check), context)
                     if inspect.isawaitable(answers):  # grpc's own health service writes to the context itself
@@ -77,10 +80,27 @@ class Boundary(grpc.aio.ServerInterceptor):
                         check()
                         yield message
             except Exception as error:
-                await _abort(context, error, method)
+                await self._abort(context, error, method)
                 raise
 
         return answer
+
+    def _check_alive(self) -> None:
+        if self._fail_stop.why is not None:
+            raise self._fail_stop.why
+
+    async def _abort(self, context: Any, error: Exception, method: str) -> None:
+        if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
+            return
+        error = self._fail_stop.disk_failure(error) or error
+        if not isinstance(error, PluralError):
+            incident = uuid.uuid4().hex[:12]
+            log.exception("rpc.failed", method=method, incident=incident)
+            error = Internal(incident=incident)
+        elif isinstance(error, Broken):
+            log.error("rpc.failed", method=method, reason=error.reason, problem=str(error))
+        status = to_status(error)
+        await context.abort(status.code, status.details, trailing_metadata=status.trailing_metadata)
 
 
 def _serializer(inner: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
@@ -99,16 +119,3 @@ def _checked(request: Any, check: Callable[[], None]) -> Any:
             yield message
 
     return messages()
-
-
-async def _abort(context: Any, error: Exception, method: str) -> None:
-    if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
-        return
-    if not isinstance(error, PluralError):
-        incident = uuid.uuid4().hex[:12]
-        log.exception("rpc.failed", method=method, incident=incident)
-        error = Internal(incident=incident)
-    elif isinstance(error, Broken):
-        log.error("rpc.failed", method=method, reason=error.reason, problem=str(error))
-    status = to_status(error)
-    await context.abort(status.code, status.details, trailing_metadata=status.trailing_metadata)

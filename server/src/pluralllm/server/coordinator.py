@@ -4,7 +4,6 @@ Whatever decides is in rounds.py; whatever is remembered is in the store; this f
 """
 
 import asyncio
-import contextlib
 import secrets
 import uuid
 from collections.abc import Coroutine
@@ -27,10 +26,11 @@ from pluralllm.common.errors import (
 from pluralllm.common.ids import ID_HELP, ClientId, ModelVersion, RoundNumber, RunId, TaskName, is_id
 from pluralllm.common.spec import GroupRole, parse_spec
 from pluralllm.server import events as ev
-from pluralllm.server.averaging import Draft, write_next
+from pluralllm.server.averaging import write_next
 from pluralllm.server.bell import Bell, ClientBells
 from pluralllm.server.blobs import Blobs
 from pluralllm.server.cancellation import unbroken
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.leases import Leases
 from pluralllm.server.live_run import LiveRun, first_state, layout_for, recover, write_first_version
 from pluralllm.server.manifests import Manifests
@@ -58,10 +58,13 @@ class Timing:
 class Coordinator:
     """All runs of one state directory. One for each process; every method runs on its event loop."""
 
-    def __init__(self, store: Store, blobs: Blobs, scratch: Path, clock: Clock, timing: Timing) -> None:
+    def __init__(
+        self, store: Store, blobs: Blobs, scratch: Path, clock: Clock, timing: Timing, fail_stop: FailStop
+    ) -> None:
         self.store = store
         self.blobs = blobs
         self.clock = clock
+        self.fail_stop = fail_stop
         self.generation = secrets.token_hex(8)
         self.manifests = Manifests(store, blobs)
         self.retention = Retention(store, blobs, timing.keep_updates)
@@ -263,34 +266,41 @@ class Coordinator:
     async def _average_until_done(self, run: LiveRun, effect: ev.Average) -> None:
         while run.state.phase is Phase.AGGREGATING and run.state.round == effect.round:
             try:
-                drafts = await self._write_next_version(run, effect)
-                async with self.retention.storing():
-                    for found in drafts:
-                        await self.blobs.put(found.manifest.digest, found.path)
-                    digest, *moments = [found.manifest.digest for found in drafts]
-                    averaged = ev.ModelAveraged(self.clock.now_s(), effect.round, digest, tuple(moments))
-                    await self.dispatch(run, averaged)
-            except (Corrupt, NotFound) as error:
-                base_lost = any(lost in str(error) for lost in (run.newest.digest, *run.newest.moments))
-                log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
-                failed = ev.AveragingFailed(self.clock.now_s(), effect.round, str(error), base_lost)
-                await self.dispatch(run, failed)
+                try:
+                    await self._make_next_version(run, effect)
+                except (Corrupt, NotFound) as error:
+                    await self._abandon_averaging(run, effect, error)
             except RoundClosed:  # the run was ended meanwhile: nothing names what was stored
                 await self._collect()
             except (Broken, StorageFull, OSError) as error:
                 self._trouble(run, error)
                 await self.clock.sleep(RETRY_S)
 
-    async def _write_next_version(self, run: LiveRun, effect: ev.Average) -> tuple[Draft, ...]:
-        """The next version, then the server optimizer's moments; not yet blobs."""
+    async def _make_next_version(self, run: LiveRun, effect: ev.Average) -> None:
+        """With the optimizer's moments: written, stored, on record. Raises Corrupt, NotFound, RoundClosed, what may pass."""
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         drafts = await write_next(self.blobs, run.spec, run.newest, effect.receipts, effect.weights, draft)
         self.manifests.keep(drafts[0].manifest)
-        return drafts
+        async with self.retention.storing():
+            for found in drafts:
+                await self.blobs.put(found.manifest.digest, found.path)
+            digest, *moments = [found.manifest.digest for found in drafts]
+            averaged = ev.ModelAveraged(self.clock.now_s(), effect.round, digest, tuple(moments))
+            await self.dispatch(run, averaged)
+
+    async def _abandon_averaging(self, run: LiveRun, effect: ev.Average, error: PluralError) -> None:
+        base_lost = any(lost in str(error) for lost in (run.newest.digest, *run.newest.moments))
+        log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
+        failed = ev.AveragingFailed(self.clock.now_s(), effect.round, str(error), base_lost)
+        await self.dispatch(run, failed)
 
     async def _collect(self) -> None:
-        with contextlib.suppress(PluralError):
+        """What is not collected now is with the next round."""
+        try:
             await self.retention.collect({run.id for run in self.runs() if run.is_over})
+        except (PluralError, OSError) as error:
+            found = self.fail_stop.disk_failure(error) or error
+            log.warning("blobs.not_collected", problem=str(found))
 
     # Clients
 
@@ -328,6 +338,7 @@ class Coordinator:
         return self._runs.get(lease.run) if lease is not None and lease.task == task else None
 
     def _trouble(self, run: LiveRun, error: Exception) -> None:
+        error = self.fail_stop.disk_failure(error) or error
         if run.trouble != str(error):
             log.error("run.in_trouble", run=run.id, problem=str(error))
         run.trouble = str(error)

@@ -196,7 +196,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             raise OverLimit(what="first_chunk", got=request.first_chunk, limit=manifest.chunks - 1)
         path = await self._coordinator.blobs.path(record.digest)
         for index in range(request.first_chunk, manifest.chunks):
-            yield await self._chunks.message(path, record.digest, index)
+            yield await self._chunks.message(path, manifest, index)
             run.sent_bytes += manifest.chunk_size(index)
 
     async def BeginUpdate(self, request: pb.BeginUpdateRequest, context: Context) -> pb.BeginUpdateResponse:

@@ -142,8 +142,12 @@ class Intake:
             if open_rounds != seen and not self._committing:
                 tasks = {run.task_name(client): client for run in open_runs for client in run.state.cohort}
                 self._announced = {name: known for name, known in self._announced.items() if name in tasks}
-                await self._uploads.sweep({upload_key(parse_task(name, client)) for name, client in tasks.items()})
-                seen = open_rounds
+                try:
+                    await self._uploads.sweep({upload_key(parse_task(name, client)) for name, client in tasks.items()})
+                    seen = open_rounds
+                except OSError as error:  # tried again before long
+                    found = self._coordinator.fail_stop.disk_failure(error) or error
+                    log.warning("uploads.not_swept", problem=str(found))
             await self._coordinator.bell.wait(heard, TEND_S)
 
     async def _commit(self, run: LiveRun, task: TaskId, announced: Announced) -> ReceiptRecord:

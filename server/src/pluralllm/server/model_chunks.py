@@ -1,11 +1,13 @@
 """Model versions on their way to clients: read and made into messages once for all who fetch the same at about the same time."""
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from pathlib import Path
 
 from pluralllm.common.chunk_messages import model_chunk
-from pluralllm.common.chunks import CHUNK_BYTES
+from pluralllm.common.chunks import CHUNK_BYTES, Manifest
+from pluralllm.common.errors import Corrupt
 from pluralllm.common.ids import Digest
 
 BLOCK = 4  # chunks read at a time: a change of threads for each costs more than the reading
@@ -18,27 +20,32 @@ class ModelChunks:
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple[Digest, int], asyncio.Future[list[bytes]]] = OrderedDict()
 
-    async def message(self, path: Path, digest: Digest, index: int) -> bytes:
-        """One chunk's message. `path` is the file of the blob `digest`. Raises OSError."""
+    async def message(self, path: Path, manifest: Manifest, index: int) -> bytes:
+        """One chunk's message, from the blob's file. Raises OSError; Corrupt if it is no longer what the manifest says."""
         number, place = divmod(index, BLOCK)
-        key = (digest, number)
+        key = (manifest.digest, number)
         block = self._blocks.get(key)
         if block is None:
-            block = asyncio.ensure_future(asyncio.to_thread(_read_block, path, number))
+            block = asyncio.ensure_future(asyncio.to_thread(_read_block, path, manifest, number))
             self._blocks[key] = block
             if len(self._blocks) > BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(key)
         try:
             return (await asyncio.shield(block))[place]
-        except OSError:
+        except (OSError, Corrupt):
             self._blocks.pop(key, None)
             raise
 
 
-def _read_block(path: Path, number: int) -> list[bytes]:
-    first = number * BLOCK
+def _read_block(path: Path, manifest: Manifest, number: int) -> list[bytes]:
+    messages = []
     with path.open("rb") as file:
-        file.seek(first * CHUNK_BYTES)
-        pieces = [file.read(CHUNK_BYTES) for _ in range(BLOCK)]
-    return [model_chunk(first + place, piece) for place, piece in enumerate(pieces)]
+        file.seek(number * BLOCK * CHUNK_BYTES)
+        for index in range(number * BLOCK, min((number + 1) * BLOCK, manifest.chunks)):
+            piece, expected = file.read(CHUNK_BYTES), manifest.chunk_hashes[index]
+            if (got := hashlib.sha256(piece)).digest() != expected:  # or a spoilt block would be kept, and sent to all
+                what = f"chunk {index} of the model {manifest.digest[:12]}"
+                raise Corrupt(what=what, expected=expected.hex(), got=got.hexdigest())
+            messages.append(model_chunk(index, piece))
+    return messages

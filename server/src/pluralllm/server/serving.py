@@ -10,6 +10,7 @@ from pluralllm.common.wire import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS
 from pluralllm.server.boundary import Boundary, Entrance
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.enrolment import Enrolment
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.federation import Federation
 from pluralllm.server.operations import Operations
 from pluralllm.v1 import (
@@ -49,7 +50,7 @@ ENROLMENT_RPCS = 64
 
 
 def bind_main(
-    config: ServerConfig, door: Entrance, credentials: grpc.ServerCredentials | None
+    config: ServerConfig, door: Entrance, fail_stop: FailStop, credentials: grpc.ServerCredentials | None
 ) -> tuple[grpc.aio.Server, str]:
     """A server that does not serve yet, and its address host:port. Without credentials it is plain text on loopback.
 
@@ -60,17 +61,19 @@ def bind_main(
         ("grpc.max_connection_age_grace_ms", round(config.connection_grace_s * 1000)),
     )
     server = grpc.aio.server(
-        interceptors=[Boundary(door)], options=[*OPTIONS, *age], maximum_concurrent_rpcs=config.max_concurrent_rpcs
+        interceptors=[Boundary(door, fail_stop)],
+        options=[*OPTIONS, *age],
+        maximum_concurrent_rpcs=config.max_concurrent_rpcs,
     )
     return server, _bind(server, config.listen, credentials)
 
 
 def bind_enrolment(
-    config: ServerConfig, door: Entrance, credentials: grpc.ServerCredentials
+    config: ServerConfig, door: Entrance, fail_stop: FailStop, credentials: grpc.ServerCredentials
 ) -> tuple[grpc.aio.Server, str]:
     """The same for the enrolment port, with small limits. Raises InUse."""
     server = grpc.aio.server(
-        interceptors=[Boundary(door)], options=ENROLMENT_OPTIONS, maximum_concurrent_rpcs=ENROLMENT_RPCS
+        interceptors=[Boundary(door, fail_stop)], options=ENROLMENT_OPTIONS, maximum_concurrent_rpcs=ENROLMENT_RPCS
     )
     return server, _bind(server, config.enrolment_listen, credentials)
 

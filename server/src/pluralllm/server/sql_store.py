@@ -11,12 +11,13 @@ from sqlalchemy.engine import Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from pluralllm.common.errors import Overtaken, PluralError
+from pluralllm.common.errors import Overtaken
 from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server import schema as t
 from pluralllm.server import sql_rows as rows
 from pluralllm.server.cancellation import unbroken
 from pluralllm.server.events import event_kind, event_to_facts
+from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.sql_engine import failure, is_broken, migrate, new_engine
 from pluralllm.server.store import (
     Change,
@@ -30,10 +31,13 @@ from pluralllm.server.store import (
 )
 
 
-async def open_store(url: str | sa.URL) -> "SqlStore":
-    """Opens the database and brings its schema up to date. Raises StoreFailed, StorageFull or InvalidConfig (newer schema)."""
+async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "SqlStore":
+    """Opens the database and brings its schema up to date. Raises StoreFailed, StorageFull or InvalidConfig (newer schema).
+
+    A command that only looks needs no `fail_stop`: it ends anyway.
+    """
     engine = new_engine(sa.make_url(url))
-    store = SqlStore(engine)
+    store = SqlStore(engine, fail_stop or FailStop())
     try:
         async with store.writing() as connection:
             await connection.run_sync(migrate)
@@ -50,12 +54,11 @@ class SqlStore:
     be two, write one after the other, and the older one not at all.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, fail_stop: FailStop) -> None:
         self._engine = engine
+        self._fail_stop = fail_stop
         self._one_at_a_time = asyncio.Lock()
         self._generation = 0  # of nobody: what is opened to look at, or by a command that is alone
-        self.unusable = asyncio.Event()  # nothing of what follows can be stored: it is time to stop
-        self.why_unusable: PluralError | None = None
 
     async def take_over(self) -> int:
         """From now on this store is the one that writes, and every older one raises Overtaken. Its generation."""
@@ -76,7 +79,7 @@ class SqlStore:
         except DBAPIError as error:
             found = failure(error)
             if is_broken(error):
-                self._give_up(found)
+                self._fail_stop.stop(found)
             raise found from error
 
     async def _check_generation(self, connection: AsyncConnection) -> None:
@@ -85,12 +88,8 @@ class SqlStore:
         found = (await connection.execute(sa.select(t.leadership.c.generation).with_for_update())).scalar_one()
         if found != self._generation:
             error = Overtaken(generation=self._generation)
-            self._give_up(error)
+            self._fail_stop.stop(error)
             raise error
-
-    def _give_up(self, error: PluralError) -> None:
-        self.why_unusable = self.why_unusable or error
-        self.unusable.set()
 
     @unbroken
     async def _rows(self, query: sa.Select[Any]) -> Sequence[Row[Any]]:

@@ -1,0 +1,50 @@
+"""The leaves of the error tree about disk, database and what is stored; the rest of the tree is in errors.py.
+
+|- Refused
+|  `- StorageFull  no space left; heals when there is
+`- Broken
+   |- Corrupt      stored bytes are not what their digest says
+   |- StoreFailed  the database refused
+   |- DiskFailed   the coordinator's disk failed: it stops
+   `- Overtaken    another coordinator serves from the same database now
+"""
+
+from dataclasses import dataclass
+
+from pluralllm.common.error_root import Broken, Refused
+
+
+@dataclass(eq=False)
+class StorageFull(Refused):
+    what: str
+    why = "No space left for {what}."
+    fix = "Free some space on the disk that holds the state directory; nothing acknowledged is lost."
+
+
+@dataclass(eq=False)
+class Corrupt(Broken):
+    what: str
+    expected: str
+    got: str
+    why = "{what} is corrupt: digest {got}, expected {expected}."
+    fix = "Restore it from a backup; it was not used."
+
+
+@dataclass(eq=False)
+class StoreFailed(Broken):
+    problem: str
+    why = "The coordinator's storage failed: {problem}."
+
+
+@dataclass(eq=False)
+class DiskFailed(Broken):
+    problem: str
+    why = "The coordinator's disk failed: {problem}. It stops, so that nothing is promised that the disk may not keep."
+    fix = "Look at the disk that holds the state directory, then start the coordinator again; nothing acknowledged is lost."
+
+
+@dataclass(eq=False)
+class Overtaken(Broken):
+    generation: int
+    why = "Another coordinator serves from this database now; this one was the {generation}th to do so."
+    fix = "Start this one again: it stands by until the other one is gone."
