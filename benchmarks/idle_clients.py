@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 from processes import administrator, coordinator
 
+from pluralllm.client.line import Line
 from pluralllm.client.tasks import RunOver, Task, Wait
 from pluralllm.client.transport import Transport
 from pluralllm.common.channels import plain_channel
@@ -71,8 +72,8 @@ class Simulated:
 
 def connected(address: str, name: str) -> Transport:
     """Over a connection of its own: gRPC would share one among all channels of a process."""
-    channel = plain_channel(address, (("grpc.use_local_subchannel_pool", 1),))
-    return Transport(address, channel, ClientId(name))
+    line = Line([address], lambda at: plain_channel(at, (("grpc.use_local_subchannel_pool", 1),)))
+    return Transport(line, ClientId(name))
 
 
 async def measure(

@@ -78,6 +78,7 @@ WIRE_MODULES = {
     "pluralllm.server.tls",
     "pluralllm.server.serving",
     "pluralllm.client.transport",
+    "pluralllm.client.line",
     "pluralllm.client.enrolment",
     "pluralllm.cli.remote",
 }

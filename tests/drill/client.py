@@ -111,7 +111,7 @@ async def play(home: Path) -> None:
     partner = load_partner(config)
     with structlog.contextvars.bound_contextvars(client=partner.name), DirectoryLock(config.state_dir):
         assert partner.identity is not None
-        line = Transport.of_member(partner.identity)
+        line = Transport.of_member(partner.identity, config.standby)
         try:
             await Daemon(config, partner, Policy(), QUESTIONS, line, ScriptedWorker(home)).run(asyncio.Event())
         except PluralError as error:

@@ -8,10 +8,19 @@ from typing import Any
 
 import grpc
 import pytest
+from process_harness import free_port
 
 from pluralllm.client.transport import Transport
 from pluralllm.common.chunks import manifest_of
-from pluralllm.common.errors import ChunksMissing, NormTooLarge, PluralError, StorageFull
+from pluralllm.common.errors import (
+    ChunksMissing,
+    DiskFailed,
+    NormTooLarge,
+    NotLoopback,
+    Overtaken,
+    PluralError,
+    StorageFull,
+)
 from pluralllm.common.ids import ClientId, Digest, TaskName
 from pluralllm.server.boundary import Boundary
 from pluralllm.server.fail_stop import FailStop
@@ -64,16 +73,24 @@ def scripted(**failures: list[PluralError]) -> Scripted:
 
 
 @contextlib.asynccontextmanager
-async def transport_to(service: Scripted) -> AsyncIterator[Transport]:
+async def transport_to(service: Scripted, standby: str | None = None) -> AsyncIterator[Transport]:
+    async with serving(service) as address:
+        transport = Transport.in_plain_text(address, ClientId("ann"), standby)
+        try:
+            yield transport
+        finally:
+            await transport.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(service: Scripted) -> AsyncIterator[str]:
     server = grpc.aio.server(interceptors=[Boundary(OpenDoor(), FailStop())])
     federation_pb2_grpc.add_FederationServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    transport = Transport.in_plain_text(f"127.0.0.1:{port}", ClientId("ann"))
     try:
-        yield transport
+        yield f"127.0.0.1:{port}"
     finally:
-        await transport.close()
         await server.stop(0)
 
 
@@ -104,3 +121,31 @@ async def test_a_refused_update_is_not_sent_again(tmp_path: Path) -> None:
         with pytest.raises(NormTooLarge):
             await push(transport, tmp_path)
     assert service.calls == ["begin", "put", "commit"]
+
+
+@pytest.mark.parametrize("failure", [Overtaken(generation=1), DiskFailed(problem="Input/output error")])
+async def test_a_coordinator_that_cannot_serve_any_more_is_left_for_the_standby(
+    tmp_path: Path, failure: PluralError
+) -> None:
+    first, second = scripted(begin=[failure]), scripted()
+    async with serving(second) as standby, transport_to(first, standby) as transport:
+        with pytest.raises(type(failure)):
+            await push(transport, tmp_path)
+        assert transport.address == standby
+        await push(transport, tmp_path)
+    assert (first.calls, second.calls) == (["begin"], ["begin", "put", "commit"])
+
+
+async def test_where_nobody_answers_the_other_address_is_tried_in_turn(tmp_path: Path) -> None:
+    service = scripted()
+    async with serving(service) as standby:
+        transport = Transport.in_plain_text(f"127.0.0.1:{free_port()}", ClientId("ann"), standby)
+        await push(transport, tmp_path)
+        assert transport.address == standby
+        await transport.close()
+    assert service.calls == ["begin", "put", "commit"]
+
+
+async def test_plain_text_stays_on_loopback_at_the_second_address_too() -> None:
+    with pytest.raises(NotLoopback):
+        Transport.in_plain_text("127.0.0.1:7443", ClientId("ann"), "coordinator.example.org:7443")

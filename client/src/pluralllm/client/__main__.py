@@ -103,9 +103,9 @@ async def _run(config: ClientConfig) -> None:
     structlog.contextvars.bind_contextvars(client=partner.name)
     with DirectoryLock(config.state_dir.absolute()):
         if partner.identity is None:
-            transport = Transport.in_plain_text(partner.coordinator, partner.name)
+            transport = Transport.in_plain_text(partner.coordinator, partner.name, config.standby)
         else:
-            transport = Transport.of_member(partner.identity)
+            transport = Transport.of_member(partner.identity, config.standby)
         try:
             await Daemon(config, partner, policy, questions, transport, WorkerProcess()).run(stop)
         finally:

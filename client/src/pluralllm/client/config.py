@@ -30,6 +30,8 @@ class ClientConfig(ProcessConfig):
     state_dir: Path = Path("pluralllm-client-state")
     identity: Path | None = None  # folder with key and certificate; default state_dir/identity, where `join` puts them
     coordinator: Annotated[str, AfterValidator(check_address)] | None = None  # default: as in the invite
+    # The address of a second coordinator on the same database, called when the first one does not answer.
+    standby: Annotated[str, AfterValidator(check_address)] | None = None
     # Who this is, is said by the certificate; these are needed in plain text only, and must agree with it otherwise.
     client_id: str | None = None
     group: Annotated[str, Field(min_length=1, max_length=200)] | None = None

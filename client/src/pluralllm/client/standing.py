@@ -48,6 +48,8 @@ class Standing:
         """A refused handshake looks like a dead coordinator: what it really is. Raises it if no retry can help."""
         if self._identity is None or not isinstance(error, Unreachable):
             return error
+        if error.address != self._identity.membership.coordinator:
+            return error  # a standby that stands by does not answer, and should
         now_s = time.monotonic()
         if now_s >= self._diagnose_s:
             self._cause = await asyncio.to_thread(diagnose, self._identity)

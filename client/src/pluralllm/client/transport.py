@@ -1,10 +1,11 @@
 """The client's side of FederationService: one channel, a deadline on every call, repeats where a repeat is safe."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,16 +13,20 @@ from typing import Any, Self
 import grpc
 import stamina
 
+from pluralllm.client.line import Line, Opening
 from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
 from pluralllm.common import __version__
 from pluralllm.common.channels import plain_channel, secure_channel
-from pluralllm.common.chunk_messages import GET_CHUNKS, PUT_CHUNKS, chunk_reader, write_chunk
+from pluralllm.common.chunk_messages import write_chunk
 from pluralllm.common.chunks import CHUNK_BYTES, Manifest, keep_good_chunks
+from pluralllm.common.configuration import check_loopback
 from pluralllm.common.errors import (
     ChunksMissing,
     Corrupt,
     DigestMismatch,
+    DiskFailed,
     OverLimit,
+    Overtaken,
     PluralError,
     ProtocolUnsupported,
     StorageFull,
@@ -41,7 +46,7 @@ from pluralllm.common.wire import (
     manifest_from,
     manifest_message,
 )
-from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2_grpc
+from pluralllm.v1 import enrolment_pb2
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1.resources_pb2 import RunOutcome
 
@@ -71,7 +76,6 @@ SERVICE_CONFIG = {
 }
 
 OPTIONS = (("grpc.service_config", json.dumps(SERVICE_CONFIG)),)
-OLD_CHANNEL_GRACE_S = 900.0
 
 
 @dataclass(slots=True)
@@ -85,54 +89,42 @@ class Traffic:
 class Transport:
     """Raises the leaf the coordinator answered with, or Unreachable."""
 
-    def __init__(self, address: str, channel: grpc.aio.Channel, says: ClientId | None) -> None:
-        self.address = address
+    def __init__(self, line: Line, says: ClientId | None) -> None:
+        self._line = line
         self.traffic = Traffic()
         self._metadata = () if says is None else ((CLIENT_ID_KEY, says),)
         self._instance = secrets.token_hex(8)
         self._generation = ""
-        self._closing: set[asyncio.Task[None]] = set()
-        self._take(channel)
 
     @classmethod
-    def of_member(cls, identity: Identity) -> Self:
-        """Mutual TLS: the certificate says who calls."""
-        return cls(identity.membership.coordinator, secure_channel(identity, OPTIONS), None)
+    def of_member(cls, identity: Identity, standby: str | None = None) -> Self:
+        """Mutual TLS: the certificate says who calls. `standby`: a second coordinator's address."""
+        return cls(Line(_addresses(identity.membership.coordinator, standby), _secure(identity)), None)
 
     @classmethod
-    def in_plain_text(cls, address: str, client: ClientId) -> Self:
+    def in_plain_text(cls, address: str, client: ClientId, standby: str | None = None) -> Self:
         """On loopback only. Raises NotLoopback."""
-        return cls(address, plain_channel(address, OPTIONS), client)
+        addresses = _addresses(address, standby)
+        for each in addresses:
+            check_loopback(each)
+        return cls(Line(addresses, lambda at: plain_channel(at, OPTIONS)), client)
+
+    @property
+    def address(self) -> str:
+        """Of the coordinator that is called now."""
+        return self._line.address
 
     def use(self, identity: Identity) -> None:
         """New calls go with this certificate; gRPC cannot change that of a channel, so calls under way end on the old one."""
-        closing = asyncio.create_task(self._channel.close(OLD_CHANNEL_GRACE_S))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-        self._take(secure_channel(identity, OPTIONS))
-
-    def _take(self, channel: grpc.aio.Channel) -> None:
-        self._channel = channel
-        self._stub: Any = federation_pb2_grpc.FederationServiceStub(channel)
-        self._get_chunks: Any = channel.unary_stream(
-            GET_CHUNKS, pb.GetChunksRequest.SerializeToString, chunk_reader(pb.GetChunksResponse)
-        )
-        self._put_chunks: Any = channel.stream_unary(PUT_CHUNKS, None, pb.PutChunksResponse.FromString)
-        self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+        self._line.open_with(_secure(identity))
 
     async def close(self) -> None:
-        for closing in tuple(self._closing):
-            closing.cancel()
-        await self._channel.close()
+        await self._line.close()
 
     async def renew(self, request_der: bytes) -> bytes:
         """The next certificate chain, PEM. Raises CertificateInvalid, OverLimit, IssuerExpired."""
-        try:
-            response: enrolment_pb2.RenewResponse = await self._enrolment.Renew(
-                enrolment_pb2.RenewRequest(certificate_request_der=request_der), timeout=CALL_DEADLINE_S
-            )
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from error
+        request = enrolment_pb2.RenewRequest(certificate_request_der=request_der)
+        response: enrolment_pb2.RenewResponse = await self._answer(self._line.enrolment.Renew, request, CALL_DEADLINE_S)
         return response.certificate_chain_pem
 
     async def hello(self, group: str, role: GroupRole, questions: int) -> float:
@@ -206,20 +198,17 @@ class Transport:
         if first >= manifest.chunks:
             return
         request = pb.GetChunksRequest(run=run, version=version, first_chunk=first)
-        with storage_errors("a model version"), part.open("ab") as file:
-            try:
-                stream = self._get_chunks(request, metadata=self._metadata, timeout=_stream_deadline_s(manifest))
-                async for message in stream:
-                    data, expected = message.data, manifest.chunk_hashes[first]
-                    if message.facts.index != first or hashlib.sha256(data).digest() != expected:
-                        raise Corrupt(
-                            what=f"chunk {first} of version {version}", expected=expected.hex(), got="other bytes"
-                        )
-                    file.write(data)
-                    self.traffic.received_bytes += len(data)
-                    first += 1
-            except grpc.RpcError as error:
-                raise from_rpc_error(error, self.address) from error
+        with storage_errors("a model version"), part.open("ab") as file, self._errors():
+            stream = self._line.get_chunks(request, metadata=self._metadata, timeout=_stream_deadline_s(manifest))
+            async for message in stream:
+                data, expected = message.data, manifest.chunk_hashes[first]
+                if message.facts.index != first or hashlib.sha256(data).digest() != expected:
+                    raise Corrupt(
+                        what=f"chunk {first} of version {version}", expected=expected.hex(), got="other bytes"
+                    )
+                file.write(data)
+                self.traffic.received_bytes += len(data)
+                first += 1
         if first != manifest.chunks:
             raise Unreachable(address=self.address, problem=f"the stream ended at chunk {first} of {manifest.chunks}")
 
@@ -252,7 +241,7 @@ class Transport:
                 missing = chunks_in(begun.missing, manifest.chunks)
                 if missing:
                     messages = self._chunks(task, path, manifest, missing)
-                    await self._answer(self._put_chunks, messages, _stream_deadline_s(manifest))
+                    await self._answer(self._line.put_chunks, messages, _stream_deadline_s(manifest))
                 commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest)
                 await self._call("CommitUpdate", commit, COMMIT_DEADLINE_S)
 
@@ -285,13 +274,31 @@ class Transport:
         await self._call("ReportFailure", request)
 
     async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
-        return await self._answer(getattr(self._stub, method), request, deadline_s)
+        return await self._answer(getattr(self._line.stub, method), request, deadline_s)
 
     async def _answer(self, method: Any, request: Any, deadline_s: float) -> Any:
-        try:
+        with self._errors():
             return await method(request, metadata=self._metadata, timeout=deadline_s)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Around a call: raises the leaf it failed with. Who cannot serve any more is not called again while there is another."""
+        address = self._line.address
+        try:
+            yield
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from error
+            found = from_rpc_error(error, address)
+            if isinstance(found, Unreachable | Overtaken | DiskFailed):
+                self._line.turn(address)
+            raise found from error
+
+
+def _addresses(coordinator: str, standby: str | None) -> tuple[str, ...]:
+    return (coordinator,) if standby is None else (coordinator, standby)
+
+
+def _secure(identity: Identity) -> Opening:
+    return lambda address: secure_channel(identity.at(address), OPTIONS)
 
 
 def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:

@@ -1,0 +1,127 @@
+"""Two coordinators on one database and one bucket: when the first is gone the second goes on; nothing is decided twice."""
+
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from drill.client import Behaviour
+from drill.fleet import Fault, Fleet, fleet
+from drill.pairs import Embedded, Served
+from drill.scenarios import begin
+from drill.trial import ALL, UNDISTURBED
+from process_harness import LOOK_EVERY_S, Process, free_port, process_spec
+from real_stores import S3, Postgres
+
+from pluralllm.cli.remote import Remote
+from pluralllm.common.errors import PluralError
+from pluralllm.common.identity import load_identity
+from pluralllm.server import __main__ as server
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+SPEC = process_spec(rounds=3, round={"evaluate_every": 3})
+TAKE_OVER_LIMIT_S, LIMIT_S = 15.0, 90.0
+WAITING = {"ann": {2: Behaviour.WAIT}, "ben": {2: Behaviour.WAIT}}
+
+
+@dataclass
+class Pair:
+    """The coordinator of a fleet, and one that stands by with a state directory of its own."""
+
+    fleet: Fleet
+    first: Process
+    second: Process
+    second_address: str
+    second_config: Path
+
+    def until(self, what: str, holds: Callable[[], bool], limit_s: float = LIMIT_S) -> float:
+        """How long it took."""
+        start_s = time.monotonic()
+        while not holds():
+            assert time.monotonic() < start_s + limit_s, f"not within {limit_s} s: {what}\n{self.fleet.logs()}"
+            time.sleep(LOOK_EVERY_S)
+        return time.monotonic() - start_s
+
+    def said(self, process: Process, event: str) -> bool:
+        return f'"event": "{event}"' in process.log.read_text()
+
+    def state(self) -> dict[str, object]:
+        """Of the run, as the second coordinator has it; nothing while it does not answer."""
+        try:
+            remote = Remote.of_member(load_identity(self.fleet.admin, "pluralllm").at(self.second_address))
+            try:
+                return remote.get_run("r")
+            finally:
+                remote.close()
+        except PluralError:
+            return {}
+
+
+@pytest.fixture
+def two(tmp_path: Path, postgres: Postgres, s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    served = Served(postgres, s3)
+    for name, value in served.environment.items():
+        monkeypatch.setenv(name, value)
+    with fleet(tmp_path / "fleet", served, Fault("it is overtaken")) as found:
+        address = f"127.0.0.1:{free_port()}"
+        found.processes[1].environment = {**found.processes[1].environment, "PLURALLLM_CLIENT_STANDBY": address}
+        begin(found, SPEC, WAITING)
+        state = tmp_path / "second"
+        state.mkdir()
+        shutil.copytree(found.state / "authority", state / "authority")
+        own = {"state_dir": str(state), "listen": address, "enrolment_listen": f"127.0.0.1:{free_port()}"}
+        shared = [line for line in found.config.read_text().splitlines() if line.partition(" ")[0] not in own]
+        config = tmp_path / "second.toml"
+        config.write_text("\n".join([*shared, *(f"{key} = {json.dumps(value)}" for key, value in own.items())]))
+        command = [sys.executable, "-m", "pluralllm.server", "serve", "--config", str(config)]
+        second = Process(command, found.folder / "second.log", {}).start()
+        found.processes.append(second)
+        yield Pair(found, found.processes[0], second, address, config)
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the run's last version when nothing happens."""
+    with fleet(tmp_path_factory.mktemp("undisturbed") / "fleet", Embedded(), UNDISTURBED) as found:
+        begin(found, SPEC, {"ann": {}, "ben": {}})
+        return found.finish()
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        signal.SIGKILL,
+        *(
+            pytest.param(
+                way, marks=pytest.mark.skipif(not ALL, reason="a kill is tried with the tests; all: make faults")
+            )
+            for way in (signal.SIGTERM, signal.SIGSTOP)
+        ),
+    ],
+    ids=lambda way: way.name,
+)
+def test_the_second_coordinator_goes_on_where_the_first_one_ended(two: Pair, wanted: str, way: signal.Signals) -> None:
+    two.until("the second stands by", lambda: two.said(two.second, "server.standing_by"))
+    two.fleet.insist("round 2 is open", lambda remote: remote.get_run("r")["round"] == 2)
+    assert two.first.popen is not None
+    two.first.popen.send_signal(way)
+    took_s = two.until("the second serves", lambda: two.said(two.second, "server.started"), TAKE_OVER_LIMIT_S)
+    for name in WAITING:
+        two.fleet.let_go(name, 2)
+    finding_s = two.until("a client has found it", lambda: "client.turned" in two.fleet.logs())
+    two.until("the run ends", lambda: two.state().get("phase") == "ended")
+    two.until("the clients hear of it", lambda: not two.fleet.processes[1].running)
+    print(f"\n{way.name}: taken over in {took_s:.1f} s, found by a client {finding_s:.1f} s later")
+    assert two.state()["version_digest"] == wanted
+    if way is signal.SIGSTOP:
+        two.first.popen.send_signal(signal.SIGCONT)
+        two.until("the first one ends", lambda: not two.first.running)
+        assert "Another coordinator serves from this database now" in two.first.log.read_text()
+    two.first.popen.wait(20)
+    assert two.second.stop() == 0
+    server.audit(two.second_config, None, as_json=False)  # raises if something is wrong
