@@ -73,6 +73,7 @@ WIRE_MODULES = {
     "pluralllm.server.operations",
     "pluralllm.server.messages",
     "pluralllm.server.boundary",
+    "pluralllm.server.incoming",
     "pluralllm.server.enrolment",
     "pluralllm.server.member_operations",
     "pluralllm.server.tls",

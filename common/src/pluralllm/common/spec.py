@@ -8,17 +8,33 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pluralllm.common.errors import InvalidSpec
 from pluralllm.common.ids import Digest
 
 PRESETS = ("default", "paper")
 
+YEAR_S = 366 * 86_400.0  # what is later than that is no deadline, and one far enough is no date
+
+
+def _without_nul(text: str) -> str:
+    """PostgreSQL keeps no NUL in text."""
+    if "\0" in text:
+        raise ValueError("has a NUL character (U+0000); leave it out")
+    return text
+
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Width = Annotated[
+    int, Field(ge=1, le=4096)
+]  # with all else at its end too, a model's chunk list still fits one message
 UpdateEncoding = Literal["fp32", "bf16", "int8"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+NoNul = AfterValidator(_without_nul)
+Name = Annotated[str, Field(min_length=1, max_length=200), NoNul]
 
 
 class GroupRole(StrEnum):
@@ -62,15 +78,15 @@ class Groups(SpecPart):
 class RoundPolicy(SpecPart):
     """When a round starts and when it ends."""
 
-    min_clients: PositiveInt = 2  # quorum: below 3 one partner could subtract its own delta and read the other's
-    target_clients: PositiveInt = 2  # cohort size; above min_clients it is over-selection
-    gather_s: Positive = 30.0  # how long a round waits for target_clients before it starts with min_clients
-    deadline_s: Positive = 600.0  # from the start of collecting
-    grace_after_quorum_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    min_clients: Count = 2  # quorum: below 3 one partner could subtract its own delta and read the other's
+    target_clients: Count = 2  # cohort size; above min_clients it is over-selection
+    gather_s: Seconds = 30.0  # how long a round waits for target_clients before it starts with min_clients
+    deadline_s: Seconds = 600.0  # from the start of collecting
+    grace_after_quorum_s: Annotated[float, Field(ge=0, le=YEAR_S)] = 60.0
     on_missed_quorum: Literal["extend", "skip", "abort"] = "extend"
     max_extensions: Annotated[int, Field(ge=0, le=1000)] = 10  # then the run is aborted
-    evaluate_every: PositiveInt = 1  # rounds; version 0 and the last version are always evaluated
-    evaluation_deadline_s: Positive = 300.0
+    evaluate_every: Count = 1  # rounds; version 0 and the last version are always evaluated
+    evaluation_deadline_s: Seconds = 300.0
 
     @model_validator(mode="after")
     def _quorum_fits(self) -> Self:
@@ -83,11 +99,11 @@ class Predictor(SpecPart):
     """The transformer neural process of PAPER section Model; `architecture` names the fixed, versioned code."""
 
     architecture: Literal["tnp-d/1"] = "tnp-d/1"
-    d_model: PositiveInt = 128
+    d_model: Width = 128
     embedder_layers: Annotated[int, Field(ge=2, le=16)] = 4
     layers: Annotated[int, Field(ge=1, le=64)] = 6
-    heads: PositiveInt = 4
-    feedforward: PositiveInt = 128
+    heads: Width = 4
+    feedforward: Annotated[int, Field(ge=1, le=16_384)] = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     input_scale: Literal["none", "unit_variance"] = "none"  # unit_variance: unit vectors of n numbers, times sqrt(n)
 
@@ -101,10 +117,10 @@ class Predictor(SpecPart):
 class Episodes(SpecPart):
     """Questions of one training step: disjoint context and targets, drawn afresh; upper ends shrink to what a group has."""
 
-    min_context: PositiveInt = 10
-    max_context: PositiveInt = 100
-    min_targets: PositiveInt = 10
-    max_targets: PositiveInt = 100
+    min_context: Count = 10
+    max_context: Count = 100
+    min_targets: Count = 10
+    max_targets: Count = 100
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -120,10 +136,10 @@ class Training(SpecPart):
     learning_rate: Positive = 3e-4
     schedule: Literal["constant", "cosine"] = "constant"
     # Local steps from the full rate to 0; None is all of the run's. After fewer it climbs again, as the reference's does.
-    cosine_steps: PositiveInt | None = None
+    cosine_steps: Count | None = None
     keep_optimizer_state: bool = False  # over rounds; True keeps moments of weights the server has replaced
-    local_steps: PositiveInt = 6
-    batch_episodes: PositiveInt = 1
+    local_steps: Count = 6
+    batch_episodes: Count = 1
     loss: Literal["gaussian", "cross_entropy", "alignment"] = "gaussian"
     # Each episode's shares to a power of exp(N(0, this^2)), context and targets alike, so that the predictor reads from the
     # context how much of one mind a group is, and does not take it for one of the few it has seen. 0: as they are.
@@ -163,15 +179,15 @@ class Aggregation(SpecPart):
     # gamma, the step of the worst-case mixture; adaptive: inverse temperature over past distances (tens, as those differ by
     # hundredths). No meaning for examples and uniform. server/weighting.py has the sources and the bounds.
     fairness: Positive = 1.0
-    max_examples: PositiveInt = 100_000  # cap of one client's weight
+    max_examples: Count = 100_000  # cap of one client's weight
     max_delta_norm: Positive = 100.0  # L2 over the whole update
 
 
 class Evaluation(SpecPart):
     """How a version is scored for one group."""
 
-    context_questions: PositiveInt = 20
-    draws: PositiveInt = 3  # seeded contexts, averaged
+    context_questions: Count = 20
+    draws: Count = 3  # seeded contexts, averaged
     # Share of a training group's questions, chosen by hash of the question and so the same in every group, that no one
     # trains on: a training group is scored on these alone. A held-out group is scored on all but its context.
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -197,7 +213,7 @@ class Embedding(SpecPart):
     normalize: bool = True  # each template's vector to unit length
     max_tokens: Annotated[int, Field(ge=8, le=8192)] = 256
     templates: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4)] = ("{question}", "{option}")
-    dimension: PositiveInt  # of the concatenation
+    dimension: Annotated[int, Field(ge=1, le=65_536)]  # of the concatenation
     probes: tuple[Probe, ...] = ()
     min_cosine: Annotated[float, Field(gt=0, le=1)] = 0.999
 
@@ -223,7 +239,7 @@ class RunSpec(SpecPart):
     """One training job. Load it with `load_spec`; two specs with one hash are the same job."""
 
     format: Literal["pluralllm.run/1"] = "pluralllm.run/1"
-    title: Annotated[str, Field(max_length=200)] = ""
+    title: Annotated[str, Field(max_length=200), NoNul] = ""
     seed: Seed = 0
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
     groups: Groups = Groups()

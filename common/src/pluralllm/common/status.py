@@ -96,14 +96,38 @@ TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXC
 BROKEN_TRANSPORT = TRANSIENT | {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
 
 
+# A status travels as metadata, and peers refuse more than 8 KiB of that (gRPC's soft limit): then the caller would hear of a
+# broken stream, and not of what it did wrong. So texts that hold what a caller sent are cut, for whoever reads the facts and
+# for whoever reads the message alone.
+CUT = "…"
+MAX_FACTS_BYTES = 3072  # of JSON, all together; they travel in base64, a third longer
+MAX_MESSAGE_BYTES = 700  # of UTF-8; it travels twice, once with three letters for each byte that is not ASCII
+
+
 def to_status(error: e.PluralError) -> Any:
     """The rich gRPC status of an error, as grpc's abort_with_status takes it."""
-    facts = {name: json.dumps(value) for name, value in error.facts.items()}
+    given = error.facts
+    limit_bytes = MAX_FACTS_BYTES // max(1, len(given))
+    facts = {name: _json(value, limit_bytes) for name, value in given.items()}
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
     detail = any_pb2.Any()
     detail.Pack(info)
     code = getattr(code_pb2, CODES[type(error)].name)
-    return rpc_status.to_status(status_pb2.Status(code=code, message=str(error), details=[detail]))
+    return rpc_status.to_status(
+        status_pb2.Status(code=code, message=_cut(str(error), MAX_MESSAGE_BYTES), details=[detail])
+    )
+
+
+def _json(value: object, limit_bytes: int) -> str:
+    """A fact as JSON. A text that would be longer is cut."""
+    while len(found := json.dumps(value)) > limit_bytes and isinstance(value, str):
+        value = _cut(value, min(limit_bytes, len(value.encode()) * limit_bytes // len(found)))
+    return found
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    raw = text.encode()
+    return text if len(raw) <= limit_bytes else raw[: limit_bytes - len(CUT.encode())].decode(errors="ignore") + CUT
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:

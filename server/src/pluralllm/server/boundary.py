@@ -13,6 +13,7 @@ from pluralllm.common.chunk_messages import PUT_CHUNKS, chunk_reader
 from pluralllm.common.errors import Broken, Internal, PluralError
 from pluralllm.common.status import to_status
 from pluralllm.server.fail_stop import FailStop
+from pluralllm.server.incoming import check_request, forgiving
 from pluralllm.v1 import federation_pb2 as pb
 
 log = structlog.get_logger()
@@ -44,7 +45,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             return handler
         method = handler_call_details.method
         serializers = {
-            "request_deserializer": READERS.get(method, handler.request_deserializer),
+            "request_deserializer": forgiving(method, READERS.get(method, handler.request_deserializer)),
             "response_serializer": _serializer(handler.response_serializer),
         }
         if handler.unary_unary:
@@ -109,13 +110,15 @@ def _serializer(inner: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
 
 
 def _checked(request: Any, check: Callable[[], None]) -> Any:
-    """A request as it is; of a stream of them the caller is looked at again with each."""
+    """A request as it is, if it can be read; of a stream of them the caller is looked at again with each."""
     if not hasattr(request, "__aiter__"):
+        check_request(request)
         return request
 
     async def messages() -> AsyncIterator[Any]:
         async for message in request:
             check()
+            check_request(message)
             yield message
 
     return messages()

@@ -108,7 +108,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         if request.generation != self._coordinator.generation:
             raise StaleSession(client=client)
         session = self._coordinator.sessions.check(client, request.instance_id)
-        hold_s = min(self._poll_hold_s, max(0.0, request.hold.ToTimedelta().total_seconds()))
+        hold_s = min(self._poll_hold_s, max(0.0, request.hold.seconds + request.hold.nanos / 1e9))
         if not session.is_live(self._coordinator.clock.now_s()):
             self._coordinator.wake()  # someone came back
         session.polls_open += 1

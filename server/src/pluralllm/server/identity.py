@@ -157,8 +157,10 @@ def peer_of(context: Context) -> str:
 def about_of(request: object) -> str:
     """What a request is about, for the audit log: the resource it names."""
     if run := getattr(request, "run_id", ""):
-        return f"runs/{run}"
-    return str(getattr(request, "name", "") or getattr(request, "task", "") or "")
+        about = f"runs/{run}"
+    else:
+        about = str(getattr(request, "name", "") or getattr(request, "task", "") or "")
+    return about.replace("\0", "\ufffd")  # it is audited before the request is refused for it
 
 
 def _claimed(context: Context) -> Principal | None:

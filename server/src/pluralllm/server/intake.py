@@ -39,8 +39,9 @@ log = structlog.get_logger()
 
 TEND_S = 60.0
 BASE_DISTANCE = "base_distance"  # the one metric that counts for something: see weighting.py
+# One name for each task, as what is announced and what is being committed is kept by name.
 TASK_PATTERN = re.compile(
-    r"^runs/([a-z][a-z0-9-]{0,39})/rounds/(\d{1,9})/tasks/(train|evaluate)-([a-z][a-z0-9-]{0,39})$"
+    r"runs/([a-z][a-z0-9-]{0,39})/rounds/(0|[1-9][0-9]{0,8})/tasks/(train|evaluate)-([a-z][a-z0-9-]{0,39})"
 )
 
 
@@ -57,7 +58,7 @@ class TaskId:
 
 def parse_task(name: str, caller: ClientId) -> TaskId:
     """Raises InvalidArgument for anything that is no task name, IdentityMismatch for another client's task."""
-    if (match := TASK_PATTERN.match(name)) is None:
+    if (match := TASK_PATTERN.fullmatch(name)) is None:
         raise InvalidArgument(field="task", problem=f"{name!r} is not runs/RUN/rounds/N/tasks/KIND-CLIENT")
     run, number, kind, client = match.groups()
     if client != caller:

@@ -165,7 +165,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return self._coordinator.run(match[1])
 
     def _part(self, name: str, kind: str) -> tuple[LiveRun, str]:
-        match = re.fullmatch(rf"(runs/[a-z0-9-]{{1,40}})/{kind}/(\d{{1,9}}|-)", name)
+        match = re.fullmatch(rf"(runs/[a-z0-9-]{{1,40}})/{kind}/([0-9]{{1,9}}|-)", name)
         if match is None or (match[2] == "-" and kind != "models"):
             raise InvalidArgument(field="name", problem=f"{name!r} is not runs/RUN/{kind}/NUMBER")
         return self._run(match[1]), match[2]
@@ -211,7 +211,7 @@ def page_size(asked: int) -> int:
 
 def cursor(token: str) -> int:
     """Raises InvalidArgument for a token this server did not give."""
-    if token and not (token.isdecimal() and len(token) < 19):
+    if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
         raise InvalidArgument(field="page_token", problem="was not given by this coordinator")
     return int(token or 0)
 

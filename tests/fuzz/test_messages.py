@@ -1,0 +1,232 @@
+"""Whatever is sent to any call: an answer, or a refusal of our error tree that changes nothing, and the coordinator serves on.
+
+Every call of every service is found in the descriptors, so a new one is here by itself. A failure prints the smallest request
+that shows it; the same examples come every time. PLURALLLM_FAULTS=all tries many more of them.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import grpc
+import pytest
+from fuzz import good_requests
+from fuzz.good_requests import SCORER, TRAINERS
+from fuzz.messages import any_message, nearly, no_message, on_the_wire
+from fuzz.world import PEOPLE, SPEC, STRANGER, World, a_world
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from pluralllm.common.errors import Refused, leaves
+from pluralllm.common.status import CODES, DOMAIN
+from pluralllm.common.wire import MAX_MESSAGE_BYTES
+from pluralllm.server.access import ON_ENROLMENT_PORT, RULES
+from pluralllm.server.serving import ENROLMENT_MAX_BYTES, SERVICES
+from pluralllm.v1 import enrolment_pb2, federation_pb2, operations_pb2
+from pluralllm.v1.resources_pb2 import BlobManifest
+
+ALL = os.environ.get("PLURALLLM_FAULTS") == "all"
+DEADLINE_S = 10.0  # no call takes as long: one that does hangs
+WATCHED_S = 0.1  # a stream of what is yet to come waits, as it should
+ACCEPTED = "ACCEPTED"
+TOO_LARGE, TOO_LARGE_CODE = "TOO_LARGE", grpc.StatusCode.RESOURCE_EXHAUSTED  # what gRPC itself says
+READING = ("Get", "List", "Watch")
+FILES = (federation_pb2, operations_pb2, enrolment_pb2)
+METHODS: dict[str, MethodDescriptor] = {
+    f"/{service.full_name}/{method.name}": method
+    for file in FILES
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+EVERY = pytest.mark.parametrize("path", METHODS, ids=[path.rpartition("/")[2] for path in METHODS])
+SAME_EVERY_TIME: dict[str, Any] = {
+    "derandomize": True,
+    "database": None,
+    "deadline": None,
+    "phases": [Phase.generate],
+    "suppress_health_check": list(HealthCheck),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with a_world(tmp_path_factory.mktemp("world")) as found:
+        yield found
+
+
+def test_every_service_that_is_served_is_tried() -> None:
+    assert {service.full_name for file in FILES for service in file.DESCRIPTOR.services_by_name.values()} == {*SERVICES}
+    others = {path for path in RULES if not path.startswith("/grpc.")} - METHODS.keys()
+    assert not others, "these calls are let in and not tried"
+
+
+def spec_with(**changes: Any) -> bytes:
+    """A run spec in JSON; tables are merged."""
+    whole = json.loads(SPEC.canonical_json())
+    merged = {key: {**whole[key], **value} if isinstance(value, dict) else value for key, value in changes.items()}
+    return json.dumps(whole | merged).encode()
+
+
+@EVERY
+def test_any_message_is_answered_or_refused_and_a_refusal_changes_nothing(world: World, path: str) -> None:
+    method = METHODS[path]
+    outcomes: Counter[str] = Counter()
+
+    @settings(max_examples=2000 if ALL else 60, **SAME_EVERY_TIME)
+    @given(callers(path), st.lists(requests(world, method), min_size=1, max_size=3 if method.client_streaming else 1))
+    def check(who: str, sent: list[bytes]) -> None:
+        outcomes[outcome(world, path, who, sent)] += 1
+
+    check()
+    print(path, dict(outcomes))
+    assert outcomes[ACCEPTED], "no request was accepted: the handler was hardly tried"
+    assert len(outcomes) > 1 or not method.input_type.fields, "no request was refused"
+
+
+@EVERY
+def test_bytes_that_are_no_message_are_refused_and_change_nothing(world: World, path: str) -> None:
+    method = METHODS[path]
+
+    @settings(max_examples=1000 if ALL else 20, **SAME_EVERY_TIME)
+    @given(callers(path), st.lists(no_message(lambda: good(world, method)), min_size=1, max_size=1))
+    def check(who: str, sent: list[bytes]) -> None:
+        outcome(world, path, who, sent)
+
+    check()
+
+
+LONG_NAME = {"name": "runs/" + "é" * 50_000}
+FOUND: list[
+    tuple[str, dict[str, Any], str]
+] = [  # what was mended: a call, fields of a good request changed, what is said now
+    ("Poll", {"hold": Duration(seconds=2**62), "held_task": ""}, ACCEPTED),
+    ("StartRun", LONG_NAME, "INVALID_ARGUMENT"),
+    ("GetRound", LONG_NAME, "INVALID_ARGUMENT"),
+    ("CancelRun", {"reason": "a\0b"}, "INVALID_ARGUMENT"),
+    ("RevokeMember", {"reason": "\0"}, "INVALID_ARGUMENT"),
+    ("StartRun", {"name": "runs/first\0"}, "INVALID_ARGUMENT"),
+    ("Hello", {"software_version": "1\0"}, "INVALID_ARGUMENT"),
+    ("Hello", {"capabilities": ["a", "\0"]}, "INVALID_ARGUMENT"),
+    ("ReportFailure", {"message": "\0"}, "INVALID_ARGUMENT"),
+    ("BeginUpdate", {"metrics": {"\0": 1.0}}, "INVALID_ARGUMENT"),
+    ("BeginUpdate", {"manifest": BlobManifest(digest="\0")}, "INVALID_ARGUMENT"),
+    ("PutChunks", {"digest": "\0"}, "INVALID_ARGUMENT"),
+    ("Join", {"token": "\0"}, "INVALID_ARGUMENT"),
+    ("ReportProgress", {"task": "runs/a/rounds/01/tasks/train-ann"}, "INVALID_ARGUMENT"),
+    ("ReportProgress", {"task": "runs/a/rounds/1/tasks/train-ann\n"}, "INVALID_ARGUMENT"),
+    ("ReportProgress", {"task": "runs/a/rounds/١/tasks/train-ann"}, "INVALID_ARGUMENT"),
+    ("ListRounds", {"page_token": "١"}, "INVALID_ARGUMENT"),
+    ("CreateRun", {"spec_json": spec_with(title="a\0")}, "INVALID_SPEC"),
+    ("CreateRun", {"spec_json": spec_with(groups={"train": ["\0"]})}, "INVALID_SPEC"),
+    ("CreateRun", {"spec_json": spec_with(round={"deadline_s": 1e308})}, "INVALID_SPEC"),
+    ("CreateRun", {"spec_json": spec_with(predictor={"d_model": 10**6})}, "INVALID_SPEC"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"), FOUND, ids=[f"{name}-{[*fields][-1]}" for name, fields, _ in FOUND]
+)
+def test_what_was_found_once_is_told_as_it_should_be(
+    world: World, name: str, changes: dict[str, Any], said: str
+) -> None:
+    path = next(path for path in METHODS if path.endswith(f"/{name}"))
+    request = type(sent := good(world, METHODS[path]))(**changes)
+    for field in changes:
+        sent.ClearField(field)
+    sent.MergeFrom(request)
+    who = STRANGER if path in ON_ENROLMENT_PORT else TRAINERS[0] if "/pluralllm.v1.Fed" in path else "admin"
+    assert outcome(world, path, who, [sent.SerializeToString()]) == said
+
+
+def test_a_message_larger_than_any_of_ours_is_refused_by_grpc_itself(world: World) -> None:
+    path = next(path for path in METHODS if path.endswith("/CreateRun"))
+    with pytest.raises(grpc.RpcError) as refused:
+        called(world, path, "admin", [b"\0" * (MAX_MESSAGE_BYTES + 1)])
+    assert refused.value.code() is TOO_LARGE_CODE
+
+
+def callers(path: str) -> st.SearchStrategy[str]:
+    """Mostly who may call it."""
+    if path in ON_ENROLMENT_PORT:
+        return st.sampled_from([*[STRANGER] * 7, "admin"])
+    if path.endswith("/ReportEvaluation"):
+        return st.sampled_from([*[SCORER] * 7, "ann"])
+    allowed = [name for name in ("admin", TRAINERS[0]) if PEOPLE[name] in RULES[path].roles]
+    return st.sampled_from([*allowed * 12, "ben", "olga", "admin"])
+
+
+def requests(world: World, method: MethodDescriptor) -> st.SearchStrategy[bytes]:
+    """Half of them nearly right."""
+
+    def known(field: str) -> Sequence[Any]:
+        return good_requests.known(world.situation(), field)
+
+    return on_the_wire(any_message(method.input_type, known) | nearly(lambda: good(world, method), known))
+
+
+def good(world: World, method: MethodDescriptor) -> Any:
+    """An empty one for a call that nobody has told us of."""
+    return good_requests.good(world.situation(), method.name) or message_factory.GetMessageClass(method.input_type)()
+
+
+def outcome(world: World, path: str, who: str, sent: list[bytes]) -> str:
+    """ACCEPTED or the reason of the refusal; fails for anything that is neither."""
+    before, found = world.ready(uploaded=path.endswith("/CommitUpdate")), ACCEPTED
+    try:
+        called(world, path, who, sent)
+    except grpc.RpcError as error:
+        too_large = who == STRANGER and any(len(message) > ENROLMENT_MAX_BYTES for message in sent)
+        found = TOO_LARGE if too_large and error.code() is TOO_LARGE_CODE else refusal(error)
+    if found == ACCEPTED and not METHODS[path].name.startswith(READING):
+        world.stir()
+    else:
+        after = world.snapshot()
+        assert after == before, f"{found}, and yet {changed(before, after)} changed"
+    return found
+
+
+def called(world: World, path: str, who: str, sent: list[bytes]) -> None:
+    """One call over the wire; its answers are read as what they should be."""
+    method, channel = METHODS[path], cast("Any", world.channel(who))  # its stubs know of messages only
+    read = message_factory.GetMessageClass(method.output_type).FromString
+    if method.client_streaming:
+        channel.stream_unary(path, None, read)(iter(sent), timeout=DEADLINE_S)
+    elif method.server_streaming:
+        watches = method.name == "WatchRun"
+        answers = channel.unary_stream(path, None, read)(sent[0], timeout=WATCHED_S if watches else DEADLINE_S)
+        try:
+            for _ in answers:
+                if watches:
+                    break
+        except grpc.RpcError:
+            if not watches or answers.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+        finally:
+            answers.cancel()
+    else:
+        channel.unary_unary(path, None, read)(sent[0], timeout=DEADLINE_S)
+
+
+def refusal(error: Any) -> str:
+    """The leaf's name. Fails for a status without one, with another code than the table's, or that says we are at fault."""
+    status = rpc_status.from_call(error)
+    said = f"{error.code()}: {error.details()}"
+    assert status is not None, f"not one of our errors: {said}"
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info), said
+    assert info.domain == DOMAIN
+    leaf = leaves()[info.reason]
+    assert CODES[leaf] is error.code(), said
+    assert issubclass(leaf, Refused), said
+    return str(info.reason)
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
+    return "; ".join(f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key])[:2000]

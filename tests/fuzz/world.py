@@ -1,0 +1,262 @@
+"""A coordinator that serves on loopback, in a thread of its own, and what makes a run go on in it whatever a call has done."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import shutil
+import sqlite3
+import threading
+from collections.abc import Coroutine, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from coordinator_harness import BOOTSTRAP, HandClient, Served, serving, small_spec, write_delta
+from fuzz.good_requests import GUEST, SCORER, TRAINERS, Situation
+
+from pluralllm.common.certificates import make_request, new_key
+from pluralllm.common.channels import blocking_channel, enrolment_channel
+from pluralllm.common.ids import ClientId
+from pluralllm.common.roles import MemberRole
+from pluralllm.server import events as ev
+from pluralllm.server.live_run import LiveRun
+from pluralllm.server.membership import MemberState
+from pluralllm.server.registry import InviteOrder
+from pluralllm.server.run_state import Phase
+from pluralllm.v1 import federation_pb2
+
+T = TypeVar("T")
+LIMIT_S = 30.0
+SETTLED_S = 0.01
+STRANGER = ""  # on the enrolment port
+PEOPLE: Mapping[str, MemberRole] = {
+    **dict.fromkeys((*TRAINERS, SCORER), MemberRole.CLIENT),
+    "olga": MemberRole.OBSERVER,
+    "admin": MemberRole.ADMIN,
+}
+SETTINGS: dict[str, Any] = {"poll_hold_s": 0.01, "chunk_idle_s": 2.0, "joins_per_minute": 10_000_000}
+SPEC = small_spec(
+    groups={"train": [f"group of {name}" for name in TRAINERS]}, round={"min_clients": 3, "target_clients": 3}
+)
+SCORED = small_spec(groups={"train": [f"group of {SCORER}"]}, round={"min_clients": 1, "target_clients": 1})
+Snapshot = dict[str, Any]
+
+
+class World:
+    """Of one coordinator; the methods are for the thread of the test."""
+
+    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, served: Served) -> None:
+        self._folder, self._loop, self._served = folder, loop, served
+        self._state = folder / "state"
+        self._database = sqlite3.connect(self._state / "coordinator.sqlite3", timeout=LIMIT_S)
+        self._clients: dict[str, HandClient] = {}
+        self._channels: dict[str, grpc.Channel] = {}
+        self._guest_key, self._next_key = new_key(), new_key()
+        self._guest_token = ""
+        self._runs = 0
+        self._first: LiveRun | None = None
+        self._scored: LiveRun | None = None
+        self._task = federation_pb2.Task()
+        self._rest: Snapshot | None = None  # what is remembered, nothing being under way
+        self._uploaded = False
+        self._now: Situation | None = None
+        self._seen_version, self._seen = -1, Snapshot()
+        self._update = folder / "update"
+        self._manifest = write_delta(self._update, SPEC, 1)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """In the coordinator's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT_S)
+
+    def channel(self, who: str) -> grpc.Channel:
+        """As a member on the main port, or as a stranger on the other one."""
+        if who not in self._channels:
+            if who == STRANGER:
+                authority = self._served.registry.authority.root_pem
+                self._channels[who] = enrolment_channel(self._served.enrolment_address, authority)
+            else:
+                self._channels[who] = blocking_channel(self.call(self._served.member(who, PEOPLE[who])))
+        return self._channels[who]
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+        self._database.close()
+
+    # What is remembered
+
+    def snapshot(self) -> Snapshot:
+        """All that a call may change, but the audit log and the refusals that are noted for people to see."""
+        files = {
+            str(path): path.stat().st_size for part in ("blobs", "uploads", "scratch") for path in self._files(part)
+        }
+        states = {run.id: dataclasses.replace(run.state, refusals=()) for run in self._served.coordinator.runs()}
+        sessions = [(name, self._served.coordinator.sessions.get(ClientId(name))) for name in PEOPLE]
+        instances = {name: session.instance for name, session in sessions if session is not None}
+        return {**self._tables(), "files": files, "states": states, "instances": instances}
+
+    def _tables(self) -> Snapshot:
+        """Read again if anybody has written since."""
+        (version,) = self._database.execute("PRAGMA data_version").fetchone()
+        if version != self._seen_version:
+            tables = self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            rows = {name: self._database.execute(f'SELECT * FROM "{name}"').fetchall() for (name,) in tables}
+            del rows["audit_log"]
+            rows["events"] = [row for row in rows["events"] if "UpdateRefused" not in row]
+            self._seen_version, self._seen = version, rows
+        return self._seen
+
+    def settled(self) -> Snapshot:
+        """When what accepted calls have begun has ended."""
+        before = self.snapshot()
+        for _ in range(500):
+            self.call(asyncio.sleep(SETTLED_S))
+            after = self.snapshot()
+            if after == before:
+                return after
+            before = after
+        raise AssertionError("the coordinator does not come to rest")
+
+    def _files(self, part: str) -> Iterator[Path]:
+        return (path for path in (self._state / part).rglob("*") if path.is_file())
+
+    # What goes on
+
+    def ready(self, *, uploaded: bool) -> Snapshot:
+        """Everybody is a member, a round is open, an update is announced (or is all there), a score is waited for."""
+        if self._rest is None or uploaded > self._uploaded:
+            self.call(self._heal(uploaded=uploaded))
+            self._rest, self._uploaded, self._now = self.settled(), uploaded, self._look()
+        return self._rest
+
+    def stir(self) -> None:
+        """A call has changed something, and may still do so."""
+        self._rest = None
+
+    async def _heal(self, *, uploaded: bool) -> None:
+        for name in PEOPLE:
+            await self._readmit(name)
+        if not any(invite.name == GUEST for invite in self._served.registry.open_invites()):
+            await self._invite_guest()
+        for run in self._served.coordinator.runs():
+            if run not in (self._first, self._scored) and run.state.phase not in (Phase.CREATED, Phase.ENDED):
+                await self._cancel(run)  # it would take the clients away
+        if self._first is None or not self._is_open(self._first):
+            self._first = await self._anew(self._first, SPEC)
+            tasks = [await self._clients[name].task() for name in TRAINERS]
+            for name, task in zip(TRAINERS, tasks, strict=True):  # version 0 is scored before a round opens
+                await self._clients[name].evaluate(task)
+            for name in TRAINERS:
+                while (task := await self._clients[name].task()).kind != federation_pb2.TASK_KIND_TRAIN:
+                    pass
+                self._task = self._task if name != TRAINERS[0] else task
+        if self._scored is None or self._scored.state.phase is not Phase.EVALUATING or self._scored.state.away:
+            self._scored = await self._anew(self._scored, SCORED)
+            await self._clients[SCORER].task()
+        ann = self._clients[TRAINERS[0]]
+        await ann.begin(self._task, self._manifest)
+        if uploaded:
+            await ann.put(self._task, self._update, self._manifest, range(self._manifest.chunks))
+
+    async def _readmit(self, name: str) -> None:
+        registry, role = self._served.registry, PEOPLE[name]
+        member = next((member for member in registry.members() if member.name == name), None)
+        if member is not None and registry.state_of(member) is not MemberState.ACTIVE:
+            shutil.rmtree(self._served.identities / name)
+            for channels in (self._served.channels, self._channels):
+                channels.pop(name, None)
+            self._clients.pop(name, None)
+        if role is not MemberRole.CLIENT:
+            await self._served.member(name, role)
+        elif name not in self._clients:
+            self._clients[name] = await self._served.client(name)
+        else:
+            session = self._served.coordinator.sessions.get(ClientId(name))
+            if session is None or session.instance != self._clients[name].instance:
+                await self._clients[name].hello()
+
+    async def _invite_guest(self) -> None:
+        order = InviteOrder(GUEST, MemberRole.CLIENT, f"group of {GUEST}")
+        if any(member.name == GUEST for member in self._served.registry.members()):
+            with contextlib.suppress(Exception):
+                await self._served.registry.revoke(BOOTSTRAP, GUEST, "")
+        self._guest_key = new_key()
+        _, self._guest_token = await self._served.registry.invite(BOOTSTRAP, order)
+
+    def _is_open(self, run: LiveRun) -> bool:
+        state = run.state
+        return (
+            state.phase is Phase.COLLECTING
+            and not (state.paused or state.away or state.excluded or state.receipts)
+            and state.cohort == TRAINERS
+        )
+
+    async def _anew(self, old: LiveRun | None, spec: Any) -> LiveRun:
+        if old is not None and not old.is_over:
+            await self._cancel(old)
+        self._runs += 1
+        await self._served.create(name := f"run-{self._runs:04}", spec)
+        return self._served.coordinator.run(name)
+
+    async def _cancel(self, run: LiveRun) -> None:
+        coordinator = self._served.coordinator
+        await coordinator.dispatch(run, ev.RunCancelled(coordinator.clock.now_s(), "made anew"))
+
+    def situation(self) -> Situation:
+        """What a caller may know by now."""
+        self.ready(uploaded=False)
+        assert self._now is not None
+        return self._now
+
+    def _look(self) -> Situation:
+        assert self._first is not None
+        assert self._scored is not None
+        return Situation(
+            run=self._first.id,
+            scored_run=self._scored.id,
+            scored_task=self._scored.task_name(ClientId(SCORER)),
+            next_run=f"made-{self._runs:04}",
+            task=self._task,
+            manifest=self._manifest,
+            update=self._update.read_bytes(),
+            spec_json=SPEC.canonical_json(),
+            generation=self._served.coordinator.generation,
+            token=self._guest_token,
+            requests_der=(make_request(self._guest_key, GUEST), make_request(self._next_key, TRAINERS[0])),
+            chain_pem=(self._served.identities / TRAINERS[0] / "credentials.pem").read_bytes(),
+        )
+
+
+@contextlib.contextmanager
+def a_world(folder: Path) -> Iterator[World]:
+    """A coordinator in a thread, until the block ends."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    up: Future[Served] = Future()
+    down = asyncio.Event()
+
+    async def serve() -> None:
+        async with serving(folder / "state", **SETTINGS) as served:
+            up.set_result(served)
+            await down.wait()
+
+    task = asyncio.run_coroutine_threadsafe(serve(), loop)
+    started: list[Future[Any]] = [up, task]
+    for done in wait(started, LIMIT_S, FIRST_COMPLETED).done:
+        done.result()
+    world = World(folder, loop, up.result(0))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # thousands of refusals
+    try:
+        yield world
+    finally:
+        structlog.reset_defaults()
+        world.close()
+        loop.call_soon_threadsafe(down.set)
+        task.result(LIMIT_S)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(LIMIT_S)
+        loop.close()
