@@ -1,7 +1,7 @@
 """Any message of a descriptor: every kind of field with its edge values, real names where they fit; and bytes that are none."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from google.protobuf import message_factory
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Known = Callable[[str], Sequence[Any]]  # the real values for a field of this name, now
+Change = tuple[tuple[str, ...], Any, Any]  # where (names of fields), which field's descriptor, to what
 MAX_DEPTH = 4
 MAX_REPEATED = 3
 LONG = 100_000
@@ -53,29 +54,67 @@ BROKEN = [
 ]
 
 
-def integers(bits: int, *, signed: bool) -> st.SearchStrategy[int]:
-    """Small ones, those at the edges, any."""
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    edges = [low, low + 1, high - 1, high, 2**31 - 1, 10**9, 10**9 + 1]
-    return st.one_of(
-        st.integers(0, 3),
-        st.sampled_from([edge for edge in edges if low <= edge <= high]),
-        st.integers(low, high),
-    )
-
-
-KINDS: dict[int, st.SearchStrategy[Any]] = {
-    FieldDescriptor.TYPE_DOUBLE: st.sampled_from(FLOATS) | st.floats(),
+WHOLE_NUMBERS = {  # the least and the greatest
+    getattr(FieldDescriptor, f"TYPE_{word}{bits}"): (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if signed
+    else (0, 2**bits - 1)
+    for signed, words in ((True, ("INT", "SINT", "SFIXED")), (False, ("UINT", "FIXED")))
+    for word in words
+    for bits in (32, 64)
+} | {FieldDescriptor.TYPE_ENUM: (-(2**31), 2**31 - 1)}
+NOTHING = object()  # in place of a value: none
+TEXT_AND_FLOAT_EDGES: dict[int, list[Any]] = {
+    FieldDescriptor.TYPE_DOUBLE: FLOATS,
+    FieldDescriptor.TYPE_FLOAT: FLOATS,
+    FieldDescriptor.TYPE_BOOL: [False, True],
+    FieldDescriptor.TYPE_STRING: TEXTS,
+    FieldDescriptor.TYPE_BYTES: BYTES,
+}
+EDGES = TEXT_AND_FLOAT_EDGES | {
+    kind: [0, 1, 2, *(n for n in (low, low + 1, -1, 2**31 - 1, 10**9, high - 1, high) if low <= n <= high)]
+    for kind, (low, high) in WHOLE_NUMBERS.items()
+}
+ANY: dict[int, st.SearchStrategy[Any]] = {
+    FieldDescriptor.TYPE_DOUBLE: st.floats(),
     FieldDescriptor.TYPE_FLOAT: st.floats(width=32),
     FieldDescriptor.TYPE_BOOL: st.booleans(),
-    FieldDescriptor.TYPE_STRING: st.sampled_from(TEXTS) | st.text(max_size=20),
-    FieldDescriptor.TYPE_BYTES: st.sampled_from(BYTES) | st.binary(max_size=40),
-    FieldDescriptor.TYPE_ENUM: integers(32, signed=True),
-} | {
-    getattr(FieldDescriptor, f"TYPE_{name}"): integers(bits, signed=signed)
-    for signed, names in ((True, ("INT", "SINT", "SFIXED")), (False, ("UINT", "FIXED")))
-    for name, bits in ((f"{word}{bits}", bits) for word in names for bits in (32, 64))
-}
+    FieldDescriptor.TYPE_STRING: st.text(max_size=20),
+    FieldDescriptor.TYPE_BYTES: st.binary(max_size=40),
+} | {kind: st.integers(*ends) for kind, ends in WHOLE_NUMBERS.items()}
+
+
+def at_the_edges(good: Message, known: Known) -> Iterator[Message]:
+    """The message, each of its fields at each edge of its kind and at each real value in turn."""
+    for path, field, value in _changes(good, known, ()):
+        made = type(good)()
+        made.CopyFrom(good)
+        part: Any = made
+        for name in path:
+            part = getattr(part, name)
+        if value is NOTHING:
+            part.ClearField(field.name)
+        elif isinstance(value, dict):
+            getattr(part, field.name).update(value)
+        elif field.is_repeated:
+            getattr(part, field.name).append(value)
+        else:
+            setattr(part, field.name, value)
+        yield made
+
+
+def _changes(part: Message, known: Known, path: tuple[str, ...]) -> Iterator[Change]:
+    for field in part.DESCRIPTOR.fields:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            keys, values = (EDGES[inner.type] for inner in field.message_type.fields)
+            yield from ((path, field, {key: 1}) for key in keys)
+            yield from ((path, field, {"loss": value}) for value in values)
+        elif field.message_type is not None:
+            yield path, field, NOTHING
+            if not field.is_repeated:
+                yield from _changes(getattr(part, field.name), known, (*path, field.name))
+        else:
+            real = [value for value in known(field.name) if not isinstance(value, st.SearchStrategy)]
+            yield from ((path, field, value) for value in (*EDGES[field.type], *real))
 
 
 @st.composite
@@ -175,4 +214,4 @@ def _value(draw: Draw, field: FieldDescriptor, known: Known, depth: int) -> Any:
     if (real := known(field.name)) and draw(st.integers(0, 2)):
         found = real[draw(PLACES) % len(real)]
         return draw(found) if isinstance(found, st.SearchStrategy) else found
-    return draw(KINDS[field.type])
+    return draw(st.sampled_from(EDGES[field.type]) | ANY[field.type])

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import structlog
@@ -30,6 +30,7 @@ from pluralllm.v1 import federation_pb2
 
 T = TypeVar("T")
 LIMIT_S = 30.0
+OLD_RUNS = 30
 SETTLED_S = 0.01
 STRANGER = ""  # on the enrolment port
 PEOPLE: Mapping[str, MemberRole] = {
@@ -56,7 +57,7 @@ class World:
         self._channels: dict[str, grpc.Channel] = {}
         self._guest_key, self._next_key = new_key(), new_key()
         self._guest_token = ""
-        self._runs = 0
+        self.runs = 0  # made so far
         self._first: LiveRun | None = None
         self._scored: LiveRun | None = None
         self._task = federation_pb2.Task()
@@ -197,8 +198,8 @@ class World:
     async def _anew(self, old: LiveRun | None, spec: Any) -> LiveRun:
         if old is not None and not old.is_over:
             await self._cancel(old)
-        self._runs += 1
-        await self._served.create(name := f"run-{self._runs:04}", spec)
+        self.runs += 1
+        await self._served.create(name := f"run-{self.runs:04}", spec)
         return self._served.coordinator.run(name)
 
     async def _cancel(self, run: LiveRun) -> None:
@@ -218,7 +219,7 @@ class World:
             run=self._first.id,
             scored_run=self._scored.id,
             scored_task=self._scored.task_name(ClientId(SCORER)),
-            next_run=f"made-{self._runs:04}",
+            next_run=f"made-{self.runs:04}",
             task=self._task,
             manifest=self._manifest,
             update=self._update.read_bytes(),
@@ -260,3 +261,27 @@ def a_world(folder: Path) -> Iterator[World]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(LIMIT_S)
         loop.close()
+
+
+class Worlds:
+    """One after the other: what a coordinator does when a run ends takes longer, the more runs it has had."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open = contextlib.ExitStack()
+        self._now: World | None = None
+        self._made = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def young(self) -> World:
+        if self._now is None or self._now.runs > OLD_RUNS:
+            self._open.close()
+            self._made += 1
+            (folder := self._folder / str(self._made)).mkdir()
+            self._now = self._open.enter_context(a_world(folder))
+        return self._now
