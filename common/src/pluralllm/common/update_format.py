@@ -148,6 +148,8 @@ def decode(raw: NDArray[np.uint8], scales: Floats, encoding: UpdateEncoding, out
         case "bf16":
             np.left_shift(raw.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32, casting="unsafe")
         case "int8":
-            np.multiply(raw.view(np.int8), np.repeat(scales, BLOCK)[: out.size], out=out)
+            # Scales by a stranger may be infinite or NaN: whoever checks an update looks for what comes of it.
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(raw.view(np.int8), np.repeat(scales, BLOCK)[: out.size], out=out)
         case _:
             assert_never(encoding)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from pluralllm.common.chunks import HashingWriter, Manifest
 from pluralllm.common.errors import WrongLayout
 
 MAX_HEADER_BYTES = 1024 * 1024
+MAX_DIMENSIONS = 8
+MAX_VALUES = 2**40  # of a tensor: far above what any model here may have
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "I8": 1}
 
 
@@ -81,12 +83,25 @@ def read_layout(path: Path) -> Layout:
         header = read_header(file)
     try:
         entries = json.loads(header[8:])
-        layout = layout_of((name, tuple(entry["shape"])) for name, entry in entries.items() if name != "__metadata__")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        layout = layout_of(_checked(name, entry) for name, entry in entries.items() if name != "__metadata__")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WrongLayout(problem=f"its header cannot be read ({error})") from error
     if layout.header != header or path.stat().st_size != layout.size_bytes:
         raise WrongLayout(problem="its tensors are not float32, sorted by name and contiguous")
     return layout
+
+
+def _checked(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """A name and a shape out of a stranger's JSON, where 1.0, true, -1 and "x" may stand for a size: the product of the last
+    and a large number is a text that fills the memory. Raises ValueError, TypeError, KeyError.
+    """
+    name.encode()  # half of a surrogate pair is no name
+    shape = tuple(entry["shape"])
+    if len(shape) > MAX_DIMENSIONS or not all(type(size) is int and 0 <= size <= MAX_VALUES for size in shape):
+        raise ValueError("a shape is at most 8 whole numbers")
+    if math.prod(max(1, size) for size in shape) > MAX_VALUES:
+        raise ValueError("a tensor is too large")
+    return name, shape
 
 
 def check_header(path: Path, header: bytes, size_bytes: int) -> None:
