@@ -50,8 +50,10 @@ from pluralllm.common.error_root import PluralError as PluralError
 from pluralllm.common.error_root import Refused as Refused
 from pluralllm.common.error_root import fields_of as fields_of
 from pluralllm.common.error_root import reason_of as reason_of
+from pluralllm.common.storage_errors import BackupUnusable as BackupUnusable
 from pluralllm.common.storage_errors import Corrupt as Corrupt
 from pluralllm.common.storage_errors import DiskFailed as DiskFailed
+from pluralllm.common.storage_errors import NotEmpty as NotEmpty
 from pluralllm.common.storage_errors import Overtaken as Overtaken
 from pluralllm.common.storage_errors import StorageFull as StorageFull
 from pluralllm.common.storage_errors import StoreFailed as StoreFailed

@@ -80,6 +80,8 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     m.AuditBroken: grpc.StatusCode.DATA_LOSS,
     e.Unreachable: grpc.StatusCode.UNAVAILABLE,
     e.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    e.BackupUnusable: grpc.StatusCode.FAILED_PRECONDITION,
+    e.NotEmpty: grpc.StatusCode.FAILED_PRECONDITION,
     e.Corrupt: grpc.StatusCode.DATA_LOSS,
     e.StoreFailed: grpc.StatusCode.UNAVAILABLE,
     e.DiskFailed: grpc.StatusCode.UNAVAILABLE,

@@ -1,7 +1,9 @@
 """The leaves of the error tree about disk, database and what is stored; the rest of the tree is in errors.py.
 
 |- Refused
-|  `- StorageFull  no space left; heals when there is
+|  |- StorageFull     no space left; heals when there is
+|  |- BackupUnusable  not whole, not of this release, or what it was made from is damaged
+|  `- NotEmpty        a restore would mix with what is there
 `- Broken
    |- Corrupt      stored bytes are not what their digest says
    |- StoreFailed  the database refused
@@ -18,7 +20,23 @@ from pluralllm.common.error_root import Broken, Refused
 class StorageFull(Refused):
     what: str
     why = "No space left for {what}."
-    fix = "Free some space on the disk that holds the state directory; nothing acknowledged is lost."
+    fix = "Free some space on its disk; nothing acknowledged is lost."
+
+
+@dataclass(eq=False)
+class BackupUnusable(Refused):
+    path: str
+    problem: str
+    why = "The backup {path} cannot be used: {problem}."
+    fix = "Nothing was changed. Use another backup; what a coordinator itself has lost, pluralllm-server audit says."
+
+
+@dataclass(eq=False)
+class NotEmpty(Refused):
+    what: str
+    holds: str
+    why = "{what} is not empty: it holds {holds}."
+    fix = "Nothing was changed. Restore into an empty database, an empty blob store and a new state directory."
 
 
 @dataclass(eq=False)
@@ -46,5 +64,5 @@ class DiskFailed(Broken):
 @dataclass(eq=False)
 class Overtaken(Broken):
     generation: int
-    why = "Another coordinator serves from this database now; this one was the {generation}th to do so."
+    why = "Another coordinator serves from this database now; this one's generation is {generation}."
     fix = "Start this one again: it stands by until the other one is gone."

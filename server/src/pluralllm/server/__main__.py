@@ -21,7 +21,7 @@ from pluralllm.common.errors import Overtaken, PluralError
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.files import write_durably
 from pluralllm.common.logs import configure_logs
-from pluralllm.server import authority_commands, doctor
+from pluralllm.server import authority_commands, backup_commands, doctor
 from pluralllm.server.allocator import use_one_arena
 from pluralllm.server.attempts import Attempts
 from pluralllm.server.audit import Report
@@ -57,7 +57,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The coordinator of a PluralLLM federation.\n\n" + EXIT_CODES,
 )
-for command in (authority_commands.init, authority_commands.admin, authority_commands.renew_issuer, doctor.doctor):
+for command in (
+    authority_commands.init,
+    authority_commands.admin,
+    authority_commands.renew_issuer,
+    doctor.doctor,
+    backup_commands.backup,
+    backup_commands.restore,
+):
     app.command()(command)
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win over it.")
