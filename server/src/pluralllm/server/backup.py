@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pluralllm.common.errors import BackupUnusable, InvalidArgument, InvalidConfig, NotFound, StorageFull
+from pluralllm.common.errors import BackupUnusable, Corrupt, InvalidArgument, InvalidConfig, NotFound, StorageFull
 from pluralllm.common.files import storage_errors, sync_directory, sync_file, write_durably
 from pluralllm.common.ids import Digest, RunId
 from pluralllm.server.audit import Report, audit
@@ -112,13 +112,24 @@ async def copy_blobs(source: Blobs, target: Blobs, named: Named, scratch: Path, 
     for number, digest in enumerate(wanted):
         tell("blobs", number, len(wanted))
         try:
-            if digest not in there:
+            if digest not in there or not await _is_sound(target, digest):
                 await _copy_blob(source, target, digest, scratch)
         except (NotFound, FileNotFoundError):
             if digest in named.needed:
                 missing.add(digest)
                 break
     return missing
+
+
+async def _is_sound(target: Blobs, digest: Digest) -> bool:
+    """A file that a disk has spoilt goes, to be copied again. A bucket checks what it is given."""
+    if isinstance(target, LocalBlobs):
+        try:
+            await asyncio.to_thread(verify, await target.path(digest), digest)
+        except Corrupt:
+            await target.delete(digest)
+            return False
+    return True
 
 
 async def _copy_blob(source: Blobs, target: Blobs, digest: Digest, scratch: Path) -> None:

@@ -1,0 +1,265 @@
+"""Backups of a federation in mid-run, and what they are restored into: each is whole, and from each the run ends the same."""
+
+import asyncio
+import contextlib
+import json
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drill.fleet import Fleet, fleet
+from drill.pairs import Embedded, Served, StorePair
+from drill.scenarios import begin
+from drill.trial import UNDISTURBED
+from process_harness import process_spec
+from real_stores import S3, Postgres
+
+from pluralllm.common.chunks import manifest_of
+from pluralllm.common.configuration import load_config
+from pluralllm.common.errors import BackupUnusable
+from pluralllm.common.ids import Digest
+from pluralllm.server import backup
+from pluralllm.server.backup import PARTIAL, Contents, back_up
+from pluralllm.server.config import ServerConfig
+from pluralllm.server.restore import restore
+from pluralllm.server.retention import kept_blobs
+from pluralllm.server.snapshot import take_snapshot
+from pluralllm.server.sql_store import open_store
+from pluralllm.server.state_directory import StateDirectory
+from pluralllm.server.storage import blobs_of, database_url
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+SEED = 20250312
+PAIRS = (Embedded.name, Served.name)
+MOST_BACKUPS = 30
+NOW_S = 2e9  # of a restore
+SPEC = process_spec(
+    rounds=8,
+    round={"evaluate_every": 4},
+    predictor={"d_model": 160},
+    aggregation={"optimizer": "fedyogi", "server_learning_rate": 0.003},
+)
+
+
+@dataclass(frozen=True)
+class BackedUp:
+    """A run that has ended, and what was copied of it meanwhile."""
+
+    fleet: Fleet
+    digest: str  # of its last version
+    backups: tuple[Path, ...]  # oldest first
+
+    @property
+    def config(self) -> ServerConfig:
+        return config_of(self.fleet.config)
+
+    def in_mid_run(self, rng: random.Random) -> Path:
+        return rng.choice([path for path in self.backups if 0 < newest_version(path) < SPEC.rounds])
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+def config_of(file: Path) -> ServerConfig:
+    return load_config(ServerConfig, file, {})
+
+
+def newest_version(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path / "coordinator.sqlite3")) as rows:
+        return int(rows.execute("SELECT coalesce(max(version), -1) FROM versions").fetchone()[0])
+
+
+@pytest.fixture(scope="module")
+def pairs(postgres: Postgres, s3: S3) -> Iterator[Mapping[str, StorePair]]:
+    served = Served(postgres, s3)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in served.environment.items():
+            patch.setenv(name, value)
+        yield {Embedded.name: Embedded(), Served.name: served}
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def source(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pairs: Mapping[str, StorePair]
+) -> Iterator[BackedUp]:
+    """Backed up again and again, at whatever moment, while rounds go on and retention deletes what is old."""
+    folder = tmp_path_factory.mktemp("source")
+    with fleet(folder / "fleet", pairs[request.param], UNDISTURBED, keep_updates="1") as found:
+        asyncio.run(leave_blob(config_of(found.config)))
+        begin(found, SPEC, {"ann": {}, "ben": {}})
+        backups: list[Path] = []
+        while not backups or (newest_version(backups[-1]) < SPEC.rounds and len(backups) < MOST_BACKUPS):
+            backups.append(folder / f"backup-{len(backups)}")
+            asyncio.run(back_up(config_of(found.config), backups[-1], quiet))
+        yield BackedUp(found, found.finish(), tuple(backups))
+
+
+async def leave_blob(config: ServerConfig) -> None:
+    """Stored, and never put on record: as by a coordinator that was killed in between."""
+    with StateDirectory(config.state_dir) as state:
+        draft = state.scratch / "draft"
+        draft.write_bytes(b"nobody names this")
+        await blobs_of(config, state).put(manifest_of(draft).digest, draft)
+
+
+def restored(folder: Path, found: Fleet, settings: Mapping[str, str], directory: Path) -> tuple[Path, Contents]:
+    """The configuration of a coordinator in other stores, at the same address."""
+    kept = tomllib.loads(found.config.read_text())
+    values = {key: kept[key] for key in ("listen", "enrolment_listen", "lease_s", "keep_updates")}
+    config = folder / "restored.toml"
+    values |= {"state_dir": str(folder / "restored"), **settings}
+    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    return config, asyncio.run(restore(config_of(config), directory, NOW_S, quiet))
+
+
+def go_on(found: Fleet, config: Path) -> dict[str, Any]:
+    """The same clients find a coordinator at the old address; the run at its end."""
+    coordinator, clients = found.processes[:2]
+    shutil.copyfile(config, found.config)
+    found.start_coordinator()
+    clients.start()
+    found.insist("the run ends", lambda remote: remote.get_run("r")["phase"] == "ended")
+    run = found.insist("the run is shown", lambda remote: remote.get_run("r"))
+    found.insist("the clients hear that the run is over", lambda _: not clients.running)
+    # What the database numbers by itself goes on where the backup stood.
+    made = found.insist("another run is made", lambda remote: remote.create_run("s", SPEC.canonical_json()))
+    assert made
+    assert coordinator.stop() == 0
+    found.audit()
+    return run
+
+
+def test_backups_are_taken_in_mid_run_and_leave_nothing_else(source: BackedUp) -> None:
+    versions = [newest_version(path) for path in source.backups]
+    assert versions == sorted(versions)
+    assert len(set(versions)) > 3, "there were too few moments"
+    assert list(source.backups[0].parent.glob(f"*{PARTIAL}")) == []
+
+
+@pytest.mark.parametrize("into", PAIRS)
+def test_from_a_backup_in_mid_run_the_run_ends_with_the_same_bits(
+    tmp_path: Path, source: BackedUp, pairs: Mapping[str, StorePair], into: str
+) -> None:
+    chosen = source.in_mid_run(random.Random(f"{SEED} {source.fleet.pair.name} {into}"))
+    config, _ = restored(tmp_path, source.fleet, pairs[into].settings(tmp_path), chosen)
+    before = source.fleet.config.read_bytes()
+    try:
+        run = go_on(source.fleet, config)
+    finally:
+        source.fleet.config.write_bytes(before)
+    assert run["outcome"] == "completed", run["outcome_reason"]
+    assert run["version_digest"] == source.digest
+
+
+@pytest.mark.parametrize("into", PAIRS)
+def test_every_backup_can_be_restored_and_backed_up_again_as_it_is(
+    tmp_path: Path, source: BackedUp, pairs: Mapping[str, StorePair], into: str
+) -> None:
+    for number, path in enumerate(random.Random(SEED).sample(source.backups, 2)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        config, contents = restored(folder, source.fleet, pairs[into].settings(folder), path)
+        again = folder / "again"
+        assert asyncio.run(back_up(config_of(config), again, quiet)) == contents
+        assert files(again) == files(path)
+        assert rows(again) == rows(path)
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Blobs and authority."""
+    found = [*directory.glob("blobs/*/*"), *directory.glob("authority/*")]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+
+def rows(directory: Path) -> dict[str, list[Any]]:
+    """Of each table but who may lead."""
+    with contextlib.closing(sqlite3.connect(directory / "coordinator.sqlite3")) as database:
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: sorted(database.execute(f'SELECT * FROM "{name}"')) for name in names if name != "leadership"}
+
+
+def test_a_coordinator_that_served_before_the_restore_is_fenced_off(
+    tmp_path: Path, source: BackedUp, pairs: Mapping[str, StorePair]
+) -> None:
+    config, _ = restored(tmp_path, source.fleet, pairs[source.fleet.pair.name].settings(tmp_path), source.backups[0])
+
+    async def next_generation() -> int:
+        settings = config_of(config)
+        store = await open_store(database_url(settings, StateDirectory(settings.state_dir)))
+        try:
+            return await store.take_over()
+        finally:
+            await store.close()
+
+    assert asyncio.run(next_generation()) == NOW_S + 1
+
+
+def test_the_command_says_what_is_in_a_backup_and_that_it_holds_secrets(tmp_path: Path, source: BackedUp) -> None:
+    def run(name: str, *more: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "pluralllm.server", "backup", str(tmp_path / name)]
+        config = ["--config", str(source.fleet.config)]
+        return subprocess.run([*command, *config, *more], capture_output=True, text=True, timeout=60, check=True)
+
+    told = run("one").stdout
+    assert f"{SPEC.rounds + 1} versions" in told
+    assert "clean" in told
+    assert "keep it as secret" in told
+    facts = json.loads(run("two", "--json").stdout)
+    assert facts["audit"]["clean"]
+    assert facts["blobs"] == len(list((tmp_path / "two").glob("blobs/*/*")))
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "two" / "authority").iterdir()} == {0}
+
+
+def test_a_moment_whose_blobs_are_past_retention_is_taken_again(
+    tmp_path: Path, source: BackedUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, take = source.in_mid_run(random.Random(SEED)), take_snapshot
+    taken: list[Path] = []
+
+    async def take_late(url: object, target: Path) -> None:
+        taken.append(target)
+        if len(taken) == 1:  # so much time has gone by since
+            shutil.copyfile(old / "coordinator.sqlite3", target)
+        else:
+            await take(url, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backup, "take_snapshot", take_late)
+    contents = asyncio.run(back_up(source.config, tmp_path / "backup", quiet))
+    assert len(taken) == 2
+    assert contents.report.versions == SPEC.rounds + 1
+    assert contents.report.orphan_blobs == 0
+
+
+def test_when_every_moment_lacks_blobs_the_backup_says_which_are_lost(
+    tmp_path: Path, source: BackedUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = source.in_mid_run(random.Random(SEED))
+
+    async def take_late(url: object, target: Path) -> None:
+        shutil.copyfile(old / "coordinator.sqlite3", target)
+
+    monkeypatch.setattr(backup, "take_snapshot", take_late)
+    with pytest.raises(BackupUnusable, match="lost"):
+        asyncio.run(back_up(source.config, tmp_path / "backup", quiet))
+    assert not (tmp_path / "backup").exists()
+
+
+def test_what_nothing_names_goes_from_the_blob_store_with_a_round(source: BackedUp) -> None:
+    async def left() -> set[Digest]:
+        state = StateDirectory(source.config.state_dir)
+        store = await open_store(database_url(source.config, state))
+        try:
+            return set(await blobs_of(source.config, state).digests()) - await kept_blobs(store, 1)
+        finally:
+            await store.close()
+
+    assert asyncio.run(left()) == set()
