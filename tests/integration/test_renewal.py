@@ -235,15 +235,14 @@ async def test_a_daemon_renews_its_certificate_once_its_disk_works_again(tmp_pat
 # What a daemon says when nothing answers
 
 
-async def told(served: Served, identity: Identity, error: Unreachable) -> Exception | None:
+async def told(identity: Identity) -> Exception | None:
+    """What a daemon makes of a call that its coordinator did not answer."""
+    error = Unreachable(address=identity.membership.coordinator, problem="Socket closed")
     async with transport_of(identity) as transport:
         try:
             return await Standing(identity, transport).true_cause(error)
         except Exception as final:  # noqa: BLE001 - what it raises is the result
             return final
-
-
-UNREACHABLE = Unreachable(address="x", problem="Socket closed")
 
 
 def with_enrolment(identity: Identity, served: Served) -> Identity:
@@ -254,9 +253,9 @@ def with_enrolment(identity: Identity, served: Served) -> Identity:
 async def test_a_revoked_daemon_learns_it_though_its_connection_is_only_closed(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
-        assert await told(served, identity, UNREACHABLE) is UNREACHABLE
+        assert isinstance(await told(identity), Unreachable)
         await served.registry.revoke(Principal(identity.membership.name, MemberRole.ADMIN), "ann", "")
-        assert isinstance(await told(served, identity, UNREACHABLE), CertificateRevoked)
+        assert isinstance(await told(identity), CertificateRevoked)
 
 
 async def test_a_daemon_goes_on_trying_where_what_keeps_it_out_may_pass(
@@ -270,7 +269,7 @@ async def test_a_daemon_goes_on_trying_where_what_keeps_it_out_may_pass(
         member, chain = await served.registry.join("ann", token, make_request(key, "ann"))
         kept = keep_identity(tmp_path / "ann", served.registry, member, key, chain, served.address)
         identity = with_enrolment(kept, served)
-        assert isinstance(await told(served, identity, UNREACHABLE), AwaitingApproval)
+        assert isinstance(await told(identity), AwaitingApproval)
         cause = await asyncio.to_thread(diagnose, identity)
         assert cause is not None
         assert not cause.final
@@ -291,7 +290,7 @@ async def test_an_expired_daemon_learns_it(tmp_path: Path) -> None:
     async with serving(tmp_path / "state", certificate_life_days=1 / DAY_S) as served:
         identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
         await asyncio.sleep(max(0.0, identity.facts.not_after_s - time.time()) + 0.1)
-        assert isinstance(await told(served, identity, UNREACHABLE), CertificateExpired)
+        assert isinstance(await told(identity), CertificateExpired)
 
 
 async def test_a_machine_whose_clock_is_wrong_learns_that_and_not_that_it_expired(

@@ -14,7 +14,8 @@ from pluralllm.common.spec import explain
 
 
 class ProcessConfig(BaseSettings):
-    """Frozen, and a misspelt key is an error. Subclasses give the fields and the prefix of the environment variables."""
+    """Frozen, and a misspelt key is an error. Subclasses give the fields and the prefix of the environment variables;
+    what no message may repeat has Field(repr=False)."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
     toml: ClassVar[Path | None] = None  # the file, while `load_config` reads
@@ -45,7 +46,8 @@ def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(file=name, problems=f"  not TOML: {error}") from error
     except ValidationError as error:
-        raise InvalidConfig(file=name, problems=explain(error)) from error
+        secret = {key for key, field in kind.model_fields.items() if not field.repr}
+        raise InvalidConfig(file=name, problems=explain(error, secret)) from error
     finally:
         kind.toml = None
 

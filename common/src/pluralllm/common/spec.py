@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tomllib
+from collections.abc import Collection
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -324,13 +325,14 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def explain(error: ValidationError) -> str:
-    """One line for each problem: key, what is wrong, what was given."""
+def explain(error: ValidationError, secret: Collection[str] = ()) -> str:
+    """One line for each problem: key, what is wrong, what was given unless the key is `secret`."""
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
         given = problem.get("input")
-        shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+        told = key not in secret and isinstance(given, (str, int, float, bool))
+        shown = f" (given: {given!r})" if told else ""
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key; check its spelling"

@@ -51,7 +51,7 @@ class ServerConfig(ProcessConfig):
     poll_hold_s: Annotated[float, Field(gt=0, le=55)] = 25.0  # below the 60 s at which proxies drop idle calls
     chunk_idle_s: Seconds = 30.0  # an upload stream that sends nothing for so long is ended; what arrived is kept
     # Where the records are: postgresql://USER:PASSWORD@HOST/NAME; default: an SQLite file in state_dir.
-    database_url: Annotated[SecretStr, AfterValidator(check_database_url)] | None = None
+    database_url: Annotated[SecretStr, AfterValidator(check_database_url)] | None = Field(None, repr=False)
     # Where models and updates are: s3://BUCKET/PREFIX (gs, az), credentials as in AWS_*; default: files in state_dir.
     blob_url: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^/]+(/.*)?$")] | None = None
     blob_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None  # of another S3 than Amazon's

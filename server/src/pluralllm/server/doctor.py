@@ -1,5 +1,6 @@
 """`pluralllm-server doctor`: what could keep partners from reaching this coordinator, or it from serving. Changes nothing."""
 
+import asyncio
 import shutil
 import socket
 import time
@@ -12,10 +13,13 @@ import typer
 
 from pluralllm.common.configuration import load_config
 from pluralllm.common.console import Check, checked, print_checks
-from pluralllm.common.errors import Unreachable
+from pluralllm.common.errors import NotFound, StoreFailed, Unreachable
 from pluralllm.common.handshake import handshake, resolve, split
 from pluralllm.server.authority import DAY_S, day, load_authority
 from pluralllm.server.config import ServerConfig
+from pluralllm.server.object_blobs import look_into, open_bucket
+from pluralllm.server.state_directory import StateDirectory
+from pluralllm.server.storage import database_answers
 
 MIN_FREE_BYTES = 1024**3
 SOON_S = 30 * DAY_S
@@ -39,6 +43,10 @@ def doctor(
             "names": _names,
             "advertised": _advertised,
         }
+    if settings.database_url is not None:
+        probes |= {"database": _database}
+    if settings.blob_url is not None:
+        probes |= {"bucket": _bucket}
     probes |= {"main port": _main_port}
     if not settings.plain_text:
         probes |= {"enrolment port": _enrolment_port}
@@ -65,6 +73,25 @@ def _disk(config: ServerConfig) -> Check:
     free = shutil.disk_usage(folder).free
     fix = "" if free >= MIN_FREE_BYTES else "free some space: models and updates are kept here"
     return Check("disk", free >= MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free", fix)
+
+
+def _database(config: ServerConfig) -> Check:
+    try:
+        found = asyncio.run(database_answers(config, StateDirectory(config.state_dir)))
+    except StoreFailed as error:
+        fix = "is it running, and are host, name, user and password in database_url right?"
+        return Check("database", ok=False, result=error.problem.partition("\n")[0], fix=fix)
+    return Check("database", ok=True, result=found)
+
+
+def _bucket(config: ServerConfig) -> Check:
+    assert config.blob_url is not None
+    try:
+        asyncio.run(look_into(open_bucket(config.blob_url, config.blob_endpoint)))
+    except (StoreFailed, NotFound) as error:
+        fix = "is the endpoint right, is the bucket there, and may these credentials (AWS_*) list, read and write it?"
+        return Check("bucket", ok=False, result=f"{config.blob_url}: {error}", fix=fix)
+    return Check("bucket", ok=True, result=f"{config.blob_url} answers")
 
 
 def _secrets(config: ServerConfig) -> Check:

@@ -43,6 +43,13 @@ def open_bucket(url: str, endpoint: str | None) -> ObjectStore:
         raise InvalidConfig(file="blob_url", problems=f"  {url}: {error}") from error
 
 
+async def look_into(bucket: ObjectStore) -> None:
+    """Lists the first few. Changes nothing. Raises NotFound (no such bucket), StoreFailed."""
+    with _failures("the bucket"):
+        async for _ in obstore.list(bucket, chunk_size=10):
+            return
+
+
 class ObjectBlobs:
     """See blobs.Blobs. What was put or fetched stays in `kept` too, the least used going first when it grows too large."""
 

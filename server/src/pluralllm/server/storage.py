@@ -4,11 +4,13 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from pluralllm.server.blobs import Blobs, LocalBlobs
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.leadership import leading
 from pluralllm.server.object_blobs import ObjectBlobs, open_bucket
+from pluralllm.server.sql_engine import failure, new_engine
 from pluralllm.server.sql_store import SqlStore, open_store
 from pluralllm.server.state_directory import StateDirectory
 
@@ -30,6 +32,21 @@ def blobs_of(config: ServerConfig, state: StateDirectory) -> Blobs:
     return ObjectBlobs(
         open_bucket(config.blob_url, config.blob_endpoint), local, state.scratch, round(config.blob_cache_gb * GB)
     )
+
+
+async def database_answers(config: ServerConfig, state: StateDirectory) -> str:
+    """The database's name and version. Changes nothing. Raises StoreFailed."""
+    url = database_url(config, state)
+    engine = new_engine(url)
+    try:
+        async with engine.connect() as connection:
+            version = ".".join(map(str, engine.dialect.server_version_info or ()))
+            await connection.execute(sa.text("SELECT 1"))
+    except DBAPIError as error:
+        raise failure(error) from error
+    finally:
+        await engine.dispose()
+    return f"{url.render_as_string(hide_password=True)}, {url.get_backend_name()} {version}"
 
 
 @contextlib.asynccontextmanager
