@@ -80,7 +80,7 @@ def parse_invite(text: str) -> Invite:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "text"
         raise InviteInvalid(problem=f"{where}: {first['msg']}") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise InviteInvalid(problem="the line is damaged or incomplete") from None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -123,26 +124,42 @@ def to_status(error: e.PluralError) -> Any:
 def _json(value: object, limit_bytes: int) -> str:
     """A fact as JSON. A text that would be longer is cut."""
     while len(found := json.dumps(value)) > limit_bytes and isinstance(value, str):
-        value = _cut(value, min(limit_bytes, len(value.encode()) * limit_bytes // len(found)))
+        value = _cut(value, min(limit_bytes, len(value.encode(errors="replace")) * limit_bytes // len(found)))
     return found
 
 
 def _cut(text: str, limit_bytes: int) -> str:
-    raw = text.encode()
-    return text if len(raw) <= limit_bytes else raw[: limit_bytes - len(CUT.encode())].decode(errors="ignore") + CUT
+    raw = text.encode(errors="replace")
+    return (
+        raw.decode()
+        if len(raw) <= limit_bytes
+        else raw[: limit_bytes - len(CUT.encode())].decode(errors="ignore") + CUT
+    )
+
+
+def _told(call: grpc.Call) -> e.PluralError | None:
+    """The leaf in a status; None if there is none that this release can make: then the code alone has to do."""
+    try:
+        status = rpc_status.from_call(call)
+        for detail in status.details if status is not None else ():
+            info = error_details_pb2.ErrorInfo()
+            leaf = e.leaves().get(info.reason) if detail.Unpack(info) and info.domain == DOMAIN else None
+            if leaf is not None:
+                known = e.fields_of(leaf)
+                found = leaf(**{name: json.loads(text) for name, text in info.metadata.items() if name in known})
+                str(found)  # a fact of another kind than ours may not fit its sentence
+                return found
+    except (ValueError, TypeError, RecursionError, DecodeError):
+        return None
+    return None
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
     """The leaf an RPC failed with; Unreachable or Internal when the other side sent none of ours."""
     call = typing.cast(grpc.Call, error)  # grpc raises its calls
     code: Callable[[], grpc.StatusCode] = call.code
-    status = rpc_status.from_call(call)
-    for detail in status.details if status is not None else ():
-        info = error_details_pb2.ErrorInfo()
-        leaf = e.leaves().get(info.reason) if detail.Unpack(info) and info.domain == DOMAIN else None
-        if leaf is not None:
-            known = e.fields_of(leaf)
-            return leaf(**{name: json.loads(text) for name, text in info.metadata.items() if name in known})
+    if (found := _told(call)) is not None:
+        return found
     if code() in BROKEN_TRANSPORT and "deserializ" not in (call.details() or ""):
         return e.Unreachable(address=address, problem=call.details() or code().name)
     if code() is grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -48,8 +48,8 @@ def timestamp(time_s: float) -> Timestamp:
 
 
 def seconds(message: Timestamp) -> float:
-    """The way back."""
-    return float(message.ToMicroseconds()) / 1e6
+    """The way back, also of a stranger's that is no date: protobuf's own raises for it."""
+    return (message.seconds * 10**6 + message.nanos // 1000) / 1e6
 
 
 def manifest_message(manifest: Manifest) -> pb.BlobManifest:
@@ -71,5 +71,11 @@ def range_messages(missing: Iterable[int]) -> list[pb.ChunkRange]:
 
 
 def chunks_in(ranges: Iterable[pb.ChunkRange], chunks: int) -> list[int]:
-    """The chunk numbers of a list of ranges, those of the blob only."""
-    return [index for piece in ranges for index in range(max(0, piece.first), min(piece.last + 1, chunks))]
+    """The chunk numbers of a list of ranges, those of the blob only, in order and each once: however often it is asked for."""
+    found: list[int] = []
+    behind = 0
+    for piece in sorted(ranges, key=lambda piece: piece.first):
+        end = min(piece.last + 1, chunks)
+        found += range(max(behind, piece.first), end)
+        behind = max(behind, end)
+    return found

@@ -1,0 +1,195 @@
+"""Everything that makes domain objects of bytes from the wire, each as one function of bytes; and bytes that they like.
+
+The first byte of an input says which of them gets the rest. One that ends in anything but a refusal has a bug. Needs no atheris.
+"""
+
+import base64
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+from fuzz.good_requests import GOOD, Situation
+from google.protobuf import message_factory
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+
+from pluralllm.common.certificates import make_request, new_key, public_key_of, read_certificate
+from pluralllm.common.chunk_messages import chunk_reader, write_chunk
+from pluralllm.common.chunks import CHUNK_BYTES, Manifest, digest_of
+from pluralllm.common.errors import NormTooLarge, Refused
+from pluralllm.common.ids import ClientId, Digest
+from pluralllm.common.invite import LINE_PREFIX, parse_invite
+from pluralllm.common.spec import RunSpec, parse_spec
+from pluralllm.common.status import from_rpc_error, to_status
+from pluralllm.common.update_format import update_format
+from pluralllm.common.weights import check_header, layout_of, read_layout
+from pluralllm.common.wire import chunks_in, manifest_from, seconds
+from pluralllm.server.incoming import check_request, forgiving
+from pluralllm.server.intake import parse_task
+from pluralllm.server.member_operations import member_of
+from pluralllm.server.operations import cursor, page_size
+from pluralllm.v1 import enrolment_pb2, federation_pb2, operations_pb2, resources_pb2
+
+MAX_UPDATE_BYTES = 2**30
+CHUNKS = 1000  # of an update that is asked for in ranges
+INVITE = LINE_PREFIX + base64.urlsafe_b64encode(b'{"name":"ann","token":"x"}').decode().rstrip("=") + ".AAAA"
+LAYOUT = layout_of([("a", (3,)), ("b", (2, 2))])
+SPEC = RunSpec.model_validate({"embedding": {"model": "tiny", "dimension": 8}})
+METHODS = {
+    method.name: method
+    for file in (federation_pb2, operations_pb2, enrolment_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+Part = Callable[[Any], object]
+EITHER: Mapping[str, Part] = {  # what is made of a field of this name
+    "manifest": lambda message: manifest_from(message, MAX_UPDATE_BYTES),
+    "spec_json": lambda text: parse_spec(text, "here"),
+    "certificate_chain_pem": read_certificate,
+}
+OF_REQUESTS: Mapping[str, Part] = {
+    **EITHER,
+    "task": lambda text: parse_task(text, ClientId("ann")),
+    "page_token": cursor,
+    "page_size": page_size,
+    "certificate_request_der": public_key_of,
+    "name": member_of,
+}
+OF_ANSWERS: Mapping[str, Part] = {
+    **EITHER,
+    "missing": lambda ranges: chunks_in(ranges, CHUNKS),
+    "server_time": seconds,
+    "expire_time": seconds,
+}
+
+
+def message(name: str, *, of_answer: bool) -> Callable[[bytes], None]:
+    """Reads a request as the coordinator does, or an answer as a client does, and then each part of it."""
+    method = METHODS[name]
+    kind = message_factory.GetMessageClass(method.output_type if of_answer else method.input_type)
+    read, parts = forgiving(name, kind.FromString), OF_ANSWERS if of_answer else OF_REQUESTS
+
+    def decode(raw: bytes) -> None:
+        found = read(raw)
+        check_request(found)
+        for field, value in found.ListFields():
+            if field.name in parts:
+                refusing(partial(parts[field.name], value))
+
+    return decode
+
+
+def refusing(work: Callable[[], object]) -> None:
+    """One part may be refused, and the next is looked at all the same."""
+    with contextlib.suppress(Refused):
+        work()
+
+
+def chunk(raw: bytes) -> None:
+    """A message with a whole chunk is read without protobuf, and as protobuf reads it."""
+    whole = raw + REST
+    assert chunk_facts(chunk_reader(federation_pb2.PutChunksRequest), whole) == chunk_facts(
+        federation_pb2.PutChunksRequest.FromString, whole
+    )
+
+
+def chunk_facts(read: Callable[[bytes], Any], raw: bytes) -> tuple[Any, ...] | None:
+    try:
+        found = read(raw)
+    except DecodeError:
+        return None
+    facts = getattr(found, "facts", found)
+    return facts.task, facts.digest, facts.index, hashlib.sha256(found.data).digest()
+
+
+def status(raw: bytes) -> None:
+    """What a client makes of a refusal. The code is what it should be, so that the rest is looked at."""
+    try:
+        told = status_pb2.Status.FromString(raw)
+    except DecodeError:
+        told = status_pb2.Status()
+    codes = {code.value[0]: code for code in grpc.StatusCode}
+    call: Any = grpc.RpcError()
+    call.code = lambda: codes.get(told.code, grpc.StatusCode.UNKNOWN)
+    call.details = lambda: told.message
+    call.trailing_metadata = lambda: (("grpc-status-details-bin", raw),)
+    assert str(from_rpc_error(call, "here"))
+
+
+def model_file(raw: bytes) -> None:
+    FILE.write_bytes(raw)
+    layout = read_layout(FILE)
+    assert layout.header == raw[: len(layout.header)]
+    assert layout.size_bytes == len(raw)
+
+
+def update_file(raw: bytes) -> None:
+    FILE.write_bytes(raw)
+    for encoding in ("fp32", "bf16", "int8"):
+        form = update_format(LAYOUT, encoding)
+        refusing(partial(check_header, FILE, form.header, form.size_bytes))
+
+
+REST = federation_pb2.PutChunksRequest(data=b"w" * CHUNK_BYTES).SerializeToString()
+FOLDER = tempfile.TemporaryDirectory(prefix="pluralllm-wire-")
+FILE = Path(FOLDER.name) / "file"
+DECODERS: Mapping[str, Callable[[bytes], None]] = {
+    **{f"request {name}": message(name, of_answer=False) for name in METHODS},
+    **{f"answer {name}": message(name, of_answer=True) for name in METHODS},
+    "chunk": chunk,
+    "status": status,
+    "model file": model_file,
+    "update file": update_file,
+    "run spec": lambda raw: refusing(lambda: parse_spec(raw, "here")),
+    "certificate request": lambda raw: refusing(lambda: public_key_of(raw)),
+    "certificate": lambda raw: refusing(lambda: read_certificate(raw)),
+    "invite": lambda raw: refusing(lambda: parse_invite(raw.decode("utf-8", "replace"))),
+}
+NAMES = tuple(DECODERS)
+
+
+def decode(given: bytes) -> None:
+    """One input. Raises what is a bug."""
+    if given:
+        refusing(lambda: DECODERS[NAMES[given[0] % len(NAMES)]](given[1:]))
+
+
+def seeds() -> dict[str, bytes]:
+    """An input that is all right for each decoder that has one."""
+    update = LAYOUT.header + bytes(LAYOUT.size_bytes - len(LAYOUT.header))
+    hashes = (hashlib.sha256(update).digest(),)
+    request = make_request(new_key(), "guest")
+    digest = Digest("0" * 64)
+    now = Situation(
+        run="first",
+        scored_run="second",
+        scored_task="runs/second/rounds/0/tasks/evaluate-eve",
+        next_run="third",
+        task=federation_pb2.Task(name="runs/first/rounds/1/tasks/train-ann", spec_sha256=digest, base_digest=digest),
+        manifest=Manifest(digest_of(hashes), len(update), hashes),
+        update=update,
+        spec_json=SPEC.canonical_json(),
+        generation="0" * 16,
+        token="token",
+        requests_der=(request, request),
+        chain_pem=b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    )
+    good: dict[str, Message] = {f"request {name}": made(now) for name, made in GOOD.items()}
+    good["answer BeginUpdate"] = federation_pb2.BeginUpdateResponse(
+        missing=[resources_pb2.ChunkRange(first=0, last=5), resources_pb2.ChunkRange(first=3, last=2**31 - 1)]
+    )
+    found = {name: made.SerializeToString() for name, made in good.items()} | {
+        "chunk": write_chunk(federation_pb2.PutChunksRequest(task="t", index=1), b""),
+        "status": to_status(NormTooLarge(norm=2.0, limit=1.0)).trailing_metadata[0][1],
+        "model file": update,
+        "update file": update_format(LAYOUT, "int8").header + bytes(20),
+        "run spec": now.spec_json,
+        "invite": INVITE.encode(),
+        "certificate request": request,
+    }
+    return {name: bytes([NAMES.index(name)]) + raw for name, raw in found.items()}
