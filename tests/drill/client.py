@@ -103,7 +103,9 @@ async def file_there(path: Path) -> None:
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def play(home: Path) -> None:
+async def play(
+    home: Path, transport_of: type[Transport] = Transport, worker_of: type[ScriptedWorker] = ScriptedWorker
+) -> None:
     """One client until the run is over or its membership is."""
     config = load_config(ClientConfig, home / "client.toml", {})
     async with asyncio.timeout(JOIN_LIMIT_S):
@@ -111,9 +113,9 @@ async def play(home: Path) -> None:
     partner = load_partner(config)
     with structlog.contextvars.bound_contextvars(client=partner.name), DirectoryLock(config.state_dir):
         assert partner.identity is not None
-        line = Transport.of_member(partner.identity, config.standby)
+        line = transport_of.of_member(partner.identity, config.standby)
         try:
-            await Daemon(config, partner, Policy(), QUESTIONS, line, ScriptedWorker(home)).run(asyncio.Event())
+            await Daemon(config, partner, Policy(), QUESTIONS, line, worker_of(home)).run(asyncio.Event())
         except PluralError as error:
             log.info("client.ended", reason=str(error))
         finally:
@@ -124,12 +126,17 @@ async def play_all(homes: list[Path]) -> None:
     await asyncio.gather(*(play(home) for home in homes))
 
 
-def main() -> None:
-    """The entry point."""
-    configure_logs(form="json", level="DEBUG")
+def hurry() -> None:
+    """A coordinator that is back is found at once."""
     daemon.LAST_BACKOFF_S = transport.LAST_RETRY_S = 0.3
     transport.RETRY_JITTER_S = 0.1
     transport.OPTIONS = (*transport.OPTIONS, *RECONNECT)  # type: ignore[assignment]
+
+
+def main() -> None:
+    """The entry point."""
+    configure_logs(form="json", level="DEBUG")
+    hurry()
     asyncio.run(play_all([Path(home) for home in sys.argv[1:]]))
 
 

@@ -1,0 +1,78 @@
+"""One client: the drill's, in a process of its own. It takes a moment to train, and keeps a copy of all that it sends.
+
+`python -m nemesis.client HOME`. The copies are what a thief of the key could send again: see replay.py.
+"""
+
+import asyncio
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drill import client as drill
+from nemesis import pace
+
+from pluralllm.client import daemon, standing, transport
+from pluralllm.client.transport import Transport
+from pluralllm.client.worker_process import Progress
+from pluralllm.common import channels
+from pluralllm.common.chunks import Manifest
+from pluralllm.common.ids import Digest, TaskName
+from pluralllm.common.logs import configure_logs
+
+SENT = "sent"  # a folder in HOME
+TRAINING_S = 0.25  # at most
+
+
+class PacedWorker(drill.ScriptedWorker):
+    """Takes a time that follows from the task."""
+
+    async def ask(self, action: str, on_progress: Progress, **arguments: Any) -> dict[str, Any]:
+        if action == "train":
+            await asyncio.sleep(TRAINING_S * (arguments["seed"] % 100) / 100)
+        return await super().ask(action, on_progress, **arguments)
+
+
+class CopyingTransport(Transport):
+    """Writes down what it is about to send."""
+
+    folder = Path()
+
+    async def push_update(
+        self,
+        task: TaskName,
+        path: Path,
+        manifest: Manifest,
+        spec_sha256: Digest,
+        base: Digest,
+        examples: int,
+        metrics: Mapping[str, float],
+    ) -> None:
+        facts = {"task": task, "spec_sha256": spec_sha256, "base": base, "examples": examples, "metrics": {**metrics}}
+        copy = self.folder / task.replace("/", ".")
+        if not copy.with_suffix(".json").exists():
+            shutil.copyfile(path, copy.with_suffix(".part"))
+            copy.with_suffix(".part").rename(copy.with_suffix(".bytes"))
+            copy.with_suffix(".draft").write_text(json.dumps(facts))
+            copy.with_suffix(".draft").rename(copy.with_suffix(".json"))  # the last: then a pair is whole
+        await super().push_update(task, path, manifest, spec_sha256, base, examples, metrics)
+
+
+def main() -> None:
+    """The entry point."""
+    home = Path(sys.argv[1])
+    configure_logs(form="json", level="DEBUG")
+    drill.hurry()
+    daemon.APPROVAL_WAIT_S = standing.DIAGNOSE_EVERY_S = 1.0
+    transport.RETRY_FOR_S = 20.0
+    channels.CHANNEL_OPTIONS = pace.faster_keepalive(channels.CHANNEL_OPTIONS)  # type: ignore[attr-defined]
+    pace.wrong_clock()
+    CopyingTransport.folder = home / SENT
+    CopyingTransport.folder.mkdir(exist_ok=True)
+    asyncio.run(drill.play(home, CopyingTransport, PacedWorker))
+
+
+if __name__ == "__main__":
+    main()

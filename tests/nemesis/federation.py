@@ -1,0 +1,283 @@
+"""One coordinator or two, three clients, a link before each of them, and a supervisor that starts again whatever has ended."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from drill.coordinator import ADMIN
+from drill.pairs import StorePair
+from nemesis.link import Link, Links
+from nemesis.logs import Progress, Tail, facts_in
+from nemesis.pace import CLOCK
+from nemesis.schedule import CLIENTS, ROUNDS
+from process_harness import LOOK_EVERY_S, Process, free_port, process_spec
+
+from pluralllm.cli.remote import Remote
+from pluralllm.client.joining import join
+from pluralllm.common.identity import load_identity
+from pluralllm.common.roles import MemberRole
+from pluralllm.common.spec import RunSpec
+
+TESTS = Path(__file__).parents[1]
+RUN = "r"
+SETUP_LIMIT_S = 60.0
+START_AGAIN_S = 0.2
+PATIENCE = {"on_missed_quorum": "extend", "max_extensions": 1000, "evaluate_every": 3, "evaluation_deadline_s": 8}
+# Two chunks.
+MODEL = {"d_model": 160, "layers": 1, "heads": 1, "feedforward": 320, "embedder_layers": 2}
+SPECS: Mapping[str, RunSpec] = {
+    # Every client delivers in every round, whatever happens: the same updates count.
+    "everybody": process_spec(
+        rounds=ROUNDS,
+        round={"min_clients": 3, "target_clients": 3, "gather_s": 60, "deadline_s": 60, **PATIENCE},
+        predictor=MODEL,
+        aggregation={"optimizer": "fedyogi", "server_learning_rate": 0.003},
+    ),
+    # Rounds go on without one who is late.
+    "quorum": process_spec(
+        rounds=ROUNDS,
+        round={
+            **{"min_clients": 2, "target_clients": 3, "gather_s": 1.0, "grace_after_quorum_s": 0.5, "deadline_s": 6},
+            **PATIENCE,
+        },
+        predictor=MODEL,
+    ),
+}
+TIMING = {"lease_s": 2.0, "silence_s": 1.0, "poll_hold_s": 1.5, "chunk_idle_s": 3.0, "joins_per_minute": 10_000}
+TIMING |= {"keep_updates": 100}  # so the audit repeats every aggregate
+
+
+@dataclass(eq=False)
+class Kept:
+    """A process that is started again when it ends."""
+
+    name: str
+    process: Process
+    clock: Path
+    start_at_s: float = 0.0  # on the monotonic clock; infinity: not any more
+    paused: bool = False
+    exits: list[int] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        assert self.process.popen is not None
+        return self.process.popen.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.running
+
+    def signal(self, number: signal.Signals) -> None:
+        """Nothing happens to one that has ended."""
+        if self.running:
+            os.kill(self.pid, number)
+
+    def pause(self) -> None:
+        self.paused = True
+        self.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.paused = False
+        self.signal(signal.SIGCONT)
+
+    def set_clock(self, wrong_by_s: float) -> None:
+        draft = self.clock.with_suffix(".draft")
+        draft.write_text(str(wrong_by_s))
+        draft.rename(self.clock)
+
+
+class Federation:
+    """In a folder. `look` keeps it going; whoever waits for anything calls it."""
+
+    def __init__(self, folder: Path, pair: StorePair, scenario: str, *, standby: bool) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.pair, self.scenario = folder, pair, scenario
+        self.state, self.admin = folder / "coordinator", folder / "admin"
+        self.links = Links()
+        self.progress = Progress()
+        self._stores = dict(pair.settings(folder))
+        self.database_url = self._stores.get("database_url")
+        self.database_link, self.bucket_link = self._link_stores()
+        self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(2 if standby else 1)]
+        # Who audits goes to the stores themselves.
+        self.audit_config = self._write_config("audit", self.state, self.addresses[0], self._stores)
+        self.coordinators = [self._coordinator(place, address) for place, address in enumerate(self.addresses)]
+        self.client_links: dict[str, list[Link]] = {}
+        self.clients = {name: self._client(name) for name in CLIENTS}
+        self.strays: list[Process] = []  # whatever else was started
+        self.left: list[str] = []  # processes that nobody has ended
+        self._tails = [Tail(each.process.log) for each in self.coordinators]
+
+    # What there is
+
+    def _link_stores(self) -> tuple[Link | None, Link | None]:
+        """Before a database and an object store that are processes of their own."""
+        if "database_url" not in self._stores:
+            return None, None
+        database = self.links.to(urlsplit(self._stores["database_url"]).netloc.rpartition("@")[2])
+        return database, self.links.to(urlsplit(self._stores["blob_endpoint"]).netloc)
+
+    def _linked_stores(self) -> dict[str, str]:
+        if self.database_link is None or self.bucket_link is None:
+            return self._stores
+        url, endpoint = urlsplit(self._stores["database_url"]), urlsplit(self._stores["blob_endpoint"])
+        user = url.netloc.rpartition("@")[0]
+        return {
+            **self._stores,
+            "database_url": url._replace(netloc=f"{user}@{self.database_link.address}").geturl(),
+            "blob_endpoint": endpoint._replace(netloc=self.bucket_link.address).geturl(),
+        }
+
+    def _write_config(self, name: str, state: Path, address: str, stores: Mapping[str, str]) -> Path:
+        own = {"state_dir": str(state), "listen": address, "enrolment_listen": f"127.0.0.1:{free_port()}"}
+        path = self.folder / f"{name}.toml"
+        _write_toml(path, {**own, **TIMING, **stores})
+        return path
+
+    def _coordinator(self, place: int, address: str) -> Kept:
+        name = ("first", "second")[place]
+        state = self.state if place == 0 else self.folder / "second-state"
+        config = self._write_config(name, state, address, self._linked_stores())
+        return self._kept(name, "coordinator", "serve", "--config", str(config))
+
+    def _client(self, name: str) -> Kept:
+        home = self.folder / name
+        home.mkdir()
+        self.client_links[name] = [self.links.to(address) for address in self.addresses]
+        first, *others = [link.address for link in self.client_links[name]]
+        values = {"coordinator": first, "data": "none", "state_dir": str(home / "state"), "exit_when_run_over": True}
+        if others:
+            values["standby"] = others[0]
+        _write_toml(home / "client.toml", values)
+        return self._kept(name, "client", str(home))
+
+    def _kept(self, name: str, program: str, *arguments: str) -> Kept:
+        clock = self.folder / f"{name}.clock"
+        return Kept(name, self.program(name, program, *arguments, clock=clock), clock)
+
+    def program(self, name: str, program: str, *arguments: str, clock: Path) -> Process:
+        """One of the nemesis's programs, not started."""
+        found = [str(TESTS), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])]
+        environment = {"PYTHONPATH": os.pathsep.join(found), "OMP_NUM_THREADS": "1", CLOCK: str(clock)}
+        command = [sys.executable, "-m", f"nemesis.{program}", *arguments]
+        return Process(command, self.folder / f"{name}.log", environment)
+
+    @property
+    def kept(self) -> list[Kept]:
+        return [*self.coordinators, *self.clients.values()]
+
+    @property
+    def serving(self) -> Kept:
+        """The coordinator that serves, as far as its log says; else one that runs."""
+        if len(self.coordinators) == 1:
+            return self.coordinators[0]
+
+        def since(each: Kept) -> str:
+            serving = [facts["timestamp"] for facts in facts_in(each.process.log) if facts["event"] == "server.started"]
+            return serving[-1] if serving else ""
+
+        return max(self.coordinators, key=lambda each: (each.running, since(each)))
+
+    # Beginning
+
+    def begin(self) -> None:
+        """Everybody joins, the run is started, the clients too."""
+        first, *others = self.coordinators
+        first.process.environment = {**first.process.environment, ADMIN: str(self.admin)}
+        first.process.start()
+        self._until("the first coordinator serves", (self.state / "address").exists)
+        remote = Remote.of_member(load_identity(self.admin, "pluralllm"))
+        try:
+            for name in CLIENTS:
+                group, folder = f"group of {name}", self.folder / name / "state" / "identity"
+                invite = remote.invite(name, MemberRole.CLIENT, group, None, 3600.0, needs_approval=False)
+                join(invite, folder, "pluralllm-client", frozenset({MemberRole.CLIENT}))
+            remote.create_run(RUN, SPECS[self.scenario].canonical_json())
+            remote.start_run(RUN)
+        finally:
+            remote.close()
+        for other in others:
+            shutil.copytree(self.state / "authority", self.folder / "second-state" / "authority")
+            other.process.start()
+        for client in self.clients.values():
+            client.process.start()
+
+    def _until(self, what: str, holds: Callable[[], bool]) -> None:
+        end_s = time.monotonic() + SETUP_LIMIT_S
+        while not holds():
+            assert self.coordinators[0].running, self.coordinators[0].process.log.read_text()[-3000:]
+            assert time.monotonic() < end_s, f"not within {SETUP_LIMIT_S} s: {what}"
+            time.sleep(LOOK_EVERY_S)
+
+    # Going on
+
+    def look(self) -> None:
+        """Reads what the coordinators say; starts again what has ended."""
+        for tail in self._tails:
+            for facts in tail.new():
+                self.progress.take(facts)
+        now_s = time.monotonic()
+        for each in self.kept:
+            if each.running:
+                continue
+            if each.start_at_s == 0.0 and each.process.popen is not None:
+                each.exits.append(each.process.popen.returncode)
+                each.start_at_s = float("inf") if self.has_heard_the_end(each) else now_s + START_AGAIN_S
+            elif each.start_at_s <= now_s:
+                each.start_at_s, each.paused = 0.0, False
+                each.process.start()
+
+    def has_heard_the_end(self, each: Kept) -> bool:
+        """A client whose run is over ends, and for good."""
+        return each.name in self.clients and any(facts["event"] == "run.over" for facts in facts_in(each.process.log))
+
+    @property
+    def is_over(self) -> bool:
+        """Every client has heard that it is."""
+        return all(not client.running and self.has_heard_the_end(client) for client in self.clients.values())
+
+    def stop_coordinators(self) -> list[int]:
+        """In order; their exit codes."""
+        for each in self.coordinators:
+            each.start_at_s = float("inf")
+        return [each.process.stop() for each in reversed(self.coordinators) if each.process.popen is not None]
+
+    def end_all(self) -> None:
+        """Ends whatever still runs, by its id, and remembers what was left of the process groups."""
+        started = [each.process for each in self.kept] + self.strays
+        popens = [process.popen for process in started if process.popen is not None]
+        for popen in popens:
+            if popen.poll() is None:
+                popen.send_signal(signal.SIGCONT)
+                popen.kill()
+                popen.wait(10)
+        for popen in popens:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(popen.pid, 0)
+                self.left.append(f"of {popen.args!r} a process is left")
+                os.killpg(popen.pid, signal.SIGKILL)
+
+
+def _write_toml(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+
+
+@contextlib.contextmanager
+def federation(folder: Path, pair: StorePair, scenario: str, *, standby: bool) -> Iterator[Federation]:
+    """Leaves no process behind."""
+    found = Federation(folder, pair, scenario, standby=standby)
+    try:
+        yield found
+    finally:
+        found.end_all()
+        found.links.close()
+    assert not found.left, found.left

@@ -1,0 +1,50 @@
+"""Shorter waits than a real federation's, and a clock that others can set: for both programs of the nemesis.
+
+Called when the programs' modules are loaded, since that is when they bind what is replaced here.
+"""
+
+import os
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+CLOCK = "PLURALLLM_NEMESIS_CLOCK"  # a file with the seconds that this process's wall clock is wrong by
+KEEPALIVE_MS, KEEPALIVE_LIMIT_MS = 1_500, 1_000
+
+
+def faster_keepalive(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+    """A connection that brings nothing is found out within seconds, not within 80."""
+    values = {
+        "grpc.keepalive_time_ms": KEEPALIVE_MS,
+        "grpc.keepalive_timeout_ms": KEEPALIVE_LIMIT_MS,
+        "grpc.http2.min_recv_ping_interval_without_data_ms": KEEPALIVE_MS // 2,
+    }
+    return tuple((name, values.get(name, value)) for name, value in options)
+
+
+def wrong_clock() -> None:
+    """Of everything in pluralllm that reads the wall clock. Not of gRPC: its deadlines are made of the clock, and read by C."""
+    path = Path(os.environ[CLOCK])
+
+    def wrong_time() -> float:
+        return time.time() + (float(path.read_text()) if path.exists() else 0.0)
+
+    clock = types.ModuleType("time")
+    vars(clock).update(vars(time))
+    clock.time = wrong_time  # type: ignore[attr-defined]
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pluralllm."):
+            if vars(module).get("time") is time:
+                module.time = clock  # type: ignore[attr-defined]
+            for value in list(vars(module).values()):
+                if isinstance(value, types.FunctionType):  # a logger would come to life if it were asked for anything
+                    _replace_default(value, time.time, wrong_time)
+
+
+def _replace_default(function: types.FunctionType, old: object, new: object) -> None:
+    """Of an argument whose default is the clock."""
+    plain: Any = getattr(function, "__wrapped__", function)
+    if plain.__defaults__ and old in plain.__defaults__:
+        plain.__defaults__ = tuple(new if value is old else value for value in plain.__defaults__)

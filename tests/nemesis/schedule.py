@@ -1,0 +1,155 @@
+"""What goes wrong in a run of real processes, and when: a pure function of the seed.
+
+A moment is one of a round's own (it opened, its first update was recorded, averaging began, its version was published), then some
+milliseconds. Processes have no common clock, so two runs of a seed differ in who was quicker; the strikes are the same.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+CLIENTS = ("ann", "ben", "cem")
+ROUNDS = 6
+SECOND_STRIKE = 0.5  # of the rounds have two
+DAY_S = 86_400.0
+
+
+class Kind(StrEnum):
+    """Of a fault; strikes.py does them."""
+
+    COORDINATOR_KILLED = "coordinator killed"
+    COORDINATOR_STOPPED = "coordinator stopped in order"
+    COORDINATOR_PAUSED = "coordinator paused"
+    COORDINATOR_OVERTAKEN = "coordinator paused until another serves"
+    CLIENT_KILLED = "client killed"
+    CLIENT_PAUSED = "client paused"
+    LINK_CUT = "connection cut"
+    LINK_CUT_IN_MID = "connection cut after so many bytes"
+    LINK_SLOW = "connection slow"
+    LINK_HELD = "connection without a byte"
+    LINK_ONE_WAY = "connection one way only"
+    LINK_BLACK_HOLE = "connection into a black hole"
+    LINK_FLAPS = "connection cut again and again"
+    CALLS_REPLAYED = "calls replayed"
+    CLOCK_OF_COORDINATOR = "coordinator's clock set"
+    CLOCK_OF_CLIENT = "client's clock set"
+    DISK_FULL = "disk full"
+    DISK_ERROR = "disk error"
+    UPDATE_SPOILT = "stored update spoilt"
+    MODEL_SPOILT = "stored model spoilt, then restored"
+    DATABASE_LOCKED = "database locked"
+    DATABASE_CUT = "database ended every session"
+    DATABASE_HELD = "database without an answer"
+    BUCKET_CUT = "object store cut"
+    BUCKET_HELD = "object store without an answer"
+    SECOND_COORDINATOR = "second coordinator on the same state"
+
+
+class Moment(StrEnum):
+    """Of a round, as the coordinator's log tells it."""
+
+    OPENED = "opened"
+    UPDATE = "first update recorded"
+    AVERAGING = "averaging"
+    PUBLISHED = "published"
+
+
+K = Kind
+OF_LINKS = (K.LINK_CUT, K.LINK_CUT_IN_MID, K.LINK_SLOW, K.LINK_HELD, K.LINK_ONE_WAY, K.LINK_BLACK_HOLE, K.LINK_FLAPS)
+OF_SERVED_STORES = (K.DATABASE_CUT, K.DATABASE_HELD, K.BUCKET_CUT, K.BUCKET_HELD, K.COORDINATOR_OVERTAKEN)
+OF_EMBEDDED_STORES = (K.SECOND_COORDINATOR,)
+OF_SPOILT_FILES = (K.UPDATE_SPOILT, K.MODEL_SPOILT)
+# How long each lasts, seconds. The lease is 2 s: some pauses are longer. SQLite waits 5 s for a lock: so are some locks.
+# A session of PostgreSQL that is idle for 8 s is ended: whoever is paused longer is overtaken.
+LASTS: dict[Kind, tuple[float, float]] = {
+    K.COORDINATOR_PAUSED: (0.3, 4.0),
+    K.COORDINATOR_OVERTAKEN: (12.0, 14.0),
+    K.CLIENT_PAUSED: (0.3, 4.0),
+    K.LINK_SLOW: (1.0, 3.0),
+    K.LINK_HELD: (0.5, 4.0),
+    K.LINK_ONE_WAY: (0.5, 4.0),
+    K.LINK_FLAPS: (1.0, 3.0),
+    K.CLOCK_OF_COORDINATOR: (0.5, 4.0),
+    K.CLOCK_OF_CLIENT: (0.5, 4.0),
+    K.DISK_FULL: (0.5, 3.0),
+    K.DISK_ERROR: (2.0, 4.0),
+    K.MODEL_SPOILT: (0.05, 0.3),
+    K.DATABASE_LOCKED: (0.5, 7.0),
+    K.DATABASE_HELD: (0.5, 4.0),
+    K.BUCKET_HELD: (0.5, 4.0),
+}
+CLOCK_JUMPS_S = (60.0, 3600.0, DAY_S, 20 * DAY_S, 3650 * DAY_S)
+# A strike can come too late for these at any other moment: nothing of the round is there yet, or nothing is any more.
+ONLY_AT = {K.UPDATE_SPOILT: Moment.UPDATE, K.MODEL_SPOILT: Moment.OPENED}
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """One fault. `number` is a seeded one, for whatever the kind wants to draw."""
+
+    round: int
+    moment: Moment
+    delay_s: float
+    kind: Kind
+    client: str  # whom it is about, where it is about a client
+    lasts_s: float
+    number: int
+
+    def __str__(self) -> str:
+        about = f" of {self.client}" if self.kind in (*OF_LINKS, K.CLIENT_KILLED, K.CLIENT_PAUSED) else ""
+        lasts = f" for {self.lasts_s:.2f} s" if self.lasts_s else ""
+        return f"round {self.round} {self.moment}, {1000 * self.delay_s:.0f} ms later: {self.kind}{about}{lasts}"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    seed: int
+    stores: str
+    scenario: str  # of federation.SPECS
+    standby: bool  # a second coordinator on the same database from the start
+    strikes: tuple[Strike, ...]
+
+    @property
+    def sha256(self) -> str:
+        """The same in every process."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+    def has(self, *kinds: Kind) -> bool:
+        return any(strike.kind in kinds for strike in self.strikes)
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        stands_by = ", a second coordinator stands by" if self.standby else ""
+        return [f"seed {self.seed}, {self.stores}, {self.scenario}{stands_by}", *map(str, self.strikes)]
+
+
+def kinds_for(stores: str, unavailable: Iterable[Kind] = ()) -> tuple[Kind, ...]:
+    """All that can happen to a pair of stores, without what this machine cannot do."""
+    foreign = OF_SERVED_STORES if stores == "sqlite+local" else OF_EMBEDDED_STORES
+    left_out = {*foreign, *unavailable}
+    return tuple(kind for kind in Kind if kind not in left_out)
+
+
+def schedule(seed: int, stores: str, kinds: Sequence[Kind]) -> Schedule:
+    """A strike in every round, in some a second one of another kind."""
+    draw = random.Random(f"nemesis {seed} {stores}")
+    standby = stores != "sqlite+local" and draw.random() < 0.5
+    possible = [kind for kind in kinds if standby or kind is not K.COORDINATOR_OVERTAKEN]
+    scenario = draw.choice(("everybody", "everybody", "quorum"))
+    strikes: list[Strike] = []
+    for number in range(1, ROUNDS + 1):
+        how_many = 2 if len(possible) > 1 and draw.random() < SECOND_STRIKE else 1
+        strikes += [_strike(draw, number, kind) for kind in draw.sample(possible, how_many)]
+    return Schedule(seed, stores, scenario, standby, tuple(strikes))
+
+
+def _strike(draw: random.Random, number: int, kind: Kind) -> Strike:
+    moment = ONLY_AT.get(kind) or draw.choice(tuple(Moment))
+    delay_s = 0.0 if kind in ONLY_AT else draw.choice((0.0, draw.uniform(0.0, 0.4)))
+    lasts_s = draw.uniform(*LASTS[kind]) if kind in LASTS else 0.0
+    return Strike(
+        number, moment, round(delay_s, 3), kind, draw.choice(CLIENTS), round(lasts_s, 2), draw.getrandbits(32)
+    )

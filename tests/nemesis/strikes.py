@@ -1,0 +1,338 @@
+"""Carries out a schedule on a federation: each strike when its moment comes, and its end when it has lasted."""
+
+import signal
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import psycopg
+from nemesis import disk
+from nemesis.federation import Federation, Kept
+from nemesis.link import Link
+from nemesis.logs import facts_in
+from nemesis.replay import Replays, replay
+from nemesis.schedule import CLOCK_JUMPS_S, Kind, Schedule, Strike
+from process_harness import Process, free_port
+
+K = Kind
+SLOW_PIECE_S = (0.01, 0.15)
+FLAP_EVERY_S = 0.3
+SOME_BYTES = 1_300_000  # an update and a bit
+SECOND_LIMIT_S = 20.0
+LOCK_TRIES_S = 10.0
+
+
+@dataclass
+class Later:
+    at_s: float
+    do: Callable[[], object]
+
+
+@dataclass
+class Nemesis:
+    """`look` is called again and again; everything else follows."""
+
+    federation: Federation
+    schedule: Schedule
+    fired: Counter[Kind] = field(default_factory=Counter)
+    log: list[str] = field(default_factory=list)
+    replays: Replays = field(default_factory=Replays)
+    problems: list[str] = field(default_factory=list)
+    spoilt_updates: list[str] = field(default_factory=list)  # restored before the audit: it would name them
+
+    def __post_init__(self) -> None:
+        self._start_s = time.monotonic()
+        self._armed = list(self.schedule.strikes)
+        self._later: list[Later] = []
+        self._threads: list[threading.Thread] = []
+        self._ending = threading.Event()
+
+    def look(self) -> None:
+        """Strikes whose moment has come, ends what has lasted long enough."""
+        for strike in [each for each in self._armed if self.federation.progress.has_passed(each.round, each.moment)]:
+            self._armed.remove(strike)
+            self._in(strike.delay_s, lambda strike=strike: self._strike(strike))  # type: ignore[misc]
+        now_s = time.monotonic()
+        for due in [each for each in self._later if each.at_s <= now_s]:
+            self._later.remove(due)
+            due.do()
+
+    @property
+    def is_done(self) -> bool:
+        """Every fault has been, and is over."""
+        return not self._armed and not self._later and not any(thread.is_alive() for thread in self._threads)
+
+    def heal(self) -> None:
+        """Ends everything now."""
+        self._armed.clear()
+        self._ending.set()
+        while self._later:
+            self._later.pop(0).do()
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive(), thread
+
+    # How it is done
+
+    def _in(self, length_s: float, do: Callable[[], object]) -> None:
+        self._later.append(Later(time.monotonic() + length_s, do))
+
+    def _note(self, strike: Strike, what: str = "") -> None:
+        self.fired[strike.kind] += 1
+        self._say(f"{strike}{': ' if what else ''}{what}")
+
+    def _say(self, what: str) -> None:
+        self.log.append(f"{time.monotonic() - self._start_s:7.3f} s {what}")
+
+    def _aside(self, work: Callable[[], None]) -> None:
+        """What waits for somebody: the others go on meanwhile."""
+        thread = threading.Thread(target=work)
+        self._threads.append(thread)
+        thread.start()
+
+    def _strike(self, strike: Strike) -> None:
+        if self._ending.is_set() or self.federation.progress.is_over:
+            return  # too late: not counted
+        found, client = self.federation, self.federation.clients[strike.client]
+        match strike.kind:
+            case K.COORDINATOR_KILLED:
+                self._signal(strike, found.serving, signal.SIGKILL)
+            case K.COORDINATOR_STOPPED:
+                self._signal(strike, found.serving, signal.SIGTERM)
+            case K.CLIENT_KILLED:
+                self._signal(strike, client, signal.SIGKILL)
+            case K.COORDINATOR_PAUSED | K.COORDINATOR_OVERTAKEN:
+                self._pause(strike, found.serving)
+            case K.CLIENT_PAUSED:
+                self._pause(strike, client)
+            case K.CLOCK_OF_COORDINATOR:
+                self._set_clock(strike, found.serving)
+            case K.CLOCK_OF_CLIENT:
+                self._set_clock(strike, client)
+            case K.CALLS_REPLAYED:
+                self._replay(strike)
+            case K.DISK_FULL:
+                self._fill_disk(strike)
+            case K.DISK_ERROR:
+                self._fail_disk(strike)
+            case K.UPDATE_SPOILT | K.MODEL_SPOILT:
+                self._spoil(strike)
+            case K.DATABASE_LOCKED:
+                self._lock(strike)
+            case K.DATABASE_CUT:
+                self._end_sessions(strike)
+            case K.DATABASE_HELD:
+                self._hold(strike, found.database_link)
+            case K.BUCKET_HELD:
+                self._hold(strike, found.bucket_link)
+            case K.BUCKET_CUT:
+                assert found.bucket_link is not None
+                found.bucket_link.cut()
+                self._note(strike)
+            case K.SECOND_COORDINATOR:
+                self._start_second(strike)
+            case _:
+                self._strike_links(strike, found.client_links[strike.client])
+
+    # Processes
+
+    def _signal(self, strike: Strike, whom: Kept, number: signal.Signals) -> None:
+        if whom.running:
+            whom.signal(number)
+            if whom.paused:  # SIGTERM is heard when it goes on
+                whom.go_on()
+            self._note(strike, whom.name)
+
+    def _pause(self, strike: Strike, whom: Kept) -> None:
+        if whom.running and not whom.paused:
+            whom.pause()
+            self._note(strike, whom.name)
+            self._in(strike.lasts_s, whom.go_on)
+
+    def _set_clock(self, strike: Strike, whom: Kept) -> None:
+        jump_s = CLOCK_JUMPS_S[strike.number % len(CLOCK_JUMPS_S)] * (1 if strike.number // 8 % 2 else -1)
+        whom.set_clock(jump_s)
+        self._note(strike, f"{whom.name} by {jump_s:+.0f} s")
+        self._in(strike.lasts_s, lambda: whom.set_clock(0.0))
+
+    def _start_second(self, strike: Strike) -> None:
+        """It must end by itself, and say why."""
+        found = self.federation
+        first = found.coordinators[0]
+        lines = [line for line in (found.folder / "first.toml").read_text().splitlines() if "listen" not in line]
+        ports = [f'{key} = "127.0.0.1:{free_port()}"' for key in ("listen", "enrolment_listen")]
+        name = f"stray-{len(found.strays)}"
+        config = found.folder / f"{name}.toml"
+        config.write_text("\n".join([*lines, *ports]))
+        stray = found.program(name, "coordinator", "serve", "--config", str(config), clock=found.folder / "no-clock")
+        found.strays.append(stray.start())
+        self._note(strike)
+
+        def wait() -> None:
+            end_s = time.monotonic() + SECOND_LIMIT_S
+            while stray.running and time.monotonic() < end_s and not self._said_that_it_serves(stray):
+                time.sleep(0.05)
+            served = self._said_that_it_serves(stray)
+            code = stray.stop()
+            if served:  # the first one was down: then the state was free, and the first one has to wait
+                self._say(f"{name} served while {first.name} did not, then ended with {code}")
+            elif code == 0 or "is in use by" not in stray.log.read_text():
+                self.problems.append(f"a second coordinator was not refused: it ended with {code}")
+
+        self._aside(wait)
+
+    def _said_that_it_serves(self, process: Process) -> bool:
+        return any(facts["event"] == "server.started" for facts in facts_in(process.log))
+
+    def _replay(self, strike: Strike) -> None:
+        found = self.federation
+        address = found.addresses[found.coordinators.index(found.serving)]
+        self._note(strike, strike.client)
+
+        def work() -> None:
+            try:
+                replay(found.folder / strike.client, address, strike.number, self.replays)
+            except Exception as error:  # noqa: BLE001 - a thread has nobody else to tell
+                self.problems.append(f"the thief failed: {error!r}")
+
+        self._aside(work)
+
+    # Connections
+
+    def _strike_links(self, strike: Strike, links: list[Link]) -> None:
+        do: Callable[[Link], None]
+        low, high = SLOW_PIECE_S
+        match strike.kind:
+            case K.LINK_CUT:
+                do = Link.cut
+            case K.LINK_CUT_IN_MID:
+                do = lambda link: link.cut_after(1 + strike.number % SOME_BYTES)  # noqa: E731
+            case K.LINK_SLOW:
+                do = lambda link: link.slow(low + (high - low) * (strike.number % 100) / 100)  # noqa: E731
+            case K.LINK_HELD:
+                do = lambda link: link.hold(there=True, back=True)  # noqa: E731
+            case K.LINK_ONE_WAY:
+                do = lambda link: link.hold(there=bool(strike.number % 2), back=not strike.number % 2)  # noqa: E731
+            case K.LINK_BLACK_HOLE:
+                do = Link.lose
+            case K.LINK_FLAPS:
+                for number in range(1, round(strike.lasts_s / FLAP_EVERY_S)):
+                    self._in(number * FLAP_EVERY_S, lambda: _each(links, Link.cut))
+                do = Link.cut
+            case _:
+                raise AssertionError(strike)
+        _each(links, do)
+        self._note(strike)
+        if strike.lasts_s and strike.kind is not K.LINK_FLAPS:
+            self._in(strike.lasts_s, lambda: _each(links, Link.heal))
+
+    def _hold(self, strike: Strike, link: Link | None) -> None:
+        """A store without an answer; half of them are cut at the end, as by a machine that has forgotten its connections."""
+        assert link is not None
+        link.hold(there=True, back=True)
+        self._note(strike)
+
+        def end() -> None:
+            if strike.number % 2:
+                link.cut()
+            link.heal()
+
+        self._in(strike.lasts_s, end)
+
+    # Disk and stores
+
+    def _fill_disk(self, strike: Strike) -> None:
+        filler = disk.fill(self.federation.state)
+        self._note(strike)
+        self._in(strike.lasts_s, lambda: filler.unlink(missing_ok=True))
+
+    def _fail_disk(self, strike: Strike) -> None:
+        """Of the coordinator that serves. strace lets go of whom it traces when it is told to end."""
+        whom = self.federation.serving
+        if not whom.running:
+            return
+        name = f"strace-{len(self.federation.strays)}"
+        striker = disk.fail(whom.pid, strike.number, self.federation.folder / f"{name}.log")
+        self.federation.strays.append(striker)
+        self._note(strike, whom.name)
+        self._in(strike.lasts_s, striker.stop)
+
+    def _spoil(self, strike: Strike) -> None:
+        """A bit of the blob that was stored last and concerns the round; the same again restores it."""
+        digest = self._newest_update() if strike.kind is K.UPDATE_SPOILT else self._newest_model()
+        if digest is None or not self._flip(digest):
+            return
+        self._note(strike, digest[:12])
+        if strike.kind is K.MODEL_SPOILT:
+            self._in(strike.lasts_s, lambda: self._flip(digest))
+        else:
+            self.spoilt_updates.append(digest)
+
+    def restore_updates(self) -> None:
+        for digest in self.spoilt_updates:
+            self._flip(digest)
+
+    def _flip(self, digest: str) -> bool:
+        try:
+            self.federation.pair.spoil(self.federation.folder, digest)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _newest_update(self) -> str | None:
+        return self._newest("UpdateArrived")
+
+    def _newest_model(self) -> str | None:
+        return self._newest("ModelAveraged")
+
+    def _newest(self, kind: str) -> str | None:
+        """The digest in the last event of a kind."""
+        logs = chain.from_iterable(facts_in(each.process.log) for each in self.federation.coordinators)
+        found = sorted((facts["timestamp"], facts) for facts in logs if facts.get("kind") == kind)
+        if not found:
+            return None
+        facts = found[-1][1]
+        return str(facts["receipt"]["digest"] if kind == "UpdateArrived" else facts["digest"])
+
+    def _lock(self, strike: Strike) -> None:
+        """By a process that is none of ours: an exclusive transaction, or a lock on the table that everything is written to."""
+        url, path = self.federation.database_url, self.federation.state / "coordinator.sqlite3"
+        self._note(strike)
+        self._aside(lambda: self._hold_lock(strike.lasts_s, url, path))
+
+    def _hold_lock(self, lasts_s: float, url: str | None, path: Path) -> None:
+        if url is not None:
+            with psycopg.connect(url) as connection:
+                connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+                self._ending.wait(lasts_s)
+                connection.rollback()
+            return
+        connection_ = sqlite3.connect(path, timeout=LOCK_TRIES_S, isolation_level=None)
+        try:
+            connection_.execute("BEGIN EXCLUSIVE")
+            self._ending.wait(lasts_s)
+            connection_.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            self._say(f"the database could not be locked: {error}")
+        finally:
+            connection_.close()
+
+    def _end_sessions(self, strike: Strike) -> None:
+        url = self.federation.database_url
+        assert url is not None
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name = 'pluralllm-server'"
+            )
+        self._note(strike)
+
+
+def _each(links: list[Link], do: Callable[[Link], None]) -> None:
+    for link in links:
+        do(link)

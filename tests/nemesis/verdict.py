@@ -1,0 +1,131 @@
+"""What must hold when all is over: the audit, every receipt that a client was given, and the bits of an undisturbed run."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemesis.federation import RUN, Federation
+from nemesis.logs import Facts, facts_in
+
+from pluralllm.common.configuration import load_config
+from pluralllm.common.ids import RoundNumber, RunId
+from pluralllm.server.audit import audit
+from pluralllm.server.config import ServerConfig
+from pluralllm.server.sql_membership import SqlMembership
+from pluralllm.server.state_directory import StateDirectory
+from pluralllm.server.storage import blobs_of, opened_alone
+from pluralllm.server.store import RoundOutcome, RoundRecord, VersionRecord
+
+# What a coordinator says when it met something that nobody thought of.
+NEVER_SAID = ("run.broken", "rpc.failed", "task.broken")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is in the stores at the end."""
+
+    versions: tuple[VersionRecord, ...]
+    rounds: dict[int, RoundRecord]
+    receipts: dict[tuple[int, str], str]  # digests by round and client
+    findings: tuple[str, ...]  # of the audit
+    aggregates_repeated: int = 0
+    ended: str = field(default="")
+
+    @property
+    def updates(self) -> int:
+        return len(self.receipts)
+
+    @property
+    def abandoned(self) -> int:
+        return sum(row.outcome is RoundOutcome.ABANDONED for row in self.rounds.values())
+
+
+def read_record(config: Path) -> Record:
+    """Audits, and reads. The coordinators have ended."""
+    return asyncio.run(_read(load_config(ServerConfig, config, {})))
+
+
+async def _read(config: ServerConfig) -> Record:
+    run = RunId(RUN)
+    with StateDirectory(config.state_dir) as state:
+        async with opened_alone(config, state) as store:
+            report = await audit(store, SqlMembership(store), blobs_of(config, state), state.scratch)
+            rounds = {int(row.round): row for row in await store.rounds(run, None, 1000)}
+            receipts = {
+                (number, str(row.receipt.client)): str(row.receipt.digest)
+                for number in rounds
+                for row in await store.receipts(run, RoundNumber(number))
+            }
+            versions = tuple(await store.versions(run))
+    findings = tuple(f"audit: {line}" for line in report.lines()[1:-1])
+    return Record(versions, rounds, receipts, findings, report.aggregates_repeated)
+
+
+def problems(
+    federation: Federation, record: Record, undisturbed: Record | None, *, may_differ: bool, may_end_early: bool
+) -> Iterator[str]:
+    """Everything that does not hold.
+
+    `may_differ`: a fault was among the strikes after which other updates may count, so only what was the same is compared.
+    """
+    yield from record.findings
+    yield from _broken_promises(federation, record)
+    for each in federation.kept:
+        yield from _unexpected(each.name, facts_in(each.process.log), each.process.log.read_text())
+    ended = {facts["outcome"] for name in federation.clients for facts in _said(federation, name, "run.over")}
+    if ended != {"completed"} and not (may_end_early and ended == {"aborted"}):
+        yield f"the clients were told that the run is {ended}"
+    if undisturbed is not None:
+        yield from _differences(record, undisturbed, may_differ=may_differ)
+
+
+def _said(federation: Federation, client: str, event: str) -> list[Facts]:
+    return [facts for facts in facts_in(federation.clients[client].process.log) if facts["event"] == event]
+
+
+def _broken_promises(federation: Federation, record: Record) -> Iterator[str]:
+    """Receipts that clients were given and that are not on record, or do not count in the version of their round."""
+    made = {int(version.round): version for version in record.versions if version.version > 0}
+    for client in federation.clients:
+        told = [(facts["task"], facts["digest"]) for facts in _said(federation, client, "update.committed")]
+        for task, count in Counter(task for task, _ in told).items():
+            if count > 1:
+                yield f"{task}: the client was asked for it again, after its receipt"
+        for task, digest in told:
+            number = int(task.split("/")[3])
+            if record.receipts.get((number, client)) != digest:
+                yield f"round {number}: the receipt of {client} is not on record"
+            row = record.rounds.get(number)
+            if row is None or (row.outcome is not RoundOutcome.CLOSED and not row.reason):
+                yield f"round {number} of a receipt has neither a version nor a reason"
+            if number in made and (client, digest) not in {tuple(update[:2]) for update in made[number].updates}:
+                yield f"round {number}: the update of {client} does not count"
+
+
+def _unexpected(name: str, said: list[Facts], log: str) -> Iterator[str]:
+    for facts in said:
+        if facts["event"] in NEVER_SAID and "exception" in facts:
+            last = facts["exception"][-1] if isinstance(facts["exception"], list) else facts["exception"]
+            yield f"{name} said {facts['event']}: {last}"[:600]
+    if "Traceback (most recent call last)" in log:
+        place = log.index("Traceback (most recent call last)")
+        yield f"{name} wrote a stack trace: {log[place : place + 3000]}"
+
+
+def _differences(record: Record, undisturbed: Record, *, may_differ: bool) -> Iterator[str]:
+    """Wherever the same updates were committed the bits are the same, from the first version on as long as they are."""
+    for key, digest in record.receipts.items():
+        if undisturbed.receipts.get(key, digest) != digest:
+            yield f"round {key[0]}: the update of {key[1]} is another one than undisturbed"
+    for found, wanted in zip(record.versions, undisturbed.versions, strict=False):
+        if (found.round, found.updates) != (wanted.round, wanted.updates):
+            if not may_differ:
+                yield f"version {found.version} is made of other updates than undisturbed"
+            return
+        if (found.digest, found.moments, found.record_sha256) != (wanted.digest, wanted.moments, wanted.record_sha256):
+            yield f"version {found.version} has other bits than undisturbed, of the same updates"
+            return
+    if len(record.versions) != len(undisturbed.versions) and not may_differ:
+        yield f"{len(record.versions)} versions, undisturbed {len(undisturbed.versions)}"
