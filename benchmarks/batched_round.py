@@ -71,7 +71,7 @@ def main() -> None:
                     next_state(moments).replace(moments)
             alone.append(time.perf_counter() - began_s)
     ratios = [one / other for one, other in zip(together[1:], alone[1:], strict=True)]
-    size = clients_per_pass(spec, device)
+    size = clients_per_pass(spec, device, CLIENTS)
     print(f"{given.preset}, {device}, {given.threads} threads; {CLIENTS} clients, {min(size, CLIENTS)} in a pass")
     print(f"batched    {statistics.median(together[1:]):.3f} s a round (median of {given.repeats})")
     print(f"one by one {statistics.median(alone[1:]):.3f} s")

@@ -23,13 +23,14 @@ from pluralllm.client.standing import Standing, renew
 from pluralllm.client.transport import Transport
 from pluralllm.common.certificates import make_request, new_key
 from pluralllm.common.clock import SystemClock
-from pluralllm.common.errors import Internal, StorageFull, Unreachable
+from pluralllm.common.errors import Internal, PluralError, StorageFull, Unreachable
 from pluralllm.common.handshake import handshake
 from pluralllm.common.identity import Identity, load_identity, next_key
 from pluralllm.common.ids import ClientId
 from pluralllm.common.membership_errors import (
     AwaitingApproval,
     CertificateExpired,
+    CertificateNotYetValid,
     CertificateRevoked,
     ClockWrong,
     ForeignAuthority,
@@ -235,9 +236,9 @@ async def test_a_daemon_renews_its_certificate_once_its_disk_works_again(tmp_pat
 # What a daemon says when nothing answers
 
 
-async def told(identity: Identity) -> Exception | None:
-    """What a daemon makes of a call that its coordinator did not answer."""
-    error = Unreachable(address=identity.membership.coordinator, problem="Socket closed")
+async def told(identity: Identity, refusal: PluralError | None = None) -> Exception | None:
+    """What a daemon makes of a refusal, or of a call that its coordinator did not answer."""
+    error = refusal or Unreachable(address=identity.membership.coordinator, problem="Socket closed")
     async with transport_of(identity) as transport:
         try:
             return await Standing(identity, transport).true_cause(error)
@@ -310,6 +311,21 @@ async def test_a_machine_whose_clock_is_wrong_learns_that_and_not_that_it_expire
         assert cause is not None
         assert isinstance(cause.error, ClockWrong)
         assert not cause.final
+
+
+async def test_a_coordinator_whose_clock_is_wrong_for_a_while_ends_no_daemon(tmp_path: Path) -> None:
+    """It refuses a certificate by dates that this machine's clock and, later, its own one find good."""
+    ahead_s = [0.0]
+    async with serving(tmp_path / "state", wall_s=lambda: time.time() + ahead_s[0]) as served:
+        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        for refusal in (
+            CertificateExpired(name="ann", expired="x"),
+            CertificateNotYetValid(name="ann", valid_from="x"),
+        ):
+            ahead_s[0] = 40 * DAY_S
+            assert isinstance(await told(identity, refusal), ClockWrong)
+            ahead_s[0] = 0.0
+            assert await told(identity, refusal) is refusal
 
 
 async def test_a_member_that_cannot_ask_because_others_have_asked_too_often_learns_nothing_false(

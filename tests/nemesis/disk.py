@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from nemesis.schedule import Kind
 from process_harness import Process
 
 DISK_BYTES = 128 * 1024**2
-SPARED_BYTES = 4096 * 4
+PIECE_BYTES = 4096
 FILLER = "filler"
 FAILING_CALLS = ("fsync", "fdatasync", "pwrite64")
 
@@ -42,8 +41,9 @@ def small_disk(folder: Path) -> Iterator[None]:
 def fill(folder: Path) -> Path:
     """The file that takes all the space."""
     filler = folder / FILLER
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(folder).free - SPARED_BYTES))
+    with filler.open("wb") as file, contextlib.suppress(OSError):  # others write meanwhile: until there is no more
+        while True:
+            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), PIECE_BYTES)
     return filler
 
 

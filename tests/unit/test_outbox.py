@@ -72,3 +72,14 @@ def test_a_rewritten_history_is_refused(tmp_path: Path, changed: VersionLink, ta
     history.check(RUN, link(1, "b", "a"), "b")
     with pytest.raises(HistoryDiverged):
         history.check(RUN, changed, task_record)
+
+
+def test_a_run_is_open_until_its_end_was_heard_of_and_its_history_stays(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.check(RUN, link(0, "a", ""), "a")
+    assert History(tmp_path).open_runs() == {RUN}
+    history.close(RUN)
+    history.close(RunId("never seen"))
+    assert History(tmp_path).open_runs() == set()
+    with pytest.raises(HistoryDiverged):
+        history.check(RUN, link(0, "x", ""), "x")

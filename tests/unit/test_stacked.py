@@ -135,16 +135,10 @@ def test_each_client_has_its_own_gradient_clipped() -> None:
 
 def test_a_cpu_pass_takes_fewer_clients_of_larger_episodes_and_a_gpu_all() -> None:
     small, large = (
-        small_spec(
-            {
-                "training": {"episodes": {"max_context": most, "max_targets": most}},
-                "groups": {"train": list("abcdefgh")},
-            }
-        )
-        for most in (40, 400)
+        small_spec({"training": {"episodes": {"max_context": most, "max_targets": most}}}) for most in (40, 400)
     )
-    assert clients_per_pass(small, CPU) > clients_per_pass(large, CPU) >= 1
-    assert clients_per_pass(large, torch.device("cuda")) == 8
+    assert clients_per_pass(small, CPU, 8) > clients_per_pass(large, CPU, 8) >= 1
+    assert clients_per_pass(large, torch.device("cuda"), 8) == 8
 
 
 @pytest.mark.parametrize("over", [{"sharpness_spread": 0.5}, {"batch_episodes": 2}])

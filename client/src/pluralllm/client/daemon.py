@@ -35,7 +35,7 @@ from pluralllm.common.errors import (
     Unreachable,
 )
 from pluralllm.common.ids import Digest, RunId
-from pluralllm.common.membership_errors import AwaitingApproval, CertificateExpired
+from pluralllm.common.membership_errors import AwaitingApproval, CertificateExpired, CertificateNotYetValid
 from pluralllm.common.spec import RunSpec, parse_spec
 
 log = structlog.get_logger()
@@ -88,6 +88,7 @@ class Daemon:
         self._state = config.state_dir.absolute()
         self._outbox = Outbox(self._state / "outbox")
         self._history = History(self._state / "history")
+        self._unfinished = self._history.open_runs()  # of an earlier process
         self._models = self._state / "models"
         self._models.mkdir(mode=0o700, exist_ok=True)
         self._drafts = Drafts(self._state / "drafts")
@@ -139,7 +140,7 @@ class Daemon:
                     await self._hello()
                     greeted = True
                 held = self._work.task.name if self._work is not None and not self._work.doing.done() else None
-                following = {*self._runs, *(entry.run for entry in self._outbox.pending())}
+                following = {*self._runs, *self._unfinished, *(entry.run for entry in self._outbox.pending())}
                 answer = await self._transport.poll(held, sorted(following))
                 backoff_s = FIRST_BACKOFF_S
                 if await self._take(answer):
@@ -149,7 +150,7 @@ class Daemon:
             except AwaitingApproval as error:
                 self._say_why(f"{error}")
                 await asyncio.sleep(APPROVAL_WAIT_S)
-            except (Unreachable, Broken) as error:
+            except (Unreachable, Broken, CertificateExpired, CertificateNotYetValid) as error:
                 self._say_why(f"{await self._standing.true_cause(error)}")
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
                 backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
@@ -189,6 +190,8 @@ class Daemon:
         self._outbox.drop_run(over.run)
         self._drafts.drop_run(over.run)
         self._runs.pop(over.run, None)
+        self._history.close(over.run)
+        self._unfinished.discard(over.run)
         log.info(
             "run.over", run=over.run, outcome=over.outcome, reason=over.reason, version=over.version, digest=over.digest
         )
@@ -222,7 +225,7 @@ class Daemon:
         except (RoundClosed, LeaseLost) as error:
             self._outbox.drop(task.name)
             log.info("task.dropped", task=task.name, reason=str(error))
-        except (Unreachable, StaleSession, CertificateExpired) as error:
+        except (Unreachable, StaleSession, CertificateExpired, CertificateNotYetValid) as error:
             # What is in the outbox is pushed next time.
             log.warning("task.interrupted", task=task.name, reason=str(error))
         except PluralError as error:

@@ -82,6 +82,9 @@ def _name(task: TaskName) -> str:
     return hashlib.sha256(task.encode()).hexdigest()[:24]
 
 
+OVER = "over"  # in a history, beside the numbers of versions
+
+
 class History:
     """Records of model versions by run: a coordinator that rewrites its past is refused."""
 
@@ -102,3 +105,13 @@ class History:
             raise HistoryDiverged(run=run, version=link.version)
         if known is None:
             write_durably(path, json.dumps({**seen, str(link.version): link.record_sha256}).encode())
+
+    def close(self, run: RunId) -> None:
+        """The run is over; its history stays, should it ever be told otherwise."""
+        path = self._folder / f"{run}.json"
+        if path.is_file():
+            write_durably(path, json.dumps({**json.loads(path.read_bytes()), OVER: OVER}).encode())
+
+    def open_runs(self) -> set[RunId]:
+        """Runs that were taken part in, and whose end was not heard of: it came while this client was down."""
+        return {RunId(path.stem) for path in self._folder.glob("*.json") if OVER not in json.loads(path.read_bytes())}

@@ -11,6 +11,7 @@ from pluralllm.client.transport import Transport
 from pluralllm.common.certificates import make_request
 from pluralllm.common.errors import PluralError, Unreachable
 from pluralllm.common.identity import Identity, next_key, save_renewal
+from pluralllm.common.membership_errors import CertificateExpired, CertificateNotYetValid
 
 log = structlog.get_logger()
 
@@ -45,10 +46,11 @@ class Standing:
             await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.5), wait_s))  # noqa: S311 - jitter, no secret
 
     async def true_cause(self, error: PluralError) -> PluralError:
-        """A refused handshake looks like a dead coordinator: what it really is. Raises it if no retry can help."""
-        if self._identity is None or not isinstance(error, Unreachable):
+        """What really keeps us out: a refused handshake looks like a dead coordinator, a clock that is wrong like a certificate
+        out of date. Raises it if no retry can help."""
+        if self._identity is None or not isinstance(error, Unreachable | CertificateExpired | CertificateNotYetValid):
             return error
-        if error.address != self._identity.membership.coordinator:
+        if isinstance(error, Unreachable) and error.address != self._identity.membership.coordinator:
             return error  # a standby that stands by does not answer, and should
         now_s = time.monotonic()
         if now_s >= self._diagnose_s:

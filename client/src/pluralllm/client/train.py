@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pluralllm.client.drafts import next_state
 from pluralllm.client.losses import base_distances, prediction_loss
@@ -97,7 +98,7 @@ def train(
     anchors = [value.detach().clone() for value in model.parameters()]
     total_loss = 0.0
     first: tuple[Prediction, Batch] | None = None
-    with _deterministic(seed):
+    with repeatable(seed, device):
         if training.keep_optimizer_state:
             _restore_moments(model, optimizer, optimizer_state)
         for step in range(training.local_steps):
@@ -265,13 +266,17 @@ def _restore_moments(model: PreferencePredictor, optimizer: torch.optim.Optimize
 
 
 @contextlib.contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
-    """Seeds torch (dropout) and asks for deterministic kernels; warns where a device has none."""
+def repeatable(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch (dropout) and asks for deterministic kernels; warns where a device has none.
+
+    CUDA's quick attention has none that is asked for by a warning, so its plain one is taken.
+    """
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("warn")
     torch.manual_seed(seed)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext():
+            yield
     finally:
         torch.set_deterministic_debug_mode(before)
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from pluralllm.client.losses import base_distances
-from pluralllm.client.train import draw_episodes, learning_rate, rounding
+from pluralllm.client.train import draw_episodes, learning_rate, repeatable, rounding
 from pluralllm.common.architecture import initial_values, parameters
 from pluralllm.common.data import GroupData
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
@@ -78,13 +78,13 @@ class LocalTraining:
     """The clients' side of every round: batched passes over as many clients as are faster together than one by one."""
 
     def __init__(self, spec: RunSpec, trainers: dict[ClientId, GroupData], values: Flat, device: torch.device) -> None:
-        self._spec = spec
+        self._spec, self._device = spec, device
         self._usable = {client: data.split(spec.evaluation.holdout_share)[0] for client, data in trainers.items()}
         form = update_format(layout_for(spec), spec.updates.encoding)
         self.update_bytes = form.size_bytes - len(form.header)  # of one client's update
         self._residuals = {client: np.zeros_like(values) for client in trainers if form.encoding != "fp32"}
-        size = clients_per_pass(spec, device)
         clients = sorted(trainers)
+        size = clients_per_pass(spec, device, len(clients))
         parts = [clients[start : start + size] for start in range(0, len(clients), size)]
         self._passes = [
             ({client: trainers[client] for client in part}, Learners(spec, [values] * len(part), device))
@@ -102,20 +102,20 @@ class LocalTraining:
         for part, learners in self._passes:
             learners.restart(base)
             generators = {c: np.random.default_rng(task_seed(self._spec.seed, number, c)) for c in part}
-            torch.manual_seed(task_seed(self._spec.seed, number, next(iter(part))))  # dropout
             first_step = (number - 1) * training.local_steps
-            for step_number in range(first_step, first_step + training.local_steps):
-                episodes = [
-                    episode
-                    for client, data in part.items()
-                    for episode in draw_episodes(
-                        self._spec, data, self._usable[client], step_number, generators[client]
-                    )
-                ]
-                learnt = learners.learn(episodes, learning_rate(self._spec, step_number))
-                if step_number == first_step:
-                    found = base_distances(learnt.predicted, learnt.batch, len(part))
-                    distances |= dict(zip(part, found, strict=True))
+            with repeatable(task_seed(self._spec.seed, number, next(iter(part))), self._device):
+                for step_number in range(first_step, first_step + training.local_steps):
+                    episodes = [
+                        episode
+                        for client, data in part.items()
+                        for episode in draw_episodes(
+                            self._spec, data, self._usable[client], step_number, generators[client]
+                        )
+                    ]
+                    learnt = learners.learn(episodes, learning_rate(self._spec, step_number))
+                    if step_number == first_step:
+                        found = base_distances(learnt.predicted, learnt.batch, len(part))
+                        distances |= dict(zip(part, found, strict=True))
             after = zip(part, learners.stack.flat(), strict=True)
             deltas |= {client: self._travelled(client, values - base, number) for client, values in after}
         return deltas, distances
@@ -130,10 +130,10 @@ class LocalTraining:
         return read
 
 
-def clients_per_pass(spec: RunSpec, device: torch.device) -> int:
+def clients_per_pass(spec: RunSpec, device: torch.device, clients: int) -> int:
     """All on a GPU; on a CPU no more than keep a layer's activations in the cache, past which a pass is slower than its parts."""
     if device.type != "cpu":
-        return len(spec.groups.train)
+        return max(1, clients)
     episodes = spec.training.episodes
     ends = (episodes.min_context, episodes.max_context, episodes.min_targets, episodes.max_targets)
     questions = sum(ends) / 2 * spec.training.batch_episodes  # of one client in a step, on average
