@@ -79,9 +79,11 @@ class Process:
     log: Path
     environment: Mapping[str, str]
     popen: "subprocess.Popen[bytes] | None" = None
+    log_bytes: int = 0  # when it was started
 
     def start(self) -> "Process":
         with self.log.open("ab") as file:
+            self.log_bytes = file.tell()
             self.popen = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -95,6 +97,11 @@ class Process:
     @property
     def running(self) -> bool:
         return self.popen is not None and self.popen.poll() is None
+
+    @property
+    def has_spoken(self) -> bool:
+        """Since it was started; before that it is still loading, and a signal ends it as the system does."""
+        return self.log.stat().st_size > self.log_bytes
 
     def kill(self) -> None:
         """kill -9, and its worker's input ends with it."""

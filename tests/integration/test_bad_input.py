@@ -96,6 +96,16 @@ def test_a_taken_port_is_named(tmp_path: Path, taken_port: int) -> None:
     assert f"{listen} is in use" in told
 
 
+def test_what_lies_in_the_way_of_a_starting_coordinator_is_named_without_a_stack_trace(tmp_path: Path) -> None:
+    """Its servers run already when it writes down where."""
+    state = tmp_path / "state"
+    (state / "address").mkdir(parents=True)
+    told = refusal(
+        command("pluralllm.server", "serve", "--plain-text", "--state-dir", str(state), "--listen", "127.0.0.1:0")
+    )
+    assert f"-> '{state / 'address'}'. Look at that path" in told
+
+
 def test_a_state_directory_in_use_names_the_process(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pluralllm.server.state_directory import StateDirectory\n"

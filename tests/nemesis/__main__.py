@@ -41,8 +41,8 @@ def main() -> int:
                 continue
             found = trials.run(seed)
             total.add(found)
-            print(found.report() if found.problems else "\n".join(found.log if given.seeds == 1 else []), end="")
-            print(total.line(found), flush=True)
+            told = [found.report()] if found.problems else found.log if given.seeds == 1 else []
+            print(*told, total.line(found), sep="\n", flush=True)
         print(*total.lines(), sep="\n")
     return 1 if total.failed else 0
 

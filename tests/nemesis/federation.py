@@ -246,10 +246,11 @@ class Federation:
         return all(not client.running and self.has_heard_the_end(client) for client in self.clients.values())
 
     def stop_coordinators(self) -> list[int]:
-        """In order; their exit codes."""
+        """In order; the exit codes of those that had begun."""
         for each in self.coordinators:
             each.start_at_s = float("inf")
-        return [each.process.stop() for each in reversed(self.coordinators) if each.process.popen is not None]
+        codes = [(each, each.process.stop()) for each in reversed(self.coordinators) if each.process.popen is not None]
+        return [code for each, code in codes if each.process.has_spoken]
 
     def end_all(self) -> None:
         """Ends whatever still runs, by its id, and remembers what was left of the process groups."""

@@ -25,3 +25,8 @@ def run_command(command: Callable[[], object]) -> None:
         os._exit(INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of a path that was given, or of what lies in a state directory
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"error: {error}. Look at that path: what it is, and who may read and write it.\n")
+        sys.exit(REFUSED)

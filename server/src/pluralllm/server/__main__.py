@@ -147,6 +147,7 @@ async def running(
             server, address = bind_main(config, door, fail_stop, None)
             members = MemberOperations(coordinator, None, Advertised(address, ""))
             await start_main(server, federation, Operations(coordinator, audit_log, members), None)
+            stack.push_async_callback(server.stop, STOP_GRACE_S)
             found = Running(coordinator, None, address, "", ended)
         else:
             registry = Registry(membership, audit_log, authority, config.certificate_life_s, wall_s)
@@ -165,11 +166,11 @@ async def running(
             warn_of_uncovered(authority, (told.coordinator, told.enrolment))
             members = MemberOperations(coordinator, registry, told)
             await start_main(server, federation, Operations(coordinator, audit_log, members), enrolment)
+            stack.push_async_callback(server.stop, STOP_GRACE_S)
             await start_enrolment(gate, enrolment)
             stack.push_async_callback(gate.stop, STOP_GRACE_S)
             write_durably(state.path / "enrolment-address", gate_address.encode())
             found = Running(coordinator, registry, address, gate_address, ended)
-        stack.push_async_callback(server.stop, STOP_GRACE_S)
         stack.callback(coordinator.drain)
         write_durably(state.path / "address", address.encode())
         yield found

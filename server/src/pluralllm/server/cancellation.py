@@ -5,6 +5,12 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
+import structlog
+
+from pluralllm.common.errors import PluralError
+
+log = structlog.get_logger()
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -21,6 +27,19 @@ def unbroken(
         task = asyncio.create_task(method(*given, **named))
         _running.add(task)
         task.add_done_callback(_running.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_tell_unheard)
+            raise
 
     return run
+
+
+def _tell_unheard(task: "asyncio.Task[Any]") -> None:
+    """Whoever would have been told why it failed has gone."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, PluralError):
+        log.warning("call.failed_unheard", reason=error.reason, problem=str(error))
+    elif error is not None:
+        log.error("call.broken_unheard", exc_info=error)
