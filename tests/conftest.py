@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import real_stores
+from drill.pairs import Embedded, Served, StorePair
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test waits for a network
 
@@ -31,3 +32,16 @@ def postgres() -> Iterator[real_stores.Postgres]:
 def s3() -> Iterator[real_stores.S3]:
     with real_stores.s3() as found:
         yield found
+
+
+@pytest.fixture(scope="session", params=[Embedded.name, Served.name])
+def pair(request: pytest.FixtureRequest) -> Iterator[StorePair]:
+    """Database and blob store, by name."""
+    if request.param == Embedded.name:
+        yield Embedded()
+        return
+    served = Served(request.getfixturevalue("postgres"), request.getfixturevalue("s3"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in served.environment.items():
+            patch.setenv(name, value)
+        yield served

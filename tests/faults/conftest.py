@@ -1,23 +1,8 @@
-"""The stores that faults strike at."""
-
-from collections.abc import Iterator
+"""The stores that faults strike at, and what an undisturbed run gives over them."""
 
 import pytest
-from drill.pairs import Embedded, Served, StorePair
+from drill.pairs import StorePair
 from drill.trial import Undisturbed
-
-
-@pytest.fixture(scope="session", params=[Embedded.name, Served.name])
-def pair(request: pytest.FixtureRequest) -> Iterator[StorePair]:
-    """Database and blob store, by name."""
-    if request.param == Embedded.name:
-        yield Embedded()
-        return
-    served = Served(request.getfixturevalue("postgres"), request.getfixturevalue("s3"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in served.environment.items():
-            patch.setenv(name, value)
-        yield served
 
 
 @pytest.fixture(scope="session")

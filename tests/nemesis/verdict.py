@@ -71,21 +71,21 @@ def problems(
     `may_differ`: a fault was among the strikes after which other updates may count, so only what was the same is compared.
     """
     yield from record.findings
-    yield from _broken_promises(federation, record)
+    yield from broken_promises(federation, record)
     for each in federation.kept:
         yield from _unexpected(each.name, facts_in(each.process.log), each.process.log.read_text())
     ended = {facts["outcome"] for name in federation.clients for facts in _said(federation, name, "run.over")}
     if ended != {"completed"} and not (may_end_early and ended == {"aborted"}):
         yield f"the clients were told that the run is {ended}"
     if undisturbed is not None:
-        yield from _differences(record, undisturbed, may_differ=may_differ)
+        yield from differences(record, undisturbed, may_differ=may_differ)
 
 
 def _said(federation: Federation, client: str, event: str) -> list[Facts]:
     return [facts for facts in facts_in(federation.clients[client].process.log) if facts["event"] == event]
 
 
-def _broken_promises(federation: Federation, record: Record) -> Iterator[str]:
+def broken_promises(federation: Federation, record: Record) -> Iterator[str]:
     """Receipts that clients were given and that are not on record, or do not count in the version of their round."""
     made = {int(version.round): version for version in record.versions if version.version > 0}
     for client in federation.clients:
@@ -114,7 +114,7 @@ def _unexpected(name: str, said: list[Facts], log: str) -> Iterator[str]:
         yield f"{name} wrote a stack trace: {log[place : place + 3000]}"
 
 
-def _differences(record: Record, undisturbed: Record, *, may_differ: bool) -> Iterator[str]:
+def differences(record: Record, undisturbed: Record, *, may_differ: bool) -> Iterator[str]:
     """Wherever the same updates were committed the bits are the same, from the first version on as long as they are."""
     for key, digest in record.receipts.items():
         if undisturbed.receipts.get(key, digest) != digest:

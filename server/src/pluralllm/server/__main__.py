@@ -143,8 +143,7 @@ async def running(
         federation = Federation(coordinator, intake, config.poll_hold_s, config.chunk_idle_s)
         stack.callback(asyncio.create_task(intake.tend()).cancel)
         if authority is None:
-            door = Door(by_word, audit_log, PLAIN_TEXT_CALLS)
-            server, address = bind_main(config, door, fail_stop, None)
+            server, address = bind_main(config, Door(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None)
             members = MemberOperations(coordinator, None, Advertised(address, ""))
             await start_main(server, federation, Operations(coordinator, audit_log, members), None)
             stack.push_async_callback(server.stop, STOP_GRACE_S)
