@@ -1,10 +1,10 @@
-"""What every store must do: over a real database file, and over a real PostgreSQL."""
+"""What every store must do: in memory, over a real database file, and over a real PostgreSQL."""
 
 import asyncio
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from memory_store import MemoryStore, Tables
 from real_stores import Postgres, free_port
 from sqlalchemy.engine import Connection
 
@@ -31,9 +32,11 @@ from pluralllm.server.store import (
     RoundOutcome,
     RoundRecord,
     RunRecord,
+    Store,
     VersionRecord,
 )
 
+Opener = Callable[[], Awaitable[Store]]
 R = RunId("r")
 RUN = RunRecord(R, b"{}", Digest("s" * 64), 1.0)
 FIRST = VersionRecord(R, ModelVersion(0), RoundNumber(0), Digest("d0"), RUN.spec_sha256, "", (), 1.0)
@@ -56,17 +59,44 @@ def url(folder: Path) -> str:
     return f"sqlite+aiosqlite:///{folder / 'test.sqlite3'}"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def new_database(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
     """The URL of an empty one."""
-    if request.param == "sqlite":
-        return url(tmp_path)
+    if kind == "sqlite":
+        return url(folder)
     found: str = request.getfixturevalue("postgres").new_database()
     return found.replace("postgresql:", "postgresql+psycopg:")
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return new_database(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Opens a store, each time on the same tables."""
+    if request.param == "memory":
+        tables = Tables()
+
+        async def in_memory() -> Store:
+            return MemoryStore(tables)
+
+        return in_memory
+    database = new_database(request.param, request, tmp_path)
+    return lambda: open_store(database)
+
+
 @pytest.fixture
-async def store(database: str) -> AsyncIterator[SqlStore]:
+async def store(opener: Opener) -> AsyncIterator[Store]:
+    opened = await opener()
+    await opened.create_run(RUN, FIRST)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def sql_store(database: str) -> AsyncIterator[SqlStore]:
+    """For what only a database has."""
     opened = await open_store(database)
     await opened.create_run(RUN, FIRST)
     yield opened
@@ -91,17 +121,17 @@ def score(version: int, client: str = "ann", value: float = 0.5) -> EvaluationRe
     return EvaluationRecord(R, found, 4.0)
 
 
-async def test_a_run_and_its_first_version_are_there_together(store: SqlStore) -> None:
+async def test_a_run_and_its_first_version_are_there_together(store: Store) -> None:
     assert await store.runs() == [RUN]
     assert await store.versions(R) == [FIRST]
 
 
-async def test_a_run_is_created_once(store: SqlStore) -> None:
+async def test_a_run_is_created_once(store: Store) -> None:
     with pytest.raises(StoreFailed):
         await store.create_run(RUN, FIRST)
 
 
-async def test_a_change_writes_all_of_its_rows(store: SqlStore) -> None:
+async def test_a_change_writes_all_of_its_rows(store: Store) -> None:
     await store.apply(change(1, rounds=(ROUND,), receipts=(RECEIPT,), evaluations=(score(0),)))
     await store.apply(change(2, rounds=(replace(ROUND, outcome=RoundOutcome.CLOSED),), versions=(SECOND,)))
     assert (await store.round(R, RoundNumber(1))) == replace(ROUND, outcome=RoundOutcome.CLOSED)
@@ -112,7 +142,7 @@ async def test_a_change_writes_all_of_its_rows(store: SqlStore) -> None:
     assert await store.latest_evaluations(R, 2) == [score(0)]
 
 
-async def test_moments_weights_and_distances_come_back_as_they_were_written(store: SqlStore) -> None:
+async def test_moments_weights_and_distances_come_back_as_they_were_written(store: Store) -> None:
     second = replace(SECOND, moments=(Digest("m"), Digest("v")), weights=(1 / 3, 0.1 + 0.2))
     receipt = replace(RECEIPT, receipt=replace(RECEIPT.receipt, distance=0.1 + 0.2))
     await store.apply(change(1, receipts=(receipt,), versions=(second,)))
@@ -148,7 +178,7 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
     await again.close()
 
 
-async def test_a_change_that_fails_writes_nothing(store: SqlStore) -> None:
+async def test_a_change_that_fails_writes_nothing(store: Store) -> None:
     await store.apply(change(1, receipts=(RECEIPT,)))
     with pytest.raises(StoreFailed):
         await store.apply(change(2, rounds=(ROUND,), receipts=(RECEIPT,)))
@@ -156,14 +186,14 @@ async def test_a_change_that_fails_writes_nothing(store: SqlStore) -> None:
     assert [event.sequence for event in await store.events(R, 0, 10)] == [1]
 
 
-async def test_a_sequence_is_taken_once(store: SqlStore) -> None:
+async def test_a_sequence_is_taken_once(store: Store) -> None:
     await store.apply(change(1))
     with pytest.raises(StoreFailed, match="another writer was there first"):
         await store.apply(change(1, rounds=(ROUND,)))
     assert await store.round(R, RoundNumber(1)) is None
 
 
-async def test_events_come_in_order_after_a_cursor(store: SqlStore) -> None:
+async def test_events_come_in_order_after_a_cursor(store: Store) -> None:
     for sequence in range(1, 6):
         await store.apply(change(sequence))
     assert [event.sequence for event in await store.events(R, 2, 2)] == [3, 4]
@@ -171,14 +201,14 @@ async def test_events_come_in_order_after_a_cursor(store: SqlStore) -> None:
     assert ev.event_from_facts(first.kind, dict(first.facts)) == ev.ClockTicked(1.0)
 
 
-async def test_rounds_come_newest_first_in_pages(store: SqlStore) -> None:
+async def test_rounds_come_newest_first_in_pages(store: Store) -> None:
     for number in range(1, 6):
         await store.apply(change(number, rounds=(replace(ROUND, round=RoundNumber(number)),)))
     assert [row.round for row in await store.rounds(R, None, 2)] == [5, 4]
     assert [row.round for row in await store.rounds(R, 4, 10)] == [3, 2, 1]
 
 
-async def test_the_newest_evaluation_of_a_client_stands(store: SqlStore) -> None:
+async def test_the_newest_evaluation_of_a_client_stands(store: Store) -> None:
     await store.apply(change(1, evaluations=(score(0, value=0.1),)))
     await store.apply(change(2, evaluations=(score(0, value=0.2),)))
     await store.apply(change(3, evaluations=(score(1),)))
@@ -190,27 +220,27 @@ async def test_the_newest_evaluation_of_a_client_stands(store: SqlStore) -> None
     assert await store.evaluations(R, rows[-1][0], 10) == []
 
 
-async def test_a_member_is_updated_and_keeps_its_first_day(store: SqlStore) -> None:
+async def test_a_member_is_updated_and_keeps_its_first_day(store: Store) -> None:
     await store.save_client(MEMBER)
     await store.save_client(replace(MEMBER, role=GroupRole.TRAIN, created_s=9.0, last_seen_s=9.0))
     assert await store.clients() == [replace(MEMBER, role=GroupRole.TRAIN, last_seen_s=9.0)]
 
 
-async def test_everything_is_there_after_reopening(database: str, store: SqlStore) -> None:
+async def test_everything_is_there_after_reopening(opener: Opener, store: Store) -> None:
     await store.apply(change(1, rounds=(ROUND,), receipts=(RECEIPT,)))
     await store.close()
-    again = await open_store(database)
+    again = await opener()
     assert await again.runs() == [RUN]
     assert await again.receipts(R, RoundNumber(1)) == [RECEIPT]
     await again.close()
 
 
-async def test_changes_may_be_written_at_once(store: SqlStore) -> None:
+async def test_changes_may_be_written_at_once(store: Store) -> None:
     await asyncio.gather(*(store.apply(change(sequence)) for sequence in range(1, 21)))
     assert [event.sequence for event in await store.events(R, 0, 100)] == list(range(1, 21))
 
 
-async def test_a_caller_that_goes_away_harms_neither_the_database_nor_the_next_one(store: SqlStore) -> None:
+async def test_a_caller_that_goes_away_harms_neither_the_database_nor_the_next_one(store: Store) -> None:
     for yields in range(40):
         written = len(await store.events(R, 0, 100))
         going = asyncio.ensure_future(store.apply(change(written + 1)))
@@ -223,7 +253,7 @@ async def test_a_caller_that_goes_away_harms_neither_the_database_nor_the_next_o
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
 
 
-async def test_an_evaluation_that_stands_anew_is_seen_by_who_reads_on_from_a_cursor(store: SqlStore) -> None:
+async def test_an_evaluation_that_stands_anew_is_seen_by_who_reads_on_from_a_cursor(store: Store) -> None:
     await store.apply(change(1, evaluations=(score(0, value=0.1),)))
     cursor = (await store.evaluations(R, 0, 10))[-1][0]
     await store.apply(change(2, evaluations=(score(0, value=0.2),)))
@@ -244,11 +274,11 @@ async def test_a_full_database_says_so_writes_nothing_and_heals(file_store: SqlS
     assert await file_store.round(R, RoundNumber(1)) == big
 
 
-async def test_another_failure_is_not_taken_for_a_full_disk_because_of_a_name_in_it(store: SqlStore) -> None:
-    async with store.writing() as connection:
+async def test_another_failure_is_not_taken_for_a_full_disk_because_of_a_name_in_it(sql_store: SqlStore) -> None:
+    async with sql_store.writing() as connection:
         await connection.execute(sa.text("DROP TABLE clients"))
     with pytest.raises(StoreFailed, match=r"no such table|does not exist"):
-        await store.save_client(replace(MEMBER, group=GroupName("works full time")))
+        await sql_store.save_client(replace(MEMBER, group=GroupName("works full time")))
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
@@ -268,18 +298,18 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) 
         assert list(connection.iterdump()) == before
 
 
-async def test_the_migrations_lead_to_the_schema_in_the_code(store: SqlStore) -> None:
+async def test_the_migrations_lead_to_the_schema_in_the_code(sql_store: SqlStore) -> None:
     def differences(connection: Connection) -> object:
         return compare_metadata(MigrationContext.configure(connection), schema.metadata)
 
-    async with store.writing() as connection:
+    async with sql_store.writing() as connection:
         assert await connection.run_sync(differences) == []
 
 
-async def test_a_database_of_a_newer_release_is_refused(database: str, store: SqlStore) -> None:
-    async with store.writing() as connection:
+async def test_a_database_of_a_newer_release_is_refused(database: str, sql_store: SqlStore) -> None:
+    async with sql_store.writing() as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    await store.close()
+    await sql_store.close()
     with pytest.raises(InvalidConfig, match="of another release"):
         await open_store(database)
 

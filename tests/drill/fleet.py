@@ -200,7 +200,7 @@ class Fleet:
         self.insist("the clients hear that the run is over", lambda _: not self._clients.running)
         assert self._clients.popen is not None
         assert self._clients.popen.returncode == 0, self.logs()
-        rounds = self.insist("the rounds are listed", lambda remote: remote.rounds("r", 100))
+        rounds = self.insist("the rounds are listed", lambda remote: remote.rounds("r", 10_000))
         self._hang_up()
         self._stop_coordinator()
         self._check_acknowledged(rounds, revoked)

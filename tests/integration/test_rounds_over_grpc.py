@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
+from pluralllm.common.chunks import manifest_of
 from pluralllm.common.clock import FakeClock
 from pluralllm.common.errors import (
     AlreadyCommitted,
@@ -97,18 +98,53 @@ async def test_two_clients_train_two_rounds_and_hear_that_the_run_is_over(tmp_pa
             assert over.run_over.version_digest == run.version_digest
 
 
+def blob_names(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob("blobs/??/*")]
+
+
+async def blobs_become(folder: Path, count: int) -> list[str]:
+    """The blobs' names once there are so many, or the last ones seen."""
+    for _ in range(200):
+        found = blob_names(folder)
+        if len(found) == count:
+            break
+        await asyncio.sleep(0.02)
+    return found
+
+
 async def test_updates_of_rounds_past_retention_are_gone_while_the_run_goes_on(tmp_path: Path) -> None:
     spec = small_spec(rounds=9)
     async with serving(tmp_path / "state", keep_updates=1) as served:
         clients = await two_clients(served, spec)
         for number in range(1, 6):
             await push_round(served, clients, spec, tmp_path, number)
-        for _ in range(200):
-            found = list((tmp_path / "state" / "blobs").glob("??/*"))
-            if len(found) == 6 + 2:  # versions 0 to 5, and the last round's two updates
-                break
-            await asyncio.sleep(0.02)
+        found = await blobs_become(tmp_path / "state", 6 + 2)  # versions 0 to 5, and the last round's two updates
         assert len(found) == 8
+
+
+async def test_moments_that_nothing_goes_on_from_go_when_the_run_ends(tmp_path: Path) -> None:
+    spec = small_spec(rounds=9, aggregation={"optimizer": "fedadam", "server_learning_rate": 0.01})
+    async with serving(tmp_path / "state", keep_updates=1) as served:
+        clients = await two_clients(served, spec)
+        await push_round(served, clients, spec, tmp_path, 1)
+        moments = set(served.coordinator.run("r").newest.moments)
+        assert moments
+        assert moments <= set(await blobs_become(tmp_path / "state", 6))  # with two versions and two updates
+        await served.operations.CancelRun(operations_pb2.CancelRunRequest(name="runs/r"), timeout=10)
+        versions = {version.digest for version in await served.coordinator.store.versions(RunId("r"))}
+        assert set(await blobs_become(tmp_path / "state", 2)) == versions
+
+
+async def test_what_a_stop_left_between_stored_and_on_record_goes_at_the_next_start(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        await two_clients(served)
+        stray = tmp_path / "stray"
+        stray.write_bytes(b"never on record")
+        digest = manifest_of(stray).digest
+        await served.coordinator.blobs.put(digest, stray)
+        assert digest in await blobs_become(tmp_path / "state", 2)
+    async with serving(tmp_path / "state"):
+        assert digest not in await blobs_become(tmp_path / "state", 1)
 
 
 async def test_a_run_cancelled_while_it_averages_leaves_no_version_that_nothing_names(

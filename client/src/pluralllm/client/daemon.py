@@ -16,6 +16,7 @@ import structlog
 
 from pluralllm.client.config import ClientConfig
 from pluralllm.client.drafts import Drafts
+from pluralllm.client.models import Models
 from pluralllm.client.outbox import Entry, History, Outbox
 from pluralllm.client.partner import Partner
 from pluralllm.client.policy import Policy, check_task, permitted_metrics
@@ -44,7 +45,6 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
 STOP_GRACE_S = 8.0  # for a push that is under way
 HAND_IN_GRACE_S = 1.5
 HANDING_IN = "handing in"
-MODELS_KEPT = 2
 CLOCK_SKEW_TOLD_S = 30.0
 APPROVAL_WAIT_S = 5.0
 
@@ -89,8 +89,7 @@ class Daemon:
         self._outbox = Outbox(self._state / "outbox")
         self._history = History(self._state / "history")
         self._unfinished = self._history.open_runs()  # of an earlier process
-        self._models = self._state / "models"
-        self._models.mkdir(mode=0o700, exist_ok=True)
+        self._models = Models(self._state / "models", self._history, transport)
         self._drafts = Drafts(self._state / "drafts")
         self._work: Work | None = None
         self._runs: dict[RunId, Known] = {}
@@ -315,16 +314,8 @@ class Daemon:
         log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)
 
     async def _fetch(self, task: Task) -> Path:
-        """The base version, verified, and its place in the history this client has seen."""
         self._stage("fetching")
-        path = self._models / task.base_digest
-        link = await self._transport.fetch_model(task.run, task.base_version, task.base_digest, path)
-        self._history.check(task.run, link, task.base_record_sha256)
-        kept = sorted(self._models.iterdir(), key=lambda file: file.stat().st_mtime)
-        for old in kept[:-MODELS_KEPT]:
-            if old != path:
-                old.unlink()
-        return path
+        return await self._models.fetch(task)
 
     async def _prepare(self, task: Task, known: Known) -> None:
         """The worker reads, embeds and checks the private data; only the first time takes long."""

@@ -27,13 +27,18 @@ def unbroken(
         task = asyncio.create_task(method(*given, **named))
         _running.add(task)
         task.add_done_callback(_running.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(_tell_unheard)
-            raise
+        return await shielded(task)
 
     return run
+
+
+async def shielded(task: "asyncio.Task[Result]") -> Result:
+    """Waits for a task that goes on if its caller is cancelled; why it failed is then logged."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_tell_unheard)
+        raise
 
 
 def _tell_unheard(task: "asyncio.Task[Any]") -> None:

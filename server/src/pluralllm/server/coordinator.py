@@ -97,6 +97,7 @@ class Coordinator:
                 self._average(run, pending)
             log.info("run.recovered", run=run.id, phase=run.state.phase, round=run.state.round, events=run.sequence)
         self._spawn(self._drive())
+        self._spawn(self._collect())  # what was left by a stop between a round's end and its collection
 
     def drain(self) -> None:
         """Lets every held call answer now: the process is about to stop."""
@@ -196,14 +197,12 @@ class Coordinator:
         self._log_change(run, event, effects)
         self._reconcile(run)
         for effect in effects:
-            match effect:
-                case ev.Average():
-                    self._average(run, effect)
-                case ev.Publish() | ev.Abandon():
-                    self._spawn(self._collect())
-                case _:
-                    pass
-        if run.is_over and not was_over:
+            if isinstance(effect, ev.Average):
+                self._average(run, effect)
+        has_ended = run.is_over and not was_over
+        if has_ended or any(isinstance(effect, ev.Publish | ev.Abandon) for effect in effects):
+            self._spawn(self._collect())
+        if has_ended:
             for session in self.sessions.live(self.clock.now_s()):
                 if run.spec.groups.role_of(session.group, session.role) is not None:
                     self.client_bells.ring(session.client)

@@ -28,6 +28,7 @@ from pluralllm.common.ids import ClientId, RoundNumber, TaskName
 from pluralllm.common.membership_errors import IdentityMismatch
 from pluralllm.common.metrics import MAX_JS_DISTANCE
 from pluralllm.server import events as ev
+from pluralllm.server.cancellation import shielded
 from pluralllm.server.coordinator import Coordinator
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.run_state import Phase
@@ -131,7 +132,7 @@ class Intake:
             working = asyncio.create_task(self._commit(run, task, announced))
             self._committing[task.name] = working
             working.add_done_callback(lambda _: self._committing.pop(task.name, None))
-        return await asyncio.shield(working)
+        return await shielded(working)
 
     async def tend(self) -> None:
         """Drops what is left of uploads whose round is over: at start, and whenever a round ends. Runs until cancelled."""

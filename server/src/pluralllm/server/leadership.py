@@ -105,3 +105,19 @@ async def leading(url: sa.URL, *, wait: bool) -> "AsyncIterator[Leadership | Non
     finally:
         await leadership.release()
         await engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def alone(url: sa.URL) -> AsyncIterator[None]:
+    """For a command: no coordinator begins on the database meanwhile. Raises StoreFailed, or InUse while one serves.
+
+    The lock is looked after all the while: the database ends the session of a leader that does not look.
+    """
+    async with leading(url, wait=False) as leadership:
+        looking = None if leadership is None else asyncio.create_task(leadership.until_lost())
+        try:
+            yield
+        finally:
+            if looking is not None:
+                looking.cancel()
+                await asyncio.wait([looking])

@@ -9,6 +9,7 @@ from pluralllm.common.chunk_messages import model_chunk
 from pluralllm.common.chunks import CHUNK_BYTES, Manifest
 from pluralllm.common.errors import Corrupt
 from pluralllm.common.ids import Digest
+from pluralllm.server.cancellation import shielded
 
 BLOCK = 4  # chunks read at a time: a change of threads for each costs more than the reading
 BLOCKS_KEPT = 6  # 24 MiB: how far the first client of a round may be ahead of the last one
@@ -18,7 +19,7 @@ class ModelChunks:
     """Blocks of serialized GetChunksResponse messages, the last few used."""
 
     def __init__(self) -> None:
-        self._blocks: OrderedDict[tuple[Digest, int], asyncio.Future[list[bytes]]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[Digest, int], asyncio.Task[list[bytes]]] = OrderedDict()
 
     async def message(self, path: Path, manifest: Manifest, index: int) -> bytes:
         """One chunk's message, from the blob's file. Raises OSError; Corrupt if it is no longer what the manifest says."""
@@ -26,13 +27,13 @@ class ModelChunks:
         key = (manifest.digest, number)
         block = self._blocks.get(key)
         if block is None:
-            block = asyncio.ensure_future(asyncio.to_thread(_read_block, path, manifest, number))
+            block = asyncio.create_task(asyncio.to_thread(_read_block, path, manifest, number))
             self._blocks[key] = block
             if len(self._blocks) > BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(key)
         try:
-            return (await asyncio.shield(block))[place]
+            return (await shielded(block))[place]
         except (OSError, Corrupt):
             self._blocks.pop(key, None)
             raise

@@ -4,10 +4,9 @@ Blobs first, which nothing names yet, then the authority, then every row in one 
 may try again: blobs are known by their digests, and an authority by its root.
 """
 
-import asyncio
 import contextlib
 import fcntl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -32,7 +31,7 @@ from pluralllm.server.backup import (
 )
 from pluralllm.server.blobs import LocalBlobs
 from pluralllm.server.config import ServerConfig
-from pluralllm.server.leadership import leading
+from pluralllm.server.leadership import alone
 from pluralllm.server.snapshot import (
     copy_rows,
     count_on,
@@ -73,12 +72,12 @@ async def restore(config: ServerConfig, directory: Path, now_s: float, tell: Tel
             await _copy_database(backup, copy)
             async with opened(source) as store:
                 named = await named_blobs(store)
-            async with _alone(config, state):
+            async with alone(database_url(config, state)):
                 await _check_empty(config, state, source, named.all)
             contents = await look_through(source, state.scratch, tell)
             if not contents.report.is_clean:
                 raise BackupUnusable(path=str(directory), problem=findings(contents.report))
-            async with _alone(config, state):
+            async with alone(database_url(config, state)):
                 await _check_empty(config, state, source, named.all)  # it was long ago that we looked
                 store = await open_store(database_url(config, state))
                 try:
@@ -160,19 +159,6 @@ async def _write_rows(source: Source, store: SqlStore, now_s: float) -> None:
             await target.execute(sa.update(t.leadership).values(generation=generation))
     finally:
         await engine.dispose()
-
-
-@contextlib.asynccontextmanager
-async def _alone(config: ServerConfig, state: StateDirectory) -> AsyncIterator[None]:
-    """No coordinator begins on the database meanwhile: it ends the session of a leader that does not look. Raises InUse."""
-    async with leading(database_url(config, state), wait=False) as leadership:
-        looking = None if leadership is None else asyncio.create_task(leadership.until_lost())
-        try:
-            yield
-        finally:
-            if looking is not None:
-                looking.cancel()
-                await asyncio.wait([looking])
 
 
 @contextlib.contextmanager

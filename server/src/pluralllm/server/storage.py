@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from pluralllm.server.blobs import Blobs, LocalBlobs
 from pluralllm.server.config import ServerConfig
-from pluralllm.server.leadership import leading
+from pluralllm.server.leadership import alone
 from pluralllm.server.object_blobs import ObjectBlobs, open_bucket
 from pluralllm.server.sql_engine import failure, new_engine
 from pluralllm.server.sql_store import SqlStore, open_store
@@ -53,7 +53,7 @@ async def database_answers(config: ServerConfig, state: StateDirectory) -> str:
 async def opened_alone(config: ServerConfig, state: StateDirectory) -> AsyncIterator[SqlStore]:
     """The database, for a command that must not meet a coordinator. Raises InUse while one serves, and what open_store raises."""
     url = database_url(config, state)
-    async with leading(url, wait=False):
+    async with alone(url):
         store = await open_store(url)
         try:
             yield store
