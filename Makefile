@@ -14,10 +14,10 @@ demo: .stamps/run
 test: .stamps/dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# The coordinator killed at every point and system call; `make test` takes a sample. REPORT=FILE.md gets a row for each.
+# Every fault there is a test for, some hours of them (docs/reliability.md); `make test` takes a sample. REPORT=FILE.md gets the figures.
+FAULTS ?= tests/faults tests/simulation tests/nemesis tests/fuzz
 faults: .stamps/dev
-	PLURALLLM_FAULTS=all PLURALLLM_FAULTS_REPORT="$(REPORT)" \
-	  $(BIN)/python -m pytest tests/faults/test_failpoints.py tests/faults/test_system_calls.py $(ARGS)
+	PLURALLLM_FAULTS=all PLURALLLM_FAULTS_REPORT="$(REPORT)" $(BIN)/python -m pytest $(FAULTS) $(ARGS)
 
 lint: .stamps/dev
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ WHY_NOT = why_not()
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.slow,
-    pytest.mark.timeout(1200 if ALL else 300),
+    pytest.mark.timeout(3600 if ALL else 300),
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
 ]
 
@@ -52,7 +52,6 @@ class Strike:
     call: str
     files: Sequence[str]  # in the state directory; none: any
     sure: int  # so many of them there are in every ordinary run
-    every: int  # of how many one is struck when all are asked for
 
     def at(self, number: int) -> Fault:
         """Killed on entering the call: it has not happened, all before it have."""
@@ -66,13 +65,13 @@ class Strike:
 
 
 STRIKES = (
-    Strike("fsync of a blob or folder", "fsync", (), 30, 2),
-    Strike("rename of a blob", "rename", (), 12, 1),
-    Strike("write to a draft of a version", "write", DRAFTS, 10, 1),
-    Strike("write to an upload", "pwrite64", UPLOADS, 6, 1),
-    Strike("sync of the database", "fdatasync", DATABASE, 40, 8),
-    Strike("write to the database", "pwrite64", DATABASE, 100, 30),
-    Strike("end of the database's journal", "unlink", DATABASE, 15, 3),
+    Strike("fsync of a blob or folder", "fsync", (), 30),
+    Strike("rename of a blob", "rename", (), 12),
+    Strike("write to a draft of a version", "write", DRAFTS, 10),
+    Strike("write to an upload", "pwrite64", UPLOADS, 6),
+    Strike("sync of the database", "fdatasync", DATABASE, 40),
+    Strike("write to the database", "pwrite64", DATABASE, 100),
+    Strike("end of the database's journal", "unlink", DATABASE, 15),
 )
 
 
@@ -82,7 +81,7 @@ def test_a_coordinator_killed_at_a_system_call_goes_on_as_if_nothing_had_been(
     tmp_path: Path, pair: StorePair, undisturbed: Undisturbed, strike: Strike
 ) -> None:
     wanted = undisturbed.of(ORDINARY).digest
-    numbers = count(1, strike.every) if ALL else [random.Random(f"{SEED} {strike.name}").randint(1, strike.sure)]
+    numbers = count(1) if ALL else [random.Random(f"{SEED} {strike.name}").randint(1, strike.sure)]
     for number in numbers:
         ending = drill(tmp_path / str(number), pair, ORDINARY, strike.at(number), wanted)
         if not ending.fired:
