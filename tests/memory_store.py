@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from pluralllm.common.audit_chain import FIRST_PREVIOUS, AuditEntry
 from pluralllm.common.errors import StoreFailed
-from pluralllm.common.ids import ClientId, ModelVersion, RoundNumber, RunId
+from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.membership_errors import InviteUsed
 from pluralllm.server.events import event_kind, event_to_facts
 from pluralllm.server.membership import Everyone, InviteRecord, IssuedCertificate, Member, MembershipChange
@@ -162,6 +162,10 @@ class MemoryStore:
     async def versions(self, run: RunId) -> Sequence[VersionRecord]:
         await self._before("store.versions", run)
         return self._tables.runs[run].versions.all()
+
+    async def model_digests(self, run: RunId) -> Sequence[Digest]:
+        await self._before("store.model_digests", run)
+        return [version.digest for version in self._tables.runs[run].versions.all()]
 
     async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
         await self._before("store.evaluations", run)

@@ -140,6 +140,7 @@ async def test_a_change_writes_all_of_its_rows(store: Store) -> None:
     assert await store.receipt(R, RoundNumber(1), ClientId("ben")) is None
     assert await store.version(R, ModelVersion(1)) == SECOND
     assert await store.latest_evaluations(R, 2) == [score(0)]
+    assert await store.model_digests(R) == [FIRST.digest, SECOND.digest]
 
 
 async def test_moments_weights_and_distances_come_back_as_they_were_written(store: Store) -> None:

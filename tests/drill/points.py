@@ -23,7 +23,7 @@ RENAME = "files.rename"  # pathlib's, in the middle of files.publish
 CONTRACTS: dict[str, type] = {"store": Store, "membership": MembershipStore, "blobs": Blobs, "uploads": Uploads}
 READS: dict[str, frozenset[str]] = {
     "store": frozenset(
-        {"runs", "events", "round", "rounds", "receipts", "receipt", "version", "versions", "clients"}
+        {"runs", "events", "round", "rounds", "receipts", "receipt", "version", "versions", "clients", "model_digests"}
         | {"evaluations", "latest_evaluations", "close"}
     ),
     "membership": frozenset({"everyone", "audit_entries", "audit_head"}),

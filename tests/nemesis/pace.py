@@ -19,7 +19,7 @@ def faster_keepalive(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, A
     values = {
         "grpc.keepalive_time_ms": KEEPALIVE_MS,
         "grpc.keepalive_timeout_ms": KEEPALIVE_LIMIT_MS,
-        "grpc.http2.min_recv_ping_interval_without_data_ms": KEEPALIVE_MS // 2,
+        "grpc.http2.min_ping_interval_without_data_ms": KEEPALIVE_MS // 2,
     }
     return tuple((name, values.get(name, value)) for name, value in options)
 

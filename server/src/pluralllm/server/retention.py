@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection
 
-from pluralllm.common.ids import Digest, RunId
+from pluralllm.common.ids import Digest, ModelVersion, RunId
 from pluralllm.server.blobs import Blobs
 from pluralllm.server.store import RoundOutcome, Store
 
@@ -17,18 +17,23 @@ async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = 
     """
     keep: set[Digest] = set()
     for run in await store.runs():
-        versions = {version.version: version for version in await store.versions(run.id)}
-        keep |= {version.digest for version in versions.values()}
-        if versions and run.id not in over:
-            keep.update(versions[max(versions)].moments)
+        digests = await store.model_digests(run.id)
+        keep.update(digests)
+        if run.id not in over:
+            keep.update(await _moments(store, run.id, ModelVersion(len(digests) - 1)))
         ended = 0
         for record in await store.rounds(run.id, None, keep_updates + 1):
             ended += record.outcome is not RoundOutcome.OPEN
             if ended <= keep_updates:
                 keep |= {row.receipt.digest for row in await store.receipts(run.id, record.round)}
-                if record.outcome is RoundOutcome.CLOSED and record.base_version in versions:
-                    keep.update(versions[record.base_version].moments)
+                if record.outcome is RoundOutcome.CLOSED:
+                    keep.update(await _moments(store, run.id, record.base_version))
     return keep
+
+
+async def _moments(store: Store, run: RunId, number: ModelVersion) -> tuple[Digest, ...]:
+    version = await store.version(run, number)
+    return () if version is None else version.moments
 
 
 async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collection[RunId] = ()) -> None:

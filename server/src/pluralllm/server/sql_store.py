@@ -177,6 +177,10 @@ class SqlStore:
         query = sa.select(t.versions).where(t.versions.c.run == run).order_by(t.versions.c.version)
         return [rows.version_row(row) for row in await self._rows(query)]
 
+    async def model_digests(self, run: RunId) -> Sequence[Digest]:
+        query = sa.select(t.versions.c.digest).where(t.versions.c.run == run).order_by(t.versions.c.version)
+        return [Digest(row.digest) for row in await self._rows(query)]
+
     async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
         table = t.evaluations
         query = sa.select(table).where(table.c.run == run, table.c.position > after)

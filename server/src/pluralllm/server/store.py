@@ -163,6 +163,10 @@ class Store(Protocol):
         """All, oldest first."""
         ...
 
+    async def model_digests(self, run: RunId) -> Sequence[Digest]:
+        """Of all versions, oldest first: version numbers have no gaps, so the last one's is their number less one."""
+        ...
+
     async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
         """With a cursor > after, oldest first; each with its cursor. One for each (version, client); the newest stands."""
         ...
