@@ -60,6 +60,7 @@ setup: .stamps/dev
 	@touch $@
 
 .stamps/dev: .stamps/run pyproject.toml
+	$(PIP) -e "./client[train,experiment,align]"
 	$(PIP) --group dev
 	@touch $@
 

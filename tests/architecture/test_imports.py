@@ -55,6 +55,12 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "pluralllm.server.": ("torch", "transformers", "pluralllm.client", "pluralllm.cli", "pluralllm.experiment"),
     "pluralllm.client.": ("pluralllm.server", "pluralllm.cli", "pluralllm.experiment"),
     "pluralllm.cli.": ("pluralllm.server",),
+    "pluralllm.common.reward_aggregation": PURE,
+    "pluralllm.align.answers": PURE,
+    "pluralllm.align.reward_forms": PURE,
+    "pluralllm.align.model_card": PURE,
+    "pluralllm.align.model_folder": PURE,
+    "pluralllm.align.": ("pluralllm.server", "pluralllm.experiment", "trl", "datasets"),
     "pluralllm.experiment.results": PURE,
     "pluralllm.experiment.summary": PURE,
     "pluralllm.experiment.convergence": PURE,
@@ -82,6 +88,7 @@ WIRE_MODULES = {
     "pluralllm.client.line",
     "pluralllm.client.enrolment",
     "pluralllm.cli.remote",
+    "pluralllm.align.scoring_service",
 }
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("os", "system"), ("os", "environ"), ("os", "getenv")}

@@ -9,15 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import DownloadColumn, Progress
 
-from pluralllm.cli import experiment_commands, member_commands, report_command
+from pluralllm.cli import experiment_commands, member_commands, model_commands, report_command, scoring_commands
 from pluralllm.cli.connection import CoordinatorOption, choose_way, remote
 from pluralllm.cli.output import Json, now, show
 from pluralllm.common.errors import InvalidArgument, InvalidSpec, Unreachable
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.extras import need_torch
-from pluralllm.common.files import write_durably
 from pluralllm.common.spec import PRESETS, RunSpec, load_spec, preset_values, spec_from_toml
 
 MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384  # of a new spec
@@ -30,14 +28,15 @@ app = typer.Typer(
     help="Operate and watch a PluralLLM federation.\n\n" + EXIT_CODES,
 )
 run_app = typer.Typer(no_args_is_help=True, help="Make and steer runs.")
-model_app = typer.Typer(no_args_is_help=True, help="Published model versions.")
 spec_app = typer.Typer(no_args_is_help=True, help="Run specs as files.")
 app.callback()(choose_way)
 for command in member_commands.COMMANDS:
     app.command()(command)
 app.command()(report_command.report)
+app.command()(scoring_commands.score)
+app.command()(scoring_commands.pairs)
 app.add_typer(run_app, name="run")
-app.add_typer(model_app, name="model")
+app.add_typer(model_commands.app, name="model")
 app.add_typer(spec_app, name="spec")
 app.add_typer(experiment_commands.app, name="experiment")
 
@@ -173,29 +172,6 @@ def rounds(
     from pluralllm.cli.status_screen import rounds_table  # noqa: PLC0415
 
     show(remote(coordinator).rounds(run, limit), as_json=as_json, screen=lambda found: rounds_table(found, now()))
-
-
-@model_app.command("pull")
-def pull(
-    model: Annotated[str, typer.Argument(help="RUN or RUN@VERSION; without a version the current one.")],
-    folder: Annotated[Path, typer.Argument(help="Where to; made if it is not there.")],
-    coordinator: CoordinatorOption = None,
-    as_json: Json = False,
-) -> None:
-    """Fetch a model version: model.safetensors, run_spec.json, provenance.json. A broken try is resumed."""
-    run, _, version = model.partition("@")
-    if version and not version.isdecimal():
-        raise InvalidArgument(field="version", problem=f"is {version!r}, must be a number")
-    console = Console(stderr=True)
-    quiet = as_json or not console.is_terminal
-    with Progress(*Progress.get_default_columns(), DownloadColumn(), disable=quiet, console=console) as bar:
-        task = bar.add_task("model.safetensors", total=None)
-        record, spec_json = remote(coordinator).pull_model(
-            run, version or "-", folder, lambda done, total: bar.update(task, completed=done, total=total)
-        )
-    write_durably(folder / "run_spec.json", spec_json)
-    write_durably(folder / "provenance.json", json.dumps(record, indent=2).encode())
-    show({**record, "folder": str(folder)}, as_json=as_json, screen=lambda found: f"{found['name']} in {folder}")
 
 
 @spec_app.command("new")

@@ -10,10 +10,12 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from pluralllm.client.importers import import_globalopinionqa, import_opinionqa, import_responses
+from pluralllm.client.preference_data import import_preferences, pair_record
 from pluralllm.client.private_data import Checked, check_file, read_group, write_group
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.common.errors import InvalidArgument, InvalidData
 from pluralllm.common.extras import need_torch
+from pluralllm.common.files import write_durably
 from pluralllm.common.questions import Question, is_held_out
 from pluralllm.common.spec import RunSpec, load_spec
 
@@ -55,6 +57,36 @@ def responses(
 ) -> None:
     """One row for each respondent and question, counted into distributions."""
     _write(out, import_responses(source, group, options), group or "all rows")
+
+
+@import_app.command("preferences")
+def preferences(
+    source: Annotated[
+        Path,
+        typer.Argument(help="JSONL, Parquet or CSV: prompt with chosen and rejected, or with candidates and votes."),
+    ],
+    out: Out,
+    group: Annotated[str | None, typer.Option(help="Only this group's rows, or its part of votes by group.")] = None,
+) -> None:
+    """Preferences between two or more candidates, as data sets on the Hub have them, counted into distributions."""
+    _write(out, import_preferences(source, group), group or "all rows")
+
+
+@app.command("pairs")
+def pairs(
+    file: Annotated[Path, typer.Argument(help="The private file.")],
+    out: Annotated[Path, typer.Option("--out", help="The JSONL to write.")],
+    margin: Annotated[float, typer.Option(min=0, max=1, help="Least difference of the two shares.")] = 0.05,
+) -> None:
+    """Write the file's own preferences as pairs (prompt, chosen, rejected): each question's best and worst option."""
+    rows = [
+        pair_record(question, order[-1], order[0], difference)
+        for question in read_group(file)
+        if (order := sorted(range(len(question.options)), key=lambda number: (question.shares[number], -number)))
+        and (difference := question.shares[order[-1]] - question.shares[order[0]]) >= margin
+    ]
+    write_durably(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    typer.echo(f"{len(rows)} pairs in {out}")
 
 
 def _write(out: Path, questions: tuple[Question, ...], what: str) -> None:

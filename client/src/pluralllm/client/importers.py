@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def import_responses(path: Path, group: str | None, options: Path | None) -> tup
     Options stand in the order of first appearance, or as `options` says (JSON object: question -> list of options). Answers
     that are empty are left out. Raises InvalidData.
     """
-    rows = _table(path)
+    rows = table_rows(path, {"question", "answer"})
     given: dict[str, list[str]] = json.loads(options.read_text(encoding="utf-8")) if options is not None else {}
     counts: dict[str, dict[str, float]] = defaultdict(dict)
     groups: set[str] = set()
@@ -156,9 +156,10 @@ def _weight(given: Any) -> float | None:
     return weight if math.isfinite(weight) and weight >= 0 else None
 
 
-def _table(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+def table_rows(path: Path, columns: Collection[str] = ()) -> Iterable[tuple[int, dict[str, Any]]]:
+    """Numbered rows of CSV (which must have these columns), Parquet or JSONL. Raises InvalidData."""
     if path.suffix == ".csv":
-        return list(_csv(path, {"question", "answer"}))
+        return list(_csv(path, columns))
     try:
         if path.suffix == ".parquet":
             rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
@@ -169,11 +170,11 @@ def _table(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     return list(enumerate(rows, 1))
 
 
-def _csv(path: Path, wanted: set[str]) -> Iterable[tuple[int, dict[str, str]]]:
+def _csv(path: Path, wanted: Collection[str]) -> Iterable[tuple[int, dict[str, str]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            absent = sorted(wanted - set(reader.fieldnames or ()))
+            absent = sorted(set(wanted) - set(reader.fieldnames or ()))
             if absent:
                 has = ", ".join(reader.fieldnames or ())
                 raise InvalidData(file=str(path), problems=f"  no column {', '.join(absent)}; it has: {has}")

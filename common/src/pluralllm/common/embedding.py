@@ -41,7 +41,10 @@ class Embedder:
         if model_path is not None and not (model_path / "config.json").is_file():
             raise ModelUnavailable(model=contract.model, problem=f"{model_path} is not a folder with a config.json")
         cache.mkdir(parents=True, exist_ok=True)
-        self._cache = sqlite3.connect(cache / "embeddings.sqlite3", timeout=60, isolation_level=None)
+        # Of no thread's own: whoever calls from several lets one in at a time.
+        self._cache = sqlite3.connect(
+            cache / "embeddings.sqlite3", timeout=60, isolation_level=None, check_same_thread=False
+        )
         self._cache.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
         facts = [
             contract.model,

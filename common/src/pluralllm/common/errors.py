@@ -7,6 +7,7 @@ PluralError
 |  |- InvalidConfig        a process's configuration, with file and key
 |  |- InvalidData          a private data file; all problems at once
 |  |- InvalidResults       an experiment's results, with folder or file
+|  |- InvalidModel         an exported model's folder
 |  |- TooFewQuestions      the episodes of the run spec need more
 |  |- NotFound             run, round, model, task
 |  |- WrongPhase           the run does not allow this now
@@ -92,6 +93,13 @@ class InvalidResults(Refused):
     path: str
     problem: str
     why = "The results {path} cannot be read: {problem}."
+
+
+@dataclass(eq=False)
+class InvalidModel(Refused):
+    folder: str
+    problem: str
+    why = "The model {folder} cannot be used: {problem}."
 
 
 @dataclass(eq=False)

@@ -25,6 +25,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.InvalidConfig: grpc.StatusCode.INVALID_ARGUMENT,
     e.InvalidData: grpc.StatusCode.INVALID_ARGUMENT,
     e.InvalidResults: grpc.StatusCode.INVALID_ARGUMENT,
+    e.InvalidModel: grpc.StatusCode.INVALID_ARGUMENT,
     e.TooFewQuestions: grpc.StatusCode.FAILED_PRECONDITION,
     e.NotFound: grpc.StatusCode.NOT_FOUND,
     e.WrongPhase: grpc.StatusCode.FAILED_PRECONDITION,

@@ -1,0 +1,19 @@
+"""The jointly trained predictor as a reward model, for those who tune language models with it (extra `align`)."""
+
+import importlib
+from typing import Any
+
+_MODULES = {
+    "FederatedReward": "federated_reward",
+    "GroupReward": "group_reward",
+    "PluralConfig": "plural_predictor",
+    "PluralPredictor": "plural_predictor",
+}
+__all__ = ["FederatedReward", "GroupReward", "PluralConfig", "PluralPredictor"]
+
+
+def __getattr__(name: str) -> Any:
+    """Found when it is first asked for: an export needs no torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

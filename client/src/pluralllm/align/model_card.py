@@ -1,0 +1,72 @@
+"""README.md of a model folder: what it is for, how good it is for each group, how to use it, what it must not be used for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(origin: Mapping[str, Any]) -> str:
+    """From what provenance.json holds. The header is the Hub's metadata."""
+    spec, scores = origin["run_spec"], origin["scores"]
+    embedding = spec["embedding"]
+    rows = "\n".join(
+        f"| {_cell(score['group'])} | {score['role'].replace('_', ' ')} | {score['alignment_score']:.4f} "
+        f"| {score['alignment_score_base2']:.4f} | {score['questions']} |"
+        for score in scores
+    )
+    table = (
+        f"| group | role | alignment score | base 2 | questions |\n|---|---|---|---|---|\n{rows}\n\n"
+        f"Fairness index {origin['fairness_index']:.4f}, coefficient of variation {origin['coefficient_of_variation']:.4f}; "
+        f"worst group {_cell(min(scores, key=lambda score: score['alignment_score'])['group'])}."
+        if scores
+        else "This version was not scored."
+    )
+    templates = ", ".join(f"`{each}`" for each in embedding["templates"])
+    return f"""---
+library_name: transformers
+tags: [pluralllm, reward-model, federated-learning]
+---
+
+# {_cell(spec["title"] or origin["run"])}, version {origin["version"]}
+
+Predicts how a group of people would answer a question, from a few of the group's other answers: a transformer neural
+process, trained jointly by {origin["participants"]} participants who kept their answers to themselves (PluralLLM,
+arXiv 2503.09925). {origin["updates"]} updates are in it, averaged in {origin["version"]} rounds.
+
+## How well
+
+Alignment score: 1 minus the mean Jensen-Shannon distance between predicted and true shares (natural logarithm: 1 is
+perfect, 0.167 the worst). Training groups are scored on questions that nobody trained on, held-out groups were never
+seen in training.
+
+{table}
+
+## How to use it
+
+    pip install "pluralllm-client[align]"
+
+    from pluralllm.align import GroupReward, PluralPredictor
+
+    model = PluralPredictor.from_pretrained("this folder")
+    reward = GroupReward(model, {{"My group": "answers.jsonl"}}, group="My group")
+    trainer = trl.GRPOTrainer(policy, reward_funcs=reward, ...)
+
+It reads vectors of `{embedding["model"]}` (revision `{embedding["revision"]}`), by the templates {templates},
+and needs {spec["training"]["episodes"]["min_context"]} answered questions of the group; it was scored with
+{spec["evaluation"]["context_questions"]}.
+
+## What not to use it for
+
+- It predicts a group's distribution of answers, not what any person thinks.
+- A group that is unlike all that took part is predicted worse than the table says.
+- A reward is a prediction: a policy that is tuned hard against it finds its mistakes. Score the policy against real
+  answers.
+
+## Where it comes from
+
+Run `{origin["run"]}`, record `{origin["record"]["record_sha256"]}`,
+weights `{origin["record"]["digest"]}`; run spec and lineage: provenance.json.
+"""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,114 @@
+"""What a completion says about the candidates, and what it is worth to a group."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pluralllm.align.answers import read_answer, text_of
+from pluralllm.align.reward_forms import FORMS, kl, probability, wasserstein
+
+OPTIONS = ("Agree", "Agree strongly", "Disagree", "Don't know")
+GROUP = np.array([0.4, 0.3, 0.2, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("completion", "option"),
+    [
+        ("Agree", 0),
+        (" agree. ", 0),
+        ("Agree strongly because it is so", 1),
+        ("Agreement is not an option", None),
+        ("B", 1),
+        ("(c)", 2),
+        ("C. Disagree", 2),
+        ("C: disagree, and more", 2),
+        ("A. Disagree", None),  # letter and text do not fit
+        ("Z", None),
+        ("", None),
+        ("  \n ", None),
+        ("I do not know", None),
+        ("don't know\nand then more", 3),
+    ],
+)
+def test_an_option_is_read_from_its_text_or_its_letter(completion: str, option: int | None) -> None:
+    found = read_answer(completion, OPTIONS)
+    assert (found is None) == (option is None)
+    if found is not None and option is not None:
+        assert found.tolist() == np.eye(4)[option].tolist()
+
+
+def test_a_ranking_is_borda_points_and_who_is_not_named_has_none() -> None:
+    found = read_answer("C > A", OPTIONS)
+    assert found is not None
+    assert found.tolist() == pytest.approx([2 / 5, 0, 3 / 5, 0])
+    assert read_answer("C > C", OPTIONS) is None
+    assert read_answer("C > nonsense", OPTIONS) is None
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["A: 0.6, C: 0.2", "agree = 3; disagree = 1", "A: 75%\nC: 25%", '{"Agree": 3, "C": 1}'],
+)
+def test_shares_are_read_and_brought_to_sum_1(completion: str) -> None:
+    found = read_answer(completion, OPTIONS)
+    assert found is not None
+    assert found.tolist() == pytest.approx([0.75, 0, 0.25, 0])
+
+
+@pytest.mark.parametrize("completion", ['{"Agree": "much"}', '{"X": 1}', "{", "[" * 5000, '{"A": true}', "A: 0, B: 0"])
+def test_shares_that_are_none_are_not_taken_for_some(completion: str) -> None:
+    assert read_answer(completion, OPTIONS) is None
+
+
+@given(st.text(max_size=80), st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=6, unique=True))
+def test_any_text_gives_shares_or_nothing(completion: str, options: list[str]) -> None:
+    found = read_answer(completion, options)
+    assert found is None or (found.shape == (len(options),) and found.sum() == pytest.approx(1) and (found >= 0).all())
+
+
+def test_conversations_end_with_what_is_meant() -> None:
+    assert text_of("plain") == "plain"
+    assert text_of([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]) == "A"
+    assert text_of(
+        [{"role": "user", "content": [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]}]
+    ) == ("in parts")
+    assert text_of([]) == ""
+
+
+# Forms
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_is_between_0_and_1_and_the_groups_own_answer_is_best(name: str) -> None:
+    form, rng = FORMS[name], np.random.default_rng(3)
+    for _ in range(50):
+        group, other = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(5))
+        single = np.eye(5)[int(rng.integers(5))]
+        first = np.eye(5)[int(group.argmax())]
+        for answer in (group, other, single):
+            assert 0 <= form(answer, group, None) <= 1 + 1e-12
+        if name in ("wasserstein", "cosine", "kl", "kendall", "binary"):
+            assert form(group, group, None) >= form(other, group, None) - 1e-12
+        if name != "wasserstein":  # the option in the middle may be nearer to all of the group
+            assert form(first, group, None) >= form(single, group, None) - 1e-12
+
+
+def test_a_single_option_is_worth_its_share_by_probability_and_by_divergence() -> None:
+    assert probability(np.eye(4)[1], GROUP, None) == pytest.approx(0.3)
+    assert kl(np.eye(4)[1], GROUP, None) == pytest.approx(0.3)
+    assert kl(np.eye(4)[3], np.array([0.5, 0.5, 0, 0]), None) == 0.0
+
+
+def test_an_answer_that_is_near_in_meaning_is_worth_more_by_wasserstein() -> None:
+    group = np.array([0.0, 0.0, 1.0])
+    assert wasserstein(np.eye(3)[1], group, None) == pytest.approx(0.5)
+    assert wasserstein(np.eye(3)[1], group, (1.0, 9.0, 10.0)) == pytest.approx(8 / 9)
+
+
+def test_ranks_count_by_borda_and_kendall_whatever_the_shares_are() -> None:
+    borda, kendall = FORMS["borda"], FORMS["kendall"]
+    assert [borda(np.eye(4)[n], GROUP, None) for n in range(4)] == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    assert kendall(GROUP**3 / (GROUP**3).sum(), GROUP, None) == pytest.approx(1)
+    assert kendall(GROUP[::-1].copy(), GROUP, None) == pytest.approx(0)
+    assert kendall(np.full(4, 0.25), GROUP, None) == 0.5
