@@ -23,6 +23,7 @@ LOOK_EVERY_S = 1.0
 LOOK_LIMIT_S = 5.0
 # The database ends the session of a leader that no longer looks, for one because its process is paused (PostgreSQL 14 and later).
 IDLE_LIMIT = "8s"
+REFUSED_LIMIT_S = 10.0  # above that
 
 
 class Leadership:
@@ -46,20 +47,33 @@ class Leadership:
                 taken = await self._try()
 
     async def until_lost(self) -> None:
-        """While the lock is ours, or nobody else's: a database that was away is waited for."""
+        """While the lock is ours, or nobody else's: a database that was away is waited for.
+
+        When our connection broke, its session may hold the lock for some seconds more: only who is refused for longer has lost
+        it. Safe all the while: who begins meanwhile counts the generation on, and our next transaction finds that.
+        """
+        refused_s: float | None = None  # since when
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             if await self._holds():
                 continue
             try:
-                if not await self._try():
-                    return
-                log.warning("server.lock_taken_again", reason="the database ended the connection that held it")
+                if await self._try():
+                    refused_s = None
+                    log.warning("server.lock_taken_again", reason="the database ended the connection that held it")
+                    continue
             except StoreFailed as error:
+                refused_s = None
                 log.warning("server.database_away", problem=error.problem)
+                continue
+            now_s = asyncio.get_running_loop().time()
+            refused_s = now_s if refused_s is None else refused_s
+            if now_s - refused_s > REFUSED_LIMIT_S:
+                return
 
     async def _holds(self) -> bool:
-        assert self._connection is not None
+        if self._connection is None:
+            return False
         try:
             async with asyncio.timeout(LOOK_LIMIT_S):
                 await self._connection.execute(sa.text("SELECT 1"))
@@ -75,7 +89,9 @@ class Leadership:
                 connection = await self._engine.connect()
                 self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
                 found = await self._connection.execute(sa.select(sa.func.pg_try_advisory_lock(LOCK)))
-                return bool(found.scalar())
+                if not (is_ours := bool(found.scalar())):
+                    await self.release()
+                return is_ours
         except (DBAPIError, TimeoutError) as error:
             raise StoreFailed(problem=str(getattr(error, "orig", "no answer in time")).strip()) from error
 
