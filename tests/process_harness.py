@@ -168,7 +168,15 @@ class Federation:
             remote.close()
         return folder
 
-    def start_client(self, name: str, questions: tuple[Question, ...], address: str | None = None) -> Process:
+    def start_client(
+        self,
+        name: str,
+        questions: tuple[Question, ...],
+        address: str | None = None,
+        policy: str | None = None,
+        stays: bool = False,
+    ) -> Process:
+        """`policy`: what its policy.toml says; `stays`: when a run is over."""
         home = self.folder / name
         home.mkdir(exist_ok=True)
         write_group(home / "answers.jsonl", questions)
@@ -180,8 +188,11 @@ class Federation:
             "embedding_model_path": str(self._embedding_model),
             "log_level": "DEBUG",
         }
+        if policy is not None:
+            (home / "policy.toml").write_text(policy)
+            config["policy"] = str(home / "policy.toml")
         text = "".join(f'{key} = "{value}"\n' for key, value in config.items())
-        (home / "client.toml").write_text(text + "threads = 1\nexit_when_run_over = true\n")
+        (home / "client.toml").write_text(text + f"threads = 1\nexit_when_run_over = {str(not stays).lower()}\n")
         command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
         process = Process(command, self.folder / f"{name}.log", {"OMP_NUM_THREADS": "1"}).start()
         self.processes.append(process)

@@ -56,6 +56,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "pluralllm.client.": ("pluralllm.server", "pluralllm.cli", "pluralllm.experiment"),
     "pluralllm.cli.": ("pluralllm.server",),
     "pluralllm.common.reward_aggregation": PURE,
+    "pluralllm.common.reward_weights": (*PURE, "numpy"),
     "pluralllm.align.answers": PURE,
     "pluralllm.align.reward_forms": PURE,
     "pluralllm.align.model_card": PURE,

@@ -168,7 +168,8 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
     await store.create_run(RUN, FIRST)
     await store.apply(change(1, receipts=(RECEIPT,), versions=(SECOND,)))
     async with store.writing() as connection:
-        for table, column in (("receipts", "distance"), ("versions", "moments"), ("versions", "weights")):
+        added = [("receipts", "distance"), ("versions", "moments"), ("versions", "weights"), ("rounds", "rollouts")]
+        for table, column in added:
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         await connection.execute(sa.text("DROP TABLE leadership"))
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))

@@ -5,6 +5,7 @@ worker does in a round is in HOME/plan.json; what is not there is delivered.
 """
 
 import asyncio
+import hashlib
 import json
 import sys
 from enum import StrEnum
@@ -26,9 +27,10 @@ from pluralllm.common.configuration import load_config
 from pluralllm.common.errors import PluralError, WorkerDied
 from pluralllm.common.lock import DirectoryLock
 from pluralllm.common.logs import configure_logs
+from pluralllm.common.rollout_batch import count_candidates, read_rollouts
 from pluralllm.common.spec import RunSpec, parse_spec
 from pluralllm.common.update_format import update_format, write_update
-from pluralllm.common.weights import layout_of
+from pluralllm.common.weights import layout_of, write_weights
 
 QUESTIONS = 50
 LOOK_EVERY_S = 0.02
@@ -75,7 +77,18 @@ class ScriptedWorker(WorkerProcess):
                 "wasserstein_score": 0.8,
                 "questions": QUESTIONS,
             }
+        if action == "reward":
+            return await self._reward(Path(arguments["out"]), arguments["rollouts_json"].encode())
         return await self._train(Path(arguments["out"]), arguments["seed"], arguments["round_number"])
+
+    async def _reward(self, out: Path, rollouts: bytes) -> dict[str, Any]:
+        """A function of the batch and who this is; a batch's first prompt is the number of the file it waits for."""
+        batch = read_rollouts(rollouts, 1000)
+        await file_there(self._home / f"go-{batch[0].prompt}")
+        seed = int.from_bytes(hashlib.sha256(rollouts + self._home.name.encode()).digest()[:8])
+        shares = np.random.default_rng(seed).random(count_candidates(batch)).astype(np.float32)
+        manifest = write_weights(out, layout_of([("rewards", (shares.size,))]), [shares])
+        return {"digest": manifest.digest, "examples": QUESTIONS, "metrics": {}}
 
     async def _train(self, out: Path, seed: int, number: int) -> dict[str, Any]:
         assert self._spec is not None
@@ -115,7 +128,9 @@ async def play(
         assert partner.identity is not None
         line = transport_of.of_member(partner.identity, config.standby)
         try:
-            await Daemon(config, partner, Policy(), QUESTIONS, line, worker_of(home)).run(asyncio.Event())
+            await Daemon(config, partner, Policy(allow_rewards=True), QUESTIONS, line, worker_of(home)).run(
+                asyncio.Event()
+            )
         except PluralError as error:
             log.info("client.ended", reason=str(error))
         finally:

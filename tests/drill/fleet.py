@@ -215,9 +215,10 @@ class Fleet:
         told = [json.loads(line) for line in self._clients.log.read_text().splitlines()]
         tasks = [(fact["task"], fact["digest"]) for fact in told if fact["event"] == "update.committed"]
         kept = {
-            (f"{row['name']}/tasks/train-{receipt['client']}", receipt["update_digest"])
+            (f"{row['name']}/tasks/{kind}-{receipt['client']}", receipt["update_digest"])
             for row in rounds
             for receipt in row["receipts"]
+            for kind in ("train", "reward")
         }
         lost = [(task, digest) for task, digest in tasks if (task, digest) not in kept]
         assert [task for task, _ in lost if not task.endswith(f"-{revoked}")] == [], self.logs()

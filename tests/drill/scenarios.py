@@ -1,4 +1,4 @@
-"""What happens in a drill: three stories that between them pass every point. Each ends with the digest of its newest version.
+"""What happens in a drill: four stories that between them pass every point. Each ends with the digest of its newest version.
 
 Whichever point of a story the coordinator dies at, the same updates are averaged: where chance could let another update in, the
 scripted clients wait, stall or send what is refused.
@@ -12,6 +12,7 @@ from drill.fleet import Fleet
 from process_harness import process_spec
 
 from pluralllm.cli.remote import Remote
+from pluralllm.common.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.spec import RunSpec
 
 # Two chunks and a server optimizer with two moments: five files of each round are published.
@@ -24,14 +25,20 @@ ORDINARY = process_spec(
 QUICK = {"target_clients": 3, "gather_s": 0.4, "grace_after_quorum_s": 0.3, "evaluate_every": 10}
 TROUBLED = process_spec(rounds=3, round=QUICK)
 STEERED = process_spec(rounds=2, round=QUICK)
+BATCHES = [write_rollouts([Candidates(str(number), ("this", "that"), (3, 1))]) for number in (1, 2)]
 
 
-def begin(fleet: Fleet, spec: RunSpec, plans: Mapping[str, Mapping[int, Behaviour]]) -> None:
-    """A coordinator, its clients, a started run."""
+def gather(fleet: Fleet, plans: Mapping[str, Mapping[int, Behaviour]]) -> None:
+    """A coordinator and its clients."""
     fleet.start_coordinator()
     fleet.start_clients(plans)
     for name in plans:
         fleet.join(name)
+
+
+def begin(fleet: Fleet, spec: RunSpec, plans: Mapping[str, Mapping[int, Behaviour]]) -> None:
+    """With a started run."""
+    gather(fleet, plans)
     fleet.insist("the run is created", lambda remote: remote.create_run("r", spec.canonical_json()))
     fleet.insist("the run is started", lambda remote: remote.start_run("r"))
 
@@ -75,6 +82,26 @@ def steered(fleet: Fleet) -> str:
     return fleet.finish(revoked="dan")
 
 
+def rewarded(fleet: Fleet) -> str:
+    """Two batches of rollouts, scored by two clients with a model of a run that was never started."""
+    gather(fleet, {"ann": {}, "ben": {}})
+    fleet.insist("the source is created", lambda remote: remote.create_run("s", TROUBLED.canonical_json()))
+    source = fleet.insist("the source has a version", lambda remote: remote.model_record("s", "0"))[0]
+    rewards = {"source": source["name"], "model_digest": source["digest"], "aggregation": {"rule": "adaptive"}}
+    spec = process_spec(rounds=2, rewards=rewards)
+    fleet.insist("the run is created", lambda remote: remote.create_run("r", spec.canonical_json()))
+    fleet.insist("the run is started", lambda remote: remote.start_run("r"))
+    for number, batch in enumerate(BATCHES, 1):
+        name = fleet.insist("a batch is asked for", lambda remote, batch=batch: remote.ask_rewards("r", batch))  # type: ignore[misc]
+        for client in ("ann", "ben"):
+            fleet.let_go(client, number)
+        fleet.insist(
+            "the rewards come",
+            lambda remote, name=name: remote.rewards(name)["outcome"] == "closed",  # type: ignore[misc]
+        )
+    return fleet.finish()
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     name: str
@@ -86,4 +113,5 @@ SCENARIOS = (
     Scenario("ordinary", ordinary, {"keep_updates": "1"}),
     Scenario("troubled", troubled),
     Scenario("steered", steered),
+    Scenario("rewarded", rewarded),
 )

@@ -17,6 +17,7 @@ from pluralllm.v1 import resources_pb2 as res
 
 TRAINERS = ("ann", "ben", "cat")  # ann sends; ben and cat never deliver, so the round stays open
 SCORER = "eve"  # in a run of her own, which waits for her score
+RATER = "rae"  # in a run of rewards of her own, whose batch waits for her
 GUEST = "guest"  # has an invite that is open
 OTHERS = ("olga", "admin", "nobody")
 
@@ -28,6 +29,9 @@ class Situation:
     run: str  # its round is open
     scored_run: str
     scored_task: str
+    rated_run: str
+    rated_task: str
+    rollouts_json: bytes  # the batch under way
     next_run: str  # not made yet
     task: fed.Task  # ann's in the open round
     manifest: Manifest  # of an update for it
@@ -41,10 +45,10 @@ class Situation:
 
 def known(now: Situation, field: str) -> Sequence[Any]:
     """Real values for a field of this name; a strategy makes what is nearly one."""
-    runs = [now.run, now.scored_run, now.next_run, "run-0001", "-"]
+    runs = [now.run, now.scored_run, now.rated_run, now.next_run, "run-0001", "-"]
     tasks = [f"runs/{now.run}/rounds/1/tasks/{kind}-{name}" for kind in ("train", "evaluate") for name in TRAINERS]
     names = [f"runs/{run}{part}" for run in runs for part in ("", "/rounds/1", "/models/0", "/models/-")]
-    people = (*TRAINERS, SCORER, GUEST, *OTHERS)
+    people = (*TRAINERS, SCORER, RATER, GUEST, *OTHERS)
     digests = [now.task.spec_sha256, now.task.base_digest, now.manifest.digest, "0" * 64]
     values: dict[str, Sequence[Any]] = {
         "run": runs,
@@ -53,7 +57,12 @@ def known(now: Situation, field: str) -> Sequence[Any]:
         "parent": names,
         "name": [*names, *people, *(f"members/{name}" for name in people), "new-member"],
         "held_task": tasks,
-        "task": [*tasks, now.scored_task, *(tasks[0].replace("/1/", f"/{odd}/") for odd in ("01", "١", "-1"))],
+        "task": [
+            *tasks,
+            now.scored_task,
+            now.rated_task,
+            *(tasks[0].replace("/1/", f"/{odd}/") for odd in ("01", "١", "-1")),
+        ],
         "generation": [now.generation],
         "instance_id": ["first", "second"],
         "group": ["group of ann", "group of eve", ""],
@@ -66,6 +75,13 @@ def known(now: Situation, field: str) -> Sequence[Any]:
         "data": [now.update],
         "token": [now.token],
         "page_token": ["1", "3", "9" * 18],
+        "rollouts_json": [
+            now.rollouts_json,
+            now.rollouts_json[:-1],
+            b'[["p",["a"]]]',
+            b'[["p",["a","b"],[1]]]',
+            b"[" * 9000,
+        ],
         "spec_json": [now.spec_json, spoilt_json(now.spec_json)],
         "certificate_request_der": now.requests_der,
         "certificate_chain_pem": [now.chain_pem],
@@ -128,6 +144,7 @@ GOOD: dict[str, Callable[[Situation], Message]] = {
     "GetRunSpec": lambda now: fed.GetRunSpecRequest(run=now.run),
     "GetManifest": lambda now: fed.GetManifestRequest(run=now.run),
     "GetChunks": lambda now: fed.GetChunksRequest(run=now.run),
+    "GetRollouts": lambda now: fed.GetRolloutsRequest(task=now.rated_task),
     "BeginUpdate": _begin,
     "PutChunks": lambda now: fed.PutChunksRequest(task=now.task.name, digest=now.manifest.digest, data=now.update),
     "CommitUpdate": lambda now: fed.CommitUpdateRequest(task=now.task.name, digest=now.manifest.digest),
@@ -139,6 +156,8 @@ GOOD: dict[str, Callable[[Situation], Message]] = {
     "PauseRun": lambda now: ops.PauseRunRequest(name=f"runs/{now.run}"),
     "ResumeRun": lambda now: ops.ResumeRunRequest(name=f"runs/{now.run}"),
     "CancelRun": lambda now: ops.CancelRunRequest(name=f"runs/{now.run}", reason="enough"),
+    "AskRewards": lambda now: ops.AskRewardsRequest(name=f"runs/{now.rated_run}", rollouts_json=now.rollouts_json),
+    "GetRewards": lambda now: ops.GetRewardsRequest(name=f"runs/{now.rated_run}/rounds/1"),
     "GetRun": lambda now: ops.GetRunRequest(name=f"runs/{now.run}"),
     "ListRuns": lambda _: ops.ListRunsRequest(page_size=2),
     "GetRound": lambda now: ops.GetRoundRequest(name=f"runs/{now.run}/rounds/1"),

@@ -14,7 +14,7 @@ from typing import Any, cast
 import grpc
 import pytest
 from fuzz import good_requests
-from fuzz.good_requests import SCORER, TRAINERS
+from fuzz.good_requests import RATER, SCORER, TRAINERS
 from fuzz.messages import any_message, at_the_edges, nearly, no_message, on_the_wire
 from fuzz.world import PEOPLE, SPEC, STRANGER, World, Worlds
 from google.protobuf import message_factory
@@ -100,7 +100,7 @@ def test_any_message_is_answered_or_refused_and_a_refusal_changes_nothing(world:
 @EVERY
 def test_a_field_at_any_edge_is_answered_or_refused_and_a_refusal_changes_nothing(world: World, path: str) -> None:
     method = METHODS[path]
-    who = next(name for name in (STRANGER, SCORER, "admin", TRAINERS[0]) if is_right(name, path))
+    who = next(name for name in (STRANGER, SCORER, RATER, "admin", TRAINERS[0]) if is_right(name, path))
     changed_one = list(at_the_edges(good(world, method), lambda field: good_requests.known(world.situation(), field)))
     for number in range(len(changed_one)):
         # Made again each time: what was accepted before may have changed what is good.
@@ -176,7 +176,7 @@ def test_a_message_larger_than_any_of_ours_is_refused_by_grpc_itself(world: Worl
 
 def callers(path: str) -> st.SearchStrategy[str]:
     """Mostly who may call it."""
-    right = [name for name in (STRANGER, SCORER, "admin", TRAINERS[0]) if is_right(name, path)]
+    right = [name for name in (STRANGER, SCORER, RATER, "admin", TRAINERS[0]) if is_right(name, path)]
     return st.sampled_from([*right * 12, "ben", "olga", "admin"])
 
 
@@ -186,6 +186,8 @@ def is_right(who: str, path: str) -> bool:
         return who == STRANGER
     if path.endswith("/ReportEvaluation"):
         return who == SCORER
+    if path.endswith("/GetRollouts"):
+        return who == RATER
     return who in (TRAINERS[0], "admin") and PEOPLE[who] in RULES[path].roles
 
 

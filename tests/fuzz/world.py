@@ -15,18 +15,20 @@ from typing import Any, Self, TypeVar
 import grpc
 import structlog
 from coordinator_harness import BOOTSTRAP, HandClient, Served, serving, small_spec, write_delta
-from fuzz.good_requests import GUEST, SCORER, TRAINERS, Situation
+from fuzz.good_requests import GUEST, RATER, SCORER, TRAINERS, Situation
 
 from pluralllm.common.certificates import make_request, new_key
 from pluralllm.common.channels import blocking_channel, enrolment_channel
 from pluralllm.common.ids import ClientId
 from pluralllm.common.roles import MemberRole
+from pluralllm.common.rollout_batch import Candidates, write_rollouts
+from pluralllm.common.spec import RunSpec
 from pluralllm.server import events as ev
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.membership import MemberState
 from pluralllm.server.registry import InviteOrder
 from pluralllm.server.run_state import Phase
-from pluralllm.v1 import federation_pb2
+from pluralllm.v1 import federation_pb2, operations_pb2
 
 T = TypeVar("T")
 LIMIT_S = 30.0
@@ -34,7 +36,7 @@ OLD_RUNS = 30
 SETTLED_S = 0.01
 STRANGER = ""  # on the enrolment port
 PEOPLE: Mapping[str, MemberRole] = {
-    **dict.fromkeys((*TRAINERS, SCORER), MemberRole.CLIENT),
+    **dict.fromkeys((*TRAINERS, SCORER, RATER), MemberRole.CLIENT),
     "olga": MemberRole.OBSERVER,
     "admin": MemberRole.ADMIN,
 }
@@ -43,6 +45,7 @@ SPEC = small_spec(
     groups={"train": [f"group of {name}" for name in TRAINERS]}, round={"min_clients": 3, "target_clients": 3}
 )
 SCORED = small_spec(groups={"train": [f"group of {SCORER}"]}, round={"min_clients": 1, "target_clients": 1})
+BATCH = write_rollouts([Candidates("Which?", ("this", "that"), (3, 1)), Candidates("How?", ("so", "thus"))])
 Snapshot = dict[str, Any]
 
 
@@ -60,6 +63,7 @@ class World:
         self.runs = 0  # made so far
         self._first: LiveRun | None = None
         self._scored: LiveRun | None = None
+        self._rated: LiveRun | None = None
         self._task = federation_pb2.Task()
         self._rest: Snapshot | None = None  # what is remembered, nothing being under way
         self._uploaded = False
@@ -143,7 +147,10 @@ class World:
         if not any(invite.name == GUEST for invite in self._served.registry.open_invites()):
             await self._invite_guest()
         for run in self._served.coordinator.runs():
-            if run not in (self._first, self._scored) and run.state.phase not in (Phase.CREATED, Phase.ENDED):
+            if run not in (self._first, self._scored, self._rated) and run.state.phase not in (
+                Phase.CREATED,
+                Phase.ENDED,
+            ):
                 await self._cancel(run)  # it would take the clients away
         if self._first is None or not self._is_open(self._first):
             self._first = await self._anew(self._first, SPEC)
@@ -157,10 +164,21 @@ class World:
         if self._scored is None or self._scored.state.phase is not Phase.EVALUATING or self._scored.state.away:
             self._scored = await self._anew(self._scored, SCORED)
             await self._clients[SCORER].task()
+        if self._rated is None or self._rated.state.phase is not Phase.COLLECTING or not self._rated.state.active:
+            self._rated = await self._anew(self._rated, await self._rewards_spec())
+            request = operations_pb2.AskRewardsRequest(name=f"runs/{self._rated.id}", rollouts_json=BATCH)
+            await self._served.operations.AskRewards(request, timeout=LIMIT_S)
+            await self._clients[RATER].task()
         ann = self._clients[TRAINERS[0]]
         await ann.begin(self._task, self._manifest)
         if uploaded:
             await ann.put(self._task, self._update, self._manifest, range(self._manifest.chunks))
+
+    async def _rewards_spec(self) -> RunSpec:
+        assert self._first is not None
+        rewards = {"source": f"runs/{self._first.id}/models/0", "model_digest": self._first.first.digest}
+        policy = {"min_clients": 1, "target_clients": 1}
+        return small_spec(groups={"train": [f"group of {RATER}"]}, round=policy, rewards=rewards)
 
     async def _readmit(self, name: str) -> None:
         registry, role = self._served.registry, PEOPLE[name]
@@ -215,10 +233,14 @@ class World:
     def _look(self) -> Situation:
         assert self._first is not None
         assert self._scored is not None
+        assert self._rated is not None
         return Situation(
             run=self._first.id,
             scored_run=self._scored.id,
             scored_task=self._scored.task_name(ClientId(SCORER)),
+            rated_run=self._rated.id,
+            rated_task=self._rated.task_name(ClientId(RATER)),
+            rollouts_json=BATCH,
             next_run=f"made-{self.runs:04}",
             task=self._task,
             manifest=self._manifest,

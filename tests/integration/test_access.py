@@ -60,10 +60,10 @@ ONLY_IN_NEWER_RELEASES = {"/grpc.health.v1.Health/List"}
 EXPECTED: dict[str, frozenset[MemberRole]] = {
     rpc: frozenset(roles)
     for roles, rpcs in (
-        ((CLIENT,), "Hello Poll GetRunSpec BeginUpdate PutChunks CommitUpdate"),
+        ((CLIENT,), "Hello Poll GetRunSpec GetRollouts BeginUpdate PutChunks CommitUpdate"),
         ((CLIENT,), "ReportEvaluation ReportProgress ReportFailure"),
         ((CLIENT, ADMIN), "GetManifest GetChunks GetModel"),
-        ((ADMIN,), "CreateRun StartRun PauseRun ResumeRun CancelRun"),
+        ((ADMIN,), "CreateRun StartRun PauseRun ResumeRun CancelRun AskRewards GetRewards"),
         ((ADMIN,), "ListMembers CreateInvite ApproveMember RevokeMember ListAuditEvents"),
         (tuple(MemberRole), "GetRun ListRuns GetRound ListRounds ListEvaluations WatchRun"),
         (tuple(MemberRole), "Check List Watch ServerReflectionInfo Renew"),

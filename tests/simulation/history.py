@@ -23,7 +23,7 @@ async def long_history(rounds: int, clients: int) -> tuple[MemoryStore, RunRecor
     record = RunRecord(RUN, spec.canonical_json(), spec.sha256(), 0.0)
     first = VersionRecord(RUN, ModelVersion(0), RoundNumber(0), _digest("first"), spec.sha256(), "", (), 0.0)
     await store.create_run(record, first)
-    run = LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first)
+    run = LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first, first)
     seen = ev.ClientsSeen(1.0, names, ())
     for event in (ev.RunStarted(1.0), seen, seen):
         await run.dispatch(store, event)

@@ -23,6 +23,7 @@ from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.federation import Federation
 from pluralllm.server.identity import Door, by_word
 from pluralllm.server.intake import Intake
+from pluralllm.server.reward_desk import RewardDesk
 from pluralllm.server.uploads import Uploads
 
 LEASE_S = 20.0
@@ -66,6 +67,7 @@ class Process:
         self._context.run(_process.set, self)
         self._membership = membership
         self.coordinator = Coordinator(store, blobs, folders.scratch, clock, TIMING, self.fail_stop)
+        self._scratch = folders.scratch
         self._intake = Intake(self.coordinator, Uploads(folders.uploads))
         self._service: Service | None = None
 
@@ -80,7 +82,8 @@ class Process:
         await self.coordinator.start()
         self.spawn(self._intake.tend())
         self.spawn(self._fail_stop())
-        federation = Federation(self.coordinator, self._intake, POLL_HOLD_S, chunk_idle_s=30.0)
+        desk = RewardDesk(self.coordinator, self._scratch, POLL_HOLD_S)
+        federation = Federation(self.coordinator, self._intake, desk, POLL_HOLD_S, chunk_idle_s=30.0)
         self._service = await Service.of(federation, Door(by_word, audit_log, CALLS_AT_A_TIME), self.fail_stop)
 
     async def _fail_stop(self) -> None:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pluralllm.common.reward_aggregation import RewardAggregation, aggregate
+from pluralllm.common.reward_aggregation import aggregate
+from pluralllm.common.reward_weights import RewardAggregation
 
 REWARDS = {"a": [0.2, 0.8, None], "b": [0.6, 0.4, None], "c": [None, 0.0, None]}
 groups_of_rewards = st.dictionaries(

@@ -8,7 +8,8 @@ from pluralllm.common.errors import AlreadyCommitted, LeaseLost, RoundClosed, Wr
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.spec import Aggregation, GroupRole, RoundPolicy
 from pluralllm.server import events as ev
-from pluralllm.server.rounds import MAX_PLACES_LOST, step
+from pluralllm.server.places import MAX_PLACES_LOST
+from pluralllm.server.rounds import step
 from pluralllm.server.run_state import Outcome, Phase, Run
 
 ALICE, BOB, CAROL, DAVE = (ClientId(name) for name in ("alice", "bob", "carol", "dave"))

@@ -4,12 +4,13 @@ import importlib
 from typing import Any
 
 _MODULES = {
+    "AggregateReward": "aggregate_reward",
     "FederatedReward": "federated_reward",
     "GroupReward": "group_reward",
     "PluralConfig": "plural_predictor",
     "PluralPredictor": "plural_predictor",
 }
-__all__ = ["FederatedReward", "GroupReward", "PluralConfig", "PluralPredictor"]
+__all__ = ["AggregateReward", "FederatedReward", "GroupReward", "PluralConfig", "PluralPredictor"]
 
 
 def __getattr__(name: str) -> Any:

@@ -79,10 +79,15 @@ class GroupReward:
             log_metric(f"{self.__name__}/unscored", sum(each is None for each in found) / max(1, len(found)))
         return [None if each is None else each.reward for each in found]
 
-    def score(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[Scored | None]:
-        """The same with the predicted spreads. None where there is nothing to score: see `unscored`."""
+    def score(
+        self, prompts: Sequence[Text], completions: Sequence[Text], of_group: str | None = None, **columns: Any
+    ) -> list[Scored | None]:
+        """The same with the predicted spreads. None where there is nothing to score: see `unscored`.
+
+        of_group: whose, whatever the examples say.
+        """
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
-        groups = self._groups(len(rollouts), columns)
+        groups = self._groups(len(rollouts), columns) if of_group is None else [of_group] * len(rollouts)
         keys = {(group, r.question) for group, r in zip(groups, rollouts, strict=True) if r.question is not None}
         answers = self.predict(sorted(keys, key=lambda key: (key[0], key[1].id)))
         return [self._judge(rollout, group, answers) for group, rollout in zip(groups, rollouts, strict=True)]

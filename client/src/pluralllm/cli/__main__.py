@@ -16,7 +16,7 @@ from pluralllm.cli.output import Json, now, show
 from pluralllm.common.errors import InvalidArgument, InvalidSpec, Unreachable
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.extras import need_torch
-from pluralllm.common.spec import PRESETS, RunSpec, load_spec, preset_values, spec_from_toml
+from pluralllm.common.spec import PRESETS, RunSpec, load_spec, parse_spec, preset_values, spec_from_toml
 
 MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384  # of a new spec
 WATCH_PATIENCE_S = 120.0  # how long --watch outlives a coordinator that is away, for example restarting
@@ -90,6 +90,49 @@ def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
         raise InvalidSpec(file=str(model_path), problems=problem)
     embedding = spec.embedding.model_copy(update={"probes": probes})
     return spec.model_copy(update={"embedding": embedding})
+
+
+@run_app.command("rewards")
+def rewards(
+    run: Annotated[str, typer.Argument(help="A new name: a-z, 0-9 and '-'.")],
+    model: Annotated[
+        str, typer.Argument(help="RUN or RUN@VERSION whose predictor scores; without a version the current.")
+    ],
+    rule: Annotated[
+        str, typer.Option(help="mean, min, max, alpha or adaptive: how groups' rewards become one.")
+    ] = "mean",
+    temperature: Annotated[
+        float, typer.Option(help="Of rule adaptive: the lower, the more the badly served count.")
+    ] = 0.1,
+    alpha: Annotated[float, typer.Option(help="Of rule alpha: from min (low) over mean (0) to max (high).")] = -10.0,
+    batches: Annotated[int, typer.Option(min=1, max=100_000, help="Then the run ends.")] = 100_000,
+    min_clients: Annotated[int, typer.Option(min=1, help="Fewest that must answer, or a batch is abandoned.")] = 2,
+    target_clients: Annotated[int, typer.Option(min=1, help="Most that are asked for each batch.")] = 100,
+    deadline_s: Annotated[float, typer.Option(min=1, help="Of a batch.")] = 60.0,
+    grace_s: Annotated[float, typer.Option(min=0, help="For the others, once min_clients have answered.")] = 5.0,
+    start_now: Annotated[bool, typer.Option("--start", help="Let it begin at once.")] = False,
+    coordinator: CoordinatorOption = None,
+    as_json: Json = False,
+) -> None:
+    """Make a run that asks groups for rewards of rollouts; pluralllm.align.FederatedReward is its trainer's side."""
+    there = remote(coordinator)
+    source, _, version = model.partition("@")
+    record, _, spec_json = there.model_record(source, version or "-")
+    numbers = {"rule": rule, "temperature": temperature, "alpha": alpha}
+    policy = {"min_clients": min_clients, "target_clients": max(min_clients, target_clients), "deadline_s": deadline_s}
+    values = {
+        **json.loads(spec_json),
+        "rounds": batches,
+        "round": {**policy, "grace_after_quorum_s": grace_s, "on_missed_quorum": "skip"},
+        "updates": {},
+        "aggregation": {},
+        "rewards": {"source": record["name"], "model_digest": record["digest"], "aggregation": numbers},
+    }
+    values["groups"] = {"train": [], "held_out": []}
+    created = there.create_run(run, parse_spec(json.dumps(values).encode(), f"of run {run}").canonical_json())
+    if start_now:
+        created = there.start_run(run)
+    show(created, as_json=as_json, screen=_status)
 
 
 @run_app.command("start")

@@ -34,6 +34,7 @@ from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, fede
 from pluralllm.v1 import operations_pb2 as pb
 
 CALL_DEADLINE_S = 15.0
+REWARDS_HOLD_S = 10.0
 WATCH_DEADLINE_S = 5.0  # progress and ages are no events: looked at again after this
 SLOWEST_LINK_BYTES_S = 32 * 1024
 MAX_MODEL_BYTES = 100 * 1024**3
@@ -86,6 +87,19 @@ class Remote:
 
     def cancel_run(self, run: str, reason: str) -> Values:
         return self._run("CancelRun", pb.CancelRunRequest(name=f"runs/{run}", reason=reason))
+
+    def ask_rewards(self, run: str, rollouts_json: bytes) -> str:
+        """The name of the round that scores this batch. Raises WrongPhase while another one is under way."""
+        found: pb.AskRewardsResponse = self._call(
+            "AskRewards", pb.AskRewardsRequest(name=f"runs/{run}", rollouts_json=rollouts_json)
+        )
+        return found.round
+
+    def rewards(self, name: str) -> Values:
+        """Of a round; waits a while for it to end: its outcome is "open" if it has not."""
+        request = pb.GetRewardsRequest(name=name)
+        request.hold.FromMilliseconds(round(REWARDS_HOLD_S * 1000))
+        return plain(self._call("GetRewards", request))
 
     def get_run(self, run: str) -> Values:
         """`-` is the newest."""

@@ -17,6 +17,7 @@ import structlog
 from pluralllm.client.config import ClientConfig
 from pluralllm.client.drafts import Drafts
 from pluralllm.client.models import Models
+from pluralllm.client.orders import Orders
 from pluralllm.client.outbox import Entry, History, Outbox
 from pluralllm.client.partner import Partner
 from pluralllm.client.policy import Policy, check_task, permitted_metrics
@@ -91,6 +92,7 @@ class Daemon:
         self._unfinished = self._history.open_runs()  # of an earlier process
         self._models = Models(self._state / "models", self._history, transport)
         self._drafts = Drafts(self._state / "drafts")
+        self._orders = Orders(worker, config, partner, self._state, self._drafts)
         self._work: Work | None = None
         self._runs: dict[RunId, Known] = {}
         self._last_reason = ""
@@ -217,10 +219,10 @@ class Daemon:
         try:
             known = await self._known(task)
             check_task(self._policy, self._partner.role, known.spec, task.kind, task.round, task.cohort_size)
-            if task.kind is TaskKind.TRAIN:
-                await self._train(task, known)
-            else:
+            if task.kind is TaskKind.EVALUATE:
                 await self._evaluate(task, known)
+            else:
+                await self._deliver(task, known)
         except (RoundClosed, LeaseLost) as error:
             self._outbox.drop(task.name)
             log.info("task.dropped", task=task.name, reason=str(error))
@@ -256,23 +258,17 @@ class Daemon:
             raise SpecMismatch(run=task.run, asked=task.spec_sha256[:12], stored=got[:12])
         return known
 
-    async def _train(self, task: Task, known: Known) -> None:
+    async def _deliver(self, task: Task, known: Known) -> None:
+        """An update, or rewards: made, kept in the outbox, brought to its receipt."""
         waiting = await asyncio.to_thread(self._outbox.get, task.name)
         if waiting is None or waiting[0].base_digest != task.base_digest:
             base = await self._fetch(task)
-            await self._prepare(task, known)
-            draft = self._drafts.delta
-            done = await self._worker.ask(
-                "train",
-                self._progress(task),
-                spec_sha256=task.spec_sha256,
-                base=str(base),
-                out=str(draft),
-                seed=task.seed,
-                round_number=task.round,
-                optimizer_state=str(self._drafts.optimizer_state(task.run)),
-                residual=str(self._drafts.residual(task.run)),
-            )
+            tell = self._progress(task)
+            await self._orders.prepare(known.spec, known.spec_json, tell)
+            if task.kind is TaskKind.REWARD:
+                done = await self._orders.reward(task, base, await self._transport.rollouts(task.name), tell)
+            else:
+                done = await self._orders.train(task, base, tell)
             entry = Entry(
                 task=task.name,
                 run=task.run,
@@ -282,7 +278,7 @@ class Daemon:
                 examples=done["examples"],
                 metrics=permitted_metrics(self._policy, done["metrics"]),
             )
-            await asyncio.to_thread(self._outbox.put, entry, draft)
+            await asyncio.to_thread(self._outbox.put, entry, self._drafts.delta)
             waiting = await asyncio.to_thread(self._outbox.get, task.name)
             assert waiting is not None
         entry, manifest = waiting
@@ -302,11 +298,9 @@ class Daemon:
 
     async def _evaluate(self, task: Task, known: Known) -> None:
         weights = await self._fetch(task)
-        await self._prepare(task, known)
-        found = await self._worker.ask(
-            "evaluate", self._progress(task), spec_sha256=task.spec_sha256, weights=str(weights)
-        )
-        scores = Scores(**found)
+        tell = self._progress(task)
+        await self._orders.prepare(known.spec, known.spec_json, tell)
+        scores = await self._orders.evaluate(task, weights, tell)
         if "wasserstein_score" not in self._policy.allowed_metrics:
             scores = Scores(scores.alignment_score, scores.alignment_score_base2, None, scores.questions)
         self._stage(HANDING_IN)
@@ -316,23 +310,6 @@ class Daemon:
     async def _fetch(self, task: Task) -> Path:
         self._stage("fetching")
         return await self._models.fetch(task)
-
-    async def _prepare(self, task: Task, known: Known) -> None:
-        """The worker reads, embeds and checks the private data; only the first time takes long."""
-        config, partner = self._config, self._partner
-        cache = config.cache_dir or self._state / "cache"
-        await self._worker.ask(
-            "prepare",
-            self._progress(task),
-            spec_json=known.spec_json.decode(),
-            data=str(config.data.absolute()),
-            group=partner.group,
-            role=(known.spec.groups.role_of(partner.group, partner.role) or partner.role).value,
-            cache=str(cache.absolute()),
-            model_path=str(config.embedding_model_path.absolute()) if config.embedding_model_path else None,
-            device=config.device,
-            threads=config.threads,
-        )
 
     def _progress(self, task: Task) -> ProgressReports:
         return ProgressReports(functools.partial(self._transport.report_progress, task.name), self._stage)

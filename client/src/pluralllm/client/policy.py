@@ -29,6 +29,7 @@ class Policy(BaseModel):
     max_learning_rate: Annotated[float, Field(gt=0)] = 1.0
     allowed_embedding_models: tuple[str, ...] = ("*",)  # patterns as in a shell
     allow_evaluation: bool = True
+    allow_rewards: bool = False  # rewards tell how this group is predicted to answer anything that is asked
     allowed_metrics: frozenset[str] = METRICS  # which may leave this machine
 
 
@@ -59,6 +60,10 @@ def check_task(
         _forbid("role", "train", "held_out: this group is evaluated only")
     if not any(fnmatch.fnmatchcase(spec.embedding.model, pattern) for pattern in policy.allowed_embedding_models):
         _forbid("allowed_embedding_models", spec.embedding.model, ", ".join(policy.allowed_embedding_models))
+    if kind is TaskKind.REWARD:
+        if not policy.allow_rewards:
+            _forbid("allow_rewards", "asked for", "false")
+        return
     if kind is TaskKind.EVALUATE:
         if not policy.allow_evaluation:
             _forbid("allow_evaluation", "asked for", "false")

@@ -9,6 +9,7 @@ from pluralllm.common.ids import Digest, ModelVersion, RoundNumber, RunId, TaskN
 class TaskKind(StrEnum):
     TRAIN = "train"
     EVALUATE = "evaluate"
+    REWARD = "reward"
 
 
 @dataclass(frozen=True, slots=True)

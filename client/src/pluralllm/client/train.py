@@ -36,6 +36,7 @@ from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
 from pluralllm.common.files import publish, storage_errors
 from pluralllm.common.metrics import Alignment
 from pluralllm.common.model import Prediction, PreferencePredictor, flat_weights, load_weights
+from pluralllm.common.questions import Question
 from pluralllm.common.spec import GroupRole, RunSpec, Training
 from pluralllm.common.update_format import update_format, write_update
 from pluralllm.common.weights import Layout, flat_values, read_layout, tensors_of, write_weights
@@ -227,6 +228,14 @@ def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: in
     key = hashlib.sha256(f"evaluation/{spec.seed}/{data.group}/{draw}".encode()).digest()
     drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(np.asarray(pool)).tolist()
     return Episode(tuple(drawn[:size]), held_out if apart else tuple(sorted(drawn[size:])))
+
+
+def reward_context(spec: RunSpec, data: GroupData) -> list[Question]:
+    """The answers a group's rewards are predicted from: as many as the spec says, or all; a matter of seed and group alone."""
+    assert spec.rewards is not None
+    key = hashlib.sha256(f"rewards/{spec.seed}/{data.group}".encode()).digest()
+    drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(len(data.questions)).tolist()
+    return [data.questions[number] for number in sorted(drawn[: spec.rewards.context_questions])]
 
 
 def _load(weights: Path, spec: RunSpec, device: torch.device) -> PreferencePredictor:

@@ -62,7 +62,7 @@ SERVICE_CONFIG = {
         {
             "name": [
                 {"service": "pluralllm.v1.FederationService", "method": method}
-                for method in ("GetRunSpec", "GetManifest")
+                for method in ("GetRunSpec", "GetManifest", "GetRollouts")
             ],
             "retryPolicy": {
                 "maxAttempts": 4,
@@ -75,6 +75,11 @@ SERVICE_CONFIG = {
     ]
 }
 
+KINDS = {
+    pb.TASK_KIND_TRAIN: TaskKind.TRAIN,
+    pb.TASK_KIND_EVALUATE: TaskKind.EVALUATE,
+    pb.TASK_KIND_REWARD: TaskKind.REWARD,
+}
 OPTIONS = (("grpc.service_config", json.dumps(SERVICE_CONFIG)),)
 
 
@@ -173,6 +178,11 @@ class Transport:
         """Canonical JSON; the caller compares its hash with the task's."""
         response: pb.GetRunSpecResponse = await self._call("GetRunSpec", pb.GetRunSpecRequest(run=run))
         return response.spec_json
+
+    async def rollouts(self, task: TaskName) -> bytes:
+        """What a reward task is to score, as rollout_batch reads it. Raises LeaseLost."""
+        response: pb.GetRolloutsResponse = await self._call("GetRollouts", pb.GetRolloutsRequest(task=task))
+        return response.rollouts_json
 
     async def fetch_model(self, run: RunId, version: ModelVersion, digest: Digest, target: Path) -> VersionLink:
         """Brings a version to `target`, resuming what a broken try left in target.part. Raises DigestMismatch, StorageFull."""
@@ -319,13 +329,12 @@ def _stream_deadline_s(manifest: Manifest) -> float:
 
 
 def _task(message: pb.Task) -> Task:
-    kinds = {pb.TASK_KIND_TRAIN: TaskKind.TRAIN, pb.TASK_KIND_EVALUATE: TaskKind.EVALUATE}
-    if message.kind not in kinds:
-        raise OverLimit(what="task kind", got=message.kind, limit=max(kinds))
+    if message.kind not in KINDS:
+        raise OverLimit(what="task kind", got=message.kind, limit=max(KINDS))
     return Task(
         name=TaskName(message.name),
         run=RunId(message.run),
-        kind=kinds[message.kind],
+        kind=KINDS[message.kind],
         round=RoundNumber(message.round),
         spec_sha256=Digest(message.spec_sha256),
         base_version=ModelVersion(message.base_version),

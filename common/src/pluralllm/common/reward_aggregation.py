@@ -1,36 +1,18 @@
-"""Rewards of many groups as one: fixed rules, and one that remembers who was badly served. Pure; the coordinator uses it too.
+"""Rewards of many groups as one number for each item. The rules, and how much each group counts: reward_weights.py.
 
-Mean, min, max and an adaptive rule are those that arXiv 2512.08786 and arXiv 2604.04261 (APPA) compare; a fixed alpha is the
-family of arXiv 2405.00254: alpha to -infinity is the min, 0 the mean, +infinity the max. G: groups, N: rewards of each.
+G: groups, N: rewards of each.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from pluralllm.common.metrics import fairness_index
+from pluralllm.common.reward_weights import History, RewardAggregation, mean_reward, remember, weigh_groups
 
 Rewards = Mapping[str, Sequence[float | None]]  # of each group: None where it could not score
-History = tuple[tuple[str, float], ...]  # of each group, sorted: its rewards so far, newest weighted most
-
-
-class RewardAggregation(BaseModel):
-    """Which rule, with what numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rule: Literal["mean", "min", "max", "alpha", "adaptive"] = "mean"
-    alpha: Annotated[float, Field(ge=-1000, le=1000)] = -10.0  # of rule alpha
-    # Of rule adaptive: a group's history is decay * history + (1 - decay) * its newest mean reward; its weight is
-    # proportional to exp(-history / temperature) while the histories' fairness index is below fair_from, else 1.
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.8
-    temperature: Annotated[float, Field(gt=0, le=100)] = 0.1
-    fair_from: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,42 +33,13 @@ def aggregate(settings: RewardAggregation, rewards: Rewards, history: History = 
     known = remember(settings, {group: mean_reward(rewards[group]) for group in groups}, history)
     weights = weigh_groups(settings, groups, known)
     return Aggregated(
-        tuple(None if math.isnan(value) else float(value) for value in _combine(settings, found, weights)),
-        dict(zip(groups, weights.tolist(), strict=True)),
+        tuple(None if math.isnan(value) else float(value) for value in combine(settings, found, np.array(weights))),
+        dict(zip(groups, weights, strict=True)),
         known,
     )
 
 
-def mean_reward(rewards: Sequence[float | None]) -> float | None:
-    """Of what could be scored; None if nothing could."""
-    known = [reward for reward in rewards if reward is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
-def remember(settings: RewardAggregation, newest: Mapping[str, float | None], history: History) -> History:
-    """Histories with one more batch; a group that is new begins with its first, one that is away keeps what it had."""
-    known = dict(history)
-    for group, mean in newest.items():
-        if mean is not None:
-            known[group] = settings.decay * known[group] + (1 - settings.decay) * mean if group in known else mean
-    return tuple(sorted(known.items()))
-
-
-def weigh_groups(settings: RewardAggregation, groups: Sequence[str], history: History) -> NDArray[np.float64]:
-    """(G,), sum 1. Only `adaptive` has others than equal ones."""
-    equal = np.full(len(groups), 1 / len(groups))
-    known = dict(history)
-    if settings.rule != "adaptive" or not all(group in known for group in groups):
-        return equal
-    past = np.array([known[group] for group in groups])
-    if past.mean() > 0 and fairness_index(past.tolist()) >= settings.fair_from:
-        return equal
-    raised = np.exp(-(past - past.min()) / settings.temperature)
-    weights: NDArray[np.float64] = raised / raised.sum()
-    return weights
-
-
-def _combine(
+def combine(
     settings: RewardAggregation, found: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """(G, N), (G,) -> (N,); NaN where a group could not score, and in the result where none could."""

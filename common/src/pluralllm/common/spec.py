@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pluralllm.common.errors import InvalidSpec
 from pluralllm.common.ids import Digest
+from pluralllm.common.reward_weights import RewardRun
 
 PRESETS = ("default", "paper")
 
@@ -251,11 +252,14 @@ class RunSpec(SpecPart):
     aggregation: Aggregation = Aggregation()
     evaluation: Evaluation = Evaluation()
     embedding: Embedding
+    rewards: RewardRun | None = None  # None: the run trains
 
     @model_validator(mode="after")
-    def _scales_unit_vectors(self) -> Self:
+    def _parts_fit(self) -> Self:
         if self.predictor.input_scale == "unit_variance" and not self.embedding.normalize:
             raise ValueError("predictor.input_scale unit_variance is for unit vectors: set embedding.normalize = true")
+        if self.rewards is not None and (self.updates.encoding, self.aggregation.optimizer) != ("fp32", "fedavg"):
+            raise ValueError("rewards are not deltas: set updates.encoding = fp32 and aggregation.optimizer = fedavg")
         return self
 
     @model_validator(mode="after")
@@ -268,7 +272,9 @@ class RunSpec(SpecPart):
 
     def canonical_json(self) -> bytes:
         """Sorted keys, no spaces: the bytes the hash is over."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+        left_out = None if self.rewards is not None else {"rewards"}  # runs that train have the hash they always had
+        values = self.model_dump(mode="json", exclude=left_out)
+        return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
     def sha256(self) -> Digest:
         return Digest(hashlib.sha256(self.canonical_json()).hexdigest())

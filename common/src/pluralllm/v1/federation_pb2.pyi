@@ -31,12 +31,16 @@ class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.Val
     TASK_KIND_UNSPECIFIED: _TaskKind.ValueType  # 0
     TASK_KIND_TRAIN: _TaskKind.ValueType  # 1
     TASK_KIND_EVALUATE: _TaskKind.ValueType  # 2
+    TASK_KIND_REWARD: _TaskKind.ValueType  # 3
+    """Score the round's rollouts (GetRollouts); the rewards are pushed as an update is."""
 
 class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper): ...
 
 TASK_KIND_UNSPECIFIED: TaskKind.ValueType  # 0
 TASK_KIND_TRAIN: TaskKind.ValueType  # 1
 TASK_KIND_EVALUATE: TaskKind.ValueType  # 2
+TASK_KIND_REWARD: TaskKind.ValueType  # 3
+"""Score the round's rollouts (GetRollouts); the rewards are pushed as an update is."""
 Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
 
 class _FailureKind:
@@ -837,3 +841,42 @@ class ReportFailureResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportFailureResponse: _TypeAlias = ReportFailureResponse  # noqa: Y015
+
+@_typing.final
+class GetRolloutsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRolloutsRequest: _TypeAlias = GetRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class GetRolloutsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUTS_JSON_FIELD_NUMBER: _builtins.int
+    rollouts_json: _builtins.bytes
+    """[["prompt", ["candidate", ...], [how often sampled, ...]], ...]; rewards are numbers in this order."""
+    def __init__(
+        self,
+        *,
+        rollouts_json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollouts_json", b"rollouts_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRolloutsResponse: _TypeAlias = GetRolloutsResponse  # noqa: Y015

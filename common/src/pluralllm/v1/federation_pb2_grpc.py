@@ -62,6 +62,11 @@ class FederationServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.FromString,
                 _registered_method=True)
+        self.GetRollouts = channel.unary_unary(
+                '/pluralllm.v1.FederationService/GetRollouts',
+                request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetRolloutsRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetRolloutsResponse.FromString,
+                _registered_method=True)
         self.BeginUpdate = channel.unary_unary(
                 '/pluralllm.v1.FederationService/BeginUpdate',
                 request_serializer=pluralllm_dot_v1_dot_federation__pb2.BeginUpdateRequest.SerializeToString,
@@ -133,6 +138,13 @@ class FederationServiceServicer(object):
     def GetChunks(self, request, context):
         """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
         Refusals: NOT_FOUND, OVER_LIMIT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRollouts(self, request, context):
+        """Client daemon with a reward task: what it is to score. Repeatable. Refusals: LEASE_LOST, NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -210,6 +222,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.GetChunks,
                     request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.SerializeToString,
+            ),
+            'GetRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRollouts,
+                    request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetRolloutsRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetRolloutsResponse.SerializeToString,
             ),
             'BeginUpdate': grpc.unary_unary_rpc_method_handler(
                     servicer.BeginUpdate,
@@ -380,6 +397,33 @@ class FederationService(object):
             '/pluralllm.v1.FederationService/GetChunks',
             pluralllm_dot_v1_dot_federation__pb2.GetChunksRequest.SerializeToString,
             pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.FederationService/GetRollouts',
+            pluralllm_dot_v1_dot_federation__pb2.GetRolloutsRequest.SerializeToString,
+            pluralllm_dot_v1_dot_federation__pb2.GetRolloutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

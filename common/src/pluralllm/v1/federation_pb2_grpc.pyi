@@ -52,6 +52,8 @@ class FederationServiceStub:
     """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
     Refusals: NOT_FOUND, OVER_LIMIT.
     """
+    GetRollouts: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetRolloutsRequest, _federation_pb2.GetRolloutsResponse]
+    """Client daemon with a reward task: what it is to score. Repeatable. Refusals: LEASE_LOST, NOT_FOUND."""
     BeginUpdate: _grpc.UnaryUnaryMultiCallable[_federation_pb2.BeginUpdateRequest, _federation_pb2.BeginUpdateResponse]
     """Client daemon, before it pushes and to resume: answers the chunks still missing, or the receipt. Repeatable.
     Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_BASE, OVER_LIMIT, ALREADY_COMMITTED, SPEC_MISMATCH.
@@ -95,6 +97,8 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
     Refusals: NOT_FOUND, OVER_LIMIT.
     """
+    GetRollouts: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetRolloutsRequest, _federation_pb2.GetRolloutsResponse]  # type: ignore[assignment]
+    """Client daemon with a reward task: what it is to score. Repeatable. Refusals: LEASE_LOST, NOT_FOUND."""
     BeginUpdate: _aio.UnaryUnaryMultiCallable[_federation_pb2.BeginUpdateRequest, _federation_pb2.BeginUpdateResponse]  # type: ignore[assignment]
     """Client daemon, before it pushes and to resume: answers the chunks still missing, or the receipt. Repeatable.
     Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_BASE, OVER_LIMIT, ALREADY_COMMITTED, SPEC_MISMATCH.
@@ -165,6 +169,14 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
         Refusals: NOT_FOUND, OVER_LIMIT.
         """
+
+    @_abc_1.abstractmethod
+    def GetRollouts(
+        self,
+        request: _federation_pb2.GetRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.GetRolloutsResponse, _abc.Awaitable[_federation_pb2.GetRolloutsResponse]]:
+        """Client daemon with a reward task: what it is to score. Repeatable. Refusals: LEASE_LOST, NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def BeginUpdate(

@@ -811,3 +811,140 @@ class ListAuditEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAuditEventsResponse: _TypeAlias = ListAuditEventsResponse  # noqa: Y015
+
+@_typing.final
+class AskRewardsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_JSON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """runs/{run}"""
+    rollouts_json: _builtins.bytes
+    """[["prompt", ["candidate", ...], [how often sampled, ...]], ...]: each prompt with at least two candidates, 3 MiB at most."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        rollouts_json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "rollouts_json", b"rollouts_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskRewardsRequest: _TypeAlias = AskRewardsRequest  # noqa: Y015
+
+@_typing.final
+class AskRewardsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    round: _builtins.str
+    """runs/{run}/rounds/{round}"""
+    def __init__(
+        self,
+        *,
+        round: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskRewardsResponse: _TypeAlias = AskRewardsResponse  # noqa: Y015
+
+@_typing.final
+class GetRewardsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """runs/{run}/rounds/{round}"""
+    @_builtins.property
+    def hold(self) -> _duration_pb2.Duration:
+        """As long as the coordinator holds a poll (poll_hold_s) at most."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        hold: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRewardsRequest: _TypeAlias = GetRewardsRequest  # noqa: Y015
+
+@_typing.final
+class GroupRewards(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    REWARDS_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    role: _resources_pb2.GroupRole.ValueType
+    weight: _builtins.float
+    """In the aggregate; all together 1."""
+    @_builtins.property
+    def rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of the candidates, in the batch's order; none once they are past retention."""
+
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        role: _resources_pb2.GroupRole.ValueType = ...,
+        weight: _builtins.float = ...,
+        rewards: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "rewards", b"rewards", "role", b"role", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupRewards: _TypeAlias = GroupRewards  # noqa: Y015
+
+@_typing.final
+class GetRewardsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REWARDS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    outcome: _resources_pb2.RoundOutcome.ValueType
+    reason: _builtins.str
+    """Of a round that was abandoned."""
+    @_builtins.property
+    def rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The aggregate, of the candidates, in the batch's order; only of a closed round."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupRewards]:
+        """Whose rewards are in it."""
+
+    def __init__(
+        self,
+        *,
+        outcome: _resources_pb2.RoundOutcome.ValueType = ...,
+        reason: _builtins.str = ...,
+        rewards: _abc.Iterable[_builtins.float] | None = ...,
+        groups: _abc.Iterable[Global___GroupRewards] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "outcome", b"outcome", "reason", b"reason", "rewards", b"rewards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRewardsResponse: _TypeAlias = GetRewardsResponse  # noqa: Y015

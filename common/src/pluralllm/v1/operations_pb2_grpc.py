@@ -61,6 +61,16 @@ class OperationsServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_operations__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_operations__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.AskRewards = channel.unary_unary(
+                '/pluralllm.v1.OperationsService/AskRewards',
+                request_serializer=pluralllm_dot_v1_dot_operations__pb2.AskRewardsRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_operations__pb2.AskRewardsResponse.FromString,
+                _registered_method=True)
+        self.GetRewards = channel.unary_unary(
+                '/pluralllm.v1.OperationsService/GetRewards',
+                request_serializer=pluralllm_dot_v1_dot_operations__pb2.GetRewardsRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_operations__pb2.GetRewardsResponse.FromString,
+                _registered_method=True)
         self.GetRun = channel.unary_unary(
                 '/pluralllm.v1.OperationsService/GetRun',
                 request_serializer=pluralllm_dot_v1_dot_operations__pb2.GetRunRequest.SerializeToString,
@@ -158,6 +168,21 @@ class OperationsServiceServicer(object):
 
     def CancelRun(self, request, context):
         """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AskRewards(self, request, context):
+        """Admin: a batch of rollouts for the groups to score, as a round of a run of rewards. Repeatable while it is under way.
+        Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is under way), INVALID_ARGUMENT, OVER_LIMIT, STORAGE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRewards(self, request, context):
+        """Admin: what a batch came to; held open while its round is. Repeatable. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -277,6 +302,16 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=pluralllm_dot_v1_dot_operations__pb2.CancelRunRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_operations__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'AskRewards': grpc.unary_unary_rpc_method_handler(
+                    servicer.AskRewards,
+                    request_deserializer=pluralllm_dot_v1_dot_operations__pb2.AskRewardsRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_operations__pb2.AskRewardsResponse.SerializeToString,
+            ),
+            'GetRewards': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRewards,
+                    request_deserializer=pluralllm_dot_v1_dot_operations__pb2.GetRewardsRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_operations__pb2.GetRewardsResponse.SerializeToString,
             ),
             'GetRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRun,
@@ -476,6 +511,60 @@ class OperationsService(object):
             '/pluralllm.v1.OperationsService/CancelRun',
             pluralllm_dot_v1_dot_operations__pb2.CancelRunRequest.SerializeToString,
             pluralllm_dot_v1_dot_operations__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AskRewards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.OperationsService/AskRewards',
+            pluralllm_dot_v1_dot_operations__pb2.AskRewardsRequest.SerializeToString,
+            pluralllm_dot_v1_dot_operations__pb2.AskRewardsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRewards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.OperationsService/GetRewards',
+            pluralllm_dot_v1_dot_operations__pb2.GetRewardsRequest.SerializeToString,
+            pluralllm_dot_v1_dot_operations__pb2.GetRewardsResponse.FromString,
             options,
             channel_credentials,
             insecure,

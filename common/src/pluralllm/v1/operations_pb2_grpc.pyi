@@ -45,6 +45,12 @@ class OperationsServiceStub:
     """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CancelRunRequest, _operations_pb2.CancelRunResponse]
     """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    AskRewards: _grpc.UnaryUnaryMultiCallable[_operations_pb2.AskRewardsRequest, _operations_pb2.AskRewardsResponse]
+    """Admin: a batch of rollouts for the groups to score, as a round of a run of rewards. Repeatable while it is under way.
+    Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is under way), INVALID_ARGUMENT, OVER_LIMIT, STORAGE_FULL.
+    """
+    GetRewards: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetRewardsRequest, _operations_pb2.GetRewardsResponse]
+    """Admin: what a batch came to; held open while its round is. Repeatable. Refusals: NOT_FOUND."""
     GetRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetRunRequest, _operations_pb2.GetRunResponse]
     """Any member. Refusals: NOT_FOUND."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListRunsRequest, _operations_pb2.ListRunsResponse]
@@ -93,6 +99,12 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.CancelRunRequest, _operations_pb2.CancelRunResponse]  # type: ignore[assignment]
     """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    AskRewards: _aio.UnaryUnaryMultiCallable[_operations_pb2.AskRewardsRequest, _operations_pb2.AskRewardsResponse]  # type: ignore[assignment]
+    """Admin: a batch of rollouts for the groups to score, as a round of a run of rewards. Repeatable while it is under way.
+    Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is under way), INVALID_ARGUMENT, OVER_LIMIT, STORAGE_FULL.
+    """
+    GetRewards: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetRewardsRequest, _operations_pb2.GetRewardsResponse]  # type: ignore[assignment]
+    """Admin: what a batch came to; held open while its round is. Repeatable. Refusals: NOT_FOUND."""
     GetRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetRunRequest, _operations_pb2.GetRunResponse]  # type: ignore[assignment]
     """Any member. Refusals: NOT_FOUND."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListRunsRequest, _operations_pb2.ListRunsResponse]  # type: ignore[assignment]
@@ -168,6 +180,24 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.CancelRunResponse, _abc.Awaitable[_operations_pb2.CancelRunResponse]]:
         """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+
+    @_abc_1.abstractmethod
+    def AskRewards(
+        self,
+        request: _operations_pb2.AskRewardsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.AskRewardsResponse, _abc.Awaitable[_operations_pb2.AskRewardsResponse]]:
+        """Admin: a batch of rollouts for the groups to score, as a round of a run of rewards. Repeatable while it is under way.
+        Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is under way), INVALID_ARGUMENT, OVER_LIMIT, STORAGE_FULL.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRewards(
+        self,
+        request: _operations_pb2.GetRewardsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.GetRewardsResponse, _abc.Awaitable[_operations_pb2.GetRewardsResponse]]:
+        """Admin: what a batch came to; held open while its round is. Repeatable. Refusals: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def GetRun(

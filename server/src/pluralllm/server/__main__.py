@@ -39,6 +39,7 @@ from pluralllm.server.leadership import Leadership, leading
 from pluralllm.server.member_operations import Advertised, MemberOperations
 from pluralllm.server.operations import Operations
 from pluralllm.server.registry import Registry
+from pluralllm.server.reward_desk import RewardDesk
 from pluralllm.server.serving import bind_enrolment, bind_main, start_enrolment, start_main
 from pluralllm.server.sql_membership import SqlMembership
 from pluralllm.server.sql_store import open_store
@@ -135,17 +136,17 @@ async def running(
         membership = SqlMembership(store)
         audit_log = AuditLog(membership, wall_s)
         await audit_log.start()
-        timing = Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
-        coordinator = Coordinator(store, blobs_of(config, state), state.scratch, clock, timing, fail_stop)
-        intake = Intake(coordinator, Uploads(state.uploads))
+        coordinator = Coordinator(store, blobs_of(config, state), state.scratch, clock, timing_of(config), fail_stop)
         await coordinator.start()
         stack.push_async_callback(coordinator.stop)
-        federation = Federation(coordinator, intake, config.poll_hold_s, config.chunk_idle_s)
+        intake = Intake(coordinator, Uploads(state.uploads))
         stack.callback(asyncio.create_task(intake.tend()).cancel)
+        desk = RewardDesk(coordinator, state.scratch, config.poll_hold_s)
+        federation = Federation(coordinator, intake, desk, config.poll_hold_s, config.chunk_idle_s)
         if authority is None:
             server, address = bind_main(config, Door(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None)
             members = MemberOperations(coordinator, None, Advertised(address, ""))
-            await start_main(server, federation, Operations(coordinator, audit_log, members), None)
+            await start_main(server, federation, Operations(coordinator, audit_log, members, desk), None)
             stack.push_async_callback(server.stop, STOP_GRACE_S)
             found = Running(coordinator, None, address, "", ended)
         else:
@@ -164,7 +165,7 @@ async def running(
             told = advertised(config, authority, address, gate_address)
             warn_of_uncovered(authority, (told.coordinator, told.enrolment))
             members = MemberOperations(coordinator, registry, told)
-            await start_main(server, federation, Operations(coordinator, audit_log, members), enrolment)
+            await start_main(server, federation, Operations(coordinator, audit_log, members, desk), enrolment)
             stack.push_async_callback(server.stop, STOP_GRACE_S)
             await start_enrolment(gate, enrolment)
             stack.push_async_callback(gate.stop, STOP_GRACE_S)
@@ -173,6 +174,10 @@ async def running(
         stack.callback(coordinator.drain)
         write_durably(state.path / "address", address.encode())
         yield found
+
+
+def timing_of(config: ServerConfig) -> Timing:
+    return Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
 
 
 async def _until_ended(fail_stop: FailStop, leadership: Leadership | None, generation: int) -> PluralError:

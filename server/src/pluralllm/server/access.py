@@ -53,6 +53,7 @@ RULES: Mapping[str, Rule] = {
     f"{FEDERATION}GetRunSpec": _only(CLIENT),
     f"{FEDERATION}GetManifest": _only(CLIENT, ADMIN),  # weights are not for observers
     f"{FEDERATION}GetChunks": _only(CLIENT, ADMIN),
+    f"{FEDERATION}GetRollouts": _only(CLIENT),
     f"{FEDERATION}BeginUpdate": _only(CLIENT),
     f"{FEDERATION}PutChunks": _only(CLIENT),
     f"{FEDERATION}CommitUpdate": _only(CLIENT),
@@ -64,6 +65,8 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATIONS}PauseRun": STEERING,
     f"{OPERATIONS}ResumeRun": STEERING,
     f"{OPERATIONS}CancelRun": STEERING,
+    f"{OPERATIONS}AskRewards": STEERING,
+    f"{OPERATIONS}GetRewards": _only(ADMIN),  # what groups are predicted to prefer
     f"{OPERATIONS}GetRun": Rule(ANY),
     f"{OPERATIONS}ListRuns": Rule(ANY),
     f"{OPERATIONS}GetRound": Rule(ANY),

@@ -13,6 +13,7 @@ from pluralllm.server.aggregate import first_moments, server_optimizer, weighted
 from pluralllm.server.blobs import Blobs
 from pluralllm.server.events import Receipt
 from pluralllm.server.live_run import layout_for
+from pluralllm.server.reward_files import write_aggregate
 from pluralllm.server.store import VersionRecord
 from pluralllm.server.updates import StoredWeights, average
 
@@ -33,10 +34,14 @@ async def write_next(
     weights: Sequence[float],
     draft: Path,
 ) -> tuple[Draft, ...]:
-    """The version after `base`, at `draft`, then the server optimizer's moments beside it.
+    """The version after `base`, at `draft`, then the server optimizer's moments beside it; of rewards, their aggregate.
 
     `receipts` sorted by client; `weights` of them as recorded. Raises NotFound, Corrupt, StorageFull; nothing is left then.
     """
+    if spec.rewards is not None:
+        rewards = [await _stored(blobs, receipt.digest) for receipt in receipts]
+        settings = spec.rewards.aggregation
+        return (Draft(draft, await asyncio.to_thread(write_aggregate, rewards, weights, settings, draft)),)
     aggregation = spec.aggregation
     first = first_moments(aggregation)
     wanted = len(first) if base.version else 0

@@ -5,7 +5,6 @@ Whatever decides is in rounds.py; whatever is remembered is in the store; this f
 
 import asyncio
 import secrets
-import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pluralllm.common.errors import (
     SpecMismatch,
     StorageFull,
 )
-from pluralllm.common.ids import ID_HELP, ClientId, ModelVersion, RoundNumber, RunId, TaskName, is_id
+from pluralllm.common.ids import ID_HELP, ClientId, RunId, TaskName, is_id
 from pluralllm.common.spec import GroupRole, parse_spec
 from pluralllm.server import events as ev
 from pluralllm.server.averaging import write_next
@@ -32,12 +31,13 @@ from pluralllm.server.blobs import Blobs
 from pluralllm.server.cancellation import unbroken
 from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.leases import Leases
-from pluralllm.server.live_run import LiveRun, first_state, layout_for, recover, write_first_version
+from pluralllm.server.live_run import LiveRun, recover
 from pluralllm.server.manifests import Manifests
+from pluralllm.server.new_run import make_run
 from pluralllm.server.retention import Retention
 from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session, Sessions
-from pluralllm.server.store import ClientRecord, RunRecord, Store, VersionRecord
+from pluralllm.server.store import ClientRecord, Store
 
 log = structlog.get_logger()
 
@@ -155,7 +155,7 @@ class Coordinator:
 
     @unbroken
     async def create_run(self, run_id: str, spec_json: bytes) -> LiveRun:
-        """Makes version 0 and the run. Repeatable. Raises InvalidArgument, InvalidSpec, SpecMismatch, StorageFull."""
+        """Makes version 0 and the run. Repeatable. Raises InvalidArgument, InvalidSpec, SpecMismatch, NotFound, StorageFull."""
         if not is_id(run_id):
             raise InvalidArgument(field="run_id", problem=f"is {run_id!r}, allowed: {ID_HELP}")
         spec = parse_spec(spec_json, f"of run {run_id}")
@@ -164,23 +164,17 @@ class Coordinator:
                 if known.record.spec_sha256 != spec.sha256():
                     raise SpecMismatch(run=run_id, asked=spec.sha256()[:12], stored=known.record.spec_sha256[:12])
                 return known
-            now_s = self.clock.now_s()
-            draft = self._scratch / f"{run_id}-{uuid.uuid4().hex}.safetensors"
-            manifest = await asyncio.to_thread(write_first_version, draft, spec)
-            record = RunRecord(RunId(run_id), spec.canonical_json(), spec.sha256(), now_s)
-            first = VersionRecord(
-                record.id, ModelVersion(0), RoundNumber(0), manifest.digest, spec.sha256(), "", (), now_s
-            )
+            sources = {run.id: run for run in self.runs()}
             async with self.retention.storing():
-                await self.blobs.put(manifest.digest, draft)
-                await self.store.create_run(record, first)
-            run = LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first, updated_s=now_s)
+                run = await make_run(
+                    self.store, self.blobs, self._scratch, sources, RunId(run_id), spec, self.clock.now_s()
+                )
             self._runs[run.id] = run
         log.info(
             "run.created",
             run=run.id,
-            spec_sha256=record.spec_sha256,
-            model=manifest.digest,
+            spec_sha256=run.record.spec_sha256,
+            model=run.first.digest,
             parameters=run.layout.values,
         )
         self.bell.ring()

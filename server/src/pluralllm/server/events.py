@@ -16,9 +16,8 @@ class Receipt:
     client: ClientId
     digest: Digest
     examples: int  # training questions; the weight before the cap
-    distance: float | None = (
-        None  # mean JS distance of the base model, 0 .. sqrt(ln 2); None: the partner does not tell
-    )
+    # Mean JS distance of the base model, 0 .. sqrt(ln 2), None if the partner does not tell; of rewards 1 - their mean, 0 .. 1.
+    distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,15 @@ class ClientsSeen:
     at_s: float
     trainers: tuple[ClientId, ...]
     held_out: tuple[ClientId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutsAsked:
+    """A batch of rollouts to be scored is durable: a round of a run that asks for rewards."""
+
+    at_s: float
+    digest: Digest
+    candidates: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +165,7 @@ Event = (
     | RunCancelled
     | CoordinatorStarted
     | ClientsSeen
+    | RolloutsAsked
     | UpdateArrived
     | UpdateRefused
     | PlaceLost
@@ -176,6 +185,7 @@ class OpenRound:
     round: RoundNumber
     base_version: ModelVersion
     cohort: tuple[ClientId, ...]
+    rollouts: str = ""  # digest of the batch, if the run asks for rewards
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from pluralllm.server.live_run import LiveRun
 from pluralllm.server.messages import OUTCOMES, model_message, receipt_message
 from pluralllm.server.model_chunks import ModelChunks
 from pluralllm.server.overview import why_waiting
+from pluralllm.server.reward_desk import RewardDesk
 from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session
 from pluralllm.server.store import ReceiptRecord
@@ -49,12 +50,16 @@ RETRY_AFTER_S = 0.05  # after a poll was held to its end the client may ask agai
 IDLE_HINT_S = 0.5
 MAX_NAME = 200
 MAX_METRICS = 50
+WORK_KINDS = {"train": pb.TASK_KIND_TRAIN, "reward": pb.TASK_KIND_REWARD}
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
 
 class Federation(pb_grpc.FederationServiceServicer):
-    def __init__(self, coordinator: Coordinator, intake: Intake, poll_hold_s: float, chunk_idle_s: float) -> None:
+    def __init__(
+        self, coordinator: Coordinator, intake: Intake, desk: RewardDesk, poll_hold_s: float, chunk_idle_s: float
+    ) -> None:
         self._coordinator = coordinator
+        self._desk = desk
         self._intake = intake
         self._poll_hold_s = poll_hold_s
         self._chunk_idle_s = chunk_idle_s
@@ -165,16 +170,16 @@ class Federation(pb_grpc.FederationServiceServicer):
 
     def _task(self, run: LiveRun, client: ClientId) -> pb.Task:
         state = run.state
-        evaluates = state.phase is Phase.EVALUATING
+        kind = pb.TASK_KIND_EVALUATE if state.phase is Phase.EVALUATING else WORK_KINDS[run.work_kind]
         return pb.Task(
             name=run.task_name(client),
             run=run.id,
-            kind=pb.TASK_KIND_EVALUATE if evaluates else pb.TASK_KIND_TRAIN,
+            kind=kind,
             round=state.round,
             spec_sha256=run.record.spec_sha256,
-            base_version=state.version,
-            base_digest=state.model_digest,
-            base_record_sha256=run.newest.record_sha256,
+            base_version=run.base.version,
+            base_digest=run.base.digest,
+            base_record_sha256=run.base.record_sha256,
             cohort_size=len(state.cohort),
             seed=task_seed(state.seed, RoundNumber(state.round), client),
             lease=duration(self._coordinator.leases.duration_s),
@@ -198,6 +203,13 @@ class Federation(pb_grpc.FederationServiceServicer):
         for index in range(request.first_chunk, manifest.chunks):
             yield await self._chunks.message(path, manifest, index)
             run.sent_bytes += manifest.chunk_size(index)
+
+    async def GetRollouts(self, request: pb.GetRolloutsRequest, context: Context) -> pb.GetRolloutsResponse:
+        task = parse_task(request.task, caller().name)
+        run = self._coordinator.held_run(task.client, task.name)
+        if run is None:
+            raise LeaseLost(task=task.name)
+        return pb.GetRolloutsResponse(rollouts_json=await self._desk.rollouts(run))
 
     async def BeginUpdate(self, request: pb.BeginUpdateRequest, context: Context) -> pb.BeginUpdateResponse:
         task = parse_task(request.task, caller().name)

@@ -24,13 +24,14 @@ from pluralllm.common.errors import (
     WrongBase,
     WrongLayout,
 )
-from pluralllm.common.ids import ClientId, RoundNumber, TaskName
+from pluralllm.common.ids import ClientId, Digest, RoundNumber, TaskName
 from pluralllm.common.membership_errors import IdentityMismatch
 from pluralllm.common.metrics import MAX_JS_DISTANCE
 from pluralllm.server import events as ev
 from pluralllm.server.cancellation import shielded
 from pluralllm.server.coordinator import Coordinator
 from pluralllm.server.live_run import LiveRun
+from pluralllm.server.reward_files import check_rewards
 from pluralllm.server.run_state import Phase
 from pluralllm.server.store import ReceiptRecord
 from pluralllm.server.updates import check_update
@@ -42,7 +43,7 @@ TEND_S = 60.0
 BASE_DISTANCE = "base_distance"  # the one metric that counts for something: see weighting.py
 # One name for each task, as what is announced and what is being committed is kept by name.
 TASK_PATTERN = re.compile(
-    r"runs/([a-z][a-z0-9-]{0,39})/rounds/(0|[1-9][0-9]{0,8})/tasks/(train|evaluate)-([a-z][a-z0-9-]{0,39})"
+    r"runs/([a-z][a-z0-9-]{0,39})/rounds/(0|[1-9][0-9]{0,8})/tasks/(train|evaluate|reward)-([a-z][a-z0-9-]{0,39})"
 )
 
 
@@ -156,10 +157,14 @@ class Intake:
         coordinator = self._coordinator
         base_version, digest = run.state.version, announced.manifest.digest
         self._check_place(run, task)
+        batch = Digest(run.state.rollouts)
         path = await self._uploads.finish(upload_key(task))
         try:
             norm = await asyncio.to_thread(check_update, path, run.update_format, run.spec.aggregation.max_delta_norm)
             distance = announced.metrics.get(BASE_DISTANCE)
+            if run.spec.rewards is not None:  # not the client's to say
+                rollouts = await coordinator.blobs.path(batch)
+                distance = 1 - await asyncio.to_thread(check_rewards, path, rollouts, run.spec.rewards.max_candidates)
             receipt = ev.Receipt(task.client, digest, announced.examples, distance)
             async with coordinator.retention.storing():
                 await coordinator.blobs.put(digest, path)
@@ -201,7 +206,7 @@ class Intake:
         state = run.state
         if state.phase is not Phase.COLLECTING or state.round != task.round:
             raise RoundClosed(run=run.id, asked=task.round, current=state.round)
-        if task.kind != "train" or task.client not in state.cohort or state.is_excluded(task.client):
+        if task.kind != run.work_kind or task.client not in state.cohort or state.is_excluded(task.client):
             raise LeaseLost(task=task.name)
 
     def _check_announcement(
@@ -209,8 +214,8 @@ class Intake:
     ) -> None:
         if spec_sha256 != run.record.spec_sha256:
             raise SpecMismatch(run=run.id, asked=spec_sha256[:12], stored=run.record.spec_sha256[:12])
-        if base_digest != run.state.model_digest:
-            raise WrongBase(asked=base_digest[:12], current=run.state.model_digest[:12])
+        if base_digest != run.base.digest:
+            raise WrongBase(asked=base_digest[:12], current=run.base.digest[:12])
         if manifest.size_bytes != (wanted := run.update_format.size_bytes):
             problem = f"its size is {manifest.size_bytes} bytes, that of an update of this run {wanted}"
             raise WrongLayout(problem=problem)

@@ -30,6 +30,7 @@ class LiveRun:
     spec: RunSpec
     layout: Layout
     state: Run
+    first: VersionRecord  # row of version 0
     newest: VersionRecord  # row of the current version
     sequence: int = 0  # of the last event written
     open_round: RoundRecord | None = None
@@ -47,8 +48,14 @@ class LiveRun:
 
     @property
     def update_format(self) -> UpdateFormat:
-        """What an update's file must look like."""
-        return update_format(self.layout, self.spec.updates.encoding)
+        """What an update's file must look like; of a run that asks for rewards, in the open round."""
+        layout = self.layout if self.spec.rewards is None else rewards_layout(self.state.candidates)
+        return update_format(layout, self.spec.updates.encoding)
+
+    @property
+    def base(self) -> VersionRecord:
+        """The version that clients work with now: the newest, or the one that a run of rewards scores with."""
+        return self.newest if self.spec.rewards is None else self.first
 
     @property
     def is_over(self) -> bool:
@@ -74,9 +81,14 @@ class LiveRun:
                 self.examples.setdefault(row.receipt.client, row.receipt.examples)
             return effects
 
+    @property
+    def work_kind(self) -> str:
+        """Of a round's tasks, as their names have it."""
+        return "train" if self.spec.rewards is None else "reward"
+
     def task_name(self, client: ClientId) -> TaskName:
         """The client's task in the open round or evaluation: the same name for the same work."""
-        kind = "evaluate" if self.state.phase is Phase.EVALUATING else "train"
+        kind = "evaluate" if self.state.phase is Phase.EVALUATING else self.work_kind
         return TaskName(f"runs/{self.id}/rounds/{self.state.round}/tasks/{kind}-{client}")
 
 
@@ -84,6 +96,11 @@ def layout_for(spec: RunSpec) -> Layout:
     """The layout of a run's model: a function of its spec alone."""
     found = parameters(spec.predictor, spec.embedding.dimension)
     return layout_of((parameter.name, parameter.shape) for parameter in found)
+
+
+def rewards_layout(candidates: int) -> Layout:
+    """One client's rewards of a batch, or their aggregate: as many numbers as there are candidates."""
+    return layout_of([("rewards", (candidates,))])
 
 
 def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
@@ -96,6 +113,7 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
         named_groups=len(spec.groups.train) + len(spec.groups.held_out),
         model_digest=first.digest,
         aggregation=spec.aggregation,
+        rewards=None if spec.rewards is None else spec.rewards.aggregation,
     )
 
 
@@ -113,7 +131,7 @@ async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average 
             state, effects = step(state, ev.event_from_facts(row.kind, dict(row.facts)))
             sequence, updated_s = row.sequence, row.at_s
             pending = next((effect for effect in effects if isinstance(effect, ev.Average)), pending)
-    run = LiveRun(record, spec, layout_for(spec), state, versions[-1], sequence, updated_s=updated_s)
+    run = LiveRun(record, spec, layout_for(spec), state, versions[0], versions[-1], sequence, updated_s=updated_s)
     run.open_round = await store.round(record.id, state.round) if state.round else None
     for version in reversed(versions):
         run.examples |= {client: examples for client, _, examples in version.updates}

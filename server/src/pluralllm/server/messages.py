@@ -12,6 +12,7 @@ from pluralllm.common.wire import MEMBER_ROLES, ROLES, timestamp
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.membership import InviteRecord, IssuedCertificate, Member, MemberState
 from pluralllm.server.overview import Participant, ParticipantState
+from pluralllm.server.reward_desk import RoundRewards
 from pluralllm.server.run_state import Outcome, Phase
 from pluralllm.server.store import (
     ClientRecord,
@@ -22,6 +23,7 @@ from pluralllm.server.store import (
     RoundRecord,
     VersionRecord,
 )
+from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as pb
 
 PHASES = {
@@ -163,6 +165,23 @@ def round_message(record: RoundRecord, receipts: Sequence[ReceiptRecord]) -> pb.
         receipts=[receipt_message(receipt) for receipt in receipts],
         create_time=timestamp(record.created_s),
         update_time=timestamp(record.updated_s),
+    )
+
+
+def rewards_message(found: RoundRewards) -> operations_pb2.GetRewardsResponse:
+    return operations_pb2.GetRewardsResponse(
+        outcome=ROUND_OUTCOMES[found.record.outcome],
+        reason=found.record.reason,
+        rewards=[] if found.rewards is None else found.rewards.tolist(),
+        groups=[
+            operations_pb2.GroupRewards(
+                group=each.group,
+                role=ROLES[each.role],
+                weight=each.weight,
+                rewards=[] if each.rewards is None else each.rewards.tolist(),
+            )
+            for each in found.groups
+        ],
     )
 
 

@@ -20,10 +20,12 @@ from pluralllm.server.messages import (
     evaluation_message,
     event_message,
     model_message,
+    rewards_message,
     round_message,
     run_message,
 )
 from pluralllm.server.overview import participants, what_next
+from pluralllm.server.reward_desk import RewardDesk
 from pluralllm.server.sessions import Session
 from pluralllm.server.store import EvaluationRecord, RoundRecord
 from pluralllm.v1 import operations_pb2 as pb
@@ -40,8 +42,9 @@ Row = TypeVar("Row")
 
 
 class Operations(pb_grpc.OperationsServiceServicer):
-    def __init__(self, coordinator: Coordinator, audit: AuditLog, members: MemberOperations) -> None:
+    def __init__(self, coordinator: Coordinator, audit: AuditLog, members: MemberOperations, desk: RewardDesk) -> None:
         self._coordinator = coordinator
+        self._desk = desk
         self._audit = audit
         self._members = members
 
@@ -68,6 +71,18 @@ class Operations(pb_grpc.OperationsServiceServicer):
         run = self._run(name)
         await self._coordinator.dispatch(run, event)
         return await self._describe(run)
+
+    # Rewards
+
+    async def AskRewards(self, request: pb.AskRewardsRequest, context: Context) -> pb.AskRewardsResponse:
+        run = self._run(request.name)
+        number = await self._desk.ask(run, request.rollouts_json)
+        return pb.AskRewardsResponse(round=f"runs/{run.id}/rounds/{number}")
+
+    async def GetRewards(self, request: pb.GetRewardsRequest, context: Context) -> pb.GetRewardsResponse:
+        run, number = self._part(request.name, "rounds")
+        hold_s = max(0.0, request.hold.seconds + request.hold.nanos / 1e9)
+        return rewards_message(await self._desk.rewards(run, RoundNumber(int(number)), hold_s))
 
     # Reading
 

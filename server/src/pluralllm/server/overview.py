@@ -107,6 +107,8 @@ def what_next(run: LiveRun, idle_trainers: int, now_s: float) -> str:
             return f"an operator starts it: pluralllm run start {run.id}"
         case Phase.WAITING if state.paused:
             return f"an operator resumes it: pluralllm run resume {run.id}"
+        case Phase.WAITING if state.rewards is not None:
+            return f"round {state.round + 1} starts with the next batch of rollouts that is asked for"
         case Phase.WAITING:
             wanted = policy.target_clients if state.gathered_s is None else policy.min_clients
             until = "" if state.gathered_s is None else f", or in {_left(state.gathered_s + policy.gather_s, now_s)}"
@@ -121,7 +123,8 @@ def what_next(run: LiveRun, idle_trainers: int, now_s: float) -> str:
             grace_over_s = min(state.quorum_s + policy.grace_after_quorum_s, state.deadline_s or 0.0)
             return f"{have}; quorum reached, the round closes in {_left(grace_over_s, now_s)} at the latest"
         case Phase.AGGREGATING:
-            return f"version {state.version + 1} from {len(state.receipts)} updates"
+            what = f"version {state.version + 1}" if state.rewards is None else f"rewards of round {state.round}"
+            return f"{what} from {len(state.receipts)} updates"
         case Phase.EVALUATING:
             waiting = len(set(state.roster) - set(state.reported) - set(state.away))
             left = _left(state.deadline_s, now_s)
@@ -145,6 +148,8 @@ def why_waiting(run: LiveRun, client: ClientId) -> str:
     match state.phase:
         case Phase.CREATED:
             return f"{run.id}: not started"
+        case Phase.WAITING if state.rewards is not None:
+            return f"{run.id}: waiting for rollouts to score"
         case Phase.WAITING:
             return f"{run.id}: waiting for {state.policy.target_clients} training clients"
         case Phase.COLLECTING | Phase.AGGREGATING:

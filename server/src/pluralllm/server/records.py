@@ -32,9 +32,10 @@ def change_of(
     round_row = open_round
     for effect in effects:
         match effect:
-            case ev.OpenRound(number, base, cohort):
+            case ev.OpenRound(number, base, cohort, rollouts):
+                at_s = event.at_s
                 round_row = RoundRecord(
-                    record.id, number, RoundOutcome.OPEN, "", base, None, cohort, event.at_s, event.at_s
+                    record.id, number, RoundOutcome.OPEN, "", base, None, cohort, at_s, at_s, rollouts
                 )
             case ev.RecordReceipt(number, receipt):
                 row = ReceiptRecord(record.id, number, receipt, event.at_s)

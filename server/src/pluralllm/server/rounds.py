@@ -3,6 +3,7 @@
     CREATED      --RunStarted-->                              WAITING
     WAITING      --ClientsSeen, enough, first time-->         EVALUATING   (version 0)
     WAITING      --ClientsSeen, enough, not paused-->         COLLECTING   OpenRound
+    WAITING      --RolloutsAsked, not paused-->               COLLECTING   OpenRound    (a run that asks for rewards)
     COLLECTING   --ClientsSeen, a place is free-->            COLLECTING   (the place is taken)
     COLLECTING   --UpdateArrived, places left-->              COLLECTING   RecordReceipt
     COLLECTING   --UpdateArrived, cohort complete-->          AGGREGATING  RecordReceipt, Average
@@ -19,6 +20,9 @@
     below: after a round or an evaluation comes EVALUATING when the version is due, else WAITING, or after the last
     round ENDED (EndRun).
 
+A run that asks for rewards has no evaluations, and its rounds are opened by batches of rollouts instead of by clients: these
+take places as they are seen, held-out groups too; an update is one client's rewards, a version their aggregate.
+
 Enough: target_clients idle (and at first every named group), or min_clients for gather_s. Quorum: min_clients receipts.
 A refused event raises and leaves the state untouched; repeating an identical event returns (state, ()).
 """
@@ -28,15 +32,12 @@ from typing import assert_never
 
 from pluralllm.common.errors import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
 from pluralllm.common.ids import ClientId, ModelVersion, RoundNumber
+from pluralllm.common.reward_weights import remember, weigh_groups
 from pluralllm.server import events as ev
 from pluralllm.server.cohort import draw_cohort
+from pluralllm.server.places import fill_places, give_places, may_have_place, note_refusal, readmit, take_place
 from pluralllm.server.run_state import Outcome, Phase, Run
-from pluralllm.server.weighting import weigh
-
-MAX_PLACES_LOST = 3  # by one client in one round: a client that fails at once must not spin
-MAX_REFUSALS_KEPT = 20
-MAX_REFUSALS_EACH = 5  # of one client in one round: a hostile client must not fill the log
-
+from pluralllm.server.weighting import Standing, weigh
 
 Step = tuple[Run, tuple[ev.Effect, ...]]
 
@@ -54,14 +55,16 @@ def step(run: Run, event: ev.Event) -> Step:
             return _restart_deadlines(run, event.at_s), ()
         case ev.ClientsSeen():
             return _meet(run, event)
+        case ev.RolloutsAsked():
+            return _ask(run, event)
         case ev.UpdateArrived():
             return _accept(run, event)
         case ev.UpdateRefused():
-            return _note_refusal(run, event), ()
+            return note_refusal(run, event), ()
         case ev.PlaceLost():
             return _lose(run, event)
         case ev.ClientReturned():
-            return _return(run, event), ()
+            return readmit(run, event), ()
         case ev.MemberRevoked():
             return _revoke(run, event)
         case ev.EvaluationArrived():
@@ -113,12 +116,12 @@ def _meet(run: Run, event: ev.ClientsSeen) -> Step:
     seen = (*trainers, *(client for client in event.held_out if not run.is_excluded(client)))
     if not set(seen) <= set(run.roster):
         run = replace(run, roster=tuple(sorted({*run.roster, *seen})))
-    if run.phase is Phase.WAITING and not run.paused:
+    if run.phase is Phase.WAITING and not run.paused and run.rewards is None:
         return _gather(run, event.at_s, trainers)
     if run.phase is Phase.COLLECTING:
-        return _fill_places(run, trainers), ()
-    if run.phase is Phase.EVALUATING and (new := [c for c in seen if _may_have_place(run, c)]):
-        return _give_places(run, new), ()
+        return fill_places(run, trainers if run.rewards is None else seen), ()
+    if run.phase is Phase.EVALUATING and (new := [c for c in seen if may_have_place(run, c)]):
+        return give_places(run, new), ()
     return run, ()
 
 
@@ -149,21 +152,26 @@ def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...]) -> Step:
     return opened, (ev.OpenRound(number, run.version, cohort),)
 
 
-def _fill_places(run: Run, trainers: tuple[ClientId, ...]) -> Run:
-    free = run.places - len(run.receipts) - len(run.active)
-    willing = [client for client in trainers if _may_have_place(run, client)]
-    return _give_places(run, draw_cohort(run.seed, run.round, willing, free)) if free > 0 and willing else run
-
-
-def _may_have_place(run: Run, client: ClientId) -> bool:
-    done = client in run.reported or any(receipt.client == client for receipt in run.receipts)
-    failures = sum(loss.client == client for loss in run.losses)
-    return not done and client not in run.active and failures < MAX_PLACES_LOST
-
-
-def _give_places(run: Run, clients: list[ClientId] | tuple[ClientId, ...]) -> Run:
-    away = tuple(client for client in run.away if client not in clients)
-    return replace(run, cohort=tuple(sorted({*run.cohort, *clients})), away=away)
+def _ask(run: Run, event: ev.RolloutsAsked) -> Step:
+    if run.rewards is None:
+        raise WrongPhase(run=run.id, phase="a run that trains", wanted="asked for rewards")
+    if run.rollouts == event.digest:
+        return run, ()
+    if run.phase is not Phase.WAITING or run.paused:
+        phase = "paused" if run.paused else f"{run.phase}, round {run.round}"
+        raise WrongPhase(run=run.id, phase=phase, wanted="asked for another batch of rewards now")
+    number = RoundNumber(run.round + 1)
+    opened = replace(
+        run.cleared(),
+        phase=Phase.COLLECTING,
+        since_s=event.at_s,
+        round=number,
+        places=run.policy.target_clients,
+        deadline_s=event.at_s + run.policy.deadline_s,
+        rollouts=event.digest,
+        candidates=event.candidates,
+    )
+    return opened, (ev.OpenRound(number, run.version, (), event.digest),)
 
 
 def _accept(run: Run, event: ev.UpdateArrived) -> Step:
@@ -190,31 +198,11 @@ def _accept(run: Run, event: ev.UpdateArrived) -> Step:
     return run, (recorded,)
 
 
-def _note_refusal(run: Run, event: ev.UpdateRefused) -> Run:
-    same = sum(note.client == event.client and note.round == event.round for note in run.refusals)
-    if event in run.refusals or same >= MAX_REFUSALS_EACH:
-        return run
-    return replace(run, refusals=(*run.refusals, event)[-MAX_REFUSALS_KEPT:])
-
-
 def _lose(run: Run, event: ev.PlaceLost) -> Step:
     if run.phase is Phase.ENDED:
         return run, ()
-    before = run
-    had_place = event.client in run.active
-    if had_place:
-        run = replace(run, away=tuple(sorted((*run.away, event.client))), losses=(*run.losses, event))
-    if event.permanent and not run.is_excluded(event.client):
-        run = replace(run, excluded=(*run.excluded, event))
-    if event.client in run.roster and (event.permanent or not had_place):
-        run = replace(run, roster=tuple(client for client in run.roster if client != event.client))
-    return (run, ()) if run is before else _close_evaluation_when_complete(run, event.at_s)
-
-
-def _return(run: Run, event: ev.ClientReturned) -> Run:
-    if not run.is_excluded(event.client):
-        return run
-    return replace(run, excluded=tuple(loss for loss in run.excluded if loss.client != event.client))
+    without = take_place(run, event)
+    return (run, ()) if without is run else _close_evaluation_when_complete(without, event.at_s)
 
 
 def _revoke(run: Run, event: ev.MemberRevoked) -> Step:
@@ -257,8 +245,18 @@ def _tick(run: Run, at_s: float) -> Step:
 
 def _average(run: Run, at_s: float) -> Step:
     averaging = replace(run, phase=Phase.AGGREGATING, since_s=at_s, deadline_s=None)
-    weights, _ = weigh(run.receipts, run.aggregation, run.standing)
+    weights, _ = _weigh(run)
     return averaging, (ev.Average(run.round, run.version, run.receipts, weights),)
+
+
+def _weigh(run: Run) -> tuple[tuple[float, ...], Standing]:
+    if run.rewards is None:
+        return weigh(run.receipts, run.aggregation, run.standing)
+    # A client's newest mean reward is in the history its weight comes from: who is badly served now counts more now.
+    means: dict[str, float | None] = {receipt.client: 1 - (receipt.distance or 0.0) for receipt in run.receipts}
+    history = remember(run.rewards, means, run.standing)
+    standing = tuple((ClientId(client), mean) for client, mean in history)
+    return weigh_groups(run.rewards, list(means), history), standing
 
 
 def _publish(run: Run, event: ev.ModelAveraged) -> Step:
@@ -267,7 +265,7 @@ def _publish(run: Run, event: ev.ModelAveraged) -> Step:
             return run, ()
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     version = ModelVersion(run.version + 1)
-    weights, standing = weigh(run.receipts, run.aggregation, run.standing)
+    weights, standing = _weigh(run)
     published = ev.Publish(run.round, version, event.digest, run.receipts, event.moments, weights)
     run = replace(run, version=version, model_digest=event.digest, standing=standing)
     advanced, effects = _advance(run, event.at_s)
@@ -306,7 +304,7 @@ def _close_evaluation_when_complete(run: Run, at_s: float) -> Step:
 def _advance(run: Run, at_s: float) -> Step:
     """What comes after a round or an evaluation."""
     last = run.round >= run.rounds
-    due = last or run.round % run.policy.evaluate_every == 0
+    due = run.rewards is None and (last or run.round % run.policy.evaluate_every == 0)
     if due and run.evaluated != run.version:
         return _open_evaluation(run, at_s), ()
     if last:

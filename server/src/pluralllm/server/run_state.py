@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Self
 
 from pluralllm.common.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.reward_weights import RewardAggregation
 from pluralllm.common.spec import Aggregation, RoundPolicy
 from pluralllm.server import events as ev
 from pluralllm.server.weighting import Standing
@@ -60,6 +61,9 @@ class Run:
     reason: str = ""
     aggregation: Aggregation = Aggregation()
     standing: Standing = ()  # what fairness-aware weights remember of each client, as of `version`
+    rewards: RewardAggregation | None = None  # None: the run trains
+    rollouts: str = ""  # digest of the open round's batch, if the run asks for rewards
+    candidates: int = 0  # in it
 
     @property
     def active(self) -> tuple[ClientId, ...]:
@@ -84,4 +88,6 @@ class Run:
             deadline_s=None,
             extensions=0,
             reported=(),
+            rollouts="",
+            candidates=0,
         )

@@ -36,6 +36,7 @@ rounds = Table(
     Column("cohort", Text, nullable=False),  # JSON list of clients
     Column("created_s", Float, nullable=False),
     Column("updated_s", Float, nullable=False),
+    Column("rollouts", String(64), nullable=False, server_default=""),
 )
 
 receipts = Table(

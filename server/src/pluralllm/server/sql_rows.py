@@ -29,6 +29,7 @@ def round_values(row: RoundRecord) -> dict[str, Any]:
         "cohort": json.dumps(row.cohort),
         "created_s": row.created_s,
         "updated_s": row.updated_s,
+        "rollouts": row.rollouts,
     }
 
 
@@ -43,6 +44,7 @@ def round_row(row: Row[Any]) -> RoundRecord:
         tuple(ClientId(client) for client in json.loads(row.cohort)),
         row.created_s,
         row.updated_s,
+        row.rollouts,
     )
 
 

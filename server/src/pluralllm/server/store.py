@@ -74,6 +74,7 @@ class RoundRecord:
     cohort: tuple[ClientId, ...]
     created_s: float
     updated_s: float
+    rollouts: str = ""  # digest of the batch that was scored; "" of a round that trains
 
 
 @dataclass(frozen=True, slots=True)

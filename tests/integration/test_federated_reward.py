@@ -1,0 +1,192 @@
+"""From a federation to a trainer: a version exported and scored alone; rewards of groups whose answers stay where they are."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
+
+from pluralllm.align import FederatedReward, GroupReward
+from pluralllm.cli.remote import Remote
+from pluralllm.client.sample_survey import sample_groups
+from pluralllm.client.train import reward_context
+from pluralllm.common.data import group_data
+from pluralllm.common.errors import NotFound, PluralError
+from pluralllm.common.questions import Question
+from pluralllm.common.spec import parse_spec
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+NAMES = ("ann", "ben", "cem", "dan")
+SURVEY: dict[str, tuple[Question, ...]] = dict(zip(NAMES, sample_groups(4, 60, 0).values(), strict=True))
+SPEC = process_spec(
+    rounds=1, round={"target_clients": 4, "min_clients": 4, "evaluate_every": 1}, predictor={"d_model": 16}
+)
+
+
+@pytest.fixture(scope="module")
+def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_embedding_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> Iterator[tuple[Federation, Remote]]:
+    """A coordinator, four clients that allow rewards, and run s, which has trained."""
+    with federation(tmp_path_factory.mktemp("federation"), embedding_model, free_port()) as found:
+        remote = found.start_coordinator()
+        for name in NAMES:
+            found.start_client(name, SURVEY[name], policy="allow_rewards = true\n", stays=True)
+        remote.create_run("s", SPEC.canonical_json())
+        remote.start_run("s")
+        until(lambda: remote.get_run("s")["phase"] == "ended", "run s ends", found, 150)
+        yield found, remote
+        remote.close()
+
+
+def pluralllm(running: Federation, *given: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pluralllm.cli", "--identity", str(running.admin), *given, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+ALONE = """
+import json, sys
+sys.modules["pluralllm.server"] = None
+from pathlib import Path
+from pluralllm.align import GroupReward, PluralPredictor
+from pluralllm.client.private_data import read_group
+from pluralllm.client.train import evaluation_episode
+from pluralllm.common.data import group_data
+from pluralllm.common.metrics import Alignment
+from pluralllm.common.spec import GroupRole, RunSpec
+import numpy as np
+
+folder, data, group, tiny, cache = sys.argv[1:]
+spec = RunSpec.model_validate(json.loads((Path(folder) / "provenance.json").read_text())["run_spec"])
+questions = read_group(Path(data))
+rows = [np.zeros((len(question.options), spec.embedding.dimension), np.float32) for question in questions]
+episode = evaluation_episode(spec, group_data(group, questions, rows), GroupRole.TRAIN, 0)
+context = [questions[number] for number in episode.context]
+reward = GroupReward(folder, {"g": context}, embedding_model_path=tiny, cache=cache, device="cpu")
+asked = [questions[number] for number in episode.targets]
+answers = reward.predict([("g", question) for question in asked])
+total = Alignment()
+for question in asked:
+    total = total.add(answers["g", question].shares, question.shares, question.scale)
+print(json.dumps({"score": total.score, "wasserstein": total.wasserstein}))
+"""
+
+
+def test_an_exported_version_scores_as_the_service_did_where_no_server_is_installed(
+    running: tuple[Federation, Remote], embedding_model: Path, tmp_path: Path
+) -> None:
+    found, remote = running
+    told = pluralllm(found, "model", "export", "s", str(tmp_path / "exported"))
+    assert (told["run"], told["version"], told["participants"], told["updates"]) == ("s", 1, 4, 4)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    scores = [score for score in remote.evaluations("s") if score["version"] == 1]
+    assert len(scores) == 4
+    for score in scores:
+        assert f"| {score['group']} | train | {score['alignment_score']:.4f} |" in card
+    origin = json.loads((tmp_path / "exported" / "provenance.json").read_text())
+    assert [one["version"] for one in origin["lineage"]] == [0, 1]
+    assert origin["lineage"][1]["parent_record_sha256"] == origin["lineage"][0]["record_sha256"]
+    for score in scores[:2]:
+        data = found.folder / score["client"] / "answers.jsonl"
+        arguments = [
+            str(tmp_path / "exported"),
+            str(data),
+            score["group"],
+            str(embedding_model),
+            str(tmp_path / "cache"),
+        ]
+        alone = subprocess.run(
+            [sys.executable, "-c", ALONE, *arguments], capture_output=True, text=True, timeout=100, check=False
+        )
+        assert alone.returncode == 0, alone.stderr
+        again = json.loads(alone.stdout)
+        assert again["score"] == pytest.approx(score["alignment_score"], abs=1e-6)
+        assert again["wasserstein"] == pytest.approx(score["wasserstein_score"], abs=1e-6)
+
+
+def test_four_groups_score_a_trainers_rollouts_and_three_when_one_is_killed(
+    running: tuple[Federation, Remote], embedding_model: Path, tmp_path: Path
+) -> None:
+    found, remote = running
+    pluralllm(found, "run", "rewards", "r", "s", "--grace-s", "3", "--deadline-s", "40", "--start")
+    pluralllm(found, "model", "export", "s", str(tmp_path / "exported"))
+    asked = SURVEY["ann"][:3]
+    rows = [(question, letter) for question in asked for letter in "AB"]
+    given: dict[str, Any] = {
+        "prompts": [f"{question.text} Answer by a letter." for question, _ in rows],
+        "completions": [letter for _, letter in rows],
+        "question": [question.text for question, _ in rows],
+        "options": [list(question.options) for question, _ in rows],
+    }
+    reward = FederatedReward(remote, "r", timeout_s=90)
+    rewards = asyncio.run(reward(**given))
+    assert set(reward.groups) == {f"group of {name}" for name in NAMES}
+    spec = parse_spec(remote.model_record("r", "0")[2], "of r")
+    local = np.mean(
+        [
+            GroupReward(
+                tmp_path / "exported",
+                {name: reward_context(spec, in_order(name))},
+                embedding_model_path=embedding_model,
+                cache=tmp_path / "cache",
+                device="cpu",
+            )(**given)
+            for name in NAMES
+        ],
+        axis=0,
+    )
+    assert rewards == pytest.approx(local.tolist(), abs=1e-6)
+    found.clients["dan"].kill()
+    again = asyncio.run(FederatedReward(remote, "r", timeout_s=90)(**{**given, "completions": ["B"] * len(rows)}))
+    assert None not in again
+    held = FederatedReward(found.admin, "r", timeout_s=90)
+    asyncio.run(held(**given))
+    assert set(held.groups) == {f"group of {name}" for name in NAMES if name != "dan"}
+
+
+def in_order(name: str) -> Any:
+    """A group's data as its worker has it, without embeddings."""
+    rows = [np.zeros((len(question.options), 1), np.float32) for question in SURVEY[name]]
+    return group_data(f"group of {name}", SURVEY[name], rows)
+
+
+def test_a_run_that_is_not_there_is_said_to_be(running: tuple[Federation, Remote]) -> None:
+    _, remote = running
+    with pytest.raises(NotFound, match="nowhere"):
+        asyncio.run(FederatedReward(remote, "nowhere")(["p"], ["A"], options=[["a", "b"]]))
+
+
+def test_a_partner_that_does_not_allow_rewards_refuses_and_says_so(running: tuple[Federation, Remote]) -> None:
+    found, remote = running
+    found.start_client("eve", SURVEY["ann"], stays=True)
+    reward = FederatedReward(remote, "r", timeout_s=90)
+
+    def told() -> bool:
+        try:
+            asyncio.run(reward(["p"], ["A"], options=[["a", "b"]]))
+        except PluralError:
+            return False
+        people = {each["client"]: each["reason"] for each in remote.get_run("r")["participants"]}
+        return "allow_rewards" in people.get("eve", "")
+
+    until(told, "eve's policy is seen in the status", found, 60)
+    assert "group of eve" not in reward.groups
