@@ -1,0 +1,94 @@
+"""Answers scored a second, embeddings given: all together, and a loop over questions; and how memory grows with their number.
+
+.venv/bin/python benchmarks/scoring.py [--questions 4000] [--repeats 5] [--device cuda]
+
+The paper's predictor (128 wide, six layers, random weights), a context of 20 questions of 5 options, 384 dimensions. Medians of
+pairs measured one after the other in this run; both ways must give the same shares.
+"""
+
+import argparse
+import resource
+import statistics
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timing import seconds
+
+from pluralllm.client.train import pick_device
+from pluralllm.common.embedding import Embedder
+from pluralllm.common.group_predictor import GroupPredictor, PredictedAnswer
+from pluralllm.common.model import PreferencePredictor
+from pluralllm.common.questions import Question
+from pluralllm.common.spec import Embedding, Predictor
+
+OPTIONS, DIMENSION, CONTEXT = 5, 384, 20
+MB = 1024
+
+
+class RandomVectors:
+    """Stands for an embedder: what is measured is the scoring."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def embed_questions(self, questions: list[Question], _: object) -> list[NDArray[np.float32]]:
+        return [unit(self._rng, len(question.options)) for question in questions]
+
+
+def unit(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
+    found = rng.normal(size=(count, DIMENSION)).astype(np.float32)
+    normed: NDArray[np.float32] = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return normed
+
+
+def one_by_one(predictor: GroupPredictor, points: NDArray[np.float32], questions: int) -> Iterator[PredictedAnswer]:
+    for number in range(questions):
+        yield from predictor.predict_embedded(points[number * OPTIONS : (number + 1) * OPTIONS], [OPTIONS])
+
+
+def resident_mb() -> float:
+    """Most memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    device, rng = pick_device(given.device), np.random.default_rng(0)
+    torch.manual_seed(0)
+    model = PreferencePredictor(Predictor(), Embedding(model="none", dimension=DIMENSION, templates=("{option}",)))
+    context = [
+        Question(f"q{n}", tuple(f"o{k}" for k in range(OPTIONS)), (1 / OPTIONS,) * OPTIONS) for n in range(CONTEXT)
+    ]
+    predictor = GroupPredictor(model, cast("Embedder", RandomVectors(rng)), "g", context, device)
+    points, sizes = unit(rng, given.questions * OPTIONS), [OPTIONS] * given.questions
+    list(predictor.predict_embedded(points[: 100 * OPTIONS], sizes[:100]))
+    together, alone = [], []
+    for _ in range(given.repeats):
+        together.append(seconds(lambda: list(predictor.predict_embedded(points, sizes)), device))
+        alone.append(seconds(lambda: list(one_by_one(predictor, points, given.questions)), device))
+    pairs = zip(predictor.predict_embedded(points, sizes), one_by_one(predictor, points, given.questions), strict=True)
+    difference = max(float(np.abs(one.shares - other.shares).max()) for one, other in pairs)
+    ratios = [slow / quick for quick, slow in zip(together, alone, strict=True)]
+    answers = given.questions * OPTIONS
+    print(f"{torch.get_num_threads()} threads, {device}, {answers} answers of {given.questions} questions")
+    print(
+        f"together {answers / statistics.median(together):,.0f} answers/s, question by question "
+        f"{answers / statistics.median(alone):,.0f}: ratio {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f}); shares within {difference:.1e}"
+    )
+    before_mb = resident_mb()
+    for answer in predictor.predict_embedded(np.tile(points, (10, 1)), sizes * 10):
+        assert answer.shares.size == OPTIONS
+    grown_mb = resident_mb() - before_mb - 10 * points.nbytes / MB**2
+    print(f"ten times as many: memory grows by {max(0.0, grown_mb):.0f} MB beside the embeddings themselves")
+
+
+if __name__ == "__main__":
+    main()
