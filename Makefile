@@ -33,6 +33,7 @@ bench: .stamps/dev
 	$(BIN)/python benchmarks/batched_round.py
 	$(BIN)/python benchmarks/predictor.py
 	$(BIN)/python benchmarks/embedding.py
+	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/echo.py
 	$(BIN)/python benchmarks/idle_clients.py
 	$(BIN)/python benchmarks/first_task.py
