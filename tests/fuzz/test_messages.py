@@ -86,7 +86,7 @@ def test_any_message_is_answered_or_refused_and_a_refusal_changes_nothing(world:
     method = METHODS[path]
     outcomes: Counter[str] = Counter()
 
-    @settings(max_examples=1000 if ALL else 40, **SAME_EVERY_TIME)
+    @settings(max_examples=1000 if ALL else 25, **SAME_EVERY_TIME)
     @given(callers(path), st.lists(requests(world, method), min_size=1, max_size=3 if method.client_streaming else 1))
     def check(who: str, sent: list[bytes]) -> None:
         outcomes[outcome(world, path, who, sent)] += 1
@@ -116,7 +116,7 @@ def test_a_field_at_any_edge_is_answered_or_refused_and_a_refusal_changes_nothin
 def test_bytes_that_are_no_message_are_refused_and_change_nothing(world: World, path: str) -> None:
     method = METHODS[path]
 
-    @settings(max_examples=300 if ALL else 12, **SAME_EVERY_TIME)
+    @settings(max_examples=300 if ALL else 8, **SAME_EVERY_TIME)
     @given(callers(path), st.lists(no_message(lambda: good(world, method)), min_size=1, max_size=1))
     def check(who: str, sent: list[bytes]) -> None:
         outcome(world, path, who, sent)
