@@ -42,7 +42,7 @@ class FederatedReward:
         columns, form, no_option: as of GroupReward. timeout_s: how long one batch may take, other batches before it included.
         Raises InvalidArgument, InvalidConfig.
         """
-        self._remote = coordinator if isinstance(coordinator, Remote) else _connected(Path(coordinator))
+        self._remote = coordinator if isinstance(coordinator, Remote) else _connected(Path(coordinator).expanduser())
         self._run, self._columns, self._timeout_s = run, columns, timeout_s
         self._judging = Judging(form, 0.0, no_option)
         self.unscored: Counter[str] = Counter()  # completions that got None, by reason
