@@ -30,7 +30,7 @@ from pluralllm.common.logs import configure_logs
 from pluralllm.common.rollout_batch import count_candidates, read_rollouts
 from pluralllm.common.spec import RunSpec, parse_spec
 from pluralllm.common.update_format import update_format, write_update
-from pluralllm.common.weights import layout_of, write_weights
+from pluralllm.common.weights import layout_of, rewards_layout, write_weights
 
 QUESTIONS = 50
 LOOK_EVERY_S = 0.02
@@ -87,7 +87,7 @@ class ScriptedWorker(WorkerProcess):
         await file_there(self._home / f"go-{batch[0].prompt}")
         seed = int.from_bytes(hashlib.sha256(rollouts + self._home.name.encode()).digest()[:8])
         shares = np.random.default_rng(seed).random(count_candidates(batch)).astype(np.float32)
-        manifest = write_weights(out, layout_of([("rewards", (shares.size,))]), [shares])
+        manifest = write_weights(out, rewards_layout(shares.size), [shares])
         return {"digest": manifest.digest, "examples": QUESTIONS, "metrics": {}}
 
     async def _train(self, out: Path, seed: int, number: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pluralllm.align.group_reward import GroupReward
 from pluralllm.align.rollouts import Scored
-from pluralllm.client.preference_data import candidates_of, pair_record
+from pluralllm.client.preference_data import candidates_of, ranked_pairs
 from pluralllm.common.errors import InvalidData
 from pluralllm.common.files import storage_errors
 from pluralllm.common.group_predictor import PredictedAnswer
@@ -87,17 +87,6 @@ def write_pairs(reward: GroupReward, source: Path, out: Path, margin: float, eve
 
     _rewrite(reward, source, out, seen, written)
     return {"file": str(out), **counts}
-
-
-def ranked_pairs(
-    question: Question, shares: Sequence[float] | NDArray[np.floating], margin: float, *, every: bool
-) -> Iterator[dict[str, Any]]:
-    """The better candidate of each pair, best against worst first; pairs that are nearer than `margin` are left out."""
-    order = sorted(range(len(shares)), key=lambda number: (-float(shares[number]), number))
-    chosen = combinations(order, 2) if every else iter([(order[0], order[-1])])
-    for better, worse in chosen:
-        if (difference := float(shares[better]) - float(shares[worse])) >= margin and difference > 0:
-            yield pair_record(question, better, worse, difference)
 
 
 def _rewrite(

@@ -72,7 +72,7 @@ def serve_scores(reward: GroupReward, listen: str, tell: Callable[[str], None]) 
     server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))
     pb_grpc.add_ScoringServiceServicer_to_server(Scoring(reward), server)
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_insecure_port(listen)  # loopback only, by the check above: no other machine can call
     except RuntimeError as error:
         raise InUse(what=f"Address {listen}", by="another process, or it is not this machine's") from error
     stop = threading.Event()

@@ -10,7 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from pluralllm.client.importers import import_globalopinionqa, import_opinionqa, import_responses
-from pluralllm.client.preference_data import import_preferences, pair_record
+from pluralllm.client.preference_data import import_preferences, ranked_pairs
 from pluralllm.client.private_data import Checked, check_file, read_group, write_group
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.common.errors import InvalidArgument, InvalidData
@@ -80,10 +80,7 @@ def pairs(
 ) -> None:
     """Write the file's own preferences as pairs (prompt, chosen, rejected): each question's best and worst option."""
     rows = [
-        pair_record(question, order[-1], order[0], difference)
-        for question in read_group(file)
-        if (order := sorted(range(len(question.options)), key=lambda number: (question.shares[number], -number)))
-        and (difference := question.shares[order[-1]] - question.shares[order[0]]) >= margin
+        row for question in read_group(file) for row in ranked_pairs(question, question.shares, margin, every=False)
     ]
     write_durably(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     typer.echo(f"{len(rows)} pairs in {out}")

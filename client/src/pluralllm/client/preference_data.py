@@ -7,9 +7,13 @@ scoring are those of surveys. Which candidate was chosen must not show in the or
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pluralllm.client.importers import table_rows
 from pluralllm.common.errors import InvalidData
@@ -90,14 +94,23 @@ def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
     )
 
 
-def pair_record(question: Question, better: int, worse: int, difference: float) -> dict[str, Any]:
-    """A row as DPO takes it."""
-    return {
-        "prompt": question.text,
-        "chosen": question.options[better],
-        "rejected": question.options[worse],
-        "margin": difference,
-    }
+def ranked_pairs(
+    question: Question, shares: Sequence[float] | NDArray[np.floating], margin: float, *, every: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows as DPO takes them: the better candidate of each pair, best against worst first.
+
+    Pairs that are nearer than `margin`, or alike, are left out.
+    """
+    order = sorted(range(len(shares)), key=lambda number: (-float(shares[number]), number))
+    chosen = combinations(order, 2) if every else iter([(order[0], order[-1])])
+    for better, worse in chosen:
+        if (difference := float(shares[better]) - float(shares[worse])) >= margin and difference > 0:
+            yield {
+                "prompt": question.text,
+                "chosen": question.options[better],
+                "rejected": question.options[worse],
+                "margin": difference,
+            }
 
 
 def _prompt(row: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from pluralllm.common.group_predictor import GroupPredictor
 from pluralllm.common.model import PreferencePredictor, load_weights
 from pluralllm.common.rollout_batch import read_rollouts
 from pluralllm.common.spec import GroupRole, RunSpec, parse_spec
-from pluralllm.common.weights import layout_of, tensors_of, write_weights
+from pluralllm.common.weights import rewards_layout, tensors_of, write_weights
 
 
 class LocalWork:
@@ -120,7 +120,7 @@ class LocalWork:
         answers = predictor.predict([each.to_question() for each in batch])
         report("scoring", len(batch), len(batch))
         shares = np.concatenate([answer.shares for answer in answers]).clip(0, 1)
-        manifest = write_weights(Path(out), layout_of([("rewards", (shares.size,))]), [shares])
+        manifest = write_weights(Path(out), rewards_layout(shares.size), [shares])
         return {"digest": manifest.digest, "examples": examples, "metrics": {}}
 
     def _close(self) -> None:

@@ -55,6 +55,11 @@ def layout_of(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> Layout:
     return Layout(header_of((name, "F32", shape) for name, shape in ordered), ordered)
 
 
+def rewards_layout(candidates: int) -> Layout:
+    """One client's rewards of a batch, or their aggregate: as many numbers as there are candidates."""
+    return layout_of([("rewards", (candidates,))])
+
+
 def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
     """The header of tensors that follow one another: names, dtypes (F32, BF16, I8) and shapes, in order."""
     entries: dict[str, object] = {}

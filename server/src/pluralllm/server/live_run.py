@@ -12,7 +12,7 @@ from pluralllm.common.files import storage_errors
 from pluralllm.common.ids import ClientId, RoundNumber, RunId, TaskName
 from pluralllm.common.spec import RunSpec, parse_spec
 from pluralllm.common.update_format import UpdateFormat, update_format
-from pluralllm.common.weights import Layout, layout_of, write_weights
+from pluralllm.common.weights import Layout, layout_of, rewards_layout, write_weights
 from pluralllm.server import events as ev
 from pluralllm.server.records import change_of
 from pluralllm.server.rounds import step
@@ -96,11 +96,6 @@ def layout_for(spec: RunSpec) -> Layout:
     """The layout of a run's model: a function of its spec alone."""
     found = parameters(spec.predictor, spec.embedding.dimension)
     return layout_of((parameter.name, parameter.shape) for parameter in found)
-
-
-def rewards_layout(candidates: int) -> Layout:
-    """One client's rewards of a batch, or their aggregate: as many numbers as there are candidates."""
-    return layout_of([("rewards", (candidates,))])
 
 
 def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:

@@ -18,7 +18,7 @@ from pluralllm.server import events as ev
 from pluralllm.server.coordinator import Coordinator
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.reward_files import read_rewards
-from pluralllm.server.store import ReceiptRecord, RoundOutcome, RoundRecord
+from pluralllm.server.store import ClientRecord, ReceiptRecord, RoundOutcome, RoundRecord
 from pluralllm.server.updates import StoredWeights
 
 
@@ -97,15 +97,17 @@ class RewardDesk:
         version = await coordinator.store.version(run.id, record.version)
         assert version is not None  # in the same transaction
         receipts = await coordinator.store.receipts(run.id, number)
-        groups = [await self._group(row, weight) for row, weight in zip(receipts, version.weights, strict=True)]
+        members = {member.client: member for member in await coordinator.store.clients()}
+        groups = [
+            await self._group(members[row.receipt.client], row, weight)
+            for row, weight in zip(receipts, version.weights, strict=True)
+        ]
         return RoundRewards(record, await self._read(version.digest), tuple(groups))
 
-    async def _group(self, row: ReceiptRecord, weight: float) -> GroupRewards:
-        members = {member.client: member for member in await self._coordinator.store.clients()}
-        member = members[row.receipt.client]
+    async def _group(self, member: ClientRecord, row: ReceiptRecord, weight: float) -> GroupRewards:
         try:
             rewards: NDArray[np.float32] | None = await self._read(row.receipt.digest)
-        except NotFound:
+        except (NotFound, FileNotFoundError):  # past retention, perhaps since a moment ago
             rewards = None
         return GroupRewards(member.group, member.role, weight, rewards)
 

@@ -12,8 +12,7 @@ from pluralllm.common.files import storage_errors
 from pluralllm.common.reward_aggregation import combine
 from pluralllm.common.reward_weights import RewardAggregation
 from pluralllm.common.rollout_batch import read_rollouts, sampled
-from pluralllm.common.weights import flat_values, read_layout, write_weights
-from pluralllm.server.live_run import rewards_layout
+from pluralllm.common.weights import flat_values, read_layout, rewards_layout, write_weights
 from pluralllm.server.updates import StoredWeights
 
 

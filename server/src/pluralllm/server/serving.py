@@ -79,7 +79,7 @@ def bind_enrolment(
 
 
 def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
-    if credentials is None:
+    if credentials is None:  # asked for by --plain-text, and never beyond this machine
         check_loopback(listen)
     try:
         port = server.add_insecure_port(listen) if credentials is None else server.add_secure_port(listen, credentials)
