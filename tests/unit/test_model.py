@@ -44,7 +44,7 @@ def square_masked(model: PreferencePredictor, context: Tensor, shares: Tensor, t
     """The paper's form: torch's own encoder over context and targets together, under a square mask. (B, T, 2)."""
     config = SPEC.predictor
     count, total = context.shape[1], context.shape[1] + targets.shape[1]
-    y = torch.cat([shares, torch.zeros(targets.shape[:2])], dim=1)
+    y = torch.cat([shares * config.share_scale, torch.zeros(targets.shape[:2])], dim=1)
     x = torch.cat([torch.cat([context, targets], dim=1) * model.input_scale, y.unsqueeze(-1)], dim=-1)
     for number, linear in enumerate(model.embedder):
         x = linear(x) if number == len(model.embedder) - 1 else linear(x).relu()

@@ -4,13 +4,19 @@ import numpy as np
 import pytest
 
 from pluralllm.client.private_data import check_file, write_group
-from pluralllm.client.sample_survey import GROUPS, sample_groups
+from pluralllm.client.sample_survey import GROUPS, MOST_GROUPS, sample_groups
 
 
 def test_one_seed_is_one_survey_and_groups_differ() -> None:
     one, again, other = sample_groups(8, 120, 0), sample_groups(8, 120, 0), sample_groups(8, 120, 1)
     assert one == again != other
     assert list(one) == list(GROUPS)
+
+
+def test_more_groups_leave_the_first_as_they_are() -> None:
+    few, many = sample_groups(8, 40, 0), sample_groups(MOST_GROUPS, 40, 0)
+    assert len(many) == MOST_GROUPS
+    assert dict(list(many.items())[:8]) == few
 
 
 def test_every_file_is_canonical_and_some_questions_are_ordinal(tmp_path: Path) -> None:
@@ -33,7 +39,7 @@ def test_groups_with_opposed_values_answer_differently() -> None:
 
 
 def test_a_survey_that_cannot_be_had_is_refused_with_numbers() -> None:
-    with pytest.raises(ValueError, match="2 to 8 groups, not 9"):
-        sample_groups(9, 10, 0)
+    with pytest.raises(ValueError, match="2 to 64 groups, not 65"):
+        sample_groups(MOST_GROUPS + 1, 10, 0)
     with pytest.raises(ValueError, match="2 to 168 questions"):
         sample_groups(2, 1_000, 0)

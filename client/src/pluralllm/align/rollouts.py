@@ -74,7 +74,7 @@ def read_rollouts(
             sampled.setdefault(question, {})[completion] = None
     found = []
     for question, completion, given, scale in zip(asked, said, options, scales, strict=True):
-        if not question or not completion:
+        if not question or not (completion or given):
             found.append(Rollout(None, completion, bool(given), "empty prompt" if completion else "empty completion"))
             continue
         candidates = tuple(given) if given else tuple(sampled[question])

@@ -12,7 +12,7 @@ from rich.table import Table
 from pluralllm.client.importers import import_globalopinionqa, import_opinionqa, import_responses
 from pluralllm.client.preference_data import import_preferences, ranked_pairs
 from pluralllm.client.private_data import Checked, check_file, read_group, write_group
-from pluralllm.client.sample_survey import sample_groups
+from pluralllm.client.sample_survey import MOST_GROUPS, sample_groups
 from pluralllm.common.errors import InvalidArgument, InvalidData
 from pluralllm.common.extras import need_torch
 from pluralllm.common.files import write_durably
@@ -169,7 +169,7 @@ def embed(
 @app.command()
 def sample(
     out: Annotated[Path, typer.Option(help="A folder; one file for each group is written to it.")],
-    groups: Annotated[int, typer.Option(min=2, max=8)] = 8,
+    groups: Annotated[int, typer.Option(min=2, max=MOST_GROUPS)] = 8,
     questions: Annotated[int, typer.Option(min=2, max=168, help="For each group.")] = 120,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:

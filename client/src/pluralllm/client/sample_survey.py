@@ -7,7 +7,7 @@ answers of a group are spread around the position that its values give, with a s
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,9 @@ from pluralllm.common.questions import Question
 # Values: order and tradition, care for nature, free markets, openness to strangers, trust in technology. Each -1 .. 1.
 VALUES = ("tradition", "nature", "market", "openness", "technology")
 
-# Made-up places; the last two differ from all others and make good unseen groups.
+MOST_GROUPS = 64
+
+# Made-up places. Where more are asked for, settlements follow, each with values drawn by its number.
 GROUPS: Mapping[str, tuple[float, float, float, float, float]] = {
     "Harbourland": (-0.6, 0.3, 0.5, 0.8, 0.6),
     "Northmark": (-0.4, 0.8, -0.5, 0.5, 0.1),
@@ -125,18 +127,23 @@ class _Item:
 
 
 def sample_groups(count: int, questions_per_group: int, seed: int) -> dict[GroupName, tuple[Question, ...]]:
-    """The first `count` groups (2 .. 8), each with its own selection of the survey's questions."""
-    if not 2 <= count <= len(GROUPS):
-        raise ValueError(f"2 to {len(GROUPS)} groups, not {count}")
+    """The first `count` groups (2 .. 64), each with its own selection of the survey's questions."""
+    if not 2 <= count <= MOST_GROUPS:
+        raise ValueError(f"2 to {MOST_GROUPS} groups, not {count}")
     items = _items()
     if not 2 <= questions_per_group <= len(items):
         raise ValueError(f"2 to {len(items)} questions for each group, not {questions_per_group}")
     found = {}
-    for name, values in itertools.islice(GROUPS.items(), count):
+    for name, values in itertools.islice(itertools.chain(GROUPS.items(), _settlements()), count):
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]))
         chosen = sorted(rng.permutation(len(items))[:questions_per_group].tolist())
         found[GroupName(name)] = tuple(_answer(items[index], np.array(values), rng) for index in chosen)
     return found
+
+
+def _settlements() -> Iterator[tuple[str, NDArray[np.float64]]]:
+    for number in itertools.count(len(GROUPS) + 1):
+        yield f"Settlement {number}", np.random.default_rng(number).uniform(-1, 1, len(VALUES))
 
 
 def _items() -> list[_Item]:

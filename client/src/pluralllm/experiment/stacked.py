@@ -37,6 +37,7 @@ class StackedPredictors:
         self.values: dict[str, Tensor] = {}
         self._config = spec.predictor
         self._scale = input_scale(spec.predictor, spec.embedding)
+        self._share_scale = spec.predictor.share_scale
         self._shapes = _pieces(spec)
         for name, part in self._split(starts).items():
             self.values[name] = part.to(device, copy=True).requires_grad_()
@@ -63,7 +64,8 @@ class StackedPredictors:
 
     def embed(self, embeddings: Tensor, shares: Tensor) -> Tensor:
         """Points before any layer, (K*B, N, D) and (K*B, N) -> (K, B*N, d). A target's does not depend on the context."""
-        x = torch.cat([embeddings * self._scale, shares.unsqueeze(-1)], dim=-1)  # (K*B, N, D + 1)
+        y = shares.unsqueeze(-1) * self._share_scale  # (K*B, N, 1)
+        x = torch.cat([embeddings * self._scale, y], dim=-1)  # (K*B, N, D + 1)
         x = x.view(self.count, -1, x.shape[-1])  # (K, B*N, D + 1)
         last = self._config.embedder_layers - 1
         for number in range(last):

@@ -51,6 +51,7 @@ class PreferencePredictor(nn.Module):
         super().__init__()
         widths = [embedding.dimension + 1, *[config.d_model] * config.embedder_layers]  # +1: the point's y
         self.input_scale = input_scale(config, embedding)
+        self.share_scale = config.share_scale
         self.embedder = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths))
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.head = nn.ModuleList([nn.Linear(config.d_model, config.d_model), nn.Linear(config.d_model, OUTPUTS)])
@@ -83,7 +84,8 @@ class PreferencePredictor(nn.Module):
         return Prediction(mean, log_std)
 
     def _embed(self, embeddings: Tensor, shares: Tensor) -> Tensor:
-        x = torch.cat([embeddings * self.input_scale, shares.unsqueeze(-1)], dim=-1)  # (B, N, D + 1)
+        y = shares.unsqueeze(-1) * self.share_scale  # (B, N, 1)
+        x = torch.cat([embeddings * self.input_scale, y], dim=-1)  # (B, N, D + 1)
         *hidden, out = self.embedder
         for linear in hidden:
             x = F.relu(linear(x))  # (B, N, d)

