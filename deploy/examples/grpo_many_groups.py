@@ -1,8 +1,8 @@
-"""A tiny language model tuned for four groups at once, who do not agree: by the mean of their rewards, or fairly.
+"""A tiny language model tuned for three groups at once, who do not agree: by the mean of their rewards, or fairly.
 
     .venv/bin/python deploy/examples/grpo_many_groups.py [--model FOLDER] [--seeds 3]
 
-As grpo.py, with the rewards of four groups as one. Three of the groups think much alike and the fourth does not: the mean serves
+As grpo.py, with the rewards of three groups as one. Two of them think much alike and the third does not: the mean serves
 it worst. The adaptive rule weighs each group by how well it has been served so far (arXiv 2604.04261).
 """
 
@@ -28,7 +28,7 @@ from pluralllm.align import AggregateReward, PluralPredictor
 from pluralllm.common.metrics import fairness_index
 from pluralllm.common.reward_weights import RewardAggregation
 
-WHO = ("Harbourland", "Northmark", "Riverton", "Old Valley")
+WHO = ("Harbourland", "Riverton", "Old Valley")
 RULES = {"mean": RewardAggregation(), "adaptive": RewardAggregation(rule="adaptive", temperature=0.02)}
 
 
