@@ -1,6 +1,8 @@
 """TRL's own trainers take the rewards and the pairs as they are."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ SURVEY: dict[str, tuple[Question, ...]] = {str(name): found for name, found in s
 GROUP, OTHER, _ = SURVEY
 ASKED = SURVEY[GROUP][20:28]
 LETTERS = "ABCDE"
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +160,14 @@ def test_dpo_takes_the_pairs_a_predictor_ranks(place: Path, reward: GroupReward)
     )
     found.train()
     assert found.state.global_step == 2
+
+
+@pytest.mark.parametrize("example", ["grpo.py", "grpo_many_groups.py"])
+def test_the_examples_run(tmp_path: Path, example: str) -> None:
+    """As typed, with few rounds and steps; the figures of whole runs are in benchmarks/RESULTS.md."""
+    out = tmp_path / "figures.json"
+    command = [sys.executable, str(EXAMPLES / example), "--rounds", "2", "--steps", "2", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "seed 0" in done.stdout
+    assert len(json.loads(out.read_text())) == 1

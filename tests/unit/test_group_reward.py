@@ -114,9 +114,12 @@ def test_what_cannot_be_scored_is_none_and_counted_and_the_rest_is_scored(place:
         log_metric=logged.__setitem__,
     )
     assert [value is None for value in found] == [False, True, True, True]
-    assert dict(reward.unscored) == {"empty completion": 1, "names no option": 1, "empty prompt": 1}
+    assert dict(reward.unscored) == {"names no option": 2, "empty prompt": 1}
     assert logged == {f"{reward.__name__}/unscored": 0.75}
-    assert reward_of(place, model, no_option=-1.0)([question.text], ["nonsense"], options=[question.options]) == [-1.0]
+    punished, options = reward_of(place, model, no_option=-1.0), [question.options] * 2
+    assert punished([question.text] * 2, ["nonsense", ""], options=options) == [-1.0, -1.0]
+    assert punished([question.text], [""]) == [None]  # without options there is nothing to be named
+    assert dict(punished.unscored) == {"empty completion": 1}
 
 
 def test_a_context_is_read_once_and_texts_are_embedded_once(

@@ -13,7 +13,7 @@ from pluralllm.common.model import EncoderLayer, PreferencePredictor, flat_weigh
 from pluralllm.common.spec import Embedding, Predictor
 from pluralllm.common.weights import flat_values, tensors_of
 
-SPEC = small_spec({"predictor": {"layers": 3}})
+SPEC = small_spec({"predictor": {"layers": 3, "share_scale": 5.0}})
 
 
 @pytest.fixture

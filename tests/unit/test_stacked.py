@@ -54,7 +54,7 @@ def quietly(_done: int, _all: int) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_one_batched_pass_gives_what_clients_give_one_by_one(case: str, tmp_path: Path) -> None:
     """Two rounds from one base: the second tells whether moments are kept or forgotten."""
-    spec = small_spec({"rounds": 2, "training": CASES[case]})
+    spec = small_spec({"rounds": 2, "training": CASES[case], "predictor": {"share_scale": 5.0}})
     groups = {ClientId(name): small_group(name, questions=count) for name, count in (("a", 30), ("b", 24), ("c", 36))}
     base = write_version_0(tmp_path / "base", spec)
     layout = layout_for(spec)
