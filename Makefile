@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test faults lint protos bench experiment clean setup
+.PHONY: demo test faults lint protos docs bench experiment clean setup
 
 demo: .stamps/run
 	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)")
@@ -22,11 +22,14 @@ faults: .stamps/dev
 lint: .stamps/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy common/src server/src client/src tests benchmarks deploy protos
+	$(BIN)/mypy common/src server/src client/src tests benchmarks deploy protos docs
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against released.binpb
 
 protos: .stamps/dev
 	$(BIN)/python protos/generate.py common/src
+
+docs: .stamps/dev
+	$(BIN)/python docs/generate.py
 
 bench: .stamps/dev
 	$(BIN)/python benchmarks/aggregation_memory.py

@@ -283,3 +283,30 @@ async def administrator(registry: Registry, folder: Path, address: str) -> Ident
     chain = await registry.make_admin(ClientId("admin"), key.public_key())
     member = next(member for member in registry.members() if member.name == "admin")
     return keep_identity(folder, registry, member, key, chain, address)
+
+
+async def until_phase(
+    served: Served, run: str, phase: "resources_pb2.RunPhase.ValueType", number: int | None = None
+) -> resources_pb2.Run:
+    """Waits for the coordinator's own loop, a bounded number of times."""
+    for _ in range(200):
+        found = await served.run(run)
+        if found.phase == phase and number in (None, found.round):
+            return found
+        heard = served.coordinator.bell.rings
+        await served.coordinator.bell.wait(heard, 0.05)
+    raise AssertionError(f"{resources_pb2.RunPhase.Name(found.phase)} in round {found.round}: {found.next}")
+
+
+async def pass_first_evaluation(*clients: HandClient) -> None:
+    for client in clients:
+        task = await client.task()
+        assert task.kind == pb.TASK_KIND_EVALUATE
+        await client.evaluate(task)
+
+
+async def advance(served: Served, seconds: float) -> None:
+    """Moves the fake clock while every client is silent for no longer than a lease: their places stay."""
+    assert isinstance(served.clock, FakeClock)
+    served.clock.advance(seconds)
+    served.coordinator.wake()

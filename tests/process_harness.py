@@ -175,8 +175,9 @@ class Federation:
         address: str | None = None,
         policy: str | None = None,
         stays: bool = False,
+        metrics: bool = False,
     ) -> Process:
-        """`policy`: what its policy.toml says; `stays`: when a run is over."""
+        """`policy`: what its policy.toml says; `stays`: when a run is over; `metrics`: at state/metrics-address."""
         home = self.folder / name
         home.mkdir(exist_ok=True)
         write_group(home / "answers.jsonl", questions)
@@ -188,6 +189,8 @@ class Federation:
             "embedding_model_path": str(self._embedding_model),
             "log_level": "DEBUG",
         }
+        if metrics:
+            config["metrics_listen"] = "127.0.0.1:0"
         if policy is not None:
             (home / "policy.toml").write_text(policy)
             config["policy"] = str(home / "policy.toml")

@@ -142,6 +142,14 @@ async def test_address_without_a_port_is_refused() -> None:
     assert_one_clear_line(await pluralllm("status", "--coordinator", "localhost"), 3, "host:port")
 
 
+async def test_a_code_is_explained_and_an_unknown_one_refused_with_those_near() -> None:
+    told = (await pluralllm("explain", "wrong-base", "--json")).json
+    assert told["code"] == "WRONG_BASE"
+    assert "<current>" in told["why"]
+    assert (told["grpc_status"], told["exit_code"]) == ("FAILED_PRECONDITION", 3)
+    assert_one_clear_line(await pluralllm("explain", "wrong-bas"), 3, "WRONG_BASE")
+
+
 async def test_unknown_command_is_a_usage_error() -> None:
     done = await pluralllm("run", "begin")
     assert (done.code, done.out) == (2, "")

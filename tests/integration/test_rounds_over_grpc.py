@@ -7,13 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coordinator_harness import HandClient, Served, serving, small_spec, write_delta
+from coordinator_harness import (
+    HandClient,
+    Served,
+    advance,
+    pass_first_evaluation,
+    serving,
+    small_spec,
+    until_phase,
+    write_delta,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from pluralllm.common.chunks import manifest_of
-from pluralllm.common.clock import FakeClock
 from pluralllm.common.errors import (
     AlreadyCommitted,
     ChunksMissing,
@@ -46,31 +54,6 @@ from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as rpb
 
 SPEC = small_spec()
-
-
-async def until_phase(served: Served, run: str, phase: "rpb.RunPhase.ValueType", number: int | None = None) -> rpb.Run:
-    """Waits for the coordinator's own loop, a bounded number of times."""
-    for _ in range(200):
-        found = await served.run(run)
-        if found.phase == phase and number in (None, found.round):
-            return found
-        heard = served.coordinator.bell.rings
-        await served.coordinator.bell.wait(heard, 0.05)
-    raise AssertionError(f"{rpb.RunPhase.Name(found.phase)} in round {found.round}: {found.next}")
-
-
-async def pass_first_evaluation(*clients: HandClient) -> None:
-    for client in clients:
-        task = await client.task()
-        assert task.kind == pb.TASK_KIND_EVALUATE
-        await client.evaluate(task)
-
-
-async def advance(served: Served, seconds: float) -> None:
-    """Moves the fake clock while every client is silent for no longer than a lease: their places stay."""
-    assert isinstance(served.clock, FakeClock)
-    served.clock.advance(seconds)
-    served.coordinator.wake()
 
 
 async def two_clients(served: Served, spec: RunSpec = SPEC) -> tuple[HandClient, HandClient]:

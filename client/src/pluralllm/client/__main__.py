@@ -1,15 +1,18 @@
 """pluralllm-client: the composition root of the daemon's process, and its command line."""
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
 from typing import Annotated
 
+import stamina.instrumentation
 import structlog
 import typer
 
 from pluralllm.client import data_commands, doctor
 from pluralllm.client.config import ClientConfig, JoinConfig
+from pluralllm.client.instruments import REGISTRY, RETRIES
 from pluralllm.client.partner import COMMAND, load_partner
 from pluralllm.client.policy import DEFAULT_POLICY, load_policy
 from pluralllm.client.private_data import read_group
@@ -22,6 +25,7 @@ from pluralllm.common.files import write_durably
 from pluralllm.common.lock import DirectoryLock
 from pluralllm.common.logs import configure_logs
 from pluralllm.common.roles import MemberRole
+from pluralllm.common.scrape_port import scrape_port
 
 log = structlog.get_logger()
 
@@ -101,7 +105,12 @@ async def _run(config: ClientConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     structlog.contextvars.bind_contextvars(client=partner.name)
-    with DirectoryLock(config.state_dir.absolute()):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(DirectoryLock(config.state_dir.absolute()))
+        if config.metrics_listen is not None:
+            address = stack.enter_context(scrape_port(config.metrics_listen, REGISTRY))
+            write_durably(config.state_dir / "metrics-address", address.encode())
+        stamina.instrumentation.set_on_retry_hooks([stamina.instrumentation.StructlogOnRetryHook, _count_retry])
         if partner.identity is None:
             transport = Transport.in_plain_text(partner.coordinator, partner.name, config.standby)
         else:
@@ -110,6 +119,10 @@ async def _run(config: ClientConfig) -> None:
             await Daemon(config, partner, policy, questions, transport, WorkerProcess()).run(stop)
         finally:
             await transport.close()
+
+
+def _count_retry(details: stamina.instrumentation.RetryDetails) -> None:  # noqa: ARG001 - a hook's form
+    RETRIES.inc()
 
 
 @app.command("config")

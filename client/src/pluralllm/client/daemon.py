@@ -16,6 +16,15 @@ import structlog
 
 from pluralllm.client.config import ClientConfig
 from pluralllm.client.drafts import Drafts
+from pluralllm.client.instruments import (
+    ALIGNMENT,
+    CONNECTED,
+    GPU_MEMORY_BYTES,
+    LOSS,
+    RETRIES,
+    TASKS,
+    WORK_SECONDS,
+)
 from pluralllm.client.models import Models
 from pluralllm.client.orders import Orders
 from pluralllm.client.outbox import Entry, History, Outbox
@@ -143,6 +152,7 @@ class Daemon:
                 held = self._work.task.name if self._work is not None and not self._work.doing.done() else None
                 following = {*self._runs, *self._unfinished, *(entry.run for entry in self._outbox.pending())}
                 answer = await self._transport.poll(held, sorted(following))
+                CONNECTED.set(1)
                 backoff_s = FIRST_BACKOFF_S
                 if await self._take(answer):
                     return
@@ -152,9 +162,11 @@ class Daemon:
                 self._say_why(f"{error}")
                 await asyncio.sleep(APPROVAL_WAIT_S)
             except (Unreachable, Broken, CertificateExpired, CertificateNotYetValid) as error:
+                CONNECTED.set(0)
                 self._say_why(f"{await self._standing.true_cause(error)}")
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
                 backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+                RETRIES.inc()
                 greeted = greeted and not isinstance(error, Broken)
 
     async def _hello(self) -> None:
@@ -223,12 +235,15 @@ class Daemon:
                 await self._evaluate(task, known)
             else:
                 await self._deliver(task, known)
+            TASKS.labels(task.kind, "done").inc()
         except (RoundClosed, LeaseLost) as error:
             self._outbox.drop(task.name)
             log.info("task.dropped", task=task.name, reason=str(error))
+            TASKS.labels(task.kind, "dropped").inc()
         except (Unreachable, StaleSession, CertificateExpired, CertificateNotYetValid) as error:
             # What is in the outbox is pushed next time.
             log.warning("task.interrupted", task=task.name, reason=str(error))
+            TASKS.labels(task.kind, "interrupted").inc()
         except PluralError as error:
             await self._give_up(task, error)
         except Exception as error:
@@ -240,6 +255,7 @@ class Daemon:
         permanent = isinstance(error, PluralError) and not isinstance(error, Broken | StorageFull)
         if permanent:  # else the same task finds its finished update again
             self._outbox.drop(task.name)
+        TASKS.labels(task.kind, "failed").inc()
         log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
         self._stage(HANDING_IN)
         with contextlib.suppress(PluralError):
@@ -266,9 +282,14 @@ class Daemon:
             tell = self._progress(task)
             await self._orders.prepare(known.spec, known.spec_json, tell)
             if task.kind is TaskKind.REWARD:
-                done = await self._orders.reward(task, base, await self._transport.rollouts(task.name), tell)
+                rollouts = await self._transport.rollouts(task.name)
+                with WORK_SECONDS.labels(task.kind).time():
+                    done = await self._orders.reward(task, base, rollouts, tell)
             else:
-                done = await self._orders.train(task, base, tell)
+                with WORK_SECONDS.labels(task.kind).time():
+                    done = await self._orders.train(task, base, tell)
+                LOSS.set(done["metrics"]["loss"])
+                GPU_MEMORY_BYTES.set(done["gpu_memory_bytes"])
             entry = Entry(
                 task=task.name,
                 run=task.run,
@@ -300,7 +321,9 @@ class Daemon:
         weights = await self._fetch(task)
         tell = self._progress(task)
         await self._orders.prepare(known.spec, known.spec_json, tell)
-        scores = await self._orders.evaluate(task, weights, tell)
+        with WORK_SECONDS.labels(task.kind).time():
+            scores = await self._orders.evaluate(task, weights, tell)
+        ALIGNMENT.set(scores.alignment_score)
         if "wasserstein_score" not in self._policy.allowed_metrics:
             scores = Scores(scores.alignment_score, scores.alignment_score_base2, None, scores.questions)
         self._stage(HANDING_IN)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pluralllm.client.instruments import OUTBOX_UPDATES
 from pluralllm.client.tasks import VersionLink
 from pluralllm.common.chunks import Manifest, manifest_of
 from pluralllm.common.errors import HistoryDiverged
@@ -33,12 +34,14 @@ class Outbox:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remove_halves()
+        self._count()
 
     def put(self, entry: Entry, delta: Path) -> None:
         """Takes over the delta's file; durable when this returns. Raises StorageFull."""
         with storage_errors("the outbox"):
             publish(delta, self.delta(entry.task))
         write_durably(self._facts(entry.task), json.dumps(asdict(entry)).encode())
+        self._count()
 
     def get(self, task: TaskName) -> tuple[Entry, Manifest] | None:
         """The update of a task, if it is here and its bytes are what they were."""
@@ -63,6 +66,7 @@ class Outbox:
         """After the receipt, or when the update is no longer wanted."""
         self._facts(task).unlink(missing_ok=True)
         self.delta(task).unlink(missing_ok=True)
+        self._count()
 
     def drop_run(self, run: RunId) -> None:
         for entry in list(self.pending()):
@@ -71,6 +75,9 @@ class Outbox:
 
     def _facts(self, task: TaskName) -> Path:
         return self._folder / f"{_name(task)}.json"
+
+    def _count(self) -> None:
+        OUTBOX_UPDATES.set(sum(1 for _ in self._folder.glob("*.json")))
 
     def _remove_halves(self) -> None:
         for path in self._folder.iterdir():

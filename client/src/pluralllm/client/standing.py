@@ -7,6 +7,7 @@ import time
 import structlog
 
 from pluralllm.client.diagnosis import Cause, diagnose
+from pluralllm.client.instruments import CERTIFICATE_LEFT_SECONDS
 from pluralllm.client.transport import Transport
 from pluralllm.common.certificates import make_request
 from pluralllm.common.errors import PluralError, Unreachable
@@ -28,6 +29,8 @@ class Standing:
         self._transport = transport
         self._cause: Cause | None = None
         self._diagnose_s = 0.0
+        if identity is not None:
+            CERTIFICATE_LEFT_SECONDS.labels("member").set_function(self._left_s)
 
     async def keep(self) -> None:
         """Renews at two thirds of the certificate's life, with a new key each time. Runs until cancelled."""
@@ -44,6 +47,9 @@ class Standing:
                     days_left = max(0.0, facts.not_after_s - time.time()) / 86_400
                     log.warning("certificate.not_renewed", problem=str(error), days_left=round(days_left, 1))
             await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.5), wait_s))  # noqa: S311 - jitter, no secret
+
+    def _left_s(self) -> float:
+        return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
 
     async def true_cause(self, error: PluralError) -> PluralError:
         """What really keeps us out: a refused handshake looks like a dead coordinator, a clock that is wrong like a certificate

@@ -13,6 +13,7 @@ from typing import Any, Self
 import grpc
 import stamina
 
+from pluralllm.client.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.client.line import Line, Opening
 from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
 from pluralllm.common import __version__
@@ -218,6 +219,7 @@ class Transport:
                     )
                 file.write(data)
                 self.traffic.received_bytes += len(data)
+                RECEIVED_BYTES.inc(len(data))
                 first += 1
         if first != manifest.chunks:
             raise Unreachable(address=self.address, problem=f"the stream ended at chunk {first} of {manifest.chunks}")
@@ -262,6 +264,7 @@ class Transport:
                 data = file.read(CHUNK_BYTES)
                 yield write_chunk(pb.PutChunksRequest(task=task, digest=manifest.digest, index=index), data)
                 self.traffic.sent_bytes += len(data)
+                SENT_BYTES.inc(len(data))
 
     async def report_scores(self, task: TaskName, scores: Scores) -> None:
         request = pb.ReportEvaluationRequest(

@@ -100,6 +100,7 @@ class LocalWork:
             "digest": trained.manifest.digest,
             "examples": trained.examples,
             "metrics": {"loss": trained.mean_loss, "base_distance": trained.base_distance},
+            "gpu_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
         }
 
     def reward(self, report: Report, spec_sha256: str, weights: str, rollouts_json: str, out: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pluralllm.common.errors import Overtaken, PluralError
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.files import write_durably
 from pluralllm.common.logs import configure_logs
+from pluralllm.common.scrape_port import scrape_port
 from pluralllm.server import authority_commands, backup_commands, doctor
 from pluralllm.server.allocator import use_one_arena
 from pluralllm.server.attempts import Attempts
@@ -34,10 +35,12 @@ from pluralllm.server.enrolment import Enrolment
 from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.federation import Federation
 from pluralllm.server.identity import Door, EnrolmentDoor, by_certificate, by_word
+from pluralllm.server.instruments import REGISTRY
 from pluralllm.server.intake import Intake
 from pluralllm.server.leadership import Leadership, leading
 from pluralllm.server.member_operations import Advertised, MemberOperations
 from pluralllm.server.operations import Operations
+from pluralllm.server.picture import Picture, measure_lag
 from pluralllm.server.registry import Registry
 from pluralllm.server.reward_desk import RewardDesk
 from pluralllm.server.serving import bind_enrolment, bind_main, start_enrolment, start_main
@@ -45,6 +48,7 @@ from pluralllm.server.sql_membership import SqlMembership
 from pluralllm.server.sql_store import open_store
 from pluralllm.server.state_directory import StateDirectory
 from pluralllm.server.storage import blobs_of, database_url, opened_alone
+from pluralllm.server.timed_blobs import TimedBlobs
 from pluralllm.server.tls import server_credentials, tend_certificates, warn_of_uncovered
 from pluralllm.server.uploads import Uploads
 
@@ -136,7 +140,8 @@ async def running(
         membership = SqlMembership(store)
         audit_log = AuditLog(membership, wall_s)
         await audit_log.start()
-        coordinator = Coordinator(store, blobs_of(config, state), state.scratch, clock, timing_of(config), fail_stop)
+        blobs = TimedBlobs(blobs_of(config, state))
+        coordinator = Coordinator(store, blobs, state.scratch, clock, timing_of(config), fail_stop)
         await coordinator.start()
         stack.push_async_callback(coordinator.stop)
         intake = Intake(coordinator, Uploads(state.uploads))
@@ -151,10 +156,7 @@ async def running(
             found = Running(coordinator, None, address, "", ended)
         else:
             registry = Registry(membership, audit_log, authority, config.certificate_life_s, wall_s)
-            await registry.start()
-            for name in registry.revoked():  # a crash may have come between a revocation and its effect
-                await coordinator.remove_client(name)
-            stack.callback(asyncio.create_task(tend_certificates(registry, wall_s)).cancel)
+            await stack.enter_async_context(_tended(registry, coordinator, wall_s))
             joins, questions = (Attempts(config.joins_per_minute, 10 * config.joins_per_minute) for _ in range(2))
             enrolment = Enrolment(registry, joins, questions, wall_s)
             door = Door(by_certificate(registry), audit_log, config.calls_per_member)
@@ -171,9 +173,41 @@ async def running(
             stack.push_async_callback(gate.stop, STOP_GRACE_S)
             write_durably(state.path / "enrolment-address", gate_address.encode())
             found = Running(coordinator, registry, address, gate_address, ended)
+        await stack.enter_async_context(_measured(config, state, Picture(coordinator, found.registry, wall_s)))
         stack.callback(coordinator.drain)
         write_durably(state.path / "address", address.encode())
         yield found
+
+
+@contextlib.asynccontextmanager
+async def _tended(registry: Registry, coordinator: Coordinator, wall_s: Callable[[], float]) -> AsyncIterator[None]:
+    """The members as they are on record, and certificates renewed in time, until the block ends."""
+    await registry.start()
+    for name in registry.revoked():  # a crash may have come between a revocation and its effect
+        await coordinator.remove_client(name)
+    tending = asyncio.create_task(tend_certificates(registry, wall_s))
+    try:
+        yield
+    finally:
+        tending.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _measured(config: ServerConfig, state: StateDirectory, picture: Picture) -> AsyncIterator[None]:
+    """The port of Prometheus, if there is to be one, and its figures kept new until the block ends. Raises InUse."""
+    if config.metrics_listen is None:
+        yield
+        return
+    with scrape_port(config.metrics_listen, REGISTRY) as address:
+        write_durably(state.path / "metrics-address", address.encode())
+        REGISTRY.register(picture)
+        tasks = [asyncio.create_task(work) for work in (picture.watch(), measure_lag())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            REGISTRY.unregister(picture)
 
 
 def timing_of(config: ServerConfig) -> Timing:

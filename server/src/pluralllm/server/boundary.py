@@ -14,12 +14,14 @@ from pluralllm.common.errors import Broken, Internal, PluralError
 from pluralllm.common.status import to_status
 from pluralllm.server.fail_stop import FailStop
 from pluralllm.server.incoming import check_request, forgiving
+from pluralllm.server.instruments import note_call
 from pluralllm.v1 import federation_pb2 as pb
 
 log = structlog.get_logger()
 
 READERS: dict[str, Callable[[bytes], Any]] = {PUT_CHUNKS: chunk_reader(pb.PutChunksRequest)}  # instead of protobuf's
 
+OK = "OK"
 Handler = Any  # grpc.RpcMethodHandler; its type parameters differ for every method
 
 
@@ -61,10 +63,12 @@ class Boundary(grpc.aio.ServerInterceptor):
             try:
                 self._check_alive()
                 async with self._door.enter(method, context, request) as check:
-                    return await inner(_checked(request, check), context)
+                    found = await inner(_checked(request, check), context)
             except Exception as error:
                 await self._abort(context, error, method)
                 raise
+            note_call(method, OK)
+            return found
 
         return answer
 
@@ -76,13 +80,14 @@ class Boundary(grpc.aio.ServerInterceptor):
                     answers = inner(_checked(request, check), context)
                     if inspect.isawaitable(answers):  # grpc's own health service writes to the context itself
                         await answers
-                        return
-                    async for message in answers:
-                        check()
-                        yield message
+                    else:
+                        async for message in answers:
+                            check()
+                            yield message
             except Exception as error:
                 await self._abort(context, error, method)
                 raise
+            note_call(method, OK)
 
         return answer
 
@@ -92,6 +97,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     async def _abort(self, context: Any, error: Exception, method: str) -> None:
         if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
+            note_call(method, "Aborted")
             return
         error = self._fail_stop.disk_failure(error) or error
         if not isinstance(error, PluralError):
@@ -100,6 +106,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             error = Internal(incident=incident)
         elif isinstance(error, Broken):
             log.error("rpc.failed", method=method, reason=error.reason, problem=str(error))
+        note_call(method, error.reason)
         status = to_status(error)
         await context.abort(status.code, status.details, trailing_metadata=status.trailing_metadata)
 

@@ -30,6 +30,7 @@ from pluralllm.server.bell import Bell, ClientBells
 from pluralllm.server.blobs import Blobs
 from pluralllm.server.cancellation import unbroken
 from pluralllm.server.fail_stop import FailStop
+from pluralllm.server.instruments import AGGREGATION_SECONDS
 from pluralllm.server.leases import Leases
 from pluralllm.server.live_run import LiveRun, recover
 from pluralllm.server.manifests import Manifests
@@ -272,7 +273,8 @@ class Coordinator:
     async def _make_next_version(self, run: LiveRun, effect: ev.Average) -> None:
         """With the optimizer's moments: written, stored, on record. Raises Corrupt, NotFound, RoundClosed, what may pass."""
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
-        drafts = await write_next(self.blobs, run.spec, run.newest, effect.receipts, effect.weights, draft)
+        with AGGREGATION_SECONDS.time():
+            drafts = await write_next(self.blobs, run.spec, run.newest, effect.receipts, effect.weights, draft)
         self.manifests.keep(drafts[0].manifest)
         async with self.retention.storing():
             for found in drafts:

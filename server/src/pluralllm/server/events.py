@@ -36,21 +36,29 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
+    """An operator has started the run."""
+
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class RunPaused:
+    """An operator has paused it: no new round opens."""
+
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class RunResumed:
+    """An operator has taken the pause back."""
+
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class RunCancelled:
+    """An operator has ended it."""
+
     at_s: float
     reason: str
 
@@ -129,6 +137,8 @@ class MemberRevoked:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationArrived:
+    """A client has scored the version for its group."""
+
     at_s: float
     score: Score
 
@@ -155,6 +165,8 @@ class AveragingFailed:
 
 @dataclass(frozen=True, slots=True)
 class ClockTicked:
+    """Time has passed: a deadline may be over."""
+
     at_s: float
 
 

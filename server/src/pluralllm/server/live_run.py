@@ -14,6 +14,7 @@ from pluralllm.common.spec import RunSpec, parse_spec
 from pluralllm.common.update_format import UpdateFormat, update_format
 from pluralllm.common.weights import Layout, layout_of, rewards_layout, write_weights
 from pluralllm.server import events as ev
+from pluralllm.server.instruments import note_step
 from pluralllm.server.records import change_of
 from pluralllm.server.rounds import step
 from pluralllm.server.run_state import Phase, Run
@@ -67,8 +68,9 @@ class LiveRun:
         Raises what the machine refuses or the store fails with.
         """
         async with self.lock:
+            before = self.state
             after, effects = step(self.state, event)
-            if after == self.state and not effects:
+            if after == before and not effects:
                 return None
             change = change_of(self.record, after, self.sequence + 1, event, effects, self.open_round, self.newest)
             await store.apply(change)
@@ -79,6 +81,7 @@ class LiveRun:
                 self.newest = version
             for row in change.receipts:
                 self.examples.setdefault(row.receipt.client, row.receipt.examples)
+            note_step(before, after, event, effects)
             return effects
 
     @property

@@ -18,6 +18,7 @@ from pluralllm.server import sql_rows as rows
 from pluralllm.server.cancellation import unbroken
 from pluralllm.server.events import event_kind, event_to_facts
 from pluralllm.server.fail_stop import FailStop
+from pluralllm.server.instruments import STORE_SECONDS
 from pluralllm.server.sql_engine import failure, is_broken, migrate, new_engine
 from pluralllm.server.store import (
     Change,
@@ -70,12 +71,13 @@ class SqlStore:
         return newest
 
     @contextlib.asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
+    async def writing(self, kind: str = "write") -> AsyncIterator[AsyncConnection]:
         """One transaction, committed when the block ends well. Raises StoreFailed, StorageFull or Overtaken."""
         try:
-            async with self._one_at_a_time, self._engine.begin() as connection:
-                await self._check_generation(connection)
-                yield connection
+            with STORE_SECONDS.labels(kind).time():
+                async with self._one_at_a_time, self._engine.begin() as connection:
+                    await self._check_generation(connection)
+                    yield connection
         except DBAPIError as error:
             found = failure(error)
             if is_broken(error):
@@ -93,7 +95,7 @@ class SqlStore:
 
     @unbroken
     async def _rows(self, query: sa.Select[Any]) -> Sequence[Row[Any]]:
-        async with self.writing() as connection:
+        async with self.writing("read") as connection:
             found: Sequence[Row[Any]] = (await connection.execute(query)).all()
             return found
 
