@@ -122,12 +122,14 @@ def play(federation: Federation, folder: Path, console: Console) -> None:
             "pluralllm.server", "init", "--host", "127.0.0.1", "--state-dir", str(state), "--admin-identity", str(admin)
         )
         serve = ["serve", "--state-dir", str(state), "--listen", "127.0.0.1:0", "--enrolment-listen", "127.0.0.1:0"]
+        serve += ["--page-listen", "127.0.0.1:0"]
         server = stack.enter_context(
             process([sys.executable, "-m", "pluralllm.server", *serve], folder / "coordinator.log")
         )
         remote = _connect(state / "address", admin, server)
         stack.callback(remote.close)
         console.print(f"coordinator on {remote.address} (mutual TLS), everything in {folder}")
+        console.print(f"to look at while it runs: http://{(state / 'page-address').read_text()}/")
         person = Person(admin, remote.address)
         spec = folder / "run.toml"
         spec.write_text(_spec(federation))

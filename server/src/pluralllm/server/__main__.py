@@ -40,6 +40,7 @@ from pluralllm.server.intake import Intake
 from pluralllm.server.leadership import Leadership, leading
 from pluralllm.server.member_operations import Advertised, MemberOperations
 from pluralllm.server.operations import Operations
+from pluralllm.server.page import Page, showing
 from pluralllm.server.picture import Picture, measure_lag
 from pluralllm.server.registry import Registry
 from pluralllm.server.reward_desk import RewardDesk
@@ -77,6 +78,8 @@ ConfigFile = Annotated[
 StateDir = Annotated[Path | None, typer.Option(help="Where runs, models and updates are kept.")]
 Listen = Annotated[str | None, typer.Option(help="host:port to bind; port 0 takes a free one.")]
 EnrolmentListen = Annotated[str | None, typer.Option(help="host:port for members that join.")]
+PageListen = Annotated[str | None, typer.Option(help="host:port of the page for people; on loopback.")]
+MetricsListen = Annotated[str | None, typer.Option(help="host:port where Prometheus reads /metrics.")]
 PlainText = Annotated[
     bool | None, typer.Option("--plain-text", help="No certificates; on the loopback interface only, for trials.")
 ]
@@ -90,6 +93,8 @@ def serve(
     state_dir: StateDir = None,
     listen: Listen = None,
     enrolment_listen: EnrolmentListen = None,
+    page_listen: PageListen = None,
+    metrics_listen: MetricsListen = None,
     plain_text: PlainText = None,
     log_format: LogFormat = None,
 ) -> None:
@@ -98,6 +103,8 @@ def serve(
         "state_dir": state_dir,
         "listen": listen,
         "enrolment_listen": enrolment_listen,
+        "page_listen": page_listen,
+        "metrics_listen": metrics_listen,
         "plain_text": plain_text,
         "log_format": log_format,
     }
@@ -173,7 +180,14 @@ async def running(
             stack.push_async_callback(gate.stop, STOP_GRACE_S)
             write_durably(state.path / "enrolment-address", gate_address.encode())
             found = Running(coordinator, registry, address, gate_address, ended)
-        await stack.enter_async_context(_measured(config, state, Picture(coordinator, found.registry, wall_s)))
+        await stack.enter_async_context(
+            _watched(
+                config,
+                state,
+                Picture(coordinator, found.registry, wall_s),
+                Page(coordinator, audit_log, authority),
+            )
+        )
         stack.callback(coordinator.drain)
         write_durably(state.path / "address", address.encode())
         yield found
@@ -190,6 +204,24 @@ async def _tended(registry: Registry, coordinator: Coordinator, wall_s: Callable
         yield
     finally:
         tending.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _watched(config: ServerConfig, state: StateDirectory, picture: Picture, page: Page) -> AsyncIterator[None]:
+    """What people and Prometheus look at, until the block ends."""
+    async with _measured(config, state, picture), _shown(config, state, page):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> AsyncIterator[None]:
+    """The page for people, if there is to be one, until the block ends. Raises NotLoopback, InUse."""
+    if config.page_listen is None:
+        yield
+        return
+    async with showing(config.page_listen, page.app()) as address:
+        write_durably(state.path / "page-address", address.encode())
+        yield
 
 
 @contextlib.asynccontextmanager

@@ -58,6 +58,8 @@ class ServerConfig(ProcessConfig):
     blob_cache_gb: Annotated[float, Field(gt=0, le=100_000)] = 20.0  # of local copies of what blob_url names
     keep_updates: PositiveInt = 3  # rounds whose updates stay on disk, for audit
     max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # each connected client holds one Poll
+    # host:port of the page for people, read-only, without certificates: on loopback, 127.0.0.1:7446 is usual; default: nowhere.
+    page_listen: Address | None = None
     # host:port where Prometheus reads /metrics, without certificates: 127.0.0.1:9464 is usual; default: nowhere.
     metrics_listen: Address | None = None
     log_format: Literal["json", "console"] = "json"

@@ -1,0 +1,34 @@
+"""Takes the README's two pictures from a running demo, in a headless Chromium: `python docs/screenshots.py URL REPORT.html`.
+
+URL is what `make demo` prints; REPORT.html what `pluralllm report` writes. Needs Chromium and the development dependencies.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+PICTURES = Path(__file__).parent / "pictures"
+QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
+
+
+def take(url: str, name: str, ready: str) -> None:
+    """When the element `ready` is there."""
+    with sync_playwright() as tools:
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium has none for root
+        browser = tools.chromium.launch(executable_path=shutil.which("chromium"), args=[*sandbox, *QUIET])
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.goto(url)
+        page.locator(ready).first.wait_for(timeout=30_000)
+        page.wait_for_timeout(1000)
+        PICTURES.mkdir(exist_ok=True)
+        page.screenshot(path=PICTURES / name)
+        browser.close()
+
+
+if __name__ == "__main__":
+    take(sys.argv[1], "page.png", "#alignment polyline")
+    if len(sys.argv) > 2:
+        take(Path(sys.argv[2]).absolute().as_uri(), "report.png", "h1")
