@@ -26,6 +26,7 @@ from pluralllm.common.lock import DirectoryLock
 from pluralllm.common.logs import configure_logs
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.scrape_port import scrape_port
+from pluralllm.common.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 
 log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ app.command("doctor")(doctor.doctor)
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_CLIENT_* win over it.")
 ]
+StateDir = Annotated[Path | None, typer.Option(help="Where the outbox and the embedding cache are kept.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -68,12 +70,14 @@ def run(
     config: ConfigFile = None,
     coordinator: Annotated[str | None, typer.Option(help="host:port of the coordinator.")] = None,
     data: Annotated[Path | None, typer.Option(help="The private file: JSONL or Parquet.")] = None,
-    state_dir: Annotated[Path | None, typer.Option(help="Where the outbox and the embedding cache are kept.")] = None,
+    state_dir: StateDir = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = None,
     exit_when_run_over: Annotated[bool | None, typer.Option(help="End with the first run that ends.")] = None,
     plain_text: Annotated[
         bool | None, typer.Option("--plain-text", help="No certificates; a coordinator on this machine only.")
     ] = None,
+    notify_socket: NotifySocket = None,
+    watchdog_usec: WatchdogUsec = None,
 ) -> None:
     """Take part in a federation until SIGTERM or Ctrl-C."""
     flags = {
@@ -86,10 +90,10 @@ def run(
     }
     settings = load_config(ClientConfig, config, flags)
     configure_logs(form=settings.log_format, level=settings.log_level)
-    asyncio.run(_run(settings))
+    asyncio.run(_run(settings, Supervisor(settings.state_dir, notify_socket, watchdog_usec)))
 
 
-async def _run(config: ClientConfig) -> None:
+async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     from pluralllm.client.daemon import Daemon  # noqa: PLC0415 - gRPC takes a moment; help does not need it
     from pluralllm.client.transport import Transport  # noqa: PLC0415
     from pluralllm.client.worker_process import WorkerProcess  # noqa: PLC0415
@@ -115,10 +119,20 @@ async def _run(config: ClientConfig) -> None:
             transport = Transport.in_plain_text(partner.coordinator, partner.name, config.standby)
         else:
             transport = Transport.of_member(partner.identity, config.standby)
+        reassuring = asyncio.create_task(supervisor.reassure())
+        supervisor.tell("READY=1", f"STATUS={partner.name}")
         try:
             await Daemon(config, partner, policy, questions, transport, WorkerProcess()).run(stop)
         finally:
+            supervisor.tell("STOPPING=1")
+            reassuring.cancel()
             await transport.close()
+
+
+@app.command()
+def healthy(config: ConfigFile = None, state_dir: StateDir = None) -> None:
+    """Whether the daemon of this state directory lives: for a container's health check."""
+    check_alive(load_config(JoinConfig, config, {"state_dir": state_dir}).state_dir)
 
 
 def _count_retry(details: stamina.instrumentation.RetryDetails) -> None:  # noqa: ARG001 - a hook's form

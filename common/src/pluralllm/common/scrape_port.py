@@ -14,7 +14,7 @@ from pluralllm.common.errors import InUse
 @contextlib.contextmanager
 def scrape_port(listen: str, registry: CollectorRegistry) -> Iterator[str]:
     """Serves /metrics at host:port (0: a free one) until the block ends; yields the address. Raises InUse."""
-    disable_created_metrics()  # a second series for each counter, which nobody asks for
+    disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nobody asks for
     host, _, port = listen.rpartition(":")
     try:
         server, thread = start_http_server(int(port), host.strip("[]"), registry)

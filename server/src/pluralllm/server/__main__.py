@@ -22,6 +22,7 @@ from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.files import write_durably
 from pluralllm.common.logs import configure_logs
 from pluralllm.common.scrape_port import scrape_port
+from pluralllm.common.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 from pluralllm.server import authority_commands, backup_commands, doctor
 from pluralllm.server.allocator import use_one_arena
 from pluralllm.server.attempts import Attempts
@@ -97,6 +98,8 @@ def serve(
     metrics_listen: MetricsListen = None,
     plain_text: PlainText = None,
     log_format: LogFormat = None,
+    notify_socket: NotifySocket = None,
+    watchdog_usec: WatchdogUsec = None,
 ) -> None:
     """Run the coordinator until SIGTERM or Ctrl-C."""
     flags = {
@@ -111,7 +114,7 @@ def serve(
     settings = load_config(ServerConfig, config, flags)
     configure_logs(form=settings.log_format, level=settings.log_level)
     use_one_arena()
-    asyncio.run(_serve(settings))
+    asyncio.run(_serve(settings, Supervisor(settings.state_dir, notify_socket, watchdog_usec)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,12 +272,13 @@ def advertised(config: ServerConfig, authority: Authority, address: str, enrolme
     )
 
 
-async def _serve(config: ServerConfig) -> None:
+async def _serve(config: ServerConfig, supervisor: Supervisor) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     stopping = asyncio.create_task(stop.wait())
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(asyncio.create_task(supervisor.reassure()).cancel)
         starting = asyncio.create_task(stack.enter_async_context(running(config, SystemClock())))
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():  # it stands by
@@ -290,7 +294,9 @@ async def _serve(config: ServerConfig) -> None:
             state_dir=str(config.state_dir),
             version=__version__,
         )
+        supervisor.tell("READY=1", f"STATUS=serves at {found.address}")
         await asyncio.wait([stopping, found.ended], return_when=asyncio.FIRST_COMPLETED)
+        supervisor.tell("STOPPING=1")
         log.info("server.stopping")
     log.info("server.stopped")
     if not stopping.done():
@@ -315,6 +321,12 @@ async def _audit(config: ServerConfig) -> Report:
     with StateDirectory(config.state_dir) as state:
         async with opened_alone(config, state) as store:
             return await audit_state(store, SqlMembership(store), blobs_of(config, state), state.scratch)
+
+
+@app.command()
+def healthy(config: ConfigFile = None, state_dir: StateDir = None) -> None:
+    """Whether the coordinator of this state directory lives, or stands by: for a container's health check."""
+    check_alive(load_config(ServerConfig, config, {"state_dir": state_dir}).state_dir)
 
 
 @app.command("config")

@@ -1,0 +1,60 @@
+"""What systemd and a health check see of the real processes."""
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+LIMIT_S = 60.0
+
+
+@pytest.fixture
+def notify(tmp_path: Path) -> Iterator[socket.socket]:
+    """systemd's end of NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(tmp_path / "notify"))
+        yield end
+
+
+def hears(notify: socket.socket, wanted: str) -> None:
+    """Within the limit; what is told before is passed over."""
+    end_s = time.monotonic() + LIMIT_S
+    while time.monotonic() < end_s:
+        if select.select([notify], [], [], 0.2)[0] and wanted in notify.recv(4096).decode().splitlines():
+            return
+    raise AssertionError(f"not told within {LIMIT_S} s: {wanted}")
+
+
+def healthy(state: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "pluralllm.server", "healthy", "--state-dir", str(state)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_coordinator_says_that_it_is_ready_lives_and_stops(tmp_path: Path, notify: socket.socket) -> None:
+    state = tmp_path / "state"
+    assert healthy(state).returncode == 3
+    assert "has not started" in healthy(state).stderr
+    told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
+    serve = ["serve", "--plain-text", "--listen", "127.0.0.1:0", "--state-dir", str(state)]
+    process = subprocess.Popen([sys.executable, "-m", "pluralllm.server", *serve], env={**os.environ, **told})
+    try:
+        hears(notify, "READY=1")
+        for _ in range(3):
+            hears(notify, "WATCHDOG=1")
+        done = healthy(state)
+        assert done.returncode == 0
+        assert "alive" in done.stdout
+        process.terminate()
+        hears(notify, "STOPPING=1")
+        assert process.wait(LIMIT_S) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+    os.utime(state / "alive", (0, 0))
+    assert healthy(state).returncode == 3

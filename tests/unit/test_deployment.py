@@ -1,0 +1,129 @@
+"""The files of deploy/, checked as far as can be without a cluster, an engine of containers or systemd as process 1."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+UNITS = ("pluralllm-server.service", "pluralllm-client@.service")
+MANIFESTS = ("coordinator", "client", "overlays/coordinator-postgresql-s3", "overlays/client-gpu")
+MAX_EXPOSURE = 20  # systemd-analyze's scale of 0 .. 100: below it a unit is "OK"
+
+
+def run(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_finds_no_fault_in_a_unit_and_little_that_it_may_touch(tmp_path: Path, name: str) -> None:
+    binaries = Path(sys.executable).parent
+    unit = tmp_path / name.replace("@.", "@group.")
+    unit.write_text((DEPLOY / "systemd" / name).read_text().replace("/opt/pluralllm/bin", str(binaries)))
+    verified = run("systemd-analyze", "verify", str(unit))
+    assert (verified.returncode, verified.stderr) == (0, "")
+    exposed = run("systemd-analyze", "security", "--offline=yes", f"--threshold={MAX_EXPOSURE}", str(unit))
+    assert exposed.returncode == 0, exposed.stdout[-300:]
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_waits_to_be_told_and_starts_a_command_there_is(name: str) -> None:
+    text = (DEPLOY / "systemd" / name).read_text()
+    assert "Type=notify\n" in text
+    assert "WatchdogSec=" in text
+    (command,) = re.findall(r"^ExecStart=/opt/pluralllm/bin/(.+) --config ", text, re.MULTILINE)
+    module, verb = command.split()
+    assert run(sys.executable, "-m", module.replace("-", "."), verb, "--help").returncode == 0
+
+
+def built(folder: str) -> list[Any]:
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl here, which makes one manifest of an overlay")
+    done = run("kubectl", "kustomize", str(DEPLOY / "kubernetes" / folder))
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.mark.parametrize("folder", MANIFESTS)
+def test_a_manifest_has_probes_resources_and_no_right_it_does_not_need(folder: str) -> None:
+    found = built(folder)
+    assert {"Namespace", "StatefulSet", "NetworkPolicy"} <= {each["kind"] for each in found}
+    (workload,) = [each for each in found if each["kind"] == "StatefulSet"]
+    pod = workload["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = pod["containers"]
+    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
+    assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+    assert "memory" in container["resources"]["limits"]
+    context = container["securityContext"]
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_overlays_add_a_gpu_and_the_stores() -> None:
+    def container(folder: str) -> Any:
+        (workload,) = [each for each in built(folder) if each["kind"] == "StatefulSet"]
+        return workload["spec"]["template"]["spec"]["containers"][0]
+
+    assert container("overlays/client-gpu")["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert container("overlays/coordinator-postgresql-s3")["envFrom"] == [{"secretRef": {"name": "coordinator-stores"}}]
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_an_image_runs_as_nobody_and_asks_its_own_command_for_its_health(name: str) -> None:
+    text = (DEPLOY / "docker" / f"{name}.Dockerfile").read_text()
+    assert text.count("FROM ") == 2
+    assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
+    assert f'CMD ["pluralllm-{name}", "healthy"]' in text
+    for source in re.findall(r"^COPY (?!--from)(\S+)", text, re.MULTILINE):
+        assert (ROOT / source).exists()
+        assert f"!{source.removeprefix('./')}\n" in (ROOT / ".dockerignore").read_text()
+    if name == "server":
+        assert "torch" not in text.partition("\n")[2]
+
+
+def test_compose_has_all_parts_and_hardens_ours() -> None:
+    parts = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    assert {
+        "coordinator",
+        "database",
+        "objects",
+        "prometheus",
+        "grafana",
+        "client-a",
+        "client-b",
+        "client-c",
+    } <= parts.keys()
+    for name, part in parts.items():
+        if name.startswith(("coordinator", "client")):
+            assert part["read_only"] is True, name
+            assert part["cap_drop"] == ["ALL"], name
+        else:
+            assert ":" in part["image"], f"{name} has no version"
+    given = (DEPLOY / "compose.env.example").read_text()
+    for variable in set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text())):
+        assert f"{variable}=" in given
+
+
+def test_prometheus_scrapes_what_there_is_and_its_alerts_ask_for_metrics_that_exist() -> None:
+    reference = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    known = set(re.findall(r"^\| `(pluralllm_\w+)`", reference, re.MULTILINE))
+    alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    asked = {name for alert in alerts for name in re.findall(r"pluralllm_\w+", alert["expr"])}
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in asked} <= known
+    jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    targets = [target for job in jobs for config in job["static_configs"] for target in config["targets"]]
+    assert {target.partition(":")[0] for target in targets} <= services.keys()
+    assert 'job="pluralllm-coordinator"' in alerts[0]["expr"]
+    assert "pluralllm-coordinator" in {job["job_name"] for job in jobs}
