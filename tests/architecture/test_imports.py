@@ -40,6 +40,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "pluralllm.common.certificates": PURE,
     "pluralllm.common.membership_errors": PURE,
     "pluralllm.server.overview": ("grpc", "google", "pluralllm.v1", "time", "os", "torch", "sqlalchemy"),
+    "pluralllm.server.page_facts": ("grpc", "google", "pluralllm.v1", "time", "os", "torch", "sqlalchemy", "starlette"),
     "pluralllm.server.aggregate": PURE,
     "pluralllm.common.ids": PURE,
     "pluralllm.common.errors": PURE,

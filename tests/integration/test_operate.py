@@ -1,0 +1,117 @@
+"""docs/operate.md from "Start" to "One partner", typed as it stands there."""
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from process_harness import free_port
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "operate.md").read_text()
+BINARIES = Path(sys.executable).parent
+LIMIT_S = 60.0
+# What needs root, systemd as process 1, or a package index; the rest is run.
+NOT_HERE = ("useradd", "python3 -m venv", "/opt/pluralllm/bin/pip", "systemctl daemon-reload")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+def commands(section: str) -> list[str]:
+    text = PAGE.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^    (\S.*)$", text, re.MULTILINE)
+
+
+class Machine:
+    """Folders that stand for the system's, and the process that systemd would start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = {"7443": free_port(), "7444": free_port(), "7446": free_port(), "9464": free_port()}
+        self.service: subprocess.Popen[bytes] | None = None
+        (folder / "etc" / "systemd" / "system").mkdir(parents=True)
+
+    def here(self, text: str) -> str:
+        """The same with this machine's folders and ports."""
+        for name in ("/etc/pluralllm", "/etc/systemd/system", "/var/lib/pluralllm"):
+            text = text.replace(name, str(self.folder) + name)
+        text = text.replace("deploy/", f"{ROOT}/deploy/").replace("-o pluralllm -g pluralllm ", "")
+        for usual, mine in self.ports.items():
+            text = re.sub(rf":{usual}\b", f":{mine}", text)
+        return text
+
+    def type(self, command: str) -> str:
+        if command.startswith(NOT_HERE):
+            return ""
+        if command == "systemctl enable --now pluralllm-server":
+            return self.start()
+        environment = {**os.environ, "PATH": f"{BINARIES}:{os.environ['PATH']}", "NO_COLOR": "1"}
+        done = subprocess.run(
+            shlex.split(self.here(command)), cwd=self.folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def configure(self) -> None:
+        """What the page says to set, and ports that are free here."""
+        path = Path(self.here("/etc/pluralllm/coordinator.toml"))
+        (block,) = re.findall(r"```toml\n(.+?)```", PAGE, re.DOTALL)
+        lines = dict(re.findall(r"^(\w+) = (.+)$", self.here(block), re.MULTILINE))
+        lines |= {
+            "listen": f'"127.0.0.1:{self.ports["7443"]}"',
+            "enrolment_listen": f'"127.0.0.1:{self.ports["7444"]}"',
+        }
+        kept = [line for line in path.read_text().splitlines() if not re.match(rf"({'|'.join(lines)}) = ", line)]
+        path.write_text("\n".join([*(f"{key} = {value}" for key, value in lines.items()), *kept]) + "\n")
+
+    def start(self) -> str:
+        """The unit's own ExecStart, until it says that it is ready, as `systemctl start` waits."""
+        unit = (self.folder / "etc/systemd/system/pluralllm-server.service").read_text()
+        (command,) = re.findall(r"^ExecStart=/opt/pluralllm/bin/(.+)$", unit, re.MULTILINE)
+        words = shlex.split(f"{BINARIES}/{self.here(command)}")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(str(self.folder / "notify"))
+            notify.settimeout(LIMIT_S)
+            environment = {**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify"), "WATCHDOG_USEC": "60000000"}
+            self.service = subprocess.Popen(
+                words, cwd=self.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            while "READY=1" not in notify.recv(4096).decode():
+                pass
+        return ""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    found = Machine(tmp_path)
+    yield found
+    if found.service is not None:
+        found.service.terminate()
+        found.service.wait(30)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_the_operators_page_gives_a_coordinator_that_is_measured_looked_at_and_joined(machine: Machine) -> None:
+    typed: list[str] = []
+    for section in ("Install", "Start", "Look", "One partner"):
+        for command in commands(section):
+            told = machine.type(command)
+            typed.append(command)
+            if command.endswith("/etc/pluralllm/coordinator.toml") and command.startswith("install"):
+                machine.configure()
+            if "metrics" in command:
+                assert "pluralllm_runs" in told
+            if command.endswith(":7446/"):
+                assert "<title>PluralLLM</title>" in told
+            if command.startswith("pluralllm-server healthy"):
+                assert "alive" in told
+    assert any(command.startswith("pluralllm-client join") for command in typed)
+    assert "org-a" in machine.type("pluralllm --identity admin members")
+    assert machine.service is not None
+    assert machine.service.poll() is None
