@@ -107,7 +107,8 @@ class ScriptedWorker(WorkerProcess):
         if behaviour == Behaviour.SEND_NOISE:
             delta[0] = np.nan
         manifest, _ = write_update(out, update_format(layout, self._spec.updates.encoding), delta, rng)
-        return {"digest": manifest.digest, "examples": QUESTIONS, "metrics": {"loss": 1.0, "base_distance": 0.5}}
+        metrics = {"loss": 1.0, "base_distance": 0.5}
+        return {"digest": manifest.digest, "examples": QUESTIONS, "metrics": metrics, "gpu_memory_bytes": 0}
 
 
 async def file_there(path: Path) -> None:
