@@ -26,6 +26,15 @@ def test_a_page_says_what_the_code_says_today(made: Path, page: str) -> None:
     assert (REFERENCE / page).read_text() == (made / page).read_text(), "run `make docs`"
 
 
+def test_every_code_that_the_documentation_names_exists() -> None:
+    known = set(re.findall(r"^\| `([A-Z_]+)`", (REFERENCE / "errors.md").read_text(), re.MULTILINE))
+    named = set(
+        re.findall(r"^\| ([A-Z]+(?:_[A-Z]+)*) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    )
+    assert len(named) >= 6
+    assert named <= known
+
+
 def documented() -> set[str]:
     return set(re.findall(r"^\| `(pluralllm_\w+)`", (REFERENCE / "metrics.md").read_text(), re.MULTILINE))
 

@@ -16,7 +16,7 @@ from pluralllm.client.instruments import REGISTRY, RETRIES
 from pluralllm.client.partner import COMMAND, load_partner
 from pluralllm.client.policy import DEFAULT_POLICY, load_policy
 from pluralllm.client.private_data import read_group
-from pluralllm.common.configuration import load_config
+from pluralllm.common.configuration import load_config, origins_of
 from pluralllm.common.console import print_config
 from pluralllm.common.errors import ModelUnavailable
 from pluralllm.common.exits import EXIT_CODES, run_command
@@ -43,6 +43,7 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_CLIENT_* win over it.")
 ]
 StateDir = Annotated[Path | None, typer.Option(help="Where the outbox and the embedding cache are kept.")]
+Origin = Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -140,9 +141,10 @@ def _count_retry(details: stamina.instrumentation.RetryDetails) -> None:  # noqa
 
 
 @app.command("config")
-def show_config(config: ConfigFile = None, as_json: Json = False) -> None:
+def show_config(config: ConfigFile = None, origin: Origin = False, as_json: Json = False) -> None:
     """Show the effective configuration."""
-    print_config(load_config(ClientConfig, config, {}).model_dump(mode="json"), as_json=as_json)
+    values = load_config(ClientConfig, config, {}).model_dump(mode="json")
+    print_config(values, origins_of(ClientConfig, config) if origin else None, as_json=as_json)
 
 
 def main() -> None:

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from pluralllm.common.errors import InvalidConfig, NotLoopback
 from pluralllm.common.spec import explain
@@ -50,6 +56,19 @@ def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
         raise InvalidConfig(file=name, problems=explain(error, secret)) from error
     finally:
         kind.toml = None
+
+
+def origins_of(kind: type[Config], file: Path | None) -> dict[str, str]:
+    """Where each key's value comes from, flags aside: the environment variable, the file, or the default."""
+    prefix = kind.model_config.get("env_prefix", "")
+    sources = (
+        (EnvSettingsSource(kind)(), lambda key: f"environment {prefix}{key.upper()}"),
+        (TomlConfigSettingsSource(kind, toml_file=file)() if file is not None else {}, lambda _: f"file {file}"),
+    )
+    found = dict.fromkeys(kind.model_fields, "default")
+    for values, name in reversed(sources):
+        found |= {key: name(key) for key in values if key in found}
+    return found
 
 
 def check_address(address: str) -> str:

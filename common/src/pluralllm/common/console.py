@@ -44,11 +44,13 @@ def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
     return all(check.ok for check in found)
 
 
-def print_config(values: Mapping[str, Any], *, as_json: bool) -> None:
+def print_config(values: Mapping[str, Any], origins: Mapping[str, str] | None, *, as_json: bool) -> None:
+    """`origins`: of each key, to be shown beside its value."""
     if as_json:
-        sys.stdout.write(json.dumps(values, indent=2) + "\n")
+        shown = values if origins is None else {k: {"value": v, "origin": origins[k]} for k, v in values.items()}
+        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
         return
-    table = Table("key", "value", box=None)
+    table = Table("key", "value", *([] if origins is None else ["from"]), box=None)
     for key, value in values.items():
-        table.add_row(key, str(value))
+        table.add_row(key, str(value), *([] if origins is None else [origins[key]]))
     Console().print(table)

@@ -15,7 +15,7 @@ import typer
 
 from pluralllm.common import __version__
 from pluralllm.common.clock import Clock, SystemClock
-from pluralllm.common.configuration import load_config
+from pluralllm.common.configuration import load_config, origins_of
 from pluralllm.common.console import print_config
 from pluralllm.common.errors import Overtaken, PluralError
 from pluralllm.common.exits import EXIT_CODES, run_command
@@ -85,6 +85,7 @@ PlainText = Annotated[
     bool | None, typer.Option("--plain-text", help="No certificates; on the loopback interface only, for trials.")
 ]
 LogFormat = Annotated[str | None, typer.Option(help="json or console.")]
+Origin = Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -330,9 +331,10 @@ def healthy(config: ConfigFile = None, state_dir: StateDir = None) -> None:
 
 
 @app.command("config")
-def show_config(config: ConfigFile = None, as_json: Json = False) -> None:
+def show_config(config: ConfigFile = None, origin: Origin = False, as_json: Json = False) -> None:
     """Show the effective configuration."""
-    print_config(load_config(ServerConfig, config, {}).model_dump(mode="json"), as_json=as_json)
+    values = load_config(ServerConfig, config, {}).model_dump(mode="json")
+    print_config(values, origins_of(ServerConfig, config) if origin else None, as_json=as_json)
 
 
 def main() -> None:
