@@ -175,9 +175,9 @@ class Federation:
         address: str | None = None,
         policy: str | None = None,
         stays: bool = False,
-        metrics: bool = False,
+        more: Mapping[str, str] | None = None,
     ) -> Process:
-        """`policy`: what its policy.toml says; `stays`: when a run is over; `metrics`: at state/metrics-address."""
+        """`policy`: what its policy.toml says; `stays`: when a run is over; `more`: further keys of its configuration."""
         home = self.folder / name
         home.mkdir(exist_ok=True)
         write_group(home / "answers.jsonl", questions)
@@ -189,8 +189,7 @@ class Federation:
             "embedding_model_path": str(self._embedding_model),
             "log_level": "DEBUG",
         }
-        if metrics:
-            config["metrics_listen"] = "127.0.0.1:0"
+        config |= more or {}
         if policy is not None:
             (home / "policy.toml").write_text(policy)
             config["policy"] = str(home / "policy.toml")

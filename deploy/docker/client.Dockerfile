@@ -10,7 +10,7 @@ RUN pip install --index-url "$TORCH_INDEX" "$TORCH"
 COPY constraints.txt ./
 COPY common ./common
 COPY client ./client
-RUN pip install --constraint constraints.txt ./common "./client[train]"
+RUN pip install --constraint constraints.txt "./common[tracing]" "./client[train]"
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /var/lib/pluralllm --create-home pluralllm

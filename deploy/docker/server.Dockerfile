@@ -6,7 +6,7 @@ WORKDIR /src
 COPY constraints.txt ./
 COPY common ./common
 COPY server ./server
-RUN pip install --constraint constraints.txt ./common ./server
+RUN pip install --constraint constraints.txt "./common[tracing]" ./server
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /var/lib/pluralllm --create-home pluralllm

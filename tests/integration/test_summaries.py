@@ -102,7 +102,9 @@ def test_summaries_with_votes_are_imported_trained_on_evaluated_and_scored_by_th
     with federation(tmp_path / "federation", Path(minilm), free_port()) as running:
         remote = running.start_coordinator()
         for name in SOBER:
-            running.start_client(name, read_group(tmp_path / f"{name}.jsonl"), stays=True, metrics=True)
+            running.start_client(
+                name, read_group(tmp_path / f"{name}.jsonl"), stays=True, more={"metrics_listen": "127.0.0.1:0"}
+            )
         as_admin(running, "run", "create", "s", str(tmp_path / "spec.toml"))
         as_admin(running, "run", "start", "s")
         until(lambda: remote.get_run("s")["phase"] == "ended", "the run ends", running, 150)

@@ -27,6 +27,7 @@ from pluralllm.common.logs import configure_logs
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.scrape_port import scrape_port
 from pluralllm.common.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
+from pluralllm.common.tracing import tracing
 
 log = structlog.get_logger()
 
@@ -112,6 +113,7 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     structlog.contextvars.bind_contextvars(client=partner.name)
     with contextlib.ExitStack() as stack:
         stack.enter_context(DirectoryLock(config.state_dir.absolute()))
+        stack.enter_context(tracing(config.traces_endpoint, "pluralllm-client", partner.name))
         if config.metrics_listen is not None:
             address = stack.enter_context(scrape_port(config.metrics_listen, REGISTRY))
             write_durably(config.state_dir / "metrics-address", address.encode())

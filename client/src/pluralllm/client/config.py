@@ -43,6 +43,8 @@ class ClientConfig(ProcessConfig):
     cache_dir: Path | None = None  # embedded texts; default state_dir/cache. May be shared by daemons of one machine
     policy: Path | None = None  # what this partner allows; default state_dir/policy.toml if there is one
     exit_when_run_over: bool = False
+    # OpenTelemetry collector (OTLP over HTTP) that spans go to; needs pluralllm-common[tracing]; default: nowhere.
+    traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
     # host:port where the partner's own Prometheus reads /metrics, without certificates; default: nowhere.
     metrics_listen: Annotated[str, AfterValidator(check_address)] | None = None
     log_format: Literal["json", "console"] = "json"

@@ -48,6 +48,7 @@ from pluralllm.common.errors import (
 from pluralllm.common.ids import Digest, RunId
 from pluralllm.common.membership_errors import AwaitingApproval, CertificateExpired, CertificateNotYetValid
 from pluralllm.common.spec import RunSpec, parse_spec
+from pluralllm.common.tracing import context_of, span
 
 log = structlog.get_logger()
 
@@ -228,27 +229,28 @@ class Daemon:
     # One task
 
     async def _do(self, task: Task) -> None:
-        try:
-            known = await self._known(task)
-            check_task(self._policy, self._partner.role, known.spec, task.kind, task.round, task.cohort_size)
-            if task.kind is TaskKind.EVALUATE:
-                await self._evaluate(task, known)
-            else:
-                await self._deliver(task, known)
-            TASKS.labels(task.kind, "done").inc()
-        except (RoundClosed, LeaseLost) as error:
-            self._outbox.drop(task.name)
-            log.info("task.dropped", task=task.name, reason=str(error))
-            TASKS.labels(task.kind, "dropped").inc()
-        except (Unreachable, StaleSession, CertificateExpired, CertificateNotYetValid) as error:
-            # What is in the outbox is pushed next time.
-            log.warning("task.interrupted", task=task.name, reason=str(error))
-            TASKS.labels(task.kind, "interrupted").inc()
-        except PluralError as error:
-            await self._give_up(task, error)
-        except Exception as error:
-            log.exception("task.broken", task=task.name)
-            await self._give_up(task, error)
+        with span(task.kind, context_of(task.traceparent), task=task.name, client=self._partner.name):
+            try:
+                known = await self._known(task)
+                check_task(self._policy, self._partner.role, known.spec, task.kind, task.round, task.cohort_size)
+                if task.kind is TaskKind.EVALUATE:
+                    await self._evaluate(task, known)
+                else:
+                    await self._deliver(task, known)
+                TASKS.labels(task.kind, "done").inc()
+            except (RoundClosed, LeaseLost) as error:
+                self._outbox.drop(task.name)
+                log.info("task.dropped", task=task.name, reason=str(error))
+                TASKS.labels(task.kind, "dropped").inc()
+            except (Unreachable, StaleSession, CertificateExpired, CertificateNotYetValid) as error:
+                # What is in the outbox is pushed next time.
+                log.warning("task.interrupted", task=task.name, reason=str(error))
+                TASKS.labels(task.kind, "interrupted").inc()
+            except PluralError as error:
+                await self._give_up(task, error)
+            except Exception as error:
+                log.exception("task.broken", task=task.name)
+                await self._give_up(task, error)
 
     async def _give_up(self, task: Task, error: Exception) -> None:
         reason = error.reason if isinstance(error, PluralError) else type(error).__name__
@@ -283,10 +285,10 @@ class Daemon:
             await self._orders.prepare(known.spec, known.spec_json, tell)
             if task.kind is TaskKind.REWARD:
                 rollouts = await self._transport.rollouts(task.name)
-                with WORK_SECONDS.labels(task.kind).time():
+                with WORK_SECONDS.labels(task.kind).time(), span("work"):
                     done = await self._orders.reward(task, base, rollouts, tell)
             else:
-                with WORK_SECONDS.labels(task.kind).time():
+                with WORK_SECONDS.labels(task.kind).time(), span("work"):
                     done = await self._orders.train(task, base, tell)
                 LOSS.set(done["metrics"]["loss"])
                 GPU_MEMORY_BYTES.set(done["gpu_memory_bytes"])
@@ -304,15 +306,16 @@ class Daemon:
             assert waiting is not None
         entry, manifest = waiting
         self._stage(HANDING_IN)
-        await self._transport.push_update(
-            task.name,
-            self._outbox.delta(task.name),
-            manifest,
-            entry.spec_sha256,
-            entry.base_digest,
-            entry.examples,
-            entry.metrics,
-        )
+        with span("hand in"):
+            await self._transport.push_update(
+                task.name,
+                self._outbox.delta(task.name),
+                manifest,
+                entry.spec_sha256,
+                entry.base_digest,
+                entry.examples,
+                entry.metrics,
+            )
         self._drafts.keep_states(task.run)
         self._outbox.drop(task.name)
         log.info("update.committed", task=task.name, digest=entry.digest, examples=entry.examples, **entry.metrics)
@@ -321,7 +324,7 @@ class Daemon:
         weights = await self._fetch(task)
         tell = self._progress(task)
         await self._orders.prepare(known.spec, known.spec_json, tell)
-        with WORK_SECONDS.labels(task.kind).time():
+        with WORK_SECONDS.labels(task.kind).time(), span("work"):
             scores = await self._orders.evaluate(task, weights, tell)
         ALIGNMENT.set(scores.alignment_score)
         if "wasserstein_score" not in self._policy.allowed_metrics:
@@ -332,7 +335,8 @@ class Daemon:
 
     async def _fetch(self, task: Task) -> Path:
         self._stage("fetching")
-        return await self._models.fetch(task)
+        with span("fetch"):
+            return await self._models.fetch(task)
 
     def _progress(self, task: Task) -> ProgressReports:
         return ProgressReports(functools.partial(self._transport.report_progress, task.name), self._stage)

@@ -26,6 +26,7 @@ class Task:
     base_record_sha256: str
     cohort_size: int
     seed: int
+    traceparent: str = ""  # of the round's trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -345,4 +345,5 @@ def _task(message: pb.Task) -> Task:
         base_record_sha256=message.base_record_sha256,
         cohort_size=message.cohort_size,
         seed=message.seed,
+        traceparent=message.traceparent,
     )

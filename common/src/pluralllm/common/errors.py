@@ -270,8 +270,9 @@ class ModelUnavailable(Refused):
 class ExtraMissing(Refused):
     package: str
     extra: str
+    part: str = "client"
     why = "This needs {package}, which is not installed."
-    fix = "pip install 'pluralllm-client[{extra}]'"
+    fix = "pip install 'pluralllm-{part}[{extra}]'"
 
 
 @dataclass(eq=False)

@@ -208,6 +208,7 @@ class Task(_message.Message):
     COHORT_SIZE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """runs/{run}/rounds/{round}/tasks/{kind}-{client}: the same for the same work, however often it is handed out."""
     run: _builtins.str
@@ -223,6 +224,8 @@ class Task(_message.Message):
     cohort_size: _builtins.int
     seed: _builtins.int
     """Seeds the client's sampling in this task."""
+    traceparent: _builtins.str
+    """W3C Trace Context of the round, for clients that trace; the same for every task of the round."""
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -240,10 +243,11 @@ class Task(_message.Message):
         cohort_size: _builtins.int = ...,
         seed: _builtins.int = ...,
         lease: _duration_pb2.Duration | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "base_record_sha256", b"base_record_sha256", "base_version", b"base_version", "cohort_size", b"cohort_size", "kind", b"kind", "lease", b"lease", "name", b"name", "phase", b"phase", "round", b"round", "run", b"run", "seed", b"seed", "spec_sha256", b"spec_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "base_record_sha256", b"base_record_sha256", "base_version", b"base_version", "cohort_size", b"cohort_size", "kind", b"kind", "lease", b"lease", "name", b"name", "phase", b"phase", "round", b"round", "run", b"run", "seed", b"seed", "spec_sha256", b"spec_sha256", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

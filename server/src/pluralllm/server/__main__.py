@@ -23,6 +23,7 @@ from pluralllm.common.files import write_durably
 from pluralllm.common.logs import configure_logs
 from pluralllm.common.scrape_port import scrape_port
 from pluralllm.common.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
+from pluralllm.common.tracing import tracing
 from pluralllm.server import authority_commands, backup_commands, doctor
 from pluralllm.server.allocator import use_one_arena
 from pluralllm.server.attempts import Attempts
@@ -279,6 +280,7 @@ async def _serve(config: ServerConfig, supervisor: Supervisor) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     stopping = asyncio.create_task(stop.wait())
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(tracing(config.traces_endpoint, "pluralllm-server", str(config.state_dir)))
         stack.callback(asyncio.create_task(supervisor.reassure()).cancel)
         starting = asyncio.create_task(stack.enter_async_context(running(config, SystemClock())))
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)

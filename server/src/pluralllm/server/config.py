@@ -60,6 +60,8 @@ class ServerConfig(ProcessConfig):
     max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # each connected client holds one Poll
     # host:port of the page for people, read-only, without certificates: on loopback, 127.0.0.1:7446 is usual; default: nowhere.
     page_listen: Address | None = None
+    # OpenTelemetry collector (OTLP over HTTP) that spans go to; needs pluralllm-common[tracing]; default: nowhere.
+    traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
     # host:port where Prometheus reads /metrics, without certificates: 127.0.0.1:9464 is usual; default: nowhere.
     metrics_listen: Address | None = None
     log_format: Literal["json", "console"] = "json"

@@ -24,6 +24,7 @@ from pluralllm.common.errors import (
 )
 from pluralllm.common.ids import ID_HELP, ClientId, RunId, TaskName, is_id
 from pluralllm.common.spec import GroupRole, parse_spec
+from pluralllm.common.tracing import round_context, span
 from pluralllm.server import events as ev
 from pluralllm.server.averaging import write_next
 from pluralllm.server.bell import Bell, ClientBells
@@ -36,6 +37,7 @@ from pluralllm.server.live_run import LiveRun, recover
 from pluralllm.server.manifests import Manifests
 from pluralllm.server.new_run import make_run
 from pluralllm.server.retention import Retention
+from pluralllm.server.round_traces import trace_key
 from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session, Sessions
 from pluralllm.server.store import ClientRecord, Store
@@ -273,15 +275,17 @@ class Coordinator:
     async def _make_next_version(self, run: LiveRun, effect: ev.Average) -> None:
         """With the optimizer's moments: written, stored, on record. Raises Corrupt, NotFound, RoundClosed, what may pass."""
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
-        with AGGREGATION_SECONDS.time():
+        trace = round_context(trace_key(run.record, effect.round))
+        with AGGREGATION_SECONDS.time(), span("average", trace, updates=len(effect.receipts)):
             drafts = await write_next(self.blobs, run.spec, run.newest, effect.receipts, effect.weights, draft)
         self.manifests.keep(drafts[0].manifest)
-        async with self.retention.storing():
-            for found in drafts:
-                await self.blobs.put(found.manifest.digest, found.path)
-            digest, *moments = [found.manifest.digest for found in drafts]
-            averaged = ev.ModelAveraged(self.clock.now_s(), effect.round, digest, tuple(moments))
-            await self.dispatch(run, averaged)
+        with span("publish", trace):
+            async with self.retention.storing():
+                for found in drafts:
+                    await self.blobs.put(found.manifest.digest, found.path)
+                digest, *moments = [found.manifest.digest for found in drafts]
+                averaged = ev.ModelAveraged(self.clock.now_s(), effect.round, digest, tuple(moments))
+                await self.dispatch(run, averaged)
 
     async def _abandon_averaging(self, run: LiveRun, effect: ev.Average, error: PluralError) -> None:
         base_lost = any(lost in str(error) for lost in (run.newest.digest, *run.newest.moments))

@@ -20,6 +20,7 @@ from pluralllm.common.errors import (
 )
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.membership_errors import IdentityMismatch
+from pluralllm.common.tracing import traceparent
 from pluralllm.common.wire import (
     MAX_MESSAGE_BYTES,
     PROTOCOL_MAX,
@@ -40,6 +41,7 @@ from pluralllm.server.messages import OUTCOMES, model_message, receipt_message
 from pluralllm.server.model_chunks import ModelChunks
 from pluralllm.server.overview import why_waiting
 from pluralllm.server.reward_desk import RewardDesk
+from pluralllm.server.round_traces import trace_key
 from pluralllm.server.run_state import Phase
 from pluralllm.server.sessions import Session
 from pluralllm.server.store import ReceiptRecord
@@ -183,6 +185,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             cohort_size=len(state.cohort),
             seed=task_seed(state.seed, RoundNumber(state.round), client),
             lease=duration(self._coordinator.leases.duration_s),
+            traceparent=traceparent(trace_key(run.record, state.round)),
         )
 
     async def GetRunSpec(self, request: pb.GetRunSpecRequest, context: Context) -> pb.GetRunSpecResponse:

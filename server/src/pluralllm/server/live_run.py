@@ -16,6 +16,7 @@ from pluralllm.common.weights import Layout, layout_of, rewards_layout, write_we
 from pluralllm.server import events as ev
 from pluralllm.server.instruments import note_step
 from pluralllm.server.records import change_of
+from pluralllm.server.round_traces import trace_step
 from pluralllm.server.rounds import step
 from pluralllm.server.run_state import Phase, Run
 from pluralllm.server.store import RoundRecord, RunRecord, Store, VersionRecord
@@ -82,6 +83,7 @@ class LiveRun:
             for row in change.receipts:
                 self.examples.setdefault(row.receipt.client, row.receipt.examples)
             note_step(before, after, event, effects)
+            trace_step(self.record, self.open_round, event, effects)
             return effects
 
     @property

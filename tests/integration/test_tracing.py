@@ -1,0 +1,107 @@
+"""A round's trace, from the coordinator's and two daemons' processes to one collector, which keeps it in a file."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.trace import get_current_span
+from process_harness import federation, free_port, process_spec, tiny_embedding_model, until
+
+from pluralllm.client.sample_survey import sample_groups
+from pluralllm.common.tracing import context_of, round_context, span, traceparent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+SPEC = process_spec(rounds=2, round={"evaluate_every": 2}, predictor={"d_model": 16})
+SURVEY = dict(zip(("ann", "ben"), sample_groups(2, 60, 0).values(), strict=True))
+
+
+@pytest.fixture
+def collector(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """OTLP over HTTP; a span is a line of the file."""
+    kept, lock = tmp_path / "spans.jsonl", threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock, kept.open("a") as file:
+                for resource in request.resource_spans:
+                    of = {each.key: each.value.string_value for each in resource.resource.attributes}
+                    for found in (each for scope in resource.scope_spans for each in scope.spans):
+                        facts = {each.key: str(each.value).strip() for each in found.attributes}
+                        line = {
+                            "service": of["service.name"],
+                            "name": found.name,
+                            "trace": found.trace_id.hex(),
+                            "span": found.span_id.hex(),
+                            "parent": found.parent_span_id.hex(),
+                            "seconds": (found.end_time_unix_nano - found.start_time_unix_nano) / 1e9,
+                            "facts": facts,
+                        }
+                        file.write(json.dumps(line) + "\n")
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    kept.touch()
+    yield f"http://127.0.0.1:{server.server_port}", kept
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_rounds_spans_of_coordinator_and_clients_are_one_trace_without_private_text(
+    tmp_path: Path, collector: tuple[str, Path]
+) -> None:
+    endpoint, kept = collector
+    tiny = tiny_embedding_model(tmp_path / "tiny")
+    told = {"PLURALLLM_SERVER_TRACES_ENDPOINT": endpoint}
+    with federation(tmp_path / "federation", tiny, free_port(), **told) as running:
+        remote = running.start_coordinator()
+        for name, questions in SURVEY.items():
+            running.start_client(name, questions, more={"traces_endpoint": endpoint})
+        remote.create_run("r", SPEC.canonical_json())
+        remote.start_run("r")
+        until(lambda: remote.get_run("r")["phase"] == "ended", "the run ends", running, 120)
+        remote.close()
+        for client in running.clients.values():
+            client.stop()  # what is left is handed over when they end
+        running.coordinator.stop()
+    spans: list[dict[str, Any]] = [json.loads(line) for line in kept.read_text().splitlines()]
+    rounds = [each for each in spans if each["name"] == "round"]
+    assert len(rounds) == 2
+    for first in rounds:
+        mine = [each for each in spans if each["trace"] == first["trace"]]
+        names = {(each["service"].removeprefix("pluralllm-"), each["name"]) for each in mine}
+        assert {("server", name) for name in ("round", "delivery", "average", "publish")} <= names
+        assert {("client", name) for name in ("train", "fetch", "work", "hand in")} <= names
+        assert first["parent"] == ""
+        known = {each["span"] for each in mine}
+        assert all(each["parent"] in known for each in mine if each is not first)
+        trained = [each for each in mine if each["name"] == "train"]
+        assert len(trained) == 2
+        assert all(each["parent"] == first["span"] and 0 < each["seconds"] < 120 for each in trained)
+    everything = kept.read_text()
+    for questions in SURVEY.values():
+        assert not [question.text for question in questions if question.text in everything]
+    assert str(tmp_path) not in "".join(json.dumps(each["facts"]) for each in spans)
+
+
+def test_a_rounds_context_is_the_same_wherever_it_is_made_and_rubbish_has_none() -> None:
+    assert traceparent("r/1") == traceparent("r/1") != traceparent("r/2")
+    carried, computed = context_of(traceparent("r/1")), round_context("r/1")
+    assert get_current_span(carried).get_span_context() == get_current_span(computed).get_span_context()
+    for rubbish in ("", "00-zz-zz-01", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "x" * 5000):
+        assert not context_of(rubbish)
+
+
+def test_without_an_endpoint_a_span_is_nothing_and_errors_pass() -> None:
+    with pytest.raises(ValueError, match="as it is"), span("work", round_context("r/1"), number=1):
+        raise ValueError("as it is")
