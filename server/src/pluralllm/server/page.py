@@ -120,7 +120,7 @@ class Page:
                 break
         closed = run.state.round - (run.state.phase in ("collecting", "aggregating"))
         for number in range(max(1, closed - MAX_POINTS + 1), closed + 1):
-            if number not in history.distances:
+            if number not in history.rounds:
                 history.add_round(number, await store.receipts(run.id, RoundNumber(number)))
         return history
 

@@ -80,6 +80,7 @@ class History:
     roles: dict[str, str] = field(default_factory=dict)  # by group
     distances: dict[int, float] = field(default_factory=dict)  # by round: mean over its updates
     after: int = 0  # the newest evaluation's id
+    rounds: set[int] = field(default_factory=set)  # whose updates were looked at
 
     def add_scores(self, rows: Sequence[tuple[int, EvaluationRecord]]) -> None:
         for number, row in rows:
@@ -88,6 +89,7 @@ class History:
             self.roles[row.score.group] = row.score.role.value
 
     def add_round(self, number: int, receipts: Sequence[ReceiptRecord]) -> None:
+        self.rounds.add(number)
         told = [row.receipt.distance for row in receipts if row.receipt.distance is not None]
         if told:
             self.distances[number] = sum(told) / len(told)
