@@ -71,7 +71,7 @@ class Picture(Collector):
         while True:
             try:
                 self._drawn = await self.draw()
-            except PluralError as error:  # a database that does not answer is told by other metrics
+            except (PluralError, OSError, ValueError) as error:  # a database or a disk that fails now may work before long
                 log.warning("metrics.not_drawn", problem=str(error))
             await asyncio.sleep(DRAW_EVERY_S)
 
