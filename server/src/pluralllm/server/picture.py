@@ -71,7 +71,7 @@ class Picture(Collector):
         while True:
             try:
                 self._drawn = await self.draw()
-            except (PluralError, OSError, ValueError) as error:  # a database or a disk that fails now may work before long
+            except (PluralError, OSError, ValueError) as error:  # what fails now may work before long
                 log.warning("metrics.not_drawn", problem=str(error))
             await asyncio.sleep(DRAW_EVERY_S)
 
