@@ -5,14 +5,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 from pluralllm.common.errors import InvalidArgument, NotFound
-from pluralllm.common.ids import ClientId, ModelVersion, RoundNumber
-from pluralllm.common.spec import GroupRole
+from pluralllm.common.ids import ModelVersion, RoundNumber
 from pluralllm.common.wire import manifest_message
 from pluralllm.server import events as ev
 from pluralllm.server.audit_log import AuditLog
 from pluralllm.server.coordinator import Coordinator
 from pluralllm.server.identity import caller
-from pluralllm.server.leases import Lease
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.member_operations import MemberOperations
 from pluralllm.server.messages import (
@@ -24,9 +22,8 @@ from pluralllm.server.messages import (
     round_message,
     run_message,
 )
-from pluralllm.server.overview import participants, what_next
+from pluralllm.server.overview import at_a_glance, ended_evaluations
 from pluralllm.server.reward_desk import RewardDesk
-from pluralllm.server.sessions import Session
 from pluralllm.server.store import EvaluationRecord, RoundRecord
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1 import operations_pb2_grpc as pb_grpc
@@ -188,21 +185,11 @@ class Operations(pb_grpc.OperationsServiceServicer):
     async def _describe(self, run: LiveRun) -> resources_pb2.Run:
         coordinator, now_s = self._coordinator, self._now_s()
         members = await coordinator.store.clients()
-        sessions: dict[ClientId, Session] = {}
-        leases: dict[ClientId, Lease] = {}
-        for member in members:
-            if (session := coordinator.sessions.get(member.client)) is not None:
-                sessions[member.client] = session
-            if (lease := coordinator.leases.of(member.client)) is not None:
-                leases[member.client] = lease
-        people = participants(run, members, sessions, leases, now_s)
-        idle = [s for s in coordinator.sessions.live(now_s) if s.client not in leases]
-        trainers = sum(run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN for session in idle)
-        # One more than is shown: the newest may still be coming in, and half of the groups make no fairness index.
+        people, then = at_a_glance(run, members, coordinator.sessions, coordinator.leases, now_s)
+        # One version more than is shown: the newest may still be coming in.
         records = await coordinator.store.latest_evaluations(run.id, 3)
-        ended = -1 if run.state.evaluated is None else run.state.evaluated
-        latest, previous = split_by_version([record for record in records if record.score.version <= ended])
-        return run_message(run, people, latest, previous, what_next(run, trainers, now_s))
+        latest, previous = split_by_version(ended_evaluations(run, records))
+        return run_message(run, people, latest, previous, then)
 
     async def _describe_round(self, record: RoundRecord) -> resources_pb2.Round:
         return round_message(record, await self._coordinator.store.receipts(record.run, record.round))

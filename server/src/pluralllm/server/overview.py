@@ -6,11 +6,11 @@ from enum import StrEnum
 
 from pluralllm.common.ids import ClientId
 from pluralllm.common.spec import GroupRole
-from pluralllm.server.leases import Lease
+from pluralllm.server.leases import Lease, Leases
 from pluralllm.server.live_run import LiveRun
 from pluralllm.server.run_state import Phase, Run
-from pluralllm.server.sessions import Session
-from pluralllm.server.store import ClientRecord
+from pluralllm.server.sessions import Session, Sessions
+from pluralllm.server.store import ClientRecord, EvaluationRecord
 
 LATE_AFTER = 0.5  # of the phase's time
 
@@ -33,6 +33,24 @@ class Participant:
     last_seen_s: float
     progress: float
     stage: str
+
+
+def at_a_glance(
+    run: LiveRun, members: Sequence[ClientRecord], sessions: Sessions, leases: Leases, now_s: float
+) -> tuple[tuple[Participant, ...], str]:
+    """Everyone who takes part in the run, and what happens next."""
+    of_sessions = {m.client: session for m in members if (session := sessions.get(m.client)) is not None}
+    of_leases = {m.client: lease for m in members if (lease := leases.of(m.client)) is not None}
+    people = participants(run, members, of_sessions, of_leases, now_s)
+    idle = [session for session in sessions.live(now_s) if session.client not in of_leases]
+    trainers = sum(run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN for session in idle)
+    return people, what_next(run, trainers, now_s)
+
+
+def ended_evaluations(run: LiveRun, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
+    """Without those of a version that is still being evaluated: half of the groups make no fairness index."""
+    ended = -1 if run.state.evaluated is None else run.state.evaluated
+    return [record for record in records if record.score.version <= ended]
 
 
 def participants(

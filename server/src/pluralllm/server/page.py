@@ -23,12 +23,11 @@ from starlette.routing import Route
 from pluralllm.common.configuration import check_loopback
 from pluralllm.common.errors import InUse, NotFound
 from pluralllm.common.ids import RoundNumber
-from pluralllm.common.spec import GroupRole
 from pluralllm.server.audit_log import AuditLog
 from pluralllm.server.authority import Authority
 from pluralllm.server.coordinator import Coordinator
 from pluralllm.server.live_run import LiveRun
-from pluralllm.server.overview import participants, what_next
+from pluralllm.server.overview import at_a_glance
 from pluralllm.server.page_facts import (
     MAX_POINTS,
     SHOWN,
@@ -140,12 +139,8 @@ class Page:
     async def _now(self, run: LiveRun) -> Facts:
         coordinator, now_s = self._coordinator, self._coordinator.clock.now_s()
         members = await coordinator.store.clients()
-        sessions = {m.client: s for m in members if (s := coordinator.sessions.get(m.client)) is not None}
-        leases = {m.client: lease for m in members if (lease := coordinator.leases.of(m.client)) is not None}
-        people = participants(run, members, sessions, leases, now_s)
-        idle = [session for session in coordinator.sessions.live(now_s) if session.client not in leases]
-        trainers = sum(run.spec.groups.role_of(s.group, s.role) is GroupRole.TRAIN for s in idle)
-        return run_now(run, people, what_next(run, trainers, now_s), now_s)
+        people, then = at_a_glance(run, members, coordinator.sessions, coordinator.leases, now_s)
+        return run_now(run, people, then, now_s)
 
 
 async def _not_found(_: Request, error: Exception) -> Response:

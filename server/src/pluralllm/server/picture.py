@@ -19,6 +19,7 @@ from pluralllm.common.metrics import fairness_index
 from pluralllm.server.coordinator import Coordinator
 from pluralllm.server.instruments import LOOP_LAG_SECONDS
 from pluralllm.server.live_run import LiveRun
+from pluralllm.server.overview import ended_evaluations
 from pluralllm.server.registry import Registry
 from pluralllm.server.run_state import Phase
 
@@ -110,8 +111,8 @@ class Picture(Collector):
         )
 
     async def _scores(self, run: LiveRun) -> dict[str, float]:
-        """Of the newest version that anybody has scored, by group."""
-        found = await self._coordinator.store.latest_evaluations(run.id, 1)
+        """Of the newest version whose evaluation has ended, by group."""
+        found = ended_evaluations(run, await self._coordinator.store.latest_evaluations(run.id, 2))
         newest = max((row.score.version for row in found), default=None)
         scores = sorted((row.score.group, row.score.alignment_score) for row in found if row.score.version == newest)
         return dict(scores[:MAX_GROUPS])
