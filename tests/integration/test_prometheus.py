@@ -129,3 +129,18 @@ async def test_a_drawing_has_a_bounded_number_of_runs(tmp_path: Path, monkeypatc
         drawn = await Picture(served.coordinator, served.registry, lambda: 0.0).draw()
     rounds = next(family for family in drawn if family.name == "pluralllm_run_round")
     assert [sample.labels["run"] for sample in rounds.samples] == ["b", "c"]
+
+
+async def test_a_version_that_half_of_the_groups_have_scored_is_not_drawn_yet(tmp_path: Path) -> None:
+    spec = small_spec(rounds=1, round={"evaluate_every": 1})
+    async with serving(tmp_path / "state") as served:
+        ann, ben = await served.client("ann"), await served.client("ben")
+        await served.create("r", spec)
+        await pass_first_evaluation(ann, ben)  # 0.7 each
+        manifest = write_delta(tmp_path / "delta", spec, 1)
+        for client in (ann, ben):
+            await client.push(await client.task(), tmp_path / "delta", manifest)
+        await ann.evaluate(await ann.task(), 0.9)
+        drawn = await Picture(served.coordinator, served.registry, lambda: 0.0).draw()
+    scores = next(family for family in drawn if family.name == "pluralllm_alignment_score")
+    assert [sample.value for sample in scores.samples] == [0.7, 0.7]
