@@ -22,8 +22,13 @@ SERVER = [sys.executable, "-m", "pluralllm.server"]
 
 
 @contextlib.contextmanager
-def coordinator(folder: Path, *, plain_text: bool = False, **settings: str) -> Iterator[psutil.Process]:
-    """Made and served in `folder`; `settings` are those of the configuration, PLURALLLM_SERVER_ in front."""
+def coordinator(
+    folder: Path, *, plain_text: bool = False, with_authority: bool = True, **settings: str
+) -> Iterator[psutil.Process]:
+    """Made and served in `folder`; `settings` are those of the configuration, PLURALLLM_SERVER_ in front.
+
+    `with_authority=False`: of a folder that has been served from before.
+    """
     state = ["--state-dir", str(folder / "state")]
     environment = {
         **os.environ,
@@ -33,7 +38,7 @@ def coordinator(folder: Path, *, plain_text: bool = False, **settings: str) -> I
     }
     if plain_text:
         environment["PLURALLLM_SERVER_PLAIN_TEXT"] = "true"
-    else:
+    elif with_authority:
         init = [*SERVER, "init", "--host", "127.0.0.1", "--admin-identity", str(folder / "admin"), *state]
         subprocess.run(init, check=True, capture_output=True, timeout=60, env=environment)
     with (folder / "coordinator.log").open("wb") as log:

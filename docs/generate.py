@@ -1,7 +1,8 @@
 """Writes the pages of docs/reference/ from the code they describe: `python docs/generate.py` (make docs).
 
 metrics.md from the instruments, events.md from the event classes and from what is logged, run-spec.md from the run spec's models,
-errors.md from the error tree. A test makes them again and compares.
+errors.md from the error tree, json.md from the forms of --json, protocol.md from the .proto files.
+A test makes them again and compares.
 """
 
 import ast
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
+from protocol_page import protocol_page
 from pydantic import BaseModel
+from tables import table
 
 from pluralllm.cli.explain_command import spoken
 from pluralllm.client import instruments as of_client
 from pluralllm.common import reward_weights, spec
 from pluralllm.common.error_root import PluralError, reason_of
 from pluralllm.common.exits import exit_code_of
+from pluralllm.common.json_forms import FORMS
 from pluralllm.common.status import CODES
 from pluralllm.server import events as ev
 from pluralllm.server import instruments as of_server
@@ -70,16 +74,17 @@ What is told when something is refused or has failed. `pluralllm explain CODE` p
 with this reason and the gRPC status; a command ends with the exit code.
 
 """
+JSON = """# What --json prints
+
+One object. `schema` says which of the forms below it has, and the form's version. A version is raised when a field goes, or
+changes its type or its meaning: a program that checks `schema` once may rely on all that stands here. New fields may come without
+that. What goes wrong is said on standard error, and by the exit code.
+
+Fields of a message are those of [protocol.md](protocol.md), by the same names; enums by their last word in small letters, times
+as RFC 3339 text, what is not set as null.
+
+"""
 LOG_LEVELS = ("debug", "info", "warning", "error", "exception")
-
-
-def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(map(_cell, row)) for row in rows)]
-    return "".join(f"| {line} |\n" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip().replace("|", "\\|")
 
 
 # Metrics
@@ -242,18 +247,36 @@ def _words(leaf: type[PluralError], name: str) -> str:
     return spoken(leaf, name).replace("<", "&lt;").replace(">", "&gt;")
 
 
+# JSON
+
+
+def json_page() -> str:
+    parts = []
+    for form in sorted(FORMS, key=lambda form: form.name):
+        told = f"Of {', '.join(f'`{command}`' for command in form.commands)}."
+        if form.message:
+            more = " and these" if form.fields else ""
+            told += f" The fields of message [{form.message}](protocol.md#{form.message.lower()}){more}."
+        rows = ((f"`{name}`", meaning) for name, meaning in form.fields.items())
+        fields = f"\n{table(('field', 'meaning'), rows)}" if form.fields else ""
+        parts.append(f"## {form.schema}\n\n{told}\n{fields}")
+    return f"{MADE}{JSON}{chr(10).join(parts)}"
+
+
 WRITERS = {
     "metrics.md": metrics_page,
     "events.md": events_page,
     "run-spec.md": run_spec_page,
     "errors.md": errors_page,
+    "json.md": json_page,
+    "protocol.md": lambda: MADE + protocol_page(),
 }
 
 
 def main(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, page in WRITERS.items():
-        (folder / name).write_text(page().replace("\n\n\n", "\n\n"))
+        (folder / name).write_text(re.sub(r"\n{3,}", "\n\n", page()))
 
 
 if __name__ == "__main__":

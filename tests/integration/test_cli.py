@@ -232,15 +232,16 @@ async def test_every_read_has_stable_json(tmp_path: Path) -> None:
             return done.json
 
         status = await read("status")
+        assert next(iter(status.items())) == ("schema", "pluralllm.run/1")
         assert (status["name"], status["phase"], status["spec_sha256"]) == (
             "runs/second",
             "created",
             small_spec().sha256(),
         )
         assert [person["client"] for person in status["participants"]] == ["ann"]
-        assert [run["name"] for run in await read("runs")] == ["runs/second", "runs/first"]
-        assert await read("rounds", "first") == []
-        [admin, ann] = await read("members")
+        assert [run["name"] for run in (await read("runs"))["runs"]] == ["runs/second", "runs/first"]
+        assert (await read("rounds", "first")) == {"schema": "pluralllm.rounds/1", "rounds": []}
+        [admin, ann] = (await read("members"))["members"]
         assert (admin["role"], admin["state"]) == ("admin", "active")
         assert (ann["name"], ann["group"], ann["role"]) == ("members/ann", "group of ann", "client")
         assert (ann["group_role"], ann["state"], ann["live"]) == ("train", "active", True)

@@ -205,7 +205,7 @@ def test_a_member_that_was_revoked_and_invited_again_joins_into_the_same_folder(
     (town.folder / "back/back.invite").unlink()
     town.does("back", CLIENT, "join", town.invited("back").name)
     assert (town.folder / "back/pluralllm-client-state/identity/credentials.pem").read_bytes() != first
-    members = json.loads(town.does("host", CLI, "members", "--json"))
+    members = json.loads(town.does("host", CLI, "members", "--json"))["members"]
     assert [member["state"] for member in members if member["name"] == "members/back"] == ["active"]
 
 
@@ -299,13 +299,15 @@ def test_a_revoked_member_is_told_so(town: Town) -> None:
     done = town.types("gone", CLI, "runs")
     assert done.returncode == 3
     assert done.stderr.startswith("error: The membership of gone was revoked on ")
-    members = {member["name"]: member["state"] for member in json.loads(town.does("host", CLI, "members", "--json"))}
+    members = {
+        member["name"]: member["state"] for member in json.loads(town.does("host", CLI, "members", "--json"))["members"]
+    }
     assert members["members/gone"] == "revoked"
 
 
 def test_the_doctors_find_nothing_wrong_where_nothing_is(town: Town) -> None:
     town.does("host", SERVER, "doctor", "--config", str(town.folder / "server.toml"))
-    checks = json.loads(town.does("host", CLI, "doctor", "--json"))
+    checks = json.loads(town.does("host", CLI, "doctor", "--json"))["checks"]
     assert [check["name"] for check in checks if check["ok"]] == [
         "certificate",
         "name resolution",
@@ -341,7 +343,7 @@ def test_the_doctor_finds_a_key_that_others_may_read(town: Town) -> None:
     finally:
         key.chmod(0o600)
     assert done.returncode == 3
-    [wrong] = [check for check in json.loads(done.stdout) if not check["ok"]]
+    [wrong] = [check for check in json.loads(done.stdout)["checks"] if not check["ok"]]
     assert (wrong["name"], wrong["fix"]) == ("certificate", f"chmod 600 {key}")
 
 
@@ -386,7 +388,7 @@ def test_the_servers_doctor_finds_an_advertised_name_that_leads_nowhere(town: To
     config = write(town.folder / home / "server.toml", f'advertise = "{host}:7443"\n')
     done = town.types(home, SERVER, "doctor", "--config", config, "--json")
     assert done.returncode == 3
-    assert [check["fix"] for check in json.loads(done.stdout) if check["name"] == "advertised"] == [fix]
+    assert [check["fix"] for check in json.loads(done.stdout)["checks"] if check["name"] == "advertised"] == [fix]
 
 
 def test_a_rewritten_audit_log_is_found_out_by_whoever_has_seen_the_old_one(town: Town) -> None:

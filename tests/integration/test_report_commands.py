@@ -56,10 +56,12 @@ def test_the_table_is_for_people_and_for_programs(results: Path) -> None:
     shown = pluralllm("experiment", "table", str(results), COLUMNS="200")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines()[2].split("  ")[0].strip() == "FedAvg default"
-    lines = json.loads(pluralllm("experiment", "table", str(results), "--json", "--part", "validation").stdout)
+    lines = json.loads(pluralllm("experiment", "table", str(results), "--json", "--part", "validation").stdout)[
+        "methods"
+    ]
     assert lines[0]["method"] == "FedAvg default"
     assert lines[0]["mean"]["low"] < lines[0]["mean"]["value"] < lines[0]["mean"]["high"]
-    one = json.loads(pluralllm("experiment", "table", str(results), "--json", "--kind", "withheld").stdout)
+    one = json.loads(pluralllm("experiment", "table", str(results), "--json", "--kind", "withheld").stdout)["methods"]
     assert one[0]["questions"] == 8  # every eighth of 60, in synthetic_results
 
 

@@ -103,7 +103,7 @@ def test_questions_preferences_and_completions_are_scored_and_what_cannot_be_is_
     assert [row["predicted_shares"] for row in rows[4:]] == [None, None]
     assert "not JSON" in rows[4]["problem"]
     assert "no candidates" in rows[5]["problem"]
-    assert (summary["rows"], summary["not scored"], summary["completions without reward"]) == (6, 2, 1)
+    assert (summary["rows"], summary["not_scored"], summary["completions_without_reward"]) == (6, 2, 1)
     chosen_first = Question("Which summary?", ("This one.", "That one."), (1.0, 0.0))
     pair = predicted(place, [chosen_first])[0]
     total = Alignment().add(wanted, asked.shares, None).add(pair, (1.0, 0.0), None)

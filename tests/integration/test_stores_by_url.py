@@ -57,7 +57,7 @@ def test_doctor_says_what_is_wrong_with_database_and_bucket(
     path = written(tmp_path, database_url=url, blob_url="s3://there-is-none/x", blob_endpoint=s3.endpoint)
     done = server("doctor", "--json", "--config", path)
     assert done.returncode == 3
-    wrong = {check["name"]: check["fix"] for check in json.loads(done.stdout) if not check["ok"]}
+    wrong = {check["name"]: check["fix"] for check in json.loads(done.stdout)["checks"] if not check["ok"]}
     assert "password in database_url" in wrong["database"]
     assert "is the bucket there" in wrong["bucket"]
     assert PASSWORD not in done.stdout + done.stderr

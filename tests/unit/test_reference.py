@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
-PAGES = ("metrics.md", "events.md", "run-spec.md", "errors.md")
+PAGES = ("metrics.md", "events.md", "run-spec.md", "errors.md", "json.md", "protocol.md")
 SUFFIXES = ("_bucket", "_sum", "_count")
 
 

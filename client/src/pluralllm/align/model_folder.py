@@ -14,7 +14,6 @@ from typing import Any
 from pluralllm.common.chunks import manifest_of
 from pluralllm.common.errors import InvalidModel
 from pluralllm.common.ids import Digest
-from pluralllm.common.metrics import coefficient_of_variation, fairness_index
 from pluralllm.common.spec import RunSpec
 
 FORMAT = "pluralllm.model/1"
@@ -46,6 +45,8 @@ def provenance(
 
     `record` and `lineage`: versions, the latter from 0 on; `rounds` with their receipts; `scores` of this version.
     """
+    from pluralllm.common.metrics import coefficient_of_variation, fairness_index  # noqa: PLC0415 - numpy, only here
+
     counted = [one for one in rounds if one["version"] is not None and one["version"] <= record["version"]]
     clients = {receipt["client"] for one in counted for receipt in one["receipts"]}
     values = [score["alignment_score"] for score in scores]

@@ -40,7 +40,7 @@ def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict
 
     Raises InvalidData if the source cannot be read at all, StorageFull.
     """
-    counts: Counter[str] = Counter()
+    counts = Counter(rows=0, not_scored=0, completions_without_reward=0)
     alignment = Alignment()
 
     def written(lines: Sequence[Line], answers: Sequence[PredictedAnswer | None]) -> Iterator[dict[str, Any]]:
@@ -50,7 +50,7 @@ def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict
             counts["rows"] += 1
             row = dict(line.row)
             if answer is None or line.question is None:
-                counts["not scored"] += 1
+                counts["not_scored"] += 1
                 yield {**row, "predicted_shares": None, "spreads": None, "problem": line.problem}
                 continue
             row |= {"predicted_shares": _numbers(answer.shares), "spreads": _numbers(answer.spreads)}
@@ -58,14 +58,12 @@ def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict
                 alignment = alignment.add(answer.shares, line.question.shares, line.question.scale)
             if "completion" in row:
                 row["reward"] = None if scored is None else scored.reward
-                counts["completions without reward"] += scored is None
+                counts["completions_without_reward"] += scored is None
             yield row
 
     _rewrite(reward, source, out, seen, written)
-    summary: dict[str, Any] = {"file": str(out), **counts}
-    if alignment.questions:
-        summary |= {"alignment_score": alignment.score, "alignment_score_base2": alignment.score_base2}
-    return summary
+    scores = (alignment.score, alignment.score_base2) if alignment.questions else (None, None)
+    return {"file": str(out), **counts, "alignment_score": scores[0], "alignment_score_base2": scores[1]}
 
 
 def write_pairs(reward: GroupReward, source: Path, out: Path, margin: float, every: bool, seen: Seen) -> dict[str, Any]:
@@ -73,13 +71,13 @@ def write_pairs(reward: GroupReward, source: Path, out: Path, margin: float, eve
 
     Raises as score_rows does.
     """
-    counts: Counter[str] = Counter()
+    counts = Counter(rows=0, not_scored=0, pairs=0)
 
     def written(lines: Sequence[Line], answers: Sequence[PredictedAnswer | None]) -> Iterator[dict[str, Any]]:
         for line, answer in zip(lines, answers, strict=True):
             counts["rows"] += 1
             if answer is None or line.question is None:
-                counts["not scored"] += 1
+                counts["not_scored"] += 1
                 continue
             for record in ranked_pairs(line.question, answer.shares, margin, every=every):
                 counts["pairs"] += 1

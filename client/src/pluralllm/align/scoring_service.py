@@ -12,7 +12,7 @@ import structlog
 
 from pluralllm.align.group_reward import GroupReward
 from pluralllm.client.preference_data import candidates_of
-from pluralllm.common.configuration import check_loopback
+from pluralllm.common.addresses import check_loopback
 from pluralllm.common.errors import Internal, InUse, InvalidArgument, NotFound, OverLimit, PluralError
 from pluralllm.common.questions import Question
 from pluralllm.common.status import to_status

@@ -19,10 +19,12 @@ from pluralllm.cli import (
     scoring_commands,
 )
 from pluralllm.cli.connection import CoordinatorOption, choose_way, remote
-from pluralllm.cli.output import Json, now, show
+from pluralllm.cli.output import now, show
+from pluralllm.common.console import Json
 from pluralllm.common.errors import InvalidArgument, InvalidSpec, Unreachable
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.extras import need_torch
+from pluralllm.common.json_forms import ROUNDS, RUN, RUNS, SPEC
 from pluralllm.common.spec import PRESETS, RunSpec, load_spec, parse_spec, preset_values, spec_from_toml
 
 MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384  # of a new spec
@@ -80,7 +82,7 @@ def create(
         created = there.start_run(run)
     if not loaded.embedding.probes:
         typer.echo("note: the spec has no probe vectors; clients' embedding models are not checked", err=True)
-    show(created, as_json=as_json, screen=_status)
+    show(RUN, created, as_json=as_json, screen=_status)
 
 
 def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
@@ -140,25 +142,25 @@ def rewards(
     created = there.create_run(run, parse_spec(json.dumps(values).encode(), f"of run {run}").canonical_json())
     if start_now:
         created = there.start_run(run)
-    show(created, as_json=as_json, screen=_status)
+    show(RUN, created, as_json=as_json, screen=_status)
 
 
 @run_app.command("start")
 def start(run: RunName, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Let a created run begin."""
-    show(remote(coordinator).start_run(run), as_json=as_json, screen=_status)
+    show(RUN, remote(coordinator).start_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("pause")
 def pause(run: RunName, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Open no new round; the open one ends as it would."""
-    show(remote(coordinator).pause_run(run), as_json=as_json, screen=_status)
+    show(RUN, remote(coordinator).pause_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("resume")
 def resume(run: RunName, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Go on after a pause."""
-    show(remote(coordinator).resume_run(run), as_json=as_json, screen=_status)
+    show(RUN, remote(coordinator).resume_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("cancel")
@@ -169,7 +171,7 @@ def cancel(
     as_json: Json = False,
 ) -> None:
     """End a run; its open round is abandoned on record."""
-    show(remote(coordinator).cancel_run(run, reason), as_json=as_json, screen=_status)
+    show(RUN, remote(coordinator).cancel_run(run, reason), as_json=as_json, screen=_status)
 
 
 @app.command()
@@ -182,7 +184,7 @@ def status(
     """One screen: where a run is, who is late and why, how good the model is, what happens next."""
     there = remote(coordinator)
     if not watch:
-        show(there.get_run(run), as_json=as_json, screen=_status)
+        show(RUN, there.get_run(run), as_json=as_json, screen=_status)
         return
     if as_json:
         raise InvalidArgument(field="--watch", problem="cannot be had with --json; poll `status --json` instead")
@@ -209,7 +211,8 @@ def runs(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """All runs, newest first."""
     from pluralllm.cli.status_screen import runs_table  # noqa: PLC0415
 
-    show(remote(coordinator).runs(), as_json=as_json, screen=lambda found: runs_table(found, now()))
+    runs_found = {"runs": remote(coordinator).runs()}
+    show(RUNS, runs_found, as_json=as_json, screen=lambda found: runs_table(found["runs"], now()))
 
 
 @app.command()
@@ -222,7 +225,8 @@ def rounds(
     """The rounds of a run: outcome, cohort, receipts."""
     from pluralllm.cli.status_screen import rounds_table  # noqa: PLC0415
 
-    show(remote(coordinator).rounds(run, limit), as_json=as_json, screen=lambda found: rounds_table(found, now()))
+    rounds_found = {"rounds": remote(coordinator).rounds(run, limit)}
+    show(ROUNDS, rounds_found, as_json=as_json, screen=lambda found: rounds_table(found["rounds"], now()))
 
 
 @spec_app.command("new")
@@ -252,7 +256,7 @@ def spec_check(spec: Annotated[Path, typer.Argument(help="The run spec, TOML.")]
     """Check a run spec and show what it means, with its hash."""
     loaded = load_spec(spec)
     value = {"sha256": loaded.sha256(), "spec": loaded.model_dump(mode="json", exclude={"embedding": {"probes"}})}
-    show(value, as_json=as_json, screen=lambda found: json.dumps(found, indent=2))
+    show(SPEC, value, as_json=as_json, screen=lambda found: json.dumps(found, indent=2))
 
 
 def main() -> None:

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pluralllm.cli.output import Json, show
+from pluralllm.cli.output import show
+from pluralllm.common.console import Json
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.extras import need_experiment, need_report
-from pluralllm.common.logs import configure_logs
+from pluralllm.common.json_forms import METHODS
 
 app = typer.Typer(no_args_is_help=True, help="Compare methods on survey data, in one process.")
 PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, withheld questions"}
@@ -37,11 +38,12 @@ def run(
 ) -> None:
     """Run every method with every seed. What is done already is left alone, so a run that was broken off goes on."""
     need_experiment()
-    configure_logs(form="console", level="WARNING")
     from pluralllm.client.train import pick_device  # noqa: PLC0415 - torch, only here
+    from pluralllm.common.logs import configure_logs  # noqa: PLC0415
     from pluralllm.experiment.runner import Plan, run_experiment  # noqa: PLC0415
     from pluralllm.experiment.spec import load_experiment  # noqa: PLC0415
 
+    configure_logs(form="console", level="WARNING")
     loaded = load_experiment(spec)
     loaded = loaded.quick() if quick else loaded
     folder = out or Path(f"{spec.stem}-results{'-quick' if quick else ''}")
@@ -110,7 +112,7 @@ def table_of(
             f"{line.fairness.value:.4f}",
             f"{line.variation.value:.4f}",
         )
-    show([asdict(line) for line in lines], as_json=as_json, screen=lambda _: screen)
+    show(METHODS, {"methods": [asdict(line) for line in lines]}, as_json=as_json, screen=lambda _: screen)
 
 
 @app.command()

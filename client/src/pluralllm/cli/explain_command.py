@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.cli.output import Json, show
+from pluralllm.cli.output import show
+from pluralllm.common.console import Json
 from pluralllm.common.error_root import PluralError, reason_of
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.exits import exit_code_of
+from pluralllm.common.json_forms import EXPLANATION
 
 
 def explain(
@@ -31,7 +33,7 @@ def explain(
         "grpc_status": CODES[leaf].name,
         "exit_code": exit_code_of(leaf),
     }
-    show(facts, as_json=as_json, screen=_screen)
+    show(EXPLANATION, facts, as_json=as_json, screen=_screen)
 
 
 def spoken(leaf: type[PluralError], name: str) -> str:

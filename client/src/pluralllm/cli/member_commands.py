@@ -15,10 +15,12 @@ from pluralllm.cli.connection import (
     my_identity,
     remote,
 )
-from pluralllm.cli.output import Json, now, show
+from pluralllm.cli.output import now, show
 from pluralllm.common.certificates import fingerprint_of_certificate
+from pluralllm.common.console import Json
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.files import write_durably
+from pluralllm.common.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole
 
@@ -56,6 +58,7 @@ def invite(
     }
     command = "pluralllm-client" if role is MemberRole.CLIENT else "pluralllm"
     show(
+        INVITE,
         value,
         as_json=as_json,
         screen=lambda _: (
@@ -80,7 +83,9 @@ def join(
 
 def approve(name: Name, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Let a member call that joined by an invite with --approve: first compare the fingerprints by phone."""
-    show(remote(coordinator).approve(name), as_json=as_json, screen=lambda member: f"{name} is {member['state']}")
+    show(
+        MEMBER, remote(coordinator).approve(name), as_json=as_json, screen=lambda member: f"{name} is {member['state']}"
+    )
 
 
 def revoke(
@@ -90,7 +95,7 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """End a membership at once: its certificates and open invites are void, an update not averaged yet does not count."""
-    show(remote(coordinator).revoke(name, reason), as_json=as_json, screen=lambda _: f"{name} is revoked")
+    show(MEMBER, remote(coordinator).revoke(name, reason), as_json=as_json, screen=lambda _: f"{name} is revoked")
 
 
 def members(
@@ -104,9 +109,10 @@ def members(
     found = remote(coordinator).members()
     authority = "" if is_plain_text() else fingerprint_of_certificate(my_identity().authority_pem)
     show(
-        found,
+        MEMBERS,
+        {"members": found},
         as_json=as_json,
-        screen=lambda members: keys_table(members, authority) if keys else members_table(members, now()),
+        screen=lambda _: keys_table(found, authority) if keys else members_table(found, now()),
     )
 
 
@@ -121,7 +127,12 @@ def audit(
 
     found, head, whole = verified_entries(remote(coordinator), None if is_plain_text() else identity_folder())
     value = {"entries": found[-limit:], "verified": len(found), "head_sha256": head, "whole": whole}
-    show(value, as_json=as_json, screen=lambda _: audit_table(found[-limit:], len(found), head, now(), whole=whole))
+    show(
+        AUDIT_LOG,
+        value,
+        as_json=as_json,
+        screen=lambda _: audit_table(found[-limit:], len(found), head, now(), whole=whole),
+    )
 
 
 def doctor(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:

@@ -13,11 +13,13 @@ from rich.progress import DownloadColumn, Progress
 from pluralllm.align.model_card import model_card
 from pluralllm.align.model_folder import CARD, CONFIG, PROVENANCE, model_config, provenance, write_json
 from pluralllm.cli.connection import CoordinatorOption, remote
-from pluralllm.cli.output import Json, show
+from pluralllm.cli.output import show
 from pluralllm.cli.scoring_commands import Cache, Device, ModelFolder, ModelPath, contexts_of
+from pluralllm.common.console import Json
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.extras import need_torch
 from pluralllm.common.files import write_durably
+from pluralllm.common.json_forms import EXPORTED_MODEL, MODEL
 from pluralllm.common.spec import parse_spec
 
 MAX_ROUNDS = 100_000
@@ -35,7 +37,7 @@ def pull(model: Model, folder: Folder, coordinator: CoordinatorOption = None, as
         record, spec_json = remote(coordinator).pull_model(run, version, folder, on_bytes)
     write_durably(folder / "run_spec.json", spec_json)
     write_durably(folder / PROVENANCE, json.dumps(record, indent=2).encode())
-    show({**record, "folder": str(folder)}, as_json=as_json, screen=lambda found: f"{found['name']} in {folder}")
+    show(MODEL, {**record, "folder": str(folder)}, as_json=as_json, screen=lambda found: f"{found['name']} in {folder}")
 
 
 @app.command()
@@ -56,6 +58,7 @@ def export(model: Model, folder: Folder, coordinator: CoordinatorOption = None, 
     write_durably(folder / CONFIG, write_json(model_config(spec, run, record["version"], record["digest"])))
     facts = {key: origin[key] for key in ("run", "version", "participants", "updates", "fairness_index")}
     show(
+        EXPORTED_MODEL,
         {**facts, "folder": str(folder)},
         as_json=as_json,
         screen=lambda found: (

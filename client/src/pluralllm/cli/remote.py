@@ -18,10 +18,10 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.client.diagnosis import Cause, diagnose
+from pluralllm.common.addresses import check_address
 from pluralllm.common.certificates import make_request
 from pluralllm.common.channels import blocking_channel, blocking_plain_channel
 from pluralllm.common.chunks import keep_good_chunks
-from pluralllm.common.configuration import check_address
 from pluralllm.common.errors import Corrupt, InvalidArgument, OverLimit, PluralError, Unreachable
 from pluralllm.common.files import storage_errors
 from pluralllm.common.identity import Identity, next_key, save_renewal

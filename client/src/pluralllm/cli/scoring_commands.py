@@ -9,9 +9,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pluralllm.cli.output import Json, show
+from pluralllm.cli.output import show
+from pluralllm.common.console import Json
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.extras import need_torch
+from pluralllm.common.json_forms import PAIRS, SCORES
 
 if TYPE_CHECKING:
     from pluralllm.align.group_reward import GroupReward
@@ -49,7 +51,7 @@ def score(
 
     with _bar(source) as seen:
         summary = score_rows(reward, source, out, seen)
-    show(summary, as_json=as_json, screen=lambda found: "\n".join(f"{key}: {value}" for key, value in found.items()))
+    show(SCORES, summary, as_json=as_json, screen=_lines)
 
 
 def pairs(
@@ -72,7 +74,11 @@ def pairs(
 
     with _bar(source) as seen:
         summary = write_pairs(reward, source, out, margin, every, seen)
-    show(summary, as_json=as_json, screen=lambda found: "\n".join(f"{key}: {value}" for key, value in found.items()))
+    show(PAIRS, summary, as_json=as_json, screen=_lines)
+
+
+def _lines(summary: dict[str, Any]) -> str:
+    return "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in summary.items() if value is not None)
 
 
 def contexts_of(given: Sequence[str]) -> dict[str, Path]:

@@ -17,7 +17,7 @@ from pluralllm.client.partner import COMMAND, load_partner
 from pluralllm.client.policy import DEFAULT_POLICY, load_policy
 from pluralllm.client.private_data import read_group
 from pluralllm.common.configuration import load_config, origins_of
-from pluralllm.common.console import print_config
+from pluralllm.common.console import Json, print_config
 from pluralllm.common.errors import ModelUnavailable
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.extras import need_torch
@@ -45,7 +45,6 @@ ConfigFile = Annotated[
 ]
 StateDir = Annotated[Path | None, typer.Option(help="Where the outbox and the embedding cache are kept.")]
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("join")

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PositiveInt, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from pluralllm.common.configuration import ProcessConfig, check_address
+from pluralllm.common.addresses import check_address
+from pluralllm.common.configuration import ProcessConfig
 from pluralllm.common.ids import ID_HELP, is_id
 from pluralllm.common.spec import GroupRole
 

@@ -13,9 +13,11 @@ from pluralllm.client.importers import import_globalopinionqa, import_opinionqa,
 from pluralllm.client.preference_data import import_preferences, ranked_pairs
 from pluralllm.client.private_data import Checked, check_file, read_group, write_group
 from pluralllm.client.sample_survey import MOST_GROUPS, sample_groups
+from pluralllm.common.console import Json, print_json
 from pluralllm.common.errors import InvalidArgument, InvalidData
 from pluralllm.common.extras import need_torch
 from pluralllm.common.files import write_durably
+from pluralllm.common.json_forms import DATA_CHECK
 from pluralllm.common.questions import Question, is_held_out
 from pluralllm.common.spec import RunSpec, load_spec
 
@@ -24,7 +26,6 @@ import_app = typer.Typer(no_args_is_help=True, help="Public survey layouts to a 
 app.add_typer(import_app, name="import")
 
 Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .parquet.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @import_app.command("globalopinionqa")
@@ -104,14 +105,16 @@ def check(
     """Everything that is wrong, with line numbers; and what would be used. Exit code 3 if something is wrong."""
     checked = check_file(file)
     facts = _facts(checked, load_spec(spec) if spec is not None else None)
-    problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts.get("shortage") else [])]
+    problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]
     if as_json:
         listed = [{"line": problem.line, "problem": problem.text} for problem in checked.problems]
-        typer.echo(json.dumps({**facts, "problems": listed}, indent=2, ensure_ascii=False))
+        print_json(DATA_CHECK, {**facts, "problems": listed})
     else:
         table = Table("what", "count", box=None)
+        table.add_row("problems", str(len(checked.problems)))
         for name, value in facts.items():
-            table.add_row(name.replace("_", " "), str(value))
+            if value is not None:
+                table.add_row(name.replace("_", " "), str(value))
         Console().print(table)
         for problem in problems:
             typer.echo(problem)
@@ -123,10 +126,10 @@ def _facts(checked: Checked, spec: RunSpec | None) -> dict[str, Any]:
     questions = checked.questions
     facts: dict[str, Any] = {
         "lines": checked.lines,
-        "problems_found": len(checked.problems),
         "usable_questions": len(questions),
         "options": sum(len(question.options) for question in questions),
         "ordinal_questions": sum(question.scale is not None for question in questions),
+        **dict.fromkeys(("training_questions", "evaluation_questions", "episode_needs", "shortage")),
     }
     if spec is not None:
         held = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in questions)

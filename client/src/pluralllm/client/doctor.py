@@ -15,7 +15,7 @@ from pluralllm.client.partner import load_partner
 from pluralllm.client.policy import load_policy
 from pluralllm.client.private_data import check_file
 from pluralllm.common.configuration import load_config
-from pluralllm.common.console import Check, checked, print_checks
+from pluralllm.common.console import Check, Json, checked, print_checks
 from pluralllm.common.extras import need_torch
 from pluralllm.common.handshake import split
 from pluralllm.common.identity import Identity
@@ -27,7 +27,7 @@ MIN_FREE_BYTES = 500 * 1024**2
 
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", help="The daemon's TOML file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check configuration, data, policy, disk, device, model folder and coordinator. Exit code 3 if something is wrong."""
     settings = load_config(ClientConfig, config, {})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pluralllm.client.config import ClientConfig
-from pluralllm.common.configuration import check_loopback
+from pluralllm.common.addresses import check_loopback
 from pluralllm.common.errors import InvalidConfig
 from pluralllm.common.identity import Identity, load_identity
 from pluralllm.common.ids import ClientId

@@ -17,10 +17,10 @@ from pluralllm.client.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.client.line import Line, Opening
 from pluralllm.client.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
 from pluralllm.common import __version__
+from pluralllm.common.addresses import check_loopback
 from pluralllm.common.channels import plain_channel, secure_channel
 from pluralllm.common.chunk_messages import write_chunk
 from pluralllm.common.chunks import CHUNK_BYTES, Manifest, keep_good_chunks
-from pluralllm.common.configuration import check_loopback
 from pluralllm.common.errors import (
     ChunksMissing,
     Corrupt,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from pluralllm.common.configuration import check_loopback
+from pluralllm.common.addresses import check_loopback
 from pluralllm.common.identity import Identity
 from pluralllm.common.wire import CHANNEL_OPTIONS
 

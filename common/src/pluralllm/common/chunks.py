@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Self
 
 from pluralllm.common.errors import Corrupt, DigestMismatch, OverLimit, WrongLayout
 from pluralllm.common.ids import Digest
+
+if TYPE_CHECKING:  # commands that move no weights start without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 CHUNK_BYTES = (
     1024 * 1024
@@ -155,7 +156,7 @@ class HashingReader:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def read_into(self, target: NDArray[np.uint8]) -> None:
+    def read_into(self, target: "NDArray[np.uint8]") -> None:
         """Fills it with the next bytes. Raises Corrupt if the file ends before."""
         view = target.data
         while view:

@@ -1,6 +1,5 @@
 """How a process is configured: flag > environment > TOML file > default. Read once, in `__main__`."""
 
-import ipaddress
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from pluralllm.common.errors import InvalidConfig, NotLoopback
+from pluralllm.common.errors import InvalidConfig
 from pluralllm.common.spec import explain
 
 
@@ -69,25 +68,3 @@ def origins_of(kind: type[Config], file: Path | None) -> dict[str, str]:
     for values, name in reversed(sources):
         found |= {key: name(key) for key in values if key in found}
     return found
-
-
-def check_address(address: str) -> str:
-    """For pydantic: host:port. Raises ValueError."""
-    host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdecimal() or int(port) > 65_535:
-        raise ValueError("must be host:port, for example 127.0.0.1:7443")
-    return address
-
-
-def check_loopback(address: str) -> None:
-    """Plain text stays on this machine: on any other interface identities and weights could be read and forged.
-
-    Raises NotLoopback.
-    """
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
-        raise NotLoopback(address=address)

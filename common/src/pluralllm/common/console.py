@@ -1,15 +1,19 @@
-"""What more than one command prints: checks of a doctor, the effective configuration."""
+"""What more than one command prints: JSON for programs, checks of a doctor, the effective configuration."""
 
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from pluralllm.common.errors import PluralError
+from pluralllm.common.json_forms import CHECKS, CONFIG, Form
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON: docs/reference/json.md.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +35,16 @@ def checked(name: str, probe: Callable[[], Check]) -> Check:
         return Check(name, ok=False, result=whole.removesuffix(fix).strip(), fix=fix)
 
 
+def print_json(form: Form, value: Mapping[str, Any]) -> None:
+    """One object, with the name and version of its form."""
+    sys.stdout.write(json.dumps(form.dressed(value), indent=2, ensure_ascii=False) + "\n")
+
+
 def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
     """Whether all are well."""
     found = list(checks)
     if as_json:
-        sys.stdout.write(json.dumps([asdict(check) for check in found], indent=2, ensure_ascii=False) + "\n")
+        print_json(CHECKS, {"checks": [asdict(check) for check in found]})
     else:
         table = Table("check", "", "result", "fix", box=None)
         for check in found:
@@ -47,8 +56,7 @@ def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
 def print_config(values: Mapping[str, Any], origins: Mapping[str, str] | None, *, as_json: bool) -> None:
     """`origins`: of each key, to be shown beside its value."""
     if as_json:
-        shown = values if origins is None else {k: {"value": v, "origin": origins[k]} for k, v in values.items()}
-        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+        print_json(CONFIG, {"values": values, "origins": origins})
         return
     table = Table("key", "value", *([] if origins is None else ["from"]), box=None)
     for key, value in values.items():

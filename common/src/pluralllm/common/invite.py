@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pluralllm.common.configuration import check_address
+from pluralllm.common.addresses import check_address
 from pluralllm.common.ids import ID_PATTERN
 from pluralllm.common.membership_errors import InviteInvalid
 from pluralllm.common.roles import MemberRole

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,10 +15,11 @@ import typer
 from pluralllm.common import __version__
 from pluralllm.common.clock import Clock, SystemClock
 from pluralllm.common.configuration import load_config, origins_of
-from pluralllm.common.console import print_config
+from pluralllm.common.console import Json, print_config, print_json
 from pluralllm.common.errors import Overtaken, PluralError
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.files import write_durably
+from pluralllm.common.json_forms import AUDIT
 from pluralllm.common.logs import configure_logs
 from pluralllm.common.scrape_port import scrape_port
 from pluralllm.common.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
@@ -87,7 +87,6 @@ PlainText = Annotated[
 ]
 LogFormat = Annotated[str | None, typer.Option(help="json or console.")]
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -312,7 +311,7 @@ def audit(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json =
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     report = asyncio.run(_audit(settings))
     if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=2))
+        print_json(AUDIT, report.to_json())
     else:
         for line in report.lines():
             typer.echo(line)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ import typer
 from rich.console import Console
 
 from pluralllm.common.configuration import load_config
+from pluralllm.common.console import Json, print_json
+from pluralllm.common.json_forms import BACKUP
 from pluralllm.common.logs import configure_logs
 from pluralllm.server.backup import Contents, Tell, back_up
 from pluralllm.server.config import ServerConfig
@@ -20,7 +21,6 @@ from pluralllm.server.restore import restore as restore_from
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win.")]
 StateDir = Annotated[Path | None, typer.Option(help="The coordinator's state directory.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def backup(
@@ -85,7 +85,7 @@ def _say(found: Contents, directory: Path, what: str, *, as_json: bool) -> None:
             "root_key": found.has_root_key,
             "audit": found.report.to_json(),
         }
-        typer.echo(json.dumps(facts, indent=2))
+        print_json(BACKUP, facts)
         return
     checked = found.report.lines()
     typer.echo(f"{what} {directory}: {found.blobs} blobs, {found.blob_bytes / 1e6:.1f} MB")

@@ -7,7 +7,8 @@ import sqlalchemy as sa
 from pydantic import AfterValidator, Field, PositiveInt, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from pluralllm.common.configuration import ProcessConfig, check_address
+from pluralllm.common.addresses import check_address
+from pluralllm.common.configuration import ProcessConfig
 
 
 def check_database_url(secret: SecretStr) -> SecretStr:

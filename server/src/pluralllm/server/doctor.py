@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pluralllm.common.configuration import load_config
-from pluralllm.common.console import Check, checked, print_checks
+from pluralllm.common.console import Check, Json, checked, print_checks
 from pluralllm.common.errors import NotFound, StoreFailed, Unreachable
 from pluralllm.common.handshake import handshake, resolve, split
 from pluralllm.server.authority import DAY_S, day, load_authority
@@ -29,7 +29,7 @@ SECRETS = ("root-key.pem", "issuer.pem", "server.pem")
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", help="The coordinator's TOML file.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where the coordinator keeps its state.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check state directory, secrets, certificates, names, ports and disk. Exit code 3 if something is wrong."""
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from pluralllm.common.configuration import check_loopback
+from pluralllm.common.addresses import check_loopback
 from pluralllm.common.errors import InUse, NotFound
 from pluralllm.common.ids import RoundNumber
 from pluralllm.server.audit_log import AuditLog

@@ -4,7 +4,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from pluralllm.common.configuration import check_loopback
+from pluralllm.common.addresses import check_loopback
 from pluralllm.common.errors import InUse
 from pluralllm.common.wire import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS
 from pluralllm.server.boundary import Boundary, Entrance

@@ -1,0 +1,252 @@
+"""How soon an operator has an answer from a coordinator with a thousand rounds and a hundred members behind it.
+
+.venv/bin/python benchmarks/status_at_scale.py [--rounds 1000] [--members 100] [--times 15]
+
+The history is made by the coordinator's own machine and store, event by event: every member trains in every round, and every
+tenth version is evaluated by all of them. Then a coordinator serves it over TLS, every member is connected and holds a task,
+and the commands are run as a person runs them: processes from their start to their last line. Medians, and the slowest.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import os
+import pty
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from idle_clients import Simulated
+from processes import administrator, coordinator, member
+
+from pluralllm.cli.remote import Remote
+from pluralllm.client.line import Line
+from pluralllm.client.transport import Transport
+from pluralllm.common.channels import secure_channel
+from pluralllm.common.clock import SystemClock
+from pluralllm.common.identity import Identity
+from pluralllm.common.ids import ClientId, Digest, GroupName, RunId
+from pluralllm.common.roles import MemberRole
+from pluralllm.common.spec import GroupRole, RunSpec
+from pluralllm.server import events as ev
+from pluralllm.server.blobs import LocalBlobs
+from pluralllm.server.live_run import LiveRun
+from pluralllm.server.new_run import make_run
+from pluralllm.server.run_state import Phase
+from pluralllm.server.sql_store import open_store
+from pluralllm.server.state_directory import StateDirectory
+
+LIMIT_S = 60.0
+SCREEN = {**os.environ, "COLUMNS": "120", "LINES": "140", "TERM": "xterm-256color"}
+
+
+def spec_of(rounds: int, members: int) -> RunSpec:
+    return RunSpec.model_validate(
+        {
+            "rounds": 2 * rounds,
+            "round": {"min_clients": members, "target_clients": members, "evaluate_every": 10, "deadline_s": 3600},
+            "predictor": {"d_model": 16, "layers": 1, "heads": 2, "feedforward": 16, "embedder_layers": 2},
+            "embedding": {"model": "none", "dimension": 32},
+        }
+    )
+
+
+async def make_history(folder: Path, rounds: int, names: list[ClientId]) -> int:
+    """A run in which so many rounds have ended; the number of its events."""
+    state, clock = StateDirectory(folder), SystemClock()
+    store = await open_store(state.database_url)
+    try:
+        spec = spec_of(rounds, len(names))
+        run = await make_run(store, LocalBlobs(state.blobs), state.scratch, {}, RunId("long"), spec, clock.now_s())
+        await run.dispatch(store, ev.RunStarted(clock.now_s()))
+        while run.state.round < rounds or run.state.phase is not Phase.WAITING:
+            for event in events_from(run, names, clock.now_s()):
+                await run.dispatch(store, event)
+        return run.sequence
+    finally:
+        await store.close()
+
+
+def events_from(run: LiveRun, names: list[ClientId], at_s: float) -> Iterator[ev.Event]:
+    """Of a run that waits, collects, averages or evaluates: what brings it on."""
+    state = run.state
+    match state.phase:
+        case Phase.WAITING:
+            yield ev.ClientsSeen(at_s, tuple(names), ())
+        case Phase.COLLECTING:
+            for name in state.active:
+                update = Digest(hashlib.sha256(f"{state.round} {name}".encode()).hexdigest())
+                yield ev.UpdateArrived(at_s, state.round, state.version, ev.Receipt(name, update, 100))
+        case Phase.AGGREGATING:
+            yield ev.ModelAveraged(at_s, state.round, run.first.digest)
+        case Phase.EVALUATING:
+            yield ev.ClientsSeen(at_s, tuple(names), ())
+            for number, name in enumerate(names):
+                score = 0.6 + 0.2 * (1 - 0.99**state.version) + number / 1000
+                group = GroupName(f"group of {name}")
+                yield ev.EvaluationArrived(
+                    at_s, ev.Score(name, group, GroupRole.TRAIN, state.version, score, score - 0.05, None, 100)
+                )
+
+
+def connected(identity: Identity) -> Transport:
+    own = (("grpc.use_local_subchannel_pool", 1),)
+    line = Line([identity.membership.coordinator], lambda at: secure_channel(identity.at(at), own))
+    return Transport(line, identity.membership.name)
+
+
+@contextlib.contextmanager
+def members_at_work(members: list[Identity]) -> Iterator[None]:
+    """Each with a connection, a session and, once a round is open, a task."""
+    loop = asyncio.new_event_loop()
+
+    async def wait(identity: Identity) -> None:
+        transport = connected(identity)
+        try:
+            await Simulated(identity.membership.name, transport).wait()
+        finally:
+            await transport.close()
+
+    async def all_wait() -> None:
+        await asyncio.gather(*(wait(each) for each in members))
+
+    work = loop.create_task(all_wait())
+    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([work])), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(work.cancel)
+        thread.join(LIMIT_S)
+
+
+def milliseconds(work: Callable[[], object], times: int) -> str:
+    taken = []
+    for _ in range(times):
+        began_s = time.perf_counter()
+        work()
+        taken.append((time.perf_counter() - began_s) * 1e3)
+    return f"{statistics.median(taken):.0f} ms (slowest {max(taken):.0f} ms)"
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    address = (folder / "state" / "address").read_text().strip()
+    program = [sys.executable, "-m", "pluralllm.cli", "--identity", str(folder / "admin")]
+    return [*program, *words, "--coordinator", address]
+
+
+def run_command(folder: Path, *words: str) -> None:
+    found = subprocess.run(command(folder, *words), check=True, capture_output=True, timeout=LIMIT_S, env=SCREEN)
+    assert found.stdout
+
+
+def watch(folder: Path, remote: Remote, times: int) -> tuple[str, str]:
+    """From the command's start to its first screen, and from a change's acknowledgement to a screen that shows it."""
+    ours, its = pty.openpty()
+    began_s = time.perf_counter()
+    watching = subprocess.Popen(command(folder, "status", "long", "--watch"), stdout=its, stderr=its, env=SCREEN)
+    os.close(its)
+    shown: list[float] = []
+    try:
+        read_until(ours, b"next: ")
+        first_ms = (time.perf_counter() - began_s) * 1e3
+        for _ in range(times):
+            remote.pause_run("long")
+            changed_s = time.perf_counter()
+            read_until(ours, b"(paused)")
+            shown.append((time.perf_counter() - changed_s) * 1e3)
+            remote.resume_run("long")
+            read_until(ours, b"next: ")
+    finally:
+        watching.terminate()
+        watching.wait(LIMIT_S)
+        os.close(ours)
+    return f"{first_ms:.0f} ms", f"{statistics.median(shown):.0f} ms (slowest {max(shown):.0f} ms)"
+
+
+def read_until(terminal: int, wanted: bytes) -> None:
+    seen, until_s = b"", time.monotonic() + LIMIT_S
+    while wanted not in seen:
+        if time.monotonic() > until_s:
+            raise SystemExit(f"no {wanted!r} in {LIMIT_S:g} s, but: {seen[-2000:]!r}")
+        seen += os.read(terminal, 65_536)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--members", type=int, default=100)
+    parser.add_argument("--times", type=int, default=15)
+    given = parser.parse_args()
+    names = [ClientId(f"member-{number:03}") for number in range(given.members)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with coordinator(folder, joins_per_minute="10000") as process:
+            remote = administrator(folder)
+            members = [member(remote, folder, each, MemberRole.CLIENT) for each in names]
+            remote.close()
+            process.terminate()
+            process.wait(LIMIT_S)
+        began_s = time.perf_counter()
+        events = asyncio.run(make_history(folder / "state", given.rounds, names))
+        print(
+            f"{given.rounds} rounds of {given.members} members, {events} events, made in {time.perf_counter() - began_s:.0f} s"
+        )
+        began_s = time.perf_counter()
+        with coordinator(folder, with_authority=False):
+            remote = administrator(folder)
+            print(f"the coordinator has them again after {time.perf_counter() - began_s:.1f} s", flush=True)
+            address = (folder / "state" / "address").read_text().strip()
+            with members_at_work([each.at(address) for each in members]):
+                wait_for_round(remote, given.members)
+                report(folder, remote, given.times)
+            remote.close()
+    return 0
+
+
+def wait_for_round(remote: Remote, members: int) -> None:
+    """Until everyone has a task."""
+    until_s = time.monotonic() + LIMIT_S
+    while True:
+        found = remote.get_run("long")
+        if sum(each["state"] in ("assigned", "working") for each in found["participants"]) == members:
+            return
+        if time.monotonic() > until_s:
+            raise SystemExit(f"no round with everyone in {LIMIT_S:g} s, but: {found['next']}")
+        time.sleep(0.2)
+
+
+def report(folder: Path, remote: Remote, times: int) -> None:
+    first, shown = watch(folder, remote, times)
+    for name, taken in (
+        (
+            "the coordinator's answer to GetRun, over an open connection",
+            milliseconds(lambda: remote.get_run("long"), times),
+        ),
+        ("pluralllm status", milliseconds(lambda: run_command(folder, "status", "long"), times)),
+        ("pluralllm status --json", milliseconds(lambda: run_command(folder, "status", "long", "--json"), times)),
+        ("pluralllm rounds", milliseconds(lambda: run_command(folder, "rounds", "long"), times)),
+        ("pluralllm members", milliseconds(lambda: run_command(folder, "members"), times)),
+        (
+            "pluralllm report, all rounds",
+            milliseconds(lambda: run_command(folder, "report", "long", "--out", str(folder / "report")), 3),
+        ),
+        ("pluralllm status --watch, its first screen", first),
+        ("pluralllm status --watch, from a change to the screen that shows it", shown),
+        ("for comparison: python -c 'import grpc, typer, rich.table'", milliseconds(bare, times)),
+    ):
+        print(f"{name}: {taken}", flush=True)
+
+
+def bare() -> None:
+    subprocess.run([sys.executable, "-c", "import grpc, typer, rich.table"], check=True, timeout=LIMIT_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
