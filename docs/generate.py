@@ -10,7 +10,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -263,7 +263,7 @@ def json_page() -> str:
     return f"{MADE}{JSON}{chr(10).join(parts)}"
 
 
-WRITERS = {
+WRITERS: Mapping[str, Callable[[], str]] = {
     "metrics.md": metrics_page,
     "events.md": events_page,
     "run-spec.md": run_spec_page,

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from process_harness import Process, free_port, process_spec, tiny_embedding_model
+from span_collector import span_collector
 
 from pluralllm.client.private_data import write_group
 from pluralllm.client.sample_survey import sample_groups
@@ -89,7 +91,7 @@ def until(holds: Any, what: str, town: Town) -> None:
         time.sleep(0.05)
 
 
-def start_coordinator(town: Town) -> Process:
+def start_coordinator(town: Town, more: str = "") -> Process:
     main, gate = free_port(), free_port()
     town.address = f"127.0.0.1:{main}"
     town.does(
@@ -98,7 +100,9 @@ def start_coordinator(town: Town) -> Process:
         *("init", "--host", "127.0.0.1"),
         *(
             "--config",
-            write(town.folder / "server.toml", f'listen = "{town.address}"\nenrolment_listen = "127.0.0.1:{gate}"\n'),
+            write(
+                town.folder / "server.toml", f'listen = "{town.address}"\nenrolment_listen = "127.0.0.1:{gate}"\n{more}'
+            ),
         ),
     )
     server = town.starts("host", SERVER, "serve", "--config", str(town.folder / "server.toml"))
@@ -123,12 +127,20 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
 
 
 def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Path) -> None:
-    """init, serve, invite, join, run, run create --start; the second partner repeats three of them."""
+    """init, serve, invite, join, run, run create --start; the second partner repeats three of them. Logs, traces, metrics
+    and support bundles are there in full."""
     town = Town(tmp_path / "town")
     town.folder.mkdir()
     model = tiny_embedding_model(tmp_path / "model")
     spec = write(tmp_path / "run.toml", toml_of(process_spec(rounds=2)))
-    running = [start_coordinator(town)]  # 1 init, 2 serve
+    with span_collector(town.folder / "spans.log") as endpoint:
+        told = f'traces_endpoint = "{endpoint}"\nmetrics_listen = "127.0.0.1:0"\nlog_level = "DEBUG"\n'
+        run_with_two_partners(town, model, spec, told)
+    assert_no_secret_anywhere(town)
+
+
+def run_with_two_partners(town: Town, model: Path, spec: str, more: str) -> None:
+    running = [start_coordinator(town, more)]  # 1 init, 2 serve
     try:
         for name, questions in zip(("org-a", "org-b"), sample_groups(2, 60, 0).values(), strict=True):
             invite = town.invited(name)  # 3
@@ -137,7 +149,9 @@ def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Pa
             data = town.folder / name / "answers.jsonl"
             write_group(data, questions)
             flags = ["--data", data.name, "--exit-when-run-over"]
-            (town.folder / name / "client.toml").write_text(f'embedding_model_path = "{model}"\nthreads = 1\n')
+            (town.folder / name / "client.toml").write_text(
+                f'embedding_model_path = "{model}"\nthreads = 1\ndata = "{data.name}"\n{more}'
+            )
             running.append(town.starts(name, CLIENT, "run", "--config", "client.toml", *flags))  # 5
         town.does("host", CLI, "run", "create", "first", spec, "--start")  # 6
         until(
@@ -145,10 +159,32 @@ def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Pa
         )
         status = json.loads(town.does("host", CLI, "status", "--json"))
         assert (status["phase"], status["outcome"], status["version"]) == ("ended", "completed", 2)
+        server = ["--config", str(town.folder / "server.toml"), "--log", str(town.folder / "host.log")]
+        town.does("host", SERVER, "support-bundle", "bundle.zip", *server)
+        log = str(town.folder / "org-a.log")
+        town.does("org-a", CLIENT, "support-bundle", "bundle.zip", "--config", "client.toml", "--log", log)
     finally:
         codes = [process.stop() for process in running]
     assert codes == [0, 0, 0]
-    assert_no_secret_anywhere(town)
+    assert_bundles_help(town)
+
+
+def assert_bundles_help(town: Town) -> None:
+    of_server, of_client = (bundled(town.folder / home / "bundle.zip") for home in ("host", "org-a"))
+    assert '"kind": "ModelAveraged"' in of_server["database.json"]
+    assert 'pluralllm_runs{phase="ended"' in of_server["metrics.txt"]
+    assert '"usable_questions": 60' in of_client["data.json"]
+    assert '"min_cohort": 2' in of_client["policy.json"]
+    for told in (of_server, of_client):
+        assert all(check["ok"] for check in json.loads(told["doctor.json"])), told["doctor.json"]
+        assert '"log_level": "DEBUG"' in told["config.json"]
+        [log] = [text for name, text in told.items() if name.startswith("logs/")]
+        assert len(log.splitlines()) > 10
+
+
+def bundled(path: Path) -> dict[str, str]:
+    with zipfile.ZipFile(path) as bundle:
+        return {name: bundle.read(name).decode() for name in bundle.namelist()}
 
 
 def toml_of(spec: Any) -> str:
@@ -185,6 +221,11 @@ def assert_no_secret_anywhere(town: Town) -> None:
     # An invite is printed for its reader, once, on standard output: that is what the command is for.
     told += [re.sub(r"pluralllm-invite:\S+", "", text).encode() for text in town.said]
     told.append((town.folder / "host/pluralllm-state/coordinator.sqlite3").read_bytes())
+    told += [
+        text.encode() for home in ("host", "org-a") for text in bundled(town.folder / home / "bundle.zip").values()
+    ]
+    spans = [json.loads(line)["service"] for line in (town.folder / "spans.log").read_text().splitlines()]
+    assert set(spans) == {"pluralllm-server", "pluralllm-client"}
     for name, secret in secrets.items():
         assert not any(secret in text or base64.b64encode(secret) in text for text in told), f"{name} is told"
 

@@ -1,16 +1,14 @@
 """A round's trace, from the coordinator's and two daemons' processes to one collector, which keeps it in a file."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.trace import get_current_span
 from process_harness import federation, free_port, process_spec, tiny_embedding_model, until
+from span_collector import span_collector
 
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.common.tracing import context_of, round_context, span, traceparent
@@ -22,39 +20,9 @@ SURVEY = dict(zip(("ann", "ben"), sample_groups(2, 60, 0).values(), strict=True)
 
 @pytest.fixture
 def collector(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """OTLP over HTTP; a span is a line of the file."""
-    kept, lock = tmp_path / "spans.jsonl", threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock, kept.open("a") as file:
-                for resource in request.resource_spans:
-                    of = {each.key: each.value.string_value for each in resource.resource.attributes}
-                    for found in (each for scope in resource.scope_spans for each in scope.spans):
-                        facts = {each.key: str(each.value).strip() for each in found.attributes}
-                        line = {
-                            "service": of["service.name"],
-                            "name": found.name,
-                            "trace": found.trace_id.hex(),
-                            "span": found.span_id.hex(),
-                            "parent": found.parent_span_id.hex(),
-                            "seconds": (found.end_time_unix_nano - found.start_time_unix_nano) / 1e9,
-                            "facts": facts,
-                        }
-                        file.write(json.dumps(line) + "\n")
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    kept.touch()
-    yield f"http://127.0.0.1:{server.server_port}", kept
-    server.shutdown()
-    server.server_close()
+    kept = tmp_path / "spans.jsonl"
+    with span_collector(kept) as endpoint:
+        yield endpoint, kept
 
 
 def test_a_rounds_spans_of_coordinator_and_clients_are_one_trace_without_private_text(

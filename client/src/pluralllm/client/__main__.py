@@ -10,7 +10,7 @@ import stamina.instrumentation
 import structlog
 import typer
 
-from pluralllm.client import data_commands, doctor
+from pluralllm.client import data_commands, doctor, support_command
 from pluralllm.client.config import ClientConfig, JoinConfig
 from pluralllm.client.instruments import REGISTRY, RETRIES
 from pluralllm.client.partner import COMMAND, load_partner
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app, name="data")
 app.command("doctor")(doctor.doctor)
+app.command("support-bundle")(support_command.support_bundle)
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_CLIENT_* win over it.")

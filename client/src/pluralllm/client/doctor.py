@@ -30,12 +30,16 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check configuration, data, policy, disk, device, model folder and coordinator. Exit code 3 if something is wrong."""
-    settings = load_config(ClientConfig, config, {})
+    if not print_checks(checks_of(load_config(ClientConfig, config, {})), as_json=as_json):
+        raise typer.Exit(3)
+
+
+def checks_of(settings: ClientConfig) -> list[Check]:
+    """Changes nothing."""
     checks = [checked(name, partial(probe, settings)) for name, probe in PROBES.items()]
     if not settings.plain_text:
         checks += connection_checks(lambda: _identity(settings))
-    if not print_checks(checks, as_json=as_json):
-        raise typer.Exit(3)
+    return checks
 
 
 def _data(config: ClientConfig) -> Check:

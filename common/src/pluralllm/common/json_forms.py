@@ -100,7 +100,7 @@ PAIRS = Form(
     ("pluralllm pairs",),
     {"file": "that was written", "rows": "of the source", "not_scored": "rows that could not be", "pairs": "written"},
 )
-MODEL = Form("model", ("pluralllm model pull",), {"folder": "where it lies"}, message="Model")
+MODEL = Form("model", ("pluralllm model pull",), {"folder": "where it lies"}, message="ModelVersion")
 EXPORTED_MODEL = Form(
     "exported-model",
     ("pluralllm model export",),

@@ -24,7 +24,7 @@ from pluralllm.common.logs import configure_logs
 from pluralllm.common.scrape_port import scrape_port
 from pluralllm.common.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 from pluralllm.common.tracing import tracing
-from pluralllm.server import authority_commands, backup_commands, doctor
+from pluralllm.server import authority_commands, backup_commands, doctor, support_command
 from pluralllm.server.allocator import use_one_arena
 from pluralllm.server.attempts import Attempts
 from pluralllm.server.audit import Report
@@ -72,6 +72,7 @@ for command in (
     doctor.doctor,
     backup_commands.backup,
     backup_commands.restore,
+    support_command.support_bundle,
 ):
     app.command()(command)
 ConfigFile = Annotated[

@@ -32,7 +32,12 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check state directory, secrets, certificates, names, ports and disk. Exit code 3 if something is wrong."""
-    settings = load_config(ServerConfig, config, {"state_dir": state_dir})
+    if not print_checks(checks_of(load_config(ServerConfig, config, {"state_dir": state_dir})), as_json=as_json):
+        raise typer.Exit(3)
+
+
+def checks_of(settings: ServerConfig) -> list[Check]:
+    """Changes nothing."""
     probes: dict[str, Callable[[ServerConfig], Check]] = {"state directory": _state, "disk": _disk}
     if not settings.plain_text:
         probes |= {
@@ -50,9 +55,7 @@ def doctor(
     probes |= {"main port": _main_port}
     if not settings.plain_text:
         probes |= {"enrolment port": _enrolment_port}
-    checks = [checked(name, partial(probe, settings)) for name, probe in probes.items()]
-    if not print_checks(checks, as_json=as_json):
-        raise typer.Exit(3)
+    return [checked(name, partial(probe, settings)) for name, probe in probes.items()]
 
 
 def _state(config: ServerConfig) -> Check:

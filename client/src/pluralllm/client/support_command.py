@@ -1,0 +1,71 @@
+"""`pluralllm-client support-bundle`: what somebody who helps needs to see of a partner's daemon, and nothing of its data."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pluralllm.client.config import ClientConfig
+from pluralllm.client.doctor import checks_of
+from pluralllm.client.policy import load_policy
+from pluralllm.client.private_data import check_file
+from pluralllm.common.configuration import load_config, origins_of
+from pluralllm.common.errors import InvalidData
+from pluralllm.common.support_bundle import (
+    Redaction,
+    about,
+    bundle_name,
+    metrics_of,
+    secrets_of_environment,
+    write_bundle,
+)
+
+LEAST_PRIVATE = 12  # characters: shorter answers ("agree") are words of any log
+
+
+def support_bundle(
+    file: Annotated[Path | None, typer.Argument(help="The zip file to write; default: a name with the time.")] = None,
+    log: Annotated[list[Path] | None, typer.Option(help="A log whose end goes in as well; repeatable.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="The daemon's TOML file.")] = None,
+) -> None:
+    """Gather versions, configuration, checks, metrics and the state's file names in one zip file, without keys or answers."""
+    settings = load_config(ClientConfig, config, {})
+    path = file or Path(bundle_name("pluralllm-client"))
+    parts = {
+        "about.json": about,
+        "config.json": lambda: {
+            "values": settings.model_dump(mode="json"),
+            "origins": origins_of(ClientConfig, config),
+        },
+        "doctor.json": lambda: [asdict(check) for check in checks_of(settings)],
+        "policy.json": lambda: load_policy(settings.policy_file).model_dump(mode="json"),
+        "data.json": lambda: _counts(settings.data),
+        "state.json": lambda: list(_files(settings.state_dir)),
+        "metrics.txt": lambda: metrics_of(settings.state_dir),
+    }
+    redaction = Redaction(list(secrets_of_environment()), private=_private_texts(settings.data))
+    write_bundle(path, parts, log or [], redaction)
+    typer.echo(f"{path}: look through it before you send it")
+
+
+def _counts(data: Path) -> dict[str, int]:
+    checked = check_file(data)
+    return {"lines": checked.lines, "usable_questions": len(checked.questions), "problems": len(checked.problems)}
+
+
+def _files(state: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(state.rglob("*")):
+        if path.is_file():
+            facts = path.stat()
+            yield {"file": str(path.relative_to(state)), "bytes": facts.st_size, "changed_s": facts.st_mtime}
+
+
+def _private_texts(data: Path) -> set[str]:
+    try:
+        questions = check_file(data).questions
+    except InvalidData:  # it cannot be read here: then no part was made of it
+        return set()
+    texts = {text for question in questions for text in (question.text, *question.options)}
+    return {text for text in texts if len(text) >= LEAST_PRIVATE}

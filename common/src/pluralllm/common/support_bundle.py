@@ -1,0 +1,155 @@
+"""What somebody who helps needs to see of a process, in one archive, without keys, tokens, passwords or private texts.
+
+A part is made of facts, never copied from a file of the state directory; the tails of logs that are given are the exception, and
+like everything else they go through `Redaction`.
+"""
+
+import datetime
+import http.client
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import re
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pluralllm.common.errors import InvalidArgument, PluralError
+from pluralllm.common.files import write_durably
+
+REMOVED = "[removed]"
+LOG_TAIL_BYTES = 5_000_000  # of each file
+SCRAPE_LIMIT_S = 5.0
+MODE = 0o600
+PACKAGES = (
+    "pluralllm-common", "pluralllm-server", "pluralllm-client", "grpcio", "protobuf", "pydantic", "cryptography", "numpy",
+    "sqlalchemy", "torch", "transformers",
+)  # fmt: skip
+README = """What this is: facts about one process of a PluralLLM federation, for whoever helps. Look through it before you
+send it.
+
+What is in it: versions, the configuration, the doctor's checks, metrics, and the ends of the logs that were given; of a
+coordinator also runs, their newest rounds and events, and members with their standing; of a client its policy, the number
+of its questions and the names and sizes of the files of its state. Names of members, groups, hosts and folders stay.
+
+What is not: keys, tokens, passwords, questions, answers, weights. Whatever looked like one is "[removed]".
+"""
+PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
+INVITE = re.compile(r"pluralllm-invite:\S+")
+URL_PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):[^\s/@]+@")
+BASE64 = re.compile(r"[A-Za-z0-9+/_=-]{40,}")  # tokens have 43 characters, keys more
+SECRET_NAME = re.compile(r"PASS|SECRET|TOKEN|KEY|CREDENTIAL", re.IGNORECASE)
+LEAST_SECRET = 6  # characters: shorter values of such variables are settings
+
+Part = Callable[[], object]  # JSON-ready facts, or a text
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """`secrets` are removed wherever they stand; a line with one of the `private` texts is removed whole."""
+
+    secrets: Collection[str] = ()
+    private: Collection[str] = ()
+
+    def __call__(self, text: str) -> str:
+        for secret in self.secrets:
+            text = text.replace(secret, REMOVED)
+        text = INVITE.sub(REMOVED, PEM.sub(REMOVED, text))
+        text = URL_PASSWORD.sub(rf"\1:{REMOVED}@", text)
+        text = BASE64.sub(_unless_harmless, text)
+        if not self.private:
+            return text
+        return "".join(
+            f"{REMOVED}: a line with a private text\n" if self._is_private(line) else line
+            for line in text.splitlines(keepends=True)
+        )
+
+    def _is_private(self, line: str) -> bool:
+        """As it stands, or as JSON writes it."""
+        return any(text in line or json.dumps(text)[1:-1] in line for text in self.private)
+
+
+def _unless_harmless(match: re.Match[str]) -> str:
+    """Digests are small hexadecimal, names of things have no capitals; what is left in 40 characters is a secret's form."""
+    text = match[0]
+    if text.startswith("/"):  # a path
+        return text
+    is_mixed = any(c.isupper() for c in text) and any(c.islower() for c in text) and any(c.isdigit() for c in text)
+    return REMOVED if is_mixed else text
+
+
+def secrets_of_environment() -> Iterator[str]:
+    """Values of variables that are named like secrets."""
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= LEAST_SECRET and not os.path.exists(value):  # noqa: PTH110 - Path raises at what no path can be
+            yield value
+
+
+def bundle_name(command: str) -> str:
+    return f"{command}-support-{datetime.datetime.now(tz=datetime.UTC):%Y%m%d-%H%M%S}.zip"
+
+
+def write_bundle(path: Path, parts: Mapping[str, Part], logs: Sequence[Path], redacted: Redaction) -> None:
+    """A new zip file, for its owner only. What cannot be told is said in its place. Raises InvalidArgument, StorageFull."""
+    if path.exists():
+        raise InvalidArgument(field="FILE", problem=f"{path} is there already")
+    if missing := [log for log in logs if not log.is_file()]:
+        raise InvalidArgument(field="--log", problem=f"{missing[0]} is no file")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as bundle:
+        bundle.writestr("README.txt", README)
+        for name, part in parts.items():
+            bundle.writestr(name, redacted(_told(part)))
+        for number, log in enumerate(logs):
+            bundle.writestr(f"logs/{number}-{log.name}", redacted(_tail(log)))
+    write_durably(path, archive.getvalue(), MODE)
+
+
+def _told(part: Part) -> str:
+    try:
+        found = part()
+    except (PluralError, OSError) as error:
+        return f"could not be told: {type(error).__name__}: {error}\n"
+    return found if isinstance(found, str) else json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _tail(log: Path) -> str:
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LOG_TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    return text if size <= LOG_TAIL_BYTES else text.partition("\n")[2]  # the first line is cut
+
+
+def about() -> dict[str, object]:
+    """Versions and machine."""
+    return {
+        "made": datetime.datetime.now(tz=datetime.UTC).isoformat(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def metrics_of(state_dir: Path) -> str:
+    """What Prometheus would read of the running process."""
+    written = state_dir / "metrics-address"
+    if not written.is_file():
+        return "metrics_listen is not set, or the process has not run yet\n"
+    connection = http.client.HTTPConnection(written.read_text().strip(), timeout=SCRAPE_LIMIT_S)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
