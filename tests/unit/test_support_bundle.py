@@ -15,7 +15,6 @@ from pluralllm.common.support_bundle import (
     REMOVED,
     Redaction,
     metrics_of,
-    secrets_of_environment,
     write_bundle,
 )
 
@@ -68,17 +67,6 @@ def test_a_line_with_a_private_text_goes_whole_also_as_json_writes_it() -> None:
     assert told.splitlines()[-1] == "last"
     assert "neighbours" not in told
     assert "She said" not in told
-
-
-def test_values_of_the_environment_that_are_named_like_secrets_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PGPASSWORD", "correct horse")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a" * 300)
-    monkeypatch.setenv("KEYS", "3")
-    monkeypatch.setenv("SSL_KEY_FILE", str(Path(__file__)))
-    found = set(secrets_of_environment())
-    assert {"correct horse", "a" * 300} <= found
-    assert not {"3", str(Path(__file__))} & found
-    assert Redaction(secrets=found)("by correct horse") == f"by {REMOVED}"
 
 
 def test_what_cannot_be_told_is_said_in_its_place_and_the_rest_is_there(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ from pluralllm.common.errors import (
 from pluralllm.common.ids import Digest, RunId
 from pluralllm.common.membership_errors import AwaitingApproval, CertificateExpired, CertificateNotYetValid
 from pluralllm.common.spec import RunSpec, parse_spec
+from pluralllm.common.status import CLIENT_STOPPED
 from pluralllm.common.tracing import context_of, span
 
 log = structlog.get_logger()
@@ -137,9 +138,7 @@ class Daemon:
                 await self._drop_work("the client stops")
                 with contextlib.suppress(PluralError):
                     name = self._work.task.name
-                    await self._transport.report_failure(
-                        name, "CLIENT_STOPPED", "stopped by its owner", permanent=False
-                    )
+                    await self._transport.report_failure(name, CLIENT_STOPPED, "stopped by its owner", permanent=False)
         await self._worker.stop()
         log.info("client.stopped", sent_bytes=self._transport.traffic.sent_bytes)
 

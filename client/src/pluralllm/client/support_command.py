@@ -18,7 +18,6 @@ from pluralllm.common.support_bundle import (
     about,
     bundle_name,
     metrics_of,
-    secrets_of_environment,
     write_bundle,
 )
 
@@ -45,8 +44,7 @@ def support_bundle(
         "state.json": lambda: list(_files(settings.state_dir)),
         "metrics.txt": lambda: metrics_of(settings.state_dir),
     }
-    redaction = Redaction(list(secrets_of_environment()), private=_private_texts(settings.data))
-    write_bundle(path, parts, log or [], redaction)
+    write_bundle(path, parts, log or [], Redaction(private=_private_texts(settings.data)))
     typer.echo(f"{path}: look through it before you send it")
 
 

@@ -18,6 +18,7 @@ from pluralllm.common import errors as e
 from pluralllm.common import membership_errors as m
 
 DOMAIN = "pluralllm"
+CLIENT_STOPPED = "CLIENT_STOPPED"  # of ReportFailure: no error, the daemon ends and its session with it
 
 CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,

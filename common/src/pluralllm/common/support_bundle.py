@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +41,6 @@ PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(-----END [A-Z0-9 ]+-----|\Z)", 
 INVITE = re.compile(r"pluralllm-invite:\S+")
 URL_PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):[^\s/@]+@")
 BASE64 = re.compile(r"[A-Za-z0-9+/_=-]{40,}")  # tokens have 43 characters, keys more
-SECRET_NAME = re.compile(r"PASS|SECRET|TOKEN|KEY|CREDENTIAL", re.IGNORECASE)
-LEAST_SECRET = 6  # characters: shorter values of such variables are settings
 
 Part = Callable[[], object]  # JSON-ready facts, or a text
 
@@ -79,13 +77,6 @@ def _unless_harmless(match: re.Match[str]) -> str:
         return text
     is_mixed = any(c.isupper() for c in text) and any(c.islower() for c in text) and any(c.isdigit() for c in text)
     return REMOVED if is_mixed else text
-
-
-def secrets_of_environment() -> Iterator[str]:
-    """Values of variables that are named like secrets."""
-    for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= LEAST_SECRET and not os.path.exists(value):  # noqa: PTH110 - Path raises at what no path can be
-            yield value
 
 
 def bundle_name(command: str) -> str:

@@ -813,7 +813,7 @@ class ReportFailureRequest(_message.Message):
     task: _builtins.str
     kind: Global___FailureKind.ValueType
     reason: _builtins.str
-    """Name of the error leaf, for example EMBEDDING_MISMATCH."""
+    """Name of the error leaf, for example EMBEDDING_MISMATCH; or CLIENT_STOPPED: the daemon ends, and its session with it."""
     message: _builtins.str
     def __init__(
         self,

@@ -20,6 +20,7 @@ from pluralllm.common.errors import (
 )
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.membership_errors import IdentityMismatch
+from pluralllm.common.status import CLIENT_STOPPED
 from pluralllm.common.tracing import traceparent
 from pluralllm.common.wire import (
     MAX_MESSAGE_BYTES,
@@ -298,6 +299,8 @@ class Federation(pb_grpc.FederationServiceServicer):
             reason = f"{request.reason[:40]}: {request.message[:400]}"
             permanent = request.kind == pb.FAILURE_KIND_PERMANENT
             self._coordinator.release(task.client)
+            if request.reason == CLIENT_STOPPED:  # before its place is free, or it would be given the next one
+                self._coordinator.sessions.close(task.client)
             lost = ev.PlaceLost(self._coordinator.clock.now_s(), task.client, reason, permanent)
             await self._coordinator.dispatch(run, lost)
         return pb.ReportFailureResponse()

@@ -14,7 +14,6 @@ from pluralllm.common.support_bundle import (
     about,
     bundle_name,
     metrics_of,
-    secrets_of_environment,
     write_bundle,
 )
 from pluralllm.server import schema as t
@@ -58,8 +57,7 @@ def support_bundle(
 
 def _secrets(config: ServerConfig) -> list[str]:
     url = None if config.database_url is None else sa.make_url(config.database_url.get_secret_value())
-    password = [] if url is None or url.password is None else [str(url.password)]
-    return [*password, *secrets_of_environment()]
+    return [] if url is None or url.password is None else [str(url.password)]
 
 
 async def _database(config: ServerConfig) -> dict[str, Any]:
