@@ -90,7 +90,7 @@ def test_a_daemon_that_trains_ends_in_bounded_time_and_its_place_is_free_again(t
         remote.start_run("r")
 
         def standing() -> dict[str, Any]:
-            found = {each["client"]: each for each in remote.get_run("r")["participants"]}
+            found: dict[str, dict[str, Any]] = {each["client"]: each for each in remote.get_run("r")["participants"]}
             return found.get("ann", {"stage": "", "state": "idle"})
 
         until(lambda: standing()["stage"] == "training" and standing()["progress"] > 0, "ann trains", running)
