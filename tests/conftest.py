@@ -14,6 +14,14 @@ REPOSITORY = Path(__file__).parents[1]
 SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opinions.csv"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever is killed in mid-run wants the machine to itself."""
+    for item in items:
+        if item.path.parent.name in {"faults", "nemesis"}:
+            item.add_marker(pytest.mark.alone)
+
+
 @pytest.fixture(scope="session")
 def survey() -> Path:
     """The real survey file beside the checkout; never copied into it."""

@@ -36,7 +36,7 @@ from pluralllm.server.sql_store import open_store
 from pluralllm.server.state_directory import StateDirectory
 from pluralllm.server.storage import blobs_of, database_url
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.alone]
 SEED = 20250312
 PAIRS = (Embedded.name, Served.name)
 MOST_BACKUPS = 30

@@ -19,7 +19,7 @@ from pluralllm.common.channels import blocking_channel
 from pluralllm.common.identity import load_identity
 from pluralllm.v1 import federation_pb2, federation_pb2_grpc
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150), pytest.mark.alone]
 COORDINATOR_BOUND_S = 10.0  # five seconds for calls under way, and the end itself
 CLIENT_BOUND_S = 15.0  # eight for a push, five to tell the coordinator, two for the worker
 QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))

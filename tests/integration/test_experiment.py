@@ -17,7 +17,7 @@ from process_harness import WIDTH, tiny_embedding_model
 
 from pluralllm.client.sample_survey import sample_groups
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 LIMIT_S = 300.0
 REPOSITORY = Path(__file__).parents[2]
 SMALL = """

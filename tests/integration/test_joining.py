@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import of_section
 from process_harness import Process, free_port, process_spec, tiny_embedding_model
 from span_collector import span_collector
 
@@ -27,6 +29,28 @@ from pluralllm.common.invite import load_invite
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 LIMIT_S = 60.0
 SERVER, CLIENT, CLI = "pluralllm.server", "pluralllm.client", "pluralllm.cli"
+MODULES = {"pluralllm-server": SERVER, "pluralllm-client": CLIENT, "pluralllm": CLI}
+# Of docs/joining.md, in their order, as they stand there.
+SIX = [
+    line
+    for section in (
+        "The operator, on the coordinator's machine",
+        "The partner, beside its data",
+        "The operator again",
+    )
+    for block in of_section("joining.md", section)
+    for line in block.commands
+]
+
+
+def of_page(number: int, *changes: tuple[str, str]) -> tuple[str, ...]:
+    """A module, and what is typed behind its command."""
+    line = SIX[number - 1]
+    for usual, mine in changes:
+        assert usual in line, line
+        line = line.replace(usual, mine)
+    command, *words = shlex.split(line)
+    return MODULES[command], *words
 
 
 @dataclass
@@ -94,18 +118,10 @@ def until(holds: Any, what: str, town: Town) -> None:
 def start_coordinator(town: Town, more: str = "") -> Process:
     main, gate = free_port(), free_port()
     town.address = f"127.0.0.1:{main}"
-    town.does(
-        "host",
-        SERVER,
-        *("init", "--host", "127.0.0.1"),
-        *(
-            "--config",
-            write(
-                town.folder / "server.toml", f'listen = "{town.address}"\nenrolment_listen = "127.0.0.1:{gate}"\n{more}'
-            ),
-        ),
-    )
-    server = town.starts("host", SERVER, "serve", "--config", str(town.folder / "server.toml"))
+    settings = f'listen = "{town.address}"\nenrolment_listen = "127.0.0.1:{gate}"\n{more}'
+    config = ("--config", write(town.folder / "server.toml", settings))
+    town.does("host", *of_page(1, ("fl.example.org", "127.0.0.1")), *config)
+    server = town.starts("host", *of_page(2), *config)
     until((town.folder / "host/pluralllm-state/enrolment-address").exists, "the coordinator serves", town)
     until(lambda: town.types("host", CLI, "runs").returncode == 0, "the coordinator answers", town)
     return server
@@ -140,20 +156,21 @@ def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Pa
 
 
 def run_with_two_partners(town: Town, model: Path, spec: str, more: str) -> None:
-    running = [start_coordinator(town, more)]  # 1 init, 2 serve
+    running = [start_coordinator(town, more)]
     try:
         for name, questions in zip(("org-a", "org-b"), sample_groups(2, 60, 0).values(), strict=True):
-            invite = town.invited(name)  # 3
-            told = town.does(name, CLIENT, "join", invite.name)  # 4
-            assert f"{name} is client of federation 127.0.0.1, group {name} (trains)" in told
+            town.does("host", *of_page(3, ("org-a", name), ("Northmark", f"'group of {name}'")))
+            (town.folder / name).mkdir()
+            (town.folder / "host" / f"{name}.invite").rename(town.folder / name / f"{name}.invite")
+            told = town.does(name, *of_page(4, ("org-a", name)))
+            assert f"{name} is client of federation 127.0.0.1, group group of {name} (trains)" in told
             data = town.folder / name / "answers.jsonl"
             write_group(data, questions)
-            flags = ["--data", data.name, "--exit-when-run-over"]
             (town.folder / name / "client.toml").write_text(
                 f'embedding_model_path = "{model}"\nthreads = 1\ndata = "{data.name}"\n{more}'
             )
-            running.append(town.starts(name, CLIENT, "run", "--config", "client.toml", *flags))  # 5
-        town.does("host", CLI, "run", "create", "first", spec, "--start")  # 6
+            running.append(town.starts(name, *of_page(5), "--config", "client.toml", "--exit-when-run-over"))
+        town.does("host", *of_page(6, ("run.toml", spec)))
         until(
             lambda: not any(process.running for process in running[1:]), "the partners hear that the run is over", town
         )

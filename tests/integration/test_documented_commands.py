@@ -1,0 +1,186 @@
+"""Every command of the documentation is typed: here, one after the other in one shell, or in the test that is named below."""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from documented import PAGES, ROOT, blocks, of_section
+from process_harness import free_port
+from synthetic_results import SMALL, write_results
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.alone]
+LIMIT_S = 300.0
+VENV = Path(sys.executable).parents[1]
+# Typed by another test, or by nobody, with the reason.
+ELSEWHERE = {
+    "make demo": "tests/faults/test_demo.py",
+    "make test": "it runs this",
+    "make lint": ".ci/run",
+    "bash .ci/run": "it runs this",
+    "make protos": "tests/architecture/test_generated_code.py",
+    "make faults": "tests/faults: hours; a sample of each is in every run",
+    "make experiment": "tests/integration/test_experiment.py",
+    "PYTHONPATH=tests python -m nemesis": "tests/nemesis/test_nemesis.py: the same trial, called",
+    "PYTHONPATH=tests python -m simulation": "tests/simulation/test_simulation.py",
+    ".venv/bin/python deploy/examples/grpo": "tests/integration/test_trl.py",
+    ".venv/bin/python benchmarks/": "benchmarks are run by hand",
+    ".venv/bin/python -m pytest": "it runs this",
+    ".venv/bin/pluralllm experiment run": "tests/integration/test_experiment.py",
+    "pluralllm experiment table results": "tests/integration/test_report_commands.py",
+    "docker compose": "no images are built here; compose.yaml is checked by tests/unit/test_deployment.py",
+    "cp deploy/compose.env.example": "for docker compose",
+    "kubectl": "no cluster here; tests/unit/test_deployment.py checks the manifests",
+}
+# Pages whose commands a test of their own types, section by section or number by number.
+TYPED_FROM_THE_PAGE = {
+    "operate.md": ("Install", "Start", "Look", "One partner"),  # test_operate.py
+    "joining.md": ("The operator, on the coordinator's machine", "The partner, beside its data", "The operator again"),
+}  # the latter: test_joining.py
+
+
+class Shell:
+    """A script that grows by what the pages say, and is then typed by one shell in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines: list[str] = []
+        self.typed: set[str] = set()
+
+    def copy(self, lines: tuple[str, ...], *changes: tuple[str, str]) -> None:
+        """As it stands, but for places of this machine."""
+        self.typed.update(lines)
+        for line in lines:
+            changed = line
+            for usual, mine in changes:
+                changed = changed.replace(usual, mine)
+            self.lines.append(changed)
+            if re.match(r"pluralllm-server serve .*&", changed):
+                self.lines.append(WAIT)
+
+    def add(self, line: str) -> None:
+        """What a reader does without being told."""
+        self.lines.append(line)
+
+    def run(self) -> str:
+        """In a group of processes of its own, which ends with it."""
+        main, gate = free_port(), free_port()
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PLURALLLM_")}
+        environment = {
+            **kept,
+            "HOME": str(self.folder),
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+            "OMP_NUM_THREADS": "1",
+            "PLURALLLM_SERVER_LISTEN": f"127.0.0.1:{main}",
+            "PLURALLLM_SERVER_ENROLMENT_LISTEN": f"127.0.0.1:{gate}",
+        }
+        script = self.folder / "typed.sh"
+        script.write_text("set -euo pipefail\nset -x\n" + "\n".join(self.lines) + "\n")
+        with (self.folder / "told.log").open("w") as told:
+            shell = subprocess.Popen(
+                ["bash", str(script)],
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=told,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            code = shell.wait(LIMIT_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # all of them have ended by themselves
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait(10)
+        logs = "\n".join(log.read_text()[-3000:] for log in sorted(self.folder.glob("*.log")))
+        assert code == 0, logs
+        return (self.folder / "told.log").read_text()
+
+
+SERVES = "pluralllm-server healthy > /dev/null 2>&1 && [ -f pluralllm-state/address ]"
+WAIT = f"for _ in $(seq 100); do {SERVES} && break; sleep 0.2; done"
+
+
+def lines_of(page: str, section: str) -> tuple[str, ...]:
+    return tuple(line for block in of_section(page, section) for line in block.commands)
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / ".venv").symlink_to(VENV)
+    found = Shell(folder)
+    write_script(found)
+    yield found
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_script(shell: Shell) -> None:
+    shell.copy(lines_of("README.md", "By hand"))
+    shell.copy(lines_of("joining.md", "Observers and further administrators"), ("join eve", "--identity eve join eve"))
+    shell.copy(lines_of("joining.md", "When somebody leaves, or a key is lost"), ("org-a", "northmark"))
+
+    # rewards.md, from the model that the README trained.
+    shell.copy(lines_of("rewards.md", "A published version as a model"))
+    shell.copy(lines_of("rewards.md", "Groups whose answers stay where they are"))
+    shell.add("head -60 survey/northmark.jsonl > answers.jsonl; tail -20 survey/northmark.jsonl > in.jsonl")
+    score, pairs, serve = lines_of("rewards.md", "Files and other programs")
+    embedding = ("answers.jsonl", 'answers.jsonl --embedding-model-path "$MODEL"')
+    shell.copy((score, pairs), embedding)
+    shell.copy(
+        (serve,),
+        ('answers.jsonl"', 'answers.jsonl" --embedding-model-path "$MODEL" --listen 127.0.0.1:0 > scores.log &'),
+    )
+    shell.add("scoring=$!; for _ in $(seq 300); do grep -q 'serving scores' scores.log && break; sleep 0.2; done")
+    shell.add("kill -TERM $scoring; wait $scoring || true; grep 'serving scores' scores.log")
+    shell.add("""printf '{"prompt": "p", "candidates": ["a", "b"], "votes": {"My group": [9, 1]}}\\n' > votes.jsonl""")
+    shell.copy(lines_of("rewards.md", "Preferences instead of surveys"))
+
+    write_results(shell.folder / "RESULTS", SMALL, seeds=(0,), draws=1, questions=60)
+    without = [("[--out DIR]", "--out DIR")]
+    table, page, live = lines_of("reports.md", "")
+    shell.copy((table, page, live), *without, ("[RUN]", "first"), ("RESULTS --out DIR", "RESULTS --out page"))
+
+    shell.add("printf 'state_dir = \"pluralllm-state\"\\n' > coordinator.toml")
+    backup, restore = lines_of("reliability.md", "Backup and restore")
+    shell.copy((backup,), ("/backups", "backups"))
+    shell.add("printf 'state_dir = \"restored\"\\n' > coordinator.toml")
+    shell.copy((restore,), ("/backups", "backups"))
+    shell.add("pluralllm-server audit --state-dir restored")
+    shell.add("kill -TERM %1; wait %1")
+
+
+def test_the_commands_of_the_pages_work_one_after_the_other(shell: Shell) -> None:
+    told = shell.run()
+    assert "of 30  completed" in told
+    assert re.search(r"northmark +client +northmark +active", told)
+    assert "northmark is revoked" in told
+    assert (shell.folder / "first" / "model.safetensors").exists()
+    assert (shell.folder / "model" / "README.md").exists()
+    assert "2 runs" in told.split("audit --state-dir restored")[-1]
+    for log in ("northmark.log", "harbourland.log"):
+        assert '"client.stopped"' in (shell.folder / log).read_text()
+
+
+def test_every_command_of_the_documentation_is_typed_somewhere(shell: Shell) -> None:
+    untyped = [
+        f"{block.page}: {line}"
+        for page in PAGES
+        for block in blocks(page)
+        if block.section not in TYPED_FROM_THE_PAGE.get(block.page, ())
+        for line in block.commands
+        if line not in shell.typed and not line.startswith(tuple(ELSEWHERE))
+    ]
+    assert untyped == []
+    for where in ELSEWHERE.values():
+        if where.startswith(("tests/", ".ci/")):
+            assert (ROOT / shlex.split(where)[0].rstrip(":,")).exists(), where

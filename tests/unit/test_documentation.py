@@ -1,0 +1,99 @@
+"""What the documentation names exists: commands, options, files, places in pages. That its commands work is tried elsewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from documented import PAGES, ROOT, blocks, inline
+
+from pluralllm.cli.__main__ import app as operators
+from pluralllm.client.__main__ import app as clients
+from pluralllm.server.__main__ import app as coordinators
+
+APPS = {
+    "pluralllm": typer.main.get_command(operators),
+    "pluralllm-client": typer.main.get_command(clients),
+    "pluralllm-server": typer.main.get_command(coordinators),
+}
+ALL = (*PAGES, *sorted((ROOT / "docs" / "reference").glob("*.md")), ROOT / "protos" / "README.md")
+# Words of a sentence about a command, where a subcommand could stand.
+PLACEHOLDER = re.compile(r"[A-Z\[]|\.\.\.|-$")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def problem_of(command: str) -> str:
+    """Why this command line cannot be; nothing if it can."""
+    words = shlex.split(command.replace("...", " ").replace("[", " ").replace("]", " "))
+    found: object = APPS[words[0]]
+    options = options_of(found)
+    for word in words[1:]:
+        inner = getattr(found, "commands", {})
+        if word.startswith("--"):
+            if word.partition("=")[0] not in options:
+                return f"{command}: {word} is no option there"
+        elif inner and not PLACEHOLDER.match(word) and word in inner:
+            found = inner[word]
+            options |= options_of(found)
+        elif inner and word not in options and re.fullmatch(r"[a-z-]+", word) and not takes_value(words, word):
+            return f"{command}: {word} is no command there"
+    return ""
+
+
+def takes_value(words: list[str], word: str) -> bool:
+    return words[words.index(word) - 1].startswith("--")
+
+
+def options_of(command: object) -> set[str]:
+    return {"--help"} | {opt for each in getattr(command, "params", ()) for opt in (*each.opts, *each.secondary_opts)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_that_is_named_exists(page: Path) -> None:
+    ours = [
+        part.strip()
+        for block in blocks(page)
+        for line in block.commands
+        for part in re.split(r"[;|&]|2>", re.sub(r"^\.venv/bin/", "", line.strip()))
+        if re.match(r"pluralllm(-server|-client)? ", part.strip())
+    ]
+    lists = [command for command in inline(page) if "," not in command]  # `run create`, `start`: names of several
+    assert [problem for command in (*ours, *lists) if (problem := problem_of(command))] == []
+
+
+def test_a_command_or_option_that_is_not_there_would_be_found() -> None:
+    assert "is no command" in problem_of("pluralllm run begin first")
+    assert "is no option" in problem_of("pluralllm-server serve --gently")
+    assert problem_of("pluralllm --identity admin run create first run.toml --start") == ""
+
+
+def anchors_of(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"https?:|mailto:", target):
+            continue
+        file, _, place = target.partition("#")
+        found = (page.parent / file).resolve() if file else page
+        assert found.exists(), f"{page.name}: {target}"
+        if place:
+            assert place in anchors_of(found), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
+    named = re.findall(
+        r"(?<![\w/.-])((?:tests|benchmarks|deploy|docs|protos|common|server|client)/[\w./-]+\w)", page.read_text()
+    )
+    known = [path for path in named if not path.startswith(MADE_BY_THE_READER)]
+    missing = [path for path in known if not any((base / path).exists() for base in (ROOT, *SOURCES))]
+    assert missing == []
+
+
+MADE_BY_THE_READER = ("deploy/compose.env", "deploy/clients/")
+SOURCES = [ROOT / part / "src" / "pluralllm" for part in ("common", "server", "client")]
