@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import pty
+import re
 import statistics
 import subprocess
 import sys
@@ -43,6 +44,8 @@ from pluralllm.server.sql_store import open_store
 from pluralllm.server.state_directory import StateDirectory
 
 LIMIT_S = 60.0
+# Of the screen's head.
+RUNNING, PAUSED = re.compile(rb"collecting for .*next: ", re.DOTALL), re.compile(rb"collecting \(paused\) for")
 SCREEN = {**os.environ, "COLUMNS": "120", "LINES": "140", "TERM": "xterm-256color"}
 
 
@@ -154,15 +157,15 @@ def watch(folder: Path, remote: Remote, times: int) -> tuple[str, str]:
     os.close(its)
     shown: list[float] = []
     try:
-        read_until(ours, b"next: ")
+        read_until(ours, RUNNING)
         first_ms = (time.perf_counter() - began_s) * 1e3
         for _ in range(times):
             remote.pause_run("long")
             changed_s = time.perf_counter()
-            read_until(ours, b"(paused)")
+            read_until(ours, PAUSED)
             shown.append((time.perf_counter() - changed_s) * 1e3)
             remote.resume_run("long")
-            read_until(ours, b"next: ")
+            read_until(ours, RUNNING)
     finally:
         watching.terminate()
         watching.wait(LIMIT_S)
@@ -170,11 +173,12 @@ def watch(folder: Path, remote: Remote, times: int) -> tuple[str, str]:
     return f"{first_ms:.0f} ms", f"{statistics.median(shown):.0f} ms (slowest {max(shown):.0f} ms)"
 
 
-def read_until(terminal: int, wanted: bytes) -> None:
+def read_until(terminal: int, wanted: re.Pattern[bytes]) -> None:
+    """Of what comes from now on."""
     seen, until_s = b"", time.monotonic() + LIMIT_S
-    while wanted not in seen:
+    while not wanted.search(re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen)):
         if time.monotonic() > until_s:
-            raise SystemExit(f"no {wanted!r} in {LIMIT_S:g} s, but: {seen[-2000:]!r}")
+            raise SystemExit(f"no {wanted.pattern!r} in {LIMIT_S:g} s, but: {seen[-2000:]!r}")
         seen += os.read(terminal, 65_536)
 
 

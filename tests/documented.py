@@ -12,9 +12,9 @@ PAGES = (
     ROOT / "benchmarks" / "RESULTS.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
-SHELL = re.compile(
-    r"\. |make\b|bash\b|python3? |\.venv/|pluralllm|PYTHONPATH=|MODEL="
-    r"|/opt/|useradd|install |systemctl|curl|cp |ls |docker|kubectl"
+# First lines of what is indented and no shell block: Python, settings, drawings, lists.
+OTHER = re.compile(
+    r"from |import |\w+ = |\w+\.\w+\(|\S+/ +\w|.*(-->|<--)| {4}|operator +coordinator|administrator +coordinator"
 )
 
 
@@ -40,7 +40,7 @@ def blocks(page: Path) -> Iterator[Block]:
         if line.startswith("    "):
             held.append(line[4:])
             continue
-        if any(SHELL.match(each.lstrip()) for each in held):
+        if held and not OTHER.match(held[0]):
             yield Block(page.name, section, tuple(held))
         held = []
         if line.startswith("## "):

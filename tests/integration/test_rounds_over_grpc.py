@@ -41,6 +41,7 @@ from pluralllm.common.ids import RoundNumber, RunId
 from pluralllm.common.membership_errors import IdentityMismatch
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
+from pluralllm.common.status import CLIENT_STOPPED
 from pluralllm.common.weights import layout_of, write_weights
 from pluralllm.server import events as ev
 from pluralllm.server.audit import audit
@@ -510,6 +511,36 @@ async def test_a_failed_client_is_named_with_its_reason_and_left_out_until_it_re
         assert "left out" in (await ann.poll()).wait.reason
         await ann.hello()
         assert (await ann.task()).name == task.name
+
+
+async def test_a_daemon_that_stops_has_no_session_and_no_place_any_more(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        ann, _ = await two_clients(served)
+        task = await ann.task()
+        stopped = pb.ReportFailureRequest(
+            task=task.name, reason=CLIENT_STOPPED, message="bye", instance_id=ann.instance
+        )
+        await ann.call("ReportFailure", stopped)
+        for _ in range(3):  # the coordinator looks whom to give a place
+            served.coordinator.wake()
+            await asyncio.sleep(0)
+        person = next(person for person in (await served.run("r")).participants if person.client == "ann")
+        assert (person.state, person.reason) == (rpb.PARTICIPANT_STATE_LOST, "CLIENT_STOPPED: bye")
+        with pytest.raises(StaleSession):
+            await ann.poll()
+
+
+async def test_what_a_replaced_daemon_says_of_its_task_is_not_heard(tmp_path: Path) -> None:
+    """It has the same name: the task is the newer one's now."""
+    async with serving(tmp_path / "state") as served:
+        ann, _ = await two_clients(served)
+        task, older = await ann.task(), ann.instance
+        ann.instance = "second"
+        await ann.hello()
+        assert (await ann.task()).name == task.name
+        stopped = pb.ReportFailureRequest(task=task.name, reason=CLIENT_STOPPED, message="bye", instance_id=older)
+        await ann.call("ReportFailure", stopped)
+        assert (await ann.poll(held=task.name)).task.name == task.name
 
 
 async def test_a_newer_instance_replaces_the_older_one(tmp_path: Path) -> None:

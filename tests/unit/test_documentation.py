@@ -3,7 +3,9 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 import typer
 from documented import PAGES, ROOT, blocks, inline
@@ -19,34 +21,35 @@ APPS = {
 }
 ALL = (*PAGES, *sorted((ROOT / "docs" / "reference").glob("*.md")), ROOT / "protos" / "README.md")
 # Words of a sentence about a command, where a subcommand could stand.
-PLACEHOLDER = re.compile(r"[A-Z\[]|\.\.\.|-$")
+PLACEHOLDER = re.compile(r"[A-Z]")
+MADE_BY_THE_READER = ("deploy/compose.env", "deploy/clients/")
+SOURCES = [ROOT / part / "src" / "pluralllm" for part in ("common", "server", "client")]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def problem_of(command: str) -> str:
     """Why this command line cannot be; nothing if it can."""
     words = shlex.split(command.replace("...", " ").replace("[", " ").replace("]", " "))
-    found: object = APPS[words[0]]
-    options = options_of(found)
+    found, skips = APPS[words[0]], False
     for word in words[1:]:
-        inner = getattr(found, "commands", {})
-        if word.startswith("--"):
-            if word.partition("=")[0] not in options:
+        if skips:
+            skips = False
+        elif word.startswith("--"):
+            option = options_of(found).get(word.partition("=")[0])
+            if option is None:
                 return f"{command}: {word} is no option there"
-        elif inner and not PLACEHOLDER.match(word) and word in inner:
+            skips = not option.is_flag and "=" not in word
+        elif (inner := getattr(found, "commands", {})) and not PLACEHOLDER.match(word):
+            if word not in inner:
+                return f"{command}: {word} is no command there"
             found = inner[word]
-            options |= options_of(found)
-        elif inner and word not in options and re.fullmatch(r"[a-z-]+", word) and not takes_value(words, word):
-            return f"{command}: {word} is no command there"
     return ""
 
 
-def takes_value(words: list[str], word: str) -> bool:
-    return words[words.index(word) - 1].startswith("--")
-
-
-def options_of(command: object) -> set[str]:
-    return {"--help"} | {opt for each in getattr(command, "params", ()) for opt in (*each.opts, *each.secondary_opts)}
+def options_of(command: Any) -> dict[str, Any]:
+    """By every name they have."""
+    shown = [*command.params, command.get_help_option(click.Context(command))]
+    return {name: option for option in shown for name in (*option.opts, *option.secondary_opts)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -64,7 +67,9 @@ def test_every_command_and_option_that_is_named_exists(page: Path) -> None:
 
 def test_a_command_or_option_that_is_not_there_would_be_found() -> None:
     assert "is no command" in problem_of("pluralllm run begin first")
+    assert "is no command" in problem_of("pluralllm --plain-text stauts")
     assert "is no option" in problem_of("pluralllm-server serve --gently")
+    assert "is no option" in problem_of("pluralllm status --identity eve")
     assert problem_of("pluralllm --identity admin run create first run.toml --start") == ""
 
 
@@ -93,7 +98,3 @@ def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
     known = [path for path in named if not path.startswith(MADE_BY_THE_READER)]
     missing = [path for path in known if not any((base / path).exists() for base in (ROOT, *SOURCES))]
     assert missing == []
-
-
-MADE_BY_THE_READER = ("deploy/compose.env", "deploy/clients/")
-SOURCES = [ROOT / part / "src" / "pluralllm" for part in ("common", "server", "client")]

@@ -74,3 +74,16 @@ async def test_an_incident_is_logged_with_its_place_and_without_what_the_caller_
     assert CANARY[:12] not in logged + call.told
     if form == "json":
         assert json.loads(logged.splitlines()[-1])["incident"] in call.told
+
+
+@pytest.mark.parametrize(("refused", "is_coloured"), [(False, True), (True, False)])
+def test_lines_for_people_are_coloured_unless_they_refuse_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, refused: bool, is_coloured: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were a terminal
+    if refused:
+        monkeypatch.setenv("NO_COLOR", "1")
+    configure_logs(form="console")
+    structlog.get_logger().info("something.happened")
+    assert ("\x1b[" in capsys.readouterr().err) == is_coloured

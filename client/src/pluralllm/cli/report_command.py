@@ -8,6 +8,7 @@ import typer
 
 from pluralllm.cli.connection import CoordinatorOption, remote
 from pluralllm.cli.output import now
+from pluralllm.common.console import showing_progress
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.extras import need_report
 from pluralllm.common.membership_errors import RoleForbids
@@ -32,12 +33,15 @@ def report(
     there = remote(coordinator)
     found = there.get_run(run)
     name = found["name"].removeprefix("runs/")
-    model, size, spec = _model(there, name)
-    told = Told(found, there.rounds(name, MOST_ROUNDS), there.evaluations(name), _members(there), model, size, spec)
     folder = out or Path(f"{name}-report")
     if folder.is_file():
         raise InvalidArgument(field="--out", problem=f"{folder} is a file, must be a folder")
-    typer.echo(str(write_page(live_page(told, f"{now():%Y-%m-%d %H:%M} UTC"), folder)))
+    with showing_progress("reading rounds and scores") as tell:
+        model, size, spec = _model(there, name)
+        told = Told(found, there.rounds(name, MOST_ROUNDS), there.evaluations(name), _members(there), model, size, spec)
+        tell("drawing", 0, 0)
+        page = write_page(live_page(told, f"{now():%Y-%m-%d %H:%M} UTC"), folder)
+    typer.echo(str(page))
 
 
 def _model(there: "Remote", run: str) -> tuple[dict[str, Any] | None, int | None, dict[str, Any] | None]:

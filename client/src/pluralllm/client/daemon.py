@@ -55,6 +55,7 @@ log = structlog.get_logger()
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
 STOP_GRACE_S = 8.0  # for a push that is under way
+STOP_TELL_S = 5.0  # for the coordinator to hear of it
 HAND_IN_GRACE_S = 1.5
 HANDING_IN = "handing in"
 CLOCK_SKEW_TOLD_S = 30.0
@@ -137,8 +138,10 @@ class Daemon:
             if not self._work.doing.done():
                 await self._drop_work("the client stops")
                 with contextlib.suppress(PluralError):
-                    name = self._work.task.name
-                    await self._transport.report_failure(name, CLIENT_STOPPED, "stopped by its owner", permanent=False)
+                    name, why = self._work.task.name, "stopped by its owner"
+                    await self._transport.report_failure(
+                        name, CLIENT_STOPPED, why, permanent=False, deadline_s=STOP_TELL_S
+                    )
         await self._worker.stop()
         log.info("client.stopped", sent_bytes=self._transport.traffic.sent_bytes)
 

@@ -11,17 +11,11 @@ from pluralllm.client.config import ClientConfig
 from pluralllm.client.doctor import checks_of
 from pluralllm.client.policy import load_policy
 from pluralllm.client.private_data import check_file
+from pluralllm.client.private_texts import PrivateTexts
 from pluralllm.common.configuration import load_config, origins_of
-from pluralllm.common.errors import InvalidData
-from pluralllm.common.support_bundle import (
-    Redaction,
-    about,
-    bundle_name,
-    metrics_of,
-    write_bundle,
-)
-
-LEAST_PRIVATE = 12  # characters: shorter answers ("agree") are words of any log
+from pluralllm.common.errors import InvalidArgument, InvalidData
+from pluralllm.common.questions import Question
+from pluralllm.common.support_bundle import about, bundle_name, metrics_of, write_bundle
 
 
 def support_bundle(
@@ -44,7 +38,8 @@ def support_bundle(
         "state.json": lambda: list(_files(settings.state_dir)),
         "metrics.txt": lambda: metrics_of(settings.state_dir),
     }
-    write_bundle(path, parts, log or [], Redaction(private=_private_texts(settings.data)))
+    private = PrivateTexts(_questions(settings.data, whole=bool(log)))
+    write_bundle(path, parts, log or [], private.redacted, private.redacted_log)
     typer.echo(f"{path}: look through it before you send it")
 
 
@@ -60,10 +55,14 @@ def _files(state: Path) -> Iterator[dict[str, Any]]:
             yield {"file": str(path.relative_to(state)), "bytes": facts.st_size, "changed_s": facts.st_mtime}
 
 
-def _private_texts(data: Path) -> set[str]:
+def _questions(data: Path, *, whole: bool) -> tuple[Question, ...]:
+    """`whole`: a log is given, so every question must be known. Raises InvalidArgument if one cannot be read."""
     try:
-        questions = check_file(data).questions
-    except InvalidData:  # it cannot be read here: then no part was made of it
-        return set()
-    texts = {text for question in questions for text in (question.text, *question.options)}
-    return {text for text in texts if len(text) >= LEAST_PRIVATE}
+        checked = check_file(data)
+        problem = "" if not checked.problems else f"{data} has problems (pluralllm-client data check {data})"
+    except InvalidData as error:
+        checked, problem = None, str(error)
+    if problem and whole:
+        said = f"cannot be looked through for private texts: {problem}. Mend that, or leave the logs out"
+        raise InvalidArgument(field="--log", problem=said)
+    return () if checked is None else checked.questions

@@ -199,10 +199,8 @@ class Transport:
                 with attempt:
                     await self._fetch_chunks(run, version, manifest, part)
             await asyncio.to_thread(part.replace, target)
-        model = response.model
-        return VersionLink(
-            ModelVersion(model.version), manifest.digest, model.record_sha256, model.parent_record_sha256
-        )
+        got = response.model
+        return VersionLink(ModelVersion(got.version), manifest.digest, got.record_sha256, got.parent_record_sha256)
 
     async def _fetch_chunks(self, run: RunId, version: ModelVersion, manifest: Manifest, part: Path) -> None:
         first = await asyncio.to_thread(keep_good_chunks, part, manifest)
@@ -281,10 +279,13 @@ class Transport:
     async def report_progress(self, task: TaskName, stage: str, progress: float) -> None:
         await self._call("ReportProgress", pb.ReportProgressRequest(task=task, stage=stage, progress=progress))
 
-    async def report_failure(self, task: TaskName, reason: str, message: str, *, permanent: bool) -> None:
+    async def report_failure(
+        self, task: TaskName, reason: str, message: str, *, permanent: bool, deadline_s: float = CALL_DEADLINE_S
+    ) -> None:
         kind = pb.FAILURE_KIND_PERMANENT if permanent else pb.FAILURE_KIND_TRANSIENT
         request = pb.ReportFailureRequest(task=task, kind=kind, reason=reason, message=message)
-        await self._call("ReportFailure", request)
+        request.instance_id = self._instance
+        await self._call("ReportFailure", request, deadline_s)
 
     async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
         return await self._answer(getattr(self._line.stub, method), request, deadline_s)

@@ -1,8 +1,9 @@
-"""What more than one command prints: JSON for programs, checks of a doctor, the effective configuration."""
+"""What more than one command prints: JSON for programs, checks of a doctor, the effective configuration, how far work is."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -33,6 +34,19 @@ def checked(name: str, probe: Callable[[], Check]) -> Check:
     except PluralError as error:
         whole, fix = " ".join(str(error).split()), " ".join(error.fix.format(**error.facts).split())
         return Check(name, ok=False, result=whole.removesuffix(fix).strip(), fix=fix)
+
+
+@contextlib.contextmanager
+def showing_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Shows on standard error, if that is a terminal, that long work goes on; call with what, how much of it, of how much."""
+    console = Console(stderr=True)
+    with console.status(what) if console.is_terminal else contextlib.nullcontext() as shown:
+
+        def tell(what: str, done: int, total: int) -> None:
+            if shown is not None:
+                shown.update(f"{what} {done} of {total}" if total else what)
+
+        yield tell
 
 
 def print_json(form: Form, value: Mapping[str, Any]) -> None:

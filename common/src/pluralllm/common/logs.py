@@ -5,6 +5,7 @@ import sys
 from typing import Literal
 
 import structlog
+from rich.console import Console
 from structlog.tracebacks import ExceptionDictTransformer
 
 # Both of structlog's own choices would print the local variables of every frame: tokens, keys, private questions.
@@ -16,9 +17,7 @@ def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> 
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+        else structlog.dev.ConsoleRenderer(colors=_wants_colours(), exception_formatter=structlog.dev.plain_traceback)
     )
     structlog.configure(
         processors=[
@@ -32,3 +31,9 @@ def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> 
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _wants_colours() -> bool:
+    """A terminal whose user has not set NO_COLOR (no-color.org): rich looks."""
+    console = Console(stderr=True)
+    return console.is_terminal and not console.no_color

@@ -1,7 +1,7 @@
-"""What somebody who helps needs to see of a process, in one archive, without keys, tokens, passwords or private texts.
+"""What somebody who helps needs to see of a process, in one archive, without keys, tokens and passwords.
 
-A part is made of facts, never copied from a file of the state directory; the tails of logs that are given are the exception, and
-like everything else they go through `Redaction`.
+A part is made of facts, never copied from a file of the state directory; the ends of logs that are given are the exception.
+Everything goes through a `Redaction`; a partner's has the texts of its private file too (client/private_texts.py).
 """
 
 import datetime
@@ -14,10 +14,9 @@ import platform
 import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from pluralllm.common.errors import InvalidArgument, PluralError
+from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.files import write_durably
 
 REMOVED = "[removed]"
@@ -35,55 +34,51 @@ What is in it: versions, the configuration, the doctor's checks, metrics, and th
 coordinator also runs, their newest rounds and events, and members with their standing; of a client its policy, the number
 of its questions and the names and sizes of the files of its state. Names of members, groups, hosts and folders stay.
 
-What is not: keys, tokens, passwords, questions, answers, weights. Whatever looked like one is "[removed]".
+What is not: keys, tokens, passwords, weights. Whatever looked like one is "[removed]". A client's logs are here as far as
+they are JSON lines, without those that hold a question or an answer of its private file; answers of less than ten letters
+cannot be told from other words, and are not looked for.
 """
 PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
 INVITE = re.compile(r"pluralllm-invite:\S+")
-URL_PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):[^\s/@]+@")
+USER_OF_URL = re.compile(r"(?<=://)[^\s/@\"]+@")  # with or without a password
+QUERY_OF_URL = re.compile(r"(://[^\s?\"]+)\?[^\s\"]+")
 BASE64 = re.compile(r"[A-Za-z0-9+/_=-]{40,}")  # tokens have 43 characters, keys more
+MOST_OF_A_NAME = 16  # characters of a folder's or file's name that has everything a token has
 
 Part = Callable[[], object]  # JSON-ready facts, or a text
+Redaction = Callable[[str], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Redaction:
-    """`secrets` are removed wherever they stand; a line with one of the `private` texts is removed whole."""
-
-    secrets: Collection[str] = ()
-    private: Collection[str] = ()
-
-    def __call__(self, text: str) -> str:
-        for secret in self.secrets:
-            text = text.replace(secret, REMOVED)
-        text = INVITE.sub(REMOVED, PEM.sub(REMOVED, text))
-        text = URL_PASSWORD.sub(rf"\1:{REMOVED}@", text)
-        text = BASE64.sub(_unless_harmless, text)
-        if not self.private:
-            return text
-        return "".join(
-            f"{REMOVED}: a line with a private text\n" if self._is_private(line) else line
-            for line in text.splitlines(keepends=True)
-        )
-
-    def _is_private(self, line: str) -> bool:
-        """As it stands, or as JSON writes it."""
-        return any(text in line or json.dumps(text)[1:-1] in line for text in self.private)
+def without_secrets(text: str, known: Collection[str] = ()) -> str:
+    """`known`: what must not stand anywhere, as it is or as JSON writes it."""
+    for secret in known:
+        for form in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]} - {""}:
+            text = text.replace(form, REMOVED)
+    text = INVITE.sub(REMOVED, PEM.sub(REMOVED, text))
+    text = QUERY_OF_URL.sub(rf"\1?{REMOVED}", USER_OF_URL.sub(f"{REMOVED}@", text))
+    return BASE64.sub(_unless_harmless, text)
 
 
 def _unless_harmless(match: re.Match[str]) -> str:
-    """Digests are small hexadecimal, names of things have no capitals; what is left in 40 characters is a secret's form."""
-    text = match[0]
-    if text.startswith("/"):  # a path
-        return text
-    is_mixed = any(c.isupper() for c in text) and any(c.islower() for c in text) and any(c.isdigit() for c in text)
-    return REMOVED if is_mixed else text
+    """Digests have small letters only, and so have names of things; a token of 43 characters has both kinds."""
+    if not match[0].startswith("/"):
+        return REMOVED if _has_both(match[0]) else match[0]
+    return "/".join(
+        REMOVED if len(name) >= MOST_OF_A_NAME and _has_both(name) else name for name in match[0].split("/")
+    )
+
+
+def _has_both(text: str) -> bool:
+    return any(c.isupper() for c in text) and any(c.islower() for c in text)
 
 
 def bundle_name(command: str) -> str:
     return f"{command}-support-{datetime.datetime.now(tz=datetime.UTC):%Y%m%d-%H%M%S}.zip"
 
 
-def write_bundle(path: Path, parts: Mapping[str, Part], logs: Sequence[Path], redacted: Redaction) -> None:
+def write_bundle(
+    path: Path, parts: Mapping[str, Part], logs: Sequence[Path], redacted: Redaction, redacted_log: Redaction
+) -> None:
     """A new zip file, for its owner only. What cannot be told is said in its place. Raises InvalidArgument, StorageFull."""
     if path.exists():
         raise InvalidArgument(field="FILE", problem=f"{path} is there already")
@@ -95,14 +90,14 @@ def write_bundle(path: Path, parts: Mapping[str, Part], logs: Sequence[Path], re
         for name, part in parts.items():
             bundle.writestr(name, redacted(_told(part)))
         for number, log in enumerate(logs):
-            bundle.writestr(f"logs/{number}-{log.name}", redacted(_tail(log)))
+            bundle.writestr(f"logs/{number}-{log.name}", redacted_log(_tail(log)))
     write_durably(path, archive.getvalue(), MODE)
 
 
 def _told(part: Part) -> str:
     try:
         found = part()
-    except (PluralError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever keeps one part from being told, the others are needed
         return f"could not be told: {type(error).__name__}: {error}\n"
     return found if isinstance(found, str) else json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n"
 

@@ -810,11 +810,14 @@ class ReportFailureRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     kind: Global___FailureKind.ValueType
     reason: _builtins.str
     """Name of the error leaf, for example EMBEDDING_MISMATCH; or CLIENT_STOPPED: the daemon ends, and its session with it."""
     message: _builtins.str
+    instance_id: _builtins.str
+    """Of the daemon that says so: what a replaced one says of a newer one's task is not heard. Empty: of whichever."""
     def __init__(
         self,
         *,
@@ -822,10 +825,11 @@ class ReportFailureRequest(_message.Message):
         kind: Global___FailureKind.ValueType = ...,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "reason", b"reason", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "kind", b"kind", "message", b"message", "reason", b"reason", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

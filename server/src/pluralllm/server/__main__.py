@@ -15,7 +15,7 @@ import typer
 from pluralllm.common import __version__
 from pluralllm.common.clock import Clock, SystemClock
 from pluralllm.common.configuration import load_config, origins_of
-from pluralllm.common.console import Json, print_config, print_json
+from pluralllm.common.console import Json, print_config, print_json, showing_progress
 from pluralllm.common.errors import Overtaken, PluralError
 from pluralllm.common.exits import EXIT_CODES, run_command
 from pluralllm.common.files import write_durably
@@ -310,7 +310,8 @@ async def _serve(config: ServerConfig, supervisor: Supervisor) -> None:
 def audit(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
     """Check everything on disk against the invariants: the server must be stopped."""
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
-    report = asyncio.run(_audit(settings))
+    with showing_progress("averaging again and comparing"):
+        report = asyncio.run(_audit(settings))
     if as_json:
         print_json(AUDIT, report.to_json())
     else:

@@ -1,21 +1,17 @@
 """`pluralllm-server backup` and `restore`: what a person gives, and what they are told."""
 
 import asyncio
-import contextlib
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pluralllm.common.configuration import load_config
-from pluralllm.common.console import Json, print_json
+from pluralllm.common.console import Json, print_json, showing_progress
 from pluralllm.common.json_forms import BACKUP
 from pluralllm.common.logs import configure_logs
-from pluralllm.server.backup import Contents, Tell, back_up
+from pluralllm.server.backup import Contents, back_up
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.restore import restore as restore_from
 
@@ -35,7 +31,7 @@ def backup(
     """
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     configure_logs(form="console", level="WARNING")
-    with _progress() as tell:
+    with showing_progress("reading the records") as tell:
         found = asyncio.run(back_up(settings, directory.absolute(), tell))
     _say(found, directory, "backed up into", as_json=as_json)
     if found.has_authority and not as_json:
@@ -55,24 +51,11 @@ def restore(
     """
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     configure_logs(form="console", level="WARNING")
-    with _progress() as tell:
+    with showing_progress("reading the records") as tell:
         found = asyncio.run(restore_from(settings, directory.absolute(), time.time(), tell))
     _say(found, directory, "restored from", as_json=as_json)
     if not as_json:
         typer.echo("Next: pluralllm-server serve. What happened after the backup is done again.")
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Tell]:
-    """On a terminal only."""
-    console = Console(stderr=True)
-    with console.status("reading the records") if sys.stderr.isatty() else contextlib.nullcontext() as shown:
-
-        def tell(what: str, done: int, total: int) -> None:
-            if shown is not None:
-                shown.update(f"{what} {done} of {total}" if total else what)
-
-        yield tell
 
 
 def _say(found: Contents, directory: Path, what: str, *, as_json: bool) -> None:

@@ -295,7 +295,9 @@ class Federation(pb_grpc.FederationServiceServicer):
     async def ReportFailure(self, request: pb.ReportFailureRequest, context: Context) -> pb.ReportFailureResponse:
         task = parse_task(request.task, caller().name)
         run = self._coordinator.held_run(task.client, task.name)
-        if run is not None:
+        session = self._coordinator.sessions.get(task.client)
+        is_replaced = session is not None and request.instance_id not in ("", session.instance)
+        if run is not None and not is_replaced:
             reason = f"{request.reason[:40]}: {request.message[:400]}"
             permanent = request.kind == pb.FAILURE_KIND_PERMANENT
             self._coordinator.release(task.client)

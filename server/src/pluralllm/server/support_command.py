@@ -1,7 +1,9 @@
 """`pluralllm-server support-bundle`: what somebody who helps needs to see of a coordinator, running or not."""
 
 import asyncio
+import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,13 +11,7 @@ import sqlalchemy as sa
 import typer
 
 from pluralllm.common.configuration import load_config, origins_of
-from pluralllm.common.support_bundle import (
-    Redaction,
-    about,
-    bundle_name,
-    metrics_of,
-    write_bundle,
-)
+from pluralllm.common.support_bundle import about, bundle_name, metrics_of, without_secrets, write_bundle
 from pluralllm.server import schema as t
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.doctor import checks_of
@@ -51,13 +47,20 @@ def support_bundle(
         "database.json": lambda: asyncio.run(_database(settings)),
         "metrics.txt": lambda: metrics_of(settings.state_dir),
     }
-    write_bundle(path, parts, log or [], Redaction(secrets=_secrets(settings)))
+    redacted = partial(without_secrets, known=_passwords(settings))
+    write_bundle(path, parts, log or [], redacted, redacted)
     typer.echo(f"{path}: look through it before you send it")
 
 
-def _secrets(config: ServerConfig) -> list[str]:
-    url = None if config.database_url is None else sa.make_url(config.database_url.get_secret_value())
-    return [] if url is None or url.password is None else [str(url.password)]
+def _passwords(config: ServerConfig) -> list[str]:
+    """As the URL has them, and as they are."""
+    if config.database_url is None:
+        return []
+    text = config.database_url.get_secret_value()
+    url = sa.make_url(text)
+    in_query = url.query.get("password", ())
+    written = re.findall(r"://[^:@]*:(.+)@", text)
+    return [str(url.password or ""), *written, *([in_query] if isinstance(in_query, str) else in_query)]
 
 
 async def _database(config: ServerConfig) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""What a person's shell and terminal see: completion, and colours that can be refused."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BINARIES = Path(sys.executable).parent
+COLOUR = re.compile(rb"\x1b\[[0-9;]*3[0-7]")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("pluralllm ", {"status", "run", "explain", "experiment"}),
+        ("pluralllm run c", {"create", "cancel"}),
+        ("pluralllm-server s", {"serve", "support-bundle"}),
+        ("pluralllm-client data i", {"import"}),
+        ("pluralllm-client run --dev", {"--device"}),
+    ],
+)
+def test_a_shell_is_told_what_can_follow(typed: str, offered: set[str]) -> None:
+    words = typed.split(" ")
+    asked = {
+        f"_{words[0].upper().replace('-', '_')}_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = subprocess.run(
+        [str(BINARIES / words[0])],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert offered <= set(done.stdout.split())
+
+
+def on_a_terminal(folder: Path, **environment: str) -> bytes:
+    """What a doctor who finds something wrong prints, in red elsewhere."""
+    ours, its = pty.openpty()
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "CI", "TERM")}
+    told = b""
+    with subprocess.Popen(
+        [sys.executable, "-m", "pluralllm.server", "doctor", "--state-dir", str(folder / "nowhere")],
+        stdin=subprocess.DEVNULL,
+        stdout=its,
+        stderr=its,
+        env={**kept, "TERM": "xterm-256color", "PLURALLLM_SERVER_LISTEN": "127.0.0.1:0", **environment},
+    ) as process:
+        os.close(its)
+        try:
+            while piece := os.read(ours, 65_536):
+                told += piece
+        except OSError:  # Linux says so when the last writer has gone
+            pass
+        finally:
+            os.close(ours)
+        assert process.wait(60) == 3
+    return told
+
+
+def test_colours_are_for_terminals_that_want_them(tmp_path: Path) -> None:
+    assert COLOUR.search(on_a_terminal(tmp_path))
+    assert not COLOUR.search(on_a_terminal(tmp_path, NO_COLOR="1"))
