@@ -23,6 +23,9 @@ def demo(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
+LOOK_EVERY_S = 0.2  # a look at all processes takes a core for a while, and the demo needs it
+
+
 def left_over(folder: Path) -> list[str]:
     """Processes whose command line or working files name the demo's folder."""
     found = []
@@ -66,6 +69,7 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Si
         while workers() == before:  # the clients have started their own processes: the worst moment
             assert time.monotonic() < end_s, "no client has started"
             assert running.poll() is None, "the demo ended too early"
+            time.sleep(LOOK_EVERY_S)
         running.send_signal(number)
         output, _ = running.communicate(timeout=60)
     finally:
@@ -75,3 +79,4 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Si
     end_s = time.monotonic() + 10
     while left_over(tmp_path) or not workers() <= before:
         assert time.monotonic() < end_s, left_over(tmp_path)
+        time.sleep(LOOK_EVERY_S)

@@ -16,7 +16,7 @@ from documented import PAGES, ROOT, blocks, of_section
 from process_harness import free_port
 from synthetic_results import SMALL, write_results
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 LIMIT_S = 300.0
 VENV = Path(sys.executable).parents[1]
 # Typed by another test, or by nobody, with the reason.
