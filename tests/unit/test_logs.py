@@ -77,6 +77,7 @@ async def test_an_incident_is_logged_with_its_place_and_without_what_the_caller_
 
 
 @pytest.mark.parametrize(("refused", "is_coloured"), [(False, True), (True, False)])
+@pytest.mark.usefixtures("log_of_its_own")
 def test_lines_for_people_are_coloured_unless_they_refuse_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, refused: bool, is_coloured: bool
 ) -> None:

@@ -61,7 +61,7 @@ def _facts(line: str) -> Any:
         return None
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
