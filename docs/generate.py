@@ -93,7 +93,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "exception")
 def metrics_page() -> str:
     head = ("metric", "kind", "labels", "meaning")
     server = [*instruments_of(of_server), *_pictured()]
-    client = sorted(instruments_of(of_client))
+    client = sorted({*instruments_of(of_client)})  # a module may have one under two names
     return f"{MADE}{METRICS}{table(head, iter(sorted(server)))}{CLIENT_METRICS}{table(head, iter(client))}"
 
 
