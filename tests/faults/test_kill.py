@@ -15,9 +15,11 @@ from pluralllm.common.errors import PluralError
 from pluralllm.common.spec import RunSpec
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
-SPEC = process_spec()
+ROUNDS = 8  # of a few tenths of a second each: the run must outlive five kills, each some events after a restart
+SPEC = process_spec(rounds=ROUNDS)
 STATEFUL = process_spec(
-    aggregation={"optimizer": "fedyogi", "server_learning_rate": 0.003, "weighting": "adaptive", "fairness": 10.0}
+    rounds=ROUNDS,
+    aggregation={"optimizer": "fedyogi", "server_learning_rate": 0.003, "weighting": "adaptive", "fairness": 10.0},
 )
 SEED = 20250312
 
