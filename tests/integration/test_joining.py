@@ -95,6 +95,10 @@ class Town:
     def invited(self, name: str, *more: str) -> Path:
         """An invite's file, where the partner finds it."""
         self.does("host", CLI, "invite", name, *(more or ("--role", "client")))
+        return self.brought(name)
+
+    def brought(self, name: str) -> Path:
+        """The invite that lies with the operator, to its partner."""
         (self.folder / name).mkdir(exist_ok=True)
         return (self.folder / "host" / f"{name}.invite").rename(self.folder / name / f"{name}.invite")
 
@@ -163,8 +167,7 @@ def run_with_two_partners(town: Town, model: Path, spec: str, more: str) -> None
     try:
         for name, questions in zip(("org-a", "org-b"), sample_groups(2, 60, 0).values(), strict=True):
             town.does("host", *of_page(3, ("org-a", name), ("Northmark", f"'group of {name}'")))
-            (town.folder / name).mkdir()
-            (town.folder / "host" / f"{name}.invite").rename(town.folder / name / f"{name}.invite")
+            town.brought(name)
             told = town.does(name, *of_page(4, ("org-a", name)))
             assert f"{name} is client of federation 127.0.0.1, group group of {name} (trains)" in told
             data = town.folder / name / "answers.jsonl"

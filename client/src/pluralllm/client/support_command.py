@@ -1,7 +1,6 @@
 """`pluralllm-client support-bundle`: what somebody who helps needs to see of a partner's daemon, and nothing of its data."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +11,10 @@ from pluralllm.client.doctor import checks_of
 from pluralllm.client.policy import load_policy
 from pluralllm.client.private_data import check_file
 from pluralllm.client.private_texts import PrivateTexts
-from pluralllm.common.configuration import load_config, origins_of
+from pluralllm.common.configuration import load_config
 from pluralllm.common.errors import InvalidArgument, InvalidData
 from pluralllm.common.questions import Question
-from pluralllm.common.support_bundle import about, bundle_name, metrics_of, write_bundle
+from pluralllm.common.support_bundle import bundle_name, parts_of, write_bundle
 
 
 def support_bundle(
@@ -27,16 +26,10 @@ def support_bundle(
     settings = load_config(ClientConfig, config, {})
     path = file or Path(bundle_name("pluralllm-client"))
     parts = {
-        "about.json": about,
-        "config.json": lambda: {
-            "values": settings.model_dump(mode="json"),
-            "origins": origins_of(ClientConfig, config),
-        },
-        "doctor.json": lambda: [asdict(check) for check in checks_of(settings)],
+        **parts_of(settings, config, settings.state_dir, lambda: checks_of(settings)),
         "policy.json": lambda: load_policy(settings.policy_file).model_dump(mode="json"),
         "data.json": lambda: _counts(settings.data),
         "state.json": lambda: list(_files(settings.state_dir)),
-        "metrics.txt": lambda: metrics_of(settings.state_dir),
     }
     private = PrivateTexts(_questions(settings.data, whole=bool(log)))
     write_bundle(path, parts, log or [], private.redacted, private.redacted_log)

@@ -14,8 +14,11 @@ import platform
 import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from pluralllm.common.configuration import ProcessConfig, origins_of
+from pluralllm.common.console import Check
 from pluralllm.common.errors import InvalidArgument
 from pluralllm.common.files import write_durably
 
@@ -74,6 +77,18 @@ def _has_both(text: str) -> bool:
 
 def bundle_name(command: str) -> str:
     return f"{command}-support-{datetime.datetime.now(tz=datetime.UTC):%Y%m%d-%H%M%S}.zip"
+
+
+def parts_of(
+    config: ProcessConfig, file: Path | None, state_dir: Path, checks: Callable[[], list[Check]]
+) -> dict[str, Part]:
+    """What is told of any process; `file` is what its configuration was read from."""
+    return {
+        "about.json": about,
+        "config.json": lambda: {"values": config.model_dump(mode="json"), "origins": origins_of(type(config), file)},
+        "doctor.json": lambda: [asdict(check) for check in checks()],
+        "metrics.txt": lambda: metrics_of(state_dir),
+    }
 
 
 def write_bundle(

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 import typer
 
-from pluralllm.common.configuration import load_config, origins_of
-from pluralllm.common.support_bundle import about, bundle_name, metrics_of, without_secrets, write_bundle
+from pluralllm.common.configuration import load_config
+from pluralllm.common.support_bundle import bundle_name, parts_of, without_secrets, write_bundle
 from pluralllm.server import schema as t
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.doctor import checks_of
@@ -37,16 +37,8 @@ def support_bundle(
     """Gather versions, configuration, checks, metrics, runs and events in one zip file, without keys, tokens or passwords."""
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     path = file or Path(bundle_name("pluralllm-server"))
-    parts = {
-        "about.json": about,
-        "config.json": lambda: {
-            "values": settings.model_dump(mode="json"),
-            "origins": origins_of(ServerConfig, config),
-        },
-        "doctor.json": lambda: [asdict(check) for check in checks_of(settings)],
-        "database.json": lambda: asyncio.run(_database(settings)),
-        "metrics.txt": lambda: metrics_of(settings.state_dir),
-    }
+    parts = parts_of(settings, config, settings.state_dir, lambda: checks_of(settings))
+    parts["database.json"] = lambda: asyncio.run(_database(settings))
     redacted = partial(without_secrets, known=_passwords(settings))
     write_bundle(path, parts, log or [], redacted, redacted)
     typer.echo(f"{path}: look through it before you send it")
