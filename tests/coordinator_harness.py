@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from pluralllm.common.architecture import layout_for
 from pluralllm.common.certificates import PrivateKey, make_request, new_key
 from pluralllm.common.channels import secure_channel
 from pluralllm.common.chunks import CHUNK_BYTES, Manifest
@@ -29,7 +30,6 @@ from pluralllm.server.authority import create_authority
 from pluralllm.server.config import ServerConfig
 from pluralllm.server.coordinator import Coordinator
 from pluralllm.server.federation import duration
-from pluralllm.server.live_run import layout_for
 from pluralllm.server.membership import Member
 from pluralllm.server.registry import InviteOrder, Registry
 from pluralllm.v1 import federation_pb2 as pb

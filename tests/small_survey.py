@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from pluralllm.common.architecture import initial_values, parameters
+from pluralllm.common.architecture import initial_values, layout_for, parameters
 from pluralllm.common.data import GroupData, group_data
 from pluralllm.common.questions import Question
 from pluralllm.common.spec import RunSpec, merge, preset_values
-from pluralllm.common.weights import Layout, layout_of, write_weights
+from pluralllm.common.weights import write_weights
 
 DIMENSION = 12
 SMALL: dict[str, Any] = {
@@ -46,11 +46,6 @@ def small_group(name: str = "a", questions: int = 60, seed: int = 1) -> GroupDat
         made.append(Question(f"question {number}", labels, tuple(shares.tolist()), scale))
         embedded.append(points / np.linalg.norm(points, axis=1, keepdims=True))
     return group_data(name, made, embedded)
-
-
-def layout_for(spec: RunSpec) -> Layout:
-    """The layout of the spec's predictor."""
-    return layout_of((p.name, p.shape) for p in parameters(spec.predictor, spec.embedding.dimension))
 
 
 def write_version_0(path: Path, spec: RunSpec) -> Path:

@@ -230,8 +230,8 @@ def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: P
     for last in federate(spec, groups, torch.device("cpu")):
         if last.rounds % 50 == 0:
             print(f"round {last.rounds} of {rounds}", flush=True)
+    from pluralllm.common.architecture import layout_for  # noqa: PLC0415
     from pluralllm.common.weights import write_weights  # noqa: PLC0415
-    from pluralllm.server.live_run import layout_for  # noqa: PLC0415
 
     layout = layout_for(spec)
     write_weights(folder / WEIGHTS, layout, iter([last.values]))

@@ -20,6 +20,7 @@ from pluralllm.client.private_data import read_group, write_group
 from pluralllm.client.sample_survey import sample_groups
 from pluralllm.client.transport import Transport
 from pluralllm.client.worker_process import WorkerProcess
+from pluralllm.common.architecture import layout_for
 from pluralllm.common.chunks import CHUNK_BYTES
 from pluralllm.common.clock import SystemClock
 from pluralllm.common.errors import SessionReplaced, WorkerDied
@@ -28,7 +29,6 @@ from pluralllm.common.ids import Digest, RoundNumber, RunId, TaskName
 from pluralllm.common.metrics import MAX_JS_DISTANCE
 from pluralllm.common.roles import MemberRole
 from pluralllm.common.spec import GroupRole, RunSpec
-from pluralllm.server.live_run import layout_for
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as rpb
 

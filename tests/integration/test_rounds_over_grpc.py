@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
+from pluralllm.common.architecture import layout_for
 from pluralllm.common.chunks import manifest_of
 from pluralllm.common.errors import (
     AlreadyCommitted,
@@ -47,7 +48,6 @@ from pluralllm.server import events as ev
 from pluralllm.server.audit import audit
 from pluralllm.server.averaging import Draft, write_next
 from pluralllm.server.blobs import LocalBlobs
-from pluralllm.server.live_run import layout_for
 from pluralllm.server.sql_membership import SqlMembership
 from pluralllm.server.sql_store import open_store
 from pluralllm.v1 import federation_pb2 as pb

@@ -5,10 +5,11 @@ import hashlib
 from memory_store import MemoryStore, Tables
 from simulation.scenario import RUN, scenario
 
+from pluralllm.common.architecture import layout_for
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.spec import GroupRole
 from pluralllm.server import events as ev
-from pluralllm.server.live_run import LiveRun, first_state, layout_for
+from pluralllm.server.live_run import LiveRun, first_state
 from pluralllm.server.store import RunRecord, VersionRecord
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from process_harness import tiny_embedding_model
-from small_survey import layout_for, small_group, small_spec, write_version_0
+from small_survey import small_group, small_spec, write_version_0
 
 from pluralllm.client.train import Trained, evaluate, pick_device, train
+from pluralllm.common.architecture import layout_for
 from pluralllm.common.encoder import Encoder
 from pluralllm.common.ids import ClientId, RoundNumber
 from pluralllm.common.spec import GroupRole, RunSpec

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_survey import DIMENSION, layout_for, small_spec, write_version_0
+from small_survey import DIMENSION, small_spec, write_version_0
 from torch import Tensor, nn
 
-from pluralllm.common.architecture import initial_values, parameters
+from pluralllm.common.architecture import initial_values, layout_for, parameters
 from pluralllm.common.errors import WrongLayout
 from pluralllm.common.model import EncoderLayer, PreferencePredictor, flat_weights, input_scale, load_weights
 from pluralllm.common.spec import Embedding, Predictor

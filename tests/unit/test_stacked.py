@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_survey import layout_for, small_group, small_spec, write_version_0
+from small_survey import small_group, small_spec, write_version_0
 
 from pluralllm.client.drafts import next_state
 from pluralllm.client.train import train
+from pluralllm.common.architecture import layout_for
 from pluralllm.common.chunks import HashingReader
 from pluralllm.common.data import Episode, make_batch
 from pluralllm.common.ids import ClientId, RoundNumber

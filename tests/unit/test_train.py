@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_survey import layout_for, small_group, small_spec, write_version_0
+from small_survey import small_group, small_spec, write_version_0
 from torch import Tensor
 
 from pluralllm.client.drafts import next_state
@@ -22,7 +22,7 @@ from pluralllm.client.train import (
     pull_to_base,
     train,
 )
-from pluralllm.common.architecture import initial_values, parameters
+from pluralllm.common.architecture import initial_values, layout_for, parameters
 from pluralllm.common.data import Batch, Episode, GroupData, log_softmax_by_question, make_batch
 from pluralllm.common.errors import InvalidArgument, NotFinite, TooFewQuestions
 from pluralllm.common.metrics import Alignment, js_distance

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pluralllm.client.losses import base_distances
 from pluralllm.client.train import draw_episodes, learning_rate, repeatable, rounding
-from pluralllm.common.architecture import initial_values, parameters
+from pluralllm.common.architecture import initial_values, layout_for, parameters
 from pluralllm.common.data import GroupData
 from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.spec import GroupRole, RunSpec
@@ -18,7 +18,6 @@ from pluralllm.experiment.stacked import Flat, Learners
 from pluralllm.server import events as ev
 from pluralllm.server.aggregate import first_moments, server_optimizer, weighted_mean, weights_of
 from pluralllm.server.cohort import task_seed
-from pluralllm.server.live_run import layout_for
 from pluralllm.server.rounds import step
 from pluralllm.server.run_state import Phase, Run
 

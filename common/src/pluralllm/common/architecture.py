@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pluralllm.common.spec import Predictor
+from pluralllm.common.spec import Predictor, RunSpec
+from pluralllm.common.weights import Layout, layout_of
 
 OUTPUTS = 2  # mean and log-std of y
 
@@ -56,6 +57,11 @@ def parameters(predictor: Predictor, embedding_dimension: int) -> tuple[Paramete
     linear("head.0", d, d)
     linear("head.1", d, OUTPUTS)
     return tuple(sorted(found, key=lambda parameter: parameter.name))
+
+
+def layout_for(spec: RunSpec) -> Layout:
+    """The layout of a run's model: a function of its spec alone."""
+    return layout_of((tensor.name, tensor.shape) for tensor in parameters(spec.predictor, spec.embedding.dimension))
 
 
 def initial_values(parameter: Parameter, seed: int) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pluralllm.common.architecture import layout_for
 from pluralllm.common.chunks import Manifest
 from pluralllm.common.errors import Corrupt
 from pluralllm.common.ids import Digest
@@ -12,7 +13,6 @@ from pluralllm.common.spec import RunSpec
 from pluralllm.server.aggregate import first_moments, server_optimizer, weighted_mean, weights_of
 from pluralllm.server.blobs import Blobs
 from pluralllm.server.events import Receipt
-from pluralllm.server.live_run import layout_for
 from pluralllm.server.reward_files import write_aggregate
 from pluralllm.server.store import VersionRecord
 from pluralllm.server.updates import StoredWeights, average

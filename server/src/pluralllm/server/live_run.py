@@ -5,14 +5,14 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pluralllm.common.architecture import initial_values, parameters
+from pluralllm.common.architecture import initial_values, layout_for, parameters
 from pluralllm.common.chunks import Manifest
 from pluralllm.common.errors import Corrupt
 from pluralllm.common.files import storage_errors
 from pluralllm.common.ids import ClientId, RoundNumber, RunId, TaskName
 from pluralllm.common.spec import RunSpec, parse_spec
 from pluralllm.common.update_format import UpdateFormat, update_format
-from pluralllm.common.weights import Layout, layout_of, rewards_layout, write_weights
+from pluralllm.common.weights import Layout, rewards_layout, write_weights
 from pluralllm.server import events as ev
 from pluralllm.server.instruments import note_step
 from pluralllm.server.records import change_of
@@ -95,12 +95,6 @@ class LiveRun:
         """The client's task in the open round or evaluation: the same name for the same work."""
         kind = "evaluate" if self.state.phase is Phase.EVALUATING else self.work_kind
         return TaskName(f"runs/{self.id}/rounds/{self.state.round}/tasks/{kind}-{client}")
-
-
-def layout_for(spec: RunSpec) -> Layout:
-    """The layout of a run's model: a function of its spec alone."""
-    found = parameters(spec.predictor, spec.embedding.dimension)
-    return layout_of((parameter.name, parameter.shape) for parameter in found)
 
 
 def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:

@@ -5,12 +5,13 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from pluralllm.common.architecture import layout_for
 from pluralllm.common.errors import InvalidSpec, NotFound
 from pluralllm.common.ids import Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.reward_weights import RewardRun
 from pluralllm.common.spec import RunSpec
 from pluralllm.server.blobs import Blobs
-from pluralllm.server.live_run import LiveRun, first_state, layout_for, write_first_version
+from pluralllm.server.live_run import LiveRun, first_state, write_first_version
 from pluralllm.server.store import RunRecord, Store, VersionRecord
 
 
