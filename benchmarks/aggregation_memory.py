@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pluralllm.common.spec import Aggregation
-from pluralllm.common.weights import Layout, layout_of, write_weights
-from pluralllm.server.aggregate import server_optimizer, weighted_mean
-from pluralllm.server.updates import StoredWeights, average
+from pluralllm.common.weights.layout import Layout, layout_of, write_weights
+from pluralllm.common.words.spec import Aggregation
+from pluralllm.server.aggregation.arithmetic import server_optimizer, weighted_mean
+from pluralllm.server.aggregation.update_files import StoredWeights, average
 
 SAMPLE_EVERY_S = 0.005
 

@@ -25,10 +25,10 @@ from typing import Any
 import psutil
 from processes import administrator, coordinator, member
 
-from pluralllm.cli.remote import Remote
-from pluralllm.common.identity import Identity
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.spec import RunSpec
+from pluralllm.common.trust.identity import Identity
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.operator.remote import Remote
 
 POINTS = ("2x4", "8x4", "32x4", "8x64", "2x256", "32x64")
 WIDTHS = {4: 192, 64: 768, 256: 1536}  # d_model of a predictor of about so many megabytes

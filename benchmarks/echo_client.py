@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pluralllm.client.tasks import RunOver, Scores, Task, TaskKind, Wait
-from pluralllm.client.transport import Transport
-from pluralllm.common.chunks import Manifest
-from pluralllm.common.identity import load_identity
-from pluralllm.common.ids import ClientId, Digest
-from pluralllm.common.spec import GroupRole
-from pluralllm.common.weights import read_layout, write_weights
+from pluralllm.client.link.tasks import RunOver, Scores, Task, TaskKind, Wait
+from pluralllm.client.link.transport import Transport
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.weights.chunks import Manifest
+from pluralllm.common.weights.layout import read_layout, write_weights
+from pluralllm.common.words.ids import ClientId, Digest
+from pluralllm.common.words.spec import GroupRole
 
 SLICE = 262_144  # values
 LIMIT_S = 900.0

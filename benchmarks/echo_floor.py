@@ -19,10 +19,10 @@ from typing import Any
 
 import grpc
 
-from pluralllm.common.chunks import CHUNK_BYTES
-from pluralllm.common.identity import load_identity
-from pluralllm.server.authority import load_authority
-from pluralllm.server.tls import server_credentials
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.weights.chunks import CHUNK_BYTES
+from pluralllm.server.members.authority import load_authority
+from pluralllm.server.members.tls import server_credentials
 
 LIMIT_S = 900.0
 KEEP_ROUNDS = 3  # the service's default

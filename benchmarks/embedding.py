@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from timing import seconds
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.client.train import pick_device
-from pluralllm.common.embedding import fill
-from pluralllm.common.encoder import Encoder
-from pluralllm.common.spec import preset_values
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.client.work.train import pick_device
+from pluralllm.common.predictor.embedding import fill
+from pluralllm.common.predictor.encoder import Encoder
+from pluralllm.common.words.spec import preset_values
 
 MAX_TOKENS = 256
 

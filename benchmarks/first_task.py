@@ -18,9 +18,9 @@ from pathlib import Path
 from idle_clients import connected, spec_of
 from processes import administrator, coordinator, free_port
 
-from pluralllm.client.tasks import Task
-from pluralllm.common.errors import Unreachable
-from pluralllm.common.spec import GroupRole
+from pluralllm.client.link.tasks import Task
+from pluralllm.common.errors.tree import Unreachable
+from pluralllm.common.words.spec import GroupRole
 
 NAME = "first"
 LIMIT_S = 30.0

@@ -25,10 +25,10 @@ import grpc
 import psutil
 from processes import administrator, coordinator, member
 
-from pluralllm.common.channels import credentials
-from pluralllm.common.handshake import split
-from pluralllm.common.identity import Identity, load_identity
-from pluralllm.common.roles import MemberRole
+from pluralllm.common.trust.handshake import split
+from pluralllm.common.trust.identity import Identity, load_identity
+from pluralllm.common.wire.channels import credentials
+from pluralllm.common.words.roles import MemberRole
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1 import operations_pb2_grpc
 

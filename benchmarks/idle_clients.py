@@ -18,12 +18,12 @@ from pathlib import Path
 import psutil
 from processes import administrator, coordinator
 
-from pluralllm.client.line import Line
-from pluralllm.client.tasks import RunOver, Task, Wait
-from pluralllm.client.transport import Transport
-from pluralllm.common.channels import plain_channel
-from pluralllm.common.ids import ClientId, RunId
-from pluralllm.common.spec import GroupRole, RunSpec
+from pluralllm.client.link.channel import Line
+from pluralllm.client.link.tasks import RunOver, Task, Wait
+from pluralllm.client.link.transport import Transport
+from pluralllm.common.wire.channels import plain_channel
+from pluralllm.common.words.ids import ClientId, RunId
+from pluralllm.common.words.spec import GroupRole, RunSpec
 
 IDLE_S = 30.0
 SETTLE_S = 5.0

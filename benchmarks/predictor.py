@@ -20,14 +20,14 @@ import torch
 from timing import seconds
 from torch import Tensor, nn
 
-from pluralllm.client.losses import gaussian_loss, prediction_loss
-from pluralllm.client.train import pick_device
-from pluralllm.common.architecture import initial_values, parameters
-from pluralllm.common.data import Batch, Episode, GroupData, group_data, log_softmax_by_question, make_batch
-from pluralllm.common.metrics import js_distance, js_distances
-from pluralllm.common.model import PreferencePredictor, load_weights
-from pluralllm.common.questions import Question
-from pluralllm.common.spec import Embedding, Predictor, Training
+from pluralllm.client.work.losses import gaussian_loss, prediction_loss
+from pluralllm.client.work.train import pick_device
+from pluralllm.common.predictor.architecture import initial_values, parameters
+from pluralllm.common.predictor.data import Batch, Episode, GroupData, group_data, log_softmax_by_question, make_batch
+from pluralllm.common.predictor.metrics import js_distance, js_distances
+from pluralllm.common.predictor.model import PreferencePredictor, load_weights
+from pluralllm.common.words.questions import Question
+from pluralllm.common.words.spec import Embedding, Predictor, Training
 
 CONTEXT, TARGETS, OPTIONS = 55, 55, 5
 RATE = 3e-4

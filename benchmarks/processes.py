@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 
-from pluralllm.cli.remote import Remote
-from pluralllm.client.joining import join
-from pluralllm.common.errors import PluralError
-from pluralllm.common.identity import Identity, load_identity
-from pluralllm.common.roles import MemberRole
+from pluralllm.client.joining.joining import join
+from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.trust.identity import Identity, load_identity
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.operator.remote import Remote
 
 START_LIMIT_S = 60.0
 SERVER = [sys.executable, "-m", "pluralllm.server"]

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from timing import seconds
 
-from pluralllm.client.train import pick_device
-from pluralllm.common.embedding import Embedder
-from pluralllm.common.group_predictor import GroupPredictor, PredictedAnswer
-from pluralllm.common.model import PreferencePredictor
-from pluralllm.common.questions import Question
-from pluralllm.common.spec import Embedding, Predictor
+from pluralllm.client.work.train import pick_device
+from pluralllm.common.predictor.embedding import Embedder
+from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
+from pluralllm.common.predictor.model import PreferencePredictor
+from pluralllm.common.words.questions import Question
+from pluralllm.common.words.spec import Embedding, Predictor
 
 OPTIONS, DIMENSION, CONTEXT = 5, 384, 20
 MB = 1024

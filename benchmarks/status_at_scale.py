@@ -26,22 +26,22 @@ from pathlib import Path
 from idle_clients import Simulated
 from processes import administrator, coordinator, member
 
-from pluralllm.cli.remote import Remote
-from pluralllm.client.line import Line
-from pluralllm.client.transport import Transport
-from pluralllm.common.channels import secure_channel
-from pluralllm.common.clock import SystemClock
-from pluralllm.common.identity import Identity
-from pluralllm.common.ids import ClientId, Digest, GroupName, RunId
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.spec import GroupRole, RunSpec
-from pluralllm.server import events as ev
-from pluralllm.server.blobs import LocalBlobs
-from pluralllm.server.live_run import LiveRun
-from pluralllm.server.new_run import make_run
-from pluralllm.server.run_state import Phase
-from pluralllm.server.sql_store import open_store
-from pluralllm.server.state_directory import StateDirectory
+from pluralllm.client.link.channel import Line
+from pluralllm.client.link.transport import Transport
+from pluralllm.common.process.clock import SystemClock
+from pluralllm.common.trust.identity import Identity
+from pluralllm.common.wire.channels import secure_channel
+from pluralllm.common.words.ids import ClientId, Digest, GroupName, RunId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.operator.remote import Remote
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.new_run import make_run
+from pluralllm.server.storage.blobs import LocalBlobs
+from pluralllm.server.storage.sql_store import open_store
+from pluralllm.server.storage.state_directory import StateDirectory
 
 LIMIT_S = 60.0
 # Of the screen's head.

@@ -25,15 +25,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pluralllm.cli.remote import Remote
 from pluralllm.cli.status_screen import size, status_screen
-from pluralllm.client.importers import import_globalopinionqa
-from pluralllm.client.private_data import write_group
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.common.errors import PluralError, Unreachable
-from pluralllm.common.identity import load_identity
-from pluralllm.common.metrics import fairness_index
-from pluralllm.common.questions import Question
+from pluralllm.client.data.importers import import_globalopinionqa
+from pluralllm.client.data.private_data import write_group
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.common.errors.tree import PluralError, Unreachable
+from pluralllm.common.predictor.metrics import fairness_index
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.words.questions import Question
+from pluralllm.operator.remote import Remote
 
 PAPER_TRAIN = (
     "Nigeria",

@@ -21,15 +21,15 @@ from pydantic import BaseModel
 from tables import table
 
 from pluralllm.cli.explain_command import spoken
-from pluralllm.client import instruments as of_client
-from pluralllm.common import reward_weights, spec
-from pluralllm.common.error_root import PluralError, reason_of
-from pluralllm.common.exits import exit_code_of
-from pluralllm.common.json_forms import FORMS
-from pluralllm.common.status import CODES
-from pluralllm.server import events as ev
-from pluralllm.server import instruments as of_server
-from pluralllm.server.picture import COUNTERS, GAUGES
+from pluralllm.client.link import instruments as of_client
+from pluralllm.common.errors.grpc_status import CODES
+from pluralllm.common.errors.root import PluralError, reason_of
+from pluralllm.common.process.exits import exit_code_of
+from pluralllm.common.process.json_forms import FORMS
+from pluralllm.common.words import reward_weights, spec
+from pluralllm.server.observe.gauges import COUNTERS, GAUGES
+from pluralllm.server.process import instruments as of_server
+from pluralllm.server.rounds import events as ev
 
 ROOT = Path(__file__).parents[1]
 PAGES = Path(__file__).parent / "reference"

@@ -34,12 +34,12 @@ from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
 from pluralllm.align import GroupReward, PluralPredictor
 from pluralllm.align.model_folder import CONFIG, WEIGHTS, model_config, write_json
-from pluralllm.client.sample_survey import GROUPS as NAMED
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.common.chunks import manifest_of
-from pluralllm.common.metrics import Alignment
-from pluralllm.common.questions import Question
-from pluralllm.common.spec import RunSpec, preset_values
+from pluralllm.client.data.sample_survey import GROUPS as NAMED
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.common.predictor.metrics import Alignment
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.words.questions import Question
+from pluralllm.common.words.spec import RunSpec, preset_values
 
 LETTERS = "ABCDE"
 TRAINING_GROUPS = 24
@@ -230,8 +230,8 @@ def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: P
     for last in federate(spec, groups, torch.device("cpu")):
         if last.rounds % 50 == 0:
             print(f"round {last.rounds} of {rounds}", flush=True)
-    from pluralllm.common.architecture import layout_for  # noqa: PLC0415
-    from pluralllm.common.weights import write_weights  # noqa: PLC0415
+    from pluralllm.common.predictor.architecture import layout_for  # noqa: PLC0415
+    from pluralllm.common.weights.layout import write_weights  # noqa: PLC0415
 
     layout = layout_for(spec)
     write_weights(folder / WEIGHTS, layout, iter([last.values]))

@@ -25,8 +25,8 @@ from grpo import (
 from transformers.utils.logging import disable_progress_bar
 
 from pluralllm.align import AggregateReward, PluralPredictor
-from pluralllm.common.metrics import fairness_index
-from pluralllm.common.reward_weights import RewardAggregation
+from pluralllm.common.predictor.metrics import fairness_index
+from pluralllm.common.words.reward_weights import RewardAggregation
 
 WHO = ("Harbourland", "Riverton", "Old Valley")
 RULES = {"mean": RewardAggregation(), "adaptive": RewardAggregation(rule="adaptive", temperature=0.02)}

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from obstore.store import MemoryStore
-from real_stores import S3
+from support.real_stores import S3
 
-from pluralllm.common.chunks import manifest_of
-from pluralllm.common.errors import Corrupt, InvalidConfig, NotFound, StoreFailed
-from pluralllm.common.ids import Digest
-from pluralllm.server.blobs import SPARED_S, Blobs, LocalBlobs, verify
-from pluralllm.server.object_blobs import ObjectBlobs, open_bucket
+from pluralllm.common.errors.tree import Corrupt, InvalidConfig, NotFound, StoreFailed
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.words.ids import Digest
+from pluralllm.server.storage.blobs import SPARED_S, Blobs, LocalBlobs, verify
+from pluralllm.server.storage.object_blobs import ObjectBlobs, open_bucket
 
 
 @pytest.fixture(params=["files", "memory", "s3"])

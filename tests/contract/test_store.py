@@ -13,18 +13,18 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from memory_store import MemoryStore, Tables
-from real_stores import Postgres, free_port
 from sqlalchemy.engine import Connection
+from support.memory_store import MemoryStore, Tables
+from support.real_stores import Postgres, free_port
 
-from pluralllm.common.errors import InvalidConfig, Overtaken, StorageFull, StoreFailed
-from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
-from pluralllm.common.spec import GroupRole
-from pluralllm.server import events as ev
-from pluralllm.server import schema
-from pluralllm.server.fail_stop import FailStop
-from pluralllm.server.sql_store import SqlStore, open_store
-from pluralllm.server.store import (
+from pluralllm.common.errors.tree import InvalidConfig, Overtaken, StorageFull, StoreFailed
+from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.storage import schema
+from pluralllm.server.storage.sql_store import SqlStore, open_store
+from pluralllm.server.storage.store import (
     Change,
     ClientRecord,
     EvaluationRecord,

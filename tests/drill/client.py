@@ -15,22 +15,23 @@ from typing import Any
 import numpy as np
 import structlog
 
-from pluralllm.client import daemon, transport
 from pluralllm.client.config import ClientConfig
-from pluralllm.client.daemon import Daemon
-from pluralllm.client.partner import load_partner
-from pluralllm.client.policy import Policy
-from pluralllm.client.transport import Transport
-from pluralllm.client.worker_process import Progress, WorkerProcess
-from pluralllm.common.architecture import parameters
-from pluralllm.common.configuration import load_config
-from pluralllm.common.errors import PluralError, WorkerDied
-from pluralllm.common.lock import DirectoryLock
-from pluralllm.common.logs import configure_logs
-from pluralllm.common.rollout_batch import count_candidates, read_rollouts
-from pluralllm.common.spec import RunSpec, parse_spec
-from pluralllm.common.update_format import update_format, write_update
-from pluralllm.common.weights import layout_of, rewards_layout, write_weights
+from pluralllm.client.daemon import daemon
+from pluralllm.client.daemon.daemon import Daemon
+from pluralllm.client.daemon.policy import Policy
+from pluralllm.client.joining.partner import load_partner
+from pluralllm.client.link import transport
+from pluralllm.client.link.transport import Transport
+from pluralllm.client.work.worker_process import Progress, WorkerProcess
+from pluralllm.common.errors.tree import PluralError, WorkerDied
+from pluralllm.common.predictor.architecture import parameters
+from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.lock import DirectoryLock
+from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.rewards.rollout_batch import count_candidates, read_rollouts
+from pluralllm.common.weights.layout import layout_of, rewards_layout, write_weights
+from pluralllm.common.weights.update_format import update_format, write_update
+from pluralllm.common.words.spec import RunSpec, parse_spec
 
 QUESTIONS = 50
 LOOK_EVERY_S = 0.02

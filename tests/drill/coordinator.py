@@ -21,11 +21,13 @@ from drill import points
 from drill.points import AFTER, APPLY, BEFORE
 
 from pluralllm.server import __main__ as server
-from pluralllm.server import authority_commands, updates, uploads
-from pluralllm.server.audit_log import AuditLog
-from pluralllm.server.coordinator import Coordinator
-from pluralllm.server.events import event_kind
-from pluralllm.server.intake import Intake
+from pluralllm.server.aggregation import update_files as updates
+from pluralllm.server.commands import authority_commands
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.rounds.events import event_kind
+from pluralllm.server.runs import uploads
+from pluralllm.server.runs.coordinator import Coordinator
+from pluralllm.server.runs.intake import Intake
 
 KILL_AT = "PLURALLLM_DRILL_KILL_AT"  # point:n, the n-th time that this process passes it
 TRACE = "PLURALLLM_DRILL_TRACE"  # a file that every pass is written to, a line each

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 from drill.coordinator import ADMIN, KILL_AT, TRACE
 from drill.pairs import StorePair
-from process_harness import LOOK_EVERY_S, Process, free_port
+from support.process_harness import LOOK_EVERY_S, Process, free_port
 
-from pluralllm.cli.remote import Remote
-from pluralllm.client.joining import join
-from pluralllm.common.errors import PluralError
-from pluralllm.common.identity import load_identity
-from pluralllm.common.roles import MemberRole
+from pluralllm.client.joining.joining import join
+from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.operator.remote import Remote
 from pluralllm.server import __main__ as server
 
 TESTS = Path(__file__).parents[1]

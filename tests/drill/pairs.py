@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from real_stores import S3, Postgres
+from support.real_stores import S3, Postgres
 
-from pluralllm.server.object_blobs import open_bucket
+from pluralllm.server.storage.object_blobs import open_bucket
 
 
 class StorePair(Protocol):

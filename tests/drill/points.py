@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from pluralllm.common import files
-from pluralllm.server.averaging import write_next
-from pluralllm.server.blobs import Blobs
-from pluralllm.server.events import Event
-from pluralllm.server.membership import MembershipStore
-from pluralllm.server.store import Store
-from pluralllm.server.uploads import Uploads
+from pluralllm.common.process import files
+from pluralllm.server.aggregation.next_version import write_next
+from pluralllm.server.rounds.events import Event
+from pluralllm.server.runs.uploads import Uploads
+from pluralllm.server.storage.blobs import Blobs
+from pluralllm.server.storage.membership import MembershipStore
+from pluralllm.server.storage.store import Store
 
 BEFORE, AFTER = "before", "after"
 APPLY = "store.apply"  # one step for each kind of event

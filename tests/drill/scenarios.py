@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from drill.client import Behaviour
 from drill.fleet import Fleet
-from process_harness import process_spec
+from support.process_harness import process_spec
 
-from pluralllm.cli.remote import Remote
-from pluralllm.common.rollout_batch import Candidates, write_rollouts
-from pluralllm.common.spec import RunSpec
+from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.operator.remote import Remote
 
 # Two chunks and a server optimizer with two moments: five files of each round are published.
 ORDINARY = process_spec(

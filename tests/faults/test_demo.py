@@ -40,7 +40,7 @@ def workers() -> set[int]:
     return {
         process.pid
         for process in psutil.process_iter(["cmdline"])
-        if "pluralllm.client.worker" in " ".join(process.info["cmdline"] or [])
+        if "pluralllm.client.work.worker" in " ".join(process.info["cmdline"] or [])
     }
 
 

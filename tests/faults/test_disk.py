@@ -13,7 +13,7 @@ from drill.pairs import Embedded
 from drill.scenarios import begin
 from drill.trial import UNDISTURBED
 from faults.test_system_calls import WHY_NOT
-from process_harness import LOOK_EVERY_S, Process, process_spec
+from support.process_harness import LOOK_EVERY_S, Process, process_spec
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 SPEC = process_spec(rounds=3, round={"evaluate_every": 3})

@@ -9,7 +9,7 @@ from drill.pairs import Embedded, Served, StorePair
 from drill.points import all_points, all_steps
 from drill.trial import ALL, SAMPLE_ONLY, Undisturbed, drill
 
-from pluralllm.server.events import Event
+from pluralllm.server.rounds.events import Event
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 SEED, SAMPLE = 20250312, 6

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cutting_proxy import CuttingProxy
-from process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
+from support.cutting_proxy import CuttingProxy
+from support.process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
 
-from pluralllm.cli.remote import Remote
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.common.errors import PluralError
-from pluralllm.common.spec import RunSpec
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.operator.remote import Remote
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 ROUNDS = 8  # of a few tenths of a second each: the run must outlive five kills, each some events after a restart

@@ -13,7 +13,7 @@ from drill.fleet import Fleet, fleet
 from drill.pairs import Embedded
 from drill.scenarios import begin
 from drill.trial import ALL, REPORT, UNDISTURBED
-from process_harness import Process, process_spec
+from support.process_harness import Process, process_spec
 
 MINUTES = float(os.environ.get("PLURALLLM_SOAK_MINUTES", "30"))
 CLIENTS, LOOK_EVERY_S = 50, 5.0

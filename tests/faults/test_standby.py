@@ -15,12 +15,12 @@ from drill.fleet import Fault, Fleet, fleet
 from drill.pairs import Embedded, Served
 from drill.scenarios import begin
 from drill.trial import ALL, UNDISTURBED
-from process_harness import LOOK_EVERY_S, Process, free_port, process_spec
-from real_stores import S3, Postgres
+from support.process_harness import LOOK_EVERY_S, Process, free_port, process_spec
+from support.real_stores import S3, Postgres
 
-from pluralllm.cli.remote import Remote
-from pluralllm.common.errors import PluralError
-from pluralllm.common.identity import load_identity
+from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.operator.remote import Remote
 from pluralllm.server import __main__ as server
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]

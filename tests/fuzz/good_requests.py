@@ -8,8 +8,8 @@ from fuzz.messages import spoilt_json
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from pluralllm.common.chunks import Manifest
-from pluralllm.common.wire import PROTOCOL_MAX, PROTOCOL_MIN, manifest_message
+from pluralllm.common.weights.chunks import Manifest
+from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN, manifest_message
 from pluralllm.v1 import enrolment_pb2 as en
 from pluralllm.v1 import federation_pb2 as fed
 from pluralllm.v1 import operations_pb2 as ops

@@ -18,11 +18,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from pluralllm.common.chunks import HashingReader, manifest_of
-from pluralllm.common.errors import Refused, WrongLayout
-from pluralllm.common.spec import UpdateEncoding
-from pluralllm.common.update_format import BLOCK, SLICE, UpdateFormat, read_slices, update_format, write_update
-from pluralllm.common.weights import (
+from pluralllm.common.errors.tree import Refused, WrongLayout
+from pluralllm.common.weights.chunks import HashingReader, manifest_of
+from pluralllm.common.weights.layout import (
     MAX_HEADER_BYTES,
     check_header,
     flat_values,
@@ -31,7 +29,9 @@ from pluralllm.common.weights import (
     read_layout,
     tensors_of,
 )
-from pluralllm.server.updates import check_update
+from pluralllm.common.weights.update_format import BLOCK, SLICE, UpdateFormat, read_slices, update_format, write_update
+from pluralllm.common.words.spec import UpdateEncoding
+from pluralllm.server.aggregation.update_files import check_update
 
 ALL = os.environ.get("PLURALLLM_FAULTS") == "all"
 ENCODINGS: tuple[UpdateEncoding, ...] = ("fp32", "bf16", "int8")

@@ -25,11 +25,11 @@ from grpc_status import rpc_status
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pluralllm.common.errors import Refused, leaves
-from pluralllm.common.status import CODES, DOMAIN
-from pluralllm.common.wire import MAX_MESSAGE_BYTES
-from pluralllm.server.access import ON_ENROLMENT_PORT, RULES
-from pluralllm.server.serving import ENROLMENT_MAX_BYTES, SERVICES
+from pluralllm.common.errors.grpc_status import CODES, DOMAIN
+from pluralllm.common.errors.tree import Refused, leaves
+from pluralllm.common.wire.messages import MAX_MESSAGE_BYTES
+from pluralllm.server.members.access import ON_ENROLMENT_PORT, RULES
+from pluralllm.server.rpc.serving import ENROLMENT_MAX_BYTES, SERVICES
 from pluralllm.v1 import enrolment_pb2, federation_pb2, operations_pb2
 from pluralllm.v1.resources_pb2 import BlobManifest
 

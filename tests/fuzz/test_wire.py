@@ -17,9 +17,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pluralllm.common.errors import NormTooLarge
-from pluralllm.common.invite import LINE_PREFIX
-from pluralllm.common.status import to_status
+from pluralllm.common.errors.grpc_status import to_status
+from pluralllm.common.errors.tree import NormTooLarge
+from pluralllm.common.trust.invite import LINE_PREFIX
 from pluralllm.v1.enrolment_pb2 import GetStandingResponse
 from pluralllm.v1.federation_pb2 import BeginUpdateResponse
 from pluralllm.v1.resources_pb2 import ChunkRange

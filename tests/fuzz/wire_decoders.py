@@ -18,21 +18,21 @@ from google.protobuf import message_factory
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
-from pluralllm.common.certificates import make_request, new_key, public_key_of, read_certificate
-from pluralllm.common.chunk_messages import chunk_reader, write_chunk
-from pluralllm.common.chunks import CHUNK_BYTES, Manifest, digest_of
-from pluralllm.common.errors import NormTooLarge, Refused
-from pluralllm.common.ids import ClientId, Digest
-from pluralllm.common.invite import LINE_PREFIX, parse_invite
-from pluralllm.common.spec import RunSpec, parse_spec
-from pluralllm.common.status import from_rpc_error, to_status
-from pluralllm.common.update_format import update_format
-from pluralllm.common.weights import check_header, layout_of, read_layout
-from pluralllm.common.wire import chunks_in, manifest_from, seconds
-from pluralllm.server.incoming import check_request, forgiving
-from pluralllm.server.intake import parse_task
-from pluralllm.server.member_operations import member_of
-from pluralllm.server.operations import cursor, page_size
+from pluralllm.common.errors.grpc_status import from_rpc_error, to_status
+from pluralllm.common.errors.tree import NormTooLarge, Refused
+from pluralllm.common.trust.certificates import make_request, new_key, public_key_of, read_certificate
+from pluralllm.common.trust.invite import LINE_PREFIX, parse_invite
+from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, digest_of
+from pluralllm.common.weights.layout import check_header, layout_of, read_layout
+from pluralllm.common.weights.update_format import update_format
+from pluralllm.common.wire.chunk_messages import chunk_reader, write_chunk
+from pluralllm.common.wire.messages import chunks_in, manifest_from, seconds
+from pluralllm.common.words.ids import ClientId, Digest
+from pluralllm.common.words.spec import RunSpec, parse_spec
+from pluralllm.server.rpc.incoming import check_request, forgiving
+from pluralllm.server.rpc.member_operations import member_of
+from pluralllm.server.rpc.operations import cursor, page_size
+from pluralllm.server.runs.intake import parse_task
 from pluralllm.v1 import enrolment_pb2, federation_pb2, operations_pb2, resources_pb2
 
 MAX_UPDATE_BYTES = 2**30

@@ -14,20 +14,20 @@ from typing import Any, Self, TypeVar
 
 import grpc
 import structlog
-from coordinator_harness import BOOTSTRAP, HandClient, Served, serving, small_spec, write_delta
 from fuzz.good_requests import GUEST, RATER, SCORER, TRAINERS, Situation
+from support.coordinator_harness import BOOTSTRAP, HandClient, Served, serving, small_spec, write_delta
 
-from pluralllm.common.certificates import make_request, new_key
-from pluralllm.common.channels import blocking_channel, enrolment_channel
-from pluralllm.common.ids import ClientId
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.rollout_batch import Candidates, write_rollouts
-from pluralllm.common.spec import RunSpec
-from pluralllm.server import events as ev
-from pluralllm.server.live_run import LiveRun
-from pluralllm.server.membership import MemberState
-from pluralllm.server.registry import InviteOrder
-from pluralllm.server.run_state import Phase
+from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
+from pluralllm.common.trust.certificates import make_request, new_key
+from pluralllm.common.wire.channels import blocking_channel, enrolment_channel
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.server.members.registry import InviteOrder
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.storage.membership import MemberState
 from pluralllm.v1 import federation_pb2, operations_pb2
 
 T = TypeVar("T")

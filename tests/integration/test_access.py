@@ -9,23 +9,18 @@ from typing import Any
 
 import grpc
 import pytest
-from coordinator_harness import DEADLINE_S, Served, keep_identity, serving, small_spec, write_delta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from google.protobuf import descriptor_pool
 from google.protobuf.message_factory import GetMessageClass
 from structlog.testing import capture_logs
+from support.coordinator_harness import DEADLINE_S, Served, keep_identity, serving, small_spec, write_delta
 
-from pluralllm.client.diagnosis import diagnose
-from pluralllm.client.enrolment import ask_server, check_standing, join
-from pluralllm.common.certificates import make_request, member_uri, new_key
-from pluralllm.common.channels import secure_channel
-from pluralllm.common.clock import FakeClock
-from pluralllm.common.errors import OverLimit, PluralError, StaleSession, Unidentified, Unreachable, reason_of
-from pluralllm.common.identity import Identity, save_renewal
-from pluralllm.common.ids import ClientId
-from pluralllm.common.membership_errors import (
+from pluralllm.client.joining.diagnosis import diagnose
+from pluralllm.client.joining.enrolment import ask_server, check_standing, join
+from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.errors.membership import (
     AwaitingApproval,
     CertificateExpired,
     CertificateForeign,
@@ -37,17 +32,22 @@ from pluralllm.common.membership_errors import (
     RoleForbids,
     TooManyAttempts,
 )
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.spec import GroupRole
-from pluralllm.common.status import from_rpc_error
-from pluralllm.common.wire import CLIENT_ID_KEY
-from pluralllm.server import audit_log
+from pluralllm.common.errors.tree import OverLimit, PluralError, StaleSession, Unidentified, Unreachable, reason_of
+from pluralllm.common.process.clock import FakeClock
+from pluralllm.common.trust.certificates import make_request, member_uri, new_key
+from pluralllm.common.trust.identity import Identity, save_renewal
+from pluralllm.common.wire.channels import secure_channel
+from pluralllm.common.wire.messages import CLIENT_ID_KEY
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.__main__ import running
-from pluralllm.server.access import RULES, Principal
-from pluralllm.server.authority import create_authority
-from pluralllm.server.config import ServerConfig
-from pluralllm.server.registry import InviteOrder
-from pluralllm.server.serving import SERVICES
+from pluralllm.server.members import audit_log
+from pluralllm.server.members.access import RULES, Principal
+from pluralllm.server.members.authority import create_authority
+from pluralllm.server.members.registry import InviteOrder
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.rpc.serving import SERVICES
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import operations_pb2, operations_pb2_grpc
 from pluralllm.v1 import resources_pb2 as rpb

@@ -19,22 +19,22 @@ from drill.fleet import Fleet, fleet
 from drill.pairs import Embedded, Served, StorePair
 from drill.scenarios import begin
 from drill.trial import UNDISTURBED
-from process_harness import process_spec
-from real_stores import S3, Postgres
+from support.process_harness import process_spec
+from support.real_stores import S3, Postgres
 
-from pluralllm.common.chunks import manifest_of
-from pluralllm.common.configuration import load_config
-from pluralllm.common.errors import BackupUnusable
-from pluralllm.common.ids import Digest
-from pluralllm.server import backup
-from pluralllm.server.backup import PARTIAL, Contents, back_up
-from pluralllm.server.config import ServerConfig
-from pluralllm.server.restore import restore
-from pluralllm.server.retention import kept_blobs
-from pluralllm.server.snapshot import take_snapshot
-from pluralllm.server.sql_store import open_store
-from pluralllm.server.state_directory import StateDirectory
-from pluralllm.server.storage import blobs_of, database_url
+from pluralllm.common.errors.tree import BackupUnusable
+from pluralllm.common.process.configuration import load_config
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.words.ids import Digest
+from pluralllm.server.commands import backup
+from pluralllm.server.commands.backup import PARTIAL, Contents, back_up
+from pluralllm.server.commands.restore import restore
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.storage.by_url import blobs_of, database_url
+from pluralllm.server.storage.retention import kept_blobs
+from pluralllm.server.storage.snapshot import take_snapshot
+from pluralllm.server.storage.sql_store import open_store
+from pluralllm.server.storage.state_directory import StateDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.alone]
 SEED = 20250312

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
-from coordinator_harness import small_spec
 from drill.pairs import Embedded, Served, StorePair
-from real_stores import S3, Postgres
+from support.coordinator_harness import small_spec
+from support.real_stores import S3, Postgres
 
-from pluralllm.common.clock import SystemClock
-from pluralllm.common.errors import (
+from pluralllm.common.errors.tree import (
     BackupUnusable,
     Corrupt,
     InUse,
@@ -28,22 +27,24 @@ from pluralllm.common.errors import (
     PluralError,
     StorageFull,
 )
-from pluralllm.server import backup, leadership, migrations
-from pluralllm.server import restore as restoring
+from pluralllm.common.process.clock import SystemClock
 from pluralllm.server.__main__ import running
-from pluralllm.server.audit import audit
-from pluralllm.server.authority import create_authority, load_authority
-from pluralllm.server.backup import PARTIAL, Contents, back_up
-from pluralllm.server.config import ServerConfig
-from pluralllm.server.leadership import leading
-from pluralllm.server.object_blobs import open_bucket
-from pluralllm.server.restore import MARK, restore
-from pluralllm.server.snapshot import sqlite_url, tables_with_rows
-from pluralllm.server.sql_engine import new_engine
-from pluralllm.server.sql_membership import SqlMembership
-from pluralllm.server.sql_store import open_store
-from pluralllm.server.state_directory import StateDirectory
-from pluralllm.server.storage import blobs_of, database_url, opened_alone
+from pluralllm.server.commands import backup
+from pluralllm.server.commands import restore as restoring
+from pluralllm.server.commands.backup import PARTIAL, Contents, back_up
+from pluralllm.server.commands.restore import MARK, restore
+from pluralllm.server.commands.verify import audit
+from pluralllm.server.members.authority import create_authority, load_authority
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.storage import leadership, migrations
+from pluralllm.server.storage.by_url import blobs_of, database_url, opened_alone
+from pluralllm.server.storage.leadership import leading
+from pluralllm.server.storage.object_blobs import open_bucket
+from pluralllm.server.storage.snapshot import sqlite_url, tables_with_rows
+from pluralllm.server.storage.sql_engine import new_engine
+from pluralllm.server.storage.sql_membership import SqlMembership
+from pluralllm.server.storage.sql_store import open_store
+from pluralllm.server.storage.state_directory import StateDirectory
 
 SPEC = small_spec()
 PAIRS = (Embedded.name, Served.name)

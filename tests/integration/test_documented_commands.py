@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from documented import PAGES, ROOT, blocks, of_section
-from process_harness import free_port
-from synthetic_results import SMALL, write_results
+from support.documented import PAGES, ROOT, blocks, of_section
+from support.process_harness import free_port
+from support.synthetic_results import SMALL, write_results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 LIMIT_S = 300.0

@@ -11,11 +11,11 @@ from typing import Any
 
 import grpc
 import pytest
-from process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
+from support.process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
 
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.common.channels import blocking_channel
-from pluralllm.common.identity import load_identity
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.wire.channels import blocking_channel
 from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2, operations_pb2_grpc
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]

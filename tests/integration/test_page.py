@@ -11,14 +11,22 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from coordinator_harness import HandClient, Served, pass_first_evaluation, serving, small_spec, until_phase, write_delta
 from playwright.async_api import Page, async_playwright, expect
-from process_harness import free_port
+from support.coordinator_harness import (
+    HandClient,
+    Served,
+    pass_first_evaluation,
+    serving,
+    small_spec,
+    until_phase,
+    write_delta,
+)
+from support.process_harness import free_port
 
-from pluralllm.common.errors import InUse, NotLoopback, WrongBase
-from pluralllm.common.ids import ModelVersion, RoundNumber
-from pluralllm.common.spec import RunSpec
-from pluralllm.server.page_facts import MAX_POINTS, History, history_facts
+from pluralllm.common.errors.tree import InUse, NotLoopback, WrongBase
+from pluralllm.common.words.ids import ModelVersion, RoundNumber
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.server.observe.page_facts import MAX_POINTS, History, history_facts
 from pluralllm.v1 import resources_pb2 as rpb
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -133,7 +141,7 @@ async def test_a_thousand_rounds_of_a_hundred_groups_are_drawn(
     async def grown(*_: object) -> History:
         return long
 
-    monkeypatch.setattr("pluralllm.server.page.Page._grown", grown)
+    monkeypatch.setattr("pluralllm.server.observe.page.Page._grown", grown)
     async with serving(tmp_path / "state", page_listen="127.0.0.1:0") as served:
         await served.create("r", small_spec(rounds=1000), start=False)
         run = served.coordinator.run("r")

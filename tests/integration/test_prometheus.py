@@ -6,11 +6,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from coordinator_harness import advance, pass_first_evaluation, serving, small_spec, until_phase, write_delta
 from prometheus_client.parser import text_string_to_metric_families
+from support.coordinator_harness import advance, pass_first_evaluation, serving, small_spec, until_phase, write_delta
 
-from pluralllm.common.errors import InUse, RoundClosed, WrongBase
-from pluralllm.server.picture import Picture
+from pluralllm.common.errors.tree import InUse, RoundClosed, WrongBase
+from pluralllm.server.observe.gauges import Picture
 from pluralllm.v1 import resources_pb2 as rpb
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -38,7 +38,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 async def test_a_coordinators_rounds_updates_refusals_and_scores_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pluralllm.server.picture.DRAW_EVERY_S", 0.05)
+    monkeypatch.setattr("pluralllm.server.observe.gauges.DRAW_EVERY_S", 0.05)
     state = tmp_path / "state"
     spec = small_spec(rounds=2, round={"evaluate_every": 1})
     async with serving(state, metrics_listen="127.0.0.1:0") as served:
@@ -122,7 +122,7 @@ async def test_a_port_that_is_taken_is_told_before_anything_serves(tmp_path: Pat
 
 
 async def test_a_drawing_has_a_bounded_number_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pluralllm.server.picture.MAX_RUNS", 2)
+    monkeypatch.setattr("pluralllm.server.observe.gauges.MAX_RUNS", 2)
     async with serving(tmp_path / "state") as served:
         for name in ("a", "b", "c"):
             await served.create(name, small_spec(), start=False)

@@ -11,23 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coordinator_harness import BOOTSTRAP, Served, keep_identity, serving, small_spec
-from process_harness import federation, free_port, process_spec, tiny_embedding_model, until
 from structlog.testing import capture_logs
+from support.coordinator_harness import BOOTSTRAP, Served, keep_identity, serving, small_spec
+from support.process_harness import federation, free_port, process_spec, tiny_embedding_model, until
 
-from pluralllm.cli.remote import Remote
-from pluralllm.client.diagnosis import diagnose
-from pluralllm.client.enrolment import ask_server, join
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.client.standing import Standing, renew
-from pluralllm.client.transport import Transport
-from pluralllm.common.certificates import make_request, new_key
-from pluralllm.common.clock import SystemClock
-from pluralllm.common.errors import Internal, PluralError, StorageFull, Unreachable
-from pluralllm.common.handshake import handshake
-from pluralllm.common.identity import Identity, load_identity, next_key
-from pluralllm.common.ids import ClientId
-from pluralllm.common.membership_errors import (
+from pluralllm.client.daemon.renewal import Standing, renew
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.client.joining.diagnosis import diagnose
+from pluralllm.client.joining.enrolment import ask_server, join
+from pluralllm.client.link.transport import Transport
+from pluralllm.common.errors.membership import (
     AwaitingApproval,
     CertificateExpired,
     CertificateNotYetValid,
@@ -39,12 +32,19 @@ from pluralllm.common.membership_errors import (
     TooManyAttempts,
     WrongHost,
 )
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.spec import GroupRole
-from pluralllm.server import tls
-from pluralllm.server.access import Principal
-from pluralllm.server.authority import DAY_S, create_authority, renew_issuer
-from pluralllm.server.registry import InviteOrder
+from pluralllm.common.errors.tree import Internal, PluralError, StorageFull, Unreachable
+from pluralllm.common.process.clock import SystemClock
+from pluralllm.common.trust.certificates import make_request, new_key
+from pluralllm.common.trust.handshake import handshake
+from pluralllm.common.trust.identity import Identity, load_identity, next_key
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.operator.remote import Remote
+from pluralllm.server.members import tls
+from pluralllm.server.members.access import Principal
+from pluralllm.server.members.authority import DAY_S, create_authority, renew_issuer
+from pluralllm.server.members.registry import InviteOrder
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.alone]
 LIFE_S = 6.0
@@ -343,7 +343,7 @@ async def test_a_command_that_tries_again_and_again_asks_for_the_cause_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody listens on its main port; of the two questions a minute that the coordinator answers one is left."""
-    monkeypatch.setattr("pluralllm.cli.remote.DIAGNOSE_EVERY_S", 600.0)
+    monkeypatch.setattr("pluralllm.operator.remote.DIAGNOSE_EVERY_S", 600.0)
     async with serving(tmp_path / "state", joins_per_minute=2) as served:
         member = await served.member("eve", MemberRole.OBSERVER)
         identity = with_enrolment(member, served).at(f"127.0.0.1:{free_port()}")

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from coordinator_harness import serving, small_spec, write_delta
-from synthetic_results import SMALL, write_results
+from support.coordinator_harness import serving, small_spec, write_delta
+from support.synthetic_results import SMALL, write_results
 
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.spec import GroupRole
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
 
 LIMIT_S = 90
 WITHOUT = """

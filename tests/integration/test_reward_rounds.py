@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from coordinator_harness import HandClient, Served, serving, small_spec, write_delta
+from support.coordinator_harness import HandClient, Served, serving, small_spec, write_delta
 
-from pluralllm.common.clock import FakeClock
-from pluralllm.common.errors import (
+from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.errors.tree import (
     InvalidArgument,
     InvalidSpec,
     LeaseLost,
@@ -21,14 +21,14 @@ from pluralllm.common.errors import (
     WrongLayout,
     WrongPhase,
 )
-from pluralllm.common.ids import RoundNumber, RunId
-from pluralllm.common.rollout_batch import Candidates, read_rollouts, write_rollouts
-from pluralllm.common.spec import GroupRole, RunSpec
-from pluralllm.common.status import from_rpc_error
-from pluralllm.common.weights import layout_of, write_weights
-from pluralllm.server.audit import audit
-from pluralllm.server.sql_membership import SqlMembership
-from pluralllm.server.sql_store import SqlStore
+from pluralllm.common.process.clock import FakeClock
+from pluralllm.common.rewards.rollout_batch import Candidates, read_rollouts, write_rollouts
+from pluralllm.common.weights.layout import layout_of, write_weights
+from pluralllm.common.words.ids import RoundNumber, RunId
+from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.server.commands.verify import audit
+from pluralllm.server.storage.sql_membership import SqlMembership
+from pluralllm.server.storage.sql_store import SqlStore
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as rpb

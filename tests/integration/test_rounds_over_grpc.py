@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coordinator_harness import (
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
+from support.coordinator_harness import (
     HandClient,
     Served,
     advance,
@@ -17,13 +20,10 @@ from coordinator_harness import (
     until_phase,
     write_delta,
 )
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from structlog.testing import capture_logs
 
-from pluralllm.common.architecture import layout_for
-from pluralllm.common.chunks import manifest_of
-from pluralllm.common.errors import (
+from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
+from pluralllm.common.errors.membership import IdentityMismatch
+from pluralllm.common.errors.tree import (
     AlreadyCommitted,
     ChunksMissing,
     DigestMismatch,
@@ -38,18 +38,18 @@ from pluralllm.common.errors import (
     WrongBase,
     WrongLayout,
 )
-from pluralllm.common.ids import RoundNumber, RunId
-from pluralllm.common.membership_errors import IdentityMismatch
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.spec import GroupRole, RunSpec
-from pluralllm.common.status import CLIENT_STOPPED
-from pluralllm.common.weights import layout_of, write_weights
-from pluralllm.server import events as ev
-from pluralllm.server.audit import audit
-from pluralllm.server.averaging import Draft, write_next
-from pluralllm.server.blobs import LocalBlobs
-from pluralllm.server.sql_membership import SqlMembership
-from pluralllm.server.sql_store import open_store
+from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.weights.layout import layout_of, write_weights
+from pluralllm.common.words.ids import RoundNumber, RunId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.server.aggregation.next_version import Draft, write_next
+from pluralllm.server.commands.verify import audit
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.storage.blobs import LocalBlobs
+from pluralllm.server.storage.sql_membership import SqlMembership
+from pluralllm.server.storage.sql_store import open_store
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as rpb
@@ -142,7 +142,7 @@ async def test_a_run_cancelled_while_it_averages_leaves_no_version_that_nothing_
         await go_on.wait()
         return drafts
 
-    monkeypatch.setattr("pluralllm.server.coordinator.write_next", write_and_wait)
+    monkeypatch.setattr("pluralllm.server.runs.coordinator.write_next", write_and_wait)
     async with serving(tmp_path / "state") as served:
         for seed, client in enumerate(await two_clients(served)):
             path = tmp_path / client.name

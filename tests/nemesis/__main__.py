@@ -6,11 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-import real_stores
 from drill.pairs import Embedded, Served
 from nemesis.report import Total
 from nemesis.schedule import Kind
 from nemesis.trial import Trials
+from support import real_stores
 
 
 def main() -> int:

@@ -14,13 +14,15 @@ from typing import Any
 from drill import client as drill
 from nemesis import pace
 
-from pluralllm.client import daemon, standing, transport
-from pluralllm.client.transport import Transport
-from pluralllm.client.worker_process import Progress
-from pluralllm.common import channels
-from pluralllm.common.chunks import Manifest
-from pluralllm.common.ids import Digest, TaskName
-from pluralllm.common.logs import configure_logs
+from pluralllm.client.daemon import daemon
+from pluralllm.client.daemon import renewal as standing
+from pluralllm.client.link import transport
+from pluralllm.client.link.transport import Transport
+from pluralllm.client.work.worker_process import Progress
+from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.weights.chunks import Manifest
+from pluralllm.common.wire import channels
+from pluralllm.common.words.ids import Digest, TaskName
 
 SENT = "sent"  # a folder in HOME
 TRAINING_S = 0.25  # at most

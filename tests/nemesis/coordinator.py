@@ -10,9 +10,10 @@ from pathlib import Path
 from drill.coordinator import ADMIN, initialise
 from nemesis import pace
 
-from pluralllm.common import channels
+from pluralllm.common.wire import channels
 from pluralllm.server import __main__ as server
-from pluralllm.server import coordinator, serving
+from pluralllm.server.rpc import serving
+from pluralllm.server.runs import coordinator
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from faults.test_system_calls import why_not
 from nemesis.schedule import Kind
-from process_harness import Process
+from support.process_harness import Process
 
 DISK_BYTES = 128 * 1024**2
 PIECE_BYTES = 4096

@@ -19,13 +19,13 @@ from nemesis.link import Link, Links
 from nemesis.logs import Progress, Tail, facts_in
 from nemesis.pace import CLOCK
 from nemesis.schedule import CLIENTS, ROUNDS
-from process_harness import LOOK_EVERY_S, Process, free_port, process_spec
+from support.process_harness import LOOK_EVERY_S, Process, free_port, process_spec
 
-from pluralllm.cli.remote import Remote
-from pluralllm.client.joining import join
-from pluralllm.common.identity import load_identity
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.spec import RunSpec
+from pluralllm.client.joining.joining import join
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.operator.remote import Remote
 
 TESTS = Path(__file__).parents[1]
 RUN = "r"

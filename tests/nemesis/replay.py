@@ -12,13 +12,13 @@ from typing import Any
 import grpc
 from nemesis.client import SENT
 
-from pluralllm.common.channels import credentials
-from pluralllm.common.chunk_messages import write_chunk
-from pluralllm.common.chunks import CHUNK_BYTES, Manifest, manifest_of
-from pluralllm.common.errors import Broken, StorageFull, Unreachable
-from pluralllm.common.identity import load_identity
-from pluralllm.common.status import from_rpc_error
-from pluralllm.common.wire import PROTOCOL_MAX, manifest_message
+from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.errors.tree import Broken, StorageFull, Unreachable
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, manifest_of
+from pluralllm.common.wire.channels import credentials
+from pluralllm.common.wire.chunk_messages import write_chunk
+from pluralllm.common.wire.messages import PROTOCOL_MAX, manifest_message
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc, resources_pb2
 

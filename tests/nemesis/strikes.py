@@ -17,7 +17,7 @@ from nemesis.link import Link
 from nemesis.logs import facts_in
 from nemesis.replay import Replays, replay
 from nemesis.schedule import CLOCK_JUMPS_S, Kind, Schedule, Strike
-from process_harness import Process, free_port
+from support.process_harness import Process, free_port
 
 K = Kind
 SLOW_PIECE_S = (0.01, 0.15)

@@ -15,7 +15,7 @@ from nemesis.federation import SPECS, Federation, federation
 from nemesis.schedule import OF_SPOILT_FILES, Kind, Schedule, kinds_for, schedule
 from nemesis.strikes import Nemesis
 from nemesis.verdict import Record, problems, read_record
-from process_harness import LOOK_EVERY_S
+from support.process_harness import LOOK_EVERY_S
 
 RUN_LIMIT_S = 120.0  # while there are faults
 HEALED_LIMIT_S = 40.0  # to the run's end, after the last of them

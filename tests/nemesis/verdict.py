@@ -9,14 +9,14 @@ from pathlib import Path
 from nemesis.federation import RUN, Federation
 from nemesis.logs import Facts, facts_in
 
-from pluralllm.common.configuration import load_config
-from pluralllm.common.ids import RoundNumber, RunId
-from pluralllm.server.audit import audit
-from pluralllm.server.config import ServerConfig
-from pluralllm.server.sql_membership import SqlMembership
-from pluralllm.server.state_directory import StateDirectory
-from pluralllm.server.storage import blobs_of, opened_alone
-from pluralllm.server.store import RoundOutcome, RoundRecord, VersionRecord
+from pluralllm.common.process.configuration import load_config
+from pluralllm.common.words.ids import RoundNumber, RunId
+from pluralllm.server.commands.verify import audit
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.storage.by_url import blobs_of, opened_alone
+from pluralllm.server.storage.sql_membership import SqlMembership
+from pluralllm.server.storage.state_directory import StateDirectory
+from pluralllm.server.storage.store import RoundOutcome, RoundRecord, VersionRecord
 
 # What a coordinator says when it met something that nobody thought of.
 NEVER_SAID = ("run.broken", "rpc.failed", "task.broken")

@@ -6,11 +6,11 @@ from typing import Any, NoReturn
 
 import grpc
 
-from pluralllm.common.wire import CLIENT_ID_KEY
-from pluralllm.server.boundary import Boundary
-from pluralllm.server.fail_stop import FailStop
-from pluralllm.server.federation import Federation
-from pluralllm.server.identity import Door
+from pluralllm.common.wire.messages import CLIENT_ID_KEY
+from pluralllm.server.members.door import Door
+from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.rpc.boundary import Boundary
+from pluralllm.server.rpc.federation import Federation
 from pluralllm.v1 import federation_pb2_grpc
 
 PREFIX = "/pluralllm.v1.FederationService/"

@@ -16,8 +16,7 @@ from simulation.network import DEADLINE_S, Killed, Network
 from simulation.process import LEASE_S, POLL_HOLD_S
 from simulation.update import Update, make_update
 
-from pluralllm.common.chunk_messages import chunk_reader, write_chunk
-from pluralllm.common.errors import (
+from pluralllm.common.errors.tree import (
     Broken,
     ChunksMissing,
     Corrupt,
@@ -30,9 +29,10 @@ from pluralllm.common.errors import (
     StorageFull,
     Unreachable,
 )
-from pluralllm.common.spec import GroupRole, RunSpec
-from pluralllm.common.wire import PROTOCOL_MAX, PROTOCOL_MIN, ROLES, chunks_in, manifest_from, manifest_message
-from pluralllm.server.federation import duration
+from pluralllm.common.wire.chunk_messages import chunk_reader, write_chunk
+from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN, ROLES, chunks_in, manifest_from, manifest_message
+from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.server.rpc.federation import duration
 from pluralllm.v1 import federation_pb2 as pb
 
 RETRY_FOR_S = 30.0

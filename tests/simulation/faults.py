@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from pluralllm.common.errors import StorageFull, StoreFailed
-from pluralllm.common.ids import Digest
-from pluralllm.server.store import Change, RoundOutcome
+from pluralllm.common.errors.tree import StorageFull, StoreFailed
+from pluralllm.common.words.ids import Digest
+from pluralllm.server.storage.store import Change, RoundOutcome
 
 
 class Kind(StrEnum):

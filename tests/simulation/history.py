@@ -2,15 +2,15 @@
 
 import hashlib
 
-from memory_store import MemoryStore, Tables
 from simulation.scenario import RUN, scenario
+from support.memory_store import MemoryStore, Tables
 
-from pluralllm.common.architecture import layout_for
-from pluralllm.common.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
-from pluralllm.common.spec import GroupRole
-from pluralllm.server import events as ev
-from pluralllm.server.live_run import LiveRun, first_state
-from pluralllm.server.store import RunRecord, VersionRecord
+from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.runs.live_run import LiveRun, first_state
+from pluralllm.server.storage.store import RunRecord, VersionRecord
 
 
 async def long_history(rounds: int, clients: int) -> tuple[MemoryStore, RunRecord]:

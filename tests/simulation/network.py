@@ -11,8 +11,8 @@ from simulation.faults import Armed, Faults, Kind
 from simulation.process import Process
 from simulation.trace import Trace
 
-from pluralllm.common.errors import PluralError, Unreachable
-from pluralllm.common.status import from_rpc_error
+from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.errors.tree import PluralError, Unreachable
 
 DEADLINE_S = 3.0
 REFUSED = "connection refused"

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from memory_blobs import MemoryBlobs
-from memory_store import MemoryMembership, MemoryStore
 from simulation.calls import Service
 from simulation.faults import Faults
 from simulation.virtual_time import SimulatedClock
+from support.memory_blobs import MemoryBlobs
+from support.memory_store import MemoryMembership, MemoryStore
 
-from pluralllm.server import updates
-from pluralllm.server.audit_log import AuditLog
-from pluralllm.server.coordinator import Coordinator, Timing
-from pluralllm.server.fail_stop import FailStop
-from pluralllm.server.federation import Federation
-from pluralllm.server.identity import Door, by_word
-from pluralllm.server.intake import Intake
-from pluralllm.server.reward_desk import RewardDesk
-from pluralllm.server.uploads import Uploads
+from pluralllm.server.aggregation import update_files as updates
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.door import Door, by_word
+from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.rpc.federation import Federation
+from pluralllm.server.runs.coordinator import Coordinator, Timing
+from pluralllm.server.runs.intake import Intake
+from pluralllm.server.runs.reward_queue import RewardDesk
+from pluralllm.server.runs.uploads import Uploads
 
 LEASE_S = 20.0
 TIMING = Timing(lease_s=LEASE_S, silence_s=5.0, tick_s=2.5, keep_updates=3)

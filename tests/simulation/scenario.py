@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pluralllm.common.ids import RunId
-from pluralllm.common.spec import RunSpec
+from pluralllm.common.words.ids import RunId
+from pluralllm.common.words.spec import RunSpec
 
 RUN = RunId("simulated")
 TWO = ("ann", "ben")

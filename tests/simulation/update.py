@@ -7,10 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from pluralllm.common.architecture import layout_for
-from pluralllm.common.chunks import CHUNK_BYTES, Manifest, digest_of
-from pluralllm.common.spec import RunSpec
-from pluralllm.common.update_format import UpdateFormat, encode, scales_of, update_format
+from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, digest_of
+from pluralllm.common.weights.update_format import UpdateFormat, encode, scales_of, update_format
+from pluralllm.common.words.spec import RunSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import math
 import selectors
 from typing import Any
 
-from pluralllm.common.clock import FakeClock
+from pluralllm.common.process.clock import FakeClock
 
 MAX_STEPS = 20_000_000  # of one loop: whoever waits for what never comes is told so
 

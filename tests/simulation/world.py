@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memory_blobs import MemoryBlobs, flip_bit
-from memory_store import MemoryMembership, MemoryStore, Tables
 from simulation.client import SimulatedClient
 from simulation.faults import Armed, Faults, Kind
 from simulation.network import Network
@@ -17,12 +15,14 @@ from simulation.process import Folders, Operations, Process
 from simulation.scenario import RUN, Scenario
 from simulation.trace import Trace
 from simulation.virtual_time import SimulatedClock, SimulatedLoop
+from support.memory_blobs import MemoryBlobs, flip_bit
+from support.memory_store import MemoryMembership, MemoryStore, Tables
 
-from pluralllm.common.ids import ClientId, Digest, RoundNumber
-from pluralllm.server import events as ev
-from pluralllm.server.audit import Report, audit
-from pluralllm.server.live_run import recover
-from pluralllm.server.run_state import Phase
+from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
+from pluralllm.server.commands.verify import Report, audit
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.live_run import recover
 
 EPOCH_S = 1_700_000_000.0
 START_EVERY = 100_000  # times at most

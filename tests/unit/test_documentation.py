@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pytest
 import typer
-from documented import PAGES, ROOT, blocks, inline
+from support.documented import PAGES, ROOT, blocks, inline
 
 from pluralllm.cli.__main__ import app as operators
 from pluralllm.client.__main__ import app as clients

@@ -7,10 +7,10 @@ import pytest
 from pydantic import BaseModel
 
 from pluralllm.client.config import ClientConfig
-from pluralllm.client.policy import DEFAULT_POLICY, Policy, load_policy
-from pluralllm.common.configuration import load_config
-from pluralllm.common.spec import load_spec
-from pluralllm.server.config import ServerConfig
+from pluralllm.client.daemon.policy import DEFAULT_POLICY, Policy, load_policy
+from pluralllm.common.process.configuration import load_config
+from pluralllm.common.words.spec import load_spec
+from pluralllm.server.process.config import ServerConfig
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 KEY = re.compile(r"^(?:# )?(\w+) = ", re.MULTILINE)

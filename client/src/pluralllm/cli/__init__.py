@@ -1,1 +1,4 @@
-"""The operator's and observer's command."""
+"""The command `pluralllm`, for operators and observers. It imports nothing of the server.
+
+Start reading at __main__.py.
+"""

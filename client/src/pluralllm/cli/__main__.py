@@ -10,22 +10,19 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from pluralllm.cli import (
-    experiment_commands,
-    explain_command,
-    member_commands,
-    model_commands,
-    report_command,
-    scoring_commands,
-)
+from pluralllm.align.commands import model as model_commands
+from pluralllm.align.commands import scoring as scoring_commands
+from pluralllm.cli import explain_command, member_commands
 from pluralllm.cli.connection import CoordinatorOption, choose_way, remote
 from pluralllm.cli.output import now, show
-from pluralllm.common.console import Json
-from pluralllm.common.errors import InvalidArgument, InvalidSpec, Unreachable
-from pluralllm.common.exits import EXIT_CODES, run_command
-from pluralllm.common.extras import need_torch
-from pluralllm.common.json_forms import ROUNDS, RUN, RUNS, SPEC
-from pluralllm.common.spec import PRESETS, RunSpec, load_spec, parse_spec, preset_values, spec_from_toml
+from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec, Unreachable
+from pluralllm.common.process.console import Json
+from pluralllm.common.process.exits import EXIT_CODES, run_command
+from pluralllm.common.process.extras import need_torch
+from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
+from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, preset_values, spec_from_toml
+from pluralllm.experiment.commands import experiment as experiment_commands
+from pluralllm.experiment.commands import report as report_command
 
 MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384  # of a new spec
 WATCH_PATIENCE_S = 120.0  # how long --watch outlives a coordinator that is away, for example restarting
@@ -89,7 +86,7 @@ def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
     need_torch()
     import torch  # noqa: PLC0415 - only here
 
-    from pluralllm.common.embedding import make_probes  # noqa: PLC0415
+    from pluralllm.common.predictor.embedding import make_probes  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as cache:
         probes = make_probes(spec.embedding, model_path, Path(cache), torch.device("cpu"))

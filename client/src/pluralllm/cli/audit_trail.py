@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pluralllm.cli.remote import Remote
-from pluralllm.common.audit_chain import FIRST_PREVIOUS, AuditEntry, check_chain
-from pluralllm.common.files import write_durably
-from pluralllm.common.membership_errors import AuditBroken
+from pluralllm.common.errors.membership import AuditBroken
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry, check_chain
+from pluralllm.operator.remote import Remote
 
 
 def verified_entries(remote: Remote, identity_folder: Path | None) -> tuple[list[dict[str, Any]], str, bool]:

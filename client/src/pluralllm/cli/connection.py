@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pluralllm.common.errors import PluralError
-from pluralllm.common.identity import Identity, load_identity
+from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.trust.identity import Identity, load_identity
 
 if TYPE_CHECKING:
-    from pluralllm.cli.remote import Remote
+    from pluralllm.operator.remote import Remote
 
 COMMAND = "pluralllm"
 DEFAULT_IDENTITY = Path(typer.get_app_dir("pluralllm"))
@@ -65,7 +65,7 @@ def my_identity(coordinator: str | None = None) -> Identity:
 
 def remote(coordinator: str | None) -> "Remote":
     """A connection by this person's identity, renewed on the way if that is due. Raises NotJoined, NotLoopback."""
-    from pluralllm.cli.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it
+    from pluralllm.operator.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it
 
     if is_plain_text():
         found = Remote.in_plain_text(coordinator or PLAIN_TEXT_ADDRESS)

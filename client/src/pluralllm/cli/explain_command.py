@@ -7,18 +7,18 @@ from typing import Annotated
 import typer
 
 from pluralllm.cli.output import show
-from pluralllm.common.console import Json
-from pluralllm.common.error_root import PluralError, reason_of
-from pluralllm.common.errors import InvalidArgument
-from pluralllm.common.exits import exit_code_of
-from pluralllm.common.json_forms import EXPLANATION
+from pluralllm.common.errors.root import PluralError, reason_of
+from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.process.console import Json
+from pluralllm.common.process.exits import exit_code_of
+from pluralllm.common.process.json_forms import EXPLANATION
 
 
 def explain(
     code: Annotated[str, typer.Argument(help="For example WRONG_BASE; small letters will do.")], as_json: Json = False
 ) -> None:
     """Say what an error's code means and what to do about it. All of them: docs/reference/errors.md."""
-    from pluralllm.common.status import CODES  # noqa: PLC0415 - gRPC takes a moment
+    from pluralllm.common.errors.grpc_status import CODES  # noqa: PLC0415 - gRPC takes a moment
 
     known = {reason_of(leaf): leaf for leaf in CODES}
     wanted = code.strip().upper().replace("-", "_")

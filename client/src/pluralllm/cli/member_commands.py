@@ -16,13 +16,13 @@ from pluralllm.cli.connection import (
     remote,
 )
 from pluralllm.cli.output import now, show
-from pluralllm.common.certificates import fingerprint_of_certificate
-from pluralllm.common.console import Json
-from pluralllm.common.errors import InvalidArgument
-from pluralllm.common.files import write_durably
-from pluralllm.common.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.spec import GroupRole
+from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.process.console import Json
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS
+from pluralllm.common.trust.certificates import fingerprint_of_certificate
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
 
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 SECRET = 0o600
@@ -74,7 +74,7 @@ def join(
     ],
 ) -> None:
     """Become an observer or administrator: make a key, spend the invite, keep the certificate. Repeatable."""
-    from pluralllm.client import joining  # noqa: PLC0415 - gRPC takes a moment
+    from pluralllm.client.joining import joining  # noqa: PLC0415 - gRPC takes a moment
 
     roles = frozenset({MemberRole.OBSERVER, MemberRole.ADMIN})
     identity, waits = joining.join(joining.read_invite(invite_given), identity_folder(), COMMAND, roles)
@@ -137,8 +137,8 @@ def audit(
 
 def doctor(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Check the way to the coordinator: certificate, name, TLS, clock, standing, protocol. Exit code 3 if something is wrong."""
-    from pluralllm.client.connection_checks import connection_checks  # noqa: PLC0415 - gRPC takes a moment
-    from pluralllm.common.console import print_checks  # noqa: PLC0415
+    from pluralllm.client.joining.connection_checks import connection_checks  # noqa: PLC0415 - gRPC takes a moment
+    from pluralllm.common.process.console import print_checks  # noqa: PLC0415
 
     if not print_checks(connection_checks(lambda: my_identity(coordinator)), as_json=as_json):
         raise typer.Exit(3)

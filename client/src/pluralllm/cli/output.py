@@ -7,8 +7,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from pluralllm.common.console import print_json
-from pluralllm.common.json_forms import Form
+from pluralllm.common.process.console import print_json
+from pluralllm.common.process.json_forms import Form
 
 
 def now() -> datetime.datetime:

@@ -12,22 +12,22 @@ import typer
 
 from pluralllm.client import data_commands, doctor, support_command
 from pluralllm.client.config import ClientConfig, JoinConfig
-from pluralllm.client.instruments import REGISTRY, RETRIES
-from pluralllm.client.partner import COMMAND, load_partner
-from pluralllm.client.policy import DEFAULT_POLICY, load_policy
-from pluralllm.client.private_data import read_group
-from pluralllm.common.configuration import load_config, origins_of
-from pluralllm.common.console import Json, print_config
-from pluralllm.common.errors import ModelUnavailable
-from pluralllm.common.exits import EXIT_CODES, run_command
-from pluralllm.common.extras import need_torch
-from pluralllm.common.files import write_durably
-from pluralllm.common.lock import DirectoryLock
-from pluralllm.common.logs import configure_logs
-from pluralllm.common.roles import MemberRole
-from pluralllm.common.scrape_port import scrape_port
-from pluralllm.common.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
-from pluralllm.common.tracing import tracing
+from pluralllm.client.daemon.policy import DEFAULT_POLICY, load_policy
+from pluralllm.client.data.private_data import read_group
+from pluralllm.client.joining.partner import COMMAND, load_partner
+from pluralllm.client.link.instruments import REGISTRY, RETRIES
+from pluralllm.common.errors.tree import ModelUnavailable
+from pluralllm.common.process.configuration import load_config, origins_of
+from pluralllm.common.process.console import Json, print_config
+from pluralllm.common.process.exits import EXIT_CODES, run_command
+from pluralllm.common.process.extras import need_torch
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.lock import DirectoryLock
+from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.process.scrape_port import scrape_port
+from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
+from pluralllm.common.process.tracing import tracing
+from pluralllm.common.words.roles import MemberRole
 
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ def join_federation(
     state_dir: Annotated[Path | None, typer.Option(help="The daemon's state; the key goes to identity/ in it.")] = None,
 ) -> None:
     """Become a member: make a key, spend the invite, keep the certificate. Repeatable."""
-    from pluralllm.client.joining import join, joined_text, read_invite  # noqa: PLC0415 - gRPC takes a moment
+    from pluralllm.client.joining.joining import join, joined_text, read_invite  # noqa: PLC0415 - gRPC takes a moment
 
     place = load_config(JoinConfig, config, {"state_dir": state_dir})
     folder = place.identity or place.state_dir / "identity"
@@ -96,9 +96,9 @@ def run(
 
 
 async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
-    from pluralllm.client.daemon import Daemon  # noqa: PLC0415 - gRPC takes a moment; help does not need it
-    from pluralllm.client.transport import Transport  # noqa: PLC0415
-    from pluralllm.client.worker_process import WorkerProcess  # noqa: PLC0415
+    from pluralllm.client.daemon.daemon import Daemon  # noqa: PLC0415 - gRPC takes a moment; help does not need it
+    from pluralllm.client.link.transport import Transport  # noqa: PLC0415
+    from pluralllm.client.work.worker_process import WorkerProcess  # noqa: PLC0415
 
     need_torch()
     partner = load_partner(config)

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PositiveInt, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from pluralllm.common.addresses import check_address
-from pluralllm.common.configuration import ProcessConfig
-from pluralllm.common.ids import ID_HELP, is_id
-from pluralllm.common.spec import GroupRole
+from pluralllm.common.process.configuration import ProcessConfig
+from pluralllm.common.words.addresses import check_address
+from pluralllm.common.words.ids import ID_HELP, is_id
+from pluralllm.common.words.spec import GroupRole
 
 
 class JoinConfig(ProcessConfig):

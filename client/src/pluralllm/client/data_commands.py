@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from pluralllm.client.importers import import_globalopinionqa, import_opinionqa, import_responses
-from pluralllm.client.preference_data import import_preferences, ranked_pairs
-from pluralllm.client.private_data import Checked, check_file, read_group, write_group
-from pluralllm.client.sample_survey import MOST_GROUPS, sample_groups
-from pluralllm.common.console import Json, print_json
-from pluralllm.common.errors import InvalidArgument, InvalidData
-from pluralllm.common.extras import need_torch
-from pluralllm.common.files import write_durably
-from pluralllm.common.json_forms import DATA_CHECK
-from pluralllm.common.questions import Question, is_held_out
-from pluralllm.common.spec import RunSpec, load_spec
+from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa, import_responses
+from pluralllm.client.data.preference_data import import_preferences, ranked_pairs
+from pluralllm.client.data.private_data import Checked, check_file, read_group, write_group
+from pluralllm.client.data.sample_survey import MOST_GROUPS, sample_groups
+from pluralllm.common.errors.tree import InvalidArgument, InvalidData
+from pluralllm.common.process.console import Json, print_json
+from pluralllm.common.process.extras import need_torch
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.json_forms import DATA_CHECK
+from pluralllm.common.words.questions import Question, is_held_out
+from pluralllm.common.words.spec import RunSpec, load_spec
 
 app = typer.Typer(no_args_is_help=True, help="The private file: import, check, embed.")
 import_app = typer.Typer(no_args_is_help=True, help="Public survey layouts to a group's private file.")
@@ -151,8 +151,8 @@ def embed(
 ) -> None:
     """Embed a private file beforehand, so that the daemon starts at once."""
     need_torch()
-    from pluralllm.client.train import pick_device  # noqa: PLC0415 - torch, only here
-    from pluralllm.common.embedding import Embedder  # noqa: PLC0415
+    from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
+    from pluralllm.common.predictor.embedding import Embedder  # noqa: PLC0415
 
     questions = read_group(file)
     embedder = Embedder(load_spec(spec).embedding, embedding_model_path, cache, pick_device(device))

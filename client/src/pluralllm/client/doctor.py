@@ -10,16 +10,16 @@ from typing import Annotated
 import typer
 
 from pluralllm.client.config import ClientConfig
-from pluralllm.client.connection_checks import connection_checks
-from pluralllm.client.partner import load_partner
-from pluralllm.client.policy import load_policy
-from pluralllm.client.private_data import check_file
-from pluralllm.common.configuration import load_config
-from pluralllm.common.console import Check, Json, checked, print_checks
-from pluralllm.common.extras import need_torch
-from pluralllm.common.handshake import split
-from pluralllm.common.identity import Identity
-from pluralllm.common.spec import GroupRole
+from pluralllm.client.daemon.policy import load_policy
+from pluralllm.client.data.private_data import check_file
+from pluralllm.client.joining.connection_checks import connection_checks
+from pluralllm.client.joining.partner import load_partner
+from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.console import Check, Json, checked, print_checks
+from pluralllm.common.process.extras import need_torch
+from pluralllm.common.trust.handshake import split
+from pluralllm.common.trust.identity import Identity
+from pluralllm.common.words.spec import GroupRole
 
 CONNECT_TIMEOUT_S = 3.0
 MIN_FREE_BYTES = 500 * 1024**2
@@ -66,7 +66,7 @@ def _disk(config: ClientConfig) -> Check:
 
 def _device(config: ClientConfig) -> Check:
     need_torch()
-    from pluralllm.client.train import pick_device  # noqa: PLC0415 - torch, only here
+    from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
 
     try:
         return Check("device", ok=True, result=str(pick_device(config.device)))

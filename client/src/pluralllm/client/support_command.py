@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from pluralllm.client.config import ClientConfig
+from pluralllm.client.daemon.policy import load_policy
+from pluralllm.client.data.private_data import check_file
+from pluralllm.client.data.private_texts import PrivateTexts
 from pluralllm.client.doctor import checks_of
-from pluralllm.client.policy import load_policy
-from pluralllm.client.private_data import check_file
-from pluralllm.client.private_texts import PrivateTexts
-from pluralllm.common.configuration import load_config
-from pluralllm.common.errors import InvalidArgument, InvalidData
-from pluralllm.common.questions import Question
-from pluralllm.common.support_bundle import bundle_name, parts_of, write_bundle
+from pluralllm.common.errors.tree import InvalidArgument, InvalidData
+from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.support_bundle import bundle_name, parts_of, write_bundle
+from pluralllm.common.words.questions import Question
 
 
 def support_bundle(

@@ -13,47 +13,47 @@ import structlog
 import typer
 
 from pluralllm.common import __version__
-from pluralllm.common.clock import Clock, SystemClock
-from pluralllm.common.configuration import load_config, origins_of
-from pluralllm.common.console import Json, print_config, print_json, showing_progress
-from pluralllm.common.errors import Overtaken, PluralError
-from pluralllm.common.exits import EXIT_CODES, run_command
-from pluralllm.common.files import write_durably
-from pluralllm.common.json_forms import AUDIT
-from pluralllm.common.logs import configure_logs
-from pluralllm.common.scrape_port import scrape_port
-from pluralllm.common.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
-from pluralllm.common.tracing import tracing
-from pluralllm.server import authority_commands, backup_commands, doctor, support_command
-from pluralllm.server.allocator import use_one_arena
-from pluralllm.server.attempts import Attempts
-from pluralllm.server.audit import Report
-from pluralllm.server.audit import audit as audit_state
-from pluralllm.server.audit_log import AuditLog
-from pluralllm.server.authority import Authority, load_authority
-from pluralllm.server.config import ServerConfig
-from pluralllm.server.coordinator import Coordinator, Timing
-from pluralllm.server.enrolment import Enrolment
-from pluralllm.server.fail_stop import FailStop
-from pluralllm.server.federation import Federation
-from pluralllm.server.identity import Door, EnrolmentDoor, by_certificate, by_word
-from pluralllm.server.instruments import REGISTRY
-from pluralllm.server.intake import Intake
-from pluralllm.server.leadership import Leadership, leading
-from pluralllm.server.member_operations import Advertised, MemberOperations
-from pluralllm.server.operations import Operations
-from pluralllm.server.page import Page, showing
-from pluralllm.server.picture import Picture, measure_lag
-from pluralllm.server.registry import Registry
-from pluralllm.server.reward_desk import RewardDesk
-from pluralllm.server.serving import bind_enrolment, bind_main, start_enrolment, start_main
-from pluralllm.server.sql_membership import SqlMembership
-from pluralllm.server.sql_store import open_store
-from pluralllm.server.state_directory import StateDirectory
-from pluralllm.server.storage import blobs_of, database_url, opened_alone
-from pluralllm.server.timed_blobs import TimedBlobs
-from pluralllm.server.tls import server_credentials, tend_certificates, warn_of_uncovered
-from pluralllm.server.uploads import Uploads
+from pluralllm.common.errors.tree import Overtaken, PluralError
+from pluralllm.common.process.clock import Clock, SystemClock
+from pluralllm.common.process.configuration import load_config, origins_of
+from pluralllm.common.process.console import Json, print_config, print_json, showing_progress
+from pluralllm.common.process.exits import EXIT_CODES, run_command
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.json_forms import AUDIT
+from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.process.scrape_port import scrape_port
+from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
+from pluralllm.common.process.tracing import tracing
+from pluralllm.server.commands import authority_commands, backup_commands, doctor, support_command
+from pluralllm.server.commands.verify import Report
+from pluralllm.server.commands.verify import audit as audit_state
+from pluralllm.server.members.attempts import Attempts
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.authority import Authority, load_authority
+from pluralllm.server.members.door import Door, EnrolmentDoor, by_certificate, by_word
+from pluralllm.server.members.registry import Registry
+from pluralllm.server.members.tls import server_credentials, tend_certificates, warn_of_uncovered
+from pluralllm.server.observe.gauges import Picture, measure_lag
+from pluralllm.server.observe.page import Page, showing
+from pluralllm.server.process.allocator import use_one_arena
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.process.instruments import REGISTRY
+from pluralllm.server.rpc.enrolment import Enrolment
+from pluralllm.server.rpc.federation import Federation
+from pluralllm.server.rpc.member_operations import Advertised, MemberOperations
+from pluralllm.server.rpc.operations import Operations
+from pluralllm.server.rpc.serving import bind_enrolment, bind_main, start_enrolment, start_main
+from pluralllm.server.runs.coordinator import Coordinator, Timing
+from pluralllm.server.runs.intake import Intake
+from pluralllm.server.runs.reward_queue import RewardDesk
+from pluralllm.server.runs.uploads import Uploads
+from pluralllm.server.storage.by_url import blobs_of, database_url, opened_alone
+from pluralllm.server.storage.leadership import Leadership, leading
+from pluralllm.server.storage.sql_membership import SqlMembership
+from pluralllm.server.storage.sql_store import open_store
+from pluralllm.server.storage.state_directory import StateDirectory
+from pluralllm.server.storage.timed_blobs import TimedBlobs
 
 STOP_GRACE_S = 5.0
 PLAIN_TEXT_CALLS = 10_000  # at a time: everybody who steers is one and the same there

@@ -1,0 +1,348 @@
+"""The client's loop: poll, fetch, verify, work, outbox, push, forget.
+
+The poll goes on while the work is done, so the lease stays renewed and a task that is no longer wanted stops at once.
+"""
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from pluralllm.client.config import ClientConfig
+from pluralllm.client.daemon.models import Models
+from pluralllm.client.daemon.policy import Policy, check_task, permitted_metrics
+from pluralllm.client.daemon.progress import ProgressReports
+from pluralllm.client.daemon.renewal import Standing
+from pluralllm.client.joining.partner import Partner
+from pluralllm.client.keeping.drafts import Drafts
+from pluralllm.client.keeping.outbox import Entry, History, Outbox
+from pluralllm.client.link.instruments import (
+    ALIGNMENT,
+    CONNECTED,
+    GPU_MEMORY_BYTES,
+    LOSS,
+    RETRIES,
+    TASKS,
+    WORK_SECONDS,
+)
+from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, TaskKind, Wait
+from pluralllm.client.link.transport import Transport
+from pluralllm.client.work.orders import Orders
+from pluralllm.client.work.worker_process import WorkerProcess
+from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
+from pluralllm.common.errors.membership import AwaitingApproval, CertificateExpired, CertificateNotYetValid
+from pluralllm.common.errors.tree import (
+    Broken,
+    LeaseLost,
+    PluralError,
+    RoundClosed,
+    SpecMismatch,
+    StaleSession,
+    StorageFull,
+    Unreachable,
+)
+from pluralllm.common.process.tracing import context_of, span
+from pluralllm.common.words.ids import Digest, RunId
+from pluralllm.common.words.spec import RunSpec, parse_spec
+
+log = structlog.get_logger()
+
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
+STOP_GRACE_S = 8.0  # for a push that is under way
+STOP_TELL_S = 5.0  # for the coordinator to hear of it
+HAND_IN_GRACE_S = 1.5
+HANDING_IN = "handing in"
+CLOCK_SKEW_TOLD_S = 30.0
+APPROVAL_WAIT_S = 5.0
+
+
+@dataclass(slots=True)
+class Work:
+    """The task in hand."""
+
+    task: Task
+    doing: "asyncio.Task[None]"
+    stage: str = "starting"
+
+
+@dataclass(slots=True)
+class Known:
+    """A run this client takes part in."""
+
+    spec: RunSpec
+    spec_json: bytes
+
+
+class Daemon:
+    """One group's client. `run` returns when it is told to stop, or raises what cannot be mended here."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        partner: Partner,
+        policy: Policy,
+        questions: int,
+        transport: Transport,
+        worker: WorkerProcess,
+    ) -> None:
+        self._config = config
+        self._partner = partner
+        self._standing = Standing(partner.identity, transport)
+        self._policy = policy
+        self._questions = questions
+        self._transport = transport
+        self._worker = worker
+        self._state = config.state_dir.absolute()
+        self._outbox = Outbox(self._state / "outbox")
+        self._history = History(self._state / "history")
+        self._unfinished = self._history.open_runs()  # of an earlier process
+        self._models = Models(self._state / "models", self._history, transport)
+        self._drafts = Drafts(self._state / "drafts")
+        self._orders = Orders(worker, config, partner, self._state, self._drafts)
+        self._work: Work | None = None
+        self._runs: dict[RunId, Known] = {}
+        self._last_reason = ""
+
+    @property
+    def is_working(self) -> bool:
+        """Whether there is a task in hand."""
+        return self._work is not None and not self._work.doing.done()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`, or until the run is over if the configuration says so."""
+        await self._worker.start()
+        polling = asyncio.create_task(self._poll_for_ever())
+        stopping = asyncio.create_task(stop.wait())
+        keeping = asyncio.create_task(self._standing.keep())
+        try:
+            await asyncio.wait([polling, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if polling.done():
+                polling.result()
+        finally:
+            for task in (polling, stopping, keeping):
+                task.cancel()
+            await asyncio.gather(polling, stopping, keeping, return_exceptions=True)
+            await self._finish()
+
+    async def _finish(self) -> None:
+        """A push that is under way may end; anything else stops, and the coordinator is told."""
+        if self._work is not None and self.is_working:
+            if self._work.stage == HANDING_IN:
+                await asyncio.wait([self._work.doing], timeout=STOP_GRACE_S)
+            if not self._work.doing.done():
+                await self._drop_work("the client stops")
+                with contextlib.suppress(PluralError):
+                    name, why = self._work.task.name, "stopped by its owner"
+                    await self._transport.report_failure(
+                        name, CLIENT_STOPPED, why, permanent=False, deadline_s=STOP_TELL_S
+                    )
+        await self._worker.stop()
+        log.info("client.stopped", sent_bytes=self._transport.traffic.sent_bytes)
+
+    async def _poll_for_ever(self) -> None:
+        backoff_s, greeted = FIRST_BACKOFF_S, False
+        while True:
+            try:
+                if not greeted:
+                    await self._hello()
+                    greeted = True
+                held = self._work.task.name if self._work is not None and not self._work.doing.done() else None
+                following = {*self._runs, *self._unfinished, *(entry.run for entry in self._outbox.pending())}
+                answer = await self._transport.poll(held, sorted(following))
+                CONNECTED.set(1)
+                backoff_s = FIRST_BACKOFF_S
+                if await self._take(answer):
+                    return
+            except StaleSession:
+                greeted = False
+            except AwaitingApproval as error:
+                self._say_why(f"{error}")
+                await asyncio.sleep(APPROVAL_WAIT_S)
+            except (Unreachable, Broken, CertificateExpired, CertificateNotYetValid) as error:
+                CONNECTED.set(0)
+                self._say_why(f"{await self._standing.true_cause(error)}")
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+                backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+                RETRIES.inc()
+                greeted = greeted and not isinstance(error, Broken)
+
+    async def _hello(self) -> None:
+        server_s = await self._transport.hello(self._partner.group, self._partner.role, self._questions)
+        skew_s = server_s - time.time()
+        log.info("client.connected", coordinator=self._transport.address, questions=self._questions)
+        if abs(skew_s) > CLOCK_SKEW_TOLD_S:
+            log.warning("client.clock_differs", skew_s=round(skew_s, 1))
+
+    async def _take(self, answer: Answer) -> bool:
+        """Acts on one answer; True when the daemon is done for good."""
+        match answer:
+            case Task():
+                if self._work is not None and not self._work.doing.done():
+                    if self._work.task.name == answer.name:
+                        return False
+                    await self._drop_work("the coordinator has another task")
+                log.info("task.received", task=answer.name, kind=answer.kind, base_version=answer.base_version)
+                self._last_reason = ""
+                self._work = Work(answer, asyncio.create_task(self._do(answer)))
+            case Wait(after_s, reason):
+                if self._work is not None and not self._work.doing.done():
+                    await self._drop_work(reason)
+                self._say_why(reason)
+                await asyncio.sleep(after_s)
+            case RunOver():
+                await self._leave(answer)
+                return self._config.exit_when_run_over
+        return False
+
+    async def _leave(self, over: RunOver) -> None:
+        if self._work is not None and self._work.task.run == over.run:
+            await self._drop_work(f"the run is {over.outcome}")
+        self._outbox.drop_run(over.run)
+        self._drafts.drop_run(over.run)
+        self._runs.pop(over.run, None)
+        self._history.close(over.run)
+        self._unfinished.discard(over.run)
+        log.info(
+            "run.over", run=over.run, outcome=over.outcome, reason=over.reason, version=over.version, digest=over.digest
+        )
+
+    async def _drop_work(self, reason: str) -> None:
+        """Stops the task in hand. One that is handing in its result may end: that result is often why nothing more is wanted."""
+        assert self._work is not None
+        if self._work.stage == HANDING_IN:
+            await asyncio.wait([self._work.doing], timeout=HAND_IN_GRACE_S)
+        if self.is_working:
+            log.info("task.dropped", task=self._work.task.name, reason=reason)
+            self._work.doing.cancel()
+        await asyncio.gather(self._work.doing, return_exceptions=True)
+
+    def _say_why(self, reason: str) -> None:
+        """A reason for waiting is logged when it changes, not each time."""
+        if reason != self._last_reason:
+            log.info("client.waiting", reason=reason)
+            self._last_reason = reason
+
+    # One task
+
+    async def _do(self, task: Task) -> None:
+        with span(task.kind, context_of(task.traceparent), task=task.name, client=self._partner.name):
+            try:
+                known = await self._known(task)
+                check_task(self._policy, self._partner.role, known.spec, task.kind, task.round, task.cohort_size)
+                if task.kind is TaskKind.EVALUATE:
+                    await self._evaluate(task, known)
+                else:
+                    await self._deliver(task, known)
+                TASKS.labels(task.kind, "done").inc()
+            except (RoundClosed, LeaseLost) as error:
+                self._outbox.drop(task.name)
+                log.info("task.dropped", task=task.name, reason=str(error))
+                TASKS.labels(task.kind, "dropped").inc()
+            except (Unreachable, StaleSession, CertificateExpired, CertificateNotYetValid) as error:
+                # What is in the outbox is pushed next time.
+                log.warning("task.interrupted", task=task.name, reason=str(error))
+                TASKS.labels(task.kind, "interrupted").inc()
+            except PluralError as error:
+                await self._give_up(task, error)
+            except Exception as error:
+                log.exception("task.broken", task=task.name)
+                await self._give_up(task, error)
+
+    async def _give_up(self, task: Task, error: Exception) -> None:
+        reason = error.reason if isinstance(error, PluralError) else type(error).__name__
+        permanent = isinstance(error, PluralError) and not isinstance(error, Broken | StorageFull)
+        if permanent:  # else the same task finds its finished update again
+            self._outbox.drop(task.name)
+        TASKS.labels(task.kind, "failed").inc()
+        log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
+        self._stage(HANDING_IN)
+        with contextlib.suppress(PluralError):
+            told = str(error) if isinstance(error, PluralError) else "the client's log says more"
+            await self._transport.report_failure(task.name, reason, told, permanent=permanent)
+
+    async def _known(self, task: Task) -> Known:
+        """The task's run spec, fetched once; its hash must be the task's, for every task. Raises SpecMismatch."""
+        if (known := self._runs.get(task.run)) is None:
+            spec_json = await self._transport.run_spec(task.run)
+            known = Known(parse_spec(spec_json, f"of run {task.run}"), spec_json)
+            self._runs[task.run] = known
+        got = Digest(hashlib.sha256(known.spec_json).hexdigest())
+        if got != task.spec_sha256:
+            self._runs.pop(task.run)
+            raise SpecMismatch(run=task.run, asked=task.spec_sha256[:12], stored=got[:12])
+        return known
+
+    async def _deliver(self, task: Task, known: Known) -> None:
+        """An update, or rewards: made, kept in the outbox, brought to its receipt."""
+        waiting = await asyncio.to_thread(self._outbox.get, task.name)
+        if waiting is None or waiting[0].base_digest != task.base_digest:
+            base = await self._fetch(task)
+            tell = self._progress(task)
+            await self._orders.prepare(known.spec, known.spec_json, tell)
+            if task.kind is TaskKind.REWARD:
+                rollouts = await self._transport.rollouts(task.name)
+                with WORK_SECONDS.labels(task.kind).time(), span("work"):
+                    done = await self._orders.reward(task, base, rollouts, tell)
+            else:
+                with WORK_SECONDS.labels(task.kind).time(), span("work"):
+                    done = await self._orders.train(task, base, tell)
+                LOSS.set(done["metrics"]["loss"])
+                GPU_MEMORY_BYTES.set(done["gpu_memory_bytes"])
+            entry = Entry(
+                task=task.name,
+                run=task.run,
+                spec_sha256=task.spec_sha256,
+                base_digest=task.base_digest,
+                digest=Digest(done["digest"]),
+                examples=done["examples"],
+                metrics=permitted_metrics(self._policy, done["metrics"]),
+            )
+            await asyncio.to_thread(self._outbox.put, entry, self._drafts.delta)
+            waiting = await asyncio.to_thread(self._outbox.get, task.name)
+            assert waiting is not None
+        entry, manifest = waiting
+        self._stage(HANDING_IN)
+        with span("hand in"):
+            await self._transport.push_update(
+                task.name,
+                self._outbox.delta(task.name),
+                manifest,
+                entry.spec_sha256,
+                entry.base_digest,
+                entry.examples,
+                entry.metrics,
+            )
+        self._drafts.keep_states(task.run)
+        self._outbox.drop(task.name)
+        log.info("update.committed", task=task.name, digest=entry.digest, examples=entry.examples, **entry.metrics)
+
+    async def _evaluate(self, task: Task, known: Known) -> None:
+        weights = await self._fetch(task)
+        tell = self._progress(task)
+        await self._orders.prepare(known.spec, known.spec_json, tell)
+        with WORK_SECONDS.labels(task.kind).time(), span("work"):
+            scores = await self._orders.evaluate(task, weights, tell)
+        ALIGNMENT.set(scores.alignment_score)
+        if "wasserstein_score" not in self._policy.allowed_metrics:
+            scores = Scores(scores.alignment_score, scores.alignment_score_base2, None, scores.questions)
+        self._stage(HANDING_IN)
+        await self._transport.report_scores(task.name, scores)
+        log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)
+
+    async def _fetch(self, task: Task) -> Path:
+        self._stage("fetching")
+        with span("fetch"):
+            return await self._models.fetch(task)
+
+    def _progress(self, task: Task) -> ProgressReports:
+        return ProgressReports(functools.partial(self._transport.report_progress, task.name), self._stage)
+
+    def _stage(self, stage: str) -> None:
+        if self._work is not None:
+            self._work.stage = stage

@@ -1,0 +1,33 @@
+"""The model versions this client has fetched: verified, in their place in its history, and only the last few kept."""
+
+from pathlib import Path
+
+from pluralllm.client.keeping.outbox import History
+from pluralllm.client.link.tasks import Task
+from pluralllm.client.link.transport import Transport
+
+KEPT = 2
+
+
+class Models:
+    """One file for each version, named by its digest."""
+
+    def __init__(self, folder: Path, history: History, transport: Transport) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._folder = folder
+        self._history = history
+        self._transport = transport
+
+    async def fetch(self, task: Task) -> Path:
+        """The task's base version. Raises Corrupt, HistoryDiverged, and what may pass: Unreachable, StaleSession."""
+        path = self._folder / task.base_digest
+        link = await self._transport.fetch_model(task.run, task.base_version, task.base_digest, path)
+        self._history.check(task.run, link, task.base_record_sha256)
+        self._drop_all_but(path)
+        return path
+
+    def _drop_all_but(self, wanted: Path) -> None:
+        newest_last = sorted(self._folder.iterdir(), key=lambda file: file.stat().st_mtime)
+        for old in newest_last[:-KEPT]:
+            if old != wanted:
+                old.unlink()

@@ -1,0 +1,33 @@
+"""The worker's progress, passed on to the coordinator for people to see."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+from pluralllm.common.errors.tree import PluralError
+
+REPORT_EVERY_S = 1.0
+
+
+class ProgressReports:
+    """Called with (stage, done, all) as often as the worker likes; reports once a second at most. A lost one is no loss."""
+
+    def __init__(self, report: Callable[[str, float], Awaitable[None]], on_stage: Callable[[str], None]) -> None:
+        self._report = report
+        self._on_stage = on_stage
+        self._last_s = 0.0
+        self._sending: set[asyncio.Task[None]] = set()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self._on_stage(stage)
+        now_s = time.monotonic()
+        if now_s - self._last_s >= REPORT_EVERY_S:
+            self._last_s = now_s
+            sending = asyncio.create_task(self._send(stage, done / max(1, total)))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+
+    async def _send(self, stage: str, share: float) -> None:
+        with contextlib.suppress(PluralError):
+            await self._report(stage, share)

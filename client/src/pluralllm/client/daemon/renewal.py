@@ -1,0 +1,79 @@
+"""This member's standing with its coordinator: the certificate renewed in time, and the true cause when nothing answers."""
+
+import asyncio
+import random
+import time
+
+import structlog
+
+from pluralllm.client.joining.diagnosis import Cause, diagnose
+from pluralllm.client.link.instruments import CERTIFICATE_LEFT_SECONDS
+from pluralllm.client.link.transport import Transport
+from pluralllm.common.errors.membership import CertificateExpired, CertificateNotYetValid
+from pluralllm.common.errors.tree import PluralError, Unreachable
+from pluralllm.common.trust.certificates import make_request
+from pluralllm.common.trust.identity import Identity, next_key, save_renewal
+
+log = structlog.get_logger()
+
+LOOK_AGAIN_S = 3600.0  # clocks are set, machines sleep: no wait is believed for longer
+LONGEST_PAUSE_S = 60.0  # between two tries
+DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
+
+
+class Standing:
+    """Without an identity (plain text) there is nothing to renew and nothing to find out."""
+
+    def __init__(self, identity: Identity | None, transport: Transport) -> None:
+        self._identity = identity
+        self._transport = transport
+        self._cause: Cause | None = None
+        self._diagnose_s = 0.0
+        if identity is not None:
+            CERTIFICATE_LEFT_SECONDS.labels("member").set_function(self._left_s)
+
+    async def keep(self) -> None:
+        """Renews at two thirds of the certificate's life, with a new key each time. Runs until cancelled."""
+        while self._identity is not None:
+            facts = self._identity.facts
+            # Neither a coordinator that refuses nor a clock that is wrong makes this hot.
+            pause_s = min(LONGEST_PAUSE_S, facts.life_s / 20)
+            wait_s = min(LOOK_AGAIN_S, facts.renew_s - time.time())
+            if wait_s <= 0:
+                try:
+                    self._identity = await renew(self._identity, self._transport)
+                    log.info("certificate.renewed", serial=self._identity.facts.serial)
+                except (PluralError, OSError) as error:  # a disk that fails now may work in a minute
+                    days_left = max(0.0, facts.not_after_s - time.time()) / 86_400
+                    log.warning("certificate.not_renewed", problem=str(error), days_left=round(days_left, 1))
+            await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.5), wait_s))  # noqa: S311 - jitter, no secret
+
+    def _left_s(self) -> float:
+        return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
+
+    async def true_cause(self, error: PluralError) -> PluralError:
+        """What really keeps us out: a refused handshake looks like a dead coordinator, a clock that is wrong like a certificate
+        out of date. Raises it if no retry can help."""
+        if self._identity is None or not isinstance(error, Unreachable | CertificateExpired | CertificateNotYetValid):
+            return error
+        if isinstance(error, Unreachable) and error.address != self._identity.membership.coordinator:
+            return error  # a standby that stands by does not answer, and should
+        now_s = time.monotonic()
+        if now_s >= self._diagnose_s:
+            self._cause = await asyncio.to_thread(diagnose, self._identity)
+            self._diagnose_s = now_s + DIAGNOSE_EVERY_S
+        if self._cause is not None and self._cause.final:
+            raise self._cause.error
+        return error if self._cause is None else self._cause.error
+
+
+async def renew(identity: Identity, transport: Transport) -> Identity:
+    """The next certificate, durable before it is used; new calls go over a new channel, calls under way end on the old one.
+
+    Raises what EnrolmentService.Renew refuses, Unreachable, StorageFull.
+    """
+    key = await asyncio.to_thread(next_key, identity.folder)
+    chain_pem = await transport.renew(make_request(key, identity.membership.name))
+    renewed = await asyncio.to_thread(save_renewal, identity, key, chain_pem)
+    transport.use(renewed)
+    return renewed

@@ -1,0 +1,197 @@
+"""The private file of a group: JSONL or Parquet, one question a row. Read here, and nowhere written out again.
+
+Fields: question, options, shares or counts, and if wanted scale (ordinal position of each option, null for one that is off the
+scale) and weight.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pluralllm.common.errors.tree import InvalidData
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.words.questions import Question
+
+SHARES_TOLERANCE = 0.02  # published shares are rounded
+MAX_PROBLEMS_TOLD = 20
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+SCHEMA = pa.schema(
+    [
+        ("question", pa.string()),
+        ("options", pa.list_(pa.string())),
+        ("shares", pa.list_(pa.float64())),
+        ("scale", pa.list_(pa.float64())),
+        ("weight", pa.float64()),
+    ]
+)
+
+
+class Row(BaseModel):
+    """One row of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    question: str
+    options: tuple[str, ...]
+    shares: tuple[Number, ...] | None = None
+    counts: tuple[Number, ...] | None = None
+    scale: tuple[Number | None, ...] | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> Self:
+        if not self.question.strip():
+            raise ValueError("the question is empty; give its text")
+        if len(self.options) < 2 or not all(option.strip() for option in self.options):
+            raise ValueError(f"{len(self.options)} options, some may be empty; give at least 2, each with a text")
+        if len(set(self.options)) < len(self.options):
+            raise ValueError("an option is there twice; merge the two and add their shares")
+        if (self.shares is None) == (self.counts is None):
+            raise ValueError("give either shares or counts")
+        name = "shares" if self.shares is not None else "counts"
+        numbers = self.shares if self.shares is not None else self.counts or ()
+        if len(numbers) != len(self.options):
+            raise ValueError(f"{len(numbers)} {name} for {len(self.options)} options; give one for each")
+        if min(numbers) < 0:
+            raise ValueError(f"{name} has the negative number {min(numbers):g}; a share or count is 0 or more")
+        if sum(numbers) <= 0:
+            raise ValueError(f"{name} are all 0; leave the question out")
+        if self.shares is not None and abs(sum(numbers) - 1) > SHARES_TOLERANCE:
+            raise ValueError(
+                f"shares sum to {sum(numbers):.4g}, not to 1 (±{SHARES_TOLERANCE}); give counts instead, or mend them"
+            )
+        if self.scale is not None and len(self.scale) != len(self.options):
+            raise ValueError(
+                f"scale has {len(self.scale)} positions for {len(self.options)} options; give one for each, or null"
+            )
+        return self
+
+    def to_question(self) -> Question:
+        """Shares brought to sum 1."""
+        numbers = self.shares if self.shares is not None else self.counts or ()
+        total = math.fsum(numbers)
+        shares = tuple(number / total for number in numbers)
+        return Question(self.question.strip(), self.options, shares, self.scale, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong in one line (row, for Parquet), and how to mend it."""
+
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"  line {self.line}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A file as read: its good questions and all of its problems."""
+
+    questions: tuple[Question, ...]
+    problems: tuple[Problem, ...]
+    lines: int
+
+
+def check_file(path: Path) -> Checked:
+    """Reads a whole file and collects every problem. Raises InvalidData only if it cannot be opened at all."""
+    questions: list[Question] = []
+    problems: list[Problem] = []
+    first_line: dict[str, int] = {}
+    lines = 0
+    for line, row in _rows(path):
+        lines += 1
+        if isinstance(row, str):
+            problems.append(Problem(line, row))
+            continue
+        try:
+            question = Row.model_validate(row).to_question()
+        except ValidationError as error:
+            problems += [Problem(line, _explain(detail)) for detail in error.errors(include_url=False)]
+            continue
+        if question.id in first_line:
+            text = f"the same question and options as line {first_line[question.id]}; keep one, or merge their counts"
+            problems.append(Problem(line, text))
+            continue
+        first_line[question.id] = line
+        questions.append(question)
+    return Checked(tuple(questions), tuple(problems), lines)
+
+
+def read_group(path: Path) -> tuple[Question, ...]:
+    """The questions of a file without problems. Raises InvalidData naming lines, problems and fixes."""
+    checked = check_file(path)
+    if checked.problems:
+        told = [str(problem) for problem in checked.problems[:MAX_PROBLEMS_TOLD]]
+        if len(checked.problems) > MAX_PROBLEMS_TOLD:
+            told.append(f"  and {len(checked.problems) - MAX_PROBLEMS_TOLD} more: pluralllm-client data check {path}")
+        raise InvalidData(file=str(path), problems="\n".join(told))
+    if not checked.questions:
+        raise InvalidData(file=str(path), problems="  it has no questions")
+    return checked.questions
+
+
+def write_group(path: Path, questions: Iterable[Question]) -> None:
+    """Writes a canonical file, JSONL or by the suffix .parquet, whole or not at all. Raises StorageFull."""
+    rows = [_record(question) for question in questions]
+    if path.suffix == ".parquet":
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
+        write_durably(path, sink.getvalue().to_pybytes())
+        return
+    lines = [
+        json.dumps({key: value for key, value in row.items() if value is not None}, ensure_ascii=False) for row in rows
+    ]
+    write_durably(path, ("\n".join(lines) + "\n").encode())
+
+
+def _record(question: Question) -> dict[str, Any]:
+    return {
+        "question": question.text,
+        "options": list(question.options),
+        "shares": list(question.shares),
+        "scale": None if question.scale is None else list(question.scale),
+        "weight": None if question.weight == 1.0 else question.weight,
+    }
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Line number and row; a text instead of a row says what is wrong with the line."""
+    try:
+        if path.suffix == ".parquet":
+            for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
+                yield number, {key: value for key, value in row.items() if value is not None}
+            return
+        content = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InvalidData(file=str(path), problems="  there is no such file") from error
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+        raise InvalidData(file=str(path), problems=f"  it cannot be read: {error}") from error
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            yield number, f"not JSON ({error}); one JSON object a line"
+            continue
+        yield number, row if isinstance(row, dict) else "not a JSON object; one object a line"
+
+
+def _explain(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown field; allowed: {', '.join(Row.model_fields)}"
+    if detail["type"] == "finite_number":
+        return f"{key}: is NaN or infinite; give a finite number or leave the question out"
+    return f"{key}: {message}" if key else message

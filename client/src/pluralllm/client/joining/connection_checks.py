@@ -1,0 +1,97 @@
+"""The part of a doctor that is about the way to the coordinator: certificate, name, TLS, clock, standing, protocol."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from pluralllm.client.joining.diagnosis import diagnose, facts_of_server
+from pluralllm.common.errors.tree import Unreachable
+from pluralllm.common.process.console import Check, checked
+from pluralllm.common.trust.certificates import BACKDATE_S, spoken
+from pluralllm.common.trust.handshake import handshake, resolve
+from pluralllm.common.trust.identity import Identity
+from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
+
+DAY_S = 86_400.0
+
+
+def connection_checks(load: Callable[[], Identity]) -> Iterator[Check]:
+    """One line for each, all of them tried; without an identity that is the only one."""
+    found: list[Identity] = []
+
+    def certificate() -> Check:
+        found.append(load())
+        return _certificate(found[0])
+
+    yield checked("certificate", certificate)
+    for identity in found:
+        for name, probe in PROBES.items():
+            yield checked(name, partial(probe, identity))
+
+
+def _certificate(identity: Identity) -> Check:
+    left_s = identity.facts.not_after_s - time.time()
+    due = identity.is_renewal_due(time.time())
+    fix = (
+        f"pluralllm invite {identity.membership.name} on the coordinator's side, then join again" if left_s <= 0 else ""
+    )
+    note = ", renewal is due" if due and left_s > 0 else ""
+    if identity.credentials.stat().st_mode & 0o077:
+        fix = f"chmod 600 {identity.credentials}"
+        return Check("certificate", ok=False, result="other users of this machine can read the key", fix=fix)
+    member, key = identity.membership, spoken(identity.facts.key_sha256[:16])
+    result = f"{member.name} of {member.federation}, {left_s / DAY_S:.0f} days left{note}; key {key} ..."
+    return Check("certificate", left_s > 0, result, fix)
+
+
+def _name(identity: Identity) -> Check:
+    addresses = {identity.membership.coordinator, identity.membership.enrolment}
+    found = [f"{address}: {', '.join(resolve(address))}" for address in sorted(addresses)]
+    return Check("name resolution", ok=True, result="; ".join(found))
+
+
+def _main_port(identity: Identity) -> Check:
+    address = identity.membership.coordinator
+    found = handshake(address, identity.authority_pem, identity.credentials)
+    if found.kept:
+        return Check("main port, TLS", ok=True, result=f"{address} accepts this certificate, {found.version}")
+    fix = "see the lines certificate, clock and standing"
+    return Check("main port, TLS", ok=False, result=f"{address} refuses this certificate", fix=fix)
+
+
+def _enrolment_port(identity: Identity) -> Check:
+    address = identity.membership.enrolment
+    found = handshake(address, identity.authority_pem)
+    return Check("enrolment port, TLS", ok=True, result=f"{address} answers, {found.version}")
+
+
+def _clock(identity: Identity) -> Check:
+    skew_s = time.time() - facts_of_server(identity).time_s
+    ok = abs(skew_s) < BACKDATE_S / 2
+    return Check("clock", ok, f"{skew_s:+.1f} s off the coordinator's", "" if ok else "set the clock (NTP)")
+
+
+def _standing(identity: Identity) -> Check:
+    cause = diagnose(identity)
+    if cause is not None and not isinstance(cause.error, Unreachable):
+        raise cause.error
+    if cause is not None:
+        return Check("standing", ok=False, result="the coordinator could not be asked", fix="see the lines above")
+    return Check("standing", ok=True, result="in date, not revoked")
+
+
+def _protocol(identity: Identity) -> Check:
+    server = facts_of_server(identity)
+    ok = max(server.protocol_min, PROTOCOL_MIN) <= min(server.protocol_max, PROTOCOL_MAX)
+    result = f"{PROTOCOL_MIN}-{PROTOCOL_MAX} here, {server.protocol_min}-{server.protocol_max} there"
+    return Check("protocol", ok, result, "" if ok else "upgrade the older side")
+
+
+PROBES: dict[str, Callable[[Identity], Check]] = {
+    "name resolution": _name,
+    "main port, TLS": _main_port,
+    "enrolment port, TLS": _enrolment_port,
+    "clock": _clock,
+    "standing": _standing,
+    "protocol": _protocol,
+}

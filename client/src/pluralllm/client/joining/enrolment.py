@@ -1,0 +1,75 @@
+"""Calls on the coordinator's enrolment port, where this machine has no certificate yet, or one that is refused."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.wire.channels import enrolment_channel
+from pluralllm.common.wire.messages import MEMBER_ROLES_BACK, ROLES_BACK, seconds
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.v1 import enrolment_pb2 as pb
+from pluralllm.v1 import enrolment_pb2_grpc
+
+DEADLINE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What the coordinator answered: the certificate, and what it is good for."""
+
+    chain_pem: bytes
+    role: MemberRole
+    group: str
+    group_role: GroupRole | None
+    awaiting_approval: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What the coordinator tells anybody."""
+
+    time_s: float  # its clock, since the epoch
+    protocol_min: int
+    protocol_max: int
+
+
+def join(address: str, authority_pem: bytes, name: str, token: str, request_der: bytes) -> Joined:
+    """Spends an invite. Raises the refusals of EnrolmentService.Join, Unreachable."""
+    request = pb.JoinRequest(name=name, token=token, certificate_request_der=request_der)
+    with _stub(address, authority_pem) as stub:
+        response: pb.JoinResponse = stub.Join(request, timeout=DEADLINE_S)
+    role = MEMBER_ROLES_BACK.get(response.role, MemberRole.OBSERVER)
+    return Joined(
+        response.certificate_chain_pem,
+        role,
+        response.group,
+        ROLES_BACK.get(response.group_role),
+        response.awaiting_approval,
+    )
+
+
+def ask_server(address: str, authority_pem: bytes) -> ServerFacts:
+    """Raises Unreachable."""
+    with _stub(address, authority_pem) as stub:
+        response: pb.GetStandingResponse = stub.GetStanding(pb.GetStandingRequest(), timeout=DEADLINE_S)
+    return ServerFacts(seconds(response.server_time), response.protocol.min, response.protocol.max)
+
+
+def check_standing(address: str, authority_pem: bytes, chain_pem: bytes) -> None:
+    """Whether the coordinator would accept this certificate. Raises its reason if not, Unreachable."""
+    with _stub(address, authority_pem) as stub:
+        stub.GetStanding(pb.GetStandingRequest(certificate_chain_pem=chain_pem), timeout=DEADLINE_S)
+
+
+@contextmanager
+def _stub(address: str, authority_pem: bytes) -> Iterator[Any]:
+    with enrolment_channel(address, authority_pem) as channel:
+        try:
+            yield enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, address) from error

@@ -1,0 +1,97 @@
+"""From an invite to an identity: the key is made here and stays here; a request goes out, the certificate comes back."""
+
+import datetime
+import sys
+from pathlib import Path
+
+from pluralllm.client.joining.enrolment import check_standing
+from pluralllm.client.joining.enrolment import join as spend
+from pluralllm.common.errors.membership import (
+    AwaitingApproval,
+    CertificateExpired,
+    CertificateForeign,
+    CertificateRevoked,
+    CertificateUnknown,
+    InviteForOtherCommand,
+    InviteInvalid,
+)
+from pluralllm.common.errors.tree import Unreachable
+from pluralllm.common.trust.certificates import fingerprint_of_certificate, make_request, spoken
+from pluralllm.common.trust.handshake import handshake
+from pluralllm.common.trust.identity import (
+    Identity,
+    Membership,
+    check_free,
+    der_to_pem,
+    load_identity,
+    next_key,
+    save_identity,
+)
+from pluralllm.common.trust.invite import MAX_INVITE_BYTES, Invite, load_invite, parse_invite
+from pluralllm.common.words.roles import MemberRole
+
+PAST = (CertificateExpired, CertificateRevoked, CertificateUnknown, CertificateForeign)
+
+
+def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole]) -> tuple[Identity, bool]:
+    """The identity in `folder`, and whether an administrator must approve it. Repeatable: a second time changes nothing.
+
+    Raises InviteForOtherCommand, AlreadyJoined, the refusals of EnrolmentService.Join, ForeignAuthority,
+    WrongHost, ServerCertificateOutOfDate, Unreachable, InvalidConfig.
+    """
+    if invite.role not in roles:
+        other = "pluralllm-client" if invite.role is MemberRole.CLIENT else "pluralllm"
+        raise InviteForOtherCommand(name=invite.name, role=invite.role, command=other)
+    authority_pem = der_to_pem(invite.authority_der)
+    if check_free(folder, invite.federation, invite.name):
+        identity = load_identity(folder, command)
+        try:
+            check_standing(invite.enrolment, authority_pem, identity.chain_pem)
+        except AwaitingApproval:
+            return identity, True
+        except PAST:
+            pass  # it was invited again: this certificate is of no use any more
+        else:
+            return identity, False
+    key = next_key(folder)
+    try:
+        answer = spend(invite.enrolment, authority_pem, invite.name, invite.token, make_request(key, invite.name))
+    except Unreachable:
+        handshake(invite.enrolment, authority_pem)  # raises the true cause, if it is not that nobody answers
+        raise
+    membership = Membership(
+        federation=invite.federation,
+        name=invite.name,
+        role=answer.role,
+        group=answer.group,
+        group_role=answer.group_role,
+        coordinator=invite.coordinator,
+        enrolment=invite.enrolment,
+    )
+    if answer.role is not invite.role:
+        raise InviteInvalid(problem=f"it says {invite.role}, the coordinator says {answer.role}")
+    return save_identity(folder, membership, authority_pem, key, answer.chain_pem), answer.awaiting_approval
+
+
+def read_invite(given: str) -> Invite:
+    """A file, a line, or `-`: standard input, where it shows up in no history. Raises InviteInvalid."""
+    return parse_invite(sys.stdin.read(MAX_INVITE_BYTES + 1)) if given == "-" else load_invite(given)
+
+
+def joined_text(identity: Identity, *, awaiting_approval: bool) -> str:
+    """For the person at the keyboard: who they are now, and what to read out on the phone."""
+    member, facts = identity.membership, identity.facts
+    place = ""
+    if member.role is MemberRole.CLIENT:
+        place = f", group {member.group} ({'evaluated only' if member.group_role == 'held_out' else 'trains'})"
+    until = datetime.datetime.fromtimestamp(facts.not_after_s, tz=datetime.UTC).strftime("%Y-%m-%d")
+    lines = [
+        f"{member.name} is {member.role} of federation {member.federation}{place}",
+        f"coordinator {member.coordinator}; certificate until {until}, renewed by itself; key and all in {identity.folder}",
+        f"fingerprint of your key: {spoken(facts.key_sha256)}",
+        f"fingerprint of the authority: {spoken(fingerprint_of_certificate(identity.authority_pem))}",
+        "Compare both with the coordinator's administrator on the phone: `pluralllm members --keys` shows them there.",
+    ]
+    if awaiting_approval:
+        lines.append(f"Until the administrator runs `pluralllm approve {member.name}` every call is refused.")
+    return "\n".join(lines)

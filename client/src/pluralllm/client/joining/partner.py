@@ -1,0 +1,55 @@
+"""Who this daemon is: what its certificate says, or, in plain text on loopback, what its configuration says."""
+
+from dataclasses import dataclass
+
+from pluralllm.client.config import ClientConfig
+from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.trust.identity import Identity, load_identity
+from pluralllm.common.words.addresses import check_loopback
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+
+COMMAND = "pluralllm-client"
+PLAIN_TEXT_ADDRESS = "127.0.0.1:7443"
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """One client, its group and its coordinator."""
+
+    name: ClientId
+    group: str
+    role: GroupRole  # held_out: this side never trains, whatever is asked
+    coordinator: str
+    identity: Identity | None  # None in plain text
+
+
+def load_partner(config: ClientConfig) -> Partner:
+    """Raises NotJoined, NotLoopback, or InvalidConfig where configuration and certificate contradict each other."""
+    if config.plain_text:
+        address = config.coordinator or PLAIN_TEXT_ADDRESS
+        check_loopback(address)
+        if config.client_id is None or config.group is None:
+            problem = "  client_id, group: in plain text both are needed; with a certificate it says who this is"
+            raise InvalidConfig(file="(plain_text)", problems=problem)
+        return Partner(ClientId(config.client_id), config.group, config.role or GroupRole.TRAIN, address, None)
+    identity = load_identity(config.identity_folder, COMMAND).at(config.coordinator)
+    member = identity.membership
+    if member.role is not MemberRole.CLIENT:
+        problem = f"  the certificate is for an {member.role}; a daemon needs one for a client"
+        raise InvalidConfig(file=str(config.identity_folder), problems=problem)
+    role = member.group_role or GroupRole.TRAIN
+    said = {"client_id": config.client_id, "group": config.group, "role": config.role}
+    proven = {"client_id": member.name, "group": member.group, "role": role}
+    wrong = [
+        f"  {key}: is {value}, the certificate's member has {proven[key]}"
+        for key, value in said.items()
+        if value not in (None, proven[key])
+    ]
+    if wrong:
+        raise InvalidConfig(
+            file="client configuration",
+            problems="\n".join([*wrong, "  leave these keys out: the certificate says who this is"]),
+        )
+    return Partner(member.name, member.group, role, member.coordinator, identity)

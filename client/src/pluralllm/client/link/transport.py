@@ -1,0 +1,350 @@
+"""The client's side of FederationService: one channel, a deadline on every call, repeats where a repeat is safe."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import stamina
+
+from pluralllm.client.link.channel import Line, Opening
+from pluralllm.client.link.instruments import RECEIVED_BYTES, SENT_BYTES
+from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
+from pluralllm.common import __version__
+from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.errors.tree import (
+    ChunksMissing,
+    Corrupt,
+    DigestMismatch,
+    DiskFailed,
+    OverLimit,
+    Overtaken,
+    PluralError,
+    ProtocolUnsupported,
+    StorageFull,
+    Unreachable,
+)
+from pluralllm.common.process.files import storage_errors
+from pluralllm.common.trust.identity import Identity
+from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, keep_good_chunks
+from pluralllm.common.wire.channels import plain_channel, secure_channel
+from pluralllm.common.wire.chunk_messages import write_chunk
+from pluralllm.common.wire.messages import (
+    CLIENT_ID_KEY,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    ROLES,
+    chunks_in,
+    manifest_from,
+    manifest_message,
+)
+from pluralllm.common.words.addresses import check_loopback
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.v1 import enrolment_pb2
+from pluralllm.v1 import federation_pb2 as pb
+from pluralllm.v1.resources_pb2 import RunOutcome
+
+CALL_DEADLINE_S = 20.0
+POLL_HOLD_S = 25.0
+COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole update
+SLOWEST_LINK_BYTES_S = 32 * 1024  # what a stream's deadline is derived from
+RETRY_FOR_S = 600.0  # then the work is given up; the outbox keeps it
+MAX_MODEL_BYTES = 100 * 1024**3
+FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0
+SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": "pluralllm.v1.FederationService", "method": method}
+                for method in ("GetRunSpec", "GetManifest", "GetRollouts")
+            ],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+KINDS = {
+    pb.TASK_KIND_TRAIN: TaskKind.TRAIN,
+    pb.TASK_KIND_EVALUATE: TaskKind.EVALUATE,
+    pb.TASK_KIND_REWARD: TaskKind.REWARD,
+}
+OPTIONS = (("grpc.service_config", json.dumps(SERVICE_CONFIG)),)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Payload bytes since start."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class Transport:
+    """Raises the leaf the coordinator answered with, or Unreachable."""
+
+    def __init__(self, line: Line, says: ClientId | None) -> None:
+        self._line = line
+        self.traffic = Traffic()
+        self._metadata = () if says is None else ((CLIENT_ID_KEY, says),)
+        self._instance = secrets.token_hex(8)
+        self._generation = ""
+
+    @classmethod
+    def of_member(cls, identity: Identity, standby: str | None = None) -> Self:
+        """Mutual TLS: the certificate says who calls. `standby`: a second coordinator's address."""
+        return cls(Line(_addresses(identity.membership.coordinator, standby), _secure(identity)), None)
+
+    @classmethod
+    def in_plain_text(cls, address: str, client: ClientId, standby: str | None = None) -> Self:
+        """On loopback only. Raises NotLoopback."""
+        addresses = _addresses(address, standby)
+        for each in addresses:
+            check_loopback(each)
+        return cls(Line(addresses, lambda at: plain_channel(at, OPTIONS)), client)
+
+    @property
+    def address(self) -> str:
+        """Of the coordinator that is called now."""
+        return self._line.address
+
+    def use(self, identity: Identity) -> None:
+        """New calls go with this certificate; gRPC cannot change that of a channel, so calls under way end on the old one."""
+        self._line.open_with(_secure(identity))
+
+    async def close(self) -> None:
+        await self._line.close()
+
+    async def renew(self, request_der: bytes) -> bytes:
+        """The next certificate chain, PEM. Raises CertificateInvalid, OverLimit, IssuerExpired."""
+        request = enrolment_pb2.RenewRequest(certificate_request_der=request_der)
+        response: enrolment_pb2.RenewResponse = await self._answer(self._line.enrolment.Renew, request, CALL_DEADLINE_S)
+        return response.certificate_chain_pem
+
+    async def hello(self, group: str, role: GroupRole, questions: int) -> float:
+        """Opens a session; returns the coordinator's clock, seconds since the epoch. Raises ProtocolUnsupported."""
+        request = pb.HelloRequest(
+            protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
+            software_version=__version__,
+            instance_id=self._instance,
+            group=group,
+            role=ROLES[role],
+            training_questions=questions,
+        )
+        response: pb.HelloResponse = await self._call("Hello", request)
+        self._generation = response.generation
+        return float(response.server_time.ToMilliseconds()) / 1000
+
+    async def poll(self, held: TaskName | None, following: Iterable[RunId]) -> Answer:
+        """What now? Raises StaleSession, SessionReplaced, ProtocolUnsupported."""
+        request = pb.PollRequest(
+            protocol=PROTOCOL_MAX,
+            generation=self._generation,
+            instance_id=self._instance,
+            held_task=held or "",
+            following=following,
+        )
+        request.hold.FromMilliseconds(int(POLL_HOLD_S * 1000))
+        response: pb.PollResponse = await self._call("Poll", request, POLL_HOLD_S + CALL_DEADLINE_S)
+        match response.WhichOneof("answer"):
+            case "task":
+                return _task(response.task)
+            case "run_over":
+                over = response.run_over
+                outcome = RunOutcome.Name(over.outcome).removeprefix("RUN_OUTCOME_").lower()
+                return RunOver(
+                    RunId(over.run), outcome, over.reason, ModelVersion(over.version), Digest(over.version_digest)
+                )
+            case "upgrade":
+                wanted = response.upgrade.protocol
+                raise ProtocolUnsupported(
+                    client_min=PROTOCOL_MIN, client_max=PROTOCOL_MAX, server_min=wanted.min, server_max=wanted.max
+                )
+            case _:
+                return Wait(response.wait.after.ToMilliseconds() / 1000, response.wait.reason)
+
+    async def run_spec(self, run: RunId) -> bytes:
+        """Canonical JSON; the caller compares its hash with the task's."""
+        response: pb.GetRunSpecResponse = await self._call("GetRunSpec", pb.GetRunSpecRequest(run=run))
+        return response.spec_json
+
+    async def rollouts(self, task: TaskName) -> bytes:
+        """What a reward task is to score, as rollout_batch reads it. Raises LeaseLost."""
+        response: pb.GetRolloutsResponse = await self._call("GetRollouts", pb.GetRolloutsRequest(task=task))
+        return response.rollouts_json
+
+    async def fetch_model(self, run: RunId, version: ModelVersion, digest: Digest, target: Path) -> VersionLink:
+        """Brings a version to `target`, resuming what a broken try left in target.part. Raises DigestMismatch, StorageFull."""
+        response: pb.GetManifestResponse = await self._call(
+            "GetManifest", pb.GetManifestRequest(run=run, version=version)
+        )
+        manifest = manifest_from(response.manifest, MAX_MODEL_BYTES)
+        if manifest.digest != digest:
+            raise DigestMismatch(what=f"version {version} of run {run}", expected=digest, got=manifest.digest)
+        if not await asyncio.to_thread(target.is_file):
+            part = target.with_suffix(".part")
+            async for attempt in _retries(Unreachable, Corrupt):
+                with attempt:
+                    await self._fetch_chunks(run, version, manifest, part)
+            await asyncio.to_thread(part.replace, target)
+        got = response.model
+        return VersionLink(ModelVersion(got.version), manifest.digest, got.record_sha256, got.parent_record_sha256)
+
+    async def _fetch_chunks(self, run: RunId, version: ModelVersion, manifest: Manifest, part: Path) -> None:
+        first = await asyncio.to_thread(keep_good_chunks, part, manifest)
+        if first >= manifest.chunks:
+            return
+        request = pb.GetChunksRequest(run=run, version=version, first_chunk=first)
+        with storage_errors("a model version"), part.open("ab") as file, self._errors():
+            stream = self._line.get_chunks(request, metadata=self._metadata, timeout=_stream_deadline_s(manifest))
+            async for message in stream:
+                data, expected = message.data, manifest.chunk_hashes[first]
+                if message.facts.index != first or hashlib.sha256(data).digest() != expected:
+                    raise Corrupt(
+                        what=f"chunk {first} of version {version}", expected=expected.hex(), got="other bytes"
+                    )
+                file.write(data)
+                self.traffic.received_bytes += len(data)
+                RECEIVED_BYTES.inc(len(data))
+                first += 1
+        if first != manifest.chunks:
+            raise Unreachable(address=self.address, problem=f"the stream ended at chunk {first} of {manifest.chunks}")
+
+    async def push_update(
+        self,
+        task: TaskName,
+        path: Path,
+        manifest: Manifest,
+        spec_sha256: Digest,
+        base: Digest,
+        examples: int,
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Brings an update to its receipt, sending only what is missing. Commit on the coordinator is the truth:
+        after an unclear answer it is asked again. A coordinator that restarted in between is told of the update anew, one whose
+        disk is full is given time. Raises the refusals of BeginUpdate, PutChunks and CommitUpdate."""
+        begin = pb.BeginUpdateRequest(
+            task=task,
+            spec_sha256=spec_sha256,
+            base_digest=base,
+            manifest=manifest_message(manifest),
+            examples=examples,
+            metrics=metrics,
+        )
+        async for attempt in _retries(Unreachable, ChunksMissing, StorageFull):
+            with attempt:
+                begun: pb.BeginUpdateResponse = await self._call("BeginUpdate", begin)
+                if begun.HasField("receipt"):
+                    return
+                missing = chunks_in(begun.missing, manifest.chunks)
+                if missing:
+                    messages = self._chunks(task, path, manifest, missing)
+                    await self._answer(self._line.put_chunks, messages, _stream_deadline_s(manifest))
+                commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest)
+                await self._call("CommitUpdate", commit, COMMIT_DEADLINE_S)
+
+    async def _chunks(self, task: TaskName, path: Path, manifest: Manifest, missing: list[int]) -> AsyncIterator[bytes]:
+        with path.open("rb") as file:
+            for index in missing:
+                file.seek(index * CHUNK_BYTES)
+                data = file.read(CHUNK_BYTES)
+                yield write_chunk(pb.PutChunksRequest(task=task, digest=manifest.digest, index=index), data)
+                self.traffic.sent_bytes += len(data)
+                SENT_BYTES.inc(len(data))
+
+    async def report_scores(self, task: TaskName, scores: Scores) -> None:
+        request = pb.ReportEvaluationRequest(
+            task=task,
+            alignment_score=scores.alignment_score,
+            alignment_score_base2=scores.alignment_score_base2,
+            wasserstein_score=scores.wasserstein_score,
+            questions=scores.questions,
+        )
+        async for attempt in _retries(Unreachable):
+            with attempt:
+                await self._call("ReportEvaluation", request)
+
+    async def report_progress(self, task: TaskName, stage: str, progress: float) -> None:
+        await self._call("ReportProgress", pb.ReportProgressRequest(task=task, stage=stage, progress=progress))
+
+    async def report_failure(
+        self, task: TaskName, reason: str, message: str, *, permanent: bool, deadline_s: float = CALL_DEADLINE_S
+    ) -> None:
+        kind = pb.FAILURE_KIND_PERMANENT if permanent else pb.FAILURE_KIND_TRANSIENT
+        request = pb.ReportFailureRequest(task=task, kind=kind, reason=reason, message=message)
+        request.instance_id = self._instance
+        await self._call("ReportFailure", request, deadline_s)
+
+    async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
+        return await self._answer(getattr(self._line.stub, method), request, deadline_s)
+
+    async def _answer(self, method: Any, request: Any, deadline_s: float) -> Any:
+        with self._errors():
+            return await method(request, metadata=self._metadata, timeout=deadline_s)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Around a call: raises the leaf it failed with. Who cannot serve any more is not called again while there is another."""
+        address = self._line.address
+        try:
+            yield
+        except grpc.RpcError as error:
+            found = from_rpc_error(error, address)
+            if isinstance(found, Unreachable | Overtaken | DiskFailed):
+                self._line.turn(address)
+            raise found from error
+
+
+def _addresses(coordinator: str, standby: str | None) -> tuple[str, ...]:
+    return (coordinator,) if standby is None else (coordinator, standby)
+
+
+def _secure(identity: Identity) -> Opening:
+    return lambda address: secure_channel(identity.at(address), OPTIONS)
+
+
+def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
+    """Around work that may be repeated: jittered, with a limit in time."""
+    return stamina.retry_context(
+        on=errors,
+        attempts=None,
+        timeout=RETRY_FOR_S,
+        wait_initial=FIRST_RETRY_S,
+        wait_max=LAST_RETRY_S,
+        wait_jitter=RETRY_JITTER_S,
+    )
+
+
+def _stream_deadline_s(manifest: Manifest) -> float:
+    """Long enough for the slowest link that makes sense."""
+    return 60.0 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
+
+
+def _task(message: pb.Task) -> Task:
+    if message.kind not in KINDS:
+        raise OverLimit(what="task kind", got=message.kind, limit=max(KINDS))
+    return Task(
+        name=TaskName(message.name),
+        run=RunId(message.run),
+        kind=KINDS[message.kind],
+        round=RoundNumber(message.round),
+        spec_sha256=Digest(message.spec_sha256),
+        base_version=ModelVersion(message.base_version),
+        base_digest=Digest(message.base_digest),
+        base_record_sha256=message.base_record_sha256,
+        cohort_size=message.cohort_size,
+        seed=message.seed,
+        traceparent=message.traceparent,
+    )

@@ -1,0 +1,98 @@
+"""What a predictor is trained to lower, for many clients of a batch at once, and how far a round's base model was from each.
+
+B: rows of the batch, T: target points, Q: target questions.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pluralllm.common.predictor.data import Batch, log_softmax_by_question, sum_by_question
+from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE, js_distance
+from pluralllm.common.predictor.model import Prediction
+from pluralllm.common.words.spec import Training
+
+SMOOTHING = 1e-6  # under a square root whose slope at 0 is infinite
+MIN_LOG_STD, MAX_LOG_STD = -7.0, 4.0  # keeps the likelihood finite; 0.001 .. 55 on a scale of shares
+
+
+def prediction_loss(predicted: Prediction, batch: Batch, training: Training, clients: int) -> Tensor:
+    """Mean loss of each client over its real target points (gaussian) or questions (cross_entropy), by question weight.
+
+    The batch's rows are those of the first client, then those of the second, as many for each; shape (clients,).
+    gaussian: -log N(y; softmaxed mean, exp(log-std)), arXiv 2310.11523. cross_entropy: between the true shares and the
+    softmaxed means of each question, plus the same Gaussian on detached means, so that the predicted spread is trained too.
+    alignment: cross_entropy, plus the Jensen-Shannon distance of each question, which the alignment score is 1 minus.
+    The last two are held against softened shares (`target_temperature`), the spread against the shares as they are.
+    """
+    log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (B, T)
+    y = batch.target_shares  # (B, T)
+    weights = batch.target_weights * batch.target_is_real  # (B, T), 0 for padding
+
+    def by_client(values: Tensor) -> Tensor:
+        return values.reshape(clients, -1).sum(1)  # (B, T) or (B, Q) -> (clients,)
+
+    points = by_client(weights)
+    if training.loss == "gaussian":
+        return by_client(weights * gaussian_loss(log_shares.exp(), predicted.log_std, y)) / points
+    spread = by_client(weights * gaussian_loss(log_shares.exp().detach(), predicted.log_std, y)) / points
+    y = softened(batch, training.target_temperature)  # (B, T)
+    # Shares sum to 1 over a question, so weights * y sums to the weights of the questions.
+    questions = by_client(weights * y)
+    cross_entropy = -by_client(weights * y * log_shares) / questions + spread
+    if training.loss == "cross_entropy":
+        return cross_entropy
+    of_question = sum_by_question(weights * y, batch.target_question, batch.questions)  # (B, Q)
+    return cross_entropy + by_client(of_question * smooth_js_distances(log_shares, y, batch)) / questions
+
+
+def softened(batch: Batch, temperature: float) -> Tensor:
+    """Target shares to a power of 1 / temperature, brought to sum 1 over each question; (B, T).
+
+    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2, where the softmax of logits / T is the same power of shares.
+    """
+    if temperature == 1:
+        return batch.target_shares
+    raised = batch.target_shares ** (1 / temperature) * batch.target_is_real  # (B, T)
+    totals = sum_by_question(raised, batch.target_question, batch.questions)  # (B, Q)
+    ones = totals.new_ones((len(totals), 1))  # padding has question number Q
+    return raised / torch.cat([totals, ones], dim=1).gather(1, batch.target_question)
+
+
+def smooth_js_distances(log_shares: Tensor, y: Tensor, batch: Batch) -> Tensor:
+    """Jensen-Shannon distance of each question (natural logarithm), as a loss: smooth at 0, so up to 0.001 too large; (B, Q)."""
+    shares = log_shares.exp()  # (B, T)
+    log_middle = torch.log(((shares + y) / 2).clamp_min(torch.finfo(shares.dtype).tiny))
+    divergence = (torch.xlogy(y, y) - y * log_middle + shares * (log_shares - log_middle)) / 2 * batch.target_is_real
+    summed = sum_by_question(divergence, batch.target_question, batch.questions)  # (B, Q)
+    return (summed.clamp_min(0) + SMOOTHING).sqrt()
+
+
+def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[float, ...]:
+    """Each client's mean Jensen-Shannon distance (natural logarithm, 0 .. sqrt(ln 2)) over its target questions.
+
+    Rows as in `prediction_loss`. Of the predictions of a first local step it is 1 - alignment of the round's base model, for
+    nothing: they are there already (with dropout, if the spec has any).
+    """
+    shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions).exp()  # (B, T)
+    rows = zip(
+        shares.cpu().numpy(), batch.target_shares.cpu().numpy(), batch.target_question.cpu().numpy(), strict=True
+    )
+    totals, counts = np.zeros(clients), np.zeros(clients, dtype=np.int64)
+    for row, (guess, true, question) in enumerate(rows):
+        ends = (
+            np.flatnonzero(np.diff(question)) + 1
+        )  # a question's points lie together; padding has a number of its own
+        parts = zip(np.split(guess, ends), np.split(true, ends), np.split(question, ends), strict=True)
+        distances = [js_distance(g, t) for g, t, number in parts if number[0] < batch.questions]
+        totals[row * clients // len(shares)] += sum(distances)
+        counts[row * clients // len(shares)] += len(distances)
+    return tuple(np.minimum(totals / counts, MAX_JS_DISTANCE).tolist())
+
+
+def gaussian_loss(mean: Tensor, log_std: Tensor, y: Tensor) -> Tensor:
+    """Negative log-likelihood of y under N(mean, exp(log_std)), elementwise."""
+    log_std = log_std.clamp(MIN_LOG_STD, MAX_LOG_STD)
+    return 0.5 * ((y - mean) * torch.exp(-log_std)) ** 2 + log_std + 0.5 * math.log(2 * math.pi)

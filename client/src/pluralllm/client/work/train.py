@@ -1,0 +1,296 @@
+"""Local work as plain functions: one TRAIN task, one EVALUATE task. No sockets, no processes, no clock.
+
+The same files, data, seed and number of threads give the same delta on one machine, bit for bit (on CUDA as far as torch has
+deterministic kernels, with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment).
+"""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pluralllm.client.keeping.drafts import next_state
+from pluralllm.client.work.losses import base_distances, prediction_loss
+from pluralllm.common.errors.tree import InvalidArgument, NotFinite, TooFewQuestions
+from pluralllm.common.predictor.data import (
+    Batch,
+    Episode,
+    GroupData,
+    check_enough,
+    draw_episode,
+    log_softmax_by_question,
+    make_batch,
+    sharpen,
+    step_sizes,
+)
+from pluralllm.common.predictor.metrics import Alignment
+from pluralllm.common.predictor.model import Prediction, PreferencePredictor, flat_weights, load_weights
+from pluralllm.common.process.files import publish, storage_errors
+from pluralllm.common.weights.chunks import Manifest
+from pluralllm.common.weights.layout import Layout, flat_values, read_layout, tensors_of, write_weights
+from pluralllm.common.weights.update_format import update_format, write_update
+from pluralllm.common.words.questions import Question
+from pluralllm.common.words.spec import GroupRole, RunSpec, Training
+
+Delta = NDArray[np.float32]  # (values,)
+Progress = Callable[[int, int], None]  # steps done, steps in all; may raise to cancel
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA if there, else MPS, else CPU. Raises InvalidArgument for a device that this machine does not have."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)  # fails here and not in the middle of a round
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own for it
+        problem = f"{name!r} cannot be used here ({str(error).splitlines()[0]}); auto takes what there is"
+        raise InvalidArgument(field="device", problem=problem) from error
+    return device
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What one TRAIN task gave."""
+
+    manifest: Manifest  # of the delta's file
+    examples: int  # training questions of the group: the update's weight, the same in every round
+    steps: int
+    mean_loss: float
+    base_distance: float  # of the weights in `base`, by `base_distances` on the first step's targets
+
+
+def train(
+    base: Path,
+    out: Path,
+    spec: RunSpec,
+    data: GroupData,
+    seed: int,
+    first_step: int,
+    device: torch.device,
+    optimizer_state: Path,
+    residual: Path,
+    on_step: Progress,
+) -> Trained:
+    """Trains the weights in `base` and writes delta = local - global to `out` (not yet durable).
+
+    `first_step`: local steps that lie before this round, for the schedule. `optimizer_state`: the file of this client's moments
+    in this run, read if the spec keeps them and it is there; the new ones are written to `next_state` of it. `residual`: the same
+    for what the encoding of updates took from earlier ones.
+    Raises TooFewQuestions, NotFinite, WrongLayout, StorageFull, or what `on_step` raises; `out` is not written then.
+    """
+    training = spec.training
+    usable, _ = data.split(spec.evaluation.holdout_share)
+    check_enough(data.group, len(usable), training.episodes)
+    model = _load(base, spec, device).train()
+    optimizer = _new_optimizer(model, training)
+    rng = np.random.default_rng(seed)
+    anchors = [value.detach().clone() for value in model.parameters()]
+    total_loss = 0.0
+    first: tuple[Prediction, Batch] | None = None
+    with repeatable(seed, device):
+        if training.keep_optimizer_state:
+            _restore_moments(model, optimizer, optimizer_state)
+        for step in range(training.local_steps):
+            on_step(step, training.local_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(spec, first_step + step)
+            batch = make_batch(draw_episodes(spec, data, usable, first_step + step, rng)).to(device)
+            predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+            first = first or (Prediction(predicted.mean.detach(), predicted.log_std.detach()), batch)
+            loss = prediction_loss(predicted, batch, training, clients=1)[0]
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            pull_to_base(model.parameters(), anchors, training.proximal_mu)
+            if training.gradient_clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip_norm)
+            optimizer.step()
+            total_loss += float(loss.detach())
+    on_step(training.local_steps, training.local_steps)
+    layout = read_layout(base)
+    delta = flat_weights(model) - flat_values(base, layout)
+    _check_finite(delta, layout)
+    assert first is not None  # there is at least one local step
+    if training.keep_optimizer_state:
+        _save_moments(model, optimizer, next_state(optimizer_state))
+    manifest = _write(out, spec, layout, delta, seed, residual)
+    (base_distance,) = base_distances(*first, clients=1)
+    return Trained(manifest, len(usable), training.local_steps, total_loss / training.local_steps, base_distance)
+
+
+def _write(out: Path, spec: RunSpec, layout: Layout, delta: Delta, seed: int, residual: Path) -> Manifest:
+    """The delta as the spec says it travels; what rounding takes from it is added to the next one."""
+    form = update_format(layout, spec.updates.encoding)
+    with storage_errors("an update"):
+        if form.encoding == "fp32":
+            return write_weights(out, layout, [delta])
+        wanted = delta + _kept(residual, delta.size)
+        manifest, read = write_update(out, form, wanted, rounding(seed))
+        (wanted - read).astype("<f4").tofile(next_state(residual))
+        return manifest
+
+
+def _kept(residual: Path, values: int) -> Delta:
+    """What earlier rounds' rounding left, shape [values]; zeros where there is none, or a file that cannot be it."""
+    if not residual.is_file() or residual.stat().st_size != values * np.dtype("<f4").itemsize:
+        return np.zeros(values, np.float32)
+    return np.fromfile(residual, dtype="<f4")
+
+
+def rounding(seed: int) -> np.random.Generator:
+    """What an update is rounded by: apart from what its episodes are drawn by."""
+    return np.random.default_rng([seed, 1])
+
+
+def draw_episodes(
+    spec: RunSpec, data: GroupData, usable: Sequence[int], step: int, rng: np.random.Generator
+) -> list[tuple[GroupData, Episode]]:
+    """The episodes of one local step, counted over the whole run from 0, each with the answers it is to be trained on."""
+    sizes, spread, found = step_sizes(spec.seed, step), spec.training.sharpness_spread, []
+    for _ in range(spec.training.batch_episodes):
+        episode = draw_episode(usable, spec.training.episodes, sizes, rng)
+        found.append((sharpen(data, math.exp(rng.normal(0, spread))) if spread else data, episode))
+    return found
+
+
+@torch.no_grad()
+def pull_to_base(parameters: Iterable[Tensor], anchors: Iterable[Tensor], proximal_mu: float) -> None:
+    """Adds the gradient of (mu / 2) * |local - global|^2. Source: FedProx, Li et al. 2020 (arXiv 1812.06127), equation 2."""
+    if proximal_mu:
+        for parameter, anchor in zip(parameters, anchors, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - anchor, alpha=proximal_mu)
+
+
+def learning_rate(spec: RunSpec, step: int) -> float:
+    """The rate at a local step, counted over the whole run from 0."""
+    training = spec.training
+    if training.schedule == "constant":
+        return training.learning_rate
+    half_wave = training.cosine_steps or spec.rounds * training.local_steps
+    return training.learning_rate * (1 + math.cos(math.pi * step / half_wave)) / 2
+
+
+@torch.no_grad()
+def evaluate(
+    weights: Path, spec: RunSpec, data: GroupData, role: GroupRole, device: torch.device, on_step: Progress
+) -> Alignment:
+    """How well these weights predict the group, summed over the spec's seeded contexts. Every question counts alike.
+
+    Raises TooFewQuestions, WrongLayout, or what `on_step` raises.
+    """
+    model = _load(weights, spec, device).eval()
+    total = Alignment()
+    for draw in range(spec.evaluation.draws):
+        on_step(draw, spec.evaluation.draws)
+        episode = evaluation_episode(spec, data, role, draw)
+        batch = make_batch([(data, episode)]).to(device)
+        predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+        log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (1, T)
+        shares = log_shares[0].exp().cpu().numpy()
+        ends = np.cumsum([len(data.questions[q].options) for q in episode.targets])[:-1]
+        for number, guess in zip(episode.targets, np.split(shares, ends), strict=True):
+            question = data.questions[number]
+            total = total.add(guess, question.shares, question.scale)
+    on_step(spec.evaluation.draws, spec.evaluation.draws)
+    return total
+
+
+def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: int) -> Episode:
+    """Context and targets of one evaluation draw: a matter of seed, group and draw alone, so that versions compare.
+
+    A held-out group: context from all of its questions, the others are targets. A training group: context from the questions
+    it trains on, targets are the held-out ones, that nobody trains on; only a spec that holds out none (holdout_share = 0)
+    scores it as a held-out group is, on questions it trained on.
+    Raises TooFewQuestions.
+    """
+    size = spec.evaluation.context_questions
+    use = f"an evaluation ({size} context questions and at least 1 to predict)"
+    trained, held_out = data.split(spec.evaluation.holdout_share)
+    apart = role is GroupRole.TRAIN and spec.evaluation.holdout_share > 0
+    if apart and not held_out:
+        raise TooFewQuestions(group=data.group, usable=0, needed=1, use="an evaluation on questions nobody trains on")
+    pool = trained if apart else range(len(data.questions))
+    needed = size if apart else size + 1
+    if len(pool) < needed:
+        raise TooFewQuestions(group=data.group, usable=len(pool), needed=needed, use=use)
+    key = hashlib.sha256(f"evaluation/{spec.seed}/{data.group}/{draw}".encode()).digest()
+    drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(np.asarray(pool)).tolist()
+    return Episode(tuple(drawn[:size]), held_out if apart else tuple(sorted(drawn[size:])))
+
+
+def reward_context(spec: RunSpec, data: GroupData) -> list[Question]:
+    """The answers a group's rewards are predicted from: as many as the spec says, or all; a matter of seed and group alone."""
+    assert spec.rewards is not None
+    key = hashlib.sha256(f"rewards/{spec.seed}/{data.group}".encode()).digest()
+    drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(len(data.questions)).tolist()
+    return [data.questions[number] for number in sorted(drawn[: spec.rewards.context_questions])]
+
+
+def _load(weights: Path, spec: RunSpec, device: torch.device) -> PreferencePredictor:
+    model = PreferencePredictor(spec.predictor, spec.embedding)
+    load_weights(model, tensors_of(weights))
+    return model.to(device)
+
+
+def _new_optimizer(model: PreferencePredictor, training: Training) -> torch.optim.Optimizer:
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=training.learning_rate)
+    return torch.optim.Adam(model.parameters(), lr=training.learning_rate)
+
+
+def _save_moments(model: PreferencePredictor, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Moments as safetensors, by parameter and torch's name for them. Plain SGD has none."""
+    moments = {
+        f"{name}/{moment}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for moment, value in optimizer.state[parameter].items()
+    }
+    with storage_errors("the optimizer's moments"):
+        draft = path.with_suffix(".tmp")
+        save_file(moments, draft)
+        publish(draft, path)
+
+
+def _restore_moments(model: PreferencePredictor, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    if not path.is_file():
+        return
+    parameters = dict(model.named_parameters())
+    for key, value in load_file(path).items():
+        name, _, moment = key.rpartition("/")
+        parameter = parameters[name]
+        # Adam's count of steps is a scalar, which torch wants on the CPU.
+        optimizer.state[parameter][moment] = value.to(parameter.device) if value.shape == parameter.shape else value
+
+
+@contextlib.contextmanager
+def repeatable(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch (dropout) and asks for deterministic kernels; warns where a device has none.
+
+    CUDA's quick attention has none that is asked for by a warning, so its plain one is taken.
+    """
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")
+    torch.manual_seed(seed)
+    try:
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext():
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
+def _check_finite(delta: Delta, layout: Layout) -> None:
+    finite = np.isfinite(delta)
+    if not finite.all():
+        raise NotFinite(tensor=layout.tensor_at(int(np.argmin(finite))), count=int((~finite).sum()))

@@ -1,0 +1,125 @@
+"""The daemon's end of the worker: starts it, asks it, stops it, and notices when it dies."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+
+from pluralllm.common.errors.tree import Internal, PluralError, WorkerDied, leaves
+
+log = structlog.get_logger()
+
+WORKER_COMMAND = (sys.executable, "-m", "pluralllm.client.work.worker")
+CANCEL_WAIT_S = 1.5  # a cancelled task stops within 2 s: by itself, or with its process
+END_WAIT_S = 2.0
+MAX_LINE_BYTES = 16 * 1024 * 1024
+
+Progress = Callable[[str, int, int], None]  # stage, done, all
+
+
+class WorkerProcess:
+    """One process, kept between tasks because importing torch takes seconds; one command at a time."""
+
+    def __init__(self, command: Sequence[str] = WORKER_COMMAND) -> None:
+        self._command = tuple(command)
+        self._process: asyncio.subprocess.Process | None = None
+        self._numbers = itertools.count(1)
+        self._one_at_a_time = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Starts the process if it does not run; it imports torch while the daemon goes on."""
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=MAX_LINE_BYTES,
+                start_new_session=True,  # Ctrl-C on a terminal is the daemon's to handle
+            )
+            log.debug("worker.started", pid=self._process.pid)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def ask(self, action: str, on_progress: Progress, **arguments: Any) -> dict[str, Any]:
+        """One command's result. Raises the leaf the worker answered with, or WorkerDied. Cancelling this cancels the work."""
+        async with self._one_at_a_time:
+            await self.start()
+            number = next(self._numbers)
+            try:
+                await self._send({"id": number, "do": action, **arguments})
+                return await self._answer(number, on_progress)
+            except asyncio.CancelledError:
+                await self._cancel(number)
+                raise
+
+    async def stop(self) -> None:
+        """Ends the process: by the end of its input, or by a signal to its pid."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(END_WAIT_S):
+                await process.wait()
+        except TimeoutError:
+            await self.kill()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise WorkerDied(problem="it does not read its input") from error
+
+    async def _answer(self, number: int, on_progress: Progress) -> dict[str, Any]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        while True:
+            line = await self._process.stdout.readline()
+            if not line:
+                code = await self._process.wait()
+                raise WorkerDied(problem=f"exit code {code}")
+            answer = json.loads(line)
+            if answer["id"] != number:
+                continue  # of a command that was cancelled
+            if "progress" in answer:
+                on_progress(*answer["progress"])
+            elif "error" in answer:
+                raise _leaf(*answer["error"])
+            else:
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    async def _cancel(self, number: int) -> None:
+        """Asks, waits a moment, then kills."""
+        try:
+            async with asyncio.timeout(CANCEL_WAIT_S):
+                await self._send({"id": number, "do": "cancel"})
+                with contextlib.suppress(PluralError):
+                    await self._answer(number, lambda *_: None)
+        except (TimeoutError, WorkerDied):
+            await self.kill()
+
+    async def kill(self) -> None:
+        """At once; the next command starts a new process."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            log.warning("worker.killed", pid=process.pid)
+
+
+def _leaf(reason: str, facts: dict[str, Any]) -> PluralError:
+    leaf = leaves().get(reason)
+    return leaf(**facts) if leaf is not None else Internal(incident=reason)

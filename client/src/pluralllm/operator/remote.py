@@ -1,0 +1,314 @@
+"""Calls to the coordinator, for a person: answers are plain values (dict, list, str, int, float), free of protobuf.
+
+Enums come as their lower-case last words, times as RFC 3339 text.
+"""
+
+import base64
+import datetime
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pluralllm.client.joining.diagnosis import Cause, diagnose
+from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.errors.tree import Corrupt, InvalidArgument, OverLimit, PluralError, Unreachable
+from pluralllm.common.process.files import storage_errors
+from pluralllm.common.trust.certificates import make_request
+from pluralllm.common.trust.identity import Identity, next_key, save_renewal
+from pluralllm.common.trust.invite import Invite
+from pluralllm.common.weights.chunks import keep_good_chunks
+from pluralllm.common.wire.channels import blocking_channel, blocking_plain_channel
+from pluralllm.common.wire.messages import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, manifest_from
+from pluralllm.common.words.addresses import check_address
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc, operations_pb2_grpc
+from pluralllm.v1 import operations_pb2 as pb
+
+CALL_DEADLINE_S = 15.0
+REWARDS_HOLD_S = 10.0
+WATCH_DEADLINE_S = 5.0  # progress and ages are no events: looked at again after this
+SLOWEST_LINK_BYTES_S = 32 * 1024
+MAX_MODEL_BYTES = 100 * 1024**3
+PAGE_SIZE = 200
+AUDIT_PAGE_SIZE = 500
+MAX_PAGES = 1_000
+DIAGNOSE_EVERY_S = 5.0  # --watch tries each second, and the coordinator counts questions on its enrolment port
+
+Values = dict[str, Any]
+
+
+class Remote:
+    """One channel. Raises the leaf the coordinator answered with, Unreachable, or why it only looks unreachable."""
+
+    def __init__(self, address: str, channel: grpc.Channel, identity: Identity | None) -> None:
+        self.address = address
+        self._channel = channel
+        self._identity = identity
+        self._cause: Cause | None = None
+        self._diagnose_s = 0.0
+        self._operations: Any = operations_pb2_grpc.OperationsServiceStub(channel)
+        self._federation: Any = federation_pb2_grpc.FederationServiceStub(channel)
+        self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
+
+    @classmethod
+    def of_member(cls, identity: Identity) -> Self:
+        """Mutual TLS. Raises InvalidArgument."""
+        address = checked_address(identity.membership.coordinator)
+        return cls(address, blocking_channel(identity), identity)
+
+    @classmethod
+    def in_plain_text(cls, address: str) -> Self:
+        """Raises NotLoopback, InvalidArgument."""
+        return cls(checked_address(address), blocking_plain_channel(address), None)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def create_run(self, run: str, spec_json: bytes) -> Values:
+        return self._run("CreateRun", pb.CreateRunRequest(run_id=run, spec_json=spec_json))
+
+    def start_run(self, run: str) -> Values:
+        return self._run("StartRun", pb.StartRunRequest(name=f"runs/{run}"))
+
+    def pause_run(self, run: str) -> Values:
+        return self._run("PauseRun", pb.PauseRunRequest(name=f"runs/{run}"))
+
+    def resume_run(self, run: str) -> Values:
+        return self._run("ResumeRun", pb.ResumeRunRequest(name=f"runs/{run}"))
+
+    def cancel_run(self, run: str, reason: str) -> Values:
+        return self._run("CancelRun", pb.CancelRunRequest(name=f"runs/{run}", reason=reason))
+
+    def ask_rewards(self, run: str, rollouts_json: bytes) -> str:
+        """The name of the round that scores this batch. Raises WrongPhase while another one is under way."""
+        found: pb.AskRewardsResponse = self._call(
+            "AskRewards", pb.AskRewardsRequest(name=f"runs/{run}", rollouts_json=rollouts_json)
+        )
+        return found.round
+
+    def rewards(self, name: str) -> Values:
+        """Of a round; waits a while for it to end: its outcome is "open" if it has not."""
+        request = pb.GetRewardsRequest(name=name)
+        request.hold.FromMilliseconds(round(REWARDS_HOLD_S * 1000))
+        return plain(self._call("GetRewards", request))
+
+    def get_run(self, run: str) -> Values:
+        """`-` is the newest."""
+        return self._run("GetRun", pb.GetRunRequest(name=f"runs/{run}"))
+
+    def runs(self) -> list[Values]:
+        """Newest first."""
+        return self._pages("ListRuns", lambda token: pb.ListRunsRequest(page_size=PAGE_SIZE, page_token=token), "runs")
+
+    def rounds(self, run: str, limit: int) -> list[Values]:
+        """The newest `limit`, newest first."""
+        size = min(limit, PAGE_SIZE)
+        return self._pages(
+            "ListRounds",
+            lambda token: pb.ListRoundsRequest(parent=f"runs/{run}", page_size=size, page_token=token),
+            "rounds",
+            limit,
+        )
+
+    def evaluations(self, run: str) -> list[Values]:
+        """All, oldest first."""
+        return self._pages(
+            "ListEvaluations",
+            lambda token: pb.ListEvaluationsRequest(parent=f"runs/{run}", page_size=PAGE_SIZE, page_token=token),
+            "evaluations",
+        )
+
+    def members(self) -> list[Values]:
+        return self._pages(
+            "ListMembers", lambda token: pb.ListMembersRequest(page_size=PAGE_SIZE, page_token=token), "members"
+        )
+
+    def invite(
+        self,
+        name: str,
+        role: MemberRole,
+        group: str,
+        group_role: GroupRole | None,
+        ttl_s: float,
+        *,
+        needs_approval: bool,
+    ) -> Invite:
+        request = pb.CreateInviteRequest(name=name, role=MEMBER_ROLES[role], group=group, needs_approval=needs_approval)
+        if group_role is not None:
+            request.group_role = ROLES[group_role]
+        request.ttl.FromMilliseconds(round(ttl_s * 1000))
+        made: pb.CreateInviteResponse = self._call("CreateInvite", request)
+        return Invite(
+            federation=made.federation,
+            name=made.name,
+            role=MEMBER_ROLES_BACK[made.role],
+            group=made.group,
+            group_role=ROLES_BACK.get(made.group_role),
+            coordinator=made.coordinator,
+            enrolment=made.enrolment,
+            authority=base64.b64encode(made.authority_der).decode(),
+            token=made.token,
+            expires=made.expire_time.ToDatetime(tzinfo=datetime.UTC),
+        )
+
+    def approve(self, name: str) -> Values:
+        return plain(self._call("ApproveMember", pb.ApproveMemberRequest(name=f"members/{name}")).member)
+
+    def revoke(self, name: str, reason: str) -> Values:
+        return plain(self._call("RevokeMember", pb.RevokeMemberRequest(name=f"members/{name}", reason=reason)).member)
+
+    def audit_events(self) -> tuple[list[Values], bool]:
+        """Oldest first, and whether these are all: more than MAX_PAGES pages are not read."""
+        return self._read(
+            "ListAuditEvents",
+            lambda token: pb.ListAuditEventsRequest(page_size=AUDIT_PAGE_SIZE, page_token=token),
+            "events",
+        )
+
+    def renewed(self) -> "Remote":
+        """A connection with the next certificate, which is kept. Raises what Renew refuses, Unreachable, StorageFull."""
+        assert self._identity is not None  # nothing to renew in plain text
+        key = next_key(self._identity.folder)
+        request_der = make_request(key, self._identity.membership.name)
+        try:
+            answer = self._enrolment.Renew(
+                enrolment_pb2.RenewRequest(certificate_request_der=request_der), timeout=CALL_DEADLINE_S
+            )
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+        return Remote.of_member(save_renewal(self._identity, key, answer.certificate_chain_pem))
+
+    def wait_for_event(self, run: str, after: int) -> None:
+        """Returns once there is an event after this sequence, or when the wait is over."""
+        request = pb.WatchRunRequest(name=f"runs/{run}", after_sequence=after)
+        stream = self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S)
+        try:
+            next(stream, None)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise self._failure(error) from error
+        finally:
+            stream.cancel()
+
+    def model_record(self, run: str, version: str = "-") -> tuple[Values, int, bytes]:
+        """A version's record, its size in bytes and the run spec; `-` is the current version. Raises RoleForbids to observers."""
+        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=f"runs/{run}/models/{version}"))
+        return plain(answer.model), answer.manifest.size_bytes, answer.spec_json
+
+    def pull_model(
+        self, run: str, version: str, folder: Path, on_bytes: Callable[[int, int], None]
+    ) -> tuple[Values, bytes]:
+        """Brings a version to folder/model.safetensors; resumes a broken try; returns its record and the run spec.
+
+        Each chunk and the whole are verified. Raises Corrupt, StorageFull.
+        """
+        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=f"runs/{run}/models/{version}"))
+        manifest = manifest_from(answer.manifest, MAX_MODEL_BYTES)
+        name = answer.model.name.split("/")[1]
+        target = folder / "model.safetensors"
+        part = folder / f".{manifest.digest[:16]}.part"
+        with storage_errors("the model"):
+            folder.mkdir(parents=True, exist_ok=True)
+            first = keep_good_chunks(part, manifest)
+            request = federation_pb2.GetChunksRequest(run=name, version=answer.model.version, first_chunk=first)
+            deadline_s = 60.0 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
+            with part.open("ab") as file:
+                try:
+                    stream = self._federation.GetChunks(request, timeout=deadline_s) if first < manifest.chunks else ()
+                    for message, expected in zip(stream, manifest.chunk_hashes[first:], strict=False):
+                        received = hashlib.sha256(message.data)
+                        if received.digest() != expected:
+                            what = f"chunk {message.index} of the model"
+                            raise Corrupt(what=what, expected=expected.hex(), got=received.hexdigest())
+                        file.write(message.data)
+                        on_bytes(file.tell(), manifest.size_bytes)
+                except grpc.RpcError as error:
+                    raise self._failure(error) from error
+            if keep_good_chunks(part, manifest) < manifest.chunks:
+                raise Unreachable(address=self.address, problem="the stream ended too early; pull again")
+            part.replace(target)
+        return plain(answer.model), answer.spec_json
+
+    def _run(self, method: str, request: Message) -> Values:
+        return plain(self._call(method, request).run)
+
+    def _pages(
+        self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
+    ) -> list[Values]:
+        """Raises OverLimit rather than give less than was asked for."""
+        found, is_all = self._read(method, request, field, limit)
+        if not is_all:
+            raise OverLimit(what=f"{field} on the coordinator", got=len(found) + 1, limit=len(found))
+        return found
+
+    def _read(
+        self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
+    ) -> tuple[list[Values], bool]:
+        """What the pages hold, and whether that is what was asked for."""
+        found: list[Values] = []
+        token = ""
+        for _ in range(MAX_PAGES):
+            answer = self._call(method, request(token))
+            found += [plain(message) for message in getattr(answer, field)]
+            token = answer.next_page_token
+            if not token or (limit is not None and len(found) >= limit):
+                return found[:limit], True
+        return found[:limit], False
+
+    def _call(self, method: str, request: Message) -> Any:
+        try:
+            return getattr(self._operations, method)(request, timeout=CALL_DEADLINE_S)
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: grpc.RpcError) -> PluralError:
+        """What a call failed with; for a refused handshake, which looks like a dead coordinator, the true cause."""
+        found = from_rpc_error(error, self.address)
+        if self._identity is None or not isinstance(found, Unreachable):
+            return found
+        if time.monotonic() >= self._diagnose_s:
+            self._cause = diagnose(self._identity)
+            self._diagnose_s = time.monotonic() + DIAGNOSE_EVERY_S
+        return found if self._cause is None else self._cause.error
+
+
+def checked_address(address: str) -> str:
+    """Raises InvalidArgument."""
+    try:
+        return check_address(address)
+    except ValueError as error:
+        raise InvalidArgument(field="coordinator", problem=str(error)) from error
+
+
+def plain(message: Message) -> Values:
+    """A message as plain values; fields that are not set in a message with presence are None."""
+    found: Values = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.is_repeated:
+            found[field.name] = [_plain(field, item) for item in value]
+        elif field.has_presence and not message.HasField(field.name):
+            found[field.name] = None
+        else:
+            found[field.name] = _plain(field, value)
+    return found
+
+
+def _plain(field: Any, value: Any) -> Any:
+    if field.enum_type is not None:
+        prefix = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
+        return field.enum_type.values_by_number[value].name.removeprefix(prefix).lower()
+    if isinstance(value, Timestamp):
+        return value.ToJsonString()
+    if isinstance(value, Struct):
+        return json_format.MessageToDict(value)
+    return plain(value) if isinstance(value, Message) else value

@@ -1,0 +1,169 @@
+"""The one table between the error tree and gRPC status codes, both ways.
+
+On the wire an error is a google.rpc.Status (aip.dev/193) with one ErrorInfo: reason = the leaf's name, metadata = its facts.
+"""
+
+import json
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from pluralllm.common.errors import membership as m
+from pluralllm.common.errors import tree as e
+
+DOMAIN = "pluralllm"
+CLIENT_STOPPED = "CLIENT_STOPPED"  # of ReportFailure: no error, the daemon ends and its session with it
+
+CODES: dict[type[e.PluralError], grpc.StatusCode] = {
+    e.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    e.InvalidSpec: grpc.StatusCode.INVALID_ARGUMENT,
+    e.InvalidConfig: grpc.StatusCode.INVALID_ARGUMENT,
+    e.InvalidData: grpc.StatusCode.INVALID_ARGUMENT,
+    e.InvalidResults: grpc.StatusCode.INVALID_ARGUMENT,
+    e.InvalidModel: grpc.StatusCode.INVALID_ARGUMENT,
+    e.TooFewQuestions: grpc.StatusCode.FAILED_PRECONDITION,
+    e.NotFound: grpc.StatusCode.NOT_FOUND,
+    e.WrongPhase: grpc.StatusCode.FAILED_PRECONDITION,
+    e.RoundClosed: grpc.StatusCode.FAILED_PRECONDITION,
+    e.WrongBase: grpc.StatusCode.FAILED_PRECONDITION,
+    e.SpecMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    e.AlreadyCommitted: grpc.StatusCode.ALREADY_EXISTS,
+    e.LeaseLost: grpc.StatusCode.FAILED_PRECONDITION,
+    e.OverLimit: grpc.StatusCode.OUT_OF_RANGE,
+    e.ChunksMissing: grpc.StatusCode.FAILED_PRECONDITION,
+    e.DigestMismatch: grpc.StatusCode.DATA_LOSS,
+    e.WrongLayout: grpc.StatusCode.INVALID_ARGUMENT,
+    e.NotFinite: grpc.StatusCode.INVALID_ARGUMENT,
+    e.NormTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
+    e.ProtocolUnsupported: grpc.StatusCode.FAILED_PRECONDITION,
+    e.StaleSession: grpc.StatusCode.FAILED_PRECONDITION,
+    e.SessionReplaced: grpc.StatusCode.ABORTED,
+    e.Unidentified: grpc.StatusCode.UNAUTHENTICATED,
+    e.PolicyForbids: grpc.StatusCode.FAILED_PRECONDITION,
+    e.EmbeddingMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    e.ModelUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
+    e.ExtraMissing: grpc.StatusCode.FAILED_PRECONDITION,
+    e.HistoryDiverged: grpc.StatusCode.FAILED_PRECONDITION,
+    e.InUse: grpc.StatusCode.FAILED_PRECONDITION,
+    e.NotLoopback: grpc.StatusCode.FAILED_PRECONDITION,
+    m.CertificateInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    m.CertificateExpired: grpc.StatusCode.UNAUTHENTICATED,
+    m.CertificateNotYetValid: grpc.StatusCode.UNAUTHENTICATED,
+    m.CertificateRevoked: grpc.StatusCode.UNAUTHENTICATED,
+    m.CertificateUnknown: grpc.StatusCode.UNAUTHENTICATED,
+    m.CertificateForeign: grpc.StatusCode.UNAUTHENTICATED,
+    m.CertificateWrongUse: grpc.StatusCode.UNAUTHENTICATED,
+    m.RoleForbids: grpc.StatusCode.PERMISSION_DENIED,
+    m.IdentityMismatch: grpc.StatusCode.PERMISSION_DENIED,
+    m.AwaitingApproval: grpc.StatusCode.PERMISSION_DENIED,
+    m.InviteInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    m.InviteForOtherCommand: grpc.StatusCode.FAILED_PRECONDITION,
+    m.InviteUnknown: grpc.StatusCode.UNAUTHENTICATED,
+    m.InviteForAnother: grpc.StatusCode.PERMISSION_DENIED,
+    m.InviteExpired: grpc.StatusCode.UNAUTHENTICATED,
+    m.InviteUsed: grpc.StatusCode.UNAUTHENTICATED,
+    m.TooManyAttempts: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    m.MemberExists: grpc.StatusCode.ALREADY_EXISTS,
+    m.LastAdmin: grpc.StatusCode.FAILED_PRECONDITION,
+    m.NotInitialised: grpc.StatusCode.FAILED_PRECONDITION,
+    m.AlreadyInitialised: grpc.StatusCode.FAILED_PRECONDITION,
+    m.NotJoined: grpc.StatusCode.FAILED_PRECONDITION,
+    m.AlreadyJoined: grpc.StatusCode.FAILED_PRECONDITION,
+    m.ForeignAuthority: grpc.StatusCode.UNAUTHENTICATED,
+    m.WrongHost: grpc.StatusCode.FAILED_PRECONDITION,
+    m.ServerCertificateOutOfDate: grpc.StatusCode.FAILED_PRECONDITION,
+    m.ClockWrong: grpc.StatusCode.FAILED_PRECONDITION,
+    m.IssuerExpired: grpc.StatusCode.FAILED_PRECONDITION,
+    m.AuditBroken: grpc.StatusCode.DATA_LOSS,
+    e.Unreachable: grpc.StatusCode.UNAVAILABLE,
+    e.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    e.BackupUnusable: grpc.StatusCode.FAILED_PRECONDITION,
+    e.NotEmpty: grpc.StatusCode.FAILED_PRECONDITION,
+    e.Corrupt: grpc.StatusCode.DATA_LOSS,
+    e.StoreFailed: grpc.StatusCode.UNAVAILABLE,
+    e.DiskFailed: grpc.StatusCode.UNAVAILABLE,
+    e.Overtaken: grpc.StatusCode.UNAVAILABLE,
+    e.WorkerDied: grpc.StatusCode.INTERNAL,
+    e.Internal: grpc.StatusCode.INTERNAL,
+}
+
+# What a caller may repeat as it is (aip.dev/194).
+TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+# Codes that gRPC itself gives a call whose connection broke (a client stream cut in mid-message is INTERNAL in grpc.aio).
+# The coordinator's own errors always carry an ErrorInfo, so without one these say nothing about the request.
+BROKEN_TRANSPORT = TRANSIENT | {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
+
+
+# A status travels as metadata, and peers refuse more than 8 KiB of that (gRPC's soft limit): then the caller would hear of a
+# broken stream, and not of what it did wrong. So texts that hold what a caller sent are cut, for whoever reads the facts and
+# for whoever reads the message alone.
+CUT = "…"
+MAX_FACTS_BYTES = 3072  # of JSON, all together; they travel in base64, a third longer
+MAX_MESSAGE_BYTES = 700  # of UTF-8; it travels twice, once with three letters for each byte that is not ASCII
+
+
+def to_status(error: e.PluralError) -> Any:
+    """The rich gRPC status of an error, as grpc's abort_with_status takes it."""
+    given = error.facts
+    limit_bytes = MAX_FACTS_BYTES // max(1, len(given))
+    facts = {name: _json(value, limit_bytes) for name, value in given.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    code = getattr(code_pb2, CODES[type(error)].name)
+    return rpc_status.to_status(
+        status_pb2.Status(code=code, message=_cut(str(error), MAX_MESSAGE_BYTES), details=[detail])
+    )
+
+
+def _json(value: object, limit_bytes: int) -> str:
+    """A fact as JSON. A text that would be longer is cut."""
+    while len(found := json.dumps(value)) > limit_bytes and isinstance(value, str):
+        value = _cut(value, min(limit_bytes, len(value.encode(errors="replace")) * limit_bytes // len(found)))
+    return found
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    raw = text.encode(errors="replace")
+    return (
+        raw.decode()
+        if len(raw) <= limit_bytes
+        else raw[: limit_bytes - len(CUT.encode())].decode(errors="ignore") + CUT
+    )
+
+
+def _told(call: grpc.Call) -> e.PluralError | None:
+    """The leaf in a status; None if there is none that this release can make: then the code alone has to do."""
+    try:
+        status = rpc_status.from_call(call)
+        for detail in status.details if status is not None else ():
+            info = error_details_pb2.ErrorInfo()
+            leaf = e.leaves().get(info.reason) if detail.Unpack(info) and info.domain == DOMAIN else None
+            if leaf is not None:
+                known = e.fields_of(leaf)
+                found = leaf(**{name: json.loads(text) for name, text in info.metadata.items() if name in known})
+                str(found)  # a fact of another kind than ours may not fit its sentence
+                return found
+    except (ValueError, TypeError, RecursionError, DecodeError):
+        return None
+    return None
+
+
+def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
+    """The leaf an RPC failed with; Unreachable or Internal when the other side sent none of ours."""
+    call = typing.cast(grpc.Call, error)  # grpc raises its calls
+    code: Callable[[], grpc.StatusCode] = call.code
+    if (found := _told(call)) is not None:
+        return found
+    if code() in BROKEN_TRANSPORT and "deserializ" not in (call.details() or ""):
+        return e.Unreachable(address=address, problem=call.details() or code().name)
+    if code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return e.StorageFull(what=call.details() or "the call")
+    return e.Internal(incident=f"{code().name}: {call.details()}")

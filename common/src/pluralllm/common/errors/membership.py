@@ -1,0 +1,259 @@
+"""The leaves of the error tree about members, certificates and invites; the rest of the tree is in errors.py.
+
+Refused
+|- CertificateInvalid      a key, request or certificate that is none, or not of the kind needed
+|- CertificateExpired      past its end
+|- CertificateNotYetValid  before its beginning: somebody's clock is wrong
+|- CertificateRevoked      an administrator revoked its member
+|- CertificateUnknown      signed by the right authority, but not on this coordinator's list
+|- CertificateForeign      signed by another authority
+|- CertificateWrongUse     not a certificate for TLS clients
+|- RoleForbids             the member's role does not allow this call
+|- IdentityMismatch        a message speaks for somebody else than the certificate
+|- AwaitingApproval        joined, but no administrator has approved it yet
+|- InviteInvalid           the text of an invite cannot be read
+|- InviteForOtherCommand   it is for a client's daemon, or for a person
+|- InviteUnknown           no such token, or it was withdrawn
+|- InviteForAnother        the token is another name's
+|- InviteExpired           past its end
+|- InviteUsed              its token has been spent by another key
+|- TooManyAttempts         the enrolment port is rate-limited
+|- MemberExists            the name is taken
+|- LastAdmin               without it nobody could administer the federation
+|- NotInitialised          the state directory has no certificate authority
+|- AlreadyInitialised      it has one
+|- NotJoined               no certificate here
+|- AlreadyJoined           another certificate is here
+|- ForeignAuthority        the other side's certificate is not signed by the authority of the invite
+|- WrongHost               the coordinator's certificate is for other names
+|- ServerCertificateOutOfDate  the coordinator's certificate is past its end, or this machine's clock is wrong
+|- ClockWrong              this machine's clock is off
+|- IssuerExpired           the intermediate certificate is past its end
+`- AuditBroken             the coordinator's audit log is not the one seen before, or its chain is broken
+"""
+
+from dataclasses import dataclass
+
+from pluralllm.common.errors.root import Refused
+
+
+@dataclass(eq=False)
+class CertificateInvalid(Refused):
+    what: str
+    problem: str
+    why = "{what} cannot be used: {problem}."
+
+
+@dataclass(eq=False)
+class CertificateExpired(Refused):
+    name: str
+    expired: str
+    why = "The certificate of {name} expired on {expired}."
+    fix = "Check this machine's clock; if it is right, ask for a new invite: pluralllm invite {name}."
+
+
+@dataclass(eq=False)
+class CertificateNotYetValid(Refused):
+    name: str
+    valid_from: str
+    why = "The certificate of {name} is valid from {valid_from} on."
+    fix = "Check the clocks of both machines."
+
+
+@dataclass(eq=False)
+class CertificateRevoked(Refused):
+    name: str
+    revoked: str
+    why = "The membership of {name} was revoked on {revoked}."
+    fix = "Ask the coordinator's administrator; a new invite makes it a member again."
+
+
+@dataclass(eq=False)
+class CertificateUnknown(Refused):
+    name: str
+    serial: str
+    why = "The certificate of {name} (serial {serial}) is not on this coordinator's list."
+    fix = "Ask the coordinator's administrator for a new invite: pluralllm invite {name}."
+
+
+@dataclass(eq=False)
+class CertificateForeign(Refused):
+    name: str
+    why = "The certificate of {name} is not signed by this federation's authority."
+    fix = "Join this federation with an invite of its own; another federation's certificate is of no use here."
+
+
+@dataclass(eq=False)
+class CertificateWrongUse(Refused):
+    name: str
+    why = "The certificate of {name} is not made for TLS clients."
+    fix = "Use the certificate that joining gave."
+
+
+@dataclass(eq=False)
+class RoleForbids(Refused):
+    name: str
+    role: str
+    rpc: str
+    allowed: str
+    why = "{name} is {role}; {rpc} is for {allowed}."
+    fix = "Ask the coordinator's administrator for an invite with another role."
+
+
+@dataclass(eq=False)
+class IdentityMismatch(Refused):
+    claimed: str
+    certificate: str
+    why = "The call speaks for {claimed}, the certificate is for {certificate}."
+
+
+@dataclass(eq=False)
+class AwaitingApproval(Refused):
+    name: str
+    why = "{name} has joined and waits for approval."
+    fix = "An administrator compares the key's fingerprint by phone and runs: pluralllm approve {name}."
+
+
+@dataclass(eq=False)
+class InviteInvalid(Refused):
+    problem: str
+    why = "The invite cannot be read: {problem}."
+    fix = "Take the invite file as it was made, or its whole one line."
+
+
+@dataclass(eq=False)
+class InviteForOtherCommand(Refused):
+    name: str
+    role: str
+    command: str
+    why = "This invite makes {name} {role}; another command joins with it."
+    fix = "Run: {command} join INVITE."
+
+
+@dataclass(eq=False)
+class InviteUnknown(Refused):
+    name: str
+    why = "There is no open invite for {name} with this token."
+    fix = "Ask the coordinator's administrator for a new one: pluralllm invite {name}."
+
+
+@dataclass(eq=False)
+class InviteForAnother(Refused):
+    name: str
+    why = "This invite is not for {name}."
+    fix = "Use the invite as it was made; for another name ask for another one."
+
+
+@dataclass(eq=False)
+class InviteExpired(Refused):
+    name: str
+    expired: str
+    why = "The invite for {name} expired on {expired}."
+    fix = "Ask the coordinator's administrator for a new one: pluralllm invite {name}."
+
+
+@dataclass(eq=False)
+class InviteUsed(Refused):
+    name: str
+    why = "The invite for {name} has been used with another key."
+    fix = "If that was not you, the token was stolen: have the administrator run pluralllm revoke {name} at once."
+
+
+@dataclass(eq=False)
+class TooManyAttempts(Refused):
+    retry_s: float
+    why = "Too many calls on the enrolment port."
+    fix = "Try again in {retry_s:.0f} s."
+
+
+@dataclass(eq=False)
+class MemberExists(Refused):
+    name: str
+    state: str
+    why = "There is a member {name} already ({state})."
+    fix = "Choose another name, or run pluralllm revoke {name} first."
+
+
+@dataclass(eq=False)
+class LastAdmin(Refused):
+    name: str
+    why = "{name} is the last administrator."
+    fix = "Invite another one first: pluralllm invite NAME --role admin."
+
+
+@dataclass(eq=False)
+class NotInitialised(Refused):
+    state_dir: str
+    why = "{state_dir} has no certificate authority."
+    fix = "Run pluralllm-server init --host NAME first, or, for a trial on this machine alone, serve --plain-text."
+
+
+@dataclass(eq=False)
+class AlreadyInitialised(Refused):
+    state_dir: str
+    why = "{state_dir} has a certificate authority already; a second one would lock every member out."
+    fix = "Use another --state-dir; for a lost administrator's key run pluralllm-server admin."
+
+
+@dataclass(eq=False)
+class NotJoined(Refused):
+    folder: str
+    command: str
+    why = "There is no certificate in {folder}."
+    fix = "Join with the invite you were given: {command} join INVITE."
+
+
+@dataclass(eq=False)
+class AlreadyJoined(Refused):
+    folder: str
+    name: str
+    federation: str
+    why = "{folder} holds the certificate of {name} in federation {federation}."
+    fix = "Give another folder, or move that one away."
+
+
+@dataclass(eq=False)
+class ForeignAuthority(Refused):
+    address: str
+    problem: str
+    why = "What answers at {address} is not the coordinator this member was invited by: {problem}."
+    fix = "Do not go on; ask the coordinator's operator whether the authority was replaced, and for a new invite if so."
+
+
+@dataclass(eq=False)
+class WrongHost(Refused):
+    address: str
+    names: str
+    why = "The coordinator's certificate is not for {address} but for {names}."
+    fix = "Use one of these names, or have the operator run pluralllm-server renew-issuer --host NAME."
+
+
+@dataclass(eq=False)
+class ServerCertificateOutOfDate(Refused):
+    address: str
+    valid_from: str
+    valid_to: str
+    clock: str
+    why = "The certificate of {address} is valid from {valid_from} to {valid_to}; this machine's clock says {clock}."
+    fix = "Set this machine's clock; if it is right, the coordinator's operator runs pluralllm-server doctor."
+
+
+@dataclass(eq=False)
+class ClockWrong(Refused):
+    skew_s: float
+    why = "This machine's clock is {skew_s:+.0f} s off the coordinator's, so certificates look out of date."
+    fix = "Set the clock (NTP) and try again."
+
+
+@dataclass(eq=False)
+class IssuerExpired(Refused):
+    expired: str
+    why = "The coordinator's intermediate certificate expired on {expired}: nobody can join or renew."
+    fix = "The operator runs pluralllm-server renew-issuer."
+
+
+@dataclass(eq=False)
+class AuditBroken(Refused):
+    problem: str
+    why = "The audit log is not to be trusted: {problem}."
+    fix = "Keep what you have, and ask the coordinator's operator."

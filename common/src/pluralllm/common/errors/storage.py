@@ -1,0 +1,68 @@
+"""The leaves of the error tree about disk, database and what is stored; the rest of the tree is in errors.py.
+
+|- Refused
+|  |- StorageFull     no space left; heals when there is
+|  |- BackupUnusable  not whole, not of this release, or what it was made from is damaged
+|  `- NotEmpty        a restore would mix with what is there
+`- Broken
+   |- Corrupt      stored bytes are not what their digest says
+   |- StoreFailed  the database refused
+   |- DiskFailed   the coordinator's disk failed: it stops
+   `- Overtaken    another coordinator serves from the same database now
+"""
+
+from dataclasses import dataclass
+
+from pluralllm.common.errors.root import Broken, Refused
+
+
+@dataclass(eq=False)
+class StorageFull(Refused):
+    what: str
+    why = "No space left for {what}."
+    fix = "Free some space on its disk; nothing acknowledged is lost."
+
+
+@dataclass(eq=False)
+class BackupUnusable(Refused):
+    path: str
+    problem: str
+    why = "The backup {path} cannot be used: {problem}."
+    fix = "Nothing was changed. Use another backup; what a coordinator itself has lost, pluralllm-server audit says."
+
+
+@dataclass(eq=False)
+class NotEmpty(Refused):
+    what: str
+    holds: str
+    why = "{what} is not empty: it holds {holds}."
+    fix = "Nothing was changed. Restore into an empty database, an empty blob store and a new state directory."
+
+
+@dataclass(eq=False)
+class Corrupt(Broken):
+    what: str
+    expected: str
+    got: str
+    why = "{what} is corrupt: digest {got}, expected {expected}."
+    fix = "Restore it from a backup; it was not used."
+
+
+@dataclass(eq=False)
+class StoreFailed(Broken):
+    problem: str
+    why = "The coordinator's storage failed: {problem}."
+
+
+@dataclass(eq=False)
+class DiskFailed(Broken):
+    problem: str
+    why = "The coordinator's disk failed: {problem}. It stops, so that nothing is promised that the disk may not keep."
+    fix = "Look at the disk that holds the state directory, then start the coordinator again; nothing acknowledged is lost."
+
+
+@dataclass(eq=False)
+class Overtaken(Broken):
+    generation: int
+    why = "Another coordinator serves from this database now; this one's generation is {generation}."
+    fix = "Start this one again: it stands by until the other one is gone."

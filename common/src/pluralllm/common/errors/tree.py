@@ -1,0 +1,327 @@
+"""Every error a caller may meet, in one tree.
+
+PluralError
+|- Refused                 the caller can act; nothing was changed
+|  |- InvalidArgument      a field of a call is out of range
+|  |- InvalidSpec          a run spec, with file and key
+|  |- InvalidConfig        a process's configuration, with file and key
+|  |- InvalidData          a private data file; all problems at once
+|  |- InvalidResults       an experiment's results, with folder or file
+|  |- InvalidModel         an exported model's folder
+|  |- TooFewQuestions      the episodes of the run spec need more
+|  |- NotFound             run, round, model, task
+|  |- WrongPhase           the run does not allow this now
+|  |- RoundClosed          the update's round has ended
+|  |- WrongBase            the update was trained on another version
+|  |- SpecMismatch         another run spec under the same name
+|  |- AlreadyCommitted     another update of this client counts in this round
+|  |- LeaseLost            the task is no longer the caller's
+|  |- OverLimit            too large, too many
+|  |- ChunksMissing        commit before every chunk arrived
+|  |- DigestMismatch       bytes are not what their hash says
+|  |- WrongLayout          tensor names, shapes or dtypes differ from the run's model
+|  |- NotFinite            NaN or infinity in an update
+|  |- NormTooLarge         the update's L2 norm is above the run's bound
+|  |- ProtocolUnsupported  no common protocol version
+|  |- StaleSession         the coordinator restarted: say Hello again
+|  |- SessionReplaced      a newer instance of this client has taken over
+|  |- Unidentified         the connection names no client
+|  |- PolicyForbids        the partner's policy.toml says no
+|  |- EmbeddingMismatch    this machine's embedding model gives other vectors
+|  |- ModelUnavailable     an embedding model cannot be loaded here
+|  |- ExtraMissing         this install cannot train: its extra was left out
+|  |- HistoryDiverged      the coordinator's model chain is not the one seen before
+|  |- InUse                state directory or port is taken
+|  |- NotLoopback          plain text stays on this machine
+|  |- Unreachable          the coordinator does not answer
+|  `- ...                  members, certificates and invites: membership_errors.py; space: storage_errors.py
+`- Broken                  we are at fault
+   |- WorkerDied           the training process ended unasked
+   |- Internal             anything else; the details are in the log under the incident id
+   `- ...                  disk, database and what is stored: storage_errors.py
+
+Each leaf carries typed facts as fields; `why` and `fix` are templates over them. A message to a person is why + fix.
+"""
+
+from dataclasses import dataclass
+
+from pluralllm.common.errors.root import Broken as Broken
+from pluralllm.common.errors.root import PluralError as PluralError
+from pluralllm.common.errors.root import Refused as Refused
+from pluralllm.common.errors.root import fields_of as fields_of
+from pluralllm.common.errors.root import reason_of as reason_of
+from pluralllm.common.errors.storage import BackupUnusable as BackupUnusable
+from pluralllm.common.errors.storage import Corrupt as Corrupt
+from pluralllm.common.errors.storage import DiskFailed as DiskFailed
+from pluralllm.common.errors.storage import NotEmpty as NotEmpty
+from pluralllm.common.errors.storage import Overtaken as Overtaken
+from pluralllm.common.errors.storage import StorageFull as StorageFull
+from pluralllm.common.errors.storage import StoreFailed as StoreFailed
+
+
+@dataclass(eq=False)
+class InvalidArgument(Refused):
+    field: str
+    problem: str
+    why = "{field}: {problem}."
+
+
+@dataclass(eq=False)
+class InvalidSpec(Refused):
+    file: str
+    problems: str
+    why = "The run spec {file} is not valid:\n{problems}"
+
+
+@dataclass(eq=False)
+class InvalidConfig(Refused):
+    file: str
+    problems: str
+    why = "The configuration {file} is not valid:\n{problems}"
+
+
+@dataclass(eq=False)
+class InvalidData(Refused):
+    file: str
+    problems: str
+    why = "The private data {file} cannot be used:\n{problems}"
+
+
+@dataclass(eq=False)
+class InvalidResults(Refused):
+    path: str
+    problem: str
+    why = "The results {path} cannot be read: {problem}."
+
+
+@dataclass(eq=False)
+class InvalidModel(Refused):
+    folder: str
+    problem: str
+    why = "The model {folder} cannot be used: {problem}."
+
+
+@dataclass(eq=False)
+class TooFewQuestions(Refused):
+    group: str
+    usable: int
+    needed: int
+    use: str
+    why = "Group {group} has {usable} usable questions, {use} needs {needed}."
+    fix = "Add questions, or ask the run's operator for smaller episodes."
+
+
+@dataclass(eq=False)
+class NotFound(Refused):
+    what: str
+    name: str
+    why = "There is no {what} {name}."
+
+
+@dataclass(eq=False)
+class WrongPhase(Refused):
+    run: str
+    phase: str
+    wanted: str
+    why = "Run {run} is {phase}; it cannot be {wanted}."
+
+
+@dataclass(eq=False)
+class RoundClosed(Refused):
+    run: str
+    asked: int
+    current: int
+    why = "Round {asked} of run {run} is closed; the current round is {current}."
+
+
+@dataclass(eq=False)
+class WrongBase(Refused):
+    asked: str
+    current: str
+    why = "The update was trained on model {asked}, the round's base is {current}."
+
+
+@dataclass(eq=False)
+class SpecMismatch(Refused):
+    run: str
+    asked: str
+    stored: str
+    why = "Run {run} was created with spec {stored}, not {asked}."
+    fix = "A run's spec never changes: create a run under another name."
+
+
+@dataclass(eq=False)
+class AlreadyCommitted(Refused):
+    client: str
+    round: int
+    committed: str
+    why = "Client {client} has committed update {committed} in round {round}; another one cannot replace it."
+
+
+@dataclass(eq=False)
+class LeaseLost(Refused):
+    task: str
+    why = "Task {task} is not leased to this client."
+
+
+@dataclass(eq=False)
+class OverLimit(Refused):
+    what: str
+    got: int
+    limit: int
+    why = "{what} is {got}, the limit is {limit}."
+
+
+@dataclass(eq=False)
+class ChunksMissing(Refused):
+    missing: int
+    why = "{missing} chunks of the update have not arrived."
+
+
+@dataclass(eq=False)
+class DigestMismatch(Refused):
+    what: str
+    expected: str
+    got: str
+    why = "{what}: sha256 is {got}, expected {expected}."
+
+
+@dataclass(eq=False)
+class WrongLayout(Refused):
+    problem: str
+    why = "The update does not have the layout of the run's model: {problem}."
+    fix = "Client and coordinator must run the same run spec and architecture version."
+
+
+@dataclass(eq=False)
+class NotFinite(Refused):
+    tensor: str
+    count: int
+    why = "The update has {count} NaN or infinite values, the first in {tensor}."
+    fix = "Look for a too high learning rate or broken data at the client."
+
+
+@dataclass(eq=False)
+class NormTooLarge(Refused):
+    norm: float
+    limit: float
+    why = "The update's L2 norm is {norm:.4g}, the run allows {limit:.4g}."
+    fix = "Look for a too high learning rate or too many local steps at the client."
+
+
+@dataclass(eq=False)
+class ProtocolUnsupported(Refused):
+    client_min: int
+    client_max: int
+    server_min: int
+    server_max: int
+    why = "Client protocol {client_min}-{client_max} and coordinator protocol {server_min}-{server_max} do not overlap."
+    fix = "Upgrade the older side."
+
+
+@dataclass(eq=False)
+class StaleSession(Refused):
+    client: str
+    why = "The coordinator does not know this session of {client} (it restarted, or Hello was not said)."
+
+
+@dataclass(eq=False)
+class SessionReplaced(Refused):
+    client: str
+    why = "A newer instance of client {client} has connected."
+    fix = "Run one daemon for each client id."
+
+
+@dataclass(eq=False)
+class Unidentified(Refused):
+    problem: str
+    why = "The caller cannot be identified: {problem}."
+    fix = "Join the federation with an invite."
+
+
+@dataclass(eq=False)
+class PolicyForbids(Refused):
+    key: str
+    asked: str
+    allowed: str
+    why = "This partner's policy forbids it: {key} is {asked}, allowed is {allowed}."
+    fix = "The partner can change policy.toml; the coordinator cannot."
+
+
+@dataclass(eq=False)
+class EmbeddingMismatch(Refused):
+    model: str
+    cosine: float
+    needed: float
+    why = "Embedding model {model} gives other vectors here than the run spec expects: cosine {cosine:.4f}, needed {needed}."
+    fix = "Install the model and revision the run spec names."
+
+
+@dataclass(eq=False)
+class ModelUnavailable(Refused):
+    model: str
+    problem: str
+    why = "Embedding model {model} cannot be loaded: {problem}."
+    fix = "Give its local folder as embedding_model_path in the client's configuration."
+
+
+@dataclass(eq=False)
+class ExtraMissing(Refused):
+    package: str
+    extra: str
+    part: str = "client"
+    why = "This needs {package}, which is not installed."
+    fix = "pip install 'pluralllm-{part}[{extra}]'"
+
+
+@dataclass(eq=False)
+class HistoryDiverged(Refused):
+    run: str
+    version: int
+    why = "Model version {version} of run {run} is not the one this client saw before: the coordinator's history diverged."
+    fix = "Do not go on; ask the coordinator's operator."
+
+
+@dataclass(eq=False)
+class InUse(Refused):
+    what: str
+    by: str
+    why = "{what} is in use by {by}."
+    fix = "Stop the other process or choose another one."
+
+
+@dataclass(eq=False)
+class NotLoopback(Refused):
+    address: str
+    why = "Refusing {address}: plain text is for the loopback interface only."
+    fix = "Leave --plain-text off and use certificates, or use 127.0.0.1, ::1 or localhost."
+
+
+@dataclass(eq=False)
+class Unreachable(Refused):
+    address: str
+    problem: str
+    why = "The coordinator at {address} does not answer: {problem}."
+    fix = "Check the address and that pluralllm-server serve is running there."
+
+
+@dataclass(eq=False)
+class WorkerDied(Broken):
+    problem: str
+    why = "The training process died: {problem}."
+
+
+@dataclass(eq=False)
+class Internal(Broken):
+    incident: str
+    why = "Internal error, incident {incident}: the coordinator's log has the details under this id."
+
+
+def leaves() -> dict[str, type[PluralError]]:
+    """Every leaf by its wire name."""
+
+    def below(branch: type[PluralError]) -> list[type[PluralError]]:
+        children = branch.__subclasses__()
+        return [branch] if not children else [leaf for child in children for leaf in below(child)]
+
+    return {reason_of(leaf): leaf for leaf in below(PluralError)}

@@ -1,0 +1,159 @@
+"""The predictor: a transformer neural process (TNP-D), written for the attention it really has.
+
+A point is [embedding ; y]: context points carry the group's share y, targets carry 0. Every point attends to the context
+points only: context to context, and targets to context through the same weights. So targets do not see one another, all of
+them are scored in one pass at a cost of C^2 + C*T instead of (C + T)^2, and the context's keys and values can be kept for
+later targets. There are no positions: the order of the context does not matter. Layers are post-norm with ReLU.
+
+B: episodes, C: context points, T: target points, D: embedding dimension, d: d_model, H: heads.
+Names, shapes and first values of the parameters: architecture.py.
+Sources: arXiv 2503.09925 (PluralLLM), arXiv 2310.11523 (GPO), arXiv 2207.04179 (TNP-D).
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pluralllm.common.errors.tree import WrongLayout
+from pluralllm.common.predictor.architecture import OUTPUTS
+from pluralllm.common.words.spec import Embedding, Predictor
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedContext:
+    """All that targets need of a context."""
+
+    keys: tuple[Tensor, ...]  # of each layer, (B, H, C, d/H)
+    values: tuple[Tensor, ...]  # of each layer, (B, H, C, d/H)
+    mask: Tensor  # (B, 1, 1, C) bool, True for a real point
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Of each target point; the means are comparable within one question only, through a softmax over its options."""
+
+    mean: Tensor  # (B, T)
+    log_std: Tensor  # (B, T), of the share
+
+
+class PreferencePredictor(nn.Module):
+    """Predicts a group's share of each target option from the group's answers to other questions."""
+
+    def __init__(self, config: Predictor, embedding: Embedding) -> None:
+        """First values are torch's, unseeded: a run's come from its version 0, through `load_weights`."""
+        super().__init__()
+        widths = [embedding.dimension + 1, *[config.d_model] * config.embedder_layers]  # +1: the point's y
+        self.input_scale = input_scale(config, embedding)
+        self.share_scale = config.share_scale
+        self.embedder = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths))
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.head = nn.ModuleList([nn.Linear(config.d_model, config.d_model), nn.Linear(config.d_model, OUTPUTS)])
+
+    def forward(self, context: Tensor, shares: Tensor, mask: Tensor, targets: Tensor) -> Prediction:
+        """context (B, C, D), shares (B, C), mask (B, C) bool with True for a real point, targets (B, T, D)."""
+        return self.predict_targets(self.encode_context(context, shares, mask), targets)
+
+    def encode_context(self, context: Tensor, shares: Tensor, mask: Tensor) -> EncodedContext:
+        """The context by itself, kept for any number of targets. Each episode has at least one real context point."""
+        attended = mask[:, None, None, :]  # (B, 1, 1, C)
+        x = self._embed(context, shares)  # (B, C, d)
+        keys, values = [], []
+        for number, layer in enumerate(self.layers, 1):
+            assert isinstance(layer, EncoderLayer)
+            k, v = layer.keys_and_values(x)
+            keys.append(k)
+            values.append(v)
+            if number < len(self.layers):  # nothing reads the context after the last layer's keys and values
+                x = layer(x, k, v, attended)  # (B, C, d)
+        return EncodedContext(tuple(keys), tuple(values), attended)
+
+    def predict_targets(self, encoded: EncodedContext, targets: Tensor) -> Prediction:
+        """targets (B, T, D), scored independently of one another. What padded targets get means nothing."""
+        x = self._embed(targets, targets.new_zeros(targets.shape[:2]))  # (B, T, d)
+        for layer, k, v in zip(self.layers, encoded.keys, encoded.values, strict=True):
+            x = layer(x, k, v, encoded.mask)  # (B, T, d)
+        hidden, out = self.head
+        mean, log_std = out(F.relu(hidden(x))).unbind(-1)  # (B, T, 2) -> (B, T), (B, T)
+        return Prediction(mean, log_std)
+
+    def _embed(self, embeddings: Tensor, shares: Tensor) -> Tensor:
+        y = shares.unsqueeze(-1) * self.share_scale  # (B, N, 1)
+        x = torch.cat([embeddings * self.input_scale, y], dim=-1)  # (B, N, D + 1)
+        *hidden, out = self.embedder
+        for linear in hidden:
+            x = F.relu(linear(x))  # (B, N, d)
+        embedded: Tensor = out(x)
+        return embedded
+
+
+class EncoderLayer(nn.Module):
+    """One post-norm transformer layer whose queries need not be the points that are attended to."""
+
+    def __init__(self, config: Predictor) -> None:
+        super().__init__()
+        d = config.d_model
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.attention_in = nn.Linear(d, 3 * d)  # rows: queries, keys, values
+        self.attention_out = nn.Linear(d, d)
+        self.attention_norm = nn.LayerNorm(d)
+        self.feedforward_in = nn.Linear(d, config.feedforward)
+        self.feedforward_out = nn.Linear(config.feedforward, d)
+        self.feedforward_norm = nn.LayerNorm(d)
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, d) -> twice (B, H, C, d/H)."""
+        d = context.shape[-1]
+        both = F.linear(context, self.attention_in.weight[d:], self.attention_in.bias[d:])  # (B, C, 2d)
+        keys, values = both.chunk(2, dim=-1)
+        return self._by_head(keys), self._by_head(values)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """(B, N, d) -> (B, N, d); every point of x attends to the real points among keys and values."""
+        d, dropout = x.shape[-1], self.dropout if self.training else 0.0
+        queries = self._by_head(F.linear(x, self.attention_in.weight[:d], self.attention_in.bias[:d]))  # (B, H, N, d/H)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+        attended = self.attention_out(mixed.transpose(1, 2).flatten(2))  # (B, H, N, d/H) -> (B, N, d)
+        x = self.attention_norm(x + F.dropout(attended, dropout))
+        fed = self.feedforward_out(F.dropout(F.relu(self.feedforward_in(x)), dropout))  # (B, N, d)
+        normed: Tensor = self.feedforward_norm(x + F.dropout(fed, dropout))
+        return normed
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (B, N, d) -> (B, H, N, d/H)
+
+
+def input_scale(config: Predictor, embedding: Embedding) -> float:
+    """What embeddings are multiplied by.
+
+    A unit vector of w numbers has components of variance 1/w, and so has a concatenation of such vectors: one for each
+    template, w = dimension / templates. Times sqrt(w) they have unit variance.
+    """
+    if config.input_scale == "none":
+        return 1.0
+    return math.sqrt(embedding.dimension / len(embedding.templates))
+
+
+def load_weights(model: PreferencePredictor, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Copies named values into the model. Raises WrongLayout unless names and shapes are exactly the model's."""
+    own = dict(model.named_parameters())
+    for name in sorted(own.keys() | tensors.keys()):
+        got = tensors[name].shape if name in tensors else "absent"
+        wanted = tuple(own[name].shape) if name in own else "absent"
+        if got != wanted:
+            raise WrongLayout(problem=f"tensor {name} is {got}, expected {wanted}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(torch.from_numpy(np.array(tensors[name])))  # a copy: weights files are mapped read-only
+
+
+def flat_weights(model: PreferencePredictor) -> NDArray[np.float32]:
+    """All values as one float32 array in layout order (sorted by name), shape (values,)."""
+    return np.concatenate([p.detach().cpu().numpy().ravel() for _, p in sorted(model.named_parameters())])

@@ -1,0 +1,162 @@
+"""X.509 for members: ECDSA P-256 keys, certificate requests, and what a certificate says (RFC 5280, SPIFFE-ID).
+
+A member's certificate names it as spiffe://FEDERATION/ROLE/NAME. P-256, because gRPC's TLS refuses Ed25519 certificates.
+Private keys are made where they are used and never travel.
+"""
+
+import functools
+import hashlib
+import re
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from pluralllm.common.errors.membership import CertificateInvalid
+from pluralllm.common.words.ids import ClientId, is_id
+from pluralllm.common.words.roles import MemberRole
+
+# A certificate is valid from a little before it was made: the clocks of two organisations differ.
+BACKDATE_S = 300.0
+RENEW_AT = 2 / 3  # of a certificate's life
+FINGERPRINT_GROUP = 4
+
+PrivateKey = ec.EllipticCurvePrivateKey
+
+# What the parser raises, at once or at a later look, for bytes that strangers choose.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """What a member's certificate says. Only whoever has checked its signature may believe it."""
+
+    serial: str  # lower-case hex
+    key_sha256: str  # of the public key (SubjectPublicKeyInfo, DER): what people compare by phone
+    federation: str
+    role: MemberRole
+    name: ClientId
+    not_before_s: float
+    not_after_s: float
+
+    @property
+    def life_s(self) -> float:
+        """From when it was made to its end."""
+        return self.not_after_s - self.not_before_s - BACKDATE_S
+
+    @property
+    def renew_s(self) -> float:
+        """When its owner should ask for the next one."""
+        return self.not_after_s - (1 - RENEW_AT) * self.life_s
+
+
+def new_key() -> PrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_to_pem(key: PrivateKey, passphrase: bytes | None = None) -> bytes:
+    """PKCS #8, encrypted if there is a passphrase."""
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
+def key_from_pem(pem: bytes, passphrase: bytes | None = None) -> PrivateKey:
+    """Raises CertificateInvalid: no P-256 key, or the passphrase is missing or wrong."""
+    try:
+        key = serialization.load_pem_private_key(pem, passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise CertificateInvalid(what="the private key", problem=str(error)) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CertificateInvalid(what="the private key", problem="it is not ECDSA P-256")
+    return key
+
+
+def make_request(key: PrivateKey, name: str) -> bytes:
+    """A certificate signing request (PKCS #10, DER). The issuer decides every field of the certificate but the key."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.DER)
+
+
+def public_key_of(request_der: bytes) -> ec.EllipticCurvePublicKey:
+    """The key a request proves possession of. Raises CertificateInvalid."""
+    try:
+        request = x509.load_der_x509_csr(request_der)
+        key = request.public_key()
+        proven = request.is_signature_valid
+    except UNREADABLE as error:
+        raise CertificateInvalid(what="the certificate request", problem=str(error) or "not PKCS #10") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CertificateInvalid(what="the certificate request", problem="its key is not ECDSA P-256")
+    if not proven:
+        raise CertificateInvalid(what="the certificate request", problem="it is not signed by its own key")
+    return key
+
+
+def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """Lower-case hex sha256 of a public key (SubjectPublicKeyInfo, DER)."""
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
+
+
+def fingerprint_of_certificate(pem: bytes) -> str:
+    """The same of the key in any certificate. Raises CertificateInvalid."""
+    try:
+        key = x509.load_pem_x509_certificate(pem).public_key()
+    except UNREADABLE as error:
+        raise CertificateInvalid(what="the certificate", problem=str(error)) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise CertificateInvalid(what="the certificate", problem="its key is not ECDSA P-256")
+    return fingerprint(key)
+
+
+def spoken(key_sha256: str) -> str:
+    """A fingerprint in groups of four, to be read out on the phone."""
+    return " ".join(re.findall(f".{{1,{FINGERPRINT_GROUP}}}", key_sha256))
+
+
+def member_uri(federation: str, role: MemberRole, name: str) -> str:
+    return f"spiffe://{federation}/{role}/{name}"
+
+
+def read_certificate(pem: bytes) -> CertificateFacts:
+    """A member's certificate (the first of a chain). Raises CertificateInvalid for anything that is none."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        key = certificate.public_key()
+        dates = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    except UNREADABLE as error:
+        raise CertificateInvalid(what="the certificate", problem=f"it is no member's: {error}") from error
+    match = (
+        re.fullmatch(r"spiffe://([a-z0-9._-]{1,255})/([a-z]+)/([a-z0-9-]{1,40})", uris[0]) if len(uris) == 1 else None
+    )
+    if match is None or match[2] not in set(MemberRole) or not is_id(match[3]):
+        raise CertificateInvalid(what="the certificate", problem="it names no member")
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise CertificateInvalid(what="the certificate", problem="its key is not ECDSA P-256")
+    return CertificateFacts(
+        serial=f"{certificate.serial_number:x}",
+        key_sha256=fingerprint(key),
+        federation=match[1],
+        role=MemberRole(match[2]),
+        name=ClientId(match[3]),
+        not_before_s=dates[0],
+        not_after_s=dates[1],
+    )
+
+
+# For the coordinator, which reads the same certificates on every call; nothing a stranger sends is kept by it.
+read_known_certificate = functools.lru_cache(maxsize=4096)(read_certificate)

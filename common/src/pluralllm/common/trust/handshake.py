@@ -1,0 +1,122 @@
+"""A TLS handshake looked into by hand. gRPC reports a refused one as a dead server; this says what was wrong.
+
+The connection carries nothing but the handshake (RFC 8446). Under TLS 1.3 a server refuses a client's certificate only after the
+client believes it is connected: a connection that is closed at once has been refused.
+"""
+
+import datetime
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from pluralllm.common.errors.membership import ForeignAuthority, ServerCertificateOutOfDate, WrongHost
+from pluralllm.common.errors.tree import Unreachable
+
+TIMEOUT_S = 5.0
+FIRST_BYTE_S = 2.0  # a gRPC server that accepts a connection sends its HTTP/2 settings at once
+NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL; the ssl module has no name for it
+OUT_OF_DATE = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What came of one."""
+
+    version: str  # for example TLSv1.3
+    kept: bool  # False: the other side closed the connection once it had seen our certificate, or none
+    certificate: x509.Certificate  # the server's
+
+
+def resolve(address: str) -> tuple[str, ...]:
+    """The IP addresses of host:port. Raises Unreachable."""
+    host, port = split(address)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Unreachable(address=address, problem=f"the name {host} is not known ({error.strerror})") from error
+    return tuple(dict.fromkeys(str(item[4][0]) for item in found))
+
+
+def handshake(address: str, authority_pem: bytes, credentials: Path | None = None) -> Handshake:
+    """Connects and shakes hands as this member, or as nobody.
+
+    Raises Unreachable, ForeignAuthority, WrongHost, ServerCertificateOutOfDate.
+    """
+    try:
+        return _shake(address, _context(authority_pem, credentials))
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code in OTHER_NAME:
+            raise WrongHost(address=split(address)[0], names=_names(address, authority_pem)) from error
+        if error.verify_code not in OUT_OF_DATE:
+            raise ForeignAuthority(address=address, problem=error.verify_message) from error
+    except ssl.SSLError as error:
+        raise Unreachable(address=address, problem=f"TLS: {error.reason or error}") from error
+    except OSError as error:
+        raise Unreachable(address=address, problem=error.strerror or str(error)) from error
+    found = _certificate(address, authority_pem)
+    raise ServerCertificateOutOfDate(
+        address=address,
+        valid_from=_day(found.not_valid_before_utc),
+        valid_to=_day(found.not_valid_after_utc),
+        clock=_day(datetime.datetime.now(tz=datetime.UTC)),
+    )
+
+
+def split(address: str) -> tuple[str, int]:
+    """host:port or [host]:port."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _context(authority_pem: bytes, credentials: Path | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(cadata=authority_pem.decode())
+    context.set_alpn_protocols(["h2"])
+    if credentials is not None:
+        context.load_cert_chain(credentials)
+    return context
+
+
+def _shake(address: str, context: ssl.SSLContext) -> Handshake:
+    host, port = split(address)
+    with (
+        socket.create_connection((host, port), TIMEOUT_S) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secured,
+    ):
+        certificate = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
+        version = secured.version() or ""
+        secured.settimeout(FIRST_BYTE_S)
+        try:
+            kept = bool(secured.recv(1))
+        except TimeoutError:
+            kept = True
+        except OSError:
+            kept = False
+        return Handshake(version, kept, certificate)
+
+
+def _certificate(address: str, authority_pem: bytes, *, check_hostname: bool = True) -> x509.Certificate:
+    """The server's, whatever its dates; its signature is checked all the same."""
+    context = _context(authority_pem, None)
+    context.verify_flags |= NO_CHECK_TIME
+    context.check_hostname = check_hostname
+    try:
+        return _shake(address, context).certificate
+    except OSError as error:
+        raise ForeignAuthority(address=address, problem=str(error)) from error
+
+
+def _names(address: str, authority_pem: bytes) -> str:
+    certificate = _certificate(address, authority_pem, check_hostname=False)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
+    return ", ".join([*names.get_values_for_type(x509.DNSName), *addresses])
+
+
+def _day(moment: datetime.datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,184 @@
+"""Files in chunks of 1 MiB, addressed by the sha256 of the chunk hashes: what travels, and what is stored.
+
+A chunk is what is sent, checked and sent again by itself; the digest over all chunk hashes is the name of the whole.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pluralllm.common.errors.tree import Corrupt, DigestMismatch, OverLimit, WrongLayout
+from pluralllm.common.words.ids import Digest
+
+if TYPE_CHECKING:  # commands that move no weights start without numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+CHUNK_BYTES = (
+    1024 * 1024
+)  # one constant: well under every message limit, and 100,000 hashes still fit one manifest message
+HASH_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A blob as a list of chunks."""
+
+    digest: Digest  # sha256 over chunk_hashes, concatenated
+    size_bytes: int
+    chunk_hashes: tuple[bytes, ...]  # raw sha256 of each CHUNK_BYTES (the last may be shorter)
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.digest[:12]}, {self.size_bytes} bytes)"
+
+    @property
+    def chunks(self) -> int:
+        return len(self.chunk_hashes)
+
+    def chunk_size(self, index: int) -> int:
+        """Bytes of one chunk."""
+        return min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
+
+
+def digest_of(chunk_hashes: Iterable[bytes]) -> Digest:
+    """A blob's address from its chunk hashes, so that no byte is hashed twice."""
+    return Digest(hashlib.sha256(b"".join(chunk_hashes)).hexdigest())
+
+
+def checked_manifest(
+    digest: str, size_bytes: int, chunk_bytes: int, chunk_hashes: Sequence[bytes], limit: int
+) -> Manifest:
+    """A stranger's manifest, checked. Raises OverLimit, DigestMismatch."""
+    if not 0 < size_bytes <= limit:
+        raise OverLimit(what="size_bytes of the blob", got=size_bytes, limit=limit)
+    if chunk_bytes != CHUNK_BYTES:
+        raise OverLimit(what="chunk_bytes", got=chunk_bytes, limit=CHUNK_BYTES)
+    wanted = -(-size_bytes // CHUNK_BYTES)
+    if len(chunk_hashes) != wanted or any(len(piece) != HASH_BYTES for piece in chunk_hashes):
+        raise OverLimit(what="number of 32-byte chunk hashes", got=len(chunk_hashes), limit=wanted)
+    if digest_of(chunk_hashes) != digest:
+        raise DigestMismatch(what="the manifest", expected=digest, got=digest_of(chunk_hashes))
+    return Manifest(Digest(digest), size_bytes, tuple(chunk_hashes))
+
+
+def manifest_of(path: Path) -> Manifest:
+    """Reads a file once and lists its chunks. Memory: one chunk."""
+    with path.open("rb") as file:
+        hashes = tuple(hashlib.sha256(chunk).digest() for chunk in iter(lambda: file.read(CHUNK_BYTES), b""))
+    return Manifest(digest_of(hashes), path.stat().st_size, hashes)
+
+
+def keep_good_chunks(part: Path, manifest: Manifest) -> int:
+    """How many chunks at the start of a partial file are good; makes the file if there is none, cuts off what follows them."""
+    part.touch()
+    good = 0
+    with part.open("r+b") as file:
+        for index, expected in enumerate(manifest.chunk_hashes):
+            if hashlib.sha256(file.read(manifest.chunk_size(index))).digest() != expected:
+                break
+            good += 1
+        file.truncate(min(good * CHUNK_BYTES, manifest.size_bytes))
+    return good
+
+
+def missing_ranges(missing: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Sorted chunk numbers as (first, last) ranges."""
+    ranges: list[tuple[int, int]] = []
+    for index in sorted(missing):
+        if ranges and index == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], index)
+        else:
+            ranges.append((index, index))
+    return tuple(ranges)
+
+
+class HashingWriter:
+    """Writes a file front to back, hashing its chunks on the way. Not yet durable: see files.publish."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._hashes: list[bytes] = []
+        self._hasher = hashlib.sha256()
+        self._room = CHUNK_BYTES  # in the chunk that is being hashed
+        self._file = path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """The next bytes; of an array, give its `data`."""
+        if not len(data):
+            return
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        while view:
+            piece, view = view[: self._room], view[self._room :]
+            self._hasher.update(piece)
+            self._room -= len(piece)
+            if not self._room:
+                self._close_chunk()
+
+    def finish(self) -> Manifest:
+        """Closes the file. Raises WrongLayout if it is not of the size that was announced."""
+        size = self._file.tell()
+        self._file.close()
+        if self._room < CHUNK_BYTES:
+            self._close_chunk()
+        if size != self._size_bytes:
+            raise WrongLayout(problem=f"{size} bytes were written, the layout has {self._size_bytes}")
+        return Manifest(digest_of(self._hashes), size, tuple(self._hashes))
+
+    def _close_chunk(self) -> None:
+        self._hashes.append(self._hasher.digest())
+        self._hasher, self._room = hashlib.sha256(), CHUNK_BYTES
+
+
+class HashingReader:
+    """Reads a file front to back and hashes its chunks in the same pass, so that no byte counts that is not the digest's."""
+
+    def __init__(self, path: Path, digest: Digest | None = None) -> None:
+        """Without a digest nothing is hashed."""
+        self._path, self._digest = path, digest
+        self._hashes: list[bytes] = []
+        self._hasher = hashlib.sha256()
+        self._room = CHUNK_BYTES
+        self._file = FileIO(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def read_into(self, target: "NDArray[np.uint8]") -> None:
+        """Fills it with the next bytes. Raises Corrupt if the file ends before."""
+        view = target.data
+        while view:
+            count = self._file.readinto(view[: self._room]) or 0
+            if not count:
+                raise Corrupt(what=f"stored weights {self._path.name}", expected=f"{len(view)} more bytes", got="none")
+            if self._digest is not None:
+                self._hasher.update(view[:count])
+            view = view[count:]
+            self._room -= count
+            if not self._room:
+                self._close_chunk()
+
+    def check(self) -> None:
+        """After the last byte. Raises Corrupt."""
+        if self._digest is None:
+            return
+        if self._room < CHUNK_BYTES:
+            self._close_chunk()
+        if (got := digest_of(self._hashes)) != self._digest:
+            raise Corrupt(what=f"stored weights {self._path.name}", expected=self._digest, got=got)
+
+    def _close_chunk(self) -> None:
+        self._hashes.append(self._hasher.digest())
+        self._hasher, self._room = hashlib.sha256(), CHUNK_BYTES

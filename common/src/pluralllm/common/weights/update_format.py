@@ -1,0 +1,155 @@
+"""How an update's numbers travel: as float32, as bf16 (half the bytes), or as int8 in blocks with a scale each (a quarter).
+
+A file is safetensors. float32 and bf16 have the model's names and shapes; int8 has `scales`, one float32 for each block of
+1,024 values, and `values`, the model's numbers in layout order. So a delta can be decoded slice by slice, front to back.
+
+bf16 rounds to nearest, ties to even. int8 rounds at random, so that the mean of many is right (Alistarh et al. 2017, arXiv
+1610.02132, section 3.1); what rounding took from an update its client adds to the next one (error feedback: Karimireddy et al.
+2019, arXiv 1901.09847, Algorithm 2).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm.common.weights.chunks import HashingWriter, Manifest
+from pluralllm.common.weights.layout import Layout, header_of
+from pluralllm.common.words.spec import UpdateEncoding
+
+BLOCK = 1024  # values that share a scale
+SLICE = 256 * BLOCK  # values that are encoded or decoded at a time
+STEPS = 127  # of int8 on each side of 0
+VALUE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+Floats = NDArray[np.float32]
+ReadInto = Callable[[NDArray[np.uint8]], None]  # the next bytes of a file; raises if there are fewer
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateFormat:
+    """What the file of an update must look like: a matter of the model's layout and the run spec."""
+
+    layout: Layout  # of the model
+    encoding: UpdateEncoding
+    header: bytes
+
+    @property
+    def blocks(self) -> int:
+        """Scales in the file."""
+        return -(-self.layout.values // BLOCK) if self.encoding == "int8" else 0
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.header) + 4 * self.blocks + VALUE_BYTES[self.encoding] * self.layout.values
+
+
+def update_format(layout: Layout, encoding: UpdateEncoding) -> UpdateFormat:
+    match encoding:
+        case "fp32":
+            return UpdateFormat(layout, encoding, layout.header)
+        case "bf16":
+            return UpdateFormat(layout, encoding, header_of((name, "BF16", shape) for name, shape in layout.tensors))
+        case "int8":
+            scales, values = -(-layout.values // BLOCK), layout.values
+            return UpdateFormat(
+                layout, encoding, header_of([("scales", "F32", (scales,)), ("values", "I8", (values,))])
+            )
+        case _:
+            assert_never(encoding)
+
+
+def write_update(path: Path, form: UpdateFormat, delta: Floats, rng: np.random.Generator) -> tuple[Manifest, Floats]:
+    """Writes a finite delta (values,); its manifest, and the delta as it will be read. Not yet durable. Raises StorageFull."""
+    read = np.empty_like(delta)
+    scales = scales_of(delta, form.encoding)
+    with HashingWriter(path, form.size_bytes) as writer:
+        writer.write(form.header)
+        writer.write(scales.astype("<f4").data)
+        for raw in _encoded(delta, scales, form.encoding, rng, read):
+            writer.write(raw.data)
+        return writer.finish(), read
+
+
+def as_read(delta: Floats, encoding: UpdateEncoding, rng: np.random.Generator) -> Floats:
+    """What `write_update` would say is read of it, without a file."""
+    read = np.empty_like(delta)
+    for _ in _encoded(delta, scales_of(delta, encoding), encoding, rng, read):
+        pass
+    return read
+
+
+def _encoded(
+    delta: Floats, scales: Floats, encoding: UpdateEncoding, rng: np.random.Generator, read: Floats
+) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of each slice, which is then in `read` as it will be read."""
+    for start in range(0, delta.size, SLICE):
+        values, steps = slice(start, start + SLICE), scales[start // BLOCK : (start + SLICE) // BLOCK]
+        raw = encode(delta[values], steps, encoding, rng)
+        decode(raw, steps, encoding, read[values])
+        yield raw
+
+
+def read_slices(form: UpdateFormat, read_into: ReadInto) -> Iterator[Callable[[Floats], None]]:
+    """After the header: a filler for each slice, front to back, which puts the next SLICE values, or the last ones, in place."""
+    scales = np.empty(form.blocks, "<f4")
+    read_into(scales.view(np.uint8))
+    raw = np.empty(SLICE * VALUE_BYTES[form.encoding], np.uint8)
+    for start in range(0, form.layout.values, SLICE):
+        mine = scales[start // BLOCK : (start + SLICE) // BLOCK]
+
+        def fill(row: Floats, mine: Floats = mine) -> None:
+            if form.encoding == "fp32":
+                read_into(row.view(np.uint8))  # straight into its place
+            else:
+                piece = raw[: row.size * VALUE_BYTES[form.encoding]]
+                read_into(piece)
+                decode(piece, mine, form.encoding, row)
+
+        yield fill
+
+
+def scales_of(delta: Floats, encoding: UpdateEncoding) -> Floats:
+    """What one step of int8 is worth in each block: the largest number becomes 127. (blocks,), none of other encodings."""
+    if encoding != "int8":
+        return np.empty(0, np.float32)
+    starts = np.arange(0, delta.size, BLOCK)
+    largest = np.maximum.reduceat(np.abs(delta), starts)
+    return (largest / np.float32(STEPS)).astype(np.float32)
+
+
+def encode(values: Floats, scales: Floats, encoding: UpdateEncoding, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The bytes of a slice that begins with a block."""
+    match encoding:
+        case "fp32":
+            return values.astype("<f4").view(np.uint8)
+        case "bf16":
+            bits = values.view(np.uint32)
+            rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))  # half a step, to even
+            halves: NDArray[np.uint16] = (rounded >> np.uint32(16)).astype("<u2")
+            return halves.view(np.uint8)
+        case "int8":
+            steps = np.repeat(np.where(scales > 0, scales, np.float32(1)), BLOCK)[: values.size]
+            drawn = np.floor(values / steps + rng.random(values.size, dtype=np.float32))
+            bytes_: NDArray[np.int8] = np.clip(drawn, -STEPS, STEPS).astype(np.int8)
+            return bytes_.view(np.uint8)
+        case _:
+            assert_never(encoding)
+
+
+def decode(raw: NDArray[np.uint8], scales: Floats, encoding: UpdateEncoding, out: Floats) -> None:
+    """The way back, into `out`."""
+    match encoding:
+        case "fp32":
+            out[:] = raw.view("<f4")
+        case "bf16":
+            np.left_shift(raw.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32, casting="unsafe")
+        case "int8":
+            # Scales by a stranger may be infinite or NaN: whoever checks an update looks for what comes of it.
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(raw.view(np.int8), np.repeat(scales, BLOCK)[: out.size], out=out)
+        case _:
+            assert_never(encoding)

@@ -1,0 +1,349 @@
+"""The run spec: everything that defines a training job. Its hash never changes once the run exists."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Collection
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.words.ids import Digest
+from pluralllm.common.words.reward_weights import RewardRun
+
+PRESETS = ("default", "paper")
+
+YEAR_S = 366 * 86_400.0  # what is later than that is no deadline, and one far enough is no date
+
+
+def _without_nul(text: str) -> str:
+    """PostgreSQL keeps no NUL in text."""
+    if "\0" in text:
+        raise ValueError("has a NUL character (U+0000); leave it out")
+    return text
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Width = Annotated[
+    int, Field(ge=1, le=4096)
+]  # with all else at its end too, a model's chunk list still fits one message
+UpdateEncoding = Literal["fp32", "bf16", "int8"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+NoNul = AfterValidator(_without_nul)
+Name = Annotated[str, Field(min_length=1, max_length=200), NoNul]
+
+
+class GroupRole(StrEnum):
+    """Whether a group trains, or is evaluated only (unseen)."""
+
+    TRAIN = "train"
+    HELD_OUT = "held_out"
+
+
+class SpecPart(BaseModel):
+    """Frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Groups(SpecPart):
+    """Who takes part. Both empty: any group, in the role its client declares."""
+
+    train: tuple[Name, ...] = ()
+    held_out: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _no_group_twice(self) -> Self:
+        names = [*self.train, *self.held_out]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"a group is named once, as train or held_out; twice: {', '.join(twice)}")
+        return self
+
+    @property
+    def named(self) -> bool:
+        return bool(self.train or self.held_out)
+
+    def role_of(self, group: str, declared: GroupRole) -> GroupRole | None:
+        """The part a group takes: as its client declares, but never training if held out here; None if it has no part."""
+        if group in self.held_out:
+            return GroupRole.HELD_OUT
+        return declared if group in self.train or not self.named else None
+
+
+class RoundPolicy(SpecPart):
+    """When a round starts and when it ends."""
+
+    min_clients: Count = 2  # quorum: below 3 one partner could subtract its own delta and read the other's
+    target_clients: Count = 2  # cohort size; above min_clients it is over-selection
+    gather_s: Seconds = 30.0  # how long a round waits for target_clients before it starts with min_clients
+    deadline_s: Seconds = 600.0  # from the start of collecting
+    grace_after_quorum_s: Annotated[float, Field(ge=0, le=YEAR_S)] = 60.0
+    on_missed_quorum: Literal["extend", "skip", "abort"] = "extend"
+    max_extensions: Annotated[int, Field(ge=0, le=1000)] = 10  # then the run is aborted
+    evaluate_every: Count = 1  # rounds; version 0 and the last version are always evaluated
+    evaluation_deadline_s: Seconds = 300.0
+
+    @model_validator(mode="after")
+    def _quorum_fits(self) -> Self:
+        if self.min_clients > self.target_clients:
+            raise ValueError(f"min_clients {self.min_clients} is above target_clients {self.target_clients}")
+        return self
+
+
+class Predictor(SpecPart):
+    """The transformer neural process of PAPER section Model; `architecture` names the fixed, versioned code."""
+
+    architecture: Literal["tnp-d/1"] = "tnp-d/1"
+    d_model: Width = 128
+    embedder_layers: Annotated[int, Field(ge=2, le=16)] = 4
+    layers: Annotated[int, Field(ge=1, le=64)] = 6
+    heads: Width = 4
+    feedforward: Annotated[int, Field(ge=1, le=16_384)] = 128
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    input_scale: Literal["none", "unit_variance"] = "none"  # unit_variance: unit vectors of n numbers, times sqrt(n)
+    share_scale: Annotated[float, Field(gt=0, le=1_000)] = 1.0  # what shares in the context are multiplied by
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide d_model {self.d_model}")
+        return self
+
+
+class Episodes(SpecPart):
+    """Questions of one training step: disjoint context and targets, drawn afresh; upper ends shrink to what a group has."""
+
+    min_context: Count = 10
+    max_context: Count = 100
+    min_targets: Count = 10
+    max_targets: Count = 100
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_context > self.max_context or self.min_targets > self.max_targets:
+            raise ValueError("min_context <= max_context and min_targets <= max_targets must hold")
+        return self
+
+
+class Training(SpecPart):
+    """What a client does with one TRAIN task."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Positive = 3e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    # Local steps from the full rate to 0; None is all of the run's. After fewer it climbs again, as the reference's does.
+    cosine_steps: Count | None = None
+    keep_optimizer_state: bool = False  # over rounds; True keeps moments of weights the server has replaced
+    local_steps: Count = 6
+    batch_episodes: Count = 1
+    loss: Literal["gaussian", "cross_entropy", "alignment"] = "gaussian"
+    # Each episode's shares to a power of exp(N(0, this^2)), context and targets alike, so that the predictor reads from the
+    # context how much of one mind a group is, and does not take it for one of the few it has seen. 0: as they are.
+    sharpness_spread: Annotated[float, Field(ge=0, le=2)] = 0.0
+    # The answers a prediction is held against are shares to a power of 1 / this (not with loss = gaussian). Above 1 they are
+    # softer: what a predictor learns of the groups it trains on is surer than what it can know of others.
+    target_temperature: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    gradient_clip_norm: Positive | None = None
+    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
+        0.0  # FedProx: pull of the round's base; 0 is none
+    )
+    episodes: Episodes = Episodes()
+
+
+class Updates(SpecPart):
+    """How updates travel."""
+
+    encoding: UpdateEncoding = "fp32"
+
+
+class Aggregation(SpecPart):
+    """How updates become the next version: weights, their mean delta, the server optimizer's step.
+
+    Sources: Hsu et al. 2019 (arXiv 1909.06335) for fedavgm, Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2, for fedadam and
+    fedyogi; the mean delta is their negative pseudo-gradient, and there is no bias correction.
+    """
+
+    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    server_learning_rate: Positive = (
+        1.0  # of fedadam and fedyogi: about the most one value moves in a round, so 0.1 or less
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # beta1 of fedavgm, fedadam, fedyogi
+    second_moment: Annotated[float, Field(ge=0, lt=1)] = 0.99  # beta2 of fedadam, fedyogi
+    adaptivity: Annotated[float, Field(ge=1e-8, le=1)] = 1e-3  # tau of fedadam, fedyogi: the smaller, the more adaptive
+    weighting: Literal["examples", "uniform", "q_fair", "agnostic", "adaptive"] = "examples"
+    # How far weights lean to clients that the base model predicts badly. q_fair: q, weight ~ examples * distance^q; agnostic:
+    # gamma, the step of the worst-case mixture; adaptive: inverse temperature over past distances (tens, as those differ by
+    # hundredths). No meaning for examples and uniform. server/rounds/weighting.py has the sources and the bounds.
+    fairness: Positive = 1.0
+    max_examples: Count = 100_000  # cap of one client's weight
+    max_delta_norm: Positive = 100.0  # L2 over the whole update
+
+
+class Evaluation(SpecPart):
+    """How a version is scored for one group."""
+
+    context_questions: Count = 20
+    draws: Count = 3  # seeded contexts, averaged
+    # Share of a training group's questions, chosen by hash of the question and so the same in every group, that no one
+    # trains on: a training group is scored on these alone. A held-out group is scored on all but its context.
+    holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Probe(SpecPart):
+    """A text and the vector it must give."""
+
+    text: Name
+    vector: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+
+
+class Embedding(SpecPart):
+    """The embedding contract: the same everywhere, or the weights mean nothing.
+
+    One vector for each (question, option): every template is filled in and embedded, the vectors are concatenated.
+    Fields of a template: {question}, {options} ("A. .. B. .."), {letter}, {option}.
+    """
+
+    model: Name  # model id; a client may map it to a local folder
+    revision: Name = "main"
+    pooling: Literal["mean"] = "mean"
+    normalize: bool = True  # each template's vector to unit length
+    max_tokens: Annotated[int, Field(ge=8, le=8192)] = 256
+    templates: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4)] = ("{question}", "{option}")
+    dimension: Annotated[int, Field(ge=1, le=65_536)]  # of the concatenation
+    probes: tuple[Probe, ...] = ()
+    min_cosine: Annotated[float, Field(gt=0, le=1)] = 0.999
+
+    @model_validator(mode="after")
+    def _probes_fit(self) -> Self:
+        if self.dimension % len(self.templates):
+            raise ValueError(f"dimension {self.dimension} is not a multiple of the {len(self.templates)} templates")
+        width = self.dimension // len(self.templates)
+        for number, probe in enumerate(self.probes, 1):
+            if len(probe.vector) != width:
+                raise ValueError(f"probe {number} has {len(probe.vector)} numbers, one template's vector has {width}")
+        for template in self.templates:
+            try:
+                template.format(question="", options="", letter="", option="")
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(
+                    f"template {template!r} may use {{question}}, {{options}}, {{letter}}, {{option}} only"
+                ) from error
+        return self
+
+
+class RunSpec(SpecPart):
+    """One training job. Load it with `load_spec`; two specs with one hash are the same job."""
+
+    format: Literal["pluralllm.run/1"] = "pluralllm.run/1"
+    title: Annotated[str, Field(max_length=200), NoNul] = ""
+    seed: Seed = 0
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
+    groups: Groups = Groups()
+    round: RoundPolicy = RoundPolicy()
+    predictor: Predictor = Predictor()
+    training: Training = Training()
+    updates: Updates = Updates()
+    aggregation: Aggregation = Aggregation()
+    evaluation: Evaluation = Evaluation()
+    embedding: Embedding
+    rewards: RewardRun | None = None  # None: the run trains
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.predictor.input_scale == "unit_variance" and not self.embedding.normalize:
+            raise ValueError("predictor.input_scale unit_variance is for unit vectors: set embedding.normalize = true")
+        if self.rewards is not None and (self.updates.encoding, self.aggregation.optimizer) != ("fp32", "fedavg"):
+            raise ValueError("rewards are not deltas: set updates.encoding = fp32 and aggregation.optimizer = fedavg")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_groups(self) -> Self:
+        if self.groups.train and self.round.target_clients > len(self.groups.train):
+            raise ValueError(
+                f"round.target_clients {self.round.target_clients} is above the {len(self.groups.train)} groups.train"
+            )
+        return self
+
+    def canonical_json(self) -> bytes:
+        """Sorted keys, no spaces: the bytes the hash is over."""
+        left_out = None if self.rewards is not None else {"rewards"}  # runs that train have the hash they always had
+        values = self.model_dump(mode="json", exclude=left_out)
+        return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+
+    def sha256(self) -> Digest:
+        return Digest(hashlib.sha256(self.canonical_json()).hexdigest())
+
+
+def parse_spec(text: bytes, file: str) -> RunSpec:
+    """A spec from JSON. Raises InvalidSpec with every problem and what is allowed."""
+    try:
+        return RunSpec.model_validate_json(text)
+    except ValidationError as error:
+        raise InvalidSpec(file=file, problems=explain(error)) from error
+
+
+def load_spec(path: Path) -> RunSpec:
+    """A spec from TOML; `preset = "default"` or "paper" at the top fills in what the file leaves out.
+
+    Raises InvalidSpec: file, key, what is allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidSpec(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidSpec(file=str(path), problems=f"  not TOML: {error}") from error
+    return spec_from_toml(text, str(path))
+
+
+def spec_from_toml(text: str, file: str) -> RunSpec:
+    """The same for a text; `file` is what a problem is reported under. Raises InvalidSpec."""
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidSpec(file=file, problems=f"  not TOML: {error}") from error
+    preset = given.pop("preset", "default")
+    if preset not in PRESETS:
+        raise InvalidSpec(file=file, problems=f"  preset: is {preset!r}, allowed: {', '.join(PRESETS)}")
+    try:
+        return RunSpec.model_validate(merge(preset_values(preset), given))
+    except ValidationError as error:
+        raise InvalidSpec(file=file, problems=explain(error)) from error
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """The values of a built-in preset, as a spec file would have them."""
+    return tomllib.loads(
+        resources.files("pluralllm.common.words").joinpath("presets", f"{name}.toml").read_text("utf-8")
+    )
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Tables are merged key by key, anything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if both else value
+    return merged
+
+
+def explain(error: ValidationError, secret: Collection[str] = ()) -> str:
+    """One line for each problem: key, what is wrong, what was given unless the key is `secret`."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+        given = problem.get("input")
+        told = key not in secret and isinstance(given, (str, int, float, bool))
+        shown = f" (given: {given!r})" if told else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key; check its spelling"
+        lines.append(f"  {key}: {message}{shown}")
+    return "\n".join(lines)

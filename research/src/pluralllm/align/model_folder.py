@@ -1,0 +1,91 @@
+"""A published model version as a Hugging Face folder: what is in it, and how it is checked when it is read.
+
+config.json            architecture, embedding contract, sha256 of the weights
+model.safetensors      the version itself, byte for byte as published
+README.md              the model card
+provenance.json        run spec, lineage, number of participants, scores
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pluralllm.common.errors.tree import InvalidModel
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.words.ids import Digest
+from pluralllm.common.words.spec import RunSpec
+
+FORMAT = "pluralllm.model/1"
+CONFIG, WEIGHTS, CARD, PROVENANCE = "config.json", "model.safetensors", "README.md", "provenance.json"
+Values = Mapping[str, Any]
+
+
+def model_config(spec: RunSpec, run: str, version: int, weights_sha256: str) -> dict[str, Any]:
+    """config.json, as transformers reads it."""
+    return {
+        "architectures": ["PluralPredictor"],
+        "model_type": "pluralllm",
+        "dtype": "float32",
+        "format": FORMAT,
+        "run": run,
+        "version": version,
+        "weights_sha256": weights_sha256,
+        "predictor": spec.predictor.model_dump(mode="json"),
+        "embedding": spec.embedding.model_dump(mode="json"),
+        "context_questions": spec.evaluation.context_questions,
+        "min_context": spec.training.episodes.min_context,
+    }
+
+
+def provenance(
+    spec: RunSpec, record: Values, lineage: Sequence[Values], rounds: Sequence[Values], scores: Sequence[Values]
+) -> dict[str, Any]:
+    """Where a version comes from. Participants are counted, not named: their names are the federation's own matter.
+
+    `record` and `lineage`: versions, the latter from 0 on; `rounds` with their receipts; `scores` of this version.
+    """
+    from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index  # noqa: PLC0415 - numpy, only here
+
+    counted = [one for one in rounds if one["version"] is not None and one["version"] <= record["version"]]
+    clients = {receipt["client"] for one in counted for receipt in one["receipts"]}
+    values = [score["alignment_score"] for score in scores]
+    return {
+        "format": FORMAT,
+        "run": record["name"].split("/")[1],
+        "version": record["version"],
+        "record": dict(record),
+        "run_spec_sha256": spec.sha256(),
+        "run_spec": spec.model_dump(mode="json"),
+        "lineage": [
+            {key: one[key] for key in ("version", "round", "digest", "record_sha256", "parent_record_sha256")}
+            for one in lineage
+        ],
+        "participants": len(clients),
+        "updates": sum(len(one["receipts"]) for one in counted),
+        "scores": [
+            {key: score[key] for key in ("group", "role", "alignment_score", "alignment_score_base2", "questions")}
+            for score in sorted(scores, key=lambda score: (score["role"], score["group"]))
+        ],
+        "fairness_index": fairness_index(values) if values else None,
+        "coefficient_of_variation": coefficient_of_variation(values) if values else None,
+    }
+
+
+def write_json(value: Values) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def check_weights(config: Values, weights: Path, folder: str) -> None:
+    """Raises InvalidModel for a format of another release, or weights that are not those of the configuration."""
+    found = config.get("format")
+    if found != FORMAT:
+        newer = isinstance(found, str) and found.startswith("pluralllm.model/")
+        fix = "upgrade pluralllm-client" if newer else "give a folder that pluralllm model export has written"
+        raise InvalidModel(folder=folder, problem=f"its format is {found!r}, this release reads {FORMAT!r}; {fix}")
+    got, expected = manifest_of(weights).digest, Digest(str(config.get("weights_sha256", "")))
+    if got != expected:
+        problem = (
+            f"{weights.name} has digest {got[:16]}, {CONFIG} says {expected[:16]}: it was changed, or is not complete"
+        )
+        raise InvalidModel(folder=folder, problem=f"{problem}; export or fetch it again")

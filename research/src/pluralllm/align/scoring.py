@@ -1,0 +1,154 @@
+"""Files of questions, preferences and completions, scored for one group. Read and written a bunch of rows at a time."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm.align.group_reward import GroupReward
+from pluralllm.align.rollouts import Scored
+from pluralllm.client.data.preference_data import candidates_of, ranked_pairs
+from pluralllm.common.errors.tree import InvalidData
+from pluralllm.common.predictor.group_predictor import PredictedAnswer
+from pluralllm.common.predictor.metrics import Alignment
+from pluralllm.common.process.files import storage_errors
+from pluralllm.common.words.questions import Question
+
+ROWS_AT_ONCE = 256
+Seen = Callable[[int], None]  # bytes of the source that are done with
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row of the source, and what it asks; without a question, why it cannot be scored."""
+
+    row: dict[str, Any]
+    question: Question | None
+    has_shares: bool = False
+    problem: str = ""
+
+
+def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict[str, Any]:
+    """Writes each row with `predicted_shares`, `spreads` and, with a `completion`, `reward`; returns the counts.
+
+    Raises InvalidData if the source cannot be read at all, StorageFull.
+    """
+    counts = Counter(rows=0, not_scored=0, completions_without_reward=0)
+    alignment = Alignment()
+
+    def written(lines: Sequence[Line], answers: Sequence[PredictedAnswer | None]) -> Iterator[dict[str, Any]]:
+        nonlocal alignment
+        rewards = _rewards(reward, lines)
+        for line, answer, scored in zip(lines, answers, rewards, strict=True):
+            counts["rows"] += 1
+            row = dict(line.row)
+            if answer is None or line.question is None:
+                counts["not_scored"] += 1
+                yield {**row, "predicted_shares": None, "spreads": None, "problem": line.problem}
+                continue
+            row |= {"predicted_shares": _numbers(answer.shares), "spreads": _numbers(answer.spreads)}
+            if line.has_shares:
+                alignment = alignment.add(answer.shares, line.question.shares, line.question.scale)
+            if "completion" in row:
+                row["reward"] = None if scored is None else scored.reward
+                counts["completions_without_reward"] += scored is None
+            yield row
+
+    _rewrite(reward, source, out, seen, written)
+    scores = (alignment.score, alignment.score_base2) if alignment.questions else (None, None)
+    return {"file": str(out), **counts, "alignment_score": scores[0], "alignment_score_base2": scores[1]}
+
+
+def write_pairs(reward: GroupReward, source: Path, out: Path, margin: float, every: bool, seen: Seen) -> dict[str, Any]:
+    """Writes (prompt, chosen, rejected) rows whose predicted shares differ by `margin` at least; returns the counts.
+
+    Raises as score_rows does.
+    """
+    counts = Counter(rows=0, not_scored=0, pairs=0)
+
+    def written(lines: Sequence[Line], answers: Sequence[PredictedAnswer | None]) -> Iterator[dict[str, Any]]:
+        for line, answer in zip(lines, answers, strict=True):
+            counts["rows"] += 1
+            if answer is None or line.question is None:
+                counts["not_scored"] += 1
+                continue
+            for record in ranked_pairs(line.question, answer.shares, margin, every=every):
+                counts["pairs"] += 1
+                yield record
+
+    _rewrite(reward, source, out, seen, written)
+    return {"file": str(out), **counts}
+
+
+def _rewrite(
+    reward: GroupReward,
+    source: Path,
+    out: Path,
+    seen: Seen,
+    written: Callable[[Sequence[Line], Sequence[PredictedAnswer | None]], Iterator[dict[str, Any]]],
+) -> None:
+    """From source to out, whole or not at all."""
+    part = out.with_name(f".{out.name}.part")
+    with storage_errors("the scores"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            for lines, done in _bunches(source):
+                for row in written(lines, _answers(reward, lines)):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                seen(done)
+        part.replace(out)
+
+
+def _answers(reward: GroupReward, lines: Sequence[Line]) -> list[PredictedAnswer | None]:
+    group = reward.only_group
+    found = reward.predict([(group, line.question) for line in lines if line.question is not None])
+    return [None if line.question is None else found[group, line.question] for line in lines]
+
+
+def _rewards(reward: GroupReward, lines: Sequence[Line]) -> list[Scored | None]:
+    asked = [line for line in lines if line.question is not None and "completion" in line.row]
+    scored = reward.score(
+        [line.question.text for line in asked if line.question is not None],
+        [line.row["completion"] for line in asked],
+        options=[line.question.options for line in asked if line.question is not None],
+        scale=[line.question.scale for line in asked if line.question is not None],
+    )
+    found = dict(zip(map(id, asked), scored, strict=True))
+    return [found.get(id(line)) for line in lines]
+
+
+def _bunches(source: Path) -> Iterator[tuple[list[Line], int]]:
+    """Rows and the bytes read so far. Raises InvalidData."""
+    try:
+        with source.open("rb") as file:
+            done = 0
+            while raw := list(islice(file, ROWS_AT_ONCE)):
+                done += sum(map(len, raw))
+                yield [_line(each) for each in raw if each.strip()], done
+    except OSError as error:
+        raise InvalidData(file=str(source), problems=f"  it cannot be read: {error.strerror}") from error
+
+
+def _line(raw: bytes) -> Line:
+    try:
+        row = json.loads(raw)
+    except (ValueError, RecursionError):
+        return Line({}, None, problem="not JSON; one object a line")
+    if not isinstance(row, dict):
+        return Line({}, None, problem="not a JSON object; one object a line")
+    try:
+        question, has_shares = candidates_of(row)
+    except ValueError as error:
+        return Line(row, None, problem=str(error))
+    return Line(row, question, has_shares)
+
+
+def _numbers(values: NDArray[np.floating]) -> list[float]:
+    return [value if math.isfinite(value) else 0.0 for value in map(float, values)]

@@ -1,0 +1,92 @@
+"""ScoringService: predicted shares for other programs on this machine, by gRPC on the loopback interface."""
+
+import signal
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import structlog
+
+from pluralllm.align.group_reward import GroupReward
+from pluralllm.client.data.preference_data import candidates_of
+from pluralllm.common.errors.grpc_status import to_status
+from pluralllm.common.errors.tree import Internal, InUse, InvalidArgument, NotFound, OverLimit, PluralError
+from pluralllm.common.words.addresses import check_loopback
+from pluralllm.common.words.questions import Question
+from pluralllm.v1 import scoring_pb2 as pb
+from pluralllm.v1 import scoring_pb2_grpc as pb_grpc
+
+log = structlog.get_logger()
+
+MAX_OPTIONS = 10_000  # of one call
+STOP_GRACE_S = 5.0
+
+
+class Scoring(pb_grpc.ScoringServiceServicer):
+    """Calls are answered one after the other: a pass uses all cores."""
+
+    def __init__(self, reward: GroupReward) -> None:
+        self._reward = reward
+        self._one_at_a_time = threading.Lock()
+
+    def GetScorer(self, request: pb.GetScorerRequest, context: Any) -> pb.GetScorerResponse:
+        config = self._reward.config
+        return pb.GetScorerResponse(
+            run=config.run, version=config.version, weights_digest=config.weights_sha256, groups=self._reward.groups
+        )
+
+    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+        try:
+            return self._score(request)
+        except PluralError as error:
+            context.abort_with_status(to_status(error))
+        except Exception:
+            incident = uuid.uuid4().hex[:12]
+            log.exception("score.broken", incident=incident)
+            context.abort_with_status(to_status(Internal(incident=incident)))
+        raise AssertionError("abort_with_status raises")
+
+    def _score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
+        """Raises NotFound, OverLimit, InvalidArgument, and what embedding raises."""
+        options = sum(len(each.options) for each in request.questions)
+        if options > MAX_OPTIONS:
+            raise OverLimit(what="number of options", got=options, limit=MAX_OPTIONS)
+        group = request.group or self._reward.only_group
+        if group not in self._reward.groups:
+            raise NotFound(what="context of group", name=group)
+        questions = [_question(number, each) for number, each in enumerate(request.questions)]
+        with self._one_at_a_time:
+            found = self._reward.predict([(group, question) for question in questions])
+        answers = [found[group, question] for question in questions]
+        return pb.ScoreResponse(
+            answers=[pb.PredictedShares(shares=each.shares.tolist(), spreads=each.spreads.tolist()) for each in answers]
+        )
+
+
+def serve_scores(reward: GroupReward, listen: str, tell: Callable[[str], None]) -> None:
+    """Until SIGINT or SIGTERM; `tell` gets the address in use. Raises NotLoopback, InUse."""
+    check_loopback(listen)
+    server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))
+    pb_grpc.add_ScoringServiceServicer_to_server(Scoring(reward), server)
+    try:
+        port = server.add_insecure_port(listen)  # loopback only, by the check above: no other machine can call
+    except RuntimeError as error:
+        raise InUse(what=f"Address {listen}", by="another process, or it is not this machine's") from error
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    server.start()
+    tell(f"{listen.rpartition(':')[0]}:{port}")
+    stop.wait()
+    server.stop(STOP_GRACE_S).wait()
+
+
+def _question(number: int, given: pb.Candidates) -> Question:
+    try:
+        question, _ = candidates_of({"prompt": given.prompt, "options": list(given.options)})
+    except ValueError as error:
+        raise InvalidArgument(field=f"questions[{number}]", problem=str(error)) from error
+    return question

@@ -1,0 +1,158 @@
+"""FedAvg in one process: the service's round machine and aggregator, fed by clients that train in one batched pass."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pluralllm.client.work.losses import base_distances
+from pluralllm.client.work.train import draw_episodes, learning_rate, repeatable, rounding
+from pluralllm.common.predictor.architecture import initial_values, layout_for, parameters
+from pluralllm.common.predictor.data import GroupData
+from pluralllm.common.weights.update_format import as_read, update_format
+from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.experiment.stacked import Flat, Learners
+from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean, weights_of
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.cohort import task_seed
+from pluralllm.server.rounds.machine import step
+from pluralllm.server.rounds.state import Phase, Run
+
+QUESTIONS_PER_PASS = 500  # on a CPU; measured by benchmarks/batched_round.py
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A model on the way, and what it has cost so far, on every axis."""
+
+    values: Flat  # in layout order
+    rounds: int
+    gradient_steps: int  # one after the other: of one client, or of the central model
+    episodes: int  # over all clients
+    moved_bytes: int  # weights down and updates up, over all clients
+
+
+def first_values(spec: RunSpec) -> Flat:
+    """Version 0, in layout order (sorted by name), shape (values,)."""
+    found = sorted(parameters(spec.predictor, spec.embedding.dimension), key=lambda p: p.name)
+    return np.concatenate([initial_values(p, spec.seed).ravel() for p in found]).astype(np.float32)
+
+
+def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) -> Iterator[Point]:
+    """Version 0, then each round's version. Time stands still in here: every client answers at once."""
+    trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
+    values = first_values(spec)
+    clients = LocalTraining(spec, trainers, values, device)
+    moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
+    run = Run(RunId("experiment"), spec.seed, spec.rounds, spec.round, 0, Digest("0"), evaluated=ModelVersion(0))
+    run = replace(run, aggregation=spec.aggregation)
+    run, _ = step(run, ev.RunStarted(0.0))
+    episodes = moved = 0
+    yield Point(values, 0, 0, 0, 0)
+    while run.phase is not Phase.ENDED:
+        run, effects = step(run, ev.ClientsSeen(0.0, tuple(sorted(trainers)), ()))
+        cohort = next((effect.cohort for effect in effects if isinstance(effect, ev.OpenRound)), ())
+        assert cohort == tuple(sorted(trainers))  # the spec's cohort is every training group
+        number = RoundNumber(run.round)
+        deltas, distances = clients.train_round(values, number)
+        average: ev.Average | None = None
+        for client, data in trainers.items():
+            examples = len(data.split(spec.evaluation.holdout_share)[0])
+            receipt = ev.Receipt(client, Digest(f"{number}-{client}"), examples, distances[client])
+            run, effects = step(run, ev.UpdateArrived(0.0, number, run.version, receipt))
+            average = next((effect for effect in effects if isinstance(effect, ev.Average)), average)
+        assert average is not None  # every place delivered
+        values, moments = aggregate(spec, values, moments, average, deltas)
+        run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
+        run = _pass_evaluation(run, cohort)
+        episodes += len(cohort) * spec.training.local_steps * spec.training.batch_episodes
+        moved += len(cohort) * (values.nbytes + clients.update_bytes)
+        yield Point(values, number, number * spec.training.local_steps, episodes, moved)
+
+
+class LocalTraining:
+    """The clients' side of every round: batched passes over as many clients as are faster together than one by one."""
+
+    def __init__(self, spec: RunSpec, trainers: dict[ClientId, GroupData], values: Flat, device: torch.device) -> None:
+        self._spec, self._device = spec, device
+        self._usable = {client: data.split(spec.evaluation.holdout_share)[0] for client, data in trainers.items()}
+        form = update_format(layout_for(spec), spec.updates.encoding)
+        self.update_bytes = form.size_bytes - len(form.header)  # of one client's update
+        self._residuals = {client: np.zeros_like(values) for client in trainers if form.encoding != "fp32"}
+        clients = sorted(trainers)
+        size = clients_per_pass(spec, device, len(clients))
+        parts = [clients[start : start + size] for start in range(0, len(clients), size)]
+        self._passes = [
+            ({client: trainers[client] for client in part}, Learners(spec, [values] * len(part), device))
+            for part in parts
+        ]
+
+    def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float]]:
+        """Each client's delta = local - global, and how far the base was from its group.
+
+        The same episodes as `client.train.train` draws from the same task seeds.
+        """
+        training = self._spec.training
+        deltas: dict[ClientId, Flat] = {}
+        distances: dict[ClientId, float] = {}
+        for part, learners in self._passes:
+            learners.restart(base)
+            generators = {c: np.random.default_rng(task_seed(self._spec.seed, number, c)) for c in part}
+            first_step = (number - 1) * training.local_steps
+            with repeatable(task_seed(self._spec.seed, number, next(iter(part))), self._device):
+                for step_number in range(first_step, first_step + training.local_steps):
+                    episodes = [
+                        episode
+                        for client, data in part.items()
+                        for episode in draw_episodes(
+                            self._spec, data, self._usable[client], step_number, generators[client]
+                        )
+                    ]
+                    learnt = learners.learn(episodes, learning_rate(self._spec, step_number))
+                    if step_number == first_step:
+                        found = base_distances(learnt.predicted, learnt.batch, len(part))
+                        distances |= dict(zip(part, found, strict=True))
+            after = zip(part, learners.stack.flat(), strict=True)
+            deltas |= {client: self._travelled(client, values - base, number) for client, values in after}
+        return deltas, distances
+
+    def _travelled(self, client: ClientId, delta: Flat, number: RoundNumber) -> Flat:
+        """The delta as the coordinator reads it."""
+        if client not in self._residuals:
+            return delta
+        wanted = delta + self._residuals[client]
+        read = as_read(wanted, self._spec.updates.encoding, rounding(task_seed(self._spec.seed, number, client)))
+        self._residuals[client] = wanted - read
+        return read
+
+
+def clients_per_pass(spec: RunSpec, device: torch.device, clients: int) -> int:
+    """All on a GPU; on a CPU no more than keep a layer's activations in the cache, past which a pass is slower than its parts."""
+    if device.type != "cpu":
+        return max(1, clients)
+    episodes = spec.training.episodes
+    ends = (episodes.min_context, episodes.max_context, episodes.min_targets, episodes.max_targets)
+    questions = sum(ends) / 2 * spec.training.batch_episodes  # of one client in a step, on average
+    return max(1, int(QUESTIONS_PER_PASS / questions))
+
+
+def aggregate(
+    spec: RunSpec, base: Flat, moments: NDArray[np.float32], average: ev.Average, deltas: dict[ClientId, Flat]
+) -> tuple[Flat, NDArray[np.float32]]:
+    """What the service computes slice by slice, in one slice: the next version, and the server optimizer's moments."""
+    stacked: NDArray[np.float32] = np.stack([deltas[receipt.client] for receipt in average.receipts])
+    mean = weighted_mean(stacked, weights_of(average.receipts, spec.aggregation, average.weights))
+    return server_optimizer(spec.aggregation)(base, mean, moments)
+
+
+def _pass_evaluation(run: Run, clients: tuple[ClientId, ...]) -> Run:
+    """The machine waits for evaluations that this experiment makes in its own way."""
+    if run.phase is Phase.EVALUATING:
+        run, _ = step(run, ev.ClientsSeen(0.0, clients, ()))
+        for client in clients:
+            score = ev.Score(client, GroupName(client), GroupRole.TRAIN, run.version, 0.0, 0.0, None, 1)
+            run, _ = step(run, ev.EvaluationArrived(0.0, score))
+    return run

@@ -1,0 +1,170 @@
+"""One method with one seed, from the first values to every score of its last models, as records."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pluralllm.common.predictor.embedding import Progress
+from pluralllm.common.words.questions import Question
+from pluralllm.common.words.spec import Embedding, RunSpec
+from pluralllm.experiment.alone import centralize, train_alone
+from pluralllm.experiment.baselines import TrainingMean
+from pluralllm.experiment.federated import Point, federate, first_values
+from pluralllm.experiment.groups import Groups, embed_groups, embedding_digest
+from pluralllm.experiment.records import Provenance, Record, distribution_record, final_record
+from pluralllm.experiment.scoring import Scorer, alignment, chosen_questions, episode_of, own_episode
+from pluralllm.experiment.spec import Experiment, Method
+from pluralllm.experiment.stacked import Flat
+
+Models = dict[str, Flat]  # by group: whose predictor is whose
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """With what an experiment is played, on which device."""
+
+    experiment: Experiment
+    questions: dict[str, tuple[Question, ...]]
+    provenance: Provenance
+    model_path: Path | None
+    cache: Path
+    device: torch.device
+
+
+class Player:
+    """Plays methods; groups embedded under one contract stay in memory for the next method with the same."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._embedded: dict[Embedding, Groups] = {}
+
+    def groups(self, spec: RunSpec, tell: Progress) -> Groups:
+        """Raises ModelUnavailable."""
+        if spec.embedding not in self._embedded:
+            setting = self._setting
+            found = embed_groups(spec, setting.questions, setting.model_path, setting.cache, setting.device, tell)
+            self._embedded = {spec.embedding: found}
+        return self._embedded[spec.embedding]
+
+    def play(self, method: Method, seed: int, on_embedded: Progress, on_step: Progress) -> dict[str, list[Record]]:
+        """All records of the method's lines. Raises ModelUnavailable, NotFinite, or what the progress raises."""
+        setting = self._setting
+        spec = setting.experiment.run_spec(method, seed)
+        groups = self.groups(spec, on_embedded)
+        facts = (method.kind, seed, spec, embedding_digest(groups), setting.device)
+        models: Models = {}
+        clock = _Clock(setting.device)
+        total = method.steps or spec.rounds * spec.training.local_steps
+        way: list[Record] = []
+        for point, models in _points(method, spec, setting, groups):
+            on_step(point.gradient_steps, total)
+            if _is_due(point, spec, setting.experiment.scoring.every, total):
+                clock.stop()
+                way.append(_point_record(point, clock.seconds, self._curve(spec, groups, models)))
+                clock.go_on()
+        records = [setting.provenance.header(method.name, *facts), *way, *self._finals(spec, groups, models)]
+        if seed == setting.experiment.seeds[0]:
+            records += self._distributions(spec, groups, models)
+        if method.adapt_steps is None:
+            return {method.name: records}
+        clock.go_on()
+        adapted, own = _adapted(point, method, spec, setting, groups)
+        clock.stop()
+        way = [*way, _point_record(adapted, clock.seconds, self._curve(spec, groups, own))]
+        line = method.lines[1]
+        own_records = [setting.provenance.header(line, *facts), *way, *self._finals(spec, groups, own)]
+        return {method.name: records, line: own_records}
+
+    def _curve(self, spec: RunSpec, groups: Groups, models: Models) -> dict[str, float]:
+        scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
+        curve = {}
+        for name, values in models.items():
+            part, size = data.part_of(name), scoring.main_context
+            episodes = [own_episode(spec, groups[name], part, size, draw) for draw in range(scoring.curve_draws)]
+            scorer = Scorer(spec, values, groups[name], self._setting.device)
+            curve[name] = round(alignment(map(scorer.score, episodes)), 6)
+        return curve
+
+    def _finals(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
+        scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
+        mean = TrainingMean(spec, groups)
+        for name, values in models.items():
+            part, scorer = data.part_of(name), Scorer(spec, values, groups[name], self._setting.device)
+            for context in self._setting.experiment.contexts_of(name):
+                episodes = (episode_of(spec, groups[name], part, context, draw) for draw in range(scoring.draws))
+                yield final_record(groups[name], part, context, list(map(scorer.score, episodes)), mean.kind_of)
+
+    def _distributions(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
+        """Predicted beside true, for the questions that most test groups answered."""
+        scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
+        mine = {name: groups[name] for name in data.test if name in models}
+        chosen = chosen_questions(mine, scoring.shown_questions)
+        for name, group in mine.items():
+            episode = episode_of(spec, group, "test", scoring.main_context, 0)
+            predicted = Scorer(spec, models[name], group, self._setting.device).shares(episode)
+            for number, shares in predicted.items():
+                if group.questions[number].id in chosen:
+                    yield distribution_record(group, "test", scoring.main_context, number, shares)
+
+
+class _Clock:
+    """Seconds of training alone: what scoring costs does not count. On a CPU this process's own, so that what else the machine
+    does is left out; on an accelerator seconds that pass."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._now_s = time.process_time if device.type == "cpu" else time.monotonic
+        self.seconds = 0.0
+        self._since_s = self._now_s()
+
+    def stop(self) -> None:
+        self.seconds += self._now_s() - self._since_s
+
+    def go_on(self) -> None:
+        self._since_s = self._now_s()
+
+
+def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> Iterator[tuple[Point, Models]]:
+    """Each point with the values that are to be scored for each group."""
+    every = setting.experiment.scoring.every * spec.training.local_steps
+    steps = method.steps or spec.rounds * spec.training.local_steps
+    match method.kind:
+        case "fedavg":
+            for point in federate(spec, groups, setting.device):
+                yield point, dict.fromkeys(groups, point.values)
+        case "centralized":
+            for point in centralize(spec, steps, every, groups, setting.device):
+                yield point, dict.fromkeys(groups, point.values)
+        case "local":
+            yield from train_alone(spec, first_values(spec), steps, every, groups, setting.device)
+
+
+def _adapted(last: Point, method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> tuple[Point, Models]:
+    """A few steps of each training group on its own questions. Nobody else's model changes, so nobody else is scored."""
+    assert method.adapt_steps is not None
+    slow = {"learning_rate": method.adapt_learning_rate, "schedule": "constant"}
+    adapting = spec.model_copy(update={"training": spec.training.model_copy(update=slow)})
+    steps = method.adapt_steps
+    *_, (after, models) = train_alone(adapting, last.values, steps, steps, groups, setting.device)
+    taken, seen = last.gradient_steps + after.gradient_steps, last.episodes + after.episodes
+    return replace(last, gradient_steps=taken, episodes=seen), models
+
+
+def _is_due(point: Point, spec: RunSpec, every: int, total: int) -> bool:
+    if point.rounds:
+        return point.rounds % every == 0 or point.rounds == spec.rounds
+    return point.gradient_steps % (every * spec.training.local_steps) == 0 or point.gradient_steps == total
+
+
+def _point_record(point: Point, seconds: float, curve: dict[str, float]) -> Record:
+    return {
+        "kind": "point",
+        "rounds": point.rounds,
+        "gradient_steps": point.gradient_steps,
+        "episodes": point.episodes,
+        "moved_bytes": point.moved_bytes,
+        "seconds": round(seconds, 3),
+        "alignment": curve,
+    }

@@ -1,0 +1,202 @@
+"""The figures of a live run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pluralllm.common.predictor.metrics import coefficient_of_variation
+from pluralllm.experiment.report.live import LiveRun, RoundRow, Series, at_round, common_rounds, moved_bytes
+from pluralllm.experiment.report.theme import (
+    FAINT,
+    GREY,
+    INK,
+    MUTED,
+    SERIES,
+    SURFACE,
+    EndLabel,
+    Picture,
+    label_ends,
+    picture,
+)
+
+ROLES = {"held_out": ("unseen groups", SERIES[0], "o"), "train": ("training groups", SERIES[1], "s")}
+OUTCOMES = {"closed": (SERIES[0], "closed"), "abandoned": (SERIES[1], "abandoned"), "open": (GREY, "open")}
+
+
+def groups_over_rounds(live: LiveRun) -> Picture | None:
+    """Every group's alignment on the way. None before the first evaluation."""
+    roles = [role for role in ROLES if live.of_role(role)]
+    if not roles:
+        return None
+    told = [
+        f"{each.group} ({ROLES[each.role][0]}): {each.scores[0]:.3f} to {each.scores[-1]:.3f}"
+        for role in roles
+        for each in live.of_role(role)
+    ]
+    caption = (
+        "Each group's alignment score by the round that made the model version, as the groups' own clients measured it. In "
+        "colour: the mean over the groups of a panel. Bold: the group that is worst now."
+    )
+    heights = [max(2.6, 0.22 * (len(live.of_role(role)) + 2)) for role in roles]
+    alt = f"Line charts of alignment over rounds, first to newest. {'; '.join(told)}."
+    return picture(
+        "live-groups", caption, alt, sum(heights) + 0.4, lambda figure: _draw_groups(figure, live, roles, heights)
+    )
+
+
+def _draw_groups(figure: Figure, live: LiveRun, roles: Sequence[str], heights: Sequence[float]) -> None:
+    panels = figure.subplots(len(roles), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, role, height in zip(panels, roles, heights, strict=True):
+        series, (name, colour, marker) = live.of_role(role), ROLES[role]
+        worst = min(series, key=lambda each: each.scores[-1])
+        labels = []
+        for each in series:
+            is_worst = each is worst and len(series) > 1
+            ink = INK if is_worst else GREY
+            axes.plot(each.rounds, each.scores, color=ink, lw=1.6 if is_worst else 1.1, marker=".", ms=5)
+            text = f"{each.group} {each.scores[-1]:.3f}{' (worst)' if is_worst else ''}"
+            labels.append(
+                EndLabel(each.rounds[-1], each.scores[-1], text, INK if is_worst else MUTED, is_bold=is_worst)
+            )
+        rounds = common_rounds(series)
+        if len(series) > 1 and rounds:
+            means = [_mean(list(at_round(series, number).values())) for number in rounds]
+            axes.plot(rounds, means, color=colour, lw=2.4, marker=marker, ms=5)
+            labels.append(EndLabel(rounds[-1], means[-1], f"mean {means[-1]:.3f}", colour, is_bold=True))
+        axes.margins(x=0.02, y=0.08)
+        axes.set_title(name)
+        axes.set_ylabel("alignment score")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        label_ends(axes, labels, height - 0.5, 9)
+    panels[-1].set_xlabel("round")
+
+
+def fairness_over_rounds(live: LiveRun) -> Picture | None:
+    """Worst group and coefficient of variation. None while no two groups of a role were evaluated together twice."""
+    shown = {role: live.of_role(role) for role in ROLES if len(live.of_role(role)) > 1}
+    shown = {role: series for role, series in shown.items() if len(common_rounds(series)) > 1}
+    if not shown:
+        return None
+    told = []
+    for role, series in shown.items():
+        scores = at_round(series, common_rounds(series)[-1])
+        told.append(
+            f"{ROLES[role][0]}: worst {min(scores.values()):.3f}, coefficient of variation "
+            f"{coefficient_of_variation(list(scores.values())):.3f}"
+        )
+    caption = (
+        "How evenly the groups are served, where all groups of a kind were evaluated. Left: the worst group's alignment. Right: "
+        "the coefficient of variation over groups; lower is more even. Jain's index is 1 / (1 + CoV²)."
+    )
+    alt = f"Line charts of fairness over rounds. Now: {'; '.join(told)}."
+    return picture("live-fairness", caption, alt, 3.2, lambda figure: _draw_fairness(figure, shown))
+
+
+def _draw_fairness(figure: Figure, shown: dict[str, tuple[Series, ...]]) -> None:
+    panels = figure.subplots(1, 2)
+    for axes, title, measure in (
+        (panels[0], "worst group's alignment", min),
+        (panels[1], "CoV over groups", coefficient_of_variation),
+    ):
+        labels = []
+        for role, series in shown.items():
+            name, colour, marker = ROLES[role]
+            rounds = common_rounds(series)
+            values = [float(measure(list(at_round(series, number).values()))) for number in rounds]
+            axes.plot(rounds, values, color=colour, marker=marker, ms=4.5)
+            labels.append(EndLabel(rounds[-1], values[-1], f"{name.split()[0]} {values[-1]:.3f}", colour, is_bold=True))
+        axes.margins(x=0.02, y=0.1)
+        axes.set_title(title)
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        label_ends(axes, labels, 2.4, 9)
+
+
+def groups_now(live: LiveRun) -> Picture | None:
+    """Each group at its first and its newest evaluation. None before there are two."""
+    series = sorted((each for each in live.series if len(each.scores) > 1), key=lambda each: each.scores[-1])
+    if not series:
+        return None
+    caption = (
+        "Each group at its first (hollow) and its newest evaluation (filled), best above. A ring marks the worst group of each "
+        "kind. There are no intervals here: single questions' scores stay with the partners."
+    )
+    alt = "Dot plot of alignment by group. " + "; ".join(
+        f"{each.group}: {each.scores[0]:.3f} to {each.scores[-1]:.3f}" for each in reversed(series)
+    )
+    return picture("live-now", caption, alt, 1.0 + 0.32 * len(series), lambda figure: _draw_now(figure, series))
+
+
+def _draw_now(figure: Figure, series: Sequence[Series]) -> None:
+    axes: Axes = figure.subplots()
+    axes.grid(visible=False, axis="y")
+    worst: set[str] = set()
+    handles: dict[str, Any] = {}
+    for row, each in enumerate(series):
+        name, colour, marker = ROLES[each.role]
+        axes.axhline(row, color=FAINT, lw=0.8, zorder=0)
+        axes.plot([each.scores[0], each.scores[-1]], [row, row], color=colour, lw=1.6)
+        axes.plot(each.scores[0], row, marker, ms=6, mfc=SURFACE, mec=colour, mew=1.3)
+        handles[name] = axes.plot(each.scores[-1], row, marker, ms=7.5, color=colour, mec=SURFACE, mew=0.7, label=name)[
+            0
+        ]
+        if each.role not in worst:
+            worst.add(each.role)
+            axes.plot(each.scores[-1], row, "o", ms=14, mfc="none", mec=colour, mew=1.4)
+    axes.set_yticks(range(len(series)), [each.group for each in series])
+    axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=10)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(-0.6, len(series) - 0.4)
+    axes.margins(x=0.05)
+    axes.set_xlabel("alignment score")
+    figure.legend(handles=list(handles.values()), loc="outside upper left", ncols=2, frameon=False, fontsize=9.5)
+
+
+def rounds_and_bytes(live: LiveRun) -> Picture | None:
+    """How long each round took, and what was moved by then. None before the first round."""
+    if not live.rounds:
+        return None
+    moved = moved_bytes(live)
+    ended = [row for row in live.rounds if row.outcome != "open"]
+    caption = "How long each round took."
+    if moved:
+        caption += (
+            " Right: weights moved, counted from the size of a version: down to the cohort of each round, and up with each "
+            "update that was received."
+        )
+    alt = f"Bar chart of the time of {len(live.rounds)} rounds; " + (
+        f"median {sorted(row.seconds for row in ended)[len(ended) // 2]:.1f} s." if ended else "none has ended."
+    )
+    return picture("live-rounds", caption, alt, 2.9, lambda figure: _draw_rounds(figure, live.rounds, moved))
+
+
+def _draw_rounds(figure: Figure, rounds: Sequence[RoundRow], moved: list[int] | None) -> None:
+    panels = figure.subplots(1, 2 if moved else 1, squeeze=False)[0]
+    bars: Axes = panels[0]
+    for outcome, (colour, label) in OUTCOMES.items():
+        mine = [row for row in rounds if row.outcome == outcome]
+        if mine:
+            bars.bar([row.number for row in mine], [row.seconds for row in mine], color=colour, width=0.8, label=label)
+    bars.grid(visible=False, axis="x")
+    bars.set_title("time of each round, seconds")
+    bars.set_xlabel("round")
+    bars.margins(y=0.2)
+    bars.legend(frameon=False, fontsize=9, ncols=3, loc="upper right")
+    if moved:
+        factor, unit = (1e9, "GB") if moved[-1] >= 1e9 else (1e6, "MB") if moved[-1] >= 1e6 else (1e3, "kB")
+        axes: Axes = panels[1]
+        axes.plot(
+            [row.number for row in rounds], [value / factor for value in moved], color=SERIES[0], marker=".", ms=5
+        )
+        axes.set_title(f"weights moved until then, {unit}")
+        axes.set_xlabel("round")
+        axes.set_ylim(bottom=0)
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,152 @@
+"""The report of a live run: from what the coordinator tells to a page."""
+
+import json
+from collections.abc import Iterator
+
+from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
+from pluralllm.experiment.report.findings import amount
+from pluralllm.experiment.report.live import LiveRun, Series, Told, at_round, common_rounds, live_run, moved_bytes
+from pluralllm.experiment.report.live_figures import (
+    ROLES,
+    fairness_over_rounds,
+    groups_now,
+    groups_over_rounds,
+    rounds_and_bytes,
+)
+from pluralllm.experiment.report.page import Finding, Page, Row, Section, Table
+
+NOT_THERE = "–"
+PRIVATE = (
+    "Answers, predictions and single questions' scores never leave the partners, so nothing here shows predicted beside true "
+    "answers, and there are no intervals over questions. pluralllm experiment report has both, for data in one place."
+)
+
+
+def live_page(told: Told, made: str) -> Page:
+    """`made`: when, as text. Works from the first second of a run on, with whatever there is."""
+    live = live_run(told)
+    run = told.run
+    state = f"{run['outcome']} {run['outcome_reason']}".strip() if run["phase"] == "ended" else str(run["phase"])
+    figures = [groups_over_rounds(live), groups_now(live), fairness_over_rounds(live), rounds_and_bytes(live)]
+    over_rounds, now, fairness, rounds = [() if found is None else (found,) for found in figures]
+    sections = (
+        Section("Alignment, round by round", pictures=over_rounds),
+        Section("Each group now", pictures=now, tables=(groups_table(live),) if live.series else ()),
+        Section("Fairness on the way", pictures=fairness),
+        Section("Rounds", pictures=rounds),
+        Section("Every round", tables=(rounds_table(live),) if live.rounds else (), is_folded=True),
+        Section("Members", tables=() if told.members is None else (members_table(told),), is_folded=True),
+        Section("What this run is", tables=(provenance_table(live),), code=spec_text(told)),
+    )
+    return Page(
+        f"Run {live.name}",
+        f"{state}, round {run['round']} of {run['rounds']}, model version {run['version']}; as of {made}.",
+        tuple(live_findings(live)),
+        (PRIVATE,),
+        tuple(section for section in sections if section.pictures or section.tables),
+    )
+
+
+def live_findings(live: LiveRun) -> Iterator[Finding]:
+    """What can be said so far."""
+    if not live.series:
+        yield Finding("No group has been evaluated yet.")
+    for role, (name, _, _) in ROLES.items():
+        series = live.of_role(role)
+        rounds = common_rounds(series)
+        if rounds:
+            yield Finding(_standing(name, series, rounds))
+    closed = sum(row.outcome == "closed" for row in live.rounds)
+    abandoned = [row for row in live.rounds if row.outcome == "abandoned"]
+    if live.rounds:
+        reasons = tuple(f"round {row.number}: {row.reason or 'no reason is on record'}" for row in abandoned)
+        updates = sum(row.updates for row in live.rounds)
+        yield Finding(f"{closed} rounds closed, {len(abandoned)} abandoned; {updates} updates received.", reasons)
+    moved = moved_bytes(live)
+    if moved:
+        run = live.told.run
+        yield Finding(
+            f"Weights moved by the rounds: {amount('moved_bytes', moved[-1])}. The coordinator's process has received "
+            f"{amount('moved_bytes', run['received_bytes'])} and sent {amount('moved_bytes', run['sent_bytes'])} since its start."
+        )
+
+
+def _standing(name: str, series: tuple[Series, ...], rounds: tuple[int, ...]) -> str:
+    first, now = at_round(series, rounds[0]), at_round(series, rounds[-1])
+    scores = list(now.values())
+    mean = sum(scores) / len(scores)
+    head = f"{name.capitalize()} ({len(series)}): mean alignment {mean:.3f} after round {rounds[-1]}"
+    if len(rounds) > 1:
+        head += f", {sum(first.values()) / len(first):.3f} after round {rounds[0]}"
+    if len(series) == 1:
+        return f"{head}."
+    worst = min(now, key=lambda group: now[group])
+    return (
+        f"{head}; worst {worst} with {now[worst]:.3f}; coefficient of variation {coefficient_of_variation(scores):.3f} "
+        f"(Jain's index {fairness_index(scores):.4f})."
+    )
+
+
+def groups_table(live: LiveRun) -> Table:
+    rows = []
+    for each in sorted(live.series, key=lambda series: (series.role != "held_out", -series.scores[-1])):
+        change = f"{each.scores[-1] - each.scores[0]:+.4f}" if len(each.scores) > 1 else NOT_THERE
+        kind = ROLES[each.role][0] if each.role in ROLES else each.role
+        cells = (each.group, kind, f"{each.scores[0]:.4f}", f"{each.scores[-1]:.4f}", change, f"{each.questions}")
+        rows.append(Row(cells))
+    return Table(("group", "kind", "first alignment", "newest alignment", "change", "questions"), tuple(rows))
+
+
+def rounds_table(live: LiveRun) -> Table:
+    rows = [
+        Row(
+            (
+                str(row.number),
+                row.outcome,
+                NOT_THERE if row.version is None else str(row.version),
+                f"{row.updates} of {row.cohort}",
+                f"{row.seconds:.1f}",
+                row.reason,
+            )
+        )
+        for row in reversed(live.rounds)
+    ]
+    return Table(("round", "outcome", "version made", "updates of cohort", "seconds", "reason"), tuple(rows))
+
+
+def members_table(told: Told) -> Table:
+    rows = [
+        Row(
+            (
+                str(member["name"]).removeprefix("members/"),
+                str(member["role"]),
+                str(member["group"]) or NOT_THERE,
+                str(member["state"]).replace("_", " "),
+                str(member["training_questions"] or NOT_THERE),
+                str(member["software_version"]) or NOT_THERE,
+            )
+        )
+        for member in told.members or ()
+    ]
+    return Table(("member", "role", "group", "state", "training questions", "software"), tuple(rows))
+
+
+def provenance_table(live: LiveRun) -> Table:
+    run, model = live.told.run, live.told.model
+    pairs = [
+        ("run spec, sha256", str(run["spec_sha256"])),
+        ("model version", f"{run['version']}, digest {run['version_digest']}"),
+        ("its record, sha256", str(model["record_sha256"]) if model else "told to administrators and clients only"),
+        ("created", str(run["create_time"])),
+        ("last change", str(run["update_time"])),
+        ("how to repeat", f"pluralllm report {live.name}"),
+    ]
+    return Table(("", ""), tuple(Row(pair) for pair in pairs))
+
+
+def spec_text(told: Told) -> str:
+    """The run spec, without the long vectors of its probes."""
+    if told.spec is None:
+        return ""
+    embedding = {key: value for key, value in told.spec.get("embedding", {}).items() if key != "probes"}
+    return json.dumps({**told.spec, "embedding": embedding}, indent=2, ensure_ascii=False)

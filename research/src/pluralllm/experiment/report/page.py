@@ -1,0 +1,72 @@
+"""A report as one HTML file that needs nothing from anywhere, and its figures as PNG files beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from pluralllm.common.process.files import storage_errors, write_durably
+from pluralllm.experiment.report.theme import Picture
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    text: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    cells: tuple[str, ...]  # what stands after the first line's end is set small
+    kind: str = ""  # main, baseline or nothing: how it is set
+    number: int | None = None  # of the series, for the colour of a main row
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    caption: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    title: str
+    text: str = ""
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+    code: str = ""
+    is_folded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    title: str
+    subtitle: str
+    findings: tuple[Finding, ...]
+    caveats: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+
+def html_of(page: Page) -> str:
+    """Whatever a page says was written by others, too: all of it is escaped, but for the figures drawn here."""
+    source = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(source).render(page=page)
+
+
+def write_page(page: Page, out: Path) -> Path:
+    """The page's path. Replaces an older one. Raises StorageFull."""
+    pictures: Sequence[Picture] = [picture for section in page.sections for picture in section.pictures]
+    with storage_errors("the report"):
+        out.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        write_durably(out / f"{picture.name}.png", picture.png)
+    write_durably(out / PAGE, html_of(page).encode())
+    return out / PAGE

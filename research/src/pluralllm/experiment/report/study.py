@@ -1,0 +1,149 @@
+"""What a report is about: the methods of an experiment, which of them it is mostly about, and the groups of each part."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.experiment.report.theme import GREY, MARKERS, MUTED, SERIES, Look
+from pluralllm.experiment.results import PARTS, QuestionKind, Record, Result
+from pluralllm.experiment.summary import Line, Selection, contexts_of, methods_of, table
+
+USUAL_CONTEXT = 20
+MOST_MAIN = 5
+UNIFORM, TRAINING_MEAN = "uniform", "mean of training groups"
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Which method plays which part in the paper's comparison; None where there is none."""
+
+    default: str | None = None  # this project's federated default
+    paper: str | None = None  # FedAvg as the paper has it
+    central_paper: str | None = None  # the paper's baseline: 100 steps
+    central_equal: str | None = None  # central, with as many gradient steps as a client takes
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Load it with `study_of`."""
+
+    results: tuple[Result, ...]
+    title: str
+    context: int  # the size the curves and the main table are of
+    curve_draws: int | None  # of the points; None: not told
+    roles: Roles
+    main: tuple[str, ...]  # what is drawn in colour, in this order
+    baselines: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]  # by part
+    tables: Mapping[str, Sequence[Line]]  # by part, at the main context
+    methods: Mapping[str, list[Result]] = field(repr=False)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Every method but the baselines: the main ones first."""
+        best_first = [line.method for part in PARTS for line in self.tables.get(part, ())]
+        named = dict.fromkeys([*self.main, *best_first, *self.methods])
+        return tuple(name for name in named if name not in self.baselines)
+
+    def look(self, method: str) -> Look:
+        if method in self.main:
+            number = self.main.index(method)
+            return Look(SERIES[number], MARKERS[number], is_main=True)
+        return Look(MUTED if method in self.baselines else GREY, "o", is_main=False)
+
+    def line(self, method: str, part: str = "test") -> Line | None:
+        return next((line for line in self.tables.get(part, ()) if line.method == method), None)
+
+    def selection(self, part: str = "test", kinds: tuple[QuestionKind, ...] | None = None) -> Selection:
+        return Selection(part, self.context, kinds)
+
+
+def study_of(results: tuple[Result, ...], main: Sequence[str] = ()) -> Study:
+    """`main`: what to draw in colour; default: the paper's comparison and validation's choice. Raises InvalidArgument."""
+    methods = methods_of(results)
+    experiment: Record = next((r.header["experiment"] for r in results if r.header.get("experiment")), {})
+    scoring = experiment.get("scoring", {})
+    contexts = contexts_of(results)
+    context = int(scoring.get("main_context", USUAL_CONTEXT if USUAL_CONTEXT in contexts else contexts[-1]))
+    tables = {part: table(results, Selection(part, context)) for part in PARTS}
+    baselines = tuple(name for name, runs in methods.items() if is_baseline(runs[0]))
+    roles = roles_of(methods, baselines, experiment)
+    unknown = [name for name in main if name not in methods or name in baselines]
+    if unknown:
+        allowed = ", ".join(name for name in methods if name not in baselines)
+        raise InvalidArgument(field="--main", problem=f"there is no method {unknown[0]!r}; there are: {allowed}")
+    chosen = tuple(dict.fromkeys(main)) or _usual_main(methods, baselines, roles, tables)
+    if len(chosen) > len(SERIES):
+        raise InvalidArgument(field="--main", problem=f"{len(chosen)} methods; at most {len(SERIES)} can be told apart")
+    return Study(
+        results,
+        str(experiment.get("title", "")),
+        context,
+        scoring.get("curve_draws"),
+        roles,
+        chosen,
+        baselines,
+        {part: _groups(results, part) for part in PARTS},
+        tables,
+        methods,
+    )
+
+
+def is_baseline(result: Result) -> bool:
+    """A guess that needs no training."""
+    kind = result.header.get("method_kind")
+    return bool(kind == "baseline") if kind else result.header.get("spec") is None
+
+
+def roles_of(methods: Mapping[str, list[Result]], baselines: Sequence[str], experiment: Record) -> Roles:
+    """By what the experiment says of each method; of several that fit, the one that changes least."""
+    told: list[Record] = [
+        m for m in experiment.get("methods", ()) if m["name"] in methods and m["name"] not in baselines
+    ]
+    told.sort(key=lambda method: len(method.get("spec") or {}))
+
+    def first(kind: str, preset: str | None, *, has_steps: bool | None = None) -> str | None:
+        for method in told:
+            fits = method.get("kind", "fedavg") == kind and preset in (None, method.get("preset", "default"))
+            if fits and has_steps in (None, method.get("steps") is not None):
+                return str(method["name"])
+        return None
+
+    if told:
+        equal = first("centralized", "default", has_steps=False) or first("centralized", None, has_steps=False)
+        return Roles(
+            first("fedavg", "default"), first("fedavg", "paper"), first("centralized", "paper", has_steps=True), equal
+        )
+    names = [name for name in methods if name not in baselines]
+
+    def named(*words: str, without: str = "") -> str | None:
+        fitting = (n for n in names if all(w in n.lower() for w in words) and not (without and without in n.lower()))
+        return next(fitting, None)
+
+    return Roles(
+        named("fedavg", "default"),
+        named("fedavg", "paper"),
+        named("central", "paper"),
+        named("central", without="paper"),
+    )
+
+
+def chosen_by_validation(
+    methods: Mapping[str, list[Result]], baselines: Sequence[str], tables: Mapping[str, Sequence[Line]]
+) -> str | None:
+    """The best on validation groups, never on test groups; None where nothing was scored on them."""
+    lines = [line for line in tables["validation"] if line.method not in baselines and line.method in methods]
+    return lines[0].method if lines else None
+
+
+def _usual_main(
+    methods: Mapping[str, list[Result]], baselines: Sequence[str], roles: Roles, tables: Mapping[str, Sequence[Line]]
+) -> tuple[str, ...]:
+    best = chosen_by_validation(methods, baselines, tables)
+    found = [name for name in (roles.default, roles.paper, roles.central_paper, roles.central_equal, best) if name]
+    rest = [line.method for line in tables["test"] if line.method not in baselines]
+    return tuple(dict.fromkeys([*found, *rest]))[: max(len(set(found)), min(MOST_MAIN, 3))]
+
+
+def _groups(results: Sequence[Result], part: str) -> tuple[str, ...]:
+    return tuple(sorted({scores.group for result in results for scores in result.scores if scores.part == part}))

@@ -1,0 +1,207 @@
+"""Reads an experiment's results back: a folder of JSON Lines files, one for each method and seed, checked.
+
+numpy only: whoever looks at results needs no torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm.common.errors.tree import InvalidResults
+
+Record = dict[str, Any]
+Floats = NDArray[np.float64]
+AXES = ("rounds", "gradient_steps", "episodes", "moved_bytes", "seconds")
+PARTS = ("test", "validation", "train")
+COLUMNS = 5  # of a scored question: id, kind, distance, log standard deviation, error
+
+
+class QuestionKind(StrEnum):
+    """What training could know of a question."""
+
+    ANSWERED = "a"  # some training group trains on it
+    UNANSWERED = "u"  # no training group has it
+    WITHHELD = "w"  # kept from every group's training, by hash
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A model on the way: its cost on every axis, and each group's alignment score."""
+
+    cost: Mapping[str, float]  # by axis
+    alignment: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Every scored question of one group at one size of context, as columns. A question has a row in each draw it is in."""
+
+    group: str
+    part: str
+    context: int
+    draw: NDArray[np.int64]
+    question: NDArray[np.int64]  # `question_number` of its id
+    kind: NDArray[np.str_]  # `QuestionKind`
+    distance: Floats  # Jensen-Shannon, natural logarithm
+    log_std: Floats  # NaN where none is predicted
+    error: Floats  # root mean square of predicted minus true share
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """One question of one group, predicted and true."""
+
+    group: str
+    part: str
+    question: str
+    options: tuple[str, ...]
+    true: tuple[float, ...]
+    predicted: tuple[float, ...]
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One method with one seed."""
+
+    header: Record
+    points: tuple[Point, ...]
+    scores: tuple[Scores, ...]
+    distributions: tuple[Distribution, ...]
+
+    @property
+    def method(self) -> str:
+        return str(self.header["method"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.header["seed"])
+
+
+def read_results(folder: Path) -> tuple[Result, ...]:
+    """Every result in a folder, by method and seed.
+
+    Raises InvalidResults: there are none, one is half written, two are of different experiments or data, or of one seed twice.
+    """
+    if not folder.is_dir():
+        raise InvalidResults(path=str(folder), problem="there is no such folder")
+    paths = sorted(folder.glob("*.jsonl"))
+    if not paths:
+        problem = "there is no *.jsonl in it; make some first: pluralllm experiment run SPEC.toml --out FOLDER"
+        raise InvalidResults(path=str(folder), problem=problem)
+    results = [read_result(path) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        for key, what in (("experiment_sha256", "experiment"), ("data_sha256", "data")):
+            mine, first = result.header[key], results[0].header[key]
+            if mine != first:
+                problem = (
+                    f"{path.name} and {paths[0].name} are of different {what} ({str(mine)[:8]} and {str(first)[:8]}); "
+                    "keep each experiment in a folder of its own"
+                )
+                raise InvalidResults(path=str(folder), problem=problem)
+    seen: dict[tuple[str, int], Path] = {}
+    for path, result in zip(paths, results, strict=True):
+        before = seen.setdefault((result.method, result.seed), path)
+        if before is not path:
+            problem = f"{before.name} and {path.name} both hold {result.method} with seed {result.seed}; take one away"
+            raise InvalidResults(path=str(folder), problem=problem)
+    return tuple(sorted(results, key=lambda result: (result.method, result.seed)))
+
+
+def read_result(path: Path) -> Result:
+    """One file. Raises InvalidResults with the line that is at fault."""
+    points: list[Point] = []
+    scores: list[Scores] = []
+    distributions: list[Distribution] = []
+    header: Record | None = None
+    number = 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):  # noqa: B007 - told in the errors below
+                record = json.loads(line)
+                match record["kind"]:
+                    case "header":
+                        header = _header(record)
+                    case "point":
+                        points.append(_point(record))
+                    case "final":
+                        scores.append(_scores(record))
+                    case "distribution":
+                        distributions.append(_distribution(record))
+    except OSError as error:
+        raise InvalidResults(path=str(path), problem=str(error.strerror)) from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InvalidResults(path=str(path), problem=_broken(number, error)) from error
+    if header is None:
+        raise InvalidResults(path=str(path), problem="it has no header; delete it and run the experiment again")
+    if not scores:
+        problem = "it ends before the final scores; delete it and run the experiment again, which makes what is missing"
+        raise InvalidResults(path=str(path), problem=problem)
+    return Result(header, tuple(points), tuple(scores), tuple(distributions))
+
+
+@cache
+def question_number(question_id: str) -> int:
+    """The same number for the same id wherever it is read: millions of ids are compared, and numbers are small and quick."""
+    return int.from_bytes(hashlib.sha256(question_id.encode()).digest()[:7])
+
+
+def _broken(line: int, error: Exception) -> str:
+    facts = {KeyError: f"{error} is missing", json.JSONDecodeError: "not whole JSON"}.get(type(error), str(error))
+    return f"line {line}: {facts}; delete the file and run the experiment again, which makes what is missing"
+
+
+def _header(record: Record) -> Record:
+    needed = ("method", "seed", "experiment_sha256", "data_sha256")
+    missing = [key for key in needed if key not in record]
+    if missing:
+        raise ValueError(f"the header lacks {', '.join(missing)}")
+    return record
+
+
+def _point(record: Record) -> Point:
+    cost = {axis: float(record[axis]) for axis in AXES}
+    return Point(cost, {str(group): float(score) for group, score in record["alignment"].items()})
+
+
+def _scores(record: Record) -> Scores:
+    draws: Sequence[Sequence[Sequence[Any]]] = record["draws"]
+    rows = [row for draw in draws for row in draw]
+    if any(len(row) != COLUMNS for row in rows):
+        raise ValueError(f"a scored question must have {COLUMNS} columns")
+    numbers = np.array([[row[2], np.nan if row[3] is None else row[3], row[4]] for row in rows], dtype=np.float64)
+    numbers = numbers.reshape(-1, 3)  # (rows, distance and log std and error), none too
+    return Scores(
+        str(record["group"]),
+        str(record["part"]),
+        int(record["context"]),
+        np.repeat(np.arange(len(draws)), [len(draw) for draw in draws]),
+        np.array([question_number(row[0]) for row in rows], dtype=np.int64),
+        np.array([QuestionKind(row[1]) for row in rows], dtype="U1"),
+        numbers[:, 0],
+        numbers[:, 1],
+        numbers[:, 2],
+    )
+
+
+def _distribution(record: Record) -> Distribution:
+    found = Distribution(
+        str(record["group"]),
+        str(record["part"]),
+        str(record["question_text"]),
+        tuple(str(option) for option in record["options"]),
+        tuple(float(share) for share in record["true"]),
+        tuple(float(share) for share in record["predicted"]),
+        int(record["context"]),
+    )
+    if not len(found.options) == len(found.true) == len(found.predicted):
+        raise ValueError("options, true and predicted shares are not equally many")
+    return found

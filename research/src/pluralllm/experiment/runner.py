@@ -1,0 +1,136 @@
+"""Runs an experiment: the guesses that need no training, then every method with every seed. Resumable by method and seed."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pluralllm.client.work.train import pick_device
+from pluralllm.client.work.worker_process import WorkerProcess
+from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.experiment.baselines import (
+    NEAREST,
+    TRAINING_MEAN,
+    UNIFORM,
+    Guesser,
+    TrainingMean,
+    nearest,
+    score_guesses,
+    uniform,
+)
+from pluralllm.experiment.groups import Groups, check_sizes, data_digest, embedding_digest, read_groups
+from pluralllm.experiment.play import Player, Setting
+from pluralllm.experiment.records import Provenance, file_of, final_record, is_done, write_records
+from pluralllm.experiment.scoring import episode_of
+from pluralllm.experiment.spec import Experiment, Method
+
+WORKER_COMMAND = (sys.executable, "-m", "pluralllm.experiment.worker")
+Work = tuple[Method, int]  # a method and a seed
+Tell = Callable[[str, int, int], None]  # what, done, of
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run, where, and with what."""
+
+    experiment: Experiment
+    out: Path
+    model_path: Path | None
+    cache: Path
+    device: str
+    jobs: int  # processes side by side
+    only: tuple[str, ...] = ()  # methods to play now; the others can follow in the same folder
+
+
+def run_experiment(plan: Plan, tell: Tell) -> None:
+    """Writes a result for each method and seed into `out`; what is there already is left alone.
+
+    Raises InvalidArgument, InvalidData, TooFewQuestions, ModelUnavailable, StorageFull, WorkerDied, and InvalidSpec for results
+    of another experiment in `out`.
+    """
+    experiment = plan.experiment
+    device = pick_device(plan.device)
+    names = [method.name for method in experiment.methods]
+    if unknown := [name for name in plan.only if name not in names]:
+        raise InvalidArgument(field="--only", problem=f"is {unknown[0]!r}, the methods are: {', '.join(names)}")
+    chosen = [method for method in experiment.methods if not plan.only or method.name in plan.only]
+    questions = read_groups(experiment)
+    check_sizes(experiment, questions)
+    provenance = Provenance(experiment, data_digest(questions))
+    # Seeds first: broken off, an experiment has whole comparisons of few seeds rather than all seeds of few methods.
+    work = [(method, seed) for seed in experiment.seeds for method in chosen]
+    todo = [
+        (method, seed)
+        for method, seed in work
+        if not all(is_done(file_of(plan.out, line, seed), provenance) for line in method.lines)
+    ]
+    plan.out.mkdir(parents=True, exist_ok=True)
+    player = Player(Setting(experiment, questions, provenance, plan.model_path, plan.cache, device))
+    for method in chosen:  # into the cache once, and not by every process at the same time
+        groups = player.groups(
+            experiment.run_spec(method, experiment.seeds[0]), lambda done, of: tell("embedding", done, of)
+        )
+        _guess(plan, provenance, groups)
+    asyncio.run(_play_all(plan, todo, len(work), tell))
+
+
+async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> None:
+    """As many workers as jobs, each taking the next piece of work until none is left; the first failure ends all."""
+    waiting = iter(todo)
+    parts: dict[tuple[str, int], float] = {}  # of each piece begun, how much of it is done
+
+    def progress(piece: Work, stage: str, done: int, of: int) -> None:
+        method, seed = piece
+        parts[method.name, seed] = done / of if stage == "training" and of else 0.0
+        finished = total - len(todo) + sum(parts.values())
+        tell(f"{method.name}, seed {seed}: {stage}", int(1000 * finished), 1000 * total)
+
+    async def work() -> None:
+        worker = WorkerProcess(WORKER_COMMAND)
+        try:
+            for piece in waiting:
+                method, seed = piece
+                await worker.ask(
+                    "play",
+                    lambda stage, done, of, piece=piece: progress(piece, stage, done, of),  # type: ignore[misc]
+                    experiment=plan.experiment.model_dump_json(),
+                    method=method.name,
+                    seed=seed,
+                    out=str(plan.out),
+                    model_path=None if plan.model_path is None else str(plan.model_path),
+                    cache=str(plan.cache),
+                    device=plan.device,
+                )
+                progress(piece, "training", 1, 1)
+        finally:
+            await worker.stop()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(plan.jobs, len(todo))):
+                group.create_task(work())
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:
+    """The trivial baselines: no seed changes them."""
+    experiment = plan.experiment
+    spec = experiment.run_spec(experiment.methods[0], experiment.seeds[0])
+    scoring, parts = experiment.scoring, experiment.data
+    mean = TrainingMean(spec, groups)
+    guessers: dict[str, Guesser] = {UNIFORM: uniform, NEAREST: nearest, TRAINING_MEAN: mean}
+    for method, guess in guessers.items():
+        path = file_of(plan.out, method, 0)
+        if is_done(path, provenance):
+            continue
+        records = [provenance.header(method, "baseline", 0, None, embedding_digest(groups), torch.device("cpu"))]
+        for name, data in groups.items():
+            for context in experiment.contexts_of(name):
+                episodes = [episode_of(spec, data, parts.part_of(name), context, draw) for draw in range(scoring.draws)]
+                draws = score_guesses(guess, data, episodes)
+                records.append(final_record(data, parts.part_of(name), context, draws, mean.kind_of))
+        write_records(path, records)

@@ -1,0 +1,95 @@
+"""The arithmetic of a round, slice by slice: float64 inside, clients in sorted order, so the bits depend on nothing else."""
+
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm.common.words.spec import Aggregation
+from pluralllm.server.rounds.events import Receipt
+
+# [clients, slice] float32 deltas and [clients] float64 weights -> [slice] float64
+Aggregator = Callable[[NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]]
+# [slice] float32 base, [slice] float64 mean delta, [moments, slice] float32 moments
+# -> [slice] float32 next version, [moments, slice] float32 next moments
+ServerOptimizer = Callable[
+    [NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]
+]
+
+
+def weights_of(
+    receipts: Sequence[Receipt], aggregation: Aggregation, recorded: Sequence[float] = ()
+) -> NDArray[np.float64]:
+    """The clients' weights, shape [clients], in the order given.
+
+    `recorded`: what `weighting.weigh` gave; if that is nothing, examples up to the cap, or 1 each for uniform weighting.
+    """
+    if recorded:
+        return np.array(recorded, dtype=np.float64)
+    if aggregation.weighting == "uniform":
+        return np.ones(len(receipts))
+    return np.array([min(receipt.examples, aggregation.max_examples) for receipt in receipts], dtype=np.float64)
+
+
+def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of the deltas, weighted (FedAvg): [clients, slice], [clients] -> [slice].
+
+    One client after the other, so that the sum has one order; a matrix product would not promise that.
+    Source: McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1, last line of the server's loop.
+    """
+    total, term = np.zeros(deltas.shape[1]), np.empty(deltas.shape[1])  # (slice,) each
+    for delta, weight in zip(deltas, weights, strict=True):
+        np.multiply(delta, weight, out=term, dtype=np.float64)  # exact float64 of each number, times the weight
+        total += term
+    total /= sum(weights.tolist())
+    return total
+
+
+def first_moments(aggregation: Aggregation) -> tuple[float, ...]:
+    """What each moment of the server optimizer is before the first round, for every value alike; () for fedavg, which has none.
+
+    Source: Reddi et al. 2021, Algorithm 2, which wants second moments of at least tau^2: with less, the first steps are huge.
+    """
+    match aggregation.optimizer:
+        case "fedavg":
+            return ()
+        case "fedavgm":
+            return (0.0,)
+        case "fedadam" | "fedyogi":
+            return (0.0, aggregation.adaptivity**2)
+        case _:
+            assert_never(aggregation.optimizer)
+
+
+def server_optimizer(aggregation: Aggregation) -> ServerOptimizer:
+    """How the mean delta turns the base into the next version, for any slice: see ServerOptimizer for the shapes.
+
+    fedavg   next = base + rate * delta
+    fedavgm  m = beta1 * m + delta;                next = base + rate * m                       (Hsu et al. 2019, section 4.3)
+    fedadam  m = beta1 * m + (1 - beta1) * delta;  next = base + rate * m / (sqrt(v) + tau)     (Reddi et al. 2021, Algorithm 2)
+             v = beta2 * v + (1 - beta2) * delta^2
+    fedyogi  m and next as fedadam;                v = v - (1 - beta2) * delta^2 * sign(v - delta^2)
+    """
+    rate, beta1, beta2 = aggregation.server_learning_rate, aggregation.momentum, aggregation.second_moment
+    kind, count = aggregation.optimizer, len(first_moments(aggregation))
+
+    def optimize(
+        base: NDArray[np.float32], delta: NDArray[np.float64], moments: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        exact = moments.astype(np.float64).reshape(count, delta.size)  # (moments, slice)
+        if kind == "fedavg":
+            step = delta
+        elif kind == "fedavgm":
+            step = exact[0] = beta1 * exact[0] + delta
+        else:
+            m, v, square = exact[0], exact[1], delta * delta  # (slice,) each
+            exact[0] = beta1 * m + (1 - beta1) * delta
+            if kind == "fedadam":
+                exact[1] = beta2 * v + (1 - beta2) * square
+            else:
+                exact[1] = v - (1 - beta2) * square * np.sign(v - square)
+            step = exact[0] / (np.sqrt(exact[1]) + aggregation.adaptivity)
+        return (base.astype(np.float64) + rate * step).astype(np.float32), exact.astype(np.float32)
+
+    return optimize

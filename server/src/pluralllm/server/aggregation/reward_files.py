@@ -1,0 +1,52 @@
+"""Rewards as files: one client's checked before it counts, all of a round's made into one. Blocking; called in a thread."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.process.files import storage_errors
+from pluralllm.common.rewards.aggregation import combine
+from pluralllm.common.rewards.rollout_batch import read_rollouts, sampled
+from pluralllm.common.weights.chunks import HashingReader, Manifest
+from pluralllm.common.weights.layout import flat_values, read_layout, rewards_layout, write_weights
+from pluralllm.common.words.reward_weights import RewardAggregation
+from pluralllm.server.aggregation.update_files import StoredWeights
+
+
+def check_rewards(path: Path, rollouts: Path, max_candidates: int) -> float:
+    """The mean reward of what was sampled, by one client, whose file has the right form: how well its group is served.
+
+    Raises InvalidArgument for a reward outside 0 .. 1.
+    """
+    batch = read_rollouts(rollouts.read_bytes(), max_candidates)
+    values = flat_values(path, read_layout(path))  # (candidates,)
+    wrong = (values < 0) | (values > 1)
+    if wrong.any():
+        first = float(values[int(wrong.argmax())])
+        raise InvalidArgument(field="rewards", problem=f"{int(wrong.sum())} are outside 0 .. 1, the first is {first:g}")
+    return min(1.0, max(0.0, float(np.average(values.astype(np.float64), weights=sampled(batch)))))
+
+
+def read_rewards(stored: StoredWeights) -> NDArray[np.float32]:
+    """(candidates,), of a file whose form was checked when it came. Raises Corrupt."""
+    raw = np.empty(stored.path.stat().st_size, np.uint8)
+    with HashingReader(stored.path, stored.digest) as file:
+        file.read_into(raw)
+        file.check()
+    return np.frombuffer(raw, "<f4", offset=8 + int.from_bytes(raw[:8].tobytes(), "little"))
+
+
+def write_aggregate(
+    updates: Sequence[StoredWeights], weights: Sequence[float], settings: RewardAggregation, draft: Path
+) -> Manifest:
+    """The round's rewards as one, at `draft`; updates sorted by client, weights in the same order. Not yet durable.
+
+    Raises Corrupt, StorageFull.
+    """
+    with storage_errors("the rewards"):
+        rows = np.stack([read_rewards(update).astype(np.float64) for update in updates])  # (clients, candidates)
+        found = combine(settings, rows, np.array(weights)).astype(np.float32)
+        return write_weights(draft, rewards_layout(found.size), [found])

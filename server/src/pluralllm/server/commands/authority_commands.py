@@ -1,0 +1,155 @@
+"""`pluralllm-server init`, `admin`, `renew-issuer`: the commands of whoever has the coordinator's disk."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pluralllm.common.errors.membership import AlreadyJoined
+from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
+from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.trust.certificates import PrivateKey, fingerprint_of_certificate, spoken
+from pluralllm.common.trust.identity import Membership, next_key, save_identity
+from pluralllm.common.words.ids import ID_HELP, ClientId, is_id
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.members import authority as ca
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.authority import Authority
+from pluralllm.server.members.registry import Registry
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.storage.by_url import opened_alone
+from pluralllm.server.storage.sql_membership import SqlMembership
+from pluralllm.server.storage.state_directory import StateDirectory
+
+Hosts = Annotated[
+    list[str] | None, typer.Option("--host", help="A name or address that partners reach this machine by. Repeatable.")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win.")]
+StateDir = Annotated[Path | None, typer.Option(help="Where the authority, runs, models and updates are kept.")]
+Listen = Annotated[str | None, typer.Option(help="host:port that serve will bind: its port goes into the identity.")]
+EnrolmentListen = Annotated[str | None, typer.Option(help="The same for members that join.")]
+AdminName = Annotated[str, typer.Option("--admin", help="Name of the administrator this makes.")]
+AdminFolder = Annotated[
+    Path,
+    typer.Option("--admin-identity", envvar="PLURALLLM_IDENTITY", help="Folder for that administrator's key."),
+]
+Passphrase = Annotated[
+    Path | None, typer.Option("--root-passphrase-file", help="File with the passphrase of the root's key; - asks.")
+]
+DEFAULT_IDENTITY = Path(typer.get_app_dir("pluralllm"))  # where `pluralllm` looks
+
+
+def init(
+    host: Hosts = None,
+    federation: Annotated[str | None, typer.Option(help="Its name in certificates; default: the first host.")] = None,
+    admin_name: AdminName = "admin",
+    admin_identity: AdminFolder = DEFAULT_IDENTITY,
+    root_passphrase_file: Passphrase = None,
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    listen: Listen = None,
+    enrolment_listen: EnrolmentListen = None,
+) -> None:
+    """Make the federation's certificate authority, this server's certificate and the first administrator."""
+    flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
+    settings = load_config(ServerConfig, config, flags)
+    name, hosts = ca.check_names(federation or (host or ["-"])[0].replace(":", "-"), host or [])
+    key = _admin_key(admin_name, admin_identity)
+    configure_logs(form="console", level="WARNING")
+    passphrase = _passphrase(root_passphrase_file, confirm=True)
+    with StateDirectory(settings.state_dir) as state:
+        made = ca.create_authority(state.authority, name, hosts, passphrase, time.time())
+        asyncio.run(_make_admin(settings, state, made, admin_name, admin_identity, key))
+    typer.echo(
+        f"federation {name} for {', '.join(hosts)}; state in {settings.state_dir}\n"
+        f"authority's fingerprint: {spoken(fingerprint_of_certificate(made.root_pem))}\n"
+        f"administrator {admin_name}: {admin_identity}\n"
+        f"The root's key is needed again in a year (renew-issuer): keep {state.authority / 'root-key.pem'} in a safe place.\n"
+        "Next: pluralllm-server serve, then pluralllm invite NAME --role client"
+    )
+
+
+def admin(
+    name: Annotated[str, typer.Argument(help="A new name: a-z, 0-9 and '-'.")],
+    admin_identity: AdminFolder = DEFAULT_IDENTITY,
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    listen: Listen = None,
+    enrolment_listen: EnrolmentListen = None,
+) -> None:
+    """Make an administrator on this machine, when no other one can invite: the server must be stopped."""
+    flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
+    settings = load_config(ServerConfig, config, flags)
+    key = _admin_key(name, admin_identity)
+    configure_logs(form="console", level="WARNING")
+    with StateDirectory(settings.state_dir) as state:
+        asyncio.run(_make_admin(settings, state, ca.load_authority(state.authority), name, admin_identity, key))
+    typer.echo(f"administrator {name}: {admin_identity}")
+
+
+def renew_issuer(
+    host: Hosts = None,
+    root_key: Annotated[Path | None, typer.Option(help="The root's key, if it is kept elsewhere.")] = None,
+    root_passphrase_file: Passphrase = None,
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Make a new intermediate and server certificate; --host replaces the names. A running server takes them up by itself."""
+    settings = load_config(ServerConfig, config, {"state_dir": state_dir})
+    folder = settings.state_dir.absolute() / "authority"
+    key = root_key or folder / "root-key.pem"
+    made = ca.renew_issuer(folder, host or (), key, _passphrase(root_passphrase_file, confirm=False), time.time())
+    typer.echo(f"valid until {ca.day(made.issuer_expires_s)}; server certificate for {', '.join(made.hosts)}")
+
+
+async def _make_admin(
+    config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path, key: PrivateKey
+) -> None:
+    async with opened_alone(config, state) as store:
+        membership = SqlMembership(store)
+        audit_log = AuditLog(membership, time.time)
+        registry = Registry(membership, audit_log, authority, config.certificate_life_s, time.time)
+        await registry.start()
+        chain = await registry.make_admin(ClientId(name), key.public_key())
+    host, port = authority.hosts[0], config.listen.rpartition(":")[2]
+    gate_port = config.enrolment_listen.rpartition(":")[2]
+    host = f"[{host}]" if ":" in host else host
+    membership_file = Membership(
+        federation=authority.federation,
+        name=ClientId(name),
+        role=MemberRole.ADMIN,
+        coordinator=config.advertise or f"{host}:{port}",
+        enrolment=config.advertise_enrolment or f"{host}:{gate_port}",
+    )
+    save_identity(folder, membership_file, authority.root_pem, key, chain)
+
+
+def _admin_key(name: str, folder: Path) -> PrivateKey:
+    """Made before anything else: a folder that cannot be written is found out while there is no authority yet.
+
+    Raises InvalidArgument, AlreadyJoined, InvalidConfig, StorageFull.
+    """
+    if not is_id(name):
+        raise InvalidArgument(field="--admin", problem=f"is {name!r}, allowed: {ID_HELP}")
+    if (folder / "identity.json").exists() or (folder / "credentials.pem").exists():
+        raise AlreadyJoined(folder=str(folder), name="another member", federation="(see identity.json there)")
+    return next_key(folder)
+
+
+def _passphrase(file: Path | None, *, confirm: bool) -> bytes | None:
+    """None without a file: the root's key is then protected by its file mode alone."""
+    if file is None:
+        return None
+    if str(file) == "-":
+        text: str = typer.prompt("Passphrase of the root's key", hide_input=True, confirmation_prompt=confirm, err=True)
+    else:
+        try:
+            text = file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidConfig(file=str(file), problems=f"  it cannot be read: {error}") from error
+    if not text:
+        raise InvalidArgument(field="--root-passphrase-file", problem="the passphrase is empty")
+    return text.encode()

@@ -1,0 +1,178 @@
+"""`pluralllm-server doctor`: what could keep partners from reaching this coordinator, or it from serving. Changes nothing."""
+
+import asyncio
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pluralllm.common.errors.tree import NotFound, StoreFailed, Unreachable
+from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.console import Check, Json, checked, print_checks
+from pluralllm.common.trust.handshake import handshake, resolve, split
+from pluralllm.server.members.authority import DAY_S, day, load_authority
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.storage.by_url import database_answers
+from pluralllm.server.storage.object_blobs import look_into, open_bucket
+from pluralllm.server.storage.state_directory import StateDirectory
+
+MIN_FREE_BYTES = 1024**3
+SOON_S = 30 * DAY_S
+SECRETS = ("root-key.pem", "issuer.pem", "server.pem")
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", help="The coordinator's TOML file.")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="Where the coordinator keeps its state.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check state directory, secrets, certificates, names, ports and disk. Exit code 3 if something is wrong."""
+    if not print_checks(checks_of(load_config(ServerConfig, config, {"state_dir": state_dir})), as_json=as_json):
+        raise typer.Exit(3)
+
+
+def checks_of(settings: ServerConfig) -> list[Check]:
+    """Changes nothing."""
+    probes: dict[str, Callable[[ServerConfig], Check]] = {"state directory": _state, "disk": _disk}
+    if not settings.plain_text:
+        probes |= {
+            "secret files": _secrets,
+            "root": _root,
+            "intermediate": _issuer,
+            "server certificate": _server,
+            "names": _names,
+            "advertised": _advertised,
+        }
+    if settings.database_url is not None:
+        probes |= {"database": _database}
+    if settings.blob_url is not None:
+        probes |= {"bucket": _bucket}
+    probes |= {"main port": _main_port}
+    if not settings.plain_text:
+        probes |= {"enrolment port": _enrolment_port}
+    return [checked(name, partial(probe, settings)) for name, probe in probes.items()]
+
+
+def _state(config: ServerConfig) -> Check:
+    path = config.state_dir.absolute()
+    if not path.is_dir():
+        return Check(
+            "state directory", ok=False, result=f"{path} is not there", fix="pluralllm-server init --host NAME"
+        )
+    open_to = path.stat().st_mode & 0o077
+    fix = f"chmod 700 {path}" if open_to else ""
+    return Check("state directory", not open_to, f"{path}, mode {path.stat().st_mode & 0o777:o}", fix)
+
+
+def _disk(config: ServerConfig) -> Check:
+    folder = config.state_dir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    fix = "" if free >= MIN_FREE_BYTES else "free some space: models and updates are kept here"
+    return Check("disk", free >= MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free", fix)
+
+
+def _database(config: ServerConfig) -> Check:
+    try:
+        found = asyncio.run(database_answers(config, StateDirectory(config.state_dir)))
+    except StoreFailed as error:
+        fix = "is it running, and are host, name, user and password in database_url right?"
+        return Check("database", ok=False, result=error.problem.partition("\n")[0], fix=fix)
+    return Check("database", ok=True, result=found)
+
+
+def _bucket(config: ServerConfig) -> Check:
+    assert config.blob_url is not None
+    try:
+        asyncio.run(look_into(open_bucket(config.blob_url, config.blob_endpoint)))
+    except (StoreFailed, NotFound) as error:
+        fix = "is the endpoint right, is the bucket there, and may these credentials (AWS_*) list, read and write it?"
+        return Check("bucket", ok=False, result=f"{config.blob_url}: {error}", fix=fix)
+    return Check("bucket", ok=True, result=f"{config.blob_url} answers")
+
+
+def _secrets(config: ServerConfig) -> Check:
+    folder = load_authority(_folder(config)).folder
+    wrong = [name for name in SECRETS if (folder / name).exists() and (folder / name).stat().st_mode & 0o077]
+    away = "" if (folder / "root-key.pem").exists() else "; the root's key is kept elsewhere"
+    fix = f"chmod 600 {' '.join(str(folder / name) for name in wrong)}" if wrong else ""
+    return Check("secret files", not wrong, (", ".join(wrong) or "only this user can read them") + away, fix)
+
+
+def _root(config: ServerConfig) -> Check:
+    end_s = load_authority(_folder(config)).root.not_valid_after_utc.timestamp()
+    return _dates("root", end_s, "begin a new federation in time: init with another --state-dir")
+
+
+def _issuer(config: ServerConfig) -> Check:
+    return _dates("intermediate", load_authority(_folder(config)).issuer_expires_s, "pluralllm-server renew-issuer")
+
+
+def _server(config: ServerConfig) -> Check:
+    authority = load_authority(_folder(config))
+    end_s = authority.server_certificate().not_valid_after_utc.timestamp()
+    left_s = end_s - time.time()
+    fix = "" if left_s > 0 else "start the coordinator: it renews its certificate by itself"
+    return Check("server certificate", left_s > 0, f"for {', '.join(authority.hosts)}, until {day(end_s)}", fix)
+
+
+def _names(config: ServerConfig) -> Check:
+    found = {host: resolve(f"{host}:1") for host in load_authority(_folder(config)).hosts}
+    return Check("names", ok=True, result="; ".join(f"{host}: {', '.join(ips)}" for host, ips in found.items()))
+
+
+def _advertised(config: ServerConfig) -> Check:
+    """Where invites send partners: names that the certificate is for and that somebody knows."""
+    authority = load_authority(_folder(config))
+    addresses = [address for address in (config.advertise, config.advertise_enrolment) if address is not None]
+    if wrong := authority.uncovered(addresses):
+        said = f"the server certificate is not for {', '.join(wrong)}"
+        return Check("advertised", ok=False, result=said, fix=authority.covering(wrong))
+    try:
+        found = [f"{address}: {', '.join(resolve(address))}" for address in addresses]
+    except Unreachable as error:
+        fix = "enter the name in DNS, or set advertise and advertise_enrolment to another one"
+        return Check("advertised", ok=False, result=f"{error.address}: {error.problem}", fix=fix)
+    return Check("advertised", ok=True, result="; ".join(found) or f"{authority.hosts[0]}, the first of the names")
+
+
+def _main_port(config: ServerConfig) -> Check:
+    return _port(config, "main port", "address", config.listen)
+
+
+def _enrolment_port(config: ServerConfig) -> Check:
+    return _port(config, "enrolment port", "enrolment-address", config.enrolment_listen)
+
+
+def _port(config: ServerConfig, name: str, file: str, configured: str) -> Check:
+    """Shakes hands with the running coordinator; without one looks whether the port is free."""
+    written = config.state_dir / file
+    address = written.read_text() if written.is_file() else configured
+    host, port = split(address)
+    here = f"{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - compared, not bound
+    with socket.socket() as probe:
+        probe.settimeout(2.0)
+        if probe.connect_ex(split(here)) != 0:
+            fix = "pluralllm-server serve"
+            return Check(name, ok=False, result=f"nothing listens on {address}", fix=fix)
+    if config.plain_text:
+        return Check(name, ok=True, result=f"{address} answers (plain text)")
+    found = handshake(here, load_authority(_folder(config)).root_pem)
+    return Check(name, ok=True, result=f"{address} answers, {found.version}")
+
+
+def _dates(name: str, end_s: float, fix: str) -> Check:
+    left_s = end_s - time.time()
+    return Check(
+        name, left_s > SOON_S, f"until {day(end_s)}, {left_s / DAY_S:.0f} days left", "" if left_s > SOON_S else fix
+    )
+
+
+def _folder(config: ServerConfig) -> Path:
+    return config.state_dir.absolute() / "authority"

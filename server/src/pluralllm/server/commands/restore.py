@@ -1,0 +1,201 @@
+"""A backup into whatever database, blob store and state directory the configuration names; all of it or nothing.
+
+Blobs first, which nothing names yet, then the authority, then every row in one transaction. Whoever was stopped before that
+may try again: blobs are known by their digests, and an authority by its root.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from pluralllm.common.errors.tree import BackupUnusable, InUse, NotEmpty, StoreFailed
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.words.ids import Digest
+from pluralllm.server.commands.backup import (
+    COMPLETE_MARK,
+    PARTIAL,
+    Contents,
+    Tell,
+    copy_authority,
+    copy_blobs,
+    database_file,
+    findings,
+    look_through,
+    named_blobs,
+    opened,
+)
+from pluralllm.server.members.authority import load_authority
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.storage import schema as t
+from pluralllm.server.storage.blobs import LocalBlobs
+from pluralllm.server.storage.by_url import blobs_of, database_url
+from pluralllm.server.storage.leadership import alone
+from pluralllm.server.storage.snapshot import (
+    copy_rows,
+    count_on,
+    file_of,
+    filled_tables,
+    release_of_file,
+    sqlite_url,
+    tables_with_rows,
+    take_snapshot,
+)
+from pluralllm.server.storage.sql_engine import new_engine
+from pluralllm.server.storage.sql_store import SqlStore, open_store
+from pluralllm.server.storage.state_directory import StateDirectory
+
+MARK = "restoring"  # a file of the state directory while what the blob store holds is of a restore that is not done
+
+
+class Source(StateDirectory):
+    """A backup that is read only: its blobs and authority where they are, its database a copy (which may be migrated)."""
+
+    def __init__(self, path: Path, database: Path) -> None:
+        super().__init__(path)
+        self._database = database
+
+    @property
+    def database_url(self) -> sa.URL:
+        return sqlite_url(self._database)
+
+
+async def restore(config: ServerConfig, directory: Path, now_s: float, tell: Tell) -> Contents:
+    """Raises BackupUnusable, NotEmpty, InUse, and what the stores raise; then nothing of the target is changed that is named."""
+    backup = StateDirectory(directory)
+    with _standing_still(backup), _target(config.state_dir) as state:
+        copy = state.scratch / "backup.sqlite3"
+        source = Source(directory, copy)
+        try:
+            await _copy_database(backup, copy)
+            async with opened(source) as store:
+                named = await named_blobs(store)
+            async with alone(database_url(config, state)):
+                await _check_empty(config, state, source, named.all)
+            contents = await look_through(source, state.scratch, tell)
+            if not contents.report.is_clean:
+                raise BackupUnusable(path=str(directory), problem=findings(contents.report))
+            async with alone(database_url(config, state)):
+                await _check_empty(config, state, source, named.all)  # it was long ago that we looked
+                store = await open_store(database_url(config, state))
+                try:
+                    await store.take_over()  # a coordinator that begins nevertheless is noticed
+                    write_durably(state.path / MARK, _mark(config))
+                    blobs = blobs_of(config, state)
+                    if await copy_blobs(LocalBlobs(source.blobs), blobs, named, state.scratch, tell):
+                        raise BackupUnusable(path=str(directory), problem="blobs have gone from it")
+                    _restore_authority(source, state)
+                    await _write_rows(source, store, now_s)
+                finally:
+                    await store.close()
+        finally:
+            for left in state.scratch.glob("backup.sqlite3*"):
+                left.unlink()
+        (state.path / MARK).unlink()
+    return contents
+
+
+def _mark(config: ServerConfig) -> bytes:
+    return (config.blob_url or "").encode()
+
+
+def _begun(config: ServerConfig, state: StateDirectory) -> bool:
+    """Whether a restore into this blob store was stopped."""
+    mark = state.path / MARK
+    return mark.is_file() and mark.read_bytes() == _mark(config)
+
+
+async def _copy_database(backup: StateDirectory, copy: Path) -> None:
+    """Raises BackupUnusable."""
+    try:
+        await take_snapshot(backup.database_url, copy)
+        release = await release_of_file(copy)
+    except StoreFailed as error:
+        raise BackupUnusable(path=str(backup.path), problem=f"its database cannot be read ({error.problem})") from error
+    if release in ("no", "a newer"):
+        raise BackupUnusable(path=str(backup.path), problem=f"its database is of {release} release of this coordinator")
+
+
+async def _check_empty(config: ServerConfig, state: StateDirectory, source: Source, named: frozenset[Digest]) -> None:
+    """But for what the backup would bring too. Raises NotEmpty."""
+    url = database_url(config, state)
+    if filled := await tables_with_rows(url):
+        name = str(file_of(url)) if config.database_url is None else url.render_as_string(hide_password=True)
+        raise NotEmpty(what=f"The database {name}", holds=", ".join(filled))
+    strange = set(await blobs_of(config, state).digests())
+    if config.blob_url is None or _begun(config, state):  # files here are nobody else's; a bucket may be
+        strange -= named
+    if strange:
+        where = config.blob_url or str(state.blobs)
+        raise NotEmpty(what=f"The blob store {where}", holds=f"{len(strange)} blobs that no restore has put there")
+    if (state.authority / COMPLETE_MARK).exists():
+        mine = load_authority(state.authority).root
+        theirs = load_authority(source.authority).root if (source.authority / COMPLETE_MARK).exists() else None
+        if mine != theirs:
+            raise NotEmpty(what=f"The state directory {state.path}", holds="the authority of another federation")
+
+
+def _restore_authority(source: Source, state: StateDirectory) -> None:
+    """Unless it is there: then it may be newer, with another certificate of this machine."""
+    if (source.authority / COMPLETE_MARK).exists() and not (state.authority / COMPLETE_MARK).exists():
+        copy_authority(source.authority, state.authority)
+
+
+async def _write_rows(source: Source, store: SqlStore, now_s: float) -> None:
+    engine = new_engine(source.database_url)
+    try:
+        async with engine.connect() as rows, store.writing() as target:
+            if filled := await target.run_sync(filled_tables):
+                raise NotEmpty(what="The database", holds=", ".join(filled))
+            newest = (await target.execute(sa.select(t.leadership.c.generation))).scalar_one()
+            await copy_rows(rows, target)
+            await count_on(target)
+            copied = (await target.execute(sa.select(t.leadership.c.generation))).scalar_one()
+            # A coordinator that served from a database of this name before, and is paused, has counted by itself: what it
+            # has reached is below the seconds since 1970.
+            generation = max(newest, copied, round(now_s))
+            await target.execute(sa.update(t.leadership).values(generation=generation))
+    finally:
+        await engine.dispose()
+
+
+@contextlib.contextmanager
+def _standing_still(backup: StateDirectory) -> Iterator[None]:
+    """Raises BackupUnusable, or InUse while a coordinator serves from it or it is being made. Writes nothing there."""
+    problem = ""
+    if not backup.path.is_dir():
+        problem = "there is no such directory"
+    elif backup.path.name.endswith(PARTIAL):
+        problem = "it is not finished: pluralllm-server backup goes on with it"
+    elif not database_file(backup).is_file():
+        problem = f"there is no {database_file(backup).name} in it"
+    if problem:
+        raise BackupUnusable(path=str(backup.path), problem=problem)
+    with contextlib.ExitStack() as stack:
+        if (backup.path / "lock").is_file():
+            lock = stack.enter_context((backup.path / "lock").open())
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InUse(what=f"The backup {backup.path}", by=f"process {lock.read().strip()}") from error
+        yield
+
+
+@contextlib.contextmanager
+def _target(path: Path) -> Iterator[StateDirectory]:
+    """The state directory, for this process alone; one that was not there and stays empty goes again. Raises InUse."""
+    is_new = not path.exists()
+    with StateDirectory(path) as state:
+        try:
+            yield state
+        except BaseException:
+            folders = (state.blobs, state.uploads, state.scratch)
+            if is_new and not any(any(folder.iterdir()) for folder in folders) and not database_file(state).exists():
+                for folder in folders:
+                    folder.rmdir()
+                (state.path / "lock").unlink()
+                with contextlib.suppress(OSError):
+                    state.path.rmdir()
+            raise

@@ -1,0 +1,318 @@
+"""Checks what is on disk against the invariants of the design; any fault test runs this last."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pluralllm.common.errors.membership import AuditBroken
+from pluralllm.common.errors.tree import NotFound, PluralError
+from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
+from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
+from pluralllm.common.words.spec import RunSpec, parse_spec
+from pluralllm.server.aggregation.next_version import write_next
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.machine import step
+from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.changes import change_of
+from pluralllm.server.runs.live_run import first_state
+from pluralllm.server.storage.blobs import Blobs, verify
+from pluralllm.server.storage.membership import MembershipStore
+from pluralllm.server.storage.retention import kept_blobs
+from pluralllm.server.storage.store import (
+    Change,
+    EvaluationRecord,
+    EventRecord,
+    ReceiptRecord,
+    RoundOutcome,
+    RoundRecord,
+    RunRecord,
+    Store,
+    VersionRecord,
+)
+
+PAGE = 1000
+
+INVARIANTS = {
+    1: "an acknowledged update is in exactly one aggregate of its round, or the round is abandoned with a reason, "
+    "or its member was revoked before the round was averaged",
+    2: "no update counts twice, no unacknowledged one counts",
+    3: "model versions are gap-free, monotone and hash-chained",
+    4: "the weights in a round's record are those of its receipts",
+    5: "aggregating the stored updates again gives the same bits",
+    6: "replaying the event log gives what the tables say",
+    7: "stored bytes are what their digest says",
+    8: "the audit log is an unbroken hash chain",
+}
+
+
+Problem = tuple[int, str]  # invariant and what is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    run: str
+    invariant: int
+    problem: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What was checked and what was wrong."""
+
+    runs: int = 0
+    versions: int = 0
+    receipts: int = 0
+    aggregates_repeated: int = 0
+    aggregates_not_kept: int = 0  # their updates are past retention
+    orphan_blobs: int = 0
+    audit_entries: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.findings
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        checked = (
+            f"{self.runs} runs, {self.versions} versions, {self.receipts} receipts; {self.aggregates_repeated} aggregates "
+            f"repeated bit for bit, {self.aggregates_not_kept} not (updates past retention); {self.orphan_blobs} orphan blobs; "
+            f"{self.audit_entries} entries of the audit log"
+        )
+        problems = [f"{f.run}, invariant {f.invariant} ({INVARIANTS[f.invariant]}): {f.problem}" for f in self.findings]
+        return [checked, *problems, "clean" if self.is_clean else f"{len(problems)} findings"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "clean": self.is_clean,
+            "runs": self.runs,
+            "versions": self.versions,
+            "receipts": self.receipts,
+            "aggregates_repeated": self.aggregates_repeated,
+            "aggregates_not_kept": self.aggregates_not_kept,
+            "orphan_blobs": self.orphan_blobs,
+            "audit_entries": self.audit_entries,
+            "findings": [{"run": f.run, "invariant": f.invariant, "problem": f.problem} for f in self.findings],
+        }
+
+
+@dataclass(slots=True)
+class Tables:
+    """The rows of one run by their keys: as they are stored, or as the log says they should be."""
+
+    versions: dict[int, VersionRecord] = field(default_factory=dict)
+    rounds: dict[int, RoundRecord] = field(default_factory=dict)
+    receipts: dict[tuple[int, str], ReceiptRecord] = field(default_factory=dict)
+    evaluations: dict[tuple[int, str], EvaluationRecord] = field(default_factory=dict)
+
+    def write(self, change: Change) -> None:
+        """What the store does with a change."""
+        self.versions |= {row.version: row for row in change.versions}
+        self.rounds |= {row.round: row for row in change.rounds}
+        self.receipts |= {(row.round, row.receipt.client): row for row in change.receipts}
+        for key in change.withdrawn:
+            self.receipts.pop(key, None)
+        self.evaluations |= {(row.score.version, row.score.client): row for row in change.evaluations}
+
+    def acknowledged(self, number: int) -> tuple[tuple[ClientId, Digest, int], ...]:
+        """Client, update and examples of a round's receipts, sorted by client."""
+        found = (row.receipt for row in self.receipts.values() if row.round == number)
+        return tuple(sorted((receipt.client, receipt.digest, receipt.examples) for receipt in found))
+
+
+async def audit(store: Store, membership: MembershipStore, blobs: Blobs, scratch: Path) -> Report:
+    """Checks every run. Reads much: each kept update once, each version up to three times. Nothing may write meanwhile."""
+    report = Report()
+    for record in await store.runs():
+        tables, log = await _read(store, record.id)
+        report.runs += 1
+        report.versions += len(tables.versions)
+        report.receipts += len(tables.receipts)
+        problems = [*_check_chain(record, tables), *_check_counts(tables)]
+        try:
+            spec = parse_spec(record.spec_json, f"of run {record.id}")
+        except PluralError as error:
+            problems.append((3, str(error)))
+        else:
+            replayed, over = _check_replay(record, spec, tables, log)
+            problems += [*replayed, *await _check_blobs(blobs, tables, over)]
+            for version in tables.versions.values():
+                problems += await _check_aggregate(report, spec, blobs, scratch, tables, version)
+        report.findings += [Finding(f"run {record.id}", invariant, problem) for invariant, problem in problems]
+    await _check_audit_log(report, membership)
+    named = await kept_blobs(store, 1_000_000)
+    report.orphan_blobs = len(set(await blobs.digests()) - named)
+    return report
+
+
+async def _check_audit_log(report: Report, membership: MembershipStore) -> None:
+    head = (0, FIRST_PREVIOUS)
+    while page := await membership.audit_entries(head[0], PAGE):
+        try:
+            head = check_chain(page, *head)
+        except AuditBroken as error:
+            report.findings.append(Finding("audit log", 8, str(error)))
+            return
+        report.audit_entries += len(page)
+
+
+async def _read(store: Store, run: RunId) -> tuple[Tables, list[EventRecord]]:
+    tables = Tables(versions={row.version: row for row in await store.versions(run)})
+    before: int | None = None
+    while page := await store.rounds(run, before, PAGE):
+        tables.rounds |= {row.round: row for row in page}
+        before = page[-1].round
+    for number in tables.rounds:
+        tables.receipts |= {(number, row.receipt.client): row for row in await store.receipts(run, RoundNumber(number))}
+    cursor = 0
+    while scores := await store.evaluations(run, cursor, PAGE):
+        tables.evaluations |= {(row.score.version, row.score.client): row for _, row in scores}
+        cursor = scores[-1][0]
+    log: list[EventRecord] = []
+    while events := await store.events(run, log[-1].sequence if log else 0, PAGE):
+        log += events
+    return tables, log
+
+
+def _check_chain(record: RunRecord, tables: Tables) -> Iterator[Problem]:
+    if hashlib.sha256(record.spec_json).hexdigest() != record.spec_sha256:
+        yield 3, "the stored spec is not the one its hash is of"
+    parent = ""
+    for number in range(max(tables.versions, default=0) + 1):
+        if (version := tables.versions.get(number)) is None:
+            yield 3, f"version {number} is missing"
+            continue
+        if version.parent_sha256 != parent:
+            yield 3, f"version {number} does not name its parent's record"
+        if version.spec_sha256 != record.spec_sha256:
+            yield 3, f"version {number} was made under another spec"
+        parent = version.record_sha256
+
+
+def _check_counts(tables: Tables) -> Iterator[Problem]:
+    made: dict[int, VersionRecord] = {row.round: row for row in tables.versions.values() if row.version > 0}
+    for version in tables.versions.values():
+        if version.version > 0 and version.round not in tables.rounds:
+            yield 2, f"version {version.version} is of a round that never was"
+        if version.version > 0 and made[version.round] is not version:
+            yield 2, f"round {version.round} made more than one version"
+    for number, row in tables.rounds.items():
+        match row.outcome:
+            case RoundOutcome.CLOSED if number not in made or made[number].version != row.version:
+                yield 1, f"round {number} is closed, its version is not there"
+            case RoundOutcome.CLOSED:
+                yield from _check_members(number, tables.acknowledged(number), made[number])
+            case _ if number in made:
+                yield 2, f"round {number} is {row.outcome} and made a version"
+            case RoundOutcome.ABANDONED if not row.reason:
+                yield 1, f"round {number} is abandoned without a reason"
+            case _:
+                pass
+
+
+def _check_members(
+    number: int, acknowledged: tuple[tuple[ClientId, Digest, int], ...], version: VersionRecord
+) -> Iterator[Problem]:
+    receipts, counted = Counter(row[:2] for row in acknowledged), Counter(row[:2] for row in version.updates)
+    for client, digest in receipts - counted:
+        yield 1, f"round {number}: update {digest[:12]} of {client} is acknowledged and in no aggregate"
+    if version.weights and len(version.weights) != len(version.updates):
+        yield 4, f"round {number}: version {version.version} has {len(version.weights)} weights"
+    for client, digest in counted - receipts:
+        yield 2, f"round {number}: update {digest[:12]} of {client} counts twice or was never acknowledged"
+    if receipts == counted and version.updates != acknowledged:
+        yield 4, f"round {number}: the example counts of version {version.version} are not those of the receipts"
+
+
+def _check_replay(
+    record: RunRecord, spec: RunSpec, tables: Tables, log: list[EventRecord]
+) -> tuple[list[Problem], bool]:
+    """Writes every row again from the log, by the code that wrote it first, and compares; and whether the run is over.
+
+    A run whose log cannot be replayed does not go on either.
+    """
+    if (newest := tables.versions.get(0)) is None:
+        return [], True
+    state, replayed = first_state(record, spec, newest), Tables(versions={0: newest})
+    open_round: RoundRecord | None = None
+    for sequence, row in enumerate(log, 1):
+        if row.sequence != sequence:
+            return [(6, f"event {sequence} is missing")], True
+        try:
+            event = ev.event_from_facts(row.kind, dict(row.facts))
+            state, effects = step(state, event)
+        except (PluralError, KeyError, ValueError) as error:
+            return [(6, f"event {sequence} cannot be replayed: {error}")], True
+        change = change_of(record, state, sequence, event, effects, open_round, newest)
+        replayed.write(change)
+        open_round = change.rounds[-1] if change.rounds else open_round
+        newest = change.versions[-1] if change.versions else newest
+    problems = [
+        *_differences("version", tables.versions, replayed.versions),
+        *_differences("round", tables.rounds, replayed.rounds),
+        *_differences("receipt", tables.receipts, replayed.receipts),
+        *_differences("evaluation", tables.evaluations, replayed.evaluations),
+    ]
+    return problems, state.phase is Phase.ENDED
+
+
+def _differences(what: str, stored: Mapping[Any, Any], replayed: Mapping[Any, Any]) -> Iterator[Problem]:
+    for key in sorted(stored.keys() | replayed.keys()):
+        if stored.get(key) != replayed.get(key):
+            yield 6, f"{what} {key}: stored is {stored.get(key)}, by the log it is {replayed.get(key)}"
+
+
+async def _check_blobs(blobs: Blobs, tables: Tables, over: bool) -> list[Problem]:
+    """The versions, the moments that the next round begins with, and the acknowledged updates that no version is made of yet."""
+    problems: list[Problem] = []
+    if tables.versions and not over:
+        newest = tables.versions[max(tables.versions)]
+        for moment in newest.moments:
+            problems += await _check_blob(blobs, moment, 7, f"a moment of model version {newest.version}")
+    for version in tables.versions.values():
+        problems += await _check_blob(blobs, version.digest, 7, f"model version {version.version}")
+    for (number, client), row in tables.receipts.items():
+        if tables.rounds[number].outcome is RoundOutcome.OPEN:
+            what = f"the acknowledged update of {client} in round {number}"
+            problems += await _check_blob(blobs, row.receipt.digest, 1, what)
+    return problems
+
+
+async def _check_blob(blobs: Blobs, digest: Digest, if_lost: int, what: str) -> list[Problem]:
+    try:
+        verify(await blobs.path(digest), digest)
+    except NotFound as error:
+        return [(if_lost, f"{what}: {error}")]
+    except (PluralError, OSError) as error:
+        return [(7, f"{what}: {error}")]
+    return []
+
+
+async def _check_aggregate(
+    report: Report, spec: RunSpec, blobs: Blobs, scratch: Path, tables: Tables, version: VersionRecord
+) -> list[Problem]:
+    base = tables.versions.get(version.version - 1)
+    if base is None or len(version.weights) not in (0, len(version.updates)):  # version 0, or what is reported as such
+        return []
+    receipts = [ev.Receipt(*update) for update in version.updates]
+    draft = scratch / f"audit-{version.version}"
+    try:
+        found = await write_next(blobs, spec, base, receipts, version.weights, draft)
+    except NotFound:
+        report.aggregates_not_kept += 1
+        return []
+    except (PluralError, OSError) as error:
+        return [(7, f"what version {version.version} is made of: {error}")]
+    for each in found:
+        each.path.unlink()
+    report.aggregates_repeated += 1
+    stored, again = (version.digest, *version.moments), tuple(each.manifest.digest for each in found)
+    if again != stored:
+        names = ("the model", "the first moment", "the second moment")
+        differing = [name for name, *both in zip(names, stored, again, strict=False) if both[0] != both[1]]
+        what = " and ".join(differing) or "the number of moments"
+        return [(5, f"version {version.version}: aggregating again gives other bits of {what}")]
+    return []

@@ -1,0 +1,103 @@
+"""Who may call what: one table, deny by default. A test holds it against the service descriptors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pluralllm.common.errors.membership import RoleForbids
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+
+CLIENT, OBSERVER, ADMIN = MemberRole.CLIENT, MemberRole.OBSERVER, MemberRole.ADMIN
+ANY = frozenset(MemberRole)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Whoever a connection has proven to be."""
+
+    name: ClientId
+    role: MemberRole
+    serial: str = ""  # of the certificate; "" in plain text
+    group: str | None = None  # the member's; None in plain text, where the client says so itself
+    group_role: GroupRole = GroupRole.TRAIN
+
+    @property
+    def place(self) -> tuple[str | None, GroupRole]:
+        """The group it speaks for, and whether that group trains."""
+        return self.group, self.group_role
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    roles: frozenset[MemberRole]
+    audited: bool = False  # written to the audit log before it is done (membership changes write themselves)
+
+
+def _only(*roles: MemberRole) -> Rule:
+    return Rule(frozenset(roles))
+
+
+STEERING = Rule(frozenset({ADMIN}), audited=True)
+FEDERATION = "/pluralllm.v1.FederationService/"
+OPERATIONS = "/pluralllm.v1.OperationsService/"
+ENROLMENT = "/pluralllm.v1.EnrolmentService/"
+HEALTH = "/grpc.health.v1.Health/"
+
+ON_ENROLMENT_PORT = frozenset({f"{ENROLMENT}Join", f"{ENROLMENT}GetStanding"})
+
+# Of the main port.
+RULES: Mapping[str, Rule] = {
+    f"{FEDERATION}Hello": _only(CLIENT),
+    f"{FEDERATION}Poll": _only(CLIENT),
+    f"{FEDERATION}GetRunSpec": _only(CLIENT),
+    f"{FEDERATION}GetManifest": _only(CLIENT, ADMIN),  # weights are not for observers
+    f"{FEDERATION}GetChunks": _only(CLIENT, ADMIN),
+    f"{FEDERATION}GetRollouts": _only(CLIENT),
+    f"{FEDERATION}BeginUpdate": _only(CLIENT),
+    f"{FEDERATION}PutChunks": _only(CLIENT),
+    f"{FEDERATION}CommitUpdate": _only(CLIENT),
+    f"{FEDERATION}ReportEvaluation": _only(CLIENT),
+    f"{FEDERATION}ReportProgress": _only(CLIENT),
+    f"{FEDERATION}ReportFailure": _only(CLIENT),
+    f"{OPERATIONS}CreateRun": STEERING,
+    f"{OPERATIONS}StartRun": STEERING,
+    f"{OPERATIONS}PauseRun": STEERING,
+    f"{OPERATIONS}ResumeRun": STEERING,
+    f"{OPERATIONS}CancelRun": STEERING,
+    f"{OPERATIONS}AskRewards": STEERING,
+    f"{OPERATIONS}GetRewards": _only(ADMIN),  # what groups are predicted to prefer
+    f"{OPERATIONS}GetRun": Rule(ANY),
+    f"{OPERATIONS}ListRuns": Rule(ANY),
+    f"{OPERATIONS}GetRound": Rule(ANY),
+    f"{OPERATIONS}ListRounds": Rule(ANY),
+    f"{OPERATIONS}ListEvaluations": Rule(ANY),
+    f"{OPERATIONS}WatchRun": Rule(ANY),
+    f"{OPERATIONS}GetModel": _only(CLIENT, ADMIN),
+    f"{OPERATIONS}ListMembers": _only(ADMIN),  # keys, dates, who is invited
+    f"{OPERATIONS}CreateInvite": _only(ADMIN),
+    f"{OPERATIONS}ApproveMember": _only(ADMIN),
+    f"{OPERATIONS}RevokeMember": _only(ADMIN),
+    f"{OPERATIONS}ListAuditEvents": _only(ADMIN),
+    f"{ENROLMENT}Renew": Rule(ANY),
+    f"{ENROLMENT}Join": Rule(frozenset()),  # only on the enrolment port
+    f"{ENROLMENT}GetStanding": Rule(frozenset()),
+    f"{HEALTH}Check": Rule(ANY),
+    f"{HEALTH}List": Rule(ANY),
+    f"{HEALTH}Watch": Rule(ANY),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Rule(ANY),
+}
+
+
+def check_role(principal: Principal, method: str) -> Rule:
+    """The method's row. Raises RoleForbids, also for a method without one."""
+    rule = RULES.get(method)
+    if rule is None or principal.role not in rule.roles:
+        allowed = ", ".join(sorted(rule.roles)) if rule is not None else ""
+        raise RoleForbids(
+            name=principal.name,
+            role=principal.role,
+            rpc=method.rpartition("/")[2],
+            allowed=allowed or "nobody on this port",
+        )
+    return rule

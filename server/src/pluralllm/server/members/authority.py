@@ -1,0 +1,296 @@
+"""The federation's certificate authority (RFC 5280): a root that can be kept elsewhere, and the intermediate that works here.
+
+STATE/authority/
+federation.json        name and advertised hosts; written last, so the folder is complete or not there
+root.pem, root-key.pem the root; its key is needed once a year and may be moved to a safe place
+issuer.pem, issuer-key.pem   the intermediate, one year: signs members and this server
+server.pem             this server's key, certificate and intermediate; replaced whole, read again without a restart
+"""
+
+import datetime
+import json
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from pluralllm.common.errors.membership import (
+    AlreadyInitialised,
+    CertificateExpired,
+    CertificateForeign,
+    CertificateInvalid,
+    CertificateNotYetValid,
+    CertificateWrongUse,
+    IssuerExpired,
+    NotInitialised,
+)
+from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
+from pluralllm.common.process.files import storage_errors, sync_directory, write_durably
+from pluralllm.common.trust.certificates import (
+    BACKDATE_S,
+    RENEW_AT,
+    UNREADABLE,
+    CertificateFacts,
+    PrivateKey,
+    key_from_pem,
+    key_to_pem,
+    member_uri,
+    new_key,
+    read_certificate,
+)
+from pluralllm.common.trust.handshake import split
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.members.signing import (
+    builder_for,
+    general_name,
+    is_ip,
+    is_signed_by,
+    key_usage,
+    sign_authority,
+    to_pem,
+)
+
+DAY_S = 86_400.0
+ROOT_LIFE_S = 20 * 365 * DAY_S
+ISSUER_LIFE_S = 365 * DAY_S
+SERVER_LIFE_S = 90 * DAY_S
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")  # the operator's own commands on the coordinator's machine
+SECRET = 0o600
+HOST_PATTERN = r"(?!-)[a-z0-9-]{1,63}(\.(?!-)[a-z0-9-]{1,63})*"
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """The intermediate at work. Its files are re-read by `load_authority`; this is what they said."""
+
+    folder: Path
+    federation: str
+    hosts: tuple[str, ...]  # advertised; the first one is in invites
+    root: x509.Certificate
+    issuer: x509.Certificate
+    issuer_key: PrivateKey
+
+    @property
+    def root_pem(self) -> bytes:
+        return to_pem(self.root)
+
+    @property
+    def root_der(self) -> bytes:
+        return self.root.public_bytes(serialization.Encoding.DER)
+
+    @property
+    def issuer_expires_s(self) -> float:
+        return self.issuer.not_valid_after_utc.timestamp()
+
+    @property
+    def server_file(self) -> Path:
+        return self.folder / "server.pem"
+
+    def issue_member(
+        self, key: ec.EllipticCurvePublicKey, name: str, role: MemberRole, life_s: float, now_s: float
+    ) -> bytes:
+        """A member's certificate and the intermediate, PEM. Its life ends with the intermediate's at the latest.
+
+        Raises IssuerExpired.
+        """
+        uri = x509.UniformResourceIdentifier(member_uri(self.federation, role, name))
+        return self._issue(key, name, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, life_s, now_s)
+
+    def renew_server(self, now_s: float) -> None:
+        """Writes server.pem anew, with a new key. Raises IssuerExpired, StorageFull."""
+        key = new_key()
+        names = [general_name(host) for host in dict.fromkeys((*self.hosts, *LOOPBACK_NAMES))]
+        usage = ExtendedKeyUsageOID.SERVER_AUTH
+        chain = self._issue(key.public_key(), self.hosts[0], names, usage, SERVER_LIFE_S, now_s)
+        write_durably(self.server_file, key_to_pem(key) + chain, SECRET)
+
+    def server_certificate(self) -> x509.Certificate:
+        """What server.pem holds. Raises InvalidConfig."""
+        return read_pair(self.server_file)[2]
+
+    def uncovered(self, addresses: Iterable[str]) -> tuple[str, ...]:
+        """The hosts of these addresses that the server's certificate is not for: whoever goes there turns away.
+
+        Raises InvalidConfig.
+        """
+        extensions = self.server_certificate().extensions
+        names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+        hosts = dict.fromkeys(split(address)[0].lower() for address in addresses)
+        return tuple(host for host in hosts if not host.isascii() or general_name(host) not in names)
+
+    def covering(self, hosts: Iterable[str]) -> str:
+        """The command after which the server's certificate is for these hosts too: it replaces the names there are."""
+        return " ".join(["pluralllm-server renew-issuer", *(f"--host {host}" for host in (*self.hosts, *hosts))])
+
+    def is_server_renewal_due(self, now_s: float) -> bool:
+        """At two thirds of its life, or when it was signed by an older intermediate."""
+        found = self.server_certificate()
+        life_s = (found.not_valid_after_utc - found.not_valid_before_utc).total_seconds() - BACKDATE_S
+        due_s = found.not_valid_after_utc.timestamp() - (1 - RENEW_AT) * life_s
+        return now_s >= due_s or not is_signed_by(found, self.issuer)
+
+    def check_member(self, chain_pem: bytes, now_s: float) -> CertificateFacts:
+        """What the handshake checks, with a reason for each refusal.
+
+        Raises CertificateInvalid, CertificateForeign, CertificateWrongUse, CertificateNotYetValid, CertificateExpired.
+        """
+        facts = read_certificate(chain_pem)
+        try:
+            leaf, *others = x509.load_pem_x509_certificates(chain_pem)
+        except UNREADABLE as error:
+            raise CertificateInvalid(what="the certificate", problem=f"its chain is damaged: {error}") from error
+        issuers = [self.issuer, *(other for other in others[:3] if is_signed_by(other, self.root))]
+        if facts.federation != self.federation or not any(is_signed_by(leaf, issuer) for issuer in issuers):
+            raise CertificateForeign(name=facts.name)
+        try:
+            usages = list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+        except x509.ExtensionNotFound:
+            usages = []
+        if ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
+            raise CertificateWrongUse(name=facts.name)
+        check_dates(facts, now_s)
+        return facts
+
+    def _issue(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        name: str,
+        names: Sequence[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        life_s: float,
+        now_s: float,
+    ) -> bytes:
+        end_s = min(now_s + life_s, self.issuer_expires_s)
+        if end_s <= now_s:
+            raise IssuerExpired(expired=day(self.issuer_expires_s))
+        builder = builder_for(name, self.issuer.subject, key, now_s - BACKDATE_S, end_s)
+        builder = (
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(key_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.issuer_key.public_key()), critical=False
+            )
+        )
+        return to_pem(builder.sign(self.issuer_key, hashes.SHA256())) + to_pem(self.issuer)
+
+
+def check_dates(facts: CertificateFacts, now_s: float) -> None:
+    """Raises CertificateNotYetValid, CertificateExpired."""
+    if now_s < facts.not_before_s:
+        raise CertificateNotYetValid(name=facts.name, valid_from=day(facts.not_before_s))
+    if now_s >= facts.not_after_s:
+        raise CertificateExpired(name=facts.name, expired=day(facts.not_after_s))
+
+
+def create_authority(
+    folder: Path, federation: str, hosts: Sequence[str], passphrase: bytes | None, now_s: float
+) -> Authority:
+    """Makes root, intermediate and server certificate. Raises AlreadyInitialised, InvalidArgument, StorageFull."""
+    if (folder / "federation.json").exists():
+        raise AlreadyInitialised(state_dir=str(folder.parent))
+    federation, checked = check_names(federation, hosts)
+    root_key = new_key()
+    root = sign_authority(f"PluralLLM {federation} root", root_key, None, root_key, ROOT_LIFE_S, now_s)
+    with storage_errors("the certificate authority"):
+        shutil.rmtree(folder, ignore_errors=True)  # of an init that was interrupted
+        folder.mkdir(mode=0o700, parents=True)
+        write_durably(folder / "root-key.pem", key_to_pem(root_key, passphrase), SECRET)
+        write_durably(folder / "root.pem", to_pem(root))
+        _write_issuer(folder, federation, root, root_key, now_s)
+        about = {"federation": federation, "hosts": checked}
+        draft = load_authority(folder, about)
+        draft.renew_server(now_s)
+        write_durably(folder / "federation.json", json.dumps(about, indent=2).encode())
+        sync_directory(folder.parent)
+    return draft
+
+
+def renew_issuer(
+    folder: Path, hosts: Sequence[str], root_key_file: Path, passphrase: bytes | None, now_s: float
+) -> Authority:
+    """A new intermediate and server certificate under the same root; `hosts` replace the old ones if there are any.
+
+    Members' certificates stay valid to their end. Raises NotInitialised, InvalidConfig (the root's key), InvalidArgument.
+    """
+    old = load_authority(folder)
+    _, checked = check_names(old.federation, hosts or old.hosts)
+    try:
+        root_key = key_from_pem(root_key_file.read_bytes(), passphrase)
+    except OSError as error:
+        raise InvalidConfig(file=str(root_key_file), problems=f"  it cannot be read: {error.strerror}") from error
+    except CertificateInvalid as error:
+        raise InvalidConfig(file=str(root_key_file), problems=f"  {error}") from error
+    if root_key.public_key() != old.root.public_key():
+        raise InvalidConfig(file=str(root_key_file), problems="  it is not the key of this federation's root")
+    _write_issuer(folder, old.federation, old.root, root_key, now_s)
+    about = {"federation": old.federation, "hosts": checked}
+    write_durably(folder / "federation.json", json.dumps(about, indent=2).encode())
+    renewed = load_authority(folder)
+    renewed.renew_server(now_s)
+    return renewed
+
+
+def load_authority(folder: Path, about: dict[str, Any] | None = None) -> Authority:
+    """Raises NotInitialised, InvalidConfig naming the damaged file."""
+    path = folder / "federation.json"
+    if about is None and not path.exists():
+        raise NotInitialised(state_dir=str(folder.parent))
+    try:
+        found = about or json.loads(path.read_text())
+        federation, hosts = check_names(found["federation"], found["hosts"])
+        path = folder / "root.pem"
+        root = x509.load_pem_x509_certificate(path.read_bytes())
+        path = folder / "issuer.pem"
+        key, _, issuer = read_pair(path)
+        if not is_signed_by(issuer, root):
+            raise InvalidConfig(file=str(path), problems="  it is not signed by the root")
+    except (OSError, ValueError, KeyError, TypeError, CertificateInvalid, InvalidArgument) as error:
+        raise InvalidConfig(file=str(path), problems=f"  {error}") from error
+    return Authority(folder, federation, hosts, root, issuer, key)
+
+
+def read_pair(path: Path) -> tuple[PrivateKey, bytes, x509.Certificate]:
+    """Key, chain (PEM) and first certificate of a file that holds them all. Raises InvalidConfig."""
+    try:
+        key_pem, mark, chain = path.read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
+        key, certificate = key_from_pem(key_pem), x509.load_pem_x509_certificate(mark + chain)
+    except (OSError, ValueError, CertificateInvalid) as error:
+        raise InvalidConfig(file=str(path), problems=f"  {error}") from error
+    if key.public_key() != certificate.public_key():
+        raise InvalidConfig(file=str(path), problems="  key and certificate do not belong together")
+    return key, mark + chain, certificate
+
+
+def check_names(federation: str, hosts: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Lower-cased. Raises InvalidArgument."""
+    if not hosts:
+        raise InvalidArgument(field="--host", problem="give at least one name that partners reach this machine by")
+    for host in hosts:
+        if not is_ip(host) and not re.fullmatch(HOST_PATTERN, host.lower()):
+            raise InvalidArgument(
+                field="--host", problem=f"{host!r} is no host name or IP address (no port, no https://)"
+            )
+    if not re.fullmatch(r"[a-z0-9._-]{1,255}", federation.lower()):
+        raise InvalidArgument(field="--federation", problem=f"{federation!r}: allowed are a-z, 0-9, '.', '-' and '_'")
+    return federation.lower(), tuple(host.lower() for host in hosts)
+
+
+def day(time_s: float) -> str:
+    """For a person: 2026-11-24 17:05 UTC."""
+    return datetime.datetime.fromtimestamp(time_s, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _write_issuer(folder: Path, federation: str, root: x509.Certificate, root_key: PrivateKey, now_s: float) -> None:
+    key = new_key()
+    end_s = min(ISSUER_LIFE_S, root.not_valid_after_utc.timestamp() - now_s)
+    issuer = sign_authority(f"PluralLLM {federation} issuer", key, root, root_key, end_s, now_s)
+    write_durably(folder / "issuer.pem", key_to_pem(key) + to_pem(issuer), SECRET)

@@ -1,0 +1,343 @@
+"""The members of the federation: who is invited, who has joined, whose certificate is good. Kept in memory, durable in the store.
+
+A certificate proves a name; everything else (role, group, approval, revocation) is looked up here at each call.
+"""
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pluralllm.common.errors.membership import (
+    AwaitingApproval,
+    CertificateInvalid,
+    CertificateRevoked,
+    CertificateUnknown,
+    InviteExpired,
+    InviteForAnother,
+    InviteUnknown,
+    InviteUsed,
+    LastAdmin,
+    MemberExists,
+)
+from pluralllm.common.errors.tree import InvalidArgument, NotFound, OverLimit
+from pluralllm.common.trust.certificates import fingerprint, public_key_of, read_certificate, read_known_certificate
+from pluralllm.common.trust.invite import TOKEN_BYTES, token_hash
+from pluralllm.common.words.ids import ID_HELP, ClientId, is_id
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.members.access import Principal
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.authority import Authority, check_dates, day
+from pluralllm.server.process.cancellation import unbroken
+from pluralllm.server.storage.membership import (
+    Everyone,
+    InviteRecord,
+    IssuedCertificate,
+    Member,
+    MembershipChange,
+    MembershipStore,
+    MemberState,
+)
+
+MAX_TTL_S = 24 * 3600.0
+MAX_GROUP = 200
+MAX_LIVE_CERTIFICATES = 5  # of one member: two while it renews, some for tries that broke off
+
+
+@dataclass(frozen=True, slots=True)
+class InviteOrder:
+    """What an administrator asks for."""
+
+    name: str
+    role: MemberRole
+    group: str = ""
+    group_role: GroupRole | None = None
+    ttl_s: float = MAX_TTL_S
+    needs_approval: bool = False
+
+
+class Registry:
+    """One for each process; every method runs on its event loop, changes one after the other."""
+
+    def __init__(
+        self,
+        store: MembershipStore,
+        audit: AuditLog,
+        authority: Authority,
+        certificate_life_s: float,
+        wall_s: Callable[[], float],
+    ) -> None:
+        self.authority = authority
+        self.audit = audit
+        self._store = store
+        self._life_s = certificate_life_s
+        self._wall_s = wall_s
+        self._members: dict[ClientId, Member] = {}
+        self._certificates: dict[str, IssuedCertificate] = {}  # by serial
+        self._serials: defaultdict[ClientId, set[str]] = defaultdict(set)  # of each member's certificates
+        self._invites: dict[str, InviteRecord] = {}  # by token hash
+        self._changing = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Reads what is on record."""
+        found = await self._store.everyone()
+        self._remember(found)
+
+    # Reading
+
+    def principal(self, certificate_pem: bytes) -> Principal:
+        """Who may call with this certificate, its signature being checked by TLS, now.
+
+        Raises CertificateUnknown, CertificateNotYetValid, CertificateExpired, CertificateRevoked, AwaitingApproval.
+        """
+        facts = read_known_certificate(certificate_pem)
+        issued, member = self._certificates.get(facts.serial), self._members.get(facts.name)
+        if issued is None or member is None or (issued.member, issued.key_sha256) != (facts.name, facts.key_sha256):
+            raise CertificateUnknown(name=facts.name, serial=facts.serial)
+        if issued.revoked_s is not None:
+            raise CertificateRevoked(name=facts.name, revoked=day(issued.revoked_s))
+        check_dates(facts, self._wall_s())
+        if not member.approved:
+            raise AwaitingApproval(name=member.name)
+        return Principal(member.name, member.role, facts.serial, member.group, member.group_role)
+
+    def members(self) -> tuple[Member, ...]:
+        """Sorted by name."""
+        return tuple(member for _, member in sorted(self._members.items()))
+
+    def open_invites(self) -> tuple[InviteRecord, ...]:
+        """Sorted by name; at most one for each."""
+        now_s = self._wall_s()
+        return tuple(sorted((i for i in self._invites.values() if i.is_open(now_s)), key=lambda invite: invite.name))
+
+    def newest_certificate(self, name: ClientId) -> IssuedCertificate | None:
+        mine = self._of(name)
+        return max(mine, key=lambda issued: (issued.issued_s, issued.not_after_s)) if mine else None
+
+    def state_of(self, member: Member) -> MemberState:
+        newest = self.newest_certificate(member.name)
+        if member.revoked_s is not None:
+            return MemberState.REVOKED
+        if newest is None or newest.not_after_s <= self._wall_s():
+            return MemberState.EXPIRED
+        return MemberState.ACTIVE if member.approved else MemberState.AWAITING_APPROVAL
+
+    def revoked(self) -> tuple[ClientId, ...]:
+        return tuple(member.name for member in self.members() if member.revoked_s is not None)
+
+    # Changing
+
+    @unbroken
+    async def invite(self, by: Principal, order: InviteOrder) -> tuple[InviteRecord, str]:
+        """A new invite and its token, which is kept nowhere. Raises InvalidArgument, MemberExists."""
+        _check_order(order)
+        name, now_s = ClientId(order.name), self._wall_s()
+        async with self._changing:
+            member = self._members.get(name)
+            if member is not None and (state := self.state_of(member)) not in (
+                MemberState.REVOKED,
+                MemberState.EXPIRED,
+            ):
+                raise MemberExists(name=name, state=state.value.replace("_", " "))
+            token = secrets.token_urlsafe(TOKEN_BYTES)
+            is_client = order.role is MemberRole.CLIENT
+            invite = InviteRecord(
+                token_sha256=token_hash(token),
+                name=name,
+                role=order.role,
+                group=(order.group or order.name) if is_client else "",
+                group_role=order.group_role or GroupRole.TRAIN,
+                needs_approval=order.needs_approval,
+                created_s=now_s,
+                expires_s=now_s + order.ttl_s,
+            )
+            deed = self.audit.deed(
+                by,
+                "CreateInvite",
+                f"members/{name}",
+                role=invite.role.value,
+                group=invite.group,
+                group_role=invite.group_role.value if is_client else "",
+                needs_approval=invite.needs_approval,
+            )
+            await self._write(MembershipChange(deed, invites=(*self._withdrawn(name), invite)))
+        return invite, token
+
+    @unbroken
+    async def join(self, name: str, token: str, request_der: bytes) -> tuple[Member, bytes]:
+        """The new member and its certificate chain. The same key gets the same answer again.
+
+        Raises InvalidArgument, CertificateInvalid, InviteUnknown, InviteForAnother, InviteExpired, InviteUsed, IssuerExpired.
+        """
+        if not is_id(name):
+            raise InvalidArgument(field="name", problem=f"allowed: {ID_HELP}")
+        key = public_key_of(request_der)
+        key_sha256, now_s = fingerprint(key), self._wall_s()
+        async with self._changing:
+            invite = self._invites.get(token_hash(token))
+            if invite is None or invite.withdrawn:
+                raise InviteUnknown(name=name)
+            if invite.name != name:
+                raise InviteForAnother(name=name)
+            if invite.used_by_key:
+                return self._again(invite, key_sha256, now_s)
+            if not invite.is_open(now_s):
+                raise InviteExpired(name=name, expired=day(invite.expires_s))
+            self._check_key_is_new(key_sha256, ClientId(""))
+            issued = self._issue(key, invite.name, invite.role, now_s)
+            member = Member(invite.name, invite.role, invite.group, invite.group_role, not invite.needs_approval, now_s)
+            used = replace(invite, used_by_key=key_sha256)
+            by = Principal(invite.name, invite.role, issued.serial)
+            deed = self.audit.deed(by, "Join", f"members/{name}", key_sha256=key_sha256, role=member.role.value)
+            await self._write(MembershipChange(deed, (member,), (issued,), (used,), spends=invite.token_sha256))
+        return member, issued.chain_pem
+
+    @unbroken
+    async def renew(self, by: Principal, request_der: bytes) -> bytes:
+        """The next certificate chain of a member. The same key gets the same answer again.
+
+        Raises CertificateInvalid, CertificateRevoked, OverLimit, IssuerExpired.
+        """
+        key = public_key_of(request_der)
+        key_sha256, now_s = fingerprint(key), self._wall_s()
+        async with self._changing:
+            current = self._certificates[by.serial]
+            if current.revoked_s is not None:  # meanwhile
+                raise CertificateRevoked(name=by.name, revoked=day(current.revoked_s))
+            live = [issued for issued in self._of(by.name) if issued.not_after_s > now_s and issued.revoked_s is None]
+            for issued in live:
+                if issued.key_sha256 == key_sha256 and issued is not current:
+                    return issued.chain_pem
+            if len(live) >= MAX_LIVE_CERTIFICATES:
+                raise OverLimit(what=f"certificates of {by.name}", got=len(live) + 1, limit=MAX_LIVE_CERTIFICATES)
+            self._check_key_is_new(key_sha256, by.name)
+            issued = self._issue(key, by.name, by.role, now_s)
+            deed = self.audit.deed(by, "Renew", f"members/{by.name}", key_sha256=key_sha256, new_serial=issued.serial)
+            await self._write(MembershipChange(deed, certificates=(issued,)))
+        return issued.chain_pem
+
+    @unbroken
+    async def approve(self, by: Principal, name: str) -> Member:
+        """Repeatable. Raises NotFound."""
+        async with self._changing:
+            member = self._member(name)
+            if not member.approved:
+                member = replace(member, approved=True)
+                newest = self.newest_certificate(member.name)
+                key_sha256 = newest.key_sha256 if newest is not None else ""
+                deed = self.audit.deed(by, "ApproveMember", f"members/{name}", key_sha256=key_sha256)
+                await self._write(MembershipChange(deed, members=(member,)))
+        return member
+
+    @unbroken
+    async def revoke(self, by: Principal, name: str, reason: str) -> Member | None:
+        """Every certificate and open invite of a name is void. None if it had an open invite only. Repeatable.
+
+        Raises NotFound, LastAdmin.
+        """
+        async with self._changing:
+            member, withdrawn = self._members.get(ClientId(name)), self._withdrawn(ClientId(name))
+            if member is None and not withdrawn:
+                raise NotFound(what="member", name=name)
+            if member is not None and (member.revoked_s is None or withdrawn):
+                self._check_not_last_admin(member)
+            elif member is not None:
+                return member
+            now_s = self._wall_s()
+            void = tuple(replace(c, revoked_s=now_s) for c in self._of(ClientId(name)) if c.revoked_s is None)
+            deed = self.audit.deed(by, "RevokeMember", f"members/{name}", reason=reason, certificates=len(void))
+            gone = None if member is None else replace(member, revoked_s=now_s)
+            await self._write(MembershipChange(deed, () if gone is None else (gone,), void, withdrawn))
+        return gone
+
+    async def make_admin(self, name: ClientId, key: ec.EllipticCurvePublicKey) -> bytes:
+        """An administrator made on the coordinator's own machine, without an invite; its chain. Raises MemberExists."""
+        now_s = self._wall_s()
+        async with self._changing:
+            member = self._members.get(name)
+            if member is not None and (state := self.state_of(member)) not in (
+                MemberState.REVOKED,
+                MemberState.EXPIRED,
+            ):
+                raise MemberExists(name=name, state=state.value)
+            issued = self._issue(key, name, MemberRole.ADMIN, now_s)
+            made = Member(name, MemberRole.ADMIN, "", GroupRole.TRAIN, approved=True, created_s=now_s)
+            deed = self.audit.deed(
+                None, "MakeAdmin", f"members/{name}", key_sha256=issued.key_sha256, serial=issued.serial
+            )
+            await self._write(MembershipChange(deed, (made,), (issued,)))
+        return issued.chain_pem
+
+    # Parts
+
+    async def _write(self, change: MembershipChange) -> None:
+        await self.audit.change(change)
+        self._remember(change)
+
+    def _remember(self, change: MembershipChange | Everyone) -> None:
+        self._members |= {member.name: member for member in change.members}
+        self._certificates |= {issued.serial: issued for issued in change.certificates}
+        for issued in change.certificates:
+            self._serials[issued.member].add(issued.serial)
+        self._invites |= {invite.token_sha256: invite for invite in change.invites}
+
+    def _issue(
+        self, key: ec.EllipticCurvePublicKey, name: ClientId, role: MemberRole, now_s: float
+    ) -> IssuedCertificate:
+        chain_pem = self.authority.issue_member(key, name, role, self._life_s, now_s)
+        facts = read_certificate(chain_pem)
+        return IssuedCertificate(facts.serial, name, facts.key_sha256, facts.not_after_s, now_s, chain_pem)
+
+    def _again(self, invite: InviteRecord, key_sha256: str, now_s: float) -> tuple[Member, bytes]:
+        """The answer to a join that is repeated because the first answer was lost."""
+        if invite.used_by_key != key_sha256:
+            raise InviteUsed(name=invite.name)
+        mine = [c for c in self._of(invite.name) if c.key_sha256 == key_sha256]
+        good = [c for c in mine if c.revoked_s is None and c.not_after_s > now_s]
+        if not good:
+            raise CertificateRevoked(
+                name=invite.name, revoked=day(next((c.revoked_s for c in mine if c.revoked_s), now_s))
+            )
+        return self._members[invite.name], good[0].chain_pem
+
+    def _member(self, name: str) -> Member:
+        if (member := self._members.get(ClientId(name))) is None:
+            raise NotFound(what="member", name=name)
+        return member
+
+    def _of(self, name: ClientId) -> list[IssuedCertificate]:
+        return [self._certificates[serial] for serial in self._serials.get(name, ())]
+
+    def _withdrawn(self, name: ClientId) -> tuple[InviteRecord, ...]:
+        now_s = self._wall_s()
+        return tuple(replace(i, withdrawn=True) for i in self._invites.values() if i.name == name and i.is_open(now_s))
+
+    def _check_key_is_new(self, key_sha256: str, owner: ClientId) -> None:
+        if any(c.key_sha256 == key_sha256 and c.member != owner for c in self._certificates.values()):
+            raise CertificateInvalid(what="the certificate request", problem="its key is in use; make a new one")
+
+    def _check_not_last_admin(self, member: Member) -> None:
+        others = [
+            other
+            for other in self._members.values()
+            if other.role is MemberRole.ADMIN
+            and other.name != member.name
+            and self.state_of(other) is MemberState.ACTIVE
+        ]
+        if member.role is MemberRole.ADMIN and member.revoked_s is None and not others:
+            raise LastAdmin(name=member.name)
+
+
+def _check_order(order: InviteOrder) -> None:
+    if not is_id(order.name):
+        raise InvalidArgument(field="name", problem=f"is {order.name!r}, allowed: {ID_HELP}")
+    if not 0 < order.ttl_s <= MAX_TTL_S:
+        raise InvalidArgument(field="ttl", problem=f"is {order.ttl_s:g} s, must be above 0 and at most 24 h")
+    if len(order.group) > MAX_GROUP:
+        raise InvalidArgument(field="group", problem=f"must have at most {MAX_GROUP} characters")
+    if order.role is not MemberRole.CLIENT and (order.group or order.group_role is GroupRole.HELD_OUT):
+        raise InvalidArgument(field="group", problem=f"is for clients; {order.name} is to be {order.role}")

@@ -1,0 +1,82 @@
+"""The server's side of TLS: credentials that are read again when their file changes, and the care for what will expire.
+
+gRPC accepts TLS 1.2 and 1.3 and nothing older, and asks the credentials for news at each handshake.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+
+from pluralllm.common.errors.tree import InvalidConfig, PluralError
+from pluralllm.common.trust.certificates import key_to_pem
+from pluralllm.server.members.authority import Authority, day, load_authority, read_pair
+from pluralllm.server.members.registry import Registry
+
+log = structlog.get_logger()
+
+TEND_S = 60.0
+ISSUER_WARNING_S = 30 * 86_400.0
+
+
+class ServerFile:
+    """server.pem as gRPC wants it, read again when it has changed; a damaged one is reported and the old one stays in use."""
+
+    def __init__(self, path: Path, root_pem: bytes) -> None:
+        self._path = path
+        self._root_pem = root_pem
+        self._seen_ns = path.stat().st_mtime_ns
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """Raises InvalidConfig."""
+        key, chain_pem, _ = read_pair(self._path)
+        return grpc.ssl_server_certificate_configuration([(key_to_pem(key), chain_pem)], self._root_pem)
+
+    def news(self) -> grpc.ServerCertificateConfiguration | None:
+        """None while nothing has changed. Called by gRPC at each handshake, from a thread of its own."""
+        try:
+            seen_ns = self._path.stat().st_mtime_ns
+            if seen_ns == self._seen_ns:
+                return None
+            self._seen_ns = seen_ns
+            found = self.read()
+        except (OSError, InvalidConfig) as error:
+            log.error("tls.server_certificate_unusable", problem=str(error))
+            return None
+        log.info("tls.server_certificate_reloaded", file=str(self._path))
+        return found
+
+
+def server_credentials(authority: Authority, *, members_only: bool) -> grpc.ServerCredentials:
+    """Of one port. Raises InvalidConfig."""
+    file = ServerFile(authority.server_file, authority.root_pem)
+    news: Any = file.news  # the type stubs do not know that None means "nothing new"
+    credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(file.read(), news, members_only)
+    return credentials
+
+
+def warn_of_uncovered(authority: Authority, addresses: Iterable[str]) -> None:
+    """An invite that names another host than the certificate's lets nobody in. Raises InvalidConfig."""
+    if wrong := authority.uncovered(addresses):
+        log.warning("tls.advertised_name_not_covered", hosts=wrong, fix=authority.covering(wrong))
+
+
+async def tend_certificates(registry: Registry, wall_s: Callable[[], float]) -> None:
+    """Renews the server's certificate in time, takes up a renewed intermediate, warns of its end. Runs until cancelled."""
+    warned = ""
+    while True:
+        try:
+            registry.authority = await asyncio.to_thread(load_authority, registry.authority.folder)
+            if registry.authority.is_server_renewal_due(wall_s()):
+                await asyncio.to_thread(registry.authority.renew_server, wall_s())
+                log.info("tls.server_certificate_renewed")
+        except (PluralError, OSError) as error:  # a disk that fails now may work in a minute
+            log.error("tls.authority_unusable", problem=str(error))
+        left_s, expires = registry.authority.issuer_expires_s - wall_s(), day(registry.authority.issuer_expires_s)
+        if left_s < ISSUER_WARNING_S and warned != expires:
+            log.warning("tls.issuer_expires_soon", expires=expires, fix="pluralllm-server renew-issuer")
+            warned = expires
+        await asyncio.sleep(TEND_S)

@@ -1,8 +1,0 @@
-"""Alembic's entry: runs the migrations on the connection that sql_store.py hands over."""
-
-from alembic import context
-
-from pluralllm.server.schema import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transactional_ddl=True)
-context.run_migrations()

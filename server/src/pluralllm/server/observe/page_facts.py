@@ -1,0 +1,157 @@
+"""What the page shows, as JSON-ready values. Pure: curves are thinned here, so that a long run stays small."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pluralllm.common.predictor.metrics import fairness_index
+from pluralllm.common.trust.audit_chain import AuditEntry
+from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.overview import Participant
+from pluralllm.server.storage.store import EvaluationRecord, ReceiptRecord, RoundRecord, VersionRecord
+
+Facts = dict[str, Any]
+
+MAX_POINTS = 200  # of a curve
+SHOWN = 25  # newest rounds, versions, refusals
+TIMED = (Phase.COLLECTING, Phase.EVALUATING)
+
+
+def run_line(run: LiveRun) -> Facts:
+    """One run in the list of runs."""
+    state = run.state
+    return {
+        "name": run.id,
+        "title": run.spec.title,
+        "phase": state.phase.value,
+        "paused": state.paused,
+        "round": state.round,
+        "rounds": run.spec.rounds,
+        "outcome": state.outcome.value if state.outcome is not None else "",
+        "created_s": run.record.created_s,
+    }
+
+
+def run_now(run: LiveRun, people: Sequence[Participant], what_next: str, now_s: float) -> Facts:
+    """A run at this moment: phase, countdown, who is in, who is late and why."""
+    state = run.state
+    return {
+        **run_line(run),
+        "now_s": now_s,
+        "since_s": state.since_s,
+        "deadline_s": state.deadline_s if state.phase in TIMED else None,
+        "next": what_next,
+        "trouble": run.trouble,
+        "reason": state.reason,
+        "version": state.version,
+        "version_digest": state.model_digest,
+        "evaluated": state.evaluated,
+        "updates": len(state.receipts),
+        "places": state.places,
+        "quorum": state.policy.min_clients,
+        "received_bytes": run.received_bytes,
+        "sent_bytes": run.sent_bytes,
+        "asks_for_rewards": run.spec.rewards is not None,
+        "clients": [
+            {
+                "client": person.client,
+                "group": person.group,
+                "role": person.role.value,
+                "state": person.state.value,
+                "stage": person.stage,
+                "progress": round(person.progress, 3),
+                "reason": person.reason,
+            }
+            for person in people
+        ],
+        "refusals": [
+            {"at_s": r.at_s, "round": r.round, "client": r.client, "code": r.reason, "message": r.message}
+            for r in state.refusals[::-1][:SHOWN]
+        ],
+    }
+
+
+@dataclass(slots=True)
+class History:
+    """Scores and distances of a run so far; grows by what is new."""
+
+    scores: dict[int, dict[str, float]] = field(default_factory=dict)  # by version, then group
+    roles: dict[str, str] = field(default_factory=dict)  # by group
+    distances: dict[int, float] = field(default_factory=dict)  # by round: mean over its updates
+    after: int = 0  # the newest evaluation's id
+    rounds: set[int] = field(default_factory=set)  # whose updates were looked at
+
+    def add_scores(self, rows: Sequence[tuple[int, EvaluationRecord]]) -> None:
+        for number, row in rows:
+            self.after = max(self.after, number)
+            self.scores.setdefault(row.score.version, {})[row.score.group] = row.score.alignment_score
+            self.roles[row.score.group] = row.score.role.value
+
+    def add_round(self, number: int, receipts: Sequence[ReceiptRecord]) -> None:
+        self.rounds.add(number)
+        told = [row.receipt.distance for row in receipts if row.receipt.distance is not None]
+        if told:
+            self.distances[number] = sum(told) / len(told)
+
+
+def history_facts(
+    run: LiveRun, history: History, rounds: Sequence[RoundRecord], versions: Sequence[VersionRecord]
+) -> Facts:
+    """Curves by group, fairness and loss; the newest rounds and versions. A version half evaluated is not shown."""
+    ended = -1 if run.state.evaluated is None else run.state.evaluated
+    shown = thinned(sorted(version for version in history.scores if version <= ended))
+    groups = {name: [history.scores[version].get(name) for version in shown] for name in sorted(history.roles)}
+    lost = thinned(sorted(history.distances))
+    return {
+        "name": run.id,
+        "evaluated": run.state.evaluated,
+        "versions": shown,
+        "groups": [
+            {"group": name, "role": history.roles[name], "scores": [_rounded(score) for score in scores]}
+            for name, scores in groups.items()
+        ],
+        "fairness": [_rounded(fairness_index(tuple(history.scores[version].values()))) for version in shown],
+        "loss": [[number, _rounded(history.distances[number])] for number in lost],
+        "rounds": [_round_line(record) for record in rounds[:SHOWN]],
+        "lineage": [_version_line(version) for version in reversed(versions[-SHOWN:])],
+    }
+
+
+def thinned(numbers: Sequence[int]) -> list[int]:
+    """At most MAX_POINTS of them, evenly, the first and the last among them."""
+    if len(numbers) <= MAX_POINTS:
+        return list(numbers)
+    last = len(numbers) - 1
+    return [numbers[round(place * last / (MAX_POINTS - 1))] for place in range(MAX_POINTS)]
+
+
+def audit_line(entry: AuditEntry) -> Facts:
+    """Who did what, with what result."""
+    about: Mapping[str, Any] = {"at_s": entry.at_us / 1e6, "actor": entry.actor, "action": entry.action}
+    return {**about, "object": entry.object, "result": entry.result}
+
+
+def _round_line(record: RoundRecord) -> Facts:
+    return {
+        "round": record.round,
+        "outcome": record.outcome.value,
+        "reason": record.reason,
+        "clients": len(record.cohort),
+        "seconds": round(record.updated_s - record.created_s, 1),
+    }
+
+
+def _version_line(record: VersionRecord) -> Facts:
+    return {
+        "version": record.version,
+        "digest": record.digest,
+        "parent": record.parent_sha256,
+        "record": record.record_sha256,
+        "updates": len(record.updates),
+        "created_s": record.created_s,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,80 @@
+"""The coordinator's configuration: flag > environment (PLURALLLM_SERVER_*) > TOML file > default."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import sqlalchemy as sa
+from pydantic import AfterValidator, Field, PositiveInt, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from pluralllm.common.process.configuration import ProcessConfig
+from pluralllm.common.words.addresses import check_address
+
+
+def check_database_url(secret: SecretStr) -> SecretStr:
+    """For pydantic. Raises ValueError, without the password in it."""
+    try:
+        url = sa.make_url(secret.get_secret_value())
+    except sa.exc.ArgumentError:
+        raise ValueError("must be postgresql://USER:PASSWORD@HOST:PORT/NAME") from None
+    if url.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise ValueError(f"is of {url.drivername}, must be postgresql://USER:PASSWORD@HOST:PORT/NAME")
+    return secret
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Address = Annotated[str, AfterValidator(check_address)]
+
+PLAIN_TEXT_LISTEN = "127.0.0.1:7443"
+DAY_S = 86_400.0
+
+
+class ServerConfig(ProcessConfig):
+    """Everything that may be set. Paths are relative to the working directory."""
+
+    model_config = SettingsConfigDict(env_prefix="PLURALLLM_SERVER_", extra="forbid", frozen=True)
+
+    state_dir: Path = Path("pluralllm-state")
+    # host:port to bind; port 0 takes a free one. The address in use is in state_dir/address.
+    listen: Address = "0.0.0.0:7443"
+    enrolment_listen: Address = "0.0.0.0:7444"
+    # host:port that invites name; default: the first --host of init with the ports in use.
+    advertise: Address | None = None
+    advertise_enrolment: Address | None = None
+    plain_text: bool = False  # no certificates, loopback only: for trials on one machine
+    certificate_life_days: Annotated[float, Field(gt=0, le=365)] = 30.0  # of a member; renewed at two thirds of it
+    connection_age_s: Seconds = 600.0  # then a client connects anew, and an expired certificate is refused
+    connection_grace_s: Seconds = 120.0  # for calls that are under way then; what is cut is resumed
+    joins_per_minute: PositiveInt = 30  # tries from one address, and as many questions of standing; together ten times
+    calls_per_member: PositiveInt = 64  # at a time
+    lease_s: Seconds = 60.0  # a client that is silent for so long loses its place
+    silence_s: Seconds = 5.0  # between two polls a client counts as connected for so long
+    poll_hold_s: Annotated[float, Field(gt=0, le=55)] = 25.0  # below the 60 s at which proxies drop idle calls
+    chunk_idle_s: Seconds = 30.0  # an upload stream that sends nothing for so long is ended; what arrived is kept
+    # Where the records are: postgresql://USER:PASSWORD@HOST/NAME; default: an SQLite file in state_dir.
+    database_url: Annotated[SecretStr, AfterValidator(check_database_url)] | None = Field(None, repr=False)
+    # Where models and updates are: s3://BUCKET/PREFIX (gs, az), credentials as in AWS_*; default: files in state_dir.
+    blob_url: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^/]+(/.*)?$")] | None = None
+    blob_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None  # of another S3 than Amazon's
+    blob_cache_gb: Annotated[float, Field(gt=0, le=100_000)] = 20.0  # of local copies of what blob_url names
+    keep_updates: PositiveInt = 3  # rounds whose updates stay on disk, for audit
+    max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # each connected client holds one Poll
+    # host:port of the page for people, read-only, without certificates: on loopback, 127.0.0.1:7446 is usual; default: nowhere.
+    page_listen: Address | None = None
+    # OpenTelemetry collector (OTLP over HTTP) that spans go to; needs pluralllm-common[tracing]; default: nowhere.
+    traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
+    # host:port where Prometheus reads /metrics, without certificates: 127.0.0.1:9464 is usual; default: nowhere.
+    metrics_listen: Address | None = None
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_text_stays_here(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("plain_text") and "listen" not in values:
+            return {**values, "listen": PLAIN_TEXT_LISTEN}
+        return values
+
+    @property
+    def certificate_life_s(self) -> float:
+        return self.certificate_life_days * DAY_S

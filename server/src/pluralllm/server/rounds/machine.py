@@ -1,0 +1,334 @@
+"""The round machine: every decision about a run, as one pure function of state and event.
+
+    CREATED      --RunStarted-->                              WAITING
+    WAITING      --ClientsSeen, enough, first time-->         EVALUATING   (version 0)
+    WAITING      --ClientsSeen, enough, not paused-->         COLLECTING   OpenRound
+    WAITING      --RolloutsAsked, not paused-->               COLLECTING   OpenRound    (a run that asks for rewards)
+    COLLECTING   --ClientsSeen, a place is free-->            COLLECTING   (the place is taken)
+    COLLECTING   --UpdateArrived, places left-->              COLLECTING   RecordReceipt
+    COLLECTING   --UpdateArrived, cohort complete-->          AGGREGATING  RecordReceipt, Average
+    COLLECTING   --MemberRevoked, it has delivered-->         COLLECTING   WithdrawReceipt (the place is free again)
+    COLLECTING   --ClockTicked, quorum and grace over-->      AGGREGATING  Average
+    COLLECTING   --ClockTicked, deadline, quorum-->           AGGREGATING  Average
+    COLLECTING   --ClockTicked, deadline, no quorum-->
+                     extend: COLLECTING | skip: see below, Abandon | abort: ENDED, Abandon, EndRun
+    AGGREGATING  --ModelAveraged-->                           see below    Publish
+    AGGREGATING  --AveragingFailed-->                         see below    Abandon; ENDED, EndRun as well if the base is lost
+    EVALUATING   --EvaluationArrived-->                       EVALUATING   RecordEvaluation
+    EVALUATING   --all in, or ClockTicked, deadline-->        see below
+    any but ENDED --RunCancelled-->                           ENDED        Abandon if a round is open, EndRun
+    below: after a round or an evaluation comes EVALUATING when the version is due, else WAITING, or after the last
+    round ENDED (EndRun).
+
+A run that asks for rewards has no evaluations, and its rounds are opened by batches of rollouts instead of by clients: these
+take places as they are seen, held-out groups too; an update is one client's rewards, a version their aggregate.
+
+Enough: target_clients idle (and at first every named group), or min_clients for gather_s. Quorum: min_clients receipts.
+A refused event raises and leaves the state untouched; repeating an identical event returns (state, ()).
+"""
+
+from dataclasses import replace
+from typing import assert_never
+
+from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
+from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
+from pluralllm.common.words.reward_weights import remember, weigh_groups
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.cohort import draw_cohort
+from pluralllm.server.rounds.slots import fill_places, give_places, may_have_place, note_refusal, readmit, take_place
+from pluralllm.server.rounds.state import Outcome, Phase, Run
+from pluralllm.server.rounds.weighting import Standing, weigh
+
+Step = tuple[Run, tuple[ev.Effect, ...]]
+
+
+def step(run: Run, event: ev.Event) -> Step:
+    """The next state and what must follow, in order. Raises a Refused leaf and changes nothing."""
+    match event:
+        case ev.RunStarted():
+            return _start(run, event)
+        case ev.RunPaused() | ev.RunResumed():
+            return _pause(run, event)
+        case ev.RunCancelled():
+            return _cancel(run, event)
+        case ev.CoordinatorStarted():
+            return _restart_deadlines(run, event.at_s), ()
+        case ev.ClientsSeen():
+            return _meet(run, event)
+        case ev.RolloutsAsked():
+            return _ask(run, event)
+        case ev.UpdateArrived():
+            return _accept(run, event)
+        case ev.UpdateRefused():
+            return note_refusal(run, event), ()
+        case ev.PlaceLost():
+            return _lose(run, event)
+        case ev.ClientReturned():
+            return readmit(run, event), ()
+        case ev.MemberRevoked():
+            return _revoke(run, event)
+        case ev.EvaluationArrived():
+            return _score(run, event)
+        case ev.ModelAveraged():
+            return _publish(run, event)
+        case ev.AveragingFailed():
+            return _give_up(run, event)
+        case ev.ClockTicked():
+            return _tick(run, event.at_s)
+        case _:
+            assert_never(event)
+
+
+# Operator
+
+
+def _start(run: Run, event: ev.RunStarted) -> Step:
+    if run.phase is Phase.ENDED:
+        raise WrongPhase(run=run.id, phase=run.phase, wanted="started")
+    if run.phase is not Phase.CREATED:
+        return run, ()
+    return replace(run, phase=Phase.WAITING, since_s=event.at_s), ()
+
+
+def _pause(run: Run, event: ev.RunPaused | ev.RunResumed) -> Step:
+    pause = isinstance(event, ev.RunPaused)
+    if run.phase in (Phase.CREATED, Phase.ENDED):
+        raise WrongPhase(run=run.id, phase=run.phase, wanted="paused" if pause else "resumed")
+    return (run if run.paused == pause else replace(run, paused=pause)), ()
+
+
+def _cancel(run: Run, event: ev.RunCancelled) -> Step:
+    if run.outcome is Outcome.CANCELLED:
+        return run, ()
+    if run.phase is Phase.ENDED:
+        raise WrongPhase(run=run.id, phase=f"{run.phase} ({run.outcome})", wanted="cancelled")
+    return _end(run, event.at_s, Outcome.CANCELLED, event.reason)
+
+
+# Clients come, go, deliver
+
+
+def _meet(run: Run, event: ev.ClientsSeen) -> Step:
+    """Clients are idle: the roster learns of them, and places are filled."""
+    if run.phase in (Phase.CREATED, Phase.ENDED):
+        return run, ()
+    trainers = tuple(client for client in event.trainers if not run.is_excluded(client))
+    seen = (*trainers, *(client for client in event.held_out if not run.is_excluded(client)))
+    if not set(seen) <= set(run.roster):
+        run = replace(run, roster=tuple(sorted({*run.roster, *seen})))
+    if run.phase is Phase.WAITING and not run.paused and run.rewards is None:
+        return _gather(run, event.at_s, trainers)
+    if run.phase is Phase.COLLECTING:
+        return fill_places(run, trainers if run.rewards is None else seen), ()
+    if run.phase is Phase.EVALUATING and (new := [c for c in seen if may_have_place(run, c)]):
+        return give_places(run, new), ()
+    return run, ()
+
+
+def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...]) -> Step:
+    policy = run.policy
+    if len(trainers) < policy.min_clients:
+        return (replace(run, gathered_s=None) if run.gathered_s is not None else run), ()
+    if run.gathered_s is None:
+        run = replace(run, gathered_s=at_s)
+    complete = len(trainers) >= policy.target_clients and (
+        run.evaluated is not None or len(run.roster) >= run.named_groups
+    )
+    if not complete and at_s < (run.gathered_s or 0.0) + policy.gather_s:
+        return run, ()
+    if run.evaluated is None:
+        return _open_evaluation(run, at_s), ()
+    number = RoundNumber(run.round + 1)
+    cohort = draw_cohort(run.seed, number, trainers, policy.target_clients)
+    opened = replace(
+        run.cleared(),
+        phase=Phase.COLLECTING,
+        since_s=at_s,
+        round=number,
+        places=len(cohort),
+        cohort=cohort,
+        deadline_s=at_s + policy.deadline_s,
+    )
+    return opened, (ev.OpenRound(number, run.version, cohort),)
+
+
+def _ask(run: Run, event: ev.RolloutsAsked) -> Step:
+    if run.rewards is None:
+        raise WrongPhase(run=run.id, phase="a run that trains", wanted="asked for rewards")
+    if run.rollouts == event.digest:
+        return run, ()
+    if run.phase is not Phase.WAITING or run.paused:
+        phase = "paused" if run.paused else f"{run.phase}, round {run.round}"
+        raise WrongPhase(run=run.id, phase=phase, wanted="asked for another batch of rewards now")
+    number = RoundNumber(run.round + 1)
+    opened = replace(
+        run.cleared(),
+        phase=Phase.COLLECTING,
+        since_s=event.at_s,
+        round=number,
+        places=run.policy.target_clients,
+        deadline_s=event.at_s + run.policy.deadline_s,
+        rollouts=event.digest,
+        candidates=event.candidates,
+    )
+    return opened, (ev.OpenRound(number, run.version, (), event.digest),)
+
+
+def _accept(run: Run, event: ev.UpdateArrived) -> Step:
+    receipt = event.receipt
+    known = next((known for known in run.receipts if known.client == receipt.client), None)
+    if event.round == run.round and known is not None:
+        if known == receipt:
+            return run, ()
+        raise AlreadyCommitted(client=receipt.client, round=run.round, committed=known.digest)
+    if run.phase is not Phase.COLLECTING or event.round != run.round:
+        raise RoundClosed(run=run.id, asked=event.round, current=run.round)
+    if event.base_version != run.version:
+        raise WrongBase(asked=str(event.base_version), current=str(run.version))
+    if receipt.client not in run.cohort or run.is_excluded(receipt.client):
+        raise LeaseLost(task=f"train-{receipt.client}")
+    receipts = tuple(sorted((*run.receipts, receipt), key=lambda known: known.client))
+    run = replace(run, receipts=receipts, away=tuple(client for client in run.away if client != receipt.client))
+    if run.quorum_s is None and len(receipts) >= run.policy.min_clients:
+        run = replace(run, quorum_s=event.at_s)
+    recorded = ev.RecordReceipt(run.round, receipt)
+    if len(receipts) >= run.places and run.quorum_s is not None:
+        averaging, effects = _average(run, event.at_s)
+        return averaging, (recorded, *effects)
+    return run, (recorded,)
+
+
+def _lose(run: Run, event: ev.PlaceLost) -> Step:
+    if run.phase is Phase.ENDED:
+        return run, ()
+    without = take_place(run, event)
+    return (run, ()) if without is run else _close_evaluation_when_complete(without, event.at_s)
+
+
+def _revoke(run: Run, event: ev.MemberRevoked) -> Step:
+    if event.client not in {*run.roster, *run.cohort}:
+        return run, ()
+    effects: tuple[ev.Effect, ...] = ()
+    receipts = tuple(receipt for receipt in run.receipts if receipt.client != event.client)
+    if run.phase is Phase.COLLECTING and receipts != run.receipts:
+        quorum_s = run.quorum_s if len(receipts) >= run.policy.min_clients else None
+        run = replace(run, receipts=receipts, quorum_s=quorum_s)
+        effects = (ev.WithdrawReceipt(run.round, event.client),)
+    lost, following = _lose(run, ev.PlaceLost(event.at_s, event.client, "its membership was revoked", permanent=True))
+    return lost, (*effects, *following)
+
+
+# Rounds and evaluations end
+
+
+def _tick(run: Run, at_s: float) -> Step:
+    if run.phase is Phase.EVALUATING and run.deadline_s is not None and at_s >= run.deadline_s:
+        # Who has not answered is not waited for again until seen again.
+        return _advance(replace(run, evaluated=run.version, roster=run.reported), at_s)
+    if run.phase is not Phase.COLLECTING or run.deadline_s is None:
+        return run, ()
+    if run.quorum_s is not None:
+        over = at_s >= min(run.quorum_s + run.policy.grace_after_quorum_s, run.deadline_s)
+        return _average(run, at_s) if over else (run, ())
+    if at_s < run.deadline_s:
+        return run, ()
+    reason = f"{len(run.receipts)} of {run.policy.min_clients} updates at the deadline"
+    match run.policy.on_missed_quorum:
+        case "extend" if run.extensions < run.policy.max_extensions:
+            return replace(run, deadline_s=at_s + run.policy.deadline_s, extensions=run.extensions + 1), ()
+        case "skip":
+            skipped, effects = _advance(run, at_s)
+            return skipped, (ev.Abandon(run.round, reason), *effects)
+        case _:
+            return _end(run, at_s, Outcome.ABORTED, f"round {run.round}: {reason}")
+
+
+def _average(run: Run, at_s: float) -> Step:
+    averaging = replace(run, phase=Phase.AGGREGATING, since_s=at_s, deadline_s=None)
+    weights, _ = _weigh(run)
+    return averaging, (ev.Average(run.round, run.version, run.receipts, weights),)
+
+
+def _weigh(run: Run) -> tuple[tuple[float, ...], Standing]:
+    if run.rewards is None:
+        return weigh(run.receipts, run.aggregation, run.standing)
+    # A client's newest mean reward is in the history its weight comes from: who is badly served now counts more now.
+    means: dict[str, float | None] = {receipt.client: 1 - (receipt.distance or 0.0) for receipt in run.receipts}
+    history = remember(run.rewards, means, run.standing)
+    standing = tuple((ClientId(client), mean) for client, mean in history)
+    return weigh_groups(run.rewards, list(means), history), standing
+
+
+def _publish(run: Run, event: ev.ModelAveraged) -> Step:
+    if run.phase is not Phase.AGGREGATING or event.round != run.round:
+        if event.round == run.round and event.digest == run.model_digest:
+            return run, ()
+        raise RoundClosed(run=run.id, asked=event.round, current=run.round)
+    version = ModelVersion(run.version + 1)
+    weights, standing = _weigh(run)
+    published = ev.Publish(run.round, version, event.digest, run.receipts, event.moments, weights)
+    run = replace(run, version=version, model_digest=event.digest, standing=standing)
+    advanced, effects = _advance(run, event.at_s)
+    return advanced, (published, *effects)
+
+
+def _give_up(run: Run, event: ev.AveragingFailed) -> Step:
+    if run.phase is not Phase.AGGREGATING or run.round != event.round:
+        return run, ()
+    if event.base_lost:
+        return _end(run, event.at_s, Outcome.ABORTED, event.reason)
+    advanced, effects = _advance(run, event.at_s)
+    return advanced, (ev.Abandon(run.round, event.reason), *effects)
+
+
+def _score(run: Run, event: ev.EvaluationArrived) -> Step:
+    client = event.score.client
+    if client in run.reported and event.score.version == run.version:
+        return run, ()
+    if run.phase is not Phase.EVALUATING or event.score.version != run.version or client not in run.cohort:
+        raise LeaseLost(task=f"evaluate-{client}")
+    away = tuple(other for other in run.away if other != client)
+    run = replace(run, reported=tuple(sorted((*run.reported, client))), away=away)
+    closed, effects = _close_evaluation_when_complete(run, event.at_s)
+    return closed, (ev.RecordEvaluation(event.score), *effects)
+
+
+def _close_evaluation_when_complete(run: Run, at_s: float) -> Step:
+    if run.phase is not Phase.EVALUATING or run.active:
+        return run, ()
+    if not run.reported or not set(run.roster) <= {*run.reported, *run.away}:
+        return run, ()
+    return _advance(replace(run, evaluated=run.version), at_s)
+
+
+def _advance(run: Run, at_s: float) -> Step:
+    """What comes after a round or an evaluation."""
+    last = run.round >= run.rounds
+    due = run.rewards is None and (last or run.round % run.policy.evaluate_every == 0)
+    if due and run.evaluated != run.version:
+        return _open_evaluation(run, at_s), ()
+    if last:
+        return _end(replace(run.cleared(), phase=Phase.WAITING), at_s, Outcome.COMPLETED, f"{run.rounds} rounds done")
+    return replace(run.cleared(), phase=Phase.WAITING, since_s=at_s), ()
+
+
+def _open_evaluation(run: Run, at_s: float) -> Run:
+    deadline_s = at_s + run.policy.evaluation_deadline_s
+    return replace(run.cleared(), phase=Phase.EVALUATING, since_s=at_s, deadline_s=deadline_s)
+
+
+def _end(run: Run, at_s: float, outcome: Outcome, reason: str) -> Step:
+    ended = replace(run.cleared(), phase=Phase.ENDED, since_s=at_s, outcome=outcome, reason=reason, paused=False)
+    effect = ev.EndRun(outcome.value, reason)
+    if run.phase in (Phase.COLLECTING, Phase.AGGREGATING):
+        return ended, (ev.Abandon(run.round, reason), effect)
+    return ended, (effect,)
+
+
+def _restart_deadlines(run: Run, at_s: float) -> Run:
+    policy = run.policy
+    if run.phase is Phase.COLLECTING:
+        return replace(run, deadline_s=at_s + policy.deadline_s, quorum_s=None if run.quorum_s is None else at_s)
+    if run.phase is Phase.EVALUATING:
+        return replace(run, deadline_s=at_s + policy.evaluation_deadline_s)
+    return run if run.gathered_s is None else replace(run, gathered_s=None)

@@ -1,0 +1,131 @@
+"""The one wrapper around every RPC: the door lets it in, errors of our tree become gRPC statuses, anything else an incident."""
+
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import grpc
+import structlog
+
+from pluralllm.common.errors.grpc_status import to_status
+from pluralllm.common.errors.tree import Broken, Internal, PluralError
+from pluralllm.common.wire.chunk_messages import PUT_CHUNKS, chunk_reader
+from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.process.instruments import note_call
+from pluralllm.server.rpc.incoming import check_request, forgiving
+from pluralllm.v1 import federation_pb2 as pb
+
+log = structlog.get_logger()
+
+READERS: dict[str, Callable[[bytes], Any]] = {PUT_CHUNKS: chunk_reader(pb.PutChunksRequest)}  # instead of protobuf's
+
+OK = "OK"
+Handler = Any  # grpc.RpcMethodHandler; its type parameters differ for every method
+
+
+class Entrance(Protocol):
+    """See identity.Door."""
+
+    def enter(self, method: str, context: Any, request: object) -> AbstractAsyncContextManager[Callable[[], None]]: ...
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """No stack trace and no text of an unknown exception reaches a caller; the log has both, under the incident's id."""
+
+    def __init__(self, door: Entrance, fail_stop: FailStop) -> None:
+        self._door, self._fail_stop = door, fail_stop
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        serializers = {
+            "request_deserializer": forgiving(method, READERS.get(method, handler.request_deserializer)),
+            "response_serializer": _serializer(handler.response_serializer),
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._one(handler.unary_unary, method), **serializers)
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(self._one(handler.stream_unary, method), **serializers)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._many(handler.unary_stream, method), **serializers)
+        return grpc.stream_stream_rpc_method_handler(self._many(handler.stream_stream, method), **serializers)
+
+    def _one(self, inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def answer(request: Any, context: Any) -> Any:
+            try:
+                self._check_alive()
+                async with self._door.enter(method, context, request) as check:
+                    found = await inner(_checked(request, check), context)
+            except Exception as error:
+                await self._abort(context, error, method)
+                raise
+            note_call(method, OK)
+            return found
+
+        return answer
+
+    def _many(self, inner: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                self._check_alive()
+                async with self._door.enter(method, context, request) as check:
+                    answers = inner(_checked(request, check), context)
+                    if inspect.isawaitable(answers):  # grpc's own health service writes to the context itself
+                        await answers
+                    else:
+                        async for message in answers:
+                            check()
+                            yield message
+            except Exception as error:
+                await self._abort(context, error, method)
+                raise
+            note_call(method, OK)
+
+        return answer
+
+    def _check_alive(self) -> None:
+        if self._fail_stop.why is not None:
+            raise self._fail_stop.why
+
+    async def _abort(self, context: Any, error: Exception, method: str) -> None:
+        if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
+            note_call(method, "Aborted")
+            return
+        error = self._fail_stop.disk_failure(error) or error
+        if not isinstance(error, PluralError):
+            incident = uuid.uuid4().hex[:12]
+            log.exception("rpc.failed", method=method, incident=incident)
+            error = Internal(incident=incident)
+        elif isinstance(error, Broken):
+            log.error("rpc.failed", method=method, reason=error.reason, problem=str(error))
+        note_call(method, error.reason)
+        status = to_status(error)
+        await context.abort(status.code, status.details, trailing_metadata=status.trailing_metadata)
+
+
+def _serializer(inner: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """A handler may answer with a message that is serialized already: one sent to many need not be made for each."""
+    return lambda answer: answer if isinstance(answer, bytes) else inner(answer)
+
+
+def _checked(request: Any, check: Callable[[], None]) -> Any:
+    """A request as it is, if it can be read; of a stream of them the caller is looked at again with each."""
+    if not hasattr(request, "__aiter__"):
+        check_request(request)
+        return request
+
+    async def messages() -> AsyncIterator[Any]:
+        async for message in request:
+            check()
+            check_request(message)
+            yield message
+
+    return messages()

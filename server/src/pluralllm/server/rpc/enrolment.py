@@ -1,0 +1,95 @@
+"""EnrolmentService: Join and GetStanding on the enrolment port, Renew on the main port."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from pluralllm.common.errors.membership import (
+    CertificateRevoked,
+    InviteExpired,
+    InviteUsed,
+    IssuerExpired,
+    TooManyAttempts,
+)
+from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.wire.messages import MEMBER_ROLES, PROTOCOL_MAX, PROTOCOL_MIN, ROLES, timestamp
+from pluralllm.common.words.ids import is_id
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.members.attempts import Attempts, News
+from pluralllm.server.members.door import caller, peer_of
+from pluralllm.server.members.registry import Registry
+from pluralllm.v1 import enrolment_pb2 as pb
+from pluralllm.v1 import enrolment_pb2_grpc as pb_grpc
+from pluralllm.v1 import federation_pb2, resources_pb2
+
+log = structlog.get_logger()
+Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
+
+# Refusals of somebody who has that member's token. In all others the name is a stranger's word, and the audit log keeps none of
+# those: a thousand made-up names would fill its list and hide the theft that follows.
+NAME_PROVEN = (InviteUsed, InviteExpired, CertificateRevoked, IssuerExpired)
+
+
+class Enrolment(pb_grpc.EnrolmentServiceServicer):
+    """Join and GetStanding need no identity, so every call of them is counted, each by itself: members behind one address
+    that ask why nothing answers must not keep the next one from joining. Which call is for which port: access.py.
+    """
+
+    def __init__(self, registry: Registry, joins: Attempts, questions: Attempts, wall_s: Callable[[], float]) -> None:
+        self._registry = registry
+        self._joins = joins
+        self._questions = questions
+        self._news = News()
+        self._wall_s = wall_s
+
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
+        peer = self._counted(self._joins, context)
+        name = request.name if is_id(request.name) else "?"
+        try:
+            member, chain = await self._registry.join(request.name, request.token, request.certificate_request_der)
+        except PluralError as error:
+            # A token that is used twice is a token that was stolen, by this caller or by the one before: worth an alert.
+            tell = log.error if isinstance(error, InviteUsed) else log.warning
+            tell("join.refused", name=name, peer=peer, reason=error.reason)
+            proven = name if isinstance(error, NAME_PROVEN) else "?"
+            await self._registry.audit.refused(None, "Join", f"members/{proven}", error)
+            raise
+        log.info("join.done", name=member.name, peer=peer, role=member.role, awaiting_approval=not member.approved)
+        is_client = member.role is MemberRole.CLIENT
+        return pb.JoinResponse(
+            certificate_chain_pem=chain,
+            role=MEMBER_ROLES[member.role],
+            group=member.group,
+            group_role=ROLES[member.group_role] if is_client else resources_pb2.GROUP_ROLE_UNSPECIFIED,
+            awaiting_approval=not member.approved,
+        )
+
+    async def GetStanding(self, request: pb.GetStandingRequest, context: Context) -> pb.GetStandingResponse:
+        peer = self._counted(self._questions, context)
+        if request.certificate_chain_pem:
+            try:
+                self._registry.authority.check_member(request.certificate_chain_pem, self._wall_s())
+                self._registry.principal(request.certificate_chain_pem)
+            except PluralError as error:
+                log.warning("standing.refused", peer=peer, reason=error.reason, problem=str(error))
+                raise
+        protocol = federation_pb2.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX)
+        return pb.GetStandingResponse(server_time=timestamp(self._wall_s()), protocol=protocol)
+
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
+        chain = await self._registry.renew(caller(), request.certificate_request_der)
+        log.info("certificate.renewed", name=caller().name)
+        return pb.RenewResponse(certificate_chain_pem=chain)
+
+    def _counted(self, attempts: Attempts, context: Context) -> str:
+        """The peer. Raises TooManyAttempts."""
+        peer, now_s = peer_of(context), time.monotonic()
+        try:
+            attempts.note(peer, now_s)
+        except TooManyAttempts as error:
+            if self._news.is_news(peer, now_s):
+                log.warning("enrolment.refused", peer=peer, reason=error.reason)
+            raise
+        return peer

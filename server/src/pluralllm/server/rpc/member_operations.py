@@ -1,0 +1,118 @@
+"""What OperationsService asks about members: the registry's answers as messages, and what a revocation does to the rounds."""
+
+import re
+from dataclasses import dataclass
+
+import structlog
+
+from pluralllm.common.errors.membership import NotInitialised
+from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.wire.messages import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, timestamp
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.members.access import Principal
+from pluralllm.server.members.registry import MAX_TTL_S, InviteOrder, Registry
+from pluralllm.server.rpc.messages import member_message
+from pluralllm.server.runs.coordinator import Coordinator
+from pluralllm.server.storage.membership import Member, MemberState
+from pluralllm.v1 import operations_pb2 as pb
+from pluralllm.v1 import resources_pb2
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Advertised:
+    """host:port as invites name them: what partners reach, not what this machine binds."""
+
+    coordinator: str
+    enrolment: str
+
+
+class MemberOperations:
+    """Without a registry (plain text) there is nothing but the clients that have said Hello."""
+
+    def __init__(self, coordinator: Coordinator, registry: Registry | None, advertised: Advertised) -> None:
+        self._coordinator = coordinator
+        self._registry = registry
+        self._advertised = advertised
+
+    async def invite(self, by: Principal, request: pb.CreateInviteRequest) -> pb.CreateInviteResponse:
+        """Raises InvalidArgument, MemberExists."""
+        registry = self._needed()
+        if request.role not in MEMBER_ROLES_BACK:
+            raise InvalidArgument(field="role", problem="must be CLIENT, OBSERVER or ADMIN")
+        order = InviteOrder(
+            name=request.name,
+            role=MEMBER_ROLES_BACK[request.role],
+            group=request.group,
+            group_role=ROLES_BACK.get(request.group_role),
+            ttl_s=request.ttl.ToMilliseconds() / 1000 if request.HasField("ttl") else MAX_TTL_S,
+            needs_approval=request.needs_approval,
+        )
+        invite, token = await registry.invite(by, order)
+        is_client = invite.role is MemberRole.CLIENT
+        return pb.CreateInviteResponse(
+            federation=registry.authority.federation,
+            name=invite.name,
+            role=MEMBER_ROLES[invite.role],
+            group=invite.group,
+            group_role=ROLES[invite.group_role] if is_client else resources_pb2.GROUP_ROLE_UNSPECIFIED,
+            coordinator=self._advertised.coordinator,
+            enrolment=self._advertised.enrolment,
+            authority_der=registry.authority.root_der,
+            token=token,
+            expire_time=timestamp(invite.expires_s),
+        )
+
+    async def approve(self, by: Principal, name: str) -> resources_pb2.Member:
+        """Raises NotFound."""
+        registry = self._needed()
+        return self._message(registry, await registry.approve(by, member_of(name)))
+
+    async def revoke(self, by: Principal, name: str, reason: str) -> resources_pb2.Member:
+        """Raises NotFound, LastAdmin."""
+        registry = self._needed()
+        client = member_of(name)
+        member = await registry.revoke(by, client, reason)
+        await self._coordinator.remove_client(client)
+        if member is None:
+            return resources_pb2.Member(name=name, state=resources_pb2.MEMBER_STATE_REVOKED)
+        return self._message(registry, member)
+
+    async def everyone(self) -> list[resources_pb2.Member]:
+        """Members, open invites and clients seen in plain text only, sorted by name."""
+        clients = {client.client: client for client in await self._coordinator.store.clients()}
+        found: dict[ClientId, resources_pb2.Member] = {
+            name: member_message(name, None, MemberState.UNPROVEN, None, client) for name, client in clients.items()
+        }
+        if self._registry is not None:
+            for member in self._registry.members():
+                state, certificate = self._registry.state_of(member), self._registry.newest_certificate(member.name)
+                found[member.name] = member_message(member.name, member, state, certificate, clients.get(member.name))
+            for invite in self._registry.open_invites():
+                found[invite.name] = member_message(invite.name, invite, MemberState.INVITED, None, None)
+        now_s = self._coordinator.clock.now_s()
+        for name, message in found.items():
+            if (session := self._coordinator.sessions.get(name)) is not None:
+                message.live = session.is_live(now_s)
+                message.last_seen_time.CopyFrom(timestamp(session.last_seen_s))
+            if (lease := self._coordinator.leases.of(name)) is not None:
+                message.task = lease.task
+        return [message for _, message in sorted(found.items())]
+
+    def _message(self, registry: Registry, member: Member) -> resources_pb2.Member:
+        certificate = registry.newest_certificate(member.name)
+        return member_message(member.name, member, registry.state_of(member), certificate, None)
+
+    def _needed(self) -> Registry:
+        if self._registry is None:
+            raise NotInitialised(state_dir="a coordinator in plain text")
+        return self._registry
+
+
+def member_of(name: str) -> ClientId:
+    """members/org-a -> org-a. Raises InvalidArgument."""
+    if (match := re.fullmatch(r"members/([a-z0-9-]{1,40})", name)) is None:
+        raise InvalidArgument(field="name", problem=f"{name!r} is not members/NAME")
+    return ClientId(match[1])

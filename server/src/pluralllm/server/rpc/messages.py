@@ -1,0 +1,246 @@
+"""From the coordinator's records to protobuf messages."""
+
+from collections.abc import Sequence
+
+from google.protobuf import json_format, struct_pb2
+
+from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
+from pluralllm.common.trust.audit_chain import AuditEntry
+from pluralllm.common.wire.messages import MEMBER_ROLES, ROLES, timestamp
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.rounds.state import Outcome, Phase
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.overview import Participant, ParticipantState
+from pluralllm.server.runs.reward_queue import RoundRewards
+from pluralllm.server.storage.membership import InviteRecord, IssuedCertificate, Member, MemberState
+from pluralllm.server.storage.store import (
+    ClientRecord,
+    EvaluationRecord,
+    EventRecord,
+    ReceiptRecord,
+    RoundOutcome,
+    RoundRecord,
+    VersionRecord,
+)
+from pluralllm.v1 import operations_pb2
+from pluralllm.v1 import resources_pb2 as pb
+
+PHASES = {
+    Phase.CREATED: pb.RUN_PHASE_CREATED,
+    Phase.WAITING: pb.RUN_PHASE_WAITING,
+    Phase.COLLECTING: pb.RUN_PHASE_COLLECTING,
+    Phase.AGGREGATING: pb.RUN_PHASE_AGGREGATING,
+    Phase.EVALUATING: pb.RUN_PHASE_EVALUATING,
+    Phase.ENDED: pb.RUN_PHASE_ENDED,
+}
+OUTCOMES = {
+    None: pb.RUN_OUTCOME_UNSPECIFIED,
+    Outcome.COMPLETED: pb.RUN_OUTCOME_COMPLETED,
+    Outcome.CANCELLED: pb.RUN_OUTCOME_CANCELLED,
+    Outcome.ABORTED: pb.RUN_OUTCOME_ABORTED,
+}
+ROUND_OUTCOMES = {
+    RoundOutcome.OPEN: pb.ROUND_OUTCOME_OPEN,
+    RoundOutcome.CLOSED: pb.ROUND_OUTCOME_CLOSED,
+    RoundOutcome.ABANDONED: pb.ROUND_OUTCOME_ABANDONED,
+}
+MEMBER_STATES = {
+    MemberState.INVITED: pb.MEMBER_STATE_INVITED,
+    MemberState.AWAITING_APPROVAL: pb.MEMBER_STATE_AWAITING_APPROVAL,
+    MemberState.ACTIVE: pb.MEMBER_STATE_ACTIVE,
+    MemberState.EXPIRED: pb.MEMBER_STATE_EXPIRED,
+    MemberState.REVOKED: pb.MEMBER_STATE_REVOKED,
+    MemberState.UNPROVEN: pb.MEMBER_STATE_UNPROVEN,
+}
+PARTICIPANT_STATES = {
+    ParticipantState.ASSIGNED: pb.PARTICIPANT_STATE_ASSIGNED,
+    ParticipantState.WORKING: pb.PARTICIPANT_STATE_WORKING,
+    ParticipantState.DONE: pb.PARTICIPANT_STATE_DONE,
+    ParticipantState.LOST: pb.PARTICIPANT_STATE_LOST,
+    ParticipantState.IDLE: pb.PARTICIPANT_STATE_IDLE,
+}
+
+
+def run_message(
+    run: LiveRun,
+    people: Sequence[Participant],
+    latest: Sequence[EvaluationRecord],
+    previous: Sequence[EvaluationRecord],
+    following: str,
+) -> pb.Run:
+    """`latest` and `previous`: the evaluations of the two newest evaluated versions."""
+    state = run.state
+    message = pb.Run(
+        name=f"runs/{run.id}",
+        spec_sha256=run.record.spec_sha256,
+        phase=PHASES[state.phase],
+        paused=state.paused,
+        outcome=OUTCOMES[state.outcome],
+        outcome_reason=state.reason,
+        round=state.round,
+        rounds=state.rounds,
+        version=state.version,
+        version_digest=state.model_digest,
+        create_time=timestamp(run.record.created_s),
+        update_time=timestamp(run.updated_s),
+        phase_start_time=timestamp(state.since_s or run.record.created_s),
+        phase_deadline=None if state.deadline_s is None else timestamp(state.deadline_s),
+        participants=[participant_message(person) for person in people],
+        evaluations=[evaluation_message(record) for record in latest],
+        previous_evaluations=[evaluation_message(record) for record in previous],
+        fairness=fairness_message(latest),
+        next=following,
+        received_bytes=run.received_bytes,
+        sent_bytes=run.sent_bytes,
+        sequence=run.sequence,
+    )
+    for note in state.refusals:
+        message.refusals.add(
+            time=timestamp(note.at_s), client=note.client, round=note.round, reason=note.reason, message=note.message
+        )
+    return message
+
+
+def participant_message(person: Participant) -> pb.Participant:
+    return pb.Participant(
+        client=person.client,
+        group=person.group,
+        role=ROLES[person.role],
+        state=PARTICIPANT_STATES[person.state],
+        reason=person.reason,
+        last_seen_time=timestamp(person.last_seen_s),
+        progress=person.progress,
+        stage=person.stage,
+    )
+
+
+def evaluation_message(record: EvaluationRecord) -> pb.GroupEvaluation:
+    score = record.score
+    return pb.GroupEvaluation(
+        group=score.group,
+        client=score.client,
+        role=ROLES[score.role],
+        version=score.version,
+        alignment_score=score.alignment_score,
+        alignment_score_base2=score.alignment_score_base2,
+        wasserstein_score=score.wasserstein_score,
+        questions=score.questions,
+    )
+
+
+def fairness_message(latest: Sequence[EvaluationRecord]) -> pb.Fairness | None:
+    """Over all groups of one version; None before the first evaluation."""
+    if not latest:
+        return None
+    scores = [record.score.alignment_score for record in latest]
+    worst = min(latest, key=lambda record: (record.score.alignment_score, record.score.group)).score
+    return pb.Fairness(
+        index=fairness_index(scores),
+        coefficient_of_variation=coefficient_of_variation(scores),
+        min_alignment_score=worst.alignment_score,
+        min_group=worst.group,
+    )
+
+
+def receipt_message(record: ReceiptRecord) -> pb.Receipt:
+    return pb.Receipt(
+        run=record.run,
+        round=record.round,
+        client=record.receipt.client,
+        update_digest=record.receipt.digest,
+        examples=record.receipt.examples,
+        create_time=timestamp(record.created_s),
+    )
+
+
+def round_message(record: RoundRecord, receipts: Sequence[ReceiptRecord]) -> pb.Round:
+    return pb.Round(
+        name=f"runs/{record.run}/rounds/{record.round}",
+        outcome=ROUND_OUTCOMES[record.outcome],
+        reason=record.reason,
+        base_version=record.base_version,
+        version=record.version,
+        cohort=record.cohort,
+        receipts=[receipt_message(receipt) for receipt in receipts],
+        create_time=timestamp(record.created_s),
+        update_time=timestamp(record.updated_s),
+    )
+
+
+def rewards_message(found: RoundRewards) -> operations_pb2.GetRewardsResponse:
+    return operations_pb2.GetRewardsResponse(
+        outcome=ROUND_OUTCOMES[found.record.outcome],
+        reason=found.record.reason,
+        rewards=[] if found.rewards is None else found.rewards.tolist(),
+        groups=[
+            operations_pb2.GroupRewards(
+                group=each.group,
+                role=ROLES[each.role],
+                weight=each.weight,
+                rewards=[] if each.rewards is None else each.rewards.tolist(),
+            )
+            for each in found.groups
+        ],
+    )
+
+
+def model_message(record: VersionRecord) -> pb.ModelVersion:
+    return pb.ModelVersion(
+        name=f"runs/{record.run}/models/{record.version}",
+        version=record.version,
+        round=record.round,
+        digest=record.digest,
+        record_sha256=record.record_sha256,
+        parent_record_sha256=record.parent_sha256,
+        spec_sha256=record.spec_sha256,
+        create_time=timestamp(record.created_s),
+    )
+
+
+def member_message(
+    name: ClientId,
+    member: Member | InviteRecord | None,
+    state: MemberState,
+    certificate: IssuedCertificate | None,
+    client: ClientRecord | None,
+) -> pb.Member:
+    """A member, an open invite (`member` is the invite), or a client that was seen in plain text only (`member` is None)."""
+    message = pb.Member(name=f"members/{name}", state=MEMBER_STATES[state])
+    if client is not None:
+        message.role, message.group, message.group_role = pb.MEMBER_ROLE_CLIENT, client.group, ROLES[client.role]
+        message.training_questions, message.software_version = client.training_questions, client.software_version
+        message.create_time.CopyFrom(timestamp(client.created_s))
+        message.last_seen_time.CopyFrom(timestamp(client.last_seen_s))
+    if member is not None:
+        message.role, message.group = MEMBER_ROLES[member.role], member.group
+        is_client = member.role is MemberRole.CLIENT
+        message.group_role = ROLES[member.group_role] if is_client else pb.GROUP_ROLE_UNSPECIFIED
+        message.create_time.CopyFrom(timestamp(member.created_s))
+    if certificate is not None:
+        message.key_sha256, message.serial = certificate.key_sha256, certificate.serial
+        message.expire_time.CopyFrom(timestamp(certificate.not_after_s))
+    elif isinstance(member, InviteRecord):
+        message.expire_time.CopyFrom(timestamp(member.expires_s))
+    return message
+
+
+def audit_message(entry: AuditEntry, sha256: str) -> pb.AuditEvent:
+    return pb.AuditEvent(
+        sequence=entry.sequence,
+        time=timestamp(entry.at_us / 1e6),
+        actor=f"members/{entry.actor}" if entry.actor else "",
+        serial=entry.serial,
+        action=entry.action,
+        object=entry.object,
+        result=entry.result,
+        facts_json=entry.facts_json,
+        previous_sha256=entry.previous_sha256,
+        sha256=sha256,
+    )
+
+
+def event_message(record: EventRecord) -> pb.RunEvent:
+    facts = struct_pb2.Struct()
+    json_format.ParseDict(dict(record.facts), facts)
+    return pb.RunEvent(sequence=record.sequence, time=timestamp(record.at_s), kind=record.kind, facts=facts)

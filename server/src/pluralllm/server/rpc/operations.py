@@ -1,0 +1,224 @@
+"""OperationsService: RPCs of administrators and observers."""
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, TypeVar
+
+from pluralllm.common.errors.tree import InvalidArgument, NotFound
+from pluralllm.common.wire.messages import manifest_message
+from pluralllm.common.words.ids import ModelVersion, RoundNumber
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.door import caller
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rpc.member_operations import MemberOperations
+from pluralllm.server.rpc.messages import (
+    audit_message,
+    evaluation_message,
+    event_message,
+    model_message,
+    rewards_message,
+    round_message,
+    run_message,
+)
+from pluralllm.server.runs.coordinator import Coordinator
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.overview import at_a_glance, ended_evaluations
+from pluralllm.server.runs.reward_queue import RewardDesk
+from pluralllm.server.storage.store import EvaluationRecord, RoundRecord
+from pluralllm.v1 import operations_pb2 as pb
+from pluralllm.v1 import operations_pb2_grpc as pb_grpc
+from pluralllm.v1 import resources_pb2
+
+PAGE_SIZE = 50
+MAX_PAGE_SIZE = 500
+WATCH_PAGE = 200
+WATCH_WAIT_S = 30.0
+MAX_REASON = 400
+Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
+Row = TypeVar("Row")
+
+
+class Operations(pb_grpc.OperationsServiceServicer):
+    def __init__(self, coordinator: Coordinator, audit: AuditLog, members: MemberOperations, desk: RewardDesk) -> None:
+        self._coordinator = coordinator
+        self._desk = desk
+        self._audit = audit
+        self._members = members
+
+    # Steering
+
+    async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
+        run = await self._coordinator.create_run(request.run_id, request.spec_json)
+        return pb.CreateRunResponse(run=await self._describe(run))
+
+    async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
+        return pb.StartRunResponse(run=await self._steer(request.name, ev.RunStarted(self._now_s())))
+
+    async def PauseRun(self, request: pb.PauseRunRequest, context: Context) -> pb.PauseRunResponse:
+        return pb.PauseRunResponse(run=await self._steer(request.name, ev.RunPaused(self._now_s())))
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Context) -> pb.ResumeRunResponse:
+        return pb.ResumeRunResponse(run=await self._steer(request.name, ev.RunResumed(self._now_s())))
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
+        reason = request.reason[:MAX_REASON] or "cancelled by an operator"
+        return pb.CancelRunResponse(run=await self._steer(request.name, ev.RunCancelled(self._now_s(), reason)))
+
+    async def _steer(self, name: str, event: ev.Event) -> resources_pb2.Run:
+        run = self._run(name)
+        await self._coordinator.dispatch(run, event)
+        return await self._describe(run)
+
+    # Rewards
+
+    async def AskRewards(self, request: pb.AskRewardsRequest, context: Context) -> pb.AskRewardsResponse:
+        run = self._run(request.name)
+        number = await self._desk.ask(run, request.rollouts_json)
+        return pb.AskRewardsResponse(round=f"runs/{run.id}/rounds/{number}")
+
+    async def GetRewards(self, request: pb.GetRewardsRequest, context: Context) -> pb.GetRewardsResponse:
+        run, number = self._part(request.name, "rounds")
+        hold_s = max(0.0, request.hold.seconds + request.hold.nanos / 1e9)
+        return rewards_message(await self._desk.rewards(run, RoundNumber(int(number)), hold_s))
+
+    # Reading
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        sequence, sha256 = self._audit.head
+        run = await self._describe(self._run(request.name))
+        return pb.GetRunResponse(run=run, audit_sequence=sequence, audit_sha256=sha256)
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        newest_first = self._coordinator.runs()[::-1]
+        page, token = page_of(newest_first, request.page_size, request.page_token)
+        return pb.ListRunsResponse(runs=[await self._describe(run) for run in page], next_page_token=token)
+
+    async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
+        run, number = self._part(request.name, "rounds")
+        record = await self._coordinator.store.round(run.id, RoundNumber(int(number)))
+        if record is None:
+            raise NotFound(what="round", name=request.name)
+        return pb.GetRoundResponse(round=await self._describe_round(record))
+
+    async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> pb.ListRoundsResponse:
+        run = self._run(request.parent)
+        size, before = page_size(request.page_size), cursor(request.page_token)
+        records = await self._coordinator.store.rounds(run.id, before or None, size + 1)
+        token = str(records[size - 1].round) if len(records) > size else ""
+        rounds = [await self._describe_round(record) for record in records[:size]]
+        return pb.ListRoundsResponse(rounds=rounds, next_page_token=token)
+
+    async def ListEvaluations(self, request: pb.ListEvaluationsRequest, context: Context) -> pb.ListEvaluationsResponse:
+        run = self._run(request.parent)
+        size = page_size(request.page_size)
+        rows = await self._coordinator.store.evaluations(run.id, cursor(request.page_token), size + 1)
+        token = str(rows[size - 1][0]) if len(rows) > size else ""
+        found = [evaluation_message(record) for _, record in rows[:size]]
+        return pb.ListEvaluationsResponse(evaluations=found, next_page_token=token)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        run, number = self._part(request.name, "models")
+        version = run.state.version if number == "-" else ModelVersion(int(number))
+        record, manifest = await self._coordinator.manifests.of(run.id, version)
+        return pb.GetModelResponse(
+            model=model_message(record), manifest=manifest_message(manifest), spec_json=run.record.spec_json
+        )
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
+        run = self._run(request.name)
+        after = request.after_sequence
+        while True:
+            heard, over = self._coordinator.bell.rings, run.is_over
+            records = await self._coordinator.store.events(run.id, after, WATCH_PAGE)
+            for record in records:
+                after = record.sequence
+                yield pb.WatchRunResponse(event=event_message(record))
+            if not records and (over or self._coordinator.draining):
+                return
+            if not records:
+                await self._coordinator.bell.wait(heard, WATCH_WAIT_S)
+
+    # Members
+
+    async def ListMembers(self, request: pb.ListMembersRequest, context: Context) -> pb.ListMembersResponse:
+        page, token = page_of(await self._members.everyone(), request.page_size, request.page_token)
+        return pb.ListMembersResponse(members=page, next_page_token=token)
+
+    async def CreateInvite(self, request: pb.CreateInviteRequest, context: Context) -> pb.CreateInviteResponse:
+        return await self._members.invite(caller(), request)
+
+    async def ApproveMember(self, request: pb.ApproveMemberRequest, context: Context) -> pb.ApproveMemberResponse:
+        return pb.ApproveMemberResponse(member=await self._members.approve(caller(), request.name))
+
+    async def RevokeMember(self, request: pb.RevokeMemberRequest, context: Context) -> pb.RevokeMemberResponse:
+        reason = request.reason[:MAX_REASON]
+        return pb.RevokeMemberResponse(member=await self._members.revoke(caller(), request.name, reason))
+
+    async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
+        size, after = page_size(request.page_size), max(cursor(request.page_token), request.after_sequence)
+        entries = await self._audit.entries(after, size + 1)
+        token = str(entries[size - 1][0].sequence) if len(entries) > size else ""
+        found = [audit_message(entry, sha256) for entry, sha256 in entries[:size]]
+        return pb.ListAuditEventsResponse(events=found, next_page_token=token)
+
+    # Parts
+
+    def _now_s(self) -> float:
+        return self._coordinator.clock.now_s()
+
+    def _run(self, name: str) -> LiveRun:
+        if (match := re.fullmatch(r"runs/([a-z0-9-]{1,40})", name)) is None:
+            raise InvalidArgument(field="name", problem=f"{name!r} is not runs/RUN")
+        if match[1] == "-":
+            runs = self._coordinator.runs()
+            if not runs:
+                raise NotFound(what="run", name="yet")
+            return runs[-1]
+        return self._coordinator.run(match[1])
+
+    def _part(self, name: str, kind: str) -> tuple[LiveRun, str]:
+        match = re.fullmatch(rf"(runs/[a-z0-9-]{{1,40}})/{kind}/([0-9]{{1,9}}|-)", name)
+        if match is None or (match[2] == "-" and kind != "models"):
+            raise InvalidArgument(field="name", problem=f"{name!r} is not runs/RUN/{kind}/NUMBER")
+        return self._run(match[1]), match[2]
+
+    async def _describe(self, run: LiveRun) -> resources_pb2.Run:
+        coordinator, now_s = self._coordinator, self._now_s()
+        members = await coordinator.store.clients()
+        people, then = at_a_glance(run, members, coordinator.sessions, coordinator.leases, now_s)
+        # One version more than is shown: the newest may still be coming in.
+        records = await coordinator.store.latest_evaluations(run.id, 3)
+        latest, previous = split_by_version(ended_evaluations(run, records))
+        return run_message(run, people, latest, previous, then)
+
+    async def _describe_round(self, record: RoundRecord) -> resources_pb2.Round:
+        return round_message(record, await self._coordinator.store.receipts(record.run, record.round))
+
+
+def split_by_version(
+    records: Sequence[EvaluationRecord],
+) -> tuple[list[EvaluationRecord], list[EvaluationRecord]]:
+    """Evaluations of the newest version, and those of the evaluated version before."""
+    versions = sorted({record.score.version for record in records}, reverse=True)
+    parts = [[record for record in records if record.score.version == version] for version in versions[:2]]
+    return parts[0] if parts else [], parts[1] if len(parts) > 1 else []
+
+
+def page_size(asked: int) -> int:
+    """0 means the default (aip.dev/158). Raises InvalidArgument."""
+    if asked < 0:
+        raise InvalidArgument(field="page_size", problem=f"is {asked}, must not be negative")
+    return min(asked or PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def cursor(token: str) -> int:
+    """Raises InvalidArgument for a token this server did not give."""
+    if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
+        raise InvalidArgument(field="page_token", problem="was not given by this coordinator")
+    return int(token or 0)
+
+
+def page_of(rows: Sequence[Row], asked: int, token: str) -> tuple[Sequence[Row], str]:
+    """One page of a list that is in memory, and the next page's token."""
+    start, size = cursor(token), page_size(asked)
+    return rows[start : start + size], str(start + size) if len(rows) > start + size else ""

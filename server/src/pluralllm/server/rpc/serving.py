@@ -1,0 +1,108 @@
+"""The gRPC servers: members on the main port, whoever wants to become one on the enrolment port."""
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from pluralllm.common.errors.tree import InUse
+from pluralllm.common.wire.messages import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS
+from pluralllm.common.words.addresses import check_loopback
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.rpc.boundary import Boundary, Entrance
+from pluralllm.server.rpc.enrolment import Enrolment
+from pluralllm.server.rpc.federation import Federation
+from pluralllm.server.rpc.operations import Operations
+from pluralllm.v1 import (
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    federation_pb2,
+    federation_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+)
+
+SERVICES = (
+    federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name,
+    operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name,
+    enrolment_pb2.DESCRIPTOR.services_by_name["EnrolmentService"].full_name,
+)
+OPTIONS = (
+    *CHANNEL_OPTIONS,
+    ("grpc.so_reuseport", 0),  # or a second coordinator silently shares the port
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),  # the other half of the matched pair
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", 256),  # on one connection
+    ("grpc.server_handshake_timeout_ms", 10_000),
+)
+ENROLMENT_MAX_BYTES = 16 * 1024  # a certificate request is less than one
+ENROLMENT_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", ENROLMENT_MAX_BYTES),
+    ("grpc.max_metadata_size", 4 * 1024),
+    ("grpc.max_concurrent_streams", 4),
+    ("grpc.max_connection_age_ms", 30_000),
+    ("grpc.max_connection_age_grace_ms", 5_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+)
+ENROLMENT_RPCS = 64
+
+
+def bind_main(
+    config: ServerConfig, door: Entrance, fail_stop: FailStop, credentials: grpc.ServerCredentials | None
+) -> tuple[grpc.aio.Server, str]:
+    """A server that does not serve yet, and its address host:port. Without credentials it is plain text on loopback.
+
+    Raises NotLoopback, InUse.
+    """
+    age = (
+        ("grpc.max_connection_age_ms", round(config.connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(config.connection_grace_s * 1000)),
+    )
+    server = grpc.aio.server(
+        interceptors=[Boundary(door, fail_stop)],
+        options=[*OPTIONS, *age],
+        maximum_concurrent_rpcs=config.max_concurrent_rpcs,
+    )
+    return server, _bind(server, config.listen, credentials)
+
+
+def bind_enrolment(
+    config: ServerConfig, door: Entrance, fail_stop: FailStop, credentials: grpc.ServerCredentials
+) -> tuple[grpc.aio.Server, str]:
+    """The same for the enrolment port, with small limits. Raises InUse."""
+    server = grpc.aio.server(
+        interceptors=[Boundary(door, fail_stop)], options=ENROLMENT_OPTIONS, maximum_concurrent_rpcs=ENROLMENT_RPCS
+    )
+    return server, _bind(server, config.enrolment_listen, credentials)
+
+
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
+    if credentials is None:  # asked for by --plain-text, and never beyond this machine
+        check_loopback(listen)
+    try:
+        port = server.add_insecure_port(listen) if credentials is None else server.add_secure_port(listen, credentials)
+    except RuntimeError as error:
+        raise InUse(what=f"address {listen}", by="another process (or this machine does not have it)") from error
+    return f"{listen.rpartition(':')[0]}:{port}"
+
+
+async def start_main(
+    server: grpc.aio.Server, federation: Federation, operations: Operations, enrolment: Enrolment | None
+) -> None:
+    federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, server)
+    operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
+    if enrolment is not None:
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    for name in (*SERVICES, ""):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    await server.start()
+
+
+async def start_enrolment(server: grpc.aio.Server, enrolment: Enrolment) -> None:
+    enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)
+    await server.start()

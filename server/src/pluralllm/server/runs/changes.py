@@ -1,0 +1,76 @@
+"""From an event and its effects to the rows that make it durable. Pure."""
+
+from dataclasses import replace
+
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.state import Run
+from pluralllm.server.storage.store import (
+    Change,
+    EvaluationRecord,
+    ReceiptRecord,
+    RoundOutcome,
+    RoundRecord,
+    RunRecord,
+    VersionRecord,
+)
+
+
+def change_of(
+    record: RunRecord,
+    after: Run,
+    sequence: int,
+    event: ev.Event,
+    effects: tuple[ev.Effect, ...],
+    open_round: RoundRecord | None,
+    newest: VersionRecord,
+) -> Change:
+    """The rows one event writes.
+
+    `after` is the state the event led to, `open_round` the row of the round before it, `newest` the current version's row.
+    """
+    change = Change(run=record.id, sequence=sequence, event=event)
+    round_row = open_round
+    for effect in effects:
+        match effect:
+            case ev.OpenRound(number, base, cohort, rollouts):
+                at_s = event.at_s
+                round_row = RoundRecord(
+                    record.id, number, RoundOutcome.OPEN, "", base, None, cohort, at_s, at_s, rollouts
+                )
+            case ev.RecordReceipt(number, receipt):
+                row = ReceiptRecord(record.id, number, receipt, event.at_s)
+                change = replace(change, receipts=(*change.receipts, row))
+            case ev.WithdrawReceipt(number, client):
+                change = replace(change, withdrawn=(*change.withdrawn, (number, client)))
+            case ev.RecordEvaluation(score):
+                change = replace(change, evaluations=(EvaluationRecord(record.id, score, event.at_s),))
+            case ev.Publish(number, version, digest, receipts, moments, weights):
+                link = VersionRecord(
+                    run=record.id,
+                    version=version,
+                    round=number,
+                    digest=digest,
+                    spec_sha256=record.spec_sha256,
+                    parent_sha256=newest.record_sha256,
+                    updates=tuple((receipt.client, receipt.digest, receipt.examples) for receipt in receipts),
+                    created_s=event.at_s,
+                    moments=moments,
+                    weights=weights,
+                )
+                change = replace(change, versions=(link,))
+                round_row = _closed(round_row, RoundOutcome.CLOSED, event.at_s, version=version)
+            case ev.Abandon(_, reason):
+                round_row = _closed(round_row, RoundOutcome.ABANDONED, event.at_s, reason=reason)
+            case ev.Average() | ev.EndRun():
+                pass
+    if round_row is not None and round_row.outcome is RoundOutcome.OPEN and round_row.round == after.round:
+        cohort = tuple(sorted({*round_row.cohort, *after.cohort})) if after.places else round_row.cohort
+        if cohort != round_row.cohort:
+            round_row = replace(round_row, cohort=cohort, updated_s=event.at_s)
+    return change if round_row is None or round_row == open_round else replace(change, rounds=(round_row,))
+
+
+def _closed(row: RoundRecord | None, outcome: RoundOutcome, at_s: float, **facts: object) -> RoundRecord:
+    if row is None:
+        raise AssertionError("a round ends that was never opened")  # the machine cannot do this
+    return replace(row, outcome=outcome, updated_s=at_s, **facts)  # type: ignore[arg-type]

@@ -1,0 +1,70 @@
+"""A run from its spec: version 0, and the records that make both durable."""
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from pluralllm.common.errors.tree import InvalidSpec, NotFound
+from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.reward_weights import RewardRun
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.server.runs.live_run import LiveRun, first_state, write_first_version
+from pluralllm.server.storage.blobs import Blobs
+from pluralllm.server.storage.store import RunRecord, Store, VersionRecord
+
+
+async def make_run(
+    store: Store,
+    blobs: Blobs,
+    scratch: Path,
+    sources: Mapping[RunId, LiveRun],
+    run_id: RunId,
+    spec: RunSpec,
+    now_s: float,
+) -> LiveRun:
+    """A run before its first event, on record. Version 0 of a run that asks for rewards is a version of one of `sources`.
+
+    No blob may be collected meanwhile. Raises InvalidSpec, NotFound, StorageFull, StoreFailed.
+    """
+    if spec.rewards is None:
+        digest = await _first_values(blobs, scratch, run_id, spec)
+    else:
+        digest = await _source_of(store, sources, spec, spec.rewards)
+    record = RunRecord(run_id, spec.canonical_json(), spec.sha256(), now_s)
+    first = VersionRecord(run_id, ModelVersion(0), RoundNumber(0), digest, spec.sha256(), "", (), now_s)
+    await store.create_run(record, first)
+    return LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first, first, updated_s=now_s)
+
+
+async def _first_values(blobs: Blobs, scratch: Path, run_id: RunId, spec: RunSpec) -> Digest:
+    draft = scratch / f"{run_id}-{uuid.uuid4().hex}.safetensors"
+    manifest = await asyncio.to_thread(write_first_version, draft, spec)
+    await blobs.put(manifest.digest, draft)
+    return manifest.digest
+
+
+async def _source_of(store: Store, sources: Mapping[RunId, LiveRun], spec: RunSpec, rewards: RewardRun) -> Digest:
+    """The version a reward run scores with: one of this coordinator's, with the predictor and embedding that the spec says."""
+    _, name, _, number = rewards.source.split("/")
+    run = sources.get(RunId(name))
+    version = await store.version(RunId(name), ModelVersion(int(number))) if run is not None else None
+    if run is None or version is None:
+        raise NotFound(what="model version", name=rewards.source)
+    problems = [
+        f"  {part}: is not that of run {name}, whose model is to be used"
+        for part, mine, its in (
+            ("predictor", spec.predictor, run.spec.predictor),
+            ("embedding", spec.embedding, run.spec.embedding),
+        )
+        if mine != its
+    ]
+    if version.digest != rewards.model_digest:
+        given, wanted = rewards.model_digest[:12], version.digest[:12]
+        problems.append(f"  rewards.model_digest: is {given}, that of {rewards.source} is {wanted}")
+    if run.spec.rewards is not None:
+        problems.append(f"  rewards.source: run {name} has rewards for versions; name the run they came from")
+    if problems:
+        raise InvalidSpec(file=f"of a run with the rewards of {rewards.source}", problems="\n".join(problems))
+    return version.digest

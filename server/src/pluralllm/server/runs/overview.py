@@ -1,0 +1,176 @@
+"""A run as people look at it: who is in, who is late and why, what happens next. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.rounds.state import Phase, Run
+from pluralllm.server.runs.leases import Lease, Leases
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.sessions import Session, Sessions
+from pluralllm.server.storage.store import ClientRecord, EvaluationRecord
+
+LATE_AFTER = 0.5  # of the phase's time
+
+
+class ParticipantState(StrEnum):
+    ASSIGNED = "assigned"
+    WORKING = "working"
+    DONE = "done"
+    LOST = "lost"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    client: ClientId
+    group: str
+    role: GroupRole
+    state: ParticipantState
+    reason: str
+    last_seen_s: float
+    progress: float
+    stage: str
+
+
+def at_a_glance(
+    run: LiveRun, members: Sequence[ClientRecord], sessions: Sessions, leases: Leases, now_s: float
+) -> tuple[tuple[Participant, ...], str]:
+    """Everyone who takes part in the run, and what happens next."""
+    of_sessions = {m.client: session for m in members if (session := sessions.get(m.client)) is not None}
+    of_leases = {m.client: lease for m in members if (lease := leases.of(m.client)) is not None}
+    people = participants(run, members, of_sessions, of_leases, now_s)
+    idle = [session for session in sessions.live(now_s) if session.client not in of_leases]
+    trainers = sum(run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN for session in idle)
+    return people, what_next(run, trainers, now_s)
+
+
+def ended_evaluations(run: LiveRun, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
+    """Without those of a version that is still being evaluated: half of the groups make no fairness index."""
+    ended = -1 if run.state.evaluated is None else run.state.evaluated
+    return [record for record in records if record.score.version <= ended]
+
+
+def participants(
+    run: LiveRun,
+    members: Sequence[ClientRecord],
+    sessions: Mapping[ClientId, Session],
+    leases: Mapping[ClientId, Lease],
+    now_s: float,
+) -> tuple[Participant, ...]:
+    """Everyone who takes part in the run, sorted by client."""
+    found = []
+    for member in members:
+        session = sessions.get(member.client)
+        role = run.spec.groups.role_of(member.group, member.role)
+        if role is None:
+            continue
+        lease = leases.get(member.client)
+        lease = lease if lease is not None and lease.run == run.id else None
+        state = _state(run.state, member.client, lease)
+        found.append(
+            Participant(
+                client=member.client,
+                group=member.group,
+                role=role,
+                state=state,
+                reason=_reason(run.state, member.client, session, lease, state, now_s),
+                last_seen_s=session.last_seen_s if session is not None else member.last_seen_s,
+                progress=1.0 if state is ParticipantState.DONE else (lease.progress if lease is not None else 0.0),
+                stage=lease.stage if lease is not None else "",
+            )
+        )
+    return tuple(found)
+
+
+def _state(state: Run, client: ClientId, lease: Lease | None) -> ParticipantState:
+    if client in state.reported or any(receipt.client == client for receipt in state.receipts):
+        return ParticipantState.DONE
+    if client in state.active:
+        return ParticipantState.WORKING if lease is not None and lease.fetched else ParticipantState.ASSIGNED
+    if client in state.away or state.is_excluded(client):
+        return ParticipantState.LOST
+    return ParticipantState.IDLE
+
+
+def _reason(
+    run: Run, client: ClientId, session: Session | None, lease: Lease | None, state: ParticipantState, now_s: float
+) -> str:
+    if state is ParticipantState.LOST:
+        losses = [loss for loss in (*run.excluded, *run.losses) if loss.client == client]
+        return losses[-1].reason if losses else ""
+    live = session is not None and session.is_live(now_s)
+    if state is ParticipantState.ASSIGNED and not live:
+        return "has a place, is not connected"
+    if state is ParticipantState.WORKING and not live and session is not None:
+        return f"silent for {now_s - session.last_seen_s:.0f} s"
+    if state is ParticipantState.WORKING and lease is not None and run.deadline_s is not None:
+        length_s = run.deadline_s - run.since_s
+        if now_s - run.since_s > LATE_AFTER * length_s:
+            return f"slow: {lease.progress:.0%} after {now_s - lease.granted_s:.0f} s"
+    if state is ParticipantState.IDLE and not live and run.phase is not Phase.ENDED:
+        return "not connected"
+    return ""
+
+
+def what_next(run: LiveRun, idle_trainers: int, now_s: float) -> str:
+    """One sentence for the bottom of a status screen."""
+    state, policy = run.state, run.state.policy
+    if run.trouble:
+        return f"stuck: {run.trouble} Tried again every few seconds."
+    match state.phase:
+        case Phase.CREATED:
+            return f"an operator starts it: pluralllm run start {run.id}"
+        case Phase.WAITING if state.paused:
+            return f"an operator resumes it: pluralllm run resume {run.id}"
+        case Phase.WAITING if state.rewards is not None:
+            return f"round {state.round + 1} starts with the next batch of rollouts that is asked for"
+        case Phase.WAITING:
+            wanted = policy.target_clients if state.gathered_s is None else policy.min_clients
+            until = "" if state.gathered_s is None else f", or in {_left(state.gathered_s + policy.gather_s, now_s)}"
+            what = "evaluation of version 0" if state.evaluated is None else f"round {state.round + 1}"
+            now = f"{idle_trainers} now, at least {wanted}{until}"
+            return f"{what} starts with {policy.target_clients} idle training clients ({now})"
+        case Phase.COLLECTING:
+            have = f"{len(state.receipts)} of {state.places} updates"
+            if state.quorum_s is None:
+                left = _left(state.deadline_s, now_s)
+                return f"{have}; quorum is {policy.min_clients}, deadline in {left}, then {policy.on_missed_quorum}"
+            grace_over_s = min(state.quorum_s + policy.grace_after_quorum_s, state.deadline_s or 0.0)
+            return f"{have}; quorum reached, the round closes in {_left(grace_over_s, now_s)} at the latest"
+        case Phase.AGGREGATING:
+            what = f"version {state.version + 1}" if state.rewards is None else f"rewards of round {state.round}"
+            return f"{what} from {len(state.receipts)} updates"
+        case Phase.EVALUATING:
+            waiting = len(set(state.roster) - set(state.reported) - set(state.away))
+            left = _left(state.deadline_s, now_s)
+            return f"version {state.version} evaluated by {len(state.reported)} groups, {waiting} to come, deadline in {left}"
+        case _:
+            return f"nothing: {state.reason}. pluralllm model pull {run.id} DIR"
+
+
+def _left(until_s: float | None, now_s: float) -> str:
+    return f"{max(0.0, (until_s or 0.0) - now_s):.0f} s"
+
+
+def why_waiting(run: LiveRun, client: ClientId) -> str:
+    """Why an idle client has nothing to do in this run."""
+    state = run.state
+    if state.is_excluded(client):
+        loss = next(loss for loss in state.excluded if loss.client == client)
+        return f"{run.id}: left out ({loss.reason}); restart the client when that is mended"
+    if state.paused:
+        return f"{run.id}: paused by an operator"
+    match state.phase:
+        case Phase.CREATED:
+            return f"{run.id}: not started"
+        case Phase.WAITING if state.rewards is not None:
+            return f"{run.id}: waiting for rollouts to score"
+        case Phase.WAITING:
+            return f"{run.id}: waiting for {state.policy.target_clients} training clients"
+        case Phase.COLLECTING | Phase.AGGREGATING:
+            return f"{run.id}: round {state.round} is under way, the next one may have a place"
+        case _:
+            return f"{run.id}: evaluation of version {state.version}"

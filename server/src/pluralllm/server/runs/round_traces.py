@@ -1,0 +1,29 @@
+"""What the coordinator tells of a round's trace when its state changes; the work inside it traces itself."""
+
+from pluralllm.common.process.tracing import Fact, round_context, tell, tell_round
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.storage.store import RoundRecord, RunRecord
+
+
+def trace_key(run: RunRecord, number: int) -> str:
+    """A round's name in the world: two federations may both have a run of this name."""
+    return f"{run.id}@{run.created_s!r}/{run.spec_sha256}/{number}"
+
+
+def trace_step(run: RunRecord, record: RoundRecord | None, event: ev.Event, effects: tuple[ev.Effect, ...]) -> None:
+    """`record`: of the round that is open, or has just ended."""
+    if record is None:
+        return
+    key = trace_key(run, record.round)
+    facts: dict[str, Fact] = {"run": run.id, "round": record.round}
+    for effect in effects:
+        match effect:
+            case ev.RecordReceipt(receipt=receipt):
+                tell("delivery", round_context(key), record.created_s, event.at_s, client=receipt.client)
+            case ev.Publish(version=version, receipts=receipts):
+                facts |= {"outcome": "published", "version": version, "updates": len(receipts)}
+                tell_round(key, record.created_s, event.at_s, **facts)
+            case ev.Abandon():
+                tell_round(key, record.created_s, event.at_s, **facts, outcome="abandoned")
+            case _:
+                pass

@@ -1,0 +1,192 @@
+"""Updates that are still coming in: one preallocated file each, filled chunk by chunk in any order.
+
+Which chunks are there is not written down anywhere: after a restart it is found by hashing what is in the file, so bytes
+that a power loss took are missing again and never trusted.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TypeVar
+
+from pluralllm.common.errors.tree import ChunksMissing, DigestMismatch, OverLimit
+from pluralllm.common.process.files import storage_errors, sync_data
+from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
+from pluralllm.server.process.cancellation import unbroken
+
+T = TypeVar("T")
+FLUSH_BYTES = 16 * CHUNK_BYTES
+
+
+class Uploads:
+    """Keys are file names. Safe for several streams that fill one upload: they take turns, other uploads do not wait."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, _Upload] = {}
+
+    async def begin(self, key: str, manifest: Manifest) -> frozenset[int]:
+        """The chunks still missing; what the file has of this manifest already is kept. Raises StorageFull."""
+        return await self._in_turn(key, lambda upload: upload.prepare(manifest))
+
+    async def put(self, key: str, index: int, data: bytes | memoryview) -> None:
+        """Verifies one chunk and keeps it; one that is there already is passed over.
+
+        Raises ChunksMissing if nothing was begun, OverLimit, DigestMismatch or StorageFull.
+        """
+        upload = await self._in_turn(key, lambda upload: upload.write(index, data))
+        if upload.unsynced_bytes >= FLUSH_BYTES and (upload.flushing is None or upload.flushing.done()):
+            upload.flushing = asyncio.create_task(asyncio.to_thread(upload.flush))
+
+    async def missing(self, key: str) -> frozenset[int]:
+        """Raises ChunksMissing if nothing was begun."""
+        return await self._in_turn(key, _Upload.still_missing)
+
+    async def finish(self, key: str) -> Path:
+        """The whole file, every chunk verified. Raises ChunksMissing."""
+        upload = self._open.get(key)
+        if upload is not None and upload.flushing is not None:
+            await asyncio.wait([upload.flushing])
+        return await self._in_turn(key, _Upload.finished)
+
+    async def drop(self, key: str) -> None:
+        """Forgets an upload and its file, if there is one."""
+        await self._in_turn(key, _Upload.remove)
+
+    async def sweep(self, keep: Collection[str]) -> None:
+        """Drops every upload but these."""
+        names = {path.name.removesuffix(".part") for path in self._folder.glob("*.part")}
+        for key in (names | self._open.keys()) - set(keep):
+            await self.drop(key)
+
+    @unbroken
+    async def _in_turn(self, key: str, work: "Callable[[_Upload], T]") -> T:
+        """One thing at a time on one upload, in a thread."""
+        upload = self._open.setdefault(key, _Upload(self._folder / f"{key}.part"))
+        upload.users += 1
+        try:
+            async with upload.turn:
+                return await asyncio.to_thread(work, upload)
+        finally:
+            upload.users -= 1
+            if not upload.users and upload.manifest is None:
+                del self._open[key]
+
+
+class _Upload:
+    """One part file. Blocking; whoever calls has the turn."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest | None = None  # None: nothing begun
+        self.missing: set[int] = set()
+        self.turn = asyncio.Lock()
+        self.users = 0  # who have the turn or wait for it
+        self.unsynced_bytes = 0
+        self.flushing: asyncio.Task[None] | None = None
+        self.flush_failed = False
+
+    def begun(self) -> Manifest:
+        if self.manifest is None:
+            raise ChunksMissing(missing=1)
+        return self.manifest
+
+    def prepare(self, manifest: Manifest) -> frozenset[int]:
+        if self.manifest != manifest or not self.path.exists():
+            self.manifest = None
+            self.missing = _prepare_file(self.path, manifest)
+            self.manifest = manifest
+        return frozenset(self.missing)
+
+    def write(self, index: int, data: bytes | memoryview) -> "_Upload":
+        manifest = self.begun()
+        if not 0 <= index < manifest.chunks:
+            raise OverLimit(what="chunk index", got=index, limit=manifest.chunks - 1)
+        # A hash alone would not do: its sender chose it, perhaps of bytes that leave a hole or reach into the next chunk.
+        if len(data) != manifest.chunk_size(index):
+            raise OverLimit(what=f"size of chunk {index}", got=len(data), limit=manifest.chunk_size(index))
+        if index not in self.missing:
+            return self
+        got, expected = hashlib.sha256(data), manifest.chunk_hashes[index]
+        if got.digest() != expected:
+            raise DigestMismatch(what=f"chunk {index}", expected=expected.hex(), got=got.hexdigest())
+        try:
+            _write_at(self.path, index * CHUNK_BYTES, data)
+        except FileNotFoundError:
+            raise self._gone(manifest) from None
+        self.missing.discard(index)
+        self.unsynced_bytes += len(data)
+        return self
+
+    def flush(self) -> None:
+        """Starts the disk while more is on its way, without the turn; what makes the file durable is still the sync at its end.
+
+        A failure is told once by the system, so it is remembered: nothing of the file is trusted any more.
+        """
+        self.unsynced_bytes = 0
+        try:
+            sync_data(self.path)
+        except FileNotFoundError:
+            pass  # dropped meanwhile
+        except OSError:
+            self.flush_failed = True
+
+    def still_missing(self) -> frozenset[int]:
+        self.begun()
+        return frozenset(self.missing)
+
+    def finished(self) -> Path:
+        manifest = self.begun()
+        if self.flush_failed:
+            self.flush_failed = False
+            self.remove()
+            raise ChunksMissing(missing=manifest.chunks)
+        if self.missing:
+            raise ChunksMissing(missing=len(self.missing))
+        if not self.path.exists():
+            raise self._gone(manifest)
+        return self.path
+
+    def remove(self) -> None:
+        self.manifest = None
+        self.path.unlink(missing_ok=True)
+
+    def _gone(self, manifest: Manifest) -> ChunksMissing:
+        """The file was taken over as a blob, but its receipt could not be written."""
+        self.manifest = None
+        return ChunksMissing(missing=manifest.chunks)
+
+
+def _prepare_file(path: Path, manifest: Manifest) -> set[int]:
+    """Makes the file as long as the blob and finds the chunks that are not in it."""
+    with storage_errors("an update"):
+        fresh = not path.exists() or path.stat().st_size != manifest.size_bytes
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(handle, manifest.size_bytes)
+            if hasattr(os, "posix_fallocate"):  # a full disk shows now, not in the middle
+                os.posix_fallocate(handle, 0, manifest.size_bytes)
+            if fresh:
+                return set(range(manifest.chunks))
+            found = set()
+            for index, expected in enumerate(manifest.chunk_hashes):
+                data = os.pread(handle, manifest.chunk_size(index), index * CHUNK_BYTES)
+                if hashlib.sha256(data).digest() != expected:
+                    found.add(index)
+            return found
+        finally:
+            os.close(handle)
+
+
+def _write_at(path: Path, offset: int, data: bytes | memoryview) -> None:
+    with storage_errors("an update"):
+        handle = os.open(path, os.O_WRONLY)
+        try:
+            rest = memoryview(data)
+            while rest:  # a write may be short, for one when the disk fills up under it
+                done = os.pwrite(handle, rest, offset)
+                rest, offset = rest[done:], offset + done
+        finally:
+            os.close(handle)

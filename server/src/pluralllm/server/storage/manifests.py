@@ -1,0 +1,37 @@
+"""Chunk lists of model versions: made once, from the bytes themselves, and kept for those served lately."""
+
+import asyncio
+
+from pluralllm.common.errors.tree import Corrupt, NotFound
+from pluralllm.common.weights.chunks import Manifest, manifest_of
+from pluralllm.common.words.ids import Digest, ModelVersion, RunId
+from pluralllm.server.storage.blobs import Blobs
+from pluralllm.server.storage.store import Store, VersionRecord
+
+KEPT = 64
+
+
+class Manifests:
+    """Of all runs, by digest."""
+
+    def __init__(self, store: Store, blobs: Blobs) -> None:
+        self._store, self._blobs = store, blobs
+        self._kept: dict[Digest, Manifest] = {}  # oldest first
+
+    async def of(self, run: RunId, version: ModelVersion) -> tuple[VersionRecord, Manifest]:
+        """A version's row and chunk list. Raises NotFound, Corrupt."""
+        record = await self._store.version(run, version)
+        if record is None:
+            raise NotFound(what="model version", name=f"runs/{run}/models/{version}")
+        if (manifest := self._kept.get(record.digest)) is None:
+            manifest = await asyncio.to_thread(manifest_of, await self._blobs.path(record.digest))
+            if manifest.digest != record.digest:
+                raise Corrupt(what=f"model version {version} of run {run}", expected=record.digest, got=manifest.digest)
+            self.keep(manifest)
+        return record, manifest
+
+    def keep(self, manifest: Manifest) -> None:
+        """Of a version about to be served: nobody waits for its bytes to be read again."""
+        self._kept[manifest.digest] = manifest
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]

@@ -1,0 +1,123 @@
+"""Members, certificates and invites as the coordinator remembers them, and the contract of the store that keeps them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from pluralllm.common.trust.audit_chain import AuditEntry
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+
+
+class MemberState(StrEnum):
+    INVITED = "invited"
+    AWAITING_APPROVAL = "awaiting_approval"
+    ACTIVE = "active"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    UNPROVEN = "unproven"  # seen in plain text only
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An organisation's identity. Its rights come from here; the certificate only proves the name."""
+
+    name: ClientId
+    role: MemberRole
+    group: str  # of a client
+    group_role: GroupRole
+    approved: bool
+    created_s: float
+    revoked_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedCertificate:
+    serial: str
+    member: ClientId
+    key_sha256: str
+    not_after_s: float
+    issued_s: float
+    chain_pem: bytes
+    revoked_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InviteRecord:
+    """An invite; the token itself is kept nowhere."""
+
+    token_sha256: str
+    name: ClientId
+    role: MemberRole
+    group: str
+    group_role: GroupRole
+    needs_approval: bool
+    created_s: float
+    expires_s: float
+    withdrawn: bool = False
+    used_by_key: str = ""
+
+    def is_open(self, now_s: float) -> bool:
+        return not self.withdrawn and not self.used_by_key and now_s < self.expires_s
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What goes into the audit log; the store gives it its place in the chain."""
+
+    at_s: float
+    actor: str
+    serial: str
+    action: str
+    object: str
+    result: str
+    facts: tuple[tuple[str, str | int | bool], ...] = ()
+
+    @property
+    def facts_json(self) -> str:
+        """One line, keys sorted."""
+        return json.dumps(dict(self.facts), sort_keys=True, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipChange:
+    """What one deed writes, in one transaction: all of it or nothing."""
+
+    deed: Deed
+    members: tuple[Member, ...] = ()  # inserted or replaced
+    certificates: tuple[IssuedCertificate, ...] = ()  # inserted or replaced
+    invites: tuple[InviteRecord, ...] = ()  # inserted or replaced
+    spends: str = ""  # token hash of an invite that must be unspent in the database at this moment
+
+
+@dataclass(frozen=True, slots=True)
+class Everyone:
+    members: Sequence[Member]
+    certificates: Sequence[IssuedCertificate]
+    invites: Sequence[InviteRecord]
+
+
+class MembershipStore(Protocol):
+    """Durable when a method returns. Raises StoreFailed or StorageFull when the database cannot."""
+
+    async def everyone(self) -> Everyone: ...
+
+    async def change_membership(self, change: MembershipChange) -> AuditEntry:
+        """Writes a change and its deed. Raises InviteUsed if the invite it spends is spent; nothing is written then."""
+        ...
+
+    async def audit_entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
+        """Entries with sequence > after, in order, each with the hash that is stored."""
+        ...
+
+    async def audit_head(self) -> tuple[int, str]:
+        """Sequence and hash of the newest entry; (0, "") when there is none."""
+        ...
+
+
+def facts_of(**facts: Any) -> tuple[tuple[str, str | int | bool], ...]:
+    """For a Deed: names and plain values. Never a token, a key or anything private."""
+    return tuple(sorted(facts.items()))

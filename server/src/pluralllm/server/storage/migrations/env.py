@@ -1,0 +1,8 @@
+"""Alembic's entry: runs the migrations on the connection that sql_store.py hands over."""
+
+from alembic import context
+
+from pluralllm.server.storage.schema import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transactional_ddl=True)
+context.run_migrations()

@@ -1,0 +1,52 @@
+"""Model versions on their way to clients: read and made into messages once for all who fetch the same at about the same time."""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from pathlib import Path
+
+from pluralllm.common.errors.tree import Corrupt
+from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
+from pluralllm.common.wire.chunk_messages import model_chunk
+from pluralllm.common.words.ids import Digest
+from pluralllm.server.process.cancellation import shielded
+
+BLOCK = 4  # chunks read at a time: a change of threads for each costs more than the reading
+BLOCKS_KEPT = 6  # 24 MiB: how far the first client of a round may be ahead of the last one
+
+
+class ModelChunks:
+    """Blocks of serialized GetChunksResponse messages, the last few used."""
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[tuple[Digest, int], asyncio.Task[list[bytes]]] = OrderedDict()
+
+    async def message(self, path: Path, manifest: Manifest, index: int) -> bytes:
+        """One chunk's message, from the blob's file. Raises OSError; Corrupt if it is no longer what the manifest says."""
+        number, place = divmod(index, BLOCK)
+        key = (manifest.digest, number)
+        block = self._blocks.get(key)
+        if block is None:
+            block = asyncio.create_task(asyncio.to_thread(_read_block, path, manifest, number))
+            self._blocks[key] = block
+            if len(self._blocks) > BLOCKS_KEPT:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(key)
+        try:
+            return (await shielded(block))[place]
+        except (OSError, Corrupt):
+            self._blocks.pop(key, None)
+            raise
+
+
+def _read_block(path: Path, manifest: Manifest, number: int) -> list[bytes]:
+    messages = []
+    with path.open("rb") as file:
+        file.seek(number * BLOCK * CHUNK_BYTES)
+        for index in range(number * BLOCK, min((number + 1) * BLOCK, manifest.chunks)):
+            piece, expected = file.read(CHUNK_BYTES), manifest.chunk_hashes[index]
+            if (got := hashlib.sha256(piece)).digest() != expected:  # or a spoilt block would be kept, and sent to all
+                what = f"chunk {index} of the model {manifest.digest[:12]}"
+                raise Corrupt(what=what, expected=expected.hex(), got=got.hexdigest())
+            messages.append(model_chunk(index, piece))
+    return messages

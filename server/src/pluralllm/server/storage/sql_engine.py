@@ -1,0 +1,93 @@
+"""A connection to the database by URL, SQLite or PostgreSQL: durable above fast, every wait limited; and what its errors mean."""
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util.exc import CommandError
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from pluralllm.common.errors.tree import InvalidConfig, PluralError, StorageFull, StoreFailed
+
+BUSY_TIMEOUT_MS = 5_000
+DISK_FULL = "53100"  # SQLSTATE, PostgreSQL's appendix A
+# Of a session. The server ends one whose client has gone silent, so that nobody waits for its locks: it is told by TCP of a
+# host that has gone, and by the limits on idling of a process that is paused.
+POSTGRES_LIMITS = {
+    "statement_timeout": "60s",
+    "lock_timeout": "30s",
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "4",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+}
+# The same from this side (libpq's connection parameters).
+POSTGRES_CLIENT = {
+    "connect_timeout": 10,
+    "keepalives_idle": 4,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "application_name": "pluralllm-server",
+}
+
+
+def new_engine(url: sa.URL, **limits: str) -> AsyncEngine:
+    """With one connection, made when it is first needed. `limits` are further settings of a PostgreSQL session."""
+    if url.get_backend_name() == "sqlite":
+        engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
+        sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
+        sa.event.listen(engine.sync_engine, "begin", _begin_immediate)
+        return engine
+    options = " ".join(f"-c {name}={value}" for name, value in {**POSTGRES_LIMITS, **limits}.items())
+    arguments = {**POSTGRES_CLIENT, "options": options}
+    return create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=arguments)
+
+
+def failure(error: DBAPIError) -> PluralError:
+    """What a database error means for the caller: StorageFull or StoreFailed."""
+    if isinstance(error, IntegrityError):
+        return StoreFailed(problem=f"another writer was there first ({error.orig})")
+    if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL" or sqlstate(error) == DISK_FULL:
+        return StorageFull(what="the coordinator's database")
+    return StoreFailed(problem=str(error.orig).strip())
+
+
+def is_broken(error: DBAPIError) -> bool:
+    """Whether nothing more can be trusted: SQLite could not read or write its file, or found it damaged."""
+    name = getattr(error.orig, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """PostgreSQL's code of an error, or nothing."""
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def migrate(connection: Connection) -> None:
+    """Brings the schema up to date, in the transaction of the connection. Raises InvalidConfig for a newer one."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        problem = f"  the database is of another release than this coordinator ({error})"
+        raise InvalidConfig(file="state_dir", problems=problem) from error
+
+
+def _tune_sqlite(connection: Any, _: Any) -> None:
+    """The rollback journal, because WAL reset can corrupt up to SQLite 3.51.2 (sqlite.org/wal.html)."""
+    connection.isolation_level = None  # we say BEGIN ourselves
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

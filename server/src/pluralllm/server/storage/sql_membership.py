@@ -1,0 +1,147 @@
+"""Members, certificates, invites and the audit log in SQL, through the one connection of sql_store.py."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from pluralllm.common.errors.membership import InviteUsed
+from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.process.cancellation import unbroken
+from pluralllm.server.storage import schema as t
+from pluralllm.server.storage.membership import (
+    Deed,
+    Everyone,
+    InviteRecord,
+    IssuedCertificate,
+    Member,
+    MembershipChange,
+)
+from pluralllm.server.storage.sql_store import SqlStore, replace_row
+
+
+class SqlMembership:
+    """See membership.MembershipStore."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+
+    @unbroken
+    async def everyone(self) -> Everyone:
+        async with self._store.writing() as connection:
+            members = (await connection.execute(sa.select(t.members).order_by(t.members.c.name))).all()
+            certificates = (await connection.execute(sa.select(t.certificates))).all()
+            invites = (await connection.execute(sa.select(t.invites))).all()
+        return Everyone(
+            [
+                Member(
+                    ClientId(row.name),
+                    MemberRole(row.role),
+                    row.group_name,
+                    GroupRole(row.group_role),
+                    row.approved,
+                    row.created_s,
+                    row.revoked_s,
+                )
+                for row in members
+            ],
+            [
+                IssuedCertificate(
+                    row.serial,
+                    ClientId(row.member),
+                    row.key_sha256,
+                    row.not_after_s,
+                    row.issued_s,
+                    row.chain_pem,
+                    row.revoked_s,
+                )
+                for row in certificates
+            ],
+            [
+                InviteRecord(
+                    row.token_sha256,
+                    ClientId(row.name),
+                    MemberRole(row.role),
+                    row.group_name,
+                    GroupRole(row.group_role),
+                    row.needs_approval,
+                    row.created_s,
+                    row.expires_s,
+                    row.withdrawn,
+                    row.used_by_key,
+                )
+                for row in invites
+            ],
+        )
+
+    @unbroken
+    async def change_membership(self, change: MembershipChange) -> AuditEntry:
+        async with self._store.writing() as connection:
+            if change.spends:
+                await _check_unspent(connection, change.spends)
+            for member in change.members:
+                await replace_row(connection, t.members, ("name",), _values(member))
+            for certificate in change.certificates:
+                await replace_row(connection, t.certificates, ("serial",), _values(certificate))
+            for invite in change.invites:
+                await replace_row(connection, t.invites, ("token_sha256",), _values(invite))
+            entry = _entry(change.deed, *await _head(connection))
+            values = {**dataclasses.asdict(entry), "sha256": entry.sha256}
+            await connection.execute(sa.insert(t.audit_log).values(values))
+        return entry
+
+    @unbroken
+    async def audit_entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
+        table = t.audit_log
+        query = sa.select(table).where(table.c.sequence > after).order_by(table.c.sequence).limit(limit)
+        async with self._store.writing() as connection:
+            found = (await connection.execute(query)).mappings().all()
+        fields = [field.name for field in dataclasses.fields(AuditEntry)]
+        return [(AuditEntry(**{name: row[name] for name in fields}), row["sha256"]) for row in found]
+
+    @unbroken
+    async def audit_head(self) -> tuple[int, str]:
+        async with self._store.writing() as connection:
+            return await _head(connection)
+
+
+async def _check_unspent(connection: AsyncConnection, token_sha256: str) -> None:
+    """The database decides, not this process's memory: of two coordinators, too, only one spends an invite."""
+    table = t.invites
+    found = (await connection.execute(sa.select(table).where(table.c.token_sha256 == token_sha256))).first()
+    if found is None or found.used_by_key or found.withdrawn:
+        raise InviteUsed(name="" if found is None else found.name)
+
+
+async def _head(connection: AsyncConnection) -> tuple[int, str]:
+    table = t.audit_log
+    query = sa.select(table.c.sequence, table.c.sha256).order_by(table.c.sequence.desc()).limit(1)
+    found = (await connection.execute(query)).first()
+    return (0, FIRST_PREVIOUS) if found is None else (found.sequence, found.sha256)
+
+
+def _entry(deed: Deed, sequence: int, sha256: str) -> AuditEntry:
+    return AuditEntry(
+        sequence=sequence + 1,
+        at_us=round(deed.at_s * 1e6),
+        actor=deed.actor,
+        serial=deed.serial,
+        action=deed.action,
+        object=deed.object,
+        result=deed.result,
+        facts_json=deed.facts_json,
+        previous_sha256=sha256,
+    )
+
+
+def _values(record: Member | IssuedCertificate | InviteRecord) -> dict[str, Any]:
+    """A record's fields are its table's columns; only `group` is a reserved word in SQL."""
+    values = dataclasses.asdict(record)
+    if "group" in values:
+        values["group_name"] = values.pop("group")
+    return {name: value.value if isinstance(value, MemberRole | GroupRole) else value for name, value in values.items()}

@@ -1,0 +1,150 @@
+"""Between the store's records and rows of the tables."""
+
+import json
+from typing import Any
+
+from sqlalchemy.engine import Row
+
+from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.rounds.events import Receipt, Score
+from pluralllm.server.storage.store import (
+    ClientRecord,
+    EvaluationRecord,
+    ReceiptRecord,
+    RoundOutcome,
+    RoundRecord,
+    VersionRecord,
+)
+
+
+def round_values(row: RoundRecord) -> dict[str, Any]:
+    return {
+        "run": row.run,
+        "round": row.round,
+        "outcome": row.outcome.value,
+        "reason": row.reason,
+        "base_version": row.base_version,
+        "version": row.version,
+        "cohort": json.dumps(row.cohort),
+        "created_s": row.created_s,
+        "updated_s": row.updated_s,
+        "rollouts": row.rollouts,
+    }
+
+
+def round_row(row: Row[Any]) -> RoundRecord:
+    return RoundRecord(
+        RunId(row.run),
+        RoundNumber(row.round),
+        RoundOutcome(row.outcome),
+        row.reason,
+        ModelVersion(row.base_version),
+        None if row.version is None else ModelVersion(row.version),
+        tuple(ClientId(client) for client in json.loads(row.cohort)),
+        row.created_s,
+        row.updated_s,
+        row.rollouts,
+    )
+
+
+def receipt_values(row: ReceiptRecord) -> dict[str, Any]:
+    return {
+        "run": row.run,
+        "round": row.round,
+        "client": row.receipt.client,
+        "digest": row.receipt.digest,
+        "examples": row.receipt.examples,
+        "distance": row.receipt.distance,
+        "created_s": row.created_s,
+    }
+
+
+def receipt_row(row: Row[Any]) -> ReceiptRecord:
+    receipt = Receipt(ClientId(row.client), Digest(row.digest), row.examples, row.distance)
+    return ReceiptRecord(RunId(row.run), RoundNumber(row.round), receipt, row.created_s)
+
+
+def version_values(row: VersionRecord) -> dict[str, Any]:
+    return {
+        "run": row.run,
+        "version": row.version,
+        "round": row.round,
+        "digest": row.digest,
+        "spec_sha256": row.spec_sha256,
+        "parent_sha256": row.parent_sha256,
+        "record_sha256": row.record_sha256,
+        "updates": json.dumps(row.updates),
+        "created_s": row.created_s,
+        "moments": json.dumps(row.moments),
+        "weights": json.dumps(row.weights),
+    }
+
+
+def version_row(row: Row[Any]) -> VersionRecord:
+    return VersionRecord(
+        RunId(row.run),
+        ModelVersion(row.version),
+        RoundNumber(row.round),
+        Digest(row.digest),
+        Digest(row.spec_sha256),
+        row.parent_sha256,
+        tuple((ClientId(client), Digest(digest), examples) for client, digest, examples in json.loads(row.updates)),
+        row.created_s,
+        tuple(Digest(moment) for moment in json.loads(row.moments)),
+        tuple(json.loads(row.weights)),
+    )
+
+
+def evaluation_values(row: EvaluationRecord) -> dict[str, Any]:
+    score = row.score
+    return {
+        "run": row.run,
+        "version": score.version,
+        "client": score.client,
+        "group_name": score.group,
+        "role": score.role.value,
+        "alignment_score": score.alignment_score,
+        "alignment_score_base2": score.alignment_score_base2,
+        "wasserstein_score": score.wasserstein_score,
+        "questions": score.questions,
+        "created_s": row.created_s,
+    }
+
+
+def evaluation_row(row: Row[Any]) -> EvaluationRecord:
+    score = Score(
+        ClientId(row.client),
+        GroupName(row.group_name),
+        GroupRole(row.role),
+        ModelVersion(row.version),
+        row.alignment_score,
+        row.alignment_score_base2,
+        row.wasserstein_score,
+        row.questions,
+    )
+    return EvaluationRecord(RunId(row.run), score, row.created_s)
+
+
+def client_values(row: ClientRecord) -> dict[str, Any]:
+    return {
+        "client": row.client,
+        "group_name": row.group,
+        "role": row.role.value,
+        "training_questions": row.training_questions,
+        "software_version": row.software_version,
+        "created_s": row.created_s,
+        "last_seen_s": row.last_seen_s,
+    }
+
+
+def client_row(row: Row[Any]) -> ClientRecord:
+    return ClientRecord(
+        ClientId(row.client),
+        GroupName(row.group_name),
+        GroupRole(row.role),
+        row.training_questions,
+        row.software_version,
+        row.created_s,
+        row.last_seen_s,
+    )

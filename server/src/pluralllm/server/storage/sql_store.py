@@ -1,0 +1,228 @@
+"""The store in SQL: SQLAlchemy async Core, over SQLite or PostgreSQL."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from pluralllm.common.errors.tree import Overtaken
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.server.process.cancellation import unbroken
+from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.process.instruments import STORE_SECONDS
+from pluralllm.server.rounds.events import event_kind, event_to_facts
+from pluralllm.server.storage import schema as t
+from pluralllm.server.storage import sql_rows as rows
+from pluralllm.server.storage.sql_engine import failure, is_broken, migrate, new_engine
+from pluralllm.server.storage.store import (
+    Change,
+    ClientRecord,
+    EvaluationRecord,
+    EventRecord,
+    ReceiptRecord,
+    RoundRecord,
+    RunRecord,
+    VersionRecord,
+)
+
+
+async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "SqlStore":
+    """Opens the database and brings its schema up to date. Raises StoreFailed, StorageFull or InvalidConfig (newer schema).
+
+    A command that only looks needs no `fail_stop`: it ends anyway.
+    """
+    engine = new_engine(sa.make_url(url))
+    store = SqlStore(engine, fail_stop or FailStop())
+    try:
+        async with store.writing() as connection:
+            await connection.run_sync(migrate)
+    except BaseException:
+        await engine.dispose()
+        raise
+    return store
+
+
+class SqlStore:
+    """See store.Store. One connection; writers wait for one another.
+
+    Every transaction begins with a look at the generation, which locks its row: so coordinators on one database, should there
+    be two, write one after the other, and the older one not at all.
+    """
+
+    def __init__(self, engine: AsyncEngine, fail_stop: FailStop) -> None:
+        self._engine = engine
+        self._fail_stop = fail_stop
+        self._one_at_a_time = asyncio.Lock()
+        self._generation = 0  # of nobody: what is opened to look at, or by a command that is alone
+
+    async def take_over(self) -> int:
+        """From now on this store is the one that writes, and every older one raises Overtaken. Its generation."""
+        async with self.writing() as connection:
+            chosen = sa.select(t.leadership.c.generation).with_for_update()
+            newest: int = (await connection.execute(chosen)).scalar_one() + 1
+            await connection.execute(sa.update(t.leadership).values(generation=newest))
+        self._generation = newest
+        return newest
+
+    @contextlib.asynccontextmanager
+    async def writing(self, kind: str = "write") -> AsyncIterator[AsyncConnection]:
+        """One transaction, committed when the block ends well. Raises StoreFailed, StorageFull or Overtaken."""
+        try:
+            with STORE_SECONDS.labels(kind).time():
+                async with self._one_at_a_time, self._engine.begin() as connection:
+                    await self._check_generation(connection)
+                    yield connection
+        except DBAPIError as error:
+            found = failure(error)
+            if is_broken(error):
+                self._fail_stop.stop(found)
+            raise found from error
+
+    async def _check_generation(self, connection: AsyncConnection) -> None:
+        if not self._generation:
+            return
+        found = (await connection.execute(sa.select(t.leadership.c.generation).with_for_update())).scalar_one()
+        if found != self._generation:
+            error = Overtaken(generation=self._generation)
+            self._fail_stop.stop(error)
+            raise error
+
+    @unbroken
+    async def _rows(self, query: sa.Select[Any]) -> Sequence[Row[Any]]:
+        async with self.writing("read") as connection:
+            found: Sequence[Row[Any]] = (await connection.execute(query)).all()
+            return found
+
+    async def _first(self, query: sa.Select[Any]) -> Row[Any] | None:
+        found = await self._rows(query.limit(1))
+        return found[0] if found else None
+
+    @unbroken
+    async def create_run(self, run: RunRecord, first_version: VersionRecord) -> None:
+        async with self.writing() as connection:
+            values = {
+                "id": run.id,
+                "spec_json": run.spec_json,
+                "spec_sha256": run.spec_sha256,
+                "created_s": run.created_s,
+            }
+            await connection.execute(sa.insert(t.runs).values(values))
+            await connection.execute(sa.insert(t.versions).values(rows.version_values(first_version)))
+
+    async def runs(self) -> Sequence[RunRecord]:
+        found = await self._rows(sa.select(t.runs).order_by(t.runs.c.position))
+        return [RunRecord(RunId(r.id), r.spec_json, Digest(r.spec_sha256), r.created_s) for r in found]
+
+    @unbroken
+    async def apply(self, change: Change) -> None:
+        event = {
+            "run": change.run,
+            "sequence": change.sequence,
+            "at_s": change.event.at_s,
+            "kind": event_kind(change.event),
+            "facts": json.dumps(event_to_facts(change.event)),
+        }
+        async with self.writing() as connection:
+            await connection.execute(sa.insert(t.events).values(event))
+            for receipt in change.receipts:
+                await connection.execute(sa.insert(t.receipts).values(rows.receipt_values(receipt)))
+            for number, client in change.withdrawn:
+                mine = (t.receipts.c.run == change.run, t.receipts.c.round == number, t.receipts.c.client == client)
+                await connection.execute(sa.delete(t.receipts).where(*mine))
+            for version in change.versions:
+                await connection.execute(sa.insert(t.versions).values(rows.version_values(version)))
+            for row in change.rounds:
+                await replace_row(connection, t.rounds, ("run", "round"), rows.round_values(row))
+            for evaluation in change.evaluations:
+                await replace_row(
+                    connection, t.evaluations, ("run", "version", "client"), rows.evaluation_values(evaluation)
+                )
+
+    async def events(self, run: RunId, after: int, limit: int) -> Sequence[EventRecord]:
+        table = t.events
+        query = sa.select(table).where(table.c.run == run, table.c.sequence > after)
+        found = await self._rows(query.order_by(table.c.sequence).limit(limit))
+        return [EventRecord(r.sequence, r.at_s, r.kind, json.loads(r.facts)) for r in found]
+
+    async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None:
+        row = await self._first(sa.select(t.rounds).where(t.rounds.c.run == run, t.rounds.c.round == number))
+        return rows.round_row(row) if row is not None else None
+
+    async def rounds(self, run: RunId, before: int | None, limit: int) -> Sequence[RoundRecord]:
+        query = sa.select(t.rounds).where(t.rounds.c.run == run)
+        if before is not None:
+            query = query.where(t.rounds.c.round < before)
+        return [rows.round_row(row) for row in await self._rows(query.order_by(t.rounds.c.round.desc()).limit(limit))]
+
+    async def receipts(self, run: RunId, number: RoundNumber) -> Sequence[ReceiptRecord]:
+        table = t.receipts
+        query = sa.select(table).where(table.c.run == run, table.c.round == number).order_by(table.c.client)
+        return [rows.receipt_row(row) for row in await self._rows(query)]
+
+    async def receipt(self, run: RunId, number: RoundNumber, client: ClientId) -> ReceiptRecord | None:
+        table = t.receipts
+        query = sa.select(table).where(table.c.run == run, table.c.round == number, table.c.client == client)
+        row = await self._first(query)
+        return rows.receipt_row(row) if row is not None else None
+
+    async def version(self, run: RunId, number: ModelVersion) -> VersionRecord | None:
+        row = await self._first(sa.select(t.versions).where(t.versions.c.run == run, t.versions.c.version == number))
+        return rows.version_row(row) if row is not None else None
+
+    async def versions(self, run: RunId) -> Sequence[VersionRecord]:
+        query = sa.select(t.versions).where(t.versions.c.run == run).order_by(t.versions.c.version)
+        return [rows.version_row(row) for row in await self._rows(query)]
+
+    async def model_digests(self, run: RunId) -> Sequence[Digest]:
+        query = sa.select(t.versions.c.digest).where(t.versions.c.run == run).order_by(t.versions.c.version)
+        return [Digest(row.digest) for row in await self._rows(query)]
+
+    async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
+        table = t.evaluations
+        query = sa.select(table).where(table.c.run == run, table.c.position > after)
+        found = await self._rows(query.order_by(table.c.position).limit(limit))
+        return [(row.position, rows.evaluation_row(row)) for row in found]
+
+    async def latest_evaluations(self, run: RunId, versions: int) -> Sequence[EvaluationRecord]:
+        table = t.evaluations
+        newest = (
+            sa.select(table.c.version)
+            .where(table.c.run == run)
+            .distinct()
+            .order_by(table.c.version.desc())
+            .limit(versions)
+        )
+        query = sa.select(table).where(table.c.run == run, table.c.version.in_(newest.scalar_subquery()))
+        return [
+            rows.evaluation_row(row) for row in await self._rows(query.order_by(table.c.version, table.c.group_name))
+        ]
+
+    @unbroken
+    async def save_client(self, client: ClientRecord) -> None:
+        values = rows.client_values(client)
+        changed = {name: value for name, value in values.items() if name != "created_s"}
+        async with self.writing() as connection:
+            known = sa.update(t.clients).where(t.clients.c.client == client.client).values(changed)
+            if (await connection.execute(known)).rowcount == 0:
+                await connection.execute(sa.insert(t.clients).values(values))
+
+    async def clients(self) -> Sequence[ClientRecord]:
+        found = await self._rows(sa.select(t.clients).order_by(t.clients.c.client))
+        return [rows.client_row(row) for row in found]
+
+    async def close(self) -> None:
+        async with self._one_at_a_time:  # transactions whose callers have gone still end well
+            await self._engine.dispose()
+
+
+async def replace_row(
+    connection: AsyncConnection, table: sa.Table, key: tuple[str, ...], values: dict[str, Any]
+) -> None:
+    await connection.execute(sa.delete(table).where(*(table.c[name] == values[name] for name in key)))
+    await connection.execute(sa.insert(table).values(values))

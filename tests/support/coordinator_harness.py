@@ -1,0 +1,312 @@
+"""A real coordinator behind a real gRPC server on loopback, a fake clock, and hand-driven clients."""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.process.clock import Clock, FakeClock
+from pluralllm.common.trust.certificates import PrivateKey, make_request, new_key
+from pluralllm.common.trust.identity import Identity, Membership, load_identity, save_identity
+from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
+from pluralllm.common.weights.layout import Layout, write_weights
+from pluralllm.common.wire.channels import secure_channel
+from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN, ROLES, manifest_message
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.server.__main__ import running
+from pluralllm.server.members.access import Principal
+from pluralllm.server.members.authority import create_authority
+from pluralllm.server.members.registry import InviteOrder, Registry
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.rpc.federation import duration
+from pluralllm.server.runs.coordinator import Coordinator
+from pluralllm.server.storage.membership import Member
+from pluralllm.v1 import federation_pb2 as pb
+from pluralllm.v1 import federation_pb2_grpc, operations_pb2, operations_pb2_grpc, resources_pb2
+
+DEADLINE_S = 20.0
+BOOTSTRAP = Principal(ClientId("bootstrap"), MemberRole.ADMIN)
+
+
+def small_spec(**changes: Any) -> RunSpec:
+    """A run of a tiny predictor that ends in seconds; tables are merged."""
+    values: dict[str, Any] = {
+        "rounds": 2,
+        "seed": 5,
+        "round": {"min_clients": 2, "target_clients": 2, "evaluate_every": 100, "gather_s": 30, "deadline_s": 100},
+        "predictor": {"d_model": 8, "layers": 1, "heads": 2, "feedforward": 8, "embedder_layers": 2},
+        "embedding": {"model": "tiny", "dimension": 8},
+    }
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = {**values[key], **value} if both else value
+    return RunSpec.model_validate(values)
+
+
+@dataclasses.dataclass
+class Served:
+    """A running coordinator, and a channel to it as its administrator."""
+
+    address: str
+    coordinator: Coordinator
+    registry: Registry
+    clock: Clock
+    channel: grpc.aio.Channel
+    operations: "operations_pb2_grpc.OperationsServiceAsyncStub"
+    identities: Path
+    enrolment_address: str = ""
+    channels: dict[str, grpc.aio.Channel] = dataclasses.field(default_factory=dict)
+
+    async def create(self, run_id: str, spec: RunSpec, *, start: bool = True) -> None:
+        request = operations_pb2.CreateRunRequest(run_id=run_id, spec_json=spec.canonical_json())
+        await self.operations.CreateRun(request, timeout=DEADLINE_S)
+        if start:
+            await self.operations.StartRun(operations_pb2.StartRunRequest(name=f"runs/{run_id}"), timeout=DEADLINE_S)
+
+    async def run(self, run_id: str) -> resources_pb2.Run:
+        response = await self.operations.GetRun(operations_pb2.GetRunRequest(name=f"runs/{run_id}"), timeout=DEADLINE_S)
+        return response.run
+
+    async def member(
+        self, name: str, role: MemberRole, group: str = "", group_role: GroupRole = GroupRole.TRAIN
+    ) -> Identity:
+        """Invited and joined without the enrolment port, once; its key is kept from restart to restart."""
+        folder = self.identities / name
+        if (folder / "credentials.pem").exists():
+            return load_identity(folder, "test").at(self.address)
+        order = InviteOrder(name, role, group, group_role if role is MemberRole.CLIENT else None)
+        _, token = await self.registry.invite(BOOTSTRAP, order)
+        key = new_key()
+        member, chain = await self.registry.join(name, token, make_request(key, name))
+        return keep_identity(folder, self.registry, member, key, chain, self.address)
+
+    def channel_of(self, identity: Identity) -> grpc.aio.Channel:
+        """One for each member, closed with the coordinator."""
+        name = identity.membership.name
+        if name not in self.channels:
+            self.channels[name] = secure_channel(identity)
+        return self.channels[name]
+
+    async def client(self, name: str, role: GroupRole = GroupRole.TRAIN, group: str = "") -> "HandClient":
+        group = group or f"group of {name}"
+        identity = await self.member(name, MemberRole.CLIENT, group, role)
+        client = HandClient(self.channel_of(identity), name, role, group)
+        await client.hello()
+        return client
+
+
+def keep_identity(
+    folder: Path, registry: Registry, member: Member, key: PrivateKey, chain: bytes, address: str
+) -> Identity:
+    is_client = member.role is MemberRole.CLIENT
+    membership = Membership(
+        federation=registry.authority.federation,
+        name=member.name,
+        role=member.role,
+        group=member.group,
+        group_role=member.group_role if is_client else None,
+        coordinator=address,
+        enrolment=address,
+    )
+    return save_identity(folder, membership, registry.authority.root_pem, key, chain)
+
+
+class HandClient:
+    """Does by hand, call by call, what a daemon does."""
+
+    def __init__(self, channel: grpc.aio.Channel, name: str, role: GroupRole, group: str) -> None:
+        self.name = name
+        self.stub: Any = federation_pb2_grpc.FederationServiceStub(channel)
+        self.role = role
+        self.group = group
+        self.instance = "first"
+        self.generation = ""
+        self.chunks_sent = 0
+
+    async def call(self, method: str, request: Any, timeout_s: float = DEADLINE_S) -> Any:
+        """One unary or client-stream call. Raises the leaf the coordinator answered with."""
+        try:
+            return await getattr(self.stub, method)(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, "the coordinator") from error
+
+    async def hello(self) -> pb.HelloResponse:
+        request = pb.HelloRequest(
+            protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
+            software_version="test",
+            instance_id=self.instance,
+            group=self.group,
+            role=ROLES[self.role],
+            training_questions=50,
+        )
+        response: pb.HelloResponse = await self.call("Hello", request)
+        self.generation = response.generation
+        return response
+
+    async def poll(self, held: str = "", following: Iterable[str] = (), hold_s: float = 0.0) -> pb.PollResponse:
+        request = pb.PollRequest(
+            protocol=PROTOCOL_MAX,
+            generation=self.generation,
+            instance_id=self.instance,
+            held_task=held,
+            following=following,
+            hold=duration(hold_s),
+        )
+        response: pb.PollResponse = await self.call("Poll", request)
+        return response
+
+    async def task(self, hold_s: float = 10.0) -> pb.Task:
+        """Polls until there is a task."""
+        for _ in range(20):
+            answer = await self.poll(hold_s=hold_s)
+            if answer.WhichOneof("answer") == "task":
+                return answer.task
+        raise AssertionError("no task came")
+
+    async def begin(
+        self,
+        task: pb.Task,
+        manifest: Manifest,
+        examples: int = 50,
+        metrics: Mapping[str, float] | None = None,
+        **changes: Any,
+    ) -> pb.BeginUpdateResponse:
+        request = pb.BeginUpdateRequest(
+            task=task.name,
+            spec_sha256=task.spec_sha256,
+            base_digest=task.base_digest,
+            manifest=manifest_message(manifest),
+            examples=examples,
+            metrics=metrics or {},
+        )
+        for field, value in changes.items():
+            setattr(request, field, value)
+        response: pb.BeginUpdateResponse = await self.call("BeginUpdate", request)
+        return response
+
+    async def put(self, task: pb.Task, path: Path, manifest: Manifest, chunks: Iterable[int]) -> pb.PutChunksResponse:
+        content = await asyncio.to_thread(path.read_bytes)
+
+        async def messages() -> AsyncIterator[pb.PutChunksRequest]:
+            for index in chunks:
+                data = content[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+                self.chunks_sent += 1
+                yield pb.PutChunksRequest(task=task.name, digest=manifest.digest, index=index, data=data)
+
+        response: pb.PutChunksResponse = await self.call("PutChunks", messages())
+        return response
+
+    async def commit(self, task: pb.Task, manifest: Manifest) -> resources_pb2.Receipt:
+        request = pb.CommitUpdateRequest(task=task.name, digest=manifest.digest)
+        response: pb.CommitUpdateResponse = await self.call("CommitUpdate", request)
+        return response.receipt
+
+    async def push(
+        self, task: pb.Task, path: Path, manifest: Manifest, examples: int = 50, **metrics: float
+    ) -> resources_pb2.Receipt:
+        """The whole way: begin, what is missing, commit."""
+        begun = await self.begin(task, manifest, examples, metrics)
+        missing = [index for piece in begun.missing for index in range(piece.first, piece.last + 1)]
+        if missing:
+            await self.put(task, path, manifest, missing)
+        return await self.commit(task, manifest)
+
+    async def evaluate(self, task: pb.Task, score: float = 0.7) -> None:
+        request = pb.ReportEvaluationRequest(
+            task=task.name, alignment_score=score, alignment_score_base2=score / 2, questions=9
+        )
+        await self.call("ReportEvaluation", request)
+
+
+def delta(layout: Layout, seed: int) -> NDArray[np.float32]:
+    """A small random update, shape [layout.values]."""
+    return np.random.default_rng(seed).normal(0, 0.01, layout.values).astype(np.float32)
+
+
+def write_delta(path: Path, spec: RunSpec, seed: int) -> Manifest:
+    """Writes a well-formed update."""
+    layout = layout_for(spec)
+    return write_weights(path, layout, [delta(layout, seed)])
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    state_dir: Path, clock: Clock | None = None, wall_s: Callable[[], float] = time.time, **settings: Any
+) -> AsyncIterator[Served]:
+    """A coordinator over this state directory, until the block ends; hand-driven clients may be silent for long."""
+    clock = clock or FakeClock()
+    values = {"listen": "127.0.0.1:0", "enrolment_listen": "127.0.0.1:0", "silence_s": 10_000}
+    config = ServerConfig(**{"state_dir": state_dir, **values, **settings})
+    if not (state_dir / "authority" / "federation.json").exists():
+        create_authority(state_dir / "authority", "test", ["127.0.0.1"], None, time.time())
+    async with contextlib.AsyncExitStack() as stack:
+        found = await stack.enter_async_context(running(config, clock, wall_s))
+        assert found.registry is not None
+        identities = state_dir.parent / f"{state_dir.name}-identities"
+        admin = await administrator(found.registry, identities / "admin", found.address)
+        channel = await stack.enter_async_context(secure_channel(admin))
+        operations: Any = operations_pb2_grpc.OperationsServiceStub(channel)
+        served = Served(
+            found.address,
+            found.coordinator,
+            found.registry,
+            clock,
+            channel,
+            operations,
+            identities,
+            found.enrolment_address,
+        )
+        stack.push_async_callback(close_all, served.channels)
+        yield served
+
+
+async def close_all(channels: dict[str, grpc.aio.Channel]) -> None:
+    for channel in channels.values():
+        await channel.close()
+
+
+async def administrator(registry: Registry, folder: Path, address: str) -> Identity:
+    if (folder / "credentials.pem").exists():
+        return load_identity(folder, "test").at(address)
+    key = new_key()
+    chain = await registry.make_admin(ClientId("admin"), key.public_key())
+    member = next(member for member in registry.members() if member.name == "admin")
+    return keep_identity(folder, registry, member, key, chain, address)
+
+
+async def until_phase(
+    served: Served, run: str, phase: "resources_pb2.RunPhase.ValueType", number: int | None = None
+) -> resources_pb2.Run:
+    """Waits for the coordinator's own loop, a bounded number of times."""
+    for _ in range(200):
+        found = await served.run(run)
+        if found.phase == phase and number in (None, found.round):
+            return found
+        heard = served.coordinator.bell.rings
+        await served.coordinator.bell.wait(heard, 0.05)
+    raise AssertionError(f"{resources_pb2.RunPhase.Name(found.phase)} in round {found.round}: {found.next}")
+
+
+async def pass_first_evaluation(*clients: HandClient) -> None:
+    for client in clients:
+        task = await client.task()
+        assert task.kind == pb.TASK_KIND_EVALUATE
+        await client.evaluate(task)
+
+
+async def advance(served: Served, seconds: float) -> None:
+    """Moves the fake clock while every client is silent for no longer than a lease: their places stay."""
+    assert isinstance(served.clock, FakeClock)
+    served.clock.advance(seconds)
+    served.coordinator.wake()

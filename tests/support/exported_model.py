@@ -1,0 +1,48 @@
+"""A model folder as an export writes it, with a small predictor that reads a tiny embedding model's vectors."""
+
+from pathlib import Path
+from typing import Any
+
+from support.process_harness import process_spec
+from support.small_survey import write_version_0
+
+from pluralllm.align.model_card import model_card
+from pluralllm.align.model_folder import CARD, CONFIG, PROVENANCE, WEIGHTS, model_config, provenance, write_json
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.words.spec import RunSpec
+
+SPEC = process_spec(training={"episodes": {"min_context": 5}})
+
+
+def export(folder: Path, spec: RunSpec = SPEC, weights: Path | None = None) -> Path:
+    """With first weights, if no others are given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights is None:
+        write_version_0(folder / WEIGHTS, spec)
+    else:
+        (folder / WEIGHTS).write_bytes(weights.read_bytes())
+    digest = manifest_of(folder / WEIGHTS).digest
+    record: dict[str, Any] = {
+        "name": "runs/r/models/0",
+        "version": 0,
+        "round": 0,
+        "digest": digest,
+        "record_sha256": "c" * 64,
+        "parent_record_sha256": "",
+    }
+    scores = [
+        {
+            "group": name,
+            "role": role,
+            "alignment_score": score,
+            "alignment_score_base2": score,
+            "questions": 9,
+            "version": 0,
+        }
+        for name, role, score in (("Northmark", "train", 0.8), ("Gold|crest", "held_out", 0.6))
+    ]
+    origin = provenance(spec, record, [record], [], scores)
+    (folder / PROVENANCE).write_bytes(write_json(origin))
+    (folder / CARD).write_text(model_card(origin))
+    (folder / CONFIG).write_bytes(write_json(model_config(spec, "r", 0, digest)))
+    return folder

@@ -1,0 +1,256 @@
+"""A store in memory: the contract of server/storage/store.py over plain dictionaries, for simulations and quick tests.
+
+What is written stays in the `Tables`, so a store that is opened on them again finds it, as after a restart. Rows are values that
+nobody can change; the facts of an event are kept as text, as a database would.
+"""
+
+import bisect
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+from pluralllm.common.errors.membership import InviteUsed
+from pluralllm.common.errors.tree import StoreFailed
+from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.server.rounds.events import event_kind, event_to_facts
+from pluralllm.server.storage.membership import Everyone, InviteRecord, IssuedCertificate, Member, MembershipChange
+from pluralllm.server.storage.store import (
+    Change,
+    ClientRecord,
+    EvaluationRecord,
+    EventRecord,
+    ReceiptRecord,
+    RoundRecord,
+    RunRecord,
+    VersionRecord,
+)
+
+# What is called before an operation does anything, or once it has: with its name and what it is about. It may raise.
+Hook = Callable[[str, object], Awaitable[None]]
+Row = TypeVar("Row")
+ANOTHER_WRITER = "another writer was there first ({what} is taken)"
+
+
+async def nothing(operation: str, about: object) -> None:
+    """The hook of a store that nobody disturbs."""
+
+
+class Rows(Generic[Row]):
+    """Rows by a number, in its order: a table with an index."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Row] = {}
+        self._numbers: list[int] = []  # sorted
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._rows
+
+    def get(self, number: int) -> Row | None:
+        return self._rows.get(number)
+
+    def put(self, number: int, row: Row) -> None:
+        """Inserts, or replaces."""
+        if number not in self._rows:
+            bisect.insort(self._numbers, number)
+        self._rows[number] = row
+
+    def after(self, number: int, limit: int) -> list[tuple[int, Row]]:
+        """Those above it, the lowest first."""
+        first = bisect.bisect_right(self._numbers, number)
+        return [(found, self._rows[found]) for found in self._numbers[first : first + limit]]
+
+    def before(self, number: int | None, limit: int) -> list[Row]:
+        """Those below it, or all; the highest first."""
+        end = len(self._numbers) if number is None else bisect.bisect_left(self._numbers, number)
+        return [self._rows[found] for found in reversed(self._numbers[max(0, end - limit) : end])]
+
+    def all(self) -> list[Row]:
+        return [self._rows[found] for found in self._numbers]
+
+
+@dataclass(slots=True)
+class RunTables:
+    """The rows of one run."""
+
+    record: RunRecord
+    versions: Rows[VersionRecord] = field(default_factory=Rows)
+    events: Rows[tuple[float, str, str]] = field(default_factory=Rows)  # at_s, kind, facts as JSON; by sequence
+    rounds: Rows[RoundRecord] = field(default_factory=Rows)
+    receipts: dict[int, dict[ClientId, ReceiptRecord]] = field(default_factory=dict)
+    evaluations: dict[tuple[ModelVersion, ClientId], tuple[int, EvaluationRecord]] = field(default_factory=dict)
+    cursor: int = 0  # of the newest evaluation; the dictionary is in the order of cursors
+
+
+@dataclass(slots=True)
+class Tables:
+    """All that is durable."""
+
+    runs: dict[RunId, RunTables] = field(default_factory=dict)
+    clients: dict[ClientId, ClientRecord] = field(default_factory=dict)
+    members: dict[ClientId, Member] = field(default_factory=dict)
+    certificates: dict[str, IssuedCertificate] = field(default_factory=dict)
+    invites: dict[str, InviteRecord] = field(default_factory=dict)
+    audit_log: list[tuple[AuditEntry, str]] = field(default_factory=list)
+
+
+class MemoryStore:
+    """See store.Store. Every operation is atomic: nothing in it waits between its first look and its last row."""
+
+    def __init__(self, tables: Tables, before: Hook = nothing, after: Hook = nothing) -> None:
+        self._tables, self._before, self._after = tables, before, after
+
+    async def create_run(self, run: RunRecord, first_version: VersionRecord) -> None:
+        await self._before("store.create_run", run)
+        if run.id in self._tables.runs:
+            raise StoreFailed(problem=ANOTHER_WRITER.format(what=f"run {run.id}"))
+        self._tables.runs[run.id] = RunTables(run)
+        self._tables.runs[run.id].versions.put(first_version.version, first_version)
+        await self._after("store.create_run", run)
+
+    async def runs(self) -> Sequence[RunRecord]:
+        await self._before("store.runs", None)
+        return [run.record for run in self._tables.runs.values()]
+
+    async def apply(self, change: Change) -> None:
+        await self._before("store.apply", change)
+        run = self._tables.runs[change.run]
+        _check_keys(run, change)
+        facts = json.dumps(event_to_facts(change.event))
+        run.events.put(change.sequence, (change.event.at_s, event_kind(change.event), facts))
+        for row in change.receipts:
+            run.receipts.setdefault(row.round, {})[row.receipt.client] = row
+        for number, client in change.withdrawn:
+            run.receipts.get(number, {}).pop(client, None)
+        for version in change.versions:
+            run.versions.put(version.version, version)
+        for round_row in change.rounds:
+            run.rounds.put(round_row.round, round_row)
+        for evaluation in change.evaluations:
+            key = (evaluation.score.version, evaluation.score.client)
+            run.evaluations.pop(key, None)
+            run.cursor += 1
+            run.evaluations[key] = (run.cursor, evaluation)
+        await self._after("store.apply", change)
+
+    async def events(self, run: RunId, after: int, limit: int) -> Sequence[EventRecord]:
+        await self._before("store.events", run)
+        found = self._tables.runs[run].events.after(after, limit)
+        return [EventRecord(sequence, at_s, kind, json.loads(facts)) for sequence, (at_s, kind, facts) in found]
+
+    async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None:
+        await self._before("store.round", number)
+        return self._tables.runs[run].rounds.get(number)
+
+    async def rounds(self, run: RunId, before: int | None, limit: int) -> Sequence[RoundRecord]:
+        await self._before("store.rounds", run)
+        return self._tables.runs[run].rounds.before(before, limit)
+
+    async def receipts(self, run: RunId, number: RoundNumber) -> Sequence[ReceiptRecord]:
+        await self._before("store.receipts", number)
+        return [row for _, row in sorted(self._tables.runs[run].receipts.get(number, {}).items())]
+
+    async def receipt(self, run: RunId, number: RoundNumber, client: ClientId) -> ReceiptRecord | None:
+        await self._before("store.receipt", client)
+        return self._tables.runs[run].receipts.get(number, {}).get(client)
+
+    async def version(self, run: RunId, number: ModelVersion) -> VersionRecord | None:
+        await self._before("store.version", number)
+        return self._tables.runs[run].versions.get(number)
+
+    async def versions(self, run: RunId) -> Sequence[VersionRecord]:
+        await self._before("store.versions", run)
+        return self._tables.runs[run].versions.all()
+
+    async def model_digests(self, run: RunId) -> Sequence[Digest]:
+        await self._before("store.model_digests", run)
+        return [version.digest for version in self._tables.runs[run].versions.all()]
+
+    async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
+        await self._before("store.evaluations", run)
+        found = list(self._tables.runs[run].evaluations.values())
+        first = bisect.bisect_right(found, after, key=lambda row: row[0])
+        return found[first : first + limit]
+
+    async def latest_evaluations(self, run: RunId, versions: int) -> Sequence[EvaluationRecord]:
+        await self._before("store.latest_evaluations", run)
+        found = [row for _, row in self._tables.runs[run].evaluations.values()]
+        newest = sorted({row.score.version for row in found}, reverse=True)[:versions]
+        kept = [row for row in found if row.score.version in newest]
+        return sorted(kept, key=lambda row: (row.score.version, row.score.group))
+
+    async def save_client(self, client: ClientRecord) -> None:
+        await self._before("store.save_client", client)
+        known = self._tables.clients.get(client.client)
+        found = client if known is None else replace(client, created_s=known.created_s)
+        self._tables.clients[client.client] = found
+        await self._after("store.save_client", client)
+
+    async def clients(self) -> Sequence[ClientRecord]:
+        await self._before("store.clients", None)
+        return [row for _, row in sorted(self._tables.clients.items())]
+
+    async def close(self) -> None:
+        """What is written stays in the tables."""
+
+
+def _check_keys(run: RunTables, change: Change) -> None:
+    """What a database's primary keys are for. Raises StoreFailed; nothing is written then."""
+    receipts, versions = change.receipts, change.versions
+    taken = [f"sequence {change.sequence}"] if change.sequence in run.events else []
+    taken += [f"receipt {r.receipt.client}" for r in receipts if r.receipt.client in run.receipts.get(r.round, {})]
+    taken += [f"version {version.version}" for version in versions if version.version in run.versions]
+    if taken:
+        raise StoreFailed(problem=ANOTHER_WRITER.format(what=", ".join(taken)))
+
+
+class MemoryMembership:
+    """See membership.MembershipStore; over the same tables."""
+
+    def __init__(self, tables: Tables, before: Hook = nothing, after: Hook = nothing) -> None:
+        self._tables, self._before, self._after = tables, before, after
+
+    async def everyone(self) -> Everyone:
+        await self._before("membership.everyone", None)
+        tables = self._tables
+        members = [row for _, row in sorted(tables.members.items())]
+        return Everyone(members, list(tables.certificates.values()), list(tables.invites.values()))
+
+    async def change_membership(self, change: MembershipChange) -> AuditEntry:
+        await self._before("membership.change_membership", change)
+        tables, deed = self._tables, change.deed
+        if change.spends:
+            invite = tables.invites.get(change.spends)
+            if invite is None or invite.used_by_key or invite.withdrawn:
+                raise InviteUsed(name="" if invite is None else invite.name)
+        tables.members |= {row.name: row for row in change.members}
+        tables.certificates |= {row.serial: row for row in change.certificates}
+        tables.invites |= {row.token_sha256: row for row in change.invites}
+        sequence, previous = self._head()
+        entry = AuditEntry(
+            sequence=sequence + 1,
+            at_us=round(deed.at_s * 1e6),
+            actor=deed.actor,
+            serial=deed.serial,
+            action=deed.action,
+            object=deed.object,
+            result=deed.result,
+            facts_json=deed.facts_json,
+            previous_sha256=previous,
+        )
+        tables.audit_log.append((entry, entry.sha256))
+        await self._after("membership.change_membership", change)
+        return entry
+
+    async def audit_entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
+        await self._before("membership.audit_entries", after)
+        return self._tables.audit_log[after : after + limit]
+
+    async def audit_head(self) -> tuple[int, str]:
+        await self._before("membership.audit_head", None)
+        return self._head()
+
+    def _head(self) -> tuple[int, str]:
+        log = self._tables.audit_log
+        return (log[-1][0].sequence, log[-1][1]) if log else (0, FIRST_PREVIOUS)

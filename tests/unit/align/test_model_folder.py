@@ -1,0 +1,125 @@
+"""An exported model: loaded as transformers loads models, verified, and written again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support.exported_model import SPEC, export
+from transformers import AutoConfig, AutoModel
+
+from pluralllm.align import PluralConfig, PluralPredictor
+from pluralllm.align.model_folder import CONFIG, PROVENANCE, WEIGHTS
+from pluralllm.common.errors.tree import InvalidModel
+from pluralllm.common.predictor.model import PreferencePredictor, load_weights
+from pluralllm.common.weights.layout import tensors_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return export(tmp_path / "model")
+
+
+def test_it_is_the_published_predictor_number_for_number(folder: Path) -> None:
+    plain = PreferencePredictor(SPEC.predictor, SPEC.embedding)
+    load_weights(plain, tensors_of(folder / WEIGHTS))
+    found = PluralPredictor.from_pretrained(folder)
+    for (name, wanted), (other, got) in zip(plain.named_parameters(), found.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(wanted, got)
+    given = torch.randn(2, 6, 32), torch.rand(2, 6), torch.ones(2, 6, dtype=torch.bool), torch.randn(2, 3, 32)
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(*given).mean, found(*given).mean)
+    assert found.contract == SPEC.embedding
+    assert (found.config.min_context, found.config.context_questions) == (5, 10)
+
+
+def test_the_auto_classes_know_it(folder: Path) -> None:
+    assert isinstance(AutoConfig.from_pretrained(folder), PluralConfig)
+    assert isinstance(AutoModel.from_pretrained(folder), PluralPredictor)
+
+
+def test_what_is_saved_again_is_loaded_again_with_card_and_provenance(folder: Path, tmp_path: Path) -> None:
+    found = PluralPredictor.from_pretrained(folder)
+    with torch.no_grad():
+        found.head[1].bias += 1
+    found.save_pretrained(tmp_path / "tuned")
+    again = PluralPredictor.from_pretrained(tmp_path / "tuned")
+    assert torch.equal(again.head[1].bias, found.head[1].bias)
+    assert (tmp_path / "tuned" / PROVENANCE).read_bytes() == (folder / PROVENANCE).read_bytes()
+    assert "Gold\\|crest" in (tmp_path / "tuned" / "README.md").read_text()
+
+
+def test_it_is_pushed_to_the_hub_as_people_expect(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded: list[str] = []
+
+    class Hub:
+        """What is asked of the Hub's client; the network is not there."""
+
+        def create_repo(self, repo_id: str, **_: object) -> object:
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, folder_path: str | Path, **_: object) -> str:
+            shutil.copytree(folder_path, tmp_path / "hub")
+            uploaded.append("folder")
+            return "https://hub/commit"
+
+        def create_commit(self, *, operations: list[object], **_: object) -> str:
+            (tmp_path / "hub").mkdir()
+            for operation in operations:
+                content = Path(operation.path_or_fileobj).read_bytes()  # type: ignore[attr-defined]
+                (tmp_path / "hub" / operation.path_in_repo).write_bytes(content)  # type: ignore[attr-defined]
+            uploaded.append("commit")
+            return "https://hub/commit"
+
+        def __getattr__(self, name: str) -> object:
+            return lambda *_, **__: None
+
+    monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+    monkeypatch.setattr("transformers.utils.hub.create_or_update_model_card", _no_card, raising=False)
+    PluralPredictor.from_pretrained(folder).push_to_hub("someone/model")
+    assert uploaded
+    assert torch.equal(
+        PluralPredictor.from_pretrained(tmp_path / "hub").head[1].bias,
+        PluralPredictor.from_pretrained(folder).head[1].bias,
+    )
+
+
+def _no_card(*_: object, **__: object) -> object:
+    return type("Card", (), {"save": lambda *_: None})()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-4] + b"spoi"), "was changed"),
+        (lambda f: _rewrite(f, format="pluralllm.model/2"), "upgrade pluralllm-client"),
+        (lambda f: _rewrite(f, format=None), "pluralllm model export"),
+        (lambda f: (f / CONFIG).write_text("{"), "pluralllm model export"),
+        (lambda f: (f / WEIGHTS).unlink(), "pluralllm model export"),
+        (lambda f: (f / CONFIG).unlink(), "pluralllm model export"),
+    ],
+    ids=["weights changed", "newer format", "another model", "broken configuration", "no weights", "no configuration"],
+)
+def test_a_folder_that_is_not_what_it_says_is_refused_with_what_to_do(folder: Path, spoil: object, told: str) -> None:
+    spoil(folder)  # type: ignore[operator]
+    with pytest.raises(InvalidModel, match=told):
+        PluralPredictor.from_pretrained(folder)
+
+
+def test_the_card_tells_each_groups_score_the_worst_group_and_fairness(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    assert "| Northmark | train | 0.8000 |" in card
+    assert "worst group Gold\\|crest" in card
+    assert "Fairness index 0.9800" in card
+    origin = json.loads((folder / PROVENANCE).read_text())
+    assert origin["run_spec_sha256"] == SPEC.sha256()
+    assert len(origin["lineage"]) == 1
+
+
+def _rewrite(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **changes}))

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pluralllm.client.data.private_data import check_file, write_group
+from pluralllm.client.data.sample_survey import GROUPS, MOST_GROUPS, sample_groups
+
+
+def test_one_seed_is_one_survey_and_groups_differ() -> None:
+    one, again, other = sample_groups(8, 120, 0), sample_groups(8, 120, 0), sample_groups(8, 120, 1)
+    assert one == again != other
+    assert list(one) == list(GROUPS)
+
+
+def test_more_groups_leave_the_first_as_they_are() -> None:
+    few, many = sample_groups(8, 40, 0), sample_groups(MOST_GROUPS, 40, 0)
+    assert len(many) == MOST_GROUPS
+    assert dict(list(many.items())[:8]) == few
+
+
+def test_every_file_is_canonical_and_some_questions_are_ordinal(tmp_path: Path) -> None:
+    for name, questions in sample_groups(8, 168, 0).items():
+        write_group(tmp_path / "g.jsonl", questions)
+        checked = check_file(tmp_path / "g.jsonl")
+        assert not checked.problems, name
+        assert len(checked.questions) == 168
+        assert 0 < sum(question.scale is not None for question in questions) < 168
+
+
+def test_groups_with_opposed_values_answer_differently() -> None:
+    groups = {str(name): {q.id: q.shares for q in found} for name, found in sample_groups(8, 168, 0).items()}
+
+    def distance(one: str, other: str) -> float:
+        pairs = [(groups[one][key], groups[other][key]) for key in groups[one]]
+        return float(np.mean([np.abs(np.subtract(p, q)).sum() for p, q in pairs]))
+
+    assert distance("Old Valley", "Harbourland") > 1.5 * distance("Old Valley", "Stonebridge")
+
+
+def test_a_survey_that_cannot_be_had_is_refused_with_numbers() -> None:
+    with pytest.raises(ValueError, match="2 to 64 groups, not 65"):
+        sample_groups(MOST_GROUPS + 1, 10, 0)
+    with pytest.raises(ValueError, match="2 to 168 questions"):
+        sample_groups(2, 1_000, 0)

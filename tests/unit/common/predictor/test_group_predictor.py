@@ -1,0 +1,53 @@
+"""A group's predictor: the same predictions as a whole pass, and a context that is read once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.process_harness import WIDTH, tiny_embedding_model
+
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.common.errors.tree import TooFewQuestions
+from pluralllm.common.predictor.data import Episode, group_data, log_softmax_by_question, make_batch
+from pluralllm.common.predictor.embedding import Embedder
+from pluralllm.common.predictor.group_predictor import GroupPredictor
+from pluralllm.common.predictor.model import PreferencePredictor
+from pluralllm.common.words.spec import Embedding, Predictor
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def embedder(tmp_path: Path) -> Embedder:
+    contract = Embedding(model="tiny", dimension=2 * WIDTH)
+    return Embedder(contract, tiny_embedding_model(tmp_path / "model"), tmp_path, CPU)
+
+
+def test_predictions_are_those_of_a_whole_pass_and_the_context_is_read_once(embedder: Embedder) -> None:
+    torch.manual_seed(1)
+    model = PreferencePredictor(Predictor(d_model=16, heads=2, feedforward=16), embedder.contract)
+    questions, _ = sample_groups(2, 40, 0).values()
+    data = group_data("g", questions, embedder.embed_questions(questions, lambda _done, _all: None))
+    batch = make_batch([(data, Episode(tuple(range(10)), tuple(range(10, 40))))])
+    with torch.no_grad():
+        whole = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+    shares = log_softmax_by_question(whole.mean, batch.target_question, batch.questions)[0].exp().numpy()
+    encoded: list[int] = []
+    encode = model.encode_context
+    model.encode_context = lambda *given: encoded.append(1) or encode(*given)  # type: ignore[func-returns-value,method-assign]
+    predictor = GroupPredictor(model, embedder, "g", questions[:10], CPU)
+    found = [*predictor.predict(questions[10:25]), *predictor.predict(questions[25:])]
+    assert encoded == [1]
+    assert np.concatenate([answer.shares for answer in found]) == pytest.approx(shares, abs=1e-5)
+    assert np.concatenate([answer.spreads for answer in found]) == pytest.approx(
+        whole.log_std[0].exp().numpy(), rel=1e-4
+    )
+    assert [len(answer.shares) for answer in found] == [len(question.options) for question in questions[10:]]
+    assert predictor.predict([]) == []
+
+
+def test_a_group_that_has_answered_nothing_is_not_predicted(embedder: Embedder) -> None:
+    model = PreferencePredictor(Predictor(d_model=16, heads=2, feedforward=16), embedder.contract)
+    with pytest.raises(TooFewQuestions, match="g"):
+        GroupPredictor(model, embedder, "g", [], CPU)

@@ -1,0 +1,164 @@
+"""An identity on disk: only its owner reads the key, it is whole or not there, and what is damaged is named."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pluralllm.common.errors.membership import AlreadyJoined, CertificateInvalid, NotJoined
+from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.trust.certificates import key_from_pem, key_to_pem, make_request, new_key, public_key_of, spoken
+from pluralllm.common.trust.identity import (
+    Identity,
+    Membership,
+    check_free,
+    load_identity,
+    next_key,
+    save_identity,
+    save_renewal,
+)
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.members.authority import Authority, create_authority
+
+NOW_S = 1_800_000_000.0
+DAY_S = 86_400.0
+MEMBERSHIP = Membership(
+    federation="fed",
+    name=ClientId("ann"),
+    role=MemberRole.OBSERVER,
+    coordinator="127.0.0.1:7443",
+    enrolment="127.0.0.1:7444",
+)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return create_authority(tmp_path / "authority", "fed", ["127.0.0.1"], None, NOW_S)
+
+
+def saved(folder: Path, authority: Authority, life_s: float = 30 * DAY_S) -> Identity:
+    key = next_key(folder)
+    chain = authority.issue_member(key.public_key(), "ann", MemberRole.OBSERVER, life_s, NOW_S)
+    return save_identity(folder, MEMBERSHIP, authority.root_pem, key, chain)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path, authority: Authority) -> None:
+    made = saved(tmp_path / "me", authority)
+    assert load_identity(tmp_path / "me", "pluralllm") == made
+    assert not (tmp_path / "me" / "next-key.pem").exists()
+
+
+def test_the_key_is_not_in_what_an_identity_prints_of_itself(tmp_path: Path, authority: Authority) -> None:
+    shown = repr(saved(tmp_path / "me", authority))
+    assert "ann" in shown
+    assert "PRIVATE KEY" not in shown
+
+
+def test_keys_are_readable_by_their_owner_only(tmp_path: Path, authority: Authority) -> None:
+    next_key(tmp_path / "me")
+    assert (tmp_path / "me").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "me" / "next-key.pem").stat().st_mode & 0o777 == 0o600
+    saved(tmp_path / "me", authority)
+    assert (tmp_path / "me" / "credentials.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_try_that_broke_off_is_repeated_with_the_same_key(tmp_path: Path) -> None:
+    first = next_key(tmp_path / "me")
+    assert next_key(tmp_path / "me").public_key() == first.public_key()
+
+
+def test_a_half_written_next_key_is_replaced(tmp_path: Path) -> None:
+    next_key(tmp_path / "me")
+    (tmp_path / "me" / "next-key.pem").write_bytes(b"-----BEGIN PRIV")
+    assert next_key(tmp_path / "me").public_key() == next_key(tmp_path / "me").public_key()
+
+
+def test_a_renewal_replaces_key_and_certificate_together(tmp_path: Path, authority: Authority) -> None:
+    old = saved(tmp_path / "me", authority)
+    key = new_key()
+    chain = authority.issue_member(key.public_key(), "ann", MemberRole.OBSERVER, 30 * DAY_S, NOW_S + 20 * DAY_S)
+    renewed = save_renewal(old.at("10.0.0.1:1"), key, chain)
+    loaded = load_identity(tmp_path / "me", "pluralllm")
+    assert loaded.facts.serial == renewed.facts.serial != old.facts.serial
+    assert loaded.membership.coordinator == "127.0.0.1:7443", "an address for one command is not kept"
+
+
+def test_an_answer_for_another_key_or_member_is_refused_and_changes_nothing(
+    tmp_path: Path, authority: Authority
+) -> None:
+    old = saved(tmp_path / "me", authority)
+    key = new_key()
+    wrong_key = authority.issue_member(new_key().public_key(), "ann", MemberRole.OBSERVER, DAY_S, NOW_S)
+    wrong_name = authority.issue_member(key.public_key(), "ben", MemberRole.OBSERVER, DAY_S, NOW_S)
+    wrong_role = authority.issue_member(key.public_key(), "ann", MemberRole.ADMIN, DAY_S, NOW_S)
+    for chain in (wrong_key, wrong_name, wrong_role, b"nothing"):
+        with pytest.raises(CertificateInvalid):
+            save_renewal(old, key, chain)
+    assert load_identity(tmp_path / "me", "pluralllm") == old
+
+
+def test_renewal_is_due_at_two_thirds_of_the_life(tmp_path: Path, authority: Authority) -> None:
+    made = saved(tmp_path / "me", authority)
+    assert not made.is_renewal_due(NOW_S + 19.9 * DAY_S)
+    assert made.is_renewal_due(NOW_S + 20.1 * DAY_S)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, authority: Authority) -> None:
+    made = saved(tmp_path / "me", authority)
+    (tmp_path / "file").write_text("in the way")
+    key = new_key()
+    chain = authority.issue_member(key.public_key(), "ann", MemberRole.OBSERVER, DAY_S, NOW_S)
+    folder = tmp_path / "file" / "me"
+    with pytest.raises(InvalidConfig, match="file/me"):
+        next_key(folder)
+    with pytest.raises(InvalidConfig, match="file/me"):
+        save_identity(folder, MEMBERSHIP, authority.root_pem, key, chain)
+    with pytest.raises(InvalidConfig, match="file/me"):
+        save_renewal(replace(made, folder=folder), key, chain)
+
+
+def test_an_empty_folder_says_how_to_join(tmp_path: Path) -> None:
+    with pytest.raises(NotJoined, match="pluralllm-client join INVITE"):
+        load_identity(tmp_path, "pluralllm-client")
+
+
+@pytest.mark.parametrize("file", ["identity.json", "authority.pem", "credentials.pem"])
+def test_a_damaged_file_is_named(tmp_path: Path, authority: Authority, file: str) -> None:
+    saved(tmp_path / "me", authority)
+    (tmp_path / "me" / file).write_bytes(b"garbage")
+    with pytest.raises(InvalidConfig, match=file):
+        load_identity(tmp_path / "me", "pluralllm")
+
+
+def test_a_folder_is_free_taken_by_this_member_or_by_another(tmp_path: Path, authority: Authority) -> None:
+    assert not check_free(tmp_path / "me", "fed", "ann")
+    saved(tmp_path / "me", authority)
+    assert check_free(tmp_path / "me", "fed", "ann")
+    for federation, name in (("fed", "ben"), ("other", "ann")):
+        with pytest.raises(AlreadyJoined, match="ann in federation fed"):
+            check_free(tmp_path / "me", federation, name)
+
+
+def test_a_key_may_be_kept_under_a_passphrase() -> None:
+    key = new_key()
+    pem = key_to_pem(key, b"open sesame")
+    assert key_from_pem(pem, b"open sesame").public_key() == key.public_key()
+    for passphrase in (None, b"wrong"):
+        with pytest.raises(CertificateInvalid, match="private key"):
+            key_from_pem(pem, passphrase)
+
+
+def test_a_request_proves_its_key_and_nothing_else_passes_for_one() -> None:
+    key = new_key()
+    request = make_request(key, "ann")
+    assert public_key_of(request) == key.public_key()
+    changed = bytearray(request)
+    changed[-1] ^= 1
+    for wrong in (b"", b"garbage", request[:-1], bytes(changed)):
+        with pytest.raises(CertificateInvalid, match="certificate request"):
+            public_key_of(wrong)
+
+
+def test_a_fingerprint_is_read_out_in_groups_of_four() -> None:
+    assert spoken("0123456789abcdef") == "0123 4567 89ab cdef"

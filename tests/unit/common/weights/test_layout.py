@@ -1,0 +1,61 @@
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from pluralllm.common.errors.tree import DigestMismatch, OverLimit
+from pluralllm.common.predictor.architecture import initial_values, parameters
+from pluralllm.common.weights.chunks import CHUNK_BYTES, checked_manifest, manifest_of, missing_ranges
+from pluralllm.common.weights.layout import layout_of, read_layout, tensors_of, write_weights
+from pluralllm.common.words.spec import Predictor
+
+
+def test_what_is_written_is_safetensors_that_anybody_reads(tmp_path: Path) -> None:
+    found = parameters(Predictor(), 384)
+    layout = layout_of((parameter.name, parameter.shape) for parameter in found)
+    manifest = write_weights(tmp_path / "m", layout, (initial_values(p, 1).ravel() for p in found))
+    theirs, ours = load_file(tmp_path / "m"), tensors_of(tmp_path / "m")
+    assert theirs.keys() == ours.keys()
+    assert all(np.array_equal(theirs[name], ours[name]) for name in ours)
+    assert manifest_of(tmp_path / "m") == manifest
+    assert read_layout(tmp_path / "m") == layout
+
+
+@pytest.mark.parametrize(("dimension", "count"), [(384, 713_218), (4096, 1_188_354)])
+def test_the_paper_predictor_has_the_published_number_of_parameters(dimension: int, count: int) -> None:
+    assert layout_of((p.name, p.shape) for p in parameters(Predictor(), dimension)).values == count
+
+
+def test_first_values_depend_on_seed_and_name_alone() -> None:
+    few, many = parameters(Predictor(layers=2), 384), parameters(Predictor(layers=3), 384)
+    same = {p.name: initial_values(p, 5) for p in many}
+    assert all(np.array_equal(initial_values(p, 5), same[p.name]) for p in few)
+    weight = next(p for p in few if p.name == "head.0.weight")
+    assert not np.array_equal(initial_values(weight, 5), initial_values(weight, 6))
+    assert float(np.abs(initial_values(weight, 5)).max()) <= weight.bound
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_ranges_name_each_missing_chunk_once(missing: set[int]) -> None:
+    ranges = missing_ranges(missing)
+    assert [index for first, last in ranges for index in range(first, last + 1)] == sorted(missing)
+    assert all(later[0] > earlier[1] + 1 for earlier, later in itertools.pairwise(ranges))
+
+
+def test_a_manifest_that_does_not_fit_its_digest_or_size_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"x" * (CHUNK_BYTES + 5))
+    good = manifest_of(tmp_path / "blob")
+    limit = 2 * CHUNK_BYTES
+    assert checked_manifest(good.digest, good.size_bytes, CHUNK_BYTES, good.chunk_hashes, limit) == good
+    with pytest.raises(DigestMismatch):
+        checked_manifest("0" * 64, good.size_bytes, CHUNK_BYTES, good.chunk_hashes, limit)
+    with pytest.raises(OverLimit, match="size_bytes"):
+        checked_manifest(good.digest, good.size_bytes, CHUNK_BYTES, good.chunk_hashes, CHUNK_BYTES)
+    with pytest.raises(OverLimit, match="hashes"):
+        checked_manifest(good.digest, good.size_bytes, CHUNK_BYTES, good.chunk_hashes[:1], limit)
+    with pytest.raises(OverLimit, match="chunk_bytes"):
+        checked_manifest(good.digest, good.size_bytes, 7, good.chunk_hashes, limit)

@@ -1,0 +1,75 @@
+"""How updates travel: sizes, rounding, and that nothing is lost over rounds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from pluralllm.common.weights.layout import layout_of
+from pluralllm.common.weights.update_format import BLOCK, SLICE, as_read, update_format, write_update
+from pluralllm.common.words.spec import UpdateEncoding
+
+LAYOUT = layout_of([("a.weight", (900, 700)), ("b.bias", (13,))])  # three slices, the last one short
+
+
+def random_delta(seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    rng = np.random.default_rng(seed)
+    sizes = np.repeat(10.0 ** rng.integers(-6, 0, -(-LAYOUT.values // BLOCK)), BLOCK)[: LAYOUT.values]
+    return (rng.normal(0, 1, LAYOUT.values) * sizes).astype(np.float32)
+
+
+@pytest.mark.parametrize(("encoding", "share"), [("fp32", 1.0), ("bf16", 0.5), ("int8", 0.251)])
+def test_bytes_are_halved_and_quartered(encoding: UpdateEncoding, share: float, tmp_path: Path) -> None:
+    form = update_format(LAYOUT, encoding)
+    manifest, _ = write_update(tmp_path / "u", form, random_delta(0), np.random.default_rng(0))
+    assert manifest.size_bytes == form.size_bytes == (tmp_path / "u").stat().st_size
+    assert manifest.size_bytes == pytest.approx(share * LAYOUT.size_bytes, rel=0.003)
+
+
+def test_any_reader_of_safetensors_finds_the_numbers(tmp_path: Path) -> None:
+    delta = random_delta(1)
+    _, read = write_update(tmp_path / "u", update_format(LAYOUT, "int8"), delta, np.random.default_rng(0))
+    found = load_file(tmp_path / "u")
+    steps = np.repeat(found["scales"], BLOCK)[: LAYOUT.values]
+    assert np.array_equal(found["values"] * steps, read)
+
+
+def test_bf16_rounds_to_nearest_and_ties_to_even() -> None:
+    one, step = 1.0, 2.0**-7
+    given_ = np.array([one, one + 0.5 * step, one + 1.5 * step, one + 0.51 * step, -one - 0.49 * step], np.float32)
+    read = as_read(given_, "bf16", np.random.default_rng(0))
+    assert read.tolist() == [one, one, one + 2 * step, one + step, -one]
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=3 * BLOCK), st.integers(0, 2**32))
+def test_int8_is_less_than_a_step_off_and_keeps_signs_and_zeros(values: list[float], seed: int) -> None:
+    delta = np.array(values, np.float32)
+    read = as_read(delta, "int8", np.random.default_rng(seed))
+    for start in range(0, delta.size, BLOCK):
+        block, got = delta[start : start + BLOCK].astype(np.float64), read[start : start + BLOCK].astype(np.float64)
+        step = np.abs(block).max() / 127
+        assert (np.abs(block - got) <= step * 1.0001).all()
+        assert (got[block == 0] == 0).all()
+
+
+def test_int8_is_right_on_average() -> None:
+    delta = random_delta(2)[:BLOCK]
+    mean = np.mean([as_read(delta, "int8", np.random.default_rng(seed)) for seed in range(400)], axis=0)
+    step = float(np.abs(delta).max()) / 127
+    assert np.abs(mean - delta).max() < 5 * step / 2 / 400**0.5  # five standard errors of the widest rounding
+
+
+def test_what_rounding_takes_comes_with_the_next_update() -> None:
+    """Error feedback: over rounds the sum of what is read stays within one rounding of the sum of what was learnt."""
+    residual, learnt, sent = np.zeros(SLICE, np.float32), np.zeros(SLICE), np.zeros(SLICE)
+    for number in range(20):
+        delta = np.random.default_rng(number).normal(0, 1e-3, SLICE).astype(np.float32)
+        wanted = delta + residual
+        read = as_read(wanted, "int8", np.random.default_rng([number, 1]))
+        residual = wanted - read
+        learnt, sent = learnt + delta, sent + read
+    assert np.abs(learnt - sent - residual).max() < 1e-6
+    assert np.abs(learnt - sent).max() < 1.1 * np.abs(wanted).max() / 127

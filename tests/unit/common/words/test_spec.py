@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+
+from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.words.spec import PRESETS, GroupRole, Groups, load_spec, parse_spec
+
+MINIMAL = '[embedding]\nmodel = "m"\ndimension = 8\n'
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_needs_no_more_than_the_embedding_model(tmp_path: Path, preset: str) -> None:
+    spec = load_spec(written(tmp_path, f'preset = "{preset}"\n{MINIMAL}'))
+    assert parse_spec(spec.canonical_json(), "again") == spec
+
+
+def test_the_paper_preset_has_the_papers_constants(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path, f'preset = "paper"\n{MINIMAL}'))
+    assert (spec.rounds, spec.training.local_steps, spec.training.learning_rate) == (100, 6, 3e-4)
+    assert (spec.predictor.layers, spec.predictor.d_model, spec.predictor.heads) == (6, 128, 4)
+    assert (spec.training.episodes.min_context, spec.training.episodes.max_targets) == (10, 100)
+    assert (spec.round.target_clients, spec.evaluation.context_questions) == (8, 20)
+
+
+def test_the_hash_is_over_the_content_and_not_the_layout_of_the_file(tmp_path: Path) -> None:
+    one = load_spec(written(tmp_path, f"seed = 3\nrounds = 5\n{MINIMAL}"))
+    other = load_spec(written(tmp_path, f"# a comment\nrounds = 5\nseed = 3\n{MINIMAL}"))
+    changed = load_spec(written(tmp_path, f"seed = 4\nrounds = 5\n{MINIMAL}"))
+    assert one.sha256() == other.sha256() != changed.sha256()
+
+
+def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
+    train, held_out = GroupRole.TRAIN, GroupRole.HELD_OUT
+    named, any_group = Groups(train=("a",), held_out=("b",)), Groups()
+    assert [named.role_of("a", train), named.role_of("a", held_out)] == [train, held_out]
+    assert [named.role_of("b", train), named.role_of("c", train)] == [held_out, None]
+    assert [any_group.role_of("c", train), any_group.role_of("c", held_out)] == [train, held_out]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"rouns = 5\n{MINIMAL}", "rouns: unknown key"),
+        (f"rounds = 0\n{MINIMAL}", "rounds: Input should be greater than or equal to 1 (given: 0)"),
+        (f"{MINIMAL}[round]\nmin_clients = 5\ntarget_clients = 3\n", "min_clients 5 is above target_clients 3"),
+        (f'{MINIMAL}[groups]\ntrain = ["a", "b"]\nheld_out = ["a"]\n', "twice: a"),
+        (f"{MINIMAL}[predictor]\nheads = 3\n", "heads 3 does not divide d_model 256"),
+        (f"{MINIMAL}[training]\nlearning_rate = -1.0\n", "training.learning_rate: Input should be greater than 0"),
+        ('[embedding]\nmodel = "m"\ndimension = 8\ntemplates = ["{answer}"]\n', "may use {question}"),
+        ('[embedding]\nmodel = "m"\ndimension = 7\n', "dimension 7 is not a multiple of the 2 templates"),
+        (f"{MINIMAL}normalize = false\n", "unit_variance is for unit vectors"),
+        (
+            f'{MINIMAL}[aggregation]\noptimizer = "adam"\n',
+            "optimizer: Input should be 'fedavg', 'fedavgm', 'fedadam' or",
+        ),
+        (f"{MINIMAL}[aggregation]\nmomentum = 1.0\n", "aggregation.momentum: Input should be less than 1 (given: 1.0)"),
+        (
+            f"{MINIMAL}[aggregation]\nsecond_moment = -0.1\n",
+            "second_moment: Input should be greater than or equal to 0",
+        ),
+        (
+            f"{MINIMAL}[aggregation]\nadaptivity = 0.0\n",
+            "aggregation.adaptivity: Input should be greater than or equal",
+        ),
+        (f'{MINIMAL}[aggregation]\nweighting = "fair"\n', "'q_fair', 'agnostic' or 'adaptive'"),
+        (f"{MINIMAL}[aggregation]\nfairness = 0.0\n", "aggregation.fairness: Input should be greater than 0"),
+        (f"{MINIMAL}[aggregation]\nfairness = inf\n", "aggregation.fairness: Input should be a finite number"),
+        (f'preset = "best"\n{MINIMAL}', "allowed: default, paper"),
+        ("rounds = \n", "not TOML"),
+    ],
+)
+def test_a_bad_spec_is_refused_with_file_key_and_what_is_allowed(tmp_path: Path, text: str, said: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(InvalidSpec) as refused:
+        load_spec(path)
+    assert said in str(refused.value)
+    assert str(path) in str(refused.value)

@@ -1,0 +1,195 @@
+"""Updates as files: checks before they count, averaging chunk by chunk."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from pluralllm.common.errors.tree import Corrupt, NormTooLarge, NotFinite, WrongLayout
+from pluralllm.common.weights.chunks import CHUNK_BYTES, manifest_of
+from pluralllm.common.weights.layout import Layout, flat_values, layout_of, write_weights
+from pluralllm.common.weights.update_format import update_format, write_update
+from pluralllm.common.words.spec import Aggregation, UpdateEncoding
+from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean
+from pluralllm.server.aggregation.update_files import StoredWeights, average, check_update
+
+LAYOUT = layout_of([("a.weight", (1_000, 700)), ("b.bias", (13,)), ("c", (2, 3))])  # nearly three chunks
+FP32 = update_format(LAYOUT, "fp32")
+FEDAVG = server_optimizer(Aggregation())
+
+
+def stored(folder: Path, name: str, values: NDArray[np.float32], layout: Layout = LAYOUT) -> StoredWeights:
+    path = folder / name
+    return StoredWeights(path, write_weights(path, layout, [values]).digest)
+
+
+def random_values(seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 0.01, LAYOUT.values).astype(np.float32)
+
+
+def test_the_average_of_files_is_the_naive_one_bit_for_bit(tmp_path: Path) -> None:
+    base = random_values(0)
+    deltas = [random_values(seed) for seed in (1, 2, 3)]
+    weights = np.array([3.0, 40.0, 7.0])
+    updates = [stored(tmp_path, f"u{index}", delta) for index, delta in enumerate(deltas)]
+    out = tmp_path / "next"
+    start = stored(tmp_path, "base", base)
+    (manifest,) = average(start, (), updates, weights, LAYOUT, weighted_mean, FEDAVG, [out])
+    total = np.zeros(LAYOUT.values)
+    for delta, weight in zip(deltas, weights, strict=True):
+        total = total + weight * delta.astype(np.float64)
+    naive = (base.astype(np.float64) + total / 50.0).astype(np.float32)
+    assert flat_values(out, LAYOUT).tobytes() == naive.tobytes()
+    assert manifest_of(out) == manifest
+
+
+def test_a_header_longer_than_a_chunk_is_averaged_too(tmp_path: Path) -> None:
+    layout = layout_of([(f"{'x' * 200}{index:05}", (2,)) for index in range(CHUNK_BYTES // 250)])
+    assert len(layout.header) > CHUNK_BYTES
+    values = np.arange(layout.values, dtype=np.float32)
+    update = stored(tmp_path, "u", values, layout)
+    base = stored(tmp_path, "base", np.zeros_like(values), layout)
+    out = tmp_path / "next"
+    average(base, (), [update], np.ones(1), layout, weighted_mean, FEDAVG, [out])
+    assert flat_values(out, layout).tobytes() == values.tobytes()
+
+
+def test_a_flipped_bit_in_a_stored_update_is_found_and_nothing_is_written(tmp_path: Path) -> None:
+    base, update = stored(tmp_path, "base", random_values(0)), stored(tmp_path, "u", random_values(1))
+    with update.path.open("r+b") as file:
+        file.seek(1_500_000)
+        byte = file.read(1)
+        file.seek(1_500_000)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(Corrupt, match=update.digest):
+        average(base, (), [update], np.ones(1), LAYOUT, weighted_mean, FEDAVG, [tmp_path / "next"])
+    assert not (tmp_path / "next").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["fedavgm", "fedadam", "fedyogi"])
+def test_moments_are_files_of_the_models_layout_and_what_the_whole_arrays_give(tmp_path: Path, optimizer: Any) -> None:
+    aggregation = Aggregation(optimizer=optimizer)
+    step, first = server_optimizer(aggregation), first_moments(aggregation)
+    values, kept = random_values(0), np.repeat(np.array(first, np.float32)[:, None], LAYOUT.values, axis=1)
+    base = stored(tmp_path, "v0", values)
+    moments: list[StoredWeights | float] = list(first)
+    for number in (1, 2):
+        delta = random_values(number)
+        outs = [tmp_path / f"v{number}{end}" for end in ("", *(f".m{index}" for index in range(len(first))))]
+        update = stored(tmp_path, f"u{number}", delta)
+        manifests = average(base, moments, [update], np.ones(1), LAYOUT, weighted_mean, step, outs)
+        values, kept = step(values, delta.astype(np.float64), kept)
+        for out, manifest, whole in zip(outs, manifests, (values, *kept), strict=True):
+            assert manifest_of(out) == manifest
+            assert flat_values(out, LAYOUT).tobytes() == whole.tobytes()
+        base = StoredWeights(outs[0], manifests[0].digest)
+        moments = [StoredWeights(out, m.digest) for out, m in zip(outs[1:], manifests[1:], strict=True)]
+
+
+def test_a_flipped_bit_in_a_moment_is_found_and_nothing_is_written(tmp_path: Path) -> None:
+    step = server_optimizer(Aggregation(optimizer="fedavgm"))
+    base, moment, update = (stored(tmp_path, name, random_values(seed)) for seed, name in enumerate(("v", "m", "u")))
+    content = bytearray(moment.path.read_bytes())
+    content[-9] ^= 1
+    moment.path.write_bytes(content)
+    outs = [tmp_path / "next", tmp_path / "next.m"]
+    with pytest.raises(Corrupt, match=moment.digest):
+        average(base, [moment], [update], np.ones(1), LAYOUT, weighted_mean, step, outs)
+    assert not any(out.exists() for out in outs)
+
+
+def test_a_good_update_passes_and_its_norm_is_told(tmp_path: Path) -> None:
+    values = random_values(1)
+    norm = check_update(stored(tmp_path, "u", values).path, FP32, 100.0)
+    assert norm == pytest.approx(float(np.linalg.norm(values.astype(np.float64))))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_an_update_with_a_value_that_is_not_finite_is_refused_by_tensor(tmp_path: Path, poison: float) -> None:
+    values = random_values(1)
+    values[700_005] = poison
+    with pytest.raises(NotFinite, match=r"b\.bias"):
+        check_update(stored(tmp_path, "u", values).path, FP32, 100.0)
+
+
+def test_an_update_with_an_excessive_norm_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NormTooLarge):
+        check_update(stored(tmp_path, "u", random_values(1)).path, FP32, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "named"),
+    [
+        ({"a.weight": np.zeros((1_000, 700), np.float32), "b.bias": np.zeros(13, np.float32)}, "tensor c is absent"),
+        (
+            {
+                "a.weight": np.zeros((700, 1_000), np.float32),
+                "b.bias": np.zeros(13, np.float32),
+                "c": np.zeros((2, 3), np.float32),
+            },
+            r"\(700, 1000\)",
+        ),
+        (
+            {
+                "a.weight": np.zeros((1_000, 700), np.float16),
+                "b.bias": np.zeros(13, np.float32),
+                "c": np.zeros((2, 3), np.float32),
+            },
+            "F16",
+        ),
+    ],
+)
+def test_an_update_of_another_layout_is_refused_and_the_difference_named(
+    tmp_path: Path, tensors: dict[str, NDArray[np.float32]], named: str
+) -> None:
+    path = tmp_path / "u"
+    save_file(tensors, path)
+    with pytest.raises(WrongLayout, match=named):
+        check_update(path, FP32, 100.0)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x08", b"\xff" * 64, b"\x00" * 5_000, b"\x02\x00\x00\x00\x00\x00\x00\x00{}"]
+)
+def test_bytes_that_are_no_weights_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "u"
+    path.write_bytes(content)
+    with pytest.raises(WrongLayout):
+        check_update(path, FP32, 100.0)
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_encoded_updates_are_averaged_as_they_are_read(encoding: UpdateEncoding, tmp_path: Path) -> None:
+    form, base = update_format(LAYOUT, encoding), stored(tmp_path, "base", random_values(0))
+    updates, read = [], []
+    for seed in (1, 2):
+        path = tmp_path / f"u{seed}"
+        manifest, values = write_update(path, form, random_values(seed), np.random.default_rng(seed))
+        norm = check_update(path, form, 100.0)
+        assert norm == pytest.approx(float(np.linalg.norm(values)), rel=1e-5)
+        assert manifest_of(path) == manifest
+        updates.append(StoredWeights(path, manifest.digest))
+        read.append(values.astype(np.float64))
+    out = tmp_path / "next"
+    average(base, (), updates, np.array([1.0, 3.0]), LAYOUT, weighted_mean, FEDAVG, [out], encoding)
+    naive = (random_values(0).astype(np.float64) + (read[0] + 3 * read[1]) / 4).astype(np.float32)
+    assert flat_values(out, LAYOUT).tobytes() == naive.tobytes()
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_an_update_in_another_encoding_or_with_a_broken_scale_is_refused(
+    encoding: UpdateEncoding, tmp_path: Path
+) -> None:
+    form = update_format(LAYOUT, encoding)
+    with pytest.raises(WrongLayout):
+        check_update(stored(tmp_path, "u", random_values(1)).path, form, 100.0)
+    path = tmp_path / "broken"
+    write_update(path, form, random_values(1), np.random.default_rng(0))
+    with path.open("r+b") as file:
+        file.seek(len(form.header))
+        file.write(b"\xff\xff\xff\xff")  # NaN as float32, and as two of bf16
+    with pytest.raises(NotFinite):
+        check_update(path, form, 100.0)

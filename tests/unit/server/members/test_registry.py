@@ -1,0 +1,344 @@
+"""Invites, joins, renewals and revocations against the real database: what is given once, to whom, and what a repeat gets."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pluralllm.common.errors.membership import (
+    AwaitingApproval,
+    CertificateExpired,
+    CertificateInvalid,
+    CertificateNotYetValid,
+    CertificateRevoked,
+    InviteExpired,
+    InviteForAnother,
+    InviteUnknown,
+    InviteUsed,
+    LastAdmin,
+    MemberExists,
+    RoleForbids,
+)
+from pluralllm.common.errors.tree import InvalidArgument, NotFound, OverLimit, PluralError
+from pluralllm.common.trust.audit_chain import check_chain
+from pluralllm.common.trust.certificates import make_request, new_key, read_certificate
+from pluralllm.common.trust.invite import token_hash
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.members import audit_log
+from pluralllm.server.members.access import Principal
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.authority import create_authority, load_authority
+from pluralllm.server.members.registry import MAX_LIVE_CERTIFICATES, InviteOrder, Registry
+from pluralllm.server.storage.membership import MembershipChange, MemberState
+from pluralllm.server.storage.sql_membership import SqlMembership
+from pluralllm.server.storage.sql_store import open_store
+
+CLIENT, OBSERVER, ADMIN = MemberRole.CLIENT, MemberRole.OBSERVER, MemberRole.ADMIN
+DAY_S = 86_400.0
+ROOT = Principal(ClientId("root"), ADMIN, "1f")
+
+
+class Place:
+    """A registry over a database on disk, and a clock to turn."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now_s = 1_800_000_000.0
+
+    async def open(self) -> Registry:
+        if not (self.folder / "authority").exists():
+            create_authority(self.folder / "authority", "fed", ["127.0.0.1"], None, self.now_s)
+        self.store = await open_store(f"sqlite+aiosqlite:///{self.folder / 'test.sqlite3'}")
+        self.membership = SqlMembership(self.store)
+        audit = AuditLog(self.membership, lambda: self.now_s)
+        await audit.start()
+        authority = load_authority(self.folder / "authority")
+        registry = Registry(self.membership, audit, authority, 30 * DAY_S, lambda: self.now_s)
+        await registry.start()
+        return registry
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    found = Place(tmp_path)
+    yield found
+    await found.store.close()
+
+
+@pytest.fixture
+async def registry(place: Place) -> Registry:
+    return await place.open()
+
+
+def request() -> bytes:
+    return make_request(new_key(), "anything: the issuer decides the name")
+
+
+async def joined(registry: Registry, name: str, role: MemberRole = CLIENT) -> Principal:
+    _, token = await registry.invite(ROOT, InviteOrder(name, role))
+    _, chain = await registry.join(name, token, request())
+    return registry.principal(chain)
+
+
+async def actions(registry: Registry) -> list[tuple[str, str, str]]:
+    """Of the audit log, whose chain must be whole."""
+    entries = await registry.audit.entries(0, 1000)
+    assert check_chain(entries) == registry.audit.head
+    return [(entry.actor, entry.action, entry.result) for entry, _ in entries]
+
+
+async def test_an_invite_makes_exactly_the_member_it_names(registry: Registry) -> None:
+    order = InviteOrder("org-a", CLIENT, "Northmark", GroupRole.HELD_OUT)
+    _, token = await registry.invite(ROOT, order)
+    member, chain = await registry.join("org-a", token, request())
+    assert (member.name, member.role, member.group, member.group_role) == (
+        "org-a",
+        CLIENT,
+        "Northmark",
+        GroupRole.HELD_OUT,
+    )
+    principal = registry.principal(chain)
+    assert (principal.name, principal.role, principal.place) == ("org-a", CLIENT, ("Northmark", GroupRole.HELD_OUT))
+    assert await actions(registry) == [("root", "CreateInvite", "ACCEPTED"), ("org-a", "Join", "ACCEPTED")]
+
+
+async def test_a_clients_group_is_its_name_where_none_is_given(registry: Registry) -> None:
+    assert (await joined(registry, "org-a")).group == "org-a"
+    assert (await joined(registry, "eve", OBSERVER)).group == ""
+
+
+async def test_two_joins_at_once_with_one_token_give_one_certificate(registry: Registry, place: Place) -> None:
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    answers = await asyncio.gather(
+        *(registry.join("org-a", token, request()) for _ in range(8)), return_exceptions=True
+    )
+    assert sum(isinstance(answer, InviteUsed) for answer in answers) == 7
+    assert len((await place.membership.everyone()).certificates) == 1
+
+
+async def test_two_coordinators_on_one_database_spend_an_invite_once(registry: Registry, place: Place) -> None:
+    """The database decides, not a process's memory."""
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    second = Registry(place.membership, registry.audit, registry.authority, 30 * DAY_S, lambda: place.now_s)
+    await second.start()
+    await registry.join("org-a", token, request())
+    with pytest.raises(InviteUsed):
+        await second.join("org-a", token, request())
+    assert len((await place.membership.everyone()).certificates) == 1
+
+
+async def test_a_join_repeated_with_the_same_key_gets_the_same_certificate(registry: Registry, place: Place) -> None:
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    same = request()
+    _, first = await registry.join("org-a", token, same)
+    assert (await registry.join("org-a", token, same))[1] == first
+    await place.store.close()
+    again = await place.open()
+    assert (await again.join("org-a", token, same))[1] == first, "also after a restart"
+    await again.revoke(ROOT, "org-a", "")
+    with pytest.raises(CertificateRevoked):
+        await again.join("org-a", token, same)
+
+
+async def test_every_wrong_token_has_its_own_reason_and_changes_nothing(registry: Registry, place: Place) -> None:
+    _, used = await registry.invite(ROOT, InviteOrder("used", CLIENT))
+    await registry.join("used", used, request())
+    _, withdrawn = await registry.invite(ROOT, InviteOrder("open", CLIENT))
+    _, mine = await registry.invite(ROOT, InviteOrder("open", CLIENT))
+    before = await place.membership.everyone()
+    wrong: list[tuple[str, str, bytes, type[PluralError]]] = [
+        ("open", "no such token", request(), InviteUnknown),
+        ("open", "", request(), InviteUnknown),
+        ("open", token_hash(mine), request(), InviteUnknown),
+        ("open", withdrawn, request(), InviteUnknown),
+        ("used", used, request(), InviteUsed),
+        ("another", mine, request(), InviteForAnother),
+        ("No Id", mine, request(), InvalidArgument),
+        ("open", mine, b"no request", CertificateInvalid),
+    ]
+    for name, token, csr, reason in wrong:
+        with pytest.raises(reason):
+            await registry.join(name, token, csr)
+    place.now_s += DAY_S
+    with pytest.raises(InviteExpired):
+        await registry.join("open", mine, request())
+    assert await place.membership.everyone() == before
+
+
+async def test_a_token_is_kept_nowhere(registry: Registry, place: Place) -> None:
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    await registry.join("org-a", token, request())
+    await place.store.close()
+    assert token.encode() not in (place.folder / "test.sqlite3").read_bytes()
+    await place.open()
+
+
+async def test_a_key_belongs_to_one_member(registry: Registry) -> None:
+    csr = request()
+    tokens = [(await registry.invite(ROOT, InviteOrder(name, CLIENT)))[1] for name in ("org-a", "org-b")]
+    await registry.join("org-a", tokens[0], csr)
+    with pytest.raises(CertificateInvalid, match="in use"):
+        await registry.join("org-b", tokens[1], csr)
+
+
+@pytest.mark.parametrize(
+    ("order", "field"),
+    [
+        (InviteOrder("Org A", CLIENT), "name"),
+        (InviteOrder("org-a", CLIENT, ttl_s=0), "ttl"),
+        (InviteOrder("org-a", CLIENT, ttl_s=24 * 3600 + 1), "ttl"),
+        (InviteOrder("org-a", CLIENT, ttl_s=float("nan")), "ttl"),
+        (InviteOrder("org-a", CLIENT, group="x" * 201), "group"),
+        (InviteOrder("org-a", OBSERVER, group="G"), "group"),
+        (InviteOrder("org-a", ADMIN, group_role=GroupRole.HELD_OUT), "group"),
+    ],
+)
+async def test_an_order_out_of_range_is_refused(registry: Registry, order: InviteOrder, field: str) -> None:
+    with pytest.raises(InvalidArgument, match=field):
+        await registry.invite(ROOT, order)
+    assert await actions(registry) == []
+
+
+async def test_a_name_that_is_taken_is_not_invited_until_it_is_revoked_or_expired(
+    registry: Registry, place: Place
+) -> None:
+    old = await joined(registry, "org-a")
+    with pytest.raises(MemberExists):
+        await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    await registry.revoke(ROOT, "org-a", "")
+    new = await joined(registry, "org-a")
+    assert new.serial != old.serial
+    place.now_s += 31 * DAY_S
+    [member] = registry.members()
+    assert registry.state_of(member) is MemberState.EXPIRED
+    await joined(registry, "org-a")
+
+
+async def test_old_certificates_stay_revoked_when_the_member_comes_back(registry: Registry) -> None:
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    _, old = await registry.join("org-a", token, request())
+    await registry.revoke(ROOT, "org-a", "laptop stolen")
+    await joined(registry, "org-a")
+    with pytest.raises(CertificateRevoked):
+        registry.principal(old)
+
+
+async def test_a_renewal_gives_the_next_certificate_and_leaves_the_old_one_to_its_end(
+    registry: Registry, place: Place
+) -> None:
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    _, first = await registry.join("org-a", token, request())
+    place.now_s += 20 * DAY_S
+    csr = request()
+    second = await registry.renew(registry.principal(first), csr)
+    assert await registry.renew(registry.principal(first), csr) == second, "the same key, the same answer"
+    assert {registry.principal(chain).name for chain in (first, second)} == {"org-a"}
+    place.now_s += 11 * DAY_S
+    with pytest.raises(CertificateExpired):
+        registry.principal(first)
+    assert read_certificate(second).serial == registry.principal(second).serial
+    place.now_s -= 40 * DAY_S
+    with pytest.raises(CertificateNotYetValid):
+        registry.principal(second)
+
+
+async def test_a_member_cannot_pile_up_certificates(registry: Registry) -> None:
+    member = await joined(registry, "org-a")
+    for _ in range(MAX_LIVE_CERTIFICATES - 1):
+        await registry.renew(member, request())
+    with pytest.raises(OverLimit):
+        await registry.renew(member, request())
+
+
+async def test_a_member_revoked_while_it_renews_gets_nothing(registry: Registry, place: Place) -> None:
+    member = await joined(registry, "org-a")
+    await registry.revoke(ROOT, "org-a", "")
+    with pytest.raises(CertificateRevoked):
+        await registry.renew(member, request())
+    assert len((await place.membership.everyone()).certificates) == 1
+
+
+async def test_revocation_is_durable_and_takes_open_invites_with_it(registry: Registry, place: Place) -> None:
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    assert await registry.revoke(ROOT, "org-a", "") is None, "there was an invite only"
+    with pytest.raises(InviteUnknown):
+        await registry.join("org-a", token, request())
+    _, token = await registry.invite(ROOT, InviteOrder("org-b", CLIENT))
+    _, chain = await registry.join("org-b", token, request())
+    await registry.revoke(ROOT, "org-b", "left")
+    assert await registry.revoke(ROOT, "org-b", "again") is not None, "repeatable"
+    await place.store.close()
+    again = await place.open()
+    with pytest.raises(CertificateRevoked):
+        again.principal(chain)
+    assert again.revoked() == ("org-b",)
+    with pytest.raises(NotFound):
+        await again.revoke(ROOT, "nobody", "")
+
+
+async def test_the_last_administrator_stays(registry: Registry) -> None:
+    await joined(registry, "boss", ADMIN)
+    with pytest.raises(LastAdmin):
+        await registry.revoke(ROOT, "boss", "")
+    await joined(registry, "other", ADMIN)
+    await registry.revoke(ROOT, "boss", "")
+    with pytest.raises(LastAdmin):
+        await registry.revoke(ROOT, "other", "")
+
+
+async def test_a_member_that_needs_approval_waits_for_it(registry: Registry) -> None:
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT, needs_approval=True))
+    _, chain = await registry.join("org-a", token, request())
+    with pytest.raises(AwaitingApproval):
+        registry.principal(chain)
+    assert registry.state_of(registry.members()[0]) is MemberState.AWAITING_APPROVAL
+    await registry.approve(ROOT, "org-a")
+    await registry.approve(ROOT, "org-a")
+    assert registry.principal(chain).name == "org-a"
+    assert [action for _, action, _ in await actions(registry)].count("ApproveMember") == 1
+    with pytest.raises(NotFound):
+        await registry.approve(ROOT, "nobody")
+
+
+async def test_refusals_are_audited_once_an_hour_each(registry: Registry, place: Place) -> None:
+    error = InviteUsed(name="org-a")
+    for _ in range(5):
+        await registry.audit.refused(None, "Join", "members/org-a", error)
+    await registry.audit.refused(None, "Join", "members/org-b", error)
+    assert len(await actions(registry)) == 2
+    place.now_s += 3601
+    await registry.audit.refused(None, "Join", "members/org-a", error)
+    assert await actions(registry) == [("", "Join", "INVITE_USED")] * 3
+
+
+async def test_one_that_fills_its_list_of_refusals_hides_nobody_elses(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "MAX_REFUSALS_REMEMBERED", 3)
+    eve = await joined(registry, "eve", OBSERVER)
+    for number in range(10):
+        error = RoleForbids(name="eve", role=OBSERVER, rpc="CreateRun", allowed="admin")
+        await registry.audit.refused(eve, "CreateRun", f"runs/{number}", error)
+    await registry.audit.refused(None, "Join", "members/org-a", InviteUsed(name="org-a"))
+    assert [entry[2] for entry in await actions(registry)][2:] == ["ROLE_FORBIDS"] * 3 + ["INVITE_USED"]
+
+
+async def test_the_log_goes_on_from_its_head_after_a_restart(registry: Registry, place: Place) -> None:
+    await joined(registry, "org-a")
+    await place.store.close()
+    again = await place.open()
+    assert again.audit.head == registry.audit.head
+    await joined(again, "org-b")
+    assert len(await actions(again)) == 4
+
+
+async def test_a_change_whose_invite_is_spent_writes_nothing(registry: Registry, place: Place) -> None:
+    before = await place.membership.everyone(), await place.membership.audit_head()
+    with pytest.raises(InviteUsed):
+        await place.membership.change_membership(
+            MembershipChange(registry.audit.deed(ROOT, "Join", "x"), spends="0" * 64)
+        )
+    assert (await place.membership.everyone(), await place.membership.audit_head()) == before

@@ -1,0 +1,149 @@
+"""Fairness-aware weights: which way they lean, how far, and what happens when clients tell little or lie."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
+from pluralllm.common.words.ids import ClientId, Digest
+from pluralllm.common.words.spec import Aggregation
+from pluralllm.server.rounds.events import Receipt
+from pluralllm.server.rounds.weighting import MAX_LEANING, Standing, weigh
+
+FAIR: list[Any] = ["q_fair", "agnostic", "adaptive"]
+CLIENTS = [ClientId(name) for name in ("ann", "ben", "cat", "dan")]
+distances_or_none = st.none() | st.floats(0, MAX_JS_DISTANCE)
+
+
+def receipts_of(*distances: float | None, examples: int = 10) -> list[Receipt]:
+    return [Receipt(c, Digest(c), examples, d) for c, d in zip(CLIENTS, distances, strict=False)]
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+def test_weights_that_follow_from_the_receipts_are_not_recorded(weighting: Any) -> None:
+    assert weigh(receipts_of(0.1, 0.5), Aggregation(weighting=weighting), ()) == ((), ())
+
+
+@pytest.mark.parametrize("weighting", FAIR)
+def test_the_worse_a_client_is_predicted_the_more_it_counts(weighting: Any) -> None:
+    weights, _ = weigh(receipts_of(0.2, 0.4, 0.3), Aggregation(weighting=weighting), ())
+    assert weights[1] > weights[2] > weights[0]
+    assert sum(weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("weighting", FAIR)
+def test_more_fairness_leans_further(weighting: Any) -> None:
+    little, much = (
+        weigh(receipts_of(0.2, 0.3), Aggregation(weighting=weighting, fairness=fairness), ())[0]
+        for fairness in (0.5, 1.0)
+    )
+    assert much[1] > little[1] > 0.5
+
+
+def test_q_fair_weights_are_examples_times_the_distance_to_the_q() -> None:
+    receipts = [Receipt(CLIENTS[0], Digest("x"), 10, 0.2), Receipt(CLIENTS[1], Digest("y"), 20, 0.3)]
+    weights, _ = weigh(receipts, Aggregation(weighting="q_fair", fairness=2.0, max_examples=15), ())
+    expected = [10 * 0.2**2, 15 * 0.3**2]
+    assert weights == pytest.approx([each / sum(expected) for each in expected], abs=1e-11)
+
+
+def test_q_fair_with_hardly_any_q_is_weighting_by_examples() -> None:
+    receipts = [Receipt(CLIENTS[0], Digest("x"), 10, 0.0), Receipt(CLIENTS[1], Digest("y"), 20, 0.8)]
+    weights, _ = weigh(receipts, Aggregation(weighting="q_fair", fairness=1e-12), ())
+    assert weights == pytest.approx([1 / 3, 2 / 3], abs=1e-9)
+
+
+@pytest.mark.parametrize("weighting", ["agnostic", "adaptive"])
+def test_hardly_any_fairness_leaves_even_shares(weighting: Any) -> None:
+    weights, _ = weigh(receipts_of(0.1, 0.2, 0.7), Aggregation(weighting=weighting, fairness=1e-12), ())
+    assert weights == pytest.approx([1 / 3] * 3, abs=1e-9)
+
+
+def test_the_agnostic_mixture_grows_by_the_exponential_of_the_distance_round_by_round() -> None:
+    aggregation = Aggregation(weighting="agnostic", fairness=0.7)
+    standing: Standing = ()
+    for number in (1, 2, 3):
+        weights, standing = weigh(receipts_of(0.2, 0.5), aggregation, standing)
+        expected = [math.exp(0.7 * 0.2 * number), math.exp(0.7 * 0.5 * number)]
+        assert weights == pytest.approx([each / sum(expected) for each in expected], abs=1e-10)
+        assert standing == tuple(zip(CLIENTS[:2], weights, strict=True))
+
+
+def test_who_is_not_in_a_round_keeps_its_place_in_the_mixture() -> None:
+    aggregation = Aggregation(weighting="agnostic")
+    _, standing = weigh(receipts_of(0.3, 0.3, 0.3), aggregation, ())
+    weights, after = weigh(receipts_of(0.2, 0.4), aggregation, standing)
+    assert len(weights) == 2
+    assert dict(after)[CLIENTS[0]] < dict(after)[CLIENTS[2]] < dict(after)[CLIENTS[1]]
+    assert sum(dict(after).values()) == pytest.approx(1)
+
+
+def test_adaptive_weights_are_the_softmax_of_the_exponential_means_of_the_distances() -> None:
+    aggregation = Aggregation(weighting="adaptive", fairness=2.0)
+    standing: Standing = ()
+    for distances in ((0.2, 0.4), (0.6, 0.4)):
+        weights, standing = weigh(receipts_of(*distances), aggregation, standing)
+    assert standing == ((CLIENTS[0], 0.4), (CLIENTS[1], 0.4))
+    assert weights == (0.5, 0.5)
+
+
+def test_a_client_that_fell_behind_late_comes_to_the_front_again() -> None:
+    aggregation = Aggregation(weighting="agnostic", fairness=5.0)
+    standing: Standing = ()
+    for _ in range(500):
+        _, standing = weigh(receipts_of(0.1, 0.8), aggregation, standing)
+    for _ in range(3):
+        weights, standing = weigh(receipts_of(0.8, 0.1), aggregation, standing)
+    assert weights[0] > weights[1]
+
+
+@pytest.mark.parametrize("weighting", FAIR)
+def test_who_gives_no_distance_counts_with_the_mean_of_those_given(weighting: Any) -> None:
+    aggregation = Aggregation(weighting=weighting)
+    silent, told = (weigh(receipts_of(0.25, middle, 0.5), aggregation, ()) for middle in (None, 0.375))
+    assert silent == told
+
+
+@pytest.mark.parametrize("weighting", FAIR)
+def test_when_nobody_gives_a_distance_weights_are_by_examples_and_nothing_is_learnt(weighting: Any) -> None:
+    receipts = [Receipt(CLIENTS[0], Digest("x"), 10), Receipt(CLIENTS[1], Digest("y"), 30)]
+    standing = ((CLIENTS[0], 0.9), (CLIENTS[1], 0.1))
+    weights, after = weigh(receipts, Aggregation(weighting=weighting), standing)
+    assert weights == pytest.approx([0.25, 0.75])
+    assert after == standing
+
+
+@pytest.mark.parametrize("weighting", FAIR)
+def test_a_client_that_lies_gets_no_more_than_the_cap(weighting: Any) -> None:
+    honest = [Receipt(ClientId(f"c{number}"), Digest("x"), 10, 0.01) for number in range(9)]
+    liar = Receipt(ClientId("d"), Digest("x"), 10, MAX_JS_DISTANCE)
+    weights, _ = weigh([*honest, liar], Aggregation(weighting=weighting, fairness=1e6), ())
+    assert weights[-1] == pytest.approx(MAX_LEANING / 10)
+    assert weights[:-1] == pytest.approx([(1 - MAX_LEANING / 10) / 9] * 9)
+
+
+@given(
+    weighting=st.sampled_from(FAIR),
+    rounds=st.lists(st.lists(distances_or_none, min_size=1, max_size=4), min_size=1, max_size=6),
+    fairness=st.floats(1e-9, 1e9),
+    examples=st.lists(st.integers(1, 10**6), min_size=4, max_size=4),
+)
+def test_weights_are_always_shares_within_their_bounds(
+    weighting: Any, rounds: list[list[float | None]], fairness: float, examples: list[int]
+) -> None:
+    standing: Standing = ()
+    for distances in rounds:
+        receipts = [
+            Receipt(client, Digest("x"), count, distance)
+            for client, count, distance in zip(CLIENTS, examples, distances, strict=False)
+        ]
+        weights, standing = weigh(receipts, Aggregation(weighting=weighting, fairness=fairness), standing)
+        even = 1 / len(receipts)
+        assert len(weights) == len(receipts)
+        assert sum(weights) == pytest.approx(1, abs=1e-10)
+        assert all(even / MAX_LEANING - 1e-11 <= weight <= even * MAX_LEANING + 1e-11 for weight in weights)
+        assert [client for client, _ in standing] == sorted({client for client, _ in standing})
+        assert all(0 <= number <= 1 for _, number in standing)
