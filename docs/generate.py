@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from tables import table
 
 from pluralllm.cli.explain_command import spoken
-from pluralllm.client.link import instruments as of_client
+from pluralllm.client.process import instruments as of_client
 from pluralllm.common.errors.grpc_status import CODES
 from pluralllm.common.errors.root import PluralError, reason_of
 from pluralllm.common.process.exits import exit_code_of

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import structlog
 
-from pluralllm.client.config import ClientConfig
 from pluralllm.client.daemon import daemon
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.daemon.policy import Policy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link import transport
 from pluralllm.client.link.transport import Transport
+from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.work.worker_process import Progress, WorkerProcess
 from pluralllm.common.errors.tree import PluralError, WorkerDied
 from pluralllm.common.predictor.architecture import parameters

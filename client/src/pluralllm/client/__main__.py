@@ -11,11 +11,11 @@ import structlog
 import typer
 
 from pluralllm.client import data_commands, doctor, support_command
-from pluralllm.client.config import ClientConfig, JoinConfig
 from pluralllm.client.daemon.policy import DEFAULT_POLICY, load_policy
 from pluralllm.client.data.private_data import read_group
 from pluralllm.client.joining.partner import COMMAND, load_partner
-from pluralllm.client.link.instruments import REGISTRY, RETRIES
+from pluralllm.client.process.config import ClientConfig, JoinConfig
+from pluralllm.client.process.instruments import REGISTRY, RETRIES
 from pluralllm.common.errors.tree import ModelUnavailable
 from pluralllm.common.process.configuration import load_config, origins_of
 from pluralllm.common.process.console import Json, print_config

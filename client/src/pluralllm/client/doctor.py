@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.client.config import ClientConfig
 from pluralllm.client.daemon.policy import load_policy
 from pluralllm.client.data.private_data import check_file
 from pluralllm.client.joining.connection_checks import connection_checks
 from pluralllm.client.joining.partner import load_partner
+from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import Check, Json, checked, print_checks
 from pluralllm.common.process.extras import need_torch

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pluralllm.client.config import ClientConfig
 from pluralllm.client.daemon.policy import load_policy
 from pluralllm.client.data.private_data import check_file
 from pluralllm.client.data.private_texts import PrivateTexts
 from pluralllm.client.doctor import checks_of
+from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.support_bundle import bundle_name, parts_of, write_bundle

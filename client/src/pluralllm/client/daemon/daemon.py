@@ -14,7 +14,6 @@ from pathlib import Path
 
 import structlog
 
-from pluralllm.client.config import ClientConfig
 from pluralllm.client.daemon.models import Models
 from pluralllm.client.daemon.policy import Policy, check_task, permitted_metrics
 from pluralllm.client.daemon.progress import ProgressReports
@@ -22,7 +21,10 @@ from pluralllm.client.daemon.renewal import Standing
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.outbox import Entry, History, Outbox
-from pluralllm.client.link.instruments import (
+from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, TaskKind, Wait
+from pluralllm.client.link.transport import Transport
+from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.process.instruments import (
     ALIGNMENT,
     CONNECTED,
     GPU_MEMORY_BYTES,
@@ -31,8 +33,6 @@ from pluralllm.client.link.instruments import (
     TASKS,
     WORK_SECONDS,
 )
-from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, TaskKind, Wait
-from pluralllm.client.link.transport import Transport
 from pluralllm.client.work.orders import Orders
 from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED

@@ -7,8 +7,8 @@ import time
 import structlog
 
 from pluralllm.client.joining.diagnosis import Cause, diagnose
-from pluralllm.client.link.instruments import CERTIFICATE_LEFT_SECONDS
 from pluralllm.client.link.transport import Transport
+from pluralllm.client.process.instruments import CERTIFICATE_LEFT_SECONDS
 from pluralllm.common.errors.membership import CertificateExpired, CertificateNotYetValid
 from pluralllm.common.errors.tree import PluralError, Unreachable
 from pluralllm.common.trust.certificates import make_request

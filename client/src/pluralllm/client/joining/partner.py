@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pluralllm.client.config import ClientConfig
+from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.trust.identity import Identity, load_identity
 from pluralllm.common.words.addresses import check_loopback

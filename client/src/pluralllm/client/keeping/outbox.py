@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pluralllm.client.link.instruments import OUTBOX_UPDATES
 from pluralllm.client.link.tasks import VersionLink
+from pluralllm.client.process.instruments import OUTBOX_UPDATES
 from pluralllm.common.errors.tree import HistoryDiverged
 from pluralllm.common.process.files import publish, storage_errors, write_durably
 from pluralllm.common.weights.chunks import Manifest, manifest_of

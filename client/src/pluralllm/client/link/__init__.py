@@ -1,4 +1,4 @@
-"""Talks to the coordinator: RPCs, retries, deadlines, the channel, and what is counted of them.
+"""Talks to the coordinator: RPCs, retries, deadlines and the channel.
 
 May touch: grpc and protobuf. No private data comes here.
 Start reading at transport.py.

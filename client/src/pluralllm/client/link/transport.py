@@ -14,8 +14,8 @@ import grpc
 import stamina
 
 from pluralllm.client.link.channel import Line, Opening
-from pluralllm.client.link.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
+from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.tree import (

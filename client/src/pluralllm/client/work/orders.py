@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from pluralllm.client.config import ClientConfig
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.link.tasks import Scores, Task
+from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.work.worker_process import Progress, WorkerProcess
 from pluralllm.common.words.spec import RunSpec
 
