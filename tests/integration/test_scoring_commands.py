@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from support.commands import CLI, typed
 from support.exported_model import export
 from support.process_harness import tiny_embedding_model
 
@@ -44,14 +45,7 @@ def arguments(place: Path) -> list[str]:
 
 
 def command(*given: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "pluralllm.cli", *given],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env=ENVIRONMENT,
-    )
+    done = typed(CLI, *given, environment=ENVIRONMENT, limit_s=100)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr

@@ -2,10 +2,10 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.commands import SERVER, typed
 from support.process_harness import free_port
 from support.real_stores import S3, Postgres
 
@@ -29,8 +29,7 @@ def written(folder: Path, **keys: str) -> Path:
 
 
 def server(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "pluralllm.server", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return typed(SERVER, *arguments)
 
 
 def test_the_configuration_is_shown_without_the_password(tmp_path: Path) -> None:

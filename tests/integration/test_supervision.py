@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.commands import SERVER, typed
 
 LIMIT_S = 60.0
 
@@ -32,8 +33,7 @@ def hears(notify: socket.socket, wanted: str) -> None:
 
 
 def healthy(state: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "pluralllm.server", "healthy", "--state-dir", str(state)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return typed(SERVER, "healthy", "--state-dir", state)
 
 
 def test_a_coordinator_says_that_it_is_ready_lives_and_stops(tmp_path: Path, notify: socket.socket) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from support.commands import SERVER, typed
+
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.joining.joining import join
@@ -136,15 +138,15 @@ class Federation:
         self.admin = folder / "admin"
         gate = free_port()
         self.enrolment_address = f"127.0.0.1:{gate}"
-        server = [sys.executable, "-m", "pluralllm.server"]
+        server = [sys.executable, "-m", SERVER]
         settings = {
             "PLURALLLM_SERVER_STATE_DIR": str(state),
             "PLURALLLM_SERVER_LISTEN": self.address,
             "PLURALLLM_SERVER_ENROLMENT_LISTEN": self.enrolment_address,
             "PLURALLLM_SERVER_LEASE_S": "5",
         }
-        init = [*server, "init", "--host", "127.0.0.1", "--admin-identity", str(self.admin)]
-        subprocess.run(init, check=True, capture_output=True, timeout=60, env={**os.environ, **settings})
+        words = ("init", "--host", "127.0.0.1", "--admin-identity", self.admin)
+        typed(SERVER, *words, environment={**os.environ, **settings}).check_returncode()
         self.coordinator = Process([*server, "serve"], folder / "coordinator.log", {**settings, **server_settings})
         self.processes.append(self.coordinator)
 
@@ -203,8 +205,7 @@ class Federation:
 
     def audit(self) -> subprocess.CompletedProcess[str]:
         """`pluralllm-server audit`; the coordinator must be stopped."""
-        command = [sys.executable, "-m", "pluralllm.server", "audit", "--state-dir", str(self.state)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return typed(SERVER, "audit", "--state-dir", self.state)
 
     def logs(self) -> str:
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))

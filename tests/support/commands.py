@@ -1,0 +1,83 @@
+"""Commands as a person types them, each in a process of its own that starts at once.
+
+Python and the libraries are loaded one time, in a process that does nothing else; each command is a fork of it, which loads our
+own modules afresh. So a test of a command's text costs a tenth of the seconds that imports take, and everything else is as in a
+shell: arguments, environment, working directory, standard streams, exit code. Commands that run on (serve, run, watch) and tests about signals or
+about starting itself take `subprocess` instead.
+"""
+
+import importlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+SERVER, CLIENT, CLI = "pluralllm.server", "pluralllm.client", "pluralllm.cli"
+# Nothing here starts a thread or opens a channel when it is imported, so a fork of it is as good as new.
+LOADED = [
+    *(f"{module}.__main__" for module in (SERVER, CLIENT, CLI)),
+    *("grpc", "sqlalchemy.ext.asyncio", "cryptography.x509", "pyarrow.parquet", "torch", "transformers"),
+]
+LIMIT_S = 60.0
+
+Completed = subprocess.CompletedProcess
+
+
+def typed(
+    module: str,
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    given: str = "",
+    limit_s: float = LIMIT_S,
+) -> "Completed[str]":
+    """Runs `python -m module arguments` to its end.
+
+    environment: the whole of it; the test's own by default. folder: where it is typed. given: what stands on standard input.
+    Raises TimeoutExpired after `limit_s`; the process is killed then.
+    """
+    words = [module, *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as place:
+        streams = [Path(place, name) for name in ("stdin", "stdout", "stderr")]
+        streams[0].write_text(given, encoding="utf-8")
+        for stream in streams[1:]:
+            stream.touch()
+        facts = (words, dict(os.environ if environment is None else environment), str(folder or Path.cwd()))
+        process = _loaded().Process(target=_act, args=(*facts, [str(stream) for stream in streams]))
+        process.start()
+        process.join(limit_s)
+        if process.exitcode is None:
+            process.kill()
+            process.join(10)
+            raise subprocess.TimeoutExpired(words, limit_s, *(stream.read_bytes() for stream in streams[1:]))
+        output, errors = (stream.read_text(encoding="utf-8") for stream in streams[1:])
+        return Completed(words, process.exitcode, output, errors)
+
+
+def _loaded() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)  # the first call counts, the others change nothing
+    return context
+
+
+def _act(words: list[str], environment: dict[str, str], folder: str, streams: list[str]) -> None:
+    """The command's process, from its first line on."""
+    os.setsid()
+    for number, (path, mode) in enumerate(zip(streams, (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY), strict=True)):
+        os.dup2(os.open(path, mode | os.O_APPEND), number)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115 - open to the process's end
+        for number, mode, errors in ((0, "r", "strict"), (1, "w", "strict"), (2, "w", "backslashreplace"))
+    )
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    for name in [name for name in sys.modules if name.startswith("pluralllm.") and not name.startswith("pluralllm.v1")]:
+        del sys.modules[name]  # some of our constants come from the environment
+    module, *arguments = words
+    sys.argv = [module, *arguments]
+    importlib.import_module(f"{module}.__main__").main()
