@@ -1,25 +1,33 @@
 """What tests of several folders share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from drill.pairs import Embedded, Served, StorePair
 from support import real_stores
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test waits for a network
 
+# A test never fails for the time that it took; on CI the examples are the same each time, elsewhere new ones are tried.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if "CI" in os.environ else "here")
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as a shell sets it for what runs in its background: no child could be
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # interrupted
+
 REPOSITORY = Path(__file__).parents[1]
 SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opinions.csv"
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever is killed in mid-run wants the machine to itself."""
-    for item in items:
-        if item.path.parent.name in {"faults", "nemesis"}:
-            item.add_marker(pytest.mark.alone)
+    """Puts the slow modules first: what takes long must not begin when all else is done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from drill.points import passes_to_kill_at
 from drill.scenarios import SCENARIOS, Scenario
 
 ALL = os.environ.get("PLURALLLM_FAULTS") == "all"
-SAMPLE_ONLY = "a seeded sample is killed at; all: make faults"
+SAMPLE_ONLY = "one of each kind is tried here; all: make faults"
 REPORT = os.environ.get("PLURALLLM_FAULTS_REPORT")  # a Markdown file that gets a row for each drill
 HEAD = "| stores | scenario | killed at | outcome | s |\n|---|---|---|---|---|\n"
 UNDISTURBED = Fault()

@@ -1,82 +1,116 @@
 """The demo as a person runs it: to its end, and interrupted."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from drill.trial import ALL
 
 REPOSITORY = Path(__file__).parents[2]
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def demo(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(REPOSITORY / "deploy" / "demo.py"), "--out", str(folder), *arguments]
+LOOK_EVERY_S = 0.2  # a look at the processes takes a core for a moment, and the demo needs it
+WORKER = "pluralllm.client.work.worker"
+INTERRUPTIONS = [
+    pytest.param(signal.SIGINT, id="SIGINT"),
+    pytest.param(
+        signal.SIGTERM, id="SIGTERM", marks=() if ALL else pytest.mark.skip(reason="one signal; both: make faults")
+    ),
+]
+
+
+class Family:
+    """The processes that a demo has started, seen while it runs: what is left of them belongs to it and to no other test."""
+
+    def __init__(self, running: "subprocess.Popen[str]") -> None:
+        self._first = psutil.Process(running.pid)
+        self._members: set[psutil.Process] = set()  # equal by pid and time of creation
+
+    def look(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._members |= {self._first, *self._first.children(recursive=True)}
+
+    def commands(self) -> list[str]:
+        """Command lines of those that still run."""
+        lines = []
+        for process in self._members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    lines.append(" ".join(process.cmdline()))
+        return lines
+
+    def end(self) -> None:
+        """Leaves nothing behind, whatever a test found."""
+        self.look()
+        for process in self._members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@contextlib.contextmanager
+def started(folder: Path, *arguments: str) -> "Iterator[tuple[subprocess.Popen[str], Family]]":
+    """A demo that writes to `folder`/output.txt; none of its processes outlives the block."""
+    command = [sys.executable, str(REPOSITORY / "deploy" / "demo.py"), "--out", str(folder / "demo"), *arguments]
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment
-    )
+    with (folder / "output.txt").open("w") as output:
+        running = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment
+        )
+    family = Family(running)
+    try:
+        yield running, family
+    finally:
+        family.end()
+        running.wait(10)
 
 
-LOOK_EVERY_S = 0.2  # a look at all processes takes a core for a while, and the demo needs it
-
-
-def left_over(folder: Path) -> list[str]:
-    """Processes whose command line or working files name the demo's folder."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if str(folder) in line and process.pid != os.getpid():
-            found.append(line)
-    return found
-
-
-def workers() -> set[int]:
-    return {
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if "pluralllm.client.work.worker" in " ".join(process.info["cmdline"] or [])
-    }
+def wait_for_end(running: "subprocess.Popen[str]", family: Family, limit_s: float) -> None:
+    """Looks at the processes until the demo has ended."""
+    end_s = time.monotonic() + limit_s
+    while running.poll() is None:
+        assert time.monotonic() < end_s, f"the demo has not ended within {limit_s} s"
+        family.look()
+        time.sleep(LOOK_EVERY_S)
 
 
 def test_the_demo_ends_by_itself_with_every_groups_alignment_risen(tmp_path: Path) -> None:
-    before = workers()
-    running = demo(tmp_path / "demo", "--rounds", "6")
-    try:
-        output, _ = running.communicate(timeout=280)
-    finally:
-        running.kill()
-    assert running.returncode == 0, output
-    changes = re.findall(r" (train|held out) +0\.\d+ +0\.\d+ +([+-]0\.\d+)", output)
-    assert [role for role, _ in changes] == ["train"] * 6 + ["held out"] * 2, output
-    assert all(change.startswith("+") for _, change in changes), output
-    assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
-    assert left_over(tmp_path) == []
-    assert workers() <= before
+    with started(tmp_path, "--rounds", "6") as (running, family):
+        wait_for_end(running, family, 500)
+        output = (tmp_path / "output.txt").read_text()
+        assert running.returncode == 0, output
+        changes = re.findall(r" (train|held out) +0\.\d+ +0\.\d+ +([+-]0\.\d+)", output)
+        assert [role for role, _ in changes] == ["train"] * 6 + ["held out"] * 2, output
+        assert all(change.startswith("+") for _, change in changes), output
+        assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
+        assert family.commands() == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
-def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    before = workers()
-    running = demo(tmp_path / "demo")
-    try:
-        end_s = time.monotonic() + 60
-        while workers() == before:  # the clients have started their own processes: the worst moment
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    with started(tmp_path) as (running, family):
+        end_s = time.monotonic() + 120
+        while not any(
+            WORKER in line for line in family.commands()
+        ):  # the clients have started their own: the worst moment
             assert time.monotonic() < end_s, "no client has started"
             assert running.poll() is None, "the demo ended too early"
             time.sleep(LOOK_EVERY_S)
+            family.look()
         running.send_signal(number)
-        output, _ = running.communicate(timeout=60)
-    finally:
-        running.kill()
-    assert running.returncode == code, output
-    assert "Traceback" not in output
-    end_s = time.monotonic() + 10
-    while left_over(tmp_path) or not workers() <= before:
-        assert time.monotonic() < end_s, left_over(tmp_path)
-        time.sleep(LOOK_EVERY_S)
+        wait_for_end(running, family, 120)
+        output = (tmp_path / "output.txt").read_text()
+        assert running.returncode == 130, output
+        assert "Traceback" not in output
+        end_s = time.monotonic() + 30
+        while family.commands():
+            assert time.monotonic() < end_s, family.commands()
+            time.sleep(LOOK_EVERY_S)

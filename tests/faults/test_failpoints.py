@@ -12,10 +12,11 @@ from drill.trial import ALL, SAMPLE_ONLY, Undisturbed, drill
 from pluralllm.server.rounds.events import Event
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
-SEED, SAMPLE = 20250312, 6
+SEED, SAMPLE = 20250312, 5
 NEVER_PASSED: dict[str, str] = {}  # point: why no run passes it
 KILLED = [(pair, point) for pair in (Embedded.name, Served.name) for point in all_points() if point not in NEVER_PASSED]
-CHOSEN = KILLED if ALL else random.Random(SEED).sample(KILLED, SAMPLE)
+QUICK = [case for case in KILLED if case[0] == Embedded.name]
+CHOSEN = KILLED if ALL else random.Random(SEED).sample(QUICK, SAMPLE)
 NOT_CHOSEN = pytest.mark.skip(reason=SAMPLE_ONLY)
 
 
@@ -26,6 +27,12 @@ def test_every_kind_of_event_and_every_contract_has_its_points() -> None:
     assert len(all_points()) == 2 * len(set(all_steps()))
 
 
+@pytest.mark.parametrize(
+    "pair",
+    [Embedded.name, pytest.param(Served.name, marks=() if ALL else NOT_CHOSEN)],
+    indirect=True,
+    scope="session",
+)
 def test_every_point_is_passed_by_a_scenario_or_it_is_known_why_not(undisturbed: Undisturbed) -> None:
     assert set(all_points()) - undisturbed.reached() == set(NEVER_PASSED)
     assert undisturbed.reached() <= set(all_points())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from drill.trial import ALL, SAMPLE_ONLY
 from support.cutting_proxy import CuttingProxy
 from support.process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
 
@@ -79,7 +80,11 @@ def undisturbed_stateful(tmp_path_factory: pytest.TempPathFactory, embedding_mod
 
 
 @pytest.mark.parametrize(
-    ("spec", "model"), [(SPEC, "undisturbed"), (STATEFUL, "undisturbed_stateful")], ids=["fedavg", "fedyogi"]
+    ("spec", "model"),
+    [
+        pytest.param(SPEC, "undisturbed", id="fedavg", marks=() if ALL else pytest.mark.skip(reason=SAMPLE_ONLY)),
+        pytest.param(STATEFUL, "undisturbed_stateful", id="fedyogi"),
+    ],
 )
 def test_a_coordinator_killed_five_times_in_mid_round_ends_with_the_same_model(
     tmp_path: Path, embedding_model: Path, request: pytest.FixtureRequest, spec: RunSpec, model: str

@@ -18,7 +18,7 @@ from support.process_harness import WIDTH, tiny_embedding_model
 
 from pluralllm.client.data.sample_survey import sample_groups
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
+pytestmark = [pytest.mark.timeout(600)]
 LIMIT_S = 300.0
 REPOSITORY = Path(__file__).parents[2]
 SMALL = """

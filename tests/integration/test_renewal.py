@@ -46,7 +46,7 @@ from pluralllm.server.members.access import Principal
 from pluralllm.server.members.authority import DAY_S, create_authority, renew_issuer
 from pluralllm.server.members.registry import InviteOrder
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.alone]
+pytestmark = [pytest.mark.timeout(240)]
 LIFE_S = 6.0
 SPEC = process_spec(rounds=40, round={"evaluate_every": 40})
 

@@ -16,7 +16,7 @@ from nemesis.schedule import CLIENTS, ROUNDS, Kind, kinds_for, schedule
 from nemesis.trial import Trials
 from nemesis.verdict import Record, broken_promises, differences
 
-SAMPLE = {Embedded.name: (2, 3), Served.name: (100, 116)}  # none that waits a minute for a connection that died unheard
+SAMPLE = {Embedded.name: (2,), Served.name: (100,)}  # none that waits a minute for a connection that died unheard
 SEEDS = {Embedded.name: range(100), Served.name: range(100, 200)}
 CHOSEN = [(pair, seed) for pair, seeds in (SEEDS if ALL else SAMPLE).items() for seed in seeds]
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]  # each gives up by itself before

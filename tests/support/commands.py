@@ -1,9 +1,9 @@
 """Commands as a person types them, each in a process of its own that starts at once.
 
-Python and the libraries are loaded one time, in a process that does nothing else; each command is a fork of it, which loads our
-own modules afresh. So a test of a command's text costs a tenth of the seconds that imports take, and everything else is as in a
-shell: arguments, environment, working directory, standard streams, exit code. Commands that run on (serve, run, watch) and tests about signals or
-about starting itself take `subprocess` instead.
+Python and the libraries are loaded one time, in a process that does nothing else; each command is a fork of it, which loads
+our own modules afresh. So a test of a command's text costs a tenth of the seconds that imports take, and everything else is
+as in a shell: arguments, environment, working directory, standard streams, exit code. Commands that run on (serve, run,
+watch) and tests about signals or about starting itself take `subprocess` instead.
 """
 
 import importlib

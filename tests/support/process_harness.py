@@ -26,7 +26,19 @@ from pluralllm.operator.remote import Remote
 
 START_LIMIT_S = 60.0
 LOOK_EVERY_S = 0.02
+PORTS_EACH = 1000
 WIDTH = 16
+
+
+def ports_of_this_process() -> Iterator[int]:
+    """The ports of this worker's range, again and again; each process begins somewhere else in it."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    first, offset = 20_000 + PORTS_EACH * worker, os.getpid() % PORTS_EACH
+    for turn in range(100 * PORTS_EACH):
+        yield first + (offset + turn) % PORTS_EACH
+
+
+PORTS = ports_of_this_process()
 
 
 def tiny_embedding_model(folder: Path) -> Path:
@@ -212,10 +224,15 @@ class Federation:
 
 
 def free_port() -> int:
-    """Free a moment ago: a coordinator that was killed must come back on its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a port that was free a moment ago, for a coordinator that must come back on it after it was killed.
+
+    Each test process draws from a range of its own, below the ports that the system gives away itself: nobody takes it meanwhile.
+    """
+    for port in PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("every port of this test process is in use")
 
 
 def _answers(remote: Remote) -> bool:
