@@ -26,6 +26,7 @@ import psutil
 from processes import administrator, coordinator, member
 
 from pluralllm.common.trust.identity import Identity
+from pluralllm.common.words.names import RoundName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.remote import Remote
@@ -139,7 +140,7 @@ def finished(client: "subprocess.Popen[str]", log: Path) -> dict[str, Any]:
 
 def round_lengths(remote: Remote) -> list[float]:
     """From one round's beginning to the next one's, the first left out; of the last to its end."""
-    rounds = sorted(remote.rounds("echo", 1000), key=lambda each: int(each["name"].rpartition("/")[2]))
+    rounds = sorted(remote.rounds("echo", 1000), key=lambda row: RoundName.parse(row["name"]).number)
     begins = [moment(each["create_time"]) for each in rounds]
     ends = [*begins[1:], moment(rounds[-1]["update_time"])]
     return [end - begin for begin, end in zip(begins, ends, strict=True)][1:]

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pluralllm.client.link.tasks import RunOver, Scores, Task, TaskKind, Wait
+from pluralllm.client.link.tasks import RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.layout import read_layout, write_weights
 from pluralllm.common.words.ids import ClientId, Digest
+from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole
 
 SLICE = 262_144  # values

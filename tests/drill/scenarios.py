@@ -12,6 +12,8 @@ from drill.fleet import Fleet
 from support.process_harness import process_spec
 
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
+from pluralllm.common.words.ids import ModelVersion, RunId
+from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.remote import Remote
 
@@ -86,7 +88,9 @@ def rewarded(fleet: Fleet) -> str:
     """Two batches of rollouts, scored by two clients with a model of a run that was never started."""
     gather(fleet, {"ann": {}, "ben": {}})
     fleet.insist("the source is created", lambda remote: remote.create_run("s", TROUBLED.canonical_json()))
-    source = fleet.insist("the source has a version", lambda remote: remote.model_record("s", "0"))[0]
+    source = fleet.insist(
+        "the source has a version", lambda remote: remote.model_record(ModelName(RunId("s"), ModelVersion(0)))
+    )[0]
     rewards = {"source": source["name"], "model_digest": source["digest"], "aggregation": {"rule": "adaptive"}}
     spec = process_spec(rounds=2, rewards=rewards)
     fleet.insist("the run is created", lambda remote: remote.create_run("r", spec.canonical_json()))

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
 from pluralllm.common.errors.grpc_status import from_rpc_error, to_status
-from pluralllm.common.errors.tree import NormTooLarge, Refused
+from pluralllm.common.errors.tree import InvalidArgument, NormTooLarge, Refused
 from pluralllm.common.trust.certificates import make_request, new_key, public_key_of, read_certificate
 from pluralllm.common.trust.invite import LINE_PREFIX, parse_invite
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, digest_of
@@ -28,9 +28,9 @@ from pluralllm.common.weights.update_format import update_format
 from pluralllm.common.wire.chunk_messages import chunk_reader, write_chunk
 from pluralllm.common.wire.messages import chunks_in, manifest_from, seconds
 from pluralllm.common.words.ids import ClientId, Digest
+from pluralllm.common.words.names import MemberName, ModelName, RoundName, RunName
 from pluralllm.common.words.spec import RunSpec, parse_spec
 from pluralllm.server.rpc.incoming import check_request, forgiving
-from pluralllm.server.rpc.member_operations import member_of
 from pluralllm.server.rpc.operations import cursor, page_size
 from pluralllm.server.runs.intake import parse_task
 from pluralllm.v1 import enrolment_pb2, federation_pb2, operations_pb2, resources_pb2
@@ -47,6 +47,18 @@ METHODS = {
     for method in service.methods
 }
 Part = Callable[[Any], object]
+
+
+def read_name(text: str) -> None:
+    """A name that is read is written back as it was."""
+    for kind in (MemberName, RunName, RoundName, ModelName):
+        try:
+            name = kind.parse(text)
+        except InvalidArgument:
+            continue
+        assert str(name) == text
+
+
 EITHER: Mapping[str, Part] = {  # what is made of a field of this name
     "manifest": lambda message: manifest_from(message, MAX_UPDATE_BYTES),
     "spec_json": lambda text: parse_spec(text, "here"),
@@ -58,7 +70,7 @@ OF_REQUESTS: Mapping[str, Part] = {
     "page_token": cursor,
     "page_size": page_size,
     "certificate_request_der": public_key_of,
-    "name": member_of,
+    "name": read_name,
 }
 OF_ANSWERS: Mapping[str, Part] = {
     **EITHER,

@@ -237,9 +237,9 @@ class World:
         return Situation(
             run=self._first.id,
             scored_run=self._scored.id,
-            scored_task=self._scored.task_name(ClientId(SCORER)),
+            scored_task=str(self._scored.task_name(ClientId(SCORER))),
             rated_run=self._rated.id,
-            rated_task=self._rated.task_name(ClientId(RATER)),
+            rated_task=str(self._rated.task_name(ClientId(RATER))),
             rollouts_json=BATCH,
             next_run=f"made-{self.runs:04}",
             task=self._task,

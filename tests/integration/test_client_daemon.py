@@ -26,7 +26,7 @@ from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.weights.chunks import CHUNK_BYTES
-from pluralllm.common.words.ids import Digest, RoundNumber, RunId, TaskName
+from pluralllm.common.words.ids import Digest, RoundNumber, RunId, TaskId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.v1 import operations_pb2
@@ -262,7 +262,7 @@ async def test_a_connection_lost_in_the_middle_of_64_mb_costs_only_the_missing_c
         transport = Transport.of_member((await served.member("ann", MemberRole.CLIENT)).at(proxy.address))
         try:
             await transport.push_update(
-                TaskName(task.name), path, manifest, Digest(task.spec_sha256), Digest(task.base_digest), 50, {}
+                TaskId(task.name), path, manifest, Digest(task.spec_sha256), Digest(task.base_digest), 50, {}
             )
         finally:
             await transport.close()

@@ -19,6 +19,8 @@ from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.work.train import reward_context
 from pluralllm.common.errors.tree import NotFound, PluralError
 from pluralllm.common.predictor.data import group_data
+from pluralllm.common.words.ids import ModelVersion, RunId
+from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import parse_spec
 from pluralllm.operator.remote import Remote
@@ -134,7 +136,7 @@ def test_four_groups_score_a_trainers_rollouts_and_three_when_one_is_killed(
     reward = FederatedReward(remote, "r", timeout_s=90)
     rewards = asyncio.run(reward(**given))
     assert set(reward.groups) == {f"group of {name}" for name in NAMES}
-    spec = parse_spec(remote.model_record("r", "0")[2], "of r")
+    spec = parse_spec(remote.model_record(ModelName(RunId("r"), ModelVersion(0)))[2], "of r")
     local = np.mean(
         [
             GroupReward(

@@ -21,13 +21,13 @@ from pluralllm.common.errors.tree import (
     StorageFull,
 )
 from pluralllm.common.weights.chunks import manifest_of
-from pluralllm.common.words.ids import ClientId, Digest, TaskName
+from pluralllm.common.words.ids import ClientId, Digest, TaskId
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc.boundary import Boundary
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc, resources_pb2
 
-TASK = TaskName("runs/r/rounds/1/tasks/train-ann")
+TASK = TaskId("runs/r/rounds/1/tasks/train-ann")
 
 
 class Scripted(federation_pb2_grpc.FederationServiceServicer):

@@ -22,7 +22,7 @@ from pluralllm.client.work.worker_process import Progress
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.wire import channels
-from pluralllm.common.words.ids import Digest, TaskName
+from pluralllm.common.words.ids import Digest, TaskId
 
 SENT = "sent"  # a folder in HOME
 TRAINING_S = 0.25  # at most
@@ -44,7 +44,7 @@ class CopyingTransport(Transport):
 
     async def push_update(
         self,
-        task: TaskName,
+        task: TaskId,
         path: Path,
         manifest: Manifest,
         spec_sha256: Digest,

@@ -20,6 +20,7 @@ from pluralllm.common.process.console import Json
 from pluralllm.common.process.exits import EXIT_CODES, run_command
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
+from pluralllm.common.words.names import ModelName, RunName
 from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, preset_values, spec_from_toml
 from pluralllm.experiment.commands import experiment as experiment_commands
 from pluralllm.experiment.commands import report as report_command
@@ -47,7 +48,7 @@ app.add_typer(model_commands.app, name="model")
 app.add_typer(spec_app, name="spec")
 app.add_typer(experiment_commands.app, name="experiment")
 
-RunName = Annotated[str, typer.Argument(help="The run's name; - is the newest.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's name; - is the newest.")]
 
 
 def _status(value: Any) -> Any:
@@ -123,8 +124,7 @@ def rewards(
 ) -> None:
     """Make a run that asks groups for rewards of rollouts; pluralllm.align.FederatedReward is its trainer's side."""
     there = remote(coordinator)
-    source, _, version = model.partition("@")
-    record, _, spec_json = there.model_record(source, version or "-")
+    record, _, spec_json = there.model_record(ModelName.parse_short(model))
     numbers = {"rule": rule, "temperature": temperature, "alpha": alpha}
     policy = {"min_clients": min_clients, "target_clients": max(min_clients, target_clients), "deadline_s": deadline_s}
     values = {
@@ -143,26 +143,26 @@ def rewards(
 
 
 @run_app.command("start")
-def start(run: RunName, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
+def start(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Let a created run begin."""
     show(RUN, remote(coordinator).start_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("pause")
-def pause(run: RunName, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
+def pause(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Open no new round; the open one ends as it would."""
     show(RUN, remote(coordinator).pause_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("resume")
-def resume(run: RunName, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
+def resume(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Go on after a pause."""
     show(RUN, remote(coordinator).resume_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("cancel")
 def cancel(
-    run: RunName,
+    run: RunArgument,
     reason: Annotated[str, typer.Option(help="Kept on record and told to the clients.")] = "",
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
@@ -173,7 +173,7 @@ def cancel(
 
 @app.command()
 def status(
-    run: RunName = "-",
+    run: RunArgument = "-",
     watch: Annotated[bool, typer.Option("--watch", help="Keep the screen up to date until the run ends.")] = False,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
@@ -186,7 +186,7 @@ def status(
     if as_json:
         raise InvalidArgument(field="--watch", problem="cannot be had with --json; poll `status --json` instead")
     found = there.get_run(run)
-    name = found["name"].removeprefix("runs/")
+    name = RunName.parse(found["name"]).run
     answered_s = time.monotonic()
     console = Console()
     with Live(_status(found), auto_refresh=False, console=console) as live:
@@ -214,7 +214,7 @@ def runs(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
 
 @app.command()
 def rounds(
-    run: RunName = "-",
+    run: RunArgument = "-",
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many, newest first.")] = 30,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,

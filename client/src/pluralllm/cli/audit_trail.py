@@ -11,6 +11,7 @@ from typing import Any
 from pluralllm.common.errors.membership import AuditBroken
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry, check_chain
+from pluralllm.common.words.names import MemberName
 from pluralllm.operator.remote import Remote
 
 
@@ -42,7 +43,7 @@ def _entry(event: dict[str, Any]) -> AuditEntry:
     return AuditEntry(
         sequence=event["sequence"],
         at_us=since // datetime.timedelta(microseconds=1),
-        actor=event["actor"].removeprefix("members/"),
+        actor=MemberName.parse(event["actor"]).member if event["actor"] else "",
         serial=event["serial"],
         action=event["action"],
         object=event["object"],

@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pluralllm.common.words.names import MemberName, RoundName, RunName
+
 MAX_REFUSALS = 3
 MAX_REASONS = 4
 MEMBER_STYLES = {
@@ -124,7 +126,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Tab
     for run in runs:
         scores = [score["alignment_score"] for score in run["evaluations"]]
         table.add_row(
-            run["name"].removeprefix("runs/"),
+            RunName.parse(run["name"]).run,
             run["outcome"] if run["phase"] == "ended" else run["phase"],
             f"{run['round']} of {run['rounds']}",
             str(run["version"]),
@@ -138,7 +140,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], now: datetime.datetime) ->
     table = Table("round", "outcome", "base", "version", "updates", "cohort", "ended", "reason", box=None)
     for row in rounds:
         table.add_row(
-            row["name"].rpartition("/")[2],
+            str(RoundName.parse(row["name"]).number),
             row["outcome"],
             str(row["base_version"]),
             "-" if row["version"] is None else str(row["version"]),
@@ -157,7 +159,7 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
     for member in members:
         state = member["state"].replace("_", " ")
         table.add_row(
-            member["name"].removeprefix("members/"),
+            MemberName.parse(member["name"]).member,
             member["role"],
             cell(member["group"]),
             "held out" if member["group_role"] == "held_out" else "",
@@ -175,7 +177,7 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
 def keys_table(members: Sequence[Mapping[str, Any]], authority: str) -> Table:
     """Whole fingerprints, to be compared by phone."""
     table = Table("member", "fingerprint of the key", box=None, pad_edge=False)
-    keys = [(member["name"].removeprefix("members/"), member["key_sha256"]) for member in members]
+    keys = [(MemberName.parse(member["name"]).member, member["key_sha256"]) for member in members]
     for name, key in [*keys, ("(the authority)", authority)]:
         if key:
             table.add_row(name, " ".join(key[at : at + 4] for at in range(0, 64, 4)))
@@ -194,7 +196,7 @@ def audit_table(
         table.add_row(
             str(entry["sequence"]),
             f"{age(entry['time'], now)} ago",
-            entry["actor"].removeprefix("members/") or "-",
+            MemberName.parse(entry["actor"]).member if entry["actor"] else "-",
             entry["action"],
             cell(entry["object"]),
             Text("accepted" if accepted else entry["result"], style="" if accepted else "red"),

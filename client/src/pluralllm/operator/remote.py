@@ -28,6 +28,8 @@ from pluralllm.common.weights.chunks import keep_good_chunks
 from pluralllm.common.wire.channels import blocking_channel, blocking_plain_channel
 from pluralllm.common.wire.messages import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, manifest_from
 from pluralllm.common.words.addresses import check_address
+from pluralllm.common.words.ids import ClientId, RunId
+from pluralllm.common.words.names import MemberName, ModelName, RunName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc, operations_pb2_grpc
@@ -77,21 +79,21 @@ class Remote:
         return self._run("CreateRun", pb.CreateRunRequest(run_id=run, spec_json=spec_json))
 
     def start_run(self, run: str) -> Values:
-        return self._run("StartRun", pb.StartRunRequest(name=f"runs/{run}"))
+        return self._run("StartRun", pb.StartRunRequest(name=_run_name(run)))
 
     def pause_run(self, run: str) -> Values:
-        return self._run("PauseRun", pb.PauseRunRequest(name=f"runs/{run}"))
+        return self._run("PauseRun", pb.PauseRunRequest(name=_run_name(run)))
 
     def resume_run(self, run: str) -> Values:
-        return self._run("ResumeRun", pb.ResumeRunRequest(name=f"runs/{run}"))
+        return self._run("ResumeRun", pb.ResumeRunRequest(name=_run_name(run)))
 
     def cancel_run(self, run: str, reason: str) -> Values:
-        return self._run("CancelRun", pb.CancelRunRequest(name=f"runs/{run}", reason=reason))
+        return self._run("CancelRun", pb.CancelRunRequest(name=_run_name(run), reason=reason))
 
     def ask_rewards(self, run: str, rollouts_json: bytes) -> str:
         """The name of the round that scores this batch. Raises WrongPhase while another one is under way."""
         found: pb.AskRewardsResponse = self._call(
-            "AskRewards", pb.AskRewardsRequest(name=f"runs/{run}", rollouts_json=rollouts_json)
+            "AskRewards", pb.AskRewardsRequest(name=_run_name(run), rollouts_json=rollouts_json)
         )
         return found.round
 
@@ -103,7 +105,7 @@ class Remote:
 
     def get_run(self, run: str) -> Values:
         """`-` is the newest."""
-        return self._run("GetRun", pb.GetRunRequest(name=f"runs/{run}"))
+        return self._run("GetRun", pb.GetRunRequest(name=_run_name(run)))
 
     def runs(self) -> list[Values]:
         """Newest first."""
@@ -114,7 +116,7 @@ class Remote:
         size = min(limit, PAGE_SIZE)
         return self._pages(
             "ListRounds",
-            lambda token: pb.ListRoundsRequest(parent=f"runs/{run}", page_size=size, page_token=token),
+            lambda token: pb.ListRoundsRequest(parent=_run_name(run), page_size=size, page_token=token),
             "rounds",
             limit,
         )
@@ -123,7 +125,7 @@ class Remote:
         """All, oldest first."""
         return self._pages(
             "ListEvaluations",
-            lambda token: pb.ListEvaluationsRequest(parent=f"runs/{run}", page_size=PAGE_SIZE, page_token=token),
+            lambda token: pb.ListEvaluationsRequest(parent=_run_name(run), page_size=PAGE_SIZE, page_token=token),
             "evaluations",
         )
 
@@ -161,10 +163,10 @@ class Remote:
         )
 
     def approve(self, name: str) -> Values:
-        return plain(self._call("ApproveMember", pb.ApproveMemberRequest(name=f"members/{name}")).member)
+        return plain(self._call("ApproveMember", pb.ApproveMemberRequest(name=_member_name(name))).member)
 
     def revoke(self, name: str, reason: str) -> Values:
-        return plain(self._call("RevokeMember", pb.RevokeMemberRequest(name=f"members/{name}", reason=reason)).member)
+        return plain(self._call("RevokeMember", pb.RevokeMemberRequest(name=_member_name(name), reason=reason)).member)
 
     def audit_events(self) -> tuple[list[Values], bool]:
         """Oldest first, and whether these are all: more than MAX_PAGES pages are not read."""
@@ -189,7 +191,7 @@ class Remote:
 
     def wait_for_event(self, run: str, after: int) -> None:
         """Returns once there is an event after this sequence, or when the wait is over."""
-        request = pb.WatchRunRequest(name=f"runs/{run}", after_sequence=after)
+        request = pb.WatchRunRequest(name=_run_name(run), after_sequence=after)
         stream = self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S)
         try:
             next(stream, None)
@@ -199,21 +201,19 @@ class Remote:
         finally:
             stream.cancel()
 
-    def model_record(self, run: str, version: str = "-") -> tuple[Values, int, bytes]:
-        """A version's record, its size in bytes and the run spec; `-` is the current version. Raises RoleForbids to observers."""
-        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=f"runs/{run}/models/{version}"))
+    def model_record(self, model: ModelName) -> tuple[Values, int, bytes]:
+        """A version's record, its size in bytes and the run spec. Raises RoleForbids to observers."""
+        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)))
         return plain(answer.model), answer.manifest.size_bytes, answer.spec_json
 
-    def pull_model(
-        self, run: str, version: str, folder: Path, on_bytes: Callable[[int, int], None]
-    ) -> tuple[Values, bytes]:
+    def pull_model(self, model: ModelName, folder: Path, on_bytes: Callable[[int, int], None]) -> tuple[Values, bytes]:
         """Brings a version to folder/model.safetensors; resumes a broken try; returns its record and the run spec.
 
         Each chunk and the whole are verified. Raises Corrupt, StorageFull.
         """
-        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=f"runs/{run}/models/{version}"))
+        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)))
         manifest = manifest_from(answer.manifest, MAX_MODEL_BYTES)
-        name = answer.model.name.split("/")[1]
+        name = ModelName.parse(answer.model.name).run
         target = folder / "model.safetensors"
         part = folder / f".{manifest.digest[:16]}.part"
         with storage_errors("the model"):
@@ -287,6 +287,15 @@ def checked_address(address: str) -> str:
         return check_address(address)
     except ValueError as error:
         raise InvalidArgument(field="coordinator", problem=str(error)) from error
+
+
+def _run_name(run: str) -> str:
+    """The name of a run, unchecked: the coordinator refuses what is none, and `-` is its newest run."""
+    return str(RunName(RunId(run)))
+
+
+def _member_name(name: str) -> str:
+    return str(MemberName(ClientId(name)))
 
 
 def plain(message: Message) -> Values:

@@ -14,6 +14,7 @@ from typing import Any
 from pluralllm.common.errors.tree import InvalidModel
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest
+from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.spec import RunSpec
 
 FORMAT = "pluralllm.model/1"
@@ -52,7 +53,7 @@ def provenance(
     values = [score["alignment_score"] for score in scores]
     return {
         "format": FORMAT,
-        "run": record["name"].split("/")[1],
+        "run": ModelName.parse(record["name"]).run,
         "version": record["version"],
         "record": dict(record),
         "run_spec_sha256": spec.sha256(),

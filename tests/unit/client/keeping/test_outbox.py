@@ -6,9 +6,9 @@ from pluralllm.client.keeping.outbox import Entry, History, Outbox
 from pluralllm.client.link.tasks import VersionLink
 from pluralllm.common.errors.tree import HistoryDiverged
 from pluralllm.common.weights.chunks import manifest_of
-from pluralllm.common.words.ids import Digest, ModelVersion, RunId, TaskName
+from pluralllm.common.words.ids import Digest, ModelVersion, RunId, TaskId
 
-TASK, RUN = TaskName("runs/r/rounds/1/tasks/train-ann"), RunId("r")
+TASK, RUN = TaskId("runs/r/rounds/1/tasks/train-ann"), RunId("r")
 
 
 def filled(folder: Path) -> tuple[Outbox, Entry]:

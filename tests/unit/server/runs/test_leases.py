@@ -1,7 +1,8 @@
-from pluralllm.common.words.ids import ClientId, RunId, TaskName
+from pluralllm.common.words.ids import ClientId, RunId
+from pluralllm.common.words.names import TaskName
 from pluralllm.server.runs.leases import Leases
 
-ANN, RUN, TASK = ClientId("ann"), RunId("r"), TaskName("runs/r/rounds/1/tasks/train-ann")
+ANN, RUN, TASK = ClientId("ann"), RunId("r"), TaskName.parse("runs/r/rounds/1/tasks/train-ann")
 
 
 def test_a_lease_ends_when_it_is_not_renewed() -> None:
@@ -16,7 +17,7 @@ def test_a_lease_ends_when_it_is_not_renewed() -> None:
 def test_a_client_holds_one_lease_whatever_the_number_of_runs() -> None:
     leases = Leases(duration_s=10)
     leases.grant(ANN, RUN, TASK, 0)
-    leases.grant(ANN, RunId("other"), TaskName("t"), 0)
+    leases.grant(ANN, RunId("other"), TaskName.parse("runs/other/rounds/1/tasks/train-ann"), 0)
     assert leases.held_in(RUN) == {}
 
 

@@ -21,7 +21,7 @@ from pluralllm.client.daemon.renewal import Standing
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.outbox import Entry, History, Outbox
-from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, TaskKind, Wait
+from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.process.instruments import (
@@ -49,6 +49,7 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.process.tracing import context_of, span
 from pluralllm.common.words.ids import Digest, RunId
+from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import RunSpec, parse_spec
 
 log = structlog.get_logger()

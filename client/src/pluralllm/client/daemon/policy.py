@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from pluralllm.client.link.tasks import TaskKind
 from pluralllm.common.errors.tree import InvalidConfig, PolicyForbids
+from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole, RunSpec, explain
 
 # Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.

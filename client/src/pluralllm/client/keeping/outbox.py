@@ -11,14 +11,14 @@ from pluralllm.client.process.instruments import OUTBOX_UPDATES
 from pluralllm.common.errors.tree import HistoryDiverged
 from pluralllm.common.process.files import publish, storage_errors, write_durably
 from pluralllm.common.weights.chunks import Manifest, manifest_of
-from pluralllm.common.words.ids import Digest, RunId, TaskName
+from pluralllm.common.words.ids import Digest, RunId, TaskId
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One finished update."""
 
-    task: TaskName
+    task: TaskId
     run: RunId
     spec_sha256: Digest
     base_digest: Digest
@@ -43,7 +43,7 @@ class Outbox:
         write_durably(self._facts(entry.task), json.dumps(asdict(entry)).encode())
         self._count()
 
-    def get(self, task: TaskName) -> tuple[Entry, Manifest] | None:
+    def get(self, task: TaskId) -> tuple[Entry, Manifest] | None:
         """The update of a task, if it is here and its bytes are what they were."""
         facts = self._facts(task)
         if not facts.is_file():
@@ -59,10 +59,10 @@ class Outbox:
         for path in sorted(self._folder.glob("*.json")):
             yield Entry(**json.loads(path.read_bytes()))
 
-    def delta(self, task: TaskName) -> Path:
+    def delta(self, task: TaskId) -> Path:
         return self._folder / f"{_name(task)}.safetensors"
 
-    def drop(self, task: TaskName) -> None:
+    def drop(self, task: TaskId) -> None:
         """After the receipt, or when the update is no longer wanted."""
         self._facts(task).unlink(missing_ok=True)
         self.delta(task).unlink(missing_ok=True)
@@ -73,7 +73,7 @@ class Outbox:
             if entry.run == run:
                 self.drop(entry.task)
 
-    def _facts(self, task: TaskName) -> Path:
+    def _facts(self, task: TaskId) -> Path:
         return self._folder / f"{_name(task)}.json"
 
     def _count(self) -> None:
@@ -85,7 +85,7 @@ class Outbox:
                 path.unlink()
 
 
-def _name(task: TaskName) -> str:
+def _name(task: TaskId) -> str:
     return hashlib.sha256(task.encode()).hexdigest()[:24]
 
 

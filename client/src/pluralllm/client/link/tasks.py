@@ -1,22 +1,16 @@
 """What a coordinator answers, free of protobuf."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId, TaskName
-
-
-class TaskKind(StrEnum):
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-    REWARD = "reward"
+from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId, TaskId
+from pluralllm.common.words.names import TaskKind
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """One piece of work. The same name is the same work, however often it is handed out."""
 
-    name: TaskName
+    name: TaskId
     run: RunId
     kind: TaskKind
     round: RoundNumber

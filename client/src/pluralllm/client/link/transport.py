@@ -14,7 +14,7 @@ import grpc
 import stamina
 
 from pluralllm.client.link.channel import Line, Opening
-from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, TaskKind, VersionLink, Wait
+from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, VersionLink, Wait
 from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import from_rpc_error
@@ -45,7 +45,8 @@ from pluralllm.common.wire.messages import (
     manifest_message,
 )
 from pluralllm.common.words.addresses import check_loopback
-from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskName
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId
+from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2
 from pluralllm.v1 import federation_pb2 as pb
@@ -147,7 +148,7 @@ class Transport:
         self._generation = response.generation
         return float(response.server_time.ToMilliseconds()) / 1000
 
-    async def poll(self, held: TaskName | None, following: Iterable[RunId]) -> Answer:
+    async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
         """What now? Raises StaleSession, SessionReplaced, ProtocolUnsupported."""
         request = pb.PollRequest(
             protocol=PROTOCOL_MAX,
@@ -180,7 +181,7 @@ class Transport:
         response: pb.GetRunSpecResponse = await self._call("GetRunSpec", pb.GetRunSpecRequest(run=run))
         return response.spec_json
 
-    async def rollouts(self, task: TaskName) -> bytes:
+    async def rollouts(self, task: TaskId) -> bytes:
         """What a reward task is to score, as rollout_batch reads it. Raises LeaseLost."""
         response: pb.GetRolloutsResponse = await self._call("GetRollouts", pb.GetRolloutsRequest(task=task))
         return response.rollouts_json
@@ -224,7 +225,7 @@ class Transport:
 
     async def push_update(
         self,
-        task: TaskName,
+        task: TaskId,
         path: Path,
         manifest: Manifest,
         spec_sha256: Digest,
@@ -255,7 +256,7 @@ class Transport:
                 commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest)
                 await self._call("CommitUpdate", commit, COMMIT_DEADLINE_S)
 
-    async def _chunks(self, task: TaskName, path: Path, manifest: Manifest, missing: list[int]) -> AsyncIterator[bytes]:
+    async def _chunks(self, task: TaskId, path: Path, manifest: Manifest, missing: list[int]) -> AsyncIterator[bytes]:
         with path.open("rb") as file:
             for index in missing:
                 file.seek(index * CHUNK_BYTES)
@@ -264,7 +265,7 @@ class Transport:
                 self.traffic.sent_bytes += len(data)
                 SENT_BYTES.inc(len(data))
 
-    async def report_scores(self, task: TaskName, scores: Scores) -> None:
+    async def report_scores(self, task: TaskId, scores: Scores) -> None:
         request = pb.ReportEvaluationRequest(
             task=task,
             alignment_score=scores.alignment_score,
@@ -276,11 +277,11 @@ class Transport:
             with attempt:
                 await self._call("ReportEvaluation", request)
 
-    async def report_progress(self, task: TaskName, stage: str, progress: float) -> None:
+    async def report_progress(self, task: TaskId, stage: str, progress: float) -> None:
         await self._call("ReportProgress", pb.ReportProgressRequest(task=task, stage=stage, progress=progress))
 
     async def report_failure(
-        self, task: TaskName, reason: str, message: str, *, permanent: bool, deadline_s: float = CALL_DEADLINE_S
+        self, task: TaskId, reason: str, message: str, *, permanent: bool, deadline_s: float = CALL_DEADLINE_S
     ) -> None:
         kind = pb.FAILURE_KIND_PERMANENT if permanent else pb.FAILURE_KIND_TRANSIENT
         request = pb.ReportFailureRequest(task=task, kind=kind, reason=reason, message=message)
@@ -336,7 +337,7 @@ def _task(message: pb.Task) -> Task:
     if message.kind not in KINDS:
         raise OverLimit(what="task kind", got=message.kind, limit=max(KINDS))
     return Task(
-        name=TaskName(message.name),
+        name=TaskId(message.name),
         run=RunId(message.run),
         kind=KINDS[message.kind],
         round=RoundNumber(message.round),

@@ -6,14 +6,16 @@ from typing import NewType
 RunId = NewType("RunId", str)
 ClientId = NewType("ClientId", str)
 GroupName = NewType("GroupName", str)
-TaskName = NewType("TaskName", str)
 RoundNumber = NewType("RoundNumber", int)
 ModelVersion = NewType("ModelVersion", int)
+# The text of a TaskName (names.py): whoever is given a task never takes it apart.
+TaskId = NewType("TaskId", str)
 # Lower-case hex sha256; for a blob, over the concatenated hashes of its chunks.
 Digest = NewType("Digest", str)
 
 # Ids become path parts and resource names (aip.dev/122), so their alphabet is small.
-ID_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
+ID = "[a-z][a-z0-9-]{0,39}"
+ID_PATTERN = f"^{ID}$"
 ID_HELP = "1 to 40 of a-z, 0-9 and '-', the first a letter"
 
 

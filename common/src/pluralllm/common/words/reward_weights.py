@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pluralllm.common.words.names import FIXED_MODEL_PATTERN
+
 History = tuple[
     tuple[str, float], ...
 ]  # of each group (or client), sorted: its mean rewards so far, newest weighted most
@@ -36,9 +38,7 @@ class RewardRun(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Annotated[
-        str, Field(pattern=r"^runs/[a-z0-9-]{1,40}/models/[0-9]{1,9}$")
-    ]  # the predictor, on this coordinator
+    source: Annotated[str, Field(pattern=FIXED_MODEL_PATTERN)]  # the predictor, on this coordinator
     model_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of it
     context_questions: Annotated[int, Field(ge=1, le=1000)] = (
         40  # of a group's own answers, seeded; all if it has fewer

@@ -15,11 +15,12 @@ from pluralllm.align.model_card import model_card
 from pluralllm.align.model_folder import CARD, CONFIG, PROVENANCE, model_config, provenance, write_json
 from pluralllm.cli.connection import CoordinatorOption, remote
 from pluralllm.cli.output import show
-from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import EXPORTED_MODEL, MODEL
+from pluralllm.common.words.ids import ModelVersion
+from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.spec import parse_spec
 
 MAX_ROUNDS = 100_000
@@ -32,9 +33,9 @@ Folder = Annotated[Path, typer.Argument(help="Where to; made if it is not there.
 @app.command()
 def pull(model: Model, folder: Folder, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Fetch a model version: model.safetensors, run_spec.json, provenance.json. A broken try is resumed."""
-    run, version = _named(model)
+    name = ModelName.parse_short(model)
     with _bar(quiet=as_json) as on_bytes:
-        record, spec_json = remote(coordinator).pull_model(run, version, folder, on_bytes)
+        record, spec_json = remote(coordinator).pull_model(name, folder, on_bytes)
     write_durably(folder / "run_spec.json", spec_json)
     write_durably(folder / PROVENANCE, json.dumps(record, indent=2).encode())
     show(MODEL, {**record, "folder": str(folder)}, as_json=as_json, screen=lambda found: f"{found['name']} in {folder}")
@@ -43,13 +44,13 @@ def pull(model: Model, folder: Folder, coordinator: CoordinatorOption = None, as
 @app.command()
 def export(model: Model, folder: Folder, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """The same as a Hugging Face folder, for PluralPredictor.from_pretrained: with a model card, scores and lineage."""
-    run, version = _named(model)
+    name = ModelName.parse_short(model)
     there = remote(coordinator)
     with _bar(quiet=as_json) as on_bytes:
-        record, spec_json = there.pull_model(run, version, folder, on_bytes)
-    run = record["name"].split("/")[1]
+        record, spec_json = there.pull_model(name, folder, on_bytes)
+    run = ModelName.parse(record["name"]).run
     spec = parse_spec(spec_json, f"of run {run}")
-    lineage = [there.model_record(run, str(number))[0] for number in range(record["version"] + 1)]
+    lineage = [there.model_record(ModelName(run, ModelVersion(number)))[0] for number in range(record["version"] + 1)]
     scores = [score for score in there.evaluations(run) if score["version"] == record["version"]]
     origin = provenance(spec, record, lineage, there.rounds(run, MAX_ROUNDS), scores)
     write_durably(folder / PROVENANCE, write_json(origin))
@@ -91,14 +92,6 @@ def serve(
         device=device,
     )
     serve_scores(reward, listen, lambda address: typer.echo(f"serving scores on {address}"))
-
-
-def _named(model: str) -> tuple[str, str]:
-    """Run and version; "-" is the current one. Raises InvalidArgument."""
-    run, _, version = model.partition("@")
-    if version and not version.isdecimal():
-        raise InvalidArgument(field="version", problem=f"is {version!r}, must be a number")
-    return run, version or "-"
 
 
 @contextmanager

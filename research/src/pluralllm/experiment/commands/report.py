@@ -12,6 +12,8 @@ from pluralllm.common.errors.membership import RoleForbids
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import showing_progress
 from pluralllm.common.process.extras import need_report
+from pluralllm.common.words.ids import RunId
+from pluralllm.common.words.names import ModelName, RunName
 
 if TYPE_CHECKING:
     from pluralllm.operator.remote import Remote
@@ -32,7 +34,7 @@ def report(
 
     there = remote(coordinator)
     found = there.get_run(run)
-    name = found["name"].removeprefix("runs/")
+    name = RunName.parse(found["name"]).run
     folder = out or Path(f"{name}-report")
     if folder.is_file():
         raise InvalidArgument(field="--out", problem=f"{folder} is a file, must be a folder")
@@ -44,10 +46,10 @@ def report(
     typer.echo(str(page))
 
 
-def _model(there: "Remote", run: str) -> tuple[dict[str, Any] | None, int | None, dict[str, Any] | None]:
+def _model(there: "Remote", run: RunId) -> tuple[dict[str, Any] | None, int | None, dict[str, Any] | None]:
     """Record, size and run spec of the current version; an observer is not told."""
     try:
-        record, size, spec_json = there.model_record(run)
+        record, size, spec_json = there.model_record(ModelName(run, None))
     except RoleForbids:
         return None, None, None
     return record, size, json.loads(spec_json)

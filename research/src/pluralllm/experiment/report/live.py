@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pluralllm.common.words.names import RoundName, RunName
+
 Values = Mapping[str, Any]
 
 
@@ -69,7 +71,7 @@ def live_run(told: Told) -> LiveRun:
         means = [sum(s["alignment_score"] for s in by_round[n]) / len(by_round[n]) for n in numbers]
         questions = max(score["questions"] for score in by_round[numbers[-1]])
         series.append(Series(group, role, tuple(numbers), tuple(means), questions))
-    return LiveRun(told, str(told.run["name"]).removeprefix("runs/"), rows, tuple(series))
+    return LiveRun(told, RunName.parse(told.run["name"]).run, rows, tuple(series))
 
 
 def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:
@@ -100,7 +102,7 @@ def moved_bytes(live: LiveRun) -> list[int] | None:
 def _round(values: Values) -> RoundRow:
     begun, ended = (datetime.datetime.fromisoformat(values[key]) for key in ("create_time", "update_time"))
     return RoundRow(
-        int(str(values["name"]).rpartition("/")[2]),
+        RoundName.parse(values["name"]).number,
         str(values["outcome"]),
         str(values["reason"]),
         values["version"],

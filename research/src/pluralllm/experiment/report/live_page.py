@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
+from pluralllm.common.words.names import MemberName
 from pluralllm.experiment.report.findings import amount
 from pluralllm.experiment.report.live import LiveRun, Series, Told, at_round, common_rounds, live_run, moved_bytes
 from pluralllm.experiment.report.live_figures import (
@@ -118,7 +119,7 @@ def members_table(told: Told) -> Table:
     rows = [
         Row(
             (
-                str(member["name"]).removeprefix("members/"),
+                MemberName.parse(member["name"]).member,
                 str(member["role"]),
                 str(member["group"]) or NOT_THERE,
                 str(member["state"]).replace("_", " "),

@@ -16,7 +16,8 @@ from pluralllm.common.errors.membership import IdentityMismatch, RoleForbids
 from pluralllm.common.errors.tree import OverLimit, PluralError, Unidentified, reason_of
 from pluralllm.common.trust.certificates import read_certificate
 from pluralllm.common.wire.messages import CLIENT_ID_KEY
-from pluralllm.common.words.ids import ID_HELP, ClientId, is_id
+from pluralllm.common.words.ids import ID_HELP, ClientId, RunId, is_id
+from pluralllm.common.words.names import RunName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import ON_ENROLMENT_PORT, Principal, check_role
 from pluralllm.server.members.attempts import News
@@ -157,7 +158,7 @@ def peer_of(context: Context) -> str:
 def about_of(request: object) -> str:
     """What a request is about, for the audit log: the resource it names."""
     if run := getattr(request, "run_id", ""):
-        about = f"runs/{run}"
+        about = str(RunName(RunId(run)))
     else:
         about = str(getattr(request, "name", "") or getattr(request, "task", "") or "")
     return about.replace("\0", "\ufffd")  # it is audited before the request is refused for it

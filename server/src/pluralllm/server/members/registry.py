@@ -27,6 +27,7 @@ from pluralllm.common.errors.tree import InvalidArgument, NotFound, OverLimit
 from pluralllm.common.trust.certificates import fingerprint, public_key_of, read_certificate, read_known_certificate
 from pluralllm.common.trust.invite import TOKEN_BYTES, token_hash
 from pluralllm.common.words.ids import ID_HELP, ClientId, is_id
+from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.members.access import Principal
@@ -158,7 +159,7 @@ class Registry:
             deed = self.audit.deed(
                 by,
                 "CreateInvite",
-                f"members/{name}",
+                str(MemberName(name)),
                 role=invite.role.value,
                 group=invite.group,
                 group_role=invite.group_role.value if is_client else "",
@@ -192,7 +193,9 @@ class Registry:
             member = Member(invite.name, invite.role, invite.group, invite.group_role, not invite.needs_approval, now_s)
             used = replace(invite, used_by_key=key_sha256)
             by = Principal(invite.name, invite.role, issued.serial)
-            deed = self.audit.deed(by, "Join", f"members/{name}", key_sha256=key_sha256, role=member.role.value)
+            deed = self.audit.deed(
+                by, "Join", str(MemberName(invite.name)), key_sha256=key_sha256, role=member.role.value
+            )
             await self._write(MembershipChange(deed, (member,), (issued,), (used,), spends=invite.token_sha256))
         return member, issued.chain_pem
 
@@ -216,7 +219,9 @@ class Registry:
                 raise OverLimit(what=f"certificates of {by.name}", got=len(live) + 1, limit=MAX_LIVE_CERTIFICATES)
             self._check_key_is_new(key_sha256, by.name)
             issued = self._issue(key, by.name, by.role, now_s)
-            deed = self.audit.deed(by, "Renew", f"members/{by.name}", key_sha256=key_sha256, new_serial=issued.serial)
+            deed = self.audit.deed(
+                by, "Renew", str(MemberName(by.name)), key_sha256=key_sha256, new_serial=issued.serial
+            )
             await self._write(MembershipChange(deed, certificates=(issued,)))
         return issued.chain_pem
 
@@ -229,7 +234,7 @@ class Registry:
                 member = replace(member, approved=True)
                 newest = self.newest_certificate(member.name)
                 key_sha256 = newest.key_sha256 if newest is not None else ""
-                deed = self.audit.deed(by, "ApproveMember", f"members/{name}", key_sha256=key_sha256)
+                deed = self.audit.deed(by, "ApproveMember", str(MemberName(member.name)), key_sha256=key_sha256)
                 await self._write(MembershipChange(deed, members=(member,)))
         return member
 
@@ -249,7 +254,9 @@ class Registry:
                 return member
             now_s = self._wall_s()
             void = tuple(replace(c, revoked_s=now_s) for c in self._of(ClientId(name)) if c.revoked_s is None)
-            deed = self.audit.deed(by, "RevokeMember", f"members/{name}", reason=reason, certificates=len(void))
+            deed = self.audit.deed(
+                by, "RevokeMember", str(MemberName(ClientId(name))), reason=reason, certificates=len(void)
+            )
             gone = None if member is None else replace(member, revoked_s=now_s)
             await self._write(MembershipChange(deed, () if gone is None else (gone,), void, withdrawn))
         return gone
@@ -267,7 +274,7 @@ class Registry:
             issued = self._issue(key, name, MemberRole.ADMIN, now_s)
             made = Member(name, MemberRole.ADMIN, "", GroupRole.TRAIN, approved=True, created_s=now_s)
             deed = self.audit.deed(
-                None, "MakeAdmin", f"members/{name}", key_sha256=issued.key_sha256, serial=issued.serial
+                None, "MakeAdmin", str(MemberName(name)), key_sha256=issued.key_sha256, serial=issued.serial
             )
             await self._write(MembershipChange(deed, (made,), (issued,)))
         return issued.chain_pem

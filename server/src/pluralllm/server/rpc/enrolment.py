@@ -15,7 +15,8 @@ from pluralllm.common.errors.membership import (
 )
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.wire.messages import MEMBER_ROLES, PROTOCOL_MAX, PROTOCOL_MIN, ROLES, timestamp
-from pluralllm.common.words.ids import is_id
+from pluralllm.common.words.ids import ClientId, is_id
+from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.attempts import Attempts, News
 from pluralllm.server.members.door import caller, peer_of
@@ -30,6 +31,7 @@ Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 # Refusals of somebody who has that member's token. In all others the name is a stranger's word, and the audit log keeps none of
 # those: a thousand made-up names would fill its list and hide the theft that follows.
 NAME_PROVEN = (InviteUsed, InviteExpired, CertificateRevoked, IssuerExpired)
+UNPROVEN = "members/?"  # stands in the audit log for a name that a stranger gave
 
 
 class Enrolment(pb_grpc.EnrolmentServiceServicer):
@@ -53,8 +55,8 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
             # A token that is used twice is a token that was stolen, by this caller or by the one before: worth an alert.
             tell = log.error if isinstance(error, InviteUsed) else log.warning
             tell("join.refused", name=name, peer=peer, reason=error.reason)
-            proven = name if isinstance(error, NAME_PROVEN) else "?"
-            await self._registry.audit.refused(None, "Join", f"members/{proven}", error)
+            about = str(MemberName(ClientId(name))) if isinstance(error, NAME_PROVEN) else UNPROVEN
+            await self._registry.audit.refused(None, "Join", about, error)
             raise
         log.info("join.done", name=member.name, peer=peer, role=member.role, awaiting_approval=not member.approved)
         is_client = member.role is MemberRole.CLIENT

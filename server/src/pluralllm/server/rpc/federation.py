@@ -32,10 +32,10 @@ from pluralllm.common.wire.messages import (
     timestamp,
 )
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
+from pluralllm.common.words.names import TaskKind
 from pluralllm.server.members.door import caller
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.cohort import task_seed
-from pluralllm.server.rounds.state import Phase
 from pluralllm.server.rpc.messages import OUTCOMES, model_message, receipt_message
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.intake import Intake, parse_task
@@ -53,7 +53,11 @@ RETRY_AFTER_S = 0.05  # after a poll was held to its end the client may ask agai
 IDLE_HINT_S = 0.5
 MAX_NAME = 200
 MAX_METRICS = 50
-WORK_KINDS = {"train": pb.TASK_KIND_TRAIN, "reward": pb.TASK_KIND_REWARD}
+TASK_KINDS = {
+    TaskKind.TRAIN: pb.TASK_KIND_TRAIN,
+    TaskKind.EVALUATE: pb.TASK_KIND_EVALUATE,
+    TaskKind.REWARD: pb.TASK_KIND_REWARD,
+}
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
 
@@ -150,7 +154,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             if run.is_over and run.id in request.following:
                 return pb.PollResponse(run_over=run_over_message(run))
         lease = coordinator.leases.of(session.client)
-        if lease is not None and (lease.task != request.held_task or is_last):
+        if lease is not None and (str(lease.task) != request.held_task or is_last):
             coordinator.leases.mark_fetched(session.client)
             return pb.PollResponse(task=self._task(coordinator.run(lease.run), session.client))
         if lease is None and (request.held_task or is_last):
@@ -172,12 +176,11 @@ class Federation(pb_grpc.FederationServiceServicer):
         return "; ".join(why_waiting(run, session.client) for run in mine)
 
     def _task(self, run: LiveRun, client: ClientId) -> pb.Task:
-        state = run.state
-        kind = pb.TASK_KIND_EVALUATE if state.phase is Phase.EVALUATING else WORK_KINDS[run.work_kind]
+        state, name = run.state, run.task_name(client)
         return pb.Task(
-            name=run.task_name(client),
+            name=str(name),
             run=run.id,
-            kind=kind,
+            kind=TASK_KINDS[name.kind],
             round=state.round,
             spec_sha256=run.record.spec_sha256,
             base_version=run.base.version,
@@ -210,9 +213,9 @@ class Federation(pb_grpc.FederationServiceServicer):
 
     async def GetRollouts(self, request: pb.GetRolloutsRequest, context: Context) -> pb.GetRolloutsResponse:
         task = parse_task(request.task, caller().name)
-        run = self._coordinator.held_run(task.client, task.name)
+        run = self._coordinator.held_run(task)
         if run is None:
-            raise LeaseLost(task=task.name)
+            raise LeaseLost(task=str(task))
         return pb.GetRolloutsResponse(rollouts_json=await self._desk.rollouts(run))
 
     async def BeginUpdate(self, request: pb.BeginUpdateRequest, context: Context) -> pb.BeginUpdateResponse:
@@ -268,8 +271,8 @@ class Federation(pb_grpc.FederationServiceServicer):
         ]
         if request.questions < 1 or not all(0 <= score <= 1 for score in scores):
             raise InvalidArgument(field="alignment_score", problem="scores are in 0..1, over at least 1 question")
-        if task.kind != "evaluate" or task.round != run.state.round:
-            raise LeaseLost(task=task.name)
+        if task.kind is not TaskKind.EVALUATE or task.round != run.state.round:
+            raise LeaseLost(task=str(task))
         score = ev.Score(
             client=task.client,
             group=session.group,
@@ -285,8 +288,8 @@ class Federation(pb_grpc.FederationServiceServicer):
 
     async def ReportProgress(self, request: pb.ReportProgressRequest, context: Context) -> pb.ReportProgressResponse:
         task = parse_task(request.task, caller().name)
-        if self._coordinator.held_run(task.client, task.name) is None:
-            raise LeaseLost(task=task.name)
+        if self._coordinator.held_run(task) is None:
+            raise LeaseLost(task=str(task))
         progress = min(1.0, max(0.0, request.progress)) if math.isfinite(request.progress) else 0.0
         self._coordinator.leases.note(task.client, request.stage[:40], progress)
         self._coordinator.leases.renew(task.client, self._coordinator.clock.now_s())
@@ -294,7 +297,7 @@ class Federation(pb_grpc.FederationServiceServicer):
 
     async def ReportFailure(self, request: pb.ReportFailureRequest, context: Context) -> pb.ReportFailureResponse:
         task = parse_task(request.task, caller().name)
-        run = self._coordinator.held_run(task.client, task.name)
+        run = self._coordinator.held_run(task)
         session = self._coordinator.sessions.get(task.client)
         is_replaced = session is not None and request.instance_id not in ("", session.instance)
         if run is not None and not is_replaced:

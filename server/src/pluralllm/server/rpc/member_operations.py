@@ -1,6 +1,5 @@
 """What OperationsService asks about members: the registry's answers as messages, and what a revocation does to the rounds."""
 
-import re
 from dataclasses import dataclass
 
 import structlog
@@ -9,6 +8,7 @@ from pluralllm.common.errors.membership import NotInitialised
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.wire.messages import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, timestamp
 from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
 from pluralllm.server.members.registry import MAX_TTL_S, InviteOrder, Registry
@@ -68,12 +68,12 @@ class MemberOperations:
     async def approve(self, by: Principal, name: str) -> resources_pb2.Member:
         """Raises NotFound."""
         registry = self._needed()
-        return self._message(registry, await registry.approve(by, member_of(name)))
+        return self._message(registry, await registry.approve(by, MemberName.parse(name).member))
 
     async def revoke(self, by: Principal, name: str, reason: str) -> resources_pb2.Member:
         """Raises NotFound, LastAdmin."""
         registry = self._needed()
-        client = member_of(name)
+        client = MemberName.parse(name).member
         member = await registry.revoke(by, client, reason)
         await self._coordinator.remove_client(client)
         if member is None:
@@ -98,7 +98,7 @@ class MemberOperations:
                 message.live = session.is_live(now_s)
                 message.last_seen_time.CopyFrom(timestamp(session.last_seen_s))
             if (lease := self._coordinator.leases.of(name)) is not None:
-                message.task = lease.task
+                message.task = str(lease.task)
         return [message for _, message in sorted(found.items())]
 
     def _message(self, registry: Registry, member: Member) -> resources_pb2.Member:
@@ -109,10 +109,3 @@ class MemberOperations:
         if self._registry is None:
             raise NotInitialised(state_dir="a coordinator in plain text")
         return self._registry
-
-
-def member_of(name: str) -> ClientId:
-    """members/org-a -> org-a. Raises InvalidArgument."""
-    if (match := re.fullmatch(r"members/([a-z0-9-]{1,40})", name)) is None:
-        raise InvalidArgument(field="name", problem=f"{name!r} is not members/NAME")
-    return ClientId(match[1])

@@ -8,6 +8,7 @@ from pluralllm.common.predictor.metrics import coefficient_of_variation, fairnes
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.wire.messages import MEMBER_ROLES, ROLES, timestamp
 from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.names import MemberName, ModelName, RoundName, RunName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.live_run import LiveRun
@@ -72,7 +73,7 @@ def run_message(
     """`latest` and `previous`: the evaluations of the two newest evaluated versions."""
     state = run.state
     message = pb.Run(
-        name=f"runs/{run.id}",
+        name=str(RunName(run.id)),
         spec_sha256=run.record.spec_sha256,
         phase=PHASES[state.phase],
         paused=state.paused,
@@ -156,7 +157,7 @@ def receipt_message(record: ReceiptRecord) -> pb.Receipt:
 
 def round_message(record: RoundRecord, receipts: Sequence[ReceiptRecord]) -> pb.Round:
     return pb.Round(
-        name=f"runs/{record.run}/rounds/{record.round}",
+        name=str(RoundName(record.run, record.round)),
         outcome=ROUND_OUTCOMES[record.outcome],
         reason=record.reason,
         base_version=record.base_version,
@@ -187,7 +188,7 @@ def rewards_message(found: RoundRewards) -> operations_pb2.GetRewardsResponse:
 
 def model_message(record: VersionRecord) -> pb.ModelVersion:
     return pb.ModelVersion(
-        name=f"runs/{record.run}/models/{record.version}",
+        name=str(ModelName(record.run, record.version)),
         version=record.version,
         round=record.round,
         digest=record.digest,
@@ -206,7 +207,7 @@ def member_message(
     client: ClientRecord | None,
 ) -> pb.Member:
     """A member, an open invite (`member` is the invite), or a client that was seen in plain text only (`member` is None)."""
-    message = pb.Member(name=f"members/{name}", state=MEMBER_STATES[state])
+    message = pb.Member(name=str(MemberName(name)), state=MEMBER_STATES[state])
     if client is not None:
         message.role, message.group, message.group_role = pb.MEMBER_ROLE_CLIENT, client.group, ROLES[client.role]
         message.training_questions, message.software_version = client.training_questions, client.software_version
@@ -229,7 +230,7 @@ def audit_message(entry: AuditEntry, sha256: str) -> pb.AuditEvent:
     return pb.AuditEvent(
         sequence=entry.sequence,
         time=timestamp(entry.at_us / 1e6),
-        actor=f"members/{entry.actor}" if entry.actor else "",
+        actor=str(MemberName(ClientId(entry.actor))) if entry.actor else "",
         serial=entry.serial,
         action=entry.action,
         object=entry.object,

@@ -1,12 +1,12 @@
 """OperationsService: RPCs of administrators and observers."""
 
-import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 from pluralllm.common.errors.tree import InvalidArgument, NotFound
 from pluralllm.common.wire.messages import manifest_message
-from pluralllm.common.words.ids import ModelVersion, RoundNumber
+from pluralllm.common.words.ids import RunId
+from pluralllm.common.words.names import NEWEST, ModelName, RoundName, RunName
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.door import caller
 from pluralllm.server.rounds import events as ev
@@ -65,27 +65,27 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return pb.CancelRunResponse(run=await self._steer(request.name, ev.RunCancelled(self._now_s(), reason)))
 
     async def _steer(self, name: str, event: ev.Event) -> resources_pb2.Run:
-        run = self._run(name)
+        run = self._named(name)
         await self._coordinator.dispatch(run, event)
         return await self._describe(run)
 
     # Rewards
 
     async def AskRewards(self, request: pb.AskRewardsRequest, context: Context) -> pb.AskRewardsResponse:
-        run = self._run(request.name)
+        run = self._named(request.name)
         number = await self._desk.ask(run, request.rollouts_json)
-        return pb.AskRewardsResponse(round=f"runs/{run.id}/rounds/{number}")
+        return pb.AskRewardsResponse(round=str(RoundName(run.id, number)))
 
     async def GetRewards(self, request: pb.GetRewardsRequest, context: Context) -> pb.GetRewardsResponse:
-        run, number = self._part(request.name, "rounds")
+        name = RoundName.parse(request.name)
         hold_s = max(0.0, request.hold.seconds + request.hold.nanos / 1e9)
-        return rewards_message(await self._desk.rewards(run, RoundNumber(int(number)), hold_s))
+        return rewards_message(await self._desk.rewards(self._run(name.run), name.number, hold_s))
 
     # Reading
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         sequence, sha256 = self._audit.head
-        run = await self._describe(self._run(request.name))
+        run = await self._describe(self._named(request.name))
         return pb.GetRunResponse(run=run, audit_sequence=sequence, audit_sha256=sha256)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
@@ -94,14 +94,14 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return pb.ListRunsResponse(runs=[await self._describe(run) for run in page], next_page_token=token)
 
     async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
-        run, number = self._part(request.name, "rounds")
-        record = await self._coordinator.store.round(run.id, RoundNumber(int(number)))
+        name = RoundName.parse(request.name)
+        record = await self._coordinator.store.round(self._run(name.run).id, name.number)
         if record is None:
             raise NotFound(what="round", name=request.name)
         return pb.GetRoundResponse(round=await self._describe_round(record))
 
     async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> pb.ListRoundsResponse:
-        run = self._run(request.parent)
+        run = self._named(request.parent)
         size, before = page_size(request.page_size), cursor(request.page_token)
         records = await self._coordinator.store.rounds(run.id, before or None, size + 1)
         token = str(records[size - 1].round) if len(records) > size else ""
@@ -109,7 +109,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return pb.ListRoundsResponse(rounds=rounds, next_page_token=token)
 
     async def ListEvaluations(self, request: pb.ListEvaluationsRequest, context: Context) -> pb.ListEvaluationsResponse:
-        run = self._run(request.parent)
+        run = self._named(request.parent)
         size = page_size(request.page_size)
         rows = await self._coordinator.store.evaluations(run.id, cursor(request.page_token), size + 1)
         token = str(rows[size - 1][0]) if len(rows) > size else ""
@@ -117,15 +117,16 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return pb.ListEvaluationsResponse(evaluations=found, next_page_token=token)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        run, number = self._part(request.name, "models")
-        version = run.state.version if number == "-" else ModelVersion(int(number))
+        name = ModelName.parse(request.name)
+        run = self._run(name.run)
+        version = run.state.version if name.version is None else name.version
         record, manifest = await self._coordinator.manifests.of(run.id, version)
         return pb.GetModelResponse(
             model=model_message(record), manifest=manifest_message(manifest), spec_json=run.record.spec_json
         )
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
-        run = self._run(request.name)
+        run = self._named(request.name)
         after = request.after_sequence
         while True:
             heard, over = self._coordinator.bell.rings, run.is_over
@@ -166,21 +167,17 @@ class Operations(pb_grpc.OperationsServiceServicer):
     def _now_s(self) -> float:
         return self._coordinator.clock.now_s()
 
-    def _run(self, name: str) -> LiveRun:
-        if (match := re.fullmatch(r"runs/([a-z0-9-]{1,40})", name)) is None:
-            raise InvalidArgument(field="name", problem=f"{name!r} is not runs/RUN")
-        if match[1] == "-":
-            runs = self._coordinator.runs()
-            if not runs:
-                raise NotFound(what="run", name="yet")
-            return runs[-1]
-        return self._coordinator.run(match[1])
+    def _named(self, name: str) -> LiveRun:
+        """Raises InvalidArgument, NotFound."""
+        return self._run(RunName.parse(name).run)
 
-    def _part(self, name: str, kind: str) -> tuple[LiveRun, str]:
-        match = re.fullmatch(rf"(runs/[a-z0-9-]{{1,40}})/{kind}/([0-9]{{1,9}}|-)", name)
-        if match is None or (match[2] == "-" and kind != "models"):
-            raise InvalidArgument(field="name", problem=f"{name!r} is not runs/RUN/{kind}/NUMBER")
-        return self._run(match[1]), match[2]
+    def _run(self, run: RunId) -> LiveRun:
+        """Raises NotFound."""
+        if run != NEWEST:
+            return self._coordinator.run(run)
+        if not (runs := self._coordinator.runs()):
+            raise NotFound(what="run", name="yet")
+        return runs[-1]
 
     async def _describe(self, run: LiveRun) -> resources_pb2.Run:
         coordinator, now_s = self._coordinator, self._now_s()

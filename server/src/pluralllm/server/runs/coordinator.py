@@ -23,7 +23,8 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.process.tracing import round_context, span
-from pluralllm.common.words.ids import ID_HELP, ClientId, RunId, TaskName, is_id
+from pluralllm.common.words.ids import ID_HELP, ClientId, RunId, is_id
+from pluralllm.common.words.names import TaskName
 from pluralllm.common.words.spec import GroupRole, parse_spec
 from pluralllm.server.aggregation.next_version import write_next
 from pluralllm.server.process.cancellation import unbroken
@@ -331,9 +332,9 @@ class Coordinator:
             if not run.is_over:
                 await self.dispatch(run, ev.MemberRevoked(self.clock.now_s(), client))
 
-    def held_run(self, client: ClientId, task: TaskName) -> LiveRun | None:
-        """The run of a task the client holds under a lease; None if it does not."""
-        lease = self.leases.of(client)
+    def held_run(self, task: TaskName) -> LiveRun | None:
+        """The run of a task that its client holds under a lease; None if the client does not hold it."""
+        lease = self.leases.of(task.client)
         return self._runs.get(lease.run) if lease is not None and lease.task == task else None
 
     def _trouble(self, run: LiveRun, error: Exception) -> None:

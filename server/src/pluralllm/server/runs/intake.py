@@ -5,7 +5,6 @@ fsync(dir) -> one transaction -> answer.
 """
 
 import asyncio
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,7 +25,8 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.weights.chunks import Manifest
-from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, TaskName
+from pluralllm.common.words.ids import ClientId, Digest
+from pluralllm.common.words.names import TaskName
 from pluralllm.server.aggregation.reward_files import check_rewards
 from pluralllm.server.aggregation.update_files import check_update
 from pluralllm.server.process.cancellation import shielded
@@ -41,31 +41,14 @@ log = structlog.get_logger()
 
 TEND_S = 60.0
 BASE_DISTANCE = "base_distance"  # the one metric that counts for something: see weighting.py
-# One name for each task, as what is announced and what is being committed is kept by name.
-TASK_PATTERN = re.compile(
-    r"runs/([a-z][a-z0-9-]{0,39})/rounds/(0|[1-9][0-9]{0,8})/tasks/(train|evaluate|reward)-([a-z][a-z0-9-]{0,39})"
-)
 
 
-@dataclass(frozen=True, slots=True)
-class TaskId:
-    """The parts of a task's name."""
-
-    name: TaskName
-    run: str
-    round: RoundNumber
-    kind: str
-    client: ClientId
-
-
-def parse_task(name: str, caller: ClientId) -> TaskId:
-    """Raises InvalidArgument for anything that is no task name, IdentityMismatch for another client's task."""
-    if (match := TASK_PATTERN.fullmatch(name)) is None:
-        raise InvalidArgument(field="task", problem=f"{name!r} is not runs/RUN/rounds/N/tasks/KIND-CLIENT")
-    run, number, kind, client = match.groups()
-    if client != caller:
-        raise IdentityMismatch(claimed=client, certificate=caller)
-    return TaskId(TaskName(name), run, RoundNumber(int(number)), kind, ClientId(client))
+def parse_task(name: str, caller: ClientId) -> TaskName:
+    """Reads the name of one of the caller's tasks. Raises InvalidArgument, IdentityMismatch (another client's task)."""
+    task = TaskName.parse(name)
+    if task.client != caller:
+        raise IdentityMismatch(claimed=task.client, certificate=caller)
+    return task
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +71,7 @@ class Intake:
 
     async def begin(
         self,
-        task: TaskId,
+        task: TaskName,
         spec_sha256: str,
         base_digest: str,
         manifest: Manifest,
@@ -107,10 +90,10 @@ class Intake:
             await self._note(run, task, error)
             raise
         self._coordinator.leases.renew(task.client, self._coordinator.clock.now_s())
-        self._announced[task.name] = Announced(manifest, examples, metrics)
+        self._announced[task] = Announced(manifest, examples, metrics)
         return await self._uploads.begin(upload_key(task), manifest)
 
-    async def put(self, task: TaskId, digest: str, index: int, data: bytes | memoryview) -> None:
+    async def put(self, task: TaskName, digest: str, index: int, data: bytes | memoryview) -> None:
         """Keeps one chunk. Raises LeaseLost, ChunksMissing (announce first), DigestMismatch, OverLimit, StorageFull."""
         run = self._coordinator.run(task.run)
         self._check_place(run, task)
@@ -119,20 +102,20 @@ class Intake:
         run.received_bytes += len(data)
         self._coordinator.leases.renew(task.client, self._coordinator.clock.now_s())
 
-    async def missing(self, task: TaskId) -> frozenset[int]:
+    async def missing(self, task: TaskName) -> frozenset[int]:
         """Chunks of an announced update that have not come."""
         return await self._uploads.missing(upload_key(task))
 
-    async def commit(self, task: TaskId, digest: str) -> ReceiptRecord:
+    async def commit(self, task: TaskName, digest: str) -> ReceiptRecord:
         """The receipt, durable. Repeatable for ever. A broken connection does not stop a commit that has begun."""
         run = self._coordinator.run(task.run)
         if (known := await self._known(run, task, digest)) is not None:
             return known
         announced = self._announcement(task, digest)
-        if (working := self._committing.get(task.name)) is None:
+        if (working := self._committing.get(task)) is None:
             working = asyncio.create_task(self._commit(run, task, announced))
-            self._committing[task.name] = working
-            working.add_done_callback(lambda _: self._committing.pop(task.name, None))
+            self._committing[task] = working
+            working.add_done_callback(lambda _: self._committing.pop(task, None))
         return await shielded(working)
 
     async def tend(self) -> None:
@@ -143,17 +126,17 @@ class Intake:
             open_runs = [run for run in self._coordinator.runs() if run.state.phase is Phase.COLLECTING]
             open_rounds = frozenset((run.id, run.state.round) for run in open_runs)
             if open_rounds != seen and not self._committing:
-                tasks = {run.task_name(client): client for run in open_runs for client in run.state.cohort}
-                self._announced = {name: known for name, known in self._announced.items() if name in tasks}
+                tasks = {run.task_name(client) for run in open_runs for client in run.state.cohort}
+                self._announced = {task: known for task, known in self._announced.items() if task in tasks}
                 try:
-                    await self._uploads.sweep({upload_key(parse_task(name, client)) for name, client in tasks.items()})
+                    await self._uploads.sweep({upload_key(task) for task in tasks})
                     seen = open_rounds
                 except OSError as error:  # tried again before long
                     found = self._coordinator.fail_stop.disk_failure(error) or error
                     log.warning("uploads.not_swept", problem=str(found))
             await self._coordinator.bell.wait(heard, TEND_S)
 
-    async def _commit(self, run: LiveRun, task: TaskId, announced: Announced) -> ReceiptRecord:
+    async def _commit(self, run: LiveRun, task: TaskName, announced: Announced) -> ReceiptRecord:
         coordinator = self._coordinator
         base_version, digest = run.state.version, announced.manifest.digest
         self._check_place(run, task)
@@ -174,11 +157,11 @@ class Intake:
             raise  # nothing is wrong with the update: the client commits again when there is space
         except Refused as error:
             await self._uploads.drop(upload_key(task))
-            self._announced.pop(task.name, None)
+            self._announced.pop(task, None)
             await self._note(run, task, error)
             raise
         await self._uploads.drop(upload_key(task))
-        self._announced.pop(task.name, None)
+        self._announced.pop(task, None)
         metrics = {f"metric_{name}": value for name, value in announced.metrics.items()}
         log.info("update.accepted", run=run.id, round=task.round, client=task.client, delta_l2=norm, **metrics)
         found = await self._known(run, task, digest)
@@ -186,7 +169,7 @@ class Intake:
             raise RoundClosed(run=run.id, asked=task.round, current=run.state.round)
         return found
 
-    async def _known(self, run: LiveRun, task: TaskId, digest: str) -> ReceiptRecord | None:
+    async def _known(self, run: LiveRun, task: TaskName, digest: str) -> ReceiptRecord | None:
         """The receipt of this client in this round. Raises AlreadyCommitted if it is another update's."""
         record = await self._coordinator.store.receipt(run.id, task.round, task.client)
         if record is not None and record.receipt.digest != digest:
@@ -195,22 +178,22 @@ class Intake:
             raise error
         return record
 
-    def _announcement(self, task: TaskId, digest: str) -> Announced:
-        announced = self._announced.get(task.name)
+    def _announcement(self, task: TaskName, digest: str) -> Announced:
+        announced = self._announced.get(task)
         if announced is None or announced.manifest.digest != digest:
             raise ChunksMissing(missing=1 if announced is None else announced.manifest.chunks)
         return announced
 
-    def _check_place(self, run: LiveRun, task: TaskId) -> None:
+    def _check_place(self, run: LiveRun, task: TaskName) -> None:
         """While the round is open, a place once given is enough: a lease that ran out does not waste a finished update."""
         state = run.state
         if state.phase is not Phase.COLLECTING or state.round != task.round:
             raise RoundClosed(run=run.id, asked=task.round, current=state.round)
         if task.kind != run.work_kind or task.client not in state.cohort or state.is_excluded(task.client):
-            raise LeaseLost(task=task.name)
+            raise LeaseLost(task=str(task))
 
     def _check_announcement(
-        self, run: LiveRun, task: TaskId, spec_sha256: str, base_digest: str, manifest: Manifest, examples: int
+        self, run: LiveRun, task: TaskName, spec_sha256: str, base_digest: str, manifest: Manifest, examples: int
     ) -> None:
         if spec_sha256 != run.record.spec_sha256:
             raise SpecMismatch(run=run.id, asked=spec_sha256[:12], stored=run.record.spec_sha256[:12])
@@ -224,7 +207,7 @@ class Intake:
             allowed = "at least 1" if known is None else f"{known} as in this client's first update of the run"
             raise InvalidArgument(field="examples", problem=f"is {examples}, must be {allowed}")
 
-    async def _note(self, run: LiveRun, task: TaskId, error: Refused) -> None:
+    async def _note(self, run: LiveRun, task: TaskName, error: Refused) -> None:
         """Makes a refusal visible in the run's status and log."""
         now_s = self._coordinator.clock.now_s()
         log.warning("update.refused", run=run.id, round=task.round, client=task.client, reason=error.reason)
@@ -240,6 +223,6 @@ def _check_distance(metrics: Mapping[str, float]) -> None:
         raise InvalidArgument(field="metrics", problem=problem)
 
 
-def upload_key(task: TaskId) -> str:
+def upload_key(task: TaskName) -> str:
     """A file name for one client's upload in one round."""
     return f"{task.run}.{task.round}.{task.client}"

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from pluralllm.common.words.ids import ClientId, RunId, TaskName
+from pluralllm.common.words.ids import ClientId, RunId
+from pluralllm.common.words.names import TaskName
 
 
 @dataclass(frozen=True, slots=True)

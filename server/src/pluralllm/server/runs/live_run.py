@@ -11,7 +11,8 @@ from pluralllm.common.process.files import storage_errors
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.layout import Layout, rewards_layout, write_weights
 from pluralllm.common.weights.update_format import UpdateFormat, update_format
-from pluralllm.common.words.ids import ClientId, RoundNumber, RunId, TaskName
+from pluralllm.common.words.ids import ClientId, RoundNumber, RunId
+from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.common.words.spec import RunSpec, parse_spec
 from pluralllm.server.process.instruments import note_step
 from pluralllm.server.rounds import events as ev
@@ -87,14 +88,14 @@ class LiveRun:
             return effects
 
     @property
-    def work_kind(self) -> str:
-        """Of a round's tasks, as their names have it."""
-        return "train" if self.spec.rewards is None else "reward"
+    def work_kind(self) -> TaskKind:
+        """The kind of this run's tasks while a round collects updates."""
+        return TaskKind.TRAIN if self.spec.rewards is None else TaskKind.REWARD
 
     def task_name(self, client: ClientId) -> TaskName:
         """The client's task in the open round or evaluation: the same name for the same work."""
-        kind = "evaluate" if self.state.phase is Phase.EVALUATING else self.work_kind
-        return TaskName(f"runs/{self.id}/rounds/{self.state.round}/tasks/{kind}-{client}")
+        kind = TaskKind.EVALUATE if self.state.phase is Phase.EVALUATING else self.work_kind
+        return TaskName(self.id, RoundNumber(self.state.round), kind, client)
 
 
 def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:

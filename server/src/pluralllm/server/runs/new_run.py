@@ -8,6 +8,7 @@ from pathlib import Path
 from pluralllm.common.errors.tree import InvalidSpec, NotFound
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.runs.live_run import LiveRun, first_state, write_first_version
@@ -47,13 +48,15 @@ async def _first_values(blobs: Blobs, scratch: Path, run_id: RunId, spec: RunSpe
 
 async def _source_of(store: Store, sources: Mapping[RunId, LiveRun], spec: RunSpec, rewards: RewardRun) -> Digest:
     """The version a reward run scores with: one of this coordinator's, with the predictor and embedding that the spec says."""
-    _, name, _, number = rewards.source.split("/")
-    run = sources.get(RunId(name))
-    version = await store.version(RunId(name), ModelVersion(int(number))) if run is not None else None
+    source = ModelName.parse(rewards.source)
+    run = sources.get(source.run)
+    version = None
+    if run is not None and source.version is not None:
+        version = await store.version(source.run, source.version)
     if run is None or version is None:
         raise NotFound(what="model version", name=rewards.source)
     problems = [
-        f"  {part}: is not that of run {name}, whose model is to be used"
+        f"  {part}: is not that of run {source.run}, whose model is to be used"
         for part, mine, its in (
             ("predictor", spec.predictor, run.spec.predictor),
             ("embedding", spec.embedding, run.spec.embedding),
@@ -64,7 +67,7 @@ async def _source_of(store: Store, sources: Mapping[RunId, LiveRun], spec: RunSp
         given, wanted = rewards.model_digest[:12], version.digest[:12]
         problems.append(f"  rewards.model_digest: is {given}, that of {rewards.source} is {wanted}")
     if run.spec.rewards is not None:
-        problems.append(f"  rewards.source: run {name} has rewards for versions; name the run they came from")
+        problems.append(f"  rewards.source: run {source.run} has rewards for versions; name the run they came from")
     if problems:
         raise InvalidSpec(file=f"of a run with the rewards of {rewards.source}", problems="\n".join(problems))
     return version.digest

@@ -13,6 +13,7 @@ from pluralllm.common.process.files import storage_errors
 from pluralllm.common.rewards.rollout_batch import count_candidates, read_rollouts, write_rollouts
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest, RoundNumber
+from pluralllm.common.words.names import RoundName
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.aggregation.reward_files import read_rewards
 from pluralllm.server.aggregation.update_files import StoredWeights
@@ -87,7 +88,7 @@ class RewardDesk:
             heard = coordinator.bell.rings
             record = await coordinator.store.round(run.id, number)
             if record is None or not record.rollouts:
-                raise NotFound(what="round with rewards", name=f"runs/{run.id}/rounds/{number}")
+                raise NotFound(what="round with rewards", name=str(RoundName(run.id, number)))
             left_s = 0.0 if coordinator.draining else until_s - loop.time()
             if record.outcome is not RoundOutcome.OPEN or left_s <= 0:
                 break

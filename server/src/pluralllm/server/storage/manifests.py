@@ -5,6 +5,7 @@ import asyncio
 from pluralllm.common.errors.tree import Corrupt, NotFound
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.words.ids import Digest, ModelVersion, RunId
+from pluralllm.common.words.names import ModelName
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.store import Store, VersionRecord
 
@@ -22,7 +23,7 @@ class Manifests:
         """A version's row and chunk list. Raises NotFound, Corrupt."""
         record = await self._store.version(run, version)
         if record is None:
-            raise NotFound(what="model version", name=f"runs/{run}/models/{version}")
+            raise NotFound(what="model version", name=str(ModelName(run, version)))
         if (manifest := self._kept.get(record.digest)) is None:
             manifest = await asyncio.to_thread(manifest_of, await self._blobs.path(record.digest))
             if manifest.digest != record.digest:
