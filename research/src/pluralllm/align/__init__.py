@@ -1,4 +1,4 @@
-"""The jointly trained predictor as a reward model, for those who tune language models with it (extra `align`)."""
+"""Uses the jointly trained predictor as a reward model for tuning language models (needs the extra `align`)."""
 
 import importlib
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["AggregateReward", "FederatedReward", "GroupReward", "PluralConfig", 
 
 
 def __getattr__(name: str) -> Any:
-    """Found when it is first asked for: an export needs no torch."""
+    """Imports a public class when it is first used, because exporting a model must not import torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,7 @@
-"""Rewards of several groups as one, where their contexts are at hand: GroupReward for each, then a rule of aggregation."""
+"""Combines the rewards of several groups into one reward, when this process has the context of every group.
+
+GroupReward computes the reward of each group; an aggregation rule combines them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,22 +14,28 @@ from pluralllm.common.words.reward_weights import History, RewardAggregation
 
 
 class AggregateReward:
-    """Callable as TRL wants it. What `adaptive` remembers of each group is in `state_dict`, for the trainer's checkpoint."""
+    """TRL reward function that scores a completion for several groups and returns one aggregated reward.
+
+    The rule `adaptive` keeps a history for each group. `state_dict` returns it, so that the trainer can checkpoint it.
+    """
 
     def __init__(
         self, reward: GroupReward, aggregation: RewardAggregation, groups: Sequence[str] | None = None
     ) -> None:
-        """`groups`: of those the reward has contexts of; all without it. Raises InvalidArgument for one it has none of."""
+        """Creates a reward over `groups`, or over every group that `reward` has a context for if `groups` is None.
+
+        Raises InvalidArgument for a group that `reward` has no context for.
+        """
         self._reward, self._aggregation = reward, aggregation
         self._groups = tuple(reward.groups if groups is None else groups)
         if unknown := sorted(set(self._groups) - set(reward.groups)):
             raise InvalidArgument(field="groups", problem=f"there is no context of {', '.join(unknown)}")
         self._history: History = ()
-        self.weights: Mapping[str, float] = {}  # of the newest batch
+        self.weights: Mapping[str, float] = {}  # weight of each group in the newest batch
         self.__name__ = f"{aggregation.rule}_of_groups"
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        """Rewards, one for each completion; None where no group could score it."""
+        """Returns one reward for each completion; None for a completion that no group could score."""
         if not completions:
             return []
         rewards = {
@@ -35,9 +44,9 @@ class AggregateReward:
             ]
             for group in self._groups
         }
-        found = aggregate(self._aggregation, rewards, self._history)
-        self._history, self.weights = found.history, found.weights
-        return list(found.rewards)
+        aggregated = aggregate(self._aggregation, rewards, self._history)
+        self._history, self.weights = aggregated.history, aggregated.weights
+        return list(aggregated.rewards)
 
     def _scored(
         self, group: str, prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]
@@ -45,11 +54,11 @@ class AggregateReward:
         return self._reward.score(prompts, completions, **columns, of_group=group)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns the rule and each group's history as a dictionary that can be written as JSON."""
         return {"rule": self._aggregation.rule, "history": dict(self._history)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises InvalidArgument for the state of another rule."""
+        """Restores the history from `state_dict`. Raises InvalidArgument for the state of another rule."""
         if state["rule"] != self._aggregation.rule:
             raise InvalidArgument(
                 field="state", problem=f"is of rule {state['rule']}, this is {self._aggregation.rule}"

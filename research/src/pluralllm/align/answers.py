@@ -1,4 +1,7 @@
-"""What a completion says about the candidates: one of them, a ranking, or shares. Pure text."""
+"""Reads a completion as an answer: one of the candidate options, a ranking of them, or a share for each.
+
+Only the text is parsed; no model is involved.
+"""
 
 import json
 import re
@@ -15,7 +18,10 @@ _SHARE = re.compile(r"^(.+?)\s*[:=]\s*([0-9]*\.?[0-9]+)\s*(%?)$")
 
 
 def text_of(message: str | Messages) -> str:
-    """A plain text, or the last message of a conversation. Content in parts: the text parts."""
+    """Returns a plain text as it is, or the text of a conversation's last message.
+
+    If that message's content is a list of parts, their text parts are joined.
+    """
     if isinstance(message, str):
         return message
     content = message[-1].get("content", "") if message else ""
@@ -25,10 +31,11 @@ def text_of(message: str | Messages) -> str:
 
 
 def read_answer(completion: str, options: Sequence[str]) -> NDArray[np.float64] | None:
-    """Shares of the options, (options,), sum 1; None if it says nothing about them.
+    """Returns the share that a completion gives to each option, or None if it names no option.
 
-    "B", "B. Agree", "Agree because ..." is one option; "B > A > C" a ranking, as Borda points; "A: 0.7, B: 0.3" or a JSON
-    object shares. Letters and options may be in any case.
+    "B", "B. Agree" and "Agree because ..." choose one option. "B > A > C" is a ranking; its shares are Borda points.
+    "A: 0.7, B: 0.3" or a JSON object gives shares. Letters and options may be in upper or lower case.
+    Shape: (options,); the shares sum to 1.
     """
     text = completion.strip()
     if text.startswith("{"):
@@ -45,20 +52,24 @@ def read_answer(completion: str, options: Sequence[str]) -> NDArray[np.float64] 
 
 
 def _option(text: str, options: Sequence[str]) -> int | None:
-    """The option that a text begins with: as written in full (the longest), else its letter."""
+    """Returns the number of the option that a text begins with, or None.
+
+    An option that is written in full comes before a letter; of several such options the longest counts.
+    """
     folded = text.strip().casefold()
-    fits = [
+    matching_options = [
         number
         for number, option in enumerate(options)
-        if folded.startswith(begin := option.strip().casefold()) and not folded[len(begin) : len(begin) + 1].isalnum()
+        if folded.startswith(option_text := option.strip().casefold())
+        and not folded[len(option_text) : len(option_text) + 1].isalnum()
     ]
-    if fits:
-        return max(fits, key=lambda number: len(options[number].strip()))
-    found = _LETTER.match(text.strip())
-    if found is None:
+    if matching_options:
+        return max(matching_options, key=lambda number: len(options[number].strip()))
+    letter = _LETTER.match(text.strip())
+    if letter is None:
         return None
-    number = string.ascii_uppercase.index(found[1].upper())
-    rest = text.strip()[found.end() :].strip().casefold()
+    number = string.ascii_uppercase.index(letter[1].upper())
+    rest = text.strip()[letter.end() :].strip().casefold()
     named = number < len(options) and (not rest or rest.startswith(options[number].strip().casefold()))
     return number if named else None
 
@@ -68,28 +79,28 @@ def _ranking(line: str, options: Sequence[str]) -> NDArray[np.float64] | None:
     if None in ranked or len(set(ranked)) < len(ranked):
         return None
     points = np.zeros(len(options))
-    for place, number in enumerate(ranked):
-        points[number] = len(options) - 1 - place  # who is not named shares the last places: no points
+    for position, number in enumerate(ranked):
+        points[number] = len(options) - 1 - position  # options that the ranking leaves out get no points
     return points / points.sum() if points.sum() > 0 else None
 
 
 def _from_json(text: str, options: Sequence[str]) -> NDArray[np.float64] | None:
     try:
-        given = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(given, dict) or not all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in given.values()
+    if not isinstance(values, dict) or not all(
+        isinstance(share, int | float) and not isinstance(share, bool) for share in values.values()
     ):
         return None
-    return _shares([(str(name), float(value)) for name, value in given.items()], options)
+    return _shares([(str(name), float(share)) for name, share in values.items()], options)
 
 
 def _listed_shares(text: str, options: Sequence[str]) -> NDArray[np.float64] | None:
-    found = [_SHARE.match(part.strip()) for part in re.split(r"[,;\n]", text) if part.strip()]
-    if not found or not all(found):
+    matches = [_SHARE.match(entry.strip()) for entry in re.split(r"[,;\n]", text) if entry.strip()]
+    if not matches or not all(matches):
         return None
-    return _shares([(each[1], float(each[2])) for each in found if each is not None], options)
+    return _shares([(match[1], float(match[2])) for match in matches if match is not None], options)
 
 
 def _shares(pairs: Sequence[tuple[str, float]], options: Sequence[str]) -> NDArray[np.float64] | None:

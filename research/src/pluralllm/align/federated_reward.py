@@ -1,4 +1,7 @@
-"""Rewards of groups whose answers never leave their owners: an async TRL reward function over a federation's run of rewards."""
+"""Gets rewards from a federation, so that each group's answers stay with their owner.
+
+FederatedReward is an asynchronous TRL reward function. It sends each batch to a reward run of the federation.
+"""
 
 import asyncio
 from collections import Counter
@@ -20,11 +23,11 @@ from pluralllm.operator.remote import Remote
 log = structlog.get_logger()
 
 BUSY_RETRY_S = 1.0
-ALONE = "the only candidate for its prompt"  # there is nothing to tell it apart from
+ALONE = "the only candidate for its prompt"  # there is no other candidate to compare it with
 
 
 class FederatedReward:
-    """Callable as TRL wants it, and awaited by it: a batch becomes a round of the federation, its aggregate the rewards."""
+    """Asynchronous TRL reward function: each batch becomes a round of the federation, which aggregates the rewards."""
 
     def __init__(
         self,
@@ -36,37 +39,40 @@ class FederatedReward:
         no_option: float | None = None,
         timeout_s: float = 600.0,
     ) -> None:
-        """`coordinator`: an open connection, or the folder of an administrator's identity (`pluralllm join` made it).
+        """Creates a reward function for the reward run `run`.
 
-        run: one that asks for rewards (`pluralllm run rewards`); its spec has quorum, deadline and the rule of aggregation.
-        columns, form, no_option: as of GroupReward. timeout_s: how long one batch may take, other batches before it included.
+        coordinator: an open connection, or the folder of an administrator's identity, which `pluralllm join` wrote.
+        run: name of a run that `pluralllm run rewards` created; its spec holds quorum, deadline and aggregation rule.
+        columns, form, no_option: the same as in GroupReward.
+        timeout_s: longest time for one batch, in seconds; waiting for earlier batches counts.
         Raises InvalidArgument, InvalidConfig.
         """
         self._remote = coordinator if isinstance(coordinator, Remote) else _connected(Path(coordinator).expanduser())
         self._run, self._columns, self._timeout_s = run, columns, timeout_s
         self._judging = Judging(form, 0.0, no_option)
         self.unscored: Counter[str] = Counter()  # completions that got None, by reason
-        self.groups: dict[str, float] = {}  # whose rewards were in the newest batch, and their weights
+        self.groups: dict[str, float] = {}  # groups whose rewards the newest batch contains, with their weights
         self.__name__ = f"federated_{run}".replace("-", "_")
 
     async def __call__(
         self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
     ) -> list[float | None]:
-        """Rewards, one for each completion. None where there is nothing to score, and everywhere if too few groups answered.
+        """Returns one reward for each completion; None for a completion that cannot be scored.
 
-        Raises the refusals of AskRewards, and Unreachable when it takes longer than timeout_s.
+        All are None if too few groups answered. Raises the refusals of the RPC AskRewards, and Unreachable if the batch
+        takes longer than timeout_s.
         """
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
         asked = _asked(rollouts)
         shares = await self._shares(asked) if asked else {}
-        found = [self._judge(rollout, shares) for rollout in rollouts]
+        rewards = [self._judge(rollout, shares) for rollout in rollouts]
         if (log_metric := columns.get("log_metric")) is not None:
-            log_metric(f"{self.__name__}/unscored", sum(each is None for each in found) / max(1, len(found)))
+            log_metric(f"{self.__name__}/unscored", sum(reward is None for reward in rewards) / max(1, len(rewards)))
             log_metric(f"{self.__name__}/groups", float(len(self.groups)))
-        return found
+        return rewards
 
     async def _shares(self, asked: dict[Question, Candidates]) -> dict[Question, list[float]]:
-        """The aggregate's, of each question's candidates; nothing if the round was abandoned."""
+        """Returns the aggregated share of each candidate, by question; an empty dict if the round was abandoned."""
         raw = write_rollouts(asked.values())
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -74,16 +80,16 @@ class FederatedReward:
         except TimeoutError as error:
             problem = f"no rewards after {self._timeout_s:g} s"
             raise Unreachable(address=self._remote.address, problem=problem) from error
-        self.groups = {each["group"]: each["weight"] for each in answer["groups"]}
+        self.groups = {group["group"]: group["weight"] for group in answer["groups"]}
         if answer["outcome"] != "closed":
             log.warning("rewards.abandoned", run=self._run, reason=answer["reason"])
             return {}
         ends = np.cumsum([len(question.options) for question in asked])[:-1]
-        parts = np.split(np.asarray(answer["rewards"], np.float64), ends)
-        return {question: part.tolist() for question, part in zip(asked, parts, strict=True)}
+        by_question = np.split(np.asarray(answer["rewards"], np.float64), ends)
+        return {question: shares.tolist() for question, shares in zip(asked, by_question, strict=True)}
 
     async def _answer(self, raw: bytes) -> dict[str, Any]:
-        """Of the batch's round, once it has ended."""
+        """Sends the batch and returns the result of its round once the round has ended. Retries while it can."""
         while True:
             try:
                 name = await asyncio.to_thread(self._remote.ask_rewards, self._run, raw)
@@ -94,7 +100,9 @@ class FederatedReward:
                 if await self._takes_no_batches():
                     raise
                 await asyncio.sleep(BUSY_RETRY_S)  # another trainer's batch is under way
-            except Unreachable as error:  # it restarts: the batch is under way, or asked anew
+            except (
+                Unreachable
+            ) as error:  # the coordinator restarts: a repeated batch continues its round, or starts one
                 log.warning("rewards.waiting", reason=str(error))
                 await asyncio.sleep(BUSY_RETRY_S)
             else:
@@ -120,23 +128,28 @@ class FederatedReward:
 
 
 def _asked(rollouts: Sequence[Rollout]) -> dict[Question, Candidates]:
-    """Each question once, with how often each of its candidates was given: what groups are said to be served by."""
+    """Returns each question once, with how often each of its candidates was sampled.
+
+    From these counts the aggregation measures how well each group is served.
+    """
     counts: dict[Question, np.ndarray[Any, np.dtype[np.float64]]] = {}
     for rollout in rollouts:
         question = rollout.question
         if question is None or len(question.options) < 2:
             continue
-        given = counts.setdefault(question, np.zeros(len(question.options)))
+        candidate_counts = counts.setdefault(question, np.zeros(len(question.options)))
         answer = (
             read_answer(rollout.completion, question.options)
             if rollout.has_options
             else np.eye(len(question.options))[question.options.index(rollout.completion)]
         )
         if answer is not None:
-            given += answer
+            candidate_counts += answer
     return {
-        question: Candidates(question.text, question.options, tuple(given.tolist()) if given.any() else ())
-        for question, given in counts.items()
+        question: Candidates(
+            question.text, question.options, tuple(candidate_counts.tolist()) if candidate_counts.any() else ()
+        )
+        for question, candidate_counts in counts.items()
     }
 
 

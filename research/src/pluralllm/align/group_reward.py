@@ -1,6 +1,6 @@
-"""A group's predicted preference as a reward function for TRL's GRPOTrainer, RLOOTrainer and whatever else calls it so.
+"""Rewards a completion by how much of a group is predicted to prefer it, for TRL's GRPOTrainer, RLOOTrainer and others.
 
-What it costs: each group's context is read once; a call embeds the texts it has not seen and scores all of them together.
+Cost: each group's context is read once; a call embeds only new texts and scores all of them in one pass.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ Key = tuple[str, Question]  # group, question
 
 
 class GroupReward:
-    """Callable as TRL wants it: prompts and completions in, a reward or None for each out."""
+    """TRL reward function: takes prompts and completions, returns a reward or None for each completion."""
 
     def __init__(
         self,
@@ -40,15 +40,19 @@ class GroupReward:
         cache: str | Path = DEFAULT_CACHE,
         device: str = "auto",
     ) -> None:
-        """`contexts`: a few answered questions of each group, or its canonical file.
+        """Creates a reward function from a model and, for each group, its context.
 
-        group: whose reward it is; without it each example's `group_column` says so (or the only group there is).
-        columns: names of the data set's columns. With options the completion names one of them (or a ranking, or shares);
-            without, the candidates are the distinct completions of the same prompt in a call, as GRPO and RLOO sample them.
-            A single one gets its predicted mean, which means something beside other calls of the same prompt only.
-        form: of rewards from options, see reward_forms; from sampled completions it is always the predicted share.
-        caution: the reward is less this times the predicted spread.
-        no_option: reward of a completion that names no option; None leaves it out of the training step.
+        contexts: for each group a few answered questions, or the path of its canonical data file.
+        group: the group that every completion is scored for. If it is None, the only group in `contexts` is used; if
+            there are several, the example's column `group_column` names the group.
+        columns: names of the data set's columns. If an example has options, its completion names one of them, a ranking
+            or shares. If it has none, the candidates are the distinct completions of the same prompt in one call, as
+            GRPO and RLOO sample them. A single candidate gets its predicted mean, which can be compared only with other
+            calls for the same prompt.
+        form: how an answer to given options becomes a reward, see reward_forms. For sampled completions the reward is
+            always the predicted share.
+        caution: factor of the predicted spread that is subtracted from the reward.
+        no_option: reward of a completion that names no option; None leaves the completion out of the training step.
         Raises InvalidArgument, InvalidData, InvalidModel, TooFewQuestions, ModelUnavailable, EmbeddingMismatch.
         """
         if not contexts:
@@ -65,26 +69,27 @@ class GroupReward:
         self._embedder.check_probes()
         least = self._model.config.min_context
         self._predictors = {
-            name: GroupPredictor(self._model.predictor, self._embedder, name, _questions(given), chosen, least)
-            for name, given in contexts.items()
+            name: GroupPredictor(self._model.predictor, self._embedder, name, _questions(context), chosen, least)
+            for name, context in contexts.items()
         }
         self.unscored: Counter[str] = Counter()  # completions that got None, by reason
-        # What a trainer names it by in its logs.
+        # A trainer uses this name in its logs.
         self.__name__ = "group_reward" if self._group is None else f"reward_{self._group.lower().replace(' ', '_')}"
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        """Rewards, one for each completion. Raises InvalidArgument for a group without context."""
-        found = self.score(prompts, completions, **columns)
+        """Returns one reward, or None, for each completion. Raises InvalidArgument for a group without a context."""
+        scores = self.score(prompts, completions, **columns)
         if (log_metric := columns.get("log_metric")) is not None:
-            log_metric(f"{self.__name__}/unscored", sum(each is None for each in found) / max(1, len(found)))
-        return [None if each is None else each.reward for each in found]
+            log_metric(f"{self.__name__}/unscored", sum(score is None for score in scores) / max(1, len(scores)))
+        return [None if score is None else score.reward for score in scores]
 
     def score(
         self, prompts: Sequence[Text], completions: Sequence[Text], of_group: str | None = None, **columns: Any
     ) -> list[Scored | None]:
-        """The same with the predicted spreads. None where there is nothing to score: see `unscored`.
+        """Returns a reward and its predicted spread for each completion; None for a completion that cannot be scored.
 
-        of_group: whose, whatever the examples say.
+        `unscored` counts the reasons. of_group: if given, every completion is scored for this group, and the group
+        column is ignored.
         """
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
         groups = self._groups(len(rollouts), columns) if of_group is None else [of_group] * len(rollouts)
@@ -94,9 +99,9 @@ class GroupReward:
 
     @property
     def config(self) -> PluralConfig:
-        """Of the model."""
-        found: PluralConfig = self._model.config
-        return found
+        """Configuration of the model."""
+        config: PluralConfig = self._model.config
+        return config
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -104,18 +109,18 @@ class GroupReward:
 
     @property
     def only_group(self) -> str:
-        """The fixed one. Raises InvalidArgument if examples say which."""
+        """The group that every completion is scored for. Raises InvalidArgument if the examples name the group instead."""
         if self._group is None:
             raise InvalidArgument(field="group", problem=f"is not given; one of: {', '.join(self._predictors)}")
         return self._group
 
     def predict(self, keys: Sequence[Key]) -> dict[Key, PredictedAnswer]:
-        """How groups would answer questions; the questions' own shares are not looked at."""
-        found: dict[Key, PredictedAnswer] = {}
+        """Predicts how groups would answer questions. The shares that a question itself carries are not used."""
+        answers: dict[Key, PredictedAnswer] = {}
         for group, predictor in self._predictors.items():
-            mine = [question for name, question in keys if name == group]
-            found |= {(group, q): answer for q, answer in zip(mine, predictor.predict(mine), strict=True)}
-        return found
+            questions = [question for name, question in keys if name == group]
+            answers |= {(group, q): answer for q, answer in zip(questions, predictor.predict(questions), strict=True)}
+        return answers
 
     def _judge(self, rollout: Rollout, group: str, answers: Mapping[Key, PredictedAnswer]) -> Scored | None:
         scored = None
@@ -140,9 +145,9 @@ class GroupReward:
         return list(named)
 
 
-def _questions(given: Sequence[Question] | str | Path) -> Sequence[Question]:
-    return read_group(Path(given)) if isinstance(given, str | Path) else given
+def _questions(context: Sequence[Question] | str | Path) -> Sequence[Question]:
+    return read_group(Path(context)) if isinstance(context, str | Path) else context
 
 
-def _unknown(name: object, known: Mapping[str, Any]) -> str:
-    return f"there is no context of group {name!r}; there is of: {', '.join(sorted(known))}"
+def _unknown(name: object, contexts: Mapping[str, Any]) -> str:
+    return f"there is no context of group {name!r}; there is of: {', '.join(sorted(contexts))}"

@@ -1,11 +1,11 @@
-"""README.md of a model folder: what it is for, how good it is for each group, how to use it, what it must not be used for."""
+"""Writes the model card, README.md of a model folder: purpose, score for each group, use, and limits."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def model_card(origin: Mapping[str, Any]) -> str:
-    """From what provenance.json holds. The header is the Hub's metadata."""
+    """Returns the model card as Markdown. `origin` is the content of provenance.json; the header is the Hub's metadata."""
     spec, scores = origin["run_spec"], origin["scores"]
     embedding = spec["embedding"]
     rows = "\n".join(
@@ -20,7 +20,7 @@ def model_card(origin: Mapping[str, Any]) -> str:
         if scores
         else "This version was not scored."
     )
-    templates = ", ".join(f"`{each}`" for each in embedding["templates"])
+    templates = ", ".join(f"`{template}`" for template in embedding["templates"])
     return f"""---
 library_name: transformers
 tags: [pluralllm, reward-model, federated-learning]

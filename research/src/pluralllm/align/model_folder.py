@@ -1,7 +1,7 @@
-"""A published model version as a Hugging Face folder: what is in it, and how it is checked when it is read.
+"""Contents of the Hugging Face folder that holds a published model version, and the check made when it is read.
 
 config.json            architecture, embedding contract, sha256 of the weights
-model.safetensors      the version itself, byte for byte as published
+model.safetensors      the weights, byte for byte as published
 README.md              the model card
 provenance.json        run spec, lineage, number of participants, scores
 """
@@ -23,7 +23,7 @@ Values = Mapping[str, Any]
 
 
 def model_config(spec: RunSpec, run: str, version: int, weights_sha256: str) -> dict[str, Any]:
-    """config.json, as transformers reads it."""
+    """Returns the content of config.json in the form that transformers reads."""
     return {
         "architectures": ["PluralPredictor"],
         "model_type": "pluralllm",
@@ -42,9 +42,11 @@ def model_config(spec: RunSpec, run: str, version: int, weights_sha256: str) -> 
 def provenance(
     spec: RunSpec, record: Values, lineage: Sequence[Values], rounds: Sequence[Values], scores: Sequence[Values]
 ) -> dict[str, Any]:
-    """Where a version comes from. Participants are counted, not named: their names are the federation's own matter.
+    """Returns the content of provenance.json: how this model version was made.
 
-    `record` and `lineage`: versions, the latter from 0 on; `rounds` with their receipts; `scores` of this version.
+    Participants are counted, not named, because their names must stay within the federation.
+    record: this version. lineage: all versions from 0 on. rounds: the run's rounds with their receipts.
+    scores: the evaluations of this version.
     """
     from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index  # noqa: PLC0415 - numpy, only here
 
@@ -78,15 +80,15 @@ def write_json(value: Values) -> bytes:
 
 
 def check_weights(config: Values, weights: Path, folder: str) -> None:
-    """Raises InvalidModel for a format of another release, or weights that are not those of the configuration."""
-    found = config.get("format")
-    if found != FORMAT:
-        newer = isinstance(found, str) and found.startswith("pluralllm.model/")
+    """Raises InvalidModel for a format that this release does not read, or for weights with another digest than config."""
+    model_format = config.get("format")
+    if model_format != FORMAT:
+        newer = isinstance(model_format, str) and model_format.startswith("pluralllm.model/")
         fix = "upgrade pluralllm-client" if newer else "give a folder that pluralllm model export has written"
-        raise InvalidModel(folder=folder, problem=f"its format is {found!r}, this release reads {FORMAT!r}; {fix}")
-    got, expected = manifest_of(weights).digest, Digest(str(config.get("weights_sha256", "")))
-    if got != expected:
-        problem = (
-            f"{weights.name} has digest {got[:16]}, {CONFIG} says {expected[:16]}: it was changed, or is not complete"
+        raise InvalidModel(
+            folder=folder, problem=f"its format is {model_format!r}, this release reads {FORMAT!r}; {fix}"
         )
+    actual, expected = manifest_of(weights).digest, Digest(str(config.get("weights_sha256", "")))
+    if actual != expected:
+        problem = f"{weights.name} has digest {actual[:16]}, {CONFIG} says {expected[:16]}: it was changed, or is not complete"
         raise InvalidModel(folder=folder, problem=f"{problem}; export or fetch it again")

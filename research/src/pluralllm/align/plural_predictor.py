@@ -1,4 +1,7 @@
-"""The predictor as transformers knows models: from_pretrained, save_pretrained, push_to_hub, AutoModel. No remote code."""
+"""Makes the predictor a transformers model: from_pretrained, save_pretrained, push_to_hub and AutoModel work with it.
+
+No code is downloaded from the Hub.
+"""
 
 import json
 import shutil
@@ -21,7 +24,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "t
 
 
 class PluralConfig(PretrainedConfig):  # type: ignore[misc]
-    """config.json of a model folder; `predictor` and `embedding` are those parts of the run spec."""
+    """Content of a model folder's config.json; `predictor` and `embedding` are copied from the run spec."""
 
     model_type = "pluralllm"
 
@@ -36,7 +39,10 @@ class PluralConfig(PretrainedConfig):  # type: ignore[misc]
         version: int = 0,
         **others: Any,
     ) -> None:
-        """Raises pydantic's ValidationError for parts that no run spec could have."""
+        """Creates a configuration; a section that is missing gets its default.
+
+        `predictor` and `embedding` are validated when a PluralPredictor is made of them.
+        """
         self.predictor = predictor or Predictor().model_dump(mode="json")
         self.embedding = embedding or Embedding(model="none", dimension=2).model_dump(mode="json")
         self.context_questions = context_questions
@@ -49,7 +55,10 @@ class PluralConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
-    """A published version. `predictor` is what GroupReward and scoring work with; parameters have the published names."""
+    """Published model version as a transformers model.
+
+    GroupReward and scoring use its attribute `predictor`. The parameters keep the names that they were published under.
+    """
 
     config_class = PluralConfig
     base_model_prefix = ""
@@ -58,30 +67,30 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: PluralConfig) -> None:
         super().__init__(config)
-        made = PreferencePredictor(Predictor(**config.predictor), Embedding(**config.embedding))
-        self.embedder, self.layers, self.head = made.embedder, made.layers, made.head
-        # Not as a module of its own: its parameters are these, under these names.
-        object.__setattr__(self, "predictor", made)
+        predictor = PreferencePredictor(Predictor(**config.predictor), Embedding(**config.embedding))
+        self.embedder, self.layers, self.head = predictor.embedder, predictor.layers, predictor.head
+        # Bypasses torch's __setattr__: a registered submodule would list the same parameters twice, under other names.
+        object.__setattr__(self, "predictor", predictor)
         self.post_init()
 
     @property
     def contract(self) -> Embedding:
-        """Of the embedding model whose vectors it reads."""
+        """Embedding section of the run spec: the embedding model and the templates that the predictor's inputs come from."""
         return Embedding(**self.config.embedding)
 
     def forward(self, context: Tensor, shares: Tensor, mask: Tensor, targets: Tensor) -> Prediction:
-        """See PreferencePredictor.forward for shapes."""
-        found: Prediction = self.predictor(context, shares, mask, targets)
-        return found
+        """Predicts the targets from the context; PreferencePredictor.forward documents the shapes."""
+        prediction: Prediction = self.predictor(context, shares, mask, targets)
+        return prediction
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """First values are those of a run's version 0; a model that is not loaded keeps torch's."""
+        """Does nothing: loaded weights replace the first values, and a model that is not loaded keeps those of torch."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *arguments: Any, **options: Any) -> Self:
-        """From a folder or the Hub, verified before it is loaded.
+        """Loads a model from a folder or the Hub after it has verified the weights' digest.
 
-        Raises InvalidModel: not there, another format, weights that are not the configuration's.
+        Raises InvalidModel if the model is missing, has another format, or its weights do not match config.json.
         """
         name = str(pretrained_model_name_or_path)
         hub = {key: options[key] for key in HUB_OPTIONS if key in options}
@@ -94,12 +103,15 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
             )
             raise InvalidModel(folder=name, problem=problem) from error
         check_weights(config, weights, name)
-        found: Self = super().from_pretrained(name, *arguments, **options).eval()
-        found._folder = config_path.parent
-        return found
+        model: Self = super().from_pretrained(name, *arguments, **options).eval()
+        model._folder = config_path.parent
+        return model
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
-        """A folder that from_pretrained takes: the digest is that of what is written now; card and provenance come along."""
+        """Writes a folder that from_pretrained can load, with the digest of the weights as they are now.
+
+        The model card and provenance.json are copied from the folder that this model was loaded from, if there is one.
+        """
         folder = Path(save_directory)
         super().save_pretrained(folder, *arguments, **options)
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -112,11 +124,11 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
 
 
 def _path(name: str, file: str, hub: dict[str, Any]) -> Path:
-    """Of a folder's or the Hub's file. Raises OSError."""
-    found = cached_file(name, file, **hub)
-    if found is None:
+    """Returns the local path of a file in a folder or on the Hub, downloading it if needed. Raises OSError."""
+    path = cached_file(name, file, **hub)
+    if path is None:
         raise FileNotFoundError(f"there is no {file} in it")
-    return Path(found)
+    return Path(path)
 
 
 AutoConfig.register("pluralllm", PluralConfig, exist_ok=True)

@@ -1,7 +1,8 @@
-"""How good an answer is for a group: answer and group as shares of the same options, a number in 0 .. 1 comes out.
+"""Reward forms: functions that say how well an answer suits a group, as a number between 0 and 1.
 
-Forms as in the follow-up work on PluralLLM (arXiv 2512.08786, arXiv 2604.04261), brought to one range; for a single option as the
-answer, `probability` and `kl` are the same number. O: options.
+Answer and group are both shares of the same options. The forms come from the follow-up work on PluralLLM (arXiv
+2512.08786, arXiv 2604.04261), scaled to one range. If the answer is a single option, `probability` and `kl` are equal.
+In shapes, O is the number of options.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +13,22 @@ from numpy.typing import NDArray
 from pluralllm.common.predictor.metrics import wasserstein_score
 
 Shares = NDArray[np.floating]  # (O,), sum 1
-Scale = Sequence[float | None] | None  # positions of the options; None: they stand in their order
+Scale = Sequence[float | None] | None  # positions of the options on a scale; None: their order is the scale
 Form = Callable[[Shares, Shares, Scale], float]
 
 
 def probability(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """The group's share of what was answered; of several options the mean, weighted by the answer."""
+    """Share of the group that chose the answered option; for several options the mean, weighted by the answer."""
     return float(answer @ group)
 
 
 def wasserstein(answer: Shares, group: Shares, scale: Scale = None) -> float:
-    """1 - W1 / max W1 over the scale: an answer that is near in meaning counts. Where there is no scale the order is one."""
-    found = wasserstein_score(answer, group, tuple(range(len(group))) if scale is None else scale)
-    return 0.0 if found is None else found
+    """One minus the Wasserstein-1 distance over the scale, divided by its largest value, so that near options count.
+
+    Without a scale, the order of the options is the scale. If fewer than two options have a position, the reward is 0.
+    """
+    score = wasserstein_score(answer, group, tuple(range(len(group))) if scale is None else scale)
+    return 0.0 if score is None else score
 
 
 def cosine(answer: Shares, group: Shares, _scale: Scale = None) -> float:
@@ -32,7 +36,7 @@ def cosine(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 
 
 def kl(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """exp(-KL(answer || group))."""
+    """Exponential of the negative Kullback-Leibler divergence: exp(-KL(answer || group))."""
     seen = answer > 0
     with np.errstate(divide="ignore"):  # an option that the group never takes: infinite divergence, reward 0
         divergence = float((answer[seen] * (np.log(answer[seen]) - np.log(group[seen]))).sum())
@@ -40,7 +44,7 @@ def kl(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 
 
 def borda(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """Borda points of the answer in the group's ranking: 1 for its first option, 0 for its last."""
+    """Borda points of the answer in the group's ranking: 1 for the group's first option, 0 for its last."""
     if len(group) < 2:
         return 1.0
     below = (group[:, None] > group[None, :]).sum(1) + ((group[:, None] == group[None, :]).sum(1) - 1) / 2  # (O,)
@@ -48,7 +52,7 @@ def borda(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 
 
 def kendall(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """Kendall's tau-b (Kendall 1945) of the two rankings, as (tau + 1) / 2; without any order to compare, 0.5."""
+    """Kendall's tau-b (Kendall 1945) of the two rankings, scaled to (tau + 1) / 2; 0.5 if either ranking is all ties."""
     upper = np.triu_indices(len(group), 1)
     one = np.sign(answer[:, None] - answer[None, :])[upper]  # (O * (O - 1) / 2,)
     other = np.sign(group[:, None] - group[None, :])[upper]
@@ -57,7 +61,7 @@ def kendall(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 
 
 def binary(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """1 if the answer's first option is the group's, else 0."""
+    """Returns 1 if the option with the largest share is the same in answer and group, else 0."""
     return float(int(np.argmax(answer)) == int(np.argmax(group)))
 
 

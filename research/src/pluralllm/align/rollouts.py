@@ -1,4 +1,4 @@
-"""What a trainer calls a reward function with, as questions, candidates and answers; and a reward from predicted shares."""
+"""Turns the arguments that a trainer passes to a reward function into questions, and predicted shares into rewards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ Text = str | Messages
 class Columns:
     """Names of data set columns."""
 
-    options: str = "options"  # a prompt's candidates; where there are none they are the completions sampled for it
-    question: str = "question"  # the question as the group would be asked, if the prompt holds more than that
+    options: str = "options"  # a prompt's candidates; without them the completions sampled for it are the candidates
+    question: str = "question"  # the question that the group is asked, if the prompt holds more text than that
     scale: str = "scale"  # positions of the options, for form wasserstein
 
 
@@ -29,31 +29,31 @@ COLUMNS = Columns()
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One completion."""
+    """Completion to be scored, with the question that it answers."""
 
-    question: Question | None  # with the candidates as options; None if there is nothing to ask
+    question: Question | None  # its options are the candidates; None if the prompt or the completion is empty
     completion: str
-    has_options: bool  # the completion names an option; else it is a candidate itself
-    problem: str = ""  # why there is nothing to ask
+    has_options: bool  # True: the completion names an option; False: the completion is itself a candidate
+    problem: str = ""  # reason why there is no question
 
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """How a completion is judged, once the shares of its candidates are known."""
+    """Settings that turn the predicted shares of the candidates into a completion's reward."""
 
-    form: str = "probability"
-    caution: float = 0.0
-    no_option: float | None = None
+    form: str = "probability"  # a name in reward_forms.FORMS
+    caution: float = 0.0  # factor of the predicted spread that is subtracted
+    no_option: float | None = None  # reward of a completion that names no option
 
     def __post_init__(self) -> None:
-        """Raises InvalidArgument."""
+        """Raises InvalidArgument for a form that does not exist."""
         if self.form not in FORMS:
             raise InvalidArgument(field="form", problem=f"is {self.form!r}, allowed: {', '.join(FORMS)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One completion."""
+    """Reward of one completion, with its uncertainty."""
 
     reward: float
     spread: float  # predicted standard deviation of the group's share of it
@@ -62,32 +62,40 @@ class Scored:
 def read_rollouts(
     prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any], names: Columns
 ) -> list[Rollout]:
-    """One for each completion, in order. Candidates of a prompt without options: its distinct completions in this call."""
+    """Returns one rollout for each completion, in order.
+
+    If a prompt has no options, its candidates are its distinct completions in this call.
+    """
     asked = [text_of(text).strip() for text in columns.get(names.question, prompts)]
-    said = [text_of(text).strip() for text in completions]
+    texts = [text_of(text).strip() for text in completions]
     options, scales = (
-        [*columns[name]] if name in columns else [None] * len(said) for name in (names.options, names.scale)
+        [*columns[name]] if name in columns else [None] * len(texts) for name in (names.options, names.scale)
     )
     sampled: dict[str, dict[str, None]] = {}
-    for question, completion in zip(asked, said, strict=True):
+    for question, completion in zip(asked, texts, strict=True):
         if completion:
             sampled.setdefault(question, {})[completion] = None
-    found = []
-    for question, completion, given, scale in zip(asked, said, options, scales, strict=True):
-        if not question or not (completion or given):
-            found.append(Rollout(None, completion, bool(given), "empty prompt" if completion else "empty completion"))
+    rollouts = []
+    for question, completion, listed, scale in zip(asked, texts, options, scales, strict=True):
+        if not question or not (completion or listed):
+            rollouts.append(
+                Rollout(None, completion, bool(listed), "empty prompt" if completion else "empty completion")
+            )
             continue
-        candidates = tuple(given) if given else tuple(sampled[question])
-        shares = tuple(1 / len(candidates) for _ in candidates)  # not known: nobody looks at them
+        candidates = tuple(listed) if listed else tuple(sampled[question])
+        shares = tuple(1 / len(candidates) for _ in candidates)  # a Question needs shares; a prediction ignores them
         asks = Question(question, candidates, shares, tuple(scale) if scale else None)
-        found.append(Rollout(asks, completion, bool(given)))
-    return found
+        rollouts.append(Rollout(asks, completion, bool(listed)))
+    return rollouts
 
 
 def judge(
     rollout: Rollout, judging: Judging, shares: NDArray[np.floating], spreads: NDArray[np.floating]
 ) -> Scored | None:
-    """`shares` and `spreads` of its candidates, (candidates,); None if the completion names no option."""
+    """Returns the reward of a completion, or None if it names no option and `judging` sets no reward for that.
+
+    Shapes: shares and spreads are (candidates,), as predicted for the rollout's candidates.
+    """
     assert rollout.question is not None
     if not rollout.has_options:
         number = rollout.question.options.index(rollout.completion)

@@ -1,4 +1,4 @@
-"""Files of questions, preferences and completions, scored for one group. Read and written a bunch of rows at a time."""
+"""Scores a file of questions, preferences or completions for one group, a batch of rows at a time."""
 
 import json
 import math
@@ -22,12 +22,12 @@ from pluralllm.common.process.files import storage_errors
 from pluralllm.common.words.questions import Question
 
 ROWS_AT_ONCE = 256
-Seen = Callable[[int], None]  # bytes of the source that are done with
+Seen = Callable[[int], None]  # reports progress: bytes of the source that have been scored
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row of the source, and what it asks; without a question, why it cannot be scored."""
+    """Row of the source file with the question in it; without a question, `problem` says why it cannot be scored."""
 
     row: dict[str, Any]
     question: Question | None
@@ -36,9 +36,9 @@ class Line:
 
 
 def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict[str, Any]:
-    """Writes each row with `predicted_shares`, `spreads` and, with a `completion`, `reward`; returns the counts.
+    """Writes each row with `predicted_shares` and `spreads`, and with `reward` if it has a `completion`; returns counts.
 
-    Raises InvalidData if the source cannot be read at all, StorageFull.
+    Raises InvalidData if the source cannot be read at all, and StorageFull.
     """
     counts = Counter(rows=0, not_scored=0, completions_without_reward=0)
     alignment = Alignment()
@@ -67,9 +67,9 @@ def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict
 
 
 def write_pairs(reward: GroupReward, source: Path, out: Path, margin: float, every: bool, seen: Seen) -> dict[str, Any]:
-    """Writes (prompt, chosen, rejected) rows whose predicted shares differ by `margin` at least; returns the counts.
+    """Writes rows (prompt, chosen, rejected) whose predicted shares differ by at least `margin`; returns counts.
 
-    Raises as score_rows does.
+    every: compares all pairs of a question's options, not only the best with the worst. Raises the errors of score_rows.
     """
     counts = Counter(rows=0, not_scored=0, pairs=0)
 
@@ -94,22 +94,22 @@ def _rewrite(
     seen: Seen,
     written: Callable[[Sequence[Line], Sequence[PredictedAnswer | None]], Iterator[dict[str, Any]]],
 ) -> None:
-    """From source to out, whole or not at all."""
-    part = out.with_name(f".{out.name}.part")
+    """Reads `source` and writes `out` from the rows that `written` yields. If it fails, `out` stays as it was."""
+    temporary = out.with_name(f".{out.name}.part")
     with storage_errors("the scores"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            for lines, done in _bunches(source):
+        with temporary.open("w", encoding="utf-8") as file:
+            for lines, done in _batches(source):
                 for row in written(lines, _answers(reward, lines)):
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 seen(done)
-        part.replace(out)
+        temporary.replace(out)
 
 
 def _answers(reward: GroupReward, lines: Sequence[Line]) -> list[PredictedAnswer | None]:
     group = reward.only_group
-    found = reward.predict([(group, line.question) for line in lines if line.question is not None])
-    return [None if line.question is None else found[group, line.question] for line in lines]
+    answers = reward.predict([(group, line.question) for line in lines if line.question is not None])
+    return [None if line.question is None else answers[group, line.question] for line in lines]
 
 
 def _rewards(reward: GroupReward, lines: Sequence[Line]) -> list[Scored | None]:
@@ -120,18 +120,18 @@ def _rewards(reward: GroupReward, lines: Sequence[Line]) -> list[Scored | None]:
         options=[line.question.options for line in asked if line.question is not None],
         scale=[line.question.scale for line in asked if line.question is not None],
     )
-    found = dict(zip(map(id, asked), scored, strict=True))
-    return [found.get(id(line)) for line in lines]
+    by_line = dict(zip(map(id, asked), scored, strict=True))
+    return [by_line.get(id(line)) for line in lines]
 
 
-def _bunches(source: Path) -> Iterator[tuple[list[Line], int]]:
-    """Rows and the bytes read so far. Raises InvalidData."""
+def _batches(source: Path) -> Iterator[tuple[list[Line], int]]:
+    """Yields batches of rows, with the number of bytes read so far. Raises InvalidData if the file cannot be read."""
     try:
         with source.open("rb") as file:
             done = 0
             while raw := list(islice(file, ROWS_AT_ONCE)):
                 done += sum(map(len, raw))
-                yield [_line(each) for each in raw if each.strip()], done
+                yield [_line(line) for line in raw if line.strip()], done
     except OSError as error:
         raise InvalidData(file=str(source), problems=f"  it cannot be read: {error.strerror}") from error
 

@@ -1,4 +1,4 @@
-"""ScoringService: predicted shares for other programs on this machine, by gRPC on the loopback interface."""
+"""Serves predicted shares to other programs on this machine: the gRPC ScoringService, on the loopback interface only."""
 
 import signal
 import threading
@@ -21,12 +21,12 @@ from pluralllm.v1 import scoring_pb2_grpc as pb_grpc
 
 log = structlog.get_logger()
 
-MAX_OPTIONS = 10_000  # of one call
+MAX_OPTIONS = 10_000  # in one call, over all its questions
 STOP_GRACE_S = 5.0
 
 
 class Scoring(pb_grpc.ScoringServiceServicer):
-    """Calls are answered one after the other: a pass uses all cores."""
+    """Answers the RPCs of ScoringService, one prediction at a time, because one prediction uses all cores."""
 
     def __init__(self, reward: GroupReward) -> None:
         self._reward = reward
@@ -50,24 +50,27 @@ class Scoring(pb_grpc.ScoringServiceServicer):
         raise AssertionError("abort_with_status raises")
 
     def _score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
-        """Raises NotFound, OverLimit, InvalidArgument, and what embedding raises."""
-        options = sum(len(each.options) for each in request.questions)
+        """Predicts the shares of the request's questions.
+
+        Raises NotFound, OverLimit, InvalidArgument, and the errors of the embedding.
+        """
+        options = sum(len(question.options) for question in request.questions)
         if options > MAX_OPTIONS:
             raise OverLimit(what="number of options", got=options, limit=MAX_OPTIONS)
         group = request.group or self._reward.only_group
         if group not in self._reward.groups:
             raise NotFound(what="context of group", name=group)
-        questions = [_question(number, each) for number, each in enumerate(request.questions)]
+        questions = [_question(number, candidates) for number, candidates in enumerate(request.questions)]
         with self._one_at_a_time:
-            found = self._reward.predict([(group, question) for question in questions])
-        answers = [found[group, question] for question in questions]
+            predicted = self._reward.predict([(group, question) for question in questions])
+        answers = [predicted[group, question] for question in questions]
         return pb.ScoreResponse(
-            answers=[pb.PredictedShares(shares=each.shares.tolist(), spreads=each.spreads.tolist()) for each in answers]
+            answers=[pb.PredictedShares(shares=one.shares.tolist(), spreads=one.spreads.tolist()) for one in answers]
         )
 
 
 def serve_scores(reward: GroupReward, listen: str, tell: Callable[[str], None]) -> None:
-    """Until SIGINT or SIGTERM; `tell` gets the address in use. Raises NotLoopback, InUse."""
+    """Serves until SIGINT or SIGTERM. Calls `tell` with the address once it listens. Raises NotLoopback, InUse."""
     check_loopback(listen)
     server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))
     pb_grpc.add_ScoringServiceServicer_to_server(Scoring(reward), server)
@@ -84,9 +87,9 @@ def serve_scores(reward: GroupReward, listen: str, tell: Callable[[str], None]) 
     server.stop(STOP_GRACE_S).wait()
 
 
-def _question(number: int, given: pb.Candidates) -> Question:
+def _question(number: int, candidates: pb.Candidates) -> Question:
     try:
-        question, _ = candidates_of({"prompt": given.prompt, "options": list(given.options)})
+        question, _ = candidates_of({"prompt": candidates.prompt, "options": list(candidates.options)})
     except ValueError as error:
         raise InvalidArgument(field=f"questions[{number}]", problem=str(error)) from error
     return question
