@@ -1,4 +1,7 @@
-"""Training without a federation: all groups' data in one place, each group by itself, or a group's last steps on its own."""
+"""Training without a federation: one model on all groups' data, or one model for each group on its own data.
+
+A method's last steps may also adapt a federated model to each group by itself.
+"""
 
 from collections.abc import Iterator
 
@@ -15,13 +18,13 @@ from pluralllm.experiment.stacked import Flat, Learners
 def centralize(
     spec: RunSpec, steps: int, every: int, groups: dict[str, GroupData], device: torch.device
 ) -> Iterator[Point]:
-    """One model, `steps` gradient steps, each on the episodes that every training group's client would take.
+    """Trains one model on the data of all training groups; each of the `steps` gradient steps uses every group's episodes.
 
-    A point each `every` steps. The paper's baseline is 100 steps with the rate falling to 0 over them (arXiv 2503.09925). As
-    many examples as the federation's: what the run spec holds out is held out here too.
+    Yields a point after each `every` steps. The paper's baseline is 100 steps, over which the learning rate falls to 0
+    (arXiv 2503.09925). The data are the same as the federation's: questions that the run spec holds out are not used.
     """
-    mine = [groups[name] for name in sorted(spec.groups.train)]
-    usable = [data.split(spec.evaluation.holdout_share)[0] for data in mine]
+    training_groups = [groups[name] for name in sorted(spec.groups.train)]
+    usable = [data.split(spec.evaluation.holdout_share)[0] for data in training_groups]
     rng = episode_stream(spec, 0)
     torch.manual_seed(spec.seed)
     start = first_values(spec)
@@ -30,7 +33,7 @@ def centralize(
     for number in range(steps):
         pairs = [
             episode
-            for data, own in zip(mine, usable, strict=True)
+            for data, own in zip(training_groups, usable, strict=True)
             for episode in draw_episodes(spec, data, own, number, rng)
         ]
         learners.learn(pairs, learning_rate(spec, number))
@@ -40,14 +43,21 @@ def centralize(
 
 
 def episode_stream(spec: RunSpec, number: int) -> np.random.Generator:
-    """Apart from every stream of sizes, which are seeded with the run's seed and the step (`common.data.step_sizes`)."""
+    """Returns the random generator that draws the episodes of learner `number`.
+
+    Its seed has three numbers. The generators of episode sizes are seeded with two, the run's seed and the step
+    (`step_sizes` in common/predictor/data.py), so no two of them are the same.
+    """
     return np.random.default_rng([spec.seed, number, 1])
 
 
 def train_alone(
     spec: RunSpec, start: Flat, steps: int, every: int, groups: dict[str, GroupData], device: torch.device
 ) -> Iterator[tuple[Point, dict[str, Flat]]]:
-    """A model for each training group, from `start`, on its own episodes only; all in one batched pass."""
+    """Trains one model for each training group, from the values `start`, on its own episodes only.
+
+    All models are trained in one batched pass. Yields a point after each `every` steps, with each group's values.
+    """
     names = sorted(spec.groups.train)
     usable = [groups[name].split(spec.evaluation.holdout_share)[0] for name in names]
     generators = [episode_stream(spec, number) for number in range(len(names))]

@@ -1,4 +1,4 @@
-"""Guesses that need no predictor. A method that does not beat them has learnt nothing of use."""
+"""Baselines: guesses that need no predictor. A method that does not beat them has learnt nothing useful."""
 
 from collections.abc import Callable
 
@@ -18,31 +18,34 @@ UNIFORM, NEAREST, TRAINING_MEAN = BASELINES
 
 
 def uniform(data: GroupData, _context: tuple[int, ...], question: int) -> Guess:
-    """Every option alike."""
+    """Guesses the same share for every option."""
     count = len(data.questions[question].options)
     return np.full(count, 1 / count, dtype=np.float32)
 
 
 def nearest(data: GroupData, context: tuple[int, ...], question: int) -> Guess:
-    """The group's own answer to the nearest context question (cosine of the mean of its options' vectors) with as many
-    options; uniform where there is none."""
+    """Guesses the group's own answer to the most similar context question that has the same number of options.
+
+    Similarity is the cosine between the mean option vectors of two questions. Without such a question, the guess is
+    uniform.
+    """
     size = len(data.questions[question].options)
     alike = [q for q in context if len(data.questions[q].options) == size]
     if not alike:
         return uniform(data, context, question)
-    wanted = _direction(data, question)
-    best = max(alike, key=lambda q: float(_direction(data, q) @ wanted))
+    direction = _direction(data, question)
+    best = max(alike, key=lambda q: float(_direction(data, q) @ direction))
     return np.asarray(data.questions[best].shares, dtype=np.float32)
 
 
 class TrainingMean:
-    """The mean of the training groups' answers to the same question, over what they train on; uniform where nobody answered.
+    """Guesses the mean of the training groups' answers to the same question; uniform if none of them trains on it.
 
-    It needs their data in one place: no federation could have it. arXiv 2503.09925 does not report it.
+    It needs the groups' data in one place, which no federation has. arXiv 2503.09925 does not report this baseline.
     """
 
     def __init__(self, spec: RunSpec, groups: dict[str, GroupData]) -> None:
-        self._known: dict[str, list[Guess]] = {}
+        self._known: dict[str, list[Guess]] = {}  # by question id: the training groups' answers
         self._holdout_share = spec.evaluation.holdout_share
         for name in spec.groups.train:
             data = groups[name]
@@ -51,24 +54,24 @@ class TrainingMean:
                 self._known.setdefault(question.id, []).append(np.asarray(question.shares, dtype=np.float32))
 
     def __call__(self, data: GroupData, context: tuple[int, ...], question: int) -> Guess:
-        known = self._known.get(data.questions[question].id)
-        return uniform(data, context, question) if known is None else np.mean(known, axis=0)
+        answers = self._known.get(data.questions[question].id)
+        return uniform(data, context, question) if answers is None else np.mean(answers, axis=0)
 
     def kind_of(self, data: GroupData, question: int) -> QuestionKind:
-        """What training could know of this question."""
-        known = data.questions[question].id
-        if is_held_out(known, self._holdout_share):
+        """Says whether training could use this question: answered by a training group, by none, or withheld."""
+        question_id = data.questions[question].id
+        if is_held_out(question_id, self._holdout_share):
             return QuestionKind.WITHHELD
-        return QuestionKind.ANSWERED if known in self._known else QuestionKind.UNANSWERED
+        return QuestionKind.ANSWERED if question_id in self._known else QuestionKind.UNANSWERED
 
 
 def score_guesses(guess: Guesser, data: GroupData, episodes: list[Episode]) -> list[list[Scored]]:
-    """As `Scorer` does for a predictor: each episode's scores."""
-    found = []
+    """Returns the scores of each episode's targets for a baseline, as `Scorer` does for a predictor."""
+    scores = []
     for episode in episodes:
         shares = np.concatenate([guess(data, episode.context, question) for question in episode.targets])
-        found.append(scored(data, episode.targets, shares, np.full_like(shares, np.nan)))
-    return found
+        scores.append(scored(data, episode.targets, shares, np.full_like(shares, np.nan)))
+    return scores
 
 
 def _direction(data: GroupData, question: int) -> Guess:

@@ -1,4 +1,4 @@
-"""Whether the predicted spread is the error that is made."""
+"""Measures calibration: whether the predicted spread is as large as the error that the predictor makes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,24 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Questions in bins of equal size by predicted standard deviation; expected and observed are root mean squares in a bin."""
+    """Expected and observed error of questions that are sorted by predicted spread into bins of equal size.
 
-    expected: Floats  # (bins,)
-    observed: Floats  # (bins,)
-    ratio: float  # observed over expected, of all questions: above 1 the predictor is too sure of itself
+    The values of a bin are root mean squares over its questions.
+    """
+
+    expected: Floats  # (bins,) predicted standard deviation
+    observed: Floats  # (bins,) error
+    ratio: float  # observed / expected over all questions; above 1 the predictor is too sure of itself
     within: float  # share of questions whose error is within the predicted standard deviation
-    questions: int  # with draws and seeds counted
+    questions: int  # number of scored questions; one counts again in each draw and seed
 
 
 def calibration_of(runs: Sequence[Result], selection: Selection, bins: int = BINS) -> Calibration | None:
-    """None where no spread is predicted.
+    """Returns the calibration of one method over the selected questions of its `runs`; None if it predicts no spread.
 
-    A question's spread is the root mean square of its options' predicted standard deviations, its error that of its options'.
-    For Gaussian errors of the predicted size `within` would be 0.68 with one option and 0.58 with five.
+    A question's spread is the root mean square of the standard deviations predicted for its options. Its error is the
+    root mean square of the options' errors. If errors were Gaussian with the predicted deviation, `within` would be 0.68
+    for one option and 0.58 for five.
     """
     spreads, errors = [], []
     for result in runs:
@@ -34,7 +38,7 @@ def calibration_of(runs: Sequence[Result], selection: Selection, bins: int = BIN
             predicted = mask & np.isfinite(scores.log_std)
             spreads.append(np.exp(scores.log_std[predicted]))
             errors.append(scores.error[predicted])
-    spread, error = (np.concatenate(found) if found else np.empty(0) for found in (spreads, errors))
+    spread, error = (np.concatenate(arrays) if arrays else np.empty(0) for arrays in (spreads, errors))
     if not spread.size:
         return None
     parts = np.array_split(np.argsort(spread, kind="stable"), min(bins, spread.size))

@@ -1,4 +1,7 @@
-"""Alignment on the way, on every axis of cost, and when a threshold is reached. A bare "faster" means nothing: name the axis."""
+"""Measures alignment during training against each axis of cost, and the cost at which a threshold is reached.
+
+A method is faster only on a named axis: rounds, gradient steps, episodes, bytes or seconds.
+"""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -9,15 +12,18 @@ import numpy as np
 from pluralllm.common.predictor.metrics import coefficient_of_variation
 from pluralllm.experiment.results import Floats, Result
 
-Measure = Callable[[Sequence[float]], float]  # over the groups' scores of one point
+Measure = Callable[[Sequence[float]], float]  # combines the groups' scores at one point into one number
 NOT_REACHED = math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One method's way on one axis; seeds that stopped at other places are brought to common ones. P: points."""
+    """A method's measure against one axis of cost, over its seeds.
 
-    x: Floats  # (P,)
+    If the seeds have points at different costs, they are interpolated to common ones. P is the number of points.
+    """
+
+    x: Floats  # (P,) cost
     middle: Floats  # (P,) mean over seeds
     low: Floats  # (P,) lowest seed
     high: Floats  # (P,) highest seed
@@ -26,12 +32,12 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """When a method reaches a threshold on one axis. `NOT_REACHED` where the median seed does not."""
+    """Cost at which a method reaches a threshold on one axis, over its seeds."""
 
-    median: float
+    median: float  # NOT_REACHED if the median seed does not reach the threshold
     low: float  # over the seeds that reach it; NOT_REACHED if none does
     high: float
-    reached: int  # seeds
+    reached: int  # number of seeds that reach it
     seeds: int
 
 
@@ -44,13 +50,16 @@ def worst_score(scores: Sequence[float]) -> float:
 
 
 def variation(scores: Sequence[float]) -> float:
-    """Coefficient of variation: how unevenly the groups are served."""
+    """Coefficient of variation of the groups' scores: how unevenly the groups are served."""
     return coefficient_of_variation(scores)
 
 
-def way_of(result: Result, axis: str, groups: Collection[str], measure: Measure) -> tuple[Floats, Floats] | None:
-    """Cost and measure of each point that scores all these groups. None if there is no such point, or no cost on this axis:
-    a central model has no rounds, and moves nothing."""
+def points_of(result: Result, axis: str, groups: Collection[str], measure: Measure) -> tuple[Floats, Floats] | None:
+    """Returns the cost and the measure of each point at which all these groups were scored.
+
+    None if there is no such point, or if the method has no cost on this axis: a central model has no rounds and moves no
+    bytes.
+    """
     points = [point for point in result.points if groups and set(groups) <= set(point.alignment)]
     if not points or not any(point.cost[axis] > 0 for point in points):
         return None
@@ -60,19 +69,29 @@ def way_of(result: Result, axis: str, groups: Collection[str], measure: Measure)
 
 
 def curve_of(runs: Sequence[Result], axis: str, groups: Collection[str], measure: Measure) -> Curve | None:
-    """Over the seeds. Where every seed has the same costs these are the points; else (seconds) places spread evenly."""
-    ways = [way for result in runs if (way := way_of(result, axis, groups, measure)) is not None]
-    if not ways:
+    """Returns the curve over a method's seeds, or None if no seed has points on this axis.
+
+    If every seed has the same costs, they are the curve's points. Otherwise, as for seconds, the points are spread evenly.
+    """
+    seed_points = [points for result in runs if (points := points_of(result, axis, groups, measure)) is not None]
+    if not seed_points:
         return None
-    first = ways[0][0]
-    alike = all(x.shape == first.shape and np.allclose(x, first) for x, _ in ways)
-    x = first if alike else np.linspace(0, min(float(x[-1]) for x, _ in ways), max(len(x) for x, _ in ways))
-    y = np.array([np.interp(x, mine, values) for mine, values in ways])  # (seeds, P)
-    return Curve(x, y.mean(0), y.min(0), y.max(0), len(ways))
+    first = seed_points[0][0]
+    alike = all(x.shape == first.shape and np.allclose(x, first) for x, _ in seed_points)
+    x = (
+        first
+        if alike
+        else np.linspace(0, min(float(x[-1]) for x, _ in seed_points), max(len(x) for x, _ in seed_points))
+    )
+    y = np.array([np.interp(x, costs, values) for costs, values in seed_points])  # (seeds, P)
+    return Curve(x, y.mean(0), y.min(0), y.max(0), len(seed_points))
 
 
 def first_reach(x: Floats, y: Floats, threshold: float) -> float:
-    """The first cost at which the way is at the threshold, on straight lines between points; NOT_REACHED if it never is."""
+    """Returns the lowest cost at which the measure `y` reaches the threshold, or NOT_REACHED.
+
+    Between two points the measure is interpolated linearly.
+    """
     above = np.flatnonzero(y >= threshold)
     if not above.size:
         return NOT_REACHED
@@ -84,11 +103,11 @@ def first_reach(x: Floats, y: Floats, threshold: float) -> float:
 
 
 def reach_of(runs: Sequence[Result], axis: str, groups: Collection[str], threshold: float) -> Reach | None:
-    """Over the seeds; None where the method has no cost on this axis."""
-    ways = [way for result in runs if (way := way_of(result, axis, groups, mean_score)) is not None]
-    if not ways:
+    """Returns the cost at which a method reaches the threshold, over its seeds; None if it has no cost on this axis."""
+    seed_points = [points for result in runs if (points := points_of(result, axis, groups, mean_score)) is not None]
+    if not seed_points:
         return None
-    costs = sorted(first_reach(x, y, threshold) for x, y in ways)
+    costs = sorted(first_reach(x, y, threshold) for x, y in seed_points)
     reached = [cost for cost in costs if cost < NOT_REACHED]
     lower, upper = costs[(len(costs) - 1) // 2], costs[len(costs) // 2]
     median = NOT_REACHED if upper == NOT_REACHED else (lower + upper) / 2
@@ -97,6 +116,8 @@ def reach_of(runs: Sequence[Result], axis: str, groups: Collection[str], thresho
 
 
 def last_score(runs: Sequence[Result], groups: Collection[str]) -> float | None:
-    """Mean over seeds of the mean alignment at the end of the way; None where there is no way."""
-    ways = [way for result in runs if (way := way_of(result, "gradient_steps", groups, mean_score)) is not None]
-    return float(np.mean([y[-1] for _, y in ways])) if ways else None
+    """Returns the mean alignment at the last point, averaged over seeds; None if no point scores these groups."""
+    seed_points = [
+        points for result in runs if (points := points_of(result, "gradient_steps", groups, mean_score)) is not None
+    ]
+    return float(np.mean([y[-1] for _, y in seed_points])) if seed_points else None

@@ -1,4 +1,4 @@
-"""FedAvg in one process: the service's round machine and aggregator, fed by clients that train in one batched pass."""
+"""FedAvg in one process: the service's round machine and aggregation, with clients that train in batched passes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,23 +26,26 @@ QUESTIONS_PER_PASS = 500  # on a CPU; measured by benchmarks/batched_round.py
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A model on the way, and what it has cost so far, on every axis."""
+    """A model during training, with its cost so far on every axis."""
 
     values: Flat  # in layout order
     rounds: int
-    gradient_steps: int  # one after the other: of one client, or of the central model
-    episodes: int  # over all clients
-    moved_bytes: int  # weights down and updates up, over all clients
+    gradient_steps: int  # sequential steps: those of one client, or of the central model
+    episodes: int  # of all clients together
+    moved_bytes: int  # weights down and updates up, of all clients together
 
 
 def first_values(spec: RunSpec) -> Flat:
-    """Version 0, in layout order (sorted by name), shape (values,)."""
-    found = sorted(parameters(spec.predictor, spec.embedding.dimension), key=lambda p: p.name)
-    return np.concatenate([initial_values(p, spec.seed).ravel() for p in found]).astype(np.float32)
+    """Returns the values of model version 0 in layout order (sorted by parameter name), shape (values,)."""
+    ordered = sorted(parameters(spec.predictor, spec.embedding.dimension), key=lambda p: p.name)
+    return np.concatenate([initial_values(p, spec.seed).ravel() for p in ordered]).astype(np.float32)
 
 
 def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) -> Iterator[Point]:
-    """Version 0, then each round's version. Time stands still in here: every client answers at once."""
+    """Runs a federation to its end; yields model version 0, then the version of each round.
+
+    The clock always shows 0, because every client answers at once.
+    """
     trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
     values = first_values(spec)
     clients = LocalTraining(spec, trainers, values, device)
@@ -64,7 +67,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
             receipt = ev.Receipt(client, Digest(f"{number}-{client}"), examples, distances[client])
             run, effects = step(run, ev.UpdateArrived(0.0, number, run.version, receipt))
             average = next((effect for effect in effects if isinstance(effect, ev.Average)), average)
-        assert average is not None  # every place delivered
+        assert average is not None  # every client of the cohort has delivered its update
         values, moments = aggregate(spec, values, moments, average, deltas)
         run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
         run = _pass_evaluation(run, cohort)
@@ -74,82 +77,94 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
 
 
 class LocalTraining:
-    """The clients' side of every round: batched passes over as many clients as are faster together than one by one."""
+    """Trains the clients of every round, in batched passes of several clients.
+
+    A pass holds as many clients as are faster together than one by one.
+    """
 
     def __init__(self, spec: RunSpec, trainers: dict[ClientId, GroupData], values: Flat, device: torch.device) -> None:
         self._spec, self._device = spec, device
         self._usable = {client: data.split(spec.evaluation.holdout_share)[0] for client, data in trainers.items()}
         form = update_format(layout_for(spec), spec.updates.encoding)
-        self.update_bytes = form.size_bytes - len(form.header)  # of one client's update
+        self.update_bytes = form.size_bytes - len(form.header)  # size of one client's update
         self._residuals = {client: np.zeros_like(values) for client in trainers if form.encoding != "fp32"}
         clients = sorted(trainers)
         size = clients_per_pass(spec, device, len(clients))
-        parts = [clients[start : start + size] for start in range(0, len(clients), size)]
+        batches = [clients[start : start + size] for start in range(0, len(clients), size)]
         self._passes = [
-            ({client: trainers[client] for client in part}, Learners(spec, [values] * len(part), device))
-            for part in parts
+            ({client: trainers[client] for client in batch}, Learners(spec, [values] * len(batch), device))
+            for batch in batches
         ]
 
     def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float]]:
-        """Each client's delta = local - global, and how far the base was from its group.
+        """Returns each client's delta (local - global), and how far the base model was from its group's answers.
 
-        The same episodes as `client.train.train` draws from the same task seeds.
+        Each client uses the same episodes as `pluralllm.client.work.train`, which draws them from the same task seed.
         """
         training = self._spec.training
         deltas: dict[ClientId, Flat] = {}
         distances: dict[ClientId, float] = {}
-        for part, learners in self._passes:
+        for trainers, learners in self._passes:
             learners.restart(base)
-            generators = {c: np.random.default_rng(task_seed(self._spec.seed, number, c)) for c in part}
+            generators = {c: np.random.default_rng(task_seed(self._spec.seed, number, c)) for c in trainers}
             first_step = (number - 1) * training.local_steps
-            with repeatable(task_seed(self._spec.seed, number, next(iter(part))), self._device):
+            with repeatable(task_seed(self._spec.seed, number, next(iter(trainers))), self._device):
                 for step_number in range(first_step, first_step + training.local_steps):
                     episodes = [
                         episode
-                        for client, data in part.items()
+                        for client, data in trainers.items()
                         for episode in draw_episodes(
                             self._spec, data, self._usable[client], step_number, generators[client]
                         )
                     ]
                     learnt = learners.learn(episodes, learning_rate(self._spec, step_number))
                     if step_number == first_step:
-                        found = base_distances(learnt.predicted, learnt.batch, len(part))
-                        distances |= dict(zip(part, found, strict=True))
-            after = zip(part, learners.stack.flat(), strict=True)
+                        measured = base_distances(learnt.predicted, learnt.batch, len(trainers))
+                        distances |= dict(zip(trainers, measured, strict=True))
+            after = zip(trainers, learners.stack.flat(), strict=True)
             deltas |= {client: self._travelled(client, values - base, number) for client, values in after}
         return deltas, distances
 
     def _travelled(self, client: ClientId, delta: Flat, number: RoundNumber) -> Flat:
-        """The delta as the coordinator reads it."""
+        """Returns the delta as the coordinator reads it, after the update's encoding has rounded it.
+
+        The rounding error is kept and added to the client's next delta.
+        """
         if client not in self._residuals:
             return delta
-        wanted = delta + self._residuals[client]
-        read = as_read(wanted, self._spec.updates.encoding, rounding(task_seed(self._spec.seed, number, client)))
-        self._residuals[client] = wanted - read
+        exact = delta + self._residuals[client]
+        read = as_read(exact, self._spec.updates.encoding, rounding(task_seed(self._spec.seed, number, client)))
+        self._residuals[client] = exact - read
         return read
 
 
 def clients_per_pass(spec: RunSpec, device: torch.device, clients: int) -> int:
-    """All on a GPU; on a CPU no more than keep a layer's activations in the cache, past which a pass is slower than its parts."""
+    """Returns how many clients train in one pass: all on a GPU; on a CPU as many as keep activations in the cache.
+
+    Past that size one pass is slower than several small ones.
+    """
     if device.type != "cpu":
         return max(1, clients)
     episodes = spec.training.episodes
     ends = (episodes.min_context, episodes.max_context, episodes.min_targets, episodes.max_targets)
-    questions = sum(ends) / 2 * spec.training.batch_episodes  # of one client in a step, on average
+    questions = sum(ends) / 2 * spec.training.batch_episodes  # average number in one step of one client
     return max(1, int(QUESTIONS_PER_PASS / questions))
 
 
 def aggregate(
     spec: RunSpec, base: Flat, moments: NDArray[np.float32], average: ev.Average, deltas: dict[ClientId, Flat]
 ) -> tuple[Flat, NDArray[np.float32]]:
-    """What the service computes slice by slice, in one slice: the next version, and the server optimizer's moments."""
+    """Returns the next model version and the server optimizer's moments.
+
+    The service computes the same slice by slice; here all values are one slice.
+    """
     stacked: NDArray[np.float32] = np.stack([deltas[receipt.client] for receipt in average.receipts])
     mean = weighted_mean(stacked, weights_of(average.receipts, spec.aggregation, average.weights))
     return server_optimizer(spec.aggregation)(base, mean, moments)
 
 
 def _pass_evaluation(run: Run, clients: tuple[ClientId, ...]) -> Run:
-    """The machine waits for evaluations that this experiment makes in its own way."""
+    """Sends empty evaluations to the round machine, which waits for them; the experiment scores models by itself."""
     if run.phase is Phase.EVALUATING:
         run, _ = step(run, ev.ClientsSeen(0.0, clients, ()))
         for client in clients:

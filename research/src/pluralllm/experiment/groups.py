@@ -1,4 +1,4 @@
-"""An experiment's groups: read, checked against what the methods need, embedded once."""
+"""Reads an experiment's groups, checks that they have enough questions for the methods, and embeds them once."""
 
 import hashlib
 from pathlib import Path
@@ -17,33 +17,37 @@ Groups = dict[str, GroupData]
 
 
 def read_groups(experiment: Experiment) -> dict[str, tuple[Question, ...]]:
-    """Every group's questions. Raises InvalidData: a file that is not there, an unknown group with the near names."""
+    """Returns every group's questions.
+
+    Raises InvalidData if the file is missing, or a group is unknown; then the error lists similar names.
+    """
     if not experiment.data.file.is_file():
         raise InvalidData(file=str(experiment.data.file), problems="  there is no such file")
-    found = {name: import_globalopinionqa(experiment.data.file, name) for name in experiment.data.groups}
+    imported = {name: import_globalopinionqa(experiment.data.file, name) for name in experiment.data.groups}
     return {
-        name: tuple(sorted(mine, key=lambda q: q.id))[: experiment.data.max_questions] for name, mine in found.items()
+        name: tuple(sorted(questions, key=lambda q: q.id))[: experiment.data.max_questions]
+        for name, questions in imported.items()
     }
 
 
 def check_sizes(experiment: Experiment, questions: dict[str, tuple[Question, ...]]) -> None:
-    """Before any work: enough questions for every context and for an episode of every method, with the numbers.
+    """Checks before any work that each group has enough questions for every context and for every method's episodes.
 
-    Raises TooFewQuestions.
+    Raises TooFewQuestions with the numbers.
     """
     for method in experiment.methods:
         spec = experiment.run_spec(method, experiment.seeds[0])
-        for name, mine in questions.items():
+        for name, group_questions in questions.items():
             largest = max(experiment.contexts_of(name))
-            held_out = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in mine)
+            held_out = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in group_questions)
             if experiment.data.part_of(name) == "train":
-                trained = len(mine) - held_out
+                trained = len(group_questions) - held_out
                 check_enough(name, trained, spec.training.episodes)
                 _need(name, trained, largest, f"a context of {largest} questions that it trains on")
                 _need(name, held_out, 1, "scoring on questions that nobody trains on")
             else:
                 use = f"a context of {largest} questions and at least 1 to predict (or scoring.without)"
-                _need(name, len(mine), largest + 1, use)
+                _need(name, len(group_questions), largest + 1, use)
 
 
 def _need(group: str, usable: int, needed: int, use: str) -> None:
@@ -59,20 +63,22 @@ def embed_groups(
     device: torch.device,
     on_group: Progress,
 ) -> Groups:
-    """Raises ModelUnavailable."""
+    """Embeds every group's questions, or reads their vectors from the cache. Raises ModelUnavailable."""
     embedder = Embedder(spec.embedding, model_path, cache, device)
-    found: Groups = {}
+    embedded: Groups = {}
     try:
-        for number, (name, mine) in enumerate(questions.items()):
+        for number, (name, group_questions) in enumerate(questions.items()):
             on_group(number, len(questions))
-            found[name] = group_data(name, mine, embedder.embed_questions(mine, lambda _done, _all: None))
+            embedded[name] = group_data(
+                name, group_questions, embedder.embed_questions(group_questions, lambda _done, _all: None)
+            )
     finally:
         embedder.close()
-    return found
+    return embedded
 
 
 def embedding_digest(groups: Groups) -> str:
-    """Over every vector: another embedding model, or other arithmetic, gives another digest."""
+    """Returns the digest over every vector; it changes with the embedding model and with the arithmetic."""
     digest = hashlib.sha256()
     for name in sorted(groups):
         digest.update(name.encode())
@@ -81,7 +87,7 @@ def embedding_digest(groups: Groups) -> str:
 
 
 def data_digest(questions: dict[str, tuple[Question, ...]]) -> str:
-    """Over what was read, not over the file: the same answers give the same digest."""
+    """Returns the digest over the answers that were read, not over the file, so the same answers give the same digest."""
     digest = hashlib.sha256()
     for name in sorted(questions):
         digest.update(name.encode())

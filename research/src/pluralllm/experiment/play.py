@@ -1,4 +1,4 @@
-"""One method with one seed, from the first values to every score of its last models, as records."""
+"""Plays one method with one seed: trains it, scores it during and after training, and returns the result records."""
 
 import time
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ from pluralllm.experiment.scoring import Scorer, alignment, chosen_questions, ep
 from pluralllm.experiment.spec import Experiment, Method
 from pluralllm.experiment.stacked import Flat
 
-Models = dict[str, Flat]  # by group: whose predictor is whose
+Models = dict[str, Flat]  # by group: the values of the predictor that is scored for it
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """With what an experiment is played, on which device."""
+    """Inputs that all methods of an experiment share: questions, embedding model, cache and device."""
 
     experiment: Experiment
     questions: dict[str, tuple[Question, ...]]
@@ -35,22 +35,25 @@ class Setting:
 
 
 class Player:
-    """Plays methods; groups embedded under one contract stay in memory for the next method with the same."""
+    """Plays methods. Embedded groups stay in memory while the next method uses the same embedding."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._embedded: dict[Embedding, Groups] = {}
 
     def groups(self, spec: RunSpec, tell: Progress) -> Groups:
-        """Raises ModelUnavailable."""
+        """Returns the embedded groups for the run spec's embedding. Raises ModelUnavailable."""
         if spec.embedding not in self._embedded:
             setting = self._setting
-            found = embed_groups(spec, setting.questions, setting.model_path, setting.cache, setting.device, tell)
-            self._embedded = {spec.embedding: found}
+            embedded = embed_groups(spec, setting.questions, setting.model_path, setting.cache, setting.device, tell)
+            self._embedded = {spec.embedding: embedded}
         return self._embedded[spec.embedding]
 
     def play(self, method: Method, seed: int, on_embedded: Progress, on_step: Progress) -> dict[str, list[Record]]:
-        """All records of the method's lines. Raises ModelUnavailable, NotFinite, or what the progress raises."""
+        """Returns the records of the method, by result name: its own, and that of its adapted models if there are any.
+
+        Raises ModelUnavailable, NotFinite, and whatever `on_embedded` or `on_step` raises.
+        """
         setting = self._setting
         spec = setting.experiment.run_spec(method, seed)
         groups = self.groups(spec, on_embedded)
@@ -58,14 +61,14 @@ class Player:
         models: Models = {}
         clock = _Clock(setting.device)
         total = method.steps or spec.rounds * spec.training.local_steps
-        way: list[Record] = []
+        point_records: list[Record] = []
         for point, models in _points(method, spec, setting, groups):
             on_step(point.gradient_steps, total)
             if _is_due(point, spec, setting.experiment.scoring.every, total):
                 clock.stop()
-                way.append(_point_record(point, clock.seconds, self._curve(spec, groups, models)))
+                point_records.append(_point_record(point, clock.seconds, self._curve(spec, groups, models)))
                 clock.go_on()
-        records = [setting.provenance.header(method.name, *facts), *way, *self._finals(spec, groups, models)]
+        records = [setting.provenance.header(method.name, *facts), *point_records, *self._finals(spec, groups, models)]
         if seed == setting.experiment.seeds[0]:
             records += self._distributions(spec, groups, models)
         if method.adapt_steps is None:
@@ -73,17 +76,17 @@ class Player:
         clock.go_on()
         adapted, own = _adapted(point, method, spec, setting, groups)
         clock.stop()
-        way = [*way, _point_record(adapted, clock.seconds, self._curve(spec, groups, own))]
+        point_records = [*point_records, _point_record(adapted, clock.seconds, self._curve(spec, groups, own))]
         line = method.lines[1]
-        own_records = [setting.provenance.header(line, *facts), *way, *self._finals(spec, groups, own)]
+        own_records = [setting.provenance.header(line, *facts), *point_records, *self._finals(spec, groups, own)]
         return {method.name: records, line: own_records}
 
     def _curve(self, spec: RunSpec, groups: Groups, models: Models) -> dict[str, float]:
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
         curve = {}
         for name, values in models.items():
-            part, size = data.part_of(name), scoring.main_context
-            episodes = [own_episode(spec, groups[name], part, size, draw) for draw in range(scoring.curve_draws)]
+            group_part, size = data.part_of(name), scoring.main_context
+            episodes = [own_episode(spec, groups[name], group_part, size, draw) for draw in range(scoring.curve_draws)]
             scorer = Scorer(spec, values, groups[name], self._setting.device)
             curve[name] = round(alignment(map(scorer.score, episodes)), 6)
         return curve
@@ -92,17 +95,17 @@ class Player:
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
         mean = TrainingMean(spec, groups)
         for name, values in models.items():
-            part, scorer = data.part_of(name), Scorer(spec, values, groups[name], self._setting.device)
+            group_part, scorer = data.part_of(name), Scorer(spec, values, groups[name], self._setting.device)
             for context in self._setting.experiment.contexts_of(name):
-                episodes = (episode_of(spec, groups[name], part, context, draw) for draw in range(scoring.draws))
-                yield final_record(groups[name], part, context, list(map(scorer.score, episodes)), mean.kind_of)
+                episodes = (episode_of(spec, groups[name], group_part, context, draw) for draw in range(scoring.draws))
+                yield final_record(groups[name], group_part, context, list(map(scorer.score, episodes)), mean.kind_of)
 
     def _distributions(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
-        """Predicted beside true, for the questions that most test groups answered."""
+        """Yields predicted and true shares for the questions that most test groups answered."""
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
-        mine = {name: groups[name] for name in data.test if name in models}
-        chosen = chosen_questions(mine, scoring.shown_questions)
-        for name, group in mine.items():
+        test_groups = {name: groups[name] for name in data.test if name in models}
+        chosen = chosen_questions(test_groups, scoring.shown_questions)
+        for name, group in test_groups.items():
             episode = episode_of(spec, group, "test", scoring.main_context, 0)
             predicted = Scorer(spec, models[name], group, self._setting.device).shares(episode)
             for number, shares in predicted.items():
@@ -111,8 +114,11 @@ class Player:
 
 
 class _Clock:
-    """Seconds of training alone: what scoring costs does not count. On a CPU this process's own, so that what else the machine
-    does is left out; on an accelerator seconds that pass."""
+    """Stopwatch for training, which is stopped while models are scored.
+
+    On a CPU it counts this process's CPU time, so that other work of the machine does not count. On an accelerator it
+    counts wall-clock time.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._now_s = time.process_time if device.type == "cpu" else time.monotonic
@@ -127,7 +133,7 @@ class _Clock:
 
 
 def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> Iterator[tuple[Point, Models]]:
-    """Each point with the values that are to be scored for each group."""
+    """Trains the method; yields each point with the values that are scored for each group."""
     every = setting.experiment.scoring.every * spec.training.local_steps
     steps = method.steps or spec.rounds * spec.training.local_steps
     match method.kind:
@@ -142,7 +148,10 @@ def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> 
 
 
 def _adapted(last: Point, method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> tuple[Point, Models]:
-    """A few steps of each training group on its own questions. Nobody else's model changes, so nobody else is scored."""
+    """Trains each training group's copy of the last model for a few steps on the group's own questions.
+
+    Other groups' models do not change, so they are not among the returned models.
+    """
     assert method.adapt_steps is not None
     slow = {"learning_rate": method.adapt_learning_rate, "schedule": "constant"}
     adapting = spec.model_copy(update={"training": spec.training.model_copy(update=slow)})

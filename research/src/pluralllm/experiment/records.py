@@ -1,4 +1,7 @@
-"""An experiment's results: one JSON Lines file for each method and seed, whole or not there, with all it takes to repeat it."""
+"""Writes an experiment's results: one JSON Lines file for each method and seed.
+
+A file is complete or does not exist. Its header holds everything that is needed to repeat the result.
+"""
 
 import importlib.metadata
 import json
@@ -26,7 +29,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a result depends on. Two results with the same one are of the same experiment."""
+    """Experiment and data that a result depends on. Results with the same provenance belong to the same experiment."""
 
     experiment: Experiment
     data_sha256: str
@@ -34,7 +37,10 @@ class Provenance:
     def header(
         self, method: str, kind: str, seed: int, spec: RunSpec | None, embedding_sha256: str, device: torch.device
     ) -> Record:
-        """The first record of a file; `kind` is the method's, or baseline. `spec` is None where nothing is trained."""
+        """Returns the first record of a result file.
+
+        kind: the method's kind, or "baseline". spec: the run spec, or None for a baseline, which trains nothing.
+        """
         return {
             "kind": "header",
             "method": method,
@@ -57,58 +63,63 @@ def file_of(folder: Path, method: str, seed: int) -> Path:
 
 
 def is_done(path: Path, provenance: Provenance) -> bool:
-    """Whether this result is there already. Raises InvalidSpec if it is another experiment's."""
+    """Returns whether this result was already written. Raises InvalidSpec if it belongs to another experiment."""
     if not path.is_file():
         return False
     with path.open(encoding="utf-8") as file:
         header = json.loads(file.readline())
-    known = (header["experiment_sha256"], header["data_sha256"])
-    if known != (provenance.experiment.sha256(), provenance.data_sha256):
+    digests = (header["experiment_sha256"], header["data_sha256"])
+    if digests != (provenance.experiment.sha256(), provenance.data_sha256):
         problem = f"  {path} is the result of another experiment or other data; give another --out"
         raise InvalidSpec(file="--out", problems=problem)
     return True
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Whole or not at all: a run that is killed is made again, with the same figures. Raises StorageFull."""
+    """Writes a result file completely or not at all. Raises StorageFull.
+
+    If the process is killed before, the method is played again and gives the same figures.
+    """
     lines = (json.dumps(record, separators=(",", ":"), ensure_ascii=False) for record in records)
     write_durably(path, ("\n".join(lines) + "\n").encode())
 
 
 def final_record(
     data: GroupData,
-    part: str,
+    group_part: str,
     context: int,
     draws: Sequence[Sequence[Scored]],
     kind_of: Callable[[GroupData, int], QuestionKind],
 ) -> Record:
-    """Every scored question of a group at one size of context.
+    """Returns the record of every scored question of a group at one number of context questions.
 
-    Columns: question id, its kind, distance, log std, error.
+    Each question is a row: question id, kind, distance, log std, error.
     """
     rows = [
         [
             [
-                data.questions[each.question].id,
-                kind_of(data, each.question),
-                round(each.distance, 6),
-                _rounded(each.log_std),
-                round(each.error, 6),
+                data.questions[score.question].id,
+                kind_of(data, score.question),
+                round(score.distance, 6),
+                _rounded(score.log_std),
+                round(score.error, 6),
             ]
-            for each in draw
+            for score in draw
         ]
         for draw in draws
     ]
-    return {"kind": "final", "group": data.group, "part": part, "context": context, "draws": rows}
+    return {"kind": "final", "group": data.group, "part": group_part, "context": context, "draws": rows}
 
 
-def distribution_record(data: GroupData, part: str, context: int, number: int, shares: NDArray[np.float32]) -> Record:
-    """A question's predicted shares beside the true ones. The survey is public: this text leaves with the results."""
+def distribution_record(
+    data: GroupData, group_part: str, context: int, number: int, shares: NDArray[np.float32]
+) -> Record:
+    """Returns the record of a question's predicted and true shares, with its text, which is public survey data."""
     question = data.questions[number]
     return {
         "kind": "distribution",
         "group": data.group,
-        "part": part,
+        "part": group_part,
         "context": context,
         "question": question.id,
         "question_text": question.text,

@@ -1,6 +1,6 @@
-"""Reads an experiment's results back: a folder of JSON Lines files, one for each method and seed, checked.
+"""Reads an experiment's results from a folder of JSON Lines files, one for each method and seed, and checks them.
 
-numpy only: whoever looks at results needs no torch.
+It imports numpy only, because reading results must not need torch.
 """
 
 import hashlib
@@ -25,24 +25,27 @@ COLUMNS = 5  # of a scored question: id, kind, distance, log standard deviation,
 
 
 class QuestionKind(StrEnum):
-    """What training could know of a question."""
+    """Kind of a scored question: whether training could use it."""
 
     ANSWERED = "a"  # some training group trains on it
-    UNANSWERED = "u"  # no training group has it
-    WITHHELD = "w"  # kept from every group's training, by hash
+    UNANSWERED = "u"  # no training group answered it
+    WITHHELD = "w"  # excluded from every group's training, chosen by hash
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A model on the way: its cost on every axis, and each group's alignment score."""
+    """A model during training: its cost so far on every axis, and each group's alignment score."""
 
     cost: Mapping[str, float]  # by axis
-    alignment: Mapping[str, float]
+    alignment: Mapping[str, float]  # by group
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Every scored question of one group at one size of context, as columns. A question has a row in each draw it is in."""
+    """Scored questions of one group at one number of context questions, as columns.
+
+    A question has one row for each draw of a context in which it is a target.
+    """
 
     group: str
     part: str
@@ -57,7 +60,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """One question of one group, predicted and true."""
+    """Predicted and true shares of one question in one group."""
 
     group: str
     part: str
@@ -70,7 +73,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One method with one seed."""
+    """Result of one method with one seed, as read from its file."""
 
     header: Record
     points: tuple[Point, ...]
@@ -87,9 +90,10 @@ class Result:
 
 
 def read_results(folder: Path) -> tuple[Result, ...]:
-    """Every result in a folder, by method and seed.
+    """Returns every result in a folder, sorted by method and seed.
 
-    Raises InvalidResults: there are none, one is half written, two are of different experiments or data, or of one seed twice.
+    Raises InvalidResults if there is none, one is incomplete, two belong to different experiments or data, or two hold the
+    same method and seed.
     """
     if not folder.is_dir():
         raise InvalidResults(path=str(folder), problem="there is no such folder")
@@ -100,10 +104,10 @@ def read_results(folder: Path) -> tuple[Result, ...]:
     results = [read_result(path) for path in paths]
     for path, result in zip(paths, results, strict=True):
         for key, what in (("experiment_sha256", "experiment"), ("data_sha256", "data")):
-            mine, first = result.header[key], results[0].header[key]
-            if mine != first:
+            digest, first = result.header[key], results[0].header[key]
+            if digest != first:
                 problem = (
-                    f"{path.name} and {paths[0].name} are of different {what} ({str(mine)[:8]} and {str(first)[:8]}); "
+                    f"{path.name} and {paths[0].name} are of different {what} ({str(digest)[:8]} and {str(first)[:8]}); "
                     "keep each experiment in a folder of its own"
                 )
                 raise InvalidResults(path=str(folder), problem=problem)
@@ -117,7 +121,7 @@ def read_results(folder: Path) -> tuple[Result, ...]:
 
 
 def read_result(path: Path) -> Result:
-    """One file. Raises InvalidResults with the line that is at fault."""
+    """Reads one result file. Raises InvalidResults with the number of the faulty line."""
     points: list[Point] = []
     scores: list[Scores] = []
     distributions: list[Distribution] = []
@@ -125,7 +129,7 @@ def read_result(path: Path) -> Result:
     number = 0
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 - told in the errors below
+            for number, line in enumerate(file, 1):  # noqa: B007 - the errors below report it
                 record = json.loads(line)
                 match record["kind"]:
                     case "header":
@@ -150,7 +154,10 @@ def read_result(path: Path) -> Result:
 
 @cache
 def question_number(question_id: str) -> int:
-    """The same number for the same id wherever it is read: millions of ids are compared, and numbers are small and quick."""
+    """Returns a number for a question id, the same in every process.
+
+    Results compare millions of ids, and numbers are smaller and faster to compare than strings.
+    """
     return int.from_bytes(hashlib.sha256(question_id.encode()).digest()[:7])
 
 
@@ -178,7 +185,7 @@ def _scores(record: Record) -> Scores:
     if any(len(row) != COLUMNS for row in rows):
         raise ValueError(f"a scored question must have {COLUMNS} columns")
     numbers = np.array([[row[2], np.nan if row[3] is None else row[3], row[4]] for row in rows], dtype=np.float64)
-    numbers = numbers.reshape(-1, 3)  # (rows, distance and log std and error), none too
+    numbers = numbers.reshape(-1, 3)  # (rows, 3): distance, log std, error; also if there are no rows
     return Scores(
         str(record["group"]),
         str(record["part"]),
@@ -193,7 +200,7 @@ def _scores(record: Record) -> Scores:
 
 
 def _distribution(record: Record) -> Distribution:
-    found = Distribution(
+    distribution = Distribution(
         str(record["group"]),
         str(record["part"]),
         str(record["question_text"]),
@@ -202,6 +209,6 @@ def _distribution(record: Record) -> Distribution:
         tuple(float(share) for share in record["predicted"]),
         int(record["context"]),
     )
-    if not len(found.options) == len(found.true) == len(found.predicted):
+    if not len(distribution.options) == len(distribution.true) == len(distribution.predicted):
         raise ValueError("options, true and predicted shares are not equally many")
-    return found
+    return distribution

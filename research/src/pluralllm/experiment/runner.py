@@ -1,4 +1,7 @@
-"""Runs an experiment: the guesses that need no training, then every method with every seed. Resumable by method and seed."""
+"""Runs an experiment: first the baselines, which need no training, then every method with every seed.
+
+An interrupted experiment continues with the methods and seeds that have no result yet.
+"""
 
 import asyncio
 import sys
@@ -29,12 +32,12 @@ from pluralllm.experiment.spec import Experiment, Method
 
 WORKER_COMMAND = (sys.executable, "-m", "pluralllm.experiment.worker")
 Work = tuple[Method, int]  # a method and a seed
-Tell = Callable[[str, int, int], None]  # what, done, of
+Tell = Callable[[str, int, int], None]  # reports progress: what is done, how much of it, of how much
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run, where, and with what."""
+    """Experiment to run, with its output folder, embedding model, cache, device and number of processes."""
 
     experiment: Experiment
     out: Path
@@ -46,10 +49,10 @@ class Plan:
 
 
 def run_experiment(plan: Plan, tell: Tell) -> None:
-    """Writes a result for each method and seed into `out`; what is there already is left alone.
+    """Writes a result for each method and seed into the folder `plan.out`; keeps results that are already there.
 
-    Raises InvalidArgument, InvalidData, TooFewQuestions, ModelUnavailable, StorageFull, WorkerDied, and InvalidSpec for results
-    of another experiment in `out`.
+    Raises InvalidArgument, InvalidData, TooFewQuestions, ModelUnavailable, StorageFull, WorkerDied, and InvalidSpec if the
+    folder holds results of another experiment.
     """
     experiment = plan.experiment
     device = pick_device(plan.device)
@@ -60,7 +63,7 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
     questions = read_groups(experiment)
     check_sizes(experiment, questions)
     provenance = Provenance(experiment, data_digest(questions))
-    # Seeds first: broken off, an experiment has whole comparisons of few seeds rather than all seeds of few methods.
+    # Seeds in the outer loop: an interrupted experiment then compares all methods on few seeds, not few methods on all seeds.
     work = [(method, seed) for seed in experiment.seeds for method in chosen]
     todo = [
         (method, seed)
@@ -69,7 +72,7 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
     ]
     plan.out.mkdir(parents=True, exist_ok=True)
     player = Player(Setting(experiment, questions, provenance, plan.model_path, plan.cache, device))
-    for method in chosen:  # into the cache once, and not by every process at the same time
+    for method in chosen:  # fills the cache once, so that the workers do not all compute the same vectors
         groups = player.groups(
             experiment.run_spec(method, experiment.seeds[0]), lambda done, of: tell("embedding", done, of)
         )
@@ -78,14 +81,19 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
 
 
 async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> None:
-    """As many workers as jobs, each taking the next piece of work until none is left; the first failure ends all."""
+    """Starts `plan.jobs` worker processes; each plays the next method and seed until none is left.
+
+    The first failure stops all workers and is raised.
+    """
     waiting = iter(todo)
-    parts: dict[tuple[str, int], float] = {}  # of each piece begun, how much of it is done
+    shares_done: dict[
+        tuple[str, int], float
+    ] = {}  # for each method and seed that was begun: share of its training done
 
     def progress(piece: Work, stage: str, done: int, of: int) -> None:
         method, seed = piece
-        parts[method.name, seed] = done / of if stage == "training" and of else 0.0
-        finished = total - len(todo) + sum(parts.values())
+        shares_done[method.name, seed] = done / of if stage == "training" and of else 0.0
+        finished = total - len(todo) + sum(shares_done.values())
         tell(f"{method.name}, seed {seed}: {stage}", int(1000 * finished), 1000 * total)
 
     async def work() -> None:
@@ -117,10 +125,10 @@ async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> Non
 
 
 def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:
-    """The trivial baselines: no seed changes them."""
+    """Writes the results of the baselines that need no training. No seed changes them, so each has one result."""
     experiment = plan.experiment
     spec = experiment.run_spec(experiment.methods[0], experiment.seeds[0])
-    scoring, parts = experiment.scoring, experiment.data
+    scoring, partition = experiment.scoring, experiment.data
     mean = TrainingMean(spec, groups)
     guessers: dict[str, Guesser] = {UNIFORM: uniform, NEAREST: nearest, TRAINING_MEAN: mean}
     for method, guess in guessers.items():
@@ -130,7 +138,9 @@ def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:
         records = [provenance.header(method, "baseline", 0, None, embedding_digest(groups), torch.device("cpu"))]
         for name, data in groups.items():
             for context in experiment.contexts_of(name):
-                episodes = [episode_of(spec, data, parts.part_of(name), context, draw) for draw in range(scoring.draws)]
+                episodes = [
+                    episode_of(spec, data, partition.part_of(name), context, draw) for draw in range(scoring.draws)
+                ]
                 draws = score_guesses(guess, data, episodes)
-                records.append(final_record(data, parts.part_of(name), context, draws, mean.kind_of))
+                records.append(final_record(data, partition.part_of(name), context, draws, mean.kind_of))
         write_records(path, records)

@@ -1,9 +1,12 @@
-"""How well a predictor fits each question of a group, given a few of the group's other answers.
+"""Scores how well a predictor fits each question of a group, given a few of the group's other answers as context.
 
-A context is drawn by sha256 of group, size and number of the draw: the same for every method and every seed of training.
-Test and validation groups are scored on all their other questions; those that are withheld from training are told apart from
-the others in the results, and are no part of a group's own score.
-Training groups have their context from the questions they train on, and are scored on those that nobody trains on.
+A context is drawn with the sha256 of group, size and number of the draw as seed, so every method and every training seed
+has the same contexts. Test and validation groups are scored on all their other questions. The questions that are withheld
+from all training are marked in the results and do not count in a group's own score. Training groups take their context from
+the questions they train on, and are scored on the withheld questions.
+
+In shapes, P is the group's option points, C context points, T target points, Q target questions, D the embedding dimension
+and d the model's width d_model.
 """
 
 import hashlib
@@ -23,42 +26,49 @@ from pluralllm.experiment.stacked import Flat, StackedPredictors
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One question of one group in one draw."""
+    """Score of one question of one group in one draw."""
 
     question: int  # its number within the group
     distance: float  # Jensen-Shannon distance, natural logarithm
-    log_std: float  # of the root mean square of its options' predicted standard deviations; NaN for what predicts none
+    log_std: float  # logarithm of its options' root mean square predicted standard deviation; NaN if none is predicted
     error: float  # root mean square of predicted minus true share
 
 
 def context_episode(data: GroupData, size: int, draw: int, pool: Iterable[int], targets: Iterable[int]) -> Episode:
-    """`size` questions of the pool, and the targets that are not among them."""
+    """Returns an episode whose context is `size` questions drawn from `pool`; its targets are `targets` without them."""
     key = hashlib.sha256(f"experiment/{data.group}/{size}/{draw}".encode()).digest()
     drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(np.asarray(list(pool))).tolist()
     context = tuple(drawn[:size])
     return Episode(context, tuple(q for q in targets if q not in set(context)))
 
 
-def episode_of(spec: RunSpec, data: GroupData, part: str, size: int, draw: int) -> Episode:
-    """Of a training group: context from what it trains on, targets that are withheld. Of another: all but the context."""
+def episode_of(spec: RunSpec, data: GroupData, group_part: str, size: int, draw: int) -> Episode:
+    """Returns the episode that a group is scored on.
+
+    A training group has a context from the questions it trains on, and the withheld questions as targets. Any other group
+    has a context from all its questions, and all the others as targets.
+    """
     usable, withheld = data.split(spec.evaluation.holdout_share)
-    if part == "train":
+    if group_part == "train":
         return context_episode(data, size, draw, usable, withheld)
     everything = range(len(data.questions))
     return context_episode(data, size, draw, everything, everything)
 
 
-def own_episode(spec: RunSpec, data: GroupData, part: str, size: int, draw: int) -> Episode:
-    """The targets of `episode_of` that make up the group's own score: of a group that does not train, those not withheld."""
-    episode = episode_of(spec, data, part, size, draw)
-    if part == "train":
+def own_episode(spec: RunSpec, data: GroupData, group_part: str, size: int, draw: int) -> Episode:
+    """Returns the episode of `episode_of` with only the targets that count in the group's own score.
+
+    For a group that does not train, these are the targets that are not withheld; for a training group, all of them.
+    """
+    episode = episode_of(spec, data, group_part, size, draw)
+    if group_part == "train":
         return episode
     withheld = set(data.split(spec.evaluation.holdout_share)[1])
     return replace(episode, targets=tuple(q for q in episode.targets if q not in withheld))
 
 
 class Scorer:
-    """One predictor and one group. The group's points are embedded once, as targets of every context."""
+    """Scores one predictor on one group. The group's points are embedded once and serve as targets of every context."""
 
     @torch.no_grad()
     def __init__(self, spec: RunSpec, values: Flat, data: GroupData, device: torch.device) -> None:
@@ -68,17 +78,17 @@ class Scorer:
         self._targets = self._stack.embed(points, points.new_zeros(points.shape[:2]))  # (1, P, d)
 
     def score(self, episode: Episode) -> list[Scored]:
-        """The targets' scores."""
+        """Returns the score of each target of the episode."""
         return scored(self._data, episode.targets, *self._predict(episode))
 
     def shares(self, episode: Episode) -> dict[int, NDArray[np.float32]]:
-        """The predicted share of each option, by the target question's number."""
+        """Returns the predicted shares of each target question's options, by the question's number."""
         shares, _ = self._predict(episode)
         return dict(zip(episode.targets, np.split(shares, starts_of(self._data, episode.targets)[1:]), strict=True))
 
     @torch.no_grad()
     def _predict(self, episode: Episode) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Shares and log standard deviations of the targets' options, (T,) each."""
+        """Returns predicted shares and log standard deviations of the targets' options, (T,) each."""
         batch = make_batch([(self._data, episode)]).to(self._device)
         context = self._stack.embed(batch.context, batch.context_shares)  # (1, C, d)
         targets = self._targets[:, torch.from_numpy(self._data.points(episode.targets)).to(self._device)]  # (1, T, d)
@@ -88,15 +98,18 @@ class Scorer:
 
 
 def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:
-    """Ids of the questions that most of these groups answered, among equals the first by id."""
+    """Returns the ids of the `count` questions that most of these groups answered; ties are broken by id."""
     answered = Counter(question.id for data in groups.values() for question in data.questions)
-    return set(sorted(answered, key=lambda known: (-answered[known], known))[:count])
+    return set(sorted(answered, key=lambda question_id: (-answered[question_id], question_id))[:count])
 
 
 def scored(
     data: GroupData, targets: Sequence[int], shares: NDArray[np.float32], log_stds: NDArray[np.float32]
 ) -> list[Scored]:
-    """Guesses, the options of one target after those of the other, held against the group's answers."""
+    """Returns the score of each target: predicted shares compared with the group's answers.
+
+    shares, log_stds: the predictions, (T,), for the options of the first target, then of the second, and so on.
+    """
     starts, sizes = starts_of(data, targets), np.diff(data.offsets)[list(targets)]  # (Q,) each
     true = data.shares[data.points(targets)]  # (T,)
     errors = shares / np.repeat(np.add.reduceat(shares, starts), sizes) - true  # (T,)
@@ -107,13 +120,13 @@ def scored(
 
 
 def starts_of(data: GroupData, targets: Sequence[int]) -> NDArray[np.int64]:
-    """Where each target's options begin, one target after another. (Q,)"""
+    """Returns the index of each target's first option when the options of all targets stand in one array, (Q,)."""
     sizes = np.diff(data.offsets)[list(targets)]
     starts: NDArray[np.int64] = np.cumsum(sizes) - sizes
     return starts
 
 
 def alignment(draws: Iterable[Iterable[Scored]]) -> float:
-    """1 - mean distance over the questions of all draws."""
-    distances = [each.distance for draw in draws for each in draw]
+    """Alignment score: 1 minus the mean distance over the questions of all draws."""
+    distances = [score.distance for draw in draws for score in draw]
     return 1 - sum(distances) / len(distances)

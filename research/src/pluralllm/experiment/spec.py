@@ -1,4 +1,7 @@
-"""What an experiment is: data, who trains and who is only scored, methods, seeds. TOML in, checked before any work."""
+"""Describes an experiment: its data, its training and scored groups, its methods and seeds.
+
+An experiment is written as TOML and is checked completely before any work begins.
+"""
 
 import hashlib
 import json
@@ -26,14 +29,17 @@ Names = Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
 class Data(SpecPart):
-    """Which file, and each group's part. What is chosen is chosen by validation groups; test groups are only reported."""
+    """Data file of an experiment, and its groups in three parts: train, validation and test.
+
+    A method may be chosen by its scores on validation groups. Scores on test groups are only reported.
+    """
 
     file: Path  # relative to the experiment's file
     layout: Literal["globalopinionqa"] = "globalopinionqa"
     train: Names
     validation: tuple[Name, ...] = ()
     test: Names
-    max_questions: PositiveInt | None = None  # of each group, chosen by hash, so that groups keep the same ones
+    max_questions: PositiveInt | None = None  # for each group, chosen by hash, so that groups keep the same questions
 
     @model_validator(mode="after")
     def _each_group_has_one_part(self) -> Self:
@@ -48,12 +54,12 @@ class Data(SpecPart):
         return (*self.train, *self.validation, *self.test)
 
     def part_of(self, group: str) -> str:
-        """train, validation or test."""
+        """Returns the part that a group belongs to: train, validation or test."""
         return "train" if group in self.train else "validation" if group in self.validation else "test"
 
 
 class Scoring(SpecPart):
-    """How predictors are scored: seeded contexts of several sizes, alike for every method and seed of training."""
+    """Settings for scoring: predictors get seeded contexts of several sizes, the same for every method and seed."""
 
     contexts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
         1,
@@ -61,15 +67,20 @@ class Scoring(SpecPart):
         10,
         20,
         40,
-    )  # of groups that do not train
-    # Groups too small for some contexts, by name: said here, or the experiment is refused. Never the main context.
+    )  # numbers of context questions for groups that do not train
+    # Groups that are too small for some contexts, by name. An experiment with such a group that is not listed is refused.
+    # The main context cannot be left out.
     without: dict[Name, tuple[PositiveInt, ...]] = Field(default_factory=dict)
-    main_context: PositiveInt = 20  # the curve over rounds is of this size
-    draws: PositiveInt = 5
-    curve_draws: PositiveInt = 2  # of the curve over rounds, where each point costs
-    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of questions that no method trains on, chosen by hash
-    shown_questions: Annotated[int, Field(ge=0, le=50)] = 6  # whose predicted shares are kept beside the true ones
-    every: PositiveInt = 5  # rounds, or as many times local_steps gradient steps
+    main_context: PositiveInt = 20  # number of context questions for the scores during training
+    draws: PositiveInt = 5  # contexts drawn for each group and size, at the end of training
+    curve_draws: PositiveInt = 2  # contexts drawn during training; fewer, because every point is scored
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = (
+        0.1  # share of questions that no method trains on, chosen by hash
+    )
+    shown_questions: Annotated[int, Field(ge=0, le=50)] = 6  # questions whose predicted and true shares are kept
+    every: PositiveInt = (
+        5  # interval between scores during training: rounds, or local_steps times as many gradient steps
+    )
 
     @model_validator(mode="after")
     def _main_is_scored(self) -> Self:
@@ -83,21 +94,21 @@ class Scoring(SpecPart):
 
 
 def slug_of(name: str) -> str:
-    """A method's name as part of a file's name."""
+    """Turns a method's name into a form that can be used in a file name."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
 class Method(SpecPart):
-    """One line of the table."""
+    """Training method that an experiment compares: one line of the results table, or two with `adapt_steps`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,60}$")]  # becomes part of a file's name
     kind: Literal["fedavg", "centralized", "local"] = "fedavg"
     preset: Literal["default", "paper"] = "default"
-    steps: PositiveInt | None = None  # of centralized; default: rounds * local_steps, as many as a client takes
-    # After fedavg, of each training group on its own questions: its own last model, and a line of its own in the table.
+    steps: PositiveInt | None = None  # only for centralized; default: rounds * local_steps, as many as a client takes
+    # Steps that each training group trains the fedavg model on its own questions. These models have their own table line.
     adapt_steps: PositiveInt | None = None
-    adapt_learning_rate: Positive = 1e-4  # constant over them
-    spec: dict[str, Any] = Field(default_factory=dict)  # merged over the preset
+    adapt_learning_rate: Positive = 1e-4  # constant over the adapt_steps
+    spec: dict[str, Any] = Field(default_factory=dict)  # run spec values that override the preset
 
     @model_validator(mode="after")
     def _steps_fit_the_kind(self) -> Self:
@@ -109,7 +120,7 @@ class Method(SpecPart):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What it gives the table: its own name, and that of its adapted models."""
+        """Names of the lines that this method adds to the table: its own, and that of its adapted models if any."""
         return (self.name,) if self.adapt_steps is None else (self.name, f"{self.name} adapted locally")
 
     @model_validator(mode="after")
@@ -123,14 +134,14 @@ class Method(SpecPart):
         return self
 
     def quick(self) -> Self:
-        """A few rounds or steps of it."""
+        """Returns the same method with only a few rounds or steps."""
         rounds = {"rounds": min(self.spec["rounds"], QUICK_ROUNDS)} if "rounds" in self.spec else {}
         steps = None if self.steps is None else min(self.steps, QUICK_STEPS)
         return self.model_copy(update={"steps": steps, "spec": {**self.spec, **rounds}})
 
 
 class Experiment(SpecPart):
-    """Load it with `load_experiment`."""
+    """Comparison of training methods on one data set, with every seed. `load_experiment` reads it from a TOML file."""
 
     format: Literal["pluralllm.experiment/1"] = "pluralllm.experiment/1"
     title: Annotated[str, Field(max_length=200)] = ""
@@ -162,13 +173,16 @@ class Experiment(SpecPart):
         return self
 
     def contexts_of(self, group: str) -> tuple[int, ...]:
-        """The contexts this group is scored at; a training group, which answered far more, only at the main one."""
+        """Returns the numbers of context questions that this group is scored with.
+
+        A training group is scored only with the main one.
+        """
         if group in self.data.train:
             return (self.scoring.main_context,)
         return tuple(size for size in self.scoring.contexts if size not in self.scoring.without.get(group, ()))
 
     def run_spec(self, method: Method, seed: int) -> RunSpec:
-        """The run spec a service would be given for this method. Raises InvalidSpec."""
+        """Returns the run spec that a service would run for this method with this seed. Raises InvalidSpec."""
         count = len(self.data.train)
         own: dict[str, Any] = {
             "seed": seed,
@@ -178,7 +192,9 @@ class Experiment(SpecPart):
             "evaluation": {"holdout_share": self.scoring.holdout_share},
             "embedding": {"model": self.model},
         }
-        if method.kind == "centralized" and method.steps is not None:  # the paper's: the rate falls to 0 over the steps
+        if (
+            method.kind == "centralized" and method.steps is not None
+        ):  # as in the paper, the rate falls to 0 over the steps
             own["training"] = {"schedule": "cosine", "cosine_steps": method.steps}
         values = merge(merge(preset_values(method.preset), own), method.spec)
         values["embedding"].setdefault("dimension", self.width * len(values["embedding"]["templates"]))
@@ -188,8 +204,11 @@ class Experiment(SpecPart):
             raise InvalidSpec(file=f"of method {method.name}", problems=explain(error)) from error
 
     def quick(self) -> Self:
-        """Every method and every way of scoring once, in minutes: to see that all works, not for its figures."""
-        main = self.scoring.main_context  # at which nobody is left out
+        """Returns a small version of the experiment that runs in minutes.
+
+        It uses every method and every kind of scoring once, to show that everything works; its figures mean nothing.
+        """
+        main = self.scoring.main_context  # every group is scored with it
         fewer = {"contexts": (main,), "without": {}, "draws": 1, "curve_draws": 1, "every": 2}
         scoring = self.scoring.model_copy(update=fewer)
         changes = {
@@ -204,30 +223,36 @@ class Experiment(SpecPart):
         return self.model_copy(update=changes)
 
     def portable(self) -> dict[str, Any]:
-        """All of it but the file's place on this machine."""
+        """Returns the experiment as JSON values, with the data file's name instead of its path on this machine."""
         values = self.model_dump(mode="json")
         values["data"]["file"] = self.data.file.name
         return values
 
     def sha256(self) -> Digest:
-        """Over the run specs too: a preset that changes in a later release makes another experiment."""
+        """Digest of the experiment and of its methods' run specs.
+
+        If a later release changes a preset, the digest changes too, because the run specs do.
+        """
         specs = [self.run_spec(method, self.seeds[0]).sha256() for method in self.methods]
         return Digest(hashlib.sha256(json.dumps([self.portable(), specs], sort_keys=True).encode()).hexdigest())
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Raises InvalidSpec: file, key, what is allowed; also for a method whose run spec would not be valid."""
+    """Reads and checks an experiment's TOML file.
+
+    Raises InvalidSpec with file, key and allowed values; also if a method's run spec is not valid.
+    """
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-        found = Experiment.model_validate(given)
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        experiment = Experiment.model_validate(values)
     except OSError as error:
         raise InvalidSpec(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSpec(file=str(path), problems=f"  not TOML: {error}") from error
     except ValidationError as error:
         raise InvalidSpec(file=str(path), problems=explain(error)) from error
-    file = found.data.file if found.data.file.is_absolute() else path.parent / found.data.file
-    found = found.model_copy(update={"data": found.data.model_copy(update={"file": file})})
-    for method in found.methods:
-        found.run_spec(method, found.seeds[0])
-    return found
+    file = experiment.data.file if experiment.data.file.is_absolute() else path.parent / experiment.data.file
+    experiment = experiment.model_copy(update={"data": experiment.data.model_copy(update={"file": file})})
+    for method in experiment.methods:
+        experiment.run_spec(method, experiment.seeds[0])
+    return experiment

@@ -1,11 +1,12 @@
-"""The predictors of many clients in one pass: every parameter stacked along a first axis, so that a layer is one product.
+"""Runs the predictors of many clients in one pass: their parameters are stacked along a first axis.
 
-What one client does here is what `client.train` does to it alone, within rounding: no client's values ever meet another's.
-With dropout it is the same in distribution only: one mask is drawn for all clients of a pass, not one stream for each.
-Context and targets go through a layer as one sequence, whose context attends to itself and is attended to by the targets.
+A layer of all predictors is then one matrix product. Within rounding, each client gets the same values as when
+`pluralllm.client.work.train` trains it alone, because no client's values are mixed with another's. With dropout only the
+distribution is the same: one mask is drawn for all clients of a pass. Context and targets go through a layer as one
+sequence; context points attend to the context, and so do the targets.
 
-K: clients, B: episodes of each in a step, C: context points, T: target points, N: C + T, D: embedding dimension, d: d_model,
-H: heads.
+Shapes: K clients, B episodes of each client in a step, C context points, T target points, N = C + T, D embedding dimension,
+d = d_model, H heads.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,11 @@ from pluralllm.common.predictor.model import Prediction, input_scale
 from pluralllm.common.words.spec import RunSpec
 
 Flat = NDArray[np.float32]  # one predictor's values in layout order (sorted by name)
-QUERY, KEY_VALUE = ".query", ".key_value"  # rows of attention_in, apart: targets need no keys and values
+QUERY, KEY_VALUE = ".query", ".key_value"  # the rows of attention_in in two tensors, as targets need no keys and values
 
 
 class StackedPredictors:
-    """K predictors of one shape. `values` maps a parameter's name to (K, *shape)."""
+    """Stack of K predictors of the same shape. `values` maps each parameter's name to a tensor of shape (K, *shape)."""
 
     def __init__(self, spec: RunSpec, starts: Sequence[Flat], device: torch.device) -> None:
         self.count = len(starts)
@@ -39,17 +40,17 @@ class StackedPredictors:
         self._scale = input_scale(spec.predictor, spec.embedding)
         self._share_scale = spec.predictor.share_scale
         self._shapes = _pieces(spec)
-        for name, part in self._split(starts).items():
-            self.values[name] = part.to(device, copy=True).requires_grad_()
+        for name, tensor in self._split(starts).items():
+            self.values[name] = tensor.to(device, copy=True).requires_grad_()
 
     @torch.no_grad()
     def restart(self, starts: Sequence[Flat]) -> None:
-        """Puts other values in place of all."""
-        for name, part in self._split(starts).items():
-            self.values[name].copy_(part)
+        """Replaces the values of every predictor with those in `starts`."""
+        for name, tensor in self._split(starts).items():
+            self.values[name].copy_(tensor)
 
     def flat(self) -> list[Flat]:
-        """Each predictor's values. Raises NotFinite, as the service refuses such an update."""
+        """Returns each predictor's values in layout order. Raises NotFinite for infinities and NaN, as the service does."""
         whole = torch.cat([self.values[name].detach().reshape(self.count, -1) for name, _ in self._shapes], dim=1)
         if not whole.isfinite().all():
             broken = {name: int((~tensor.isfinite()).sum()) for name, tensor in self.values.items()}
@@ -57,13 +58,16 @@ class StackedPredictors:
         return list(whole.cpu().numpy())
 
     def __call__(self, batch: Batch, *, training: bool) -> Prediction:
-        """Rows of the batch: K times B, the B of one client together."""
+        """Predicts a batch of K * B episodes; the B episodes of one client are neighbours."""
         embeddings = torch.cat([batch.context, batch.targets], dim=1)  # (K*B, N, D)
         shares = torch.cat([batch.context_shares, torch.zeros_like(batch.target_shares)], dim=1)  # (K*B, N)
         return self.predict(self.embed(embeddings, shares), batch.context_is_real, training=training)
 
     def embed(self, embeddings: Tensor, shares: Tensor) -> Tensor:
-        """Points before any layer, (K*B, N, D) and (K*B, N) -> (K, B*N, d). A target's does not depend on the context."""
+        """Embeds points before the first layer: (K*B, N, D) and (K*B, N) -> (K, B*N, d).
+
+        The embedding of a target does not depend on the context, so it can be reused for every context.
+        """
         y = shares.unsqueeze(-1) * self._share_scale  # (K*B, N, 1)
         x = torch.cat([embeddings * self._scale, y], dim=-1)  # (K*B, N, D + 1)
         x = x.view(self.count, -1, x.shape[-1])  # (K, B*N, D + 1)
@@ -73,7 +77,10 @@ class StackedPredictors:
         return self._linear(x, f"embedder.{last}")
 
     def predict(self, x: Tensor, context_is_real: Tensor, *, training: bool) -> Prediction:
-        """From embedded points, each row's context before its targets: (K, B*N, d), (K*B, C)."""
+        """Predicts from embedded points: (K, B*N, d) and (K*B, C) -> mean and log standard deviation, (K*B, T) each.
+
+        In each episode the context points come before the target points.
+        """
         dropout = self._config.dropout if training else 0.0
         rows, context = context_is_real.shape
         attended = context_is_real[:, None, None, :]  # (K*B, 1, 1, C)
@@ -91,8 +98,8 @@ class StackedPredictors:
     def _split(self, starts: Sequence[Flat]) -> dict[str, Tensor]:
         stacked = torch.from_numpy(np.stack(starts))  # (K, values)
         sizes = [int(np.prod(shape)) for _, shape in self._shapes]
-        parts = torch.split(stacked, sizes, dim=1)
-        return {name: part.reshape(-1, *shape) for (name, shape), part in zip(self._shapes, parts, strict=True)}
+        tensors = torch.split(stacked, sizes, dim=1)
+        return {name: tensor.reshape(-1, *shape) for (name, shape), tensor in zip(self._shapes, tensors, strict=True)}
 
     def _keys_and_values(self, x: Tensor, rows: int, name: str) -> tuple[Tensor, Tensor]:
         both = self._linear(x, f"{name}.attention_in", KEY_VALUE)  # (K, B*C, 2d)
@@ -121,14 +128,14 @@ class StackedPredictors:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """One step of each client: what was predicted before it, and of what."""
+    """Batch of one gradient step, with the predictions that the clients made before the step."""
 
-    predicted: Prediction  # detached
+    predicted: Prediction  # detached from the gradient graph
     batch: Batch
 
 
 class Learners:
-    """Predictors that learn side by side, and their optimizers' moments."""
+    """Trains several predictors at the same time, each on its own episodes; holds their optimizers' moments."""
 
     def __init__(self, spec: RunSpec, starts: Sequence[Flat], device: torch.device) -> None:
         training = spec.training
@@ -144,7 +151,10 @@ class Learners:
         self._anchors = [tensor.detach().clone() for tensor in tensors] if training.proximal_mu else tensors
 
     def restart(self, base: Flat) -> None:
-        """All from one model, as at the beginning of a round; moments are kept or forgotten as the spec says."""
+        """Sets all predictors to the values `base`, as at the beginning of a round.
+
+        The optimizers' moments are kept or cleared, as the run spec says.
+        """
         self.stack.restart([base] * self.stack.count)
         if self._training.proximal_mu:
             self._anchors = [tensor.detach().clone() for tensor in self.stack.values.values()]
@@ -152,7 +162,7 @@ class Learners:
             self._optimizer.state.clear()
 
     def learn(self, episodes: Sequence[tuple[GroupData, Episode]], rate: float) -> Learnt:
-        """One gradient step of each, on its own share of the episodes, in order."""
+        """Takes one gradient step with every predictor; the episodes are B for the first predictor, then B for the second."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         batch = make_batch(episodes).to(self._device)
@@ -170,7 +180,7 @@ class Learners:
 
 @torch.no_grad()
 def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
-    """Each client's own gradient to a norm of at most `limit`, as torch's clip_grad_norm_ does to one."""
+    """Clips each client's gradient to a norm of at most `limit`, as torch's clip_grad_norm_ does for one model."""
     squares = torch.stack([(gradient.flatten(1) ** 2).sum(1) for gradient in gradients]).sum(0)  # (K,)
     factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)  # (K,)
     for gradient in gradients:
@@ -178,12 +188,12 @@ def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
 
 
 def _pieces(spec: RunSpec) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in layout order, the rows of attention_in apart."""
-    found: list[tuple[str, tuple[int, ...]]] = []
+    """Returns names and shapes of the parameters in layout order, with attention_in as two: query, and key and value."""
+    shapes: list[tuple[str, tuple[int, ...]]] = []
     for parameter in sorted(parameters(spec.predictor, spec.embedding.dimension), key=lambda p: p.name):
         if ".attention_in." in parameter.name:
             d, rest = spec.predictor.d_model, parameter.shape[1:]
-            found += [(parameter.name + QUERY, (d, *rest)), (parameter.name + KEY_VALUE, (2 * d, *rest))]
+            shapes += [(parameter.name + QUERY, (d, *rest)), (parameter.name + KEY_VALUE, (2 * d, *rest))]
         else:
-            found.append((parameter.name, parameter.shape))
-    return found
+            shapes.append((parameter.name, parameter.shape))
+    return shapes

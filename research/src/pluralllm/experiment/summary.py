@@ -1,12 +1,12 @@
-"""From results to the table of methods: each method's alignment on one part of the groups, with intervals.
+"""Summarises results as a table of methods: each method's alignment on one part of the groups, with intervals.
 
-A group's score is 1 - mean distance over its questions, all draws and seeds. The interval is a bootstrap over questions: a
-question that is drawn twice counts twice in every group, draw and seed it appears in, because what one question is like is
-common to all of them. So the intervals say what other questions might have given. What other seeds might have given is told
-beside them, by the seeds' standard deviation.
+A group's score is 1 minus the mean distance over its questions, all draws and all seeds. Its interval is a bootstrap over
+questions. A question that is drawn twice counts twice in every group, draw and seed in which it appears, because how hard a
+question is affects all of them. So an interval says how much other questions would change the score. The standard deviation
+over seeds, which stands beside it, says how much other seeds would change it.
 
 Source: Efron and Tibshirani 1993, chapter 13 (percentile interval), chapter 8 (resample what is independent).
-G: groups, Q: questions, S: seeds, R: resamples.
+Shapes: G groups, Q questions, S seeds, R resamples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,16 +25,18 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which scored questions are looked at."""
+    """Selection of the scored questions that a summary uses."""
 
-    part: str = "test"
-    context: int = 20
-    kinds: tuple[QuestionKind, ...] | None = None  # of questions; None: those that make up the part's own score
-    draws: int | None = None  # only the first so many
+    part: str = "test"  # train, validation or test groups
+    context: int = 20  # number of context questions
+    kinds: tuple[QuestionKind, ...] | None = None  # None: the kinds that count in the part's own score
+    draws: int | None = None  # number of draws, counted from the first; None: all
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
+    """Value with the bounds of its bootstrap interval."""
+
     value: float
     low: float
     high: float
@@ -42,69 +44,75 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One method on one part of the groups."""
+    """Table line that summarises one method on one part of the groups."""
 
     method: str
     seeds: int
     questions: int
-    mean: Estimate  # over groups of their alignment scores
-    worst: Estimate
+    mean: Estimate  # mean of the groups' alignment scores
+    worst: Estimate  # lowest of the groups' alignment scores
     worst_group: str
     fairness: Estimate  # Jain's index
     variation: Estimate  # coefficient of variation
     groups: dict[str, Estimate]
     mean_over_seeds: tuple[float, ...]  # one for each seed
-    seed_deviation: float | None  # of the mean; None with one seed
+    seed_deviation: float | None  # standard deviation of the mean over seeds; None with one seed
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Sums a group's score is made of, so that resampling is one product of matrices."""
+    """Sums of distances and counts from which scores are computed, so that resampling is one matrix product."""
 
     groups: tuple[str, ...]
-    totals: Floats  # (S, G, Q) distances of a question, over its draws
-    counts: Floats  # (S, G, Q) how often it was a target
+    totals: Floats  # (S, G, Q) sum of a question's distances over the draws
+    counts: Floats  # (S, G, Q) number of draws in which the question was a target
 
     def scores(self) -> Floats:
-        """(G,)"""
+        """Returns each group's alignment score over all seeds, (G,)."""
         return _score(self.totals.sum((0, 2)), self.counts.sum((0, 2)))
 
     def scores_by_seed(self) -> Floats:
-        """(S, G)"""
+        """Returns each group's alignment score for each seed, (S, G)."""
         return _score(self.totals.sum(2), self.counts.sum(2))
 
     def resampled(self, weights: Floats) -> Floats:
-        """(R, G) for weights (R, Q). A group of which a resample holds no question keeps its score there."""
+        """Returns each group's score in each resample, (R, G), for question weights (R, Q).
+
+        If a resample holds no question of a group, the group keeps its score over all questions.
+        """
         totals, counts = self.totals.sum(0), self.counts.sum(0)  # (G, Q)
-        found = _score(weights @ totals.T, weights @ counts.T)  # (R, G)
-        return np.where(np.isnan(found), self.scores(), found)
+        scores = _score(weights @ totals.T, weights @ counts.T)  # (R, G)
+        return np.where(np.isnan(scores), self.scores(), scores)
 
 
 def methods_of(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Each method's results, one for each seed."""
-    found: dict[str, list[Result]] = {}
+    """Returns each method's results, one for each seed, by the method's name."""
+    by_method: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(result.method, []).append(result)
-    return found
+        by_method.setdefault(result.method, []).append(result)
+    return by_method
 
 
 def contexts_of(results: Sequence[Result]) -> tuple[int, ...]:
-    """The sizes of context that were scored."""
+    """Returns the numbers of context questions that were scored, in order."""
     return tuple(sorted({scores.context for result in results for scores in result.scores}))
 
 
-def left_out(results: Sequence[Result], part: str, context: int) -> tuple[str, ...]:
-    """Groups of a part that have too few answers to be scored at this size of context, and are at others."""
+def left_out(results: Sequence[Result], group_part: str, context: int) -> tuple[str, ...]:
+    """Returns the groups of a part that were scored with other numbers of context questions but not with this one.
+
+    They have answered too few questions for it.
+    """
     sizes: dict[str, set[int]] = {}
-    for scores in (scores for result in results for scores in result.scores if scores.part == part):
+    for scores in (scores for result in results for scores in result.scores if scores.part == group_part):
         sizes.setdefault(scores.group, set()).add(scores.context)
-    return tuple(sorted(group for group, found in sizes.items() if context not in found))
+    return tuple(sorted(group for group, contexts in sizes.items() if context not in contexts))
 
 
 def table(results: Sequence[Result], selection: Selection) -> list[Line]:
-    """Each method's line, best first; a method that scores no group of the part has none.
+    """Returns one line for each method, best mean first; a method that scores no group of the part has no line.
 
-    All lines use the same resamples, so that two methods can be compared question by question: see `difference`.
+    All lines use the same resamples, so that `difference` can compare two methods question by question.
     """
     questions = population(results, selection)
     weights = question_weights(len(questions))
@@ -117,15 +125,15 @@ def table(results: Sequence[Result], selection: Selection) -> list[Line]:
 
 
 def over_groups(scores: Floats) -> Floats:
-    """Mean alignment, (R, G) -> (R,)."""
-    found: Floats = scores.mean(1)
-    return found
+    """Mean alignment over groups in each resample, (R, G) -> (R,)."""
+    means: Floats = scores.mean(1)
+    return means
 
 
 def unevenness(scores: Floats) -> Floats:
-    """Coefficient of variation, (R, G) -> (R,)."""
-    found: Floats = scores.std(1) / scores.mean(1)
-    return found
+    """Coefficient of variation over groups in each resample, (R, G) -> (R,)."""
+    variations: Floats = scores.std(1) / scores.mean(1)
+    return variations
 
 
 def difference(
@@ -135,7 +143,10 @@ def difference(
     selection: Selection,
     measure: Callable[[Floats], Floats] = over_groups,
 ) -> Estimate | None:
-    """The measure of `one` minus that of `other`, over the same groups and resamples. None where their groups differ."""
+    """Returns the measure of method `one` minus that of `other`, over the same groups and resamples.
+
+    None if one of them has no score, or if their groups differ.
+    """
     methods = methods_of(results)
     questions = population(results, selection)
     tallies = [tally_of(methods.get(name, []), selection, questions) for name in (one, other)]
@@ -149,13 +160,13 @@ def difference(
 
 
 def population(results: Sequence[Result], selection: Selection) -> NDArray[np.int64]:
-    """The numbers of all questions that are looked at, whatever the method, in order. (Q,)"""
-    found = [scores.question[mask] for result in results for scores, mask in selected(result, selection)]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+    """Returns the numbers of all selected questions of all methods, in order, (Q,)."""
+    numbers = [scores.question[mask] for result in results for scores, mask in selected(result, selection)]
+    return np.unique(np.concatenate(numbers)) if numbers else np.empty(0, dtype=np.int64)
 
 
 def question_weights(questions: int) -> Floats:
-    """How often each question is in each resample, (R, Q): the same for the same number of questions."""
+    """Returns how often each question is in each resample, (R, Q); always the same for the same number of questions."""
     if not questions:
         return np.zeros((RESAMPLES, 0))
     rng = np.random.default_rng(0)
@@ -163,26 +174,26 @@ def question_weights(questions: int) -> Floats:
 
 
 def tally_of(runs: Sequence[Result], selection: Selection, questions: NDArray[np.int64]) -> Tally | None:
-    """None where these results score no question of the selection."""
-    found: dict[tuple[int, str], tuple[Floats, Floats]] = {}
+    """Returns the tally of one method's results, or None if they score no question of the selection."""
+    sums_of: dict[tuple[int, str], tuple[Floats, Floats]] = {}  # by seed and group: distances and counts, (Q,) each
     for number, result in enumerate(runs):
         for scores, mask in selected(result, selection):
             at = np.searchsorted(questions, scores.question[mask])
             sums: Floats = np.bincount(at, scores.distance[mask], len(questions)).astype(np.float64)
-            found[number, scores.group] = (sums, np.bincount(at, minlength=len(questions)).astype(np.float64))
-    groups = tuple(sorted({group for _, group in found}))
+            sums_of[number, scores.group] = (sums, np.bincount(at, minlength=len(questions)).astype(np.float64))
+    groups = tuple(sorted({group for _, group in sums_of}))
     if not groups:
         return None
     shape = (len(runs), len(groups), len(questions))
     totals: Floats = np.zeros(shape)
     counts: Floats = np.zeros(shape)
-    for (number, group), (mine, often) in found.items():
-        totals[number, groups.index(group)], counts[number, groups.index(group)] = mine, often
+    for (number, group), (total, count) in sums_of.items():
+        totals[number, groups.index(group)], counts[number, groups.index(group)] = total, count
     return Tally(groups, totals, counts)
 
 
 def selected(result: Result, selection: Selection) -> Iterator[tuple[Scores, NDArray[np.bool_]]]:
-    """Each group's scores with the rows of the selection, where there are any."""
+    """Yields each group's scores with a mask of the selected rows; leaves out groups without a selected row."""
     for scores in result.scores:
         if (scores.part, scores.context) != (selection.part, selection.context):
             continue
@@ -195,6 +206,7 @@ def selected(result: Result, selection: Selection) -> Iterator[tuple[Scores, NDA
 
 
 def estimate(value: float, resampled: Floats) -> Estimate:
+    """Returns a value with its percentile interval over the resamples."""
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))
 
@@ -221,7 +233,7 @@ def _line(method: str, tally: Tally, weights: Floats) -> Line:
 
 
 def _score(totals: Floats, counts: Floats) -> Floats:
-    """NaN where there is nothing to score."""
+    """Returns alignment scores from sums of distances and counts; NaN for a count of 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Floats = 1 - totals / counts
-    return found
+        scores: Floats = 1 - totals / counts
+    return scores

@@ -1,7 +1,7 @@
-"""A process that plays methods: `python -m pluralllm.experiment.worker`, one of several that an experiment keeps busy.
+"""Worker process of an experiment: plays the methods that it is asked to play (`python -m pluralllm.experiment.worker`).
 
-Each works with one thread: side by side they get more done than one process with all threads, and the figures are the same
-however many there are.
+Each worker uses one thread. Several such processes do more work than one process with all threads, and the figures are the
+same for any number of them.
 """
 
 import os
@@ -19,7 +19,7 @@ from pluralllm.experiment.spec import Experiment
 
 
 class Playing:
-    """What one process keeps between methods."""
+    """Answers the command `play`; keeps the player with its embedded groups between commands."""
 
     def __init__(self) -> None:
         self._player: Player | None = None
@@ -35,15 +35,15 @@ class Playing:
         cache: str,
         device: str,
     ) -> dict[str, Any]:
-        """Writes the results of one method and seed. The experiment is the same in every command."""
-        wanted = Experiment.model_validate_json(experiment)
+        """Plays one method with one seed and writes its results. Every command must hold the same experiment."""
+        parsed = Experiment.model_validate_json(experiment)
         if self._player is None:
             torch.set_num_threads(1)
-            questions = read_groups(wanted)
-            provenance = Provenance(wanted, data_digest(questions))
+            questions = read_groups(parsed)
+            provenance = Provenance(parsed, data_digest(questions))
             path = Path(model_path) if model_path else None
-            self._player = Player(Setting(wanted, questions, provenance, path, Path(cache), pick_device(device)))
-        chosen = next(each for each in wanted.methods if each.name == method)
+            self._player = Player(Setting(parsed, questions, provenance, path, Path(cache), pick_device(device)))
+        chosen = next(candidate for candidate in parsed.methods if candidate.name == method)
         played = self._player.play(
             chosen,
             seed,
@@ -56,7 +56,7 @@ class Playing:
 
 
 def main() -> None:
-    """Answers the experiment until it is gone."""
+    """Answers commands from the experiment's process until that process closes the pipe."""
     os.putenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     answer_commands({"play": Playing().play})
 

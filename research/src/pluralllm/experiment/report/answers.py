@@ -1,4 +1,4 @@
-"""Predicted beside true answers, and whether the predicted spread is the error that is made."""
+"""Draws two figures: predicted beside true answers, and the calibration of the predicted spread."""
 
 import math
 import textwrap
@@ -33,7 +33,7 @@ Answers = Mapping[str, Distribution]  # by method, of one question in one group
 
 
 def predicted_and_true(study: Study) -> Picture | None:
-    """The chosen questions. None where none was kept."""
+    """Returns the figure of predicted and true shares for the chosen questions; None if no distribution was kept."""
     methods = study.main[:MOST_METHODS]
     chosen = chosen_answers(study, methods)
     if not chosen:
@@ -43,58 +43,62 @@ def predicted_and_true(study: Study) -> Picture | None:
         f"What groups answered (grey bars) and what was predicted from {next(iter(chosen[0].values())).context} of their other "
         "answers (marks), first seed. The questions were chosen by the experiment, not by how well they came out."
     )
-    alt = "Bar charts of true answers with predictions as marks. " + " ".join(_told(answers) for answers in chosen)
+    alt = "Bar charts of true answers with predictions as marks. " + " ".join(_in_words(answers) for answers in chosen)
     return picture(
         "answers", caption, alt, _layout(chosen)[1], lambda figure: _draw_answers(figure, study, chosen, names)
     )
 
 
 def chosen_answers(study: Study, methods: Sequence[str]) -> list[Answers]:
-    """Unseen groups first, spread evenly over those there are, low panels before high ones; each with all its methods."""
-    found: dict[tuple[str, str, tuple[float, ...]], dict[str, Distribution]] = {}
+    """Returns the questions to draw, each with the answers that all methods predict.
+
+    They are spread evenly over the kept questions, unseen groups first, and sorted so that low panels come before high
+    ones.
+    """
+    by_question: dict[tuple[str, str, tuple[float, ...]], dict[str, Distribution]] = {}
     for method in methods:
         for result in study.methods[method]:
-            for each in result.distributions:
-                found.setdefault((each.group, each.question, each.true), {}).setdefault(method, each)
-    fullest = max((len(answers) for answers in found.values()), default=0)
-    full = [answers for answers in found.values() if len(answers) == fullest]
+            for shown in result.distributions:
+                by_question.setdefault((shown.group, shown.question, shown.true), {}).setdefault(method, shown)
+    fullest = max((len(answers) for answers in by_question.values()), default=0)
+    full = [answers for answers in by_question.values() if len(answers) == fullest]
     full.sort(key=lambda answers: next(iter(answers.values())).part != "test")
     picks = sorted({round(at) for at in np.linspace(0, max(0, len(full) - 1), min(MOST_QUESTIONS, len(full))).tolist()})
     return sorted((full[pick] for pick in picks), key=lambda answers: _panel_in(next(iter(answers.values()))))
 
 
 def _layout(chosen: Sequence[Answers]) -> tuple[list[float], float]:
-    """How far below the figure's top each panel begins, and the figure's height, in inches."""
+    """Returns each panel's distance from the top of the figure, and the figure's height, in inches."""
     tops, at = [], KEY_IN
     for first in range(0, len(chosen), COLUMNS):
         row = [next(iter(answers.values())) for answers in chosen[first : first + COLUMNS]]
         tops += [at] * len(row)
-        at += max(_panel_in(each) for each in row) + BELOW_IN
+        at += max(_panel_in(answer) for answer in row) + BELOW_IN
     return tops, at
 
 
-def _panel_in(each: Distribution) -> float:
-    return _title_in(each) + len(each.options) * OPTION_IN
+def _panel_in(answer: Distribution) -> float:
+    return _title_in(answer) + len(answer.options) * OPTION_IN
 
 
-def _title_in(each: Distribution) -> float:
-    return len(_title(each)) * LINE_IN + 0.12
+def _title_in(answer: Distribution) -> float:
+    return len(_title(answer)) * LINE_IN + 0.12
 
 
-def _title(each: Distribution) -> list[str]:
-    lines = textwrap.wrap(" ".join(each.question.split()), QUESTION_WIDTH) or [""]
+def _title(answer: Distribution) -> list[str]:
+    lines = textwrap.wrap(" ".join(answer.question.split()), QUESTION_WIDTH) or [""]
     cut = [*lines[: QUESTION_LINES - 1], short(" ".join(lines[QUESTION_LINES - 1 :]), QUESTION_WIDTH)]
-    return [each.group, *(line for line in cut if line)]
+    return [answer.group, *(line for line in cut if line)]
 
 
-def _told(answers: Answers) -> str:
+def _in_words(answers: Answers) -> str:
     first = next(iter(answers.values()))
     shares = ", ".join(f"{option} {share:.0%}" for option, share in zip(first.options, first.true, strict=True))
     return f"{first.group}, {first.question} True: {shares}."
 
 
 def _draw_answers(figure: Figure, study: Study, chosen: Sequence[Answers], names: Sequence[str]) -> None:
-    figure.set_layout_engine("none")  # every panel has its place
+    figure.set_layout_engine("none")  # every panel is positioned below
     tops, height = _layout(chosen)
     column_in = WIDTH_IN / COLUMNS
     for number, (answers, top) in enumerate(zip(chosen, tops, strict=True)):
@@ -106,13 +110,13 @@ def _draw_answers(figure: Figure, study: Study, chosen: Sequence[Answers], names
         figure.text((left + 0.1) / WIDTH_IN, below, text, fontsize=9, va="top", linespacing=1.3)
         size = len(first.options) * OPTION_IN
         bottom = height - top - _title_in(first) - size
-        place = (
+        bounds = (
             (left + LABELS_IN) / WIDTH_IN,
             bottom / height,
             (column_in - LABELS_IN - 0.3) / WIDTH_IN,
             size / height,
         )
-        _draw_question(figure.add_axes(place), study, answers)
+        _draw_question(figure.add_axes(bounds), study, answers)
     axes = figure.axes[0]
     handles: list[Any] = [axes.barh([0], [0], color=FAINT, ec=RULE, lw=0.8, label="true")]
     handles += [axes.plot([], [], study.look(n).marker, color=study.look(n).colour, ms=7, label=n)[0] for n in names]
@@ -124,14 +128,23 @@ def _draw_question(axes: Axes, study: Study, answers: Answers) -> None:
     y = -np.arange(len(first.options))
     axes.barh(y, first.true, height=0.7, color=FAINT, ec=RULE, lw=0.8)
     offsets = np.linspace(0.2, -0.2, len(answers)) if len(answers) > 1 else [0.0]
-    for (method, each), offset in zip(answers.items(), offsets, strict=True):
+    for (method, distribution), offset in zip(answers.items(), offsets, strict=True):
         look = study.look(method)
-        axes.plot(each.predicted, y + offset, look.marker, color=look.colour, ms=6, mec=SURFACE, mew=0.7, clip_on=False)
+        axes.plot(
+            distribution.predicted,
+            y + offset,
+            look.marker,
+            color=look.colour,
+            ms=6,
+            mec=SURFACE,
+            mew=0.7,
+            clip_on=False,
+        )
     axes.set_yticks(y, [_option(option) for option in first.options])
     axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=8)
     axes.tick_params(axis="x", labelsize=8.5)
     axes.set_ylim(-len(first.options) + 0.45, 0.55)
-    largest = max(*first.true, *(max(each.predicted) for each in answers.values()))
+    largest = max(*first.true, *(max(distribution.predicted) for distribution in answers.values()))
     axes.set_xlim(0, min(1.0, largest * 1.06))
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.locator_params(axis="x", nbins=5)
@@ -140,20 +153,23 @@ def _draw_question(axes: Axes, study: Study, answers: Answers) -> None:
 
 
 def _option(text: str) -> str:
-    """On two lines at most."""
+    """Wraps an option's text to at most two lines and shortens the second."""
     lines = textwrap.wrap(" ".join(text.split()), OPTION_WIDTH) or [""]
     return "\n".join([lines[0], short(" ".join(lines[1:]), OPTION_WIDTH)] if len(lines) > 1 else lines)
 
 
 def calibration(study: Study) -> Picture | None:
-    """Expected and observed error by predicted spread. None where no main method's spread is trained."""
-    found = calibrations(study)
-    main = {name: found[name] for name in study.main if name in found}
+    """Returns the figure of expected and observed error by predicted spread.
+
+    None if no main method is trained to predict a spread.
+    """
+    calibrated = calibrations(study)
+    main = {name: calibrated[name] for name in study.main if name in calibrated}
     if not main:
         return None
     alt = "Calibration plot, expected against observed error. " + "; ".join(
-        f"{name}: observed over expected {each.ratio:.2f}, {each.within:.0%} of questions within the predicted spread"
-        for name, each in main.items()
+        f"{name}: observed over expected {result.ratio:.2f}, {result.within:.0%} of questions within the predicted spread"
+        for name, result in main.items()
     )
     caption = (
         "Unseen groups. Questions in ten bins by predicted standard deviation; each mark is a bin's expected error against the "
@@ -166,29 +182,36 @@ def calibration(study: Study) -> Picture | None:
 
 
 def calibrations(study: Study) -> dict[str, Calibration]:
-    """Of every method that predicts a spread and is trained to."""
-    found = {name: calibration_of(study.methods[name], study.selection()) for name in study.learned}
-    return {name: each for name, each in found.items() if each is not None}
+    """Returns the calibration of every method that predicts a spread."""
+    by_method = {name: calibration_of(study.methods[name], study.selection()) for name in study.learned}
+    return {name: result for name, result in by_method.items() if result is not None}
 
 
 def _draw_calibration(figure: Figure, study: Study, main: Mapping[str, Calibration], columns: int) -> None:
     grid = figure.subplots(math.ceil(len(main) / columns), columns, sharex=True, sharey=True, squeeze=False)
     panels = grid.ravel()
-    values = np.concatenate([np.concatenate([each.expected, each.observed]) for each in main.values()])
+    values = np.concatenate([np.concatenate([result.expected, result.observed]) for result in main.values()])
     high = float(values.max()) * 1.08
     for axes in panels[len(main) :]:
         axes.set_axis_off()
-    for axes, (name, each) in zip(panels, main.items(), strict=False):
+    for axes, (name, result) in zip(panels, main.items(), strict=False):
         look = study.look(name)
         axes.plot([0, high], [0, high], color=RULE, lw=1, ls=(0, (4, 3)))
         axes.plot(
-            each.expected, each.observed, marker=look.marker, color=look.colour, ms=5.5, mec=SURFACE, mew=0.7, lw=1.4
+            result.expected,
+            result.observed,
+            marker=look.marker,
+            color=look.colour,
+            ms=5.5,
+            mec=SURFACE,
+            mew=0.7,
+            lw=1.4,
         )
         axes.set_xlim(0, high)
         axes.set_ylim(0, high)
         axes.set_aspect("equal")
         axes.locator_params(nbins=4)
-        title = "\n".join([*textwrap.wrap(short(name, NAME_WIDTH), 24), f"error {each.ratio:.2f} × expected"])
+        title = "\n".join([*textwrap.wrap(short(name, NAME_WIDTH), 24), f"error {result.ratio:.2f} × expected"])
         axes.set_title(title, color=look.colour, fontweight="bold", fontsize=9)
     for axes in grid[:, 0]:
         axes.set_ylabel("observed error of a share")

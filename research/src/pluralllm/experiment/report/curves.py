@@ -1,4 +1,4 @@
-"""Alignment and fairness on the way, on every axis of cost."""
+"""Draws alignment and fairness during training, on every axis of cost."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ Units = tuple[float, str]
 
 
 def convergence(study: Study) -> Picture | None:
-    """Mean alignment of the unseen groups on all five axes. None where there are no curves."""
+    """Returns the figure of the unseen groups' mean alignment on all five axes; None if there are no curves."""
     groups = study.groups["test"]
     curves = {axis: curves_of(study, axis, groups, mean_score) for axis in AXES}
     if not curves["gradient_steps"]:
@@ -40,20 +40,20 @@ def convergence(study: Study) -> Picture | None:
 
 
 def fairness(study: Study) -> Picture | None:
-    """The worst unseen group and the coefficient of variation on the way. None where there are no curves."""
+    """Returns the figure of the worst unseen group and of the variation over groups; None if there are no curves."""
     groups = study.groups["test"]
     shown = ("gradient_steps", "rounds")
-    found = {
+    curves = {
         (axis, name): curves_of(study, axis, groups, measure)
         for axis in shown
         for name, measure in (("worst", worst_score), ("variation", variation))
     }
-    if not found["gradient_steps", "worst"]:
+    if not curves["gradient_steps", "worst"]:
         return None
     ends = [
         f"{name}: worst group {curve.middle[-1]:.3f}, coefficient of variation "
-        f"{found['gradient_steps', 'variation'][name].middle[-1]:.3f}"
-        for name, curve in found["gradient_steps", "worst"].items()
+        f"{curves['gradient_steps', 'variation'][name].middle[-1]:.3f}"
+        for name, curve in curves["gradient_steps", "worst"].items()
     ]
     caption = (
         "How evenly the unseen groups are served on the way. Above: the worst group's alignment. Below: the coefficient of "
@@ -62,17 +62,17 @@ def fairness(study: Study) -> Picture | None:
         "Jain's index is 1 / (1 + CoV²), so it hardly moves where the CoV does."
     )
     alt = f"Line charts of fairness over training. At the end: {'; '.join(ends)}."
-    return picture("fairness", caption, alt, 6.2, lambda figure: _draw_fairness(figure, study, found))
+    return picture("fairness", caption, alt, 6.2, lambda figure: _draw_fairness(figure, study, curves))
 
 
 def curves_of(study: Study, axis: str, groups: Collection[str], measure: Measure) -> dict[str, Curve]:
-    """Of every method that has this axis, the main ones last, so that they are drawn on top."""
-    found = {name: curve_of(study.methods[name], axis, groups, measure) for name in reversed(study.learned)}
-    return {name: curve for name, curve in found.items() if curve is not None}
+    """Returns the curve of each method that has a cost on this axis, the main methods last, so that they are on top."""
+    curves = {name: curve_of(study.methods[name], axis, groups, measure) for name in reversed(study.learned)}
+    return {name: curve for name, curve in curves.items() if curve is not None}
 
 
 def baseline_levels(study: Study) -> dict[str, float]:
-    """Mean over the unseen groups, on the draws the curves are of."""
+    """Returns each baseline's mean alignment over the unseen groups, from the same draws as the curves."""
     selection = Selection("test", study.context, draws=study.curve_draws)
     questions = population(study.results, selection)
     tallies = {name: tally_of(study.methods[name], selection, questions) for name in study.baselines}
@@ -80,7 +80,7 @@ def baseline_levels(study: Study) -> dict[str, float]:
 
 
 def units_of(axis: str, largest: float) -> Units:
-    """What to divide by, and the axis' name with its unit."""
+    """Returns the factor that an axis' values are divided by, and the axis' name with its unit."""
     name = AXIS_NAMES[axis]
     if axis == "moved_bytes":
         factor, unit = next(
@@ -93,9 +93,12 @@ def units_of(axis: str, largest: float) -> Units:
 
 
 def limits(study: Study, curves: Sequence[dict[str, Curve]], levels: Sequence[float]) -> tuple[float, float]:
-    """Of what is in colour, and of the lines across."""
-    main = [curve for found in curves for name, curve in found.items() if name in study.main]
-    shown = main or [curve for found in curves for curve in found.values()]
+    """Returns the limits of the vertical axis: coloured curves and horizontal lines fit into them.
+
+    Without a coloured curve, all curves fit into them.
+    """
+    main = [curve for by_method in curves for name, curve in by_method.items() if name in study.main]
+    shown = main or [curve for by_method in curves for curve in by_method.values()]
     lowest = min(*(float(curve.low.min()) for curve in shown), *levels, np.inf)
     highest = max(*(float(curve.high.max()) for curve in shown), *levels, -np.inf)
     room = max((highest - lowest) * 0.06, 0.002)
@@ -103,7 +106,7 @@ def limits(study: Study, curves: Sequence[dict[str, Curve]], levels: Sequence[fl
 
 
 def draw_curves(axes: Axes, study: Study, curves: dict[str, Curve], factor: float = 1) -> None:
-    """Grey thin lines below, coloured lines with bands above."""
+    """Draws the main methods as coloured lines with bands over seeds, and all others as thin grey lines."""
     for name, curve in curves.items():
         look = study.look(name)
         x = curve.x / factor
@@ -119,8 +122,8 @@ def draw_curves(axes: Axes, study: Study, curves: dict[str, Curve], factor: floa
 
 
 def _draw(figure: Figure, study: Study, curves: dict[str, dict[str, Curve]], levels: dict[str, float]) -> None:
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1.25, 1))
-    top, bottom = parts
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    top, bottom = halves
     wide = top.subplots()
     low, high = limits(study, list(curves.values()), list(levels.values()))
     _panel(wide, study, "gradient_steps", curves["gradient_steps"], levels, (low, high))
@@ -149,16 +152,16 @@ def _panel(
 
 
 def _end_labels(study: Study, curves: dict[str, Curve], levels: dict[str, float]) -> list[EndLabel]:
-    found = []
+    labels = []
     for name, curve in curves.items():
         look = study.look(name)
         if look.is_main:
             end = float(curve.middle[-1])
-            found.append(
+            labels.append(
                 EndLabel(float(curve.x[-1]), end, f"{short(name, NAME_WIDTH)} {end:.3f}", look.colour, is_bold=True)
             )
     return [
-        *found,
+        *labels,
         *(EndLabel(None, level, f"{name} {level:.3f}", study.look(name).colour) for name, level in levels.items()),
     ]
 
@@ -175,13 +178,13 @@ def _caption(study: Study) -> str:
     )
 
 
-def _draw_fairness(figure: Figure, study: Study, found: dict[tuple[str, str], dict[str, Curve]]) -> None:
+def _draw_fairness(figure: Figure, study: Study, curves: dict[tuple[str, str], dict[str, Curve]]) -> None:
     panels = figure.subplots(2, 2, sharey="row", width_ratios=(1, 1))
     for row, (measure, title) in enumerate((("worst", "worst group's alignment"), ("variation", "CoV over groups"))):
-        y = limits(study, [found["gradient_steps", measure], found["rounds", measure]], [])
+        y = limits(study, [curves["gradient_steps", measure], curves["rounds", measure]], [])
         for column, axis in enumerate(("rounds", "gradient_steps")):
             axes: Axes = panels[row, column]
-            draw_curves(axes, study, found[axis, measure])
+            draw_curves(axes, study, curves[axis, measure])
             axes.set_ylim(*y)
             if column == 0:
                 axes.set_ylabel(title)
@@ -189,4 +192,4 @@ def _draw_fairness(figure: Figure, study: Study, found: dict[tuple[str, str], di
                 axes.set_xlabel(AXIS_NAMES[axis])
             axes.locator_params(axis="x", nbins=6)
             if column == 1:
-                label_ends(axes, _end_labels(study, found[axis, measure], {}), 2.5, 9)
+                label_ends(axes, _end_labels(study, curves[axis, measure], {}), 2.5, 9)

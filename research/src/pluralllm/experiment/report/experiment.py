@@ -1,4 +1,4 @@
-"""The report of an experiment: from a folder of results to a page."""
+"""Builds the report page of an experiment from a folder of results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,11 @@ from pluralllm.experiment.results import Result, read_results
 
 
 def experiment_page(folder: Path, main: Sequence[str] = (), thresholds: Sequence[float] = ()) -> Page:
-    """Raises InvalidResults; InvalidArgument for a main method that is not there."""
+    """Returns the report page for the results in `folder`.
+
+    main: methods to draw in colour. thresholds: alignment scores for the tables of costs. Empty: the usual ones.
+    Raises InvalidResults, and InvalidArgument for a main method that has no results.
+    """
     study = study_of(read_results(folder), main)
     seeds = sorted({result.seed for name in study.learned for result in study.methods[name]})
     counted = (
@@ -75,7 +79,7 @@ def _sections(study: Study, thresholds: Sequence[float]) -> list[Section]:
 
 
 def how_to_repeat(study: Study) -> str:
-    """The commands, with what they must find."""
+    """Returns the commands that repeat the experiment, with the digests of the experiment and the data they need."""
     first: Result = study.results[0]
     data = ((first.header.get("experiment") or {}).get("data") or {}).get("file")
     lines = [
@@ -88,5 +92,5 @@ def how_to_repeat(study: Study) -> str:
     return "\n".join(lines)
 
 
-def _there(found: Picture | None) -> tuple[Picture, ...]:
-    return () if found is None else (found,)
+def _there(picture: Picture | None) -> tuple[Picture, ...]:
+    return () if picture is None else (picture,)

@@ -1,4 +1,4 @@
-"""Each group by itself, questions trained on and not, and how much a group must tell before it is predicted."""
+"""Draws the scores of each group, of each kind of question, and of each number of context questions."""
 
 from collections.abc import Sequence
 
@@ -39,26 +39,26 @@ KINDS = (
 )
 
 
-def by_group(study: Study, part: str) -> Picture | None:
-    """Every group's score by each main method, with intervals. None where the part has no groups."""
-    lines = [line for line in study.tables[part] if line.groups]
+def by_group(study: Study, group_part: str) -> Picture | None:
+    """Returns the figure of every group's score by each main method, with intervals; None if the part has no groups."""
+    lines = [line for line in study.tables[group_part] if line.groups]
     if not lines:
         return None
-    main = [line for name in study.main if (line := study.line(name, part)) is not None] or lines[:1]
+    main = [line for name in study.main if (line := study.line(name, group_part)) is not None] or lines[:1]
     first = main[0]
-    groups = sorted(first.groups, key=lambda group: first.groups[group].value)  # the worst below
+    groups = sorted(first.groups, key=lambda group: first.groups[group].value)  # worst first, drawn at the bottom
     caption = (
-        f"{PART_NAMES[part].capitalize()}, each by itself, {study.context} context questions. Dots: methods in colour with 95 % "
-        "intervals; a ring marks each method's worst group. Small grey dots: other methods; grey strokes: guesses that need no "
-        "training."
+        f"{PART_NAMES[group_part].capitalize()}, each by itself, {study.context} context questions. Dots: methods in colour with "
+        "95 % intervals; a ring marks each method's worst group. Small grey dots: other methods; grey strokes: guesses that "
+        "need no training."
     )
-    alt = f"Dot plot of {PART_NAMES[part]}. " + "; ".join(
+    alt = f"Dot plot of {PART_NAMES[group_part]}. " + "; ".join(
         f"{line.method}: worst {line.worst_group} at {line.worst.value:.3f}, mean {line.mean.value:.3f}"
         for line in main
     )
     height = 0.9 + len(groups) * (0.22 + 0.13 * len(main))
     return picture(
-        f"groups-{part}", caption, alt, height, lambda figure: _draw_groups(figure, study, lines, main, groups)
+        f"groups-{group_part}", caption, alt, height, lambda figure: _draw_groups(figure, study, lines, main, groups)
     )
 
 
@@ -76,11 +76,11 @@ def _draw_groups(figure: Figure, study: Study, lines: list[Line], main: list[Lin
         for line, offset in zip(main, offsets, strict=True):
             if group not in line.groups:
                 continue
-            look, found, y = study.look(line.method), line.groups[group], row + offset
-            axes.plot([found.low, found.high], [y, y], color=look.colour, lw=1.6, zorder=2)
-            axes.plot(found.value, y, look.marker, color=look.colour, ms=6.5, mec=SURFACE, mew=0.7, zorder=4)
+            look, estimate, y = study.look(line.method), line.groups[group], row + offset
+            axes.plot([estimate.low, estimate.high], [y, y], color=look.colour, lw=1.6, zorder=2)
+            axes.plot(estimate.value, y, look.marker, color=look.colour, ms=6.5, mec=SURFACE, mew=0.7, zorder=4)
             if group == line.worst_group:
-                axes.plot(found.value, y, "o", ms=12, mfc="none", mec=look.colour, mew=1.4, zorder=3)
+                axes.plot(estimate.value, y, "o", ms=12, mfc="none", mec=look.colour, mew=1.4, zorder=3)
     axes.set_yticks(range(len(groups)), groups)
     axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=10.5)
     axes.spines["left"].set_visible(False)
@@ -101,16 +101,16 @@ def _draw_groups(figure: Figure, study: Study, lines: list[Line], main: list[Lin
 
 
 def _key(axes: Axes, labels: Sequence[tuple[EndLabel, str]], rows: int) -> None:
-    """Each method's name beside its dots in the upper row, in the same order."""
+    """Writes each method's name to the right of the top row, in the order of its dots there."""
     height_in = axes.figure.get_figure(root=True).get_figheight() - 0.7
-    places = spread_out([label.y for label, _ in labels], 9.5 * 1.4 / 72 / height_in * rows)
-    over = max(0.0, max(places) - (rows - 0.6))  # the upper one stays within the axes
-    for (label, marker), place in zip(labels, places, strict=True):
+    heights = spread_out([label.y for label, _ in labels], 9.5 * 1.4 / 72 / height_in * rows)
+    over = max(0.0, max(heights) - (rows - 0.6))  # keeps the top name within the axes
+    for (label, marker), height in zip(labels, heights, strict=True):
         where = axes.get_yaxis_transform()
-        axes.plot(1.025, place - over, marker, color=label.colour, ms=6.5, transform=where, clip_on=False)
+        axes.plot(1.025, height - over, marker, color=label.colour, ms=6.5, transform=where, clip_on=False)
         axes.annotate(
             short(label.text, NAME_WIDTH),
-            (1.045, place - over),
+            (1.045, height - over),
             xycoords=where,
             color=label.colour,
             fontsize=9.5,
@@ -121,22 +121,25 @@ def _key(axes: Axes, labels: Sequence[tuple[EndLabel, str]], rows: int) -> None:
 
 
 def by_kind(study: Study) -> Picture | None:
-    """Groups nobody trained on, questions nobody trained on, and both. None where nothing tells them apart."""
-    tables = [(table(study.results, study.selection(part, kinds)), label) for part, kinds, label in KINDS]
+    """Returns the figure of scores by kind: groups that did not train, questions that nobody trained on, and both.
+
+    None if the results contain fewer than two kinds.
+    """
+    tables = [(table(study.results, study.selection(group_part, kinds)), label) for group_part, kinds, label in KINDS]
     if sum(bool(lines) for lines, _ in tables) < 2:
         return None
     names = [line.method for line in study.tables["test"] or study.tables["train"]]
     names += [line.method for lines, _ in tables for line in lines if line.method not in names]
     names = list(dict.fromkeys(names))
-    found = {
+    lines_of = {
         (line.method, column): line for column, (lines, _) in enumerate(tables) for line in lines
     }  # by method and kind of question
     alt = "Dot plot of methods by kind of question. " + "; ".join(
         f"{name}: "
         + ", ".join(
-            f"{' '.join(label.split())} {found[name, column].mean.value:.3f}"
+            f"{' '.join(label.split())} {lines_of[name, column].mean.value:.3f}"
             for column, (_, label) in enumerate(tables)
-            if (name, column) in found
+            if (name, column) in lines_of
         )
         for name in names
     )
@@ -178,7 +181,7 @@ def _draw_kinds(figure: Figure, study: Study, names: list[str], tables: Sequence
 
 
 def by_context(study: Study) -> Picture | None:
-    """Alignment of the unseen groups by number of context questions. None with one size only."""
+    """Returns the figure of the unseen groups' alignment by number of context questions; None if only one was scored."""
     contexts = contexts_of(study.results)
     tables = {
         context: {line.method: line for line in table(study.results, Selection("test", context))}
@@ -211,15 +214,15 @@ def _draw_contexts(figure: Figure, study: Study, tables: dict[int, dict[str, Lin
     labels: list[EndLabel] = []
     values: list[float] = []
     for name in [*study.baselines, *reversed(study.learned)]:
-        found = [(at, tables[size][name].mean) for at, size in enumerate(sizes) if name in tables[size]]
-        if not found:
+        means = [(at, tables[size][name].mean) for at, size in enumerate(sizes) if name in tables[size]]
+        if not means:
             continue
-        look, x, y = study.look(name), [float(at) for at, _ in found], [mean.value for _, mean in found]
+        look, x, y = study.look(name), [float(at) for at, _ in means], [mean.value for _, mean in means]
         is_baseline = name in study.baselines
         if look.is_main:
             shift = (study.main.index(name) - (len(study.main) - 1) / 2) * 0.035  # intervals side by side
             x = [at + shift for at in x]
-            axes.vlines(x, [mean.low for _, mean in found], [mean.high for _, mean in found], color=look.colour, lw=1.3)
+            axes.vlines(x, [mean.low for _, mean in means], [mean.high for _, mean in means], color=look.colour, lw=1.3)
             axes.plot(x, y, marker=look.marker, color=look.colour, ms=6.5, mec=SURFACE, mew=0.7)
         else:
             colour, style = (RULE, (0, (4, 3))) if is_baseline else (GREY, "-")
@@ -230,7 +233,7 @@ def _draw_contexts(figure: Figure, study: Study, tables: dict[int, dict[str, Lin
                     float(x[-1]), y[-1], f"{short(name, NAME_WIDTH)} {y[-1]:.3f}", look.colour, is_bold=look.is_main
                 )
             )
-            values += [bound for _, mean in found for bound in (mean.low, mean.high)] if look.is_main else y
+            values += [bound for _, mean in means for bound in (mean.low, mean.high)] if look.is_main else y
     room = (max(values) - min(values)) * 0.05
     axes.set_ylim(min(values) - room, max(values) + room)
     axes.set_xlim(-0.25, len(sizes) - 0.75)

@@ -1,4 +1,4 @@
-"""A live run as the coordinator tells it, in plain values, brought into the shape figures are drawn from."""
+"""Turns the coordinator's answers about a live run into the series and rows that the report's figures and tables use."""
 
 import datetime
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the coordinator answered. What this person's role may not see is None."""
+    """Answers of the coordinator about a run. An answer that this member's role may not read is None."""
 
     run: Values
     rounds: Sequence[Values]  # any order
@@ -36,18 +36,18 @@ class RoundRow:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One group's scores, by the round that made the version; version 0 is round 0."""
+    """Scores of one group, each with the round that made the scored model version; version 0 counts as round 0."""
 
     group: str
     role: str  # train or held_out
     rounds: tuple[int, ...]
     scores: tuple[float, ...]
-    questions: int  # of the newest score
+    questions: int  # number of questions in the newest score
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRun:
-    """Load it with `live_run`."""
+    """Rounds and scores of a live run, ready for figures and tables. `live_run` makes it from the coordinator's answers."""
 
     told: Told
     name: str
@@ -58,45 +58,49 @@ class LiveRun:
         return tuple(series for series in self.series if series.role == role)
 
 
-def live_run(told: Told) -> LiveRun:
-    rows = tuple(sorted((_round(values) for values in told.rounds), key=lambda row: row.number))
+def live_run(answers: Told) -> LiveRun:
+    """Sorts rounds and evaluations; scores of one group for the same round are averaged."""
+    rows = tuple(sorted((_round(values) for values in answers.rounds), key=lambda row: row.number))
     made_in = {0: 0} | {row.version: row.number for row in rows if row.version is not None}
-    found: dict[tuple[str, str], dict[int, list[Values]]] = {}
-    for score in told.evaluations:
+    scores: dict[tuple[str, str], dict[int, list[Values]]] = {}
+    for score in answers.evaluations:
         number = made_in.get(int(score["version"]), int(score["version"]))
-        found.setdefault((score["role"], score["group"]), {}).setdefault(number, []).append(score)
+        scores.setdefault((score["role"], score["group"]), {}).setdefault(number, []).append(score)
     series = []
-    for (role, group), by_round in sorted(found.items()):
+    for (role, group), by_round in sorted(scores.items()):
         numbers = sorted(by_round)
         means = [sum(s["alignment_score"] for s in by_round[n]) / len(by_round[n]) for n in numbers]
         questions = max(score["questions"] for score in by_round[numbers[-1]])
         series.append(Series(group, role, tuple(numbers), tuple(means), questions))
-    return LiveRun(told, RunName.parse(told.run["name"]).run, rows, tuple(series))
+    return LiveRun(answers, RunName.parse(answers.run["name"]).run, rows, tuple(series))
 
 
 def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:
-    """Where every one of these groups was evaluated: only there are a mean, a worst group and a spread of the same groups."""
+    """Returns the rounds in which all these groups were evaluated, so that their mean or worst score is comparable."""
     if not series:
         return ()
-    shared = set(series[0].rounds).intersection(*(each.rounds for each in series[1:]))
+    shared = set(series[0].rounds).intersection(*(other.rounds for other in series[1:]))
     return tuple(sorted(shared))
 
 
 def at_round(series: Sequence[Series], number: int) -> dict[str, float]:
-    """Each group's score there."""
-    return {each.group: each.scores[each.rounds.index(number)] for each in series if number in each.rounds}
+    """Returns each group's score in one round, by group; groups without a score in it are left out."""
+    return {curve.group: curve.scores[curve.rounds.index(number)] for curve in series if number in curve.rounds}
 
 
 def moved_bytes(live: LiveRun) -> list[int] | None:
-    """After each round, counted from the size of a version: down to the cohort, and up with each update. None if not known."""
+    """Returns the bytes of weights moved up to each round; None if the size of a model version is not known.
+
+    A round moves one version's size to each client of its cohort, and as much back with each update.
+    """
     size = live.told.model_bytes
     if size is None:
         return None
-    found, total = [], 0
+    totals, total = [], 0
     for row in live.rounds:
         total += size * (row.cohort + row.updates)
-        found.append(total)
-    return found
+        totals.append(total)
+    return totals
 
 
 def _round(values: Values) -> RoundRow:

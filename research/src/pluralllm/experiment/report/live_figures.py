@@ -1,4 +1,4 @@
-"""The figures of a live run."""
+"""Draws the figures of a live run's report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,21 +27,21 @@ OUTCOMES = {"closed": (SERIES[0], "closed"), "abandoned": (SERIES[1], "abandoned
 
 
 def groups_over_rounds(live: LiveRun) -> Picture | None:
-    """Every group's alignment on the way. None before the first evaluation."""
+    """Returns the figure of every group's alignment over rounds; None before the first evaluation."""
     roles = [role for role in ROLES if live.of_role(role)]
     if not roles:
         return None
-    told = [
-        f"{each.group} ({ROLES[each.role][0]}): {each.scores[0]:.3f} to {each.scores[-1]:.3f}"
+    sentences = [
+        f"{curve.group} ({ROLES[curve.role][0]}): {curve.scores[0]:.3f} to {curve.scores[-1]:.3f}"
         for role in roles
-        for each in live.of_role(role)
+        for curve in live.of_role(role)
     ]
     caption = (
         "Each group's alignment score by the round that made the model version, as the groups' own clients measured it. In "
         "colour: the mean over the groups of a panel. Bold: the group that is worst now."
     )
     heights = [max(2.6, 0.22 * (len(live.of_role(role)) + 2)) for role in roles]
-    alt = f"Line charts of alignment over rounds, first to newest. {'; '.join(told)}."
+    alt = f"Line charts of alignment over rounds, first to newest. {'; '.join(sentences)}."
     return picture(
         "live-groups", caption, alt, sum(heights) + 0.4, lambda figure: _draw_groups(figure, live, roles, heights)
     )
@@ -51,15 +51,15 @@ def _draw_groups(figure: Figure, live: LiveRun, roles: Sequence[str], heights: S
     panels = figure.subplots(len(roles), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, role, height in zip(panels, roles, heights, strict=True):
         series, (name, colour, marker) = live.of_role(role), ROLES[role]
-        worst = min(series, key=lambda each: each.scores[-1])
+        worst = min(series, key=lambda curve: curve.scores[-1])
         labels = []
-        for each in series:
-            is_worst = each is worst and len(series) > 1
+        for curve in series:
+            is_worst = curve is worst and len(series) > 1
             ink = INK if is_worst else GREY
-            axes.plot(each.rounds, each.scores, color=ink, lw=1.6 if is_worst else 1.1, marker=".", ms=5)
-            text = f"{each.group} {each.scores[-1]:.3f}{' (worst)' if is_worst else ''}"
+            axes.plot(curve.rounds, curve.scores, color=ink, lw=1.6 if is_worst else 1.1, marker=".", ms=5)
+            text = f"{curve.group} {curve.scores[-1]:.3f}{' (worst)' if is_worst else ''}"
             labels.append(
-                EndLabel(each.rounds[-1], each.scores[-1], text, INK if is_worst else MUTED, is_bold=is_worst)
+                EndLabel(curve.rounds[-1], curve.scores[-1], text, INK if is_worst else MUTED, is_bold=is_worst)
             )
         rounds = common_rounds(series)
         if len(series) > 1 and rounds:
@@ -75,15 +75,18 @@ def _draw_groups(figure: Figure, live: LiveRun, roles: Sequence[str], heights: S
 
 
 def fairness_over_rounds(live: LiveRun) -> Picture | None:
-    """Worst group and coefficient of variation. None while no two groups of a role were evaluated together twice."""
+    """Returns the figure of the worst group's score and the coefficient of variation over rounds.
+
+    None until two groups of one role have been evaluated together in two rounds.
+    """
     shown = {role: live.of_role(role) for role in ROLES if len(live.of_role(role)) > 1}
     shown = {role: series for role, series in shown.items() if len(common_rounds(series)) > 1}
     if not shown:
         return None
-    told = []
+    sentences = []
     for role, series in shown.items():
         scores = at_round(series, common_rounds(series)[-1])
-        told.append(
+        sentences.append(
             f"{ROLES[role][0]}: worst {min(scores.values()):.3f}, coefficient of variation "
             f"{coefficient_of_variation(list(scores.values())):.3f}"
         )
@@ -91,7 +94,7 @@ def fairness_over_rounds(live: LiveRun) -> Picture | None:
         "How evenly the groups are served, where all groups of a kind were evaluated. Left: the worst group's alignment. Right: "
         "the coefficient of variation over groups; lower is more even. Jain's index is 1 / (1 + CoV²)."
     )
-    alt = f"Line charts of fairness over rounds. Now: {'; '.join(told)}."
+    alt = f"Line charts of fairness over rounds. Now: {'; '.join(sentences)}."
     return picture("live-fairness", caption, alt, 3.2, lambda figure: _draw_fairness(figure, shown))
 
 
@@ -116,8 +119,8 @@ def _draw_fairness(figure: Figure, shown: dict[str, tuple[Series, ...]]) -> None
 
 
 def groups_now(live: LiveRun) -> Picture | None:
-    """Each group at its first and its newest evaluation. None before there are two."""
-    series = sorted((each for each in live.series if len(each.scores) > 1), key=lambda each: each.scores[-1])
+    """Returns the figure of each group's first and newest score; None until a group has been evaluated twice."""
+    series = sorted((curve for curve in live.series if len(curve.scores) > 1), key=lambda curve: curve.scores[-1])
     if not series:
         return None
     caption = (
@@ -125,7 +128,7 @@ def groups_now(live: LiveRun) -> Picture | None:
         "kind. There are no intervals here: single questions' scores stay with the partners."
     )
     alt = "Dot plot of alignment by group. " + "; ".join(
-        f"{each.group}: {each.scores[0]:.3f} to {each.scores[-1]:.3f}" for each in reversed(series)
+        f"{curve.group}: {curve.scores[0]:.3f} to {curve.scores[-1]:.3f}" for curve in reversed(series)
     )
     return picture("live-now", caption, alt, 1.0 + 0.32 * len(series), lambda figure: _draw_now(figure, series))
 
@@ -135,18 +138,18 @@ def _draw_now(figure: Figure, series: Sequence[Series]) -> None:
     axes.grid(visible=False, axis="y")
     worst: set[str] = set()
     handles: dict[str, Any] = {}
-    for row, each in enumerate(series):
-        name, colour, marker = ROLES[each.role]
+    for row, curve in enumerate(series):
+        name, colour, marker = ROLES[curve.role]
         axes.axhline(row, color=FAINT, lw=0.8, zorder=0)
-        axes.plot([each.scores[0], each.scores[-1]], [row, row], color=colour, lw=1.6)
-        axes.plot(each.scores[0], row, marker, ms=6, mfc=SURFACE, mec=colour, mew=1.3)
-        handles[name] = axes.plot(each.scores[-1], row, marker, ms=7.5, color=colour, mec=SURFACE, mew=0.7, label=name)[
-            0
-        ]
-        if each.role not in worst:
-            worst.add(each.role)
-            axes.plot(each.scores[-1], row, "o", ms=14, mfc="none", mec=colour, mew=1.4)
-    axes.set_yticks(range(len(series)), [each.group for each in series])
+        axes.plot([curve.scores[0], curve.scores[-1]], [row, row], color=colour, lw=1.6)
+        axes.plot(curve.scores[0], row, marker, ms=6, mfc=SURFACE, mec=colour, mew=1.3)
+        handles[name] = axes.plot(
+            curve.scores[-1], row, marker, ms=7.5, color=colour, mec=SURFACE, mew=0.7, label=name
+        )[0]
+        if curve.role not in worst:
+            worst.add(curve.role)
+            axes.plot(curve.scores[-1], row, "o", ms=14, mfc="none", mec=colour, mew=1.4)
+    axes.set_yticks(range(len(series)), [curve.group for curve in series])
     axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=10)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(-0.6, len(series) - 0.4)
@@ -156,7 +159,7 @@ def _draw_now(figure: Figure, series: Sequence[Series]) -> None:
 
 
 def rounds_and_bytes(live: LiveRun) -> Picture | None:
-    """How long each round took, and what was moved by then. None before the first round."""
+    """Returns the figure of each round's duration and of the bytes moved so far; None before the first round."""
     if not live.rounds:
         return None
     moved = moved_bytes(live)
@@ -177,9 +180,15 @@ def _draw_rounds(figure: Figure, rounds: Sequence[RoundRow], moved: list[int] | 
     panels = figure.subplots(1, 2 if moved else 1, squeeze=False)[0]
     bars: Axes = panels[0]
     for outcome, (colour, label) in OUTCOMES.items():
-        mine = [row for row in rounds if row.outcome == outcome]
-        if mine:
-            bars.bar([row.number for row in mine], [row.seconds for row in mine], color=colour, width=0.8, label=label)
+        of_outcome = [row for row in rounds if row.outcome == outcome]
+        if of_outcome:
+            bars.bar(
+                [row.number for row in of_outcome],
+                [row.seconds for row in of_outcome],
+                color=colour,
+                width=0.8,
+                label=label,
+            )
     bars.grid(visible=False, axis="x")
     bars.set_title("time of each round, seconds")
     bars.set_xlabel("round")

@@ -1,4 +1,4 @@
-"""The report of a live run: from what the coordinator tells to a page."""
+"""Builds the report page of a live run from the coordinator's answers."""
 
 import json
 from collections.abc import Iterator
@@ -23,21 +23,24 @@ PRIVATE = (
 )
 
 
-def live_page(told: Told, made: str) -> Page:
-    """`made`: when, as text. Works from the first second of a run on, with whatever there is."""
-    live = live_run(told)
-    run = told.run
+def live_page(answers: Told, made: str) -> Page:
+    """Returns the report page of a run, from its start on, with the facts that exist so far.
+
+    made: the time at which the report was made, as text.
+    """
+    live = live_run(answers)
+    run = answers.run
     state = f"{run['outcome']} {run['outcome_reason']}".strip() if run["phase"] == "ended" else str(run["phase"])
     figures = [groups_over_rounds(live), groups_now(live), fairness_over_rounds(live), rounds_and_bytes(live)]
-    over_rounds, now, fairness, rounds = [() if found is None else (found,) for found in figures]
+    over_rounds, now, fairness, rounds = [() if figure is None else (figure,) for figure in figures]
     sections = (
         Section("Alignment, round by round", pictures=over_rounds),
         Section("Each group now", pictures=now, tables=(groups_table(live),) if live.series else ()),
         Section("Fairness on the way", pictures=fairness),
         Section("Rounds", pictures=rounds),
         Section("Every round", tables=(rounds_table(live),) if live.rounds else (), is_folded=True),
-        Section("Members", tables=() if told.members is None else (members_table(told),), is_folded=True),
-        Section("What this run is", tables=(provenance_table(live),), code=spec_text(told)),
+        Section("Members", tables=() if answers.members is None else (members_table(answers),), is_folded=True),
+        Section("What this run is", tables=(provenance_table(live),), code=spec_text(answers)),
     )
     return Page(
         f"Run {live.name}",
@@ -49,7 +52,7 @@ def live_page(told: Told, made: str) -> Page:
 
 
 def live_findings(live: LiveRun) -> Iterator[Finding]:
-    """What can be said so far."""
+    """Yields the sentences that the run's rounds and evaluations allow so far."""
     if not live.series:
         yield Finding("No group has been evaluated yet.")
     for role, (name, _, _) in ROLES.items():
@@ -90,10 +93,10 @@ def _standing(name: str, series: tuple[Series, ...], rounds: tuple[int, ...]) ->
 
 def groups_table(live: LiveRun) -> Table:
     rows = []
-    for each in sorted(live.series, key=lambda series: (series.role != "held_out", -series.scores[-1])):
-        change = f"{each.scores[-1] - each.scores[0]:+.4f}" if len(each.scores) > 1 else NOT_THERE
-        kind = ROLES[each.role][0] if each.role in ROLES else each.role
-        cells = (each.group, kind, f"{each.scores[0]:.4f}", f"{each.scores[-1]:.4f}", change, f"{each.questions}")
+    for curve in sorted(live.series, key=lambda series: (series.role != "held_out", -series.scores[-1])):
+        change = f"{curve.scores[-1] - curve.scores[0]:+.4f}" if len(curve.scores) > 1 else NOT_THERE
+        kind = ROLES[curve.role][0] if curve.role in ROLES else curve.role
+        cells = (curve.group, kind, f"{curve.scores[0]:.4f}", f"{curve.scores[-1]:.4f}", change, f"{curve.questions}")
         rows.append(Row(cells))
     return Table(("group", "kind", "first alignment", "newest alignment", "change", "questions"), tuple(rows))
 
@@ -115,7 +118,7 @@ def rounds_table(live: LiveRun) -> Table:
     return Table(("round", "outcome", "version made", "updates of cohort", "seconds", "reason"), tuple(rows))
 
 
-def members_table(told: Told) -> Table:
+def members_table(answers: Told) -> Table:
     rows = [
         Row(
             (
@@ -127,7 +130,7 @@ def members_table(told: Told) -> Table:
                 str(member["software_version"]) or NOT_THERE,
             )
         )
-        for member in told.members or ()
+        for member in answers.members or ()
     ]
     return Table(("member", "role", "group", "state", "training questions", "software"), tuple(rows))
 
@@ -145,9 +148,9 @@ def provenance_table(live: LiveRun) -> Table:
     return Table(("", ""), tuple(Row(pair) for pair in pairs))
 
 
-def spec_text(told: Told) -> str:
-    """The run spec, without the long vectors of its probes."""
-    if told.spec is None:
+def spec_text(answers: Told) -> str:
+    """Returns the run spec as JSON text, without the long vectors of its probe texts."""
+    if answers.spec is None:
         return ""
-    embedding = {key: value for key, value in told.spec.get("embedding", {}).items() if key != "probes"}
-    return json.dumps({**told.spec, "embedding": embedding}, indent=2, ensure_ascii=False)
+    embedding = {key: value for key, value in answers.spec.get("embedding", {}).items() if key != "probes"}
+    return json.dumps({**answers.spec, "embedding": embedding}, indent=2, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""All methods on one picture: mean over the unseen groups, and the worst of them."""
+"""Draws all methods in one figure: the mean over the unseen groups, and the worst of them."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ ROW_IN = 0.34
 
 
 def overview(study: Study) -> Picture | None:
-    """None where no group is unseen."""
+    """Returns the figure of all methods on the unseen groups; None if there are no unseen groups."""
     lines = list(study.tables["test"])
     if not lines:
         return None
@@ -61,9 +61,16 @@ def _draw(figure: Figure, study: Study, lines: list[Line]) -> None:
             fontsize=9.5,
             fontweight="bold" if look.is_main else "normal",
         )
-    for found, side, text in ((lines[0].worst, "right", "worst group"), (lines[0].mean, "left", "mean")):
+    for estimate, side, text in ((lines[0].worst, "right", "worst group"), (lines[0].mean, "left", "mean")):
         axes.annotate(
-            text, (found.value, 0), (0, 11), textcoords="offset points", ha=side, va="bottom", color=INK, fontsize=9.5
+            text,
+            (estimate.value, 0),
+            (0, 11),
+            textcoords="offset points",
+            ha=side,
+            va="bottom",
+            color=INK,
+            fontsize=9.5,
         )
     axes.set_yticks([-row for row in range(len(lines))], [short(line.method, NAME_WIDTH) for line in lines])
     for label, line in zip(axes.get_yticklabels(), lines, strict=True):

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing from anywhere, and its figures as PNG files beside it."""
+"""Writes a report as one HTML file that loads nothing else, and its figures as PNG files beside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    cells: tuple[str, ...]  # what stands after the first line's end is set small
-    kind: str = ""  # main, baseline or nothing: how it is set
-    number: int | None = None  # of the series, for the colour of a main row
+    cells: tuple[str, ...]  # the lines of a cell after its first one are printed small
+    kind: str = ""  # main, baseline or empty; chooses the row's style
+    number: int | None = None  # number of the series, which gives a main row its colour
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Page:
 
 
 def html_of(page: Page) -> str:
-    """Whatever a page says was written by others, too: all of it is escaped, but for the figures drawn here."""
+    """Renders the page as HTML. All texts are escaped, because other people wrote some of them; the figures are not."""
     source = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -62,7 +62,10 @@ def html_of(page: Page) -> str:
 
 
 def write_page(page: Page, out: Path) -> Path:
-    """The page's path. Replaces an older one. Raises StorageFull."""
+    """Writes the page and its figures into the folder `out`, over older ones. Returns the page's path.
+
+    Raises StorageFull.
+    """
     pictures: Sequence[Picture] = [picture for section in page.sections for picture in section.pictures]
     with storage_errors("the report"):
         out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a report is about: the methods of an experiment, which of them it is mostly about, and the groups of each part."""
+"""Prepares an experiment's results for a report: its methods, the main ones among them, and the groups of each part."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,24 +15,24 @@ UNIFORM, TRAINING_MEAN = "uniform", "mean of training groups"
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Which method plays which part in the paper's comparison; None where there is none."""
+    """Names of the methods that have a role in the paper's comparison; None if no method has the role."""
 
     default: str | None = None  # this project's federated default
-    paper: str | None = None  # FedAvg as the paper has it
+    paper: str | None = None  # FedAvg as in the paper
     central_paper: str | None = None  # the paper's baseline: 100 steps
     central_equal: str | None = None  # central, with as many gradient steps as a client takes
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Load it with `study_of`."""
+    """Results of an experiment, with the tables and choices that all parts of its report share. `study_of` makes it."""
 
     results: tuple[Result, ...]
     title: str
-    context: int  # the size the curves and the main table are of
-    curve_draws: int | None  # of the points; None: not told
+    context: int  # number of context questions in the curves and the main table
+    curve_draws: int | None  # contexts drawn for each point of a curve; None: the results do not say
     roles: Roles
-    main: tuple[str, ...]  # what is drawn in colour, in this order
+    main: tuple[str, ...]  # methods drawn in colour, in this order
     baselines: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]  # by part
     tables: Mapping[str, Sequence[Line]]  # by part, at the main context
@@ -40,7 +40,7 @@ class Study:
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Every method but the baselines: the main ones first."""
+        """Names of all methods except the baselines, the main ones first."""
         best_first = [line.method for part in PARTS for line in self.tables.get(part, ())]
         named = dict.fromkeys([*self.main, *best_first, *self.methods])
         return tuple(name for name in named if name not in self.baselines)
@@ -59,13 +59,17 @@ class Study:
 
 
 def study_of(results: tuple[Result, ...], main: Sequence[str] = ()) -> Study:
-    """`main`: what to draw in colour; default: the paper's comparison and validation's choice. Raises InvalidArgument."""
+    """Prepares the results for a report.
+
+    main: methods to draw in colour; if empty, those of the paper's comparison and the best on validation groups.
+    Raises InvalidArgument for a method without results, or for more methods than there are colours.
+    """
     methods = methods_of(results)
     experiment: Record = next((r.header["experiment"] for r in results if r.header.get("experiment")), {})
     scoring = experiment.get("scoring", {})
     contexts = contexts_of(results)
     context = int(scoring.get("main_context", USUAL_CONTEXT if USUAL_CONTEXT in contexts else contexts[-1]))
-    tables = {part: table(results, Selection(part, context)) for part in PARTS}
+    tables = {group_part: table(results, Selection(group_part, context)) for group_part in PARTS}
     baselines = tuple(name for name, runs in methods.items() if is_baseline(runs[0]))
     roles = roles_of(methods, baselines, experiment)
     unknown = [name for name in main if name not in methods or name in baselines]
@@ -83,33 +87,36 @@ def study_of(results: tuple[Result, ...], main: Sequence[str] = ()) -> Study:
         roles,
         chosen,
         baselines,
-        {part: _groups(results, part) for part in PARTS},
+        {group_part: _groups(results, group_part) for group_part in PARTS},
         tables,
         methods,
     )
 
 
 def is_baseline(result: Result) -> bool:
-    """A guess that needs no training."""
+    """Returns whether a result is a baseline, a guess that needs no training."""
     kind = result.header.get("method_kind")
     return bool(kind == "baseline") if kind else result.header.get("spec") is None
 
 
 def roles_of(methods: Mapping[str, list[Result]], baselines: Sequence[str], experiment: Record) -> Roles:
-    """By what the experiment says of each method; of several that fit, the one that changes least."""
-    told: list[Record] = [
+    """Finds the methods with a role by the experiment's settings, or by their names if the results hold no settings.
+
+    If several methods fit a role, the one that changes the fewest settings has it.
+    """
+    settings: list[Record] = [
         m for m in experiment.get("methods", ()) if m["name"] in methods and m["name"] not in baselines
     ]
-    told.sort(key=lambda method: len(method.get("spec") or {}))
+    settings.sort(key=lambda method: len(method.get("spec") or {}))
 
     def first(kind: str, preset: str | None, *, has_steps: bool | None = None) -> str | None:
-        for method in told:
+        for method in settings:
             fits = method.get("kind", "fedavg") == kind and preset in (None, method.get("preset", "default"))
             if fits and has_steps in (None, method.get("steps") is not None):
                 return str(method["name"])
         return None
 
-    if told:
+    if settings:
         equal = first("centralized", "default", has_steps=False) or first("centralized", None, has_steps=False)
         return Roles(
             first("fedavg", "default"), first("fedavg", "paper"), first("centralized", "paper", has_steps=True), equal
@@ -131,7 +138,10 @@ def roles_of(methods: Mapping[str, list[Result]], baselines: Sequence[str], expe
 def chosen_by_validation(
     methods: Mapping[str, list[Result]], baselines: Sequence[str], tables: Mapping[str, Sequence[Line]]
 ) -> str | None:
-    """The best on validation groups, never on test groups; None where nothing was scored on them."""
+    """Returns the method with the best score on validation groups; None if no method was scored on them.
+
+    Scores on test groups are never used for the choice.
+    """
     lines = [line for line in tables["validation"] if line.method not in baselines and line.method in methods]
     return lines[0].method if lines else None
 
@@ -140,9 +150,9 @@ def _usual_main(
     methods: Mapping[str, list[Result]], baselines: Sequence[str], roles: Roles, tables: Mapping[str, Sequence[Line]]
 ) -> tuple[str, ...]:
     best = chosen_by_validation(methods, baselines, tables)
-    found = [name for name in (roles.default, roles.paper, roles.central_paper, roles.central_equal, best) if name]
+    comparison = [name for name in (roles.default, roles.paper, roles.central_paper, roles.central_equal, best) if name]
     rest = [line.method for line in tables["test"] if line.method not in baselines]
-    return tuple(dict.fromkeys([*found, *rest]))[: max(len(set(found)), min(MOST_MAIN, 3))]
+    return tuple(dict.fromkeys([*comparison, *rest]))[: max(len(set(comparison)), min(MOST_MAIN, 3))]
 
 
 def _groups(results: Sequence[Result], part: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The tables of an experiment's report."""
+"""Builds the tables of an experiment's report."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ NOT_THERE = "–"
 
 
 def methods_table(study: Study) -> Table:
-    """Unseen groups, best first; validation beside it, which is what choices are made by."""
+    """Returns the table of methods on the unseen groups, best first, with the validation score that choices use."""
     rows = []
     shown = "test" if study.tables["test"] else "train"
     kinds = [
@@ -36,7 +36,7 @@ def methods_table(study: Study) -> Table:
             NOT_THERE if line.method in study.baselines else str(line.seeds),
         )
         rows.append(_row(study, line.method, cells))
-    part = "Unseen groups" if shown == "test" else "Training groups, withheld questions"
+    groups = "Unseen groups" if shown == "test" else "Training groups, withheld questions"
     return Table(
         (
             "method",
@@ -52,7 +52,7 @@ def methods_table(study: Study) -> Table:
             "seeds",
         ),
         tuple(rows),
-        caption=f"{part}, {study.context} context questions, best mean first.",
+        caption=f"{groups}, {study.context} context questions, best mean first.",
         note=(
             "Mean and worst: questions that are not withheld, whether training groups have them or not; then each kind alone. "
             "Withheld: kept from every group's training, by hash. Small: 95 % intervals by bootstrap over questions, a question "
@@ -64,14 +64,14 @@ def methods_table(study: Study) -> Table:
 
 
 def thresholds_tables(study: Study, thresholds: Sequence[float] = USUAL_THRESHOLDS) -> tuple[Table, ...]:
-    """Cost until the unseen groups' mean alignment is at a threshold, on every axis."""
+    """Returns one table for each threshold: the cost on every axis until the unseen groups' mean alignment reaches it."""
     groups = study.groups["test"]
-    wanted = [(f"mean alignment of {threshold:g}", threshold) for threshold in thresholds]
+    captions = [(f"mean alignment of {threshold:g}", threshold) for threshold in thresholds]
     if study.roles.paper:
         end = last_score(study.methods[study.roles.paper], groups)
         if end is not None:
-            wanted.append((f"the score at which {study.roles.paper} ends, {end:.3f}", end))
-    return tuple(_threshold_table(study, f"Until {what}", threshold) for what, threshold in wanted)
+            captions.append((f"the score at which {study.roles.paper} ends, {end:.3f}", end))
+    return tuple(_threshold_table(study, f"Until {what}", threshold) for what, threshold in captions)
 
 
 def _threshold_table(study: Study, caption: str, threshold: float) -> Table:
@@ -86,7 +86,7 @@ def _threshold_table(study: Study, caption: str, threshold: float) -> Table:
 
 
 def reach_text(reach: Reach | None, axis: str) -> str:
-    """Median over seeds, with the range; how many seeds where not all reach it."""
+    """Formats the cost of reaching a threshold: median and range over seeds, or how many seeds reach it if not all do."""
     if reach is None:
         return "no such cost"
     if not reach.reached:
@@ -103,12 +103,12 @@ def reach_text(reach: Reach | None, axis: str) -> str:
 
 
 def calibration_table(study: Study) -> Table | None:
-    found = calibrations(study)
-    if not found:
+    calibrated = calibrations(study)
+    if not calibrated:
         return None
     rows = [
-        _row(study, name, (name, f"{each.ratio:.3f}", f"{each.within:.1%}", f"{each.questions:,}"))
-        for name, each in found.items()
+        _row(study, name, (name, f"{result.ratio:.3f}", f"{result.within:.1%}", f"{result.questions:,}"))
+        for name, result in calibrated.items()
     ]
     return Table(
         ("method", "observed / expected error", "within 1 standard deviation", "scored questions"),
@@ -122,7 +122,7 @@ def calibration_table(study: Study) -> Table | None:
 
 
 def provenance_table(study: Study) -> Table:
-    """What the results depend on, method by method."""
+    """Returns the table of what each method's results depend on: kind, seeds and digests of the run specs."""
     rows = []
     for name in (*study.learned, *study.baselines):
         runs = study.methods[name]
@@ -139,7 +139,7 @@ def provenance_table(study: Study) -> Table:
 
 
 def setting_table(study: Study) -> Table:
-    """What all results have in common."""
+    """Returns the table of facts that all results share: digests, groups, scoring, versions and machines."""
     headers = [result.header for result in study.results]
     first = headers[0]
     experiment = first.get("experiment") or {}
@@ -165,9 +165,9 @@ def setting_table(study: Study) -> Table:
     return Table(("", ""), tuple(Row(pair) for pair in pairs if pair[1]))
 
 
-def stacked(found: Estimate) -> str:
-    """The interval on a line of its own."""
-    return f"{found.value:.3f}\n{bounds(found)}"
+def stacked(estimate: Estimate) -> str:
+    """Formats a value with its interval on a second line."""
+    return f"{estimate.value:.3f}\n{bounds(estimate)}"
 
 
 def _row(study: Study, method: str, cells: tuple[str, ...]) -> Row:

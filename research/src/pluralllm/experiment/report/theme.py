@@ -1,7 +1,8 @@
-"""How figures look. Colours are those of the light page; in the page's SVG each becomes a CSS variable, so that dark works too.
+"""Look of the figures: colours, markers, sizes and labels.
 
-The colours of series are told apart by people with each kind of colour blindness (after Okabe and Ito 2008, darkened for text
-on white); a marker of its own goes with each.
+The colours are those of the light page. In the page's SVG each colour becomes a CSS variable, so that the page also works
+with a dark background. People with any kind of colour blindness can distinguish the colours of the series (after Okabe and
+Ito 2008, darkened for text on white), and each series has its own marker.
 """
 
 import io
@@ -62,7 +63,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How one method is drawn everywhere."""
+    """Colour and marker of one method, the same in all figures."""
 
     colour: str
     marker: str
@@ -71,9 +72,9 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One figure: for the page and as a file."""
+    """Figure of a report, as SVG for the page and as PNG for a file."""
 
-    name: str  # of the file, without .png
+    name: str  # name of the file, without .png
     caption: str
     alt: str
     svg: str
@@ -81,11 +82,13 @@ class Picture:
 
 
 def picture(name: str, caption: str, alt: str, height_in: float, draw: Callable[[Figure], None]) -> Picture:
-    """Draws once, writes twice."""
+    """Calls `draw` on a new figure and returns it as SVG and as PNG."""
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     settings: Any = {**SETTINGS, "svg.hashsalt": name}
     with mpl.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script the font lacks: the tables have it
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # the font lacks some scripts; the tables show these names
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure)
         png, svg = io.BytesIO(), io.StringIO()
@@ -95,7 +98,10 @@ def picture(name: str, caption: str, alt: str, height_in: float, draw: Callable[
 
 
 def inline(svg: str, name: str, alt: str) -> str:
-    """An SVG file as part of a page: no prolog, no comments, colours as variables, ids of its own, and the alt text."""
+    """Turns an SVG file into an element of an HTML page.
+
+    Removes prolog and comments, replaces colours by CSS variables, makes ids unique on the page, and adds the alt text.
+    """
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
@@ -111,39 +117,39 @@ def inline(svg: str, name: str, alt: str) -> str:
 
 
 def attribute(text: str) -> str:
-    """Text that may stand in an attribute."""
+    """Escapes a text for use in an HTML attribute."""
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
         text = text.replace(character, entity)
     return text
 
 
-def spread_out(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions near the wanted ones, at least `gap` apart, in the same order: labels that do not overlap.
+def spread_out(positions: Sequence[float], gap: float) -> list[float]:
+    """Moves label positions so that they are at least `gap` apart and labels do not overlap; keeps their order.
 
-    Neighbours that are too near become a block around the mean of what they want.
+    Neighbours that are too close form a block around the mean of their wanted positions.
     """
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
     blocks: list[list[int]] = []
     centres: list[float] = []
     for index in order:
-        block, centre = [index], wanted[index]
+        block, centre = [index], positions[index]
         while blocks and centre - centres[-1] < gap * (len(block) + len(blocks[-1])) / 2:
             block = [*blocks.pop(), *block]
             centres.pop()
-            first = sum(wanted[member] - gap * place for place, member in enumerate(block)) / len(block)
+            first = sum(positions[member] - gap * number for number, member in enumerate(block)) / len(block)
             centre = first + gap * (len(block) - 1) / 2
         blocks.append(block)
         centres.append(centre)
-    found = [0.0] * len(wanted)
+    spread = [0.0] * len(positions)
     for block, centre in zip(blocks, centres, strict=True):
-        for place, member in enumerate(block):
-            found[member] = centre + gap * (place - (len(block) - 1) / 2)
-    return found
+        for number, member in enumerate(block):
+            spread[member] = centre + gap * (number - (len(block) - 1) / 2)
+    return spread
 
 
 @dataclass(frozen=True, slots=True)
 class EndLabel:
-    """A label to the right of the axes, for a line that ends at (x, y)."""
+    """Label to the right of the axes, for a line that ends at (x, y)."""
 
     x: float | None  # None: the line goes to the right edge
     y: float
@@ -153,18 +159,21 @@ class EndLabel:
 
 
 def label_ends(axes: Axes, labels: Sequence[EndLabel], height_in: float, size: float = 9.5) -> None:
-    """Set the axes' limits first. `height_in`: about how high the axes are."""
+    """Writes labels to the right of the axes, beside the ends of their lines. Call it after the axes' limits are set.
+
+    height_in: approximate height of the axes, in inches.
+    """
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
     shown = [label for label in labels if low <= label.y <= high]
     gap = size * 1.35 / 72 / height_in * (high - low)
-    places = spread_out([label.y for label in shown], gap)
-    for label, place in zip(shown, places, strict=True):
+    heights = spread_out([label.y for label in shown], gap)
+    for label, height in zip(shown, heights, strict=True):
         start = right if label.x is None else label.x
         axes.annotate(
             short(label.text, LABEL_WIDTH),
             xy=(start, label.y),
-            xytext=(1.025, place),
+            xytext=(1.025, height),
             textcoords=axes.get_yaxis_transform(),
             color=label.colour,
             fontsize=size,
@@ -184,5 +193,5 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel], height_in: float, size: f
 
 
 def short(text: str, width: int) -> str:
-    """Cut where it is too long."""
+    """Returns the text, cut to `width` characters with an ellipsis if it is longer."""
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
