@@ -1,6 +1,6 @@
-"""The demo: a coordinator and eight (with --data fourteen) client daemons as processes of this machine, from start to result.
+"""Runs the demo: a coordinator and eight client daemons (fourteen with --data) on this machine, from start to result.
 
-.venv/bin/python deploy/demo.py                     made-up survey: 6 groups train, 2 are held out
+.venv/bin/python deploy/demo.py                     synthetic survey: 6 groups train, 2 are held out
 .venv/bin/python deploy/demo.py --data FILE.csv     GlobalOpinionQA: the paper's 8 countries train, 6 are held out
 """
 
@@ -50,38 +50,38 @@ RUN = "demo"
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 15.0
 LOOK_EVERY_S = 0.5
-LOG_LINES_TOLD = 15
+LOG_LINES_SHOWN = 15
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DemoFailed(Exception):
-    """Something did not go as it should; the text says what."""
+    """Failure of the demo; the text says what went wrong."""
 
 
 @dataclass(frozen=True)
 class Federation:
-    """Who takes part, and the run spec's text."""
+    """Groups that take part in the demo, with the number of rounds and the time limit."""
 
     train: dict[str, tuple[Question, ...]]
     held_out: dict[str, tuple[Question, ...]]
     rounds: int
-    limit_s: float
+    limit_s: float  # longest time for the whole run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a GlobalOpinionQA CSV file")
-    parser.add_argument("--rounds", type=int, help="default: 12, with --data 30")
     parser.add_argument(
-        "--out", type=Path, help="where state, model and logs are kept; default: a new temporary folder"
+        "--data", type=Path, help="GlobalOpinionQA CSV file with real answers; default: a synthetic survey."
     )
-    given = parser.parse_args()
+    parser.add_argument("--rounds", type=int, help="Number of rounds; default: 12, or 30 with --data.")
+    parser.add_argument("--out", type=Path, help="Folder for state, model and logs; default: a new temporary folder.")
+    arguments = parser.parse_args()
     console = Console()
     for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     try:
-        federation = _federation(given.data, given.rounds)
-        folder = given.out or Path(tempfile.mkdtemp(prefix="pluralllm-demo-"))
+        federation = _federation(arguments.data, arguments.rounds)
+        folder = arguments.out or Path(tempfile.mkdtemp(prefix="pluralllm-demo-"))
         folder.mkdir(parents=True, exist_ok=True)
         play(federation, folder, console)
     except KeyboardInterrupt:
@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def _interrupt(*_: object) -> None:
-    """Only the first one counts: a second Ctrl-C must not break off the cleaning up."""
+    """Raises KeyboardInterrupt once and then ignores signals, so that a second Ctrl-C cannot interrupt the clean-up."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -114,7 +114,7 @@ def _federation(data: Path | None, rounds: int | None) -> Federation:
 
 
 def play(federation: Federation, folder: Path, console: Console) -> None:
-    """Starts everything, watches, sums up; no process is left when this returns or raises."""
+    """Starts all processes, watches the run and prints the result. Stops every process before it returns or raises."""
     model_path = Path(get_model_path())
     state, admin = folder / "coordinator", folder / "admin"
     with contextlib.ExitStack() as stack:
@@ -149,14 +149,14 @@ def play(federation: Federation, folder: Path, console: Console) -> None:
         last = remote.get_run(RUN)
         person.does("model", "pull", RUN, str(folder / "model"))
         for client in clients:
-            _wait(client)  # each daemon hears that the run is over, and ends by itself
+            _wait(client)  # the coordinator reports the end of the run to each daemon, which then exits
     summary(evaluations, last, folder, console)
 
 
 def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Console) -> None:
-    """Shows the run until it has ended. Raises DemoFailed if a process dies, the run fails or it takes too long."""
+    """Shows the run's status until it has ended. Raises DemoFailed if a process dies, the run fails or takes too long."""
     until_s = time.monotonic() + limit_s
-    told: tuple[Any, ...] = ()
+    printed_state: tuple[Any, ...] = ()
     with (
         Live(console=console, auto_refresh=False, transient=False)
         if console.is_terminal
@@ -166,7 +166,7 @@ def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Con
             run = remote.get_run(RUN)
             if live is not None:
                 live.update(status_screen(run, datetime.datetime.now(tz=datetime.UTC)), refresh=True)
-            elif told != (told := (run["round"], run["phase"])):
+            elif printed_state != (printed_state := (run["round"], run["phase"])):
                 console.print(f"round {run['round']:>2} of {run['rounds']}  {run['phase']:<12} {_scores(run)}")
             if run["phase"] == "ended":
                 if run["outcome"] != "completed":
@@ -188,7 +188,7 @@ def _scores(run: dict[str, Any]) -> str:
 
 
 def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path, console: Console) -> None:
-    """Alignment of each group at version 0 and at the last one; raises DemoFailed if the mean did not rise."""
+    """Prints each group's alignment at version 0 and at the last version. Raises DemoFailed if the mean did not rise."""
     first = {score["group"]: score for score in evaluations if score["version"] == 0}
     last = {score["group"]: score for score in evaluations if score["version"] == run["version"]}
     table = Table("group", "role", "version 0", f"version {run['version']}", "change", "questions", box=None)
@@ -254,13 +254,16 @@ class Child:
     log: Path
 
     def tail(self) -> str:
-        """The end of its log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES_TOLD:])
+        """Returns the last lines of the process' log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
 
 
 @contextlib.contextmanager
 def process(command: list[str], log: Path) -> Iterator[Child]:
-    """A process in a group of its own (Ctrl-C is ours to handle), ended by its id whatever happens."""
+    """Starts a process and terminates it at the end of the `with` block, whatever happens.
+
+    It has its own process group, so that a Ctrl-C reaches only the demo itself.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("wb") as file:
         popen = subprocess.Popen(
@@ -285,19 +288,19 @@ def process(command: list[str], log: Path) -> Iterator[Child]:
 
 @dataclass(frozen=True)
 class Person:
-    """Whoever administers the federation."""
+    """Administrator of the federation, who runs `pluralllm` commands."""
 
     identity: Path
     address: str
 
     def does(self, *arguments: str) -> None:
-        """One `pluralllm` command, as a person would type it."""
+        """Runs one `pluralllm` command, as a person would type it."""
         _run("pluralllm.cli", "--identity", str(self.identity), *arguments, "--coordinator", self.address)
 
 
 @dataclass(frozen=True)
 class Partner:
-    """An organisation with a daemon and a private file."""
+    """Organisation with a private data file and a client daemon."""
 
     group: str
     questions: tuple[Question, ...]
@@ -308,7 +311,7 @@ class Partner:
         return "".join(c if c.isalnum() else "-" for c in self.group.lower().split(" (")[0])
 
     def join(self, person: Person, folder: Path) -> None:
-        """Invited by the administrator; the key is made by the partner's own command."""
+        """Gets an invite from the administrator and joins with it; the partner's own command makes the private key."""
         home = folder / self.name
         home.mkdir(exist_ok=True)
         invite = folder / f"{self.name}.invite"

@@ -1,16 +1,17 @@
-"""A tiny language model tuned towards a group's answers, with the jointly trained predictor as its reward.
+"""Tunes a tiny language model towards a group's answers, with the jointly trained predictor as its reward.
 
-    .venv/bin/python deploy/examples/grpo.py                      # all of it, from nothing, on a CPU
-    .venv/bin/python deploy/examples/grpo.py --model FOLDER       # a version that pluralllm model export has written
+    .venv/bin/python deploy/examples/grpo.py                      # trains everything on a CPU
+    .venv/bin/python deploy/examples/grpo.py --model FOLDER       # uses a version that pluralllm model export has written
 
-24 groups of a made-up survey train the predictor together. The group the policy is tuned for is not among them, nor the other:
-the reward knows 20 of their answers. The policy, a causal language model of some 100,000 parameters made from a configuration,
-first learns to answer by a letter, any letter. Then GRPO tunes it, once by the group's reward and once by another group's; how
-near it comes to the group's true answers, on questions the reward has not seen answered, is told before and after.
+24 groups of a synthetic survey train the predictor together. Two other groups did not take part in the training; the reward
+knows 20 answers of each. The policy is a causal language model of some 100,000 parameters, made from a configuration. First
+it learns to answer with a letter, any letter. Then GRPO tunes it twice from the same start: with the reward of the one group
+and with the reward of the other. The script prints how close the policy comes to the first group's true answers, before and
+after, on questions whose answers the reward does not know.
 
-How far the two rewards differ depends on the predictor: one that has trained too little knows only what groups have in common.
-So each of the groups takes one step a round, and the server's Adam moves the model by their mean: with many local steps each
-group's model learns that group's answers by heart, and none to read a context.
+The difference between the two rewards depends on the predictor: after too little training it knows only what all groups have
+in common. So each group takes one step in a round, and the server's Adam moves the model by the mean of the steps. With many
+local steps each group's model would learn that group's answers by heart and would not learn to use a context.
 """
 
 import argparse
@@ -43,8 +44,8 @@ from pluralllm.common.words.spec import RunSpec, preset_values
 
 LETTERS = "ABCDE"
 TRAINING_GROUPS = 24
-CONTEXT = 20  # answers of the group that the reward knows
-# Shares come in beside 768 numbers of unit variance: without a scale, what the group answered is hardly heard.
+CONTEXT = 20  # number of the group's answers that the reward knows
+# Shares stand beside 768 numbers of unit variance; without a scale the group's answers would hardly influence the model.
 PREDICTOR = {"layers": 2, "d_model": 128, "heads": 4, "feedforward": 128, "dropout": 0.0, "share_scale": 28.0}
 TRAINING = {"optimizer": "sgd", "learning_rate": 1.0, "schedule": "constant", "local_steps": 1}
 AGGREGATION = {"optimizer": "fedadam", "server_learning_rate": 1e-3, "adaptivity": 1e-8}
@@ -54,7 +55,10 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 @dataclass(frozen=True)
 class Tuned:
-    """Alignment scores with the group the policy is meant for, on questions whose answers the reward does not know."""
+    """Alignment scores of the policy with the group it should agree with, before and after tuning.
+
+    They are measured on questions whose answers the reward does not know.
+    """
 
     before: float
     by_its_reward: float
@@ -62,24 +66,24 @@ class Tuned:
 
 
 def tune_both_ways(
-    model: PluralPredictor, survey: Survey, group: str, other: str, seed: int, steps: int, place: Path
+    model: PluralPredictor, survey: Survey, group: str, other: str, seed: int, steps: int, folder: Path
 ) -> Tuned:
-    """The same policy from the same start, tuned by either group's reward."""
+    """Tunes the same policy twice from the same start: with the reward of `group` and with the reward of `other`."""
     contexts = {name: drawn(survey[name], CONTEXT) for name in (group, other)}
     asked = [question for question in survey[group] if question not in contexts[group]]
-    tokenizer, start = policy_that_answers(asked, seed, place / f"policy-{seed}")
-    found = [alignment(LlamaForCausalLM.from_pretrained(start), tokenizer, asked)]
-    for whose in (group, other):
-        reward = group_reward(model, contexts, place, whose)
+    tokenizer, start = policy_that_answers(asked, seed, folder / f"policy-{seed}")
+    scores = [alignment(LlamaForCausalLM.from_pretrained(start), tokenizer, asked)]
+    for rewarding_group in (group, other):
+        reward = group_reward(model, contexts, folder, rewarding_group)
         policy = tuned(start, tokenizer, asked, reward, seed, steps)
-        found.append(alignment(policy, tokenizer, asked))
-    return Tuned(*found)
+        scores.append(alignment(policy, tokenizer, asked))
+    return Tuned(*scores)
 
 
-def group_reward(model: PluralPredictor, contexts: Survey, place: Path, group: str | None = None) -> GroupReward:
+def group_reward(model: PluralPredictor, contexts: Survey, folder: Path, group: str | None = None) -> GroupReward:
     path = get_model_path()
     return GroupReward(
-        model, contexts, group=group, no_option=0.0, embedding_model_path=path, cache=place / "cache", device="cpu"
+        model, contexts, group=group, no_option=0.0, embedding_model_path=path, cache=folder / "cache", device="cpu"
     )
 
 
@@ -91,7 +95,7 @@ def tuned(
     seed: int,
     steps: int,
 ) -> Any:
-    """The policy of folder `start` after GRPO."""
+    """Tunes the policy in the folder `start` with GRPO and returns it."""
     trainer = GRPOTrainer(
         model=str(start),
         reward_funcs=reward,
@@ -104,7 +108,7 @@ def tuned(
 
 
 def policy_that_answers(asked: Sequence[Question], seed: int, folder: Path) -> tuple[PreTrainedTokenizerFast, Path]:
-    """Its tokenizer and its folder. It answers by a letter, any letter."""
+    """Makes a policy that answers every question with a random letter; returns its tokenizer and its folder."""
     tokenizer = letters_and_words(asked)
     policy = tiny_policy(tokenizer, seed)
     learn_to_answer(policy, tokenizer, asked, seed)
@@ -114,18 +118,22 @@ def policy_that_answers(asked: Sequence[Question], seed: int, folder: Path) -> t
 
 
 def made_up_survey() -> Survey:
-    """The groups with a name, and settlements to train on."""
-    return {str(name): found for name, found in sample_groups(len(NAMED) + TRAINING_GROUPS, 120, 0).items()}
+    """Returns a synthetic survey: the named groups, and numbered settlements that train the predictor."""
+    return {str(name): questions for name, questions in sample_groups(len(NAMED) + TRAINING_GROUPS, 120, 0).items()}
 
 
 def drawn(questions: Sequence[Question], count: int) -> tuple[Question, ...]:
-    """Some of them, on all matters: a survey asks about one after the other."""
+    """Draws `count` questions at random, because a survey's questions are sorted by topic."""
     order = np.random.default_rng(0).permutation(len(questions))
     return tuple(questions[number] for number in order[:count])
 
 
 def grpo(out: Path, seed: int, steps: int) -> GRPOConfig:
-    """The share itself is the reward, not divided by its deviation; beta keeps the policy from answering one letter always."""
+    """Returns the settings of GRPO.
+
+    The reward is the predicted share, not divided by its standard deviation. `beta` prevents a policy that answers every
+    question with the same letter.
+    """
     return GRPOConfig(
         output_dir=str(out),
         max_steps=steps,
@@ -148,7 +156,7 @@ def grpo(out: Path, seed: int, steps: int) -> GRPOConfig:
 
 
 def row(question: Question) -> dict[str, Any]:
-    """What the policy reads, and what the reward needs to know of it."""
+    """Returns a data set row: the prompt for the policy, and the question and options for the reward."""
     return {"prompt": prompt(question), "question": question.text, "options": list(question.options)}
 
 
@@ -158,7 +166,7 @@ def prompt(question: Question) -> str:
 
 
 def letters_and_words(questions: Sequence[Question]) -> PreTrainedTokenizerFast:
-    """One token for each word of the survey, and for each letter."""
+    """Makes a tokenizer with one token for each word of the survey and for each letter."""
     words = [PAD, END, UNKNOWN, *LETTERS]
     words += [word for question in questions for word in prompt(question).split()]
     tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(dict.fromkeys(words))}, unk_token=UNKNOWN))
@@ -182,14 +190,17 @@ def learn_to_answer(
     seed: int,
     steps: int = 60,
 ) -> None:
-    """By one of the question's letters, all alike: the form, and no opinion."""
+    """Trains the policy to answer with one of the question's letters, each equally likely.
+
+    The policy learns the form of an answer, but no opinion.
+    """
     rng, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(policy.parameters(), lr=3e-3)
-    given = tokenizer([prompt(question) for question in questions], return_tensors="pt", padding=True)
+    tokens = tokenizer([prompt(question) for question in questions], return_tensors="pt", padding=True)
     letters = torch.tensor(tokenizer.convert_tokens_to_ids(list(LETTERS)))
     sizes = torch.tensor([len(question.options) for question in questions])
     for _ in range(steps):
         chosen = (torch.rand(len(questions), generator=rng) * sizes).long()  # (Q,)
-        logits = policy(**given).logits[:, -1]  # (Q, vocabulary)
+        logits = policy(**tokens).logits[:, -1]  # (Q, vocabulary)
         loss = torch.nn.functional.cross_entropy(logits, letters[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -198,18 +209,21 @@ def learn_to_answer(
 
 @torch.no_grad()
 def alignment(policy: Any, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> float:
-    """Of the policy's probabilities of the letters with the group's true shares."""
-    given = tokenizer([prompt(question) for question in questions], return_tensors="pt", padding=True)
+    """Alignment score of the policy's probabilities of the letters with the group's true shares."""
+    tokens = tokenizer([prompt(question) for question in questions], return_tensors="pt", padding=True)
     letters = tokenizer.convert_tokens_to_ids(list(LETTERS))
-    logits = policy.eval()(**given).logits[:, -1, letters]  # (Q, 5)
+    logits = policy.eval()(**tokens).logits[:, -1, letters]  # (Q, 5)
     total = Alignment()
-    for question, mine in zip(questions, logits, strict=True):
-        total = total.add(torch.softmax(mine[: len(question.options)], 0).numpy(), question.shares, None)
+    for question, answer_logits in zip(questions, logits, strict=True):
+        total = total.add(torch.softmax(answer_logits[: len(question.options)], 0).numpy(), question.shares, None)
     return total.score
 
 
 def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: Path) -> Path:
-    """What a federation would publish: FedAvg over the training groups, here in one process, as an exported folder."""
+    """Trains a predictor with FedAvg over the training groups, in this process, and writes it as an exported folder.
+
+    The folder has the form of a model version that a federation has published.
+    """
     from pluralllm.experiment.federated import federate  # noqa: PLC0415 - not needed with --model
     from pluralllm.experiment.groups import embed_groups  # noqa: PLC0415
 
@@ -223,9 +237,14 @@ def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: P
     width = 384 * len(values["embedding"]["templates"])
     values["embedding"] |= {"model": "sentence-transformers/all-MiniLM-L6-v2", "dimension": width}
     spec = RunSpec.model_validate(values)
-    wanted = {name: survey[name] for name in train}
+    training_questions = {name: survey[name] for name in train}
     groups = embed_groups(
-        spec, wanted, Path(get_model_path()), folder / "cache", torch.device("cpu"), lambda _done, _all: None
+        spec,
+        training_questions,
+        Path(get_model_path()),
+        folder / "cache",
+        torch.device("cpu"),
+        lambda _done, _all: None,
     )
     for last in federate(spec, groups, torch.device("cpu")):
         if last.rounds % 50 == 0:
@@ -240,44 +259,47 @@ def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: P
     return folder
 
 
-def predictor(folder: str | None, survey: Survey, rounds: int, place: Path) -> PluralPredictor:
-    """From the folder, else trained here by the survey's settlements: of the groups with a name it has seen none."""
+def predictor(folder: str | None, survey: Survey, rounds: int, work_folder: Path) -> PluralPredictor:
+    """Loads the predictor from `folder`, or trains one on the survey's settlements if `folder` is None.
+
+    The named groups do not take part in that training.
+    """
     train = [name for name in survey if name not in NAMED]
-    return PluralPredictor.from_pretrained(folder or train_predictor(survey, train, rounds, place))
+    return PluralPredictor.from_pretrained(folder or train_predictor(survey, train, rounds, work_folder))
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
-    """Those that all examples of this folder have."""
+    """Returns a parser with the options that all examples of this folder share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="an exported model's folder; without it one is trained here")
-    parser.add_argument("--seeds", type=int, default=1, help="of the policy")
-    parser.add_argument("--steps", type=int, default=120, help="of GRPO")
-    parser.add_argument("--rounds", type=int, default=400, help="of the predictor's training")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--model", help="Folder of an exported model; without it a predictor is trained first.")
+    parser.add_argument("--seeds", type=int, default=1, help="Number of seeds of the policy.")
+    parser.add_argument("--steps", type=int, default=120, help="Number of GRPO steps.")
+    parser.add_argument("--rounds", type=int, default=400, help="Number of rounds that train the predictor.")
+    parser.add_argument("--out", type=Path, help="JSON file that the scores are written to.")
     return parser
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--group", default="Old Valley", help="whose answers the policy is tuned towards")
-    parser.add_argument("--other", default="Riverton", help="whose reward is tried for comparison")
-    given = parser.parse_args()
+    parser.add_argument("--group", default="Old Valley", help="Group whose answers the policy is tuned towards.")
+    parser.add_argument("--other", default="Riverton", help="Group whose reward is used for comparison.")
+    arguments = parser.parse_args()
     disable_progress_bar()
     survey = made_up_survey()
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        model = predictor(given.model, survey, given.rounds, place)
-        found = []
-        for seed in range(given.seeds):
-            scores = tune_both_ways(model, survey, given.group, given.other, seed, given.steps, place)
-            found.append(scores)
+        work_folder = Path(folder)
+        model = predictor(arguments.model, survey, arguments.rounds, work_folder)
+        scores_of_seeds = []
+        for seed in range(arguments.seeds):
+            scores = tune_both_ways(model, survey, arguments.group, arguments.other, seed, arguments.steps, work_folder)
+            scores_of_seeds.append(scores)
             print(
-                f"seed {seed}: alignment with {given.group} {scores.before:.3f} before, {scores.by_its_reward:.3f} by its own "
-                f"reward, {scores.by_anothers:.3f} by that of {given.other}",
+                f"seed {seed}: alignment with {arguments.group} {scores.before:.3f} before, {scores.by_its_reward:.3f} by its "
+                f"own reward, {scores.by_anothers:.3f} by that of {arguments.other}",
                 flush=True,
             )
-    if given.out:
-        given.out.write_text(json.dumps([asdict(each) for each in found], indent=2))
+    if arguments.out:
+        arguments.out.write_text(json.dumps([asdict(scores) for scores in scores_of_seeds], indent=2))
 
 
 if __name__ == "__main__":

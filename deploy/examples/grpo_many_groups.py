@@ -1,9 +1,10 @@
-"""A tiny language model tuned for three groups at once, who do not agree: by the mean of their rewards, or fairly.
+"""Tunes a tiny language model for three groups that disagree: with the mean of their rewards, and with a fair rule.
 
     .venv/bin/python deploy/examples/grpo_many_groups.py [--model FOLDER] [--seeds 3]
 
-As grpo.py, with the rewards of three groups as one. Two of them think much alike and the third does not: the mean serves
-it worst. The adaptive rule weighs each group by how well it has been served so far (arXiv 2604.04261).
+It works like grpo.py, but combines the rewards of three groups into one. Two of the groups have similar opinions and the third
+does not, so the mean serves the third group worst. The adaptive rule weights each group by how well it has been served so far
+(arXiv 2604.04261).
 """
 
 import json
@@ -33,19 +34,19 @@ RULES = {"mean": RewardAggregation(), "adaptive": RewardAggregation(rule="adapti
 
 
 def tune_for_all(
-    model: PluralPredictor, survey: Survey, seed: int, steps: int, place: Path
+    model: PluralPredictor, survey: Survey, seed: int, steps: int, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Each group's alignment with the policy: before, and after either rule."""
+    """Tunes a policy with each aggregation rule; returns each group's alignment with the policy, by rule and group."""
     contexts = {name: drawn(survey[name], CONTEXT) for name in WHO}
     true = {name: {question.text: question for question in survey[name]} for name in WHO}
-    known = {question.text for context in contexts.values() for question in context}
+    in_contexts = {question.text for context in contexts.values() for question in context}
     texts = (
-        set.intersection(*(set(each) for each in true.values())) - known
-    )  # what all have answered, and no reward knows
+        set.intersection(*(set(answers) for answers in true.values())) - in_contexts
+    )  # all groups have answered them
     asked = {name: [true[name][text] for text in sorted(texts)] for name in WHO}
     questions = asked[WHO[0]]
-    tokenizer, start = policy_that_answers(questions, seed, place / f"policy-{seed}")
-    rewards = group_reward(model, contexts, place)
+    tokenizer, start = policy_that_answers(questions, seed, folder / f"policy-{seed}")
+    rewards = group_reward(model, contexts, folder)
     policies = {
         rule: tuned(start, tokenizer, questions, AggregateReward(rewards, settings), seed, steps)
         for rule, settings in RULES.items()
@@ -56,25 +57,26 @@ def tune_for_all(
 
 
 def main() -> None:
-    given = options(__doc__).parse_args()
+    arguments = options(__doc__).parse_args()
     disable_progress_bar()
     survey = made_up_survey()
-    found = []
+    scores_of_seeds = []
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        model = predictor(given.model, survey, given.rounds, place)
-        for seed in range(given.seeds):
-            scores = tune_for_all(model, survey, seed, given.steps, place)
-            found.append(scores)
-            for rule, of in scores.items():
-                worst = min(of, key=lambda name: of[name])
-                mean, fairness = sum(of.values()) / len(of), fairness_index(tuple(of.values()))
-                each = ", ".join(f"{name} {score:.3f}" for name, score in of.items())
+        work_folder = Path(folder)
+        model = predictor(arguments.model, survey, arguments.rounds, work_folder)
+        for seed in range(arguments.seeds):
+            scores = tune_for_all(model, survey, seed, arguments.steps, work_folder)
+            scores_of_seeds.append(scores)
+            for rule, by_group in scores.items():
+                worst = min(by_group, key=lambda name: by_group[name])
+                mean, fairness = sum(by_group.values()) / len(by_group), fairness_index(tuple(by_group.values()))
+                group_scores = ", ".join(f"{name} {score:.3f}" for name, score in by_group.items())
                 print(
-                    f"seed {seed}, {rule}: worst {of[worst]:.3f} ({worst}), mean {mean:.3f}, fairness {fairness:.4f}; {each}"
+                    f"seed {seed}, {rule}: worst {by_group[worst]:.3f} ({worst}), mean {mean:.3f}, "
+                    f"fairness {fairness:.4f}; {group_scores}"
                 )
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=2))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(scores_of_seeds, indent=2))
 
 
 if __name__ == "__main__":
