@@ -1,3 +1,6 @@
-"""What coordinator, client and command line share. Light to import: torch only in model, data and embedding."""
+"""Code that the coordinator, the client and the operator's command share.
+
+It is light to import: only some modules of the room `predictor` import torch.
+"""
 
 __version__ = "0.1.0"

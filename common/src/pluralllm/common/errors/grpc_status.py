@@ -1,6 +1,7 @@
-"""The one table between the error tree and gRPC status codes, both ways.
+"""Converts the errors of the tree to gRPC statuses and back; one table gives each error its status code.
 
-On the wire an error is a google.rpc.Status (aip.dev/193) with one ErrorInfo: reason = the leaf's name, metadata = its facts.
+On the wire an error is a google.rpc.Status (aip.dev/193) with one ErrorInfo: `reason` is the name of the error class,
+`metadata` holds its facts as JSON.
 """
 
 import json
@@ -18,7 +19,8 @@ from pluralllm.common.errors import membership as m
 from pluralllm.common.errors import tree as e
 
 DOMAIN = "pluralllm"
-CLIENT_STOPPED = "CLIENT_STOPPED"  # of ReportFailure: no error, the daemon ends and its session with it
+# A reason in ReportFailure that is no error of the tree: the daemon stops, and its session ends with it.
+CLIENT_STOPPED = "CLIENT_STOPPED"
 
 CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -93,27 +95,31 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.Internal: grpc.StatusCode.INTERNAL,
 }
 
-# What a caller may repeat as it is (aip.dev/194).
+# Codes after which a caller may send the same request again (aip.dev/194).
 TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
-# Codes that gRPC itself gives a call whose connection broke (a client stream cut in mid-message is INTERNAL in grpc.aio).
-# The coordinator's own errors always carry an ErrorInfo, so without one these say nothing about the request.
+# Codes that gRPC itself reports for a call whose connection broke (grpc.aio reports INTERNAL for a client stream that is cut in
+# the middle of a message). The coordinator's own errors always carry an ErrorInfo. A status that has one of these codes and no
+# ErrorInfo therefore says nothing about the request.
 BROKEN_TRANSPORT = TRANSIENT | {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
 
 
-# A status travels as metadata, and peers refuse more than 8 KiB of that (gRPC's soft limit): then the caller would hear of a
-# broken stream, and not of what it did wrong. So texts that hold what a caller sent are cut, for whoever reads the facts and
-# for whoever reads the message alone.
+# A status travels as metadata, and peers refuse metadata of more than 8 KiB (gRPC's soft limit): the caller would then see a
+# broken stream instead of the reason of the refusal. A fact may repeat a long text that the caller sent, so long facts and long
+# messages are cut.
 CUT = "…"
-MAX_FACTS_BYTES = 3072  # of JSON, all together; they travel in base64, a third longer
-MAX_MESSAGE_BYTES = 700  # of UTF-8; it travels twice, once with three letters for each byte that is not ASCII
+MAX_FACTS_BYTES = 3072  # JSON bytes of all facts together; on the wire they are base64, which is a third longer
+MAX_MESSAGE_BYTES = 700  # UTF-8 bytes; it travels twice, once with 3 characters for each byte that is not ASCII
 
 
 def to_status(error: e.PluralError) -> Any:
-    """The rich gRPC status of an error, as grpc's abort_with_status takes it."""
-    given = error.facts
-    limit_bytes = MAX_FACTS_BYTES // max(1, len(given))
-    facts = {name: _json(value, limit_bytes) for name, value in given.items()}
+    """Returns the rich gRPC status of an error, in the form that grpc's abort_with_status takes.
+
+    Long facts and a long message are cut, so that the status fits gRPC's limit for metadata.
+    """
+    fact_values = error.facts
+    limit_bytes = MAX_FACTS_BYTES // max(1, len(fact_values))
+    facts = {name: _json(value, limit_bytes) for name, value in fact_values.items()}
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
     detail = any_pb2.Any()
     detail.Pack(info)
@@ -124,13 +130,14 @@ def to_status(error: e.PluralError) -> Any:
 
 
 def _json(value: object, limit_bytes: int) -> str:
-    """A fact as JSON. A text that would be longer is cut."""
-    while len(found := json.dumps(value)) > limit_bytes and isinstance(value, str):
-        value = _cut(value, min(limit_bytes, len(value.encode(errors="replace")) * limit_bytes // len(found)))
-    return found
+    """Returns a fact as JSON. A text is cut until its JSON fits `limit_bytes`."""
+    while len(encoded := json.dumps(value)) > limit_bytes and isinstance(value, str):
+        value = _cut(value, min(limit_bytes, len(value.encode(errors="replace")) * limit_bytes // len(encoded)))
+    return encoded
 
 
 def _cut(text: str, limit_bytes: int) -> str:
+    """Returns the text, or its beginning and an ellipsis if it has more than `limit_bytes` bytes of UTF-8."""
     raw = text.encode(errors="replace")
     return (
         raw.decode()
@@ -139,29 +146,32 @@ def _cut(text: str, limit_bytes: int) -> str:
     )
 
 
-def _told(call: grpc.Call) -> e.PluralError | None:
-    """The leaf in a status; None if there is none that this release can make: then the code alone has to do."""
+def _typed_error(call: grpc.Call) -> e.PluralError | None:
+    """Returns the typed error carried by a status, or None if it has none that this release knows."""
     try:
         status = rpc_status.from_call(call)
         for detail in status.details if status is not None else ():
             info = error_details_pb2.ErrorInfo()
             leaf = e.leaves().get(info.reason) if detail.Unpack(info) and info.domain == DOMAIN else None
             if leaf is not None:
-                known = e.fields_of(leaf)
-                found = leaf(**{name: json.loads(text) for name, text in info.metadata.items() if name in known})
-                str(found)  # a fact of another kind than ours may not fit its sentence
-                return found
+                field_names = e.fields_of(leaf)
+                error = leaf(**{name: json.loads(text) for name, text in info.metadata.items() if name in field_names})
+                str(error)  # raises if a fact has a type that does not fit the message of this release
+                return error
     except (ValueError, TypeError, RecursionError, DecodeError):
         return None
     return None
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
-    """The leaf an RPC failed with; Unreachable or Internal when the other side sent none of ours."""
+    """Returns the typed error that an RPC failed with.
+
+    If the status carries none: Unreachable for a broken connection, StorageFull for RESOURCE_EXHAUSTED, otherwise Internal.
+    """
     call = typing.cast(grpc.Call, error)  # grpc raises its calls
     code: Callable[[], grpc.StatusCode] = call.code
-    if (found := _told(call)) is not None:
-        return found
+    if (typed_error := _typed_error(call)) is not None:
+        return typed_error
     if code() in BROKEN_TRANSPORT and "deserializ" not in (call.details() or ""):
         return e.Unreachable(address=address, problem=call.details() or code().name)
     if code() is grpc.StatusCode.RESOURCE_EXHAUSTED:

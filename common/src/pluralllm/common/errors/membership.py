@@ -1,35 +1,35 @@
-"""The leaves of the error tree about members, certificates and invites; the rest of the tree is in errors.py.
+"""Errors about members, certificates and invites; tree.py draws the whole tree.
 
 Refused
-|- CertificateInvalid      a key, request or certificate that is none, or not of the kind needed
-|- CertificateExpired      past its end
-|- CertificateNotYetValid  before its beginning: somebody's clock is wrong
-|- CertificateRevoked      an administrator revoked its member
-|- CertificateUnknown      signed by the right authority, but not on this coordinator's list
-|- CertificateForeign      signed by another authority
-|- CertificateWrongUse     not a certificate for TLS clients
+|- CertificateInvalid      a key, request or certificate cannot be read, or is of the wrong kind
+|- CertificateExpired      the certificate's validity has ended
+|- CertificateNotYetValid  the certificate's validity has not begun: one of the two clocks is wrong
+|- CertificateRevoked      an administrator has revoked the member
+|- CertificateUnknown      the right authority signed the certificate, but this coordinator has no record of it
+|- CertificateForeign      another authority signed the certificate
+|- CertificateWrongUse     the certificate is not for TLS clients
 |- RoleForbids             the member's role does not allow this call
-|- IdentityMismatch        a message speaks for somebody else than the certificate
-|- AwaitingApproval        joined, but no administrator has approved it yet
+|- IdentityMismatch        a message names another member than the certificate does
+|- AwaitingApproval        the member has joined, but no administrator has approved it yet
 |- InviteInvalid           the text of an invite cannot be read
-|- InviteForOtherCommand   it is for a client's daemon, or for a person
-|- InviteUnknown           no such token, or it was withdrawn
-|- InviteForAnother        the token is another name's
-|- InviteExpired           past its end
-|- InviteUsed              its token has been spent by another key
-|- TooManyAttempts         the enrolment port is rate-limited
+|- InviteForOtherCommand   a client's invite was given to the operator's command, or the other way round
+|- InviteUnknown           no invite has this token, or the invite was withdrawn
+|- InviteForAnother        the token belongs to another name
+|- InviteExpired           the invite's validity has ended
+|- InviteUsed              another key has used the token already
+|- TooManyAttempts         the enrolment port limits the rate of calls
 |- MemberExists            the name is taken
-|- LastAdmin               without it nobody could administer the federation
+|- LastAdmin               without this member nobody could administer the federation
 |- NotInitialised          the state directory has no certificate authority
-|- AlreadyInitialised      it has one
-|- NotJoined               no certificate here
-|- AlreadyJoined           another certificate is here
-|- ForeignAuthority        the other side's certificate is not signed by the authority of the invite
+|- AlreadyInitialised      the state directory has a certificate authority already
+|- NotJoined               the folder holds no certificate
+|- AlreadyJoined           the folder holds the certificate of another member
+|- ForeignAuthority        the authority of the invite did not sign the other side's certificate
 |- WrongHost               the coordinator's certificate is for other names
-|- ServerCertificateOutOfDate  the coordinator's certificate is past its end, or this machine's clock is wrong
-|- ClockWrong              this machine's clock is off
-|- IssuerExpired           the intermediate certificate is past its end
-`- AuditBroken             the coordinator's audit log is not the one seen before, or its chain is broken
+|- ServerCertificateOutOfDate  the coordinator's certificate is not valid now, or this machine's clock is wrong
+|- ClockWrong              this machine's clock differs too much from the coordinator's
+|- IssuerExpired           the validity of the coordinator's intermediate certificate has ended
+`- AuditBroken             the audit log is not the one seen before, or its hash chain is broken
 """
 
 from dataclasses import dataclass

@@ -1,23 +1,26 @@
-"""The root and the two branches of the error tree; the tree itself is drawn and filled in errors.py."""
+"""The root of the error tree and its two branches; tree.py draws the whole tree."""
 
 from dataclasses import fields
 from typing import Any, ClassVar
 
 
 class PluralError(Exception):
-    """Root of the tree. `reason` is the name that travels on the wire."""
+    """Base class of every error of this project.
+
+    A subclass has its facts as dataclass fields. `why` and `fix` are templates over the facts; together they are the message.
+    """
 
     why: ClassVar[str]
     fix: ClassVar[str] = ""
 
     @property
     def reason(self) -> str:
-        """The leaf's name as UPPER_SNAKE, for example WRONG_BASE."""
+        """The error's name on the wire, for example WRONG_BASE."""
         return reason_of(type(self))
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The typed facts, by name."""
+        """The error's facts, by field name."""
         return {name: getattr(self, name) for name in fields_of(type(self))}
 
     def __str__(self) -> str:
@@ -26,18 +29,18 @@ class PluralError(Exception):
 
 
 def reason_of(leaf: type[PluralError]) -> str:
-    """WrongBase -> WRONG_BASE."""
+    """Returns the name of an error class on the wire: WrongBase -> WRONG_BASE."""
     return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(leaf.__name__)).upper()
 
 
 def fields_of(leaf: type[PluralError]) -> dict[str, type]:
-    """Names and types of a leaf's facts."""
+    """Returns the names and types of the facts that an error class carries."""
     return {f.name: f.type for f in fields(leaf)} if hasattr(leaf, "__dataclass_fields__") else {}  # type: ignore[arg-type,misc]
 
 
 class Refused(PluralError):
-    """The caller can act; nothing was changed."""
+    """Base class of refusals: the caller can act, and nothing was changed."""
 
 
 class Broken(PluralError):
-    """We are at fault."""
+    """Base class of failures that are this program's fault, not the caller's."""

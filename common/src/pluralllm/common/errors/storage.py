@@ -1,13 +1,13 @@
-"""The leaves of the error tree about disk, database and what is stored; the rest of the tree is in errors.py.
+"""Errors about disk, database and stored data; tree.py draws the whole tree.
 
 |- Refused
-|  |- StorageFull     no space left; heals when there is
-|  |- BackupUnusable  not whole, not of this release, or what it was made from is damaged
-|  `- NotEmpty        a restore would mix with what is there
+|  |- StorageFull     the disk has no space left; work goes on when it has some again
+|  |- BackupUnusable  the backup is incomplete, from another release, or made from damaged data
+|  `- NotEmpty        the target of a restore holds data already
 `- Broken
-   |- Corrupt      stored bytes are not what their digest says
-   |- StoreFailed  the database refused
-   |- DiskFailed   the coordinator's disk failed: it stops
+   |- Corrupt      stored bytes do not have the digest that they should have
+   |- StoreFailed  the database refused an operation
+   |- DiskFailed   the coordinator's disk failed, so the coordinator stops
    `- Overtaken    another coordinator serves from the same database now
 """
 

@@ -1,46 +1,46 @@
-"""Every error a caller may meet, in one tree.
+"""The tree of all errors that a caller may receive.
 
 PluralError
 |- Refused                 the caller can act; nothing was changed
 |  |- InvalidArgument      a field of a call is out of range
-|  |- InvalidSpec          a run spec, with file and key
-|  |- InvalidConfig        a process's configuration, with file and key
-|  |- InvalidData          a private data file; all problems at once
-|  |- InvalidResults       an experiment's results, with folder or file
-|  |- InvalidModel         an exported model's folder
-|  |- TooFewQuestions      the episodes of the run spec need more
-|  |- NotFound             run, round, model, task
-|  |- WrongPhase           the run does not allow this now
+|  |- InvalidSpec          a run spec is not valid; names the file and the keys
+|  |- InvalidConfig        a process's configuration is not valid; names the file and the keys
+|  |- InvalidData          a private data file cannot be used; lists all its problems
+|  |- InvalidResults       an experiment's results cannot be read; names the folder or file
+|  |- InvalidModel         the folder of an exported model cannot be used
+|  |- TooFewQuestions      a group has fewer questions than the run spec's episodes need
+|  |- NotFound             there is no such run, round, model or task
+|  |- WrongPhase           the run's phase does not allow this
 |  |- RoundClosed          the update's round has ended
 |  |- WrongBase            the update was trained on another version
-|  |- SpecMismatch         another run spec under the same name
+|  |- SpecMismatch         the run was created with another run spec
 |  |- AlreadyCommitted     another update of this client counts in this round
-|  |- LeaseLost            the task is no longer the caller's
-|  |- OverLimit            too large, too many
-|  |- ChunksMissing        commit before every chunk arrived
-|  |- DigestMismatch       bytes are not what their hash says
+|  |- LeaseLost            the task is no longer leased to the caller
+|  |- OverLimit            something is too large, or there are too many of it
+|  |- ChunksMissing        an update was committed before all its chunks arrived
+|  |- DigestMismatch       bytes do not have the digest that they should have
 |  |- WrongLayout          tensor names, shapes or dtypes differ from the run's model
-|  |- NotFinite            NaN or infinity in an update
+|  |- NotFinite            an update contains NaN or infinity
 |  |- NormTooLarge         the update's L2 norm is above the run's bound
-|  |- ProtocolUnsupported  no common protocol version
-|  |- StaleSession         the coordinator restarted: say Hello again
+|  |- ProtocolUnsupported  client and coordinator have no protocol version in common
+|  |- StaleSession         the coordinator does not know the session: the client must call Hello again
 |  |- SessionReplaced      a newer instance of this client has taken over
-|  |- Unidentified         the connection names no client
-|  |- PolicyForbids        the partner's policy.toml says no
-|  |- EmbeddingMismatch    this machine's embedding model gives other vectors
-|  |- ModelUnavailable     an embedding model cannot be loaded here
-|  |- ExtraMissing         this install cannot train: its extra was left out
-|  |- HistoryDiverged      the coordinator's model chain is not the one seen before
-|  |- InUse                state directory or port is taken
-|  |- NotLoopback          plain text stays on this machine
+|  |- Unidentified         the connection does not identify a client
+|  |- PolicyForbids        the partner's policy.toml forbids it
+|  |- EmbeddingMismatch    this machine's embedding model gives other vectors than the run spec expects
+|  |- ModelUnavailable     an embedding model cannot be loaded on this machine
+|  |- ExtraMissing         an optional package is needed and not installed
+|  |- HistoryDiverged      the coordinator's chain of model versions is not the one seen before
+|  |- InUse                another process uses the state directory or the port
+|  |- NotLoopback          plain text was asked for on an address outside this machine
 |  |- Unreachable          the coordinator does not answer
-|  `- ...                  members, certificates and invites: membership_errors.py; space: storage_errors.py
-`- Broken                  we are at fault
-   |- WorkerDied           the training process ended unasked
-   |- Internal             anything else; the details are in the log under the incident id
-   `- ...                  disk, database and what is stored: storage_errors.py
+|  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py
+`- Broken                  this program is at fault
+   |- WorkerDied           the training process ended, and nobody had asked it to
+   |- Internal             any other failure; the details are in the log under the incident id
+   `- ...                  disk, database and stored data: storage.py
 
-Each leaf carries typed facts as fields; `why` and `fix` are templates over them. A message to a person is why + fix.
+Each error carries typed facts as fields; `why` and `fix` are templates over them. The message to a person is `why`, then `fix`.
 """
 
 from dataclasses import dataclass
@@ -318,7 +318,7 @@ class Internal(Broken):
 
 
 def leaves() -> dict[str, type[PluralError]]:
-    """Every leaf by its wire name."""
+    """Returns every error class that has no subclass, by its name on the wire."""
 
     def below(branch: type[PluralError]) -> list[type[PluralError]]:
         children = branch.__subclasses__()

@@ -1,4 +1,4 @@
-"""Protobuf messages to values and back, chunks without protobuf's copies, and gRPC channels.
+"""Converts protobuf messages to values and back, writes and reads chunks with few copies, and opens gRPC channels.
 
 May touch: grpc and protobuf. Start reading at messages.py.
 """

@@ -1,4 +1,4 @@
-"""gRPC channels to a coordinator: mutual TLS by a member's identity, or plain text on loopback."""
+"""gRPC channels to a coordinator: mutual TLS with a member's certificate, or plain text on the loopback interface."""
 
 from collections.abc import Sequence
 
@@ -12,32 +12,40 @@ Options = Sequence[tuple[str, str | int]]
 
 
 def credentials(identity: Identity) -> grpc.ChannelCredentials:
-    """Both sides prove who they are (RFC 8446, section 4.4); the authority of the invite is the only one trusted."""
+    """Returns TLS credentials with which both sides prove their identity (RFC 8446, section 4.4).
+
+    The authority of the member's invite is the only one that is trusted.
+    """
     return grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.chain_pem)
 
 
 def secure_channel(identity: Identity, options: Options = ()) -> grpc.aio.Channel:
+    """Returns an asyncio channel with mutual TLS to the member's coordinator."""
     return grpc.aio.secure_channel(
         identity.membership.coordinator, credentials(identity), options=[*CHANNEL_OPTIONS, *options]
     )
 
 
 def plain_channel(address: str, options: Options = ()) -> grpc.aio.Channel:
-    """Raises NotLoopback."""
+    """Returns an asyncio channel in plain text to a coordinator on this machine. Raises NotLoopback for another address."""
     check_loopback(address)
     return grpc.aio.insecure_channel(address, options=[*CHANNEL_OPTIONS, *options])
 
 
 def blocking_channel(identity: Identity) -> grpc.Channel:
+    """Returns a blocking channel with mutual TLS to the member's coordinator."""
     return grpc.secure_channel(identity.membership.coordinator, credentials(identity), options=list(CHANNEL_OPTIONS))
 
 
 def blocking_plain_channel(address: str) -> grpc.Channel:
-    """Raises NotLoopback."""
+    """Returns a blocking channel in plain text to a coordinator on this machine. Raises NotLoopback for another address."""
     check_loopback(address)
     return grpc.insecure_channel(address, options=list(CHANNEL_OPTIONS))
 
 
 def enrolment_channel(address: str, authority_pem: bytes) -> grpc.Channel:
-    """Only the coordinator proves who it is: for whoever has no certificate yet."""
+    """Returns a blocking channel to the enrolment port, for a machine that has no certificate yet.
+
+    Only the coordinator proves its identity, by a certificate that the authority signed.
+    """
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority_pem), options=list(CHANNEL_OPTIONS))

@@ -1,8 +1,9 @@
-"""Messages that carry a chunk: written with one copy of its bytes, read with none.
+"""Writes messages that carry a chunk with one copy of its bytes, and reads them with none.
 
-protobuf in Python copies a field of bytes when a message is built, when it is written, when it is read, and at every look at
-it; four copies of every byte that travels are a tenth of a round. Source of the encoding: protobuf's guide, length-delimited
-records; the fields of a message may follow one another in any order, so a message and one more field are a message.
+In Python, protobuf copies a field of bytes when a message is built, written and read, and at every access to the field. These
+four copies would take a tenth of a round's time. So the field `data` is written and read here, without protobuf.
+The fields of a message may stand in any order, so the bytes of a message followed by one more field are a valid message.
+Source: protobuf's guide to its encoding, section on length-delimited records.
 """
 
 import contextlib
@@ -23,28 +24,32 @@ M = TypeVar("M", pb.PutChunksRequest, pb.GetChunksResponse)
 
 @dataclass(frozen=True, slots=True)
 class ChunkMessage(Generic[M]):
-    """A message and the bytes of its field `data`, which the message itself may lack."""
+    """A message, and beside it the bytes of its field `data`, which may be empty in the message itself."""
 
     facts: M
     data: bytes | memoryview
 
 
 def write_chunk(facts: M, data: bytes) -> bytes:
-    """The message with this data, serialized; `facts.data` is empty."""
+    """Returns the serialized message with `data` in its field of that name. `facts.data` must be empty."""
     return b"".join((facts.SerializeToString(), _mark(type(facts), len(data)), data))
 
 
 def model_chunk(index: int, data: bytes) -> bytes:
-    """One chunk of a model version, as GetChunks sends it."""
+    """Returns one chunk of a model version as a serialized GetChunksResponse."""
     return write_chunk(pb.GetChunksResponse(index=index), data)
 
 
 def chunk_reader(kind: type[M]) -> Callable[[bytes], ChunkMessage[M]]:
-    """Reads what `write_chunk`, or any other protobuf, wrote. The reader raises DecodeError."""
+    """Returns a function that parses messages written by `write_chunk` or by any protobuf library.
+
+    That function raises DecodeError for bytes that are no such message. It copies the data only if they are not a whole
+    chunk at the end of the message.
+    """
     mark = _mark(kind, CHUNK_BYTES)
 
     def read(raw: bytes) -> ChunkMessage[M]:
-        # If all before the mark is a message by itself, then protobuf would take what follows for the data too.
+        # If the bytes before the mark are a message by themselves, then protobuf, too, reads what follows the mark as the data.
         start = len(raw) - CHUNK_BYTES
         if raw[max(0, start - len(mark)) : max(0, start)] == mark:
             with contextlib.suppress(DecodeError):
@@ -56,15 +61,15 @@ def chunk_reader(kind: type[M]) -> Callable[[bytes], ChunkMessage[M]]:
 
 
 def _mark(kind: type[Any], size: int) -> bytes:
-    """The tag and the length that come before `size` bytes of data."""
+    """Returns the tag and the length that stand before `size` bytes of data in a message of this kind."""
     return _varint(kind.DESCRIPTOR.fields_by_name["data"].number << 3 | 2) + _varint(size)
 
 
 def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first, each byte but the last marked."""
-    found = bytearray()
+    """Encodes a number as protobuf's varint: 7 bits in each byte, the lowest first; bit 7 is set in all bytes but the last."""
+    encoded = bytearray()
     while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    encoded.append(number)
+    return bytes(encoded)

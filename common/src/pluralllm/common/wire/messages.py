@@ -1,4 +1,4 @@
-"""Between protobuf messages and this project's types, both ways."""
+"""Converts protobuf messages to this project's types and back; holds the limits that both ends of a channel share."""
 
 from collections.abc import Iterable
 
@@ -12,10 +12,10 @@ from pluralllm.v1 import resources_pb2 as pb
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
 
-# One message holds a chunk and its envelope, or the manifest of 100,000 chunks.
+# Enough for a chunk with its envelope, or for the manifest of 100,000 chunks.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
-# A matched pair: the client pings this often, the server allows it (grpc's GOAWAY "too_many_pings" otherwise).
+# The client sends a ping this often, and the server must allow it; otherwise gRPC closes the connection ("too_many_pings").
 KEEPALIVE_TIME_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -27,7 +27,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 
-# Who is calling in plain text, where no certificate says so: metadata of every call, believed on loopback only.
+# Metadata key that names the calling client in plain text, where no certificate does. Servers accept it on loopback only.
 CLIENT_ID_KEY = "pluralllm-client-id"
 
 ROLES = {GroupRole.TRAIN: pb.GROUP_ROLE_TRAIN, GroupRole.HELD_OUT: pb.GROUP_ROLE_HELD_OUT}
@@ -41,18 +41,22 @@ MEMBER_ROLES_BACK = {number: role for role, number in MEMBER_ROLES.items()}
 
 
 def timestamp(time_s: float) -> Timestamp:
-    """Seconds since the epoch as a protobuf timestamp (microseconds kept)."""
-    found = Timestamp()
-    found.FromMicroseconds(round(time_s * 1e6))
-    return found
+    """Converts seconds since the epoch to a protobuf timestamp, rounded to microseconds."""
+    message = Timestamp()
+    message.FromMicroseconds(round(time_s * 1e6))
+    return message
 
 
 def seconds(message: Timestamp) -> float:
-    """The way back, also of a stranger's that is no date: protobuf's own raises for it."""
+    """Converts a protobuf timestamp to seconds since the epoch.
+
+    Never raises: a peer may send a timestamp that is no valid date, for which protobuf's own conversion raises.
+    """
     return (message.seconds * 10**6 + message.nanos // 1000) / 1e6
 
 
 def manifest_message(manifest: Manifest) -> pb.BlobManifest:
+    """Converts a manifest to its protobuf message."""
     return pb.BlobManifest(
         digest=manifest.digest,
         size_bytes=manifest.size_bytes,
@@ -62,20 +66,28 @@ def manifest_message(manifest: Manifest) -> pb.BlobManifest:
 
 
 def manifest_from(message: pb.BlobManifest, limit_bytes: int) -> Manifest:
-    """A stranger's manifest, checked. Raises OverLimit, DigestMismatch."""
+    """Converts a message from a peer to a manifest, after checking it.
+
+    Raises OverLimit if the blob has more than `limit_bytes` bytes or not the right number of chunk hashes; DigestMismatch if
+    the digest is not that of the chunk hashes.
+    """
     return checked_manifest(message.digest, message.size_bytes, message.chunk_bytes, message.chunk_sha256, limit_bytes)
 
 
 def range_messages(missing: Iterable[int]) -> list[pb.ChunkRange]:
+    """Converts chunk numbers to the fewest ranges that cover exactly them."""
     return [pb.ChunkRange(first=first, last=last) for first, last in missing_ranges(missing)]
 
 
 def chunks_in(ranges: Iterable[pb.ChunkRange], chunks: int) -> list[int]:
-    """The chunk numbers of a list of ranges, those of the blob only, in order and each once: however often it is asked for."""
-    found: list[int] = []
-    behind = 0
+    """Returns the chunk numbers in `ranges`, ascending and without repetition.
+
+    chunks: the blob's number of chunks; numbers from there on are left out.
+    """
+    numbers: list[int] = []
+    next_number = 0
     for piece in sorted(ranges, key=lambda piece: piece.first):
         end = min(piece.last + 1, chunks)
-        found += range(max(behind, piece.first), end)
-        behind = max(behind, end)
-    return found
+        numbers += range(max(next_number, piece.first), end)
+        next_number = max(next_number, end)
+    return numbers
