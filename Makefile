@@ -6,15 +6,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test faults lint protos docs bench experiment clean setup
+.PHONY: demo check test faults lint protos docs bench experiment clean setup
 
 demo: .stamps/run
 	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)")
 
-# First what can run side by side, one thread each, then what wants the machine to itself. 5: ARGS chose none of these.
-JOBS ?= 2
+# The inner loop, for every change: what is plain, typed and quick to try. Under a minute.
+QUICK_TESTS := tests/architecture tests/unit tests/machine tests/contract
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadscope --no-loadscope-reorder
+check: .stamps/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(MYPY)
+	$(SIDE_BY_SIDE) -n 2 -q $(QUICK_TESTS) $(ARGS)
+
+# Side by side, one thread each, the slow modules first; a third process works while two wait. Then the few tests that measure
+# time. 5: ARGS chose none of these.
+JOBS ?= 3
 test: .stamps/dev
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS) -m "not alone"; beside=$$?; \
+	@$(SIDE_BY_SIDE) -n $(JOBS) $(ARGS) -m "not alone"; beside=$$?; \
 	$(BIN)/python -m pytest $(ARGS) -m alone; alone=$$?; \
 	case $$beside,$$alone in 0,0|0,5|5,0) ;; *) exit 1 ;; esac
 
@@ -23,10 +33,11 @@ FAULTS ?= tests/faults tests/simulation tests/nemesis tests/fuzz
 faults: .stamps/dev
 	PLURALLLM_FAULTS=all PLURALLLM_FAULTS_REPORT="$(REPORT)" $(BIN)/python -m pytest $(FAULTS) $(ARGS)
 
+MYPY = $(BIN)/mypy common/src server/src client/src research/src tests benchmarks deploy protos docs
 lint: .stamps/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy common/src server/src client/src research/src tests benchmarks deploy protos docs
+	$(MYPY)
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against released.binpb
 
 protos: .stamps/dev
