@@ -71,6 +71,7 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         (f'{MINIMAL}[aggregation]\nweighting = "fair"\n', "'q_fair', 'agnostic' or 'adaptive'"),
         (f"{MINIMAL}[aggregation]\nfairness = 0.0\n", "aggregation.fairness: Input should be greater than 0"),
         (f"{MINIMAL}[aggregation]\nfairness = inf\n", "aggregation.fairness: Input should be a finite number"),
+        (f"{MINIMAL}min_cosine = 0.99\n", "embedding.min_cosine: Input should be greater than or equal to 0.999"),
         (f'preset = "best"\n{MINIMAL}', "allowed: default, paper"),
         ("rounds = \n", "not TOML"),
     ],
@@ -81,3 +82,10 @@ def test_a_bad_spec_is_refused_with_file_key_and_what_is_allowed(tmp_path: Path,
         load_spec(path)
     assert said in str(refused.value)
     assert str(path) in str(refused.value)
+
+
+def test_a_spec_has_the_hash_it_had_in_earlier_releases(tmp_path: Path) -> None:
+    """No default ever changes: a stored spec would become another job."""
+    spec = load_spec(written(tmp_path, '[embedding]\nmodel = "m"\ndimension = 8\n'))
+    assert spec.sha256() == "bcd2c35b0ce5393505dc10a21e59cb85be0fef12562a1d838ec627e8ffaed329"
+    assert parse_spec(spec.canonical_json(), "again") == spec

@@ -33,6 +33,9 @@ class RewardAggregation(BaseModel):
     fair_from: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
+MAX_CANDIDATES = 4096
+
+
 class RewardRun(BaseModel):
     """What makes a run one that asks for rewards: no training, each round is a batch of rollouts that clients score."""
 
@@ -43,7 +46,8 @@ class RewardRun(BaseModel):
     context_questions: Annotated[int, Field(ge=1, le=1000)] = (
         40  # of a group's own answers, seeded; all if it has fewer
     )
-    max_candidates: Annotated[int, Field(ge=2, le=8192)] = 4096  # of one batch
+    # A constant: a batch must fit into one message with the texts of its rollouts. It stays in the format for the hash's sake.
+    max_candidates: Annotated[int, Field(ge=MAX_CANDIDATES, le=MAX_CANDIDATES)] = MAX_CANDIDATES
     aggregation: RewardAggregation = RewardAggregation()
 
 

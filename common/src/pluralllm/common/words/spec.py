@@ -203,6 +203,9 @@ class Probe(SpecPart):
     vector: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
 
 
+MIN_COSINE = 0.999
+
+
 class Embedding(SpecPart):
     """The embedding contract: the same everywhere, or the weights mean nothing.
 
@@ -218,7 +221,9 @@ class Embedding(SpecPart):
     templates: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4)] = ("{question}", "{option}")
     dimension: Annotated[int, Field(ge=1, le=65_536)]  # of the concatenation
     probes: tuple[Probe, ...] = ()
-    min_cosine: Annotated[float, Field(gt=0, le=1)] = 0.999
+    # A constant: below it two installations embed differently, above it lie mere rounding errors. It stays in the format because
+    # it is part of the hash of every spec.
+    min_cosine: Annotated[float, Field(ge=MIN_COSINE, le=MIN_COSINE)] = MIN_COSINE
 
     @model_validator(mode="after")
     def _probes_fit(self) -> Self:

@@ -44,7 +44,6 @@ class ServerConfig(ProcessConfig):
     plain_text: bool = False  # no certificates, loopback only: for trials on one machine
     certificate_life_days: Annotated[float, Field(gt=0, le=365)] = 30.0  # of a member; renewed at two thirds of it
     connection_age_s: Seconds = 600.0  # then a client connects anew, and an expired certificate is refused
-    connection_grace_s: Seconds = 120.0  # for calls that are under way then; what is cut is resumed
     joins_per_minute: PositiveInt = 30  # tries from one address, and as many questions of standing; together ten times
     calls_per_member: PositiveInt = 64  # at a time
     lease_s: Seconds = 60.0  # a client that is silent for so long loses its place
@@ -56,7 +55,6 @@ class ServerConfig(ProcessConfig):
     # Where models and updates are: s3://BUCKET/PREFIX (gs, az), credentials as in AWS_*; default: files in state_dir.
     blob_url: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^/]+(/.*)?$")] | None = None
     blob_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None  # of another S3 than Amazon's
-    blob_cache_gb: Annotated[float, Field(gt=0, le=100_000)] = 20.0  # of local copies of what blob_url names
     keep_updates: PositiveInt = 3  # rounds whose updates stay on disk, for audit
     max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # each connected client holds one Poll
     # host:port of the page for people, read-only, without certificates: on loopback, 127.0.0.1:7446 is usual; default: nowhere.

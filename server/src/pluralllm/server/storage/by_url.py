@@ -14,7 +14,8 @@ from pluralllm.server.storage.sql_engine import failure, new_engine
 from pluralllm.server.storage.sql_store import SqlStore, open_store
 from pluralllm.server.storage.state_directory import StateDirectory
 
-GB = 1_000_000_000
+# Local copies of the bucket's blobs. Some versions of the largest models fit; what does not is read from the bucket again.
+BLOB_CACHE_BYTES = 20_000_000_000
 
 
 def database_url(config: ServerConfig, state: StateDirectory) -> sa.URL:
@@ -29,9 +30,8 @@ def blobs_of(config: ServerConfig, state: StateDirectory) -> Blobs:
     local = LocalBlobs(state.blobs)
     if config.blob_url is None:
         return local
-    return ObjectBlobs(
-        open_bucket(config.blob_url, config.blob_endpoint), local, state.scratch, round(config.blob_cache_gb * GB)
-    )
+    bucket = open_bucket(config.blob_url, config.blob_endpoint)
+    return ObjectBlobs(bucket, local, state.scratch, BLOB_CACHE_BYTES)
 
 
 async def database_answers(config: ServerConfig, state: StateDirectory) -> str:
