@@ -1,10 +1,10 @@
-"""The echo federation of echo.py beside the same one in Flower's deployment runtime, in one run.
+"""Compares the rounds of echo.py's federation with the same federation in Flower's deployment runtime.
 
 .venv/bin/python benchmarks/against_flower.py [--points 8x4 8x64] [--rounds 4] [--venv FOLDER]
 
-Flower is installed into an environment of its own (--venv; made if it is not there), in the version named below. Its SuperLink,
-SuperNodes and apps run as it starts them: in plain text, with its state in memory. Ours is durable and over mutual TLS.
-The first round of each does not count.
+Flower is installed into its own virtual environment (--venv, created if it does not exist), in the version named below. Its
+SuperLink, SuperNodes and apps run with Flower's own defaults: in plain text, with state in memory. Our coordinator is durable
+and uses mutual TLS. The first round of each does not count.
 """
 
 import argparse
@@ -29,7 +29,7 @@ LIMIT_S = 900.0
 
 
 def installed(venv: Path) -> Path:
-    """Its folder of commands."""
+    """Installs Flower into the virtual environment `venv` if needed, and returns the folder of its commands."""
     commands = venv / "bin"
     if not (commands / "flwr").exists():
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
@@ -41,23 +41,23 @@ def installed(venv: Path) -> Path:
 def started(
     commands: list[list[str]], log: Path, environment: dict[str, str]
 ) -> "Iterator[list[subprocess.Popen[bytes]]]":
-    """All ended at the end, with whatever they started."""
+    """Starts the commands as processes, and kills them and their children at the end of the `with` block."""
     with log.open("wb") as file:
-        running = [subprocess.Popen(each, stdout=file, stderr=file, env=environment) for each in commands]
+        running = [subprocess.Popen(command, stdout=file, stderr=file, env=environment) for command in commands]
         try:
             yield running
         finally:
-            for each in running:
+            for process in running:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    for child in psutil.Process(each.pid).children(recursive=True):
+                    for child in psutil.Process(process.pid).children(recursive=True):
                         child.kill()
-                each.kill()
-                each.wait(10)
+                process.kill()
+                process.wait(10)
 
 
 def flower(commands: Path, folder: Path, clients: int, megabytes: int, rounds: int) -> list[float]:
-    """Lengths of its rounds but the first, seconds."""
-    port = free_port()  # of all its interfaces
+    """Runs the federation in Flower; returns the durations of its rounds in seconds, without the first round."""
+    port = free_port()  # the SuperLink uses it for all its interfaces
     home, ends = folder / "home", folder / "ends"
     home.mkdir()
     (home / "config.toml").write_text(
@@ -87,7 +87,7 @@ def flower(commands: Path, folder: Path, clients: int, megabytes: int, rounds: i
             if time.monotonic() > until_s:
                 raise SystemExit((folder / "link.log").read_text()[-3000:] + (folder / "nodes.log").read_text()[-2000:])
             time.sleep(0.2)
-    moments = [float(each) for each in ends.read_text().split()]
+    moments = [float(end) for end in ends.read_text().split()]
     return [after - before for before, after in itertools.pairwise(moments)]
 
 
@@ -96,16 +96,16 @@ def main() -> int:
     parser.add_argument("--points", nargs="+", default=["8x4", "8x64"], metavar="CLIENTSxMB")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "pluralllm-flower")
-    given = parser.parse_args()
-    commands = installed(given.venv)
+    arguments = parser.parse_args()
+    commands = installed(arguments.venv)
     print(f"{FLOWER}\n{'clients x MB':<14}{'ours s':>18}{'Flower s':>20}{'ratio':>8}")
-    for point in given.points:
+    for point in arguments.points:
         clients, megabytes = map(int, point.split("x"))
         if megabytes not in WIDTHS:
             parser.error(f"no model of {megabytes} MB; there are: {', '.join(map(str, WIDTHS))}")
-        with tempfile.TemporaryDirectory() as mine, tempfile.TemporaryDirectory() as theirs:
-            ours, _ = service(Path(mine), clients, megabytes, given.rounds, is_secure=True)
-            other = flower(commands, Path(theirs), clients, megabytes, given.rounds)
+        with tempfile.TemporaryDirectory() as our_folder, tempfile.TemporaryDirectory() as flower_folder:
+            ours, _ = service(Path(our_folder), clients, megabytes, arguments.rounds, is_secure=True)
+            other = flower(commands, Path(flower_folder), clients, megabytes, arguments.rounds)
         ratio = statistics.median(other) / statistics.median(ours.rounds_s)
         print(f"{clients} x {megabytes:<10}{spread(ours.rounds_s):>18}{spread(other):>20}{ratio:>8.1f}", flush=True)
     return 0

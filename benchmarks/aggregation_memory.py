@@ -1,8 +1,8 @@
-"""Memory of the coordinator's aggregation: how much the process grows while it averages many large updates.
+"""Measures the memory of the coordinator's aggregation: how much the process grows while it averages many large updates.
 
     .venv/bin/python benchmarks/aggregation_memory.py --updates 32 --megabytes 64
 
-Resident set (VmRSS) sampled during the average, in a fresh process each time.
+The resident set (VmRSS) is sampled during the average. Each measurement uses a new process.
 """
 
 import argparse
@@ -29,30 +29,33 @@ SAMPLE_EVERY_S = 0.005
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=32)
-    parser.add_argument("--megabytes", type=int, default=64, help="of one update (10^6 bytes)")
+    parser.add_argument("--megabytes", type=int, default=64, help="Size of one update, in 10^6 bytes.")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # the fresh process that is measured
-    given = parser.parse_args()
-    layout = layout_of([("weights", (given.megabytes * 1_000_000 // 4 // 1000, 1000))])
-    if given.measure is not None:
-        print(json.dumps(measure(given.measure, given.updates, layout)))
+    parser.add_argument(
+        "--measure", type=Path, help=argparse.SUPPRESS
+    )  # how this script starts the process that it measures
+    arguments = parser.parse_args()
+    layout = layout_of([("weights", (arguments.megabytes * 1_000_000 // 4 // 1000, 1000))])
+    if arguments.measure is not None:
+        print(json.dumps(measure(arguments.measure, arguments.updates, layout)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         digests = [
-            write_weights(folder / f"{n}", layout, [_values(layout.values, n)]).digest for n in range(given.updates + 1)
+            write_weights(folder / f"{n}", layout, [_values(layout.values, n)]).digest
+            for n in range(arguments.updates + 1)
         ]
         (folder / "digests.json").write_text(json.dumps(digests))
-        found = []
-        for _ in range(given.runs):
-            command = [sys.executable, __file__, "--measure", name, "--updates", str(given.updates)]
-            command += ["--megabytes", str(given.megabytes)]
-            found.append(json.loads(subprocess.run(command, capture_output=True, check=True, timeout=600).stdout))
-    growths, seconds = [growth for growth, _ in found], [took_s for _, took_s in found]
-    total = given.updates * layout.size_bytes / 1e6
+        measured = []
+        for _ in range(arguments.runs):
+            command = [sys.executable, __file__, "--measure", name, "--updates", str(arguments.updates)]
+            command += ["--megabytes", str(arguments.megabytes)]
+            measured.append(json.loads(subprocess.run(command, capture_output=True, check=True, timeout=600).stdout))
+    growths, seconds = [growth for growth, _ in measured], [took_s for _, took_s in measured]
+    total = arguments.updates * layout.size_bytes / 1e6
     print(
-        f"{given.updates} updates of {layout.size_bytes / 1e6:.0f} MB ({total:.0f} MB): resident memory grows by "
-        f"{statistics.median(growths) / 1e6:.0f} MB (median of {given.runs}, max {max(growths) / 1e6:.0f}), "
+        f"{arguments.updates} updates of {layout.size_bytes / 1e6:.0f} MB ({total:.0f} MB): resident memory grows by "
+        f"{statistics.median(growths) / 1e6:.0f} MB (median of {arguments.runs}, max {max(growths) / 1e6:.0f}), "
         f"{statistics.median(seconds):.1f} s ({total / statistics.median(seconds):.0f} MB/s, hashed and averaged)"
     )
 
@@ -62,7 +65,10 @@ def _values(count: int, seed: int) -> "np.ndarray[tuple[int], np.dtype[np.float3
 
 
 def measure(folder: Path, updates: int, layout: Layout) -> tuple[int, float]:
-    """Growth of the resident set in bytes and seconds taken, in a process that has done nothing else."""
+    """Averages the updates; returns the growth of the resident set in bytes, and the time in seconds.
+
+    Call it in a process that has done nothing else.
+    """
     digests = json.loads((folder / "digests.json").read_text())
     stored = [StoredWeights(folder / f"{number}", digest) for number, digest in enumerate(digests[: updates + 1])]
     process = psutil.Process()

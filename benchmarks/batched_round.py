@@ -1,9 +1,10 @@
-"""A round of eight clients: trained in batched passes, and one by one by the service's own training, in one run.
+"""Measures a round of eight clients, trained in batched passes and one by one with the service's own training.
 
     .venv/bin/python benchmarks/batched_round.py [--preset default] [--device cpu] [--threads 2] [--repeats 5]
 
-Made-up groups of the survey's size (200 questions of 4 or 5 options), so nothing is read. The one-by-one path is
-`client.train.train` with its files, in memory where the machine has such a folder; both have the same episodes.
+The groups are random and have the survey's size (200 questions of 4 or 5 options), so no data file is needed. The one-by-one
+path is `pluralllm.client.work.train.train` with its files, which lie in /dev/shm if the machine has it. Both paths train on
+the same episodes.
 """
 
 import argparse
@@ -34,10 +35,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    device = pick_device(given.device)
-    spec = spec_of(given.preset)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = pick_device(arguments.device)
+    spec = spec_of(arguments.preset)
     groups = {ClientId(name): made_up(name, number, spec) for number, name in enumerate(spec.groups.train)}
     together, alone = [], []
     shared_memory = Path("/dev/shm")
@@ -47,7 +48,7 @@ def main() -> None:
         write_first_version(base, spec)
         start = first_values(spec)
         passes = LocalTraining(spec, groups, start, device)
-        for number in map(RoundNumber, range(1, given.repeats + 2)):  # the first warms up
+        for number in map(RoundNumber, range(1, arguments.repeats + 2)):  # the first round warms up and does not count
             began_s = time.perf_counter()
             passes.train_round(start, number)
             together.append(time.perf_counter() - began_s)
@@ -72,8 +73,10 @@ def main() -> None:
             alone.append(time.perf_counter() - began_s)
     ratios = [one / other for one, other in zip(together[1:], alone[1:], strict=True)]
     size = clients_per_pass(spec, device, CLIENTS)
-    print(f"{given.preset}, {device}, {given.threads} threads; {CLIENTS} clients, {min(size, CLIENTS)} in a pass")
-    print(f"batched    {statistics.median(together[1:]):.3f} s a round (median of {given.repeats})")
+    print(
+        f"{arguments.preset}, {device}, {arguments.threads} threads; {CLIENTS} clients, {min(size, CLIENTS)} in a pass"
+    )
+    print(f"batched    {statistics.median(together[1:]):.3f} s a round (median of {arguments.repeats})")
     print(f"one by one {statistics.median(alone[1:]):.3f} s")
     print(f"ratio      {statistics.median(ratios):.2f} (median of the pairs; {min(ratios):.2f} to {max(ratios):.2f})")
 

@@ -1,11 +1,12 @@
-"""Rounds of a federation whose clients do not train, over the real service, beside the least such a round can take.
+"""Measures rounds of the real service with clients that do not train, and compares them with the shortest possible round.
 
 .venv/bin/python benchmarks/echo.py                     about ten minutes on two idle cores
 .venv/bin/python benchmarks/echo.py --points 2x4 8x64 --rounds 5 --tls on
 
-Every client is a process, and so is the coordinator: durable, every chunk hashed at both ends. The floor moves the same bytes
-over bare gRPC streams with the same TLS, hashes once at each end, and syncs each update before it answers. Medians over
-the rounds of one run, the first left out; the two alternate point by point.
+Every client is a process, and so is the coordinator, which is durable; every chunk is hashed at both ends. The shortest
+possible round, called the floor, moves the same bytes over plain gRPC streams with the same TLS, hashes them once at each end,
+and syncs each update to disk before it answers. Results are medians over the rounds of one run without the first round.
+Service and floor alternate, one point after the other.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.remote import Remote
 
 POINTS = ("2x4", "8x4", "32x4", "8x64", "2x256", "32x64")
-WIDTHS = {4: 192, 64: 768, 256: 1536}  # d_model of a predictor of about so many megabytes
+WIDTHS = {4: 192, 64: 768, 256: 1536}  # by approximate size of the predictor in megabytes: its d_model
 HERE = Path(__file__).parent
 LIMIT_S = 900.0
 EVERY_S = 0.05
@@ -40,12 +41,12 @@ EVERY_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One federation."""
+    """Measurements of one federation's run."""
 
     rounds_s: list[float]
     moved_bytes: int  # both ways, in all rounds
     coordinator_cpu_s: float
-    coordinator_grows_mb: float  # peak resident set less the idle one
+    coordinator_grows_mb: float  # peak resident set minus the idle one
     client_peak_mb: float
 
 
@@ -64,7 +65,7 @@ def spec_of(clients: int, megabytes: int, rounds: int) -> RunSpec:
 
 
 class Watch:
-    """The largest resident set of a process while it is watched."""
+    """Sampler of a process' memory: keeps the largest resident set until `end` is called."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process = process
@@ -85,21 +86,24 @@ class Watch:
 
 @contextlib.contextmanager
 def processes(commands: list[list[str]], log: Path) -> "Iterator[list[subprocess.Popen[str]]]":
-    """All ended at the end."""
+    """Starts the commands as processes, and kills them at the end of the `with` block."""
     with log.open("w") as errors:
-        running = [subprocess.Popen(each, stdout=subprocess.PIPE, stderr=errors, text=True) for each in commands]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) for command in commands]
         try:
             yield running
         finally:
-            for each in running:
-                each.kill()
-                each.wait(10)
+            for process in running:
+                process.kill()
+                process.wait(10)
 
 
 def service(
     folder: Path, clients: int, megabytes: int, rounds: int, *, is_secure: bool
 ) -> tuple[Measured, list[Identity]]:
-    """The identities are for the floor."""
+    """Runs one federation on the real service; returns its measurements and the clients' identities.
+
+    The floor uses the same identities. There are none without TLS.
+    """
     with coordinator(folder, plain_text=not is_secure, joins_per_minute="10000") as process:
         remote = administrator(folder, plain_text=not is_secure)
         names = [f"echo-{number}" for number in range(clients)]
@@ -113,22 +117,22 @@ def service(
             echo_command(folder, name, address, members[n] if is_secure else None) for n, name in enumerate(names)
         ]
         with processes(commands, folder / "clients.log") as running:
-            told = [finished(each, folder / "clients.log") for each in running]
+            client_reports = [finished(client, folder / "clients.log") for client in running]
         watch.end()
         cpu_s = sum(process.cpu_times()[:2]) - cpu_s
         lengths = round_lengths(remote)
         remote.close()
-    moved = int(sum(each["sent"] + each["received"] for each in told))
-    peak_mb = max(each["peak_mb"] for each in told)
+    moved = int(sum(client["sent"] + client["received"] for client in client_reports))
+    peak_mb = max(client["peak_mb"] for client in client_reports)
     return Measured(lengths, moved, cpu_s, watch.peak_mb - watch.idle_mb, peak_mb), members
 
 
 def echo_command(folder: Path, name: str, address: str, identity: Identity | None) -> list[str]:
     home = folder / f"{name}-work"
     home.mkdir()
-    known = [] if identity is None else ["--identity", str(identity.folder)]
+    identity_options = [] if identity is None else ["--identity", str(identity.folder)]
     command = [sys.executable, str(HERE / "echo_client.py"), "--address", address, "--name", name, "--run", "echo"]
-    return [*command, "--folder", str(home), *known]
+    return [*command, "--folder", str(home), *identity_options]
 
 
 def finished(client: "subprocess.Popen[str]", log: Path) -> dict[str, Any]:
@@ -139,7 +143,10 @@ def finished(client: "subprocess.Popen[str]", log: Path) -> dict[str, Any]:
 
 
 def round_lengths(remote: Remote) -> list[float]:
-    """From one round's beginning to the next one's, the first left out; of the last to its end."""
+    """Returns the duration of each round in seconds, without the first round.
+
+    A round lasts until the next one begins; the last round lasts until its own end.
+    """
     rounds = sorted(remote.rounds("echo", 1000), key=lambda row: RoundName.parse(row["name"]).number)
     begins = [moment(each["create_time"]) for each in rounds]
     ends = [*begins[1:], moment(rounds[-1]["update_time"])]
@@ -160,9 +167,11 @@ def floor(
     with processes([server], folder / "floor.log") as (serving,):
         assert serving.stdout is not None
         address = serving.stdout.readline().strip()
-        each = [*script, "client", "--address", address, *common]
-        known = [["--identity", str(one.folder)] for one in secured[1]] if secured else [[] for _ in range(clients)]
-        with processes([[*each, *mine] for mine in known], folder / "floor-clients.log"):
+        client = [*script, "client", "--address", address, *common]
+        identities = (
+            [["--identity", str(one.folder)] for one in secured[1]] if secured else [[] for _ in range(clients)]
+        )
+        with processes([[*client, *options] for options in identities], folder / "floor-clients.log"):
             lengths: list[float] = finished(serving, folder / "floor.log")["rounds_s"]
             return lengths
 
@@ -170,12 +179,16 @@ def floor(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--points", nargs="+", default=POINTS, metavar="CLIENTSxMB", help=f"MB: {', '.join(map(str, WIDTHS))}"
+        "--points",
+        nargs="+",
+        default=POINTS,
+        metavar="CLIENTSxMB",
+        help=f"Points to measure; MB is one of {', '.join(map(str, WIDTHS))}.",
     )
-    parser.add_argument("--rounds", type=int, default=6, help="of which the first does not count")
+    parser.add_argument("--rounds", type=int, default=6, help="Rounds of each point; the first one does not count.")
     parser.add_argument("--tls", choices=("on", "off", "both"), default="both")
-    given = parser.parse_args()
-    points = [tuple(map(int, point.split("x"))) for point in given.points]
+    arguments = parser.parse_args()
+    points = [tuple(map(int, point.split("x"))) for point in arguments.points]
     if unknown := [size for _, size in points if size not in WIDTHS]:
         parser.error(f"no model of {unknown[0]} MB; there are: {', '.join(map(str, WIDTHS))}")
     print(
@@ -183,21 +196,21 @@ def main() -> int:
         f"{'CPU s/GB':>10}{'grows MB':>10}{'client MB':>11}"
     )
     for clients, megabytes in points:
-        for is_secure in {"on": [True], "off": [False], "both": [True, False]}[given.tls]:
+        for is_secure in {"on": [True], "off": [False], "both": [True, False]}[arguments.tls]:
             with tempfile.TemporaryDirectory() as name:
-                found, members = service(Path(name), clients, megabytes, given.rounds, is_secure=is_secure)
+                measured, members = service(Path(name), clients, megabytes, arguments.rounds, is_secure=is_secure)
                 secured = (Path(name) / "state" / "authority", members) if is_secure else None
-                least = floor(Path(name), clients, megabytes, given.rounds, secured)
-            print(line(f"{clients} x {megabytes}", found, least, is_secure=is_secure), flush=True)
+                least = floor(Path(name), clients, megabytes, arguments.rounds, secured)
+            print(line(f"{clients} x {megabytes}", measured, least, is_secure=is_secure), flush=True)
     return 0
 
 
-def line(point: str, found: Measured, least: list[float], *, is_secure: bool) -> str:
-    mine, floor_s = statistics.median(found.rounds_s), statistics.median(least)
+def line(point: str, measured: Measured, least: list[float], *, is_secure: bool) -> str:
+    round_s, floor_s = statistics.median(measured.rounds_s), statistics.median(least)
     return (
-        f"{point:<14}{'on' if is_secure else 'off':<5}{spread(found.rounds_s):>16}{spread(least):>16}{mine / floor_s:>7.2f}"
-        f"{found.moved_bytes / 1e6:>10.0f}{found.coordinator_cpu_s / (found.moved_bytes / 1e9):>10.2f}"
-        f"{found.coordinator_grows_mb:>10.0f}{found.client_peak_mb:>11.0f}"
+        f"{point:<14}{'on' if is_secure else 'off':<5}{spread(measured.rounds_s):>16}{spread(least):>16}{round_s / floor_s:>7.2f}"
+        f"{measured.moved_bytes / 1e6:>10.0f}{measured.coordinator_cpu_s / (measured.moved_bytes / 1e9):>10.2f}"
+        f"{measured.coordinator_grows_mb:>10.0f}{measured.client_peak_mb:>11.0f}"
     )
 
 

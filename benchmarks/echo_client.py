@@ -1,6 +1,6 @@
-"""A client that does no training: what it returns is what it got plus a constant. Started by echo.py.
+"""Client process that does not train: it answers each task with a delta of one constant. echo.py starts it.
 
-Everything else is the daemon's: its transport, hashes at both ends, a file for the model and one for the update.
+Everything else is as in the daemon: its transport, hashes at both ends, a file for the model and a file for the update.
 """
 
 import argparse
@@ -26,7 +26,7 @@ LIMIT_S = 900.0
 
 
 def write_constant(base: Path, out: Path, value: float) -> Manifest:
-    """A delta of one value everywhere, in the layout of the base."""
+    """Writes a delta that has the same value everywhere, in the layout of the model `base`."""
     layout = read_layout(base)
     piece = np.full(SLICE, value, dtype=np.float32)
     whole, rest = divmod(layout.values, SLICE)
@@ -34,7 +34,7 @@ def write_constant(base: Path, out: Path, value: float) -> Manifest:
 
 
 async def echo(transport: Transport, name: str, run: str, folder: Path) -> None:
-    """Until the run is over."""
+    """Polls for tasks and answers them until the run is over."""
     await transport.hello(f"group of {name}", GroupRole.TRAIN, questions=100)
     number = sum(name.encode()) % 100
     while True:
@@ -64,19 +64,21 @@ async def main() -> None:
     parser.add_argument("--run", required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--identity", type=Path)
-    given = parser.parse_args()
-    if given.identity is None:
-        transport = Transport.in_plain_text(given.address, ClientId(given.name))
+    arguments = parser.parse_args()
+    if arguments.identity is None:
+        transport = Transport.in_plain_text(arguments.address, ClientId(arguments.name))
     else:
-        transport = Transport.of_member(load_identity(given.identity, "").at(given.address))
+        transport = Transport.of_member(load_identity(arguments.identity, "").at(arguments.address))
     try:
         async with asyncio.timeout(LIMIT_S):
-            await echo(transport, given.name, given.run, given.folder)
+            await echo(transport, arguments.name, arguments.run, arguments.folder)
     finally:
         await transport.close()
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    told = {"peak_mb": usage.ru_maxrss / 1024, "cpu_s": time.process_time()}
-    print(json.dumps({**told, "sent": transport.traffic.sent_bytes, "received": transport.traffic.received_bytes}))
+    usage_facts = {"peak_mb": usage.ru_maxrss / 1024, "cpu_s": time.process_time()}
+    print(
+        json.dumps({**usage_facts, "sent": transport.traffic.sent_bytes, "received": transport.traffic.received_bytes})
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The least that a durable round can take, as processes: the same bytes over bare gRPC streams. Started by echo.py.
+"""Server and clients of the shortest possible durable round: the same bytes over plain gRPC streams. echo.py starts them.
 
-One message is one chunk of raw bytes. sha256 once at each end; the receiver writes an update to a file and syncs it before
-it answers, and answers when every client's update of the round is there: so rounds follow one another as in a federation. As
-the service does, it keeps the updates of a few rounds: memory for files that a system hands out anew costs more than used one.
+One message is one chunk of raw bytes, hashed with sha256 once at each end. The server writes an update to a file and syncs it.
+It answers when every client's update of the round has arrived, so that rounds follow one another as in a federation. Like
+the service it keeps the updates of a few rounds. So an update is written to new memory of the file cache, which costs more
+than memory that was used before.
 """
 
 import argparse
@@ -31,14 +32,14 @@ OPTIONS = (("grpc.max_receive_message_length", 4 * CHUNK_BYTES), ("grpc.so_reuse
 
 
 class Floor(grpc.GenericRpcHandler):
-    """Hands out the model and takes updates in; a round ends when all are durable."""
+    """Handler that sends the model and receives updates; a round ends when all updates of it are durable."""
 
     def __init__(self, folder: Path, clients: int, size: int, rounds: int) -> None:
         self._folder, self._clients, self._rounds = folder, clients, rounds
         self._waiting: list[asyncio.Future[None]] = []
         self._kept: deque[Path] = deque()
         self.ends_s: list[float] = []
-        self.ended = asyncio.Event()  # all rounds
+        self.ended = asyncio.Event()  # set when all rounds have ended
         (folder / "model").write_bytes(os.urandom(size))
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
@@ -67,8 +68,8 @@ class Floor(grpc.GenericRpcHandler):
         return digest.digest()
 
     async def _all_there(self) -> None:
-        mine = asyncio.get_running_loop().create_future()
-        self._waiting.append(mine)
+        round_end = asyncio.get_running_loop().create_future()
+        self._waiting.append(round_end)
         if len(self._waiting) == self._clients:
             self.ends_s.append(time.monotonic())
             for other in self._waiting:
@@ -76,7 +77,7 @@ class Floor(grpc.GenericRpcHandler):
             self._waiting = []
             if len(self.ends_s) == self._rounds:
                 self.ended.set()
-        await mine
+        await round_end
 
 
 def _keep(handle: int, digest: Any, data: bytes) -> None:
@@ -85,12 +86,12 @@ def _keep(handle: int, digest: Any, data: bytes) -> None:
 
 
 async def serve(folder: Path, clients: int, megabytes: int, rounds: int, state: Path | None) -> None:
-    """Prints its address, then the rounds' times."""
+    """Serves until all rounds have ended; prints the address at first, and the durations of the rounds at the end."""
     floor = Floor(folder, clients, megabytes * 1_000_000, rounds)
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((floor,))
     if state is None:
-        port = server.add_insecure_port("127.0.0.1:0")  # random bytes on loopback: the floor of rounds without TLS
+        port = server.add_insecure_port("127.0.0.1:0")  # sends random bytes on loopback only: the floor without TLS
     else:
         port = server.add_secure_port("127.0.0.1:0", server_credentials(load_authority(state), members_only=True))
     await server.start()
@@ -107,8 +108,8 @@ async def take_part(address: str, rounds: int, megabytes: int, identity: Path | 
     if identity is None:
         channel = grpc.aio.insecure_channel(address, options=OPTIONS)
     else:
-        found = load_identity(identity, "")
-        keys = grpc.ssl_channel_credentials(found.authority_pem, found.key_pem, found.chain_pem)
+        own = load_identity(identity, "")
+        keys = grpc.ssl_channel_credentials(own.authority_pem, own.key_pem, own.chain_pem)
         channel = grpc.aio.secure_channel(address, keys, options=OPTIONS)
     update = os.urandom(CHUNK_BYTES)
     async with channel, asyncio.timeout(LIMIT_S):
@@ -139,11 +140,11 @@ async def main() -> None:
     parser.add_argument("--state", type=Path)
     parser.add_argument("--address")
     parser.add_argument("--identity", type=Path)
-    given = parser.parse_args()
-    if given.side == "server":
-        await serve(given.folder, given.clients, given.megabytes, given.rounds, given.state)
+    arguments = parser.parse_args()
+    if arguments.side == "server":
+        await serve(arguments.folder, arguments.clients, arguments.megabytes, arguments.rounds, arguments.state)
     else:
-        await take_part(given.address, given.rounds, given.megabytes, given.identity)
+        await take_part(arguments.address, arguments.rounds, arguments.megabytes, arguments.identity)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Texts a second, (question, option) pairs behind the paper's prompt: together, and each text by itself.
+"""Measures how many texts are embedded in a second: all together, and each text by itself.
 
 .venv/bin/python benchmarks/embedding.py [--questions 20] [--repeats 5] [--device cuda]
 
-A causal language model of about 110 M parameters made from a configuration (random weights, MiniLM's tokenizer), and MiniLM.
-Medians of pairs measured one after the other in this run; the vectors of both ways are compared too.
+The texts are (question, option) pairs in the paper's prompt. The models are MiniLM and a causal language model of about 110 M
+parameters, made from a configuration with random weights and MiniLM's tokenizer. Results are medians of pairs that are
+measured one after the other; the vectors of both ways are compared too.
 """
 
 import argparse
@@ -29,7 +30,7 @@ MAX_TOKENS = 256
 
 
 def causal_model(folder: Path) -> Path:
-    """Llama's architecture, 768 wide, 12 layers."""
+    """Writes a causal language model with Llama's architecture, 768 wide, 12 layers; returns its folder."""
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
@@ -41,21 +42,21 @@ def causal_model(folder: Path) -> Path:
 
 
 def texts(count: int) -> list[str]:
-    """The paper's prompt for `count` questions of five options."""
+    """Returns the paper's prompts for `count` questions of five options each."""
     (template,) = preset_values("paper")["embedding"]["templates"]
     asked = [q for group in sample_groups(4, 168, 0).values() for q in group if len(q.options) == 5]
     distinct = list({question.text: question for question in asked}.values())
-    while len(distinct) < count:  # the sample survey has fewer: the same ones, said at another time
+    while len(distinct) < count:  # the sample survey has fewer questions: repeats them with a number behind the text
         more = [type(q)(f"{q.text} ({len(distinct)})", q.options, q.shares) for q in distinct[: count - len(distinct)]]
         distinct += more
     return [fill(template, question, option) for question in distinct[:count] for option in range(5)]
 
 
 def together(encoder: Encoder, asked: list[str]) -> NDArray[np.float32]:
-    found = {
+    by_text = {
         text: vector for batch, vectors in encoder.encode(asked) for text, vector in zip(batch, vectors, strict=True)
     }
-    return np.stack([found[text] for text in asked])
+    return np.stack([by_text[text] for text in asked])
 
 
 def one_by_one(encoder: Encoder, asked: list[str]) -> NDArray[np.float32]:
@@ -67,19 +68,19 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
-    device = pick_device(given.device)
-    asked = texts(given.questions)
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    asked = texts(arguments.questions)
     print(f"{len(asked)} texts, {torch.get_num_threads()} threads, {device}")
     with tempfile.TemporaryDirectory() as folder:
         sources = {"causal, 110 M": str(causal_model(Path(folder))), "MiniLM": str(get_model_path())}
         for name, source in sources.items():
             encoder = Encoder(source, "main", MAX_TOKENS, device)
-            ours, alone = together(encoder, asked), one_by_one(encoder, asked)  # warm, too
+            ours, alone = together(encoder, asked), one_by_one(encoder, asked)  # also warms up
             apart = float(np.abs(ours - alone).max() / np.abs(alone).max())
             pairs = [
                 (seconds(lambda: together(encoder, asked), device), seconds(lambda: one_by_one(encoder, asked), device))  # noqa: B023
-                for _ in range(given.repeats)
+                for _ in range(arguments.repeats)
             ]
             fast, slow = (len(asked) / statistics.median(times) for times in zip(*pairs, strict=True))
             ratios = sorted(after / before for before, after in pairs)

@@ -1,9 +1,9 @@
-"""How long a coordinator takes from its start to the first task in a client's hands.
+"""Measures the time from the start of a coordinator until a client has received its first task.
 
 .venv/bin/python benchmarks/first_task.py [--runs 7]
 
-A run that was started before is on disk; the coordinator is started as a process, and a client that knows its address asks
-until it is answered. Python's own start and all imports of the coordinator are in it, the client's are not.
+The state on disk holds a run that was started before. The coordinator starts as a process, and a client that knows its
+address calls it until it answers. The time includes the coordinator's Python start and imports, but not the client's.
 """
 
 import argparse
@@ -44,9 +44,9 @@ async def first_task(address: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     lengths_s = []
-    for _ in range(given.runs):
+    for _ in range(arguments.runs):
         with tempfile.TemporaryDirectory() as name:
             folder, address = Path(name), f"127.0.0.1:{free_port()}"
             with coordinator(folder, plain_text=True):
@@ -60,7 +60,7 @@ def main() -> int:
                 lengths_s.append(time.perf_counter() - began_s)
     print(
         f"from the coordinator's start to a first task: {statistics.median(lengths_s):.2f} s "
-        f"({min(lengths_s):.2f} to {max(lengths_s):.2f}, {given.runs} runs)"
+        f"({min(lengths_s):.2f} to {max(lengths_s):.2f}, {arguments.runs} runs)"
     )
     return 0
 

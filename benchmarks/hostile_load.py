@@ -1,9 +1,10 @@
-"""What a well-behaved member notices while others misbehave: latency of a small call, and the coordinator's memory.
+"""Measures how attacks by some members affect another member: latency of a small call, and the coordinator's memory.
 
 .venv/bin/python benchmarks/hostile_load.py          about two minutes; exit code 1 if a target is missed
 
-A real coordinator and real attackers as processes on loopback, over mutual TLS. Each attack is measured for ten seconds beside
-the idle coordinator in the same run. Targets: p99 under 100 ms, the coordinator's memory grows by less than 150 MB.
+A real coordinator and real attackers run as processes on loopback, over mutual TLS. Each attack is measured for ten seconds
+and compared with the idle coordinator in the same run. Targets: p99 below 100 ms, and the coordinator's memory grows by less
+than 150 MB.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from pluralllm.v1 import operations_pb2_grpc
 
 MEASURE_S = 10.0
 CALL_EVERY_S = 0.02
-CHUNK_IDLE_S = 12.0  # of the coordinator here; 30 by default
+CHUNK_IDLE_S = 12.0  # the coordinator's chunk_idle_s in this benchmark; its default is 30
 ATTACKERS = 5
 TARGET_P99_MS = 100.0
 TARGET_GROWTH_MB = 150.0
@@ -60,12 +61,12 @@ def outcome(error: grpc.aio.AioRpcError) -> str:
 
 
 def call(there: grpc.aio.Channel, kind: str, method: str) -> Any:
-    """A method by its name, bytes in and out: what is sent need be no message."""
+    """Returns the RPC `method` as a callable that takes and returns bytes, so that any bytes can be sent."""
     return getattr(there, kind)(method)
 
 
 async def oversize_messages(members: list[Identity]) -> Counter[str]:
-    """5 MiB messages one after the other, from everybody, as fast as they are refused."""
+    """Sends 5 MiB messages from every attacker, one after the other, as fast as they are refused."""
     seen: Counter[str] = Counter()
 
     async def one(identity: Identity) -> None:
@@ -83,7 +84,7 @@ async def oversize_messages(members: list[Identity]) -> Counter[str]:
 
 
 async def gzip_bomb(members: list[Identity]) -> Counter[str]:
-    """512 MiB of zeros in one gzip-compressed message, again and again."""
+    """Sends gzip-compressed messages that each expand to 512 MiB of zeros, one after the other."""
     seen: Counter[str] = Counter()
     zeros = bytes(512 * 1024**2)
     async with channel(members[0]) as there:
@@ -98,7 +99,7 @@ async def gzip_bomb(members: list[Identity]) -> Counter[str]:
 
 
 async def stalled_uploads(members: list[Identity]) -> Counter[str]:
-    """200 upload streams that are opened and then send nothing; their end comes from the coordinator."""
+    """Opens 200 upload streams that send nothing, and waits until the coordinator ends them."""
     seen: Counter[str] = Counter()
 
     async def silence() -> AsyncIterator[bytes]:
@@ -120,12 +121,12 @@ async def stalled_uploads(members: list[Identity]) -> Counter[str]:
 
 
 async def idle_connections(members: list[Identity]) -> Counter[str]:
-    """1,000 connections with mutual TLS and HTTP/2 that make no call."""
+    """Holds 1,000 connections with mutual TLS and HTTP/2 that make no call."""
     return await hold_connections(1000, members, with_tls=True)
 
 
 async def silent_connections(members: list[Identity]) -> Counter[str]:
-    """1,000 TCP connections that never begin a handshake."""
+    """Holds 1,000 TCP connections that never begin a handshake."""
     return await hold_connections(1000, members, with_tls=False)
 
 
@@ -175,7 +176,7 @@ def say_ready() -> None:
 
 
 async def measure(identity: Identity, process: psutil.Process, during_s: float) -> tuple[list[float], float]:
-    """Latencies in ms of ListRuns, one each 20 ms, and the coordinator's largest resident memory in MB."""
+    """Calls ListRuns every 20 ms; returns the latencies in ms and the coordinator's largest resident memory in MB."""
     latencies, peak_mb = [], 0.0
     async with grpc.aio.secure_channel(identity.membership.coordinator, credentials(identity)) as there:
         stub: Any = operations_pb2_grpc.OperationsServiceStub(there)
@@ -198,11 +199,11 @@ def main() -> int:
     parser.add_argument("--attack", choices=ATTACKS, help=argparse.SUPPRESS)  # how this file starts its attackers
     parser.add_argument("--members", type=Path, nargs="*", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--coordinator", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.attack is not None:
+    arguments = parser.parse_args()
+    if arguments.attack is not None:
         os.nice(10)
-        identities = [load_identity(folder, "").at(given.coordinator) for folder in given.members]
-        print(json.dumps(asyncio.run(ATTACKS[given.attack](identities))), flush=True)
+        identities = [load_identity(folder, "").at(arguments.coordinator) for folder in arguments.members]
+        print(json.dumps(asyncio.run(ATTACKS[arguments.attack](identities))), flush=True)
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -229,9 +230,9 @@ def compare(folder: Path, process: psutil.Process) -> int:
             latencies, peak_mb = asyncio.run(measure(observer, process, MEASURE_S))
             became = json.loads(attack.stdout.read())
         p99, growth_mb = quantile(latencies, 0.99), peak_mb - start_mb
-        told = "; ".join(f"{count} {what}" for what, count in became.items())
+        results = "; ".join(f"{count} {what}" for what, count in became.items())
         print(
-            f"{name:<36} {quantile(latencies, 0.5):>8.1f} {p99:>8.1f} {peak_mb:>10.0f} {growth_mb:>+8.0f}  {told}",
+            f"{name:<36} {quantile(latencies, 0.5):>8.1f} {p99:>8.1f} {peak_mb:>10.0f} {growth_mb:>+8.0f}  {results}",
             flush=True,
         )
         if p99 >= TARGET_P99_MS or growth_mb >= TARGET_GROWTH_MB:

@@ -1,10 +1,10 @@
-"""What a thousand waiting clients cost the coordinator, and how soon a task reaches one of them.
+"""Measures the coordinator's CPU time for a thousand waiting clients, and the time until a task reaches one of them.
 
 .venv/bin/python benchmarks/idle_clients.py [--clients 1000] [--tasks 40]
 
-Clients are simulated: sessions of one process, each with a plain-text connection and a poll held open as a daemon's is.
-CPU of the coordinator over half a minute in which nothing happens; then runs that one client each takes part in are started
-one by one, and it is measured how long after the call to start a run its client has the task.
+The clients are sessions of one process; each has its own plain-text connection and holds a poll open as a daemon does. The
+CPU time is measured over half a minute in which nothing happens. Then runs with one client each are started one by one, and
+the time from the call that starts a run until its client has the task is measured.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def spec_of(group: str) -> RunSpec:
 
 
 class Simulated:
-    """One client: it waits, and notes when a task comes."""
+    """Simulated client that waits for tasks and records the time at which one arrives."""
 
     def __init__(self, name: str, transport: Transport) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class Simulated:
         self.arrived: asyncio.Future[float] | None = None
 
     async def wait(self) -> None:
-        """Until cancelled."""
+        """Polls the coordinator until it is cancelled; sets `arrived` when a task comes."""
         await self.transport.hello(f"group of {self.name}", GroupRole.TRAIN, questions=100)
         over: set[RunId] = set()
         held: Task | None = None
@@ -71,7 +71,7 @@ class Simulated:
 
 
 def connected(address: str, name: str) -> Transport:
-    """Over a connection of its own: gRPC would share one among all channels of a process."""
+    """Returns a transport with its own connection; otherwise gRPC shares one among all channels of a process."""
     line = Line([address], lambda at: plain_channel(at, (("grpc.use_local_subchannel_pool", 1),)))
     return Transport(line, ClientId(name))
 
@@ -79,16 +79,16 @@ def connected(address: str, name: str) -> Transport:
 async def measure(
     folder: Path, address: str, process: psutil.Process, clients: int, tasks: int
 ) -> tuple[float, list[float]]:
-    """The idle coordinator's share of a core, and the tasks' ways in seconds."""
+    """Returns the share of a core that the idle coordinator uses, and for each task the time to its client in seconds."""
     remote = administrator(folder, plain_text=True)
     simulated = [Simulated(f"idle-{number}", connected(address, f"idle-{number}")) for number in range(clients)]
-    waiting = [asyncio.create_task(each.wait()) for each in simulated]
+    waiting = [asyncio.create_task(client.wait()) for client in simulated]
     try:
         await asyncio.sleep(SETTLE_S + clients / 200)
         before_s = cpu_s(process)
         await asyncio.sleep(IDLE_S)
         share = (cpu_s(process) - before_s) / IDLE_S
-        ways = []
+        delays_s = []
         for number in range(tasks):
             client = simulated[number * clients // tasks]
             run = f"run-{number}"
@@ -97,16 +97,16 @@ async def measure(
             began_s = time.perf_counter()
             start = asyncio.create_task(asyncio.to_thread(remote.start_run, run))
             async with asyncio.timeout(TASK_LIMIT_S):
-                ways.append(await client.arrived - began_s)
+                delays_s.append(await client.arrived - began_s)
             await start
             await asyncio.to_thread(remote.cancel_run, run, "measured")
-        return share, ways
+        return share, delays_s
     finally:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         with contextlib.suppress(Exception):
-            await asyncio.gather(*(each.transport.close() for each in simulated))
+            await asyncio.gather(*(client.transport.close() for client in simulated))
         remote.close()
 
 
@@ -119,17 +119,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--tasks", type=int, default=40)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with coordinator(folder, plain_text=True) as process:
             administrator(folder, plain_text=True).close()
             address = (folder / "state" / "address").read_text().strip()
-            share, ways = asyncio.run(measure(folder, address, process, given.clients, given.tasks))
-    ways.sort()
-    middle, late = ways[len(ways) // 2] * 1e3, ways[min(len(ways) - 1, int(0.99 * len(ways)))] * 1e3
+            share, delays_s = asyncio.run(measure(folder, address, process, arguments.clients, arguments.tasks))
+    delays_s.sort()
+    middle, late = delays_s[len(delays_s) // 2] * 1e3, delays_s[min(len(delays_s) - 1, int(0.99 * len(delays_s)))] * 1e3
     print(
-        f"{given.clients} waiting clients: {share:.1%} of a core; a task arrives in {middle:.0f} ms (p50), {late:.0f} ms (p99)"
+        f"{arguments.clients} waiting clients: {share:.1%} of a core; a task arrives in {middle:.0f} ms (p50), "
+        f"{late:.0f} ms (p99)"
     )
     return 0
 

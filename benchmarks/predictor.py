@@ -1,11 +1,12 @@
-"""One training step, and the evaluation of one group: ours beside a plain version shaped as the published one is.
+"""Measures one training step and one group's evaluation: our predictor, and a plain version written like the paper's.
 
 .venv/bin/python benchmarks/predictor.py [--device cpu] [--threads 2] [--repeats 7]
 
-Episodes of 55 context and 55 target questions of 5 options; the paper's predictor. The plain version is nn.TransformerEncoder
-under a square mask over context and targets, a loop over questions for the softmax, and in evaluation one pass for each target
-question. Medians of pairs measured one after the other; losses, gradients and predictions of both are compared first.
-The matrix rate is that of one large product of float32 matrices, measured in the same run.
+Episodes have 55 context and 55 target questions of 5 options; the predictor has the paper's size. The plain version uses
+nn.TransformerEncoder with a square mask over context and targets, and a loop over questions for the softmax. Its evaluation
+needs one pass for each target question. Results are medians of pairs that are measured one after the other; losses and
+gradients of both versions are compared before, and their scores after. The matrix rate is that of one large product of
+float32 matrices, measured in the same run.
 """
 
 import argparse
@@ -34,7 +35,7 @@ RATE = 3e-4
 
 
 class Plain(nn.Module):
-    """arXiv 2503.09925, section 3, as its shape suggests writing it."""
+    """Plain implementation of the predictor of arXiv 2503.09925, section 3, with torch's own encoder layers."""
 
     def __init__(self, config: Predictor, dimension: int) -> None:
         super().__init__()
@@ -48,9 +49,9 @@ class Plain(nn.Module):
         self.head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 2))
 
     def forward(self, context: Tensor, shares: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        known = torch.cat([context, shares.unsqueeze(-1)], -1)  # (B, C, D + 1)
-        asked = torch.cat([targets, targets.new_zeros((*targets.shape[:2], 1))], -1)  # (B, T, D + 1)
-        points = self.embedder(torch.cat([known, asked], 1))  # (B, C + T, d)
+        context_points = torch.cat([context, shares.unsqueeze(-1)], -1)  # (B, C, D + 1)
+        target_points = torch.cat([targets, targets.new_zeros((*targets.shape[:2], 1))], -1)  # (B, T, D + 1)
+        points = self.embedder(torch.cat([context_points, target_points], 1))  # (B, C + T, d)
         size = points.shape[1]
         mask = torch.ones((size, size), dtype=torch.bool, device=points.device)  # True: may not be attended to
         mask[:, : context.shape[1]] = False
@@ -58,7 +59,7 @@ class Plain(nn.Module):
         return out[..., 0], out[..., 1]
 
     def take(self, ours: PreferencePredictor) -> None:
-        """The same values."""
+        """Copies the parameter values of our predictor, so that both compute the same function."""
         theirs: dict[str, Tensor] = {}
         for name, value in ours.named_parameters():
             kind, number, *rest = name.split(".")
@@ -115,23 +116,26 @@ def our_evaluation(model: PreferencePredictor, data: GroupData, episode: Episode
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Floating point operations a second."""
+    """Measures the floating point operations per second of one large matrix product."""
     size = 2048 if device.type == "cpu" else 8192
     one, other = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     return 2 * size**3 / min(seconds(lambda: one @ other, device) for _ in range(7))
 
 
 def step_operations(config: Predictor, dimension: int, batch: int) -> float:
-    """Of the matrix products of one step: two for each weight and point forward, twice that backward, and attention's."""
+    """Number of floating point operations in the matrix products of one training step.
+
+    Each weight and point needs two forward and four backward; the products of attention are added.
+    """
     context, points = CONTEXT * OPTIONS, (CONTEXT + TARGETS) * OPTIONS
     d, ff = config.d_model, config.feedforward
     embedder = (dimension + 1) * d + (config.embedder_layers - 1) * d * d
-    layer = d * d + d * d + 2 * d * ff  # queries, the way out, feedforward; keys and values are of the context alone
-    each = points * embedder + TARGETS * OPTIONS * (d * d + 2 * d)  # and the head
-    each += config.layers * (points * layer + context * 2 * d * d + 2 * points * context * d)
-    each -= context * (layer + 2 * context * d)  # of the last layer nobody needs the context's own values
-    first = points * (dimension + 1) * d  # whose inputs have no gradient
-    return batch * (3 * 2 * each - 2 * first)
+    layer = d * d + d * d + 2 * d * ff  # queries, output, feedforward; only the context has keys and values
+    products = points * embedder + TARGETS * OPTIONS * (d * d + 2 * d)  # plus the head
+    products += config.layers * (points * layer + context * 2 * d * d + 2 * points * context * d)
+    products -= context * (layer + 2 * context * d)  # the last layer does not compute the context's outputs
+    first = points * (dimension + 1) * d  # the first layer's inputs need no gradient
+    return batch * (3 * 2 * products - 2 * first)
 
 
 def made_up(dimension: int) -> GroupData:
@@ -147,11 +151,11 @@ def made_up(dimension: int) -> GroupData:
 
 
 def pairs(ours: Callable[[], object], plain: Callable[[], object], repeats: int, device: torch.device) -> str:
-    """Medians of both in ms, and the median of the ratios."""
+    """Runs both functions alternately; formats their median times in ms and the median of the ratios."""
     seconds(ours, device), seconds(plain, device)
-    found = [(seconds(ours, device), seconds(plain, device)) for _ in range(repeats)]
-    ratios = sorted(slow / fast for fast, slow in found)
-    fast, slow = (statistics.median(times) * 1e3 for times in zip(*found, strict=True))
+    times_s = [(seconds(ours, device), seconds(plain, device)) for _ in range(repeats)]
+    ratios = sorted(slow / fast for fast, slow in times_s)
+    fast, slow = (statistics.median(times) * 1e3 for times in zip(*times_s, strict=True))
     return f"{fast:9.2f} ms   plain {slow:9.2f} ms   ratio {statistics.median(ratios):6.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
@@ -160,12 +164,12 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    device = pick_device(given.device)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = pick_device(arguments.device)
     torch.backends.cuda.matmul.allow_tf32 = False
     peak = matrix_rate(device)
-    print(f"{device}, {given.threads} threads; matrix rate {peak / 1e9:.0f} GFLOP/s")
+    print(f"{device}, {arguments.threads} threads; matrix rate {peak / 1e9:.0f} GFLOP/s")
     for dimension in (384, 4096):
         config = Predictor()
         embedding = Embedding(model="made up", templates=("{question} {option}",), dimension=dimension)
@@ -181,29 +185,29 @@ def main() -> int:
             batch = make_batch(episodes).to(device)
             print(f"{dimension} dims, batch of {size}")
             print(f"  equal: {difference(ours, plain, batch)}")
-            mine, theirs = (
+            our_step, plain_step = (
                 stepper(ours, partial(our_loss, ours, batch)),
                 stepper(plain, partial(plain_loss, plain, batch)),
             )
-            told = pairs(mine, theirs, given.repeats, device)
-            took_s = statistics.median(seconds(mine, device) for _ in range(given.repeats))
+            comparison = pairs(our_step, plain_step, arguments.repeats, device)
+            took_s = statistics.median(seconds(our_step, device) for _ in range(arguments.repeats))
             rate = step_operations(config, dimension, size) / took_s
-            print(f"  step        {told}   {rate / peak:.0%} of the matrix rate")
+            print(f"  step        {comparison}   {rate / peak:.0%} of the matrix rate")
             plain.take(ours)
         episode = episodes[0][1]
         scores = our_evaluation(ours, data, episode, device), plain_evaluation(plain, data, episode, device)
-        told = pairs(
+        comparison = pairs(
             partial(our_evaluation, ours, data, episode, device),
             partial(plain_evaluation, plain, data, episode, device),
-            given.repeats,
+            arguments.repeats,
             device,
         )
-        print(f"  evaluation  {told}   scores differ by {abs(scores[0] - scores[1]):.1e}")
+        print(f"  evaluation  {comparison}   scores differ by {abs(scores[0] - scores[1]):.1e}")
     return 0
 
 
 def stepper(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """One step of Adam."""
+    """Returns a function that takes one step of Adam on `model`."""
     fused = next(model.parameters()).device.type != "mps"
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=fused)
 
@@ -216,7 +220,7 @@ def stepper(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def difference(ours: PreferencePredictor, plain: Plain, batch: Batch) -> str:
-    """Of losses, and of all gradients relative to the largest of them."""
+    """Formats how far the two versions' losses differ, and the relative difference of their gradients' norms."""
     losses, gradients = [], []
     for model, loss in ((ours, our_loss(ours, batch)), (plain, plain_loss(plain, batch))):
         model.zero_grad()

@@ -1,4 +1,4 @@
-"""A real coordinator as a process on loopback, its administrator and its members, for the benchmarks of this folder."""
+"""Starts a real coordinator as a process on loopback, with an administrator and members, for this folder's benchmarks."""
 
 import contextlib
 import os
@@ -25,9 +25,10 @@ SERVER = [sys.executable, "-m", "pluralllm.server"]
 def coordinator(
     folder: Path, *, plain_text: bool = False, with_authority: bool = True, **settings: str
 ) -> Iterator[psutil.Process]:
-    """Made and served in `folder`; `settings` are those of the configuration, PLURALLLM_SERVER_ in front.
+    """Initialises and serves a coordinator in `folder`; terminates it at the end of the `with` block.
 
-    `with_authority=False`: of a folder that has been served from before.
+    settings: keys of the coordinator's configuration; they are passed as environment variables PLURALLLM_SERVER_*.
+    with_authority: False for a folder that was served before and has its certificate authority already.
     """
     state = ["--state-dir", str(folder / "state")]
     environment = {
@@ -51,7 +52,7 @@ def coordinator(
 
 
 def administrator(folder: Path, *, plain_text: bool = False) -> Remote:
-    """Waits until the coordinator answers, for a minute at most."""
+    """Returns the administrator's connection once the coordinator answers; waits for a minute at most."""
     until_s = time.monotonic() + START_LIMIT_S
     while True:
         with contextlib.suppress(OSError, PluralError):
@@ -69,7 +70,7 @@ def administrator(folder: Path, *, plain_text: bool = False) -> Remote:
 
 
 def member(remote: Remote, folder: Path, name: str, role: MemberRole) -> Identity:
-    """Invited and joined over the enrolment port; a client belongs to a group of its own."""
+    """Invites a member and joins it over the enrolment port; a client gets its own group. Returns its identity."""
     group = f"group of {name}" if role is MemberRole.CLIENT else ""
     identity, _ = join(
         remote.invite(name, role, group, None, 3600, needs_approval=False), folder / name, "", frozenset(MemberRole)
@@ -78,7 +79,7 @@ def member(remote: Remote, folder: Path, name: str, role: MemberRole) -> Identit
 
 
 def free_port() -> int:
-    """Free a moment ago."""
+    """Returns a TCP port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

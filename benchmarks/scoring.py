@@ -1,9 +1,10 @@
-"""Answers scored a second, embeddings given: all together, and a loop over questions; and how memory grows with their number.
+"""Measures how many embedded answers are scored in a second: all together, and in a loop over questions.
 
 .venv/bin/python benchmarks/scoring.py [--questions 4000] [--repeats 5] [--device cuda]
 
-The paper's predictor (128 wide, six layers, random weights), a context of 20 questions of 5 options, 384 dimensions. Medians of
-pairs measured one after the other in this run; both ways must give the same shares.
+It also measures how memory grows with the number of questions. The predictor has the paper's size (128 wide, six layers) and
+random weights; the context has 20 questions of 5 options, embedded in 384 dimensions. Results are medians of pairs that are
+measured one after the other. Both ways must give the same shares.
 """
 
 import argparse
@@ -29,7 +30,7 @@ MB = 1024
 
 
 class RandomVectors:
-    """Stands for an embedder: what is measured is the scoring."""
+    """Replacement for an embedder that returns random vectors, because only the scoring is measured."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -39,8 +40,8 @@ class RandomVectors:
 
 
 def unit(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    found = rng.normal(size=(count, DIMENSION)).astype(np.float32)
-    normed: NDArray[np.float32] = found / np.linalg.norm(found, axis=1, keepdims=True)
+    vectors = rng.normal(size=(count, DIMENSION)).astype(np.float32)
+    normed: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return normed
 
 
@@ -50,7 +51,7 @@ def one_by_one(predictor: GroupPredictor, points: NDArray[np.float32], questions
 
 
 def resident_mb() -> float:
-    """Most memory of this process so far."""
+    """Returns the largest resident set of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
 
 
@@ -59,25 +60,27 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
-    device, rng = pick_device(given.device), np.random.default_rng(0)
+    arguments = parser.parse_args()
+    device, rng = pick_device(arguments.device), np.random.default_rng(0)
     torch.manual_seed(0)
     model = PreferencePredictor(Predictor(), Embedding(model="none", dimension=DIMENSION, templates=("{option}",)))
     context = [
         Question(f"q{n}", tuple(f"o{k}" for k in range(OPTIONS)), (1 / OPTIONS,) * OPTIONS) for n in range(CONTEXT)
     ]
     predictor = GroupPredictor(model, cast("Embedder", RandomVectors(rng)), "g", context, device)
-    points, sizes = unit(rng, given.questions * OPTIONS), [OPTIONS] * given.questions
+    points, sizes = unit(rng, arguments.questions * OPTIONS), [OPTIONS] * arguments.questions
     list(predictor.predict_embedded(points[: 100 * OPTIONS], sizes[:100]))
     together, alone = [], []
-    for _ in range(given.repeats):
+    for _ in range(arguments.repeats):
         together.append(seconds(lambda: list(predictor.predict_embedded(points, sizes)), device))
-        alone.append(seconds(lambda: list(one_by_one(predictor, points, given.questions)), device))
-    pairs = zip(predictor.predict_embedded(points, sizes), one_by_one(predictor, points, given.questions), strict=True)
+        alone.append(seconds(lambda: list(one_by_one(predictor, points, arguments.questions)), device))
+    pairs = zip(
+        predictor.predict_embedded(points, sizes), one_by_one(predictor, points, arguments.questions), strict=True
+    )
     difference = max(float(np.abs(one.shares - other.shares).max()) for one, other in pairs)
     ratios = [slow / quick for quick, slow in zip(together, alone, strict=True)]
-    answers = given.questions * OPTIONS
-    print(f"{torch.get_num_threads()} threads, {device}, {answers} answers of {given.questions} questions")
+    answers = arguments.questions * OPTIONS
+    print(f"{torch.get_num_threads()} threads, {device}, {answers} answers of {arguments.questions} questions")
     print(
         f"together {answers / statistics.median(together):,.0f} answers/s, question by question "
         f"{answers / statistics.median(alone):,.0f}: ratio {statistics.median(ratios):.2f} "

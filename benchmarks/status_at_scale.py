@@ -1,10 +1,11 @@
-"""How soon an operator has an answer from a coordinator with a thousand rounds and a hundred members behind it.
+"""Measures how soon an operator gets answers from a coordinator with a history of 1,000 rounds and 100 members.
 
 .venv/bin/python benchmarks/status_at_scale.py [--rounds 1000] [--members 100] [--times 15]
 
-The history is made by the coordinator's own machine and store, event by event: every member trains in every round, and every
-tenth version is evaluated by all of them. Then a coordinator serves it over TLS, every member is connected and holds a task,
-and the commands are run as a person runs them: processes from their start to their last line. Medians, and the slowest.
+The coordinator's own round machine and store make the history, event by event: every member trains in every round, and
+evaluates every tenth version. Then a coordinator serves it over TLS; every member is connected and holds a task. The commands
+run as an operator runs them, as processes, and are timed from their start to their last line. Results are medians and the
+slowest time.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from pluralllm.server.storage.sql_store import open_store
 from pluralllm.server.storage.state_directory import StateDirectory
 
 LIMIT_S = 60.0
-# Of the screen's head.
+# Texts that the top of the status screen shows.
 RUNNING, PAUSED = re.compile(rb"collecting for .*next: ", re.DOTALL), re.compile(rb"collecting \(paused\) for")
 SCREEN = {**os.environ, "COLUMNS": "120", "LINES": "140", "TERM": "xterm-256color"}
 
@@ -61,7 +62,7 @@ def spec_of(rounds: int, members: int) -> RunSpec:
 
 
 async def make_history(folder: Path, rounds: int, names: list[ClientId]) -> int:
-    """A run in which so many rounds have ended; the number of its events."""
+    """Writes the history of a run in which `rounds` rounds have ended; returns the number of its events."""
     state, clock = StateDirectory(folder), SystemClock()
     store = await open_store(state.database_url)
     try:
@@ -77,7 +78,7 @@ async def make_history(folder: Path, rounds: int, names: list[ClientId]) -> int:
 
 
 def events_from(run: LiveRun, names: list[ClientId], at_s: float) -> Iterator[ev.Event]:
-    """Of a run that waits, collects, averages or evaluates: what brings it on."""
+    """Yields the events that move a run from its current phase to the next one."""
     state = run.state
     match state.phase:
         case Phase.WAITING:
@@ -106,7 +107,7 @@ def connected(identity: Identity) -> Transport:
 
 @contextlib.contextmanager
 def members_at_work(members: list[Identity]) -> Iterator[None]:
-    """Each with a connection, a session and, once a round is open, a task."""
+    """Connects all members for the duration of the `with` block: each has a session, and a task while a round is open."""
     loop = asyncio.new_event_loop()
 
     async def wait(identity: Identity) -> None:
@@ -117,7 +118,7 @@ def members_at_work(members: list[Identity]) -> Iterator[None]:
             await transport.close()
 
     async def all_wait() -> None:
-        await asyncio.gather(*(wait(each) for each in members))
+        await asyncio.gather(*(wait(identity) for identity in members))
 
     work = loop.create_task(all_wait())
     thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([work])), daemon=True)
@@ -145,12 +146,15 @@ def command(folder: Path, *words: str) -> list[str]:
 
 
 def run_command(folder: Path, *words: str) -> None:
-    found = subprocess.run(command(folder, *words), check=True, capture_output=True, timeout=LIMIT_S, env=SCREEN)
-    assert found.stdout
+    done = subprocess.run(command(folder, *words), check=True, capture_output=True, timeout=LIMIT_S, env=SCREEN)
+    assert done.stdout
 
 
 def watch(folder: Path, remote: Remote, times: int) -> tuple[str, str]:
-    """From the command's start to its first screen, and from a change's acknowledgement to a screen that shows it."""
+    """Times `status --watch`; returns the time to its first screen, and the time until it shows a change of the run.
+
+    The second time begins when the coordinator has acknowledged the change.
+    """
     ours, its = pty.openpty()
     began_s = time.perf_counter()
     watching = subprocess.Popen(command(folder, "status", "long", "--watch"), stdout=its, stderr=its, env=SCREEN)
@@ -173,12 +177,12 @@ def watch(folder: Path, remote: Remote, times: int) -> tuple[str, str]:
     return f"{first_ms:.0f} ms", f"{statistics.median(shown):.0f} ms (slowest {max(shown):.0f} ms)"
 
 
-def read_until(terminal: int, wanted: re.Pattern[bytes]) -> None:
-    """Of what comes from now on."""
+def read_until(terminal: int, pattern: re.Pattern[bytes]) -> None:
+    """Reads the terminal until the text that arrives from now on matches `pattern`."""
     seen, until_s = b"", time.monotonic() + LIMIT_S
-    while not wanted.search(re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen)):
+    while not pattern.search(re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen)):
         if time.monotonic() > until_s:
-            raise SystemExit(f"no {wanted.pattern!r} in {LIMIT_S:g} s, but: {seen[-2000:]!r}")
+            raise SystemExit(f"no {pattern.pattern!r} in {LIMIT_S:g} s, but: {seen[-2000:]!r}")
         seen += os.read(terminal, 65_536)
 
 
@@ -187,42 +191,43 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--members", type=int, default=100)
     parser.add_argument("--times", type=int, default=15)
-    given = parser.parse_args()
-    names = [ClientId(f"member-{number:03}") for number in range(given.members)]
+    arguments = parser.parse_args()
+    names = [ClientId(f"member-{number:03}") for number in range(arguments.members)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with coordinator(folder, joins_per_minute="10000") as process:
             remote = administrator(folder)
-            members = [member(remote, folder, each, MemberRole.CLIENT) for each in names]
+            members = [member(remote, folder, client, MemberRole.CLIENT) for client in names]
             remote.close()
             process.terminate()
             process.wait(LIMIT_S)
         began_s = time.perf_counter()
-        events = asyncio.run(make_history(folder / "state", given.rounds, names))
+        events = asyncio.run(make_history(folder / "state", arguments.rounds, names))
         print(
-            f"{given.rounds} rounds of {given.members} members, {events} events, made in {time.perf_counter() - began_s:.0f} s"
+            f"{arguments.rounds} rounds of {arguments.members} members, {events} events, "
+            f"made in {time.perf_counter() - began_s:.0f} s"
         )
         began_s = time.perf_counter()
         with coordinator(folder, with_authority=False):
             remote = administrator(folder)
             print(f"the coordinator has them again after {time.perf_counter() - began_s:.1f} s", flush=True)
             address = (folder / "state" / "address").read_text().strip()
-            with members_at_work([each.at(address) for each in members]):
-                wait_for_round(remote, given.members)
-                report(folder, remote, given.times)
+            with members_at_work([identity.at(address) for identity in members]):
+                wait_for_round(remote, arguments.members)
+                report(folder, remote, arguments.times)
             remote.close()
     return 0
 
 
 def wait_for_round(remote: Remote, members: int) -> None:
-    """Until everyone has a task."""
+    """Waits until every member has a task."""
     until_s = time.monotonic() + LIMIT_S
     while True:
-        found = remote.get_run("long")
-        if sum(each["state"] in ("assigned", "working") for each in found["participants"]) == members:
+        run = remote.get_run("long")
+        if sum(client["state"] in ("assigned", "working") for client in run["participants"]) == members:
             return
         if time.monotonic() > until_s:
-            raise SystemExit(f"no round with everyone in {LIMIT_S:g} s, but: {found['next']}")
+            raise SystemExit(f"no round with everyone in {LIMIT_S:g} s, but: {run['next']}")
         time.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""How the benchmarks take the time of one piece of work."""
+"""Measures the time of one piece of work, for the benchmarks."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import torch
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Until the device has done it, too."""
+    """Returns the seconds that `work` takes, until the device has finished it too."""
     began_s = time.perf_counter()
     work()
     if device.type == "cuda":

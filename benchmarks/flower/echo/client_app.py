@@ -1,4 +1,4 @@
-"""What it got plus a constant."""
+"""Flower client that does not train: it returns the model it received plus a constant."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -9,7 +9,7 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, _context: Context) -> Message:
-    """The whole model back, as the framework has it."""
+    """Returns the whole model, in the form that the framework uses."""
     arrays = message.content["arrays"].to_numpy_ndarrays()
     answer = ArrayRecord([array + np.float32(1e-6) for array in arrays])
     return Message(

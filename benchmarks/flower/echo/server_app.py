@@ -1,4 +1,4 @@
-"""FedAvg over all clients; the end of each round is noted in a file."""
+"""Flower server that runs FedAvg over all clients and writes the time of each round's end to a file."""
 
 import time
 from pathlib import Path
@@ -12,20 +12,20 @@ app = ServerApp()
 
 
 class Noting(FedAvg):
-    """Its own aggregation, and when it ended."""
+    """FedAvg of Flower that also writes the time at which each aggregation ended."""
 
     ends: Path
 
     def aggregate_train(self, server_round, replies):
-        found = super().aggregate_train(server_round, replies)
+        aggregated = super().aggregate_train(server_round, replies)
         with self.ends.open("a") as file:
             file.write(f"{time.time()}\n")
-        return found
+        return aggregated
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """As many rounds as the run's configuration says."""
+    """Runs as many rounds as the run's configuration says."""
     config = context.run_config
     clients = int(config["clients"])
     strategy = Noting(
