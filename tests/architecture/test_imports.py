@@ -139,6 +139,7 @@ WIRE = (
 )
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("os", "system"), ("os", "environ"), ("os", "getenv")}
+READS_ENVIRONMENT = "common.process.configuration"  # the one module that looks at os.environ
 BANNED_ARGUMENTS = {"allow_pickle": True, "shell": True, "trust_remote_code": True, "weights_only": False}
 BANNED_MODULES = ("pickle", "cPickle", "dill", "marshal", "shelve")
 BANNED_ENDINGS = ("Manager", "Helper", "Util", "Utils")
@@ -266,7 +267,8 @@ def test_protobuf_and_grpc_stay_in_the_wire_modules() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_dangerous_is_called(name: str) -> None:
-    assert [problem for node in ast.walk(SOURCES[name]) for problem in dangers(node)] == []
+    problems = [problem for node in ast.walk(SOURCES[name]) for problem in dangers(node)]
+    assert [problem for problem in problems if name != READS_ENVIRONMENT or "os.environ" not in problem] == []
     assert [module for module in imports(name) if module.split(".")[0] in BANNED_MODULES] == []
 
 

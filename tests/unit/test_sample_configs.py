@@ -20,7 +20,7 @@ KEY = re.compile(r"^(?:# )?(\w+) = ", re.MULTILINE)
 def _no_settings_of_this_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (ServerConfig, ClientConfig):
         for key in kind.model_fields:
-            monkeypatch.delenv(f"{kind.model_config['env_prefix']}{key.upper()}", raising=False)
+            monkeypatch.delenv(f"{kind.env_prefix}{key.upper()}", raising=False)
 
 
 def test_coordinator_sample_is_the_default_configuration() -> None:

@@ -1,21 +1,162 @@
+import dataclasses
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pluralllm.common.process.configuration import origins_of
+from pluralllm.client.process.config import ClientConfig, JoinConfig
+from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.process.configuration import load_config, origins_of
 from pluralllm.server.process.config import ServerConfig
+
+LIMIT_S = 30.0
+
+
+def write(file: Path, text: str) -> Path:
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 def test_each_value_has_the_origin_that_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "coordinator.toml"
-    file.write_text('listen = "127.0.0.1:1"\nlease_s = 9\n')
+    file = write(tmp_path / "coordinator.toml", 'listen = "127.0.0.1:1"\nlease_s = 9\n')
     monkeypatch.setenv("PLURALLLM_SERVER_LEASE_S", "7")
-    found = origins_of(ServerConfig, file)
-    assert found["lease_s"] == "environment PLURALLLM_SERVER_LEASE_S"
-    assert found["listen"] == f"file {file}"
-    assert found["silence_s"] == "default"
-    assert found.keys() == ServerConfig.model_fields.keys()
+    origins = origins_of(ServerConfig, file)
+    assert origins["lease_s"] == "environment PLURALLLM_SERVER_LEASE_S"
+    assert origins["listen"] == f"file {file}"
+    assert origins["silence_s"] == "default"
+    assert origins.keys() == ServerConfig.model_fields.keys()
 
 
 def test_without_a_file_there_are_environment_and_defaults_only() -> None:
     assert set(origins_of(ServerConfig, None).values()) == {"default"}
+
+
+def test_a_misspelt_key_has_no_origin(tmp_path: Path) -> None:
+    assert "leese_s" not in origins_of(ServerConfig, write(tmp_path / "a.toml", "leese_s = 9\n"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A value of `lease_s` in each source; None is absence."""
+
+    flag: float | None
+    variable: str | None
+    in_file: float | None
+
+
+@pytest.mark.parametrize(
+    ("given", "lease_s"),
+    [
+        (Given(5, "6", 7), 5),
+        (Given(None, "6", 7), 6),
+        (Given(None, None, 7), 7),
+        (Given(None, None, None), 60),
+        (Given(5, None, None), 5),
+        (Given(5, "no number", 7), 5),
+    ],
+)
+def test_flag_comes_before_environment_before_file_before_default(
+    given: Given, lease_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given.variable is not None:
+        monkeypatch.setenv("PLURALLLM_SERVER_LEASE_S", given.variable)
+    file = write(tmp_path / "a.toml", "" if given.in_file is None else f"lease_s = {given.in_file}\n")
+    assert load_config(ServerConfig, file, {"lease_s": given.flag}).lease_s == lease_s
+
+
+def test_the_case_of_a_variable_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("plurallLM_Server_lease_s", "7")
+    assert load_config(ServerConfig, None, {}).lease_s == 7
+
+
+def test_an_empty_variable_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLURALLLM_SERVER_LISTEN", "")
+    with pytest.raises(InvalidConfig, match="listen"):
+        load_config(ServerConfig, None, {})
+
+
+def test_a_configuration_made_in_python_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLURALLLM_SERVER_LEASE_S", "7")
+    assert ServerConfig().lease_s == 60
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"lease_s = ", "  not TOML: Invalid value"),
+        (b'listen = "\xff"', "  not TOML: "),
+        (b"leese_s = 9", "  leese_s: unknown key; check its spelling (given: 9)"),
+        (b"lease_s = 0", "  lease_s: Input should be greater than 0 (given: 0)"),
+        (b'database_url = "mysql://ann:hidden@there/db"', "  database_url: is of mysql, must be postgresql://"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_key(
+    content: bytes, problem: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "coordinator.toml"
+    file.write_bytes(content)
+    with pytest.raises(InvalidConfig) as refusal:
+        load_config(ServerConfig, file, {})
+    assert refusal.value.file == str(file)
+    assert refusal.value.problems.startswith(problem)
+    assert "hidden" not in str(refusal.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="there is no such file"):
+        load_config(ServerConfig, tmp_path / "absent.toml", {})
+
+
+def test_without_a_file_a_refusal_names_flags_and_environment() -> None:
+    with pytest.raises(InvalidConfig) as refusal:
+        load_config(ServerConfig, None, {"lease_s": -1})
+    assert refusal.value.file == "(flags and environment)"
+
+
+def test_joining_reads_its_own_keys_of_an_unfinished_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "client.toml", 'state_dir = "there"\nnot_known_yet = 1\n')
+    assert load_config(JoinConfig, file, {}).state_dir == Path("there")
+    with pytest.raises(InvalidConfig, match="data: Field required"):
+        load_config(ClientConfig, file, {})
+
+
+class PausingFlags(dict[str, Any]):
+    """Flags that let another load run from its beginning to its end while this one is under way."""
+
+    def __init__(self, reached: threading.Event, other_is_done: threading.Event) -> None:
+        super().__init__()
+        self._reached, self._other_is_done = reached, other_is_done
+
+    def items(self) -> Any:
+        self._reached.set()
+        assert self._other_is_done.wait(LIMIT_S)
+        return super().items()
+
+
+def test_two_loads_at_the_same_time_read_a_file_each(tmp_path: Path) -> None:
+    first = write(tmp_path / "first.toml", "lease_s = 1\n")
+    second = write(tmp_path / "second.toml", "lease_s = 2\n")
+    reached, other_is_done = threading.Event(), threading.Event()
+
+    def load(file: Path, flags: Mapping[str, Any]) -> float:
+        return load_config(ServerConfig, file, flags).lease_s
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(load, first, PausingFlags(reached, other_is_done))
+        assert reached.wait(LIMIT_S)
+        try:
+            assert load(second, {}) == 2
+        finally:
+            other_is_done.set()
+        assert slow.result(LIMIT_S) == 1
+    assert load_config(ServerConfig, None, {}).lease_s == 60
+
+
+def test_many_loads_in_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{number}.toml", f"lease_s = {number}\n") for number in range(1, 9)]
+    with ThreadPoolExecutor(len(files)) as pool:
+        loads = [pool.submit(load_config, ServerConfig, file, {}) for _ in range(25) for file in files]
+        assert [load.result(LIMIT_S).lease_s for load in loads] == [*range(1, 9)] * 25

@@ -1,10 +1,9 @@
 """The client daemon's configuration: flag > environment (PLURALLLM_CLIENT_*) > TOML file > default."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, field_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, field_validator
 
 from pluralllm.common.process.configuration import ProcessConfig
 from pluralllm.common.words.addresses import check_address
@@ -15,7 +14,8 @@ from pluralllm.common.words.spec import GroupRole
 class JoinConfig(ProcessConfig):
     """What joining needs to know of the daemon's configuration: where things go. The rest may not be written yet."""
 
-    model_config = SettingsConfigDict(env_prefix="PLURALLLM_CLIENT_", extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore")
+    env_prefix: ClassVar[str] = "PLURALLLM_CLIENT_"
 
     state_dir: Path = Path("pluralllm-client-state")
     identity: Path | None = None
@@ -25,7 +25,7 @@ class JoinConfig(ProcessConfig):
 class ClientConfig(ProcessConfig):
     """Everything that may be set. Paths are relative to the working directory."""
 
-    model_config = SettingsConfigDict(env_prefix="PLURALLLM_CLIENT_", extra="forbid", frozen=True)
+    env_prefix: ClassVar[str] = "PLURALLLM_CLIENT_"
 
     data: Path  # the private file: JSONL or Parquet
     state_dir: Path = Path("pluralllm-client-state")

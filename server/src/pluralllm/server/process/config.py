@@ -1,11 +1,10 @@
 """The coordinator's configuration: flag > environment (PLURALLLM_SERVER_*) > TOML file > default."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import sqlalchemy as sa
 from pydantic import AfterValidator, Field, PositiveInt, SecretStr, model_validator
-from pydantic_settings import SettingsConfigDict
 
 from pluralllm.common.process.configuration import ProcessConfig
 from pluralllm.common.words.addresses import check_address
@@ -32,7 +31,7 @@ DAY_S = 86_400.0
 class ServerConfig(ProcessConfig):
     """Everything that may be set. Paths are relative to the working directory."""
 
-    model_config = SettingsConfigDict(env_prefix="PLURALLLM_SERVER_", extra="forbid", frozen=True)
+    env_prefix: ClassVar[str] = "PLURALLLM_SERVER_"
 
     state_dir: Path = Path("pluralllm-state")
     # host:port to bind; port 0 takes a free one. The address in use is in state_dir/address.
