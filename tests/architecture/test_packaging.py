@@ -10,6 +10,34 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers")
+# Libraries that take a tenth of a second or more to load: no text of help needs them.
+SLOW_TO_LOAD = (
+    *(
+        "torch",
+        "transformers",
+        "numpy",
+        "scipy",
+        "pandas",
+        "pyarrow",
+        "safetensors",
+        "matplotlib",
+        "jinja2",
+        "datasets",
+        "trl",
+    ),
+    *(
+        "grpc",
+        "google.protobuf",
+        "opentelemetry",
+        "sqlalchemy",
+        "alembic",
+        "psycopg",
+        "obstore",
+        "starlette",
+        "uvicorn",
+    ),
+)
+CLIENT_LATER = "its doctor and its data commands still load gRPC, numpy and pyarrow"
 
 
 def dependencies(part: str) -> list[str]:
@@ -31,6 +59,33 @@ def test_the_clients_light_install_needs_no_torch() -> None:
 def test_a_command_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+HELP = """
+import runpy, sys
+sys.argv = ["command", "--help"]
+try:
+    runpy.run_module(MODULE, run_name="__main__")
+except SystemExit as end:
+    if end.code:
+        raise
+loaded = [name for name in SLOW_TO_LOAD if name in sys.modules]
+sys.exit(f"loaded for nothing: {', '.join(loaded)}" if loaded else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pluralllm.cli",
+        "pluralllm.server",
+        pytest.param("pluralllm.client", marks=pytest.mark.xfail(reason=CLIENT_LATER)),
+    ],
+)
+def test_help_loads_no_library_that_takes_its_time(module: str) -> None:
+    code = HELP.replace("MODULE", repr(module)).replace("SLOW_TO_LOAD", repr(SLOW_TO_LOAD))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("module", ["pluralllm.cli", "pluralllm.server", "pluralllm.client"])

@@ -21,7 +21,7 @@ from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.operator.remote import Remote
-from pluralllm.server import __main__ as server
+from pluralllm.server.commands import check_commands
 
 TESTS = Path(__file__).parents[1]
 LIMIT_S = 60.0
@@ -226,7 +226,7 @@ class Fleet:
 
     def audit(self) -> None:
         """`pluralllm-server audit`, in this process."""
-        server.audit(self.config, None, as_json=False)
+        check_commands.audit(self.config, None, as_json=False)
 
     def passes(self) -> Counter[str]:
         """How often one process has passed each point, at most."""

@@ -21,7 +21,7 @@ from support.real_stores import S3, Postgres
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.operator.remote import Remote
-from pluralllm.server import __main__ as server
+from pluralllm.server.commands import check_commands
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 SPEC = process_spec(rounds=3, round={"evaluate_every": 3})
@@ -124,4 +124,4 @@ def test_the_second_coordinator_goes_on_where_the_first_one_ended(two: Pair, wan
         assert "Another coordinator serves from this database now" in two.first.log.read_text()
     two.first.popen.wait(20)
     assert two.second.stop() == 0
-    server.audit(two.second_config, None, as_json=False)  # raises if something is wrong
+    check_commands.audit(two.second_config, None, as_json=False)  # raises if something is wrong

@@ -41,7 +41,7 @@ from pluralllm.common.wire.messages import CLIENT_ID_KEY
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.__main__ import running
+from pluralllm.server.composition import running
 from pluralllm.server.members import audit_log
 from pluralllm.server.members.access import RULES, Principal
 from pluralllm.server.members.authority import create_authority

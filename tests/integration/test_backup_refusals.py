@@ -28,12 +28,12 @@ from pluralllm.common.errors.tree import (
     StorageFull,
 )
 from pluralllm.common.process.clock import SystemClock
-from pluralllm.server.__main__ import running
 from pluralllm.server.commands import backup
 from pluralllm.server.commands import restore as restoring
 from pluralllm.server.commands.backup import PARTIAL, Contents, back_up
 from pluralllm.server.commands.restore import MARK, restore
 from pluralllm.server.commands.verify import audit
+from pluralllm.server.composition import running
 from pluralllm.server.members.authority import create_authority, load_authority
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.storage import leadership, migrations

@@ -27,7 +27,7 @@ from pluralllm.common.process.clock import FakeClock
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.weights.chunks import CHUNK_BYTES, manifest_of
 from pluralllm.operator.remote import Remote
-from pluralllm.server.__main__ import running
+from pluralllm.server.composition import running
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1 import operations_pb2_grpc, resources_pb2

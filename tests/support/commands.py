@@ -20,6 +20,7 @@ SERVER, CLIENT, CLI = "pluralllm.server", "pluralllm.client", "pluralllm.cli"
 # Nothing here starts a thread or opens a channel when it is imported, so a fork of it is as good as new.
 LOADED = [
     *(f"{module}.__main__" for module in (SERVER, CLIENT, CLI)),
+    f"{SERVER}.composition",
     *("grpc", "sqlalchemy.ext.asyncio", "cryptography.x509", "pyarrow.parquet", "torch", "transformers"),
 ]
 LIMIT_S = 60.0

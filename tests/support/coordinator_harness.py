@@ -24,7 +24,7 @@ from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN, ROLES, ma
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole, RunSpec
-from pluralllm.server.__main__ import running
+from pluralllm.server.composition import running
 from pluralllm.server.members.access import Principal
 from pluralllm.server.members.authority import create_authority
 from pluralllm.server.members.registry import InviteOrder, Registry

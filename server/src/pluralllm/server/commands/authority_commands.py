@@ -12,17 +12,10 @@ from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.trust.certificates import PrivateKey, fingerprint_of_certificate, spoken
-from pluralllm.common.trust.identity import Membership, next_key, save_identity
-from pluralllm.common.words.ids import ID_HELP, ClientId, is_id
-from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.trust.identity import next_key
+from pluralllm.common.words.ids import ID_HELP, is_id
 from pluralllm.server.members import authority as ca
-from pluralllm.server.members.audit_log import AuditLog
-from pluralllm.server.members.authority import Authority
-from pluralllm.server.members.registry import Registry
 from pluralllm.server.process.config import ServerConfig
-from pluralllm.server.storage.by_url import opened_alone
-from pluralllm.server.storage.sql_membership import SqlMembership
-from pluralllm.server.storage.state_directory import StateDirectory
 
 Hosts = Annotated[
     list[str] | None, typer.Option("--host", help="A name or address that partners reach this machine by. Repeatable.")
@@ -54,6 +47,9 @@ def init(
     enrolment_listen: EnrolmentListen = None,
 ) -> None:
     """Make the federation's certificate authority, this server's certificate and the first administrator."""
+    from pluralllm.server.commands.administrators import make_admin  # noqa: PLC0415 - the database comes with it
+    from pluralllm.server.storage.state_directory import StateDirectory  # noqa: PLC0415
+
     flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
     settings = load_config(ServerConfig, config, flags)
     name, hosts = ca.check_names(federation or (host or ["-"])[0].replace(":", "-"), host or [])
@@ -62,7 +58,7 @@ def init(
     passphrase = _passphrase(root_passphrase_file, confirm=True)
     with StateDirectory(settings.state_dir) as state:
         made = ca.create_authority(state.authority, name, hosts, passphrase, time.time())
-        asyncio.run(_make_admin(settings, state, made, admin_name, admin_identity, key))
+        asyncio.run(make_admin(settings, state, made, admin_name, admin_identity, key))
     typer.echo(
         f"federation {name} for {', '.join(hosts)}; state in {settings.state_dir}\n"
         f"authority's fingerprint: {spoken(fingerprint_of_certificate(made.root_pem))}\n"
@@ -81,12 +77,15 @@ def admin(
     enrolment_listen: EnrolmentListen = None,
 ) -> None:
     """Make an administrator on this machine, when no other one can invite: the server must be stopped."""
+    from pluralllm.server.commands.administrators import make_admin  # noqa: PLC0415 - the database comes with it
+    from pluralllm.server.storage.state_directory import StateDirectory  # noqa: PLC0415
+
     flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
     settings = load_config(ServerConfig, config, flags)
     key = _admin_key(name, admin_identity)
     configure_logs(form="console", level="WARNING")
     with StateDirectory(settings.state_dir) as state:
-        asyncio.run(_make_admin(settings, state, ca.load_authority(state.authority), name, admin_identity, key))
+        asyncio.run(make_admin(settings, state, ca.load_authority(state.authority), name, admin_identity, key))
     typer.echo(f"administrator {name}: {admin_identity}")
 
 
@@ -103,28 +102,6 @@ def renew_issuer(
     key = root_key or folder / "root-key.pem"
     made = ca.renew_issuer(folder, host or (), key, _passphrase(root_passphrase_file, confirm=False), time.time())
     typer.echo(f"valid until {ca.day(made.issuer_expires_s)}; server certificate for {', '.join(made.hosts)}")
-
-
-async def _make_admin(
-    config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path, key: PrivateKey
-) -> None:
-    async with opened_alone(config, state) as store:
-        membership = SqlMembership(store)
-        audit_log = AuditLog(membership, time.time)
-        registry = Registry(membership, audit_log, authority, config.certificate_life_s, time.time)
-        await registry.start()
-        chain = await registry.make_admin(ClientId(name), key.public_key())
-    host, port = authority.hosts[0], config.listen.rpartition(":")[2]
-    gate_port = config.enrolment_listen.rpartition(":")[2]
-    host = f"[{host}]" if ":" in host else host
-    membership_file = Membership(
-        federation=authority.federation,
-        name=ClientId(name),
-        role=MemberRole.ADMIN,
-        coordinator=config.advertise or f"{host}:{port}",
-        enrolment=config.advertise_enrolment or f"{host}:{gate_port}",
-    )
-    save_identity(folder, membership_file, authority.root_pem, key, chain)
 
 
 def _admin_key(name: str, folder: Path) -> PrivateKey:

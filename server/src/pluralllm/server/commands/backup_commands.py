@@ -3,7 +3,7 @@
 import asyncio
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,9 +11,10 @@ from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import Json, print_json, showing_progress
 from pluralllm.common.process.json_forms import BACKUP
 from pluralllm.common.process.logs import configure_logs
-from pluralllm.server.commands.backup import Contents, back_up
-from pluralllm.server.commands.restore import restore as restore_from
 from pluralllm.server.process.config import ServerConfig
+
+if TYPE_CHECKING:
+    from pluralllm.server.commands.backup import Contents
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win.")]
 StateDir = Annotated[Path | None, typer.Option(help="The coordinator's state directory.")]
@@ -29,6 +30,8 @@ def backup(
 
     The backup holds the authority's keys: keep it as secret as the state directory.
     """
+    from pluralllm.server.commands.backup import back_up  # noqa: PLC0415 - the database comes with it
+
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     configure_logs(form="console", level="WARNING")
     with showing_progress("reading the records") as tell:
@@ -49,6 +52,8 @@ def restore(
 
     The kinds may differ: so a federation moves from SQLite and files to PostgreSQL and a bucket, or back.
     """
+    from pluralllm.server.commands.restore import restore as restore_from  # noqa: PLC0415 - the database comes with it
+
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     configure_logs(form="console", level="WARNING")
     with showing_progress("reading the records") as tell:
@@ -58,7 +63,7 @@ def restore(
         typer.echo("Next: pluralllm-server serve. What happened after the backup is done again.")
 
 
-def _say(found: Contents, directory: Path, what: str, *, as_json: bool) -> None:
+def _say(found: "Contents", directory: Path, what: str, *, as_json: bool) -> None:
     if as_json:
         facts = {
             "directory": str(directory),

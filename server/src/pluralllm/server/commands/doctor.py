@@ -7,13 +7,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from pluralllm.common.errors.tree import NotFound, StoreFailed, Unreachable
-from pluralllm.common.process.configuration import load_config
-from pluralllm.common.process.console import Check, Json, checked, print_checks
+from pluralllm.common.process.console import Check, checked
 from pluralllm.common.trust.handshake import handshake, resolve, split
 from pluralllm.server.members.authority import DAY_S, day, load_authority
 from pluralllm.server.process.config import ServerConfig
@@ -24,16 +20,6 @@ from pluralllm.server.storage.state_directory import StateDirectory
 MIN_FREE_BYTES = 1024**3
 SOON_S = 30 * DAY_S
 SECRETS = ("root-key.pem", "issuer.pem", "server.pem")
-
-
-def doctor(
-    config: Annotated[Path | None, typer.Option("--config", help="The coordinator's TOML file.")] = None,
-    state_dir: Annotated[Path | None, typer.Option(help="Where the coordinator keeps its state.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Check state directory, secrets, certificates, names, ports and disk. Exit code 3 if something is wrong."""
-    if not print_checks(checks_of(load_config(ServerConfig, config, {"state_dir": state_dir})), as_json=as_json):
-        raise typer.Exit(3)
 
 
 def checks_of(settings: ServerConfig) -> list[Check]:

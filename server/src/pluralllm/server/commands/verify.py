@@ -13,14 +13,18 @@ from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec, parse_spec
 from pluralllm.server.aggregation.next_version import write_next
+from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.changes import change_of
 from pluralllm.server.runs.live_run import first_state
 from pluralllm.server.storage.blobs import Blobs, verify
+from pluralllm.server.storage.by_url import blobs_of, opened_alone
 from pluralllm.server.storage.membership import MembershipStore
 from pluralllm.server.storage.retention import kept_blobs
+from pluralllm.server.storage.sql_membership import SqlMembership
+from pluralllm.server.storage.state_directory import StateDirectory
 from pluralllm.server.storage.store import (
     Change,
     EvaluationRecord,
@@ -121,6 +125,13 @@ class Tables:
         """Client, update and examples of a round's receipts, sorted by client."""
         found = (row.receipt for row in self.receipts.values() if row.round == number)
         return tuple(sorted((receipt.client, receipt.digest, receipt.examples) for receipt in found))
+
+
+async def audit_stopped(config: ServerConfig) -> Report:
+    """The audit of a configuration's state, whose coordinator must be stopped. Raises InUse while one serves."""
+    with StateDirectory(config.state_dir) as state:
+        async with opened_alone(config, state) as store:
+            return await audit(store, SqlMembership(store), blobs_of(config, state), state.scratch)
 
 
 async def audit(store: Store, membership: MembershipStore, blobs: Blobs, scratch: Path) -> Report:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import sqlalchemy as sa
 from pydantic import AfterValidator, Field, PositiveInt, SecretStr, model_validator
 
 from pluralllm.common.process.configuration import ProcessConfig
@@ -12,6 +11,8 @@ from pluralllm.common.words.addresses import check_address
 
 def check_database_url(secret: SecretStr) -> SecretStr:
     """For pydantic. Raises ValueError, without the password in it."""
+    import sqlalchemy as sa  # noqa: PLC0415 - takes half a second, which a configuration without a URL need not wait
+
     try:
         url = sa.make_url(secret.get_secret_value())
     except sa.exc.ArgumentError:

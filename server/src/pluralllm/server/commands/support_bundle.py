@@ -1,18 +1,11 @@
-"""`pluralllm-server support-bundle`: what somebody who helps needs to see of a coordinator, running or not."""
+"""The parts of a support bundle that come from the coordinator's database, whether a coordinator runs or not."""
 
-import asyncio
 import re
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import sqlalchemy as sa
-import typer
 
-from pluralllm.common.process.configuration import load_config
-from pluralllm.common.process.support_bundle import bundle_name, parts_of, without_secrets, write_bundle
-from pluralllm.server.commands.doctor import checks_of
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.storage import schema as t
@@ -28,24 +21,8 @@ NEWEST_ROUNDS = 50  # of each run
 NEWEST_EVENTS = 500
 
 
-def support_bundle(
-    file: Annotated[Path | None, typer.Argument(help="The zip file to write; default: a name with the time.")] = None,
-    log: Annotated[list[Path] | None, typer.Option(help="A log whose end goes in as well; repeatable.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="The coordinator's TOML file.")] = None,
-    state_dir: Annotated[Path | None, typer.Option(help="Where the coordinator keeps its state.")] = None,
-) -> None:
-    """Gather versions, configuration, checks, metrics, runs and events in one zip file, without keys, tokens or passwords."""
-    settings = load_config(ServerConfig, config, {"state_dir": state_dir})
-    path = file or Path(bundle_name("pluralllm-server"))
-    parts = parts_of(settings, config, settings.state_dir, lambda: checks_of(settings))
-    parts["database.json"] = lambda: asyncio.run(_database(settings))
-    redacted = partial(without_secrets, known=_passwords(settings))
-    write_bundle(path, parts, log or [], redacted, redacted)
-    typer.echo(f"{path}: look through it before you send it")
-
-
-def _passwords(config: ServerConfig) -> list[str]:
-    """As the URL has them, and as they are."""
+def passwords_of(config: ServerConfig) -> list[str]:
+    """The database's password as the URL writes it and as it is, so that both are redacted."""
     if config.database_url is None:
         return []
     text = config.database_url.get_secret_value()
@@ -55,8 +32,8 @@ def _passwords(config: ServerConfig) -> list[str]:
     return [str(url.password or ""), *written, *([in_query] if isinstance(in_query, str) else in_query)]
 
 
-async def _database(config: ServerConfig) -> dict[str, Any]:
-    """Read beside a coordinator that serves; nothing is migrated. Raises StoreFailed."""
+async def read_database(config: ServerConfig) -> dict[str, Any]:
+    """Runs, clients, members and certificates, read while a coordinator may serve; nothing is migrated. Raises StoreFailed."""
     url = database_url(config, StateDirectory(config.state_dir))
     if not await tables_with_rows(url):
         return {"runs": [], "members": []}

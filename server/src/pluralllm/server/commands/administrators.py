@@ -1,0 +1,39 @@
+"""Makes an administrator on the coordinator's own machine, while no coordinator serves."""
+
+import time
+from pathlib import Path
+
+from pluralllm.common.trust.certificates import PrivateKey
+from pluralllm.common.trust.identity import Membership, save_identity
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.authority import Authority
+from pluralllm.server.members.registry import Registry
+from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.storage.by_url import opened_alone
+from pluralllm.server.storage.sql_membership import SqlMembership
+from pluralllm.server.storage.state_directory import StateDirectory
+
+
+async def make_admin(
+    config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path, key: PrivateKey
+) -> None:
+    """Enters the administrator as a member and saves the identity in `folder`. Raises InUse, MemberExists, StorageFull."""
+    async with opened_alone(config, state) as store:
+        membership = SqlMembership(store)
+        audit_log = AuditLog(membership, time.time)
+        registry = Registry(membership, audit_log, authority, config.certificate_life_s, time.time)
+        await registry.start()
+        chain = await registry.make_admin(ClientId(name), key.public_key())
+    host, port = authority.hosts[0], config.listen.rpartition(":")[2]
+    gate_port = config.enrolment_listen.rpartition(":")[2]
+    host = f"[{host}]" if ":" in host else host
+    membership_file = Membership(
+        federation=authority.federation,
+        name=ClientId(name),
+        role=MemberRole.ADMIN,
+        coordinator=config.advertise or f"{host}:{port}",
+        enrolment=config.advertise_enrolment or f"{host}:{gate_port}",
+    )
+    save_identity(folder, membership_file, authority.root_pem, key, chain)

@@ -1,0 +1,60 @@
+"""`pluralllm-server doctor`, `audit`, `support-bundle`: the commands that look and change nothing."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.console import Json, print_checks, print_json, showing_progress
+from pluralllm.common.process.json_forms import AUDIT
+from pluralllm.common.process.support_bundle import bundle_name, parts_of, without_secrets, write_bundle
+from pluralllm.server.process.config import ServerConfig
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="The coordinator's TOML file.")]
+StateDir = Annotated[Path | None, typer.Option(help="Where the coordinator keeps its state.")]
+
+
+def doctor(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
+    """Check state directory, secrets, certificates, names, ports and disk. Exit code 3 if something is wrong."""
+    from pluralllm.server.commands.doctor import checks_of  # noqa: PLC0415 - the database comes with it
+
+    if not print_checks(checks_of(load_config(ServerConfig, config, {"state_dir": state_dir})), as_json=as_json):
+        raise typer.Exit(3)
+
+
+def audit(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
+    """Check everything on disk against the invariants: the server must be stopped."""
+    from pluralllm.server.commands.verify import audit_stopped  # noqa: PLC0415 - the database comes with it
+
+    settings = load_config(ServerConfig, config, {"state_dir": state_dir})
+    with showing_progress("averaging again and comparing"):
+        report = asyncio.run(audit_stopped(settings))
+    if as_json:
+        print_json(AUDIT, report.to_json())
+    else:
+        for line in report.lines():
+            typer.echo(line)
+    if not report.is_clean:
+        raise typer.Exit(3)
+
+
+def support_bundle(
+    file: Annotated[Path | None, typer.Argument(help="The zip file to write; default: a name with the time.")] = None,
+    log: Annotated[list[Path] | None, typer.Option(help="A log whose end goes in as well; repeatable.")] = None,
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Gather versions, configuration, checks, metrics, runs and events in one zip file, without keys, tokens or passwords."""
+    from pluralllm.server.commands.doctor import checks_of  # noqa: PLC0415 - the database comes with these
+    from pluralllm.server.commands.support_bundle import passwords_of, read_database  # noqa: PLC0415
+
+    settings = load_config(ServerConfig, config, {"state_dir": state_dir})
+    path = file or Path(bundle_name("pluralllm-server"))
+    parts = parts_of(settings, config, settings.state_dir, lambda: checks_of(settings))
+    parts["database.json"] = lambda: asyncio.run(read_database(settings))
+    redacted = partial(without_secrets, known=passwords_of(settings))
+    write_bundle(path, parts, log or [], redacted, redacted)
+    typer.echo(f"{path}: look through it before you send it")
