@@ -10,7 +10,6 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import structlog
@@ -20,8 +19,11 @@ from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.daemon.policy import Policy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link import transport
+from pluralllm.client.link.tasks import Scores
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.work.commands import Command, OrderT, ResultT
+from pluralllm.client.work.orders import Evaluate, Prepare, Prepared, Reward, Rewards, Train, TrainedUpdate
 from pluralllm.client.work.worker_process import Progress, WorkerProcess
 from pluralllm.common.errors.tree import PluralError, WorkerDied
 from pluralllm.common.predictor.architecture import parameters
@@ -67,31 +69,35 @@ class ScriptedWorker(WorkerProcess):
     async def stop(self) -> None:
         """There is none to end."""
 
-    async def ask(self, action: str, on_progress: Progress, **arguments: Any) -> dict[str, Any]:
-        if action == "prepare":
-            self._spec = parse_spec(arguments["spec_json"].encode(), "of the drill")
-            return {}
-        if action == "evaluate":
-            return {
-                "alignment_score": 0.7,
-                "alignment_score_base2": 0.5,
-                "wasserstein_score": 0.8,
-                "questions": QUESTIONS,
-            }
-        if action == "reward":
-            return await self._reward(Path(arguments["out"]), arguments["rollouts_json"].encode())
-        return await self._train(Path(arguments["out"]), arguments["seed"], arguments["round_number"])
+    async def ask(self, command: Command[OrderT, ResultT], order: OrderT, on_progress: Progress) -> ResultT:
+        result = await self.answer(order)
+        assert isinstance(result, command.result)
+        return result
 
-    async def _reward(self, out: Path, rollouts: bytes) -> dict[str, Any]:
+    async def answer(self, order: object) -> object:
+        """The result of one order."""
+        match order:
+            case Prepare():
+                self._spec = parse_spec(order.spec_json.encode(), "of the drill")
+                return Prepared(QUESTIONS, "cpu")
+            case Evaluate():
+                return Scores(0.7, 0.5, 0.8, QUESTIONS)
+            case Reward():
+                return await self._reward(order.out, order.rollouts_json.encode())
+            case Train():
+                return await self._train(order.out, order.seed, order.round_number)
+        raise AssertionError(f"{order} is not an order")
+
+    async def _reward(self, out: Path, rollouts: bytes) -> Rewards:
         """A function of the batch and who this is; a batch's first prompt is the number of the file it waits for."""
         batch = read_rollouts(rollouts, 1000)
         await file_there(self._home / f"go-{batch[0].prompt}")
         seed = int.from_bytes(hashlib.sha256(rollouts + self._home.name.encode()).digest()[:8])
         shares = np.random.default_rng(seed).random(count_candidates(batch)).astype(np.float32)
         manifest = write_weights(out, rewards_layout(shares.size), [shares])
-        return {"digest": manifest.digest, "examples": QUESTIONS, "metrics": {}}
+        return Rewards(manifest.digest, QUESTIONS)
 
-    async def _train(self, out: Path, seed: int, number: int) -> dict[str, Any]:
+    async def _train(self, out: Path, seed: int, number: int) -> TrainedUpdate:
         assert self._spec is not None
         behaviour = self._plan.get(str(number))
         if behaviour == Behaviour.DIE and number not in self._died_in:
@@ -109,7 +115,7 @@ class ScriptedWorker(WorkerProcess):
             delta[0] = np.nan
         manifest, _ = write_update(out, update_format(layout, self._spec.updates.encoding), delta, rng)
         metrics = {"loss": 1.0, "base_distance": 0.5}
-        return {"digest": manifest.digest, "examples": QUESTIONS, "metrics": metrics, "gpu_memory_bytes": 0}
+        return TrainedUpdate(manifest.digest, QUESTIONS, metrics, gpu_memory_bytes=0)
 
 
 async def file_there(path: Path) -> None:

@@ -19,6 +19,7 @@ from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.work.orders import EVALUATE, Evaluate
 from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.tree import SessionReplaced, WorkerDied
 from pluralllm.common.predictor.architecture import layout_for
@@ -230,7 +231,7 @@ async def test_the_worker_answers_in_leaves_and_notices_that_it_is_not_wanted(tm
     """What an unexpected exception says may be private, and the answer goes on to the coordinator."""
     worker = WorkerProcess()
     with pytest.raises(WorkerDied, match="KeyError") as died:
-        await worker.ask("evaluate", lambda *_: None, spec_sha256="a private text", weights=str(tmp_path))
+        await worker.ask(EVALUATE, Evaluate(Digest("a private text"), tmp_path), lambda *_: None)
     assert "a private text" not in str(died.value)
     assert worker.pid is not None
     await worker.stop()

@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from drill import client as drill
 from nemesis import pace
@@ -18,7 +17,7 @@ from pluralllm.client.daemon import daemon
 from pluralllm.client.daemon import renewal as standing
 from pluralllm.client.link import transport
 from pluralllm.client.link.transport import Transport
-from pluralllm.client.work.worker_process import Progress
+from pluralllm.client.work.orders import Train
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.wire import channels
@@ -31,10 +30,10 @@ TRAINING_S = 0.25  # at most
 class PacedWorker(drill.ScriptedWorker):
     """Takes a time that follows from the task."""
 
-    async def ask(self, action: str, on_progress: Progress, **arguments: Any) -> dict[str, Any]:
-        if action == "train":
-            await asyncio.sleep(TRAINING_S * (arguments["seed"] % 100) / 100)
-        return await super().ask(action, on_progress, **arguments)
+    async def answer(self, order: object) -> object:
+        if isinstance(order, Train):
+            await asyncio.sleep(TRAINING_S * (order.seed % 100) / 100)
+        return await super().answer(order)
 
 
 class CopyingTransport(Transport):

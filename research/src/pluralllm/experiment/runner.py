@@ -4,6 +4,7 @@ An interrupted experiment continues with the methods and seeds that have no resu
 """
 
 import asyncio
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pluralllm.experiment.baselines import (
     uniform,
 )
 from pluralllm.experiment.groups import Groups, check_sizes, data_digest, embedding_digest, read_groups
+from pluralllm.experiment.orders import PLAY, Play
 from pluralllm.experiment.play import Player, Setting
 from pluralllm.experiment.records import Provenance, file_of, final_record, is_done, write_records
 from pluralllm.experiment.scoring import episode_of
@@ -101,17 +103,16 @@ async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> Non
         try:
             for piece in waiting:
                 method, seed = piece
-                await worker.ask(
-                    "play",
-                    lambda stage, done, of, piece=piece: progress(piece, stage, done, of),  # type: ignore[misc]
-                    experiment=plan.experiment.model_dump_json(),
+                order = Play(
+                    experiment_json=plan.experiment.model_dump_json(),
                     method=method.name,
                     seed=seed,
-                    out=str(plan.out),
-                    model_path=None if plan.model_path is None else str(plan.model_path),
-                    cache=str(plan.cache),
+                    out=plan.out,
+                    model_path=plan.model_path,
+                    cache=plan.cache,
                     device=plan.device,
                 )
+                await worker.ask(PLAY, order, functools.partial(progress, piece))
                 progress(piece, "training", 1, 1)
         finally:
             await worker.stop()

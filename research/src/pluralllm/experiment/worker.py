@@ -5,14 +5,13 @@ same for any number of them.
 """
 
 import os
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from pluralllm.client.work.command_loop import Report, answer_commands
+from pluralllm.client.work.command_loop import Action, Report, answer_commands
 from pluralllm.client.work.train import pick_device
 from pluralllm.experiment.groups import data_digest, read_groups
+from pluralllm.experiment.orders import PLAY, Play, Played
 from pluralllm.experiment.play import Player, Setting
 from pluralllm.experiment.records import Provenance, file_of, write_records
 from pluralllm.experiment.spec import Experiment
@@ -24,41 +23,31 @@ class Playing:
     def __init__(self) -> None:
         self._player: Player | None = None
 
-    def play(
-        self,
-        report: Report,
-        experiment: str,
-        method: str,
-        seed: int,
-        out: str,
-        model_path: str | None,
-        cache: str,
-        device: str,
-    ) -> dict[str, Any]:
-        """Plays one method with one seed and writes its results. Every command must hold the same experiment."""
-        parsed = Experiment.model_validate_json(experiment)
+    def play(self, report: Report, order: Play) -> Played:
+        """Plays one method with one seed and writes its results. Every order must hold the same experiment."""
+        experiment = Experiment.model_validate_json(order.experiment_json)
         if self._player is None:
             torch.set_num_threads(1)
-            questions = read_groups(parsed)
-            provenance = Provenance(parsed, data_digest(questions))
-            path = Path(model_path) if model_path else None
-            self._player = Player(Setting(parsed, questions, provenance, path, Path(cache), pick_device(device)))
-        chosen = next(candidate for candidate in parsed.methods if candidate.name == method)
+            questions = read_groups(experiment)
+            provenance = Provenance(experiment, data_digest(questions))
+            device = pick_device(order.device)
+            self._player = Player(Setting(experiment, questions, provenance, order.model_path, order.cache, device))
+        chosen = next(method for method in experiment.methods if method.name == order.method)
         played = self._player.play(
             chosen,
-            seed,
+            order.seed,
             lambda done, total: report("embedding", done, total),
             lambda done, total: report("training", done, total),
         )
         for line, records in played.items():
-            write_records(file_of(Path(out), line, seed), records)
-        return {}
+            write_records(file_of(order.out, line, order.seed), records)
+        return Played()
 
 
 def main() -> None:
     """Answers commands from the experiment's process until that process closes the pipe."""
     os.putenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    answer_commands({"play": Playing().play})
+    answer_commands(Action(PLAY, Playing().play))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pluralllm.client.daemon.models import Models
 from pluralllm.client.daemon.policy import Policy, check_task, permitted_metrics
 from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.renewal import Standing
+from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.outbox import Entry, History, Outbox
@@ -33,7 +35,7 @@ from pluralllm.client.process.instruments import (
     TASKS,
     WORK_SECONDS,
 )
-from pluralllm.client.work.orders import Orders
+from pluralllm.client.work.orders import EVALUATE, PREPARE, REWARD, TRAIN, Rewards, TrainedUpdate
 from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
 from pluralllm.common.errors.membership import AwaitingApproval, CertificateExpired, CertificateNotYetValid
@@ -105,7 +107,7 @@ class Daemon:
         self._unfinished = self._history.open_runs()  # of an earlier process
         self._models = Models(self._state / "models", self._history, transport)
         self._drafts = Drafts(self._state / "drafts")
-        self._orders = Orders(worker, config, partner, self._state, self._drafts)
+        self._orders = WorkOrders(config, partner, self._state, self._drafts)
         self._work: Work | None = None
         self._runs: dict[RunId, Known] = {}
         self._last_reason = ""
@@ -284,26 +286,7 @@ class Daemon:
         waiting = await asyncio.to_thread(self._outbox.get, task.name)
         if waiting is None or waiting[0].base_digest != task.base_digest:
             base = await self._fetch(task)
-            tell = self._progress(task)
-            await self._orders.prepare(known.spec, known.spec_json, tell)
-            if task.kind is TaskKind.REWARD:
-                rollouts = await self._transport.rollouts(task.name)
-                with WORK_SECONDS.labels(task.kind).time(), span("work"):
-                    done = await self._orders.reward(task, base, rollouts, tell)
-            else:
-                with WORK_SECONDS.labels(task.kind).time(), span("work"):
-                    done = await self._orders.train(task, base, tell)
-                LOSS.set(done["metrics"]["loss"])
-                GPU_MEMORY_BYTES.set(done["gpu_memory_bytes"])
-            entry = Entry(
-                task=task.name,
-                run=task.run,
-                spec_sha256=task.spec_sha256,
-                base_digest=task.base_digest,
-                digest=Digest(done["digest"]),
-                examples=done["examples"],
-                metrics=permitted_metrics(self._policy, done["metrics"]),
-            )
+            entry = await self._produce(task, known, base)
             await asyncio.to_thread(self._outbox.put, entry, self._drafts.delta)
             waiting = await asyncio.to_thread(self._outbox.get, task.name)
             assert waiting is not None
@@ -323,12 +306,38 @@ class Daemon:
         self._outbox.drop(task.name)
         log.info("update.committed", task=task.name, digest=entry.digest, examples=entry.examples, **entry.metrics)
 
+    async def _produce(self, task: Task, known: Known, weights: Path) -> Entry:
+        """Has the worker make an update or rewards; the file is the draft `delta`."""
+        on_progress = self._progress(task)
+        await self._worker.ask(PREPARE, self._orders.prepare(known.spec, known.spec_json), on_progress)
+        result: TrainedUpdate | Rewards
+        metrics: Mapping[str, float] = {}
+        if task.kind is TaskKind.REWARD:
+            order = self._orders.reward(task, weights, await self._transport.rollouts(task.name))
+            with WORK_SECONDS.labels(task.kind).time(), span("work"):
+                result = await self._worker.ask(REWARD, order, on_progress)
+        else:
+            with WORK_SECONDS.labels(task.kind).time(), span("work"):
+                result = await self._worker.ask(TRAIN, self._orders.train(task, weights), on_progress)
+            metrics = result.metrics
+            LOSS.set(metrics["loss"])
+            GPU_MEMORY_BYTES.set(result.gpu_memory_bytes)
+        return Entry(
+            task=task.name,
+            run=task.run,
+            spec_sha256=task.spec_sha256,
+            base_digest=task.base_digest,
+            digest=result.digest,
+            examples=result.examples,
+            metrics=permitted_metrics(self._policy, metrics),
+        )
+
     async def _evaluate(self, task: Task, known: Known) -> None:
         weights = await self._fetch(task)
-        tell = self._progress(task)
-        await self._orders.prepare(known.spec, known.spec_json, tell)
+        on_progress = self._progress(task)
+        await self._worker.ask(PREPARE, self._orders.prepare(known.spec, known.spec_json), on_progress)
         with WORK_SECONDS.labels(task.kind).time(), span("work"):
-            scores = await self._orders.evaluate(task, weights, tell)
+            scores = await self._worker.ask(EVALUATE, self._orders.evaluate(task, weights), on_progress)
         ALIGNMENT.set(scores.alignment_score)
         if "wasserstein_score" not in self._policy.allowed_metrics:
             scores = Scores(scores.alignment_score, scores.alignment_score_base2, None, scores.questions)

@@ -1,7 +1,7 @@
-"""A process that answers commands: JSON lines, one command at a time. The other end is worker_process.py.
+"""The loop of a process that answers commands: JSON lines, one command at a time. The other end is worker_process.py.
 
-A command on stdin ({"id", "do", ...}), answers on stdout ({"id", "progress" | "result" | "error"}). The end of stdin means that
-whoever started it is gone, and ends this process at once.
+A command on stdin is {"id", "do", "order"}; the answers on stdout are {"id", "progress" | "result" | "error"}.
+The end of stdin means that the parent process is gone. It ends this process at once.
 """
 
 import json
@@ -10,71 +10,93 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TextIO
 
+from pluralllm.client.work.commands import Command, OrderT, ResultT, fields_of
 from pluralllm.common.errors.tree import PluralError, WorkerDied
 
 Report = Callable[[str, int, int], None]  # stage, done, all; raises when the command is cancelled
-Action = Callable[..., dict[str, Any]]  # report, then the command's arguments by name -> the result
+CANCEL = "cancel"
 
 
 class Cancelled(Exception):
-    """Nobody wants the result any longer."""
+    """The command in hand was cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action(Generic[OrderT, ResultT]):
+    """A command and the function that does its work."""
+
+    command: Command[OrderT, ResultT]
+    work: Callable[[Report, OrderT], ResultT]
+
+    def answer(self, report: Report, fields: dict[str, Any]) -> dict[str, Any]:
+        """Does the work of one order; takes the order's fields and returns the result's."""
+        return fields_of(self.work(report, self.command.read_order(fields)))
 
 
 class CommandLoop:
     """Answers one command at a time."""
 
-    def __init__(self, actions: Mapping[str, Action], answers: TextIO) -> None:
-        self._actions = actions
+    def __init__(self, answers: TextIO, *actions: Action[Any, Any]) -> None:
+        self._actions = {action.command.name: action for action in actions}
         self._answers = answers
         self._cancelled = threading.Event()
         self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
-    def listen(self, lines: TextIO) -> None:
-        """Runs in its own thread, so that a cancellation is seen in the middle of a step."""
+    def read_commands(self, lines: TextIO) -> None:
+        """Reads commands in a thread of its own, so that a cancellation is seen in the middle of a step."""
         for line in lines:
             command = json.loads(line)
-            if command["do"] == "cancel":
+            if command["do"] == CANCEL:
                 self._cancelled.set()
             else:
                 self._cancelled.clear()
                 self._commands.put(command)
-        os._exit(0)  # whoever started this is gone; nobody wants the rest
+        os._exit(0)  # the parent process is gone, so nobody needs the result
 
-    def work(self) -> None:
-        """Never returns."""
+    def answer_for_ever(self) -> None:
+        """Answers commands in the order in which they came. Never returns."""
         while True:
             command = self._commands.get()
-            number, action = command.pop("id"), self._actions[command.pop("do")]
+            self.answer(command["id"], command["do"], command["order"])
 
-            def report(stage: str, done: int, total: int, number: int = number) -> None:
-                if self._cancelled.is_set():
-                    raise Cancelled
-                self._say({"id": number, "progress": [stage, done, total]})
+    def answer(self, number: int, name: str, order: dict[str, Any]) -> None:
+        """Answers one command: progress while it is at work, then its result or its error."""
 
-            try:
-                self._say({"id": number, "result": action(report, **command)})
-            except Cancelled:
-                self._say({"id": number, "error": ["CANCELLED", {}]})
-            except PluralError as error:
-                self._say({"id": number, "error": [error.reason, error.facts]})
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other end hears of it and lives on
-                traceback.print_exc()
-                # Its text stays here: a library's may quote a question, and this problem is told to the coordinator.
-                died = WorkerDied(problem=f"{type(error).__name__}, this process's log says more")
-                self._say({"id": number, "error": [died.reason, died.facts]})
+        def report(stage: str, done: int, total: int) -> None:
+            if self._cancelled.is_set():
+                raise Cancelled
+            self._write({"id": number, "progress": [stage, done, total]})
 
-    def _say(self, answer: dict[str, Any]) -> None:
+        try:
+            self._write({"id": number, "result": self._action(name).answer(report, order)})
+        except Cancelled:
+            self._write({"id": number, "error": ["CANCELLED", {}]})
+        except PluralError as error:
+            self._write({"id": number, "error": [error.reason, error.facts]})
+        except Exception as error:  # noqa: BLE001 - the parent process gets every error, and this process lives on
+            traceback.print_exc()
+            # The error's text stays here: a library's may quote a question, and the coordinator is sent this problem.
+            died = WorkerDied(problem=f"{type(error).__name__}, this process's log says more")
+            self._write({"id": number, "error": [died.reason, died.facts]})
+
+    def _action(self, name: str) -> Action[Any, Any]:
+        if name not in self._actions:
+            raise WorkerDied(problem=f"the command {name!r} is unknown; the worker answers {', '.join(self._actions)}")
+        return self._actions[name]
+
+    def _write(self, answer: dict[str, Any]) -> None:
         self._answers.write(json.dumps(answer) + "\n")
         self._answers.flush()
 
 
-def answer_commands(actions: Mapping[str, Action]) -> None:
-    """The rest of this process's life. stdout belongs to the answers: whatever else prints goes to stderr."""
+def answer_commands(*actions: Action[Any, Any]) -> None:
+    """Answers commands until this process ends. stdout belongs to the answers: other output goes to stderr."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    loop = CommandLoop(actions, answers)
-    threading.Thread(target=loop.listen, args=(sys.stdin,), daemon=True).start()
-    loop.work()
+    loop = CommandLoop(answers, *actions)
+    threading.Thread(target=loop.read_commands, args=(sys.stdin,), daemon=True).start()
+    loop.answer_for_ever()

@@ -1,67 +1,90 @@
-"""What a daemon asks its worker to do for a task, command by command. The other end is worker.py; tensors travel as files."""
+"""The orders that a daemon gives to its worker, and their results. Both ends of the pipe import this module.
 
+Tensors travel as files: orders and results hold paths. The paths of an order are absolute.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pluralllm.client.joining.partner import Partner
-from pluralllm.client.keeping.drafts import Drafts
-from pluralllm.client.link.tasks import Scores, Task
-from pluralllm.client.process.config import ClientConfig
-from pluralllm.client.work.worker_process import Progress, WorkerProcess
-from pluralllm.common.words.spec import RunSpec
+from pluralllm.client.link.tasks import Scores
+from pluralllm.client.work.commands import Command
+from pluralllm.common.words.ids import Digest
+from pluralllm.common.words.spec import GroupRole
 
 
-class Orders:
-    """Each raises the leaf the worker answers with, or WorkerDied; cancelling one cancels the work."""
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """The order to read, embed and check the private data for one run. Only the first time takes long."""
 
-    def __init__(
-        self, worker: WorkerProcess, config: ClientConfig, partner: Partner, state: Path, drafts: Drafts
-    ) -> None:
-        self._worker, self._config, self._partner = worker, config, partner
-        self._cache = (config.cache_dir or state / "cache").absolute()
-        self._drafts = drafts
+    spec_json: str  # canonical; its SHA-256 names the run in the orders below
+    data: Path  # the private file
+    group: str
+    role: GroupRole
+    cache: Path  # folder of embedded texts
+    model_path: Path | None  # folder of the embedding model; None: the spec's model id is looked up
+    device: str
+    threads: int | None  # None leaves the number to torch
 
-    async def prepare(self, spec: RunSpec, spec_json: bytes, tell: Progress) -> None:
-        """The worker reads, embeds and checks the private data; only the first time takes long."""
-        config, partner = self._config, self._partner
-        await self._worker.ask(
-            "prepare",
-            tell,
-            spec_json=spec_json.decode(),
-            data=str(config.data.absolute()),
-            group=partner.group,
-            role=(spec.groups.role_of(partner.group, partner.role) or partner.role).value,
-            cache=str(self._cache),
-            model_path=str(config.embedding_model_path.absolute()) if config.embedding_model_path else None,
-            device=config.device,
-            threads=config.threads,
-        )
 
-    async def train(self, task: Task, base: Path, tell: Progress) -> dict[str, Any]:
-        """A delta at drafts.delta: its digest, examples, metrics."""
-        return await self._worker.ask(
-            "train",
-            tell,
-            spec_sha256=task.spec_sha256,
-            base=str(base),
-            out=str(self._drafts.delta),
-            seed=task.seed,
-            round_number=task.round,
-            optimizer_state=str(self._drafts.optimizer_state(task.run)),
-            residual=str(self._drafts.residual(task.run)),
-        )
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The result of Prepare."""
 
-    async def reward(self, task: Task, weights: Path, rollouts_json: bytes, tell: Progress) -> dict[str, Any]:
-        """Rewards at drafts.delta: their digest, the number of context questions as examples, no metrics."""
-        return await self._worker.ask(
-            "reward",
-            tell,
-            spec_sha256=task.spec_sha256,
-            weights=str(weights),
-            rollouts_json=rollouts_json.decode(),
-            out=str(self._drafts.delta),
-        )
+    questions: int
+    device: str
 
-    async def evaluate(self, task: Task, weights: Path, tell: Progress) -> Scores:
-        found = await self._worker.ask("evaluate", tell, spec_sha256=task.spec_sha256, weights=str(weights))
-        return Scores(**found)
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """The order to train for one round, and to write the update to `out`."""
+
+    spec_sha256: Digest  # of a run that was prepared, as in the orders below
+    base: Path  # the weights that training starts from
+    out: Path
+    seed: int
+    round_number: int
+    optimizer_state: Path  # read if it is there; the new state is written beside it
+    residual: Path  # the same for what the encoding took from earlier updates
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedUpdate:
+    """The result of Train: the update is in the order's `out`."""
+
+    digest: Digest
+    examples: int
+    metrics: Mapping[str, float]
+    gpu_memory_bytes: int  # the most that training held; 0 without a GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The order to predict the group's shares of each prompt's candidates, and to write them to `out`."""
+
+    spec_sha256: Digest
+    weights: Path
+    rollouts_json: str  # as rollout_batch reads it
+    out: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """The result of Reward: the shares are in the order's `out`."""
+
+    digest: Digest
+    examples: int  # context questions
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """The order to score a model version on the group's own answers. Its result is Scores."""
+
+    spec_sha256: Digest
+    weights: Path
+
+
+PREPARE = Command("prepare", Prepare, Prepared)
+TRAIN = Command("train", Train, TrainedUpdate)
+REWARD = Command("reward", Reward, Rewards)
+EVALUATE = Command("evaluate", Evaluate, Scores)

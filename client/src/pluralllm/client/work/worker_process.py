@@ -1,4 +1,4 @@
-"""The daemon's end of the worker: starts it, asks it, stops it, and notices when it dies."""
+"""The daemon's end of the pipe to its worker: starts the process, sends orders, stops it, and notices when it dies."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 
+from pluralllm.client.work.command_loop import CANCEL
+from pluralllm.client.work.commands import Command, OrderT, ResultT, fields_of
 from pluralllm.common.errors.tree import Internal, PluralError, WorkerDied, leaves
 
 log = structlog.get_logger()
@@ -32,7 +34,7 @@ class WorkerProcess:
         self._one_at_a_time = asyncio.Lock()
 
     async def start(self) -> None:
-        """Starts the process if it does not run; it imports torch while the daemon goes on."""
+        """Starts the process unless it runs already. It imports torch while the daemon goes on."""
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -45,22 +47,26 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
+        """The process id; None if no process runs."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
-    async def ask(self, action: str, on_progress: Progress, **arguments: Any) -> dict[str, Any]:
-        """One command's result. Raises the leaf the worker answered with, or WorkerDied. Cancelling this cancels the work."""
+    async def ask(self, command: Command[OrderT, ResultT], order: OrderT, on_progress: Progress) -> ResultT:
+        """Returns the result of one order. Cancelling this call cancels the work.
+
+        Raises the error that the worker answered with, or WorkerDied.
+        """
         async with self._one_at_a_time:
             await self.start()
             number = next(self._numbers)
             try:
-                await self._send({"id": number, "do": action, **arguments})
-                return await self._answer(number, on_progress)
+                await self._send({"id": number, "do": command.name, "order": fields_of(order)})
+                return command.read_result(await self._answer(number, on_progress))
             except asyncio.CancelledError:
                 await self._cancel(number)
                 raise
 
     async def stop(self) -> None:
-        """Ends the process: by the end of its input, or by a signal to its pid."""
+        """Ends the process: closes its input, and kills it if that does not end it in time."""
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -91,7 +97,7 @@ class WorkerProcess:
                 raise WorkerDied(problem=f"exit code {code}")
             answer = json.loads(line)
             if answer["id"] != number:
-                continue  # of a command that was cancelled
+                continue  # the answer to a command that was cancelled
             if "progress" in answer:
                 on_progress(*answer["progress"])
             elif "error" in answer:
@@ -101,17 +107,17 @@ class WorkerProcess:
                 return result
 
     async def _cancel(self, number: int) -> None:
-        """Asks, waits a moment, then kills."""
+        """Asks the worker to cancel the command, waits a moment, then kills the process."""
         try:
             async with asyncio.timeout(CANCEL_WAIT_S):
-                await self._send({"id": number, "do": "cancel"})
+                await self._send({"id": number, "do": CANCEL})
                 with contextlib.suppress(PluralError):
                     await self._answer(number, lambda *_: None)
         except (TimeoutError, WorkerDied):
             await self.kill()
 
     async def kill(self) -> None:
-        """At once; the next command starts a new process."""
+        """Ends the process at once; the next command starts a new one."""
         process = self._process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -121,5 +127,6 @@ class WorkerProcess:
 
 
 def _leaf(reason: str, facts: dict[str, Any]) -> PluralError:
+    """The error that the worker named; Internal for a reason that this release does not know."""
     leaf = leaves().get(reason)
     return leaf(**facts) if leaf is not None else Internal(incident=reason)

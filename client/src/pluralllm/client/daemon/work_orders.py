@@ -1,0 +1,58 @@
+"""Turns a task into an order for the worker: adds this machine's paths, device and data."""
+
+from pathlib import Path
+
+from pluralllm.client.joining.partner import Partner
+from pluralllm.client.keeping.drafts import Drafts
+from pluralllm.client.link.tasks import Task
+from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.work.orders import Evaluate, Prepare, Reward, Train
+from pluralllm.common.words.spec import RunSpec
+
+
+class WorkOrders:
+    """The orders of one client. Touches no file and no process."""
+
+    def __init__(self, config: ClientConfig, partner: Partner, state: Path, drafts: Drafts) -> None:
+        self._config, self._partner, self._drafts = config, partner, drafts
+        self._cache = (config.cache_dir or state / "cache").absolute()
+
+    def prepare(self, spec: RunSpec, spec_json: bytes) -> Prepare:
+        """The order to prepare a run. A role that the spec gives to this group replaces the partner's own."""
+        config, partner = self._config, self._partner
+        model_path = config.embedding_model_path
+        return Prepare(
+            spec_json=spec_json.decode(),
+            data=config.data.absolute(),
+            group=partner.group,
+            role=spec.groups.role_of(partner.group, partner.role) or partner.role,
+            cache=self._cache,
+            model_path=model_path.absolute() if model_path else None,
+            device=config.device,
+            threads=config.threads,
+        )
+
+    def train(self, task: Task, base: Path) -> Train:
+        """The order to train from the weights in `base`; the update becomes the draft `delta`."""
+        return Train(
+            spec_sha256=task.spec_sha256,
+            base=base,
+            out=self._drafts.delta,
+            seed=task.seed,
+            round_number=task.round,
+            optimizer_state=self._drafts.optimizer_state(task.run),
+            residual=self._drafts.residual(task.run),
+        )
+
+    def reward(self, task: Task, weights: Path, rollouts_json: bytes) -> Reward:
+        """The order to score a batch; the rewards become the draft `delta`."""
+        return Reward(
+            spec_sha256=task.spec_sha256,
+            weights=weights,
+            rollouts_json=rollouts_json.decode(),
+            out=self._drafts.delta,
+        )
+
+    def evaluate(self, task: Task, weights: Path) -> Evaluate:
+        """The order to score the model version in `weights`."""
+        return Evaluate(task.spec_sha256, weights)

@@ -1,0 +1,40 @@
+"""What a task becomes for the worker."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.process_harness import process_spec
+
+from pluralllm.client.daemon.work_orders import WorkOrders
+from pluralllm.client.joining.partner import Partner
+from pluralllm.client.keeping.drafts import Drafts
+from pluralllm.client.process.config import ClientConfig
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.spec import GroupRole
+
+
+def orders(folder: Path, **settings: Any) -> WorkOrders:
+    partner = Partner(ClientId("ann"), "G", GroupRole.TRAIN, "127.0.0.1:1", None)
+    config = ClientConfig(**{"data": Path("answers.jsonl"), **settings})
+    return WorkOrders(config, partner, folder, Drafts(folder / "drafts"))
+
+
+def test_relative_paths_of_the_configuration_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    order = orders(tmp_path, embedding_model_path="model", cache_dir="texts").prepare(process_spec(), b"{}")
+    assert (order.data, order.model_path, order.cache) == (
+        tmp_path / "answers.jsonl",
+        tmp_path / "model",
+        tmp_path / "texts",
+    )
+
+
+def test_embedded_texts_are_kept_in_the_state_directory_by_default(tmp_path: Path) -> None:
+    assert orders(tmp_path).prepare(process_spec(), b"{}").cache == tmp_path / "cache"
+
+
+def test_a_role_in_the_spec_replaces_the_partners_own(tmp_path: Path) -> None:
+    held_out = process_spec(groups={"train": ["H", "I"], "held_out": ["G"]})
+    assert orders(tmp_path).prepare(held_out, b"{}").role is GroupRole.HELD_OUT
+    assert orders(tmp_path).prepare(process_spec(), b"{}").role is GroupRole.TRAIN
