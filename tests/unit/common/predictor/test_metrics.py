@@ -12,7 +12,6 @@ from pluralllm.common.predictor.metrics import (
     fairness_index,
     js_distance,
     js_distances,
-    question_fairness_index,
     wasserstein_score,
 )
 
@@ -160,12 +159,6 @@ def test_fairness_over_groups_by_hand(scores: list[float], variation: float, ind
 def test_fairness_index_is_jains() -> None:
     scores = np.random.default_rng(0).random(7)
     assert fairness_index(scores.tolist()) == pytest.approx(scores.sum() ** 2 / (7 * (scores**2).sum()))
-
-
-def test_fairness_over_questions_is_the_mean_over_questions_that_groups_need_not_share() -> None:
-    assert question_fairness_index([[0.6, 0.8], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]) == pytest.approx(
-        (0.98 + 1 + 1 / 3) / 3
-    )
 
 
 @pytest.mark.parametrize("scores", [[], [0.5, math.nan]])

@@ -124,11 +124,6 @@ def fairness_index(scores: Sequence[float]) -> float:
     return 1 / (1 + coefficient_of_variation(scores) ** 2)
 
 
-def question_fairness_index(scores: Sequence[Sequence[float]]) -> float:
-    """Question form: mean over questions of 1 / (1 + CoV^2 over groups). One row a question: the scores of its groups."""
-    return sum(map(fairness_index, scores)) / len(scores)
-
-
 def _distribution(shares: Shares) -> NDArray[np.float64]:
     values = np.asarray(shares, dtype=np.float64)
     if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
