@@ -1,5 +1,4 @@
 import math
-from functools import reduce
 
 import numpy as np
 import pytest
@@ -90,16 +89,11 @@ def test_alignment_is_one_minus_the_mean_distance() -> None:
     assert total.wasserstein is None
 
 
-def test_alignment_merges_like_a_sum_with_an_empty_zero() -> None:
-    parts = [
-        Alignment().add([0.5, 0.5], [0.25, 0.75], None),
-        Alignment().add([0.5, 0.25, 0.25], [0, 0.5, 0.5], SCALE),
-        Alignment().add([1, 0, 0], [0, 0, 1], SCALE).add([0.5, 0.5], [0.5, 0.5], None),
-    ]
-    merged = reduce(Alignment.merge, parts, Alignment())
-    assert merged == parts[0].merge(parts[1].merge(parts[2]))
-    assert (merged.questions, merged.ordinal_questions) == (4, 2)
-    assert parts[0].merge(Alignment()) == parts[0]
+def test_wasserstein_scores_are_averaged_over_the_ordinal_questions_alone() -> None:
+    total = Alignment().add([0.5, 0.5], [0.25, 0.75], None).add([1, 0, 0], [0, 1, 0], SCALE)
+    total = total.add([1, 0, 0], [0, 0, 1], SCALE)
+    assert (total.questions, total.ordinal_questions) == (3, 2)
+    assert total.wasserstein == pytest.approx(1 / 3)  # the mean of 2/3 and 0
 
 
 def test_nothing_scored_is_an_error_and_not_perfect() -> None:

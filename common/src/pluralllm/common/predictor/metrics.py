@@ -80,14 +80,6 @@ class Alignment:
             self.wasserstein_total + (ordinal or 0.0),
         )
 
-    def merge(self, other: "Alignment") -> "Alignment":
-        return Alignment(
-            self.questions + other.questions,
-            self.js_total + other.js_total,
-            self.ordinal_questions + other.ordinal_questions,
-            self.wasserstein_total + other.wasserstein_total,
-        )
-
     @property
     def score(self) -> float:
         """Alignment score, natural logarithm: 1 is perfect, 1 - sqrt(ln 2) = 0.167 the worst."""
