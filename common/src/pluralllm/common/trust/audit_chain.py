@@ -1,5 +1,6 @@
-"""The audit log's hash chain: each entry's hash covers the entry and the hash before it, so none can be changed or left out
-without every later hash being another. Written by the coordinator, checked by whoever reads it.
+"""The audit log's hash chain: each entry's hash covers the entry and the hash of the entry before it.
+
+Whoever changes or removes one entry changes every later hash. The coordinator writes the chain; readers of the log check it.
 """
 
 import hashlib
@@ -14,21 +15,21 @@ FIRST_PREVIOUS = ""
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """Who asked for what, and what came of it."""
+    """One entry of the audit log: who asked for which action on which object, and the result."""
 
     sequence: int  # 1, 2, 3 ... without gaps
-    at_us: int  # microseconds since the epoch: whole, so that it is the same number everywhere
-    actor: str  # a member's name; "" when nobody had proven an identity
-    serial: str  # of the actor's certificate; "" without one
+    at_us: int  # microseconds since the epoch; an integer, so that it is the same number in every program
+    actor: str  # a member's name; "" if the caller had not proven an identity
+    serial: str  # serial number of the actor's certificate; "" without one
     action: str
     object: str
-    result: str  # ACCEPTED or the name of an error leaf
+    result: str  # ACCEPTED or the name of an error
     facts_json: str
     previous_sha256: str
 
     @property
     def sha256(self) -> str:
-        """The link to the next entry."""
+        """The entry's hash, in lower-case hex; the next entry repeats it as `previous_sha256`."""
         return hashlib.sha256(
             json.dumps(
                 [
@@ -50,7 +51,11 @@ class AuditEntry:
 def check_chain(
     entries: Iterable[tuple[AuditEntry, str]], sequence: int = 0, sha256: str = FIRST_PREVIOUS
 ) -> tuple[int, str]:
-    """Follows (entry, stored hash) pairs from a known head on; the new head. Raises AuditBroken at the first fault."""
+    """Checks that entries continue the chain from a known head, and returns the new head.
+
+    entries: pairs of an entry and its stored hash, oldest first. The head is the sequence number and hash of the last entry;
+    the defaults stand for an empty log. Raises AuditBroken at the first entry that does not fit.
+    """
     for entry, stored in entries:
         if entry.sequence != sequence + 1:
             raise AuditBroken(problem=f"after entry {sequence} comes entry {entry.sequence}")

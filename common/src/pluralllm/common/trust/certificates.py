@@ -1,7 +1,7 @@
-"""X.509 for members: ECDSA P-256 keys, certificate requests, and what a certificate says (RFC 5280, SPIFFE-ID).
+"""X.509 for members: ECDSA P-256 keys, certificate requests, and reading certificates (RFC 5280, SPIFFE-ID).
 
-A member's certificate names it as spiffe://FEDERATION/ROLE/NAME. P-256, because gRPC's TLS refuses Ed25519 certificates.
-Private keys are made where they are used and never travel.
+A member's certificate names the member as spiffe://FEDERATION/ROLE/NAME. Keys are P-256, because gRPC's TLS refuses Ed25519
+certificates. A private key is made on the machine that uses it and never leaves that machine.
 """
 
 import functools
@@ -19,14 +19,14 @@ from pluralllm.common.errors.membership import CertificateInvalid
 from pluralllm.common.words.ids import ClientId, is_id
 from pluralllm.common.words.roles import MemberRole
 
-# A certificate is valid from a little before it was made: the clocks of two organisations differ.
+# A certificate's validity begins this long before it was made, because the clocks of two organisations differ.
 BACKDATE_S = 300.0
-RENEW_AT = 2 / 3  # of a certificate's life
-FINGERPRINT_GROUP = 4
+RENEW_AT = 2 / 3  # share of a certificate's life after which its owner asks for the next one
+FINGERPRINT_GROUP = 4  # characters
 
 PrivateKey = ec.EllipticCurvePrivateKey
 
-# What the parser raises, at once or at a later look, for bytes that strangers choose.
+# Errors that the X.509 parser raises for malformed bytes, either when it reads them or when a field is first used.
 UNREADABLE = (
     ValueError,
     TypeError,
@@ -40,10 +40,10 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class CertificateFacts:
-    """What a member's certificate says. Only whoever has checked its signature may believe it."""
+    """The facts that a member's certificate states. Check its signature before you trust them."""
 
     serial: str  # lower-case hex
-    key_sha256: str  # of the public key (SubjectPublicKeyInfo, DER): what people compare by phone
+    key_sha256: str  # fingerprint of the public key (SubjectPublicKeyInfo, DER); people compare it by phone
     federation: str
     role: MemberRole
     name: ClientId
@@ -52,27 +52,28 @@ class CertificateFacts:
 
     @property
     def life_s(self) -> float:
-        """From when it was made to its end."""
+        """Validity period in seconds, counted from when the certificate was made."""
         return self.not_after_s - self.not_before_s - BACKDATE_S
 
     @property
     def renew_s(self) -> float:
-        """When its owner should ask for the next one."""
+        """Time at which the owner should ask for the next certificate, in seconds since the epoch."""
         return self.not_after_s - (1 - RENEW_AT) * self.life_s
 
 
 def new_key() -> PrivateKey:
+    """Makes a new ECDSA P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def key_to_pem(key: PrivateKey, passphrase: bytes | None = None) -> bytes:
-    """PKCS #8, encrypted if there is a passphrase."""
+    """Writes a private key as PKCS #8 in PEM, encrypted if there is a passphrase."""
     encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 def key_from_pem(pem: bytes, passphrase: bytes | None = None) -> PrivateKey:
-    """Raises CertificateInvalid: no P-256 key, or the passphrase is missing or wrong."""
+    """Reads a private key from PEM. Raises CertificateInvalid if it is no P-256 key, or the passphrase is missing or wrong."""
     try:
         key = serialization.load_pem_private_key(pem, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -83,14 +84,20 @@ def key_from_pem(pem: bytes, passphrase: bytes | None = None) -> PrivateKey:
 
 
 def make_request(key: PrivateKey, name: str) -> bytes:
-    """A certificate signing request (PKCS #10, DER). The issuer decides every field of the certificate but the key."""
+    """Makes a certificate signing request (PKCS #10, DER) for a key.
+
+    The certificate's issuer takes only the key from it and decides every other field.
+    """
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.DER)
 
 
 def public_key_of(request_der: bytes) -> ec.EllipticCurvePublicKey:
-    """The key a request proves possession of. Raises CertificateInvalid."""
+    """Returns the public key of a certificate request, after checking that the sender has its private key.
+
+    Raises CertificateInvalid if the request cannot be read, its key is not P-256, or the key has not signed the request.
+    """
     try:
         request = x509.load_der_x509_csr(request_der)
         key = request.public_key()
@@ -105,13 +112,13 @@ def public_key_of(request_der: bytes) -> ec.EllipticCurvePublicKey:
 
 
 def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """Lower-case hex sha256 of a public key (SubjectPublicKeyInfo, DER)."""
+    """Returns the fingerprint of a public key: the SHA-256 of its SubjectPublicKeyInfo (DER), in lower-case hex."""
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()
 
 
 def fingerprint_of_certificate(pem: bytes) -> str:
-    """The same of the key in any certificate. Raises CertificateInvalid."""
+    """Returns the fingerprint of the public key in a certificate. Raises CertificateInvalid if that is no ECDSA key."""
     try:
         key = x509.load_pem_x509_certificate(pem).public_key()
     except UNREADABLE as error:
@@ -122,16 +129,20 @@ def fingerprint_of_certificate(pem: bytes) -> str:
 
 
 def spoken(key_sha256: str) -> str:
-    """A fingerprint in groups of four, to be read out on the phone."""
+    """Returns a fingerprint in groups of 4 characters, to be read aloud on the phone."""
     return " ".join(re.findall(f".{{1,{FINGERPRINT_GROUP}}}", key_sha256))
 
 
 def member_uri(federation: str, role: MemberRole, name: str) -> str:
+    """Returns the URI by which a certificate names a member."""
     return f"spiffe://{federation}/{role}/{name}"
 
 
 def read_certificate(pem: bytes) -> CertificateFacts:
-    """A member's certificate (the first of a chain). Raises CertificateInvalid for anything that is none."""
+    """Reads the first certificate of a chain in PEM. Raises CertificateInvalid if it is not the certificate of a member.
+
+    The signature and the dates are not checked here.
+    """
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -158,5 +169,6 @@ def read_certificate(pem: bytes) -> CertificateFacts:
     )
 
 
-# For the coordinator, which reads the same certificates on every call; nothing a stranger sends is kept by it.
+# For the coordinator, which reads the same certificates on every call. Call it only with certificates whose signature TLS has
+# checked, so that the cache keeps nothing that a stranger sent.
 read_known_certificate = functools.lru_cache(maxsize=4096)(read_certificate)

@@ -1,7 +1,7 @@
-"""A TLS handshake looked into by hand. gRPC reports a refused one as a dead server; this says what was wrong.
+"""Makes a TLS handshake without gRPC, to find out why one fails. gRPC reports a refused handshake as an unreachable server.
 
-The connection carries nothing but the handshake (RFC 8446). Under TLS 1.3 a server refuses a client's certificate only after the
-client believes it is connected: a connection that is closed at once has been refused.
+The connection carries only the handshake (RFC 8446). With TLS 1.3, a server refuses a client's certificate after the client's
+side of the handshake has succeeded. So a connection that the server closes at once counts as refused.
 """
 
 import datetime
@@ -24,26 +24,27 @@ OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MIS
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """What came of one."""
+    """The result of a TLS handshake that succeeded on this side."""
 
     version: str  # for example TLSv1.3
-    kept: bool  # False: the other side closed the connection once it had seen our certificate, or none
+    kept: bool  # False: the server closed the connection at once, so it refused this side's certificate
     certificate: x509.Certificate  # the server's
 
 
 def resolve(address: str) -> tuple[str, ...]:
-    """The IP addresses of host:port. Raises Unreachable."""
+    """Returns the IP addresses of host:port, without repetition. Raises Unreachable if the name is not known."""
     host, port = split(address)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        records = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise Unreachable(address=address, problem=f"the name {host} is not known ({error.strerror})") from error
-    return tuple(dict.fromkeys(str(item[4][0]) for item in found))
+    return tuple(dict.fromkeys(str(item[4][0]) for item in records))
 
 
 def handshake(address: str, authority_pem: bytes, credentials: Path | None = None) -> Handshake:
-    """Connects and shakes hands as this member, or as nobody.
+    """Makes a TLS handshake with the server at host:port and checks its certificate.
 
+    credentials: a file with this member's key and certificate chain; without it, the handshake shows no client certificate.
     Raises Unreachable, ForeignAuthority, WrongHost, ServerCertificateOutOfDate.
     """
     try:
@@ -57,22 +58,23 @@ def handshake(address: str, authority_pem: bytes, credentials: Path | None = Non
         raise Unreachable(address=address, problem=f"TLS: {error.reason or error}") from error
     except OSError as error:
         raise Unreachable(address=address, problem=error.strerror or str(error)) from error
-    found = _certificate(address, authority_pem)
+    certificate = _certificate(address, authority_pem)
     raise ServerCertificateOutOfDate(
         address=address,
-        valid_from=_day(found.not_valid_before_utc),
-        valid_to=_day(found.not_valid_after_utc),
+        valid_from=_day(certificate.not_valid_before_utc),
+        valid_to=_day(certificate.not_valid_after_utc),
         clock=_day(datetime.datetime.now(tz=datetime.UTC)),
     )
 
 
 def split(address: str) -> tuple[str, int]:
-    """host:port or [host]:port."""
+    """Splits host:port, or [host]:port for IPv6, into host and port."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def _context(authority_pem: bytes, credentials: Path | None) -> ssl.SSLContext:
+    """Returns the TLS settings of a gRPC client that trusts this authority only."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(cadata=authority_pem.decode())
@@ -83,6 +85,7 @@ def _context(authority_pem: bytes, credentials: Path | None) -> ssl.SSLContext:
 
 
 def _shake(address: str, context: ssl.SSLContext) -> Handshake:
+    """Connects, makes the handshake, and waits a moment to see whether the server closes the connection."""
     host, port = split(address)
     with (
         socket.create_connection((host, port), TIMEOUT_S) as plain,
@@ -101,7 +104,7 @@ def _shake(address: str, context: ssl.SSLContext) -> Handshake:
 
 
 def _certificate(address: str, authority_pem: bytes, *, check_hostname: bool = True) -> x509.Certificate:
-    """The server's, whatever its dates; its signature is checked all the same."""
+    """Returns the server's certificate after checking its signature but not its dates. Raises ForeignAuthority."""
     context = _context(authority_pem, None)
     context.verify_flags |= NO_CHECK_TIME
     context.check_hostname = check_hostname
@@ -112,6 +115,7 @@ def _certificate(address: str, authority_pem: bytes, *, check_hostname: bool = T
 
 
 def _names(address: str, authority_pem: bytes) -> str:
+    """Returns the host names and addresses that the server's certificate is for, as a list in one line."""
     certificate = _certificate(address, authority_pem, check_hostname=False)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     addresses = [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]

@@ -1,9 +1,9 @@
-"""A member's identity on its own disk: whose it is, the authority it trusts, and its key with the certificate.
+"""A member's identity as files in one folder: who the member is, the authority it trusts, its key and its certificate.
 
-identity.json     federation, name, role, group, addresses: no secret
-authority.pem     the root certificate the coordinator must prove itself by
-credentials.pem   private key, certificate, intermediate: 0600, replaced whole at each renewal
-next-key.pem      a key whose certificate has not come yet, so that a try that broke off is repeated with the same key
+identity.json     federation, name, role, group and addresses; no secret
+authority.pem     the root certificate that must have signed the coordinator's certificate
+credentials.pem   private key, certificate and intermediate certificate; mode 0600, replaced as a whole at each renewal
+next-key.pem      a key that has no certificate yet; it is kept so that an interrupted request is repeated with the same key
 """
 
 import contextlib
@@ -34,18 +34,18 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 
-SECRET = 0o600
+SECRET = 0o600  # file mode
 
 
 class Membership(BaseModel):
-    """identity.json."""
+    """The content of identity.json: who the member is, and where its coordinator is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     federation: str
     name: Annotated[ClientId, str]
     role: MemberRole
-    group: str = ""  # of a client
+    group: str = ""  # only for a client
     group_role: GroupRole | None = None
     coordinator: Address
     enrolment: Address
@@ -53,7 +53,7 @@ class Membership(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A complete identity, as it is on disk."""
+    """A member's complete identity, as it is on disk."""
 
     folder: Path
     membership: Membership
@@ -64,11 +64,11 @@ class Identity:
 
     @property
     def credentials(self) -> Path:
-        """Key and chain in one file, as Python's ssl module loads them."""
+        """The file with key and certificate chain, in the form that Python's ssl module loads."""
         return self.folder / "credentials.pem"
 
     def at(self, coordinator: str | None) -> "Identity":
-        """The same member, the coordinator looked for at another address."""
+        """Returns this identity with another address for the coordinator; unchanged for None."""
         if coordinator is None:
             return self
         return replace(self, membership=self.membership.model_copy(update={"coordinator": coordinator}))
@@ -78,7 +78,11 @@ class Identity:
 
 
 def load_identity(folder: Path, command: str) -> Identity:
-    """Raises NotJoined (`command` is the one that joins), InvalidConfig naming the file that is damaged."""
+    """Reads the identity in a folder.
+
+    command: the command that joins, for the message of NotJoined.
+    Raises NotJoined if the folder has no credentials; InvalidConfig, which names the file, if a file is damaged.
+    """
     if not (folder / "credentials.pem").is_file():
         raise NotJoined(folder=str(folder), command=command)
     name = "identity.json"
@@ -98,17 +102,23 @@ def load_identity(folder: Path, command: str) -> Identity:
 
 
 def check_free(folder: Path, federation: str, name: str) -> bool:
-    """Whether this very member has its certificate here already. Raises AlreadyJoined if another one lives here."""
+    """Checks whether the folder holds the certificate of this member already: False if it holds none.
+
+    Raises AlreadyJoined if it holds the certificate of another member; InvalidConfig if the identity there is damaged.
+    """
     if not (folder / "identity.json").is_file() or not (folder / "credentials.pem").is_file():
         return False
-    found = load_identity(folder, "").membership
-    if (found.federation, found.name) != (federation, name):
-        raise AlreadyJoined(folder=str(folder), name=found.name, federation=found.federation)
+    membership = load_identity(folder, "").membership
+    if (membership.federation, membership.name) != (federation, name):
+        raise AlreadyJoined(folder=str(folder), name=membership.name, federation=membership.federation)
     return True
 
 
 def next_key(folder: Path) -> PrivateKey:
-    """The key to ask a certificate for: made once, kept until `save_identity`. Raises InvalidConfig, StorageFull."""
+    """Returns the key for the next certificate request: the kept one, or a new one that is then kept.
+
+    It is kept until `save_identity` or `save_renewal` stores its certificate. Raises InvalidConfig, StorageFull.
+    """
     path = folder / "next-key.pem"
     with _writing(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -122,9 +132,9 @@ def next_key(folder: Path) -> PrivateKey:
 def save_identity(
     folder: Path, membership: Membership, authority_pem: bytes, key: PrivateKey, chain_pem: bytes
 ) -> Identity:
-    """Makes an identity complete: credentials.pem last, whole or not at all.
+    """Writes a complete identity to a folder. An interruption leaves no credentials.pem or a complete one: it is written last.
 
-    Raises CertificateInvalid, InvalidConfig, StorageFull.
+    Raises CertificateInvalid if key, certificate and membership do not belong together; InvalidConfig, StorageFull.
     """
     facts = _checked(membership, key, chain_pem)
     about = json.dumps(membership.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
@@ -137,7 +147,10 @@ def save_identity(
 
 
 def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Identity:
-    """The same member with its next certificate. Raises CertificateInvalid, InvalidConfig, StorageFull."""
+    """Replaces a member's key and certificate by the next ones, and returns the new identity.
+
+    Raises CertificateInvalid if key, certificate and membership do not belong together; InvalidConfig, StorageFull.
+    """
     facts = _checked(identity.membership, key, chain_pem)
     with _writing(identity.folder):
         _write_credentials(identity.folder, key, chain_pem)
@@ -146,7 +159,7 @@ def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Ident
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Raises InvalidConfig naming the folder, StorageFull."""
+    """Turns an OSError of its block into InvalidConfig, which names the folder; a full disk into StorageFull."""
     try:
         with storage_errors(f"the identity in {folder}"):
             yield
@@ -155,6 +168,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _checked(membership: Membership, key: PrivateKey, chain_pem: bytes) -> CertificateFacts:
+    """Reads a certificate and checks that it is for this key and this member. Raises CertificateInvalid."""
     facts = read_certificate(chain_pem)
     _check_pair(key, facts)
     if (facts.federation, facts.role, facts.name) != (membership.federation, membership.role, membership.name):
@@ -173,7 +187,7 @@ def _check_pair(key: PrivateKey, facts: CertificateFacts) -> None:
 
 
 def der_to_pem(certificate_der: bytes) -> bytes:
-    """Raises CertificateInvalid."""
+    """Converts an authority's certificate from DER to PEM. Raises CertificateInvalid if it cannot be read."""
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
     except ValueError as error:

@@ -1,7 +1,8 @@
-"""An invite: everything a new member needs to find its coordinator, to know it for certain, and to be let in once.
+"""An invite: all that a new member needs to find its coordinator, to recognise it for certain, and to join once.
 
-The root certificate travels in it, so nothing is trusted on first use. As a file it is JSON that can be read before it is used;
-as one line it goes through a chat or a mail. Either is a secret until it is used.
+It contains the authority's root certificate, so a member never has to trust a certificate that it sees for the first time.
+An invite has two forms: a JSON file, which a person can read before using it, and one line, which fits a chat or a mail.
+Both are secret until the invite is used.
 """
 
 import base64
@@ -28,43 +29,43 @@ Address = Annotated[str, AfterValidator(check_address)]
 
 
 class Invite(BaseModel):
-    """What the coordinator's administrator gives to one new member."""
+    """An invite for one new member, made by the coordinator's administrator."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pluralllm_invite: Literal[1] = 1  # version of this form
+    pluralllm_invite: Literal[1] = 1  # version of this format
     federation: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,255}$")]
     name: Annotated[str, Field(pattern=ID_PATTERN)]
     role: MemberRole
-    group: Annotated[str, Field(max_length=200)] = ""  # of a client
-    group_role: GroupRole | None = None  # of a client
+    group: Annotated[str, Field(max_length=200)] = ""  # only for a client
+    group_role: GroupRole | None = None  # only for a client
     coordinator: Address
-    enrolment: Address  # its enrolment port
+    enrolment: Address  # the coordinator's enrolment port
     authority: Annotated[str, Field(max_length=4096)]  # root certificate, DER, base64
     token: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$", repr=False)]
     expires: datetime.datetime
 
     @property
     def authority_der(self) -> bytes:
-        """Raises InviteInvalid."""
+        """The authority's root certificate in DER. Raises InviteInvalid if it is not base64."""
         try:
             return base64.b64decode(self.authority, validate=True)
         except binascii.Error as error:
             raise InviteInvalid(problem="its authority certificate is not base64") from error
 
     def to_json(self) -> str:
-        """The file's content."""
+        """Returns the invite as the content of a JSON file."""
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 
     def to_line(self) -> str:
-        """The same in one line, about 1,000 characters: the facts and the certificate, each base64url."""
+        """Returns the invite as one line of about 1,000 characters: its facts, a dot, its certificate, each as base64url."""
         facts = self.model_dump(mode="json", exclude_none=True, exclude={"authority"})
         compact = json.dumps(facts, separators=(",", ":"), ensure_ascii=False)
         return f"{LINE_PREFIX}{_encode(compact.encode())}.{_encode(self.authority_der)}"
 
 
 def parse_invite(text: str) -> Invite:
-    """Either form. Raises InviteInvalid, which never shows the token."""
+    """Reads an invite from the text of either form. Raises InviteInvalid, whose message never contains the token."""
     text = text.strip()
     if len(text) > MAX_INVITE_BYTES:
         raise InviteInvalid(problem=f"it is longer than {MAX_INVITE_BYTES} characters")
@@ -73,8 +74,8 @@ def parse_invite(text: str) -> Invite:
             facts, _, authority = "".join(text.removeprefix(LINE_PREFIX).split()).partition(
                 "."
             )  # a mail may have wrapped it
-            given = json.loads(_decode(facts))
-            return Invite.model_validate({**given, "authority": base64.b64encode(_decode(authority)).decode()})
+            values = json.loads(_decode(facts))
+            return Invite.model_validate({**values, "authority": base64.b64encode(_decode(authority)).decode()})
         return Invite.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
@@ -89,15 +90,15 @@ def _encode(content: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
-    """Raises ValueError."""
+    """Decodes base64url without padding. Raises ValueError."""
     return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 
-def load_invite(given: str) -> Invite:
-    """An invite's file, or its one line itself. Raises InviteInvalid."""
-    if given.startswith(LINE_PREFIX):
-        return parse_invite(given)
-    path = Path(given)
+def load_invite(file_or_line: str) -> Invite:
+    """Reads an invite from the path of its file, or from its one line. Raises InviteInvalid."""
+    if file_or_line.startswith(LINE_PREFIX):
+        return parse_invite(file_or_line)
+    path = Path(file_or_line)
     try:
         if path.stat().st_size > MAX_INVITE_BYTES:
             raise InviteInvalid(problem=f"{path} is larger than {MAX_INVITE_BYTES} bytes")
@@ -109,5 +110,5 @@ def load_invite(given: str) -> Invite:
 
 
 def token_hash(token: str) -> str:
-    """What the coordinator keeps of a token: lower-case hex sha256."""
+    """Returns the SHA-256 of a token in lower-case hex. The coordinator stores it instead of the token."""
     return hashlib.sha256(token.encode()).hexdigest()
