@@ -1,4 +1,4 @@
-"""Rewards of groups: batches of rollouts as JSON, and how several groups' rewards become one.
+"""Rewards by group: reads and writes batches of rollouts as JSON, and combines the rewards of several groups into one.
 
 May touch: numpy. Start reading at aggregation.py.
 """

@@ -1,6 +1,7 @@
-"""Rewards of many groups as one number for each item. The rules, and how much each group counts: reward_weights.py.
+"""Combines the rewards that several groups give to the same items into one reward for each item.
 
-G: groups, N: rewards of each.
+words/reward_weights.py describes the rules and computes how much each group counts.
+Shapes: G groups, N items.
 """
 
 import math
@@ -12,47 +13,57 @@ from numpy.typing import NDArray
 
 from pluralllm.common.words.reward_weights import History, RewardAggregation, mean_reward, remember, weigh_groups
 
-Rewards = Mapping[str, Sequence[float | None]]  # of each group: None where it could not score
+# By group, one reward for each item; None where the group could not score the item.
+Rewards = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """One reward for each item, and how it came about."""
+    """The combined reward of each item, and the weights that it was computed with."""
 
-    rewards: tuple[float | None, ...]  # (N,); None where no group could score
-    weights: Mapping[str, float]  # of the groups that are in it, sum 1
-    history: History
+    rewards: tuple[float | None, ...]  # (N,); None where no group could score the item
+    weights: Mapping[str, float]  # by group; their sum is 1
+    history: History  # input for the next batch
 
 
 def aggregate(settings: RewardAggregation, rewards: Rewards, history: History = ()) -> Aggregated:
-    """Items that a group could not score are the others' alone. Raises ValueError for no group, or lists of unlike length."""
-    if not rewards or len({len(each) for each in rewards.values()}) != 1:
+    """Combines the rewards of all groups by the rule and the group weights in `settings`.
+
+    An item that a group could not score gets its reward from the other groups alone.
+    history: the `history` of the result before; the rule `adaptive` weighs groups by it.
+    Raises ValueError if there is no group, or if the groups have different numbers of rewards.
+    """
+    if not rewards or len({len(values) for values in rewards.values()}) != 1:
         raise ValueError("rewards of at least one group, as many of each")
     groups = sorted(rewards)
-    found = np.array([[math.nan if r is None else r for r in rewards[group]] for group in groups])  # (G, N)
-    known = remember(settings, {group: mean_reward(rewards[group]) for group in groups}, history)
-    weights = weigh_groups(settings, groups, known)
+    table = np.array([[math.nan if r is None else r for r in rewards[group]] for group in groups])  # (G, N)
+    new_history = remember(settings, {group: mean_reward(rewards[group]) for group in groups}, history)
+    weights = weigh_groups(settings, groups, new_history)
     return Aggregated(
-        tuple(None if math.isnan(value) else float(value) for value in combine(settings, found, np.array(weights))),
+        tuple(None if math.isnan(value) else float(value) for value in combine(settings, table, np.array(weights))),
         dict(zip(groups, weights, strict=True)),
-        known,
+        new_history,
     )
 
 
 def combine(
-    settings: RewardAggregation, found: NDArray[np.float64], weights: NDArray[np.float64]
+    settings: RewardAggregation, rewards: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(G, N), (G,) -> (N,); NaN where a group could not score, and in the result where none could."""
-    scored = ~np.isnan(found)  # (G, N)
+    """Combines a table of rewards into one reward for each item.
+
+    Shapes: rewards (G, N), weights (G,) -> (N,), float64. NaN in `rewards` marks an item that the group could not score; NaN
+    in the result marks an item that no group could score.
+    """
+    scored = ~np.isnan(rewards)  # (G, N)
     none = ~scored.any(0)  # (N,)
     share = np.where(scored, weights[:, None], 0.0)
     share /= np.where(none, 1.0, share.sum(0))
-    values = np.where(scored, found, 0.0)
+    values = np.where(scored, rewards, 0.0)
     match settings.rule:
         case "min":
-            combined = np.where(scored, found, math.inf).min(0)
+            combined = np.where(scored, rewards, math.inf).min(0)
         case "max":
-            combined = np.where(scored, found, -math.inf).max(0)
+            combined = np.where(scored, rewards, -math.inf).max(0)
         case "alpha" if abs(settings.alpha) > 1e-9:
             raised = np.where(scored, settings.alpha * values, -math.inf)  # (G, N)
             highest = np.where(none, 0.0, raised.max(0))

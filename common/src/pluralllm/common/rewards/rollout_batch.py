@@ -1,7 +1,7 @@
-"""Rollouts on their way from a trainer to the groups that score them: prompts with their candidates, as JSON. Pure.
+"""Batches of rollouts as JSON: prompts with candidate answers, which a trainer sends to the groups that score them.
 
-[["prompt", ["candidate", "candidate"], [3, 1]], ...]: how often each was sampled may be left out. No spaces, so that the same
-batch has the same bytes, and the same digest.
+The format is [["prompt", ["candidate", "candidate"], [3, 1]], ...]. The numbers say how often each candidate was sampled; they
+may be left out. The JSON has no spaces, so that the same batch always has the same bytes and the same digest.
 """
 
 import json
@@ -12,29 +12,36 @@ from dataclasses import dataclass
 from pluralllm.common.errors.tree import InvalidArgument, OverLimit
 from pluralllm.common.words.questions import Question
 
-MAX_BYTES = 3 * 1024 * 1024  # of a batch: with its envelope it fits one message
+MAX_BYTES = 3 * 1024 * 1024  # of a batch; with its envelope it fits one gRPC message
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Candidates:
-    """One prompt, and what is to be told apart for it."""
+    """One prompt and the candidate answers to compare."""
 
     prompt: str
-    options: tuple[str, ...]  # at least 2, each with a text of its own
-    counts: tuple[float, ...] = ()  # how often each was sampled; empty: all alike
+    options: tuple[str, ...]  # the candidates: at least 2, all different
+    counts: tuple[float, ...] = ()  # how often each candidate was sampled; empty: all equally often
 
     def to_question(self) -> Question:
-        """For a predictor; nobody has answered it."""
+        """Returns the prompt as a question and the candidates as its options, with equal shares: nobody has answered it."""
         return Question(self.prompt, self.options, tuple(1 / len(self.options) for _ in self.options))
 
 
 def write_rollouts(batch: Iterable[Candidates]) -> bytes:
-    rows = [[each.prompt, list(each.options), *([list(each.counts)] if each.counts else [])] for each in batch]
+    """Returns a batch as JSON."""
+    rows = [
+        [candidates.prompt, list(candidates.options), *([list(candidates.counts)] if candidates.counts else [])]
+        for candidates in batch
+    ]
     return json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def read_rollouts(raw: bytes, max_candidates: int) -> tuple[Candidates, ...]:
-    """Raises InvalidArgument, naming the first row that is wrong, or OverLimit."""
+    """Reads a batch from JSON that a stranger may have written.
+
+    Raises InvalidArgument, which names the first bad row; OverLimit for more than MAX_BYTES or `max_candidates`.
+    """
     if len(raw) > MAX_BYTES:
         raise OverLimit(what="bytes of rollouts", got=len(raw), limit=MAX_BYTES)
     try:
@@ -50,12 +57,13 @@ def read_rollouts(raw: bytes, max_candidates: int) -> tuple[Candidates, ...]:
 
 
 def sampled(batch: Sequence[Candidates]) -> list[float]:
-    """How often each candidate was sampled, in order."""
-    return [count for each in batch for count in each.counts or (1.0,) * len(each.options)]
+    """Returns how often each candidate of a batch was sampled, in the order of the batch; 1 where no counts are given."""
+    return [count for candidates in batch for count in candidates.counts or (1.0,) * len(candidates.options)]
 
 
 def count_candidates(batch: Sequence[Candidates]) -> int:
-    return sum(len(each.options) for each in batch)
+    """Returns the number of candidates in a batch, over all its prompts."""
+    return sum(len(candidates.options) for candidates in batch)
 
 
 def _row(number: int, row: object) -> Candidates:
@@ -72,10 +80,10 @@ def _row(number: int, row: object) -> Candidates:
     return Candidates(prompt, tuple(texts), tuple(float(count) for count in counts))
 
 
-def _are_counts(given: object, wanted: int) -> bool:
+def _are_counts(value: object, length: int) -> bool:
     return (
-        isinstance(given, list)
-        and len(given) == wanted
-        and all(isinstance(each, int | float) and math.isfinite(each) and 0 <= each <= 1e9 for each in given)
-        and sum(given) > 0
+        isinstance(value, list)
+        and len(value) == length
+        and all(isinstance(count, int | float) and math.isfinite(count) and 0 <= count <= 1e9 for count in value)
+        and sum(value) > 0
     )
