@@ -1,8 +1,9 @@
-"""The predictor's parameters: names, shapes and first values, without torch.
+"""The predictor's parameters: names, shapes and initial values, without torch.
 
-The coordinator makes version 0 from here; model.py must have exactly these parameters (a test says so). The names are torch
-state-dict names. First values follow torch's own for Linear and MultiheadAttention: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for
-weight and bias, Xavier-uniform for the attention's input projection, zeros for its biases, ones and zeros for LayerNorm.
+The coordinator makes model version 0 from this module. model.py must have exactly these parameters; a test checks it. The names
+are those of torch's state dict. Initial values follow torch's defaults for Linear and MultiheadAttention:
+U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, Xavier-uniform for the attention's input projection, zeros for the
+attention's biases, ones and zeros for the weight and bias of LayerNorm.
 Source: arXiv 2310.11523 (GPO), arXiv 2207.04179 (TNP-D).
 """
 
@@ -17,55 +18,61 @@ from numpy.typing import NDArray
 from pluralllm.common.weights.layout import Layout, layout_of
 from pluralllm.common.words.spec import Predictor, RunSpec
 
-OUTPUTS = 2  # mean and log-std of y
+OUTPUTS = 2  # mean and logarithm of the standard deviation of y
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One tensor; `bound` is the half-width of its uniform first values, `fill` the value when bound is 0."""
+    """One tensor of the model: its name, its shape and how its initial values are drawn."""
 
     name: str
     shape: tuple[int, ...]
-    bound: float
-    fill: float = 0.0
+    bound: float  # initial values are uniform in -bound .. bound
+    fill: float = 0.0  # the initial value of all elements if bound is 0
 
 
 def parameters(predictor: Predictor, embedding_dimension: int) -> tuple[Parameter, ...]:
-    """All parameters, sorted by name. 713,218 numbers for the paper's predictor at 384 dimensions."""
+    """Returns all parameters of a predictor, sorted by name.
+
+    For scale: the paper's predictor with embeddings of 384 dimensions has 713,218 numbers.
+    """
     d = predictor.d_model
-    found: list[Parameter] = []
+    tensors: list[Parameter] = []
 
     def linear(name: str, fan_in: int, fan_out: int) -> None:
         bound = 1 / math.sqrt(fan_in)
-        found.append(Parameter(f"{name}.weight", (fan_out, fan_in), bound))
-        found.append(Parameter(f"{name}.bias", (fan_out,), bound))
+        tensors.append(Parameter(f"{name}.weight", (fan_out, fan_in), bound))
+        tensors.append(Parameter(f"{name}.bias", (fan_out,), bound))
 
-    widths = [embedding_dimension + 1, *[d] * predictor.embedder_layers]  # +1: the point's y
+    widths = [embedding_dimension + 1, *[d] * predictor.embedder_layers]  # +1: the share y of the point
     for index, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         linear(f"embedder.{index}", fan_in, fan_out)
     for index in range(predictor.layers):
         layer = f"layers.{index}"
-        found.append(Parameter(f"{layer}.attention_in.weight", (3 * d, d), math.sqrt(6 / (3 * d + d))))
-        found.append(Parameter(f"{layer}.attention_in.bias", (3 * d,), 0.0))
-        found.append(Parameter(f"{layer}.attention_out.weight", (d, d), 1 / math.sqrt(d)))
-        found.append(Parameter(f"{layer}.attention_out.bias", (d,), 0.0))
+        tensors.append(Parameter(f"{layer}.attention_in.weight", (3 * d, d), math.sqrt(6 / (3 * d + d))))
+        tensors.append(Parameter(f"{layer}.attention_in.bias", (3 * d,), 0.0))
+        tensors.append(Parameter(f"{layer}.attention_out.weight", (d, d), 1 / math.sqrt(d)))
+        tensors.append(Parameter(f"{layer}.attention_out.bias", (d,), 0.0))
         linear(f"{layer}.feedforward_in", d, predictor.feedforward)
         linear(f"{layer}.feedforward_out", predictor.feedforward, d)
         for norm in ("attention_norm", "feedforward_norm"):
-            found.append(Parameter(f"{layer}.{norm}.weight", (d,), 0.0, fill=1.0))
-            found.append(Parameter(f"{layer}.{norm}.bias", (d,), 0.0))
+            tensors.append(Parameter(f"{layer}.{norm}.weight", (d,), 0.0, fill=1.0))
+            tensors.append(Parameter(f"{layer}.{norm}.bias", (d,), 0.0))
     linear("head.0", d, d)
     linear("head.1", d, OUTPUTS)
-    return tuple(sorted(found, key=lambda parameter: parameter.name))
+    return tuple(sorted(tensors, key=lambda parameter: parameter.name))
 
 
 def layout_for(spec: RunSpec) -> Layout:
-    """The layout of a run's model: a function of its spec alone."""
+    """Returns the layout (names and shapes of the tensors) of a run's model; it follows from the run spec alone."""
     return layout_of((tensor.name, tensor.shape) for tensor in parameters(spec.predictor, spec.embedding.dimension))
 
 
 def initial_values(parameter: Parameter, seed: int) -> NDArray[np.float32]:
-    """First values of one tensor. The stream depends on seed and name alone, so a new layer moves no other's values."""
+    """Returns the initial values of one tensor, float32, of the parameter's shape.
+
+    The random stream depends only on the seed and the name, so adding a layer changes no other layer's values.
+    """
     if parameter.bound == 0:
         return np.full(parameter.shape, parameter.fill, dtype=np.float32)
     key = int.from_bytes(hashlib.sha256(f"{seed}/{parameter.name}".encode()).digest()[:16])

@@ -1,7 +1,7 @@
-"""Texts to vectors by a transformer, as the run spec's embedding contract says, cached on disk.
+"""Turns texts into vectors with the transformer that the run spec's embedding contract names, and caches them on disk.
 
-The cache is one SQLite file, keyed by model, revision, files, pooling, length and text: safe for several processes, and with all
-texts in it the transformer is not loaded at all.
+The cache is one SQLite file. Its key is made from model, revision, model files, pooling, maximum length and text. Several
+processes may use it at once. If the cache has all texts, the transformer is not loaded.
 """
 
 import hashlib
@@ -26,14 +26,19 @@ PROBE_TEXTS = (
 )
 PROBE_DIGITS = 6
 
-Progress = Callable[[int, int], None]  # texts done, texts in all
+Progress = Callable[[int, int], None]  # called with the number of texts done and the number of all texts
 
 
 class Embedder:
-    """The contract's model on this machine. Loading waits until a text is not in the cache."""
+    """The embedding model of a contract on this machine, loaded when a text is first not in the cache."""
 
     def __init__(self, contract: Embedding, model_path: Path | None, cache: Path, device: torch.device) -> None:
-        """`model_path`: a local folder to use for contract.model; without it the id is looked up. Raises ModelUnavailable."""
+        """Opens the cache, and makes it if it is not there.
+
+        model_path: local folder with the model; without it, transformers looks the model's id up.
+        cache: folder for the cache file.
+        Raises ModelUnavailable if `model_path` has no config.json.
+        """
         self.contract = contract
         self._source = str(model_path) if model_path is not None else contract.model
         self._device = device
@@ -41,7 +46,7 @@ class Embedder:
         if model_path is not None and not (model_path / "config.json").is_file():
             raise ModelUnavailable(model=contract.model, problem=f"{model_path} is not a folder with a config.json")
         cache.mkdir(parents=True, exist_ok=True)
-        # Of no thread's own: whoever calls from several lets one in at a time.
+        # Any thread may use the connection, but callers must let only one thread in at a time.
         self._cache = sqlite3.connect(
             cache / "embeddings.sqlite3", timeout=60, isolation_level=None, check_same_thread=False
         )
@@ -57,54 +62,66 @@ class Embedder:
 
     @property
     def truncated(self) -> int:
-        """Texts cut at max_tokens, of those embedded now."""
+        """The number of texts that were cut at max_tokens, among those that this object embedded itself."""
         return 0 if self._encoder is None else self._encoder.truncated
 
     def close(self) -> None:
+        """Closes the cache file."""
         self._cache.close()
 
     def embed_questions(self, questions: Sequence[Question], on_progress: Progress) -> list[NDArray[np.float32]]:
-        """One [options, dimension] array for each question. Raises ModelUnavailable, EmbeddingMismatch (dimension)."""
+        """Returns an array for each question, with one vector for each of its options.
+
+        Each template of the contract is filled in and embedded; an option's vector joins the vectors of all templates.
+        Shapes: (options, dimension) float32 for each question, with the contract's dimension.
+        Raises ModelUnavailable; EmbeddingMismatch if the model's vectors do not have the contract's dimension.
+        """
         filled = [
             [fill(template, question, index) for template in self.contract.templates]
             for question, index in _points(questions)
         ]
         vectors = self.embed_texts([text for texts in filled for text in texts], on_progress)
-        points = vectors.reshape(len(filled), -1)  # (points, templates * width)
+        points = vectors.reshape(len(filled), -1)  # (P, templates * w)
         if points.shape[1] != self.contract.dimension:
             raise EmbeddingMismatch(model=self.contract.model, cosine=0.0, needed=self.contract.min_cosine)
         ends = np.cumsum([len(question.options) for question in questions])[:-1]
         return np.split(points, ends)
 
     def check_probes(self) -> None:
-        """Raises EmbeddingMismatch if any probe's vector is not what the run spec says."""
+        """Checks that this machine's model gives the vectors that the run spec's probes expect.
+
+        Raises EmbeddingMismatch if the cosine of a probe is below the contract's `min_cosine`; ModelUnavailable.
+        """
         if not self.contract.probes:
             return
-        found = self.embed_texts([probe.text for probe in self.contract.probes], lambda _done, _all: None)
-        for probe, vector in zip(self.contract.probes, found, strict=True):
+        vectors = self.embed_texts([probe.text for probe in self.contract.probes], lambda _done, _all: None)
+        for probe, vector in zip(self.contract.probes, vectors, strict=True):
             expected = np.asarray(probe.vector)
             cosine = -1.0
             if expected.shape == vector.shape:
                 cosine = float(expected @ vector / (np.linalg.norm(expected) * np.linalg.norm(vector)))
-            if not cosine >= self.contract.min_cosine:  # NaN too
+            if not cosine >= self.contract.min_cosine:  # true for NaN, too
                 raise EmbeddingMismatch(model=self.contract.model, cosine=cosine, needed=self.contract.min_cosine)
 
     def embed_texts(self, texts: Sequence[str], on_progress: Progress) -> NDArray[np.float32]:
-        """[texts, width]; each distinct text is embedded once, normalized if the contract says so."""
+        """Returns the vectors of texts, scaled to length 1 if the contract says so. Equal texts are embedded once.
+
+        Shapes: (texts, w) float32, with w the width of the model. Raises ModelUnavailable.
+        """
         distinct = list(dict.fromkeys(texts))
-        known = {text: vector for text in distinct if (vector := self._cached(text)) is not None}
-        missing = [text for text in distinct if text not in known]
-        done = len(known)
+        vector_of = {text: vector for text in distinct if (vector := self._cached(text)) is not None}
+        missing = [text for text in distinct if text not in vector_of]
+        done = len(vector_of)
         on_progress(done, len(distinct))
         for batch, vectors in self._encoder_loaded().encode(missing) if missing else ():
             self._keep(batch, vectors)
-            known.update(zip(batch, vectors, strict=True))
+            vector_of.update(zip(batch, vectors, strict=True))
             done += len(batch)
             on_progress(done, len(distinct))
-        found = np.stack([known[text] for text in texts]).astype(np.float32)
+        embedded = np.stack([vector_of[text] for text in texts]).astype(np.float32)
         if self.contract.normalize:
-            found /= np.linalg.norm(found, axis=1, keepdims=True)
-        return found
+            embedded /= np.linalg.norm(embedded, axis=1, keepdims=True)
+        return embedded
 
     def _cached(self, text: str) -> NDArray[np.float32] | None:
         row = self._cache.execute("SELECT vector FROM vectors WHERE key = ?", (self._hash(text),)).fetchone()
@@ -126,7 +143,10 @@ class Embedder:
 
 
 def make_probes(contract: Embedding, model_path: Path | None, cache: Path, device: torch.device) -> tuple[Probe, ...]:
-    """Probe vectors for a run spec, by the operator's copy of the model. Raises ModelUnavailable."""
+    """Makes the probes of a run spec: a few fixed texts with the vectors that the operator's copy of the model gives.
+
+    Raises ModelUnavailable.
+    """
     embedder = Embedder(contract, model_path, cache, device)
     try:
         vectors = embedder.embed_texts(PROBE_TEXTS, lambda _done, _all: None)
@@ -139,7 +159,7 @@ def make_probes(contract: Embedding, model_path: Path | None, cache: Path, devic
 
 
 def fill(template: str, question: Question, option: int) -> str:
-    """One template for one option."""
+    """Returns the template filled in for one option (its index) of a question."""
     letters = string.ascii_uppercase
     listed = " ".join(f"{_letter(letters, index)}. {text}" for index, text in enumerate(question.options))
     return template.format(
@@ -156,7 +176,10 @@ def _points(questions: Sequence[Question]) -> list[tuple[Question, int]]:
 
 
 def _fingerprint(model_path: Path | None) -> str:
-    """Tells one local copy from another without reading gigabytes: names, sizes and times of its files."""
+    """Returns a text that differs between copies of a model, without reading gigabytes.
+
+    It lists names, sizes and times of the files in the folder; it is empty without a folder.
+    """
     if model_path is None:
         return ""
     files = sorted(path for path in model_path.iterdir() if path.suffix in {".safetensors", ".json", ".txt", ".model"})

@@ -1,10 +1,11 @@
-"""A transformer that turns texts into vectors: the masked mean over the tokens of its last hidden state.
+"""Turns texts into vectors with a transformer: the mean of the last hidden states of a text's tokens.
 
-In a causal model a text's beginning has the same hidden states whatever follows. Texts that begin alike (one prompt, several
-answers) are encoded as one beginning, once, and their ends on top of its keys and values (arXiv 2503.09925 embeds each answer
-behind the whole prompt). Whether a model allows it is tried out when it is loaded, not guessed from its name.
+In a causal model, the hidden states of a text's beginning do not depend on what follows. So texts with a common beginning (one
+prompt, several answers) share its computation: the beginning is encoded once, and each text's end uses its keys and values
+(arXiv 2503.09925 embeds each answer together with the whole prompt). Not every model allows this; a trial decides when the model
+is loaded.
 
-R: texts of a batch, S: tokens of the longest, w: width of the model.
+Shapes: R texts in a batch, S tokens in the longest of them, F families in a batch, w numbers in a hidden state.
 """
 
 import itertools
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from pluralllm.common.errors.tree import ModelUnavailable
 
-BATCH_TOKENS = 8_192  # of one forward pass, padding included
-SHORTEST_PREFIX = 8  # tokens; below it a pass of its own costs more than it saves
-SAME_COSINE = 0.9999  # bf16 sums in another order; a prefix that does depend on what follows is far off
+BATCH_TOKENS = 8_192  # tokens in one forward pass, padding included
+SHORTEST_PREFIX = 8  # tokens; for a shorter prefix, the extra pass costs more than it saves
+# With bf16, the other order of sums changes vectors slightly. If a prefix depends on what follows, the cosine is far lower.
+SAME_COSINE = 0.9999
 TRIAL_TEXTS = tuple(
     f"How satisfied are you with the way democracy is working in your country? A. {answer}"
     for answer in ("Very", "Not at all satisfied", "Do not know")
@@ -34,26 +36,32 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Texts that begin alike. A single text has no prefix."""
+    """Texts that share a prefix of tokens. A family of one text has an empty prefix."""
 
     prefix: Tokens
     members: tuple[int, ...]  # numbers of the texts
-    suffixes: tuple[Tokens, ...]
+    suffixes: tuple[Tokens, ...]  # the tokens of each member after the prefix
 
 
 class Encoder:
-    """One model on one device."""
+    """A transformer with its tokenizer, on one device."""
 
     def __init__(self, source: str, revision: str, max_tokens: int, device: torch.device) -> None:
-        """`source`: a model id, or a local folder. Raises ModelUnavailable."""
-        self.truncated = 0  # texts cut at max_tokens
+        """Loads the model and tries whether it allows shared prefixes.
+
+        source: a model id, or a local folder. max_tokens: longer texts are cut. Raises ModelUnavailable.
+        """
+        self.truncated = 0  # number of texts that were cut at max_tokens
         self._max_tokens = max_tokens
         self._device = device
         self._tokenizer, self._model = _load(source, revision, device)
         self.shares_prefixes = self._try_prefixes()
 
     def encode(self, texts: Sequence[str]) -> Iterator[tuple[list[str], Vectors]]:
-        """Batches of texts, in an order of its own, and their vectors (R, w)."""
+        """Yields the texts in batches, each with its vectors. The order differs from that of `texts`.
+
+        Shapes: vectors (R, w) float32, not normalized.
+        """
         tokens = self._tokenize(texts)
         families = families_of(tokens) if self.shares_prefixes else alone(tokens)
         for batch in _batches(families):
@@ -65,38 +73,44 @@ class Encoder:
         whole = self._tokenizer(list(texts), truncation=False)["input_ids"]
         cut = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
         self.truncated += sum(len(a) > len(b) for a, b in zip(whole, cut, strict=True))
-        return [tuple(each) for each in cut]
+        return [tuple(ids) for ids in cut]
 
     @torch.no_grad()
     def _vectors(self, batch: Sequence[Family]) -> Vectors:
-        """All families of a batch have a prefix, or none has."""
+        """Returns the vectors of a batch of families, either all with a prefix or all without.
+
+        Shapes: (R, w) float32, texts in the order of the families and their members.
+        """
         lengths = [len(family.prefix) + len(suffix) for family in batch for suffix in family.suffixes]
         suffixes, suffix_mask = self._padded([suffix for family in batch for suffix in family.suffixes])  # (R, S)
         if not batch[0].prefix:
             sums = self._sums(suffixes, suffix_mask)
         else:
-            prefixes, prefix_mask = self._padded([family.prefix for family in batch])
-            known = self._model(input_ids=prefixes, attention_mask=prefix_mask, use_cache=True)
-            of = torch.tensor(
+            prefixes, prefix_mask = self._padded([family.prefix for family in batch])  # (F, prefix tokens)
+            prefix_output = self._model(input_ids=prefixes, attention_mask=prefix_mask, use_cache=True)
+            family_of_text = torch.tensor(
                 [n for n, family in enumerate(batch) for _ in family.suffixes], device=self._device
             )  # (R,)
-            cache = known.past_key_values
-            cache.batch_select_indices(of)
-            begins = prefix_mask.sum(1)[of]  # (R,) tokens before a text's suffix
-            places = begins[:, None] + torch.arange(suffixes.shape[1], device=self._device)  # (R, S)
-            mask = torch.cat([prefix_mask[of], suffix_mask], dim=1)
-            sums = _masked_sum(known.last_hidden_state, prefix_mask)[of]
-            sums = sums + self._sums(suffixes, suffix_mask, mask, position_ids=places, past_key_values=cache)
-        found: Vectors = (sums / torch.tensor(lengths, device=self._device)[:, None]).cpu().numpy()  # (R, w)
-        return found
+            cache = prefix_output.past_key_values
+            cache.batch_select_indices(family_of_text)
+            prefix_lengths = prefix_mask.sum(1)[family_of_text]  # (R,)
+            positions = prefix_lengths[:, None] + torch.arange(suffixes.shape[1], device=self._device)  # (R, S)
+            mask = torch.cat([prefix_mask[family_of_text], suffix_mask], dim=1)
+            sums = _masked_sum(prefix_output.last_hidden_state, prefix_mask)[family_of_text]
+            sums = sums + self._sums(suffixes, suffix_mask, mask, position_ids=positions, past_key_values=cache)
+        vectors: Vectors = (sums / torch.tensor(lengths, device=self._device)[:, None]).cpu().numpy()  # (R, w)
+        return vectors
 
     def _sums(self, tokens: Tensor, real: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
-        """Over the real tokens of each row. (R, w)"""
-        seen = self._model(input_ids=tokens, attention_mask=real if mask is None else mask, **more)
-        return _masked_sum(seen.last_hidden_state, real)
+        """Sums the last hidden states over the real tokens of each row.
+
+        Shapes: tokens (R, S), real (R, S) -> (R, w). mask: the attention mask, if it is not `real`.
+        """
+        output = self._model(input_ids=tokens, attention_mask=real if mask is None else mask, **more)
+        return _masked_sum(output.last_hidden_state, real)
 
     def _padded(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        """Tokens and mask, (R, S) each."""
+        """Pads rows of tokens to the longest. Returns tokens and mask, (R, S) each; the mask is 1 for a real token."""
         longest = max(map(len, rows))
         filler = self._tokenizer.pad_token_id or 0
         tokens = torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
@@ -104,14 +118,15 @@ class Encoder:
         return tokens.to(self._device), mask.to(self._device)
 
     def _try_prefixes(self) -> bool:
+        """Encodes a few texts with and without a shared prefix. Returns whether the vectors are the same but for rounding."""
         tokens = self._tokenize(TRIAL_TEXTS)
         self.truncated = 0
         families = families_of(tokens)
         if len(families) != 1 or not families[0].prefix:
-            return False  # these texts have no beginning in common: a tokenizer with few words
+            return False  # the tokenizer knows few words, so these texts have no common beginning
         try:
             together = self._vectors(families)
-        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):  # no cache, or another kind of one
+        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):  # the model has no such cache
             return False
         order = np.argsort(families[0].members)
         apart = np.concatenate([self._vectors([family]) for family in alone(tokens)])
@@ -121,23 +136,26 @@ class Encoder:
 
 
 def alone(tokens: Sequence[Tokens]) -> list[Family]:
-    """Every text by itself."""
-    return [Family((), (number,), (each,)) for number, each in enumerate(tokens)]
+    """Returns a family for each text, without a prefix."""
+    return [Family((), (number,), (text_tokens,)) for number, text_tokens in enumerate(tokens)]
 
 
 def families_of(tokens: Sequence[Tokens]) -> list[Family]:
-    """Texts in families by their common beginning: one that joins may not make it shorter than half, nor than 8 tokens."""
+    """Groups texts into families by their common beginning.
+
+    A text joins a family only if the common prefix keeps at least half of its length and at least SHORTEST_PREFIX tokens.
+    """
     order = sorted(range(len(tokens)), key=lambda number: tokens[number])
-    found: list[Family] = []
+    families: list[Family] = []
     members: list[int] = []
     prefix: Tokens = ()
 
     def close() -> None:
-        common = prefix[: min(len(tokens[number]) for number in members) - 1]  # a text keeps a token of its own
+        common = prefix[: min(len(tokens[number]) for number in members) - 1]  # at least one token stays in each suffix
         if len(members) == 1 or len(common) < SHORTEST_PREFIX:
-            found.extend(Family((), (number,), (tokens[number],)) for number in members)
+            families.extend(Family((), (number,), (tokens[number],)) for number in members)
         else:
-            found.append(Family(common, tuple(members), tuple(tokens[number][len(common) :] for number in members)))
+            families.append(Family(common, tuple(members), tuple(tokens[number][len(common) :] for number in members)))
 
     for number in order:
         shared = _common(prefix, tokens[number])
@@ -148,20 +166,24 @@ def families_of(tokens: Sequence[Tokens]) -> list[Family]:
         members.append(number)
     if members:
         close()
-    return found
+    return families
 
 
 def _common(one: Tokens, other: Tokens) -> int:
+    """Returns the length of the common beginning of two texts, in tokens."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _batches(families: Sequence[Family]) -> Iterator[list[Family]]:
-    """Families of like length, with a prefix or all without, as many as fit a pass."""
+    """Groups families of similar length into batches of at most BATCH_TOKENS tokens, unless one family alone has more.
+
+    The families of a batch either all have a prefix or all have none.
+    """
     for has_prefix in (False, True):
-        mine = [family for family in families if bool(family.prefix) == has_prefix]
+        alike = [family for family in families if bool(family.prefix) == has_prefix]
         batch: list[Family] = []
         longest = rows = 0
-        for family in sorted(mine, key=lambda each: (len(each.prefix), max(map(len, each.suffixes)))):
+        for family in sorted(alike, key=lambda member: (len(member.prefix), max(map(len, member.suffixes)))):
             length = max(len(family.prefix), *map(len, family.suffixes))
             if batch and max(longest, length) * (rows + len(family.suffixes)) > BATCH_TOKENS:
                 yield batch
@@ -173,16 +195,17 @@ def _batches(families: Sequence[Family]) -> Iterator[list[Family]]:
 
 
 def _masked_sum(hidden: Tensor, mask: Tensor) -> Tensor:
-    """(R, S, w), (R, S) -> (R, w), in float32."""
+    """Sums hidden states over the tokens whose mask is 1, in float32. Shapes: hidden (R, S, w), mask (R, S) -> (R, w)."""
     return (hidden.float() * mask.unsqueeze(-1)).sum(1)
 
 
 def _load(source: str, revision: str, device: torch.device) -> tuple[Any, Any]:
+    """Loads tokenizer and model, from disk if they are there, otherwise over the network. Raises ModelUnavailable."""
     from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 - seconds, and often not needed at all
 
     last: Exception | None = None
     tokenizer = model = None
-    for offline in (True, False):  # what is on disk first: no network is asked for what is here
+    for offline in (True, False):  # the disk first: a model that is there needs no network
         if not offline and Path(source).is_dir():
             break
         options: Any = {"revision": revision, "local_files_only": offline, "trust_remote_code": False}
@@ -195,12 +218,12 @@ def _load(source: str, revision: str, device: torch.device) -> tuple[Any, Any]:
     if model is None or tokenizer is None:
         problem = str(last).strip().splitlines()[0] if last is not None else "unknown"
         raise ModelUnavailable(model=source, problem=problem)
-    if tokenizer.pad_token is None:  # causal models have none; masked out, its value does not matter
+    if tokenizer.pad_token is None:  # causal models often have none; any token will do, because the mask hides it
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer, model.to(device).eval()
 
 
 def _precision(device: torch.device) -> torch.dtype:
-    """bf16 where the device computes in it; what a contract's probes say of the vectors still holds them to 0.999."""
+    """Returns bf16 if the device supports it, otherwise float32. The contract's probes still check the vectors."""
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if fast else torch.float32

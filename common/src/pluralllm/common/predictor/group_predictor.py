@@ -1,6 +1,6 @@
-"""One group's predictor, ready for use: the group's few answers are read once, and scoring new answers costs only them.
+"""A predictor that is ready for one group: it encodes the group's known answers once and then predicts any other answers.
 
-P: points, one for each (question, option); D: embedding dimension.
+Shapes: P points (one for each option of each question), D numbers in an embedding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,20 +15,20 @@ from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.model import PreferencePredictor
 from pluralllm.common.words.questions import Question
 
-POINTS_AT_ONCE = 2048  # bounds the memory of a pass, whatever is asked
+POINTS_AT_ONCE = 2048  # bounds the memory of a pass for any number of questions
 
 
 @dataclass(frozen=True, slots=True)
 class PredictedAnswer:
-    """How a group would answer one question."""
+    """The predicted answer of a group to one question."""
 
-    shares: NDArray[np.float32]  # (options,), sum 1
-    spreads: NDArray[np.float32]  # (options,) predicted standard deviation of each share
-    means: NDArray[np.float32]  # (options,) what the shares are the softmax of
+    shares: NDArray[np.float32]  # (options,), sum 1: the softmax of `means`
+    spreads: NDArray[np.float32]  # (options,): predicted standard deviation of each share
+    means: NDArray[np.float32]  # (options,): the model's raw outputs
 
 
 class GroupPredictor:
-    """A model version and a group's context, whose keys and values are kept."""
+    """A model version together with one group's context, whose keys and values it keeps."""
 
     @torch.no_grad()
     def __init__(
@@ -40,29 +40,41 @@ class GroupPredictor:
         device: torch.device,
         min_context: int = 1,
     ) -> None:
-        """`context`: the group's own answers. Raises TooFewQuestions below `min_context`, ModelUnavailable, EmbeddingMismatch."""
+        """Embeds and encodes the context: questions with the group's own answers.
+
+        Raises TooFewQuestions if `context` has fewer than `min_context` questions; ModelUnavailable, EmbeddingMismatch.
+        """
         if len(context) < max(1, min_context):
             use = "predicting its other answers"
             raise TooFewQuestions(group=group, usable=len(context), needed=max(1, min_context), use=use)
         self._model, self._embedder, self._device = model.to(device).eval(), embedder, device
         points = torch.from_numpy(self._embedded(context)).to(device)[None]  # (1, P, D)
         shares = np.concatenate([np.asarray(question.shares, np.float32) for question in context])  # (P,)
-        known = torch.from_numpy(shares).to(device)[None]
-        self._context = self._model.encode_context(points, known, torch.ones_like(known, dtype=torch.bool))
+        context_shares = torch.from_numpy(shares).to(device)[None]
+        self._context = self._model.encode_context(
+            points, context_shares, torch.ones_like(context_shares, dtype=torch.bool)
+        )
 
     def predict(self, questions: Sequence[Question]) -> list[PredictedAnswer]:
-        """Of each question's options; the questions' own shares are not looked at. Raises ModelUnavailable, EmbeddingMismatch."""
+        """Predicts the group's answer to each question; the shares that the questions carry are ignored.
+
+        Raises ModelUnavailable, EmbeddingMismatch.
+        """
         if not questions:
             return []
         return list(self.predict_embedded(self._embedded(questions), [len(question.options) for question in questions]))
 
     def predict_embedded(self, points: NDArray[np.float32], options: Sequence[int]) -> Iterator[PredictedAnswer]:
-        """The same of embeddings (P, D), `options` of them for each question; in passes of bounded size."""
+        """Yields the group's predicted answers to questions that are embedded already, in passes of bounded size.
+
+        Shapes: points (P, D) float32, the points of one question after those of another.
+        options: the number of options of each question; their sum is P.
+        """
         ends = np.cumsum(options)
-        first = done = 0  # question, point
+        first = done = 0  # number of the next question, and of its first point
         while first < len(options):
             last = max(first + 1, int(np.searchsorted(ends, done + POINTS_AT_ONCE, side="right")))
-            mean, log_std = self._pass(points[done : ends[last - 1]])  # (points of the pass,) twice
+            mean, log_std = self._pass(points[done : ends[last - 1]])  # both (points of the pass,)
             parts = np.cumsum(options[first:last])[:-1]
             for means, spreads in zip(np.split(mean, parts), np.split(np.exp(log_std), parts), strict=True):
                 raised = np.exp(means - means.max())
@@ -71,9 +83,10 @@ class GroupPredictor:
 
     @torch.no_grad()
     def _pass(self, points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Predicts mean and log-std of points in one pass. Shapes: (P, D) -> (P,), (P,)."""
         predicted = self._model.predict_targets(self._context, torch.from_numpy(points).to(self._device)[None])
         return predicted.mean[0].cpu().numpy(), predicted.log_std[0].cpu().numpy()
 
     def _embedded(self, questions: Sequence[Question]) -> NDArray[np.float32]:
-        """(P, D)"""
+        """Returns the embeddings of all options of the questions, shape (P, D)."""
         return np.concatenate(self._embedder.embed_questions(questions, lambda _done, _all: None))

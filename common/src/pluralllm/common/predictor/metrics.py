@@ -1,5 +1,6 @@
-"""How well a prediction fits, for one question, one group and over the groups. numpy only: the coordinator reads these too.
+"""Measures how well predictions fit the true answers: for one question, for one group, and how evenly over the groups.
 
+This module uses only numpy, because the coordinator computes fairness too and has no torch.
 Sources: arXiv 2503.09925 (alignment score, fairness index); Lin 1991 (Jensen-Shannon); Jain et al. 1984 (Jain's index).
 """
 
@@ -11,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Shares = Sequence[float] | NDArray[np.floating]
-MAX_JS_DISTANCE = math.sqrt(math.log(2))  # between shares that have no option in common
+MAX_JS_DISTANCE = math.sqrt(math.log(2))  # the distance between shares that have no option in common
 
 
 def js_distance(predicted: Shares, true: Shares) -> float:
-    """Jensen-Shannon distance (the square root), natural logarithm: 0 .. sqrt(ln 2). Base 2 is this over sqrt(ln 2).
+    """Jensen-Shannon distance between predicted and true shares: 0 (equal) .. sqrt(ln 2) (no option in common).
 
-    Raises ValueError for NaN, negative or all-zero shares: a distance that cannot be had is not a perfect one.
+    It is the square root of the divergence, with natural logarithms. Divide it by sqrt(ln 2) for logarithms to base 2.
+    Shapes: (options,) both; each is scaled to sum 1 first.
+    Raises ValueError for different lengths, or for shares that are NaN, negative or all 0: these have no distance, and 0 would
+    say that the prediction is perfect.
     """
     p, q = _distribution(predicted), _distribution(true)
     if p.shape != q.shape:
@@ -29,9 +33,10 @@ def js_distance(predicted: Shares, true: Shares) -> float:
 def js_distances(
     predicted: NDArray[np.floating], true: NDArray[np.floating], starts: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """`js_distance` of many questions at once: shares one question after another, (P,), and where each begins, (Q,) -> (Q,).
+    """Jensen-Shannon distances of many questions at once, as `js_distance` computes them.
 
-    Raises ValueError as `js_distance` does.
+    Shapes: shares (P,), the options of one question after those of another; starts (Q,), where each question begins -> (Q,).
+    Raises ValueError for the same reasons as `js_distance`.
     """
     if predicted.shape != true.shape:
         raise ValueError(f"{predicted.size} shares predicted, {true.size} given")
@@ -42,11 +47,12 @@ def js_distances(
 
 
 def wasserstein_score(predicted: Shares, true: Shares, scale: Sequence[float | None]) -> float | None:
-    """1 - W1 / max W1 over the options that are on the scale: 1 is perfect, 0 all at the wrong end.
+    """Wasserstein score of an ordinal question, 1 - W1 / greatest possible W1: 1 is perfect, 0 is all at the wrong end.
 
-    Options off the scale (refused) are left out on both sides and the rest is brought to sum 1. None if the question is not
-    ordinal: fewer than two positions, or no true share on them. A prediction with nothing on the scale scores 0: what cannot
-    be compared must not drop out of a mean.
+    scale: position of each option on the scale, None for an option off the scale (for example "refused"). Options off the
+    scale are left out of both distributions, and the rest is scaled to sum 1.
+    Returns None if the question is not ordinal: it has fewer than two different positions, or no true share on them. Returns 0
+    if the prediction has no share on the scale, so that such a bad prediction still counts in a mean.
     """
     on = [index for index, position in enumerate(scale) if position is not None]
     positions = np.array([scale[index] for index in on], dtype=np.float64)
@@ -63,15 +69,18 @@ def wasserstein_score(predicted: Shares, true: Shares, scale: Sequence[float | N
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Scores of a group as a sum that can be merged: zero, add, result."""
+    """The scores of a group as running sums over its questions. Begin with Alignment() and `add` one question after another."""
 
     questions: int = 0
-    js_total: float = 0.0  # natural-log distances
+    js_total: float = 0.0  # sum of the Jensen-Shannon distances, natural logarithm
     ordinal_questions: int = 0
-    wasserstein_total: float = 0.0
+    wasserstein_total: float = 0.0  # sum over the ordinal questions
 
     def add(self, predicted: Shares, true: Shares, scale: Sequence[float | None] | None) -> "Alignment":
-        """With one more question."""
+        """Returns the sums with one more question.
+
+        Shapes: predicted, true and scale (options,). scale: see `wasserstein_score`; None if the question has no scale.
+        """
         ordinal = None if scale is None else wasserstein_score(predicted, true, scale)
         return Alignment(
             self.questions + 1,
@@ -82,17 +91,17 @@ class Alignment:
 
     @property
     def score(self) -> float:
-        """Alignment score, natural logarithm: 1 is perfect, 1 - sqrt(ln 2) = 0.167 the worst."""
+        """Alignment score with natural logarithms: 1 is perfect, 1 - sqrt(ln 2) = 0.167 is the worst."""
         return 1 - self._mean_distance
 
     @property
     def score_base2(self) -> float:
-        """Alignment score, base 2: 1 is perfect, 0 the worst."""
+        """Alignment score with logarithms to base 2: 1 is perfect, 0 is the worst."""
         return max(0.0, 1 - self._mean_distance / MAX_JS_DISTANCE)
 
     @property
     def wasserstein(self) -> float | None:
-        """Mean Wasserstein score of the ordinal questions; None if there are none."""
+        """Mean Wasserstein score of the ordinal questions, 0 .. 1; None if there are none."""
         return self.wasserstein_total / self.ordinal_questions if self.ordinal_questions else None
 
     @property
@@ -103,7 +112,10 @@ class Alignment:
 
 
 def coefficient_of_variation(scores: Sequence[float]) -> float:
-    """Standard deviation (of the population) over mean; 0 when all are equal."""
+    """Coefficient of variation: the population's standard deviation divided by the mean; 0 when all scores are equal.
+
+    Raises ValueError if there is no score, or one is not finite.
+    """
     values = np.asarray(scores, dtype=np.float64)
     if not values.size or not np.isfinite(values).all():
         raise ValueError("scores must be finite, at least one")
@@ -112,11 +124,12 @@ def coefficient_of_variation(scores: Sequence[float]) -> float:
 
 
 def fairness_index(scores: Sequence[float]) -> float:
-    """Group form: 1 / (1 + CoV^2) of the groups' scores, Jain's index; 1 is even, 1/n the worst."""
+    """Fairness index of the scores of n groups: Jain's index, 1 / (1 + CoV^2). 1 is perfectly even, 1/n is the worst."""
     return 1 / (1 + coefficient_of_variation(scores) ** 2)
 
 
 def _distribution(shares: Shares) -> NDArray[np.float64]:
+    """Scales the shares of one question to sum 1, (options,). Raises ValueError if they are no distribution."""
     values = np.asarray(shares, dtype=np.float64)
     if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
         raise ValueError("shares must be finite, not negative and not all zero")
@@ -125,6 +138,7 @@ def _distribution(shares: Shares) -> NDArray[np.float64]:
 
 
 def _distributions(shares: NDArray[np.floating], starts: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Scales the shares of each question to sum 1: (P,), starts (Q,) -> (P,). Raises ValueError if they are no distribution."""
     values = shares.astype(np.float64)  # (P,)
     totals = np.add.reduceat(values, starts)  # (Q,)
     if not np.isfinite(values).all() or (values < 0).any() or (totals <= 0).any():
@@ -134,7 +148,7 @@ def _distributions(shares: NDArray[np.floating], starts: NDArray[np.integer]) ->
 
 
 def _terms_against_middle(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each option adds to the relative entropy of p to (p + q) / 2."""
+    """Terms of the relative entropy of p to (p + q) / 2, one for each option: (P,), (P,) -> (P,)."""
     terms: NDArray[np.float64] = np.zeros_like(p)
     seen = p > 0
     terms[seen] = p[seen] * np.log(2 * p[seen] / (p + q)[seen])
@@ -142,6 +156,9 @@ def _terms_against_middle(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDA
 
 
 def _entropy_against_middle(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-    """Relative entropy of p to (p + q) / 2; halving here would lose the smallest shares to underflow."""
+    """Relative entropy of p to (p + q) / 2.
+
+    It is computed with 2 p / (p + q): halving p + q first would underflow for the smallest shares.
+    """
     seen = p > 0
     return float((p[seen] * np.log(2 * p[seen] / (p + q)[seen])).sum())

@@ -1,12 +1,12 @@
-"""The predictor: a transformer neural process (TNP-D), written for the attention it really has.
+"""The predictor: a transformer neural process (TNP-D) that computes only the attention which its mask allows.
 
-A point is [embedding ; y]: context points carry the group's share y, targets carry 0. Every point attends to the context
-points only: context to context, and targets to context through the same weights. So targets do not see one another, all of
-them are scored in one pass at a cost of C^2 + C*T instead of (C + T)^2, and the context's keys and values can be kept for
-later targets. There are no positions: the order of the context does not matter. Layers are post-norm with ReLU.
+A point is [embedding ; y]: for a context point, y is the group's share; for a target point, y is 0. Every point attends only to
+the context points: context to context, and targets to context, with the same weights. So targets do not influence one another,
+one pass scores all of them at a cost of C^2 + C*T instead of (C + T)^2, and the context's keys and values can be kept for later
+targets. Points have no positions: the order of the context does not matter. Layers are post-norm with ReLU.
 
-B: episodes, C: context points, T: target points, D: embedding dimension, d: d_model, H: heads.
-Names, shapes and first values of the parameters: architecture.py.
+Shapes: B episodes, C context points, T target points, N points of either kind, D numbers in an embedding, d = d_model, H heads.
+Names, shapes and initial values of the parameters are in architecture.py.
 Sources: arXiv 2503.09925 (PluralLLM), arXiv 2310.11523 (GPO), arXiv 2207.04179 (TNP-D).
 """
 
@@ -28,28 +28,31 @@ from pluralllm.common.words.spec import Embedding, Predictor
 
 @dataclass(frozen=True, slots=True)
 class EncodedContext:
-    """All that targets need of a context."""
+    """An encoded context: everything that a prediction of targets needs from it."""
 
-    keys: tuple[Tensor, ...]  # of each layer, (B, H, C, d/H)
-    values: tuple[Tensor, ...]  # of each layer, (B, H, C, d/H)
+    keys: tuple[Tensor, ...]  # one for each layer, (B, H, C, d/H)
+    values: tuple[Tensor, ...]  # one for each layer, (B, H, C, d/H)
     mask: Tensor  # (B, 1, 1, C) bool, True for a real point
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Of each target point; the means are comparable within one question only, through a softmax over its options."""
+    """The model's outputs for target points.
+
+    Means are comparable only among the options of one question; their softmax is the predicted shares.
+    """
 
     mean: Tensor  # (B, T)
-    log_std: Tensor  # (B, T), of the share
+    log_std: Tensor  # (B, T): logarithm of the predicted standard deviation of the share
 
 
 class PreferencePredictor(nn.Module):
     """Predicts a group's share of each target option from the group's answers to other questions."""
 
     def __init__(self, config: Predictor, embedding: Embedding) -> None:
-        """First values are torch's, unseeded: a run's come from its version 0, through `load_weights`."""
+        """Makes the layers with torch's unseeded initial values. `load_weights` replaces them by those of a model version."""
         super().__init__()
-        widths = [embedding.dimension + 1, *[config.d_model] * config.embedder_layers]  # +1: the point's y
+        widths = [embedding.dimension + 1, *[config.d_model] * config.embedder_layers]  # +1: the share y of the point
         self.input_scale = input_scale(config, embedding)
         self.share_scale = config.share_scale
         self.embedder = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths))
@@ -57,11 +60,17 @@ class PreferencePredictor(nn.Module):
         self.head = nn.ModuleList([nn.Linear(config.d_model, config.d_model), nn.Linear(config.d_model, OUTPUTS)])
 
     def forward(self, context: Tensor, shares: Tensor, mask: Tensor, targets: Tensor) -> Prediction:
-        """context (B, C, D), shares (B, C), mask (B, C) bool with True for a real point, targets (B, T, D)."""
+        """Predicts the targets from the context.
+
+        Shapes: context (B, C, D), shares (B, C), mask (B, C) bool with True for a real point, targets (B, T, D).
+        """
         return self.predict_targets(self.encode_context(context, shares, mask), targets)
 
     def encode_context(self, context: Tensor, shares: Tensor, mask: Tensor) -> EncodedContext:
-        """The context by itself, kept for any number of targets. Each episode has at least one real context point."""
+        """Encodes the context alone; the result serves any number of calls of `predict_targets`.
+
+        Shapes: as in `forward`. Each episode must have at least one real context point.
+        """
         attended = mask[:, None, None, :]  # (B, 1, 1, C)
         x = self._embed(context, shares)  # (B, C, d)
         keys, values = [], []
@@ -75,7 +84,10 @@ class PreferencePredictor(nn.Module):
         return EncodedContext(tuple(keys), tuple(values), attended)
 
     def predict_targets(self, encoded: EncodedContext, targets: Tensor) -> Prediction:
-        """targets (B, T, D), scored independently of one another. What padded targets get means nothing."""
+        """Predicts target points, each independently of the others.
+
+        Shapes: targets (B, T, D) -> (B, T) for mean and log_std. The results for padded targets mean nothing.
+        """
         x = self._embed(targets, targets.new_zeros(targets.shape[:2]))  # (B, T, d)
         for layer, k, v in zip(self.layers, encoded.keys, encoded.values, strict=True):
             x = layer(x, k, v, encoded.mask)  # (B, T, d)
@@ -84,6 +96,7 @@ class PreferencePredictor(nn.Module):
         return Prediction(mean, log_std)
 
     def _embed(self, embeddings: Tensor, shares: Tensor) -> Tensor:
+        """Joins scaled embeddings and shares to points, and applies the embedder: (B, N, D), (B, N) -> (B, N, d)."""
         y = shares.unsqueeze(-1) * self.share_scale  # (B, N, 1)
         x = torch.cat([embeddings * self.input_scale, y], dim=-1)  # (B, N, D + 1)
         *hidden, out = self.embedder
@@ -94,7 +107,7 @@ class PreferencePredictor(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One post-norm transformer layer whose queries need not be the points that are attended to."""
+    """One post-norm transformer layer whose queries may be other points than those that are attended to."""
 
     def __init__(self, config: Predictor) -> None:
         super().__init__()
@@ -109,14 +122,17 @@ class EncoderLayer(nn.Module):
         self.feedforward_norm = nn.LayerNorm(d)
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, d) -> twice (B, H, C, d/H)."""
+        """Returns the keys and the values of context points: (B, C, d) -> (B, H, C, d/H), (B, H, C, d/H)."""
         d = context.shape[-1]
         both = F.linear(context, self.attention_in.weight[d:], self.attention_in.bias[d:])  # (B, C, 2d)
         keys, values = both.chunk(2, dim=-1)
         return self._by_head(keys), self._by_head(values)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """(B, N, d) -> (B, N, d); every point of x attends to the real points among keys and values."""
+        """Applies the layer to points; every point attends to the real context points.
+
+        Shapes: x (B, N, d), keys and values (B, H, C, d/H), mask (B, 1, 1, C) bool -> (B, N, d).
+        """
         d, dropout = x.shape[-1], self.dropout if self.training else 0.0
         queries = self._by_head(F.linear(x, self.attention_in.weight[:d], self.attention_in.bias[:d]))  # (B, H, N, d/H)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
@@ -127,14 +143,16 @@ class EncoderLayer(nn.Module):
         return normed
 
     def _by_head(self, x: Tensor) -> Tensor:
+        """Splits the last dimension by attention head."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (B, N, d) -> (B, H, N, d/H)
 
 
 def input_scale(config: Predictor, embedding: Embedding) -> float:
-    """What embeddings are multiplied by.
+    """The factor by which the model multiplies embeddings, so that their components have unit variance.
 
-    A unit vector of w numbers has components of variance 1/w, and so has a concatenation of such vectors: one for each
-    template, w = dimension / templates. Times sqrt(w) they have unit variance.
+    An embedding joins one unit vector of w numbers for each template, w = dimension / templates. The components of a unit
+    vector of w numbers have variance 1/w; multiplied by sqrt(w), they have variance 1. The factor is 1 if the run spec sets
+    `input_scale` to "none".
     """
     if config.input_scale == "none":
         return 1.0
@@ -142,18 +160,21 @@ def input_scale(config: Predictor, embedding: Embedding) -> float:
 
 
 def load_weights(model: PreferencePredictor, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Copies named values into the model. Raises WrongLayout unless names and shapes are exactly the model's."""
+    """Copies the tensors of a model version into the model, by name.
+
+    Raises WrongLayout if names and shapes are not exactly those of the model.
+    """
     own = dict(model.named_parameters())
     for name in sorted(own.keys() | tensors.keys()):
-        got = tensors[name].shape if name in tensors else "absent"
-        wanted = tuple(own[name].shape) if name in own else "absent"
-        if got != wanted:
-            raise WrongLayout(problem=f"tensor {name} is {got}, expected {wanted}")
+        actual_shape = tensors[name].shape if name in tensors else "absent"
+        expected_shape = tuple(own[name].shape) if name in own else "absent"
+        if actual_shape != expected_shape:
+            raise WrongLayout(problem=f"tensor {name} is {actual_shape}, expected {expected_shape}")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(torch.from_numpy(np.array(tensors[name])))  # a copy: weights files are mapped read-only
 
 
 def flat_weights(model: PreferencePredictor) -> NDArray[np.float32]:
-    """All values as one float32 array in layout order (sorted by name), shape (values,)."""
+    """Returns all parameters as one flat array in layout order (sorted by name). Shape: (values,), float32."""
     return np.concatenate([p.detach().cpu().numpy().ravel() for _, p in sorted(model.named_parameters())])
