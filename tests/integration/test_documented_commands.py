@@ -23,6 +23,7 @@ VENV = Path(sys.executable).parents[1]
 ELSEWHERE = {
     "make demo": "tests/faults/test_demo.py",
     "make test": "it runs this",
+    "make check": "the quick part of make test, and make lint",
     "make lint": ".ci/run",
     "bash .ci/run": "it runs this",
     "make protos": "tests/architecture/test_generated_code.py",
