@@ -1,8 +1,8 @@
 """Writes the pages of docs/reference/ from the code they describe: `python docs/generate.py` (make docs).
 
-metrics.md from the instruments, events.md from the event classes and from what is logged, run-spec.md from the run spec's models,
-errors.md from the error tree, json.md from the forms of --json, protocol.md from the .proto files.
-A test makes them again and compares.
+metrics.md comes from the instruments, events.md from the event classes and the log calls, run-spec.md from the run spec's
+models, errors.md from the error tree, json.md from the forms of --json, and protocol.md from the .proto files. A test writes
+the pages again and compares them with those in the repository.
 """
 
 import ast
@@ -33,13 +33,13 @@ from pluralllm.server.rounds import events as ev
 
 ROOT = Path(__file__).parents[1]
 PAGES = Path(__file__).parent / "reference"
-MADE = "<!-- Made by docs/generate.py from the code; edit that, then `make docs`. -->\n"
+MADE = "<!-- Made by docs/generate.py from the code. To change this page, edit the code, then run `make docs`. -->\n"
 METRICS = """# Metrics
 
-In Prometheus' text format, at `metrics_listen` of either configuration (off by default), path `/metrics`. Labels are bounded:
-codes, phases, at most 20 runs and 200 groups of each. Counters begin at 0 with the process. Of a histogram there are `_bucket`,
-`_sum` and `_count`.
-The metrics of Python and of the process (`process_*`, `python_*`) are there too.
+Coordinator and client daemon serve metrics in Prometheus' text format at `metrics_listen` of their configuration (off by
+default), path `/metrics`. The number of label values is limited: codes, phases, at most 20 runs and 200 groups of each run.
+Counters start at 0 with the process. A histogram has the series `_bucket`, `_sum` and `_count`.
+The metrics of Python and of the process (`process_*`, `python_*`) are served too.
 
 ## Coordinator
 
@@ -47,41 +47,42 @@ The metrics of Python and of the process (`process_*`, `python_*`) are there too
 CLIENT_METRICS = """
 ## Client daemon
 
-For the partner's own Prometheus: nothing of it goes to the coordinator.
+These metrics are for the partner's own Prometheus. None of them is sent to the coordinator.
 
 """
 EVENTS = """# Events
 
-## Of a run
+## Events of a run
 
-Every change of a run's state is one of these, in its log for ever: `pluralllm status RUN --watch`, WatchRun, and `kind` in the
-coordinator's `run.event` lines. `at_s` is the time, seconds since 1970.
+Every change of a run's state is one of these events and stays in the run's log. `pluralllm status RUN --watch` and the call
+WatchRun show them, and the coordinator's `run.event` lines hold them as `kind`. `at_s` is the time in seconds since 1970.
 
 """
 LINES = """
-A line is one JSON object (`log_format`): `event`, `level`, `timestamp`, and the facts.
+With the default `log_format`, a line is one JSON object: `event`, `level`, `timestamp` and the facts.
 No line holds a key, a token or private text.
 """
 RUN_SPEC = """# The run spec
 
-A TOML file for `pluralllm run create`; what it leaves out comes from `preset` (default: `default`), then from the last column.
-Times are seconds. A key that is not here is refused.
+The run spec is a TOML file for `pluralllm run create`. A key that is missing in the file has the value of the `preset`
+(default: `default`), and if the preset does not set it either, the value in the last column. Times are in seconds. A key
+that is not listed here is refused.
 
 """
 ERRORS = """# Errors
 
-What is told when something is refused or has failed. `pluralllm explain CODE` prints the same. On the wire it is an ErrorInfo
-with this reason and the gRPC status; a command ends with the exit code.
+These are the errors that report a refusal or a failure. `pluralllm explain CODE` prints the same texts. In a gRPC answer an
+error is an ErrorInfo with the code as its reason, and the gRPC status; a command ends with the exit code.
 
 """
 JSON = """# What --json prints
 
-One object. `schema` says which of the forms below it has, and the form's version. A version is raised when a field goes, or
-changes its type or its meaning: a program that checks `schema` once may rely on all that stands here. New fields may come without
-that. What goes wrong is said on standard error, and by the exit code.
+A command with `--json` prints one object. Its field `schema` names one of the forms below and the form's version. The version
+rises when a field is removed or changes its type or meaning, so a program that checks `schema` can rely on the fields listed
+here. New fields may appear in the same version. Errors are reported on standard error and by the exit code.
 
-Fields of a message are those of [protocol.md](protocol.md), by the same names; enums by their last word in small letters, times
-as RFC 3339 text, what is not set as null.
+The fields of a message have the names that [protocol.md](protocol.md) lists. Enum values are their last word in lower case,
+times are RFC 3339 text, and a field that is not set is null.
 
 """
 LOG_LEVELS = ("debug", "info", "warning", "error", "exception")
@@ -92,21 +93,21 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "exception")
 
 def metrics_page() -> str:
     head = ("metric", "kind", "labels", "meaning")
-    server = [*instruments_of(of_server), *_pictured()]
-    client = sorted({*instruments_of(of_client)})  # a module may have one under two names
+    server = [*instruments_of(of_server), *_computed()]
+    client = sorted({*instruments_of(of_client)})  # a set, because a module may have an instrument under two names
     return f"{MADE}{METRICS}{table(head, iter(sorted(server)))}{CLIENT_METRICS}{table(head, iter(client))}"
 
 
 def instruments_of(module: types.ModuleType) -> Iterator[tuple[str, str, str, str]]:
-    for found in vars(module).values():
-        if isinstance(found, MetricWrapperBase):
-            (family,) = found.describe()
+    for value in vars(module).values():
+        if isinstance(value, MetricWrapperBase):
+            (family,) = value.describe()
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            labels = ", ".join(found._labelnames)
+            labels = ", ".join(value._labelnames)
             yield f"`{name}`", family.type, labels, family.documentation
 
 
-def _pictured() -> Iterator[tuple[str, str, str, str]]:
+def _computed() -> Iterator[tuple[str, str, str, str]]:
     for name, (meaning, labels) in GAUGES.items():
         yield f"`{name}`", "gauge", ", ".join(labels), meaning
     for name, meaning in COUNTERS.items():
@@ -121,17 +122,17 @@ def events_page() -> str:
         (f"`{kind.__name__}`", ", ".join(field.name for field in fields(kind)), kind.__doc__ or "")
         for kind in typing.get_args(ev.Event)
     )
-    logged = {part: sorted(log_lines(ROOT / part / "src" / "pluralllm" / part)) for part in ("server", "client")}
+    logged = {name: sorted(log_lines(ROOT / name / "src" / "pluralllm" / name)) for name in ("server", "client")}
     names = {"server": "Coordinator", "client": "Client daemon"}
     lines = "\n".join(
-        f"## {names[part]}: lines of the log\n\n{table(('event', 'level', 'facts'), iter(found))}"
-        for part, found in logged.items()
+        f"## {names[name]}: lines of the log\n\n{table(('event', 'level', 'facts'), iter(calls))}"
+        for name, calls in logged.items()
     )
     return f"{MADE}{EVENTS}{table(('event', 'facts', 'meaning'), rows)}\n{lines}{LINES}"
 
 
 def log_lines(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Name, level and facts of every structlog call with a fixed name."""
+    """Yields event name, level and facts of every structlog call below `folder` whose event name is a constant."""
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if (
@@ -154,8 +155,8 @@ def log_lines(folder: Path) -> Iterator[tuple[str, str, str]]:
 def run_spec_page() -> str:
     comments = {**field_comments(Path(spec.__file__)), **field_comments(Path(reward_weights.__file__))}
     presets = {name: spec.preset_values(name) for name in spec.PRESETS}
-    parts = "\n".join(_spec_part(spec.RunSpec, (), comments, presets))
-    return f"{MADE}{RUN_SPEC}{parts}"
+    sections = "\n".join(_spec_part(spec.RunSpec, (), comments, presets))
+    return f"{MADE}{RUN_SPEC}{sections}"
 
 
 def _spec_part(
@@ -163,18 +164,18 @@ def _spec_part(
 ) -> Iterator[str]:
     rows, inner = [], []
     for name, field in model.model_fields.items():
-        part = _part_of(field.annotation)
-        if part is not None:
-            inner.append((part, (*path, name)))
+        inner_model = _part_of(field.annotation)
+        if inner_model is not None:
+            inner.append((inner_model, (*path, name)))
             continue
-        given = [_value(_at(values, (*path, name))) for values in presets.values()]
+        preset_values = [_value(_at(values, (*path, name))) for values in presets.values()]
         plain = "required" if field.is_required() else _value(field.get_default(call_default_factory=True))
-        rows.append((f"`{name}`", _allowed(field), comments.get((model.__name__, name), ""), *given, plain))
-    title = f"[{'.'.join(path)}]" if path else "At the top"
+        rows.append((f"`{name}`", _allowed(field), comments.get((model.__name__, name), ""), *preset_values, plain))
+    title = f"[{'.'.join(path)}]" if path else "Top-level keys"
     head = ("key", "allowed", "meaning", *(f"preset {name}" for name in presets), "otherwise")
     yield f"## {title}\n\n{(model.__doc__ or '').strip()}\n\n{table(head, iter(rows))}"
-    for part, where in inner:
-        yield from _spec_part(part, where, comments, presets)
+    for inner_model, where in inner:
+        yield from _spec_part(inner_model, where, comments, presets)
 
 
 def _part_of(annotation: Any) -> type[BaseModel] | None:
@@ -188,10 +189,10 @@ def _allowed(field: Any) -> str:
         return ", ".join(f"`{value}`" for value in typing.get_args(field.annotation))
     name = re.sub(r"\b(typing|pluralllm[.\w]*)\.", "", str(getattr(field.annotation, "__name__", field.annotation)))
     limits = [
-        f"{sign} {_number(getattr(each, word))}"
-        for each in field.metadata
+        f"{sign} {_number(getattr(constraint, word))}"
+        for constraint in field.metadata
         for word, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
-        if getattr(each, word, None) is not None
+        if getattr(constraint, word, None) is not None
     ]
     return " ".join([re.sub(r"<class '([\w.]+)'>", r"\1", name), *limits])
 
@@ -211,25 +212,25 @@ def _value(value: Any) -> str:
 
 
 def field_comments(path: Path) -> dict[tuple[str, str], str]:
-    """What stands behind or above each field, by class and field."""
+    """Returns the comment behind or above each field of the classes in a module, by class and field name."""
     text = path.read_text()
     lines = text.splitlines()
-    found = {}
+    comments = {}
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.ClassDef):
             continue
         for item in node.body:
             if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
                 continue
-            said = [
+            field_lines = [
                 match[1] for line in lines[item.lineno - 1 : item.end_lineno] if (match := re.search(r"  # (.*)", line))
             ]
             above = item.lineno - 2
             while above >= 0 and (match := re.match(r"\s+# (.*)", lines[above])):
-                said.insert(0, match[1])
+                field_lines.insert(0, match[1])
                 above -= 1
-            found[node.name, item.target.id] = " ".join(said)
-    return found
+            comments[node.name, item.target.id] = " ".join(field_lines)
+    return comments
 
 
 # Errors
@@ -253,13 +254,13 @@ def _words(leaf: type[PluralError], name: str) -> str:
 def json_page() -> str:
     parts = []
     for form in sorted(FORMS, key=lambda form: form.name):
-        told = f"Of {', '.join(f'`{command}`' for command in form.commands)}."
+        intro = f"Printed by {', '.join(f'`{command}`' for command in form.commands)}."
         if form.message:
-            more = " and these" if form.fields else ""
-            told += f" The fields of message [{form.message}](protocol.md#{form.message.lower()}){more}."
+            more = " and those below" if form.fields else ""
+            intro += f" It has the fields of message [{form.message}](protocol.md#{form.message.lower()}){more}."
         rows = ((f"`{name}`", meaning) for name, meaning in form.fields.items())
         fields = f"\n{table(('field', 'meaning'), rows)}" if form.fields else ""
-        parts.append(f"## {form.schema}\n\n{told}\n{fields}")
+        parts.append(f"## {form.schema}\n\n{intro}\n{fields}")
     return f"{MADE}{JSON}{chr(10).join(parts)}"
 
 

@@ -1,4 +1,4 @@
-"""docs/reference/protocol.md: every call, message and enum of protos/, with what the .proto files say of them."""
+"""Writes docs/reference/protocol.md: every call, message and enum of protos/, with the comments in the .proto files."""
 
 import re
 import subprocess
@@ -19,28 +19,29 @@ from tables import table
 PROTOS = Path(__file__).parents[1] / "protos"
 HEAD = """# The protocol, call by call
 
-How the calls follow each other: [protocol.md](../protocol.md). Package `pluralllm.v1`, proto3, over gRPC;
-names of things are paths (`runs/RUN/rounds/NUMBER`).
+[protocol.md](../protocol.md) explains in which order the calls are made. The package is `pluralllm.v1`, proto3, over gRPC;
+resource names are paths (`runs/RUN/rounds/NUMBER`). A repeatable call may be sent again with the same request: it has the same
+result as one call. Refusals are the codes of [errors.md](errors.md) that a call may answer with.
 
 """
-# Field numbers of descriptor.proto, of which the paths of comments are made.
+# Field numbers of descriptor.proto; the path that says where a comment belongs consists of them.
 MESSAGE, ENUM, SERVICE, FIELD, METHOD, VALUE = 4, 5, 6, 2, 2, 2
 Comments = Mapping[tuple[int, ...], str]
 
 
 def protocol_page() -> str:
     files = [file for file in described().file if file.package == "pluralllm.v1"]
-    said = {file.name: comments_of(file) for file in files}
-    parts = [part for file in files for part in _services(file, said[file.name])]
-    parts.append("## Messages\n")
-    parts += [part for file in files for part in _messages(file, said[file.name])]
-    parts.append("## Enums\n")
-    parts += [part for file in files for part in _enums(file, said[file.name])]
-    return HEAD + "\n".join(parts)
+    comments = {file.name: comments_of(file) for file in files}
+    sections = [section for file in files for section in _services(file, comments[file.name])]
+    sections.append("## Messages\n")
+    sections += [section for file in files for section in _messages(file, comments[file.name])]
+    sections.append("## Enums\n")
+    sections += [section for file in files for section in _enums(file, comments[file.name])]
+    return HEAD + "\n".join(sections)
 
 
 def described() -> FileDescriptorSet:
-    """The .proto files, comments included."""
+    """Returns the descriptors of the .proto files, with their comments."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "image"
         files = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.glob("pluralllm/v1/*.proto"))
@@ -50,42 +51,43 @@ def described() -> FileDescriptorSet:
 
 
 def comments_of(file: FileDescriptorProto) -> Comments:
-    """By place in the file: what stands above, else behind."""
-    places = ((tuple(each.path), each) for each in file.source_code_info.location)
+    """Returns the comments of a file by their path: the comment above an element, or else the one behind it."""
+    locations = ((tuple(location.path), location) for location in file.source_code_info.location)
     return {
-        path: re.sub(r"\n ", "\n", (each.leading_comments or each.trailing_comments).strip()) for path, each in places
+        path: re.sub(r"\n ", "\n", (location.leading_comments or location.trailing_comments).strip())
+        for path, location in locations
     }
 
 
-def _services(file: FileDescriptorProto, said: Comments) -> Iterator[str]:
+def _services(file: FileDescriptorProto, comments: Comments) -> Iterator[str]:
     for number, service in enumerate(file.service):
         rows = (
-            (f"`{method.name}`", *_sides(method), said.get((SERVICE, number, METHOD, at), ""))
+            (f"`{method.name}`", *_sides(method), comments.get((SERVICE, number, METHOD, at), ""))
             for at, method in enumerate(service.method)
         )
-        told = said.get((SERVICE, number), "")
-        yield f"## {service.name}\n\n{told}\n\n{table(('call', 'request', 'answer', 'meaning'), rows)}"
+        meaning = comments.get((SERVICE, number), "")
+        yield f"## {service.name}\n\n{meaning}\n\n{table(('call', 'request', 'answer', 'meaning'), rows)}"
 
 
 def _sides(method: MethodDescriptorProto) -> tuple[str, str]:
-    asked, told = (_link(name) for name in (method.input_type, method.output_type))
-    return f"{'stream of ' * method.client_streaming}{asked}", f"{'stream of ' * method.server_streaming}{told}"
+    request, answer = (_link(name) for name in (method.input_type, method.output_type))
+    return f"{'stream of ' * method.client_streaming}{request}", f"{'stream of ' * method.server_streaming}{answer}"
 
 
-def _messages(file: FileDescriptorProto, said: Comments) -> Iterator[str]:
+def _messages(file: FileDescriptorProto, comments: Comments) -> Iterator[str]:
     for number, message in enumerate(file.message_type):
-        yield from _message(message, (MESSAGE, number), said, message.name)
+        yield from _message(message, (MESSAGE, number), comments, message.name)
 
 
-def _message(message: DescriptorProto, place: tuple[int, ...], said: Comments, name: str) -> Iterator[str]:
-    entries = {each.name: each for each in message.nested_type if each.options.map_entry}
+def _message(message: DescriptorProto, path: tuple[int, ...], comments: Comments, name: str) -> Iterator[str]:
+    entries = {nested.name: nested for nested in message.nested_type if nested.options.map_entry}
     rows = (
-        (f"`{field.name}`", _type(message, field, entries), said.get((*place, FIELD, at), ""))
+        (f"`{field.name}`", _type(message, field, entries), comments.get((*path, FIELD, at), ""))
         for at, field in enumerate(message.field)
     )
     fields = table(("field", "type", "meaning"), rows) if message.field else "No fields.\n"
-    told = said.get(place, "")
-    yield f"### {name}\n\n{told}\n\n{fields}"
+    meaning = comments.get(path, "")
+    yield f"### {name}\n\n{meaning}\n\n{fields}"
 
 
 def _type(message: DescriptorProto, field: FieldDescriptorProto, entries: Mapping[str, DescriptorProto]) -> str:
@@ -116,11 +118,11 @@ def _link(type_name: str) -> str:
     return f"[{name}](#{name.lower()})" if type_name.startswith(".pluralllm.") else type_name.removeprefix(".")
 
 
-def _enums(file: FileDescriptorProto, said: Comments) -> Iterator[str]:
+def _enums(file: FileDescriptorProto, comments: Comments) -> Iterator[str]:
     for number, enum in enumerate(file.enum_type):
         rows = (
-            (f"`{value.name}`", str(value.number), said.get((ENUM, number, VALUE, at), ""))
+            (f"`{value.name}`", str(value.number), comments.get((ENUM, number, VALUE, at), ""))
             for at, value in enumerate(enum.value)
         )
-        told = said.get((ENUM, number), "")
-        yield f"### {enum.name}\n\n{told}\n\n{table(('value', 'number', 'meaning'), rows)}"
+        meaning = comments.get((ENUM, number), "")
+        yield f"### {enum.name}\n\n{meaning}\n\n{table(('value', 'number', 'meaning'), rows)}"

@@ -1,6 +1,7 @@
-"""Takes the README's two pictures from a running demo, in a headless Chromium: `python docs/screenshots.py URL REPORT.html`.
+"""Takes the README's two screenshots from a running demo, with headless Chromium.
 
-URL is what `make demo` prints; REPORT.html what `pluralllm report` writes. Needs Chromium and the development dependencies.
+Usage: `python docs/screenshots.py URL REPORT.html`. `make demo` prints the URL, and `pluralllm report` writes REPORT.html.
+It needs Chromium and the development dependencies.
 """
 
 import os
@@ -15,7 +16,7 @@ QUIET = ["--disable-background-networking", "--disable-component-update", "--dis
 
 
 def take(url: str, name: str, ready: str) -> None:
-    """When the element `ready` is there."""
+    """Opens a page, waits until it shows an element that matches `ready`, and saves a screenshot under `name`."""
     with sync_playwright() as tools:
         sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium has none for root
         browser = tools.chromium.launch(executable_path=shutil.which("chromium"), args=[*sandbox, *QUIET])

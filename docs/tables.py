@@ -1,4 +1,4 @@
-"""Markdown tables, for the pages that are made from the code."""
+"""Formats Markdown tables for the generated reference pages."""
 
 import re
 from collections.abc import Iterator

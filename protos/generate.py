@@ -1,4 +1,4 @@
-"""Writes the generated code of protos/ into the given source folder: `python protos/generate.py common/src`."""
+"""Generates Python code from protos/ into a source folder: `python protos/generate.py common/src`."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def generate(target: Path) -> None:
-    """Messages, gRPC stubs and their type stubs. Needs the development dependencies of this environment."""
+    """Writes messages, gRPC stubs and their type stubs into `target`. It needs the development dependencies."""
     out = target.resolve()
     files = sorted(str(path.relative_to(HERE)) for path in HERE.glob("pluralllm/v1/*.proto"))
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", *files]

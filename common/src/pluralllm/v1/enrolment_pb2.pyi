@@ -27,10 +27,10 @@ class JoinRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     CERTIFICATE_REQUEST_DER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name the invite is for."""
+    """Name of the member that the invite is for."""
     token: _builtins.str
     certificate_request_der: _builtins.bytes
-    """PKCS #10, DER."""
+    """Certificate request, PKCS #10 in DER."""
     def __init__(
         self,
         *,
@@ -56,12 +56,12 @@ class JoinResponse(_message.Message):
     GROUP_ROLE_FIELD_NUMBER: _builtins.int
     AWAITING_APPROVAL_FIELD_NUMBER: _builtins.int
     certificate_chain_pem: _builtins.bytes
-    """The member's certificate and the intermediate it is signed by."""
+    """The member's certificate and the intermediate certificate that signed it."""
     role: _resources_pb2.MemberRole.ValueType
     group: _builtins.str
     group_role: _resources_pb2.GroupRole.ValueType
     awaiting_approval: _builtins.bool
-    """An administrator must compare the key's fingerprint and approve."""
+    """True if an administrator must compare the key's fingerprint and approve the member before it may make calls."""
     def __init__(
         self,
         *,
@@ -85,7 +85,7 @@ class GetStandingRequest(_message.Message):
 
     CERTIFICATE_CHAIN_PEM_FIELD_NUMBER: _builtins.int
     certificate_chain_pem: _builtins.bytes
-    """A certificate and its intermediate, PEM; empty for the clock alone."""
+    """A certificate and its intermediate certificate, PEM; empty if only the clock is asked for."""
     def __init__(
         self,
         *,
@@ -129,7 +129,7 @@ class RenewRequest(_message.Message):
 
     CERTIFICATE_REQUEST_DER_FIELD_NUMBER: _builtins.int
     certificate_request_der: _builtins.bytes
-    """PKCS #10, DER."""
+    """Certificate request, PKCS #10 in DER."""
     def __init__(
         self,
         *,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class EnrolmentServiceStub(object):
-    """How a member gets its certificate. Join and GetStanding are served on the enrolment port, where only the coordinator proves who it
-    is; Renew on the main port, where both sides do. The private key never travels.
+    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
     def __init__(self, channel):
@@ -54,29 +54,30 @@ class EnrolmentServiceStub(object):
 
 
 class EnrolmentServiceServicer(object):
-    """How a member gets its certificate. Join and GetStanding are served on the enrolment port, where only the coordinator proves who it
-    is; Renew on the main port, where both sides do. The private key never travels.
+    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
     def Join(self, request, context):
-        """Whoever holds an invite, once. Repeatable with the same key: the same certificate.
-        Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+        """Called once by the holder of an invite, for a first certificate. Repeatable with the same key; then it returns the same
+        certificate. Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request),
+        TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStanding(self, request, context):
-        """Anyone: the coordinator's clock, and whether it would accept this certificate. TLS gives a refused client no reason; this does.
-        Refusals: one of the CERTIFICATE_ leaves, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
+        """Called by anyone. Returns the coordinator's clock if it would accept this certificate, or else refuses with the reason, which
+        a failed TLS handshake does not report. Refusals: one of the CERTIFICATE_ codes, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Renew(self, request, context):
-        """Any member, at two thirds of its certificate's life. Repeatable with the same key. Refusals: CERTIFICATE_INVALID, OVER_LIMIT,
-        ISSUER_EXPIRED.
+        """Called by any member when two thirds of its certificate's validity have passed. Repeatable with the same key.
+        Refusals: CERTIFICATE_INVALID, OVER_LIMIT, ISSUER_EXPIRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,8 +110,8 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnrolmentService(object):
-    """How a member gets its certificate. Join and GetStanding are served on the enrolment port, where only the coordinator proves who it
-    is; Renew on the main port, where both sides do. The private key never travels.
+    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
     @staticmethod

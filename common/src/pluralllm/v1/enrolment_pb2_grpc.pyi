@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EnrolmentServiceStub:
-    """How a member gets its certificate. Join and GetStanding are served on the enrolment port, where only the coordinator proves who it
-    is; Renew on the main port, where both sides do. The private key never travels.
+    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
     @_typing.overload
@@ -36,41 +36,43 @@ class EnrolmentServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EnrolmentServiceAsyncStub: ...
     Join: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.JoinRequest, _enrolment_pb2.JoinResponse]
-    """Whoever holds an invite, once. Repeatable with the same key: the same certificate.
-    Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+    """Called once by the holder of an invite, for a first certificate. Repeatable with the same key; then it returns the same
+    certificate. Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request),
+    TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
     """
     GetStanding: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.GetStandingRequest, _enrolment_pb2.GetStandingResponse]
-    """Anyone: the coordinator's clock, and whether it would accept this certificate. TLS gives a refused client no reason; this does.
-    Refusals: one of the CERTIFICATE_ leaves, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
+    """Called by anyone. Returns the coordinator's clock if it would accept this certificate, or else refuses with the reason, which
+    a failed TLS handshake does not report. Refusals: one of the CERTIFICATE_ codes, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
     """
     Renew: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.RenewRequest, _enrolment_pb2.RenewResponse]
-    """Any member, at two thirds of its certificate's life. Repeatable with the same key. Refusals: CERTIFICATE_INVALID, OVER_LIMIT,
-    ISSUER_EXPIRED.
+    """Called by any member when two thirds of its certificate's validity have passed. Repeatable with the same key.
+    Refusals: CERTIFICATE_INVALID, OVER_LIMIT, ISSUER_EXPIRED.
     """
 
 @_typing.type_check_only
 class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
-    """How a member gets its certificate. Join and GetStanding are served on the enrolment port, where only the coordinator proves who it
-    is; Renew on the main port, where both sides do. The private key never travels.
+    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.JoinRequest, _enrolment_pb2.JoinResponse]  # type: ignore[assignment]
-    """Whoever holds an invite, once. Repeatable with the same key: the same certificate.
-    Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+    """Called once by the holder of an invite, for a first certificate. Repeatable with the same key; then it returns the same
+    certificate. Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request),
+    TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
     """
     GetStanding: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.GetStandingRequest, _enrolment_pb2.GetStandingResponse]  # type: ignore[assignment]
-    """Anyone: the coordinator's clock, and whether it would accept this certificate. TLS gives a refused client no reason; this does.
-    Refusals: one of the CERTIFICATE_ leaves, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
+    """Called by anyone. Returns the coordinator's clock if it would accept this certificate, or else refuses with the reason, which
+    a failed TLS handshake does not report. Refusals: one of the CERTIFICATE_ codes, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
     """
     Renew: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.RenewRequest, _enrolment_pb2.RenewResponse]  # type: ignore[assignment]
-    """Any member, at two thirds of its certificate's life. Repeatable with the same key. Refusals: CERTIFICATE_INVALID, OVER_LIMIT,
-    ISSUER_EXPIRED.
+    """Called by any member when two thirds of its certificate's validity have passed. Repeatable with the same key.
+    Refusals: CERTIFICATE_INVALID, OVER_LIMIT, ISSUER_EXPIRED.
     """
 
 class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """How a member gets its certificate. Join and GetStanding are served on the enrolment port, where only the coordinator proves who it
-    is; Renew on the main port, where both sides do. The private key never travels.
+    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
     @_abc_1.abstractmethod
@@ -79,8 +81,9 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrolment_pb2.JoinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_pb2.JoinResponse, _abc.Awaitable[_enrolment_pb2.JoinResponse]]:
-        """Whoever holds an invite, once. Repeatable with the same key: the same certificate.
-        Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request), TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+        """Called once by the holder of an invite, for a first certificate. Repeatable with the same key; then it returns the same
+        certificate. Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request),
+        TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
         """
 
     @_abc_1.abstractmethod
@@ -89,8 +92,8 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrolment_pb2.GetStandingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_pb2.GetStandingResponse, _abc.Awaitable[_enrolment_pb2.GetStandingResponse]]:
-        """Anyone: the coordinator's clock, and whether it would accept this certificate. TLS gives a refused client no reason; this does.
-        Refusals: one of the CERTIFICATE_ leaves, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
+        """Called by anyone. Returns the coordinator's clock if it would accept this certificate, or else refuses with the reason, which
+        a failed TLS handshake does not report. Refusals: one of the CERTIFICATE_ codes, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
         """
 
     @_abc_1.abstractmethod
@@ -99,8 +102,8 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrolment_pb2.RenewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_pb2.RenewResponse, _abc.Awaitable[_enrolment_pb2.RenewResponse]]:
-        """Any member, at two thirds of its certificate's life. Repeatable with the same key. Refusals: CERTIFICATE_INVALID, OVER_LIMIT,
-        ISSUER_EXPIRED.
+        """Called by any member when two thirds of its certificate's validity have passed. Repeatable with the same key.
+        Refusals: CERTIFICATE_INVALID, OVER_LIMIT, ISSUER_EXPIRED.
         """
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

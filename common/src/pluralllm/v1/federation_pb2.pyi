@@ -32,7 +32,7 @@ class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.Val
     TASK_KIND_TRAIN: _TaskKind.ValueType  # 1
     TASK_KIND_EVALUATE: _TaskKind.ValueType  # 2
     TASK_KIND_REWARD: _TaskKind.ValueType  # 3
-    """Score the round's rollouts (GetRollouts); the rewards are pushed as an update is."""
+    """Score the round's rollouts, which GetRollouts returns; the rewards are pushed like an update."""
 
 class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper): ...
 
@@ -40,7 +40,7 @@ TASK_KIND_UNSPECIFIED: TaskKind.ValueType  # 0
 TASK_KIND_TRAIN: TaskKind.ValueType  # 1
 TASK_KIND_EVALUATE: TaskKind.ValueType  # 2
 TASK_KIND_REWARD: TaskKind.ValueType  # 3
-"""Score the round's rollouts (GetRollouts); the rewards are pushed as an update is."""
+"""Score the round's rollouts, which GetRollouts returns; the rewards are pushed like an update."""
 Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
 
 class _FailureKind:
@@ -51,7 +51,7 @@ class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKi
     DESCRIPTOR: _descriptor.EnumDescriptor
     FAILURE_KIND_UNSPECIFIED: _FailureKind.ValueType  # 0
     FAILURE_KIND_TRANSIENT: _FailureKind.ValueType  # 1
-    """May go better next time: out of memory, worker died, cancelled by shutdown."""
+    """The task may succeed next time: out of memory, worker died, cancelled by shutdown."""
     FAILURE_KIND_PERMANENT: _FailureKind.ValueType  # 2
     """This client cannot take part in this run until its owner changes something."""
 
@@ -59,7 +59,7 @@ class FailureKind(_FailureKind, metaclass=_FailureKindEnumTypeWrapper): ...
 
 FAILURE_KIND_UNSPECIFIED: FailureKind.ValueType  # 0
 FAILURE_KIND_TRANSIENT: FailureKind.ValueType  # 1
-"""May go better next time: out of memory, worker died, cancelled by shutdown."""
+"""The task may succeed next time: out of memory, worker died, cancelled by shutdown."""
 FAILURE_KIND_PERMANENT: FailureKind.ValueType  # 2
 """This client cannot take part in this run until its owner changes something."""
 Global___FailureKind: _TypeAlias = FailureKind  # noqa: Y015
@@ -99,11 +99,11 @@ class HelloRequest(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     instance_id: _builtins.str
-    """Random, drawn when the daemon starts."""
+    """Random text that the daemon draws when it starts."""
     group: _builtins.str
     role: _resources_pb2.GroupRole.ValueType
     training_questions: _builtins.int
-    """Constant over a run: the weight of this client's updates."""
+    """Number of questions that the client trains on: the weight of its updates. It must not change during a run."""
     @_builtins.property
     def protocol(self) -> Global___ProtocolRange: ...
     @_builtins.property
@@ -168,7 +168,7 @@ class HelloResponse(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     generation: _builtins.str
-    """Changes when the coordinator restarts."""
+    """Identifies the coordinator's process; it changes when the coordinator restarts."""
     @_builtins.property
     def server_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -210,22 +210,22 @@ class Task(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """runs/{run}/rounds/{round}/tasks/{kind}-{client}: the same for the same work, however often it is handed out."""
+    """runs/{run}/rounds/{round}/tasks/{kind}-{client}. The same work always has the same name, however often it is handed out."""
     run: _builtins.str
     kind: Global___TaskKind.ValueType
     round: _builtins.int
     phase: _builtins.int
-    """Step of a multi-step exchange within the round; 0 today."""
+    """Step of an exchange with several steps within the round; always 0 in this version."""
     spec_sha256: _builtins.str
     base_version: _builtins.int
     base_digest: _builtins.str
     base_record_sha256: _builtins.str
-    """Record hash of the base version: the client checks that its own chain leads here."""
+    """Hash of the base version's record. The client checks that its own chain of records leads to it."""
     cohort_size: _builtins.int
     seed: _builtins.int
     """Seeds the client's sampling in this task."""
     traceparent: _builtins.str
-    """W3C Trace Context of the round, for clients that trace; the same for every task of the round."""
+    """W3C Trace Context of the round, for clients that use tracing; the same for every task of the round."""
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -344,11 +344,11 @@ class PollRequest(_message.Message):
     """The task the client is working on; empty when it has none."""
     @_builtins.property
     def following(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Runs whose end the client wants to hear of."""
+        """Runs whose end the coordinator should report to the client."""
 
     @_builtins.property
     def hold(self) -> _duration_pb2.Duration:
-        """How long the client lets the coordinator hold this call."""
+        """Longest time for which the coordinator may hold this call open."""
 
     def __init__(
         self,
@@ -378,11 +378,11 @@ class PollResponse(_message.Message):
     UPGRADE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def task(self) -> Global___Task:
-        """The held task again: carry on. Another one: drop the held one and do this."""
+        """The task to work on. If it is the held task, continue with it; if it is another one, stop the held task and do this one."""
 
     @_builtins.property
     def wait(self) -> Global___Wait:
-        """Nothing to do; a held task is no longer wanted."""
+        """There is nothing to do. If the client holds a task, it must stop it."""
 
     @_builtins.property
     def run_over(self) -> Global___RunOver: ...
@@ -432,7 +432,7 @@ class GetRunSpecResponse(_message.Message):
     SPEC_JSON_FIELD_NUMBER: _builtins.int
     SPEC_SHA256_FIELD_NUMBER: _builtins.int
     spec_json: _builtins.bytes
-    """Canonical JSON: its sha256 is the spec's hash."""
+    """The spec as canonical JSON; its sha256 is spec_sha256."""
     spec_sha256: _builtins.str
     def __init__(
         self,
@@ -607,7 +607,7 @@ class BeginUpdateResponse(_message.Message):
     def missing(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.ChunkRange]: ...
     @_builtins.property
     def receipt(self) -> _resources_pb2.Receipt:
-        """Set when the update was committed before: nothing is left to do."""
+        """Set if the update was committed before; then nothing is left to do."""
 
     def __init__(
         self,
@@ -632,7 +632,7 @@ class PutChunksRequest(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     task: _builtins.str
-    """In the first message of a stream; may be empty after it."""
+    """Required in the first message of a stream; may be empty in the messages after it."""
     digest: _builtins.str
     index: _builtins.int
     data: _builtins.bytes
@@ -814,10 +814,12 @@ class ReportFailureRequest(_message.Message):
     task: _builtins.str
     kind: Global___FailureKind.ValueType
     reason: _builtins.str
-    """Name of the error leaf, for example EMBEDDING_MISMATCH; or CLIENT_STOPPED: the daemon ends, and its session with it."""
+    """Error code, for example EMBEDDING_MISMATCH; or CLIENT_STOPPED if the daemon exits, which also ends its session."""
     message: _builtins.str
     instance_id: _builtins.str
-    """Of the daemon that says so: what a replaced one says of a newer one's task is not heard. Empty: of whichever."""
+    """Instance of the daemon that reports the failure. If a newer instance has replaced it, the report is ignored. Empty: the report
+    counts for any instance.
+    """
     def __init__(
         self,
         *,
@@ -875,7 +877,7 @@ class GetRolloutsResponse(_message.Message):
 
     ROLLOUTS_JSON_FIELD_NUMBER: _builtins.int
     rollouts_json: _builtins.bytes
-    """[["prompt", ["candidate", ...], [how often sampled, ...]], ...]; rewards are numbers in this order."""
+    """[["prompt", ["candidate", ...], [number of samples, ...]], ...]; the rewards are numbers in the order of the candidates."""
     def __init__(
         self,
         *,

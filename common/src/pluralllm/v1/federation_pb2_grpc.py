@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class FederationServiceStub(object):
-    """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
-    Every call may be repeated; every call carries a deadline; none spans training.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
+    """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
+    Every call may be repeated and has a deadline; no call stays open during training.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
     """
 
     def __init__(self, channel):
@@ -100,96 +100,101 @@ class FederationServiceStub(object):
 
 
 class FederationServiceServicer(object):
-    """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
-    Every call may be repeated; every call carries a deadline; none spans training.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
+    """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
+    Every call may be repeated and has a deadline; no call stays open during training.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
     """
 
     def Hello(self, request, context):
-        """Client daemon, at start and when the generation changes. Repeatable. A newer instance of one client replaces the older.
-        Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (another group or role than the member's).
+        """Called by the client daemon at its start and when the coordinator's generation changes. Opens a session. Repeatable; a newer
+        instance of a client replaces the older one. Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (the group
+        or the role is not the member's).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Poll(self, request, context):
-        """Client daemon, all the time: heartbeat, lease renewal and "what now?" in one; held open up to 25 s. Repeatable.
-        Refusals: STALE_SESSION (say Hello again), SESSION_REPLACED (another instance has taken over: stop).
+        """Called by the client daemon all the time. It is heartbeat and lease renewal, and it asks what to do next; the coordinator
+        holds it open for up to 25 s. Repeatable. Refusals: STALE_SESSION (call Hello again), SESSION_REPLACED (another instance has
+        taken over, so stop).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRunSpec(self, request, context):
-        """Client daemon, once for each run. Repeatable. Refusals: NOT_FOUND.
+        """Called by the client daemon once for each run. Returns the run spec. Repeatable. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetManifest(self, request, context):
-        """Client daemon or admin, before it fetches a model version. Repeatable. Refusals: NOT_FOUND.
+        """Called by a client daemon or an administrator before fetching a model version. Returns the list of its chunks. Repeatable.
+        Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetChunks(self, request, context):
-        """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
-        Refusals: NOT_FOUND, OVER_LIMIT.
+        """Called by a client daemon or an administrator. Streams the chunks of a model version from a chunk number on. Repeatable.
+        An update is never served. Refusals: NOT_FOUND, OVER_LIMIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRollouts(self, request, context):
-        """Client daemon with a reward task: what it is to score. Repeatable. Refusals: LEASE_LOST, NOT_FOUND.
+        """Called by the client daemon with a reward task. Returns the rollouts that it must score. Repeatable.
+        Refusals: LEASE_LOST, NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BeginUpdate(self, request, context):
-        """Client daemon, before it pushes and to resume: answers the chunks still missing, or the receipt. Repeatable.
-        Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_BASE, OVER_LIMIT, ALREADY_COMMITTED, SPEC_MISMATCH.
+        """Called by the client daemon before it pushes an update, and to resume. Returns the chunks that are still missing, or the
+        receipt. Repeatable. Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_BASE, OVER_LIMIT, ALREADY_COMMITTED, SPEC_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutChunks(self, request_iterator, context):
-        """Client daemon: any of the missing chunks, in any order. May break anywhere; what arrived is kept.
-        Refusals: LEASE_LOST, DIGEST_MISMATCH, OVER_LIMIT, STORAGE_FULL.
+        """Called by the client daemon. Sends any of the missing chunks, in any order. The stream may break anywhere; chunks that have
+        arrived are kept. Refusals: LEASE_LOST, DIGEST_MISMATCH, OVER_LIMIT, STORAGE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CommitUpdate(self, request, context):
-        """Client daemon, when no chunk is missing. The update is durable and counted when this answers; the same receipt for ever after.
-        Refusals: CHUNKS_MISSING, WRONG_LAYOUT, NOT_FINITE, NORM_TOO_LARGE, ROUND_CLOSED, STORAGE_FULL.
+        """Called by the client daemon when no chunk is missing. When it returns, the update is durable and counts in the round.
+        Repeatable; it then returns the same receipt. Refusals: CHUNKS_MISSING, WRONG_LAYOUT, NOT_FINITE, NORM_TOO_LARGE,
+        ROUND_CLOSED, STORAGE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportEvaluation(self, request, context):
-        """Client daemon, at the end of an evaluation task. Repeatable. Refusals: LEASE_LOST, INVALID_ARGUMENT.
+        """Called by the client daemon at the end of an evaluation task. Repeatable. Refusals: LEASE_LOST, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportProgress(self, request, context):
-        """Client daemon, while it works; for people to look at. Repeatable. Refusals: LEASE_LOST.
+        """Called by the client daemon while it works, so that people can see its progress. Repeatable. Refusals: LEASE_LOST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportFailure(self, request, context):
-        """Client daemon, when it cannot or may not do its task. Repeatable. Refusals: none.
+        """Called by the client daemon when it cannot or may not do its task. Repeatable. Refusals: none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,9 +272,9 @@ def add_FederationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FederationService(object):
-    """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
-    Every call may be repeated; every call carries a deadline; none spans training.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
+    """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
+    Every call may be repeated and has a deadline; no call stays open during training.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
     """
 
     @staticmethod

@@ -27,9 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FederationServiceStub:
-    """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
-    Every call may be repeated; every call carries a deadline; none spans training.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
+    """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
+    Every call may be repeated and has a deadline; no call stays open during training.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
     """
 
     @_typing.overload
@@ -37,91 +37,105 @@ class FederationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FederationServiceAsyncStub: ...
     Hello: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HelloRequest, _federation_pb2.HelloResponse]
-    """Client daemon, at start and when the generation changes. Repeatable. A newer instance of one client replaces the older.
-    Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (another group or role than the member's).
+    """Called by the client daemon at its start and when the coordinator's generation changes. Opens a session. Repeatable; a newer
+    instance of a client replaces the older one. Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (the group
+    or the role is not the member's).
     """
     Poll: _grpc.UnaryUnaryMultiCallable[_federation_pb2.PollRequest, _federation_pb2.PollResponse]
-    """Client daemon, all the time: heartbeat, lease renewal and "what now?" in one; held open up to 25 s. Repeatable.
-    Refusals: STALE_SESSION (say Hello again), SESSION_REPLACED (another instance has taken over: stop).
+    """Called by the client daemon all the time. It is heartbeat and lease renewal, and it asks what to do next; the coordinator
+    holds it open for up to 25 s. Repeatable. Refusals: STALE_SESSION (call Hello again), SESSION_REPLACED (another instance has
+    taken over, so stop).
     """
     GetRunSpec: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetRunSpecRequest, _federation_pb2.GetRunSpecResponse]
-    """Client daemon, once for each run. Repeatable. Refusals: NOT_FOUND."""
+    """Called by the client daemon once for each run. Returns the run spec. Repeatable. Refusals: NOT_FOUND."""
     GetManifest: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetManifestRequest, _federation_pb2.GetManifestResponse]
-    """Client daemon or admin, before it fetches a model version. Repeatable. Refusals: NOT_FOUND."""
+    """Called by a client daemon or an administrator before fetching a model version. Returns the list of its chunks. Repeatable.
+    Refusals: NOT_FOUND.
+    """
     GetChunks: _grpc.UnaryStreamMultiCallable[_federation_pb2.GetChunksRequest, _federation_pb2.GetChunksResponse]
-    """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
-    Refusals: NOT_FOUND, OVER_LIMIT.
+    """Called by a client daemon or an administrator. Streams the chunks of a model version from a chunk number on. Repeatable.
+    An update is never served. Refusals: NOT_FOUND, OVER_LIMIT.
     """
     GetRollouts: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetRolloutsRequest, _federation_pb2.GetRolloutsResponse]
-    """Client daemon with a reward task: what it is to score. Repeatable. Refusals: LEASE_LOST, NOT_FOUND."""
+    """Called by the client daemon with a reward task. Returns the rollouts that it must score. Repeatable.
+    Refusals: LEASE_LOST, NOT_FOUND.
+    """
     BeginUpdate: _grpc.UnaryUnaryMultiCallable[_federation_pb2.BeginUpdateRequest, _federation_pb2.BeginUpdateResponse]
-    """Client daemon, before it pushes and to resume: answers the chunks still missing, or the receipt. Repeatable.
-    Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_BASE, OVER_LIMIT, ALREADY_COMMITTED, SPEC_MISMATCH.
+    """Called by the client daemon before it pushes an update, and to resume. Returns the chunks that are still missing, or the
+    receipt. Repeatable. Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_BASE, OVER_LIMIT, ALREADY_COMMITTED, SPEC_MISMATCH.
     """
     PutChunks: _grpc.StreamUnaryMultiCallable[_federation_pb2.PutChunksRequest, _federation_pb2.PutChunksResponse]
-    """Client daemon: any of the missing chunks, in any order. May break anywhere; what arrived is kept.
-    Refusals: LEASE_LOST, DIGEST_MISMATCH, OVER_LIMIT, STORAGE_FULL.
+    """Called by the client daemon. Sends any of the missing chunks, in any order. The stream may break anywhere; chunks that have
+    arrived are kept. Refusals: LEASE_LOST, DIGEST_MISMATCH, OVER_LIMIT, STORAGE_FULL.
     """
     CommitUpdate: _grpc.UnaryUnaryMultiCallable[_federation_pb2.CommitUpdateRequest, _federation_pb2.CommitUpdateResponse]
-    """Client daemon, when no chunk is missing. The update is durable and counted when this answers; the same receipt for ever after.
-    Refusals: CHUNKS_MISSING, WRONG_LAYOUT, NOT_FINITE, NORM_TOO_LARGE, ROUND_CLOSED, STORAGE_FULL.
+    """Called by the client daemon when no chunk is missing. When it returns, the update is durable and counts in the round.
+    Repeatable; it then returns the same receipt. Refusals: CHUNKS_MISSING, WRONG_LAYOUT, NOT_FINITE, NORM_TOO_LARGE,
+    ROUND_CLOSED, STORAGE_FULL.
     """
     ReportEvaluation: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ReportEvaluationRequest, _federation_pb2.ReportEvaluationResponse]
-    """Client daemon, at the end of an evaluation task. Repeatable. Refusals: LEASE_LOST, INVALID_ARGUMENT."""
+    """Called by the client daemon at the end of an evaluation task. Repeatable. Refusals: LEASE_LOST, INVALID_ARGUMENT."""
     ReportProgress: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ReportProgressRequest, _federation_pb2.ReportProgressResponse]
-    """Client daemon, while it works; for people to look at. Repeatable. Refusals: LEASE_LOST."""
+    """Called by the client daemon while it works, so that people can see its progress. Repeatable. Refusals: LEASE_LOST."""
     ReportFailure: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ReportFailureRequest, _federation_pb2.ReportFailureResponse]
-    """Client daemon, when it cannot or may not do its task. Repeatable. Refusals: none."""
+    """Called by the client daemon when it cannot or may not do its task. Repeatable. Refusals: none."""
 
 @_typing.type_check_only
 class FederationServiceAsyncStub(FederationServiceStub):
-    """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
-    Every call may be repeated; every call carries a deadline; none spans training.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
+    """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
+    Every call may be repeated and has a deadline; no call stays open during training.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Hello: _aio.UnaryUnaryMultiCallable[_federation_pb2.HelloRequest, _federation_pb2.HelloResponse]  # type: ignore[assignment]
-    """Client daemon, at start and when the generation changes. Repeatable. A newer instance of one client replaces the older.
-    Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (another group or role than the member's).
+    """Called by the client daemon at its start and when the coordinator's generation changes. Opens a session. Repeatable; a newer
+    instance of a client replaces the older one. Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (the group
+    or the role is not the member's).
     """
     Poll: _aio.UnaryUnaryMultiCallable[_federation_pb2.PollRequest, _federation_pb2.PollResponse]  # type: ignore[assignment]
-    """Client daemon, all the time: heartbeat, lease renewal and "what now?" in one; held open up to 25 s. Repeatable.
-    Refusals: STALE_SESSION (say Hello again), SESSION_REPLACED (another instance has taken over: stop).
+    """Called by the client daemon all the time. It is heartbeat and lease renewal, and it asks what to do next; the coordinator
+    holds it open for up to 25 s. Repeatable. Refusals: STALE_SESSION (call Hello again), SESSION_REPLACED (another instance has
+    taken over, so stop).
     """
     GetRunSpec: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetRunSpecRequest, _federation_pb2.GetRunSpecResponse]  # type: ignore[assignment]
-    """Client daemon, once for each run. Repeatable. Refusals: NOT_FOUND."""
+    """Called by the client daemon once for each run. Returns the run spec. Repeatable. Refusals: NOT_FOUND."""
     GetManifest: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetManifestRequest, _federation_pb2.GetManifestResponse]  # type: ignore[assignment]
-    """Client daemon or admin, before it fetches a model version. Repeatable. Refusals: NOT_FOUND."""
+    """Called by a client daemon or an administrator before fetching a model version. Returns the list of its chunks. Repeatable.
+    Refusals: NOT_FOUND.
+    """
     GetChunks: _aio.UnaryStreamMultiCallable[_federation_pb2.GetChunksRequest, _federation_pb2.GetChunksResponse]  # type: ignore[assignment]
-    """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
-    Refusals: NOT_FOUND, OVER_LIMIT.
+    """Called by a client daemon or an administrator. Streams the chunks of a model version from a chunk number on. Repeatable.
+    An update is never served. Refusals: NOT_FOUND, OVER_LIMIT.
     """
     GetRollouts: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetRolloutsRequest, _federation_pb2.GetRolloutsResponse]  # type: ignore[assignment]
-    """Client daemon with a reward task: what it is to score. Repeatable. Refusals: LEASE_LOST, NOT_FOUND."""
+    """Called by the client daemon with a reward task. Returns the rollouts that it must score. Repeatable.
+    Refusals: LEASE_LOST, NOT_FOUND.
+    """
     BeginUpdate: _aio.UnaryUnaryMultiCallable[_federation_pb2.BeginUpdateRequest, _federation_pb2.BeginUpdateResponse]  # type: ignore[assignment]
-    """Client daemon, before it pushes and to resume: answers the chunks still missing, or the receipt. Repeatable.
-    Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_BASE, OVER_LIMIT, ALREADY_COMMITTED, SPEC_MISMATCH.
+    """Called by the client daemon before it pushes an update, and to resume. Returns the chunks that are still missing, or the
+    receipt. Repeatable. Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_BASE, OVER_LIMIT, ALREADY_COMMITTED, SPEC_MISMATCH.
     """
     PutChunks: _aio.StreamUnaryMultiCallable[_federation_pb2.PutChunksRequest, _federation_pb2.PutChunksResponse]  # type: ignore[assignment]
-    """Client daemon: any of the missing chunks, in any order. May break anywhere; what arrived is kept.
-    Refusals: LEASE_LOST, DIGEST_MISMATCH, OVER_LIMIT, STORAGE_FULL.
+    """Called by the client daemon. Sends any of the missing chunks, in any order. The stream may break anywhere; chunks that have
+    arrived are kept. Refusals: LEASE_LOST, DIGEST_MISMATCH, OVER_LIMIT, STORAGE_FULL.
     """
     CommitUpdate: _aio.UnaryUnaryMultiCallable[_federation_pb2.CommitUpdateRequest, _federation_pb2.CommitUpdateResponse]  # type: ignore[assignment]
-    """Client daemon, when no chunk is missing. The update is durable and counted when this answers; the same receipt for ever after.
-    Refusals: CHUNKS_MISSING, WRONG_LAYOUT, NOT_FINITE, NORM_TOO_LARGE, ROUND_CLOSED, STORAGE_FULL.
+    """Called by the client daemon when no chunk is missing. When it returns, the update is durable and counts in the round.
+    Repeatable; it then returns the same receipt. Refusals: CHUNKS_MISSING, WRONG_LAYOUT, NOT_FINITE, NORM_TOO_LARGE,
+    ROUND_CLOSED, STORAGE_FULL.
     """
     ReportEvaluation: _aio.UnaryUnaryMultiCallable[_federation_pb2.ReportEvaluationRequest, _federation_pb2.ReportEvaluationResponse]  # type: ignore[assignment]
-    """Client daemon, at the end of an evaluation task. Repeatable. Refusals: LEASE_LOST, INVALID_ARGUMENT."""
+    """Called by the client daemon at the end of an evaluation task. Repeatable. Refusals: LEASE_LOST, INVALID_ARGUMENT."""
     ReportProgress: _aio.UnaryUnaryMultiCallable[_federation_pb2.ReportProgressRequest, _federation_pb2.ReportProgressResponse]  # type: ignore[assignment]
-    """Client daemon, while it works; for people to look at. Repeatable. Refusals: LEASE_LOST."""
+    """Called by the client daemon while it works, so that people can see its progress. Repeatable. Refusals: LEASE_LOST."""
     ReportFailure: _aio.UnaryUnaryMultiCallable[_federation_pb2.ReportFailureRequest, _federation_pb2.ReportFailureResponse]  # type: ignore[assignment]
-    """Client daemon, when it cannot or may not do its task. Repeatable. Refusals: none."""
+    """Called by the client daemon when it cannot or may not do its task. Repeatable. Refusals: none."""
 
 class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The client daemon's side of the federation. The caller's identity comes from the connection, never from a message.
-    Every call may be repeated; every call carries a deadline; none spans training.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or one of the CERTIFICATE_ leaves.
+    """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
+    Every call may be repeated and has a deadline; no call stays open during training.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
     """
 
     @_abc_1.abstractmethod
@@ -130,8 +144,9 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.HelloRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.HelloResponse, _abc.Awaitable[_federation_pb2.HelloResponse]]:
-        """Client daemon, at start and when the generation changes. Repeatable. A newer instance of one client replaces the older.
-        Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (another group or role than the member's).
+        """Called by the client daemon at its start and when the coordinator's generation changes. Opens a session. Repeatable; a newer
+        instance of a client replaces the older one. Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (the group
+        or the role is not the member's).
         """
 
     @_abc_1.abstractmethod
@@ -140,8 +155,9 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.PollRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.PollResponse, _abc.Awaitable[_federation_pb2.PollResponse]]:
-        """Client daemon, all the time: heartbeat, lease renewal and "what now?" in one; held open up to 25 s. Repeatable.
-        Refusals: STALE_SESSION (say Hello again), SESSION_REPLACED (another instance has taken over: stop).
+        """Called by the client daemon all the time. It is heartbeat and lease renewal, and it asks what to do next; the coordinator
+        holds it open for up to 25 s. Repeatable. Refusals: STALE_SESSION (call Hello again), SESSION_REPLACED (another instance has
+        taken over, so stop).
         """
 
     @_abc_1.abstractmethod
@@ -150,7 +166,7 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.GetRunSpecRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.GetRunSpecResponse, _abc.Awaitable[_federation_pb2.GetRunSpecResponse]]:
-        """Client daemon, once for each run. Repeatable. Refusals: NOT_FOUND."""
+        """Called by the client daemon once for each run. Returns the run spec. Repeatable. Refusals: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def GetManifest(
@@ -158,7 +174,9 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.GetManifestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.GetManifestResponse, _abc.Awaitable[_federation_pb2.GetManifestResponse]]:
-        """Client daemon or admin, before it fetches a model version. Repeatable. Refusals: NOT_FOUND."""
+        """Called by a client daemon or an administrator before fetching a model version. Returns the list of its chunks. Repeatable.
+        Refusals: NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def GetChunks(
@@ -166,8 +184,8 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.GetChunksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federation_pb2.GetChunksResponse], _abc.AsyncIterator[_federation_pb2.GetChunksResponse]]:
-        """Client daemon or admin: chunks of a model version from a chunk number on. Repeatable. Never serves an update.
-        Refusals: NOT_FOUND, OVER_LIMIT.
+        """Called by a client daemon or an administrator. Streams the chunks of a model version from a chunk number on. Repeatable.
+        An update is never served. Refusals: NOT_FOUND, OVER_LIMIT.
         """
 
     @_abc_1.abstractmethod
@@ -176,7 +194,9 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.GetRolloutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.GetRolloutsResponse, _abc.Awaitable[_federation_pb2.GetRolloutsResponse]]:
-        """Client daemon with a reward task: what it is to score. Repeatable. Refusals: LEASE_LOST, NOT_FOUND."""
+        """Called by the client daemon with a reward task. Returns the rollouts that it must score. Repeatable.
+        Refusals: LEASE_LOST, NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def BeginUpdate(
@@ -184,8 +204,8 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.BeginUpdateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.BeginUpdateResponse, _abc.Awaitable[_federation_pb2.BeginUpdateResponse]]:
-        """Client daemon, before it pushes and to resume: answers the chunks still missing, or the receipt. Repeatable.
-        Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_BASE, OVER_LIMIT, ALREADY_COMMITTED, SPEC_MISMATCH.
+        """Called by the client daemon before it pushes an update, and to resume. Returns the chunks that are still missing, or the
+        receipt. Repeatable. Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_BASE, OVER_LIMIT, ALREADY_COMMITTED, SPEC_MISMATCH.
         """
 
     @_abc_1.abstractmethod
@@ -194,8 +214,8 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_federation_pb2.PutChunksRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.PutChunksResponse, _abc.Awaitable[_federation_pb2.PutChunksResponse]]:
-        """Client daemon: any of the missing chunks, in any order. May break anywhere; what arrived is kept.
-        Refusals: LEASE_LOST, DIGEST_MISMATCH, OVER_LIMIT, STORAGE_FULL.
+        """Called by the client daemon. Sends any of the missing chunks, in any order. The stream may break anywhere; chunks that have
+        arrived are kept. Refusals: LEASE_LOST, DIGEST_MISMATCH, OVER_LIMIT, STORAGE_FULL.
         """
 
     @_abc_1.abstractmethod
@@ -204,8 +224,9 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.CommitUpdateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.CommitUpdateResponse, _abc.Awaitable[_federation_pb2.CommitUpdateResponse]]:
-        """Client daemon, when no chunk is missing. The update is durable and counted when this answers; the same receipt for ever after.
-        Refusals: CHUNKS_MISSING, WRONG_LAYOUT, NOT_FINITE, NORM_TOO_LARGE, ROUND_CLOSED, STORAGE_FULL.
+        """Called by the client daemon when no chunk is missing. When it returns, the update is durable and counts in the round.
+        Repeatable; it then returns the same receipt. Refusals: CHUNKS_MISSING, WRONG_LAYOUT, NOT_FINITE, NORM_TOO_LARGE,
+        ROUND_CLOSED, STORAGE_FULL.
         """
 
     @_abc_1.abstractmethod
@@ -214,7 +235,7 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.ReportEvaluationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.ReportEvaluationResponse, _abc.Awaitable[_federation_pb2.ReportEvaluationResponse]]:
-        """Client daemon, at the end of an evaluation task. Repeatable. Refusals: LEASE_LOST, INVALID_ARGUMENT."""
+        """Called by the client daemon at the end of an evaluation task. Repeatable. Refusals: LEASE_LOST, INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def ReportProgress(
@@ -222,7 +243,7 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.ReportProgressRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.ReportProgressResponse, _abc.Awaitable[_federation_pb2.ReportProgressResponse]]:
-        """Client daemon, while it works; for people to look at. Repeatable. Refusals: LEASE_LOST."""
+        """Called by the client daemon while it works, so that people can see its progress. Repeatable. Refusals: LEASE_LOST."""
 
     @_abc_1.abstractmethod
     def ReportFailure(
@@ -230,6 +251,6 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.ReportFailureRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.ReportFailureResponse, _abc.Awaitable[_federation_pb2.ReportFailureResponse]]:
-        """Client daemon, when it cannot or may not do its task. Repeatable. Refusals: none."""
+        """Called by the client daemon when it cannot or may not do its task. Repeatable. Refusals: none."""
 
 def add_FederationServiceServicer_to_server(servicer: FederationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,7 +28,7 @@ class CreateRunRequest(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     SPEC_JSON_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
-    """1-40 of a-z, 0-9 and '-', first a letter."""
+    """1 to 40 characters of a-z, 0-9 and '-'; the first is a letter."""
     spec_json: _builtins.bytes
     def __init__(
         self,
@@ -229,7 +229,7 @@ class GetRunRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """runs/{run}; runs/- is the newest."""
+    """runs/{run}; runs/- means the newest run."""
     def __init__(
         self,
         *,
@@ -251,7 +251,7 @@ class GetRunResponse(_message.Message):
     AUDIT_SEQUENCE_FIELD_NUMBER: _builtins.int
     AUDIT_SHA256_FIELD_NUMBER: _builtins.int
     audit_sequence: _builtins.int
-    """Of the newest audit entry: whoever keeps it can tell later whether history was rewritten."""
+    """Sequence number of the newest audit entry. With it and audit_sha256 one can check later that the log was not rewritten."""
     audit_sha256: _builtins.str
     @_builtins.property
     def run(self) -> _resources_pb2.Run: ...
@@ -504,7 +504,7 @@ class GetModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """runs/{run}/models/{version}; runs/{run}/models/- is the current one."""
+    """runs/{run}/models/{version}; runs/{run}/models/- means the current version."""
     def __init__(
         self,
         *,
@@ -554,7 +554,7 @@ class WatchRunRequest(_message.Message):
     name: _builtins.str
     """runs/{run}"""
     after_sequence: _builtins.int
-    """Events with a greater sequence are sent; 0 for all."""
+    """Events with a greater sequence number are sent; 0 for all events."""
     def __init__(
         self,
         *,
@@ -600,17 +600,17 @@ class CreateInviteRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     NEEDS_APPROVAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """1-40 of a-z, 0-9 and '-', first a letter."""
+    """1 to 40 characters of a-z, 0-9 and '-'; the first is a letter."""
     role: _resources_pb2.MemberRole.ValueType
     group: _builtins.str
-    """Clients only; empty: the name."""
+    """Group of a client; empty means the member's name. Only for clients."""
     group_role: _resources_pb2.GroupRole.ValueType
-    """Clients only; unspecified: TRAIN."""
+    """Role of a client's group; unspecified means TRAIN. Only for clients."""
     needs_approval: _builtins.bool
-    """After joining, an administrator must approve the member."""
+    """True if an administrator must approve the member after it has joined."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """At most 24 h."""
+        """Validity period of the invite; at most 24 h."""
 
     def __init__(
         self,
@@ -650,12 +650,12 @@ class CreateInviteResponse(_message.Message):
     group: _builtins.str
     group_role: _resources_pb2.GroupRole.ValueType
     coordinator: _builtins.str
-    """host:port of the coordinator, and of its enrolment port."""
+    """host:port of the coordinator; `enrolment` is that of its enrolment port."""
     enrolment: _builtins.str
     authority_der: _builtins.bytes
-    """Root certificate, DER."""
+    """Root certificate of the federation, DER."""
     token: _builtins.str
-    """256 bits, base64url; the coordinator keeps its hash only."""
+    """256 random bits in base64url; the coordinator keeps only their hash."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -773,7 +773,7 @@ class ListAuditEventsRequest(_message.Message):
     page_size: _builtins.int
     page_token: _builtins.str
     after_sequence: _builtins.int
-    """Entries with a greater sequence; 0 for all."""
+    """Entries with a greater sequence number are returned; 0 for all entries."""
     def __init__(
         self,
         *,
@@ -821,7 +821,7 @@ class AskRewardsRequest(_message.Message):
     name: _builtins.str
     """runs/{run}"""
     rollouts_json: _builtins.bytes
-    """[["prompt", ["candidate", ...], [how often sampled, ...]], ...]: each prompt with at least two candidates, 3 MiB at most."""
+    """[["prompt", ["candidate", ...], [number of samples, ...]], ...]; each prompt has at least two candidates. At most 3 MiB."""
     def __init__(
         self,
         *,
@@ -866,7 +866,7 @@ class GetRewardsRequest(_message.Message):
     """runs/{run}/rounds/{round}"""
     @_builtins.property
     def hold(self) -> _duration_pb2.Duration:
-        """As long as the coordinator holds a poll (poll_hold_s) at most."""
+        """Longest time to hold this call open; the coordinator limits it to its poll_hold_s."""
 
     def __init__(
         self,
@@ -893,10 +893,10 @@ class GroupRewards(_message.Message):
     group: _builtins.str
     role: _resources_pb2.GroupRole.ValueType
     weight: _builtins.float
-    """In the aggregate; all together 1."""
+    """Weight of the group in the aggregate; the weights of all groups sum to 1."""
     @_builtins.property
     def rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Of the candidates, in the batch's order; none once they are past retention."""
+        """One reward for each candidate, in the order of the batch; empty once the retention period has passed."""
 
     def __init__(
         self,
@@ -924,14 +924,14 @@ class GetRewardsResponse(_message.Message):
     GROUPS_FIELD_NUMBER: _builtins.int
     outcome: _resources_pb2.RoundOutcome.ValueType
     reason: _builtins.str
-    """Of a round that was abandoned."""
+    """Reason why the round was abandoned; empty otherwise."""
     @_builtins.property
     def rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The aggregate, of the candidates, in the batch's order; only of a closed round."""
+        """One aggregated reward for each candidate, in the order of the batch; only if the round is closed."""
 
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupRewards]:
-        """Whose rewards are in it."""
+        """The groups whose rewards are in the aggregate."""
 
     def __init__(
         self,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class OperationsServiceStub(object):
-    """Administrators and observers: make, steer and watch runs, keep the list of members.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
+    """Calls for people and their programs: administrators create and control runs and members, other members read.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
     """
 
     def __init__(self, channel):
@@ -134,119 +134,125 @@ class OperationsServiceStub(object):
 
 
 class OperationsServiceServicer(object):
-    """Administrators and observers: make, steer and watch runs, keep the list of members.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
+    """Calls for people and their programs: administrators create and control runs and members, other members read.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
     """
 
     def CreateRun(self, request, context):
-        """Admin. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec).
+        """Called by an administrator. Creates a run, which does not start yet. Repeatable with the same spec.
+        Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartRun(self, request, context):
-        """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """Called by an administrator. Starts a created run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseRun(self, request, context):
-        """Admin: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """Called by an administrator. Pauses a run: the open round ends as usual, and no new one opens. Repeatable.
+        Refusals: NOT_FOUND, WRONG_PHASE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """Called by an administrator. Resumes a paused run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelRun(self, request, context):
-        """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """Called by an administrator. Ends a run: the open round is recorded as abandoned, and clients stop their tasks. Repeatable.
+        Refusals: NOT_FOUND, WRONG_PHASE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AskRewards(self, request, context):
-        """Admin: a batch of rollouts for the groups to score, as a round of a run of rewards. Repeatable while it is under way.
-        Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is under way), INVALID_ARGUMENT, OVER_LIMIT, STORAGE_FULL.
+        """Called by an administrator. Sends a batch of rollouts, which the groups score in a round of a reward run. Repeatable while
+        that round is open. Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is being scored), INVALID_ARGUMENT,
+        OVER_LIMIT, STORAGE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRewards(self, request, context):
-        """Admin: what a batch came to; held open while its round is. Repeatable. Refusals: NOT_FOUND.
+        """Called by an administrator. Returns the result of a batch; held open while the batch's round is open. Repeatable.
+        Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """Any member. Refusals: NOT_FOUND.
+        """Called by any member. Returns the status of a run. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """Any member, newest first, in pages. Refusals: INVALID_ARGUMENT.
+        """Called by any member. Returns all runs in pages, the newest first. Refusals: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRound(self, request, context):
-        """Any member. Refusals: NOT_FOUND.
+        """Called by any member. Returns one round. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRounds(self, request, context):
-        """Any member, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT.
+        """Called by any member. Returns the rounds of a run in pages, the newest first. Refusals: NOT_FOUND, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEvaluations(self, request, context):
-        """Any member: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT.
+        """Called by any member. Returns every evaluation of a run in pages, the oldest first. Refusals: NOT_FOUND, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListMembers(self, request, context):
-        """Admin, in pages, open invites included. Refusals: INVALID_ARGUMENT.
+        """Called by an administrator. Returns all members and open invites in pages. Refusals: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Admin or client: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND.
+        """Called by an administrator or a client. Returns the record and the manifest of a model version;
+        FederationService.GetChunks returns its bytes. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchRun(self, request, context):
-        """Any member: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
-        Re-open with the last sequence seen. Refusals: NOT_FOUND.
+        """Called by any member. Streams the run's events after a given sequence number, and then each new event. The stream ends when
+        the run has ended and all its events were sent. If it breaks, call again with the last sequence number. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateInvite(self, request, context):
-        """Admin: a single-use token for a new member; replaces an open invite of the same name.
+        """Called by an administrator. Creates a single-use token for a new member; it replaces an open invite of the same name.
         Refusals: INVALID_ARGUMENT, MEMBER_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -254,22 +260,23 @@ class OperationsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ApproveMember(self, request, context):
-        """Admin: lets a member call that joined by an invite that asks for approval. Repeatable. Refusals: NOT_FOUND.
+        """Called by an administrator. Approves a member that joined with an invite that needs approval; it may make calls from then on.
+        Repeatable. Refusals: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeMember(self, request, context):
-        """Admin: every certificate and open invite of a member is void from its next call or message on. Repeatable.
-        Refusals: NOT_FOUND, LAST_ADMIN.
+        """Called by an administrator. Revokes every certificate and open invite of a member, from its next call or message on.
+        Repeatable. Refusals: NOT_FOUND, LAST_ADMIN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEvents(self, request, context):
-        """Admin: the audit log, oldest first, in pages. Refusals: INVALID_ARGUMENT.
+        """Called by an administrator. Returns the audit log in pages, the oldest entry first. Refusals: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -382,8 +389,8 @@ def add_OperationsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperationsService(object):
-    """Administrators and observers: make, steer and watch runs, keep the list of members.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
+    """Calls for people and their programs: administrators create and control runs and members, other members read.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OperationsServiceStub:
-    """Administrators and observers: make, steer and watch runs, keep the list of members.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
+    """Calls for people and their programs: administrators create and control runs and members, other members read.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
     """
 
     @_typing.overload
@@ -36,109 +36,135 @@ class OperationsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OperationsServiceAsyncStub: ...
     CreateRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CreateRunRequest, _operations_pb2.CreateRunResponse]
-    """Admin. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec)."""
+    """Called by an administrator. Creates a run, which does not start yet. Repeatable with the same spec.
+    Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec).
+    """
     StartRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.StartRunRequest, _operations_pb2.StartRunResponse]
-    """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Starts a created run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     PauseRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.PauseRunRequest, _operations_pb2.PauseRunResponse]
-    """Admin: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Pauses a run: the open round ends as usual, and no new one opens. Repeatable.
+    Refusals: NOT_FOUND, WRONG_PHASE.
+    """
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ResumeRunRequest, _operations_pb2.ResumeRunResponse]
-    """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Resumes a paused run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CancelRunRequest, _operations_pb2.CancelRunResponse]
-    """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Ends a run: the open round is recorded as abandoned, and clients stop their tasks. Repeatable.
+    Refusals: NOT_FOUND, WRONG_PHASE.
+    """
     AskRewards: _grpc.UnaryUnaryMultiCallable[_operations_pb2.AskRewardsRequest, _operations_pb2.AskRewardsResponse]
-    """Admin: a batch of rollouts for the groups to score, as a round of a run of rewards. Repeatable while it is under way.
-    Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is under way), INVALID_ARGUMENT, OVER_LIMIT, STORAGE_FULL.
+    """Called by an administrator. Sends a batch of rollouts, which the groups score in a round of a reward run. Repeatable while
+    that round is open. Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is being scored), INVALID_ARGUMENT,
+    OVER_LIMIT, STORAGE_FULL.
     """
     GetRewards: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetRewardsRequest, _operations_pb2.GetRewardsResponse]
-    """Admin: what a batch came to; held open while its round is. Repeatable. Refusals: NOT_FOUND."""
+    """Called by an administrator. Returns the result of a batch; held open while the batch's round is open. Repeatable.
+    Refusals: NOT_FOUND.
+    """
     GetRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetRunRequest, _operations_pb2.GetRunResponse]
-    """Any member. Refusals: NOT_FOUND."""
+    """Called by any member. Returns the status of a run. Refusals: NOT_FOUND."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListRunsRequest, _operations_pb2.ListRunsResponse]
-    """Any member, newest first, in pages. Refusals: INVALID_ARGUMENT."""
+    """Called by any member. Returns all runs in pages, the newest first. Refusals: INVALID_ARGUMENT."""
     GetRound: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetRoundRequest, _operations_pb2.GetRoundResponse]
-    """Any member. Refusals: NOT_FOUND."""
+    """Called by any member. Returns one round. Refusals: NOT_FOUND."""
     ListRounds: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListRoundsRequest, _operations_pb2.ListRoundsResponse]
-    """Any member, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+    """Called by any member. Returns the rounds of a run in pages, the newest first. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
     ListEvaluations: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListEvaluationsRequest, _operations_pb2.ListEvaluationsResponse]
-    """Any member: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+    """Called by any member. Returns every evaluation of a run in pages, the oldest first. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
     ListMembers: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListMembersRequest, _operations_pb2.ListMembersResponse]
-    """Admin, in pages, open invites included. Refusals: INVALID_ARGUMENT."""
+    """Called by an administrator. Returns all members and open invites in pages. Refusals: INVALID_ARGUMENT."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetModelRequest, _operations_pb2.GetModelResponse]
-    """Admin or client: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND."""
+    """Called by an administrator or a client. Returns the record and the manifest of a model version;
+    FederationService.GetChunks returns its bytes. Refusals: NOT_FOUND.
+    """
     WatchRun: _grpc.UnaryStreamMultiCallable[_operations_pb2.WatchRunRequest, _operations_pb2.WatchRunResponse]
-    """Any member: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
-    Re-open with the last sequence seen. Refusals: NOT_FOUND.
+    """Called by any member. Streams the run's events after a given sequence number, and then each new event. The stream ends when
+    the run has ended and all its events were sent. If it breaks, call again with the last sequence number. Refusals: NOT_FOUND.
     """
     CreateInvite: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CreateInviteRequest, _operations_pb2.CreateInviteResponse]
-    """Admin: a single-use token for a new member; replaces an open invite of the same name.
+    """Called by an administrator. Creates a single-use token for a new member; it replaces an open invite of the same name.
     Refusals: INVALID_ARGUMENT, MEMBER_EXISTS.
     """
     ApproveMember: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ApproveMemberRequest, _operations_pb2.ApproveMemberResponse]
-    """Admin: lets a member call that joined by an invite that asks for approval. Repeatable. Refusals: NOT_FOUND."""
+    """Called by an administrator. Approves a member that joined with an invite that needs approval; it may make calls from then on.
+    Repeatable. Refusals: NOT_FOUND.
+    """
     RevokeMember: _grpc.UnaryUnaryMultiCallable[_operations_pb2.RevokeMemberRequest, _operations_pb2.RevokeMemberResponse]
-    """Admin: every certificate and open invite of a member is void from its next call or message on. Repeatable.
-    Refusals: NOT_FOUND, LAST_ADMIN.
+    """Called by an administrator. Revokes every certificate and open invite of a member, from its next call or message on.
+    Repeatable. Refusals: NOT_FOUND, LAST_ADMIN.
     """
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListAuditEventsRequest, _operations_pb2.ListAuditEventsResponse]
-    """Admin: the audit log, oldest first, in pages. Refusals: INVALID_ARGUMENT."""
+    """Called by an administrator. Returns the audit log in pages, the oldest entry first. Refusals: INVALID_ARGUMENT."""
 
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
-    """Administrators and observers: make, steer and watch runs, keep the list of members.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
+    """Calls for people and their programs: administrators create and control runs and members, other members read.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.CreateRunRequest, _operations_pb2.CreateRunResponse]  # type: ignore[assignment]
-    """Admin. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec)."""
+    """Called by an administrator. Creates a run, which does not start yet. Repeatable with the same spec.
+    Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec).
+    """
     StartRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.StartRunRequest, _operations_pb2.StartRunResponse]  # type: ignore[assignment]
-    """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Starts a created run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     PauseRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.PauseRunRequest, _operations_pb2.PauseRunResponse]  # type: ignore[assignment]
-    """Admin: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Pauses a run: the open round ends as usual, and no new one opens. Repeatable.
+    Refusals: NOT_FOUND, WRONG_PHASE.
+    """
     ResumeRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.ResumeRunRequest, _operations_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Resumes a paused run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.CancelRunRequest, _operations_pb2.CancelRunResponse]  # type: ignore[assignment]
-    """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Ends a run: the open round is recorded as abandoned, and clients stop their tasks. Repeatable.
+    Refusals: NOT_FOUND, WRONG_PHASE.
+    """
     AskRewards: _aio.UnaryUnaryMultiCallable[_operations_pb2.AskRewardsRequest, _operations_pb2.AskRewardsResponse]  # type: ignore[assignment]
-    """Admin: a batch of rollouts for the groups to score, as a round of a run of rewards. Repeatable while it is under way.
-    Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is under way), INVALID_ARGUMENT, OVER_LIMIT, STORAGE_FULL.
+    """Called by an administrator. Sends a batch of rollouts, which the groups score in a round of a reward run. Repeatable while
+    that round is open. Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is being scored), INVALID_ARGUMENT,
+    OVER_LIMIT, STORAGE_FULL.
     """
     GetRewards: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetRewardsRequest, _operations_pb2.GetRewardsResponse]  # type: ignore[assignment]
-    """Admin: what a batch came to; held open while its round is. Repeatable. Refusals: NOT_FOUND."""
+    """Called by an administrator. Returns the result of a batch; held open while the batch's round is open. Repeatable.
+    Refusals: NOT_FOUND.
+    """
     GetRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetRunRequest, _operations_pb2.GetRunResponse]  # type: ignore[assignment]
-    """Any member. Refusals: NOT_FOUND."""
+    """Called by any member. Returns the status of a run. Refusals: NOT_FOUND."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListRunsRequest, _operations_pb2.ListRunsResponse]  # type: ignore[assignment]
-    """Any member, newest first, in pages. Refusals: INVALID_ARGUMENT."""
+    """Called by any member. Returns all runs in pages, the newest first. Refusals: INVALID_ARGUMENT."""
     GetRound: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetRoundRequest, _operations_pb2.GetRoundResponse]  # type: ignore[assignment]
-    """Any member. Refusals: NOT_FOUND."""
+    """Called by any member. Returns one round. Refusals: NOT_FOUND."""
     ListRounds: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListRoundsRequest, _operations_pb2.ListRoundsResponse]  # type: ignore[assignment]
-    """Any member, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+    """Called by any member. Returns the rounds of a run in pages, the newest first. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
     ListEvaluations: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListEvaluationsRequest, _operations_pb2.ListEvaluationsResponse]  # type: ignore[assignment]
-    """Any member: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+    """Called by any member. Returns every evaluation of a run in pages, the oldest first. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
     ListMembers: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListMembersRequest, _operations_pb2.ListMembersResponse]  # type: ignore[assignment]
-    """Admin, in pages, open invites included. Refusals: INVALID_ARGUMENT."""
+    """Called by an administrator. Returns all members and open invites in pages. Refusals: INVALID_ARGUMENT."""
     GetModel: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetModelRequest, _operations_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Admin or client: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND."""
+    """Called by an administrator or a client. Returns the record and the manifest of a model version;
+    FederationService.GetChunks returns its bytes. Refusals: NOT_FOUND.
+    """
     WatchRun: _aio.UnaryStreamMultiCallable[_operations_pb2.WatchRunRequest, _operations_pb2.WatchRunResponse]  # type: ignore[assignment]
-    """Any member: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
-    Re-open with the last sequence seen. Refusals: NOT_FOUND.
+    """Called by any member. Streams the run's events after a given sequence number, and then each new event. The stream ends when
+    the run has ended and all its events were sent. If it breaks, call again with the last sequence number. Refusals: NOT_FOUND.
     """
     CreateInvite: _aio.UnaryUnaryMultiCallable[_operations_pb2.CreateInviteRequest, _operations_pb2.CreateInviteResponse]  # type: ignore[assignment]
-    """Admin: a single-use token for a new member; replaces an open invite of the same name.
+    """Called by an administrator. Creates a single-use token for a new member; it replaces an open invite of the same name.
     Refusals: INVALID_ARGUMENT, MEMBER_EXISTS.
     """
     ApproveMember: _aio.UnaryUnaryMultiCallable[_operations_pb2.ApproveMemberRequest, _operations_pb2.ApproveMemberResponse]  # type: ignore[assignment]
-    """Admin: lets a member call that joined by an invite that asks for approval. Repeatable. Refusals: NOT_FOUND."""
+    """Called by an administrator. Approves a member that joined with an invite that needs approval; it may make calls from then on.
+    Repeatable. Refusals: NOT_FOUND.
+    """
     RevokeMember: _aio.UnaryUnaryMultiCallable[_operations_pb2.RevokeMemberRequest, _operations_pb2.RevokeMemberResponse]  # type: ignore[assignment]
-    """Admin: every certificate and open invite of a member is void from its next call or message on. Repeatable.
-    Refusals: NOT_FOUND, LAST_ADMIN.
+    """Called by an administrator. Revokes every certificate and open invite of a member, from its next call or message on.
+    Repeatable. Refusals: NOT_FOUND, LAST_ADMIN.
     """
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListAuditEventsRequest, _operations_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
-    """Admin: the audit log, oldest first, in pages. Refusals: INVALID_ARGUMENT."""
+    """Called by an administrator. Returns the audit log in pages, the oldest entry first. Refusals: INVALID_ARGUMENT."""
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Administrators and observers: make, steer and watch runs, keep the list of members.
-    Besides what stands at each call, any may be refused with ROLE_FORBIDS or one of the CERTIFICATE_ leaves.
+    """Calls for people and their programs: administrators create and control runs and members, other members read.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
     """
 
     @_abc_1.abstractmethod
@@ -147,7 +173,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.CreateRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.CreateRunResponse, _abc.Awaitable[_operations_pb2.CreateRunResponse]]:
-        """Admin. Repeatable with the same spec. Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec)."""
+        """Called by an administrator. Creates a run, which does not start yet. Repeatable with the same spec.
+        Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec).
+        """
 
     @_abc_1.abstractmethod
     def StartRun(
@@ -155,7 +183,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.StartRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.StartRunResponse, _abc.Awaitable[_operations_pb2.StartRunResponse]]:
-        """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+        """Called by an administrator. Starts a created run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
 
     @_abc_1.abstractmethod
     def PauseRun(
@@ -163,7 +191,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.PauseRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.PauseRunResponse, _abc.Awaitable[_operations_pb2.PauseRunResponse]]:
-        """Admin: the open round ends as it would, no new one opens. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+        """Called by an administrator. Pauses a run: the open round ends as usual, and no new one opens. Repeatable.
+        Refusals: NOT_FOUND, WRONG_PHASE.
+        """
 
     @_abc_1.abstractmethod
     def ResumeRun(
@@ -171,7 +201,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ResumeRunResponse, _abc.Awaitable[_operations_pb2.ResumeRunResponse]]:
-        """Admin. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+        """Called by an administrator. Resumes a paused run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
 
     @_abc_1.abstractmethod
     def CancelRun(
@@ -179,7 +209,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.CancelRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.CancelRunResponse, _abc.Awaitable[_operations_pb2.CancelRunResponse]]:
-        """Admin: the open round is abandoned on record, clients drop their tasks. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+        """Called by an administrator. Ends a run: the open round is recorded as abandoned, and clients stop their tasks. Repeatable.
+        Refusals: NOT_FOUND, WRONG_PHASE.
+        """
 
     @_abc_1.abstractmethod
     def AskRewards(
@@ -187,8 +219,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.AskRewardsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.AskRewardsResponse, _abc.Awaitable[_operations_pb2.AskRewardsResponse]]:
-        """Admin: a batch of rollouts for the groups to score, as a round of a run of rewards. Repeatable while it is under way.
-        Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is under way), INVALID_ARGUMENT, OVER_LIMIT, STORAGE_FULL.
+        """Called by an administrator. Sends a batch of rollouts, which the groups score in a round of a reward run. Repeatable while
+        that round is open. Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is being scored), INVALID_ARGUMENT,
+        OVER_LIMIT, STORAGE_FULL.
         """
 
     @_abc_1.abstractmethod
@@ -197,7 +230,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.GetRewardsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.GetRewardsResponse, _abc.Awaitable[_operations_pb2.GetRewardsResponse]]:
-        """Admin: what a batch came to; held open while its round is. Repeatable. Refusals: NOT_FOUND."""
+        """Called by an administrator. Returns the result of a batch; held open while the batch's round is open. Repeatable.
+        Refusals: NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def GetRun(
@@ -205,7 +240,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.GetRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.GetRunResponse, _abc.Awaitable[_operations_pb2.GetRunResponse]]:
-        """Any member. Refusals: NOT_FOUND."""
+        """Called by any member. Returns the status of a run. Refusals: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListRuns(
@@ -213,7 +248,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListRunsResponse, _abc.Awaitable[_operations_pb2.ListRunsResponse]]:
-        """Any member, newest first, in pages. Refusals: INVALID_ARGUMENT."""
+        """Called by any member. Returns all runs in pages, the newest first. Refusals: INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def GetRound(
@@ -221,7 +256,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.GetRoundRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.GetRoundResponse, _abc.Awaitable[_operations_pb2.GetRoundResponse]]:
-        """Any member. Refusals: NOT_FOUND."""
+        """Called by any member. Returns one round. Refusals: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListRounds(
@@ -229,7 +264,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListRoundsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListRoundsResponse, _abc.Awaitable[_operations_pb2.ListRoundsResponse]]:
-        """Any member, newest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+        """Called by any member. Returns the rounds of a run in pages, the newest first. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def ListEvaluations(
@@ -237,7 +272,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListEvaluationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListEvaluationsResponse, _abc.Awaitable[_operations_pb2.ListEvaluationsResponse]]:
-        """Any member: every evaluation of a run, oldest first, in pages. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
+        """Called by any member. Returns every evaluation of a run in pages, the oldest first. Refusals: NOT_FOUND, INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def ListMembers(
@@ -245,7 +280,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListMembersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListMembersResponse, _abc.Awaitable[_operations_pb2.ListMembersResponse]]:
-        """Admin, in pages, open invites included. Refusals: INVALID_ARGUMENT."""
+        """Called by an administrator. Returns all members and open invites in pages. Refusals: INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -253,7 +288,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.GetModelResponse, _abc.Awaitable[_operations_pb2.GetModelResponse]]:
-        """Admin or client: one model version's record and manifest; its bytes come by FederationService.GetChunks. Refusals: NOT_FOUND."""
+        """Called by an administrator or a client. Returns the record and the manifest of a model version;
+        FederationService.GetChunks returns its bytes. Refusals: NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def WatchRun(
@@ -261,8 +298,8 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.WatchRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_operations_pb2.WatchRunResponse], _abc.AsyncIterator[_operations_pb2.WatchRunResponse]]:
-        """Any member: the run's events after a cursor, then each new one; ends when the run has ended and all was sent.
-        Re-open with the last sequence seen. Refusals: NOT_FOUND.
+        """Called by any member. Streams the run's events after a given sequence number, and then each new event. The stream ends when
+        the run has ended and all its events were sent. If it breaks, call again with the last sequence number. Refusals: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -271,7 +308,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.CreateInviteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.CreateInviteResponse, _abc.Awaitable[_operations_pb2.CreateInviteResponse]]:
-        """Admin: a single-use token for a new member; replaces an open invite of the same name.
+        """Called by an administrator. Creates a single-use token for a new member; it replaces an open invite of the same name.
         Refusals: INVALID_ARGUMENT, MEMBER_EXISTS.
         """
 
@@ -281,7 +318,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ApproveMemberRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ApproveMemberResponse, _abc.Awaitable[_operations_pb2.ApproveMemberResponse]]:
-        """Admin: lets a member call that joined by an invite that asks for approval. Repeatable. Refusals: NOT_FOUND."""
+        """Called by an administrator. Approves a member that joined with an invite that needs approval; it may make calls from then on.
+        Repeatable. Refusals: NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def RevokeMember(
@@ -289,8 +328,8 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.RevokeMemberRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.RevokeMemberResponse, _abc.Awaitable[_operations_pb2.RevokeMemberResponse]]:
-        """Admin: every certificate and open invite of a member is void from its next call or message on. Repeatable.
-        Refusals: NOT_FOUND, LAST_ADMIN.
+        """Called by an administrator. Revokes every certificate and open invite of a member, from its next call or message on.
+        Repeatable. Refusals: NOT_FOUND, LAST_ADMIN.
         """
 
     @_abc_1.abstractmethod
@@ -299,6 +338,6 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListAuditEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListAuditEventsResponse, _abc.Awaitable[_operations_pb2.ListAuditEventsResponse]]:
-        """Admin: the audit log, oldest first, in pages. Refusals: INVALID_ARGUMENT."""
+        """Called by an administrator. Returns the audit log in pages, the oldest entry first. Refusals: INVALID_ARGUMENT."""
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

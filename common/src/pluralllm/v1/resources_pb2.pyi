@@ -29,17 +29,17 @@ class _GroupRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupRole.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     GROUP_ROLE_UNSPECIFIED: _GroupRole.ValueType  # 0
     GROUP_ROLE_TRAIN: _GroupRole.ValueType  # 1
-    """Trains and is evaluated."""
+    """The group trains and is evaluated."""
     GROUP_ROLE_HELD_OUT: _GroupRole.ValueType  # 2
-    """Is evaluated only: an unseen group."""
+    """The group is only evaluated; no model was trained on it."""
 
 class GroupRole(_GroupRole, metaclass=_GroupRoleEnumTypeWrapper): ...
 
 GROUP_ROLE_UNSPECIFIED: GroupRole.ValueType  # 0
 GROUP_ROLE_TRAIN: GroupRole.ValueType  # 1
-"""Trains and is evaluated."""
+"""The group trains and is evaluated."""
 GROUP_ROLE_HELD_OUT: GroupRole.ValueType  # 2
-"""Is evaluated only: an unseen group."""
+"""The group is only evaluated; no model was trained on it."""
 Global___GroupRole: _TypeAlias = GroupRole  # noqa: Y015
 
 class _RunPhase:
@@ -50,9 +50,9 @@ class _RunPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunPhase.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     RUN_PHASE_UNSPECIFIED: _RunPhase.ValueType  # 0
     RUN_PHASE_CREATED: _RunPhase.ValueType  # 1
-    """Not started by an operator yet."""
+    """No operator has started the run yet."""
     RUN_PHASE_WAITING: _RunPhase.ValueType  # 2
-    """Waiting for enough clients for the next round."""
+    """The run waits until there are enough clients for the next round."""
     RUN_PHASE_COLLECTING: _RunPhase.ValueType  # 3
     """A cohort trains; updates arrive."""
     RUN_PHASE_AGGREGATING: _RunPhase.ValueType  # 4
@@ -65,9 +65,9 @@ class RunPhase(_RunPhase, metaclass=_RunPhaseEnumTypeWrapper): ...
 
 RUN_PHASE_UNSPECIFIED: RunPhase.ValueType  # 0
 RUN_PHASE_CREATED: RunPhase.ValueType  # 1
-"""Not started by an operator yet."""
+"""No operator has started the run yet."""
 RUN_PHASE_WAITING: RunPhase.ValueType  # 2
-"""Waiting for enough clients for the next round."""
+"""The run waits until there are enough clients for the next round."""
 RUN_PHASE_COLLECTING: RunPhase.ValueType  # 3
 """A cohort trains; updates arrive."""
 RUN_PHASE_AGGREGATING: RunPhase.ValueType  # 4
@@ -123,30 +123,30 @@ class _ParticipantStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Part
     DESCRIPTOR: _descriptor.EnumDescriptor
     PARTICIPANT_STATE_UNSPECIFIED: _ParticipantState.ValueType  # 0
     PARTICIPANT_STATE_ASSIGNED: _ParticipantState.ValueType  # 1
-    """Has a place, has not fetched its task."""
+    """The client has a slot but has not fetched its task."""
     PARTICIPANT_STATE_WORKING: _ParticipantState.ValueType  # 2
-    """Holds the task under a lease."""
+    """The client holds its task under a lease."""
     PARTICIPANT_STATE_DONE: _ParticipantState.ValueType  # 3
-    """Its update or evaluation is committed."""
+    """The client's update or evaluation is committed."""
     PARTICIPANT_STATE_LOST: _ParticipantState.ValueType  # 4
-    """Lost its place (lease expired, failure or refusal); see reason."""
+    """The client has lost its slot because of an expired lease, a failure or a refusal; see reason."""
     PARTICIPANT_STATE_IDLE: _ParticipantState.ValueType  # 5
-    """Known, not part of this round."""
+    """The client is known but does not take part in this round."""
 
 class ParticipantState(_ParticipantState, metaclass=_ParticipantStateEnumTypeWrapper):
-    """Where one client of the open round or evaluation stands."""
+    """State of one client in the open round or evaluation."""
 
 PARTICIPANT_STATE_UNSPECIFIED: ParticipantState.ValueType  # 0
 PARTICIPANT_STATE_ASSIGNED: ParticipantState.ValueType  # 1
-"""Has a place, has not fetched its task."""
+"""The client has a slot but has not fetched its task."""
 PARTICIPANT_STATE_WORKING: ParticipantState.ValueType  # 2
-"""Holds the task under a lease."""
+"""The client holds its task under a lease."""
 PARTICIPANT_STATE_DONE: ParticipantState.ValueType  # 3
-"""Its update or evaluation is committed."""
+"""The client's update or evaluation is committed."""
 PARTICIPANT_STATE_LOST: ParticipantState.ValueType  # 4
-"""Lost its place (lease expired, failure or refusal); see reason."""
+"""The client has lost its slot because of an expired lease, a failure or a refusal; see reason."""
 PARTICIPANT_STATE_IDLE: ParticipantState.ValueType  # 5
-"""Known, not part of this round."""
+"""The client is known but does not take part in this round."""
 Global___ParticipantState: _TypeAlias = ParticipantState  # noqa: Y015
 
 class _MemberRole:
@@ -157,22 +157,22 @@ class _MemberRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemberRole
     DESCRIPTOR: _descriptor.EnumDescriptor
     MEMBER_ROLE_UNSPECIFIED: _MemberRole.ValueType  # 0
     MEMBER_ROLE_CLIENT: _MemberRole.ValueType  # 1
-    """A partner's daemon: trains, evaluates, reads runs and models."""
+    """A partner's daemon, which trains, evaluates, and reads runs and models."""
     MEMBER_ROLE_OBSERVER: _MemberRole.ValueType  # 2
-    """Reads the status of runs and rounds."""
+    """A person or program that reads the status of runs and rounds."""
     MEMBER_ROLE_ADMIN: _MemberRole.ValueType  # 3
-    """Steers runs, invites and revokes, reads everything."""
+    """An administrator, who controls runs, invites and revokes members, and reads everything."""
 
 class MemberRole(_MemberRole, metaclass=_MemberRoleEnumTypeWrapper):
-    """What a member may do; fixed when it is invited."""
+    """Role that says what a member may do; it is fixed when the member is invited."""
 
 MEMBER_ROLE_UNSPECIFIED: MemberRole.ValueType  # 0
 MEMBER_ROLE_CLIENT: MemberRole.ValueType  # 1
-"""A partner's daemon: trains, evaluates, reads runs and models."""
+"""A partner's daemon, which trains, evaluates, and reads runs and models."""
 MEMBER_ROLE_OBSERVER: MemberRole.ValueType  # 2
-"""Reads the status of runs and rounds."""
+"""A person or program that reads the status of runs and rounds."""
 MEMBER_ROLE_ADMIN: MemberRole.ValueType  # 3
-"""Steers runs, invites and revokes, reads everything."""
+"""An administrator, who controls runs, invites and revokes members, and reads everything."""
 Global___MemberRole: _TypeAlias = MemberRole  # noqa: Y015
 
 class _MemberState:
@@ -183,34 +183,34 @@ class _MemberStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemberSta
     DESCRIPTOR: _descriptor.EnumDescriptor
     MEMBER_STATE_UNSPECIFIED: _MemberState.ValueType  # 0
     MEMBER_STATE_INVITED: _MemberState.ValueType  # 1
-    """Has an open invite and no certificate."""
+    """The member has an open invite and no certificate."""
     MEMBER_STATE_AWAITING_APPROVAL: _MemberState.ValueType  # 2
-    """Has joined; an administrator must approve it before it may call."""
+    """The member has joined; an administrator must approve it before it may make calls."""
     MEMBER_STATE_ACTIVE: _MemberState.ValueType  # 3
     MEMBER_STATE_EXPIRED: _MemberState.ValueType  # 4
-    """Its last certificate is past its end."""
+    """The member's last certificate has expired."""
     MEMBER_STATE_REVOKED: _MemberState.ValueType  # 5
     MEMBER_STATE_UNPROVEN: _MemberState.ValueType  # 6
-    """Connected in plain text: says who it is without proof."""
+    """The member is connected in plain text and has not proven its identity."""
 
 class MemberState(_MemberState, metaclass=_MemberStateEnumTypeWrapper): ...
 
 MEMBER_STATE_UNSPECIFIED: MemberState.ValueType  # 0
 MEMBER_STATE_INVITED: MemberState.ValueType  # 1
-"""Has an open invite and no certificate."""
+"""The member has an open invite and no certificate."""
 MEMBER_STATE_AWAITING_APPROVAL: MemberState.ValueType  # 2
-"""Has joined; an administrator must approve it before it may call."""
+"""The member has joined; an administrator must approve it before it may make calls."""
 MEMBER_STATE_ACTIVE: MemberState.ValueType  # 3
 MEMBER_STATE_EXPIRED: MemberState.ValueType  # 4
-"""Its last certificate is past its end."""
+"""The member's last certificate has expired."""
 MEMBER_STATE_REVOKED: MemberState.ValueType  # 5
 MEMBER_STATE_UNPROVEN: MemberState.ValueType  # 6
-"""Connected in plain text: says who it is without proof."""
+"""The member is connected in plain text and has not proven its identity."""
 Global___MemberState: _TypeAlias = MemberState  # noqa: Y015
 
 @_typing.final
 class BlobManifest(_message.Message):
-    """What one file or model version is made of: the list of its chunks."""
+    """List of the chunks of one file or model version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -219,7 +219,7 @@ class BlobManifest(_message.Message):
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     CHUNK_SHA256_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
-    """Lower-case hex sha256 over the concatenated raw chunk hashes: the blob's address."""
+    """Lower-case hex sha256 over the concatenated raw hashes of the chunks. The blob is stored under this digest."""
     size_bytes: _builtins.int
     chunk_bytes: _builtins.int
     """Every chunk but the last has this size."""
@@ -245,7 +245,7 @@ Global___BlobManifest: _TypeAlias = BlobManifest  # noqa: Y015
 
 @_typing.final
 class ChunkRange(_message.Message):
-    """Chunks first..last, both included."""
+    """Range of chunk numbers from first to last, both included."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -284,9 +284,9 @@ class Participant(_message.Message):
     role: Global___GroupRole.ValueType
     state: Global___ParticipantState.ValueType
     reason: _builtins.str
-    """Why it is late, lost or idle; empty when all is well."""
+    """Reason why the client is late, lost or idle; otherwise empty."""
     progress: _builtins.float
-    """0..1 of the task the client reported."""
+    """Share of the task that is done, from 0 to 1, as the client reported it."""
     stage: _builtins.str
     @_builtins.property
     def last_seen_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -312,7 +312,7 @@ Global___Participant: _TypeAlias = Participant  # noqa: Y015
 
 @_typing.final
 class GroupEvaluation(_message.Message):
-    """How well one model version predicts one group."""
+    """Scores that say how well one model version predicts one group."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -329,11 +329,11 @@ class GroupEvaluation(_message.Message):
     role: Global___GroupRole.ValueType
     version: _builtins.int
     alignment_score: _builtins.float
-    """1 - mean Jensen-Shannon distance, natural logarithm (arXiv 2503.09925)."""
+    """1 minus the mean Jensen-Shannon distance, with the natural logarithm (arXiv 2503.09925)."""
     alignment_score_base2: _builtins.float
-    """The same with base 2: 0 is the worst."""
+    """The same score with logarithms to base 2, so that 0 is the worst."""
     wasserstein_score: _builtins.float
-    """1 - W1 / max W1 over ordinal questions; absent when the group has none."""
+    """1 minus the Wasserstein-1 distance over ordinal questions, divided by its largest value; absent without such questions."""
     questions: _builtins.int
     def __init__(
         self,
@@ -359,7 +359,7 @@ Global___GroupEvaluation: _TypeAlias = GroupEvaluation  # noqa: Y015
 
 @_typing.final
 class Fairness(_message.Message):
-    """How evenly the groups are served by one version."""
+    """Measures of how evenly one model version serves the groups."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -368,7 +368,7 @@ class Fairness(_message.Message):
     MIN_ALIGNMENT_SCORE_FIELD_NUMBER: _builtins.int
     MIN_GROUP_FIELD_NUMBER: _builtins.int
     index: _builtins.float
-    """1 / (1 + CoV^2) of the groups' alignment scores (Jain's index)."""
+    """Jain's index of the groups' alignment scores: 1 / (1 + coefficient of variation squared)."""
     coefficient_of_variation: _builtins.float
     min_alignment_score: _builtins.float
     min_group: _builtins.str
@@ -400,7 +400,7 @@ class Refusal(_message.Message):
     client: _builtins.str
     round: _builtins.int
     reason: _builtins.str
-    """Name of the error leaf, for example NOT_FINITE."""
+    """Error code, for example NOT_FINITE."""
     message: _builtins.str
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
@@ -460,12 +460,12 @@ class Run(_message.Message):
     version: _builtins.int
     version_digest: _builtins.str
     next: _builtins.str
-    """One sentence: what happens next and what it waits for."""
+    """One sentence that says what happens next and what the run waits for."""
     received_bytes: _builtins.int
-    """Payload bytes since the coordinator's process started."""
+    """Payload bytes that the coordinator has received since its process started; sent_bytes are those it has sent."""
     sent_bytes: _builtins.int
     sequence: _builtins.int
-    """Of the newest event: where WatchRun goes on from this state."""
+    """Sequence number of the newest event. WatchRun continues from this state with it."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -474,13 +474,13 @@ class Run(_message.Message):
     def phase_start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def phase_deadline(self) -> _timestamp_pb2.Timestamp:
-        """When the phase ends whatever happens; absent when nothing bounds it."""
+        """Time at which the phase ends at the latest; absent if the phase has no limit."""
 
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Participant]: ...
     @_builtins.property
     def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupEvaluation]:
-        """Latest evaluation of each group, and the one before it for the trend."""
+        """Latest evaluation of each group; previous_evaluations holds the one before it, which shows the trend."""
 
     @_builtins.property
     def previous_evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupEvaluation]: ...
@@ -578,7 +578,7 @@ class Round(_message.Message):
     reason: _builtins.str
     base_version: _builtins.int
     version: _builtins.int
-    """Version made by this round; absent when it was abandoned or is open."""
+    """Version made by this round; absent if the round is open or was abandoned."""
     @_builtins.property
     def cohort(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -628,7 +628,7 @@ class ModelVersion(_message.Message):
     round: _builtins.int
     digest: _builtins.str
     record_sha256: _builtins.str
-    """Hash chain: sha256 over this record, which names its parent's."""
+    """sha256 over this record, which contains the hash of its parent's record; so the records form a hash chain."""
     parent_record_sha256: _builtins.str
     spec_sha256: _builtins.str
     @_builtins.property
@@ -655,7 +655,7 @@ Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
 class Member(_message.Message):
-    """An organisation's identity, and what its daemon last said of itself."""
+    """Identity of an organisation or a person in the federation, with the facts that its daemon reported last."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -680,23 +680,23 @@ class Member(_message.Message):
     group: _builtins.str
     group_role: Global___GroupRole.ValueType
     key_sha256: _builtins.str
-    """Lower-case hex sha256 of the newest certificate's public key (SubjectPublicKeyInfo, DER): what people compare by phone."""
+    """Lower-case hex sha256 of the newest certificate's public key (SubjectPublicKeyInfo, DER). People compare it by phone."""
     serial: _builtins.str
-    """Of the newest certificate, lower-case hex."""
+    """Serial number of the newest certificate, lower-case hex."""
     training_questions: _builtins.int
     software_version: _builtins.str
     live: _builtins.bool
     task: _builtins.str
-    """The task it holds; empty when idle."""
+    """Name of the task that the daemon holds; empty if it holds none."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """End of the newest certificate, or of the open invite; absent when there is neither."""
+        """Time at which the newest certificate or the open invite expires; absent if there is neither."""
 
     @_builtins.property
     def last_seen_time(self) -> _timestamp_pb2.Timestamp:
-        """Absent when the member has never said Hello."""
+        """Time of the daemon's last call; absent if it has never called Hello."""
 
     def __init__(
         self,
@@ -726,7 +726,7 @@ Global___Member: _TypeAlias = Member  # noqa: Y015
 
 @_typing.final
 class AuditEvent(_message.Message):
-    """One entry of the audit log: who asked for what. Hash-chained: sha256 covers every other field and the entry before."""
+    """Audit entry: says who asked for what. The entries form a hash chain: sha256 covers every other field, previous_sha256 included."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -742,17 +742,17 @@ class AuditEvent(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     actor: _builtins.str
-    """members/{name}; empty when nobody had proven an identity yet."""
+    """members/{name}; empty if the caller had not proven an identity."""
     serial: _builtins.str
-    """Of the actor's certificate, lower-case hex; empty without one."""
+    """Serial number of the actor's certificate, lower-case hex; empty without a certificate."""
     action: _builtins.str
-    """For example CreateInvite."""
+    """Name of the action, for example CreateInvite."""
     object: _builtins.str
-    """What it was about, for example members/org-a or runs/first."""
+    """Name of the resource that the action concerned, for example members/org-a or runs/first."""
     result: _builtins.str
-    """ACCEPTED, or the name of the error leaf it was refused with."""
+    """ACCEPTED, or the error code of the refusal."""
     facts_json: _builtins.str
-    """More facts, one line of JSON."""
+    """More facts as one line of JSON."""
     previous_sha256: _builtins.str
     sha256: _builtins.str
     @_builtins.property
@@ -781,7 +781,7 @@ Global___AuditEvent: _TypeAlias = AuditEvent  # noqa: Y015
 
 @_typing.final
 class RunEvent(_message.Message):
-    """One line of a run's append-only log."""
+    """Event of a run, one entry of its append-only log."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -791,7 +791,7 @@ class RunEvent(_message.Message):
     FACTS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     kind: _builtins.str
-    """Past tense, for example UpdateArrived."""
+    """Name of the event, a verb in the past tense, for example UpdateArrived."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property

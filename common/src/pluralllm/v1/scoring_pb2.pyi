@@ -71,7 +71,7 @@ class Candidates(_message.Message):
     prompt: _builtins.str
     @_builtins.property
     def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At least 2, each with a text of its own."""
+        """At least 2 options with different texts."""
 
     def __init__(
         self,
@@ -94,10 +94,10 @@ class ScoreRequest(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     QUESTIONS_FIELD_NUMBER: _builtins.int
     group: _builtins.str
-    """May be left out if there is one."""
+    """Group whose answers are predicted; may be empty if the server has the context of only one group."""
     @_builtins.property
     def questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidates]:
-        """At most 10,000 options in all."""
+        """The questions; together they may have at most 10,000 options."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class PredictedShares(_message.Message):
     SPREADS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Of the options, sum 1."""
+        """Predicted share of each option; they sum to 1."""
 
     @_builtins.property
     def spreads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -148,7 +148,7 @@ class ScoreResponse(_message.Message):
     ANSWERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictedShares]:
-        """One for each question, in order."""
+        """One answer for each question, in order."""
 
     def __init__(
         self,

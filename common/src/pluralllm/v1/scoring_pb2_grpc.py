@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ScoringServiceStub(object):
-    """Served on the loopback interface by `pluralllm model serve`, for programs beside it.
+    """Predicts shares for other programs on the same machine. `pluralllm model serve` serves it on the loopback interface.
     """
 
     def __init__(self, channel):
@@ -48,17 +48,19 @@ class ScoringServiceStub(object):
 
 
 class ScoringServiceServicer(object):
-    """Served on the loopback interface by `pluralllm model serve`, for programs beside it.
+    """Predicts shares for other programs on the same machine. `pluralllm model serve` serves it on the loopback interface.
     """
 
     def GetScorer(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the model version that is served and the groups that have a context.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Refused: a group without context (NOT_FOUND), too many questions (OUT_OF_RANGE), one that cannot be asked (INVALID_ARGUMENT).
+        """Predicts how a group would answer questions. Refusals: NOT_FOUND (the group has no context), OVER_LIMIT (too many options),
+        INVALID_ARGUMENT (a question is not valid).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,7 +88,7 @@ def add_ScoringServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ScoringService(object):
-    """Served on the loopback interface by `pluralllm model serve`, for programs beside it.
+    """Predicts shares for other programs on the same machine. `pluralllm model serve` serves it on the loopback interface.
     """
 
     @staticmethod

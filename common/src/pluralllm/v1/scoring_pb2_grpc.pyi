@@ -27,34 +27,41 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ScoringServiceStub:
-    """Served on the loopback interface by `pluralllm model serve`, for programs beside it."""
+    """Predicts shares for other programs on the same machine. `pluralllm model serve` serves it on the loopback interface."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ScoringServiceAsyncStub: ...
     GetScorer: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.GetScorerRequest, _scoring_pb2.GetScorerResponse]
+    """Returns the model version that is served and the groups that have a context."""
     Score: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.ScoreRequest, _scoring_pb2.ScoreResponse]
-    """Refused: a group without context (NOT_FOUND), too many questions (OUT_OF_RANGE), one that cannot be asked (INVALID_ARGUMENT)."""
+    """Predicts how a group would answer questions. Refusals: NOT_FOUND (the group has no context), OVER_LIMIT (too many options),
+    INVALID_ARGUMENT (a question is not valid).
+    """
 
 @_typing.type_check_only
 class ScoringServiceAsyncStub(ScoringServiceStub):
-    """Served on the loopback interface by `pluralllm model serve`, for programs beside it."""
+    """Predicts shares for other programs on the same machine. `pluralllm model serve` serves it on the loopback interface."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetScorer: _aio.UnaryUnaryMultiCallable[_scoring_pb2.GetScorerRequest, _scoring_pb2.GetScorerResponse]  # type: ignore[assignment]
+    """Returns the model version that is served and the groups that have a context."""
     Score: _aio.UnaryUnaryMultiCallable[_scoring_pb2.ScoreRequest, _scoring_pb2.ScoreResponse]  # type: ignore[assignment]
-    """Refused: a group without context (NOT_FOUND), too many questions (OUT_OF_RANGE), one that cannot be asked (INVALID_ARGUMENT)."""
+    """Predicts how a group would answer questions. Refusals: NOT_FOUND (the group has no context), OVER_LIMIT (too many options),
+    INVALID_ARGUMENT (a question is not valid).
+    """
 
 class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Served on the loopback interface by `pluralllm model serve`, for programs beside it."""
+    """Predicts shares for other programs on the same machine. `pluralllm model serve` serves it on the loopback interface."""
 
     @_abc_1.abstractmethod
     def GetScorer(
         self,
         request: _scoring_pb2.GetScorerRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_scoring_pb2.GetScorerResponse, _abc.Awaitable[_scoring_pb2.GetScorerResponse]]: ...
+    ) -> _typing.Union[_scoring_pb2.GetScorerResponse, _abc.Awaitable[_scoring_pb2.GetScorerResponse]]:
+        """Returns the model version that is served and the groups that have a context."""
 
     @_abc_1.abstractmethod
     def Score(
@@ -62,6 +69,8 @@ class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scoring_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scoring_pb2.ScoreResponse, _abc.Awaitable[_scoring_pb2.ScoreResponse]]:
-        """Refused: a group without context (NOT_FOUND), too many questions (OUT_OF_RANGE), one that cannot be asked (INVALID_ARGUMENT)."""
+        """Predicts how a group would answer questions. Refusals: NOT_FOUND (the group has no context), OVER_LIMIT (too many options),
+        INVALID_ARGUMENT (a question is not valid).
+        """
 
 def add_ScoringServiceServicer_to_server(servicer: ScoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
