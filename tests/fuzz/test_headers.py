@@ -29,7 +29,7 @@ from pluralllm.common.weights.layout import (
     read_layout,
     tensors_of,
 )
-from pluralllm.common.weights.update_format import BLOCK, SLICE, UpdateFormat, read_slices, update_format, write_update
+from pluralllm.common.weights.update_format import BLOCK, SLICE, SliceReader, UpdateFormat, update_format, write_update
 from pluralllm.common.words.spec import UpdateEncoding
 from pluralllm.server.aggregation.update_files import check_update
 
@@ -259,8 +259,9 @@ def decoded(path: Path, form: UpdateFormat) -> np.ndarray[Any, np.dtype[np.float
     found = np.empty(form.layout.values, np.float32)
     with HashingReader(path) as file:
         file.read_into(np.empty(len(form.header), np.uint8))
-        for start, fill in zip(range(0, found.size, SLICE), read_slices(form, file.read_into), strict=True):
-            fill(found[start : start + SLICE])
+        reader = SliceReader(form, file.read_into)
+        for start in range(0, found.size, SLICE):
+            reader.read(found[start : start + SLICE])
     return found
 
 

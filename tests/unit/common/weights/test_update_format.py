@@ -1,5 +1,6 @@
 """How updates travel: sizes, rounding, and that nothing is lost over rounds."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from pluralllm.common.errors.tree import Corrupt
+from pluralllm.common.weights.chunks import HashingReader
 from pluralllm.common.weights.layout import layout_of
-from pluralllm.common.weights.update_format import BLOCK, SLICE, as_read, update_format, write_update
+from pluralllm.common.weights.update_format import (
+    BLOCK,
+    SLICE,
+    SliceReader,
+    UpdateFormat,
+    as_read,
+    update_format,
+    write_update,
+)
 from pluralllm.common.words.spec import UpdateEncoding
 
 LAYOUT = layout_of([("a.weight", (900, 700)), ("b.bias", (13,))])  # three slices, the last one short
@@ -75,3 +86,38 @@ def test_what_rounding_takes_comes_with_the_next_update() -> None:
         learnt, sent = learnt + delta, sent + read
     assert np.abs(learnt - sent - residual).max() < 1e-6
     assert np.abs(learnt - sent).max() < 1.1 * np.abs(wanted).max() / 127
+
+
+def open_update(path: Path, form: UpdateFormat, stack: ExitStack) -> SliceReader:
+    file = stack.enter_context(HashingReader(path))
+    file.read_into(np.empty(len(form.header), np.uint8))
+    return SliceReader(form, file.read_into)
+
+
+@pytest.mark.parametrize("encoding", ["fp32", "bf16", "int8"])
+def test_updates_that_are_read_by_turns_keep_their_own_place_and_scales(
+    encoding: UpdateEncoding, tmp_path: Path
+) -> None:
+    form, expected = update_format(LAYOUT, encoding), []
+    for seed in (1, 2):
+        _, as_sent = write_update(tmp_path / f"{seed}", form, random_delta(seed), np.random.default_rng(seed))
+        expected.append(as_sent)
+    rows = np.empty((2, LAYOUT.values), np.float32)
+    with ExitStack() as stack:
+        readers = [open_update(tmp_path / f"{seed}", form, stack) for seed in (1, 2)]
+        for start in range(0, LAYOUT.values, SLICE):
+            for reader, row in zip(readers, rows, strict=True):
+                reader.read(row[start : start + SLICE])
+    assert rows.tobytes() == np.array(expected).tobytes()
+
+
+@pytest.mark.parametrize("encoding", ["fp32", "bf16", "int8"])
+def test_reading_past_the_end_of_an_update_is_an_error(encoding: UpdateEncoding, tmp_path: Path) -> None:
+    form, row = update_format(LAYOUT, encoding), np.empty(SLICE, np.float32)
+    write_update(tmp_path / "u", form, random_delta(1), np.random.default_rng(1))
+    with ExitStack() as stack:
+        reader = open_update(tmp_path / "u", form, stack)
+        for start in range(0, LAYOUT.values, SLICE):
+            reader.read(row[: LAYOUT.values - start])
+        with pytest.raises(Corrupt, match="more bytes"):
+            reader.read(row[:1])

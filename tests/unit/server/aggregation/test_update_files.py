@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from pluralllm.common.errors.tree import Corrupt, NormTooLarge, NotFinite, WrongLayout
 from pluralllm.common.weights.chunks import CHUNK_BYTES, manifest_of
 from pluralllm.common.weights.layout import Layout, flat_values, layout_of, write_weights
-from pluralllm.common.weights.update_format import update_format, write_update
+from pluralllm.common.weights.update_format import SLICE, update_format, write_update
 from pluralllm.common.words.spec import Aggregation, UpdateEncoding
 from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean
 from pluralllm.server.aggregation.update_files import StoredWeights, average, check_update
@@ -193,3 +193,30 @@ def test_an_update_in_another_encoding_or_with_a_broken_scale_is_refused(
         file.write(b"\xff\xff\xff\xff")  # NaN as float32, and as two of bf16
     with pytest.raises(NotFinite):
         check_update(path, form, 100.0)
+
+
+def test_the_arithmetic_sees_views_of_two_slices_of_each_file_by_turns(tmp_path: Path) -> None:
+    layout = layout_of([("a", (5 * SLICE // 2,))])
+    base = stored(tmp_path, "base", np.full(layout.values, 5, np.float32), layout)
+    updates = [stored(tmp_path, f"{n}", np.full(layout.values, n, np.float32), layout) for n in (1, 2, 3)]
+    outs, seen = [tmp_path / "next", tmp_path / "next.m1", tmp_path / "next.m2"], []
+
+    def aggregate(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        seen.append(deltas)
+        assert deltas[:, 0].tolist() == deltas[:, -1].tolist() == [1, 2, 3]
+        return weighted_mean(deltas, weights)
+
+    def optimize(
+        start: NDArray[np.float32], mean: NDArray[np.float64], moments: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        assert (start[0], start[-1]) == (5, 5)
+        assert moments[:, 0].tolist() == moments[:, -1].tolist() == [7, 8]
+        assert np.shares_memory(start.base, seen[-1].base), "views of one buffer"
+        return (start + mean).astype(np.float32), moments + np.float32(1)
+
+    average(base, (7.0, 8.0), updates, np.ones(3), layout, aggregate, optimize, outs)
+    assert [deltas.shape for deltas in seen] == [(3, SLICE), (3, SLICE), (3, SLICE // 2)]
+    assert np.shares_memory(seen[0], seen[2]), "the third slice is read where the first one was"
+    assert not np.shares_memory(seen[0], seen[1])
+    for out, value in zip(outs, (7, 8, 9), strict=True):
+        assert np.array_equal(flat_values(out, layout), np.full(layout.values, value, np.float32))

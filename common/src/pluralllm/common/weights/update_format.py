@@ -93,23 +93,31 @@ def _encoded(
         yield raw
 
 
-def read_slices(form: UpdateFormat, read_into: ReadInto) -> Iterator[Callable[[Floats], None]]:
-    """After the header: a filler for each slice, front to back, which puts the next SLICE values, or the last ones, in place."""
-    scales = np.empty(form.blocks, "<f4")
-    read_into(scales.view(np.uint8))
-    raw = np.empty(SLICE * VALUE_BYTES[form.encoding], np.uint8)
-    for start in range(0, form.layout.values, SLICE):
-        mine = scales[start // BLOCK : (start + SLICE) // BLOCK]
+class SliceReader:
+    """Reads the numbers of an update, one slice after the other, from front to back.
 
-        def fill(row: Floats, mine: Floats = mine) -> None:
-            if form.encoding == "fp32":
-                read_into(row.view(np.uint8))  # straight into its place
-            else:
-                piece = raw[: row.size * VALUE_BYTES[form.encoding]]
-                read_into(piece)
-                decode(piece, mine, form.encoding, row)
+    Memory: the scales of the whole update, and the bytes of one slice if they are not float32.
+    """
 
-        yield fill
+    def __init__(self, form: UpdateFormat, read_into: ReadInto) -> None:
+        """`read_into` gives the bytes that follow the header."""
+        self._encoding = form.encoding
+        self._read_into = read_into
+        self._scales = np.empty(form.blocks, "<f4")
+        self._raw = np.empty(0 if form.encoding == "fp32" else SLICE * VALUE_BYTES[form.encoding], np.uint8)
+        self._block = 0  # the first block of the next slice
+        read_into(self._scales.view(np.uint8))
+
+    def read(self, row: Floats) -> None:
+        """Fills `row` with the next numbers: SLICE of them, or those that are left."""
+        if self._encoding == "fp32":
+            self._read_into(row.view(np.uint8))
+            return
+        raw = self._raw[: row.size * VALUE_BYTES[self._encoding]]
+        self._read_into(raw)
+        following = self._block + SLICE // BLOCK
+        decode(raw, self._scales[self._block : following], self._encoding, row)
+        self._block = following
 
 
 def scales_of(delta: Floats, encoding: UpdateEncoding) -> Floats:
