@@ -190,6 +190,7 @@ async def test_a_task_this_client_may_not_or_cannot_do_is_reported_with_its_reas
             assert not running.task.done(), "the daemon lives on"
 
 
+@pytest.mark.alone
 async def test_a_cancelled_task_stops_within_two_seconds(tmp_path: Path, embedding_model: Path) -> None:
     spec = process_spec(round=ALONE, training={"local_steps": 100_000})
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:

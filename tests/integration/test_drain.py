@@ -18,7 +18,7 @@ from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.wire.channels import blocking_channel
 from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2, operations_pb2_grpc
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(240)]
 COORDINATOR_BOUND_S = 10.0  # five seconds for calls under way, and the end itself
 CLIENT_BOUND_S = 15.0  # five to tell the coordinator, the worker's end and the process's; a push would have eight
 QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
