@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 from drill.pairs import Embedded, Served, StorePair
 from support import real_stores
+from support.leftovers import nothing_left_over
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test waits for a network
 
@@ -16,10 +17,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: n
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if "CI" in os.environ else "here")
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as a shell sets it for what runs in its background: no child could be
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # interrupted
+# A shell lets what runs in its background ignore Ctrl-C, and children inherit that: then none of them could be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parents[1]
 SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opinions.csv"
@@ -28,6 +28,12 @@ SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opi
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the slow modules first: what takes long must not begin when all else is done."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_process_outlives_its_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    with nothing_left_over(request.node.nodeid):
+        yield
 
 
 @pytest.fixture(scope="session")
