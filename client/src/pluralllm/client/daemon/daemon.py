@@ -22,7 +22,8 @@ from pluralllm.client.daemon.renewal import Standing
 from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
-from pluralllm.client.keeping.outbox import Entry, History, Outbox
+from pluralllm.client.keeping.history import History
+from pluralllm.client.keeping.outbox import Entry, Outbox
 from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig

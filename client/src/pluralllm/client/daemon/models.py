@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pluralllm.client.keeping.outbox import History
+from pluralllm.client.keeping.history import History
 from pluralllm.client.link.tasks import Task
 from pluralllm.client.link.transport import Transport
 

@@ -1,0 +1,46 @@
+"""The chain of model versions that this client has seen, by run. A coordinator that rewrites its past is refused."""
+
+import json
+from pathlib import Path
+
+from pluralllm.client.link.tasks import VersionLink
+from pluralllm.common.errors.tree import HistoryDiverged
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.words.ids import RunId
+
+OVER = "over"  # a key beside the version numbers: the run has ended
+
+
+class History:
+    """A file for each run, with the record's SHA-256 of every version seen."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def check(self, run: RunId, link: VersionLink, task_record_sha256: str) -> None:
+        """Compares a version with the versions seen before, then keeps it.
+
+        Raises HistoryDiverged if the task names another record, if this version was another one before, or if its parent was.
+        """
+        path = self._folder / f"{run}.json"
+        seen: dict[str, str] = json.loads(path.read_bytes()) if path.is_file() else {}
+        seen_record, seen_parent = seen.get(str(link.version)), seen.get(str(link.version - 1))
+        if (
+            link.record_sha256 != task_record_sha256
+            or (seen_record is not None and seen_record != link.record_sha256)
+            or (seen_parent is not None and seen_parent != link.parent_sha256)
+        ):
+            raise HistoryDiverged(run=run, version=link.version)
+        if seen_record is None:
+            write_durably(path, json.dumps({**seen, str(link.version): link.record_sha256}).encode())
+
+    def close(self, run: RunId) -> None:
+        """Marks the run as ended. Its history stays, in case the coordinator later shows another past."""
+        path = self._folder / f"{run}.json"
+        if path.is_file():
+            write_durably(path, json.dumps({**json.loads(path.read_bytes()), OVER: OVER}).encode())
+
+    def open_runs(self) -> set[RunId]:
+        """Runs that this client took part in and whose end it has not seen: they may have ended while it was down."""
+        return {RunId(path.stem) for path in self._folder.glob("*.json") if OVER not in json.loads(path.read_bytes())}
