@@ -5,8 +5,6 @@ Enums come as their lower-case last words, times as RFC 3339 text.
 
 import base64
 import datetime
-import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -17,14 +15,15 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pluralllm.client.joining.diagnosis import Cause, diagnose
+from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
+from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
 from pluralllm.common.errors.grpc_status import from_rpc_error
-from pluralllm.common.errors.tree import Corrupt, InvalidArgument, OverLimit, PluralError, Unreachable
+from pluralllm.common.errors.tree import InvalidArgument, OverLimit, PluralError, Unreachable
 from pluralllm.common.process.files import storage_errors
 from pluralllm.common.trust.certificates import make_request
 from pluralllm.common.trust.identity import Identity, next_key, save_renewal
 from pluralllm.common.trust.invite import Invite
-from pluralllm.common.weights.chunks import keep_good_chunks
+from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.wire.channels import blocking_channel, blocking_plain_channel
 from pluralllm.common.wire.messages import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, manifest_from
 from pluralllm.common.words.addresses import check_address
@@ -34,12 +33,11 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc, operations_pb2_grpc
 from pluralllm.v1 import operations_pb2 as pb
+from pluralllm.v1.resources_pb2 import ModelVersion
 
 CALL_DEADLINE_S = 15.0
 REWARDS_HOLD_S = 10.0
 WATCH_DEADLINE_S = 5.0  # progress and ages are no events: looked at again after this
-SLOWEST_LINK_BYTES_S = 32 * 1024
-MAX_MODEL_BYTES = 100 * 1024**3
 PAGE_SIZE = 200
 AUDIT_PAGE_SIZE = 500
 MAX_PAGES = 1_000
@@ -55,8 +53,7 @@ class Remote:
         self.address = address
         self._channel = channel
         self._identity = identity
-        self._cause: Cause | None = None
-        self._diagnose_s = 0.0
+        self._diagnosis = CachedDiagnosis(DIAGNOSE_EVERY_S)
         self._operations: Any = operations_pb2_grpc.OperationsServiceStub(channel)
         self._federation: Any = federation_pb2_grpc.FederationServiceStub(channel)
         self._enrolment: Any = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
@@ -207,36 +204,35 @@ class Remote:
         return plain(answer.model), answer.manifest.size_bytes, answer.spec_json
 
     def pull_model(self, model: ModelName, folder: Path, on_bytes: Callable[[int, int], None]) -> tuple[Values, bytes]:
-        """Brings a version to folder/model.safetensors; resumes a broken try; returns its record and the run spec.
+        """Downloads a version to folder/model.safetensors. Returns its record and the run spec.
 
-        Each chunk and the whole are verified. Raises Corrupt, StorageFull.
+        A later try goes on from the file that a broken one left in the folder. Raises Corrupt, StorageFull.
         """
         answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)))
         manifest = manifest_from(answer.manifest, MAX_MODEL_BYTES)
-        name = ModelName.parse(answer.model.name).run
-        target = folder / "model.safetensors"
-        part = folder / f".{manifest.digest[:16]}.part"
         with storage_errors("the model"):
             folder.mkdir(parents=True, exist_ok=True)
-            first = keep_good_chunks(part, manifest)
-            request = federation_pb2.GetChunksRequest(run=name, version=answer.model.version, first_chunk=first)
-            deadline_s = 60.0 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
-            with part.open("ab") as file:
-                try:
-                    stream = self._federation.GetChunks(request, timeout=deadline_s) if first < manifest.chunks else ()
-                    for message, expected in zip(stream, manifest.chunk_hashes[first:], strict=False):
-                        received = hashlib.sha256(message.data)
-                        if received.digest() != expected:
-                            what = f"chunk {message.index} of the model"
-                            raise Corrupt(what=what, expected=expected.hex(), got=received.hexdigest())
-                        file.write(message.data)
-                        on_bytes(file.tell(), manifest.size_bytes)
-                except grpc.RpcError as error:
-                    raise self._failure(error) from error
-            if keep_good_chunks(part, manifest) < manifest.chunks:
-                raise Unreachable(address=self.address, problem="the stream ended too early; pull again")
-            part.replace(target)
+        download = ModelDownload("the model", manifest, folder / f".{manifest.digest[:16]}.part")
+        if not download.is_complete:
+            self._fetch_chunks(answer.model, manifest, download, on_bytes)
+        download.publish(folder / "model.safetensors")
         return plain(answer.model), answer.spec_json
+
+    def _fetch_chunks(
+        self, model: ModelVersion, manifest: Manifest, download: ModelDownload, on_bytes: Callable[[int, int], None]
+    ) -> None:
+        request = federation_pb2.GetChunksRequest(
+            run=ModelName.parse(model.name).run, version=model.version, first_chunk=download.next_chunk
+        )
+        with download.writing():
+            try:
+                for message in self._federation.GetChunks(request, timeout=stream_deadline_s(manifest)):
+                    download.write(message.index, message.data)
+                    on_bytes(download.size_bytes, manifest.size_bytes)
+            except grpc.RpcError as error:
+                raise self._failure(error) from error
+        if not download.is_complete:
+            raise Unreachable(address=self.address, problem="the stream ended too early; pull again")
 
     def _run(self, method: str, request: Message) -> Values:
         return plain(self._call(method, request).run)
@@ -271,14 +267,12 @@ class Remote:
             raise self._failure(error) from error
 
     def _failure(self, error: grpc.RpcError) -> PluralError:
-        """What a call failed with; for a refused handshake, which looks like a dead coordinator, the true cause."""
-        found = from_rpc_error(error, self.address)
-        if self._identity is None or not isinstance(found, Unreachable):
-            return found
-        if time.monotonic() >= self._diagnose_s:
-            self._cause = diagnose(self._identity)
-            self._diagnose_s = time.monotonic() + DIAGNOSE_EVERY_S
-        return found if self._cause is None else self._cause.error
+        """The error of a failed call. A refused handshake looks like a dead coordinator: then the true cause is looked up."""
+        failure = from_rpc_error(error, self.address)
+        if self._identity is None or not isinstance(failure, Unreachable):
+            return failure
+        cause = self._diagnosis.cause(self._identity)
+        return failure if cause is None else cause.error
 
 
 def checked_address(address: str) -> str:

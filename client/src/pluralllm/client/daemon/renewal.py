@@ -6,7 +6,7 @@ import time
 
 import structlog
 
-from pluralllm.client.joining.diagnosis import Cause, diagnose
+from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.instruments import CERTIFICATE_LEFT_SECONDS
 from pluralllm.common.errors.membership import CertificateExpired, CertificateNotYetValid
@@ -27,8 +27,7 @@ class Standing:
     def __init__(self, identity: Identity | None, transport: Transport) -> None:
         self._identity = identity
         self._transport = transport
-        self._cause: Cause | None = None
-        self._diagnose_s = 0.0
+        self._diagnosis = CachedDiagnosis(DIAGNOSE_EVERY_S)
         if identity is not None:
             CERTIFICATE_LEFT_SECONDS.labels("member").set_function(self._left_s)
 
@@ -52,19 +51,17 @@ class Standing:
         return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
 
     async def true_cause(self, error: PluralError) -> PluralError:
-        """What really keeps us out: a refused handshake looks like a dead coordinator, a clock that is wrong like a certificate
-        out of date. Raises it if no retry can help."""
+        """Returns the reason behind an error: a refused handshake looks like a dead coordinator, a wrong clock like an expired
+        certificate. Raises the reason if no retry can help.
+        """
         if self._identity is None or not isinstance(error, Unreachable | CertificateExpired | CertificateNotYetValid):
             return error
         if isinstance(error, Unreachable) and error.address != self._identity.membership.coordinator:
-            return error  # a standby that stands by does not answer, and should
-        now_s = time.monotonic()
-        if now_s >= self._diagnose_s:
-            self._cause = await asyncio.to_thread(diagnose, self._identity)
-            self._diagnose_s = now_s + DIAGNOSE_EVERY_S
-        if self._cause is not None and self._cause.final:
-            raise self._cause.error
-        return error if self._cause is None else self._cause.error
+            return error  # a standby that does not serve refuses connections; that is no fault
+        cause = await asyncio.to_thread(self._diagnosis.cause, self._identity)
+        if cause is not None and cause.final:
+            raise cause.error
+        return error if cause is None else cause.error
 
 
 async def renew(identity: Identity, transport: Transport) -> Identity:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ import grpc
 import stamina
 
 from pluralllm.client.link.channel import Line, Opening
+from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
 from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, VersionLink, Wait
 from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.common import __version__
@@ -30,9 +30,8 @@ from pluralllm.common.errors.tree import (
     StorageFull,
     Unreachable,
 )
-from pluralllm.common.process.files import storage_errors
 from pluralllm.common.trust.identity import Identity
-from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, keep_good_chunks
+from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
 from pluralllm.common.wire.channels import plain_channel, secure_channel
 from pluralllm.common.wire.chunk_messages import write_chunk
 from pluralllm.common.wire.messages import (
@@ -55,9 +54,7 @@ from pluralllm.v1.resources_pb2 import RunOutcome
 CALL_DEADLINE_S = 20.0
 POLL_HOLD_S = 25.0
 COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole update
-SLOWEST_LINK_BYTES_S = 32 * 1024  # what a stream's deadline is derived from
 RETRY_FOR_S = 600.0  # then the work is given up; the outbox keeps it
-MAX_MODEL_BYTES = 100 * 1024**3
 FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0
 SERVICE_CONFIG = {
     "methodConfig": [
@@ -187,7 +184,10 @@ class Transport:
         return response.rollouts_json
 
     async def fetch_model(self, run: RunId, version: ModelVersion, digest: Digest, target: Path) -> VersionLink:
-        """Brings a version to `target`, resuming what a broken try left in target.part. Raises DigestMismatch, StorageFull."""
+        """Downloads a version to `target`. A later try goes on from the file that a broken one left beside it.
+
+        Raises DigestMismatch, StorageFull.
+        """
         response: pb.GetManifestResponse = await self._call(
             "GetManifest", pb.GetManifestRequest(run=run, version=version)
         )
@@ -195,33 +195,32 @@ class Transport:
         if manifest.digest != digest:
             raise DigestMismatch(what=f"version {version} of run {run}", expected=digest, got=manifest.digest)
         if not await asyncio.to_thread(target.is_file):
-            part = target.with_suffix(".part")
             async for attempt in _retries(Unreachable, Corrupt):
                 with attempt:
-                    await self._fetch_chunks(run, version, manifest, part)
-            await asyncio.to_thread(part.replace, target)
-        got = response.model
-        return VersionLink(ModelVersion(got.version), manifest.digest, got.record_sha256, got.parent_record_sha256)
+                    name, draft = f"version {version}", target.with_suffix(".part")
+                    download = await asyncio.to_thread(ModelDownload, name, manifest, draft)
+                    await self._fetch_chunks(run, version, manifest, download)
+                    await asyncio.to_thread(download.publish, target)
+        record = response.model
+        return VersionLink(
+            ModelVersion(record.version), manifest.digest, record.record_sha256, record.parent_record_sha256
+        )
 
-    async def _fetch_chunks(self, run: RunId, version: ModelVersion, manifest: Manifest, part: Path) -> None:
-        first = await asyncio.to_thread(keep_good_chunks, part, manifest)
-        if first >= manifest.chunks:
+    async def _fetch_chunks(
+        self, run: RunId, version: ModelVersion, manifest: Manifest, download: ModelDownload
+    ) -> None:
+        if download.is_complete:
             return
-        request = pb.GetChunksRequest(run=run, version=version, first_chunk=first)
-        with storage_errors("a model version"), part.open("ab") as file, self._errors():
-            stream = self._line.get_chunks(request, metadata=self._metadata, timeout=_stream_deadline_s(manifest))
+        request = pb.GetChunksRequest(run=run, version=version, first_chunk=download.next_chunk)
+        with download.writing(), self._errors():
+            stream = self._line.get_chunks(request, metadata=self._metadata, timeout=stream_deadline_s(manifest))
             async for message in stream:
-                data, expected = message.data, manifest.chunk_hashes[first]
-                if message.facts.index != first or hashlib.sha256(data).digest() != expected:
-                    raise Corrupt(
-                        what=f"chunk {first} of version {version}", expected=expected.hex(), got="other bytes"
-                    )
-                file.write(data)
-                self.traffic.received_bytes += len(data)
-                RECEIVED_BYTES.inc(len(data))
-                first += 1
-        if first != manifest.chunks:
-            raise Unreachable(address=self.address, problem=f"the stream ended at chunk {first} of {manifest.chunks}")
+                download.write(message.facts.index, message.data)
+                self.traffic.received_bytes += len(message.data)
+                RECEIVED_BYTES.inc(len(message.data))
+        if not download.is_complete:
+            problem = f"the stream ended at chunk {download.next_chunk} of {manifest.chunks}"
+            raise Unreachable(address=self.address, problem=problem)
 
     async def push_update(
         self,
@@ -252,7 +251,7 @@ class Transport:
                 missing = chunks_in(begun.missing, manifest.chunks)
                 if missing:
                     messages = self._chunks(task, path, manifest, missing)
-                    await self._answer(self._line.put_chunks, messages, _stream_deadline_s(manifest))
+                    await self._answer(self._line.put_chunks, messages, stream_deadline_s(manifest))
                 commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest)
                 await self._call("CommitUpdate", commit, COMMIT_DEADLINE_S)
 
@@ -326,11 +325,6 @@ def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
         wait_max=LAST_RETRY_S,
         wait_jitter=RETRY_JITTER_S,
     )
-
-
-def _stream_deadline_s(manifest: Manifest) -> float:
-    """Long enough for the slowest link that makes sense."""
-    return 60.0 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
 
 
 def _task(message: pb.Task) -> Task:

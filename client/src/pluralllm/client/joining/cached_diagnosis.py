@@ -1,0 +1,28 @@
+"""The cause of an unanswered call, looked up at most once in a while: the coordinator counts calls on its enrolment port."""
+
+import time
+from collections.abc import Callable
+
+from pluralllm.client.joining.diagnosis import Cause, diagnose
+from pluralllm.common.trust.identity import Identity
+
+
+class CachedDiagnosis:
+    """Calls `diagnose`, and keeps its answer for `keep_s` seconds."""
+
+    def __init__(
+        self,
+        keep_s: float,
+        diagnose_member: Callable[[Identity], Cause | None] = diagnose,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keep_s, self._diagnose_member, self._monotonic_s = keep_s, diagnose_member, monotonic_s
+        self._cause: Cause | None = None
+        self._ends_s = -1.0  # of the kept answer
+
+    def cause(self, identity: Identity) -> Cause | None:
+        """Returns what keeps this member from its coordinator; None if nothing is known. May block for some seconds."""
+        if self._ends_s < 0 or self._monotonic_s() >= self._ends_s:
+            self._cause = self._diagnose_member(identity)
+            self._ends_s = self._monotonic_s() + self._keep_s
+        return self._cause

@@ -1,0 +1,69 @@
+"""A model version on its way from the coordinator to a file. The daemon's and the operator's client share it.
+
+No gRPC here: the caller reads the stream, blocking or not, and passes each chunk on.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from pluralllm.common.errors.tree import Corrupt
+from pluralllm.common.process.files import storage_errors
+from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, keep_good_chunks
+
+MAX_MODEL_BYTES = 100 * 1024**3
+SLOWEST_LINK_BYTES_S = 32 * 1024  # a slower link is not supported
+STREAM_SETUP_S = 60.0
+
+
+def stream_deadline_s(manifest: Manifest) -> float:
+    """Deadline in seconds for a stream of all chunks: long enough for the slowest link."""
+    return STREAM_SETUP_S + manifest.size_bytes / SLOWEST_LINK_BYTES_S
+
+
+class ModelDownload:
+    """A partial file that grows by verified chunks. It goes on from the good chunks of an earlier try."""
+
+    def __init__(self, name: str, manifest: Manifest, draft: Path) -> None:
+        """Reads what is in `draft` already. `name` says in errors which version this is. Raises StorageFull."""
+        self._name, self._manifest, self._draft = name, manifest, draft
+        self._file: BinaryIO | None = None
+        with storage_errors(name):
+            self.next_chunk = keep_good_chunks(draft, manifest)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every chunk is in the file."""
+        return self.next_chunk == self._manifest.chunks
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the partial file."""
+        return min(self.next_chunk * CHUNK_BYTES, self._manifest.size_bytes)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps the partial file open for `write`. Raises StorageFull."""
+        with storage_errors(self._name), self._draft.open("ab") as self._file:
+            yield
+
+    def write(self, index: int, chunk: bytes | memoryview) -> None:
+        """Appends the next chunk. Raises Corrupt if it is another one or has other bytes."""
+        assert self._file is not None
+        what = f"chunk {index} of {self._name}"
+        if self.is_complete or index != self.next_chunk:
+            expected = "the end of the stream" if self.is_complete else f"chunk {self.next_chunk}"
+            raise Corrupt(what=what, expected=expected, got=f"chunk {index}")
+        expected_hash, received_hash = self._manifest.chunk_hashes[index], hashlib.sha256(chunk)
+        if received_hash.digest() != expected_hash or len(chunk) != self._manifest.chunk_size(index):
+            raise Corrupt(what=what, expected=expected_hash.hex(), got=received_hash.hexdigest())
+        self._file.write(chunk)
+        self.next_chunk += 1
+
+    def publish(self, target: Path) -> None:
+        """Moves the complete file to `target`. Raises StorageFull."""
+        assert self.is_complete
+        with storage_errors(self._name):
+            self._draft.replace(target)
