@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from processes import administrator, coordinator
 
-from pluralllm.client.link.channel import Line
+from pluralllm.client.link.channel import Connection
 from pluralllm.client.link.tasks import RunOver, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.wire.channels import plain_channel
@@ -72,8 +72,8 @@ class Simulated:
 
 def connected(address: str, name: str) -> Transport:
     """Returns a transport with its own connection; otherwise gRPC shares one among all channels of a process."""
-    line = Line([address], lambda at: plain_channel(at, (("grpc.use_local_subchannel_pool", 1),)))
-    return Transport(line, ClientId(name))
+    connection = Connection([address], lambda at: plain_channel(at, (("grpc.use_local_subchannel_pool", 1),)))
+    return Transport(connection, ClientId(name))
 
 
 async def measure(

@@ -27,7 +27,7 @@ from pathlib import Path
 from idle_clients import Simulated
 from processes import administrator, coordinator, member
 
-from pluralllm.client.link.channel import Line
+from pluralllm.client.link.channel import Connection
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.trust.identity import Identity
@@ -101,8 +101,8 @@ def events_from(run: LiveRun, names: list[ClientId], at_s: float) -> Iterator[ev
 
 def connected(identity: Identity) -> Transport:
     own = (("grpc.use_local_subchannel_pool", 1),)
-    line = Line([identity.membership.coordinator], lambda at: secure_channel(identity.at(at), own))
-    return Transport(line, identity.membership.name)
+    connection = Connection([identity.membership.coordinator], lambda at: secure_channel(identity.at(at), own))
+    return Transport(connection, identity.membership.name)
 
 
 @contextlib.contextmanager

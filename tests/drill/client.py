@@ -134,15 +134,15 @@ async def play(
     partner = load_partner(config)
     with structlog.contextvars.bound_contextvars(client=partner.name), DirectoryLock(config.state_dir):
         assert partner.identity is not None
-        line = transport_of.of_member(partner.identity, config.standby)
+        connection = transport_of.of_member(partner.identity, config.standby)
         try:
-            await Daemon(config, partner, Policy(allow_rewards=True), QUESTIONS, line, worker_of(home)).run(
+            await Daemon(config, partner, Policy(allow_rewards=True), QUESTIONS, connection, worker_of(home)).run(
                 asyncio.Event()
             )
         except PluralError as error:
             log.info("client.ended", reason=str(error))
         finally:
-            await line.close()
+            await connection.close()
 
 
 async def play_all(homes: list[Path]) -> None:

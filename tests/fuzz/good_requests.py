@@ -171,6 +171,6 @@ GOOD: dict[str, Callable[[Situation], Message]] = {
     "RevokeMember": lambda _: ops.RevokeMemberRequest(name=f"members/{GUEST}", reason="gone"),
     "ListAuditEvents": lambda _: ops.ListAuditEventsRequest(page_size=3),
     "Join": lambda now: en.JoinRequest(name=GUEST, token=now.token, certificate_request_der=now.requests_der[0]),
-    "GetStanding": lambda now: en.GetStandingRequest(certificate_chain_pem=now.chain_pem),
+    "GetMembership": lambda now: en.GetMembershipRequest(certificate_chain_pem=now.chain_pem),
     "Renew": lambda now: en.RenewRequest(certificate_request_der=now.requests_der[1]),
 }

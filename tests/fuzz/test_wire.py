@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pluralllm.common.errors.grpc_status import to_status
 from pluralllm.common.errors.tree import NormTooLarge
 from pluralllm.common.trust.invite import LINE_PREFIX
-from pluralllm.v1.enrolment_pb2 import GetStandingResponse
+from pluralllm.v1.enrolment_pb2 import GetMembershipResponse
 from pluralllm.v1.federation_pb2 import BeginUpdateResponse
 from pluralllm.v1.resources_pb2 import ChunkRange
 
@@ -85,7 +85,9 @@ def told_in_another_kind() -> bytes:
 FOUND = {  # what was mended: these bytes ended in another exception, or in gigabytes
     "invite": LINE_PREFIX.encode() + base64.urlsafe_b64encode(b"[" * 5000).rstrip(b"=") + b".AAAA",
     "answer BeginUpdate": BeginUpdateResponse(missing=[ChunkRange(last=2**31 - 1)] * 100_000).SerializeToString(),
-    "answer GetStanding": GetStandingResponse(server_time=Timestamp(seconds=2**62, nanos=2**30)).SerializeToString(),
+    "answer GetMembership": GetMembershipResponse(
+        server_time=Timestamp(seconds=2**62, nanos=2**30)
+    ).SerializeToString(),
     "status": told_in_another_kind(),
     "model file": (len(BOMB)).to_bytes(8, "little") + BOMB,
 }

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from support.coordinator_harness import DEADLINE_S, Served, keep_identity, serving, small_spec, write_delta
 
 from pluralllm.client.joining.diagnosis import diagnose
-from pluralllm.client.joining.enrolment import ask_server, check_standing, join
+from pluralllm.client.joining.enrolment import ask_server, check_membership, join
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.membership import (
     AwaitingApproval,
@@ -67,7 +67,7 @@ EXPECTED: dict[str, frozenset[MemberRole]] = {
         ((ADMIN,), "ListMembers CreateInvite ApproveMember RevokeMember ListAuditEvents"),
         (tuple(MemberRole), "GetRun ListRuns GetRound ListRounds ListEvaluations WatchRun"),
         (tuple(MemberRole), "Check List Watch ServerReflectionInfo Renew"),
-        ((), "Join GetStanding"),
+        ((), "Join GetMembership"),
     )
     for rpc in rpcs.split()
 }
@@ -206,7 +206,7 @@ async def test_a_wrong_certificate_never_gets_through_and_its_owner_is_told_why(
                 await call(channel, "/pluralllm.v1.FederationService/Hello")
         with capture_logs() as logs, pytest.raises(reason):
             await asyncio.to_thread(
-                check_standing, served.enrolment_address, identity.authority_pem, identity.chain_pem
+                check_membership, served.enrolment_address, identity.authority_pem, identity.chain_pem
             )
         assert [line["reason"] for line in logs if line["event"] == "standing.refused"] == [reason_of(reason)]
         found = identity.membership.model_copy(update={"enrolment": served.enrolment_address})

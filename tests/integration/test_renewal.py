@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from support.coordinator_harness import BOOTSTRAP, Served, keep_identity, serving, small_spec
 from support.process_harness import federation, free_port, process_spec, tiny_embedding_model, until
 
-from pluralllm.client.daemon.renewal import Standing, renew
+from pluralllm.client.daemon.renewal import Renewal, renew
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.joining.diagnosis import diagnose
 from pluralllm.client.joining.enrolment import ask_server, join
@@ -226,7 +226,7 @@ async def test_a_daemon_renews_its_certificate_once_its_disk_works_again(tmp_pat
         blocked = in_the_way(identity.credentials)
         async with transport_of(identity) as transport:
             with capture_logs() as logs:
-                keeping = asyncio.create_task(Standing(identity, transport).keep())
+                keeping = asyncio.create_task(Renewal(identity, transport).keep())
                 await asyncio.wait_for(until_told(served, logs, "certificate.not_renewed"), 20)
                 blocked.rmdir()
                 await asyncio.wait_for(until_told(served, logs, "certificate.renewed"), 20)
@@ -241,7 +241,7 @@ async def told(identity: Identity, refusal: PluralError | None = None) -> Except
     error = refusal or Unreachable(address=identity.membership.coordinator, problem="Socket closed")
     async with transport_of(identity) as transport:
         try:
-            return await Standing(identity, transport).true_cause(error)
+            return await Renewal(identity, transport).true_cause(error)
         except Exception as final:  # noqa: BLE001 - what it raises is the result
             return final
 
@@ -355,7 +355,7 @@ async def test_a_command_that_tries_again_and_again_asks_for_the_cause_once(
         await asyncio.to_thread(ask_server, served.enrolment_address, identity.authority_pem)
 
 
-async def test_questions_of_standing_keep_nobody_from_joining(tmp_path: Path) -> None:
+async def test_questions_about_membership_keep_nobody_from_joining(tmp_path: Path) -> None:
     async with serving(tmp_path / "state", joins_per_minute=1) as served:
         authority_pem = served.registry.authority.root_pem
         await asyncio.to_thread(ask_server, served.enrolment_address, authority_pem)

@@ -80,7 +80,7 @@ class JoinResponse(_message.Message):
 Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
 
 @_typing.final
-class GetStandingRequest(_message.Message):
+class GetMembershipRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CERTIFICATE_CHAIN_PEM_FIELD_NUMBER: _builtins.int
@@ -97,10 +97,10 @@ class GetStandingRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetStandingRequest: _TypeAlias = GetStandingRequest  # noqa: Y015
+Global___GetMembershipRequest: _TypeAlias = GetMembershipRequest  # noqa: Y015
 
 @_typing.final
-class GetStandingResponse(_message.Message):
+class GetMembershipResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SERVER_TIME_FIELD_NUMBER: _builtins.int
@@ -121,7 +121,7 @@ class GetStandingResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetStandingResponse: _TypeAlias = GetStandingResponse  # noqa: Y015
+Global___GetMembershipResponse: _TypeAlias = GetMembershipResponse  # noqa: Y015
 
 @_typing.final
 class RenewRequest(_message.Message):

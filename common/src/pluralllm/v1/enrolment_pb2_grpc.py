@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EnrolmentServiceStub(object):
-    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    """Gives members their certificates. Join and GetMembership are served on the enrolment port, where only the coordinator has a
     certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
@@ -41,10 +41,10 @@ class EnrolmentServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_enrolment__pb2.JoinRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_enrolment__pb2.JoinResponse.FromString,
                 _registered_method=True)
-        self.GetStanding = channel.unary_unary(
-                '/pluralllm.v1.EnrolmentService/GetStanding',
-                request_serializer=pluralllm_dot_v1_dot_enrolment__pb2.GetStandingRequest.SerializeToString,
-                response_deserializer=pluralllm_dot_v1_dot_enrolment__pb2.GetStandingResponse.FromString,
+        self.GetMembership = channel.unary_unary(
+                '/pluralllm.v1.EnrolmentService/GetMembership',
+                request_serializer=pluralllm_dot_v1_dot_enrolment__pb2.GetMembershipRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_enrolment__pb2.GetMembershipResponse.FromString,
                 _registered_method=True)
         self.Renew = channel.unary_unary(
                 '/pluralllm.v1.EnrolmentService/Renew',
@@ -54,7 +54,7 @@ class EnrolmentServiceStub(object):
 
 
 class EnrolmentServiceServicer(object):
-    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    """Gives members their certificates. Join and GetMembership are served on the enrolment port, where only the coordinator has a
     certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
@@ -67,7 +67,7 @@ class EnrolmentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetStanding(self, request, context):
+    def GetMembership(self, request, context):
         """Called by anyone. Returns the coordinator's clock if it would accept this certificate, or else refuses with the reason, which
         a failed TLS handshake does not report. Refusals: one of the CERTIFICATE_ codes, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
         """
@@ -91,10 +91,10 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
                     request_deserializer=pluralllm_dot_v1_dot_enrolment__pb2.JoinRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_enrolment__pb2.JoinResponse.SerializeToString,
             ),
-            'GetStanding': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetStanding,
-                    request_deserializer=pluralllm_dot_v1_dot_enrolment__pb2.GetStandingRequest.FromString,
-                    response_serializer=pluralllm_dot_v1_dot_enrolment__pb2.GetStandingResponse.SerializeToString,
+            'GetMembership': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMembership,
+                    request_deserializer=pluralllm_dot_v1_dot_enrolment__pb2.GetMembershipRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_enrolment__pb2.GetMembershipResponse.SerializeToString,
             ),
             'Renew': grpc.unary_unary_rpc_method_handler(
                     servicer.Renew,
@@ -110,7 +110,7 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnrolmentService(object):
-    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    """Gives members their certificates. Join and GetMembership are served on the enrolment port, where only the coordinator has a
     certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
@@ -142,7 +142,7 @@ class EnrolmentService(object):
             _registered_method=True)
 
     @staticmethod
-    def GetStanding(request,
+    def GetMembership(request,
             target,
             options=(),
             channel_credentials=None,
@@ -155,9 +155,9 @@ class EnrolmentService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pluralllm.v1.EnrolmentService/GetStanding',
-            pluralllm_dot_v1_dot_enrolment__pb2.GetStandingRequest.SerializeToString,
-            pluralllm_dot_v1_dot_enrolment__pb2.GetStandingResponse.FromString,
+            '/pluralllm.v1.EnrolmentService/GetMembership',
+            pluralllm_dot_v1_dot_enrolment__pb2.GetMembershipRequest.SerializeToString,
+            pluralllm_dot_v1_dot_enrolment__pb2.GetMembershipResponse.FromString,
             options,
             channel_credentials,
             insecure,

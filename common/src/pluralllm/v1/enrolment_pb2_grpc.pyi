@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EnrolmentServiceStub:
-    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    """Gives members their certificates. Join and GetMembership are served on the enrolment port, where only the coordinator has a
     certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
@@ -40,7 +40,7 @@ class EnrolmentServiceStub:
     certificate. Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request),
     TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
     """
-    GetStanding: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.GetStandingRequest, _enrolment_pb2.GetStandingResponse]
+    GetMembership: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.GetMembershipRequest, _enrolment_pb2.GetMembershipResponse]
     """Called by anyone. Returns the coordinator's clock if it would accept this certificate, or else refuses with the reason, which
     a failed TLS handshake does not report. Refusals: one of the CERTIFICATE_ codes, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
     """
@@ -51,7 +51,7 @@ class EnrolmentServiceStub:
 
 @_typing.type_check_only
 class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
-    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    """Gives members their certificates. Join and GetMembership are served on the enrolment port, where only the coordinator has a
     certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
@@ -61,7 +61,7 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     certificate. Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request),
     TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
     """
-    GetStanding: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.GetStandingRequest, _enrolment_pb2.GetStandingResponse]  # type: ignore[assignment]
+    GetMembership: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.GetMembershipRequest, _enrolment_pb2.GetMembershipResponse]  # type: ignore[assignment]
     """Called by anyone. Returns the coordinator's clock if it would accept this certificate, or else refuses with the reason, which
     a failed TLS handshake does not report. Refusals: one of the CERTIFICATE_ codes, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
     """
@@ -71,7 +71,7 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     """
 
 class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Gives members their certificates. Join and GetStanding are served on the enrolment port, where only the coordinator has a
+    """Gives members their certificates. Join and GetMembership are served on the enrolment port, where only the coordinator has a
     certificate. Renew is served on the main port, where both sides have one. The private key never leaves the member.
     """
 
@@ -87,11 +87,11 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def GetStanding(
+    def GetMembership(
         self,
-        request: _enrolment_pb2.GetStandingRequest,
+        request: _enrolment_pb2.GetMembershipRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_enrolment_pb2.GetStandingResponse, _abc.Awaitable[_enrolment_pb2.GetStandingResponse]]:
+    ) -> _typing.Union[_enrolment_pb2.GetMembershipResponse, _abc.Awaitable[_enrolment_pb2.GetMembershipResponse]]:
         """Called by anyone. Returns the coordinator's clock if it would accept this certificate, or else refuses with the reason, which
         a failed TLS handshake does not report. Refusals: one of the CERTIFICATE_ codes, AWAITING_APPROVAL, TOO_MANY_ATTEMPTS.
         """

@@ -18,7 +18,7 @@ import structlog
 from pluralllm.client.daemon.models import Models
 from pluralllm.client.daemon.policy import Policy, check_task, permitted_metrics
 from pluralllm.client.daemon.progress import ProgressReports
-from pluralllm.client.daemon.renewal import Standing
+from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
@@ -97,7 +97,7 @@ class Daemon:
     ) -> None:
         self._config = config
         self._partner = partner
-        self._standing = Standing(partner.identity, transport)
+        self._renewal = Renewal(partner.identity, transport)
         self._policy = policy
         self._questions = questions
         self._transport = transport
@@ -123,7 +123,7 @@ class Daemon:
         await self._worker.start()
         polling = asyncio.create_task(self._poll_for_ever())
         stopping = asyncio.create_task(stop.wait())
-        keeping = asyncio.create_task(self._standing.keep())
+        keeping = asyncio.create_task(self._renewal.keep())
         try:
             await asyncio.wait([polling, stopping], return_when=asyncio.FIRST_COMPLETED)
             if polling.done():
@@ -170,7 +170,7 @@ class Daemon:
                 await asyncio.sleep(APPROVAL_WAIT_S)
             except (Unreachable, Broken, CertificateExpired, CertificateNotYetValid) as error:
                 CONNECTED.set(0)
-                self._say_why(f"{await self._standing.true_cause(error)}")
+                self._say_why(f"{await self._renewal.true_cause(error)}")
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
                 backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
                 RETRIES.inc()

@@ -21,7 +21,7 @@ LONGEST_PAUSE_S = 60.0  # between two tries
 DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 
 
-class Standing:
+class Renewal:
     """Without an identity (plain text) there is nothing to renew and nothing to find out."""
 
     def __init__(self, identity: Identity | None, transport: Transport) -> None:

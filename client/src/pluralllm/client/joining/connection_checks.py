@@ -71,7 +71,7 @@ def _clock(identity: Identity) -> Check:
     return Check("clock", ok, f"{skew_s:+.1f} s off the coordinator's", "" if ok else "set the clock (NTP)")
 
 
-def _standing(identity: Identity) -> Check:
+def _membership(identity: Identity) -> Check:
     cause = diagnose(identity)
     if cause is not None and not isinstance(cause.error, Unreachable):
         raise cause.error
@@ -92,6 +92,6 @@ PROBES: dict[str, Callable[[Identity], Check]] = {
     "main port, TLS": _main_port,
     "enrolment port, TLS": _enrolment_port,
     "clock": _clock,
-    "standing": _standing,
+    "standing": _membership,
     "protocol": _protocol,
 }

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from pluralllm.client.joining.enrolment import ServerFacts, ask_server, check_standing
+from pluralllm.client.joining.enrolment import ServerFacts, ask_server, check_membership
 from pluralllm.common.errors.membership import (
     CertificateExpired,
     CertificateForeign,
@@ -84,7 +84,7 @@ def _ask(identity: Identity) -> Cause | None:
     """The coordinator's own verdict; None if it has nothing against us, or cannot be asked."""
     address = identity.membership.enrolment
     try:
-        check_standing(address, identity.authority_pem, identity.chain_pem)
+        check_membership(address, identity.authority_pem, identity.chain_pem)
     except Unreachable:
         handshake(address, identity.authority_pem)
     except TooManyAttempts:  # others behind our address have asked: it says nothing about us

@@ -56,14 +56,14 @@ def join(address: str, authority_pem: bytes, name: str, token: str, request_der:
 def ask_server(address: str, authority_pem: bytes) -> ServerFacts:
     """Raises Unreachable."""
     with _stub(address, authority_pem) as stub:
-        response: pb.GetStandingResponse = stub.GetStanding(pb.GetStandingRequest(), timeout=DEADLINE_S)
+        response: pb.GetMembershipResponse = stub.GetMembership(pb.GetMembershipRequest(), timeout=DEADLINE_S)
     return ServerFacts(seconds(response.server_time), response.protocol.min, response.protocol.max)
 
 
-def check_standing(address: str, authority_pem: bytes, chain_pem: bytes) -> None:
+def check_membership(address: str, authority_pem: bytes, chain_pem: bytes) -> None:
     """Whether the coordinator would accept this certificate. Raises its reason if not, Unreachable."""
     with _stub(address, authority_pem) as stub:
-        stub.GetStanding(pb.GetStandingRequest(certificate_chain_pem=chain_pem), timeout=DEADLINE_S)
+        stub.GetMembership(pb.GetMembershipRequest(certificate_chain_pem=chain_pem), timeout=DEADLINE_S)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import datetime
 import sys
 from pathlib import Path
 
-from pluralllm.client.joining.enrolment import check_standing
+from pluralllm.client.joining.enrolment import check_membership
 from pluralllm.client.joining.enrolment import join as spend
 from pluralllm.common.errors.membership import (
     AwaitingApproval,
@@ -46,7 +46,7 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
     if check_free(folder, invite.federation, invite.name):
         identity = load_identity(folder, command)
         try:
-            check_standing(invite.enrolment, authority_pem, identity.chain_pem)
+            check_membership(invite.enrolment, authority_pem, identity.chain_pem)
         except AwaitingApproval:
             return identity, True
         except PAST:

@@ -1,4 +1,4 @@
-"""The connection to the coordinator that serves: at its address, or at the standby's when it does not answer there."""
+"""The connection to the coordinator that serves: at its own address, or at the standby's when it does not answer there."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -13,37 +13,38 @@ from pluralllm.v1 import federation_pb2 as pb
 
 log = structlog.get_logger()
 
-Opening = Callable[[str], grpc.aio.Channel]  # of an address
+OpenChannel = Callable[[str], grpc.aio.Channel]  # takes an address
 OLD_CHANNEL_GRACE_S = 900.0
 
 
-class Line:
+class Connection:
     """One channel at a time, with the calls on it. A channel that was replaced closes when the calls under way have ended."""
 
-    def __init__(self, addresses: Sequence[str], opening: Opening) -> None:
-        self._addresses, self._opening, self._place = addresses, opening, 0
+    def __init__(self, addresses: Sequence[str], open_channel: OpenChannel) -> None:
+        self._addresses, self._open_channel, self._current = addresses, open_channel, 0
         self._closing: set[asyncio.Task[None]] = set()
-        self._take(opening(self.address))
+        self._use(open_channel(self.address))
 
     @property
     def address(self) -> str:
-        """Where new calls go."""
-        return self._addresses[self._place]
+        """The address that new calls go to."""
+        return self._addresses[self._current]
 
-    def open_with(self, opening: Opening) -> None:
-        """New calls go over a new channel: gRPC cannot change the certificate of one."""
-        self._opening = opening
+    def open_with(self, open_channel: OpenChannel) -> None:
+        """Sends new calls over a new channel: gRPC cannot change the certificate of an open one."""
+        self._open_channel = open_channel
         self._replace()
 
-    def turn(self, failed: str) -> None:
-        """New calls go to the next address, unless they do already."""
+    def leave(self, failed: str) -> None:
+        """Sends new calls to the address after `failed`, unless they go to another one already."""
         if failed != self.address or len(self._addresses) == 1:
             return
-        self._place = (self._place + 1) % len(self._addresses)
+        self._current = (self._current + 1) % len(self._addresses)
         log.info("client.turned", coordinator=self.address)
         self._replace()
 
     async def close(self) -> None:
+        """Closes the channel at once, and the replaced ones with the calls on them."""
         for closing in tuple(self._closing):
             closing.cancel()
         await self._channel.close()
@@ -52,9 +53,9 @@ class Line:
         closing = asyncio.create_task(self._channel.close(OLD_CHANNEL_GRACE_S))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
-        self._take(self._opening(self.address))
+        self._use(self._open_channel(self.address))
 
-    def _take(self, channel: grpc.aio.Channel) -> None:
+    def _use(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
         self.stub: Any = federation_pb2_grpc.FederationServiceStub(channel)
         self.get_chunks: Any = channel.unary_stream(

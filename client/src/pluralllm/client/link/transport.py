@@ -12,7 +12,7 @@ from typing import Any, Self
 import grpc
 import stamina
 
-from pluralllm.client.link.channel import Line, Opening
+from pluralllm.client.link.channel import Connection, OpenChannel
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
 from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, VersionLink, Wait
 from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
@@ -93,42 +93,44 @@ class Traffic:
 class Transport:
     """Raises the leaf the coordinator answered with, or Unreachable."""
 
-    def __init__(self, line: Line, says: ClientId | None) -> None:
-        self._line = line
+    def __init__(self, connection: Connection, client: ClientId | None) -> None:
+        self._connection = connection
         self.traffic = Traffic()
-        self._metadata = () if says is None else ((CLIENT_ID_KEY, says),)
+        self._metadata = () if client is None else ((CLIENT_ID_KEY, client),)
         self._instance = secrets.token_hex(8)
         self._generation = ""
 
     @classmethod
     def of_member(cls, identity: Identity, standby: str | None = None) -> Self:
         """Mutual TLS: the certificate says who calls. `standby`: a second coordinator's address."""
-        return cls(Line(_addresses(identity.membership.coordinator, standby), _secure(identity)), None)
+        return cls(Connection(_addresses(identity.membership.coordinator, standby), _secure(identity)), None)
 
     @classmethod
     def in_plain_text(cls, address: str, client: ClientId, standby: str | None = None) -> Self:
         """On loopback only. Raises NotLoopback."""
         addresses = _addresses(address, standby)
-        for each in addresses:
-            check_loopback(each)
-        return cls(Line(addresses, lambda at: plain_channel(at, OPTIONS)), client)
+        for listed in addresses:
+            check_loopback(listed)
+        return cls(Connection(addresses, lambda at: plain_channel(at, OPTIONS)), client)
 
     @property
     def address(self) -> str:
         """Of the coordinator that is called now."""
-        return self._line.address
+        return self._connection.address
 
     def use(self, identity: Identity) -> None:
         """New calls go with this certificate; gRPC cannot change that of a channel, so calls under way end on the old one."""
-        self._line.open_with(_secure(identity))
+        self._connection.open_with(_secure(identity))
 
     async def close(self) -> None:
-        await self._line.close()
+        await self._connection.close()
 
     async def renew(self, request_der: bytes) -> bytes:
         """The next certificate chain, PEM. Raises CertificateInvalid, OverLimit, IssuerExpired."""
         request = enrolment_pb2.RenewRequest(certificate_request_der=request_der)
-        response: enrolment_pb2.RenewResponse = await self._answer(self._line.enrolment.Renew, request, CALL_DEADLINE_S)
+        response: enrolment_pb2.RenewResponse = await self._answer(
+            self._connection.enrolment.Renew, request, CALL_DEADLINE_S
+        )
         return response.certificate_chain_pem
 
     async def hello(self, group: str, role: GroupRole, questions: int) -> float:
@@ -213,7 +215,7 @@ class Transport:
             return
         request = pb.GetChunksRequest(run=run, version=version, first_chunk=download.next_chunk)
         with download.writing(), self._errors():
-            stream = self._line.get_chunks(request, metadata=self._metadata, timeout=stream_deadline_s(manifest))
+            stream = self._connection.get_chunks(request, metadata=self._metadata, timeout=stream_deadline_s(manifest))
             async for message in stream:
                 download.write(message.facts.index, message.data)
                 self.traffic.received_bytes += len(message.data)
@@ -251,7 +253,7 @@ class Transport:
                 missing = chunks_in(begun.missing, manifest.chunks)
                 if missing:
                     messages = self._chunks(task, path, manifest, missing)
-                    await self._answer(self._line.put_chunks, messages, stream_deadline_s(manifest))
+                    await self._answer(self._connection.put_chunks, messages, stream_deadline_s(manifest))
                 commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest)
                 await self._call("CommitUpdate", commit, COMMIT_DEADLINE_S)
 
@@ -288,7 +290,7 @@ class Transport:
         await self._call("ReportFailure", request, deadline_s)
 
     async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
-        return await self._answer(getattr(self._line.stub, method), request, deadline_s)
+        return await self._answer(getattr(self._connection.stub, method), request, deadline_s)
 
     async def _answer(self, method: Any, request: Any, deadline_s: float) -> Any:
         with self._errors():
@@ -297,13 +299,13 @@ class Transport:
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         """Around a call: raises the leaf it failed with. Who cannot serve any more is not called again while there is another."""
-        address = self._line.address
+        address = self._connection.address
         try:
             yield
         except grpc.RpcError as error:
             found = from_rpc_error(error, address)
             if isinstance(found, Unreachable | Overtaken | DiskFailed):
-                self._line.turn(address)
+                self._connection.leave(address)
             raise found from error
 
 
@@ -311,7 +313,7 @@ def _addresses(coordinator: str, standby: str | None) -> tuple[str, ...]:
     return (coordinator,) if standby is None else (coordinator, standby)
 
 
-def _secure(identity: Identity) -> Opening:
+def _secure(identity: Identity) -> OpenChannel:
     return lambda address: secure_channel(identity.at(address), OPTIONS)
 
 

@@ -44,7 +44,7 @@ OPERATIONS = "/pluralllm.v1.OperationsService/"
 ENROLMENT = "/pluralllm.v1.EnrolmentService/"
 HEALTH = "/grpc.health.v1.Health/"
 
-ON_ENROLMENT_PORT = frozenset({f"{ENROLMENT}Join", f"{ENROLMENT}GetStanding"})
+ON_ENROLMENT_PORT = frozenset({f"{ENROLMENT}Join", f"{ENROLMENT}GetMembership"})
 
 # Of the main port.
 RULES: Mapping[str, Rule] = {
@@ -81,7 +81,7 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATIONS}ListAuditEvents": _only(ADMIN),
     f"{ENROLMENT}Renew": Rule(ANY),
     f"{ENROLMENT}Join": Rule(frozenset()),  # only on the enrolment port
-    f"{ENROLMENT}GetStanding": Rule(frozenset()),
+    f"{ENROLMENT}GetMembership": Rule(frozenset()),
     f"{HEALTH}Check": Rule(ANY),
     f"{HEALTH}List": Rule(ANY),
     f"{HEALTH}Watch": Rule(ANY),

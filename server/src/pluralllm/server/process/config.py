@@ -44,7 +44,9 @@ class ServerConfig(ProcessConfig):
     plain_text: bool = False  # no certificates, loopback only: for trials on one machine
     certificate_life_days: Annotated[float, Field(gt=0, le=365)] = 30.0  # of a member; renewed at two thirds of it
     connection_age_s: Seconds = 600.0  # then a client connects anew, and an expired certificate is refused
-    joins_per_minute: PositiveInt = 30  # tries from one address, and as many questions of standing; together ten times
+    joins_per_minute: PositiveInt = (
+        30  # tries from one address, and as many questions about membership; together ten times
+    )
     calls_per_member: PositiveInt = 64  # at a time
     lease_s: Seconds = 60.0  # a client that is silent for so long loses its place
     silence_s: Seconds = 5.0  # between two polls a client counts as connected for so long

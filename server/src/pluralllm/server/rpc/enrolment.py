@@ -1,4 +1,4 @@
-"""EnrolmentService: Join and GetStanding on the enrolment port, Renew on the main port."""
+"""EnrolmentService: Join and GetMembership on the enrolment port, Renew on the main port."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ UNPROVEN = "members/?"  # stands in the audit log for a name that a stranger gav
 
 
 class Enrolment(pb_grpc.EnrolmentServiceServicer):
-    """Join and GetStanding need no identity, so every call of them is counted, each by itself: members behind one address
+    """Join and GetMembership need no identity, so every call of them is counted, each by itself: members behind one address
     that ask why nothing answers must not keep the next one from joining. Which call is for which port: access.py.
     """
 
@@ -68,7 +68,7 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
             awaiting_approval=not member.approved,
         )
 
-    async def GetStanding(self, request: pb.GetStandingRequest, context: Context) -> pb.GetStandingResponse:
+    async def GetMembership(self, request: pb.GetMembershipRequest, context: Context) -> pb.GetMembershipResponse:
         peer = self._counted(self._questions, context)
         if request.certificate_chain_pem:
             try:
@@ -78,7 +78,7 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
                 log.warning("standing.refused", peer=peer, reason=error.reason, problem=str(error))
                 raise
         protocol = federation_pb2.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX)
-        return pb.GetStandingResponse(server_time=timestamp(self._wall_s()), protocol=protocol)
+        return pb.GetMembershipResponse(server_time=timestamp(self._wall_s()), protocol=protocol)
 
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
         chain = await self._registry.renew(caller(), request.certificate_request_der)
