@@ -1,10 +1,15 @@
-"""What is installed where, and what starts quickly."""
+"""What each distribution installs and depends on, and which commands start quickly."""
 
+import email
 import os
+import re
 import subprocess
 import sys
 import tomllib
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +29,8 @@ SLOW_TO_LOAD = (
         "jinja2",
         "datasets",
         "trl",
+        "pluralllm.experiment",
+        "pluralllm.align",
     ),
     *(
         "grpc",
@@ -38,12 +45,35 @@ SLOW_TO_LOAD = (
     ),
 )
 CLIENT_LATER = "its doctor and its data commands still load gRPC, numpy and pyarrow"
+NOT_FOR_PARTNERS = {"matplotlib", "jinja2", "trl", "pluralllm-server", "pluralllm-research"}
+
+
+def project(part: str) -> dict[str, Any]:
+    """The table [project] of a distribution's pyproject.toml."""
+    table: dict[str, Any] = tomllib.loads((REPOSITORY / part / "pyproject.toml").read_text())["project"]
+    return table
 
 
 def dependencies(part: str) -> list[str]:
-    project = tomllib.loads((REPOSITORY / part / "pyproject.toml").read_text())["project"]
-    found: list[str] = project["dependencies"]
-    return found
+    """The dependencies of a distribution, those of its extras left out."""
+    lines: list[str] = project(part)["dependencies"]
+    return lines
+
+
+def names_of(requirements: Iterable[str]) -> set[str]:
+    """The names of the required distributions, without extras, versions and markers."""
+    matches = (re.match(r"[\w.-]+", requirement) for requirement in requirements)
+    return {match[0].lower() for match in matches if match is not None}
+
+
+def everything_needed(requirements: Iterable[str]) -> set[str]:
+    """The names of these requirements and of all that our own distributions among them require, in any extra."""
+    names = names_of(requirements)
+    for name in [name for name in names if name.startswith("pluralllm-")]:
+        part = name.removeprefix("pluralllm-")
+        extras = project(part).get("optional-dependencies", {})
+        names |= everything_needed([*dependencies(part), *(line for lines in extras.values() for line in lines)])
+    return names
 
 
 def test_the_coordinator_needs_no_torch() -> None:
@@ -53,6 +83,75 @@ def test_the_coordinator_needs_no_torch() -> None:
 
 def test_the_clients_light_install_needs_no_torch() -> None:
     assert not [name for name in dependencies("client") if name.startswith(HEAVY)]
+
+
+@pytest.fixture(scope="module")
+def client_wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel that a partner installs, built here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(build, cwd=REPOSITORY / "client", capture_output=True, timeout=60, check=True)
+    (path,) = folder.iterdir()
+    return zipfile.ZipFile(path)
+
+
+def test_a_partner_installs_the_daemon_and_the_command_and_nothing_for_researchers(
+    client_wheel: zipfile.ZipFile,
+) -> None:
+    modules = [Path(name) for name in client_wheel.namelist() if ".dist-info/" not in name]
+    assert {path.parts[:2] for path in modules} == {("pluralllm", room) for room in ("client", "cli", "operator")}
+    assert Path("pluralllm/client/policy_default.toml") in modules
+
+
+def test_a_partners_wheel_depends_on_nothing_for_researchers_in_any_extra(client_wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in client_wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    requirements = email.message_from_bytes(client_wheel.read(name)).get_all("Requires-Dist", [])
+    assert "pluralllm-common" in names_of(requirements)
+    assert everything_needed(requirements) & NOT_FOR_PARTNERS == set()
+
+
+def test_rewards_need_no_coordinator_and_experiments_do() -> None:
+    extras = project("research")["optional-dependencies"]
+    assert "pluralllm-server" not in everything_needed([*dependencies("research"), *extras["align"]])
+    assert "pluralllm-server" in names_of(extras["experiment"])
+
+
+WITHOUT_RESEARCH = """
+import importlib.metadata, runpy, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("matplotlib", "torch", "trl") or name.startswith(("pluralllm.experiment", "pluralllm.align")):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+importlib.metadata.entry_points = lambda **_: importlib.metadata.EntryPoints(())
+sys.argv = ["pluralllm", *sys.argv[1:]]
+runpy.run_module("pluralllm.cli", run_name="__main__")
+"""
+
+
+def type_without_research(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Types `pluralllm` in a process that finds neither the research distribution nor what only it needs."""
+    command = [sys.executable, "-c", WITHOUT_RESEARCH, *words]
+    environment = {**os.environ, "COLUMNS": "160"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+
+
+def test_a_command_for_researchers_says_what_it_needs_where_only_the_client_is_installed() -> None:
+    done = type_without_research("experiment", "run", "paper.toml")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        "error: `pluralllm experiment` comes with pluralllm-research (experiments, reports and rewards; partners and operators "
+        "do without it), which is not installed. pip install 'pluralllm-research[experiment]'\n"
+    )
+
+
+def test_help_lists_the_commands_for_researchers_where_only_the_client_is_installed() -> None:
+    done = type_without_research("--help")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "Needs pluralllm-research, which is not installed." in line]
+    assert [line.split()[1] for line in lines] == ["report", "score", "pairs", "experiment"]
 
 
 @pytest.mark.parametrize("module", ["pluralllm.cli.__main__", "pluralllm.server.__main__", "pluralllm.client.__main__"])

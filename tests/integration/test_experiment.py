@@ -313,4 +313,4 @@ def test_a_light_install_is_told_what_to_install() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, env={**os.environ}
     )
     assert done.returncode == 3
-    assert "pip install 'pluralllm-client[experiment]'" in done.stderr
+    assert "pip install 'pluralllm-research[experiment]'" in done.stderr

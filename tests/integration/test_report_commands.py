@@ -92,7 +92,7 @@ def test_a_light_install_is_told_what_to_install(command: list[str]) -> None:
     assert done.returncode == 3
     assert (
         done.stderr
-        == "error: This needs matplotlib, which is not installed. pip install 'pluralllm-client[experiment]'\n"
+        == "error: This needs matplotlib, which is not installed. pip install 'pluralllm-research[experiment]'\n"
     )
 
 

@@ -8,14 +8,15 @@ from typing import Any
 import click
 import pytest
 import typer
+from support.command_tree import inner_commands
 from support.documented import PAGES, ROOT, blocks, inline
 
-from pluralllm.cli.__main__ import app as operators
+from pluralllm.cli.__main__ import command_line
 from pluralllm.client.__main__ import app as clients
 from pluralllm.server.__main__ import app as coordinators
 
 APPS = {
-    "pluralllm": typer.main.get_command(operators),
+    "pluralllm": command_line(),
     "pluralllm-client": typer.main.get_command(clients),
     "pluralllm-server": typer.main.get_command(coordinators),
 }
@@ -23,7 +24,7 @@ ALL = (*PAGES, *sorted((ROOT / "docs" / "reference").glob("*.md")), ROOT / "prot
 # Words of a sentence about a command, where a subcommand could stand.
 PLACEHOLDER = re.compile(r"[A-Z]")
 MADE_BY_THE_READER = ("deploy/compose.env", "deploy/clients/")
-SOURCES = [ROOT / part / "src" / "pluralllm" for part in ("common", "server", "client")]
+SOURCES = [ROOT / part / "src" / "pluralllm" for part in ("common", "server", "client", "research")]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -39,7 +40,7 @@ def problem_of(command: str) -> str:
             if option is None:
                 return f"{command}: {word} is no option there"
             skips = not option.is_flag and "=" not in word
-        elif (inner := getattr(found, "commands", {})) and not PLACEHOLDER.match(word):
+        elif (inner := inner_commands(found)) and not PLACEHOLDER.match(word):
             if word not in inner:
                 return f"{command}: {word} is no command there"
             found = inner[word]
@@ -93,7 +94,8 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
     named = re.findall(
-        r"(?<![\w/.-])((?:tests|benchmarks|deploy|docs|protos|common|server|client)/[\w./-]+\w)", page.read_text()
+        r"(?<![\w/.-])((?:tests|benchmarks|deploy|docs|protos|common|server|client|research)/[\w./-]+\w)",
+        page.read_text(),
     )
     known = [path for path in named if not path.startswith(MADE_BY_THE_READER)]
     missing = [path for path in known if not any((base / path).exists() for base in (ROOT, *SOURCES))]

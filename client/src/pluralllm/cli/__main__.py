@@ -3,18 +3,20 @@
 import json
 import tempfile
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.live import Live
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from pluralllm.align.commands import model as model_commands
-from pluralllm.align.commands import scoring as scoring_commands
-from pluralllm.cli import explain_command, member_commands
+from pluralllm.cli import explain_command, member_commands, model_commands
 from pluralllm.cli.connection import CoordinatorOption, choose_way, remote
 from pluralllm.cli.output import now, show
+from pluralllm.cli.package_commands import ENTRY_POINTS, add_package_commands
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec, Unreachable
 from pluralllm.common.process.console import Json
 from pluralllm.common.process.exits import EXIT_CODES, run_command
@@ -22,8 +24,6 @@ from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
 from pluralllm.common.words.names import ModelName, RunName
 from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, preset_values, spec_from_toml
-from pluralllm.experiment.commands import experiment as experiment_commands
-from pluralllm.experiment.commands import report as report_command
 
 MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384  # of a new spec
 WATCH_PATIENCE_S = 120.0  # how long --watch outlives a coordinator that is away, for example restarting
@@ -40,13 +40,9 @@ app.callback()(choose_way)
 for command in member_commands.COMMANDS:
     app.command()(command)
 app.command()(explain_command.explain)
-app.command()(report_command.report)
-app.command()(scoring_commands.score)
-app.command()(scoring_commands.pairs)
 app.add_typer(run_app, name="run")
 app.add_typer(model_commands.app, name="model")
 app.add_typer(spec_app, name="spec")
-app.add_typer(experiment_commands.app, name="experiment")
 
 RunArgument = Annotated[str, typer.Argument(help="The run's name; - is the newest.")]
 
@@ -256,9 +252,22 @@ def spec_check(spec: Annotated[Path, typer.Argument(help="The run spec, TOML.")]
     show(SPEC, value, as_json=as_json, screen=lambda found: json.dumps(found, indent=2))
 
 
+def command_line() -> TyperGroup:
+    """The whole command line: this package's commands and those of other installed packages."""
+    commands = get_command(app)
+    assert isinstance(commands, TyperGroup)
+    add_package_commands(commands, entry_points(group=ENTRY_POINTS))
+    return commands
+
+
+def run() -> None:
+    """Runs the command that was typed, and ends the process with its exit code."""
+    command_line()()
+
+
 def main() -> None:
-    """The entry point."""
-    run_command(app)
+    """The entry point of `pluralllm`: as `run`, with one clear line for an error."""
+    run_command(run)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ seen in training.
 
 ## How to use it
 
-    pip install "pluralllm-client[align]"
+    pip install "pluralllm-research[align]"
 
     from pluralllm.align import GroupReward, PluralPredictor
 

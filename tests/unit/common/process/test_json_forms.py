@@ -4,23 +4,28 @@ from collections.abc import Iterator
 
 import pytest
 import typer
+from support.command_tree import inner_commands
 
-from pluralllm.cli.__main__ import app as operators
+from pluralllm.cli.__main__ import command_line
 from pluralllm.client.__main__ import app as clients
 from pluralllm.common.process.json_forms import CHECKS, FORMS, MODEL, Form
 from pluralllm.server.__main__ import app as coordinators
 
 
 def commands_with_json(name: str, command: object) -> Iterator[str]:
-    for word, inner in getattr(command, "commands", {}).items():
+    for word, inner in inner_commands(command).items():
         yield from commands_with_json(f"{name} {word}", inner)
     if any("--json" in option.opts for option in getattr(command, "params", ())):
         yield name
 
 
 def test_every_command_that_has_json_has_one_form() -> None:
-    apps = {"pluralllm": operators, "pluralllm-client": clients, "pluralllm-server": coordinators}
-    with_json = [found for name, app in apps.items() for found in commands_with_json(name, typer.main.get_command(app))]
+    commands = {
+        "pluralllm": command_line(),
+        "pluralllm-client": typer.main.get_command(clients),
+        "pluralllm-server": typer.main.get_command(coordinators),
+    }
+    with_json = [word for name, command in commands.items() for word in commands_with_json(name, command)]
     assert len(with_json) > 25
     assert sorted(with_json) == sorted(command for form in FORMS for command in form.commands)
 

@@ -51,6 +51,8 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.EmbeddingMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     e.ModelUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     e.ExtraMissing: grpc.StatusCode.FAILED_PRECONDITION,
+    e.CommandMissing: grpc.StatusCode.FAILED_PRECONDITION,
+    e.CommandBroken: grpc.StatusCode.FAILED_PRECONDITION,
     e.HistoryDiverged: grpc.StatusCode.FAILED_PRECONDITION,
     e.InUse: grpc.StatusCode.FAILED_PRECONDITION,
     e.NotLoopback: grpc.StatusCode.FAILED_PRECONDITION,

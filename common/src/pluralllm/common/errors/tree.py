@@ -30,6 +30,8 @@ PluralError
 |  |- EmbeddingMismatch    this machine's embedding model gives other vectors than the run spec expects
 |  |- ModelUnavailable     an embedding model cannot be loaded on this machine
 |  |- ExtraMissing         an optional package is needed and not installed
+|  |- CommandMissing       the package with this command is not installed
+|  |- CommandBroken        the package with this command cannot be loaded
 |  |- HistoryDiverged      the coordinator's chain of model versions is not the one seen before
 |  |- InUse                another process uses the state directory or the port
 |  |- NotLoopback          plain text was asked for on an address outside this machine
@@ -272,6 +274,25 @@ class ExtraMissing(Refused):
     part: str = "client"
     why = "This needs {package}, which is not installed."
     fix = "pip install 'pluralllm-{part}[{extra}]'"
+
+
+@dataclass(eq=False)
+class CommandMissing(Refused):
+    command: str
+    distribution: str
+    purpose: str  # of the distribution
+    requirement: str  # for pip: the distribution, with its extra where the command needs one
+    why = "`{command}` comes with {distribution} ({purpose}), which is not installed."
+    fix = "pip install '{requirement}'"
+
+
+@dataclass(eq=False)
+class CommandBroken(Refused):
+    command: str
+    distribution: str
+    problem: str
+    why = "`{command}` comes with {distribution} and cannot be loaded: {problem}."
+    fix = "Update or uninstall {distribution}; all other commands work."
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""The commands `pluralllm model`, `score` and `pairs`, found by the entry points of `pluralllm.commands`.
+"""The commands `pluralllm model export`, `model serve`, `score` and `pairs`, as entry points of `pluralllm.commands`.
 
-May touch: the terminal. Start reading at model.py.
+May touch: the terminal, and what pluralllm.align touches. Start reading at model.py.
 """

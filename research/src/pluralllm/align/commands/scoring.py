@@ -1,4 +1,4 @@
-"""`pluralllm score | pairs`: how a group would answer, for files of questions, preferences and completions."""
+"""`pluralllm score | pairs`: a group's predicted answers, for files of questions, preferences and completions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json
-from pluralllm.common.process.extras import need_torch
+from pluralllm.common.process.extras import need_align
 from pluralllm.common.process.json_forms import PAIRS, SCORES
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ ModelFolder = Annotated[
     str, typer.Argument(help="Folder that pluralllm model export has written, or a Hub id.", show_default=False)
 ]
 Source = Annotated[Path, typer.Argument(help="JSONL: question or prompt with options, or chosen and rejected.")]
-Out = Annotated[Path, typer.Argument(help="JSONL to write.")]
+Out = Annotated[Path, typer.Argument(help="JSONL file to write.")]
 Context = Annotated[Path, typer.Option(help="The group's answered questions: a canonical file.", show_default=False)]
 ModelPath = Annotated[Path | None, typer.Option("--embedding-model-path", help="Local folder of the embedding model.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder of embedded texts; default: ~/.cache/pluralllm.")]
-Device = Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")]
-Form = Annotated[str, typer.Option(help="Of a completion's reward; see pluralllm.align.reward_forms.")]
+Device = Annotated[str, typer.Option(help="Device for torch: auto, cuda, cuda:N, mps or cpu.")]
+Form = Annotated[str, typer.Option(help="Form of a completion's reward; see pluralllm.align.reward_forms.")]
 
 
 def score(
@@ -41,16 +41,16 @@ def score(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Write each row with the shares and spreads a group is predicted to give; with a completion also its reward.
+    """Writes the shares that a group is predicted to give, for each row of a file.
 
-    Where rows hold the true shares or counts the alignment score is told as well. A row that cannot be scored gets null and
-    a problem, and is counted.
+    Each row gets predicted shares and their spreads, and a row with a completion gets its reward. If rows hold the true
+    shares or counts, the summary has the alignment score. A row that cannot be scored gets null and a problem, and is counted.
     """
-    reward = _reward(model, context, form, embedding_model_path, cache, device)
+    reward = _load_reward(model, context, form, embedding_model_path, cache, device)
     from pluralllm.align.scoring import score_rows  # noqa: PLC0415 - torch, only here
 
-    with _bar(source) as seen:
-        summary = score_rows(reward, source, out, seen)
+    with _showing_progress(source) as report_bytes:
+        summary = score_rows(reward, source, out, report_bytes)
     show(SCORES, summary, as_json=as_json, screen=_lines)
 
 
@@ -61,42 +61,41 @@ def pairs(
     context: Context,
     margin: Annotated[float, typer.Option(min=0, max=1, help="Least difference of predicted shares.")] = 0.05,
     every: Annotated[
-        bool, typer.Option("--every", help="Each pair of candidates, not best against worst only.")
+        bool, typer.Option("--every", help="Write each pair of candidates, not only best against worst.")
     ] = False,
     embedding_model_path: ModelPath = None,
     cache: Cache = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Write ranked pairs (prompt, chosen, rejected) as DPO takes them, as a group is predicted to rank the candidates."""
-    reward = _reward(model, context, "probability", embedding_model_path, cache, device)
+    """Writes ranked pairs for DPO (prompt, chosen, rejected).
+
+    The order of the candidates is the one that the group is predicted to give them.
+    """
+    reward = _load_reward(model, context, "probability", embedding_model_path, cache, device)
     from pluralllm.align.scoring import write_pairs  # noqa: PLC0415 - torch, only here
 
-    with _bar(source) as seen:
-        summary = write_pairs(reward, source, out, margin, every, seen)
+    with _showing_progress(source) as report_bytes:
+        summary = write_pairs(reward, source, out, margin, every, report_bytes)
     show(PAIRS, summary, as_json=as_json, screen=_lines)
 
 
-def _lines(summary: dict[str, Any]) -> str:
-    return "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in summary.items() if value is not None)
-
-
-def contexts_of(given: Sequence[str]) -> dict[str, Path]:
-    """GROUP=FILE, several times. Raises InvalidArgument."""
-    found: dict[str, Path] = {}
-    for each in given:
-        name, separator, file = each.rpartition("=")
-        if not separator or not name or name in found:
-            problem = f"is {each!r}; give GROUP=FILE, each group once"
+def contexts_of(arguments: Sequence[str]) -> dict[str, Path]:
+    """Files by group, from arguments of the form GROUP=FILE. Raises InvalidArgument."""
+    contexts: dict[str, Path] = {}
+    for argument in arguments:
+        group, separator, file = argument.rpartition("=")
+        if not separator or not group or group in contexts:
+            problem = f"is {argument!r}; give GROUP=FILE, each group once"
             raise InvalidArgument(field="--context", problem=problem)
-        found[name] = Path(file)
-    return found
+        contexts[group] = Path(file)
+    return contexts
 
 
-def _reward(
+def _load_reward(
     model: str, context: Path, form: str, model_path: Path | None, cache: Path | None, device: str
 ) -> "GroupReward":
-    need_torch("align")
+    need_align()
     from pluralllm.align.group_reward import DEFAULT_CACHE, GroupReward  # noqa: PLC0415 - torch, only here
 
     contexts: dict[str, Any] = {context.stem: context}
@@ -105,12 +104,16 @@ def _reward(
     )
 
 
+def _lines(summary: dict[str, Any]) -> str:
+    return "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in summary.items() if value is not None)
+
+
 @contextmanager
-def _bar(source: Path) -> Iterator[Callable[[int], None]]:
-    """Of the source's bytes that are done with."""
+def _showing_progress(source: Path) -> Iterator[Callable[[int], None]]:
+    """Shows how much of `source` is scored, on a terminal's stderr. Yields a callback (bytes that are done)."""
     console = Console(stderr=True)
     columns = (TextColumn("scoring"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    size = source.stat().st_size if source.is_file() else 0
+    size_bytes = source.stat().st_size if source.is_file() else 0
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("scoring", total=size)
+        task = bar.add_task("scoring", total=size_bytes)
         yield lambda done: bar.update(task, completed=done)

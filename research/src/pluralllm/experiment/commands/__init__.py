@@ -1,4 +1,4 @@
-"""The commands `pluralllm experiment` and `pluralllm report`, found by the entry points of `pluralllm.commands`.
+"""The commands `pluralllm experiment` and `pluralllm report`, as entry points of `pluralllm.commands`.
 
-May touch: the terminal. Start reading at experiment.py.
+May touch: the terminal, files of results, and the coordinator through `operator`. Start reading at experiment.py.
 """

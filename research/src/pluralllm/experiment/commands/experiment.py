@@ -1,4 +1,4 @@
-"""`pluralllm experiment run | table | report`: methods compared on survey data, in one process, for researchers."""
+"""`pluralllm experiment run | table | report`: a comparison of methods on survey data, in one process."""
 
 import os
 import sys
@@ -17,26 +17,34 @@ from pluralllm.common.process.console import Json
 from pluralllm.common.process.extras import need_experiment, need_report
 from pluralllm.common.process.json_forms import METHODS
 
-app = typer.Typer(no_args_is_help=True, help="Compare methods on survey data, in one process.")
+app = typer.Typer(no_args_is_help=True, help="Compares methods on survey data, in one process.")
 PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, withheld questions"}
 
 
 @app.command()
 def run(
-    spec: Annotated[Path, typer.Argument(help="The experiment, TOML.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: the file's name.")] = None,
+    spec: Annotated[Path, typer.Argument(help="The experiment as a TOML file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; default: the experiment file's name.")
+    ] = None,
     embedding_model_path: Annotated[Path | None, typer.Option(help="Local folder of the embedding model.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of embedded texts; default: cache in --out.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device for torch: auto, cuda, cuda:N, mps or cpu.")] = "auto",
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes side by side; default: the cores, 1 on a GPU.")
+        int | None,
+        typer.Option(min=1, help="Number of processes side by side; default: the number of cores, 1 on a GPU."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Play this method now (repeatable); others can follow.")
+        list[str] | None, typer.Option(help="Name of a method to play now, repeatable; a later call plays the others.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few rounds of one seed: to see that all works.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Play a few rounds of one seed, to see that everything works.")
+    ] = False,
 ) -> None:
-    """Run every method with every seed. What is done already is left alone, so a run that was broken off goes on."""
+    """Plays every method with every seed and writes the results to a folder.
+
+    Results that are there already stay as they are, so the same command continues an interrupted experiment.
+    """
     need_experiment()
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
     from pluralllm.common.process.logs import configure_logs  # noqa: PLC0415
@@ -62,28 +70,33 @@ def run(
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
-        run_experiment(plan, lambda what, done, of: bar.update(task, description=what, completed=done, total=of))
+        run_experiment(plan, lambda what, done, total: bar.update(task, description=what, completed=done, total=total))
     typer.echo(f"{folder}: look at it with pluralllm experiment report {folder}")
 
 
 @app.command("table")
 def table_of(
     folder: Annotated[Path, typer.Argument(help="Folder of the results.")],
-    part: Annotated[str, typer.Option(help=f"Which groups: {', '.join(PARTS)}.")] = "test",
-    context: Annotated[int, typer.Option(min=1, help="Number of context questions.")] = 20,
+    part: Annotated[str, typer.Option(help=f"Groups to score: {', '.join(PARTS)}.")] = "test",
+    context: Annotated[int, typer.Option(min=1, help="Number of context questions for each group.")] = 20,
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="Of questions: answered, unanswered, withheld; repeatable. Default: the part's own score."),
+        typer.Option(
+            help="Kind of questions: answered, unanswered, withheld; repeatable. Default: the part's own score."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The table of methods: mean and worst alignment with 95 % intervals, fairness. Choose by validation, report test."""
+    """Prints a table of methods: mean and worst alignment with 95 % intervals, and fairness.
+
+    Choose a method by the validation groups, and report the test groups.
+    """
     from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415 - numpy, only here
     from pluralllm.experiment.summary import Selection, contexts_of, left_out, table  # noqa: PLC0415
 
     if part not in PARTS:
         raise InvalidArgument(field="--part", problem=f"is {part!r}, allowed: {', '.join(PARTS)}")
-    kinds = {each.name.lower(): each for each in QuestionKind}
+    kinds = {question_kind.name.lower(): question_kind for question_kind in QuestionKind}
     if unknown := [word for word in kind or () if word not in kinds]:
         raise InvalidArgument(field="--kind", problem=f"is {unknown[0]!r}, allowed: {', '.join(kinds)}")
     results = read_results(folder)
@@ -118,18 +131,26 @@ def table_of(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of the results.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the page and its figures; default: report in it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page and its figures; default: FOLDER/report.")
+    ] = None,
     main: Annotated[
         list[str] | None,
         typer.Option(
-            help="A method to draw in colour; repeatable. Default: the paper's comparison and validation's choice."
+            help="A method to draw in colour; repeatable. Default: the paper's comparison and the best in validation."
         ),
     ] = None,
     threshold: Annotated[
-        list[float] | None, typer.Option(min=0.0, max=1.0, help="Mean alignment to be reached; repeatable.")
+        list[float] | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Mean alignment to reach; the page shows when each method does. Repeatable."
+        ),
     ] = None,
 ) -> None:
-    """One HTML page with figures, tables and findings, that needs no network, and the figures as PNG files beside it."""
+    """Writes one HTML page with figures, tables and findings, and the figures as PNG files beside it.
+
+    The page needs no network.
+    """
     need_report()
     from pluralllm.experiment.report.experiment import experiment_page  # noqa: PLC0415 - matplotlib, only here
     from pluralllm.experiment.report.page import write_page  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""`pluralllm report RUN`: a live run as a page to look at."""
+"""`pluralllm report RUN`: a live run as an HTML page."""
 
 import json
 from pathlib import Path
@@ -26,38 +26,41 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder of the page and its figures; default: RUN-report.")] = None,
     coordinator: CoordinatorOption = None,
 ) -> None:
-    """One HTML page about a run so far: alignment of each group over rounds, fairness, bytes, spec. Needs no torch."""
+    """Writes one HTML page about a run: alignment of each group, fairness, bytes, spec.
+
+    The page shows the run up to now, round by round. It needs no torch.
+    """
     need_report()
     from pluralllm.experiment.report.live import Told  # noqa: PLC0415 - matplotlib, only here
     from pluralllm.experiment.report.live_page import live_page  # noqa: PLC0415
     from pluralllm.experiment.report.page import write_page  # noqa: PLC0415
 
-    there = remote(coordinator)
-    found = there.get_run(run)
-    name = RunName.parse(found["name"]).run
+    connection = remote(coordinator)
+    run_facts = connection.get_run(run)
+    name = RunName.parse(run_facts["name"]).run
     folder = out or Path(f"{name}-report")
     if folder.is_file():
         raise InvalidArgument(field="--out", problem=f"{folder} is a file, must be a folder")
-    with showing_progress("reading rounds and scores") as tell:
-        model, size, spec = _model(there, name)
-        told = Told(found, there.rounds(name, MOST_ROUNDS), there.evaluations(name), _members(there), model, size, spec)
-        tell("drawing", 0, 0)
-        page = write_page(live_page(told, f"{now():%Y-%m-%d %H:%M} UTC"), folder)
+    with showing_progress("reading rounds and scores") as report_progress:
+        rounds, evaluations = connection.rounds(name, MOST_ROUNDS), connection.evaluations(name)
+        facts = Told(run_facts, rounds, evaluations, _members(connection), *_current_model(connection, name))
+        report_progress("drawing", 0, 0)
+        page = write_page(live_page(facts, f"{now():%Y-%m-%d %H:%M} UTC"), folder)
     typer.echo(str(page))
 
 
-def _model(there: "Remote", run: RunId) -> tuple[dict[str, Any] | None, int | None, dict[str, Any] | None]:
-    """Record, size and run spec of the current version; an observer is not told."""
+def _current_model(connection: "Remote", run: RunId) -> tuple[dict[str, Any] | None, int | None, dict[str, Any] | None]:
+    """Record, size in bytes and run spec of the current version; None for each if the caller's role may not read them."""
     try:
-        record, size, spec_json = there.model_record(ModelName(run, None))
+        record, size_bytes, spec_json = connection.model_record(ModelName(run, None))
     except RoleForbids:
         return None, None, None
-    return record, size, json.loads(spec_json)
+    return record, size_bytes, json.loads(spec_json)
 
 
-def _members(there: "Remote") -> list[dict[str, Any]] | None:
-    """Only administrators are told."""
+def _members(connection: "Remote") -> list[dict[str, Any]] | None:
+    """The members of the federation; None if the caller is no administrator."""
     try:
-        return there.members()
+        return connection.members()
     except RoleForbids:
         return None

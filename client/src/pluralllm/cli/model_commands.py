@@ -1,0 +1,45 @@
+"""`pluralllm model pull`: published model versions as files. pluralllm-research adds `export` and `serve` to the group."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pluralllm.cli.connection import CoordinatorOption, remote
+from pluralllm.cli.output import show
+from pluralllm.common.process.console import Json
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.json_forms import MODEL
+from pluralllm.common.words.names import ModelName
+
+app = typer.Typer(no_args_is_help=True, help="Published model versions.")
+Model = Annotated[str, typer.Argument(help="RUN or RUN@VERSION; without a version the current one.")]
+Folder = Annotated[Path, typer.Argument(help="Folder for the files; it is made if it does not exist.")]
+
+
+@app.command()
+def pull(model: Model, folder: Folder, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
+    """Fetches a model version: model.safetensors, run_spec.json, provenance.json. Resumes a transfer that broke off."""
+    name = ModelName.parse_short(model)
+    with download_progress(quiet=as_json) as report_bytes:
+        record, spec_json = remote(coordinator).pull_model(name, folder, report_bytes)
+    write_durably(folder / "run_spec.json", spec_json)
+    write_durably(folder / "provenance.json", json.dumps(record, indent=2).encode())
+    value = {**record, "folder": str(folder)}
+    show(MODEL, value, as_json=as_json, screen=lambda shown: f"{shown['name']} in {folder}")
+
+
+@contextmanager
+def download_progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Shows how much of a model version has arrived, on a terminal's stderr. Yields a callback (done, total), in bytes."""
+    from rich.console import Console  # noqa: PLC0415 - help does not need them
+    from rich.progress import DownloadColumn, Progress  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    disable = quiet or not console.is_terminal
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), disable=disable, console=console) as bar:
+        task = bar.add_task("model.safetensors", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

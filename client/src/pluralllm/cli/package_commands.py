@@ -1,0 +1,135 @@
+"""The commands of `pluralllm` that come with other packages, such as pluralllm-research.
+
+A package declares each command as an entry point of the group `pluralllm.commands`. The entry point's name is the command's
+name; `model.export` is the command `export` in the group `model`. The entry point's value is a Typer application or a function
+with Typer's annotations. A command is imported when it is typed, so `--help` stays quick, and a command that cannot be
+imported leaves all others as they are.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_group
+
+from pluralllm.common.errors.tree import CommandBroken, CommandMissing, PluralError
+
+ENTRY_POINTS = "pluralllm.commands"
+RESEARCH = "pluralllm-research"
+PURPOSE_OF_RESEARCH = "experiments, reports and rewards; partners and operators do without it"
+
+
+@dataclass(frozen=True, slots=True)
+class ResearchCommand:
+    """A command of pluralllm-research: its help line is known here, so that `--help` shows it without an import."""
+
+    name: str
+    summary: str
+    extra: str = ""  # of pluralllm-research; empty where the command needs none
+
+    @property
+    def requirement(self) -> str:
+        """The requirement for pip that installs the command and all that it needs."""
+        return f"{RESEARCH}[{self.extra}]" if self.extra else RESEARCH
+
+
+RESEARCH_COMMANDS = (
+    ResearchCommand("report", "Writes one HTML page about a run: alignment of each group, fairness, bytes, spec."),
+    ResearchCommand("score", "Writes the shares that a group is predicted to give, for each row of a file.", "align"),
+    ResearchCommand("pairs", "Writes ranked pairs for DPO (prompt, chosen, rejected).", "align"),
+    ResearchCommand("model.export", "Writes a model version as a Hugging Face folder."),
+    ResearchCommand("model.serve", "Serves scores to other programs by gRPC, on this machine only.", "align"),
+    ResearchCommand("experiment", "Compares methods on survey data, in one process.", "experiment"),
+)
+
+
+class PackageCommand(TyperCommand):
+    """A command that is loaded when it is typed; until then it is its name and one line of help."""
+
+    def __init__(self, name: str, summary: str, load: Callable[[], TyperCommand | TyperGroup]) -> None:
+        super().__init__(name, help=summary)
+        self.load = load
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Hands over to the loaded command. Raises CommandMissing, CommandBroken."""
+        try:
+            command = self.load()
+        except PluralError:
+            if settings.get("resilient_parsing"):  # a shell completes a line: it shows nothing instead of an error
+                return super().make_context(*arguments, **settings)
+            raise
+        return command.make_context(*arguments, **settings)
+
+
+def add_package_commands(group: TyperGroup, entry_points: Iterable[EntryPoint]) -> None:
+    """Adds the commands of installed packages to the command line, and those of pluralllm-research in any case.
+
+    A command that the group has already is not replaced.
+    """
+    by_name: dict[str, list[EntryPoint]] = {}
+    for entry_point in entry_points:
+        by_name.setdefault(entry_point.name, []).append(entry_point)
+    research = {command.name: command for command in RESEARCH_COMMANDS}
+    for name in (*research, *sorted(by_name.keys() - research.keys())):
+        target, word = _place_of(name, group)
+        if word not in target.commands:
+            target.commands[word] = _package_command(name, word, by_name.get(name, []), research)
+
+
+def _place_of(name: str, group: TyperGroup) -> tuple[TyperGroup, str]:
+    """The group for a command and its name there; a name in a group that does not exist stays whole."""
+    first, _, rest = name.partition(".")
+    inner = group.commands.get(first)
+    return (inner, rest) if rest and isinstance(inner, TyperGroup) else (group, name)
+
+
+def _package_command(
+    name: str, word: str, entry_points: list[EntryPoint], research: Mapping[str, ResearchCommand]
+) -> PackageCommand:
+    if not entry_points:
+        absent = research[name]
+        summary = f"{absent.summary} Needs {RESEARCH}, which is not installed."
+        return PackageCommand(word, summary, partial(_refuse_missing, absent))
+    providers = _providers(entry_points)
+    summary = research[name].summary if providers == RESEARCH else f"Command of the package {providers}."
+    return PackageCommand(word, summary, partial(load_command, word, entry_points))
+
+
+def _refuse_missing(command: ResearchCommand) -> TyperCommand:
+    raise CommandMissing(
+        command=_typed(command.name),
+        distribution=RESEARCH,
+        purpose=PURPOSE_OF_RESEARCH,
+        requirement=command.requirement,
+    )
+
+
+def load_command(word: str, entry_points: list[EntryPoint]) -> TyperCommand | TyperGroup:
+    """Imports a command. Raises CommandBroken if that fails, or if more than one package has the command."""
+    broken = partial(CommandBroken, command=_typed(entry_points[0].name), distribution=_providers(entry_points))
+    if len(entry_points) > 1:
+        raise broken(problem="more than one package has a command of this name")
+    try:
+        value = entry_points[0].load()
+        if isinstance(value, typer.Typer):
+            return get_group(value)
+        application = typer.Typer(add_completion=False)
+        application.command(word)(value)
+        command = get_command(application)
+        assert isinstance(command, TyperCommand)
+    except Exception as error:
+        raise broken(problem=f"{type(error).__name__}: {error}") from error
+    return command
+
+
+def _typed(name: str) -> str:
+    return f"pluralllm {name.replace('.', ' ')}"
+
+
+def _providers(entry_points: Iterable[EntryPoint]) -> str:
+    """The names of the distributions that declare these entry points."""
+    return " and ".join(point.value if point.dist is None else point.dist.name for point in entry_points)
