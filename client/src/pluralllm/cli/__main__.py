@@ -22,7 +22,9 @@ from pluralllm.common.process.console import Json
 from pluralllm.common.process.exits import EXIT_CODES, run_command
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
+from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName, RunName
+from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, preset_values, spec_from_toml
 
 MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384  # of a new spec
@@ -120,19 +122,20 @@ def rewards(
 ) -> None:
     """Make a run that asks groups for rewards of rollouts; pluralllm.align.FederatedReward is its trainer's side."""
     there = remote(coordinator)
+    options = RewardOptions(
+        rule=rule,
+        temperature=temperature,
+        alpha=alpha,
+        batches=batches,
+        min_clients=min_clients,
+        target_clients=target_clients,
+        deadline_s=deadline_s,
+        grace_s=grace_s,
+    )
     record, _, spec_json = there.model_record(ModelName.parse_short(model))
-    numbers = {"rule": rule, "temperature": temperature, "alpha": alpha}
-    policy = {"min_clients": min_clients, "target_clients": max(min_clients, target_clients), "deadline_s": deadline_s}
-    values = {
-        **json.loads(spec_json),
-        "rounds": batches,
-        "round": {**policy, "grace_after_quorum_s": grace_s, "on_missed_quorum": "skip"},
-        "updates": {},
-        "aggregation": {},
-        "rewards": {"source": record["name"], "model_digest": record["digest"], "aggregation": numbers},
-    }
-    values["groups"] = {"train": [], "held_out": []}
-    created = there.create_run(run, parse_spec(json.dumps(values).encode(), f"of run {run}").canonical_json())
+    source, file = ModelName.parse(record["name"]), f"of run {run}"
+    spec = parse_spec(spec_json, file).for_rewards(source, Digest(record["digest"]), options, file)
+    created = there.create_run(run, spec.canonical_json())
     if start_now:
         created = there.start_run(run)
     show(RUN, created, as_json=as_json, screen=_status)

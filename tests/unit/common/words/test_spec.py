@@ -3,7 +3,20 @@ from pathlib import Path
 import pytest
 
 from pluralllm.common.errors.tree import InvalidSpec
-from pluralllm.common.words.spec import PRESETS, GroupRole, Groups, load_spec, parse_spec
+from pluralllm.common.words.ids import Digest, ModelVersion, RunId
+from pluralllm.common.words.names import ModelName
+from pluralllm.common.words.reward_weights import RewardOptions
+from pluralllm.common.words.spec import (
+    PRESETS,
+    Aggregation,
+    GroupRole,
+    Groups,
+    RoundPolicy,
+    RunSpec,
+    Updates,
+    load_spec,
+    parse_spec,
+)
 
 MINIMAL = '[embedding]\nmodel = "m"\ndimension = 8\n'
 
@@ -89,3 +102,44 @@ def test_a_spec_has_the_hash_it_had_in_earlier_releases(tmp_path: Path) -> None:
     spec = load_spec(written(tmp_path, '[embedding]\nmodel = "m"\ndimension = 8\n'))
     assert spec.sha256() == "bcd2c35b0ce5393505dc10a21e59cb85be0fef12562a1d838ec627e8ffaed329"
     assert parse_spec(spec.canonical_json(), "again") == spec
+
+
+MODEL, DIGEST = ModelName(RunId("first"), ModelVersion(7)), Digest("a1" * 32)
+
+
+def test_a_reward_run_keeps_what_its_predictor_needs_and_nothing_about_training_rounds() -> None:
+    source = RunSpec.model_validate(
+        {
+            "title": "t",
+            "seed": 3,
+            "rounds": 4,
+            "groups": {"train": ["a", "b"], "held_out": ["c"]},
+            "round": {"gather_s": 1, "max_extensions": 3},
+            "predictor": {"d_model": 8, "heads": 2},
+            "updates": {"encoding": "int8"},
+            "aggregation": {"optimizer": "fedadam"},
+            "embedding": {"model": "m", "dimension": 8},
+        }
+    )
+    spec = source.for_rewards(MODEL, DIGEST, RewardOptions(rule="min", batches=9), "here")
+    assert spec.rewards is not None
+    assert (spec.rewards.source, spec.rewards.model_digest) == ("runs/first/models/7", DIGEST)
+    assert spec.rewards.aggregation.rule == "min"
+    kept = ("title", "seed", "predictor", "training", "evaluation", "embedding")
+    assert [getattr(spec, name) for name in kept] == [getattr(source, name) for name in kept]
+    assert (spec.rounds, spec.groups, spec.updates, spec.aggregation) == (9, Groups(), Updates(), Aggregation())
+    assert spec.round == RoundPolicy(
+        min_clients=2, target_clients=100, deadline_s=60, grace_after_quorum_s=5, on_missed_quorum="skip"
+    )
+
+
+def test_a_reward_run_asks_at_least_its_quorum() -> None:
+    source = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
+    options = RewardOptions(min_clients=5, target_clients=3)
+    assert source.for_rewards(MODEL, DIGEST, options, "here").round.target_clients == 5
+
+
+def test_a_reward_option_out_of_bounds_is_refused_with_its_key() -> None:
+    source = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
+    with pytest.raises(InvalidSpec, match=r"of run tuning.*\n  rewards\.aggregation\.temperature: "):
+        source.for_rewards(MODEL, DIGEST, RewardOptions(temperature=0), "of run tuning")

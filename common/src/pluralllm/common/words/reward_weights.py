@@ -7,6 +7,7 @@ the max.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -49,6 +50,20 @@ class RewardRun(BaseModel):
     # A constant: a batch must fit into one message with the texts of its rollouts. It stays in the format for the hash's sake.
     max_candidates: Annotated[int, Field(ge=MAX_CANDIDATES, le=MAX_CANDIDATES)] = MAX_CANDIDATES
     aggregation: RewardAggregation = RewardAggregation()
+
+
+@dataclass(frozen=True, slots=True)
+class RewardOptions:
+    """The settings of a reward run that do not follow from the model whose predictor scores."""
+
+    rule: str = "mean"
+    temperature: float = 0.1  # for rule adaptive
+    alpha: float = -10.0  # for rule alpha
+    batches: int = 100_000  # the run ends after so many
+    min_clients: int = 2
+    target_clients: int = 100  # at least min_clients are asked, whatever stands here
+    deadline_s: float = 60.0  # for one batch
+    grace_s: float = 5.0  # for the other clients once min_clients have answered
 
 
 def mean_reward(rewards: Sequence[float | None]) -> float | None:

@@ -13,7 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.words.ids import Digest
-from pluralllm.common.words.reward_weights import RewardRun
+from pluralllm.common.words.names import ModelName
+from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
 
 PRESETS = ("default", "paper")
 
@@ -275,6 +276,35 @@ class RunSpec(SpecPart):
                 f"round.target_clients {self.round.target_clients} is above the {len(self.groups.train)} groups.train"
             )
         return self
+
+    def for_rewards(self, model: ModelName, digest: Digest, options: RewardOptions, file: str) -> "RunSpec":
+        """Derives the spec of a run that asks for rewards from the spec of the run that trained `model`.
+
+        Predictor, embedding, evaluation, training, seed and title stay. Any group may take part, and rewards travel as plain
+        float32. `digest` is the model's; `file` is the name under which a problem is reported. Raises InvalidSpec.
+        """
+        values = self.model_dump(mode="json") | {
+            "rounds": options.batches,
+            "groups": {},
+            "round": {
+                "min_clients": options.min_clients,
+                "target_clients": max(options.min_clients, options.target_clients),
+                "deadline_s": options.deadline_s,
+                "grace_after_quorum_s": options.grace_s,
+                "on_missed_quorum": "skip",
+            },
+            "updates": {},
+            "aggregation": {},
+            "rewards": {
+                "source": str(model),
+                "model_digest": digest,
+                "aggregation": {"rule": options.rule, "temperature": options.temperature, "alpha": options.alpha},
+            },
+        }
+        try:
+            return RunSpec.model_validate(values)
+        except ValidationError as error:
+            raise InvalidSpec(file=file, problems=explain(error)) from error
 
     def canonical_json(self) -> bytes:
         """Sorted keys, no spaces: the bytes the hash is over."""

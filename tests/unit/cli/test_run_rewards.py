@@ -1,0 +1,82 @@
+"""`pluralllm run rewards` and Python derive the same spec."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from support.small_survey import small_spec
+from typer.testing import CliRunner
+
+from pluralllm.cli import __main__ as command_line
+from pluralllm.common.words.ids import Digest, ModelVersion, RunId
+from pluralllm.common.words.names import ModelName
+from pluralllm.common.words.reward_weights import RewardOptions
+from pluralllm.common.words.spec import RunSpec, parse_spec
+
+MODEL, DIGEST = ModelName(RunId("first"), ModelVersion(7)), Digest("a1" * 32)
+SOURCE = small_spec({"title": "of the model", "seed": 3, "round": {"gather_s": 1}, "groups": {"train": ["a", "b"]}})
+
+
+@dataclass
+class FakeRemote:
+    """A coordinator with one model."""
+
+    asked: list[str] = field(default_factory=list)
+    created: dict[str, bytes] = field(default_factory=dict)
+
+    def model_record(self, model: ModelName) -> tuple[dict[str, Any], int, bytes]:
+        self.asked.append(str(model))
+        return {"name": str(MODEL), "digest": DIGEST}, 1, SOURCE.canonical_json()
+
+    def create_run(self, run: str, spec_json: bytes) -> dict[str, Any]:
+        self.created[run] = spec_json
+        return {"name": f"the run {run}"}
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> FakeRemote:
+    fake = FakeRemote()
+    monkeypatch.setattr(command_line, "remote", lambda _: fake)
+    return fake
+
+
+def created_by(there: FakeRemote, *arguments: str) -> RunSpec:
+    result = CliRunner().invoke(command_line.app, ["run", "rewards", "tuning", *arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["name"] == "the run tuning"
+    return parse_spec(there.created["tuning"], "here")
+
+
+def test_the_command_and_python_give_the_same_spec(there: FakeRemote) -> None:
+    options = ["--rule", "adaptive", "--temperature", "0.2", "--alpha", "-3", "--batches", "5", "--min-clients", "3"]
+    options += ["--target-clients", "4", "--deadline-s", "9", "--grace-s", "1"]
+    by_command = created_by(there, "first@7", *options)
+    in_python = SOURCE.for_rewards(
+        MODEL,
+        DIGEST,
+        RewardOptions(
+            rule="adaptive",
+            temperature=0.2,
+            alpha=-3,
+            batches=5,
+            min_clients=3,
+            target_clients=4,
+            deadline_s=9,
+            grace_s=1,
+        ),
+        "here",
+    )
+    assert by_command == in_python
+    assert there.created["tuning"] == in_python.canonical_json()
+
+
+def test_the_command_and_python_have_the_same_defaults(there: FakeRemote) -> None:
+    assert created_by(there, "first") == SOURCE.for_rewards(MODEL, DIGEST, RewardOptions(), "here")
+    assert there.asked == ["runs/first/models/-"]
+
+
+def test_a_rule_that_is_none_is_refused_under_the_name_of_the_run(there: FakeRemote) -> None:
+    result = CliRunner().invoke(command_line.app, ["run", "rewards", "tuning", "first", "--rule", "median"])
+    assert "The run spec of run tuning is not valid:\n  rewards.aggregation.rule: " in str(result.exception)
+    assert there.created == {}
