@@ -51,7 +51,7 @@ def test_an_invites_line_is_removed() -> None:
     ],
 )
 def test_what_a_url_says_beside_its_address_is_removed(url: str) -> None:
-    told = without_secrets(f"to {url} it goes", known=['per/cent"s3cr3t', 'per%2Fcent"s3cr3t'])
+    told = without_secrets(f"to {url} it goes", secrets=['per/cent"s3cr3t', 'per%2Fcent"s3cr3t'])
     assert "s3cr3t" not in told
     assert told.startswith("to ")
     assert told.endswith(" it goes")
@@ -59,7 +59,7 @@ def test_what_a_url_says_beside_its_address_is_removed(url: str) -> None:
 
 def test_a_known_password_is_removed_as_it_is_and_as_json_writes_it_and_an_empty_one_is_none() -> None:
     text = json.dumps({"said": 'pass"wörd'}) + json.dumps({"said": 'pass"wörd'}, ensure_ascii=False) + 'pass"wörd'
-    told = without_secrets(text, known=['pass"wörd', ""])
+    told = without_secrets(text, secrets=['pass"wörd', ""])
     assert "pass" not in told
     assert told.count(REMOVED) == 3
 

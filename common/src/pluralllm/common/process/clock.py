@@ -1,4 +1,4 @@
-"""Time as an argument: a real clock and a fake one side by side."""
+"""Clocks, which code takes as an argument: a real one, and a fake one for tests."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds since the epoch that never run backwards, and a wait."""
+    """A source of time: seconds since the epoch that never run backwards, and a way to wait."""
 
     def now_s(self) -> float: ...
 
@@ -14,7 +14,10 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """Wall time at start plus monotonic time since: a jump of the wall clock moves no deadline."""
+    """The clock of a real process: the wall time at its start plus the monotonic time since then.
+
+    A later change of the machine's wall clock therefore moves no deadline.
+    """
 
     def __init__(self) -> None:
         self._offset_s = time.time() - time.monotonic()
@@ -27,7 +30,7 @@ class SystemClock:
 
 
 class FakeClock:
-    """Stands still until a test advances it."""
+    """A clock for tests that stands still until a test advances it."""
 
     def __init__(self, start_s: float = 1_000.0) -> None:
         self._now_s = start_s
@@ -42,7 +45,7 @@ class FakeClock:
         await woken
 
     def advance(self, duration_s: float) -> None:
-        """Moves time on and wakes whoever slept until then."""
+        """Moves the time forward, and wakes every sleeper whose time has come."""
         self._now_s += duration_s
         due = [woken for until_s, woken in self._sleepers if until_s <= self._now_s]
         self._sleepers = [(until_s, woken) for until_s, woken in self._sleepers if until_s > self._now_s]

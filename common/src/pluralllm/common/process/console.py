@@ -1,4 +1,4 @@
-"""What more than one command prints: JSON for programs, checks of a doctor, the effective configuration, how far work is."""
+"""Output that several commands share: JSON, a doctor's checks, the effective configuration, a progress line."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON: docs/reference/j
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of a doctor's table."""
+    """The result of one check of a doctor: one line of its table."""
 
     name: str
     ok: bool
@@ -28,7 +28,7 @@ class Check:
 
 
 def checked(name: str, probe: Callable[[], Check]) -> Check:
-    """A probe's result; an error of ours is a result too, split into what is wrong and what to do."""
+    """Runs a probe and returns its check. A PluralError makes a failed check, with the error's cause as result and its fix."""
     try:
         return probe()
     except PluralError as error:
@@ -38,37 +38,40 @@ def checked(name: str, probe: Callable[[], Check]) -> Check:
 
 @contextlib.contextmanager
 def showing_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows on standard error, if that is a terminal, that long work goes on; call with what, how much of it, of how much."""
+    """Shows a progress line on stderr when it is a terminal. Yields a callback (what, done, total)."""
     console = Console(stderr=True)
-    with console.status(what) if console.is_terminal else contextlib.nullcontext() as shown:
+    with console.status(what) if console.is_terminal else contextlib.nullcontext() as status:
 
-        def tell(what: str, done: int, total: int) -> None:
-            if shown is not None:
-                shown.update(f"{what} {done} of {total}" if total else what)
+        def report(what: str, done: int, total: int) -> None:
+            if status is not None:
+                status.update(f"{what} {done} of {total}" if total else what)
 
-        yield tell
+        yield report
 
 
 def print_json(form: Form, value: Mapping[str, Any]) -> None:
-    """One object, with the name and version of its form."""
+    """Prints a value as one JSON object, with the name and version of its form as `schema`."""
     sys.stdout.write(json.dumps(form.dressed(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
-    """Whether all are well."""
-    found = list(checks)
+    """Prints a doctor's checks as a table or as JSON. Returns whether all of them passed."""
+    all_checks = list(checks)
     if as_json:
-        print_json(CHECKS, {"checks": [asdict(check) for check in found]})
+        print_json(CHECKS, {"checks": [asdict(check) for check in all_checks]})
     else:
         table = Table("check", "", "result", "fix", box=None)
-        for check in found:
+        for check in all_checks:
             table.add_row(check.name, "[green]ok[/]" if check.ok else "[red]no[/]", check.result, check.fix)
         Console().print(table)
-    return all(check.ok for check in found)
+    return all(check.ok for check in all_checks)
 
 
 def print_config(values: Mapping[str, Any], origins: Mapping[str, str] | None, *, as_json: bool) -> None:
-    """`origins`: of each key, to be shown beside its value."""
+    """Prints an effective configuration as a table or as JSON.
+
+    origins: by key, where its value comes from; shown beside the value. None leaves the origins out.
+    """
     if as_json:
         print_json(CONFIG, {"values": values, "origins": origins})
         return

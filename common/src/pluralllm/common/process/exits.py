@@ -1,4 +1,4 @@
-"""How every command of this project ends: one clear line for an error, and a documented exit code."""
+"""Ends every command of this project in the same way: one clear line for an error, and a documented exit code."""
 
 import os
 import sys
@@ -12,27 +12,30 @@ EXIT_CODES = "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinat
 
 
 def exit_code_of(leaf: type[PluralError]) -> int:
-    """What a command ends with that meets this error."""
+    """Returns the exit code of a command that ends with this error."""
     if issubclass(leaf, Unreachable):
         return UNREACHABLE
     return BROKEN if issubclass(leaf, Broken) else REFUSED
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Runs a whole command line. No stack trace of an error that is ours to tell reaches a person."""
+    """Runs a whole command line, and ends the process with the exit code of the error that it raises.
+
+    A person sees one line for an error of the tree or of a file, not a stack trace. Other errors pass.
+    """
     try:
         command()
     except PluralError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(exit_code_of(type(error)))
     except KeyboardInterrupt:
-        # At once: a gRPC channel that was interrupted while it began a call waits for ever in its finaliser.
+        # Ends without finalisers: a gRPC channel that was interrupted while it began a call waits for ever in its own.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of this output has closed the pipe, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # of a path that was given, or of what lies in a state directory
+    except OSError as error:  # about a path that the user gave, or about a file in a state directory
         if error.filename is None:
             raise
         sys.stderr.write(f"error: {error}. Look at that path: what it is, and who may read and write it.\n")

@@ -1,4 +1,4 @@
-"""Durable file operations: what these return from survives a power loss."""
+"""Durable file operations: when one of these functions has returned, its effect survives a power loss."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ from pluralllm.common.errors.tree import StorageFull
 
 
 def sync_directory(folder: Path) -> None:
-    """Makes the names in a directory durable."""
+    """Makes the file names in a directory durable (fsync)."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -19,7 +19,7 @@ def sync_directory(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Makes a file's content durable."""
+    """Makes a file's content and metadata durable (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -28,7 +28,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_data(path: Path) -> None:
-    """Brings what is written so far to the disk."""
+    """Makes the content that a file has so far durable (fdatasync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         getattr(os, "fdatasync", os.fsync)(handle)  # macOS has no fdatasync
@@ -39,7 +39,7 @@ def sync_data(path: Path) -> None:
 def publish(source: Path, target: Path) -> None:
     """Moves a finished file to its final name: fsync, rename, fsync of the directory.
 
-    A file whose fsync fails is removed: its bytes may be lost though a second fsync would say that all is well.
+    A file whose fsync fails is removed, and the error passes: a second fsync could succeed although bytes are lost.
     """
     try:
         sync_file(source)
@@ -52,7 +52,10 @@ def publish(source: Path, target: Path) -> None:
 
 
 def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
-    """Writes a small file whole or not at all; a secret (mode 0o600) is never readable by others, not for a moment."""
+    """Writes a small file so that after a power loss it is either complete or unchanged. Raises StorageFull.
+
+    The file has its mode from the beginning, so other users can never read a secret (mode 0o600).
+    """
     with storage_errors(target.name):
         draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         draft.unlink(missing_ok=True)
@@ -63,7 +66,7 @@ def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
 
 @contextlib.contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turns a full disk or quota into StorageFull."""
+    """Turns the OSError of a full disk or an exceeded quota into StorageFull. what: the thing that was being written."""
     try:
         yield
     except OSError as error:

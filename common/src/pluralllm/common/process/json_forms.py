@@ -1,7 +1,7 @@
-"""What `--json` prints: an object whose "schema" names its form and the form's version.
+"""The forms of the JSON that `--json` prints: objects whose "schema" names the form and its version.
 
-A version is raised when a field goes, or changes its type or meaning; new fields do not raise it. docs/reference/json.md is
-made from this table.
+The version rises when a field is removed or changes its type or meaning; a new field does not raise it. docs/generate.py makes
+docs/reference/json.md from this table.
 """
 
 from collections.abc import Mapping
@@ -11,20 +11,25 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Top-level fields, and the protocol's message whose fields they are or are made of."""
+    """One form of JSON output: the commands that print it, its top-level fields and its version."""
 
     name: str
     commands: tuple[str, ...]
-    fields: Mapping[str, str] = field(default_factory=dict)
-    message: str = ""  # of pluralllm.v1: its fields are there too, enums as their last words in small letters
+    fields: Mapping[str, str] = field(default_factory=dict)  # meaning, by name
+    # A message of pluralllm.v1 whose fields the object has, too; an enum is written as its last word in lower case.
+    message: str = ""
     version: int = 1
 
     @property
     def schema(self) -> str:
+        """The value of "schema": name and version of the form."""
         return f"pluralllm.{self.name}/{self.version}"
 
     def dressed(self, value: Mapping[str, Any]) -> dict[str, Any]:
-        """What is printed. A value without the fields of its form is our own mistake: AssertionError."""
+        """Returns the object to print: the value, and `schema` before it.
+
+        Raises AssertionError if the value does not have the form's fields: that is a mistake in the program.
+        """
         wrong = set(self.fields) - set(value) if self.message else set(self.fields) ^ set(value)
         if wrong:
             raise AssertionError(f"{self.schema} and what was to be printed differ in {', '.join(sorted(wrong))}")
@@ -42,11 +47,11 @@ INVITE = Form(
     "invite",
     ("pluralllm invite",),
     {
-        "name": "of the new member",
+        "name": "name of the new member",
         "role": "client, observer or admin",
-        "file": "where the invite is: secret until it is used",
-        "expires": "RFC 3339",
-        "line": "the same as the file, in one line: as secret",
+        "file": "path of the invite, which is secret until it is used",
+        "expires": "end of its validity, RFC 3339",
+        "line": "the invite in one line, as secret as the file",
     },
 )
 AUDIT_LOG = Form(
@@ -55,8 +60,8 @@ AUDIT_LOG = Form(
     {
         "entries": "messages AuditEvent, oldest first, the newest `--limit` of them",
         "verified": "number of entries whose hash chain was followed",
-        "head_sha256": "of the last of these",
-        "whole": "whether these are all there are",
+        "head_sha256": "hash of the last of these entries",
+        "whole": "whether the log has no entries besides those",
     },
 )
 CHECKS = Form(
@@ -67,30 +72,35 @@ CHECKS = Form(
 CONFIG = Form(
     "config",
     ("pluralllm-server config", "pluralllm-client config"),
-    {"values": "by key; secrets as asterisks", "origins": "by key; null without `--origin`"},
+    {
+        "values": "values by key; secrets as asterisks",
+        "origins": "sources of the values by key; null without `--origin`",
+    },
 )
 EXPLANATION = Form(
     "explanation",
     ("pluralllm explain",),
     {
-        "code": "reason of an ErrorInfo",
-        "why": "facts as `<name>`",
-        "fix": "facts as `<name>`",
-        "grpc_status": "its canonical name",
-        "exit_code": "of a command that meets it",
+        "code": "name of the error, the reason of its ErrorInfo",
+        "why": "what is wrong, facts as `<name>`",
+        "fix": "what to do, facts as `<name>`",
+        "grpc_status": "canonical name of the gRPC status",
+        "exit_code": "exit code of a command that ends with this error",
     },
 )
 SPEC = Form(
-    "spec", ("pluralllm spec check",), {"sha256": "of the canonical JSON", "spec": "run-spec.md; no probe vectors"}
+    "spec",
+    ("pluralllm spec check",),
+    {"sha256": "digest of the canonical JSON", "spec": "the keys of run-spec.md, without probe vectors"},
 )
 SCORES = Form(
     "scores",
     ("pluralllm score",),
     {
-        "file": "that was written",
-        "rows": "of the source",
-        "not_scored": "rows that could not be",
-        "completions_without_reward": "completions from which no answer could be read",
+        "file": "path of the file that was written",
+        "rows": "number of rows of the source",
+        "not_scored": "number of rows that could not be scored",
+        "completions_without_reward": "number of completions from which no answer could be read",
         "alignment_score": "0 to 1 (Jensen-Shannon, natural logarithm); null if no row has true shares",
         "alignment_score_base2": "the same with logarithms to base 2",
     },
@@ -98,19 +108,24 @@ SCORES = Form(
 PAIRS = Form(
     "pairs",
     ("pluralllm pairs",),
-    {"file": "that was written", "rows": "of the source", "not_scored": "rows that could not be", "pairs": "written"},
+    {
+        "file": "path of the file that was written",
+        "rows": "number of rows of the source",
+        "not_scored": "number of rows that could not be scored",
+        "pairs": "number of pairs written",
+    },
 )
-MODEL = Form("model", ("pluralllm model pull",), {"folder": "where it lies"}, message="ModelVersion")
+MODEL = Form("model", ("pluralllm model pull",), {"folder": "path of the model"}, message="ModelVersion")
 EXPORTED_MODEL = Form(
     "exported-model",
     ("pluralllm model export",),
     {
-        "run": "its name",
-        "version": "number",
-        "participants": "clients whose updates are in it",
-        "updates": "in it and the versions before",
-        "fairness_index": "Jain's, 0 to 1, over groups; null if it was not evaluated",
-        "folder": "where it lies",
+        "run": "name of the run",
+        "version": "number of the model version",
+        "participants": "number of clients whose updates are in this version",
+        "updates": "number of updates in this version and all before it",
+        "fairness_index": "Jain's index over groups, 0 to 1; null if the version was not evaluated",
+        "folder": "path of the exported model",
     },
 )
 METHODS = Form(
@@ -125,26 +140,26 @@ DATA_CHECK = Form(
     "data-check",
     ("pluralllm-client data check",),
     {
-        "lines": "of the file",
+        "lines": "number of rows of the file",
         "problems": "list of `line`, `problem`",
-        "usable_questions": "",
-        "options": "of all usable questions",
-        "ordinal_questions": "with a scale",
-        "training_questions": "null without `--spec`, as the next three",
-        "evaluation_questions": "held out from training, by hash",
-        "episode_needs": "questions in the smallest episode",
-        "shortage": "what is too few; null also if nothing is",
+        "usable_questions": "number of questions without a problem",
+        "options": "number of options of all usable questions",
+        "ordinal_questions": "number of usable questions with a scale",
+        "training_questions": "number of questions for training; null without `--spec`, as are the next three",
+        "evaluation_questions": "number of questions that a hash holds out from training",
+        "episode_needs": "number of questions in the smallest episode",
+        "shortage": "a sentence that says which questions are too few; null if none are",
     },
 )
 BACKUP = Form(
     "backup",
     ("pluralllm-server backup", "pluralllm-server restore"),
     {
-        "directory": "the backup's",
-        "blobs": "number of them",
-        "blob_bytes": "",
+        "directory": "path of the backup",
+        "blobs": "number of blobs in it",
+        "blob_bytes": "their size, all together",
         "authority": "whether the authority's keys are in it",
-        "root_key": "whether the root's is",
+        "root_key": "whether the key of the root certificate is in it",
         "audit": "the fields of `pluralllm.audit`",
     },
 )
@@ -152,14 +167,14 @@ AUDIT = Form(
     "audit",
     ("pluralllm-server audit",),
     {
-        "clean": "no findings",
-        "runs": "number",
-        "versions": "number",
-        "receipts": "number",
-        "aggregates_repeated": "versions averaged again and compared by their bits",
-        "aggregates_not_kept": "versions whose updates are gone",
-        "orphan_blobs": "that nothing names: harmless",
-        "audit_entries": "of the members' audit log",
+        "clean": "whether there are no findings",
+        "runs": "number of runs",
+        "versions": "number of model versions",
+        "receipts": "number of receipts",
+        "aggregates_repeated": "number of versions that were averaged again and compared bit by bit",
+        "aggregates_not_kept": "number of versions whose updates are no longer stored",
+        "orphan_blobs": "number of blobs that no record names; they are harmless",
+        "audit_entries": "number of entries of the members' audit log",
         "findings": "list of `run`, `invariant`, `problem`",
     },
 )

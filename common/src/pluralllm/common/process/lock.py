@@ -1,4 +1,4 @@
-"""One process for each state directory."""
+"""A lock that lets only one process use a state directory."""
 
 import fcntl
 import os
@@ -11,14 +11,17 @@ from pluralllm.common.process.files import storage_errors
 
 
 class DirectoryLock:
-    """Makes a folder, owner-only, and holds it (flock) until the block ends; the kernel lets go when a process is killed."""
+    """A context manager that makes a folder, readable by its owner only, and locks it until the block ends (flock).
+
+    If the process is killed, the kernel releases the lock.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        """Raises InUse naming the process, InvalidConfig, StorageFull."""
+        """Takes the lock. Raises InUse, which names the process that holds it; InvalidConfig, StorageFull."""
         try:
             with storage_errors(f"the state directory {self._folder}"):
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

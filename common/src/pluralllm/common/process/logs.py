@@ -1,4 +1,4 @@
-"""Structured logs: JSON in production, readable on a terminal."""
+"""Structured logs: JSON in production, or lines that a person reads on a terminal."""
 
 import logging
 import sys
@@ -8,12 +8,12 @@ import structlog
 from rich.console import Console
 from structlog.tracebacks import ExceptionDictTransformer
 
-# Both of structlog's own choices would print the local variables of every frame: tokens, keys, private questions.
+# By default structlog prints the local variables of every frame of a stack: tokens, keys, private questions.
 TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
 
 
 def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> None:
-    """Sends structlog to stderr. Called once, in a process's `__main__`."""
+    """Configures structlog to write to stderr. Call it once, in a process's `__main__`."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
@@ -34,6 +34,6 @@ def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> 
 
 
 def _wants_colours() -> bool:
-    """A terminal whose user has not set NO_COLOR (no-color.org): rich looks."""
+    """Returns whether stderr is a terminal and its user has not set NO_COLOR (no-color.org)."""
     console = Console(stderr=True)
     return console.is_terminal and not console.no_color

@@ -1,6 +1,6 @@
-"""Where Prometheus reads a process's metrics: a port of its own, answered by a thread of its own.
+"""The port on which Prometheus reads a process's metrics, served by a thread of its own.
 
-So it answers while the event loop is busy; what it tells of the loop's state is the newest picture that the loop has left.
+So it answers while the event loop is busy. Gauges of the loop's state then show the newest values that the loop has set.
 """
 
 import contextlib
@@ -13,8 +13,11 @@ from pluralllm.common.errors.tree import InUse
 
 @contextlib.contextmanager
 def scrape_port(listen: str, registry: CollectorRegistry) -> Iterator[str]:
-    """Serves /metrics at host:port (0: a free one) until the block ends; yields the address. Raises InUse."""
-    disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nobody asks for
+    """Serves /metrics at host:port until the block ends; yields the address. Raises InUse.
+
+    listen: host:port; port 0 takes a free one.
+    """
+    disable_created_metrics()  # type: ignore[no-untyped-call] # they would be a second, useless series for each counter
     host, _, port = listen.rpartition(":")
     try:
         server, thread = start_http_server(int(port), host.strip("[]"), registry)

@@ -1,7 +1,8 @@
-"""What a process tells whoever supervises it: that it is ready, alive, stopping.
+"""Notifies the supervisor of a process that the process is ready, alive or stopping.
 
-Two ways: systemd's protocol (sd_notify(3)), and a file in the state directory whose time is renewed, for a command that asks
-(`pluralllm-server healthy`, `pluralllm-client healthy`). Signs of life come from the event loop: one that hangs gives none.
+There are two ways: systemd's protocol (sd_notify(3)), and a file in the state directory whose modification time is renewed; the
+commands `pluralllm-server healthy` and `pluralllm-client healthy` check it. The event loop gives these signs of life, so a loop
+that hangs gives none.
 """
 
 import asyncio
@@ -18,14 +19,14 @@ log = structlog.get_logger()
 
 NotifySocket = Annotated[str | None, typer.Option("--notify-socket", envvar="NOTIFY_SOCKET", hidden=True)]
 WatchdogUsec = Annotated[int | None, typer.Option("--watchdog-usec", envvar="WATCHDOG_USEC", hidden=True)]
-SIGNS_A_LIFETIME = 3  # signs of life within the time after which systemd would act
+SIGNS_A_LIFETIME = 3  # signs of life within systemd's watchdog time, after which systemd would act
 SIGN_EVERY_S = 5.0
-SILENT_FOR_S = 30.0  # then a process is not healthy
-SIGN = "alive"  # the file
+SILENT_FOR_S = 30.0  # after this long without a sign, a process is not healthy
+SIGN = "alive"  # name of the file
 
 
 class Supervisor:
-    """Without systemd (no socket in the environment) only the file's time is renewed."""
+    """The connection of a process to its supervisor. Without systemd (no notify socket), it only renews the file's time."""
 
     def __init__(self, state_dir: Path, notify_socket: str | None, watchdog_usec: int | None) -> None:
         self._sign = state_dir / SIGN
@@ -33,18 +34,18 @@ class Supervisor:
         self._watchdog_s = None if watchdog_usec is None else watchdog_usec / 1e6
 
     def tell(self, *facts: str) -> None:
-        """For example READY=1. A supervisor that does not listen is no reason to stop."""
+        """Sends facts to systemd, for example READY=1. A failure is logged and does not stop the process."""
         if self._address is None:
             return
         try:
-            with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as line:
-                line.connect(self._address)
-                line.sendall("\n".join(facts).encode())
+            with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as connection:
+                connection.connect(self._address)
+                connection.sendall("\n".join(facts).encode())
         except OSError as error:
             log.warning("supervisor.not_told", problem=str(error))
 
     async def reassure(self) -> None:
-        """Signs of life, again and again. Runs until cancelled."""
+        """Gives signs of life at regular times, until it is cancelled."""
         pause_s = SIGN_EVERY_S if self._watchdog_s is None else min(SIGN_EVERY_S, self._watchdog_s / SIGNS_A_LIFETIME)
         while True:
             with contextlib.suppress(OSError):  # the state directory may not be there yet, or its disk be full
@@ -55,7 +56,7 @@ class Supervisor:
 
 
 def check_alive(state_dir: Path) -> None:
-    """Says when the last sign of life was. Exit code 3 if it is too long ago, or was never."""
+    """Prints when a process gave its last sign of life. Exits with code 3 if that was too long ago, or never."""
     try:
         ago_s = time.time() - (state_dir / SIGN).stat().st_mtime
     except FileNotFoundError:

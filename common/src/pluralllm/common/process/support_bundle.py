@@ -1,7 +1,8 @@
-"""What somebody who helps needs to see of a process, in one archive, without keys, tokens and passwords.
+"""Writes a support bundle: one archive with the facts about a process that a helper needs, without keys, tokens or passwords.
 
-A part is made of facts, never copied from a file of the state directory; the ends of logs that are given are the exception.
-Everything goes through a `Redaction`; a partner's has the texts of its private file too (client/data/private_texts.py).
+Each part is made from facts and never copied from a file of the state directory. The only exception are the ends of the logs
+that the user names. Every part goes through a `Redaction`; a client's redaction also removes the texts of its private file
+(client/data/private_texts.py).
 """
 
 import datetime
@@ -23,7 +24,7 @@ from pluralllm.common.process.console import Check
 from pluralllm.common.process.files import write_durably
 
 REMOVED = "[removed]"
-LOG_TAIL_BYTES = 5_000_000  # of each file
+LOG_TAIL_BYTES = 5_000_000  # copied from the end of each log
 SCRAPE_LIMIT_S = 5.0
 MODE = 0o600
 PACKAGES = (
@@ -46,15 +47,19 @@ INVITE = re.compile(r"pluralllm-invite:\S+")
 USER_OF_URL = re.compile(r"(?<=://)[^\s/@\"]+@")  # with or without a password
 QUERY_OF_URL = re.compile(r"(://[^\s?\"]+)\?[^\s\"]+")
 BASE64 = re.compile(r"[A-Za-z0-9+/_=-]{40,}")  # tokens have 43 characters, keys more
-MOST_OF_A_NAME = 16  # characters of a folder's or file's name that has everything a token has
+MOST_OF_A_NAME = 16  # characters; a longer name of a file or folder may be a token if it has letters of both cases
 
 Part = Callable[[], object]  # JSON-ready facts, or a text
 Redaction = Callable[[str], str]
 
 
-def without_secrets(text: str, known: Collection[str] = ()) -> str:
-    """`known`: what must not stand anywhere, as it is or as JSON writes it."""
-    for secret in known:
+def without_secrets(text: str, secrets: Collection[str] = ()) -> str:
+    """Returns the text with everything removed that is or looks like a secret.
+
+    secrets: texts to remove, both as they are and as JSON writes them. Besides, private keys, invites, users and queries in
+    URLs, and long base64 texts are removed.
+    """
+    for secret in secrets:
         for form in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]} - {""}:
             text = text.replace(form, REMOVED)
     text = INVITE.sub(REMOVED, PEM.sub(REMOVED, text))
@@ -63,7 +68,11 @@ def without_secrets(text: str, known: Collection[str] = ()) -> str:
 
 
 def _unless_harmless(match: re.Match[str]) -> str:
-    """Digests have small letters only, and so have names of things; a token of 43 characters has both kinds."""
+    """Returns a base64 text as it is if it is harmless, otherwise the mark for removed texts.
+
+    Digests and names have letters of one case only; a token of 43 characters has letters of both cases. In a path, each name
+    counts by itself.
+    """
     if not match[0].startswith("/"):
         return REMOVED if _has_both(match[0]) else match[0]
     return "/".join(
@@ -72,17 +81,22 @@ def _unless_harmless(match: re.Match[str]) -> str:
 
 
 def _has_both(text: str) -> bool:
+    """Returns whether the text has letters of both cases."""
     return any(c.isupper() for c in text) and any(c.islower() for c in text)
 
 
 def bundle_name(command: str) -> str:
+    """Returns the default file name of a bundle, with the time in UTC."""
     return f"{command}-support-{datetime.datetime.now(tz=datetime.UTC):%Y%m%d-%H%M%S}.zip"
 
 
 def parts_of(
     config: ProcessConfig, file: Path | None, state_dir: Path, checks: Callable[[], list[Check]]
 ) -> dict[str, Part]:
-    """What is told of any process; `file` is what its configuration was read from."""
+    """Returns the parts that the bundle of any process has, by file name.
+
+    file: the file that the configuration was read from. checks: runs the doctor's checks.
+    """
     return {
         "about.json": about,
         "config.json": lambda: {"values": config.model_dump(mode="json"), "origins": origins_of(type(config), file)},
@@ -94,7 +108,11 @@ def parts_of(
 def write_bundle(
     path: Path, parts: Mapping[str, Part], logs: Sequence[Path], redacted: Redaction, redacted_log: Redaction
 ) -> None:
-    """A new zip file, for its owner only. What cannot be told is said in its place. Raises InvalidArgument, StorageFull."""
+    """Writes a bundle as a new zip file that only its owner can read.
+
+    If making a part fails, the part holds the error instead. Raises InvalidArgument if the file exists or a log does not;
+    StorageFull.
+    """
     if path.exists():
         raise InvalidArgument(field="FILE", problem=f"{path} is there already")
     if missing := [log for log in logs if not log.is_file()]:
@@ -103,30 +121,34 @@ def write_bundle(
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as bundle:
         bundle.writestr("README.txt", README)
         for name, part in parts.items():
-            bundle.writestr(name, redacted(_told(part)))
+            bundle.writestr(name, redacted(_text_of(part)))
         for number, log in enumerate(logs):
             bundle.writestr(f"logs/{number}-{log.name}", redacted_log(_tail(log)))
     write_durably(path, archive.getvalue(), MODE)
 
 
-def _told(part: Part) -> str:
+def _text_of(make_part: Part) -> str:
+    """Makes a part and returns it as text, JSON if it is not a text already. An error is returned as the text."""
     try:
-        found = part()
-    except Exception as error:  # noqa: BLE001 - whatever keeps one part from being told, the others are needed
+        content = make_part()
+    except Exception as error:  # noqa: BLE001 - the other parts are needed even if this one fails for any reason
         return f"could not be told: {type(error).__name__}: {error}\n"
-    return found if isinstance(found, str) else json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n"
+    return (
+        content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    )
 
 
 def _tail(log: Path) -> str:
+    """Returns the last LOG_TAIL_BYTES of a log, without a first line that is cut."""
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL_BYTES))
         text = file.read().decode(errors="replace")
-    return text if size <= LOG_TAIL_BYTES else text.partition("\n")[2]  # the first line is cut
+    return text if size <= LOG_TAIL_BYTES else text.partition("\n")[2]
 
 
 def about() -> dict[str, object]:
-    """Versions and machine."""
+    """Returns the versions of Python and of the packages, and facts about the machine."""
     return {
         "made": datetime.datetime.now(tz=datetime.UTC).isoformat(),
         "python": platform.python_version(),
@@ -144,11 +166,11 @@ def _version(package: str) -> str | None:
 
 
 def metrics_of(state_dir: Path) -> str:
-    """What Prometheus would read of the running process."""
-    written = state_dir / "metrics-address"
-    if not written.is_file():
+    """Returns the metrics of the running process, as Prometheus would read them, or a sentence why there are none."""
+    address_file = state_dir / "metrics-address"
+    if not address_file.is_file():
         return "metrics_listen is not set, or the process has not run yet\n"
-    connection = http.client.HTTPConnection(written.read_text().strip(), timeout=SCRAPE_LIMIT_S)
+    connection = http.client.HTTPConnection(address_file.read_text().strip(), timeout=SCRAPE_LIMIT_S)
     try:
         connection.request("GET", "/metrics")
         return connection.getresponse().read().decode()

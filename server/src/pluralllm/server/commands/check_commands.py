@@ -55,6 +55,6 @@ def support_bundle(
     path = file or Path(bundle_name("pluralllm-server"))
     parts = parts_of(settings, config, settings.state_dir, lambda: checks_of(settings))
     parts["database.json"] = lambda: asyncio.run(read_database(settings))
-    redacted = partial(without_secrets, known=passwords_of(settings))
+    redacted = partial(without_secrets, secrets=passwords_of(settings))
     write_bundle(path, parts, log or [], redacted, redacted)
     typer.echo(f"{path}: look through it before you send it")
