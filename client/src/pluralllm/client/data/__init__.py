@@ -1,4 +1,4 @@
-"""The private data of a partner: read, checked, imported, and recognised in texts that must not carry it.
+"""Reads, checks and imports the private data of a partner, and recognises it in texts that must not contain it.
 
 May touch: the partner's files. It knows no network.
 Start reading at private_data.py.

@@ -1,4 +1,4 @@
-"""Public survey layouts to a group's canonical questions."""
+"""Imports the questions of one group from the layouts of public surveys."""
 
 import ast
 import csv
@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question
 
-MAX_NAMES_TOLD = 8
+MAX_NAMES_SHOWN = 8
 
 
 def import_globalopinionqa(path: Path, group: str) -> tuple[Question, ...]:
-    """One country of `Anthropic/llm_global_opinions` (arXiv 2306.16388) in its CSV layout.
+    """Imports one country of `Anthropic/llm_global_opinions` (arXiv 2306.16388) from its CSV layout.
 
-    Rows are dropped when question or options are empty or the country's answers are empty or all zero. The same question with
-    the same options, from several waves, becomes one: the mean of its distributions. Raises InvalidData.
+    A row is left out if its question or an option is empty, if it has fewer than two options or two equal ones, or if the
+    country has no answers in it. A question that occurs in several waves with the same options becomes one question, with the
+    mean of its distributions. Raises InvalidData.
     """
     waves: dict[tuple[str, tuple[str, ...]], list[list[float]]] = {}
     groups: set[str] = set()
@@ -43,14 +44,15 @@ def import_globalopinionqa(path: Path, group: str) -> tuple[Question, ...]:
         waves.setdefault((text, labels), []).append([number / sum(numbers) for number in numbers])
     if group not in groups:
         raise _unknown(path, "group", group, groups)
-    return tuple(_question(text, labels, _mean(found)) for (text, labels), found in waves.items())
+    return tuple(_question(text, labels, _mean(distributions)) for (text, labels), distributions in waves.items())
 
 
 def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question, ...]:
-    """One demographic group of OpinionQA (Santurkar et al. 2023, arXiv 2303.17548), layout `human_resp/<wave>/`.
+    """Imports one demographic group of OpinionQA (Santurkar et al. 2023, arXiv 2303.17548).
 
-    Each wave has info.csv (key, question, references: a list of options; optional option_ordinal) and responses.csv (a
-    column for each key, attribute columns such as POLPARTY, weights in WEIGHT_*). Raises InvalidData.
+    folder: the folder human_resp, or one of its waves. Each wave has info.csv (key, question, references: a list of options;
+    option_ordinal may be there) and responses.csv (one column for each key, columns for attributes such as POLPARTY, weights in
+    WEIGHT_*). attribute, value: only rows with this value in this column count. Raises InvalidData.
     """
     infos = sorted(folder.glob("*/info.csv")) or sorted(folder.glob("info.csv"))
     if not infos:
@@ -62,8 +64,8 @@ def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question
     for info in infos:
         answers = list(_csv(info.with_name("responses.csv"), {attribute}))
         values |= {row[attribute] for _, row in answers}
-        mine = [row for _, row in answers if row[attribute] == value]
-        weight_key = next((key for key in (mine[0] if mine else {}) if key.startswith("WEIGHT")), None)
+        group_rows = [row for _, row in answers if row[attribute] == value]
+        weight_key = next((key for key in (group_rows[0] if group_rows else {}) if key.startswith("WEIGHT")), None)
         for line, row in _csv(info, {"key", "question", "references"}):
             try:
                 options = tuple(str(option).strip() for option in ast.literal_eval(row["references"]))
@@ -71,7 +73,7 @@ def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question
             except (ValueError, SyntaxError) as error:
                 raise InvalidData(file=str(info), problems=f"  line {line}: options cannot be read: {error}") from error
             counts: Counter[str] = Counter()
-            for answer in mine:
+            for answer in group_rows:
                 weight = float(answer[weight_key] or 0) if weight_key else 1.0
                 counts[answer.get(row["key"], "").strip()] += weight  # type: ignore[assignment]
             numbers = [float(counts[option]) for option in options]
@@ -86,13 +88,18 @@ def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question
 
 
 def import_responses(path: Path, group: str | None, options: Path | None) -> tuple[Question, ...]:
-    """One row for each respondent and question (CSV, JSONL or Parquet): question, answer and, if wanted, group, weight.
+    """Imports single answers, one row for each respondent and question, and counts them.
 
-    Options stand in the order of first appearance, or as `options` says (JSON object: question -> list of options). Answers
-    that are empty are left out. Raises InvalidData.
+    path: CSV, JSONL or Parquet with the fields question and answer; the fields group and weight may be there.
+    group: only rows with this group count; None counts all rows.
+    options: JSON file with an object, question -> list of options. Without it, the options of a question are the answers that
+    occur, in order of their first appearance.
+    Rows with an empty answer are left out. Raises InvalidData.
     """
     rows = table_rows(path, {"question", "answer"})
-    given: dict[str, list[str]] = json.loads(options.read_text(encoding="utf-8")) if options is not None else {}
+    listed_options: dict[str, list[str]] = (
+        json.loads(options.read_text(encoding="utf-8")) if options is not None else {}
+    )
     counts: dict[str, dict[str, float]] = defaultdict(dict)
     groups: set[str] = set()
     problems: list[str] = []
@@ -104,7 +111,7 @@ def import_responses(path: Path, group: str | None, options: Path | None) -> tup
         weight = _weight(row.get("weight"))
         if weight is None:
             problems.append(f"  line {line}: weight {row.get('weight')!r} is not a number of 0 or more")
-        elif text in given and answer not in given[text]:
+        elif text in listed_options and answer not in listed_options[text]:
             problems.append(f"  line {line}: answer {answer!r} is not among the options given for its question")
         else:
             counts[text][answer] = counts[text].get(answer, 0.0) + weight
@@ -112,52 +119,64 @@ def import_responses(path: Path, group: str | None, options: Path | None) -> tup
         raise InvalidData(file=str(path), problems="\n".join(problems[:20]))
     if group is not None and group not in groups:
         raise _unknown(path, "group", group, groups)
-    found = []
+    questions = []
     for text, by_answer in counts.items():
-        labels = tuple(given.get(text, by_answer))
+        labels = tuple(listed_options.get(text, by_answer))
         numbers = [by_answer.get(label, 0.0) for label in labels]
         if len(labels) >= 2 and sum(numbers) > 0:
-            found.append(_question(text, labels, [number / sum(numbers) for number in numbers]))
-    return tuple(found)
+            questions.append(_question(text, labels, [number / sum(numbers) for number in numbers]))
+    return tuple(questions)
 
 
 def _question(
     text: str, options: tuple[str, ...], shares: Sequence[float], scale: tuple[float | None, ...] | None = None
 ) -> Question:
+    """Returns a question whose shares are scaled to sum 1."""
     total = math.fsum(shares)
     return Question(text, options, tuple(share / total for share in shares), scale)
 
 
 def _mean(distributions: Sequence[Sequence[float]]) -> list[float]:
+    """Returns the mean of distributions, option by option."""
     return [sum(column) / len(distributions) for column in zip(*distributions, strict=True)]
 
 
 def _selections(text: str) -> dict[str, list[float]]:
-    """The text of a Python defaultdict: what stands between the outer braces is a literal."""
-    found = ast.literal_eval(text[text.index("{") : text.rindex("}") + 1])
-    return {str(name): [float(number) for number in numbers] for name, numbers in found.items()}
+    """Parses the answers by country, which the data set writes as the text of a Python defaultdict.
+
+    The part between the outer braces is a literal of a dict.
+    """
+    selections = ast.literal_eval(text[text.index("{") : text.rindex("}") + 1])
+    return {str(name): [float(number) for number in numbers] for name, numbers in selections.items()}
 
 
 def _ordinal_scale(ordinal: Any, options: tuple[str, ...]) -> tuple[float | None, ...] | None:
-    """Positions of the options; OpinionQA lists fewer of them than options when the last ones (refused) are off the scale."""
+    """Returns the position of each option on the question's scale; None if the question has no scale.
+
+    OpinionQA lists fewer positions than options if the last options ("refused") are off the scale: these get None.
+    """
     if not isinstance(ordinal, list) or not ordinal:
         return None
     positions = [float(position) for position in ordinal[: len(options)]]
     return (*positions, *[None] * (len(options) - len(positions)))
 
 
-def _weight(given: Any) -> float | None:
-    if given in (None, ""):
+def _weight(value: Any) -> float | None:
+    """Returns the weight of a row, 1 if it has none; None if the value is no number of 0 or more."""
+    if value in (None, ""):
         return 1.0
     try:
-        weight = float(given)
+        weight = float(value)
     except ValueError:
         return None
     return weight if math.isfinite(weight) and weight >= 0 else None
 
 
 def table_rows(path: Path, columns: Collection[str] = ()) -> Iterable[tuple[int, dict[str, Any]]]:
-    """Numbered rows of CSV (which must have these columns), Parquet or JSONL. Raises InvalidData."""
+    """Reads the rows of a CSV, Parquet or JSONL file, each with its number. Raises InvalidData.
+
+    columns: a CSV file must have these columns.
+    """
     if path.suffix == ".csv":
         return list(_csv(path, columns))
     try:
@@ -170,11 +189,12 @@ def table_rows(path: Path, columns: Collection[str] = ()) -> Iterable[tuple[int,
     return list(enumerate(rows, 1))
 
 
-def _csv(path: Path, wanted: Collection[str]) -> Iterable[tuple[int, dict[str, str]]]:
+def _csv(path: Path, columns: Collection[str]) -> Iterable[tuple[int, dict[str, str]]]:
+    """Reads the rows of a CSV file, each with its line number. Raises InvalidData if a column is absent."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            absent = sorted(set(wanted) - set(reader.fieldnames or ()))
+            absent = sorted(set(columns) - set(reader.fieldnames or ()))
             if absent:
                 has = ", ".join(reader.fieldnames or ())
                 raise InvalidData(file=str(path), problems=f"  no column {', '.join(absent)}; it has: {has}")
@@ -184,7 +204,8 @@ def _csv(path: Path, wanted: Collection[str]) -> Iterable[tuple[int, dict[str, s
 
 
 def _unknown(path: Path, what: str, name: str, names: set[str]) -> InvalidData:
+    """Makes the error for a name that the file does not have; it lists similar names."""
     near = (
-        difflib.get_close_matches(name, sorted(names), n=MAX_NAMES_TOLD, cutoff=0.4) or sorted(names)[:MAX_NAMES_TOLD]
+        difflib.get_close_matches(name, sorted(names), n=MAX_NAMES_SHOWN, cutoff=0.4) or sorted(names)[:MAX_NAMES_SHOWN]
     )
     return InvalidData(file=str(path), problems=f"  no {what} {name!r}; near: {', '.join(near)} ({len(names)} in all)")

@@ -1,7 +1,8 @@
-"""Preferences between candidates (pairwise, best of n) in and out: the layouts that data sets on the Hub have.
+"""Imports preferences between candidates from the layouts of data sets on the Hugging Face Hub, and exports pairs.
 
-A prompt and its candidates are a question and its options; votes are counts. So the private file, training, evaluation and
-scoring are those of surveys. Which candidate was chosen must not show in the order: options stand by their hash.
+A prompt becomes a question, its candidates become the options, and votes are counts. So private file, training, evaluation and
+scoring are the same as for surveys. The order of the options must not show which candidate was chosen, so they are sorted by
+their hash.
 """
 
 import hashlib
@@ -22,15 +23,17 @@ from pluralllm.common.words.questions import Question
 PROMPTS = ("prompt", "question", "instruction", "input")
 CANDIDATES = ("options", "candidates", "completions", "responses", "summaries")
 VOTES = ("votes", "counts", "shares", "scores")
-MAX_PROBLEMS_TOLD = 20
+MAX_PROBLEMS_SHOWN = 20
 
 
 def candidates_of(row: Mapping[str, Any], group: str | None = None) -> tuple[Question, bool]:
-    """A row's prompt and candidates, in the row's order, and whether it tells how they were preferred (else shares are equal).
+    """Reads the prompt and the candidates of a row. Returns them as a question, and whether the row has votes.
 
-    Layouts: question or prompt with options (candidates, completions, responses, summaries), and votes, counts or shares; or
-    prompt, chosen and rejected, where votes may be two numbers. Votes by group: {"group": [..]}. Conversations: the last
-    message is the candidate, what is before it the prompt. Raises ValueError: what is wrong and what is wanted.
+    The candidates keep the row's order. Without votes, all shares are equal.
+    A row has one of two layouts: prompt (or question) with options (candidates, completions, responses, summaries) and votes,
+    counts or shares; or prompt, chosen and rejected, where votes may be two numbers. Votes may be listed by group:
+    {"group": [..]}. In a conversation, the last message is the candidate, and the messages before it are the prompt.
+    Raises ValueError, whose message says what is wrong and what is expected.
     """
     if "chosen" in row and "rejected" in row:
         options = [_last_text(row["chosen"]), _last_text(row["rejected"])]
@@ -41,7 +44,7 @@ def candidates_of(row: Mapping[str, Any], group: str | None = None) -> tuple[Que
         name = next((name for name in CANDIDATES if isinstance(row.get(name), list | tuple)), None)
         if name is None:
             raise ValueError(f"no candidates: give one of {', '.join(CANDIDATES)}, or chosen and rejected")
-        options, prompt, votes = [_last_text(each) for each in row[name]], _prompt(row), _votes(row, group)
+        options, prompt, votes = [_last_text(candidate) for candidate in row[name]], _prompt(row), _votes(row, group)
     if not prompt:
         raise ValueError(f"no prompt: give one of {', '.join(PROMPTS)}")
     if len(options) < 2 or not all(options) or len(set(options)) < len(options):
@@ -59,9 +62,10 @@ def candidates_of(row: Mapping[str, Any], group: str | None = None) -> tuple[Que
 
 
 def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
-    """One group's preferences from JSONL, Parquet or CSV rows; the same candidates in several rows are counted together.
+    """Imports the preferences of one group from JSONL, Parquet or CSV; rows with the same candidates are counted together.
 
-    group: only rows with this value in a `group` column, or its part of votes by group. Raises InvalidData.
+    group: only rows with this value in the column `group` count, or this group's votes where votes are listed by group; None
+    counts all rows. Raises InvalidData.
     """
     counts: dict[tuple[str, tuple[str, ...]], dict[str, float]] = {}
     groups: set[str] = set()
@@ -84,8 +88,8 @@ def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
         for option, share in zip(question.options, question.shares, strict=True):
             votes[option] += share * total
     if problems:
-        more = [f"  and {len(problems) - MAX_PROBLEMS_TOLD} more"] if len(problems) > MAX_PROBLEMS_TOLD else []
-        raise InvalidData(file=str(path), problems="\n".join([*problems[:MAX_PROBLEMS_TOLD], *more]))
+        more = [f"  and {len(problems) - MAX_PROBLEMS_SHOWN} more"] if len(problems) > MAX_PROBLEMS_SHOWN else []
+        raise InvalidData(file=str(path), problems="\n".join([*problems[:MAX_PROBLEMS_SHOWN], *more]))
     if group is not None and group not in groups:
         raise InvalidData(file=str(path), problems=f"  no group {group!r}; there is: {', '.join(sorted(groups)[:8])}")
     return tuple(
@@ -97,9 +101,10 @@ def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
 def ranked_pairs(
     question: Question, shares: Sequence[float] | NDArray[np.floating], margin: float, *, every: bool
 ) -> Iterator[dict[str, Any]]:
-    """Rows as DPO takes them: the better candidate of each pair, best against worst first.
+    """Yields pairs of a question's candidates as rows for DPO: prompt, chosen, rejected and the difference of their shares.
 
-    Pairs that are nearer than `margin`, or alike, are left out.
+    shares: one for each candidate. every: yields all pairs of candidates; otherwise only the best with the worst.
+    A pair whose shares differ by less than `margin`, or not at all, is left out.
     """
     order = sorted(range(len(shares)), key=lambda number: (-float(shares[number]), number))
     chosen = combinations(order, 2) if every else iter([(order[0], order[-1])])
@@ -114,62 +119,71 @@ def ranked_pairs(
 
 
 def _prompt(row: Mapping[str, Any]) -> str:
+    """Returns the prompt of a row; an empty text if it has none."""
     for name in PROMPTS:
         if row.get(name):
             return _last_text(row[name])
     return ""
 
 
-def _last_text(given: Any) -> str:
-    """A text, a conversation's last message, or an object with a text (or content)."""
-    if isinstance(given, list | tuple):
-        return _last_text(given[-1]) if given else ""
-    if isinstance(given, Mapping):
-        return _last_text(given.get("content", given.get("text", "")))
-    return "" if given is None else str(given).strip()
+def _last_text(value: Any) -> str:
+    """Returns the text of a value: a text itself, the last message of a conversation, or the content or text of an object."""
+    if isinstance(value, list | tuple):
+        return _last_text(value[-1]) if value else ""
+    if isinstance(value, Mapping):
+        return _last_text(value.get("content", value.get("text", "")))
+    return "" if value is None else str(value).strip()
 
 
-def _before_last(given: Any) -> str:
-    """What a conversation says before its last message, for data sets whose prompt is part of both candidates."""
-    return "\n".join(_last_text(each) for each in given[:-1]) if isinstance(given, list | tuple) else ""
+def _before_last(conversation: Any) -> str:
+    """Returns the messages of a conversation before its last one: the prompt of data sets that repeat it in both candidates."""
+    return (
+        "\n".join(_last_text(message) for message in conversation[:-1])
+        if isinstance(conversation, list | tuple)
+        else ""
+    )
 
 
 def _raw_votes(row: Mapping[str, Any], group: str | None) -> Any:
-    given = next((row[name] for name in VOTES if row.get(name) not in (None, "")), None)
-    if isinstance(given, str):  # of a CSV file
+    """Returns the votes of a row as they stand there, for this group if they are listed by group; None without votes."""
+    votes = next((row[name] for name in VOTES if row.get(name) not in (None, "")), None)
+    if isinstance(votes, str):  # a field of a CSV file
         try:
-            given = json.loads(given)
+            votes = json.loads(votes)
         except ValueError:
-            raise ValueError(f"votes {given!r} are no list of numbers") from None
-    if isinstance(given, Mapping):
+            raise ValueError(f"votes {votes!r} are no list of numbers") from None
+    if isinstance(votes, Mapping):
         if group is None:
             raise ValueError("votes are by group; say whose are meant")
-        return given.get(group)
-    return given
+        return votes.get(group)
+    return votes
 
 
 def _votes(row: Mapping[str, Any], group: str | None) -> list[float] | None:
-    given = _raw_votes(row, group)
-    if given is None:
+    """Returns the votes of a row as numbers; None without votes. Raises ValueError if they are no list of numbers."""
+    votes = _raw_votes(row, group)
+    if votes is None:
         return None
-    if not isinstance(given, Sequence) or not all(isinstance(vote, int | float) for vote in given):
-        raise ValueError(f"votes {given!r} are no list of numbers")
-    return [float(vote) for vote in given]
+    if not isinstance(votes, Sequence) or not all(isinstance(vote, int | float) for vote in votes):
+        raise ValueError(f"votes {votes!r} are no list of numbers")
+    return [float(vote) for vote in votes]
 
 
 def _total(row: Mapping[str, Any], group: str | None) -> float:
-    """How many votes a row is worth: of shares and scores, one."""
+    """Returns the number of votes in a row. A row with shares or scores counts as one vote, or by its weight."""
     votes = _votes(row, group)
     counted = row.get("votes") is not None or row.get("counts") is not None
     return math.fsum(votes) if votes is not None and counted else float(row.get("weight") or 1.0)
 
 
 def _groups_of(row: Mapping[str, Any]) -> set[str]:
+    """Returns the groups that a row names, in its column `group` or in its votes."""
     votes = row.get("votes")
     named = {str(row["group"])} if row.get("group") else set()
     return named | ({str(name) for name in votes} if isinstance(votes, Mapping) else set())
 
 
 def _scale(row: Mapping[str, Any], options: int) -> tuple[float | None, ...] | None:
+    """Returns the row's scale if it has one position for each option, otherwise None."""
     scale = row.get("scale")
     return tuple(scale) if isinstance(scale, list | tuple) and len(scale) == options else None

@@ -1,7 +1,7 @@
-"""The private file of a group: JSONL or Parquet, one question a row. Read here, and nowhere written out again.
+"""The private file of a group, JSONL or Parquet with one question in each row: reads, checks and writes it.
 
-Fields: question, options, shares or counts, and if wanted scale (ordinal position of each option, null for one that is off the
-scale) and weight.
+Fields of a row: question, options, and either shares or counts. Two more may be there: scale (the position of each option on a
+scale, null for an option off the scale) and weight.
 """
 
 import json
@@ -20,7 +20,7 @@ from pluralllm.common.process.files import write_durably
 from pluralllm.common.words.questions import Question
 
 SHARES_TOLERANCE = 0.02  # published shares are rounded
-MAX_PROBLEMS_TOLD = 20
+MAX_PROBLEMS_SHOWN = 20
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 SCHEMA = pa.schema(
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 
 
 class Row(BaseModel):
-    """One row of the file."""
+    """One row of a private file; its validation says what is wrong and how to mend it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,7 +75,7 @@ class Row(BaseModel):
         return self
 
     def to_question(self) -> Question:
-        """Shares brought to sum 1."""
+        """Returns the row as a question whose shares are scaled to sum 1."""
         numbers = self.shares if self.shares is not None else self.counts or ()
         total = math.fsum(numbers)
         shares = tuple(number / total for number in numbers)
@@ -84,7 +84,7 @@ class Row(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong in one line (row, for Parquet), and how to mend it."""
+    """A problem of one line (for Parquet: of one row): what is wrong, and how to mend it."""
 
     line: int
     text: str
@@ -95,15 +95,15 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A file as read: its good questions and all of its problems."""
+    """The result of reading a private file: its good questions and all of its problems."""
 
     questions: tuple[Question, ...]
     problems: tuple[Problem, ...]
-    lines: int
+    lines: int  # number of rows
 
 
 def check_file(path: Path) -> Checked:
-    """Reads a whole file and collects every problem. Raises InvalidData only if it cannot be opened at all."""
+    """Reads a whole file and collects every problem. Raises InvalidData only if the file cannot be read at all."""
     questions: list[Question] = []
     problems: list[Problem] = []
     first_line: dict[str, int] = {}
@@ -128,20 +128,23 @@ def check_file(path: Path) -> Checked:
 
 
 def read_group(path: Path) -> tuple[Question, ...]:
-    """The questions of a file without problems. Raises InvalidData naming lines, problems and fixes."""
+    """Returns the questions of a file that has no problems. Raises InvalidData, which lists lines, problems and fixes."""
     checked = check_file(path)
     if checked.problems:
-        told = [str(problem) for problem in checked.problems[:MAX_PROBLEMS_TOLD]]
-        if len(checked.problems) > MAX_PROBLEMS_TOLD:
-            told.append(f"  and {len(checked.problems) - MAX_PROBLEMS_TOLD} more: pluralllm-client data check {path}")
-        raise InvalidData(file=str(path), problems="\n".join(told))
+        lines = [str(problem) for problem in checked.problems[:MAX_PROBLEMS_SHOWN]]
+        if len(checked.problems) > MAX_PROBLEMS_SHOWN:
+            lines.append(f"  and {len(checked.problems) - MAX_PROBLEMS_SHOWN} more: pluralllm-client data check {path}")
+        raise InvalidData(file=str(path), problems="\n".join(lines))
     if not checked.questions:
         raise InvalidData(file=str(path), problems="  it has no questions")
     return checked.questions
 
 
 def write_group(path: Path, questions: Iterable[Question]) -> None:
-    """Writes a canonical file, JSONL or by the suffix .parquet, whole or not at all. Raises StorageFull."""
+    """Writes questions as a private file: Parquet if the path ends in .parquet, otherwise JSONL. Raises StorageFull.
+
+    An interruption leaves either the complete new file or what was there before.
+    """
     rows = [_record(question) for question in questions]
     if path.suffix == ".parquet":
         sink = pa.BufferOutputStream()
@@ -155,6 +158,7 @@ def write_group(path: Path, questions: Iterable[Question]) -> None:
 
 
 def _record(question: Question) -> dict[str, Any]:
+    """Returns a question as a row of the file; fields without a value are None."""
     return {
         "question": question.text,
         "options": list(question.options),
@@ -165,7 +169,7 @@ def _record(question: Question) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Line number and row; a text instead of a row says what is wrong with the line."""
+    """Yields the rows of a file, each with its line number. A text instead of a row says what is wrong with the line."""
     try:
         if path.suffix == ".parquet":
             for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
@@ -188,6 +192,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _explain(detail: Any) -> str:
+    """Returns a validation error of pydantic as a sentence for the person who mends the file."""
     key = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":

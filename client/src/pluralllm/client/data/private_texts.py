@@ -1,7 +1,7 @@
-"""Whether a text holds something of the private file: for what leaves this machine by its owner's hand, a support bundle's logs.
+"""Finds and removes texts of the private file in texts that their owner sends away, such as the logs in a support bundle.
 
-Compared are letters and digits alone, so that quotation marks, escapes, blanks and line ends do not matter. Of a long text its
-beginning is enough: libraries cut what they quote.
+Only letters and digits are compared, so quotation marks, escapes, spaces and line ends do not matter. A long text is recognised
+by its beginning, because libraries cut the texts that they quote.
 """
 
 import json
@@ -12,13 +12,13 @@ from typing import Any
 from pluralllm.common.process.support_bundle import REMOVED, without_secrets
 from pluralllm.common.words.questions import Question
 
-BEGINNING = 24  # letters and digits of a text that are looked for
-ESCAPED = re.compile(r"\\+(n|r|t|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")  # by JSON or by Python's repr
-LEAST = 10  # shorter answers ("agree") are words of any log
+BEGINNING = 24  # a text is recognised by this many of its first letters and digits
+ESCAPED = re.compile(r"\\+(n|r|t|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")  # as JSON and Python's repr write it
+LEAST = 10  # shorter answers ("agree") are not searched for: they are words of any log
 
 
 class PrivateTexts:
-    """Of the questions and options of one file."""
+    """The questions and options of one private file, ready to be searched for in other texts."""
 
     def __init__(self, questions: Iterable[Question]) -> None:
         bare = {_bare(text) for question in questions for text in (question.text, *question.options)}
@@ -26,6 +26,7 @@ class PrivateTexts:
         self._beginnings = {text[:BEGINNING] for text in bare if len(text) >= BEGINNING}
 
     def are_in(self, text: str) -> bool:
+        """Returns whether the text contains a question or an option of the private file."""
         bare = _bare(text)
         windows = range(len(bare) - BEGINNING + 1)
         return any(bare[at : at + BEGINNING] in self._beginnings for at in windows) or any(
@@ -33,30 +34,38 @@ class PrivateTexts:
         )
 
     def redacted(self, text: str) -> str:
-        """Facts or a log: lines without secrets and without private texts. Lines of JSON are looked into, however deep."""
+        """Returns a text without secrets; each line that contains a private text is replaced by a mark.
+
+        The strings in a line of JSON are searched, too, at any depth.
+        """
         return "".join(
             f"{REMOVED}: a private text\n" if self.are_in(_opened(line)) else line
             for line in without_secrets(text).splitlines(keepends=True)
         )
 
     def redacted_log(self, text: str) -> str:
-        """The same of a log. What is no JSON line (a library's warning, a stack trace) may quote anything, and is left out."""
+        """Returns a log redacted like any text, and without its lines that are no JSON.
+
+        Such a line (a library's warning, a stack trace) may quote anything in any form.
+        """
         kept = [line for line in text.splitlines(keepends=True) if _facts(line) is not None]
         left_out = len(text.splitlines()) - len(kept)
-        told = [f"{REMOVED}: {left_out} lines that are no JSON\n"] if left_out else []
-        return "".join([*told, self.redacted("".join(kept))])
+        notes = [f"{REMOVED}: {left_out} lines that are no JSON\n"] if left_out else []
+        return "".join([*notes, self.redacted("".join(kept))])
 
 
 def _bare(text: str) -> str:
-    return "".join(c for c in ESCAPED.sub(_meant, text).casefold() if c.isalnum())
+    """Returns the letters and digits of a text in lower case, with escapes replaced by the characters they stand for."""
+    return "".join(c for c in ESCAPED.sub(_unescaped, text).casefold() if c.isalnum())
 
 
-def _meant(escaped: re.Match[str]) -> str:
+def _unescaped(escaped: re.Match[str]) -> str:
+    """Returns the character that an escape stands for."""
     return chr(int(escaped[1][1:], 16)) if escaped[1][0] in "xu" else " "
 
 
 def _facts(line: str) -> Any:
-    """A JSON object's, else None."""
+    """Returns the value of a line that is a JSON object, otherwise None."""
     if not line.lstrip().startswith("{"):
         return None
     try:
@@ -66,19 +75,20 @@ def _facts(line: str) -> Any:
 
 
 def _opened(line: str) -> str:
-    """With every string of a JSON line as it was before it was written, also of JSON in JSON."""
+    """Returns a line followed by all its strings as they were before JSON escaped them; a string may be JSON itself."""
     facts = _facts(line)
     return line if facts is None else " ".join([line, *_strings(facts)])
 
 
 def _strings(value: Any) -> Iterable[str]:
+    """Yields every string in a JSON value, keys included."""
     match value:
         case str():
             yield _opened(value)
         case list():
-            for each in value:
-                yield from _strings(each)
+            for item in value:
+                yield from _strings(item)
         case dict():
-            for key, each in value.items():
+            for key, item in value.items():
                 yield key
-                yield from _strings(each)
+                yield from _strings(item)

@@ -1,7 +1,8 @@
-"""A survey made up for demonstrations: groups with latent values answer English questions.
+"""An invented survey for demonstrations, in which invented groups answer English questions.
 
-Nothing here is about real people. Each group is a point in a space of five values; each question loads on some of them; the
-answers of a group are spread around the position that its values give, with a seeded disturbance for each question.
+It is not about real people. Each group is a point in a space of five values, such as tradition. Each question loads on some of
+these values. The answers of a group to a question are spread around the position that follows from its values, after a seeded
+random shift.
 """
 
 import hashlib
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 from pluralllm.common.words.ids import GroupName
 from pluralllm.common.words.questions import Question
 
-# Values: order and tradition, care for nature, free markets, openness to strangers, trust in technology. Each -1 .. 1.
+# The five values: order and tradition, care for nature, free markets, openness to strangers, trust in technology. Each -1 .. 1.
 VALUES = ("tradition", "nature", "market", "openness", "technology")
 
 MOST_GROUPS = 64
 
-# Made-up places. Where more are asked for, settlements follow, each with values drawn by its number.
+# Invented groups. If more are asked for, settlements follow; the values of each are drawn with its number as the seed.
 GROUPS: Mapping[str, tuple[float, float, float, float, float]] = {
     "Harbourland": (-0.6, 0.3, 0.5, 0.8, 0.6),
     "Northmark": (-0.4, 0.8, -0.5, 0.5, 0.1),
@@ -72,7 +73,7 @@ STATEMENTS: tuple[tuple[str, tuple[float, float, float, float, float]], ...] = (
     ("self-driving cars should be allowed everywhere", (-0.1, 0, 0.1, 0, 1.0)),
 )
 
-# Frame, options from one end to the other, and whether the last option is off the scale.
+# A frame for a statement, its options from one end of the scale to the other, and whether the last option is off the scale.
 FRAMES: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     (
         "How much do you agree or disagree: {s}?",
@@ -109,16 +110,18 @@ CHOICES: tuple[tuple[str, tuple[float, float, float, float, float]], ...] = (
 CHOICE_FRAME = "Which of these should be the first concern of the {who}?"
 DECIDERS = ("government", "local council", "parliament", "next generation", "schools", "newspapers")
 
-SPREAD = 0.32  # of the answers around a group's position, on the scale 0 .. 1
-DISTURBANCE = 0.07  # of one group's position in one question
-DONT_KNOW = 0.08
+SPREAD = 0.32  # standard deviation of the answers around a group's position, on the scale 0 .. 1
+DISTURBANCE = 0.07  # standard deviation of the random shift of a group's position in a question
+DONT_KNOW = 0.08  # mean share of the option "Don't know"
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
+    """One question of the invented survey, before any group has answered it."""
+
     text: str
     options: tuple[str, ...]
-    loadings: NDArray[np.float64]  # [values] for a scale, [options, values] for a choice
+    loadings: NDArray[np.float64]  # (values,) for a scale, (options, values) for a choice
     off_scale: bool
 
     @property
@@ -127,26 +130,31 @@ class _Item:
 
 
 def sample_groups(count: int, questions_per_group: int, seed: int) -> dict[GroupName, tuple[Question, ...]]:
-    """The first `count` groups (2 .. 64), each with its own selection of the survey's questions."""
+    """Returns the answers of the first `count` groups (2 .. 64), each to its own random selection of the questions.
+
+    Raises ValueError for a number of groups or questions that the survey does not have.
+    """
     if not 2 <= count <= MOST_GROUPS:
         raise ValueError(f"2 to {MOST_GROUPS} groups, not {count}")
     items = _items()
     if not 2 <= questions_per_group <= len(items):
         raise ValueError(f"2 to {len(items)} questions for each group, not {questions_per_group}")
-    found = {}
+    surveys = {}
     for name, values in itertools.islice(itertools.chain(GROUPS.items(), _settlements()), count):
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]))
         chosen = sorted(rng.permutation(len(items))[:questions_per_group].tolist())
-        found[GroupName(name)] = tuple(_answer(items[index], np.array(values), rng) for index in chosen)
-    return found
+        surveys[GroupName(name)] = tuple(_answer(items[index], np.array(values), rng) for index in chosen)
+    return surveys
 
 
 def _settlements() -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Yields more invented groups without end: a name and its values, (values,)."""
     for number in itertools.count(len(GROUPS) + 1):
         yield f"Settlement {number}", np.random.default_rng(number).uniform(-1, 1, len(VALUES))
 
 
 def _items() -> list[_Item]:
+    """Returns all questions of the survey: every statement in every frame, then the choices."""
     items = []
     for (frame, options, off_scale), (statement, loadings) in itertools.product(FRAMES, STATEMENTS):
         items.append(_Item(frame.format(s=statement), options, np.array(loadings), off_scale))
@@ -158,6 +166,7 @@ def _items() -> list[_Item]:
 
 
 def _answer(item: _Item, values: NDArray[np.float64], rng: np.random.Generator) -> Question:
+    """Returns the item as a question with the shares of a group that has these values, (values,)."""
     if item.is_choice:
         appeal = item.loadings @ values + rng.normal(0, 3 * DISTURBANCE, len(item.options))
         shares = np.exp(1.4 * appeal)
@@ -176,5 +185,6 @@ def _answer(item: _Item, values: NDArray[np.float64], rng: np.random.Generator) 
 
 
 def _normalized(shares: NDArray[np.float64]) -> tuple[float, ...]:
+    """Returns shares scaled to sum 1, (options,)."""
     exact = shares / shares.sum()
     return tuple(float(share) for share in exact)
