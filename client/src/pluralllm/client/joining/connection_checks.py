@@ -1,4 +1,4 @@
-"""The part of a doctor that is about the way to the coordinator: certificate, name, TLS, clock, standing, protocol."""
+"""A doctor's checks of the connection to the coordinator: certificate, host name, TLS, clock, standing, protocol."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,20 +16,24 @@ DAY_S = 86_400.0
 
 
 def connection_checks(load: Callable[[], Identity]) -> Iterator[Check]:
-    """One line for each, all of them tried; without an identity that is the only one."""
-    found: list[Identity] = []
+    """Yields the check of the certificate, then all other checks of the connection, whether they pass or not.
+
+    load: reads the identity. If that fails, the check of the certificate is the only one.
+    """
+    identities: list[Identity] = []
 
     def certificate() -> Check:
-        found.append(load())
-        return _certificate(found[0])
+        identities.append(load())
+        return _certificate(identities[0])
 
     yield checked("certificate", certificate)
-    for identity in found:
+    for identity in identities:
         for name, probe in PROBES.items():
             yield checked(name, partial(probe, identity))
 
 
 def _certificate(identity: Identity) -> Check:
+    """Checks that the certificate is not past its end, and that only its owner can read the key."""
     left_s = identity.facts.not_after_s - time.time()
     due = identity.is_renewal_due(time.time())
     fix = (
@@ -45,33 +49,38 @@ def _certificate(identity: Identity) -> Check:
 
 
 def _name(identity: Identity) -> Check:
+    """Checks that the coordinator's host names resolve."""
     addresses = {identity.membership.coordinator, identity.membership.enrolment}
-    found = [f"{address}: {', '.join(resolve(address))}" for address in sorted(addresses)]
-    return Check("name resolution", ok=True, result="; ".join(found))
+    lines = [f"{address}: {', '.join(resolve(address))}" for address in sorted(addresses)]
+    return Check("name resolution", ok=True, result="; ".join(lines))
 
 
 def _main_port(identity: Identity) -> Check:
+    """Checks that the coordinator's main port accepts this member's certificate."""
     address = identity.membership.coordinator
-    found = handshake(address, identity.authority_pem, identity.credentials)
-    if found.kept:
-        return Check("main port, TLS", ok=True, result=f"{address} accepts this certificate, {found.version}")
+    shaken = handshake(address, identity.authority_pem, identity.credentials)
+    if shaken.kept:
+        return Check("main port, TLS", ok=True, result=f"{address} accepts this certificate, {shaken.version}")
     fix = "see the lines certificate, clock and standing"
     return Check("main port, TLS", ok=False, result=f"{address} refuses this certificate", fix=fix)
 
 
 def _enrolment_port(identity: Identity) -> Check:
+    """Checks that the enrolment port answers with a certificate of the authority."""
     address = identity.membership.enrolment
-    found = handshake(address, identity.authority_pem)
-    return Check("enrolment port, TLS", ok=True, result=f"{address} answers, {found.version}")
+    shaken = handshake(address, identity.authority_pem)
+    return Check("enrolment port, TLS", ok=True, result=f"{address} answers, {shaken.version}")
 
 
 def _clock(identity: Identity) -> Check:
+    """Checks that this machine's clock is close to the coordinator's."""
     skew_s = time.time() - facts_of_server(identity).time_s
     ok = abs(skew_s) < BACKDATE_S / 2
     return Check("clock", ok, f"{skew_s:+.1f} s off the coordinator's", "" if ok else "set the clock (NTP)")
 
 
 def _membership(identity: Identity) -> Check:
+    """Checks that the coordinator accepts this certificate. Raises the coordinator's reason if it does not."""
     cause = diagnose(identity)
     if cause is not None and not isinstance(cause.error, Unreachable):
         raise cause.error
@@ -81,6 +90,7 @@ def _membership(identity: Identity) -> Check:
 
 
 def _protocol(identity: Identity) -> Check:
+    """Checks that this client and the coordinator have a protocol version in common."""
     server = facts_of_server(identity)
     ok = max(server.protocol_min, PROTOCOL_MIN) <= min(server.protocol_max, PROTOCOL_MAX)
     result = f"{PROTOCOL_MIN}-{PROTOCOL_MAX} here, {server.protocol_min}-{server.protocol_max} there"

@@ -1,4 +1,4 @@
-"""Why the coordinator does not answer. gRPC shows a refused handshake as a dead server; the true cause is found out here."""
+"""Finds out why the coordinator does not answer. gRPC reports a refused handshake as an unreachable server, without the cause."""
 
 import time
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ from pluralllm.common.trust.certificates import BACKDATE_S
 from pluralllm.common.trust.handshake import handshake
 from pluralllm.common.trust.identity import Identity
 
-# What the coordinator says against this very certificate. All else passes: an approval comes, a disk is emptied.
+# Errors with which the coordinator rejects this very certificate. Any other error may pass: an administrator approves the member,
+# or a full disk has space again.
 FINAL = (
     CertificateExpired,
     CertificateForeign,
@@ -35,14 +36,17 @@ FINAL = (
 
 @dataclass(frozen=True, slots=True)
 class Cause:
+    """The cause that keeps a member from its coordinator."""
+
     error: PluralError
-    final: bool  # no retry will help: the coordinator itself has said so
+    final: bool  # the coordinator itself has rejected the certificate, so no retry will help
 
 
 def diagnose(identity: Identity) -> Cause | None:
-    """What keeps this member from its coordinator; None if nothing is found. Takes at most some seconds; changes nothing.
+    """Finds the cause that keeps this member from its coordinator; None if there is none to be found.
 
-    The coordinator's enrolment port is asked first: it knows whether the certificate is revoked, and what the time is.
+    It asks the coordinator's enrolment port first, which knows whether the certificate is revoked, and what the time is. Then it
+    tries a TLS handshake with the main port. It takes some seconds at most and changes nothing.
     """
     try:
         verdict = _ask(identity)
@@ -61,7 +65,7 @@ def diagnose(identity: Identity) -> Cause | None:
 
 
 def own_dates(identity: Identity) -> PluralError | None:
-    """What this machine's own clock says of its certificate."""
+    """Compares the dates of this member's certificate with this machine's clock. Returns None if it is valid now."""
     facts, now_s = identity.facts, time.time()
     if now_s >= facts.not_after_s:
         return CertificateExpired(name=facts.name, expired=_day(facts.not_after_s))
@@ -71,7 +75,7 @@ def own_dates(identity: Identity) -> PluralError | None:
 
 
 def facts_of_server(identity: Identity) -> ServerFacts:
-    """What the coordinator says of itself. Raises the true cause if it cannot be asked."""
+    """Asks the coordinator for its time and its protocol versions. Raises the true cause if it cannot be asked."""
     address = identity.membership.enrolment
     try:
         return ask_server(address, identity.authority_pem)
@@ -81,13 +85,16 @@ def facts_of_server(identity: Identity) -> ServerFacts:
 
 
 def _ask(identity: Identity) -> Cause | None:
-    """The coordinator's own verdict; None if it has nothing against us, or cannot be asked."""
+    """Asks the coordinator whether it accepts this member's certificate.
+
+    Returns None if it does, or if it gave no answer although TLS works. Raises the true cause if TLS does not work.
+    """
     address = identity.membership.enrolment
     try:
         check_membership(address, identity.authority_pem, identity.chain_pem)
     except Unreachable:
-        handshake(address, identity.authority_pem)
-    except TooManyAttempts:  # others behind our address have asked: it says nothing about us
+        handshake(address, identity.authority_pem)  # raises the true cause, if there is one
+    except TooManyAttempts:  # other callers from this address may have caused it; it says nothing about this member
         return None
     except PluralError as error:
         if isinstance(error, CertificateExpired | CertificateNotYetValid):

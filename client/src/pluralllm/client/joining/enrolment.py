@@ -1,4 +1,4 @@
-"""Calls on the coordinator's enrolment port, where this machine has no certificate yet, or one that is refused."""
+"""Calls to the coordinator's enrolment port, which need no client certificate: a machine may have none, or a refused one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +20,9 @@ DEADLINE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What the coordinator answered: the certificate, and what it is good for."""
+    """The coordinator's answer to a member that joins: its certificate, its role and its group."""
 
-    chain_pem: bytes
+    chain_pem: bytes  # certificate, then the intermediate
     role: MemberRole
     group: str
     group_role: GroupRole | None
@@ -31,15 +31,18 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What the coordinator tells anybody."""
+    """Facts about the coordinator that anybody may ask for."""
 
-    time_s: float  # its clock, since the epoch
+    time_s: float  # the coordinator's clock, in seconds since the epoch
     protocol_min: int
     protocol_max: int
 
 
 def join(address: str, authority_pem: bytes, name: str, token: str, request_der: bytes) -> Joined:
-    """Spends an invite. Raises the refusals of EnrolmentService.Join, Unreachable."""
+    """Uses the token of an invite to get a certificate. Raises the refusals of EnrolmentService.Join, Unreachable.
+
+    request_der: the certificate request of the member's key.
+    """
     request = pb.JoinRequest(name=name, token=token, certificate_request_der=request_der)
     with _stub(address, authority_pem) as stub:
         response: pb.JoinResponse = stub.Join(request, timeout=DEADLINE_S)
@@ -54,20 +57,21 @@ def join(address: str, authority_pem: bytes, name: str, token: str, request_der:
 
 
 def ask_server(address: str, authority_pem: bytes) -> ServerFacts:
-    """Raises Unreachable."""
+    """Asks the coordinator for its time and its protocol versions. Raises Unreachable."""
     with _stub(address, authority_pem) as stub:
         response: pb.GetMembershipResponse = stub.GetMembership(pb.GetMembershipRequest(), timeout=DEADLINE_S)
     return ServerFacts(seconds(response.server_time), response.protocol.min, response.protocol.max)
 
 
 def check_membership(address: str, authority_pem: bytes, chain_pem: bytes) -> None:
-    """Whether the coordinator would accept this certificate. Raises its reason if not, Unreachable."""
+    """Asks whether the coordinator accepts this certificate. Raises the coordinator's reason if it does not; Unreachable."""
     with _stub(address, authority_pem) as stub:
         stub.GetMembership(pb.GetMembershipRequest(certificate_chain_pem=chain_pem), timeout=DEADLINE_S)
 
 
 @contextmanager
 def _stub(address: str, authority_pem: bytes) -> Iterator[Any]:
+    """Yields the client of EnrolmentService; turns the RPC errors of its block into typed errors."""
     with enrolment_channel(address, authority_pem) as channel:
         try:
             yield enrolment_pb2_grpc.EnrolmentServiceStub(channel)

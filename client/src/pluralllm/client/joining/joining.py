@@ -1,4 +1,7 @@
-"""From an invite to an identity: the key is made here and stays here; a request goes out, the certificate comes back."""
+"""Turns an invite into an identity: makes a key, sends a certificate request, and stores the certificate that comes back.
+
+The private key never leaves this machine.
+"""
 
 import datetime
 import sys
@@ -34,8 +37,10 @@ PAST = (CertificateExpired, CertificateRevoked, CertificateUnknown, CertificateF
 
 
 def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole]) -> tuple[Identity, bool]:
-    """The identity in `folder`, and whether an administrator must approve it. Repeatable: a second time changes nothing.
+    """Joins the federation of an invite, and stores the identity in `folder`. A repeated call changes nothing.
 
+    command: the command that joins, for messages. roles: the roles that this command may join with.
+    Returns the identity, and whether an administrator must still approve the member.
     Raises InviteForOtherCommand, AlreadyJoined, the refusals of EnrolmentService.Join, ForeignAuthority,
     WrongHost, ServerCertificateOutOfDate, Unreachable, InvalidConfig.
     """
@@ -50,14 +55,14 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
         except AwaitingApproval:
             return identity, True
         except PAST:
-            pass  # it was invited again: this certificate is of no use any more
+            pass  # the old certificate is of no use; the member was invited again
         else:
             return identity, False
     key = next_key(folder)
     try:
         answer = spend(invite.enrolment, authority_pem, invite.name, invite.token, make_request(key, invite.name))
     except Unreachable:
-        handshake(invite.enrolment, authority_pem)  # raises the true cause, if it is not that nobody answers
+        handshake(invite.enrolment, authority_pem)  # raises the true cause, unless really nothing answers
         raise
     membership = Membership(
         federation=invite.federation,
@@ -73,13 +78,16 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
     return save_identity(folder, membership, authority_pem, key, answer.chain_pem), answer.awaiting_approval
 
 
-def read_invite(given: str) -> Invite:
-    """A file, a line, or `-`: standard input, where it shows up in no history. Raises InviteInvalid."""
-    return parse_invite(sys.stdin.read(MAX_INVITE_BYTES + 1)) if given == "-" else load_invite(given)
+def read_invite(source: str) -> Invite:
+    """Reads an invite from a file, from its one line, or from standard input for `-`. Raises InviteInvalid.
+
+    Standard input keeps the invite out of the shell's history.
+    """
+    return parse_invite(sys.stdin.read(MAX_INVITE_BYTES + 1)) if source == "-" else load_invite(source)
 
 
 def joined_text(identity: Identity, *, awaiting_approval: bool) -> str:
-    """For the person at the keyboard: who they are now, and what to read out on the phone."""
+    """Returns the message after joining: who the member is now, and the fingerprints to compare on the phone."""
     member, facts = identity.membership, identity.facts
     place = ""
     if member.role is MemberRole.CLIENT:

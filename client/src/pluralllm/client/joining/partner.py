@@ -1,4 +1,4 @@
-"""Who this daemon is: what its certificate says, or, in plain text on loopback, what its configuration says."""
+"""The identity of this daemon: from its certificate or, in plain text on loopback, from its configuration."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,21 @@ PLAIN_TEXT_ADDRESS = "127.0.0.1:7443"
 
 @dataclass(frozen=True, slots=True)
 class Partner:
-    """One client, its group and its coordinator."""
+    """One client of the federation: its name, its group and its coordinator."""
 
     name: ClientId
     group: str
-    role: GroupRole  # held_out: this side never trains, whatever is asked
+    role: GroupRole  # held_out: this client never trains, whatever the coordinator asks
     coordinator: str
     identity: Identity | None  # None in plain text
 
 
 def load_partner(config: ClientConfig) -> Partner:
-    """Raises NotJoined, NotLoopback, or InvalidConfig where configuration and certificate contradict each other."""
+    """Reads who this daemon is, and checks that its configuration agrees with its certificate.
+
+    Raises NotJoined without a certificate; NotLoopback for plain text to another machine; InvalidConfig if configuration and
+    certificate contradict each other, or a key is missing in plain text.
+    """
     if config.plain_text:
         address = config.coordinator or PLAIN_TEXT_ADDRESS
         check_loopback(address)
@@ -40,11 +44,11 @@ def load_partner(config: ClientConfig) -> Partner:
         problem = f"  the certificate is for an {member.role}; a daemon needs one for a client"
         raise InvalidConfig(file=str(config.identity_folder), problems=problem)
     role = member.group_role or GroupRole.TRAIN
-    said = {"client_id": config.client_id, "group": config.group, "role": config.role}
+    configured = {"client_id": config.client_id, "group": config.group, "role": config.role}
     proven = {"client_id": member.name, "group": member.group, "role": role}
     wrong = [
         f"  {key}: is {value}, the certificate's member has {proven[key]}"
-        for key, value in said.items()
+        for key, value in configured.items()
         if value not in (None, proven[key])
     ]
     if wrong:
