@@ -1,4 +1,4 @@
-"""`pluralllm-client data`: import, check, embed, and make up private files."""
+"""`pluralllm-client data`: imports, checks, embeds and invents private files."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ from pluralllm.common.process.json_forms import DATA_CHECK
 from pluralllm.common.words.questions import Question, is_held_out
 from pluralllm.common.words.spec import RunSpec, load_spec
 
-app = typer.Typer(no_args_is_help=True, help="The private file: import, check, embed.")
-import_app = typer.Typer(no_args_is_help=True, help="Public survey layouts to a group's private file.")
+app = typer.Typer(no_args_is_help=True, help="Import, check or embed the private file.")
+import_app = typer.Typer(no_args_is_help=True, help="Import a group's private file from the layout of a public survey.")
 app.add_typer(import_app, name="import")
 
 Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .parquet.")]
@@ -30,11 +30,11 @@ Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .
 
 @import_app.command("globalopinionqa")
 def globalopinionqa(
-    source: Annotated[Path, typer.Argument(help="global_opinions.csv")],
-    group: Annotated[str, typer.Option(help="A country as the file names it.")],
+    source: Annotated[Path, typer.Argument(help="The file global_opinions.csv.")],
+    group: Annotated[str, typer.Option(help="A country, spelled as in the file.")],
     out: Out,
 ) -> None:
-    """One country of Anthropic/llm_global_opinions."""
+    """Import one country of Anthropic/llm_global_opinions."""
     _write(out, import_globalopinionqa(source, group), group)
 
 
@@ -42,10 +42,10 @@ def globalopinionqa(
 def opinionqa(
     source: Annotated[Path, typer.Argument(help="The human_resp folder.")],
     attribute: Annotated[str, typer.Option(help="A column such as POLPARTY.")],
-    value: Annotated[str, typer.Option(help="A value of it, such as Democrat.")],
+    value: Annotated[str, typer.Option(help="A value of that column, such as Democrat.")],
     out: Out,
 ) -> None:
-    """One demographic group of OpinionQA."""
+    """Import one demographic group of OpinionQA."""
     _write(out, import_opinionqa(source, attribute, value), f"{attribute}={value}")
 
 
@@ -54,9 +54,9 @@ def responses(
     source: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet with question and answer columns.")],
     out: Out,
     group: Annotated[str | None, typer.Option(help="Only rows with this value in the group column.")] = None,
-    options: Annotated[Path | None, typer.Option(help="JSON: question -> list of options, in order.")] = None,
+    options: Annotated[Path | None, typer.Option(help="A JSON file: question -> list of options, in order.")] = None,
 ) -> None:
-    """One row for each respondent and question, counted into distributions."""
+    """Import single answers, one row for each respondent and question, and count them into distributions."""
     _write(out, import_responses(source, group, options), group or "all rows")
 
 
@@ -67,17 +67,19 @@ def preferences(
         typer.Argument(help="JSONL, Parquet or CSV: prompt with chosen and rejected, or with candidates and votes."),
     ],
     out: Out,
-    group: Annotated[str | None, typer.Option(help="Only this group's rows, or its part of votes by group.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Only this group's rows, or its votes where votes are listed by group.")
+    ] = None,
 ) -> None:
-    """Preferences between two or more candidates, as data sets on the Hub have them, counted into distributions."""
+    """Import preferences between candidates from a data set of the Hugging Face Hub, counted into distributions."""
     _write(out, import_preferences(source, group), group or "all rows")
 
 
 @app.command("pairs")
 def pairs(
     file: Annotated[Path, typer.Argument(help="The private file.")],
-    out: Annotated[Path, typer.Option("--out", help="The JSONL to write.")],
-    margin: Annotated[float, typer.Option(min=0, max=1, help="Least difference of the two shares.")] = 0.05,
+    out: Annotated[Path, typer.Option("--out", help="The JSONL file to write.")],
+    margin: Annotated[float, typer.Option(min=0, max=1, help="Smallest difference of the two shares.")] = 0.05,
 ) -> None:
     """Write the file's own preferences as pairs (prompt, chosen, rejected): each question's best and worst option."""
     rows = [
@@ -88,6 +90,7 @@ def pairs(
 
 
 def _write(out: Path, questions: tuple[Question, ...], what: str) -> None:
+    """Writes imported questions to a private file. Raises InvalidArgument for another suffix, InvalidData for no question."""
     if out.suffix not in {".jsonl", ".parquet"}:
         raise InvalidArgument(field="--out", problem=f"{out} must end in .jsonl or .parquet")
     if not questions:
@@ -99,10 +102,10 @@ def _write(out: Path, questions: tuple[Question, ...], what: str) -> None:
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="The private file.")],
-    spec: Annotated[Path | None, typer.Option(help="A run spec: what would be used, and whether it is enough.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="A run spec to check the number of questions against.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Everything that is wrong, with line numbers; and what would be used. Exit code 3 if something is wrong."""
+    """List every problem with its line number, and count what a run would use. Exit code 3 if there is a problem."""
     checked = check_file(file)
     facts = _facts(checked, load_spec(spec) if spec is not None else None)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]
@@ -123,6 +126,7 @@ def check(
 
 
 def _facts(checked: Checked, spec: RunSpec | None) -> dict[str, Any]:
+    """Returns the counts of a checked file; those that depend on a run spec are None without one."""
     questions = checked.questions
     facts: dict[str, Any] = {
         "lines": checked.lines,
@@ -145,11 +149,11 @@ def _facts(checked: Checked, spec: RunSpec | None) -> dict[str, Any]:
 def embed(
     file: Annotated[Path, typer.Argument(help="The private file.")],
     spec: Annotated[Path, typer.Option(help="The run spec that names the embedding model.")],
-    cache: Annotated[Path, typer.Option(help="The daemon's cache_dir; by default it is state_dir/cache.")],
-    embedding_model_path: Annotated[Path | None, typer.Option(help="A local folder of the model.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
+    cache: Annotated[Path, typer.Option(help="The daemon's cache_dir, which is state_dir/cache by default.")],
+    embedding_model_path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
+    device: Annotated[str, typer.Option(help="The device to use: auto, cuda, cuda:N, mps or cpu.")] = "auto",
 ) -> None:
-    """Embed a private file beforehand, so that the daemon starts at once."""
+    """Embed a private file beforehand, so that the daemon does not have to when it starts."""
     need_torch()
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
     from pluralllm.common.predictor.embedding import Embedder  # noqa: PLC0415
@@ -171,14 +175,14 @@ def embed(
 
 @app.command()
 def sample(
-    out: Annotated[Path, typer.Option(help="A folder; one file for each group is written to it.")],
-    groups: Annotated[int, typer.Option(min=2, max=MOST_GROUPS)] = 8,
-    questions: Annotated[int, typer.Option(min=2, max=168, help="For each group.")] = 120,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="The folder to write to, one file for each group.")],
+    groups: Annotated[int, typer.Option(min=2, max=MOST_GROUPS, help="The number of groups.")] = 8,
+    questions: Annotated[int, typer.Option(min=2, max=168, help="The number of questions for each group.")] = 120,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the random answers.")] = 0,
 ) -> None:
-    """Write a made-up survey, to try things out."""
+    """Write the private files of an invented survey, for demonstrations."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, found in sample_groups(groups, questions, seed).items():
+    for name, answered in sample_groups(groups, questions, seed).items():
         path = out / f"{name.lower().replace(' ', '-')}.jsonl"
-        write_group(path, found)
-        typer.echo(f"{len(found)} questions of {name} in {path}")
+        write_group(path, answered)
+        typer.echo(f"{len(answered)} questions of {name} in {path}")

@@ -1,4 +1,4 @@
-"""`pluralllm-client doctor`: what could keep this daemon from working, and how to mend it."""
+"""`pluralllm-client doctor`: checks for everything that could keep this daemon from working, and says how to mend it."""
 
 import shutil
 import socket
@@ -35,7 +35,7 @@ def doctor(
 
 
 def checks_of(settings: ClientConfig) -> list[Check]:
-    """Changes nothing."""
+    """Runs all checks of the daemon, and returns their results. It changes nothing."""
     checks = [checked(name, partial(probe, settings)) for name, probe in PROBES.items()]
     if not settings.plain_text:
         checks += connection_checks(lambda: _identity(settings))
@@ -43,6 +43,7 @@ def checks_of(settings: ClientConfig) -> list[Check]:
 
 
 def _data(config: ClientConfig) -> Check:
+    """Checks that the private file has no problems."""
     checked = check_file(config.data)
     result = f"{len(checked.questions)} usable questions, {len(checked.problems)} problems in {config.data}"
     return Check(
@@ -51,11 +52,13 @@ def _data(config: ClientConfig) -> Check:
 
 
 def _policy(config: ClientConfig) -> Check:
+    """Checks that the partner's policy can be read. Raises InvalidConfig if not."""
     load_policy(config.policy_file)
     return Check("policy", ok=True, result=str(config.policy_file or "defaults"))
 
 
 def _disk(config: ClientConfig) -> Check:
+    """Checks that the disk of the state directory has enough free space."""
     folder = config.state_dir.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -65,6 +68,7 @@ def _disk(config: ClientConfig) -> Check:
 
 
 def _device(config: ClientConfig) -> Check:
+    """Checks that torch can use the configured device. Raises ExtraMissing without torch."""
     need_torch()
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
 
@@ -75,6 +79,7 @@ def _device(config: ClientConfig) -> Check:
 
 
 def _model(config: ClientConfig) -> Check:
+    """Checks that the configured folder of the embedding model holds a model."""
     path = config.embedding_model_path
     if path is None:
         return Check("embedding model", ok=True, result="looked up by the run spec's id")
@@ -85,18 +90,21 @@ def _model(config: ClientConfig) -> Check:
 
 
 def _partner(config: ClientConfig) -> Check:
-    found = load_partner(config)
-    does = "evaluated only" if found.role is GroupRole.HELD_OUT else "trains"
-    return Check("member", ok=True, result=f"{found.name}, group {found.group} ({does})")
+    """Checks that this daemon knows who it is, from its certificate or its configuration."""
+    partner = load_partner(config)
+    does = "evaluated only" if partner.role is GroupRole.HELD_OUT else "trains"
+    return Check("member", ok=True, result=f"{partner.name}, group {partner.group} ({does})")
 
 
 def _identity(config: ClientConfig) -> Identity:
+    """Returns the daemon's identity. Call it only if the daemon does not use plain text."""
     identity = load_partner(config).identity
-    assert identity is not None  # not in plain text
+    assert identity is not None  # it is None in plain text only
     return identity
 
 
 def _plain_coordinator(config: ClientConfig) -> Check:
+    """Checks that the coordinator answers in plain text, if the daemon uses it."""
     if not config.plain_text:
         return Check("plain text", ok=True, result="off: certificates on both sides")
     address = load_partner(config).coordinator

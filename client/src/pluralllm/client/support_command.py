@@ -1,4 +1,4 @@
-"""`pluralllm-client support-bundle`: what somebody who helps needs to see of a partner's daemon, and nothing of its data."""
+"""`pluralllm-client support-bundle`: writes the facts about a daemon that a helper needs, and nothing of its private data."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from pluralllm.common.words.questions import Question
 
 def support_bundle(
     file: Annotated[Path | None, typer.Argument(help="The zip file to write; default: a name with the time.")] = None,
-    log: Annotated[list[Path] | None, typer.Option(help="A log whose end goes in as well; repeatable.")] = None,
+    log: Annotated[list[Path] | None, typer.Option(help="A log whose end is included as well; repeatable.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="The daemon's TOML file.")] = None,
 ) -> None:
     """Gather versions, configuration, checks, metrics and the state's file names in one zip file, without keys or answers."""
@@ -37,11 +37,13 @@ def support_bundle(
 
 
 def _counts(data: Path) -> dict[str, int]:
+    """Returns how many lines, usable questions and problems the private file has."""
     checked = check_file(data)
     return {"lines": checked.lines, "usable_questions": len(checked.questions), "problems": len(checked.problems)}
 
 
 def _files(state: Path) -> Iterator[dict[str, Any]]:
+    """Yields name, size and time of the last change for each file in the state directory."""
     for path in sorted(state.rglob("*")):
         if path.is_file():
             facts = path.stat()
@@ -49,13 +51,17 @@ def _files(state: Path) -> Iterator[dict[str, Any]]:
 
 
 def _questions(data: Path, *, whole: bool) -> tuple[Question, ...]:
-    """`whole`: a log is given, so every question must be known. Raises InvalidArgument if one cannot be read."""
+    """Returns the questions of the private file, which must not appear in the bundle.
+
+    whole: the bundle includes a log, so every question must be readable. Raises InvalidArgument if one is not; without `whole`,
+    unreadable questions are left out.
+    """
     try:
         checked = check_file(data)
         problem = "" if not checked.problems else f"{data} has problems (pluralllm-client data check {data})"
     except InvalidData as error:
         checked, problem = None, str(error)
     if problem and whole:
-        said = f"cannot be looked through for private texts: {problem}. Mend that, or leave the logs out"
-        raise InvalidArgument(field="--log", problem=said)
+        reason = f"cannot be looked through for private texts: {problem}. Mend that, or leave the logs out"
+        raise InvalidArgument(field="--log", problem=reason)
     return () if checked is None else checked.questions

@@ -12,7 +12,7 @@ from pluralllm.common.words.spec import GroupRole
 
 
 class JoinConfig(ProcessConfig):
-    """What joining needs to know of the daemon's configuration: where things go. The rest may not be written yet."""
+    """The part of the daemon's configuration that joining needs: paths. Other keys are ignored and may still be missing."""
 
     model_config = ConfigDict(extra="ignore")
     env_prefix: ClassVar[str] = "PLURALLLM_CLIENT_"
@@ -23,30 +23,30 @@ class JoinConfig(ProcessConfig):
 
 
 class ClientConfig(ProcessConfig):
-    """Everything that may be set. Paths are relative to the working directory."""
+    """The whole configuration of the daemon. Relative paths start at the working directory."""
 
     env_prefix: ClassVar[str] = "PLURALLLM_CLIENT_"
 
     data: Path  # the private file: JSONL or Parquet
     state_dir: Path = Path("pluralllm-client-state")
     identity: Path | None = None  # folder with key and certificate; default state_dir/identity, where `join` puts them
-    coordinator: Annotated[str, AfterValidator(check_address)] | None = None  # default: as in the invite
+    coordinator: Annotated[str, AfterValidator(check_address)] | None = None  # host:port; default: the invite's address
     # The address of a second coordinator on the same database, called when the first one does not answer.
     standby: Annotated[str, AfterValidator(check_address)] | None = None
-    # Who this is, is said by the certificate; these are needed in plain text only, and must agree with it otherwise.
+    # In plain text, client_id and group are required. Otherwise the certificate says who this is; these three must agree with it.
     client_id: str | None = None
     group: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     role: GroupRole | None = None  # held_out: this group is evaluated and never trains, whatever a coordinator asks
-    plain_text: bool = False  # no certificates; a coordinator on the loopback interface only
+    plain_text: bool = False  # no certificates; the coordinator must be on the loopback interface
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
-    threads: PositiveInt | None = None  # of the training process; None leaves it to torch
-    embedding_model_path: Path | None = None  # a local folder to use for the run spec's embedding model
-    cache_dir: Path | None = None  # embedded texts; default state_dir/cache. May be shared by daemons of one machine
-    policy: Path | None = None  # what this partner allows; default state_dir/policy.toml if there is one
-    exit_when_run_over: bool = False
-    # OpenTelemetry collector (OTLP over HTTP) that spans go to; needs pluralllm-common[tracing]; default: nowhere.
+    threads: PositiveInt | None = None  # CPU threads of the training process; None leaves the number to torch
+    embedding_model_path: Path | None = None  # a local folder with the run spec's embedding model
+    cache_dir: Path | None = None  # for embedded texts; default state_dir/cache. Daemons of one machine may share it
+    policy: Path | None = None  # the file with what this partner allows; default state_dir/policy.toml if it exists
+    exit_when_run_over: bool = False  # the daemon ends when the first run ends
+    # An OpenTelemetry collector (OTLP over HTTP) to send spans to; needs pluralllm-common[tracing]; default: none are sent.
     traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
-    # host:port where the partner's own Prometheus reads /metrics, without certificates; default: nowhere.
+    # host:port at which the partner's own Prometheus reads /metrics, without certificates; default: no such port is opened.
     metrics_listen: Annotated[str, AfterValidator(check_address)] | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -60,9 +60,11 @@ class ClientConfig(ProcessConfig):
 
     @property
     def identity_folder(self) -> Path:
+        """The folder with this member's key and certificate."""
         return self.identity or self.state_dir / "identity"
 
     @property
     def policy_file(self) -> Path | None:
+        """The file with the partner's policy; None if there is none, so that the defaults hold."""
         default = self.state_dir / "policy.toml"
         return self.policy or (default if default.is_file() else None)
