@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 import pytest
 import typer
 from support.command_tree import inner_commands
-from support.documented import PAGES, ROOT, blocks, inline
+from support.documented import PAGES, ROOT, blocks, inline, of_section
 
 from pluralllm.cli.__main__ import command_line
 from pluralllm.client.__main__ import app as clients
@@ -100,3 +101,27 @@ def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
     known = [path for path in named if not path.startswith(MADE_BY_THE_READER)]
     missing = [path for path in known if not any((base / path).exists() for base in (ROOT, *SOURCES))]
     assert missing == []
+
+
+def project_of(distribution: str) -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / distribution / "pyproject.toml").read_text())["project"]
+    return project
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_extra_to_install_exists_in_its_distribution(page: Path) -> None:
+    for distribution, extra in re.findall(r"pluralllm-(common|server|client|research)\[(\w+)\]", page.read_text()):
+        assert extra in project_of(distribution)["optional-dependencies"], f"pluralllm-{distribution}[{extra}]"
+
+
+def test_the_operators_page_installs_every_command_that_it_types() -> None:
+    install = next(line for block in of_section("operate.md", "Install") for line in block.commands if "/pip " in line)
+    installed = {name for part in re.findall(r" \./(\w+)", install) for name in project_of(part).get("scripts", {})}
+    typed = {
+        command
+        for section in ("Start", "Look", "One partner")
+        for block in of_section("operate.md", section)
+        for line in block.commands
+        if (command := line.split()[0]) in APPS
+    }
+    assert typed <= installed
