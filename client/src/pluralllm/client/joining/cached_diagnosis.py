@@ -1,4 +1,4 @@
-"""The cause of an unanswered call, looked up at most once in a while: the coordinator counts calls on its enrolment port."""
+"""Keeps the cause of unanswered calls for a while, because the coordinator limits how often its enrolment port may be called."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pluralllm.common.trust.identity import Identity
 
 
 class CachedDiagnosis:
-    """Calls `diagnose`, and keeps its answer for `keep_s` seconds."""
+    """A cache for the answer of `diagnose`, which it keeps for `keep_s` seconds."""
 
     def __init__(
         self,
@@ -18,7 +18,7 @@ class CachedDiagnosis:
     ) -> None:
         self._keep_s, self._diagnose_member, self._monotonic_s = keep_s, diagnose_member, monotonic_s
         self._cause: Cause | None = None
-        self._ends_s = -1.0  # of the kept answer
+        self._ends_s = -1.0  # monotonic time at which the kept answer becomes too old; negative before the first answer
 
     def cause(self, identity: Identity) -> Cause | None:
         """Returns what keeps this member from its coordinator; None if nothing is known. May block for some seconds."""
