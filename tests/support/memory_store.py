@@ -220,7 +220,7 @@ class MemoryMembership:
     async def change_membership(self, change: MembershipChange) -> AuditEntry:
         await self._before("membership.change_membership", change)
         tables, deed = self._tables, change.deed
-        if change.spends:
+        if change.spends is not None:
             invite = tables.invites.get(change.spends)
             if invite is None or invite.used_by_key or invite.withdrawn:
                 raise InviteUsed(name="" if invite is None else invite.name)

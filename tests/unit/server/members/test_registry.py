@@ -202,6 +202,19 @@ async def test_an_order_out_of_range_is_refused(registry: Registry, order: Invit
     assert await actions(registry) == []
 
 
+async def test_a_taken_name_is_refused_in_the_same_words_by_an_invite_and_on_the_coordinators_machine(
+    registry: Registry,
+) -> None:
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT, needs_approval=True))
+    await registry.join("org-a", token, request())
+    with pytest.raises(MemberExists) as from_invite:
+        await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    with pytest.raises(MemberExists) as from_machine:
+        await registry.make_admin(ClientId("org-a"), new_key().public_key())
+    assert str(from_invite.value) == str(from_machine.value)
+    assert from_machine.value.state == "awaiting approval"
+
+
 async def test_a_name_that_is_taken_is_not_invited_until_it_is_revoked_or_expired(
     registry: Registry, place: Place
 ) -> None:

@@ -11,12 +11,14 @@ import structlog
 
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.audit_chain import AuditEntry
+from pluralllm.common.words.ids import ClientId
 from pluralllm.server.members.access import Principal
 from pluralllm.server.storage.membership import Deed, MembershipChange, MembershipStore, facts_of
 
 log = structlog.get_logger()
 
 ACCEPTED = "ACCEPTED"
+NOBODY = ""  # how an entry writes that its actor has proven no identity
 SAME_REFUSAL_S = 3600.0
 MAX_REFUSALS_REMEMBERED = 1000  # of one actor
 MAX_OBJECT = 200
@@ -28,7 +30,7 @@ class AuditLog:
     def __init__(self, store: MembershipStore, wall_s: Callable[[], float]) -> None:
         self._store = store
         self._wall_s = wall_s
-        self._refusals: defaultdict[str, dict[tuple[str, str, str], float]] = defaultdict(dict)  # by actor
+        self._refusals: defaultdict[ClientId | None, dict[tuple[str, str, str], float]] = defaultdict(dict)  # by actor
         self.head: tuple[int, str] = (0, "")
 
     async def start(self) -> None:
@@ -48,8 +50,8 @@ class AuditLog:
     async def refused(self, actor: Principal | None, action: str, about: str, error: PluralError) -> None:
         """That somebody was refused. `actor` is None while nobody has proven an identity."""
         about = about[:MAX_OBJECT]
-        name = actor.name if actor is not None else ""
-        log.warning("audit.refused", actor=name, action=action, object=about, reason=error.reason)
+        name = actor.name if actor is not None else None
+        log.warning("audit.refused", actor=name or NOBODY, action=action, object=about, reason=error.reason)
         now_s, key = self._wall_s(), (action, about, error.reason)
         mine = self._refusals[name]
         if now_s - mine.get(key, -SAME_REFUSAL_S) < SAME_REFUSAL_S:
@@ -68,5 +70,5 @@ class AuditLog:
     def deed(
         self, actor: Principal | None, action: str, about: str, result: str = ACCEPTED, **facts: str | int | bool
     ) -> Deed:
-        name, serial = (actor.name, actor.serial) if actor is not None else ("", "")
+        name, serial = (actor.name, actor.serial) if actor is not None else (NOBODY, "")
         return Deed(self._wall_s(), name, serial, action, about[:MAX_OBJECT], result, facts_of(**facts))

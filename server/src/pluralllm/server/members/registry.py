@@ -138,12 +138,7 @@ class Registry:
         _check_order(order)
         name, now_s = ClientId(order.name), self._wall_s()
         async with self._changing:
-            member = self._members.get(name)
-            if member is not None and (state := self.state_of(member)) not in (
-                MemberState.REVOKED,
-                MemberState.EXPIRED,
-            ):
-                raise MemberExists(name=name, state=state.value.replace("_", " "))
+            self._check_name_is_free(name)
             token = secrets.token_urlsafe(TOKEN_BYTES)
             is_client = order.role is MemberRole.CLIENT
             invite = InviteRecord(
@@ -188,7 +183,7 @@ class Registry:
                 return self._again(invite, key_sha256, now_s)
             if not invite.is_open(now_s):
                 raise InviteExpired(name=name, expired=day(invite.expires_s))
-            self._check_key_is_new(key_sha256, ClientId(""))
+            self._check_key_is_new(key_sha256, None)
             issued = self._issue(key, invite.name, invite.role, now_s)
             member = Member(invite.name, invite.role, invite.group, invite.group_role, not invite.needs_approval, now_s)
             used = replace(invite, used_by_key=key_sha256)
@@ -265,12 +260,7 @@ class Registry:
         """An administrator made on the coordinator's own machine, without an invite; its chain. Raises MemberExists."""
         now_s = self._wall_s()
         async with self._changing:
-            member = self._members.get(name)
-            if member is not None and (state := self.state_of(member)) not in (
-                MemberState.REVOKED,
-                MemberState.EXPIRED,
-            ):
-                raise MemberExists(name=name, state=state.value)
+            self._check_name_is_free(name)
             issued = self._issue(key, name, MemberRole.ADMIN, now_s)
             made = Member(name, MemberRole.ADMIN, "", GroupRole.TRAIN, approved=True, created_s=now_s)
             deed = self.audit.deed(
@@ -323,7 +313,16 @@ class Registry:
         now_s = self._wall_s()
         return tuple(replace(i, withdrawn=True) for i in self._invites.values() if i.name == name and i.is_open(now_s))
 
-    def _check_key_is_new(self, key_sha256: str, owner: ClientId) -> None:
+    def _check_name_is_free(self, name: ClientId) -> None:
+        """Raises MemberExists unless the member of this name, if there is one, is revoked or expired."""
+        if (member := self._members.get(name)) is None:
+            return
+        state = self.state_of(member)
+        if state not in (MemberState.REVOKED, MemberState.EXPIRED):
+            raise MemberExists(name=name, state=state.value.replace("_", " "))
+
+    def _check_key_is_new(self, key_sha256: str, owner: ClientId | None) -> None:
+        """Raises CertificateInvalid if a certificate has this key already, unless it is the owner's."""
         if any(c.key_sha256 == key_sha256 and c.member != owner for c in self._certificates.values()):
             raise CertificateInvalid(what="the certificate request", problem="its key is in use; make a new one")
 

@@ -90,7 +90,7 @@ class MembershipChange:
     members: tuple[Member, ...] = ()  # inserted or replaced
     certificates: tuple[IssuedCertificate, ...] = ()  # inserted or replaced
     invites: tuple[InviteRecord, ...] = ()  # inserted or replaced
-    spends: str = ""  # token hash of an invite that must be unspent in the database at this moment
+    spends: str | None = None  # token hash of an invite that must be unspent in the database at this moment
 
 
 @dataclass(frozen=True, slots=True)

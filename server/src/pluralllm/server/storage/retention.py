@@ -25,7 +25,8 @@ async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = 
         for record in await store.rounds(run.id, None, keep_updates + 1):
             ended += record.outcome is not RoundOutcome.OPEN
             if ended <= keep_updates:
-                keep |= {Digest(record.rollouts)} - {Digest("")}
+                if record.rollouts:
+                    keep.add(Digest(record.rollouts))
                 keep |= {row.receipt.digest for row in await store.receipts(run.id, record.round)}
                 if record.outcome is RoundOutcome.CLOSED:
                     keep.update(await _moments(store, run.id, record.base_version))

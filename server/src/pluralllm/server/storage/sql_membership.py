@@ -82,7 +82,7 @@ class SqlMembership:
     @unbroken
     async def change_membership(self, change: MembershipChange) -> AuditEntry:
         async with self._store.writing() as connection:
-            if change.spends:
+            if change.spends is not None:
                 await _check_unspent(connection, change.spends)
             for member in change.members:
                 await replace_row(connection, t.members, ("name",), _values(member))
