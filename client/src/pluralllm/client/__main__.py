@@ -35,48 +35,52 @@ app = typer.Typer(
     name="pluralllm-client",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="A partner's daemon: trains on a private file, sends weight deltas only.\n\n" + EXIT_CODES,
+    help="Run a partner's daemon: it trains on a private file and sends only weight deltas.\n\n" + EXIT_CODES,
 )
 app.add_typer(data_commands.app, name="data")
 app.command("doctor")(doctor.doctor)
 app.command("support-bundle")(support_command.support_bundle)
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_CLIENT_* win over it.")
+    Path | None, typer.Option("--config", help="A TOML file; flags and PLURALLLM_CLIENT_* win over it.")
 ]
-StateDir = Annotated[Path | None, typer.Option(help="Where the outbox and the embedding cache are kept.")]
+StateDir = Annotated[Path | None, typer.Option(help="The folder for the outbox, the embedding cache and other state.")]
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")]
 
 
 @app.command("join")
 def join_federation(
-    invite: Annotated[str, typer.Argument(help="The invite file, its one line, or - to read it from standard input.")],
+    invite: Annotated[
+        str, typer.Argument(help="The invite file, its one line, or - to read the line from standard input.")
+    ],
     config: ConfigFile = None,
-    state_dir: Annotated[Path | None, typer.Option(help="The daemon's state; the key goes to identity/ in it.")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="The daemon's state directory; the key goes to its folder identity/.")
+    ] = None,
 ) -> None:
-    """Become a member: make a key, spend the invite, keep the certificate. Repeatable."""
+    """Join a federation: make a key, use the invite, keep the certificate. Repeatable."""
     from pluralllm.client.joining.joining import join, joined_text, read_invite  # noqa: PLC0415 - gRPC takes a moment
 
-    place = load_config(JoinConfig, config, {"state_dir": state_dir})
-    folder = place.identity or place.state_dir / "identity"
+    paths = load_config(JoinConfig, config, {"state_dir": state_dir})
+    folder = paths.identity or paths.state_dir / "identity"
     identity, waits = join(read_invite(invite), folder, COMMAND, frozenset({MemberRole.CLIENT}))
-    policy = place.state_dir / "policy.toml"
-    if place.policy is None and not policy.exists():
+    policy = paths.state_dir / "policy.toml"
+    if paths.policy is None and not policy.exists():
         write_durably(policy, DEFAULT_POLICY.encode())
     typer.echo(joined_text(identity, awaiting_approval=waits))
-    typer.echo(f"What you allow is in {place.policy or policy}. Next: pluralllm-client run --data FILE")
+    typer.echo(f"What you allow is in {paths.policy or policy}. Next: pluralllm-client run --data FILE")
 
 
 @app.command()
 def run(
     config: ConfigFile = None,
-    coordinator: Annotated[str | None, typer.Option(help="host:port of the coordinator.")] = None,
+    coordinator: Annotated[str | None, typer.Option(help="The coordinator's address, host:port.")] = None,
     data: Annotated[Path | None, typer.Option(help="The private file: JSONL or Parquet.")] = None,
     state_dir: StateDir = None,
-    device: Annotated[str | None, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = None,
-    exit_when_run_over: Annotated[bool | None, typer.Option(help="End with the first run that ends.")] = None,
+    device: Annotated[str | None, typer.Option(help="The device to train on: auto, cuda, cuda:N, mps or cpu.")] = None,
+    exit_when_run_over: Annotated[bool | None, typer.Option(help="Stop the daemon when the first run ends.")] = None,
     plain_text: Annotated[
-        bool | None, typer.Option("--plain-text", help="No certificates; a coordinator on this machine only.")
+        bool | None, typer.Option("--plain-text", help="Use no certificates; the coordinator must be on this machine.")
     ] = None,
     notify_socket: NotifySocket = None,
     watchdog_usec: WatchdogUsec = None,
@@ -134,11 +138,11 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
 
 @app.command()
 def healthy(config: ConfigFile = None, state_dir: StateDir = None) -> None:
-    """Whether the daemon of this state directory lives: for a container's health check."""
+    """Check that the daemon of this state directory is alive, for a container's health check."""
     check_alive(load_config(JoinConfig, config, {"state_dir": state_dir}).state_dir)
 
 
-def _count_retry(details: stamina.instrumentation.RetryDetails) -> None:  # noqa: ARG001 - a hook's form
+def _count_retry(details: stamina.instrumentation.RetryDetails) -> None:  # noqa: ARG001 - the hook's signature
     RETRIES.inc()
 
 
@@ -150,7 +154,7 @@ def show_config(config: ConfigFile = None, origin: Origin = False, as_json: Json
 
 
 def main() -> None:
-    """The entry point."""
+    """Runs the command line."""
     run_command(app)
 
 

@@ -1,6 +1,6 @@
-"""Calls to the coordinator, for a person: answers are plain values (dict, list, str, int, float), free of protobuf.
+"""The operator's calls to the coordinator. They return plain values (dict, list, str, int, float), free of protobuf.
 
-Enums come as their lower-case last words, times as RFC 3339 text.
+An enum value becomes the last words of its name in lower case, a time becomes RFC 3339 text.
 """
 
 import base64
@@ -37,17 +37,17 @@ from pluralllm.v1.resources_pb2 import ModelVersion
 
 CALL_DEADLINE_S = 15.0
 REWARDS_HOLD_S = 10.0
-WATCH_DEADLINE_S = 5.0  # progress and ages are no events: looked at again after this
+WATCH_DEADLINE_S = 5.0  # no event reports progress and ages, so they are read again after this time
 PAGE_SIZE = 200
 AUDIT_PAGE_SIZE = 500
 MAX_PAGES = 1_000
-DIAGNOSE_EVERY_S = 5.0  # --watch tries each second, and the coordinator counts questions on its enrolment port
+DIAGNOSE_EVERY_S = 5.0  # --watch tries each second, and the coordinator counts calls on its enrolment port
 
 Values = dict[str, Any]
 
 
 class Remote:
-    """One channel. Raises the leaf the coordinator answered with, Unreachable, or why it only looks unreachable."""
+    """A connection to one coordinator. Calls raise the error that it answered with, Unreachable, or the true cause of that."""
 
     def __init__(self, address: str, channel: grpc.Channel, identity: Identity | None) -> None:
         self.address = address
@@ -60,56 +60,65 @@ class Remote:
 
     @classmethod
     def of_member(cls, identity: Identity) -> Self:
-        """Mutual TLS. Raises InvalidArgument."""
+        """Opens a connection with mutual TLS. Raises InvalidArgument for an address that is none."""
         address = checked_address(identity.membership.coordinator)
         return cls(address, blocking_channel(identity), identity)
 
     @classmethod
     def in_plain_text(cls, address: str) -> Self:
-        """Raises NotLoopback, InvalidArgument."""
+        """Opens a connection without certificates, on loopback only. Raises NotLoopback, InvalidArgument."""
         return cls(checked_address(address), blocking_plain_channel(address), None)
 
     def close(self) -> None:
+        """Closes the connection."""
         self._channel.close()
 
     def create_run(self, run: str, spec_json: bytes) -> Values:
+        """Creates a run and returns it."""
         return self._run("CreateRun", pb.CreateRunRequest(run_id=run, spec_json=spec_json))
 
     def start_run(self, run: str) -> Values:
+        """Starts a run and returns it."""
         return self._run("StartRun", pb.StartRunRequest(name=_run_name(run)))
 
     def pause_run(self, run: str) -> Values:
+        """Pauses a run and returns it."""
         return self._run("PauseRun", pb.PauseRunRequest(name=_run_name(run)))
 
     def resume_run(self, run: str) -> Values:
+        """Resumes a paused run and returns it."""
         return self._run("ResumeRun", pb.ResumeRunRequest(name=_run_name(run)))
 
     def cancel_run(self, run: str, reason: str) -> Values:
+        """Cancels a run for good and returns it."""
         return self._run("CancelRun", pb.CancelRunRequest(name=_run_name(run), reason=reason))
 
     def ask_rewards(self, run: str, rollouts_json: bytes) -> str:
-        """The name of the round that scores this batch. Raises WrongPhase while another one is under way."""
-        found: pb.AskRewardsResponse = self._call(
+        """Asks for the rewards of a batch. Returns the name of the round that scores it.
+
+        Raises WrongPhase while another batch is being scored.
+        """
+        response: pb.AskRewardsResponse = self._call(
             "AskRewards", pb.AskRewardsRequest(name=_run_name(run), rollouts_json=rollouts_json)
         )
-        return found.round
+        return response.round
 
     def rewards(self, name: str) -> Values:
-        """Of a round; waits a while for it to end: its outcome is "open" if it has not."""
+        """Waits a while for a round to end, and returns its rewards. The outcome is "open" if it has not ended."""
         request = pb.GetRewardsRequest(name=name)
         request.hold.FromMilliseconds(round(REWARDS_HOLD_S * 1000))
         return plain(self._call("GetRewards", request))
 
     def get_run(self, run: str) -> Values:
-        """`-` is the newest."""
+        """Returns a run; `-` names the newest one."""
         return self._run("GetRun", pb.GetRunRequest(name=_run_name(run)))
 
     def runs(self) -> list[Values]:
-        """Newest first."""
+        """Returns all runs, newest first."""
         return self._pages("ListRuns", lambda token: pb.ListRunsRequest(page_size=PAGE_SIZE, page_token=token), "runs")
 
     def rounds(self, run: str, limit: int) -> list[Values]:
-        """The newest `limit`, newest first."""
+        """Returns the newest `limit` rounds of a run, newest first."""
         size = min(limit, PAGE_SIZE)
         return self._pages(
             "ListRounds",
@@ -119,7 +128,7 @@ class Remote:
         )
 
     def evaluations(self, run: str) -> list[Values]:
-        """All, oldest first."""
+        """Returns all evaluations of a run, oldest first."""
         return self._pages(
             "ListEvaluations",
             lambda token: pb.ListEvaluationsRequest(parent=_run_name(run), page_size=PAGE_SIZE, page_token=token),
@@ -127,6 +136,7 @@ class Remote:
         )
 
     def members(self) -> list[Values]:
+        """Returns all members and open invites."""
         return self._pages(
             "ListMembers", lambda token: pb.ListMembersRequest(page_size=PAGE_SIZE, page_token=token), "members"
         )
@@ -141,32 +151,38 @@ class Remote:
         *,
         needs_approval: bool,
     ) -> Invite:
+        """Invites a member. The invite is secret and valid for `ttl_s` seconds.
+
+        needs_approval: whether an administrator must approve the member when it has joined.
+        """
         request = pb.CreateInviteRequest(name=name, role=MEMBER_ROLES[role], group=group, needs_approval=needs_approval)
         if group_role is not None:
             request.group_role = ROLES[group_role]
         request.ttl.FromMilliseconds(round(ttl_s * 1000))
-        made: pb.CreateInviteResponse = self._call("CreateInvite", request)
+        response: pb.CreateInviteResponse = self._call("CreateInvite", request)
         return Invite(
-            federation=made.federation,
-            name=made.name,
-            role=MEMBER_ROLES_BACK[made.role],
-            group=made.group,
-            group_role=ROLES_BACK.get(made.group_role),
-            coordinator=made.coordinator,
-            enrolment=made.enrolment,
-            authority=base64.b64encode(made.authority_der).decode(),
-            token=made.token,
-            expires=made.expire_time.ToDatetime(tzinfo=datetime.UTC),
+            federation=response.federation,
+            name=response.name,
+            role=MEMBER_ROLES_BACK[response.role],
+            group=response.group,
+            group_role=ROLES_BACK.get(response.group_role),
+            coordinator=response.coordinator,
+            enrolment=response.enrolment,
+            authority=base64.b64encode(response.authority_der).decode(),
+            token=response.token,
+            expires=response.expire_time.ToDatetime(tzinfo=datetime.UTC),
         )
 
     def approve(self, name: str) -> Values:
+        """Approves a member that waits for it, and returns the member."""
         return plain(self._call("ApproveMember", pb.ApproveMemberRequest(name=_member_name(name))).member)
 
     def revoke(self, name: str, reason: str) -> Values:
+        """Revokes a member's certificate and returns the member."""
         return plain(self._call("RevokeMember", pb.RevokeMemberRequest(name=_member_name(name), reason=reason)).member)
 
     def audit_events(self) -> tuple[list[Values], bool]:
-        """Oldest first, and whether these are all: more than MAX_PAGES pages are not read."""
+        """Returns the audit entries, oldest first, and whether these are all: at most MAX_PAGES pages are read."""
         return self._read(
             "ListAuditEvents",
             lambda token: pb.ListAuditEventsRequest(page_size=AUDIT_PAGE_SIZE, page_token=token),
@@ -174,20 +190,20 @@ class Remote:
         )
 
     def renewed(self) -> "Remote":
-        """A connection with the next certificate, which is kept. Raises what Renew refuses, Unreachable, StorageFull."""
+        """Renews the certificate, and returns a connection that uses it. Raises refusals of Renew, Unreachable, StorageFull."""
         assert self._identity is not None  # nothing to renew in plain text
         key = next_key(self._identity.folder)
         request_der = make_request(key, self._identity.membership.name)
         try:
-            answer = self._enrolment.Renew(
+            response = self._enrolment.Renew(
                 enrolment_pb2.RenewRequest(certificate_request_der=request_der), timeout=CALL_DEADLINE_S
             )
         except grpc.RpcError as error:
             raise self._failure(error) from error
-        return Remote.of_member(save_renewal(self._identity, key, answer.certificate_chain_pem))
+        return Remote.of_member(save_renewal(self._identity, key, response.certificate_chain_pem))
 
     def wait_for_event(self, run: str, after: int) -> None:
-        """Returns once there is an event after this sequence, or when the wait is over."""
+        """Returns as soon as the run has an event after this sequence number, or when the wait is over."""
         request = pb.WatchRunRequest(name=_run_name(run), after_sequence=after)
         stream = self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S)
         try:
@@ -199,7 +215,7 @@ class Remote:
             stream.cancel()
 
     def model_record(self, model: ModelName) -> tuple[Values, int, bytes]:
-        """A version's record, its size in bytes and the run spec. Raises RoleForbids to observers."""
+        """Returns a version's record, its size in bytes and the run spec. Raises RoleForbids to observers."""
         answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)))
         return plain(answer.model), answer.manifest.size_bytes, answer.spec_json
 
@@ -240,25 +256,25 @@ class Remote:
     def _pages(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
     ) -> list[Values]:
-        """Raises OverLimit rather than give less than was asked for."""
-        found, is_all = self._read(method, request, field, limit)
+        """Returns the items of all pages, or the first `limit`. Raises OverLimit if there are more pages than are read."""
+        items, is_all = self._read(method, request, field, limit)
         if not is_all:
-            raise OverLimit(what=f"{field} on the coordinator", got=len(found) + 1, limit=len(found))
-        return found
+            raise OverLimit(what=f"{field} on the coordinator", got=len(items) + 1, limit=len(items))
+        return items
 
     def _read(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
     ) -> tuple[list[Values], bool]:
-        """What the pages hold, and whether that is what was asked for."""
-        found: list[Values] = []
+        """Returns the items of the first MAX_PAGES pages, and whether these are all or `limit` of them."""
+        items: list[Values] = []
         token = ""
         for _ in range(MAX_PAGES):
             answer = self._call(method, request(token))
-            found += [plain(message) for message in getattr(answer, field)]
+            items += [plain(message) for message in getattr(answer, field)]
             token = answer.next_page_token
-            if not token or (limit is not None and len(found) >= limit):
-                return found[:limit], True
-        return found[:limit], False
+            if not token or (limit is not None and len(items) >= limit):
+                return items[:limit], True
+        return items[:limit], False
 
     def _call(self, method: str, request: Message) -> Any:
         try:
@@ -276,7 +292,7 @@ class Remote:
 
 
 def checked_address(address: str) -> str:
-    """Raises InvalidArgument."""
+    """Returns an address as host:port. Raises InvalidArgument if it is none."""
     try:
         return check_address(address)
     except ValueError as error:
@@ -284,7 +300,7 @@ def checked_address(address: str) -> str:
 
 
 def _run_name(run: str) -> str:
-    """The name of a run, unchecked: the coordinator refuses what is none, and `-` is its newest run."""
+    """The name of a run, unchecked: the coordinator refuses a wrong one, and `-` is its newest run."""
     return str(RunName(RunId(run)))
 
 
@@ -293,17 +309,17 @@ def _member_name(name: str) -> str:
 
 
 def plain(message: Message) -> Values:
-    """A message as plain values; fields that are not set in a message with presence are None."""
-    found: Values = {}
+    """Converts a message to plain values. An optional field that is not set becomes None."""
+    values: Values = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.is_repeated:
-            found[field.name] = [_plain(field, item) for item in value]
+            values[field.name] = [_plain(field, item) for item in value]
         elif field.has_presence and not message.HasField(field.name):
-            found[field.name] = None
+            values[field.name] = None
         else:
-            found[field.name] = _plain(field, value)
-    return found
+            values[field.name] = _plain(field, value)
+    return values
 
 
 def _plain(field: Any, value: Any) -> Any:

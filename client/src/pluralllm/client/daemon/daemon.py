@@ -1,6 +1,6 @@
-"""The client's loop: poll, fetch, verify, work, outbox, push, forget.
+"""The daemon's loop: poll, fetch the model, check it, work, keep the result in the outbox, push it, delete it.
 
-The poll goes on while the work is done, so the lease stays renewed and a task that is no longer wanted stops at once.
+Polling goes on during the work. It renews the lease, and a task that the coordinator no longer needs stops at once.
 """
 
 import asyncio
@@ -58,17 +58,17 @@ from pluralllm.common.words.spec import RunSpec, parse_spec
 log = structlog.get_logger()
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
-STOP_GRACE_S = 8.0  # for a push that is under way
-STOP_TELL_S = 5.0  # for the coordinator to hear of it
+STOP_GRACE_S = 8.0  # a push under way may take this long when the daemon stops
+STOP_REPORT_S = 5.0  # deadline of the report that this client stops
 HAND_IN_GRACE_S = 1.5
 HANDING_IN = "handing in"
-CLOCK_SKEW_TOLD_S = 30.0
+CLOCK_SKEW_WARNING_S = 30.0
 APPROVAL_WAIT_S = 5.0
 
 
 @dataclass(slots=True)
 class Work:
-    """The task in hand."""
+    """The task in hand, and the asyncio task that does it."""
 
     task: Task
     doing: "asyncio.Task[None]"
@@ -76,15 +76,15 @@ class Work:
 
 
 @dataclass(slots=True)
-class Known:
-    """A run this client takes part in."""
+class JoinedRun:
+    """The spec of a run that this client takes part in."""
 
     spec: RunSpec
     spec_json: bytes
 
 
 class Daemon:
-    """One group's client. `run` returns when it is told to stop, or raises what cannot be mended here."""
+    """One group's client: takes tasks from the coordinator and returns their results."""
 
     def __init__(
         self,
@@ -105,12 +105,12 @@ class Daemon:
         self._state = config.state_dir.absolute()
         self._outbox = Outbox(self._state / "outbox")
         self._history = History(self._state / "history")
-        self._unfinished = self._history.open_runs()  # of an earlier process
+        self._unfinished = self._history.open_runs()  # an earlier process took part in these
         self._models = Models(self._state / "models", self._history, transport)
         self._drafts = Drafts(self._state / "drafts")
         self._orders = WorkOrders(config, partner, self._state, self._drafts)
         self._work: Work | None = None
-        self._runs: dict[RunId, Known] = {}
+        self._runs: dict[RunId, JoinedRun] = {}
         self._last_reason = ""
 
     @property
@@ -119,43 +119,46 @@ class Daemon:
         return self._work is not None and not self._work.doing.done()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop`, or until the run is over if the configuration says so."""
+        """Runs until `stop` is set, or until a run is over if the configuration says so.
+
+        Raises an error that no retry can mend, such as SessionReplaced or CertificateRevoked.
+        """
         await self._worker.start()
         polling = asyncio.create_task(self._poll_for_ever())
         stopping = asyncio.create_task(stop.wait())
-        keeping = asyncio.create_task(self._renewal.keep())
+        renewing = asyncio.create_task(self._renewal.keep())
         try:
             await asyncio.wait([polling, stopping], return_when=asyncio.FIRST_COMPLETED)
             if polling.done():
                 polling.result()
         finally:
-            for task in (polling, stopping, keeping):
+            for task in (polling, stopping, renewing):
                 task.cancel()
-            await asyncio.gather(polling, stopping, keeping, return_exceptions=True)
+            await asyncio.gather(polling, stopping, renewing, return_exceptions=True)
             await self._finish()
 
     async def _finish(self) -> None:
-        """A push that is under way may end; anything else stops, and the coordinator is told."""
+        """Waits a moment for a push under way. Stops other work, and reports that to the coordinator."""
         if self._work is not None and self.is_working:
             if self._work.stage == HANDING_IN:
                 await asyncio.wait([self._work.doing], timeout=STOP_GRACE_S)
             if not self._work.doing.done():
                 await self._drop_work("the client stops")
                 with contextlib.suppress(PluralError):
-                    name, why = self._work.task.name, "stopped by its owner"
+                    name, message = self._work.task.name, "stopped by its owner"
                     await self._transport.report_failure(
-                        name, CLIENT_STOPPED, why, permanent=False, deadline_s=STOP_TELL_S
+                        name, CLIENT_STOPPED, message, permanent=False, deadline_s=STOP_REPORT_S
                     )
         await self._worker.stop()
         log.info("client.stopped", sent_bytes=self._transport.traffic.sent_bytes)
 
     async def _poll_for_ever(self) -> None:
-        backoff_s, greeted = FIRST_BACKOFF_S, False
+        backoff_s, has_session = FIRST_BACKOFF_S, False
         while True:
             try:
-                if not greeted:
+                if not has_session:
                     await self._hello()
-                    greeted = True
+                    has_session = True
                 held = self._work.task.name if self._work is not None and not self._work.doing.done() else None
                 following = {*self._runs, *self._unfinished, *(entry.run for entry in self._outbox.pending())}
                 answer = await self._transport.poll(held, sorted(following))
@@ -164,27 +167,27 @@ class Daemon:
                 if await self._take(answer):
                     return
             except StaleSession:
-                greeted = False
+                has_session = False
             except AwaitingApproval as error:
-                self._say_why(f"{error}")
+                self._log_reason(f"{error}")
                 await asyncio.sleep(APPROVAL_WAIT_S)
             except (Unreachable, Broken, CertificateExpired, CertificateNotYetValid) as error:
                 CONNECTED.set(0)
-                self._say_why(f"{await self._renewal.true_cause(error)}")
+                self._log_reason(f"{await self._renewal.true_cause(error)}")
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
                 backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
                 RETRIES.inc()
-                greeted = greeted and not isinstance(error, Broken)
+                has_session = has_session and not isinstance(error, Broken)
 
     async def _hello(self) -> None:
         server_s = await self._transport.hello(self._partner.group, self._partner.role, self._questions)
         skew_s = server_s - time.time()
         log.info("client.connected", coordinator=self._transport.address, questions=self._questions)
-        if abs(skew_s) > CLOCK_SKEW_TOLD_S:
+        if abs(skew_s) > CLOCK_SKEW_WARNING_S:
             log.warning("client.clock_differs", skew_s=round(skew_s, 1))
 
     async def _take(self, answer: Answer) -> bool:
-        """Acts on one answer; True when the daemon is done for good."""
+        """Acts on one answer. Returns True if the daemon is to end."""
         match answer:
             case Task():
                 if self._work is not None and not self._work.doing.done():
@@ -197,7 +200,7 @@ class Daemon:
             case Wait(after_s, reason):
                 if self._work is not None and not self._work.doing.done():
                     await self._drop_work(reason)
-                self._say_why(reason)
+                self._log_reason(reason)
                 await asyncio.sleep(after_s)
             case RunOver():
                 await self._leave(answer)
@@ -217,7 +220,10 @@ class Daemon:
         )
 
     async def _drop_work(self, reason: str) -> None:
-        """Stops the task in hand. One that is handing in its result may end: that result is often why nothing more is wanted."""
+        """Stops the task in hand, but first waits a moment for one that hands in its result.
+
+        That result is often the reason why the coordinator needs no more.
+        """
         assert self._work is not None
         if self._work.stage == HANDING_IN:
             await asyncio.wait([self._work.doing], timeout=HAND_IN_GRACE_S)
@@ -226,8 +232,8 @@ class Daemon:
             self._work.doing.cancel()
         await asyncio.gather(self._work.doing, return_exceptions=True)
 
-    def _say_why(self, reason: str) -> None:
-        """A reason for waiting is logged when it changes, not each time."""
+    def _log_reason(self, reason: str) -> None:
+        """Logs a reason for waiting when it changes, not each time."""
         if reason != self._last_reason:
             log.info("client.waiting", reason=reason)
             self._last_reason = reason
@@ -237,19 +243,19 @@ class Daemon:
     async def _do(self, task: Task) -> None:
         with span(task.kind, context_of(task.traceparent), task=task.name, client=self._partner.name):
             try:
-                known = await self._known(task)
-                check_task(self._policy, self._partner.role, known.spec, task.kind, task.round, task.cohort_size)
+                run = await self._joined_run(task)
+                check_task(self._policy, self._partner.role, run.spec, task.kind, task.round, task.cohort_size)
                 if task.kind is TaskKind.EVALUATE:
-                    await self._evaluate(task, known)
+                    await self._evaluate(task, run)
                 else:
-                    await self._deliver(task, known)
+                    await self._deliver(task, run)
                 TASKS.labels(task.kind, "done").inc()
             except (RoundClosed, LeaseLost) as error:
                 self._outbox.drop(task.name)
                 log.info("task.dropped", task=task.name, reason=str(error))
                 TASKS.labels(task.kind, "dropped").inc()
             except (Unreachable, StaleSession, CertificateExpired, CertificateNotYetValid) as error:
-                # What is in the outbox is pushed next time.
+                # The outbox keeps a finished result for the next try.
                 log.warning("task.interrupted", task=task.name, reason=str(error))
                 TASKS.labels(task.kind, "interrupted").inc()
             except PluralError as error:
@@ -261,33 +267,33 @@ class Daemon:
     async def _give_up(self, task: Task, error: Exception) -> None:
         reason = error.reason if isinstance(error, PluralError) else type(error).__name__
         permanent = isinstance(error, PluralError) and not isinstance(error, Broken | StorageFull)
-        if permanent:  # else the same task finds its finished update again
+        if permanent:  # otherwise the next try of this task uses its finished update
             self._outbox.drop(task.name)
         TASKS.labels(task.kind, "failed").inc()
         log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
         self._stage(HANDING_IN)
         with contextlib.suppress(PluralError):
-            told = str(error) if isinstance(error, PluralError) else "the client's log says more"
-            await self._transport.report_failure(task.name, reason, told, permanent=permanent)
+            message = str(error) if isinstance(error, PluralError) else "the client's log says more"
+            await self._transport.report_failure(task.name, reason, message, permanent=permanent)
 
-    async def _known(self, task: Task) -> Known:
-        """The task's run spec, fetched once; its hash must be the task's, for every task. Raises SpecMismatch."""
-        if (known := self._runs.get(task.run)) is None:
+    async def _joined_run(self, task: Task) -> JoinedRun:
+        """Returns the spec of a task's run, fetched once. Raises SpecMismatch if it has another hash than this task names."""
+        run = self._runs.get(task.run)
+        if run is None:
             spec_json = await self._transport.run_spec(task.run)
-            known = Known(parse_spec(spec_json, f"of run {task.run}"), spec_json)
-            self._runs[task.run] = known
-        got = Digest(hashlib.sha256(known.spec_json).hexdigest())
-        if got != task.spec_sha256:
+            run = self._runs[task.run] = JoinedRun(parse_spec(spec_json, f"of run {task.run}"), spec_json)
+        spec_sha256 = Digest(hashlib.sha256(run.spec_json).hexdigest())
+        if spec_sha256 != task.spec_sha256:
             self._runs.pop(task.run)
-            raise SpecMismatch(run=task.run, asked=task.spec_sha256[:12], stored=got[:12])
-        return known
+            raise SpecMismatch(run=task.run, asked=task.spec_sha256[:12], stored=spec_sha256[:12])
+        return run
 
-    async def _deliver(self, task: Task, known: Known) -> None:
-        """An update, or rewards: made, kept in the outbox, brought to its receipt."""
+    async def _deliver(self, task: Task, run: JoinedRun) -> None:
+        """Makes an update or rewards, keeps them in the outbox, and pushes them until the receipt is there."""
         waiting = await asyncio.to_thread(self._outbox.get, task.name)
         if waiting is None or waiting[0].base_digest != task.base_digest:
             base = await self._fetch(task)
-            entry = await self._produce(task, known, base)
+            entry = await self._produce(task, run, base)
             await asyncio.to_thread(self._outbox.put, entry, self._drafts.delta)
             waiting = await asyncio.to_thread(self._outbox.get, task.name)
             assert waiting is not None
@@ -307,10 +313,10 @@ class Daemon:
         self._outbox.drop(task.name)
         log.info("update.committed", task=task.name, digest=entry.digest, examples=entry.examples, **entry.metrics)
 
-    async def _produce(self, task: Task, known: Known, weights: Path) -> Entry:
-        """Has the worker make an update or rewards; the file is the draft `delta`."""
+    async def _produce(self, task: Task, run: JoinedRun, weights: Path) -> Entry:
+        """Lets the worker make an update or rewards. The file is the draft `delta`."""
         on_progress = self._progress(task)
-        await self._worker.ask(PREPARE, self._orders.prepare(known.spec, known.spec_json), on_progress)
+        await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
         result: TrainedUpdate | Rewards
         metrics: Mapping[str, float] = {}
         if task.kind is TaskKind.REWARD:
@@ -333,10 +339,10 @@ class Daemon:
             metrics=permitted_metrics(self._policy, metrics),
         )
 
-    async def _evaluate(self, task: Task, known: Known) -> None:
+    async def _evaluate(self, task: Task, run: JoinedRun) -> None:
         weights = await self._fetch(task)
         on_progress = self._progress(task)
-        await self._worker.ask(PREPARE, self._orders.prepare(known.spec, known.spec_json), on_progress)
+        await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
         with WORK_SECONDS.labels(task.kind).time(), span("work"):
             scores = await self._worker.ask(EVALUATE, self._orders.evaluate(task, weights), on_progress)
         ALIGNMENT.set(scores.alignment_score)

@@ -1,4 +1,4 @@
-"""The model versions this client has fetched: verified, in their place in its history, and only the last few kept."""
+"""The model versions that this client has fetched. Each is verified against the run's history; only the last few are kept."""
 
 from pathlib import Path
 
@@ -19,15 +19,15 @@ class Models:
         self._transport = transport
 
     async def fetch(self, task: Task) -> Path:
-        """The task's base version. Raises Corrupt, HistoryDiverged, and what may pass: Unreachable, StaleSession."""
+        """Returns the file of the task's base version. Raises Corrupt, HistoryDiverged, Unreachable, StaleSession."""
         path = self._folder / task.base_digest
         link = await self._transport.fetch_model(task.run, task.base_version, task.base_digest, path)
         self._history.check(task.run, link, task.base_record_sha256)
-        self._drop_all_but(path)
+        self._drop_old_but(path)
         return path
 
-    def _drop_all_but(self, wanted: Path) -> None:
+    def _drop_old_but(self, needed: Path) -> None:
         newest_last = sorted(self._folder.iterdir(), key=lambda file: file.stat().st_mtime)
         for old in newest_last[:-KEPT]:
-            if old != wanted:
+            if old != needed:
                 old.unlink()

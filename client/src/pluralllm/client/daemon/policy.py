@@ -1,4 +1,4 @@
-"""What a partner allows, whatever a coordinator asks. The file is the partner's; the checks are pure."""
+"""The partner's own limits, whatever a coordinator asks for. The partner writes the file; the checks touch nothing."""
 
 import fnmatch
 import tomllib
@@ -19,7 +19,7 @@ METRICS = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_sc
 
 
 class Policy(BaseModel):
-    """policy.toml. The defaults allow what an ordinary run asks."""
+    """The contents of policy.toml. The defaults allow the tasks of an ordinary run, but no rewards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,12 +29,12 @@ class Policy(BaseModel):
     max_learning_rate: Annotated[float, Field(gt=0)] = 1.0
     allowed_embedding_models: tuple[str, ...] = ("*",)  # patterns as in a shell
     allow_evaluation: bool = True
-    allow_rewards: bool = False  # rewards tell how this group is predicted to answer anything that is asked
-    allowed_metrics: frozenset[str] = METRICS  # which may leave this machine
+    allow_rewards: bool = False  # rewards show how this group is predicted to answer any question
+    allowed_metrics: frozenset[str] = METRICS  # the numbers that may leave this machine
 
 
 def load_policy(path: Path | None) -> Policy:
-    """The partner's policy; the defaults without a file. Raises InvalidConfig."""
+    """Reads the partner's policy; without a file, the defaults. Raises InvalidConfig."""
     if path is None:
         return Policy()
     try:
@@ -55,7 +55,7 @@ def load_policy(path: Path | None) -> Policy:
 def check_task(
     policy: Policy, role: GroupRole, spec: RunSpec, kind: TaskKind, round_number: int, cohort_size: int
 ) -> None:
-    """Raises PolicyForbids for the first thing this partner does not allow."""
+    """Checks a task against the policy. Raises PolicyForbids for the first limit that it breaks."""
     if role is GroupRole.HELD_OUT and kind is TaskKind.TRAIN:
         _forbid("role", "train", "held_out: this group is evaluated only")
     if not any(fnmatch.fnmatchcase(spec.embedding.model, pattern) for pattern in policy.allowed_embedding_models):
@@ -81,7 +81,7 @@ def check_task(
 
 
 def permitted_metrics(policy: Policy, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Those that may leave."""
+    """Returns the metrics that may leave this machine."""
     return {name: value for name, value in metrics.items() if name in policy.allowed_metrics}
 
 

@@ -1,4 +1,4 @@
-"""The worker's progress, passed on to the coordinator for people to see."""
+"""Progress of the worker, sent on to the coordinator, where people see it."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ REPORT_EVERY_S = 1.0
 
 
 class ProgressReports:
-    """Called with (stage, done, all) as often as the worker likes; reports once a second at most. A lost one is no loss."""
+    """A callback for (stage, done, all). It sends at most one report a second, and a report that is lost is not repeated."""
 
     def __init__(self, report: Callable[[str, float], Awaitable[None]], on_stage: Callable[[str], None]) -> None:
         self._report = report

@@ -1,4 +1,4 @@
-"""This member's standing with its coordinator: the certificate renewed in time, and the true cause when nothing answers."""
+"""Renewal of this member's certificate in time, and the true cause when the coordinator does not answer."""
 
 import asyncio
 import random
@@ -16,13 +16,13 @@ from pluralllm.common.trust.identity import Identity, next_key, save_renewal
 
 log = structlog.get_logger()
 
-LOOK_AGAIN_S = 3600.0  # clocks are set, machines sleep: no wait is believed for longer
+CHECK_EVERY_S = 3600.0  # clocks are set and machines sleep, so a longer wait could end too late
 LONGEST_PAUSE_S = 60.0  # between two tries
 DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 
 
 class Renewal:
-    """Without an identity (plain text) there is nothing to renew and nothing to find out."""
+    """Keeps one member's certificate valid. Does nothing without an identity (plain text)."""
 
     def __init__(self, identity: Identity | None, transport: Transport) -> None:
         self._identity = identity
@@ -35,9 +35,9 @@ class Renewal:
         """Renews at two thirds of the certificate's life, with a new key each time. Runs until cancelled."""
         while self._identity is not None:
             facts = self._identity.facts
-            # Neither a coordinator that refuses nor a clock that is wrong makes this hot.
+            # The pause keeps this loop slow even if the coordinator refuses or the clock is wrong.
             pause_s = min(LONGEST_PAUSE_S, facts.life_s / 20)
-            wait_s = min(LOOK_AGAIN_S, facts.renew_s - time.time())
+            wait_s = min(CHECK_EVERY_S, facts.renew_s - time.time())
             if wait_s <= 0:
                 try:
                     self._identity = await renew(self._identity, self._transport)
@@ -51,8 +51,9 @@ class Renewal:
         return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
 
     async def true_cause(self, error: PluralError) -> PluralError:
-        """Returns the reason behind an error: a refused handshake looks like a dead coordinator, a wrong clock like an expired
-        certificate. Raises the reason if no retry can help.
+        """Returns the reason behind an error. Raises that reason if no retry can help.
+
+        A refused handshake looks like a dead coordinator, and a wrong clock like an expired certificate.
         """
         if self._identity is None or not isinstance(error, Unreachable | CertificateExpired | CertificateNotYetValid):
             return error
@@ -65,9 +66,9 @@ class Renewal:
 
 
 async def renew(identity: Identity, transport: Transport) -> Identity:
-    """The next certificate, durable before it is used; new calls go over a new channel, calls under way end on the old one.
+    """Gets the next certificate and keeps it on disk before its first use. Calls under way end on the old channel.
 
-    Raises what EnrolmentService.Renew refuses, Unreachable, StorageFull.
+    Raises the refusals of EnrolmentService.Renew, Unreachable, StorageFull.
     """
     key = await asyncio.to_thread(next_key, identity.folder)
     chain_pem = await transport.renew(make_request(key, identity.membership.name))

@@ -1,4 +1,4 @@
-"""Keeps what must survive a stop: finished updates until they are acknowledged, the chain of versions, drafts of training state.
+"""Keeps the state that must survive a stop: finished updates until their receipt, the chain of versions, training states.
 
 May touch: files in the state directory.
 Start reading at outbox.py.

@@ -1,4 +1,4 @@
-"""What a coordinator answers, free of protobuf."""
+"""The coordinator's answers as plain dataclasses, free of protobuf."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from pluralllm.common.words.names import TaskKind
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One piece of work. The same name is the same work, however often it is handed out."""
+    """One piece of work. Two tasks with the same name are the same work."""
 
     name: TaskId
     run: RunId
@@ -20,17 +20,21 @@ class Task:
     base_record_sha256: str
     cohort_size: int
     seed: int
-    traceparent: str = ""  # of the round's trace
+    traceparent: str = ""  # W3C trace context of the round; empty if it has none
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
+    """The answer that there is no task now."""
+
     after_s: float
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class RunOver:
+    """The answer that a run has ended, with its last version."""
+
     run: RunId
     outcome: str
     reason: str
@@ -43,7 +47,7 @@ Answer = Task | Wait | RunOver
 
 @dataclass(frozen=True, slots=True)
 class VersionLink:
-    """What the coordinator says of a model version: its place in the hash chain."""
+    """A model version and its parent in the run's hash chain, as the coordinator names them."""
 
     version: ModelVersion
     digest: Digest
@@ -53,7 +57,7 @@ class VersionLink:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One evaluation's result."""
+    """The result of one evaluation."""
 
     alignment_score: float
     alignment_score_base2: float

@@ -1,4 +1,4 @@
-"""The client's side of FederationService: one channel, a deadline on every call, repeats where a repeat is safe."""
+"""The daemon's side of FederationService. Every call has a deadline; calls that may be repeated are retried."""
 
 import asyncio
 import contextlib
@@ -54,7 +54,7 @@ from pluralllm.v1.resources_pb2 import RunOutcome
 CALL_DEADLINE_S = 20.0
 POLL_HOLD_S = 25.0
 COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole update
-RETRY_FOR_S = 600.0  # then the work is given up; the outbox keeps it
+RETRY_FOR_S = 600.0  # then the task is given up; the outbox keeps its update
 FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0
 SERVICE_CONFIG = {
     "methodConfig": [
@@ -91,7 +91,7 @@ class Traffic:
 
 
 class Transport:
-    """Raises the leaf the coordinator answered with, or Unreachable."""
+    """Calls to one coordinator. Each raises the error that the coordinator answered with, or Unreachable."""
 
     def __init__(self, connection: Connection, client: ClientId | None) -> None:
         self._connection = connection
@@ -102,12 +102,12 @@ class Transport:
 
     @classmethod
     def of_member(cls, identity: Identity, standby: str | None = None) -> Self:
-        """Mutual TLS: the certificate says who calls. `standby`: a second coordinator's address."""
+        """Opens a connection with mutual TLS: the certificate proves who calls. `standby`: address of a second coordinator."""
         return cls(Connection(_addresses(identity.membership.coordinator, standby), _secure(identity)), None)
 
     @classmethod
     def in_plain_text(cls, address: str, client: ClientId, standby: str | None = None) -> Self:
-        """On loopback only. Raises NotLoopback."""
+        """Opens a connection without certificates, on loopback only. Raises NotLoopback."""
         addresses = _addresses(address, standby)
         for listed in addresses:
             check_loopback(listed)
@@ -115,18 +115,19 @@ class Transport:
 
     @property
     def address(self) -> str:
-        """Of the coordinator that is called now."""
+        """The address of the coordinator that new calls go to."""
         return self._connection.address
 
     def use(self, identity: Identity) -> None:
-        """New calls go with this certificate; gRPC cannot change that of a channel, so calls under way end on the old one."""
+        """Uses this certificate for new calls. Calls under way end with the old one: gRPC cannot change that of a channel."""
         self._connection.open_with(_secure(identity))
 
     async def close(self) -> None:
+        """Closes the connection."""
         await self._connection.close()
 
     async def renew(self, request_der: bytes) -> bytes:
-        """The next certificate chain, PEM. Raises CertificateInvalid, OverLimit, IssuerExpired."""
+        """Returns the next certificate chain, PEM. Raises CertificateInvalid, OverLimit, IssuerExpired."""
         request = enrolment_pb2.RenewRequest(certificate_request_der=request_der)
         response: enrolment_pb2.RenewResponse = await self._answer(
             self._connection.enrolment.Renew, request, CALL_DEADLINE_S
@@ -134,7 +135,7 @@ class Transport:
         return response.certificate_chain_pem
 
     async def hello(self, group: str, role: GroupRole, questions: int) -> float:
-        """Opens a session; returns the coordinator's clock, seconds since the epoch. Raises ProtocolUnsupported."""
+        """Opens a session. Returns the coordinator's clock, seconds since the epoch. Raises ProtocolUnsupported."""
         request = pb.HelloRequest(
             protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
             software_version=__version__,
@@ -148,7 +149,11 @@ class Transport:
         return float(response.server_time.ToMilliseconds()) / 1000
 
     async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
-        """What now? Raises StaleSession, SessionReplaced, ProtocolUnsupported."""
+        """Asks for the next task and renews the lease of the one in hand.
+
+        held: the task in hand. following: runs whose end this client waits for.
+        Raises StaleSession, SessionReplaced, ProtocolUnsupported.
+        """
         request = pb.PollRequest(
             protocol=PROTOCOL_MAX,
             generation=self._generation,
@@ -168,20 +173,20 @@ class Transport:
                     RunId(over.run), outcome, over.reason, ModelVersion(over.version), Digest(over.version_digest)
                 )
             case "upgrade":
-                wanted = response.upgrade.protocol
+                server = response.upgrade.protocol
                 raise ProtocolUnsupported(
-                    client_min=PROTOCOL_MIN, client_max=PROTOCOL_MAX, server_min=wanted.min, server_max=wanted.max
+                    client_min=PROTOCOL_MIN, client_max=PROTOCOL_MAX, server_min=server.min, server_max=server.max
                 )
             case _:
                 return Wait(response.wait.after.ToMilliseconds() / 1000, response.wait.reason)
 
     async def run_spec(self, run: RunId) -> bytes:
-        """Canonical JSON; the caller compares its hash with the task's."""
+        """Returns a run's spec as canonical JSON. The caller must compare its hash with the task's."""
         response: pb.GetRunSpecResponse = await self._call("GetRunSpec", pb.GetRunSpecRequest(run=run))
         return response.spec_json
 
     async def rollouts(self, task: TaskId) -> bytes:
-        """What a reward task is to score, as rollout_batch reads it. Raises LeaseLost."""
+        """Returns the batch that a reward task scores, as rollout_batch reads it. Raises LeaseLost."""
         response: pb.GetRolloutsResponse = await self._call("GetRollouts", pb.GetRolloutsRequest(task=task))
         return response.rollouts_json
 
@@ -234,9 +239,12 @@ class Transport:
         examples: int,
         metrics: Mapping[str, float],
     ) -> None:
-        """Brings an update to its receipt, sending only what is missing. Commit on the coordinator is the truth:
-        after an unclear answer it is asked again. A coordinator that restarted in between is told of the update anew, one whose
-        disk is full is given time. Raises the refusals of BeginUpdate, PutChunks and CommitUpdate."""
+        """Sends the missing chunks of an update and commits it. Returns when the coordinator has given its receipt.
+
+        After an unclear answer it starts again with BeginUpdate, which says whether there is a receipt. So a coordinator that was
+        restarted learns of the update again, and one whose disk is full gets time.
+        Raises the refusals of BeginUpdate, PutChunks and CommitUpdate.
+        """
         begin = pb.BeginUpdateRequest(
             task=task,
             spec_sha256=spec_sha256,
@@ -267,6 +275,7 @@ class Transport:
                 SENT_BYTES.inc(len(data))
 
     async def report_scores(self, task: TaskId, scores: Scores) -> None:
+        """Reports the result of an evaluation. Raises the refusals of ReportEvaluation."""
         request = pb.ReportEvaluationRequest(
             task=task,
             alignment_score=scores.alignment_score,
@@ -279,11 +288,13 @@ class Transport:
                 await self._call("ReportEvaluation", request)
 
     async def report_progress(self, task: TaskId, stage: str, progress: float) -> None:
+        """Reports how much of a stage is done, 0 .. 1. A call that fails is not repeated."""
         await self._call("ReportProgress", pb.ReportProgressRequest(task=task, stage=stage, progress=progress))
 
     async def report_failure(
         self, task: TaskId, reason: str, message: str, *, permanent: bool, deadline_s: float = CALL_DEADLINE_S
     ) -> None:
+        """Reports that a task failed. `permanent`: a retry here would fail, too."""
         kind = pb.FAILURE_KIND_PERMANENT if permanent else pb.FAILURE_KIND_TRANSIENT
         request = pb.ReportFailureRequest(task=task, kind=kind, reason=reason, message=message)
         request.instance_id = self._instance
@@ -298,15 +309,15 @@ class Transport:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Around a call: raises the leaf it failed with. Who cannot serve any more is not called again while there is another."""
+        """Turns a failed call into its error. Leaves a coordinator that cannot serve any more, if there is another."""
         address = self._connection.address
         try:
             yield
         except grpc.RpcError as error:
-            found = from_rpc_error(error, address)
-            if isinstance(found, Unreachable | Overtaken | DiskFailed):
+            failure = from_rpc_error(error, address)
+            if isinstance(failure, Unreachable | Overtaken | DiskFailed):
                 self._connection.leave(address)
-            raise found from error
+            raise failure from error
 
 
 def _addresses(coordinator: str, standby: str | None) -> tuple[str, ...]:
@@ -318,7 +329,7 @@ def _secure(identity: Identity) -> OpenChannel:
 
 
 def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
-    """Around work that may be repeated: jittered, with a limit in time."""
+    """Attempts at work that may be repeated after these errors: with jittered waits, and a limit in time."""
     return stamina.retry_context(
         on=errors,
         attempts=None,

@@ -1,4 +1,4 @@
-"""What a predictor is trained to lower, for many clients of a batch at once, and how far a round's base model was from each.
+"""Loss functions of training, for many clients of a batch at once, and each client's distance from a round's base model.
 
 B: rows of the batch, T: target points, Q: target questions.
 """
@@ -14,7 +14,7 @@ from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE, js_distance
 from pluralllm.common.predictor.model import Prediction
 from pluralllm.common.words.spec import Training
 
-SMOOTHING = 1e-6  # under a square root whose slope at 0 is infinite
+SMOOTHING = 1e-6  # added under a square root, whose slope at 0 is infinite
 MIN_LOG_STD, MAX_LOG_STD = -7.0, 4.0  # keeps the likelihood finite; 0.001 .. 55 on a scale of shares
 
 
@@ -24,8 +24,8 @@ def prediction_loss(predicted: Prediction, batch: Batch, training: Training, cli
     The batch's rows are those of the first client, then those of the second, as many for each; shape (clients,).
     gaussian: -log N(y; softmaxed mean, exp(log-std)), arXiv 2310.11523. cross_entropy: between the true shares and the
     softmaxed means of each question, plus the same Gaussian on detached means, so that the predicted spread is trained too.
-    alignment: cross_entropy, plus the Jensen-Shannon distance of each question, which the alignment score is 1 minus.
-    The last two are held against softened shares (`target_temperature`), the spread against the shares as they are.
+    alignment: cross_entropy, plus the Jensen-Shannon distance of each question. The alignment score is 1 minus that distance.
+    The last two compare with softened shares (`target_temperature`), the Gaussian with the shares as they are.
     """
     log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (B, T)
     y = batch.target_shares  # (B, T)
@@ -49,7 +49,7 @@ def prediction_loss(predicted: Prediction, batch: Batch, training: Training, cli
 
 
 def softened(batch: Batch, temperature: float) -> Tensor:
-    """Target shares to a power of 1 / temperature, brought to sum 1 over each question; (B, T).
+    """Target shares to the power 1 / temperature, scaled to sum 1 over each question; (B, T).
 
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2, where the softmax of logits / T is the same power of shares.
     """
@@ -73,8 +73,8 @@ def smooth_js_distances(log_shares: Tensor, y: Tensor, batch: Batch) -> Tensor:
 def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[float, ...]:
     """Each client's mean Jensen-Shannon distance (natural logarithm, 0 .. sqrt(ln 2)) over its target questions.
 
-    Rows as in `prediction_loss`. Of the predictions of a first local step it is 1 - alignment of the round's base model, for
-    nothing: they are there already (with dropout, if the spec has any).
+    Rows are as in `prediction_loss`. For the predictions of a first local step this is 1 - alignment of the round's base model.
+    It costs nothing more, because training makes these predictions anyway (with dropout, if the spec has any).
     """
     shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions).exp()  # (B, T)
     rows = zip(
@@ -82,9 +82,8 @@ def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[f
     )
     totals, counts = np.zeros(clients), np.zeros(clients, dtype=np.int64)
     for row, (guess, true, question) in enumerate(rows):
-        ends = (
-            np.flatnonzero(np.diff(question)) + 1
-        )  # a question's points lie together; padding has a number of its own
+        # The points of a question lie together; padding has a number of its own.
+        ends = np.flatnonzero(np.diff(question)) + 1
         parts = zip(np.split(guess, ends), np.split(true, ends), np.split(question, ends), strict=True)
         distances = [js_distance(g, t) for g, t, number in parts if number[0] < batch.questions]
         totals[row * clients // len(shares)] += sum(distances)
@@ -93,6 +92,6 @@ def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[f
 
 
 def gaussian_loss(mean: Tensor, log_std: Tensor, y: Tensor) -> Tensor:
-    """Negative log-likelihood of y under N(mean, exp(log_std)), elementwise."""
+    """Negative log-likelihood of y under N(mean, exp(log_std)), for each element."""
     log_std = log_std.clamp(MIN_LOG_STD, MAX_LOG_STD)
     return 0.5 * ((y - mean) * torch.exp(-log_std)) ** 2 + log_std + 0.5 * math.log(2 * math.pi)

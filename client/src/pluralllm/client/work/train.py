@@ -1,7 +1,7 @@
-"""Local work as plain functions: one TRAIN task, one EVALUATE task. No sockets, no processes, no clock.
+"""Training and evaluation as plain functions, without sockets, processes or a clock.
 
-The same files, data, seed and number of threads give the same delta on one machine, bit for bit (on CUDA as far as torch has
-deterministic kernels, with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment).
+The same files, data, seed and number of threads give the same delta on one machine, bit for bit (on CUDA, if torch has
+deterministic kernels for the model, with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment).
 """
 
 import contextlib
@@ -46,15 +46,18 @@ Progress = Callable[[int, int], None]  # steps done, steps in all; may raise to 
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA if there, else MPS, else CPU. Raises InvalidArgument for a device that this machine does not have."""
+    """Returns a torch device. `auto` is CUDA if there is one, else MPS, else CPU.
+
+    Raises InvalidArgument for a device that this machine does not have.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)  # fails here and not in the middle of a round
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own for it
+        torch.empty(1, device=device)  # a device that does not work fails here, and not in the middle of a round
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no single error for it
         problem = f"{name!r} cannot be used here ({str(error).splitlines()[0]}); auto takes what there is"
         raise InvalidArgument(field="device", problem=problem) from error
     return device
@@ -62,13 +65,13 @@ def pick_device(name: str) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What one TRAIN task gave."""
+    """The result of one TRAIN task."""
 
     manifest: Manifest  # of the delta's file
     examples: int  # training questions of the group: the update's weight, the same in every round
     steps: int
     mean_loss: float
-    base_distance: float  # of the weights in `base`, by `base_distances` on the first step's targets
+    base_distance: float  # `base_distances` of the weights in `base`, on the first step's targets
 
 
 def train(
@@ -85,9 +88,9 @@ def train(
 ) -> Trained:
     """Trains the weights in `base` and writes delta = local - global to `out` (not yet durable).
 
-    `first_step`: local steps that lie before this round, for the schedule. `optimizer_state`: the file of this client's moments
-    in this run, read if the spec keeps them and it is there; the new ones are written to `next_state` of it. `residual`: the same
-    for what the encoding of updates took from earlier ones.
+    `first_step`: number of local steps before this round, for the schedule. `optimizer_state`: the file of this client's moments
+    in this run. It is read if the spec keeps moments and the file exists; the new moments go to its `next_state`.
+    `residual`: the same for the part of earlier updates that their encoding took away.
     Raises TooFewQuestions, NotFinite, WrongLayout, StorageFull, or what `on_step` raises; `out` is not written then.
     """
     training = spec.training
@@ -130,38 +133,38 @@ def train(
 
 
 def _write(out: Path, spec: RunSpec, layout: Layout, delta: Delta, seed: int, residual: Path) -> Manifest:
-    """The delta as the spec says it travels; what rounding takes from it is added to the next one."""
+    """Writes the delta in the spec's encoding. The part that rounding takes away is added to the next delta."""
     form = update_format(layout, spec.updates.encoding)
     with storage_errors("an update"):
         if form.encoding == "fp32":
             return write_weights(out, layout, [delta])
-        wanted = delta + _kept(residual, delta.size)
-        manifest, read = write_update(out, form, wanted, rounding(seed))
-        (wanted - read).astype("<f4").tofile(next_state(residual))
+        exact = delta + _kept(residual, delta.size)
+        manifest, rounded = write_update(out, form, exact, rounding(seed))
+        (exact - rounded).astype("<f4").tofile(next_state(residual))
         return manifest
 
 
 def _kept(residual: Path, values: int) -> Delta:
-    """What earlier rounds' rounding left, shape [values]; zeros where there is none, or a file that cannot be it."""
+    """The residual of earlier rounds, shape (values,); zeros if there is no file, or one of another size."""
     if not residual.is_file() or residual.stat().st_size != values * np.dtype("<f4").itemsize:
         return np.zeros(values, np.float32)
     return np.fromfile(residual, dtype="<f4")
 
 
 def rounding(seed: int) -> np.random.Generator:
-    """What an update is rounded by: apart from what its episodes are drawn by."""
+    """The random numbers that round an update. They do not depend on those that draw its episodes."""
     return np.random.default_rng([seed, 1])
 
 
 def draw_episodes(
     spec: RunSpec, data: GroupData, usable: Sequence[int], step: int, rng: np.random.Generator
 ) -> list[tuple[GroupData, Episode]]:
-    """The episodes of one local step, counted over the whole run from 0, each with the answers it is to be trained on."""
-    sizes, spread, found = step_sizes(spec.seed, step), spec.training.sharpness_spread, []
+    """Draws the episodes of one local step, each with the answers to train on. Steps are counted over the whole run from 0."""
+    sizes, spread, episodes = step_sizes(spec.seed, step), spec.training.sharpness_spread, []
     for _ in range(spec.training.batch_episodes):
         episode = draw_episode(usable, spec.training.episodes, sizes, rng)
-        found.append((sharpen(data, math.exp(rng.normal(0, spread))) if spread else data, episode))
-    return found
+        episodes.append((sharpen(data, math.exp(rng.normal(0, spread))) if spread else data, episode))
+    return episodes
 
 
 @torch.no_grad()
@@ -174,7 +177,7 @@ def pull_to_base(parameters: Iterable[Tensor], anchors: Iterable[Tensor], proxim
 
 
 def learning_rate(spec: RunSpec, step: int) -> float:
-    """The rate at a local step, counted over the whole run from 0."""
+    """The learning rate at a local step. Steps are counted over the whole run from 0."""
     training = spec.training
     if training.schedule == "constant":
         return training.learning_rate
@@ -186,7 +189,7 @@ def learning_rate(spec: RunSpec, step: int) -> float:
 def evaluate(
     weights: Path, spec: RunSpec, data: GroupData, role: GroupRole, device: torch.device, on_step: Progress
 ) -> Alignment:
-    """How well these weights predict the group, summed over the spec's seeded contexts. Every question counts alike.
+    """Compares predictions with the group's answers, over all of the spec's seeded contexts. Every question counts alike.
 
     Raises TooFewQuestions, WrongLayout, or what `on_step` raises.
     """
@@ -208,11 +211,11 @@ def evaluate(
 
 
 def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: int) -> Episode:
-    """Context and targets of one evaluation draw: a matter of seed, group and draw alone, so that versions compare.
+    """Context and targets of one evaluation draw. They depend on seed, group and draw only, so that versions can be compared.
 
-    A held-out group: context from all of its questions, the others are targets. A training group: context from the questions
-    it trains on, targets are the held-out ones, that nobody trains on; only a spec that holds out none (holdout_share = 0)
-    scores it as a held-out group is, on questions it trained on.
+    A held-out group has a context from all of its questions; the others are targets. A training group has a context from the
+    questions it trains on; the targets are the held-out questions, which nobody trains on. If the spec holds out no question
+    (holdout_share = 0), a training group is treated like a held-out one, so its targets are questions that it trains on.
     Raises TooFewQuestions.
     """
     size = spec.evaluation.context_questions
@@ -231,7 +234,7 @@ def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: in
 
 
 def reward_context(spec: RunSpec, data: GroupData) -> list[Question]:
-    """The answers a group's rewards are predicted from: as many as the spec says, or all; a matter of seed and group alone."""
+    """The answers that a group's rewards are predicted from: as many as the spec says, or all. Depends on seed and group only."""
     assert spec.rewards is not None
     key = hashlib.sha256(f"rewards/{spec.seed}/{data.group}".encode()).digest()
     drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(len(data.questions)).tolist()
@@ -251,7 +254,7 @@ def _new_optimizer(model: PreferencePredictor, training: Training) -> torch.opti
 
 
 def _save_moments(model: PreferencePredictor, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Moments as safetensors, by parameter and torch's name for them. Plain SGD has none."""
+    """Writes the moments as safetensors, named by parameter and by torch's own key. Plain SGD has none."""
     moments = {
         f"{name}/{moment}": value.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
@@ -276,9 +279,9 @@ def _restore_moments(model: PreferencePredictor, optimizer: torch.optim.Optimize
 
 @contextlib.contextmanager
 def repeatable(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch (dropout) and asks for deterministic kernels; warns where a device has none.
+    """Seeds torch (for dropout) and selects deterministic kernels. Torch warns if a device has none for an operation.
 
-    CUDA's quick attention has none that is asked for by a warning, so its plain one is taken.
+    In that mode CUDA's fast attention stays nondeterministic, so its plain implementation is used.
     """
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("warn")
