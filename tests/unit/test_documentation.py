@@ -1,5 +1,6 @@
 """What the documentation names exists: commands, options, files, places in pages. That its commands work is tried elsewhere."""
 
+import importlib.util
 import re
 import shlex
 import tomllib
@@ -125,3 +126,13 @@ def test_the_operators_page_installs_every_command_that_it_types() -> None:
         if (command := line.split()[0]) in APPS
     }
     assert typed <= installed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_import_that_a_page_shows_finds_its_module_and_its_names(page: Path) -> None:
+    for module, names in re.findall(r"^ *from (pluralllm[\w.]*) import ([\w, ]+)$", page.read_text(), re.MULTILINE):
+        spec = importlib.util.find_spec(module)
+        assert spec is not None, f"{page.name}: {module}"
+        assert spec.origin is not None
+        source = Path(spec.origin).read_text()
+        assert [name for name in names.split(", ") if not re.search(rf"\b{name}\b", source)] == []
