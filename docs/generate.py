@@ -20,7 +20,7 @@ from protocol_page import protocol_page
 from pydantic import BaseModel
 from tables import table
 
-from pluralllm.cli.explain_command import spoken
+from pluralllm.cli.explain_command import template
 from pluralllm.client.process import instruments as of_client
 from pluralllm.common.errors.grpc_status import CODES
 from pluralllm.common.errors.root import PluralError, reason_of
@@ -245,7 +245,7 @@ def errors_page() -> str:
 
 
 def _words(leaf: type[PluralError], name: str) -> str:
-    return spoken(leaf, name).replace("<", "&lt;").replace(">", "&gt;")
+    return template(leaf, name).replace("<", "&lt;").replace(">", "&gt;")
 
 
 # JSON

@@ -1,4 +1,4 @@
-"""pluralllm: the operator's and observer's command line."""
+"""`pluralllm`, the command line of operators and observers."""
 
 import json
 import tempfile
@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from pluralllm.cli import explain_command, member_commands, model_commands
-from pluralllm.cli.connection import CoordinatorOption, choose_way, remote
+from pluralllm.cli.connection import CoordinatorOption, choose_access, remote
 from pluralllm.cli.output import now, show
 from pluralllm.cli.package_commands import ENTRY_POINTS, add_package_commands
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec, Unreachable
@@ -27,18 +27,19 @@ from pluralllm.common.words.names import ModelName, RunName
 from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, preset_values, spec_from_toml
 
-MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384  # of a new spec
-WATCH_PATIENCE_S = 120.0  # how long --watch outlives a coordinator that is away, for example restarting
+# The embedding model of a new spec, and the length of its vectors.
+MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384
+WATCH_PATIENCE_S = 120.0  # --watch goes on this long without an answer, for example while the coordinator restarts
 
 app = typer.Typer(
     name="pluralllm",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Operate and watch a PluralLLM federation.\n\n" + EXIT_CODES,
+    help="Operates and watches a PluralLLM federation.\n\n" + EXIT_CODES,
 )
-run_app = typer.Typer(no_args_is_help=True, help="Make and steer runs.")
-spec_app = typer.Typer(no_args_is_help=True, help="Run specs as files.")
-app.callback()(choose_way)
+run_app = typer.Typer(no_args_is_help=True, help="Creates and steers runs.")
+spec_app = typer.Typer(no_args_is_help=True, help="Makes and checks run specs.")
+app.callback()(choose_access)
 for command in member_commands.COMMANDS:
     app.command()(command)
 app.command()(explain_command.explain)
@@ -57,25 +58,25 @@ def _status(value: Any) -> Any:
 
 @run_app.command("create")
 def create(
-    run: Annotated[str, typer.Argument(help="A new name: a-z, 0-9 and '-'.")],
+    run: Annotated[str, typer.Argument(help="Name of the new run: a-z, 0-9 and '-'.")],
     spec: Annotated[
-        Path | None, typer.Argument(help="The run spec, TOML; default: what `pluralllm spec new` prints.")
+        Path | None, typer.Argument(help="Run spec, a TOML file; default: the one that `pluralllm spec new` prints.")
     ] = None,
-    start_now: Annotated[bool, typer.Option("--start", help="Let it begin at once.")] = False,
+    start_now: Annotated[bool, typer.Option("--start", help="Start the run at once.")] = False,
     embedding_model_path: Annotated[
-        Path | None, typer.Option(help="Local folder of the embedding model: fills in the spec's probe vectors.")
+        Path | None, typer.Option(help="Local folder of the embedding model, to fill in the spec's probe vectors.")
     ] = None,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Make a run and its version 0. Repeatable with the same spec."""
+    """Creates a run and its version 0. It may be repeated with the same spec."""
     loaded = load_spec(spec) if spec is not None else spec_from_toml(new_spec(), "(default)")
     if embedding_model_path is not None and not loaded.embedding.probes:
         loaded = _with_probes(loaded, embedding_model_path)
-    there = remote(coordinator)
-    created = there.create_run(run, loaded.canonical_json())
+    connection = remote(coordinator)
+    created = connection.create_run(run, loaded.canonical_json())
     if start_now:
-        created = there.start_run(run)
+        created = connection.start_run(run)
     if not loaded.embedding.probes:
         typer.echo("note: the spec has no probe vectors; clients' embedding models are not checked", err=True)
     show(RUN, created, as_json=as_json, screen=_status)
@@ -91,8 +92,8 @@ def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
         probes = make_probes(spec.embedding, model_path, Path(cache), torch.device("cpu"))
     width = spec.embedding.dimension // len(spec.embedding.templates)
     if len(probes[0].vector) != width:
-        given, templates = len(probes[0].vector), len(spec.embedding.templates)
-        problem = f"  embedding.dimension: must be {given * templates}, {given} for each of the {templates} templates"
+        length, templates = len(probes[0].vector), len(spec.embedding.templates)
+        problem = f"  embedding.dimension: must be {length * templates}, {length} for each of the {templates} templates"
         raise InvalidSpec(file=str(model_path), problems=problem)
     embedding = spec.embedding.model_copy(update={"probes": probes})
     return spec.model_copy(update={"embedding": embedding})
@@ -100,28 +101,40 @@ def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
 
 @run_app.command("rewards")
 def rewards(
-    run: Annotated[str, typer.Argument(help="A new name: a-z, 0-9 and '-'.")],
+    run: Annotated[str, typer.Argument(help="Name of the new run: a-z, 0-9 and '-'.")],
     model: Annotated[
-        str, typer.Argument(help="RUN or RUN@VERSION whose predictor scores; without a version the current.")
+        str, typer.Argument(help="RUN or RUN@VERSION whose predictor scores; without a version, the current one.")
     ],
     rule: Annotated[
-        str, typer.Option(help="mean, min, max, alpha or adaptive: how groups' rewards become one.")
+        str, typer.Option(help="Rule that makes one reward of the groups' rewards: mean, min, max, alpha or adaptive.")
     ] = "mean",
     temperature: Annotated[
-        float, typer.Option(help="Of rule adaptive: the lower, the more the badly served count.")
+        float, typer.Option(help="Parameter of the rule adaptive: the lower, the more the badly served groups count.")
     ] = 0.1,
-    alpha: Annotated[float, typer.Option(help="Of rule alpha: from min (low) over mean (0) to max (high).")] = -10.0,
-    batches: Annotated[int, typer.Option(min=1, max=100_000, help="Then the run ends.")] = 100_000,
-    min_clients: Annotated[int, typer.Option(min=1, help="Fewest that must answer, or a batch is abandoned.")] = 2,
-    target_clients: Annotated[int, typer.Option(min=1, help="Most that are asked for each batch.")] = 100,
-    deadline_s: Annotated[float, typer.Option(min=1, help="Of a batch.")] = 60.0,
-    grace_s: Annotated[float, typer.Option(min=0, help="For the others, once min_clients have answered.")] = 5.0,
-    start_now: Annotated[bool, typer.Option("--start", help="Let it begin at once.")] = False,
+    alpha: Annotated[
+        float, typer.Option(help="Parameter of the rule alpha: low approaches min, 0 is mean, high approaches max.")
+    ] = -10.0,
+    batches: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Number of batches after which the run ends.")
+    ] = 100_000,
+    min_clients: Annotated[
+        int, typer.Option(min=1, help="Fewest clients that must answer; with fewer, a batch is abandoned.")
+    ] = 2,
+    target_clients: Annotated[int, typer.Option(min=1, help="Most clients to ask for each batch.")] = 100,
+    deadline_s: Annotated[float, typer.Option(min=1, help="Longest time for a batch, in seconds.")] = 60.0,
+    grace_s: Annotated[
+        float,
+        typer.Option(min=0, help="Extra time for the remaining clients once --min-clients have answered, in seconds."),
+    ] = 5.0,
+    start_now: Annotated[bool, typer.Option("--start", help="Start the run at once.")] = False,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Make a run that asks groups for rewards of rollouts; pluralllm.align.FederatedReward is its trainer's side."""
-    there = remote(coordinator)
+    """Creates a run that asks groups for rewards of rollouts.
+
+    The trainer sends its rollouts by pluralllm.align.FederatedReward.
+    """
+    connection = remote(coordinator)
     options = RewardOptions(
         rule=rule,
         temperature=temperature,
@@ -132,113 +145,113 @@ def rewards(
         deadline_s=deadline_s,
         grace_s=grace_s,
     )
-    record, _, spec_json = there.model_record(ModelName.parse_short(model))
+    record, _, spec_json = connection.model_record(ModelName.parse_short(model))
     source, file = ModelName.parse(record["name"]), f"of run {run}"
     spec = parse_spec(spec_json, file).for_rewards(source, Digest(record["digest"]), options, file)
-    created = there.create_run(run, spec.canonical_json())
+    created = connection.create_run(run, spec.canonical_json())
     if start_now:
-        created = there.start_run(run)
+        created = connection.start_run(run)
     show(RUN, created, as_json=as_json, screen=_status)
 
 
 @run_app.command("start")
 def start(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Let a created run begin."""
+    """Starts a created run."""
     show(RUN, remote(coordinator).start_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("pause")
 def pause(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Open no new round; the open one ends as it would."""
+    """Pauses a run: no new round opens, and the open round ends normally."""
     show(RUN, remote(coordinator).pause_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("resume")
 def resume(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Go on after a pause."""
+    """Resumes a paused run."""
     show(RUN, remote(coordinator).resume_run(run), as_json=as_json, screen=_status)
 
 
 @run_app.command("cancel")
 def cancel(
     run: RunArgument,
-    reason: Annotated[str, typer.Option(help="Kept on record and told to the clients.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason to keep on record and to report to the clients.")] = "",
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """End a run; its open round is abandoned on record."""
+    """Ends a run; its open round is recorded as abandoned."""
     show(RUN, remote(coordinator).cancel_run(run, reason), as_json=as_json, screen=_status)
 
 
 @app.command()
 def status(
     run: RunArgument = "-",
-    watch: Annotated[bool, typer.Option("--watch", help="Keep the screen up to date until the run ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh the screen until the run ends.")] = False,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """One screen: where a run is, who is late and why, how good the model is, what happens next."""
-    there = remote(coordinator)
+    """Shows a run on one screen: phase, late clients and their reasons, alignment of the groups, next step."""
+    connection = remote(coordinator)
     if not watch:
-        show(RUN, there.get_run(run), as_json=as_json, screen=_status)
+        show(RUN, connection.get_run(run), as_json=as_json, screen=_status)
         return
     if as_json:
         raise InvalidArgument(field="--watch", problem="cannot be had with --json; poll `status --json` instead")
-    found = there.get_run(run)
-    name = RunName.parse(found["name"]).run
+    run_facts = connection.get_run(run)
+    name = RunName.parse(run_facts["name"]).run
     answered_s = time.monotonic()
     console = Console()
-    with Live(_status(found), auto_refresh=False, console=console) as live:
-        while found["phase"] != "ended":
+    with Live(_status(run_facts), auto_refresh=False, console=console) as live:
+        while run_facts["phase"] != "ended":
             try:
-                there.wait_for_event(name, found["sequence"])
-                found, answered_s = there.get_run(name), time.monotonic()
+                connection.wait_for_event(name, run_facts["sequence"])
+                run_facts, answered_s = connection.get_run(name), time.monotonic()
             except Unreachable:
                 if time.monotonic() - answered_s > WATCH_PATIENCE_S:
                     raise
                 time.sleep(1.0)
-            live.update(_status(found), refresh=True)
+            live.update(_status(run_facts), refresh=True)
     if not console.is_terminal:
-        typer.echo()  # rich prints the last screen only, and does not end its last line
+        typer.echo()  # rich prints only the last screen, and does not end its last line
 
 
 @app.command()
 def runs(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """All runs, newest first."""
+    """Lists all runs, newest first."""
     from pluralllm.cli.status_screen import runs_table  # noqa: PLC0415
 
-    runs_found = {"runs": remote(coordinator).runs()}
-    show(RUNS, runs_found, as_json=as_json, screen=lambda found: runs_table(found["runs"], now()))
+    listed = {"runs": remote(coordinator).runs()}
+    show(RUNS, listed, as_json=as_json, screen=lambda value: runs_table(value["runs"], now()))
 
 
 @app.command()
 def rounds(
     run: RunArgument = "-",
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many, newest first.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Number of rounds to list, newest first.")] = 30,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """The rounds of a run: outcome, cohort, receipts."""
+    """Lists the rounds of a run: outcome, cohort, receipts."""
     from pluralllm.cli.status_screen import rounds_table  # noqa: PLC0415
 
-    rounds_found = {"rounds": remote(coordinator).rounds(run, limit)}
-    show(ROUNDS, rounds_found, as_json=as_json, screen=lambda found: rounds_table(found["rounds"], now()))
+    listed = {"rounds": remote(coordinator).rounds(run, limit)}
+    show(ROUNDS, listed, as_json=as_json, screen=lambda value: rounds_table(value["rounds"], now()))
 
 
 @spec_app.command("new")
 def spec_new(
-    model: Annotated[str, typer.Option(help="Embedding model id.")] = MODEL,
-    width: Annotated[int, typer.Option(min=1, help="Numbers in one vector of that model.")] = WIDTH,
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "default",
+    model: Annotated[str, typer.Option(help="Identifier of the embedding model.")] = MODEL,
+    width: Annotated[int, typer.Option(min=1, help="Length of that model's vectors.")] = WIDTH,
+    preset: Annotated[str, typer.Option(help=f"Name of a preset: {', '.join(PRESETS)}.")] = "default",
 ) -> None:
-    """Print a run spec to start from."""
+    """Prints a run spec to start from."""
     if preset not in PRESETS:
         raise InvalidArgument(field="--preset", problem=f"is {preset!r}, allowed: {', '.join(PRESETS)}")
     typer.echo(new_spec(model, width, preset))
 
 
 def new_spec(model: str = MODEL, width: int = WIDTH, preset: str = "default") -> str:
-    """A run spec to start from, TOML: open to any group, two of them at least."""
+    """A run spec to start from, as TOML: it is open to any group and needs at least two clients."""
     dimension = width * len(preset_values(preset)["embedding"]["templates"])
     return (
         f'preset = "{preset}"\nseed = 0\nrounds = 30\n\n[groups]\ntrain = []  # empty: any group, as its client declares\n'
@@ -248,11 +261,11 @@ def new_spec(model: str = MODEL, width: int = WIDTH, preset: str = "default") ->
 
 
 @spec_app.command("check")
-def spec_check(spec: Annotated[Path, typer.Argument(help="The run spec, TOML.")], as_json: Json = False) -> None:
-    """Check a run spec and show what it means, with its hash."""
+def spec_check(spec: Annotated[Path, typer.Argument(help="Run spec, a TOML file.")], as_json: Json = False) -> None:
+    """Checks a run spec, and shows it with all defaults and its hash."""
     loaded = load_spec(spec)
     value = {"sha256": loaded.sha256(), "spec": loaded.model_dump(mode="json", exclude={"embedding": {"probes"}})}
-    show(SPEC, value, as_json=as_json, screen=lambda found: json.dumps(found, indent=2))
+    show(SPEC, value, as_json=as_json, screen=lambda shown: json.dumps(shown, indent=2))
 
 
 def command_line() -> TyperGroup:

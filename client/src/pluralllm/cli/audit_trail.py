@@ -1,6 +1,6 @@
-"""The audit log as read from outside: the whole chain is followed, and its head is remembered from one reading to the next.
+"""The audit log, verified by its reader: the hash chain from its first entry, and its head at the last reading.
 
-A coordinator that is broken into can write a new chain that fits together; it cannot make it fit what was seen before.
+An intruder in the coordinator can write a new chain that is consistent; it cannot contain the head that was seen before.
 """
 
 import datetime
@@ -16,25 +16,28 @@ from pluralllm.operator.remote import Remote
 
 
 def verified_entries(remote: Remote, identity_folder: Path | None) -> tuple[list[dict[str, Any]], str, bool]:
-    """Entries, oldest first, the last one's hash, and whether these are all. The folder remembers the head. Raises AuditBroken.
+    """Reads the audit log and verifies it. Returns the entries, oldest first, the last one's hash, and whether these are all.
 
-    In plain text there is no folder: no coordinator there proves that it is the one seen before.
+    identity_folder: keeps the head for the next reading. None in plain text, where no coordinator proves its identity.
+    Raises: AuditBroken.
     """
-    found, whole = remote.audit_events()
-    pairs = [(_entry(event), event["sha256"]) for event in found]
+    events, whole = remote.audit_events()
+    pairs = [(_entry(event), event["sha256"]) for event in events]
     _, head = check_chain(pairs)
     if identity_folder is None:
-        return found, head, whole
-    memory = identity_folder / "audit-head.json"
-    if memory.is_file():
-        seen = json.loads(memory.read_text())
-        now = pairs[seen["sequence"] - 1][1] if 0 < seen["sequence"] <= len(pairs) else FIRST_PREVIOUS
-        if seen["sequence"] and now != seen["sha256"]:
-            raise AuditBroken(problem=f"entry {seen['sequence']} is not the one this machine saw on {seen['seen']}")
+        return events, head, whole
+    head_file = identity_folder / "audit-head.json"
+    if head_file.is_file():
+        last_seen = json.loads(head_file.read_text())
+        hash_now = pairs[last_seen["sequence"] - 1][1] if 0 < last_seen["sequence"] <= len(pairs) else FIRST_PREVIOUS
+        if last_seen["sequence"] and hash_now != last_seen["sha256"]:
+            raise AuditBroken(
+                problem=f"entry {last_seen['sequence']} is not the one this machine saw on {last_seen['seen']}"
+            )
     if identity_folder.is_dir():
         today = datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d")
-        write_durably(memory, json.dumps({"sequence": len(pairs), "sha256": head, "seen": today}).encode())
-    return found, head, whole
+        write_durably(head_file, json.dumps({"sequence": len(pairs), "sha256": head, "seen": today}).encode())
+    return events, head, whole
 
 
 def _entry(event: dict[str, Any]) -> AuditEntry:

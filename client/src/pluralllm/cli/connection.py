@@ -1,4 +1,7 @@
-"""How a command reaches the coordinator: the identity in a folder, or plain text on loopback. Said once, before the command."""
+"""The connection of a command to the coordinator: by the identity in a folder, or in plain text on loopback.
+
+The options for it stand once, before the command's name.
+"""
 
 import time
 from contextvars import ContextVar
@@ -20,66 +23,80 @@ PLAIN_TEXT_ADDRESS = "127.0.0.1:7443"
 
 CoordinatorOption = Annotated[
     str | None,
-    typer.Option("--coordinator", envvar="PLURALLLM_COORDINATOR", help="host:port; default: as in the invite."),
+    typer.Option(
+        "--coordinator",
+        envvar="PLURALLLM_COORDINATOR",
+        help="Address of the coordinator, host:port; default: the one in the invite.",
+    ),
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """What stands before the command's name."""
+class Access:
+    """The options that stand before the command's name."""
 
     identity: Path = DEFAULT_IDENTITY
     plain_text: bool = False
 
 
-USUAL_WAY = Way()
-_way: ContextVar[Way] = ContextVar("way", default=USUAL_WAY)
-_opened: "list[Remote]" = []  # kept to the end: a channel that is collected while an interrupt unwinds can wait for ever
+USUAL_ACCESS = Access()
+_access: ContextVar[Access] = ContextVar("access", default=USUAL_ACCESS)
+_opened: "list[Remote]" = []  # kept until the process ends: a channel collected during an interrupt can wait for ever
 
 
-def choose_way(
+def choose_access(
     identity: Annotated[
         Path,
-        typer.Option(envvar="PLURALLLM_IDENTITY", help="Folder with your key and certificate.", show_default=False),
+        typer.Option(
+            envvar="PLURALLLM_IDENTITY", help="Folder with your key and your certificate.", show_default=False
+        ),
     ] = DEFAULT_IDENTITY,
     plain_text: Annotated[
-        bool, typer.Option("--plain-text", envvar="PLURALLLM_PLAIN_TEXT", help="No certificates; this machine only.")
+        bool,
+        typer.Option(
+            "--plain-text", envvar="PLURALLLM_PLAIN_TEXT", help="Use no certificates; works on this machine only."
+        ),
     ] = False,
 ) -> None:
-    """Runs before every command."""
-    _way.set(Way(identity, plain_text))
+    """Keeps the options that stand before the command's name; Typer calls it before every command."""
+    _access.set(Access(identity, plain_text))
 
 
 def identity_folder() -> Path:
-    return _way.get().identity
+    """The folder with this person's key and certificate."""
+    return _access.get().identity
 
 
 def is_plain_text() -> bool:
-    return _way.get().plain_text
+    """True if the command was typed with --plain-text."""
+    return _access.get().plain_text
 
 
 def my_identity(coordinator: str | None = None) -> Identity:
-    """Raises NotJoined, InvalidConfig."""
-    return load_identity(_way.get().identity, COMMAND).at(coordinator)
+    """This person's identity, with another coordinator's address if one is named. Raises NotJoined, InvalidConfig."""
+    return load_identity(_access.get().identity, COMMAND).at(coordinator)
 
 
 def remote(coordinator: str | None) -> "Remote":
-    """A connection by this person's identity, renewed on the way if that is due. Raises NotJoined, NotLoopback."""
+    """A connection to the coordinator with this person's identity; renews the certificate first if that is due.
+
+    Raises: NotJoined, NotLoopback.
+    """
     from pluralllm.operator.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it
 
     if is_plain_text():
-        found = Remote.in_plain_text(coordinator or PLAIN_TEXT_ADDRESS)
-        _opened.append(found)
-        return found
+        connection = Remote.in_plain_text(coordinator or PLAIN_TEXT_ADDRESS)
+        _opened.append(connection)
+        return connection
     identity = my_identity(coordinator)
-    found = Remote.of_member(identity)
-    _opened.append(found)
+    connection = Remote.of_member(identity)
+    _opened.append(connection)
     if not identity.facts.renew_s <= time.time() < identity.facts.not_after_s:
-        return found
+        return connection
     try:
-        renewed = found.renewed()
+        renewed = connection.renewed()
     except PluralError as error:
         typer.echo(f"note: the certificate could not be renewed: {error}", err=True)
-        return found
+        return connection
     _opened.append(renewed)
     return renewed

@@ -1,4 +1,4 @@
-"""`pluralllm explain`: what a code of the log, of a metric or of an answer means, and what to do."""
+"""`pluralllm explain`: the meaning of a code in a log, a metric or an answer, and its fix."""
 
 import difflib
 import string
@@ -15,29 +15,30 @@ from pluralllm.common.process.json_forms import EXPLANATION
 
 
 def explain(
-    code: Annotated[str, typer.Argument(help="For example WRONG_BASE; small letters will do.")], as_json: Json = False
+    code: Annotated[str, typer.Argument(help="The code, for example WRONG_BASE; small letters work too.")],
+    as_json: Json = False,
 ) -> None:
-    """Say what an error's code means and what to do about it. All of them: docs/reference/errors.md."""
+    """Explains an error's code and its fix; docs/reference/errors.md lists all codes."""
     from pluralllm.common.errors.grpc_status import CODES  # noqa: PLC0415 - gRPC takes a moment
 
-    known = {reason_of(leaf): leaf for leaf in CODES}
-    wanted = code.strip().upper().replace("-", "_")
-    if wanted not in known:
-        near = difflib.get_close_matches(wanted, known, 3) or sorted(known)
+    leaves = {reason_of(leaf): leaf for leaf in CODES}
+    reason = code.strip().upper().replace("-", "_")
+    if reason not in leaves:
+        near = difflib.get_close_matches(reason, leaves, 3) or sorted(leaves)
         raise InvalidArgument(field="code", problem=f"{code!r} is none of ours; near: {', '.join(near)}")
-    leaf = known[wanted]
+    leaf = leaves[reason]
     facts = {
-        "code": wanted,
-        "why": spoken(leaf, "why"),
-        "fix": spoken(leaf, "fix"),
+        "code": reason,
+        "why": template(leaf, "why"),
+        "fix": template(leaf, "fix"),
         "grpc_status": CODES[leaf].name,
         "exit_code": exit_code_of(leaf),
     }
     show(EXPLANATION, facts, as_json=as_json, screen=_screen)
 
 
-def spoken(leaf: type[PluralError], name: str) -> str:
-    """A sentence of an error with its facts as <names>."""
+def template(leaf: type[PluralError], name: str) -> str:
+    """The sentence `why` or `fix` of an error, with <name> in the place of each fact."""
     pieces = string.Formatter().parse(str(getattr(leaf, name, "")))
     return "".join(text + ("" if field is None else f"<{field}>") for text, field, _, _ in pieces)
 

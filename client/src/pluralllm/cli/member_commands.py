@@ -1,4 +1,4 @@
-"""`pluralllm invite | join | approve | revoke | members | audit | doctor`: who belongs to the federation, and who did what."""
+"""`pluralllm invite | join | approve | revoke | members | audit | doctor`: the members, and the log of what they did."""
 
 import json
 import re
@@ -31,30 +31,35 @@ Name = Annotated[str, typer.Argument(help="The member's name: a-z, 0-9 and '-'."
 
 def invite(
     name: Name,
-    role: Annotated[MemberRole, typer.Option(help="What the new member may do.")],
-    group: Annotated[str, typer.Option(help="Of a client: the group it speaks for; default: its name.")] = "",
-    held_out: Annotated[bool, typer.Option("--held-out", help="Of a client: its group is evaluated only.")] = False,
-    ttl: Annotated[str, typer.Option(help="How long it may be used: 30m, 24h. At most 24h.")] = "24h",
-    approve: Annotated[
-        bool, typer.Option("--approve", help="After joining, `pluralllm approve` is needed before it may call.")
+    role: Annotated[MemberRole, typer.Option(help="Role of the new member.")],
+    group: Annotated[str, typer.Option(help="The group that a client speaks for; default: the client's name.")] = "",
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only evaluate the client's group, never train on it.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="The file to write; default: NAME.invite.")] = None,
+    ttl: Annotated[str, typer.Option(help="Time until the invite expires, such as 30m; at most 24h.")] = "24h",
+    approve: Annotated[
+        bool, typer.Option("--approve", help="After joining, the member needs `pluralllm approve` before it may call.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.invite.")] = None,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Invite a new member: a file, and the same in one line. Both are secret until they are used, once."""
+    """Invites a new member: writes a file, and prints the same invite as one line.
+
+    Both are secret until the invite is used. It works once.
+    """
     path = out or Path(f"{name}.invite")
     ttl_s = parse_duration(ttl)
     _check_replaceable(path)
     group_role = GroupRole.HELD_OUT if held_out else None
-    made = remote(coordinator).invite(name, role, group, group_role, ttl_s, needs_approval=approve)
-    write_durably(path, made.to_json().encode(), SECRET)
+    invitation = remote(coordinator).invite(name, role, group, group_role, ttl_s, needs_approval=approve)
+    write_durably(path, invitation.to_json().encode(), SECRET)
     value = {
-        "name": made.name,
-        "role": made.role,
+        "name": invitation.name,
+        "role": invitation.role,
         "file": str(path),
-        "expires": made.expires.isoformat(),
-        "line": made.to_line(),
+        "expires": invitation.expires.isoformat(),
+        "line": invitation.to_line(),
     }
     command = "pluralllm-client" if role is MemberRole.CLIENT else "pluralllm"
     show(
@@ -63,26 +68,32 @@ def invite(
         as_json=as_json,
         screen=lambda _: (
             f"{path}: give it to {name}, who runs: {command} join {path.name}\n"
-            f"Until {made.expires:%Y-%m-%d %H:%M UTC}, once. The same in one line:\n{made.to_line()}"
+            f"Until {invitation.expires:%Y-%m-%d %H:%M UTC}, once. The same in one line:\n{invitation.to_line()}"
         ),
     )
 
 
 def join(
-    invite_given: Annotated[
+    invite_text: Annotated[
         str, typer.Argument(metavar="INVITE", help="The invite file, its one line, or - for standard input.")
     ],
 ) -> None:
-    """Become an observer or administrator: make a key, spend the invite, keep the certificate. Repeatable."""
+    """Makes you an observer or administrator: makes a key, uses the invite, and keeps the certificate.
+
+    It may be repeated.
+    """
     from pluralllm.client.joining import joining  # noqa: PLC0415 - gRPC takes a moment
 
     roles = frozenset({MemberRole.OBSERVER, MemberRole.ADMIN})
-    identity, waits = joining.join(joining.read_invite(invite_given), identity_folder(), COMMAND, roles)
-    typer.echo(joining.joined_text(identity, awaiting_approval=waits))
+    identity, awaiting_approval = joining.join(joining.read_invite(invite_text), identity_folder(), COMMAND, roles)
+    typer.echo(joining.joined_text(identity, awaiting_approval=awaiting_approval))
 
 
 def approve(name: Name, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Let a member call that joined by an invite with --approve: first compare the fingerprints by phone."""
+    """Approves a member who joined by an invite with --approve.
+
+    Compare the fingerprints by phone first: `pluralllm members --keys` shows them.
+    """
     show(
         MEMBER, remote(coordinator).approve(name), as_json=as_json, screen=lambda member: f"{name} is {member['state']}"
     )
@@ -90,53 +101,62 @@ def approve(name: Name, coordinator: CoordinatorOption = None, as_json: Json = F
 
 def revoke(
     name: Name,
-    reason: Annotated[str, typer.Option(help="Kept in the audit log.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason to keep in the audit log.")] = "",
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """End a membership at once: its certificates and open invites are void, an update not averaged yet does not count."""
+    """Ends a membership at once.
+
+    The member's certificates and open invites become void, and an update that is not averaged yet does not count.
+    """
     show(MEMBER, remote(coordinator).revoke(name, reason), as_json=as_json, screen=lambda _: f"{name} is revoked")
 
 
 def members(
-    keys: Annotated[bool, typer.Option("--keys", help="Show whole fingerprints, to compare by phone.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Show whole fingerprints of keys, to compare by phone.")] = False,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Everyone: role, group, state, days left, key; and when they were last heard of."""
+    """Lists the members: role, group, state, days left, key, and the time of the last call."""
     from pluralllm.cli.status_screen import keys_table, members_table  # noqa: PLC0415
 
-    found = remote(coordinator).members()
+    listed = remote(coordinator).members()
     authority = "" if is_plain_text() else fingerprint_of_certificate(my_identity().authority_pem)
     show(
         MEMBERS,
-        {"members": found},
+        {"members": listed},
         as_json=as_json,
-        screen=lambda _: keys_table(found, authority) if keys else members_table(found, now()),
+        screen=lambda _: keys_table(listed, authority) if keys else members_table(listed, now()),
     )
 
 
 def audit(
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many to show, the newest.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of entries to show, the newest ones.")] = 50,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Who did what. Follows the hash chain from the first entry, and compares with what was seen here before."""
+    """Shows the audit log: who did what.
+
+    Follows the hash chain from the first entry, and compares its head with the one that this machine saw before.
+    """
     from pluralllm.cli.audit_trail import verified_entries  # noqa: PLC0415
     from pluralllm.cli.status_screen import audit_table  # noqa: PLC0415
 
-    found, head, whole = verified_entries(remote(coordinator), None if is_plain_text() else identity_folder())
-    value = {"entries": found[-limit:], "verified": len(found), "head_sha256": head, "whole": whole}
+    entries, head, whole = verified_entries(remote(coordinator), None if is_plain_text() else identity_folder())
+    value = {"entries": entries[-limit:], "verified": len(entries), "head_sha256": head, "whole": whole}
     show(
         AUDIT_LOG,
         value,
         as_json=as_json,
-        screen=lambda _: audit_table(found[-limit:], len(found), head, now(), whole=whole),
+        screen=lambda _: audit_table(entries[-limit:], len(entries), head, now(), whole=whole),
     )
 
 
 def doctor(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Check the way to the coordinator: certificate, name, TLS, clock, standing, protocol. Exit code 3 if something is wrong."""
+    """Checks the connection to the coordinator: certificate, name, TLS, clock, membership, protocol.
+
+    The exit code is 3 if something is wrong.
+    """
     from pluralllm.client.joining.connection_checks import connection_checks  # noqa: PLC0415 - gRPC takes a moment
     from pluralllm.common.process.console import print_checks  # noqa: PLC0415
 
@@ -145,7 +165,7 @@ def doctor(coordinator: CoordinatorOption = None, as_json: Json = False) -> None
 
 
 def parse_duration(text: str) -> float:
-    """30m, 24h, 1d as seconds. Raises InvalidArgument."""
+    """A duration such as 30m, 24h or 1d, in seconds. Raises InvalidArgument."""
     if (match := re.fullmatch(r"(\d{1,6})([smhd])", text)) is None:
         raise InvalidArgument(
             field="--ttl", problem=f"is {text!r}, must be a number with s, m, h or d, for example 24h"
@@ -154,7 +174,7 @@ def parse_duration(text: str) -> float:
 
 
 def _check_replaceable(path: Path) -> None:
-    """An older invite may be written over, nothing else."""
+    """Refuses to overwrite a file that is no invite. Raises InvalidArgument."""
     if not path.exists():
         if not path.absolute().parent.is_dir():
             raise InvalidArgument(field="--out", problem=f"{path.absolute().parent} is no folder")

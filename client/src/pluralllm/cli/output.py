@@ -1,4 +1,4 @@
-"""What every command prints: JSON for programs, a screen for people."""
+"""The output of a command: JSON for programs, a screen for people."""
 
 import datetime
 from collections.abc import Callable, Mapping
@@ -12,14 +12,15 @@ from pluralllm.common.process.json_forms import Form
 
 
 def now() -> datetime.datetime:
+    """The current time, in UTC."""
     return datetime.datetime.now(tz=datetime.UTC)
 
 
 def show(form: Form, value: Mapping[str, Any], *, as_json: bool, screen: Callable[[Any], Any]) -> None:
-    """`screen` makes text or something rich can print."""
+    """Prints a command's result as JSON of this form, or as the screen that `screen` makes: text, or an object rich prints."""
     if as_json:
         print_json(form, value)
-    elif isinstance(shown := screen(value), str):
-        typer.echo(shown)
+    elif isinstance(screen_text := screen(value), str):
+        typer.echo(screen_text)
     else:
-        Console().print(shown)
+        Console().print(screen_text)

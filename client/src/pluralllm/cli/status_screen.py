@@ -1,4 +1,4 @@
-"""A run on one screen, from plain values."""
+"""Screens and tables for the terminal, from plain values: a run, runs, rounds, members, the audit log."""
 
 import datetime
 import json
@@ -25,13 +25,13 @@ STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost"
 
 
 def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableType:
-    """Where the run is, who is in, who is late and why, how good the model is, what happens next."""
-    parts: list[RenderableType] = [_head(run, now), _groups(run), *_reasons(run)]
+    """One screen about a run: phase, participants, late clients and their reasons, alignment of the groups, next step."""
+    lines: list[RenderableType] = [_head(run, now), _groups(run), *_reasons(run)]
     if run["fairness"]:
-        parts.append(_fairness(run))
-    parts += [_refusal(refusal) for refusal in run["refusals"][-MAX_REFUSALS:]]
-    parts.append(Text.assemble(("next: ", "bold"), cell(run["next"]).plain))
-    return Group(*parts)
+        lines.append(_fairness(run))
+    lines += [_refusal(refusal) for refusal in run["refusals"][-MAX_REFUSALS:]]
+    lines.append(Text.assemble(("next: ", "bold"), cell(run["next"]).plain))
+    return Group(*lines)
 
 
 def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
@@ -49,9 +49,9 @@ def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
 
 
 def _groups(run: Mapping[str, Any]) -> Table:
-    """Names give way in a narrow terminal, numbers and states do not."""
+    """A table of the participants. In a narrow terminal, names are cut and numbers and states are not."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("group")  # may shrink: only columns without no_wrap do
+    table.add_column("group")  # it may shrink, because it has no no_wrap
     table.add_column("", no_wrap=True, min_width=1)
     table.add_column("client")
     table.add_column("state", no_wrap=True, min_width=13)
@@ -91,14 +91,14 @@ def _reasons(run: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def state(person: Mapping[str, Any]) -> str:
-    """What a participant is at, with its progress."""
+    """The state of a participant; its stage and progress while it works."""
     if person["state"] == "working" and person["stage"]:
         return f"{person['stage']} {person['progress']:.0%}"
     return str(person["state"])
 
 
 def trend(score: Mapping[str, Any] | None, earlier: Mapping[str, Any] | None) -> Text:
-    """Against the evaluation before."""
+    """The change of an alignment score since the evaluation before, with an arrow."""
     if score is None or earlier is None:
         return Text("")
     change = score["alignment_score"] - earlier["alignment_score"]
@@ -122,6 +122,7 @@ def _refusal(refusal: Mapping[str, Any]) -> Text:
 
 
 def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
+    """A table of runs, one line for each."""
     table = Table("run", "phase", "round", "version", "alignment", "created", box=None)
     for run in runs:
         scores = [score["alignment_score"] for score in run["evaluations"]]
@@ -137,6 +138,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Tab
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
+    """A table of rounds, one line for each."""
     table = Table("round", "outcome", "base", "version", "updates", "cohort", "ended", "reason", box=None)
     for row in rounds:
         table.add_row(
@@ -153,6 +155,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], now: datetime.datetime) ->
 
 
 def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
+    """A table of members, one line for each."""
     table = Table(
         "member", "role", "group", "", "state", "left", "key", "live", "last seen", "questions", "task", box=None
     )
@@ -175,7 +178,7 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
 
 
 def keys_table(members: Sequence[Mapping[str, Any]], authority: str) -> Table:
-    """Whole fingerprints, to be compared by phone."""
+    """A table of whole fingerprints, for a comparison by phone; the last line is the authority's."""
     table = Table("member", "fingerprint of the key", box=None, pad_edge=False)
     keys = [(MemberName.parse(member["name"]).member, member["key_sha256"]) for member in members]
     for name, key in [*keys, ("(the authority)", authority)]:
@@ -187,6 +190,10 @@ def keys_table(members: Sequence[Mapping[str, Any]], authority: str) -> Table:
 def audit_table(
     entries: Sequence[Mapping[str, Any]], verified: int, head: str, now: datetime.datetime, *, whole: bool
 ) -> Group:
+    """A table of audit entries, and a line about their hash chain.
+
+    verified: number of entries whose chain was followed. whole: whether these are all entries of the log.
+    """
     table = Table("#", "when", "who", "did", "to", "result", "facts", box=None)
     for entry in entries:
         accepted = entry["result"] == "ACCEPTED"
@@ -203,18 +210,18 @@ def audit_table(
             cell(facts),
         )
     if not whole:
-        said = f"the first {verified} entries only: the log was not read to its end. So far its hash chain is unbroken"
-        return Group(table, Text(said, style="yellow"))
+        note = f"the first {verified} entries only: the log was not read to its end. So far its hash chain is unbroken"
+        return Group(table, Text(note, style="yellow"))
     return Group(table, Text(f"{verified} entries, the hash chain is unbroken; its head is {head[:16]}", style="green"))
 
 
 def short(value: Any) -> str:
-    """Hashes and serial numbers by their beginning."""
+    """A value as text; the first characters of a hash or a serial number."""
     return f"{value[:16]}..." if isinstance(value, str) and len(value) > 32 else str(value)
 
 
 def left(time: str | None, now: datetime.datetime) -> str:
-    """How long until then."""
+    """The time left until a moment, in days or hours."""
     if time is None:
         return "-"
     seconds = (datetime.datetime.fromisoformat(time) - now).total_seconds()
@@ -224,7 +231,7 @@ def left(time: str | None, now: datetime.datetime) -> str:
 
 
 def age(time: str | None, now: datetime.datetime) -> str:
-    """How long ago, in the largest fitting unit."""
+    """The time since a moment, in the largest unit that fits."""
     if time is None:
         return "-"
     seconds = max(0.0, (now - datetime.datetime.fromisoformat(time)).total_seconds())
@@ -235,7 +242,7 @@ def age(time: str | None, now: datetime.datetime) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in a unit a person reads."""
+    """A number of bytes in B, kB, MB or GB."""
     amount = float(count)
     for unit in ("B", "kB", "MB"):
         if amount < 1000:
@@ -245,6 +252,6 @@ def size(count: int) -> str:
 
 
 def cell(text: str, style: str = "") -> Text:
-    """One line of text that others wrote: no markup, no control characters, cut where the terminal ends."""
+    """Text that others wrote as one line: without markup and control characters, cut at the end of the terminal's line."""
     line = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
     return Text(line, style, no_wrap=True, overflow="ellipsis")

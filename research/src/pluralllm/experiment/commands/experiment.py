@@ -77,7 +77,7 @@ def run(
 @app.command("table")
 def table_of(
     folder: Annotated[Path, typer.Argument(help="Folder of the results.")],
-    part: Annotated[str, typer.Option(help=f"Groups to score: {', '.join(PARTS)}.")] = "test",
+    groups: Annotated[str, typer.Option("--part", help=f"Groups to score: {', '.join(PARTS)}.")] = "test",
     context: Annotated[int, typer.Option(min=1, help="Number of context questions for each group.")] = 20,
     kind: Annotated[
         list[str] | None,
@@ -94,24 +94,24 @@ def table_of(
     from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415 - numpy, only here
     from pluralllm.experiment.summary import Selection, contexts_of, left_out, table  # noqa: PLC0415
 
-    if part not in PARTS:
-        raise InvalidArgument(field="--part", problem=f"is {part!r}, allowed: {', '.join(PARTS)}")
+    if groups not in PARTS:
+        raise InvalidArgument(field="--part", problem=f"is {groups!r}, allowed: {', '.join(PARTS)}")
     kinds = {question_kind.name.lower(): question_kind for question_kind in QuestionKind}
     if unknown := [word for word in kind or () if word not in kinds]:
         raise InvalidArgument(field="--kind", problem=f"is {unknown[0]!r}, allowed: {', '.join(kinds)}")
     results = read_results(folder)
-    lines = table(results, Selection(part, context, tuple(kinds[word] for word in kind) if kind else None))
+    lines = table(results, Selection(groups, context, tuple(kinds[word] for word in kind) if kind else None))
     if not lines and kind:
-        problem = f"no such questions of {PARTS[part].split(',')[0]} were scored with {context} context questions"
+        problem = f"no such questions of {PARTS[groups].split(',')[0]} were scored with {context} context questions"
         raise InvalidArgument(field="--kind", problem=problem)
     if not lines:
         sizes = ", ".join(str(size) for size in contexts_of(results))
-        problem = f"no {PARTS[part]} were scored with {context} context questions; scored were sizes {sizes}"
+        problem = f"no {PARTS[groups]} were scored with {context} context questions; scored were sizes {sizes}"
         raise InvalidArgument(field="--context", problem=problem)
     columns = ("method", "seeds", "mean alignment", "SD of seeds", "worst", "in", "fairness", "CoV")
-    missing = left_out(results, part, context)
-    without = f", without {', '.join(missing)}: too few questions" if missing else ""
-    title = f"{PARTS[part]}, {context} context questions{without}"
+    left_out_methods = left_out(results, groups, context)
+    without = f", without {', '.join(left_out_methods)}: too few questions" if left_out_methods else ""
+    title = f"{PARTS[groups]}, {context} context questions{without}"
     screen = Table(*columns, box=None, title=title, title_justify="left")
     for line in lines:
         mean, worst = line.mean, line.worst
