@@ -1,4 +1,4 @@
-"""What tests of several folders share."""
+"""Fixtures and settings that the tests of several folders share."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ from drill.pairs import Embedded, Served, StorePair
 from support import real_stores
 from support.leftovers import nothing_left_over
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test waits for a network
+os.environ["HF_HUB_OFFLINE"] = "1"  # set before anything imports huggingface_hub, so that no test waits for a network
 
-# A test never fails for the time that it took; on CI the examples are the same each time, elsewhere new ones are tried.
+# No test fails because it was slow. In CI, hypothesis tries the same examples each time; elsewhere it tries new ones.
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if "CI" in os.environ else "here")
-# A shell lets what runs in its background ignore Ctrl-C, and children inherit that: then none of them could be interrupted.
+# A shell makes its background jobs ignore SIGINT; children inherit that, and a test could not interrupt them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -26,7 +26,7 @@ SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opi
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the slow modules first: what takes long must not begin when all else is done."""
+    """Moves the slow modules to the front, so that no long test starts when all others are done."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
@@ -38,7 +38,7 @@ def _no_process_outlives_its_module(request: pytest.FixtureRequest) -> Iterator[
 
 @pytest.fixture(scope="session")
 def survey() -> Path:
-    """The real survey file beside the checkout; never copied into it."""
+    """The path of the real survey file beside the checkout; the file is never copied into the checkout."""
     if not SURVEY.is_file():
         pytest.skip("the GlobalOpinionQA file is not beside this checkout (../shared/data/globalopinionqa)")
     return SURVEY
@@ -46,19 +46,19 @@ def survey() -> Path:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[real_stores.Postgres]:
-    with real_stores.postgres() as found:
-        yield found
+    with real_stores.postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[real_stores.S3]:
-    with real_stores.s3() as found:
-        yield found
+    with real_stores.s3() as server:
+        yield server
 
 
 @pytest.fixture(scope="session", params=[Embedded.name, Served.name])
 def pair(request: pytest.FixtureRequest) -> Iterator[StorePair]:
-    """Database and blob store, by name."""
+    """The pair of database and blob store that the parameter names."""
     if request.param == Embedded.name:
         yield Embedded()
         return

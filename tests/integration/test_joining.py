@@ -72,7 +72,7 @@ class Town:
         """One command in somebody's folder."""
         place = self.folder / home
         place.mkdir(exist_ok=True)
-        done = typed(module, *arguments, environment=self.environment(place), folder=place, given=given)
+        done = typed(module, *arguments, environment=self.environment(place), folder=place, standard_input=given)
         self.said += [done.stdout, done.stderr]
         assert "Traceback" not in done.stderr, done.stderr
         return done

@@ -1,9 +1,9 @@
-"""Commands as a person types them, each in a process of its own that starts at once.
+"""Runs commands as a person types them, each in a process of its own that starts at once.
 
-Python and the libraries are loaded one time, in a process that does nothing else; each command is a fork of it, which loads
-our own modules afresh. So a test of a command's text costs a tenth of the seconds that imports take, and everything else is
-as in a shell: arguments, environment, working directory, standard streams, exit code. Commands that run on (serve, run,
-watch) and tests about signals or about starting itself take `subprocess` instead.
+One process loads Python and the libraries once and does nothing else. Each command is a fork of that process and loads our
+own modules afresh. So a test of a command's text takes a tenth of the seconds that the imports take. All else is as in a
+shell: arguments, environment, working directory, standard streams, exit code. Commands that run on (serve, run, watch),
+and tests of signals or of the start itself, use `subprocess` instead.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 SERVER, CLIENT, CLI = "pluralllm.server", "pluralllm.client", "pluralllm.cli"
-# Nothing here starts a thread or opens a channel when it is imported, so a fork of it is as good as new.
+# None of these starts a thread or opens a channel when it is imported, so a fork of the process is as good as a new one.
 LOADED = [
     *(f"{module}.__main__" for module in (SERVER, CLIENT, CLI)),
     f"{SERVER}.composition",
@@ -33,18 +33,18 @@ def typed(
     *arguments: str | Path,
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
-    given: str = "",
+    standard_input: str = "",
     limit_s: float = LIMIT_S,
 ) -> "Completed[str]":
     """Runs `python -m module arguments` to its end.
 
-    environment: the whole of it; the test's own by default. folder: where it is typed. given: what stands on standard input.
-    Raises TimeoutExpired after `limit_s`; the process is killed then.
+    environment: the whole environment; by default the test's own. folder: the working directory; by default the test's own.
+    standard_input: the text that the command can read. Raises TimeoutExpired after `limit_s`, and kills the process then.
     """
     words = [module, *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as place:
-        streams = [Path(place, name) for name in ("stdin", "stdout", "stderr")]
-        streams[0].write_text(given, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as stream_folder:
+        streams = [Path(stream_folder, name) for name in ("stdin", "stdout", "stderr")]
+        streams[0].write_text(standard_input, encoding="utf-8")
         for stream in streams[1:]:
             stream.touch()
         facts = (words, dict(os.environ if environment is None else environment), str(folder or Path.cwd()))
@@ -61,12 +61,12 @@ def typed(
 
 def _loaded() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LOADED)  # the first call counts, the others change nothing
+    context.set_forkserver_preload(LOADED)  # only the first call has an effect
     return context
 
 
 def _act(words: list[str], environment: dict[str, str], folder: str, streams: list[str]) -> None:
-    """The command's process, from its first line on."""
+    """Runs in the forked process: connects its streams, sets its environment and calls the command's main()."""
     os.setsid()
     for number, (path, mode) in enumerate(zip(streams, (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY), strict=True)):
         os.dup2(os.open(path, mode | os.O_APPEND), number)
@@ -78,7 +78,7 @@ def _act(words: list[str], environment: dict[str, str], folder: str, streams: li
     os.environ.update(environment)
     os.chdir(folder)
     for name in [name for name in sys.modules if name.startswith("pluralllm.") and not name.startswith("pluralllm.v1")]:
-        del sys.modules[name]  # some of our constants come from the environment
+        del sys.modules[name]  # some of our constants are read from the environment when the module is imported
     module, *arguments = words
     sys.argv = [module, *arguments]
     importlib.import_module(f"{module}.__main__").main()

@@ -1,4 +1,4 @@
-"""A real coordinator behind a real gRPC server on loopback, a fake clock, and hand-driven clients."""
+"""A real coordinator behind a real gRPC server on loopback, with a fake clock and clients that a test drives by hand."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ BOOTSTRAP = Principal(ClientId("bootstrap"), MemberRole.ADMIN)
 
 
 def small_spec(**changes: Any) -> RunSpec:
-    """A run of a tiny predictor that ends in seconds; tables are merged."""
+    """Returns the spec of a run of a tiny predictor that ends in seconds; tables in `changes` are merged into its tables."""
     values: dict[str, Any] = {
         "rounds": 2,
         "seed": 5,
@@ -56,7 +56,7 @@ def small_spec(**changes: Any) -> RunSpec:
 
 @dataclasses.dataclass
 class Served:
-    """A running coordinator, and a channel to it as its administrator."""
+    """A running coordinator and a channel to it for its administrator."""
 
     address: str
     coordinator: Coordinator
@@ -81,7 +81,10 @@ class Served:
     async def member(
         self, name: str, role: MemberRole, group: str = "", group_role: GroupRole = GroupRole.TRAIN
     ) -> Identity:
-        """Invited and joined without the enrolment port, once; its key is kept from restart to restart."""
+        """Returns the identity of a member; invites and joins it on the first call, without the enrolment port.
+
+        The key stays in the folder, so the member is the same after the coordinator restarts.
+        """
         folder = self.identities / name
         if (folder / "credentials.pem").exists():
             return load_identity(folder, "test").at(self.address)
@@ -92,7 +95,7 @@ class Served:
         return keep_identity(folder, self.registry, member, key, chain, self.address)
 
     def channel_of(self, identity: Identity) -> grpc.aio.Channel:
-        """One for each member, closed with the coordinator."""
+        """Returns the member's channel, one for each member; it is closed with the coordinator."""
         name = identity.membership.name
         if name not in self.channels:
             self.channels[name] = secure_channel(identity)
@@ -123,7 +126,7 @@ def keep_identity(
 
 
 class HandClient:
-    """Does by hand, call by call, what a daemon does."""
+    """A client whose calls, which a daemon would make by itself, the test makes one by one."""
 
     def __init__(self, channel: grpc.aio.Channel, name: str, role: GroupRole, group: str) -> None:
         self.name = name
@@ -135,7 +138,7 @@ class HandClient:
         self.chunks_sent = 0
 
     async def call(self, method: str, request: Any, timeout_s: float = DEADLINE_S) -> Any:
-        """One unary or client-stream call. Raises the leaf the coordinator answered with."""
+        """Makes one unary or client-stream call. Raises the error from the tree that the coordinator answered with."""
         try:
             return await getattr(self.stub, method)(request, timeout=timeout_s)
         except grpc.RpcError as error:
@@ -167,7 +170,7 @@ class HandClient:
         return response
 
     async def task(self, hold_s: float = 10.0) -> pb.Task:
-        """Polls until there is a task."""
+        """Polls until the coordinator gives a task."""
         for _ in range(20):
             answer = await self.poll(hold_s=hold_s)
             if answer.WhichOneof("answer") == "task":
@@ -215,7 +218,7 @@ class HandClient:
     async def push(
         self, task: pb.Task, path: Path, manifest: Manifest, examples: int = 50, **metrics: float
     ) -> resources_pb2.Receipt:
-        """The whole way: begin, what is missing, commit."""
+        """Sends a whole update: begins it, puts the missing chunks, commits it."""
         begun = await self.begin(task, manifest, examples, metrics)
         missing = [index for piece in begun.missing for index in range(piece.first, piece.last + 1)]
         if missing:
@@ -244,28 +247,28 @@ def write_delta(path: Path, spec: RunSpec, seed: int) -> Manifest:
 async def serving(
     state_dir: Path, clock: Clock | None = None, wall_s: Callable[[], float] = time.time, **settings: Any
 ) -> AsyncIterator[Served]:
-    """A coordinator over this state directory, until the block ends; hand-driven clients may be silent for long."""
+    """Runs a coordinator over this state directory until the block ends; hand-driven clients may be silent for long."""
     clock = clock or FakeClock()
     values = {"listen": "127.0.0.1:0", "enrolment_listen": "127.0.0.1:0", "silence_s": 10_000}
     config = ServerConfig(**{"state_dir": state_dir, **values, **settings})
     if not (state_dir / "authority" / "federation.json").exists():
         create_authority(state_dir / "authority", "test", ["127.0.0.1"], None, time.time())
     async with contextlib.AsyncExitStack() as stack:
-        found = await stack.enter_async_context(running(config, clock, wall_s))
-        assert found.registry is not None
+        coordinator = await stack.enter_async_context(running(config, clock, wall_s))
+        assert coordinator.registry is not None
         identities = state_dir.parent / f"{state_dir.name}-identities"
-        admin = await administrator(found.registry, identities / "admin", found.address)
+        admin = await administrator(coordinator.registry, identities / "admin", coordinator.address)
         channel = await stack.enter_async_context(secure_channel(admin))
         operations: Any = operations_pb2_grpc.OperationsServiceStub(channel)
         served = Served(
-            found.address,
-            found.coordinator,
-            found.registry,
+            coordinator.address,
+            coordinator.coordinator,
+            coordinator.registry,
             clock,
             channel,
             operations,
             identities,
-            found.enrolment_address,
+            coordinator.enrolment_address,
         )
         stack.push_async_callback(close_all, served.channels)
         yield served
@@ -288,14 +291,16 @@ async def administrator(registry: Registry, folder: Path, address: str) -> Ident
 async def until_phase(
     served: Served, run: str, phase: "resources_pb2.RunPhase.ValueType", number: int | None = None
 ) -> resources_pb2.Run:
-    """Waits for the coordinator's own loop, a bounded number of times."""
+    """Waits until the coordinator's own loop brings the run into this phase, at most 200 times."""
     for _ in range(200):
-        found = await served.run(run)
-        if found.phase == phase and number in (None, found.round):
-            return found
-        heard = served.coordinator.bell.rings
-        await served.coordinator.bell.wait(heard, 0.05)
-    raise AssertionError(f"{resources_pb2.RunPhase.Name(found.phase)} in round {found.round}: {found.next}")
+        run_message = await served.run(run)
+        if run_message.phase == phase and number in (None, run_message.round):
+            return run_message
+        rings_before = served.coordinator.bell.rings
+        await served.coordinator.bell.wait(rings_before, 0.05)
+    raise AssertionError(
+        f"{resources_pb2.RunPhase.Name(run_message.phase)} in round {run_message.round}: {run_message.next}"
+    )
 
 
 async def pass_first_evaluation(*clients: HandClient) -> None:
@@ -306,7 +311,7 @@ async def pass_first_evaluation(*clients: HandClient) -> None:
 
 
 async def advance(served: Served, seconds: float) -> None:
-    """Moves the fake clock while every client is silent for no longer than a lease: their places stay."""
+    """Moves the fake clock in steps shorter than a lease, so that silent clients keep their slots."""
     assert isinstance(served.clock, FakeClock)
     served.clock.advance(seconds)
     served.coordinator.wake()

@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts the connection after so many bytes."""
+"""A TCP proxy that cuts the connection after a number of bytes."""
 
 import contextlib
 import socket
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class CuttingProxy:
-    """Passes bytes to the coordinator; after `limit` bytes of one direction it calls back, once."""
+    """Passes bytes on to the coordinator; after `limit` bytes from the client it calls back once and cuts the connection."""
 
     def __init__(self, target: str, limit: int, on_limit: Callable[[], None]) -> None:
         host, _, number = target.rpartition(":")
@@ -20,8 +20,8 @@ class CuttingProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        for each in self._sockets:
-            each.close()
+        for open_socket in self._sockets:
+            open_socket.close()
 
     def _accept(self) -> None:
         while True:
@@ -45,6 +45,6 @@ class CuttingProxy:
                 sink.sendall(data)
         except OSError:
             pass
-        for each in (source, sink):
+        for end in (source, sink):
             with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                end.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""The commands that the documentation has people type: lines of its indented shell blocks, and what stands between backticks."""
+"""The commands in the documentation: lines of its indented shell blocks, and text between backticks."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ PAGES = (
     ROOT / "benchmarks" / "RESULTS.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
-# First lines of what is indented and no shell block: Python, settings, drawings, lists.
+# First lines of indented blocks that are not shell: Python, settings, drawings, lists.
 OTHER = re.compile(
     r"from |import |\w+ = |\w+\.\w+\(|\S+/ +\w|.*(-->|<--)| {4}|operator +coordinator|administrator +coordinator"
 )
@@ -20,7 +20,7 @@ OTHER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Lines between two blank ones as they stand, without their indent."""
+    """The lines between two blank lines of a page, without their indent."""
 
     page: str
     section: str
@@ -28,13 +28,13 @@ class Block:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """Without comments."""
+        """The lines without their comments; lines that are only a comment are left out."""
         bare = (re.sub(r"\s+# .*| {3,}#.*", "", line).rstrip() for line in self.lines)
         return tuple(line for line in bare if line)
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """Shell blocks only: Python, TOML and drawings stand apart."""
+    """Yields a page's shell blocks; blocks of Python, TOML and drawings are left out."""
     section, held = "", list[str]()
     for line in [*page.read_text().splitlines(), "end"]:
         if line.startswith("    "):
@@ -53,6 +53,6 @@ def of_section(page: str, section: str) -> list[Block]:
 
 
 def inline(page: Path) -> Iterator[str]:
-    """Commands of ours between backticks."""
+    """Yields the project's commands that stand between backticks."""
     text = re.sub(r"^    .*$", "", page.read_text(), flags=re.MULTILINE)
     yield from re.findall(r"`(pluralllm(?:-server|-client)?(?: [^`]*)?)`", text)

@@ -1,4 +1,4 @@
-"""A model folder as an export writes it, with a small predictor that reads a tiny embedding model's vectors."""
+"""A model folder as an export writes it, with a small predictor for the vectors of a tiny embedding model."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ SPEC = process_spec(training={"episodes": {"min_context": 5}})
 
 
 def export(folder: Path, spec: RunSpec = SPEC, weights: Path | None = None) -> Path:
-    """With first weights, if no others are given."""
+    """Writes the model folder; without `weights` it gets the spec's first weights."""
     folder.mkdir(parents=True, exist_ok=True)
     if weights is None:
         write_version_0(folder / WEIGHTS, spec)

@@ -1,9 +1,9 @@
-"""Blobs in one folder, for simulations: quick on a folder in memory, and with what a disk does when it fails.
+"""A blob store in one folder, for simulations: fast on a folder in memory, and it can fail as a disk fails.
 
-The rule of the real thing (common/process/files.py): fsync, rename, fsync of the folder; a deletion is not synced. So after a
-power loss a blob that was put is there, one that was deleted may be there again, and one whose fsync was said to have failed
-has lost its bytes for good, though a second fsync of the same file would have said that all is well (fsync(2), Notes on error
-reporting).
+It follows the rule of the real store (common/process/files.py): fsync, rename, fsync of the folder; a deletion is not synced.
+So after a power loss a blob that was put is there, and a deleted blob may be there again. A blob whose fsync failed has lost
+its bytes for good, although a second fsync of the same file would report success (fsync(2), notes on
+error reporting).
 """
 
 import errno
@@ -19,20 +19,20 @@ from pluralllm.common.words.ids import Digest
 
 
 class Written(NamedTuple):
-    """A file as it was last written to."""
+    """Identifies the content of a file by its inode and the time of its last change."""
 
     inode: int
     changed_ns: int
 
 
 class MemoryBlobs:
-    """See blobs.Blobs. The bytes are files, because averaging reads files; which there are is known without looking."""
+    """The contract of blobs.Blobs. The bytes are files, because averaging reads files; the list of blobs is kept in memory."""
 
     def __init__(self, folder: Path, before: Hook = nothing, after: Hook = nothing) -> None:
         self._folder, self._before, self._after = folder, before, after
         self._known = {Digest(path.name) for path in folder.iterdir() if path.suffix != ".deleted"}
-        self._deleted: set[Digest] = set()  # since the folder was last synced
-        self._lost: set[Written] = set()  # not on the disk, whatever the next fsync says
+        self._deleted: set[Digest] = set()  # since the last fsync of the folder
+        self._lost: set[Written] = set()  # content that never reached the disk, although a later fsync succeeds
         self._undurable: set[Digest] = set()
 
     async def put(self, digest: Digest, source: Path) -> None:
@@ -74,10 +74,10 @@ class MemoryBlobs:
         await self._before("blobs.digests", None)
         return sorted(self._known)
 
-    # What happens to a disk
+    # Faults of a disk
 
     def lose_power(self, back: Collection[Digest] = ()) -> None:
-        """What was not durable goes; of the deletions that were not synced, those of `back` have not happened."""
+        """Removes the content that was not durable; restores the deleted blobs in `back`, whose deletion was not synced."""
         for digest in self._undurable & self._known:
             path = self._file(digest)
             path.write_bytes(bytes(path.stat().st_size))
@@ -89,11 +89,11 @@ class MemoryBlobs:
 
     @property
     def deleted(self) -> Sequence[Digest]:
-        """Whose deletion is not durable, sorted."""
+        """The blobs whose deletion is not durable yet, sorted."""
         return sorted(self._deleted)
 
     def flip_bit(self, digest: Digest, bit: int) -> None:
-        """Of the blob's bytes; twice the same is as if nothing had been."""
+        """Flips a bit of the blob's bytes; a second flip of the same bit undoes the first."""
         flip_bit(self._file(digest), bit)
 
     def _sync_folder(self) -> None:
@@ -109,16 +109,16 @@ class MemoryBlobs:
 
 
 def flip_bit(path: Path, bit: int) -> None:
-    """Counted from the start of the file, and around."""
+    """Flips a bit of a file; the number counts from the start of the file and wraps around at its end."""
     handle = os.open(path, os.O_RDWR)
     try:
-        place, shift = divmod(bit % (8 * os.fstat(handle).st_size), 8)
-        byte = os.pread(handle, 1, place)[0]
-        os.pwrite(handle, bytes([byte ^ 1 << shift]), place)
+        offset, shift = divmod(bit % (8 * os.fstat(handle).st_size), 8)
+        byte = os.pread(handle, 1, offset)[0]
+        os.pwrite(handle, bytes([byte ^ 1 << shift]), offset)
     finally:
         os.close(handle)
 
 
 def _written(path: Path) -> Written:
-    found = path.stat()
-    return Written(found.st_ino, found.st_mtime_ns)
+    status = path.stat()
+    return Written(status.st_ino, status.st_mtime_ns)

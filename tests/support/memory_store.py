@@ -1,7 +1,7 @@
-"""A store in memory: the contract of server/storage/store.py over plain dictionaries, for simulations and quick tests.
+"""A store in memory, for simulations and fast tests: the contract of server/storage/store.py over plain dictionaries.
 
-What is written stays in the `Tables`, so a store that is opened on them again finds it, as after a restart. Rows are values that
-nobody can change; the facts of an event are kept as text, as a database would.
+Written rows stay in the `Tables`. A store that is opened on the same tables again reads them, as after a restart. Rows are
+immutable values; the facts of an event are kept as text, as in a database.
 """
 
 import bisect
@@ -27,18 +27,18 @@ from pluralllm.server.storage.store import (
     VersionRecord,
 )
 
-# What is called before an operation does anything, or once it has: with its name and what it is about. It may raise.
+# A call before an operation starts, or after it is done, with the operation's name and its subject. It may raise.
 Hook = Callable[[str, object], Awaitable[None]]
 Row = TypeVar("Row")
 ANOTHER_WRITER = "another writer was there first ({what} is taken)"
 
 
 async def nothing(operation: str, about: object) -> None:
-    """The hook of a store that nobody disturbs."""
+    """A hook that does nothing."""
 
 
 class Rows(Generic[Row]):
-    """Rows by a number, in its order: a table with an index."""
+    """Rows by number, in the order of their numbers: a table with an index."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Row] = {}
@@ -51,18 +51,18 @@ class Rows(Generic[Row]):
         return self._rows.get(number)
 
     def put(self, number: int, row: Row) -> None:
-        """Inserts, or replaces."""
+        """Inserts a row, or replaces the row with this number."""
         if number not in self._rows:
             bisect.insort(self._numbers, number)
         self._rows[number] = row
 
     def after(self, number: int, limit: int) -> list[tuple[int, Row]]:
-        """Those above it, the lowest first."""
+        """Returns at most `limit` rows with a higher number and their numbers, the lowest number first."""
         first = bisect.bisect_right(self._numbers, number)
         return [(found, self._rows[found]) for found in self._numbers[first : first + limit]]
 
     def before(self, number: int | None, limit: int) -> list[Row]:
-        """Those below it, or all; the highest first."""
+        """Returns at most `limit` rows with a lower number, or of all rows if `number` is None; the highest number first."""
         end = len(self._numbers) if number is None else bisect.bisect_left(self._numbers, number)
         return [self._rows[found] for found in reversed(self._numbers[max(0, end - limit) : end])]
 
@@ -80,12 +80,12 @@ class RunTables:
     rounds: Rows[RoundRecord] = field(default_factory=Rows)
     receipts: dict[int, dict[ClientId, ReceiptRecord]] = field(default_factory=dict)
     evaluations: dict[tuple[ModelVersion, ClientId], tuple[int, EvaluationRecord]] = field(default_factory=dict)
-    cursor: int = 0  # of the newest evaluation; the dictionary is in the order of cursors
+    cursor: int = 0  # the cursor of the newest evaluation; the dictionary is in the order of the cursors
 
 
 @dataclass(slots=True)
 class Tables:
-    """All that is durable."""
+    """All durable state of a coordinator's database."""
 
     runs: dict[RunId, RunTables] = field(default_factory=dict)
     clients: dict[ClientId, ClientRecord] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Tables:
 
 
 class MemoryStore:
-    """See store.Store. Every operation is atomic: nothing in it waits between its first look and its last row."""
+    """The contract of store.Store. Every operation is atomic: it does not wait between its first read and its last write."""
 
     def __init__(self, tables: Tables, before: Hook = nothing, after: Hook = nothing) -> None:
         self._tables, self._before, self._after = tables, before, after
@@ -192,11 +192,11 @@ class MemoryStore:
         return [row for _, row in sorted(self._tables.clients.items())]
 
     async def close(self) -> None:
-        """What is written stays in the tables."""
+        """Does nothing; the tables keep their rows."""
 
 
 def _check_keys(run: RunTables, change: Change) -> None:
-    """What a database's primary keys are for. Raises StoreFailed; nothing is written then."""
+    """Checks what a database's primary keys guarantee. Raises StoreFailed before anything is written."""
     receipts, versions = change.receipts, change.versions
     taken = [f"sequence {change.sequence}"] if change.sequence in run.events else []
     taken += [f"receipt {r.receipt.client}" for r in receipts if r.receipt.client in run.receipts.get(r.round, {})]
@@ -206,7 +206,7 @@ def _check_keys(run: RunTables, change: Change) -> None:
 
 
 class MemoryMembership:
-    """See membership.MembershipStore; over the same tables."""
+    """The contract of membership.MembershipStore, over the same tables."""
 
     def __init__(self, tables: Tables, before: Hook = nothing, after: Hook = nothing) -> None:
         self._tables, self._before, self._after = tables, before, after

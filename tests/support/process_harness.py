@@ -1,4 +1,4 @@
-"""Coordinator and client daemons as real processes on loopback, for tests that kill them."""
+"""The coordinator and client daemons as real processes on loopback, for tests that kill them."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ WIDTH = 16
 
 
 def ports_of_this_process() -> Iterator[int]:
-    """The ports of this worker's range, again and again; each process begins somewhere else in it."""
+    """Yields the ports of this test process's range again and again; each process starts at another port of the range."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
     first, offset = 20_000 + PORTS_EACH * worker, os.getpid() % PORTS_EACH
     for turn in range(100 * PORTS_EACH):
@@ -43,7 +43,7 @@ PORTS = ports_of_this_process()
 
 def tiny_embedding_model(folder: Path) -> Path:
     """A real transformer with random weights and a real tokenizer, small enough to load in a moment."""
-    # Here, so that who starts processes that need no torch does not wait for it either.
+    # Imported here, so that tests whose processes need no torch do not wait for it.
     import torch  # noqa: PLC0415
     from tokenizers import Tokenizer  # noqa: PLC0415
     from tokenizers.models import WordLevel  # noqa: PLC0415
@@ -69,7 +69,7 @@ def tiny_embedding_model(folder: Path) -> Path:
 
 
 def process_spec(**changes: Any) -> RunSpec:
-    """A run of real daemons that ends in a few seconds."""
+    """Returns the spec of a run with real daemons that ends in a few seconds."""
     values: dict[str, Any] = {
         "rounds": 4,
         "seed": 11,
@@ -87,13 +87,13 @@ def process_spec(**changes: Any) -> RunSpec:
 
 @dataclasses.dataclass
 class Process:
-    """One child in a process group of its own."""
+    """One child process in a process group of its own."""
 
     command: list[str]
     log: Path
     environment: Mapping[str, str]
     popen: "subprocess.Popen[bytes] | None" = None
-    log_bytes: int = 0  # when it was started
+    log_bytes: int = 0  # size of the log when the process started
 
     def start(self) -> "Process":
         with self.log.open("ab") as file:
@@ -114,17 +114,17 @@ class Process:
 
     @property
     def has_spoken(self) -> bool:
-        """Since it was started; before that it is still loading, and a signal ends it as the system does."""
+        """Whether the process has logged since its start. Before that it is still loading, and a signal ends it at once."""
         return self.log.stat().st_size > self.log_bytes
 
     def kill(self) -> None:
-        """kill -9, and its worker's input ends with it."""
+        """Sends SIGKILL; the worker's input closes, so the worker ends, too."""
         assert self.popen is not None
         self.popen.send_signal(signal.SIGKILL)
         self.popen.wait(10)
 
     def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """Sends SIGTERM, waits, and returns the exit code."""
         assert self.popen is not None
         if self.running:
             self.popen.terminate()
@@ -137,7 +137,7 @@ class Process:
 
 
 class Federation:
-    """A folder with one coordinator and its clients; everything is stopped at the end of `federation`."""
+    """A folder with one coordinator and its clients; the context manager `federation` stops all of them at its end."""
 
     def __init__(self, folder: Path, embedding_model: Path, port: int, **server_settings: str) -> None:
         self.folder = folder
@@ -163,7 +163,7 @@ class Federation:
         self.processes.append(self.coordinator)
 
     def remote(self) -> Remote:
-        """As the administrator."""
+        """Returns a connection to the coordinator as its administrator."""
         return Remote.of_member(load_identity(self.admin, "pluralllm"))
 
     def start_coordinator(self) -> Remote:
@@ -173,12 +173,12 @@ class Federation:
         return remote
 
     def join(self, name: str) -> Path:
-        """Invites a client and joins as it, over the enrolment port; its identity's folder. Once for each name."""
+        """Invites a client and joins as it over the enrolment port, once for each name. Returns its identity's folder."""
         folder = self.folder / name / "state" / "identity"
         if not (folder / "credentials.pem").exists():
             remote = self.remote()
-            made = remote.invite(name, MemberRole.CLIENT, f"group of {name}", None, 3600, needs_approval=False)
-            join(made, folder, "pluralllm-client", frozenset({MemberRole.CLIENT}))
+            invite = remote.invite(name, MemberRole.CLIENT, f"group of {name}", None, 3600, needs_approval=False)
+            join(invite, folder, "pluralllm-client", frozenset({MemberRole.CLIENT}))
             remote.close()
         return folder
 
@@ -191,7 +191,10 @@ class Federation:
         stays: bool = False,
         more: Mapping[str, str] | None = None,
     ) -> Process:
-        """`policy`: what its policy.toml says; `stays`: when a run is over; `more`: further keys of its configuration."""
+        """Starts a client daemon.
+
+        policy: the text of its policy.toml. stays: whether it goes on when the run is over. more: further configuration keys.
+        """
         home = self.folder / name
         home.mkdir(exist_ok=True)
         write_group(home / "answers.jsonl", questions)
@@ -216,7 +219,7 @@ class Federation:
         return process
 
     def audit(self) -> subprocess.CompletedProcess[str]:
-        """`pluralllm-server audit`; the coordinator must be stopped."""
+        """Runs `pluralllm-server audit`; the coordinator must be stopped."""
         return typed(SERVER, "audit", "--state-dir", self.state)
 
     def logs(self) -> str:
@@ -226,7 +229,7 @@ class Federation:
 def free_port() -> int:
     """Returns a port that was free a moment ago, for a coordinator that must come back on it after it was killed.
 
-    Each test process draws from a range of its own, below the ports that the system gives away itself: nobody takes it meanwhile.
+    Each test process takes ports from a range of its own, below the system's ephemeral ports, so nobody takes the port meanwhile.
     """
     for port in PORTS:
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -244,7 +247,7 @@ def _answers(remote: Remote) -> bool:
 
 
 def until(holds: Callable[[], bool], what: str, federation: Federation, limit_s: float = START_LIMIT_S) -> None:
-    """Looks again and again, for a bounded time; real processes have no clock of ours."""
+    """Waits until `holds` returns true, for at most `limit_s` seconds: real processes do not follow a fake clock."""
     end_s = time.monotonic() + limit_s
     while not holds():
         if time.monotonic() > end_s:
@@ -254,12 +257,12 @@ def until(holds: Callable[[], bool], what: str, federation: Federation, limit_s:
 
 @contextlib.contextmanager
 def federation(folder: Path, embedding_model: Path, port: int, **server_settings: str) -> Iterator[Federation]:
-    """Leaves no process behind. `server_settings` are PLURALLLM_SERVER_ variables."""
+    """Runs a federation and leaves no process behind. `server_settings` are PLURALLLM_SERVER_ variables."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = Federation(folder, embedding_model, port, **server_settings)
+    started = Federation(folder, embedding_model, port, **server_settings)
     try:
-        yield found
+        yield started
     finally:
-        for process in found.processes:
+        for process in started.processes:
             if process.running:
                 process.stop()

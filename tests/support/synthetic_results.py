@@ -1,4 +1,4 @@
-"""Made-up results of an experiment in the real layout, seeded: nobody's answers are in them."""
+"""Invented results of an experiment in the layout of real ones; they follow from a seed and contain nobody's answers."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ MODEL_BYTES = 2_800_000
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What one method is like."""
+    """The properties of one invented method."""
 
     name: str
     kind: str = "fedavg"  # or centralized, local, baseline
@@ -27,7 +27,7 @@ class Made:
     speed: float = 60.0  # gradient steps to two thirds of the way
     steps: int = 360
     loss: str = "gaussian"
-    confidence: float = 1.0  # above 1: spreads too small
+    confidence: float = 1.0  # above 1: the predicted spreads are too small
 
 
 SMALL = (
@@ -61,7 +61,7 @@ def write_results(
     draws: int = 3,
     questions: int = QUESTIONS,
 ) -> Path:
-    """A folder of results; the same arguments give the same bytes."""
+    """Writes a folder of results; the same arguments give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     for made in methods:
         for seed in (0,) if made.kind == "baseline" else seeds:
@@ -127,12 +127,12 @@ def header_of(made: Made, methods: Sequence[Made], seeds: tuple[int, ...], seed:
 
 
 def ease(group: str) -> float:
-    """How much better than the rest a group is predicted."""
+    """Returns by how much the group's alignment is above the average of all groups."""
     return (sum(group.encode()) % 11 - 5) / 200
 
 
 def points_of(made: Made, groups: Sequence[str], luck: float, rng: np.random.Generator) -> list[dict[str, Any]]:
-    found = []
+    points = []
     for step in range(0, made.steps + 1, 20 if made.steps < 360 else 30):
         gain = 1 - float(np.exp(-step / made.speed))
         level = 0.66 + (made.end + luck - 0.66) * gain
@@ -140,7 +140,7 @@ def points_of(made: Made, groups: Sequence[str], luck: float, rng: np.random.Gen
             group: round(level + ease(group) * (1.3 - gain / 2) + float(rng.normal(0, 0.002)), 6) for group in groups
         }
         rounds = step // 6 if made.kind == "fedavg" else 0
-        found.append(
+        points.append(
             {
                 "kind": "point",
                 "rounds": rounds,
@@ -151,24 +151,22 @@ def points_of(made: Made, groups: Sequence[str], luck: float, rng: np.random.Gen
                 "alignment": spread,
             }
         )
-    return found
+    return points
 
 
 def final_of(
     made: Made, group: str, context: int, luck: float, rng: np.random.Generator, draws: int, questions: int
 ) -> dict[str, Any]:
-    part = "train" if group in TRAIN else "validation" if group in VALIDATION else "test"
+    group_part = "train" if group in TRAIN else "validation" if group in VALIDATION else "test"
     gain = 0.0 if made.name in ("uniform", "mean of training groups") else 0.02 * float(np.log2(context / 20))
-    mine = np.flatnonzero(
-        np.random.default_rng(sum(group.encode())).random(questions) < 0.6
-    )  # what the group was asked
+    asked_questions = np.flatnonzero(np.random.default_rng(sum(group.encode())).random(questions) < 0.6)
     rows = []
     for draw in range(draws):
         key = np.random.default_rng([context, draw, sum(group.encode())])
-        targets = np.sort(key.choice(mine, max(1, len(mine) - context), replace=False))
+        targets = np.sort(key.choice(asked_questions, max(1, len(asked_questions) - context), replace=False))
         drawn = []
         for question in targets.tolist():
-            kind = "w" if part == "train" or question % 8 == 0 else "u" if question % 8 == 1 else "a"
+            kind = "w" if group_part == "train" or question % 8 == 0 else "u" if question % 8 == 1 else "a"
             hard = (question * 37 % 17 - 8) / 80  # the same in every group
             level = made.end + luck + ease(group) + gain * (0.4 if context > 20 else 1) - (0.0 if kind == "a" else 0.02)
             distance = float(np.clip(1 - level + hard + rng.normal(0, 0.05), 0.005, 0.83))
@@ -177,7 +175,7 @@ def final_of(
             log_std = None if made.kind == "baseline" else round(float(np.log(spread / made.confidence)), 4)
             drawn.append([f"question {question}", kind, round(distance, 6), log_std, round(error, 6)])
         rows.append(drawn)
-    return {"kind": "final", "group": group, "part": part, "context": context, "draws": rows}
+    return {"kind": "final", "group": group, "part": group_part, "context": context, "draws": rows}
 
 
 TEXTS = (
@@ -196,14 +194,14 @@ TEXTS = (
 
 
 def distributions_of(made: Made, rng: np.random.Generator) -> list[dict[str, Any]]:
-    found = []
+    distributions = []
     for group in TEST[:2]:
         for number, (text, options) in enumerate(TEXTS):
             true = np.random.default_rng([number, sum(group.encode())]).dirichlet(np.ones(len(options)))
             guess = true * rng.lognormal(0, (0.9 - made.end) * 3, len(options))
             if made.name == "uniform":
                 guess = np.ones(len(options))
-            found.append(
+            distributions.append(
                 {
                     "kind": "distribution",
                     "group": group,
@@ -215,4 +213,4 @@ def distributions_of(made: Made, rng: np.random.Generator) -> list[dict[str, Any
                     "context": 20,
                 }
             )
-    return found
+    return distributions
