@@ -1,7 +1,7 @@
-"""Clients without torch: the real daemon, transport, outbox and identity, and a worker that makes up what it delivers.
+"""Clients without torch: the real daemon, transport, outbox and identity, and a worker that invents its updates.
 
-`python -m drill.client HOME...`: one process plays every client. It starts at once and waits until each has joined. What a
-worker does in a round is in HOME/plan.json; what is not there is delivered.
+`python -m drill.client HOME...` plays all clients in one process. It starts at once and waits until each client has joined. The
+file HOME/plan.json says how a worker behaves in a round; in a round that is not in the file the worker delivers its update.
 """
 
 import asyncio
@@ -38,22 +38,22 @@ from pluralllm.common.words.spec import RunSpec, parse_spec
 QUESTIONS = 50
 LOOK_EVERY_S = 0.02
 JOIN_LIMIT_S = 60.0
-# Nobody waits here for a network: a coordinator that is back is found at once.
+# Clients reconnect quickly, so that they find a restarted coordinator at once.
 RECONNECT = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200))
 log = structlog.get_logger()
 
 
 class Behaviour(StrEnum):
-    """Of one worker in one round."""
+    """The behaviour of one worker in one round."""
 
-    WAIT = "wait"  # for the file HOME/go-ROUND, then deliver
+    WAIT = "wait"  # wait for the file HOME/go-ROUND, then deliver
     STALL = "stall"  # never deliver
-    DIE = "die"  # the first time; then deliver
+    DIE = "die"  # die the first time, deliver the next time
     SEND_NOISE = "send_noise"  # an update that is not finite, every time
 
 
 class ScriptedWorker(WorkerProcess):
-    """Updates are a function of the task's seed, which is one of run, round and client."""
+    """A worker whose updates follow from the task's seed, which is one for each run, round and client."""
 
     def __init__(self, home: Path) -> None:
         super().__init__()
@@ -64,10 +64,10 @@ class ScriptedWorker(WorkerProcess):
         self._died_in: set[int] = set()
 
     async def start(self) -> None:
-        """There is no process."""
+        """Does nothing, because there is no process to start."""
 
     async def stop(self) -> None:
-        """There is none to end."""
+        """Does nothing, because there is no process to stop."""
 
     async def ask(self, command: Command[OrderT, ResultT], order: OrderT, on_progress: Progress) -> ResultT:
         result = await self.answer(order)
@@ -75,7 +75,7 @@ class ScriptedWorker(WorkerProcess):
         return result
 
     async def answer(self, order: object) -> object:
-        """The result of one order."""
+        """Returns the result of one order."""
         match order:
             case Prepare():
                 self._spec = parse_spec(order.spec_json.encode(), "of the drill")
@@ -89,7 +89,10 @@ class ScriptedWorker(WorkerProcess):
         raise AssertionError(f"{order} is not an order")
 
     async def _reward(self, out: Path, rollouts: bytes) -> Rewards:
-        """A function of the batch and who this is; a batch's first prompt is the number of the file it waits for."""
+        """Returns rewards that follow from the batch and the client's name.
+
+        The first prompt of a batch is the number of the file that the worker waits for.
+        """
         batch = read_rollouts(rollouts, 1000)
         await file_there(self._home / f"go-{batch[0].prompt}")
         seed = int.from_bytes(hashlib.sha256(rollouts + self._home.name.encode()).digest()[:8])
@@ -107,8 +110,8 @@ class ScriptedWorker(WorkerProcess):
             await asyncio.Event().wait()
         if behaviour == Behaviour.WAIT:
             await file_there(self._home / f"go-{number}")
-        found = parameters(self._spec.predictor, self._spec.embedding.dimension)
-        layout = layout_of((parameter.name, parameter.shape) for parameter in found)
+        shapes = parameters(self._spec.predictor, self._spec.embedding.dimension)
+        layout = layout_of((parameter.name, parameter.shape) for parameter in shapes)
         rng = np.random.default_rng(seed)
         delta = rng.normal(0, 0.01, layout.values).astype(np.float32)
         if behaviour == Behaviour.SEND_NOISE:
@@ -119,7 +122,7 @@ class ScriptedWorker(WorkerProcess):
 
 
 async def file_there(path: Path) -> None:
-    """Another process makes it."""
+    """Waits until another process has made the file."""
     while not await asyncio.to_thread(path.exists):  # noqa: ASYNC110
         await asyncio.sleep(LOOK_EVERY_S)
 
@@ -127,7 +130,7 @@ async def file_there(path: Path) -> None:
 async def play(
     home: Path, transport_of: type[Transport] = Transport, worker_of: type[ScriptedWorker] = ScriptedWorker
 ) -> None:
-    """One client until the run is over or its membership is."""
+    """Runs one client until its run or its membership is over."""
     config = load_config(ClientConfig, home / "client.toml", {})
     async with asyncio.timeout(JOIN_LIMIT_S):
         await file_there(config.identity_folder / "credentials.pem")
@@ -150,14 +153,14 @@ async def play_all(homes: list[Path]) -> None:
 
 
 def hurry() -> None:
-    """A coordinator that is back is found at once."""
+    """Shortens the waits between attempts, so that clients find a restarted coordinator at once."""
     daemon.LAST_BACKOFF_S = transport.LAST_RETRY_S = 0.3
     transport.RETRY_JITTER_S = 0.1
     transport.OPTIONS = (*transport.OPTIONS, *RECONNECT)  # type: ignore[assignment]
 
 
 def main() -> None:
-    """The entry point."""
+    """Runs the clients whose folders the command line names."""
     configure_logs(form="json", level="DEBUG")
     hurry()
     asyncio.run(play_all([Path(home) for home in sys.argv[1:]]))

@@ -1,6 +1,6 @@
-"""A coordinator that kills itself at a point: the production composition root, its durable steps wrapped from outside.
+"""A coordinator that kills itself at a point: the production composition root with its durable steps wrapped.
 
-`python -m drill.coordinator serve --config FILE`. What it does is in the environment; without any of it, it is the coordinator.
+`python -m drill.coordinator serve --config FILE` reads the variables below; without them it is the ordinary coordinator.
 """
 
 import asyncio
@@ -29,19 +29,17 @@ from pluralllm.server.runs import uploads
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.intake import Intake
 
-KILL_AT = "PLURALLLM_DRILL_KILL_AT"  # point:n, the n-th time that this process passes it
-TRACE = "PLURALLLM_DRILL_TRACE"  # a file that every pass is written to, a line each
-ADMIN = (
-    "PLURALLLM_DRILL_ADMIN"  # a state directory without an authority gets one first, and this folder its administrator
-)
-ONE_THREAD = (
-    "PLURALLLM_DRILL_ONE_THREAD"  # files are worked on in one thread: system calls are counted thread by thread
-)
+KILL_AT = "PLURALLLM_DRILL_KILL_AT"  # point:n; the process dies at its n-th pass of that point
+TRACE = "PLURALLLM_DRILL_TRACE"  # a file that gets a line for each pass of a point
+# The folder for the administrator's identity; a state directory without an authority gets one first.
+ADMIN = "PLURALLLM_DRILL_ADMIN"
+# One thread does all work on files, because strace counts system calls thread by thread.
+ONE_THREAD = "PLURALLLM_DRILL_ONE_THREAD"
 Call = Callable[..., Any]
 
 
 class Passes:
-    """Counts, writes down, kills."""
+    """Counts the passes of each point, writes them down and kills the process at the chosen one."""
 
     def __init__(self, kill_at: str, trace: str) -> None:
         point, _, number = kill_at.partition(":")
@@ -59,44 +57,44 @@ class Passes:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def around(self, step: str, call: Call) -> Call:
-        """The same call with a point before and one after it; the kind of event is part of the name of what stores it."""
+        """Returns the same call with a point before and one after it; store.apply has points for each kind of event."""
 
-        def name(given: tuple[Any, ...]) -> str:
-            return f"{APPLY}.{event_kind(given[0].event)}" if step == APPLY else step
+        def name(positional: tuple[Any, ...]) -> str:
+            return f"{APPLY}.{event_kind(positional[0].event)}" if step == APPLY else step
 
         @functools.wraps(call)
-        async def wait(*given: Any, **named: Any) -> Any:
-            self.note(f"{name(given)}.{BEFORE}")
-            result = await call(*given, **named)
-            self.note(f"{name(given)}.{AFTER}")
+        async def wait(*positional: Any, **named: Any) -> Any:
+            self.note(f"{name(positional)}.{BEFORE}")
+            result = await call(*positional, **named)
+            self.note(f"{name(positional)}.{AFTER}")
             return result
 
         @functools.wraps(call)
-        def run(*given: Any, **named: Any) -> Any:
+        def run(*positional: Any, **named: Any) -> Any:
             self.note(f"{step}.{BEFORE}")
-            result = call(*given, **named)
+            result = call(*positional, **named)
             self.note(f"{step}.{AFTER}")
             return result
 
         return wait if inspect.iscoroutinefunction(call) else run
 
     def watch(self, owner: type, parameter: str, contract: str) -> None:
-        """Whatever is handed to `owner` as `parameter` fulfils the contract, of whichever make it is: its methods get points."""
+        """Puts points around the methods of whatever object `owner` receives as `parameter`; that object fulfils the contract."""
         construct: Any = owner.__init__  # type: ignore[misc]
         signature = inspect.signature(construct)
 
         @functools.wraps(construct)
-        def constructed(*given: Any, **named: Any) -> None:
-            part = signature.bind(*given, **named).arguments[parameter]
+        def constructed(*positional: Any, **named: Any) -> None:
+            dependency = signature.bind(*positional, **named).arguments[parameter]
             for method in points.methods(contract):
-                setattr(part, method, self.around(f"{contract}.{method}", getattr(part, method)))
-            construct(*given, **named)
+                setattr(dependency, method, self.around(f"{contract}.{method}", getattr(dependency, method)))
+            construct(*positional, **named)
 
         owner.__init__ = constructed  # type: ignore[misc]
 
 
 def install(passes: Passes) -> None:
-    """Puts a point before and after every step that points.py finds."""
+    """Puts a point before and after every step that points.py lists."""
     for owner, parameter, contract in (
         (Coordinator, "store", "store"),
         (Coordinator, "blobs", "blobs"),
@@ -107,7 +105,7 @@ def install(passes: Passes) -> None:
     for step, function in points.FUNCTIONS.items():
         points.replace_everywhere("pluralllm", function, passes.around(step, function), sys.modules)
     pathlib.Path.rename = passes.around(points.RENAME, pathlib.Path.rename)  # type: ignore[method-assign]
-    # The files of a drill are small: what is done every 16 MiB is done every time.
+    # The files of a drill are small, so the steps that are due every 16 MiB are done every time.
     uploads.FLUSH_BYTES = updates.SLICES_TO_FLUSH = 1
 
 
@@ -115,21 +113,21 @@ def use_one_thread() -> None:
     construct = Coordinator.__init__
 
     @functools.wraps(construct)
-    def constructed(*given: Any, **named: Any) -> None:
+    def constructed(*positional: Any, **named: Any) -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-        construct(*given, **named)
+        construct(*positional, **named)
 
     Coordinator.__init__ = constructed  # type: ignore[method-assign]
 
 
 def initialise(config: Path, admin: Path) -> None:
-    """`pluralllm-server init`, once."""
+    """Runs `pluralllm-server init` unless the administrator's folder exists already."""
     if not (admin / "credentials.pem").exists():
         authority_commands.init(host=["127.0.0.1"], admin_identity=admin, config=config)
 
 
 def main() -> None:
-    """The entry point."""
+    """Runs the server's command line with the points in it."""
     if admin := os.environ.get(ADMIN):
         initialise(Path(sys.argv[sys.argv.index("--config") + 1]), Path(admin))
     install(Passes(os.environ.get(KILL_AT, ""), os.environ.get(TRACE, "")))

@@ -1,4 +1,4 @@
-"""A coordinator that a fault strikes, its clients, and an operator who does not give up: whatever dies is started again."""
+"""A coordinator that a fault strikes, its clients, and an operator who starts again whatever dies."""
 
 import contextlib
 import json
@@ -31,11 +31,11 @@ FOUND = TypeVar("FOUND")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to the coordinator once. None: nothing."""
+    """A fault that strikes the coordinator once; without a name nothing happens."""
 
     name: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
-    attach: Callable[[Path], list[str]] | None = None  # for a state directory: a command that is given the pid last
+    attach: Callable[[Path], list[str]] | None = None  # the command for a state directory; the pid is appended
 
     @classmethod
     def kill_at(cls, point: str, number: int) -> "Fault":
@@ -43,7 +43,7 @@ class Fault:
 
 
 class Fleet:
-    """One federation in a folder. `insist` is how anything is asked of it."""
+    """One federation in a folder; all requests to the coordinator go through `insist`."""
 
     def __init__(self, folder: Path, pair: StorePair, fault: Fault, **settings: str) -> None:
         folder.mkdir(parents=True)
@@ -68,8 +68,8 @@ class Fleet:
         self._clients = self._program("client")
 
     def _program(self, name: str, *arguments: str) -> Process:
-        found = [str(TESTS), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])]
-        environment = {"PYTHONPATH": os.pathsep.join(found), "OMP_NUM_THREADS": "1"}
+        import_folders = [str(TESTS), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])]
+        environment = {"PYTHONPATH": os.pathsep.join(import_folders), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", f"drill.{name}", *arguments]
         process = Process(command, self.folder / f"{name}.log", environment)
         self.processes.append(process)
@@ -87,7 +87,7 @@ class Fleet:
             self._attach(self._fault.attach(self.state))
 
     def _attach(self, command: list[str]) -> None:
-        """As soon as it serves: what it does to get there, points.py has."""
+        """Attaches the fault's command when the coordinator serves; points.py covers the steps before that."""
         assert self._coordinator.popen is not None
         self._until("the coordinator serves", (self.state / "address").exists)
         striker = Process([*command, str(self._coordinator.popen.pid)], self.folder / "striker.log", {}).start()
@@ -101,7 +101,7 @@ class Fleet:
             time.sleep(LOOK_EVERY_S)
 
     def start_clients(self, plans: Mapping[str, Mapping[int, str]]) -> None:
-        """They start at once and wait until each has joined."""
+        """Starts the clients at once; each waits until it has joined."""
         homes = []
         for name, plan in plans.items():
             home = self.folder / name
@@ -121,7 +121,7 @@ class Fleet:
         self._clients.start()
 
     def restart_coordinator(self) -> None:
-        """As an administrator would: SIGTERM, then again."""
+        """Restarts the coordinator as an administrator would: SIGTERM, then a new process."""
         self.insist("the coordinator is up before it is restarted", lambda remote: bool(remote.members()))
         self._stop_coordinator()
         self.start_coordinator()
@@ -133,7 +133,7 @@ class Fleet:
             self._note_death(code)
 
     def _note_death(self, code: int) -> None:
-        """Only the fault may end it, and only once."""
+        """Fails unless the fault killed the coordinator, for the first time."""
         assert code == -signal.SIGKILL, f"the coordinator ended with {code}\n{self.logs()}"
         assert self._fault.name, f"it was killed by something else\n{self.logs()}"
         assert not self.fault_fired, f"it was killed again\n{self.logs()}"
@@ -150,7 +150,7 @@ class Fleet:
     # The operator
 
     def insist(self, what: str, ask: Callable[[Remote], FOUND | None], limit_s: float = LIMIT_S) -> FOUND:
-        """Asks until there is an answer; a coordinator that was struck is started again, and then asked again."""
+        """Asks until there is an answer; restarts a coordinator that the fault has killed and asks again."""
         end_s, refused = time.monotonic() + limit_s, ""
         while time.monotonic() < end_s:
             self._keep_alive()
@@ -173,13 +173,13 @@ class Fleet:
         return self._remote
 
     def _hang_up(self) -> None:
-        """gRPC waits ever longer before it connects again; a new connection does not."""
+        """Closes the connection: gRPC waits longer after each failed attempt, a new connection does not."""
         if self._remote is not None:
             self._remote.close()
             self._remote = None
 
     def join(self, name: str) -> None:
-        """Invites a client and joins as it; with the same invite again, where the answer to it was lost."""
+        """Invites a client and joins as it; joins again with the same invite if the answer was lost."""
         folder, group = self.folder / name / "state" / "identity", f"group of {name}"
         invite = self.insist(
             f"{name} is invited",
@@ -189,13 +189,16 @@ class Fleet:
         self.insist(f"{name} joins", lambda _: join(invite, folder, "pluralllm-client", roles))
 
     def let_go(self, name: str, number: int) -> None:
-        """The client that waits in this round delivers."""
+        """Lets the client that waits in this round deliver."""
         (self.folder / name / f"go-{number}").touch()
 
     # The end
 
     def finish(self, revoked: str = "") -> str:
-        """Waits for the run's end and the clients', stops everything, audits; the newest version's digest."""
+        """Waits for the end of the run and of the clients, stops everything, and verifies the state.
+
+        Returns the digest of the newest version.
+        """
         run = self.insist("the run ends", lambda remote: _if(remote.get_run("r"), "phase", "ended"))
         self.insist("the clients hear that the run is over", lambda _: not self._clients.running)
         assert self._clients.popen is not None
@@ -208,12 +211,12 @@ class Fleet:
         return str(run["version_digest"])
 
     def _check_acknowledged(self, rounds: list[dict[str, Any]], revoked: str) -> None:
-        """What a client was given a receipt for is on record, and it was never asked for again.
+        """Checks that each receipt that a client was given is on record, and that its update was never requested again.
 
-        The audit cannot know: an update that was lost would have been made again, and be the same.
+        The audit cannot see this: a client would make a lost update again, with the same bits.
         """
-        told = [json.loads(line) for line in self._clients.log.read_text().splitlines()]
-        tasks = [(fact["task"], fact["digest"]) for fact in told if fact["event"] == "update.committed"]
+        client_log = [json.loads(line) for line in self._clients.log.read_text().splitlines()]
+        tasks = [(fact["task"], fact["digest"]) for fact in client_log if fact["event"] == "update.committed"]
         kept = {
             (f"{row['name']}/tasks/{kind}-{receipt['client']}", receipt["update_digest"])
             for row in rounds
@@ -225,22 +228,22 @@ class Fleet:
         assert len(tasks) == len(set(tasks)), f"an update was asked for again\n{self.logs()}"
 
     def audit(self) -> None:
-        """`pluralllm-server audit`, in this process."""
+        """Runs `pluralllm-server audit` in this process."""
         check_commands.audit(self.config, None, as_json=False)
 
     def passes(self) -> Counter[str]:
-        """How often one process has passed each point, at most."""
-        each: dict[str, Counter[str]] = {}
+        """Returns for each point how often one process has passed it, at most."""
+        counts_by_pid: dict[str, Counter[str]] = {}
         for line in self._trace.read_text().splitlines():
             pid, point = line.split()
-            each.setdefault(pid, Counter())[point] += 1
+            counts_by_pid.setdefault(pid, Counter())[point] += 1
         most: Counter[str] = Counter()
-        for counts in each.values():
+        for counts in counts_by_pid.values():
             most |= counts
         return most
 
     def clear_away(self) -> None:
-        """Stops what still runs; then there is nothing left of any process group."""
+        """Stops all processes that run; then checks that no process group has a process left."""
         self._hang_up()
         started = [(process, process.popen.pid) for process in self.processes if process.popen is not None]
         for process, _ in started:
@@ -260,9 +263,9 @@ def _if(run: dict[str, Any], key: str, value: object) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def fleet(folder: Path, pair: StorePair, fault: Fault, **settings: str) -> Iterator[Fleet]:
-    """Leaves no process behind."""
-    found = Fleet(folder, pair, fault, **settings)
+    """Runs a fleet and leaves no process behind."""
+    started = Fleet(folder, pair, fault, **settings)
     try:
-        yield found
+        yield started
     finally:
-        found.clear_away()
+        started.clear_away()

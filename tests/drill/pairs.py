@@ -1,4 +1,4 @@
-"""The pairs of stores that a drill runs on: what a coordinator is configured with, and how a stored file is spoilt."""
+"""The pairs of stores that a drill runs on: their configuration keys, and a way to spoil a stored file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ class StorePair(Protocol):
     name: str
 
     def settings(self, folder: Path) -> Mapping[str, str]:
-        """Keys of the coordinator's configuration: an empty database and an empty blob store for the federation in `folder`."""
+        """Returns the coordinator's configuration keys for an empty database and an empty blob store."""
         ...
 
     def spoil(self, folder: Path, digest: str) -> None:
@@ -24,7 +24,7 @@ class StorePair(Protocol):
 
 
 class Embedded:
-    """SQLite and files, in the state directory."""
+    """SQLite and files in the state directory."""
 
     name = "sqlite+local"
 
@@ -39,7 +39,7 @@ class Embedded:
 
 
 class Served:
-    """PostgreSQL and an S3 API, a database and a bucket for each federation."""
+    """PostgreSQL and an S3 API, with a database and a bucket for each federation."""
 
     name = "postgresql+s3"
 
@@ -47,7 +47,7 @@ class Served:
         self._postgres = postgres
         self._s3 = s3
         self._buckets: dict[Path, str] = {}
-        self.environment = s3.environment  # of every process that opens the stores
+        self.environment = s3.environment  # each process that opens the stores needs it
 
     def settings(self, folder: Path) -> Mapping[str, str]:
         self._buckets[folder] = self._s3.new_bucket()
@@ -58,7 +58,7 @@ class Served:
         }
 
     def spoil(self, folder: Path, digest: str) -> None:
-        """There, and in the copy that the coordinator keeps."""
+        """Changes a byte in the bucket and in the coordinator's local copy."""
         Embedded().spoil(folder, digest)
         bucket = open_bucket(self._buckets[folder], self._s3.endpoint)
         content = bytearray(bytes(bucket.get(digest).bytes()))

@@ -1,7 +1,7 @@
-"""Where a coordinator can be killed: before and after every durable step, enumerated from the contracts themselves.
+"""The points at which a coordinator can be killed: before and after every durable step in the contracts.
 
-A method that is new in a contract, a new kind of event, a new function in files.py: each is a point at once. What only reads
-is listed here, so that forgetting to list it makes a point too many, never one too few.
+A new method in a contract, a new kind of event and a new function in files.py are steps at once. Only the methods that read are
+listed here; a reading method that is missing in the list makes a point too many, never one too few.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from pluralllm.server.storage.store import Store
 
 BEFORE, AFTER = "before", "after"
 APPLY = "store.apply"  # one step for each kind of event
-RENAME = "files.rename"  # pathlib's, in the middle of files.publish
+RENAME = "files.rename"  # the method of pathlib.Path that files.publish calls
 CONTRACTS: dict[str, type] = {"store": Store, "membership": MembershipStore, "blobs": Blobs, "uploads": Uploads}
 READS: dict[str, frozenset[str]] = {
     "store": frozenset(
@@ -30,7 +30,7 @@ READS: dict[str, frozenset[str]] = {
     "blobs": frozenset({"path", "exists", "digests"}),
     "uploads": frozenset({"missing"}),
 }
-TRANSLATES_ERRORS = "storage_errors"  # the one function of files.py that touches no file
+TRANSLATES_ERRORS = "storage_errors"  # the only function of files.py that touches no file
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "averaging.write_next": write_next,
     **{
@@ -42,34 +42,35 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def methods(contract: str) -> Iterator[str]:
-    """The names of a contract's methods that write."""
+    """Yields the names of a contract's methods that write."""
     for name, value in vars(CONTRACTS[contract]).items():
         if inspect.isfunction(value) and not name.startswith("_") and name not in READS[contract]:
             yield name
 
 
 def all_steps() -> tuple[str, ...]:
-    """Every durable step by name."""
-    found = [f"{contract}.{name}" for contract in CONTRACTS for name in methods(contract)]
+    """Returns the names of all durable steps."""
+    contract_steps = [f"{contract}.{name}" for contract in CONTRACTS for name in methods(contract)]
     kinds = [f"{APPLY}.{kind.__name__}" for kind in Event.__args__]
-    return (*(step for step in found if step != APPLY), *kinds, *FUNCTIONS, RENAME)
+    return (*(step for step in contract_steps if step != APPLY), *kinds, *FUNCTIONS, RENAME)
 
 
 def all_points() -> tuple[str, ...]:
-    """Before and after every step."""
+    """Returns the points before and after every step."""
     return tuple(f"{step}.{side}" for step in all_steps() for side in (BEFORE, AFTER))
 
 
 def passes_to_kill_at(count: int) -> tuple[int, ...]:
-    """Of so many passes in an undisturbed run: the first, then those whose number is a power of two.
+    """Returns the passes to kill at: the first and those whose number is a power of two, below `count`.
 
-    The last one is left out, because a pass more or less is chance: how often the coordinator sees idle clients is.
+    `count` is the number of passes in an undisturbed run. The last pass is left out, because chance decides whether it happens:
+    the number of times that the coordinator sees idle clients varies.
     """
     return (1, *(2**power for power in range(1, count.bit_length()) if 2**power < count))
 
 
 def replace_everywhere(package: str, original: object, replacement: object, modules: dict[str, ModuleType]) -> None:
-    """Whoever has imported it by name gets the replacement too."""
+    """Replaces an object in every module of the package that has imported it by name."""
     for name, module in modules.items():
         if name.startswith(f"{package}."):
             for attribute in [key for key, value in vars(module).items() if value is original]:

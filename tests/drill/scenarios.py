@@ -1,7 +1,7 @@
-"""What happens in a drill: four stories that between them pass every point. Each ends with the digest of its newest version.
+"""The four scenarios of the drills; together they pass every point. Each returns the digest of its newest version.
 
-Whichever point of a story the coordinator dies at, the same updates are averaged: where chance could let another update in, the
-scripted clients wait, stall or send what is refused.
+The same updates are averaged wherever the coordinator dies. Where chance could let another update in, the scripted clients wait,
+stall or send an update that is refused.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.remote import Remote
 
-# Two chunks and a server optimizer with two moments: five files of each round are published.
+# The model has two chunks and the server optimizer two moments, so each round publishes five files.
 ORDINARY = process_spec(
     rounds=3,
     round={"evaluate_every": 3},
@@ -31,7 +31,7 @@ BATCHES = [write_rollouts([Candidates(str(number), ("this", "that"), (3, 1))]) f
 
 
 def gather(fleet: Fleet, plans: Mapping[str, Mapping[int, Behaviour]]) -> None:
-    """A coordinator and its clients."""
+    """Starts a coordinator and its clients, and lets the clients join."""
     fleet.start_coordinator()
     fleet.start_clients(plans)
     for name in plans:
@@ -39,26 +39,26 @@ def gather(fleet: Fleet, plans: Mapping[str, Mapping[int, Behaviour]]) -> None:
 
 
 def begin(fleet: Fleet, spec: RunSpec, plans: Mapping[str, Mapping[int, Behaviour]]) -> None:
-    """With a started run."""
+    """Starts a coordinator, its clients and a run."""
     gather(fleet, plans)
     fleet.insist("the run is created", lambda remote: remote.create_run("r", spec.canonical_json()))
     fleet.insist("the run is started", lambda remote: remote.start_run("r"))
 
 
 def receipts(remote: Remote, number: int) -> dict[str, str]:
-    """Update by client of a round; none if it is not open yet."""
+    """Returns the digests of a round's updates by client; nothing if the round is not open yet."""
     rows = [row for row in remote.rounds("r", 50) if row["name"] == f"runs/r/rounds/{number}"]
     return {receipt["client"]: receipt["update_digest"] for row in rows for receipt in row["receipts"]}
 
 
 def ordinary(fleet: Fleet) -> str:
-    """Two clients, three rounds."""
+    """Plays three rounds with two clients."""
     begin(fleet, ORDINARY, {"ann": {}, "ben": {}})
     return fleet.finish()
 
 
 def troubled(fleet: Fleet) -> str:
-    """A client that fails, one whose updates are refused or do not come, a restart in mid-round, an update spoilt on the disk."""
+    """Plays a failing client, updates that are refused or never come, a restart in a round, and an update spoilt on the disk."""
     never_delivers = {1: Behaviour.SEND_NOISE, 2: Behaviour.STALL, 3: Behaviour.STALL}
     begin(fleet, TROUBLED, {"ann": {1: Behaviour.DIE}, "ben": {2: Behaviour.WAIT}, "cem": never_delivers})
     delivered = fleet.insist("ann has delivered in round 2", lambda remote: receipts(remote, 2).get("ann"))
@@ -69,7 +69,7 @@ def troubled(fleet: Fleet) -> str:
 
 
 def steered(fleet: Fleet) -> str:
-    """Paused, resumed, a member revoked who has delivered, and cancelled."""
+    """Pauses and resumes a run, revokes a member who has delivered, and cancels the run."""
     wait = {1: Behaviour.WAIT, 2: Behaviour.WAIT}
     begin(fleet, STEERED, {"ann": wait, "ben": wait, "dan": {}})
     fleet.insist("the run is paused", lambda remote: remote.pause_run("r"))
@@ -85,7 +85,7 @@ def steered(fleet: Fleet) -> str:
 
 
 def rewarded(fleet: Fleet) -> str:
-    """Two batches of rollouts, scored by two clients with a model of a run that was never started."""
+    """Lets two clients score two batches of rollouts with the model of a run that was never started."""
     gather(fleet, {"ann": {}, "ben": {}})
     fleet.insist("the source is created", lambda remote: remote.create_run("s", TROUBLED.canonical_json()))
     source = fleet.insist(

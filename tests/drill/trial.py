@@ -1,4 +1,4 @@
-"""One drill from start to audit, what an undisturbed one gives, and the report of them all."""
+"""Runs one drill from its start to its verification, keeps the undisturbed ones to compare with, and writes the report."""
 
 import os
 import time
@@ -20,22 +20,24 @@ UNDISTURBED = Fault()
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What a drill ended with, its audit being clean and no process being left."""
+    """The result of a drill whose state was verified and that left no process behind."""
 
     digest: str  # of the newest model version
     fired: bool
     passes: Counter[str]
 
 
-def drill(folder: Path, pair: StorePair, scenario: Scenario, fault: Fault, wanted: str = "") -> Ending:
-    """Plays a scenario under a fault; if a digest is wanted, the newest version must have it."""
+def drill(folder: Path, pair: StorePair, scenario: Scenario, fault: Fault, expected_digest: str = "") -> Ending:
+    """Plays a scenario under a fault; the newest version must have `expected_digest`, unless that is empty."""
     start_s, outcome = time.monotonic(), "FAILED"
     try:
-        with fleet(folder, pair, fault, **scenario.settings) as found:
-            digest = scenario.play(found)
-            ending = Ending(digest, found.fault_fired, found.passes())
-        assert wanted in ("", digest), f"another model than undisturbed\n{found.logs()}"
-        outcome = ("same model" if wanted else "undisturbed") if ending.fired or not fault.name else "did not fire"
+        with fleet(folder, pair, fault, **scenario.settings) as drilled_fleet:
+            digest = scenario.play(drilled_fleet)
+            ending = Ending(digest, drilled_fleet.fault_fired, drilled_fleet.passes())
+        assert expected_digest in ("", digest), f"another model than undisturbed\n{drilled_fleet.logs()}"
+        outcome = (
+            ("same model" if expected_digest else "undisturbed") if ending.fired or not fault.name else "did not fire"
+        )
     finally:
         _report(pair.name, scenario.name, fault.name or "-", outcome, f"{time.monotonic() - start_s:.1f}")
     return ending
@@ -51,7 +53,7 @@ def _report(*cells: str) -> None:
 
 
 class Undisturbed:
-    """Each scenario played once without a fault, when somebody asks."""
+    """The results of each scenario without a fault; a scenario is played when its result is first needed."""
 
     def __init__(self, folder: Path, pair: StorePair) -> None:
         self._folder = folder
@@ -64,11 +66,11 @@ class Undisturbed:
         return self._endings[scenario.name]
 
     def reached(self) -> set[str]:
-        """Every point that a scenario passes."""
+        """Returns every point that any scenario passes."""
         return {point for scenario in SCENARIOS for point in self.of(scenario).passes}
 
     def passing(self, point: str) -> tuple[Scenario, tuple[int, ...]]:
-        """The first scenario that passes a point, and the passes to kill at."""
+        """Returns the first scenario that passes a point, and the passes to kill at."""
         for scenario in SCENARIOS:
             if count := self.of(scenario).passes[point]:
                 return scenario, passes_to_kill_at(count)
