@@ -1,4 +1,4 @@
-"""The coordinator's service without sockets: bytes in, bytes out, through the same handlers, boundary and door."""
+"""The coordinator's federation service without sockets: bytes in, bytes out, through the same handlers, boundary and door."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Handler = Any  # grpc.RpcMethodHandler; its type parameters differ for every met
 
 
 class CallFailed(grpc.RpcError):
-    """A call as gRPC raises it at the client."""
+    """A failed call, as gRPC raises it at the client."""
 
     def __init__(self, code: grpc.StatusCode, details: str, trailing_metadata: Sequence[tuple[str, bytes]]) -> None:
         super().__init__(details)
@@ -36,7 +36,7 @@ class CallFailed(grpc.RpcError):
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What the boundary and the door ask of a call."""
+    """The parts of a call's context that the boundary and the door use."""
 
     client: str
 
@@ -54,7 +54,7 @@ class CallContext:
 
 @dataclass(slots=True)
 class _Registered:
-    """Where generated code registers a servicer's methods, instead of a server."""
+    """Receives a servicer's methods from the generated code, instead of a server."""
 
     handlers: dict[str, Handler] = field(default_factory=dict)
 
@@ -81,14 +81,14 @@ class Service:
     async def of(cls, federation: Federation, door: Door, fail_stop: FailStop) -> "Service":
         registered: Any = _Registered()
         federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, registered)
-        boundary, found = Boundary(door, fail_stop), {}
+        boundary, handlers = Boundary(door, fail_stop), {}
         for method, handler in registered.handlers.items():
             details: Any = _Details(method)
-            found[method.removeprefix(PREFIX)] = await boundary.intercept_service(_answering(handler), details)
-        return cls(found)
+            handlers[method.removeprefix(PREFIX)] = await boundary.intercept_service(_answering(handler), details)
+        return cls(handlers)
 
     async def answer(self, client: str, method: str, requests: Sequence[bytes]) -> list[bytes]:
-        """One call from its first byte to its last. Raises CallFailed."""
+        """Answers one call whose requests are complete. Raises CallFailed."""
         handler, context = self._handlers[method], CallContext(client)
         if handler.stream_unary is not None:
             messages = _stream(handler.request_deserializer, requests)

@@ -1,6 +1,6 @@
-"""A client that does what the daemon does, in one place after another; only its disk survives it.
+"""A client that does the daemon's work in one task, step by step; only its disk survives its death.
 
-It trains nothing: a delta follows from the task's seed, so it is the same however often it is made.
+It trains nothing. A delta follows from the task's seed, so it is the same each time it is made.
 """
 
 import asyncio
@@ -44,38 +44,38 @@ _read_chunk = chunk_reader(pb.GetChunksResponse)
 
 
 class HistoryRewritten(AssertionError):
-    """The coordinator tells another history than before."""
+    """The coordinator shows another history than before."""
 
 
 @dataclass(slots=True)
 class ClientDisk:
-    """What survives the client."""
+    """The state that survives the client's death."""
 
-    outbox: dict[str, Update] = field(default_factory=dict)  # by task
+    outbox: dict[str, Update] = field(default_factory=dict)  # by task name
     models: dict[str, bytes] = field(default_factory=dict)  # by digest, oldest first
     history: dict[int, str] = field(default_factory=dict)  # record hashes by version
 
 
 class SimulatedClient:
-    """One group's client. `receipts` is what it was promised: no part of it, but what it told others."""
+    """One group's client. `receipts` are the receipts it was given; the test reads them, the client does not."""
 
     def __init__(self, name: str, spec: RunSpec, network: Network, faults: Faults, seed: int, examples: int) -> None:
         self.name = name
-        self.receipts: dict[int, str] = {}  # digests by round
+        self.receipts: dict[int, str] = {}  # update digests by round
         self.was_told_that_it_is_over = False
-        self.knows_the_run = False  # in this life
+        self.knows_the_run = False  # since its last start
         self._spec, self._network, self._faults, self._examples = spec, network, faults, examples
         self._disk = ClientDisk()
         self._draw = random.Random(f"{seed}/{name}")
         self._instance = self._generation = ""
 
     async def run(self) -> None:
-        """Life after life, until the run is over."""
+        """Runs the client, starting it again after each death, until the run is over."""
         for life in range(MAX_LIVES):
             try:
                 self._instance, self._generation, self.knows_the_run = f"life {life}", "", False
                 await self._live()
-            except (Killed, SessionReplaced, StorageFull):  # whatever ends a daemon: something starts it again
+            except (Killed, SessionReplaced, StorageFull):  # whatever ends a daemon, something starts it again
                 await asyncio.sleep(self._draw.uniform(0.05, 2.0))
             else:
                 return
@@ -97,7 +97,7 @@ class SimulatedClient:
                         self.was_told_that_it_is_over = True
                         self._disk.outbox.clear()
                         return
-                    case _:  # the hint of how long is not the same on every machine
+                    case _:  # waits a random time, because the coordinator's hint depends on the machine's speed
                         await asyncio.sleep(self._draw.uniform(0.05, 0.5))
             except StaleSession:
                 greeted = False
@@ -117,7 +117,7 @@ class SimulatedClient:
         except (RoundClosed, LeaseLost):
             self._disk.outbox.pop(task.name, None)
         except (Unreachable, StaleSession):
-            pass  # what is in the outbox is pushed next time
+            pass  # the update is in the outbox and is pushed next time
         except SessionReplaced:
             raise
         except PluralError as error:
@@ -125,7 +125,7 @@ class SimulatedClient:
 
     async def _give_up(self, task: pb.Task, error: PluralError) -> None:
         permanent = not isinstance(error, Broken | StorageFull)
-        if permanent:  # nothing here is meant to lead to one
+        if permanent:  # no fault of a simulation leads to a permanent error
             raise AssertionError(f"{self.name} was refused: {error}") from error
         await self._report_failure(task, error.reason)
 
@@ -137,8 +137,8 @@ class SimulatedClient:
     async def _know(self, task: pb.Task) -> None:
         if not self.knows_the_run:
             [raw] = await self._call("GetRunSpec", pb.GetRunSpecRequest(run=task.run))
-            found = pb.GetRunSpecResponse.FromString(raw)
-            assert hashlib.sha256(found.spec_json).hexdigest() == task.spec_sha256
+            response = pb.GetRunSpecResponse.FromString(raw)
+            assert hashlib.sha256(response.spec_json).hexdigest() == task.spec_sha256
             self.knows_the_run = True
 
     async def _train(self, task: pb.Task) -> None:
@@ -157,7 +157,7 @@ class SimulatedClient:
         del self._disk.outbox[task.name]
 
     async def _push(self, task: pb.Task, update: Update) -> str:
-        """The digest in the receipt."""
+        """Uploads an update and returns the digest in its receipt."""
         begin = pb.BeginUpdateRequest(
             task=task.name,
             spec_sha256=task.spec_sha256,
@@ -173,7 +173,7 @@ class SimulatedClient:
         digest = update.manifest.digest
         if missing := chunks_in(begun.missing, update.manifest.chunks):
             facts = [pb.PutChunksRequest(task=task.name, digest=digest, index=index) for index in missing]
-            chunks = [write_chunk(each, update.chunk(each.index)) for each in facts]
+            chunks = [write_chunk(request, update.chunk(request.index)) for request in facts]
             await self._network.call(self.name, self._draw, "PutChunks", chunks)
         [raw] = await self._call("CommitUpdate", pb.CommitUpdateRequest(task=task.name, digest=digest))
         return pb.CommitUpdateResponse.FromString(raw).receipt.update_digest
@@ -187,11 +187,11 @@ class SimulatedClient:
         await self._retried(lambda: self._call("ReportEvaluation", request), (Unreachable,))
 
     async def _fetch(self, task: pb.Task) -> None:
-        """The base, verified, and its place in the history this client has seen. Raises HistoryRewritten."""
+        """Downloads and verifies the base model, and checks it against the history seen so far. Raises HistoryRewritten."""
         request = pb.GetManifestRequest(run=task.run, version=task.base_version)
         [raw] = await self._call("GetManifest", request)
-        found = pb.GetManifestResponse.FromString(raw)
-        manifest = manifest_from(found.manifest, MAX_MODEL_BYTES)
+        response = pb.GetManifestResponse.FromString(raw)
+        manifest = manifest_from(response.manifest, MAX_MODEL_BYTES)
         if manifest.digest != task.base_digest:
             raise DigestMismatch(what="the base", expected=task.base_digest, got=manifest.digest)
         models = self._disk.models
@@ -200,20 +200,20 @@ class SimulatedClient:
             models[manifest.digest] = await self._retried(fetch, (Unreachable, Corrupt))
             for old in list(models)[:-MODELS_KEPT]:
                 del models[old]
-        history, link = self._disk.history, found.model
-        told = (link.record_sha256, link.record_sha256, link.parent_record_sha256)
-        seen = (task.base_record_sha256, history.get(link.version), history.get(link.version - 1))
-        if any(before not in (None, now) for now, before in zip(told, seen, strict=True)):
+        history, link = self._disk.history, response.model
+        shown = (link.record_sha256, link.record_sha256, link.parent_record_sha256)
+        seen_before = (task.base_record_sha256, history.get(link.version), history.get(link.version - 1))
+        if any(before not in (None, now) for now, before in zip(shown, seen_before, strict=True)):
             raise HistoryRewritten(f"version {link.version} is not the one {self.name} saw before")
         history[link.version] = link.record_sha256
 
     async def _fetch_chunks(self, task: pb.Task, hashes: Sequence[bytes]) -> bytes:
         raw = await self._call("GetChunks", pb.GetChunksRequest(run=task.run, version=task.base_version))
-        chunks = [_read_chunk(each) for each in raw]
-        for place, (chunk, expected) in enumerate(zip(chunks, hashes, strict=True)):
-            got = hashlib.sha256(chunk.data).digest()
-            if got != expected or chunk.facts.index != place:
-                raise Corrupt(what=f"chunk {place}", expected=expected.hex(), got=got.hex())
+        chunks = [_read_chunk(message) for message in raw]
+        for index, (chunk, expected) in enumerate(zip(chunks, hashes, strict=True)):
+            digest = hashlib.sha256(chunk.data).digest()
+            if digest != expected or chunk.facts.index != index:
+                raise Corrupt(what=f"chunk {index}", expected=expected.hex(), got=digest.hex())
         return b"".join(chunk.data for chunk in chunks)
 
     async def _hello(self) -> None:
@@ -244,7 +244,7 @@ class SimulatedClient:
         return await self._network.call(self.name, self._draw, method, raw, deadline_s)
 
     async def _retried(self, work: Any, on: tuple[type[PluralError], ...]) -> Any:
-        """As long as a daemon would. Raises what the last try raised."""
+        """Repeats the work after these errors, for as long as a daemon would. Raises the error of the last attempt."""
         until_s = asyncio.get_running_loop().time() + RETRY_FOR_S
         for attempt in range(MAX_RETRIES):
             try:

@@ -1,7 +1,7 @@
-"""What goes wrong: at least one thing in every round, by a seed, and when it does.
+"""The faults of a simulation: at least one in every round, chosen and timed by a seed.
 
-A fault is armed when its round opens and strikes at the n-th operation or call it is about. Nothing is drawn from a stream that
-several share: who is first among those who act at one and the same moment is not part of a schedule.
+A fault is armed when its round opens, and strikes at the n-th operation or call that it concerns. No random stream is shared
+by several actors, because the order of actors at the same moment is not part of a schedule.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from pluralllm.server.storage.store import Change, RoundOutcome
 
 
 class Kind(StrEnum):
-    """Of a fault; see `Faults` and network.py for what each one does."""
+    """The kinds of faults; `Faults` and network.py say what each one does."""
 
     REQUEST_LOST = "request lost"
     REPLY_LOST = "reply lost"
@@ -51,14 +51,14 @@ OF_TRAINING = (K.CLIENT_SLOW, K.CLIENT_FAILED)
 OF_PROCESS = (K.COORDINATOR_KILLED, K.POWER_LOST, K.CLOCK_SET, K.MACHINE_SLEPT)
 OF_DISK = (K.DISK_FULL, K.DISK_ERROR, K.DISK_SLOW)
 OF_STORE = (K.STORE_FAILED, K.STORE_FULL, K.STORE_UNCLEAR)
-# After these the same updates count, so the model is the one of an undisturbed run.
+# After these faults the same updates count, so the model equals that of an undisturbed run.
 HARMLESS = (*OF_CALLS, *OF_TRAINING, *OF_PROCESS, *OF_DISK, K.SYNC_FAILED, *OF_STORE, K.BASE_SPOILT)
-# How many operations or calls of its sort a round surely has: each fault strikes within so many.
+# The number of operations or calls of a kind that every round has; a fault strikes within that number.
 SURELY = {K.SYNC_FAILED: 3, **dict.fromkeys(OF_CALLS, 4), **dict.fromkeys(OF_DISK, 8), **dict.fromkeys(OF_STORE, 3)}
 SURELY |= {**dict.fromkeys(OF_PROCESS, 15), K.STORE_FAILED: 8}
-WRITES = frozenset({"blobs.put", "disk.begin", "disk.put", "disk.average"})  # that a full disk refuses
+WRITES = frozenset({"blobs.put", "disk.begin", "disk.put", "disk.average"})  # the operations that a full disk refuses
 FULL_FOR_S = 2.0
-SECOND_FAULT = 0.3  # of the rounds have two
+SECOND_FAULT = 0.3  # the share of rounds that have two faults
 
 
 @dataclass(slots=True)
@@ -66,14 +66,14 @@ class Armed:
     """A fault that waits for its moment."""
 
     kind: Kind
-    left: int  # of operations or calls it lets pass, and the one it strikes at
+    left: int  # the number of operations or calls until it strikes, the struck one included
     client: str
-    after: bool  # the operation is done
-    number: int  # a seeded one, for whatever the fault wants to draw
+    after: bool  # whether it strikes after the operation is done
+    number: int  # a seeded random number for details of the fault
 
 
 def plan(seed: int, number: int, kinds: Sequence[Kind], clients: Sequence[str]) -> list[Armed]:
-    """The faults of a round."""
+    """Returns the faults of a round."""
     if not kinds:
         return []
     draw = random.Random(f"{seed}/{number}")
@@ -87,46 +87,48 @@ def plan(seed: int, number: int, kinds: Sequence[Kind], clients: Sequence[str]) 
 
 
 class Struck(Protocol):
-    """Who feels it."""
+    """The simulated world, as the faults act on it."""
 
     def time(self) -> float:
         """Seconds since the simulation began."""
         ...
 
     def stop_coordinator(self, fault: Armed) -> None:
-        """Its process is gone; another one follows."""
+        """Kills the coordinator's process; another one is started."""
         ...
 
     def stop_coordinator_in(self, wait_s: float) -> None:
-        """It goes on for a while, then stops by itself."""
+        """Lets the coordinator go on for a while, then kills it."""
         ...
 
     def sleep_machine(self, length_s: float) -> None: ...
 
     def flip_bit(self, digest: Digest, bit: int) -> None:
-        """Of a stored blob; twice the same is as if nothing had been."""
+        """Flips a bit of a stored blob; a second flip of the same bit undoes the first."""
         ...
 
     def newest_model(self) -> Digest: ...
 
 
 class Faults:
-    """Asked before and after every operation of the coordinator's store and disk, and at every call of a client."""
+    """Injects the faults: called before and after every operation of the coordinator's store and disk, and at each call."""
 
     def __init__(self, seed: int, kinds: Sequence[Kind], clients: Sequence[str], struck: Struck) -> None:
         self._seed, self._kinds, self._clients, self._struck = seed, kinds, clients, struck
         self._armed: list[Armed] = []
         self._full_until_s = 0.0
-        self._spoilt: tuple[Digest, int] | None = None  # a model, until it is restored
+        self._spoilt: tuple[Digest, int] | None = (
+            None  # a model's digest and the flipped bit, until the model is restored
+        )
         self._restore_at_s = 0.0
         self.round = 0
         self.fired: Counter[Kind] = Counter()
         self.log: list[str] = []
-        self.quiet: list[int] = []  # rounds in which nothing went wrong; a test says that there are none
+        self.quiet: list[int] = []  # rounds without a fault; the tests check that there are none
         self._fired_in_round = True
 
     async def before(self, operation: str, about: object) -> None:
-        """May raise what a disk or database would, wait, or stop the process (the caller looks)."""
+        """Raises the error of a disk or database, waits, or stops the process; the caller checks whether the process lives."""
         if self._struck.time() >= self._restore_at_s or operation == "disk.average":
             self.restore()
         if operation in WRITES and self._struck.time() < self._full_until_s:
@@ -135,14 +137,14 @@ class Faults:
             await self._strike(fault, operation, done=False)
 
     async def after(self, operation: str, about: object) -> None:
-        """The same, when the operation is done."""
+        """Does the same when the operation is done."""
         if isinstance(about, Change):
             self._look_at(about)
         for fault in self._due(lambda fault: _concerns(fault, operation, after=True)):
             await self._strike(fault, operation, done=True)
 
     def of_call(self, client: str, method: str) -> Armed | None:
-        """What happens to this call."""
+        """Returns the fault that strikes this call, or None."""
         due = self._due(lambda fault: fault.kind in OF_CALLS and fault.client == client)
         for fault in due:
             self._note(fault, f"{method} of {client}")
@@ -155,18 +157,18 @@ class Faults:
         return due[0] if due else None
 
     def restore(self) -> None:
-        """The spoilt model comes back from a backup."""
+        """Repairs the spoilt model, as from a backup."""
         if self._spoilt is not None:
             self._struck.flip_bit(*self._spoilt)
             self._spoilt = None
 
     def end_round(self) -> None:
-        """Says whether it had its fault."""
+        """Records the round as quiet if no fault struck in it."""
         if not self._fired_in_round:
             self.quiet.append(self.round)
 
     def _due(self, concerns: Callable[[Armed], bool]) -> list[Armed]:
-        """Counts down; those whose moment has come are armed no longer."""
+        """Counts down the faults that are concerned; returns those that are due and disarms them."""
         if not self._armed:
             return []
         due = []
@@ -186,7 +188,7 @@ class Faults:
 
     async def _strike(self, fault: Armed, operation: str, *, done: bool) -> None:
         self._note(fault, f"{'after' if done else 'before'} {operation}")
-        length_s = 0.05 * (1 + fault.number % 100)  # up to 5 s
+        length_s = 0.05 * (1 + fault.number % 100)  # at most 5 s
         match fault.kind:
             case K.COORDINATOR_KILLED | K.POWER_LOST | K.CLOCK_SET:
                 self._struck.stop_coordinator(fault)
@@ -201,7 +203,7 @@ class Faults:
                 await asyncio.sleep(length_s)
             case K.STORE_FAILED:
                 raise StoreFailed(problem="the connection was lost")
-            case K.STORE_UNCLEAR:  # as sql_store.py does: a store that cannot be trusted any more ends the process
+            case K.STORE_UNCLEAR:  # like sql_store.py: a store that cannot be trusted any more ends the process
                 self._struck.stop_coordinator_in(length_s)
                 raise StoreFailed(problem="disk I/O error")
             case K.STORE_FULL:
@@ -210,7 +212,7 @@ class Faults:
                 raise AssertionError(fault)
 
     def _look_at(self, change: Change) -> None:
-        """A round has opened, or an update has come: what is to happen at once."""
+        """Arms the faults of a round that opens; strikes the faults that concern the model or an update at once."""
         for row in change.rounds:
             if row.outcome is RoundOutcome.OPEN and row.round > self.round:
                 self.end_round()
@@ -232,19 +234,19 @@ class Faults:
 
 
 def _concerns(fault: Armed, operation: str, *, after: bool) -> bool:
-    """Whether an operation, about to begin or done, is one of those the fault counts."""
-    place, _, _ = operation.partition(".")
+    """Whether the fault counts this operation, which is about to begin or done."""
+    target, _, _ = operation.partition(".")
     match fault.kind:
         case kind if kind in OF_PROCESS:
             return fault.after == after
         case K.DISK_FULL:
             return not after and operation in WRITES
         case K.DISK_ERROR | K.DISK_SLOW:
-            return not after and (place == "disk" or operation in ("blobs.delete", "blobs.digests"))
+            return not after and (target == "disk" or operation in ("blobs.delete", "blobs.digests"))
         case K.SYNC_FAILED:
             return not after and operation == "blobs.put"
         case K.STORE_FAILED:
-            return not after and place == "store"
+            return not after and target == "store"
         case K.STORE_FULL:
             return not after and operation in ("store.apply", "store.save_client")
         case K.STORE_UNCLEAR:

@@ -1,4 +1,4 @@
-"""A long history in a store, made by the round machine itself; no bytes belong to it."""
+"""A long history in a store, made by the round machine itself, without model files."""
 
 import hashlib
 
@@ -14,13 +14,13 @@ from pluralllm.server.storage.store import RunRecord, VersionRecord
 
 
 async def long_history(rounds: int, clients: int) -> tuple[MemoryStore, RunRecord]:
-    """A run that has had so many rounds and goes on."""
+    """Returns a store with a run that has had `rounds` rounds and goes on."""
     store, names = MemoryStore(Tables()), tuple(ClientId(f"client-{number:03}") for number in range(clients))
-    found = scenario("fedavg", rounds + 1).spec
-    policy = found.round.model_copy(
+    base_spec = scenario("fedavg", rounds + 1).spec
+    policy = base_spec.round.model_copy(
         update={"min_clients": clients, "target_clients": clients, "evaluate_every": rounds + 1}
     )
-    spec = found.model_copy(update={"round": policy})
+    spec = base_spec.model_copy(update={"round": policy})
     record = RunRecord(RUN, spec.canonical_json(), spec.sha256(), 0.0)
     first = VersionRecord(RUN, ModelVersion(0), RoundNumber(0), _digest("first"), spec.sha256(), "", (), 0.0)
     await store.create_run(record, first)

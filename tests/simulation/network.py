@@ -1,4 +1,4 @@
-"""Between clients and coordinator: calls that are lost, come twice, come late, or break in the middle."""
+"""The network between clients and coordinator: calls get lost, arrive twice or late, or break in the middle."""
 
 import asyncio
 import contextlib
@@ -16,15 +16,15 @@ from pluralllm.common.errors.tree import PluralError, Unreachable
 
 DEADLINE_S = 3.0
 REFUSED = "connection refused"
-MOST_TURNS = 16  # of the loop, before a connection is cut
+MOST_TURNS = 16  # at most so many turns of the event loop before a connection is cut
 
 
 class Killed(Exception):
-    """The client's process is gone, in the middle of a call."""
+    """The client's process died in the middle of a call."""
 
 
 class Network:
-    """One for all clients; each draws its delays from a stream of its own."""
+    """The network of all clients; each client draws its delays from a random stream of its own."""
 
     def __init__(self, faults: Faults, trace: Trace, coordinator: Callable[[], Process | None]) -> None:
         self._faults, self._trace, self._coordinator = faults, trace, coordinator
@@ -33,7 +33,7 @@ class Network:
     async def call(
         self, client: str, draw: random.Random, method: str, requests: Sequence[bytes], deadline_s: float = DEADLINE_S
     ) -> list[bytes]:
-        """The answer's messages. Raises the leaf the coordinator answered with, Unreachable or Killed."""
+        """Returns the messages of the answer. Raises the coordinator's error, Unreachable or Killed."""
         fault = self._faults.of_call(client, method)
         await asyncio.sleep(draw.uniform(0.0005, 0.005))
         outcome = "answered"
@@ -84,7 +84,7 @@ class Network:
         raise Unreachable(address="the coordinator", problem="no answer in time")
 
     async def _later(self, late_s: float, client: str, method: str, requests: list[bytes]) -> None:
-        """A request that arrives when nobody waits for its answer."""
+        """Delivers a request late, when nobody waits for its answer any more."""
         await asyncio.sleep(late_s)
         process = self._coordinator()
         work = None if process is None else process.answer(client, method, requests)
@@ -100,7 +100,7 @@ class Network:
 
 
 async def _wait(work: "asyncio.Task[list[bytes]]", deadline_s: float) -> None:
-    """Until it is done. Who gives up tells the other side, as gRPC does: the handler is cancelled. Raises Unreachable."""
+    """Waits until the work is done; cancels the handler after the deadline, as gRPC does. Raises Unreachable."""
     try:
         await asyncio.wait([work], timeout=deadline_s)
     finally:
@@ -118,4 +118,4 @@ async def _hang_up(work: "asyncio.Task[list[bytes]]", turns: int) -> None:
     work.cancel()
     await asyncio.wait([work])
     if not work.cancelled():
-        work.exception()  # nobody will ask for it
+        work.exception()  # marks the exception as retrieved, because nobody else will read it

@@ -1,4 +1,4 @@
-"""One life of the coordinator: all that a kill -9 takes with it, and what keeps the dead from acting."""
+"""One life of the coordinator: all state that kill -9 destroys, and the checks that a killed process does nothing more."""
 
 import asyncio
 import contextlib
@@ -31,23 +31,23 @@ TIMING = Timing(lease_s=LEASE_S, silence_s=5.0, tick_s=2.5, keep_updates=3)
 POLL_HOLD_S = 20.0
 CALLS_AT_A_TIME = 1000
 MAX_TURNS_TO_DIE = 200
-# What a coordinator does unasked: if it ends by itself, nothing does it any more.
+# The coordinator's background tasks: if one ends by itself, nobody does its work any more.
 BACKGROUND = frozenset({"Coordinator._drive", "Coordinator._average_until_done", "Coordinator._collect", "Intake.tend"})
 
 _process: ContextVar["Process | None"] = ContextVar("process", default=None)
 
 
 class Folders:
-    """What a coordinator keeps as files."""
+    """The folders of a coordinator's files."""
 
     def __init__(self, folder: Path) -> None:
         self.blobs, self.scratch, self.uploads = (folder / name for name in ("blobs", "scratch", "uploads"))
-        for each in (self.blobs, self.scratch, self.uploads):
-            each.mkdir()
+        for folder_of_kind in (self.blobs, self.scratch, self.uploads):
+            folder_of_kind.mkdir()
 
 
 class Process:
-    """Everything in it is new; store and blobs are the ones that others had before."""
+    """One process of the coordinator: all its objects are new, but the store and the blobs are those of earlier processes."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class Process:
         self._service: Service | None = None
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        """A task that is part of the process; each in a context of its own."""
+        """Starts a task that belongs to the process, in a context of its own."""
         return asyncio.get_running_loop().create_task(work, context=self._context.copy())
 
     async def start(self) -> None:
-        """As __main__ does it. Raises what the store fails with."""
+        """Starts the coordinator, as __main__ does it. Raises the store's errors."""
         audit_log = AuditLog(self._membership, self.clock.now_s)
         await audit_log.start()
         await self.coordinator.start()
@@ -91,15 +91,15 @@ class Process:
         self.kill()
 
     def answer(self, client: str, method: str, requests: list[bytes]) -> "asyncio.Task[list[bytes]] | None":
-        """A call under way; None while nobody listens."""
+        """Starts a call and returns its task; returns None if the coordinator does not serve."""
         if self.dead or self._service is None:
             return None
         work = self.spawn(self._service.answer(client, method, requests))
-        work.add_done_callback(_forget)  # its caller may be gone by then
+        work.add_done_callback(_forget)  # the caller may be gone when the work ends
         return work
 
     def ended(self, task: "asyncio.Task[Any]") -> None:
-        """One of its tasks has; of those that nobody waits for, how is remembered."""
+        """Removes a task that has ended; records the error of a background task."""
         self.tasks.discard(task)
         name = getattr(task.get_coro(), "__qualname__", "")
         if name in BACKGROUND and not self.dead and not task.cancelled() and (error := task.exception()) is not None:
@@ -110,14 +110,14 @@ class Process:
         return "; ".join((*runs, *self.broken))
 
     def kill(self) -> None:
-        """Nothing of it does anything any more."""
+        """Cancels all tasks of the process, so that it does nothing any more."""
         self.dead = True
         for task in tuple(self.tasks):
             task.cancel()
         self.gone.set()
 
     async def buried(self) -> None:
-        """When the last of its tasks is gone."""
+        """Waits until the last task of the process is gone."""
         for _ in range(MAX_TURNS_TO_DIE):
             if not self.tasks:
                 return
@@ -128,7 +128,7 @@ class Process:
 
 
 class Operations:
-    """The hooks of store and blobs, and the runner of blocking work: each operation is one the faults may strike."""
+    """The hooks of the stores and the runner of blocking work: faults may strike each of these operations."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
@@ -147,7 +147,7 @@ class Operations:
             _check_alive(process)
 
     async def in_line(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
-        """Instead of asyncio.to_thread: no thread, but others may act before it begins."""
+        """Replaces asyncio.to_thread: runs the function without a thread, after others may have run."""
         name = function.__qualname__.removesuffix(".<locals>.<lambda>").rpartition(".")[2].lstrip("_")
         about = args[0] if args else None
         path = getattr(about, "path", about)
@@ -155,24 +155,24 @@ class Operations:
         for _ in range(zlib.crc32(key.encode()) % 3):
             await asyncio.sleep(0)
         await self.before(f"disk.{name}", about)
-        found = function(*args, **named)
+        result = function(*args, **named)
         await self.after(f"disk.{name}", about)
-        return found
+        return result
 
 
 class InLine(Executor):
-    """A pool without threads: what is submitted is done at once."""
+    """A thread pool without threads: it runs submitted work at once."""
 
     def __init__(self, threads: int) -> None:
         pass
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **named: Any) -> "Future[Any]":
-        found: Future[Any] = Future()
+        future: Future[Any] = Future()
         try:
-            found.set_result(work(*args, **named))
-        except BaseException as error:  # noqa: BLE001 -- as a thread's future holds whatever ends its work
-            found.set_exception(error)
-        return found
+            future.set_result(work(*args, **named))
+        except BaseException as error:  # noqa: BLE001 -- like a thread's future, it holds whatever ends its work
+            future.set_exception(error)
+        return future
 
 
 def _check_alive(process: Process) -> None:
@@ -182,7 +182,7 @@ def _check_alive(process: Process) -> None:
 
 @contextlib.contextmanager
 def without_threads(operations: Operations) -> Iterator[None]:
-    """Blocking work of the coordinator runs in line, and a process's tasks are known."""
+    """Runs the coordinator's blocking work without threads, and assigns each task to its process."""
     loop = asyncio.get_running_loop()
     loop.set_task_factory(_task)
     with patch.object(asyncio, "to_thread", operations.in_line), patch.object(updates, "ThreadPoolExecutor", InLine):
@@ -198,11 +198,11 @@ def _forget(task: "asyncio.Task[Any]") -> None:
 def _task(
     loop: asyncio.AbstractEventLoop, work: Any, context: Context | None = None, **named: Any
 ) -> "asyncio.Task[Any]":
-    found = asyncio.Task(work, loop=loop, context=context, **named)
+    task = asyncio.Task(work, loop=loop, context=context, **named)
     process = _process.get() if context is None else context.get(_process)
     if process is not None:
-        process.tasks.add(found)
-        found.add_done_callback(process.ended)
+        process.tasks.add(task)
+        task.add_done_callback(process.ended)
         if process.dead:
-            found.cancel()
-    return found
+            task.cancel()
+    return task

@@ -1,4 +1,4 @@
-"""What is simulated: run specs whose rounds need every client, so that the same updates count whatever goes wrong."""
+"""The simulated runs: their rounds need every client, so that the same updates count whatever fault strikes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ TWO = ("ann", "ben")
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A run, and who takes part."""
+    """A run and its clients."""
 
     name: str
     spec: RunSpec
@@ -20,7 +20,7 @@ class Scenario:
 
 
 def scenario(name: str, rounds: int) -> Scenario:
-    """By one of the names in `SCENARIOS`."""
+    """Returns the scenario with one of the names in `SCENARIOS`."""
     clients, changes = SCENARIOS[name]
     everybody = {"min_clients": len(clients), "target_clients": len(clients)}
     patience = {"gather_s": 30, "deadline_s": 100, "on_missed_quorum": "extend", "max_extensions": 1000}
@@ -39,7 +39,7 @@ SCENARIOS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "fedavg": (TWO, {}),
     "fedadam": (TWO, {"aggregation": {"optimizer": "fedadam", "server_learning_rate": 0.01}}),
     "int8": (TWO, {"updates": {"encoding": "int8"}, "aggregation": {"weighting": "agnostic"}}),
-    # Of two chunks: 1.2 MiB.
+    # The model has two chunks: 1.2 MiB.
     "chunks": (
         (*TWO, "cat"),
         {"predictor": {"d_model": 160, "layers": 1, "heads": 1, "feedforward": 320, "embedder_layers": 2}},

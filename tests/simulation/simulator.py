@@ -1,4 +1,4 @@
-"""Simulates runs by seed, and says how to see one again."""
+"""Simulates runs by seed; an error says how to repeat its run."""
 
 import asyncio
 import logging
@@ -16,14 +16,14 @@ from simulation.virtual_time import SimulatedLoop
 from simulation.world import Outcome, World
 
 IN_MEMORY = Path("/dev/shm")
-ROUND_LIMIT_S = 1000.0  # of simulated time, on average
+ROUND_LIMIT_S = 1000.0  # simulated time for each round, on average
 FIRST_LIMIT_S = 10_000.0
 LOG_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a run is repeated by."""
+    """The values that repeat a run."""
 
     scenario: str
     rounds: int
@@ -39,27 +39,27 @@ class Ticket:
 
 
 class SimulationFailed(AssertionError):
-    """Something does not hold; the message says how to see it again."""
+    """A property does not hold; the message says how to repeat the run."""
 
 
 def simulate(ticket: Ticket) -> Outcome:
-    """One run from its creation to its audit. Raises SimulationFailed if it cannot go on."""
-    wanted = scenario(ticket.scenario, ticket.rounds)
+    """Simulates one run from its creation to its audit. Raises SimulationFailed if it cannot go on."""
+    simulated_scenario = scenario(ticket.scenario, ticket.rounds)
     folder = Path(tempfile.mkdtemp(prefix="pluralllm-simulation-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
-            return runner.run(_play(ticket, wanted, folder))
+            return runner.run(_play(ticket, simulated_scenario, folder))
     finally:
         structlog.configure(**before)
         shutil.rmtree(folder)
 
 
-async def _play(ticket: Ticket, wanted: Scenario, folder: Path) -> Outcome:
+async def _play(ticket: Ticket, simulated_scenario: Scenario, folder: Path) -> Outcome:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, SimulatedLoop)
-    world = World(wanted, ticket.seed, ticket.kinds, loop, folder)
+    world = World(simulated_scenario, ticket.seed, ticket.kinds, loop, folder)
     with without_threads(world.operations):
         try:
             await world.live(FIRST_LIMIT_S + ROUND_LIMIT_S * ticket.rounds)
@@ -70,26 +70,26 @@ async def _play(ticket: Ticket, wanted: Scenario, folder: Path) -> Outcome:
 
 @lru_cache(maxsize=16)
 def undisturbed(name: str, rounds: int) -> Outcome:
-    """The same run without a fault."""
+    """Simulates the same run without a fault."""
     return simulate(Ticket(name, rounds, 0, ()))
 
 
 def check(ticket: Ticket) -> Outcome:
-    """One run, of which everything holds that can. Raises SimulationFailed."""
-    found = simulate(ticket)
-    if wrong := problems(ticket, found):
-        raise SimulationFailed("\n".join((*wrong, *found.log[-LOG_SHOWN:], f"again: {ticket}")))
-    return found
+    """Simulates one run and checks its properties. Raises SimulationFailed."""
+    outcome = simulate(ticket)
+    if wrong := problems(ticket, outcome):
+        raise SimulationFailed("\n".join((*wrong, *outcome.log[-LOG_SHOWN:], f"again: {ticket}")))
+    return outcome
 
 
-def problems(ticket: Ticket, found: Outcome) -> list[str]:
-    """What does not hold: nothing, if all is well."""
-    wrong = [] if found.report.is_clean else found.report.lines()
-    wrong += [*found.broken_promises, *found.broken_tasks]
-    if ticket.kinds and found.quiet:
-        wrong.append(f"nothing went wrong in rounds {found.quiet}")
+def problems(ticket: Ticket, outcome: Outcome) -> list[str]:
+    """Returns the properties that do not hold; nothing if all is well."""
+    wrong = [] if outcome.report.is_clean else outcome.report.lines()
+    wrong += [*outcome.broken_promises, *outcome.broken_tasks]
+    if ticket.kinds and outcome.quiet:
+        wrong.append(f"nothing went wrong in rounds {outcome.quiet}")
     if set(ticket.kinds) <= set(HARMLESS):
         same = undisturbed(ticket.scenario, ticket.rounds)
-        if found.record_sha256 != same.record_sha256:
-            wrong.append(f"version {found.versions}, {found.ended}; undisturbed: {same.versions}, {same.ended}")
+        if outcome.record_sha256 != same.record_sha256:
+            wrong.append(f"version {outcome.versions}, {outcome.ended}; undisturbed: {same.versions}, {same.ended}")
     return wrong

@@ -1,7 +1,7 @@
-"""A federation in one process, with a fault in every round: nothing that was promised is lost, and the model is the same.
+"""A federation in one process, with a fault in every round: no promise is broken, and the model does not change.
 
-The coordinator's own code, from the service to `step`; only time, network, disk, database and training are simulated. A run is
-its seed: what fails says how to see it again.
+The coordinator's own code runs, from the service to `step`; time, network, disk, database and training are simulated. A run
+follows from its seed, and a failure says how to repeat it.
 """
 
 import os
@@ -22,9 +22,9 @@ from pluralllm.server.runs.live_run import recover
 
 ALL = os.environ.get("PLURALLLM_FAULTS") == "all"
 REPOSITORY = Path(__file__).parents[2]
-ROUNDS = 50  # of one run: short histories make many different ones affordable
+ROUNDS = 50  # in one run: with short histories, many different ones are affordable
 SCENARIOS = ("fedavg", "fedadam", "int8")
-LIMIT_S = 5.0  # of a recovery
+LIMIT_S = 5.0  # the limit of a recovery
 
 
 def tickets(scenario: str, seeds: range, kinds: tuple[Kind, ...] = HARMLESS) -> list[Ticket]:
@@ -32,40 +32,43 @@ def tickets(scenario: str, seeds: range, kinds: tuple[Kind, ...] = HARMLESS) -> 
 
 
 def fired(ticket: Ticket) -> Counter[Kind]:
-    """Of a run of which everything holds."""
+    """Returns the faults that struck in a run, after checking that everything holds."""
     return check(ticket).fired
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_whatever_goes_wrong_the_model_is_the_one_of_an_undisturbed_run(scenario: str) -> None:
-    found: Counter[Kind] = Counter()
+    struck_faults: Counter[Kind] = Counter()
     for ticket in tickets(scenario, range(4 if scenario == SCENARIOS[0] else 3)):
-        found += fired(ticket)
-    assert set(found) == set(HARMLESS)
+        struck_faults += fired(ticket)
+    assert set(struck_faults) == set(HARMLESS)
 
 
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not ALL, reason="500 of them are simulated in every run of the tests; all: make faults")
+@pytest.mark.skipif(not ALL, reason="every run of the tests simulates 500 of these rounds; make faults simulates all")
 def test_ten_thousand_rounds_with_a_fault_in_every_one() -> None:
-    wanted = [ticket for place, name in enumerate(SCENARIOS) for ticket in tickets(name, range(1000 + place, 1200, 3))]
+    all_tickets = [
+        ticket for place, name in enumerate(SCENARIOS) for ticket in tickets(name, range(1000 + place, 1200, 3))
+    ]
     start_s = time.monotonic()
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
-        found = sum(processes.map(fired, wanted), Counter[Kind]())
-    rounds, took_s = sum(ticket.rounds for ticket in wanted), time.monotonic() - start_s
+        struck_faults = sum(processes.map(fired, all_tickets), Counter[Kind]())
+    rounds, took_s = sum(ticket.rounds for ticket in all_tickets), time.monotonic() - start_s
     print(
-        f"\n{rounds} rounds in {took_s:.1f} s, faults: " + ", ".join(f"{kind} {n}" for kind, n in sorted(found.items()))
+        f"\n{rounds} rounds in {took_s:.1f} s, faults: "
+        + ", ".join(f"{kind} {n}" for kind, n in sorted(struck_faults.items()))
     )
     assert rounds == 10_000
-    assert found.total() >= rounds
+    assert struck_faults.total() >= rounds
 
 
 def test_an_undisturbed_run_ends_as_its_spec_says_and_needs_one_life() -> None:
-    found = undisturbed("fedavg", ROUNDS)
-    assert (found.versions, found.ended, found.lives) == (ROUNDS, f"completed: {ROUNDS} rounds done", 1)
-    assert not problems(Ticket("fedavg", ROUNDS, 0, ()), found)
-    assert found.operations >= WRITES
+    outcome = undisturbed("fedavg", ROUNDS)
+    assert (outcome.versions, outcome.ended, outcome.lives) == (ROUNDS, f"completed: {ROUNDS} rounds done", 1)
+    assert not problems(Ticket("fedavg", ROUNDS, 0, ()), outcome)
+    assert outcome.operations >= WRITES
 
 
 def test_a_seed_is_a_schedule() -> None:

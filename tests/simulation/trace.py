@@ -1,11 +1,11 @@
-"""What happened, as a hash: two runs of one seed have the same, whatever the machine."""
+"""A hash of everything that happened: the same seed gives the same hash on every machine."""
 
 import hashlib
 from collections.abc import Callable
 
 
 class Trace:
-    """One chain for each actor: who is first of those who act at one and the same moment means nothing."""
+    """A hash chain for each actor, because the order of actors at the same moment means nothing."""
 
     def __init__(self, now_s: Callable[[], float]) -> None:
         self._now_s = now_s

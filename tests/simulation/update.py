@@ -1,4 +1,4 @@
-"""A client's update, made of its task's seed alone: bytes as a file would have them."""
+"""A client's update, made from its task's seed alone, with the bytes that a file would have."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from pluralllm.common.words.spec import RunSpec
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """As an outbox keeps it."""
+    """An update as an outbox keeps it."""
 
     base_digest: str
     content: bytes
@@ -32,7 +32,7 @@ def _format_of(spec: RunSpec) -> UpdateFormat:
 
 
 def make_update(spec: RunSpec, seed: int, base_digest: str) -> Update:
-    """Well-formed and small in norm."""
+    """Makes a well-formed update with a small norm."""
     form, draw = _format_of(spec), np.random.default_rng(seed)
     delta = draw.normal(0, 0.01, form.layout.values).astype(np.float32)
     scales = scales_of(delta, form.encoding)

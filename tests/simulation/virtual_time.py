@@ -1,4 +1,4 @@
-"""An event loop in which time passes only when nothing is left to do: hours in milliseconds, and always in the same order."""
+"""An event loop whose time passes only when no task can run: hours take milliseconds, always in the same order."""
 
 import asyncio
 import math
@@ -7,25 +7,25 @@ from typing import Any
 
 from pluralllm.common.process.clock import FakeClock
 
-MAX_STEPS = 20_000_000  # of one loop: whoever waits for what never comes is told so
+MAX_STEPS = 20_000_000  # steps of one loop; a task that waits forever then ends with an error
 
 
 class Standstill(Exception):
-    """Everybody waits for somebody else, or for ever."""
+    """No task can run, or the time limit has passed."""
 
 
 class SimulatedClock(FakeClock):
-    """A fake clock that knows when it is next waited for."""
+    """A fake clock that knows when the next sleeper wakes up."""
 
     @property
     def next_s(self) -> float:
-        """Seconds from now to the first sleeper's time; infinite if nobody sleeps."""
+        """The seconds until the first sleeper wakes up; infinite if nobody sleeps."""
         waiting = [until_s for until_s, woken in self._sleepers if not woken.done()]
         return max(0.0, min(waiting) - self.now_s()) if waiting else math.inf
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """Reads no socket and starts no thread. A coordinator's fake clock runs with the loop's own time."""
+    """An event loop that reads no socket and starts no thread; the coordinator's fake clock follows its time."""
 
     def __init__(self) -> None:
         self._passed_s = 0.0
@@ -35,22 +35,22 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._given_up: asyncio.Future[None] | None = None
         self.clock: SimulatedClock | None = None
         super().__init__(_Nothing(self))
-        self._clock_resolution = 1e-6  # of sums of waits
+        self._clock_resolution = 1e-6  # the rounding error of sums of waits
 
     def time(self) -> float:
         return self._passed_s
 
     def given_up(self, limit_s: float) -> "asyncio.Future[None]":
-        """Raises Standstill when nobody has anything to wait for, or when so much time has passed, once."""
+        """Returns a future that raises Standstill, once, when no task can run or the time limit has passed."""
         self._limit_s, self._given_up = limit_s, self.create_future()
         return self._given_up
 
     def jump(self, length_s: float) -> None:
-        """Time in which nobody did anything: a machine that slept. From the next moment of rest on."""
+        """Adds time in which nobody did anything, as when a machine slept, at the next moment of rest."""
         self._jump_s += length_s
 
     def rest(self, timeout_s: float) -> None:
-        """To the next time at which somebody wants to go on."""
+        """Advances the time to the next moment at which a task wants to go on."""
         step_s = timeout_s if self.clock is None else min(timeout_s, self.clock.next_s)
         self._steps += 1
         if math.isinf(step_s) or self._steps > MAX_STEPS or self._passed_s > self._limit_s:
@@ -66,11 +66,11 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         if self._given_up is None or self._given_up.done():
             raise error
         self._given_up.set_exception(error)
-        self._limit_s, self._steps = math.inf, 0  # for whoever has to clean up
+        self._limit_s, self._steps = math.inf, 0  # the tasks that clean up get new limits
 
 
 class _Nothing(selectors.SelectSelector):
-    """A selector that finds nothing, at once; the wait is the loop's to count."""
+    """A selector that finds no events and returns at once; the loop counts the waiting time."""
 
     def __init__(self, loop: SimulatedLoop) -> None:
         super().__init__()

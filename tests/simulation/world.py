@@ -1,4 +1,4 @@
-"""A whole federation in one process: a coordinator that is killed and started again, clients, a network, a disk and a clock."""
+"""A whole federation in one process: a coordinator that is killed and restarted, clients, a network, a disk and a clock."""
 
 import asyncio
 import random
@@ -25,32 +25,32 @@ from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import recover
 
 EPOCH_S = 1_700_000_000.0
-START_EVERY = 100_000  # times at most
+START_EVERY = 100_000  # at most so many starts of the coordinator
 LOG_SHOWN = 10
-LOOK_EVERY_S = 1.0  # whether the run is over
-FAREWELL_S = 120.0  # for clients to hear that the run is over
+LOOK_EVERY_S = 1.0  # the interval of checks whether the run is over
+FAREWELL_S = 120.0  # time for the clients to learn that the run is over
 CLOCK_SHIFTS_S = (-86_400.0, 86_400.0, -315_360_000.0, 315_360_000.0, -3.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a simulated run ended with."""
+    """The outcome of a simulated run."""
 
-    record_sha256: str  # of the newest version: the whole history in one hash
+    record_sha256: str  # of the newest version; covers the whole history
     digest: str
     versions: int
     rounds: int
     ended: str
     fired: Counter[Kind]
     quiet: Sequence[int]  # rounds in which no fault struck
-    lives: int  # of the coordinator
+    lives: int  # the number of the coordinator's processes
     simulated_s: float
     trace_sha256: str
     report: Report
     broken_promises: Sequence[str]
-    broken_tasks: Sequence[str]  # of a coordinator that lived on
+    broken_tasks: Sequence[str]  # background tasks that ended while the coordinator lived
     operations: frozenset[str]
-    log: Sequence[str]  # of the faults
+    log: Sequence[str]  # one line for each fault
 
 
 class World:
@@ -66,23 +66,23 @@ class World:
         self._store, self._membership = MemoryStore(self._tables, *hooks), MemoryMembership(self._tables, *hooks)
         self._blobs = MemoryBlobs(self._folders.blobs, *hooks)
         self._process: Process | None = None
-        self._shift_s = EPOCH_S  # between the loop's time and the coordinator's clock
+        self._shift_s = EPOCH_S  # the difference between the loop's time and the coordinator's clock
         self._over = asyncio.Event()
         self._lives = 0
         self._broken: list[str] = []
         network = Network(self.faults, self.trace, lambda: self._process)
         self._clients = [
-            SimulatedClient(name, scenario.spec, network, self.faults, seed, 50 + place)
-            for place, name in enumerate(scenario.clients)
+            SimulatedClient(name, scenario.spec, network, self.faults, seed, 50 + index)
+            for index, name in enumerate(scenario.clients)
         ]
 
-    # What the faults may do: see faults.Struck
+    # The actions of the faults: see faults.Struck
 
     def time(self) -> float:
         return self._loop.time()
 
     def stop_coordinator(self, fault: Armed) -> None:
-        """Kills the process; a power loss and a clock that is set meanwhile are seen by the next one."""
+        """Kills the process; the next process meets the effects of a power loss or of a clock that was set."""
         assert self._process is not None
         self._process.kill()
         if fault.kind is Kind.POWER_LOST:
@@ -104,7 +104,7 @@ class World:
         return self._tables.runs[RUN].versions.all()[-1].digest
 
     def _lose_power(self, draw: random.Random) -> None:
-        """Files that were never synced are whole, empty, partly there or gone."""
+        """Leaves each file that was never synced whole, empty, damaged or deleted."""
         self._blobs.lose_power([digest for digest in self._blobs.deleted if draw.random() < 0.5])
         for path in (*sorted(self._folders.uploads.iterdir()), *sorted(self._folders.scratch.iterdir())):
             match draw.randrange(4):
@@ -117,10 +117,10 @@ class World:
                 case _:
                     pass
 
-    # Life
+    # The life of the federation
 
     async def live(self, limit_s: float) -> None:
-        """Until the run is over and everybody knows. Raises Standstill, or what nobody may raise."""
+        """Runs until the run is over and every client knows it. Raises Standstill or the error of a task."""
         supervising = asyncio.create_task(self._supervise())
         living = [asyncio.create_task(client.run()) for client in self._clients]
         ending = asyncio.create_task(self._over.wait())
@@ -162,7 +162,7 @@ class World:
         self._process = None
 
     async def _start(self, process: Process) -> None:
-        """And what an operator does. Raises what the store fails with: then the process ends."""
+        """Starts the process, then creates and starts the run as an operator. Raises the store's errors, which end the process."""
         await process.start()
         run = await process.coordinator.create_run(RUN, self._scenario.spec.canonical_json())
         if run.state.phase is Phase.CREATED:
@@ -176,15 +176,15 @@ class World:
         self._over.set()
 
     def describe(self) -> str:
-        """Where it stands, for who has to find out why it goes no further."""
+        """Describes the current state, to find out why the run goes no further."""
         process = self._process
         state = "no coordinator" if process is None else process.describe()
         return "\n".join((f"after {self._loop.time():.1f} s: {state}", *self.faults.log[-LOG_SHOWN:]))
 
-    # In the end
+    # The end
 
     async def outcome(self) -> Outcome:
-        """Audits, and holds what the clients were promised against what is on record."""
+        """Audits the stores and compares the clients' receipts with the records."""
         tables = self._tables.runs[RUN]
         report = await audit(self._store, self._membership, self._blobs, self._folders.scratch)
         run, _ = await recover(self._store, tables.record)
@@ -209,7 +209,7 @@ class World:
         )
 
     def _broken_promises(self) -> Iterator[str]:
-        """Receipts that clients were given and that are not on record, or do not count in the version of their round."""
+        """Yields receipts that are not on record, or that do not count in the version of their round."""
         tables = self._tables.runs[RUN]
         made = {version.round: version for version in tables.versions.all()}
         for client in self._clients:
@@ -225,7 +225,7 @@ class World:
 
 
 async def _first_end(tasks: Sequence["asyncio.Future[Any]"]) -> None:
-    """Until one ends. Raises what it failed with."""
+    """Waits until the first task ends. Raises its error."""
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
