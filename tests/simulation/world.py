@@ -162,7 +162,7 @@ class World:
         self._process = None
 
     async def _start(self, process: Process) -> None:
-        """Starts the process, then creates and starts the run as an operator. Raises the store's errors, which end the process."""
+        """Starts the process; creates and starts the run as an operator would. The store's errors end the process."""
         await process.start()
         run = await process.coordinator.create_run(RUN, self._scenario.spec.canonical_json())
         if run.state.phase is Phase.CREATED:
