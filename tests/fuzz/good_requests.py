@@ -1,4 +1,4 @@
-"""For each call a request that is accepted, and for each field of a request the real values that it may have."""
+"""A request for each call that is accepted, and for each field of a request the real values that it may have."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,39 +15,39 @@ from pluralllm.v1 import federation_pb2 as fed
 from pluralllm.v1 import operations_pb2 as ops
 from pluralllm.v1 import resources_pb2 as res
 
-TRAINERS = ("ann", "ben", "cat")  # ann sends; ben and cat never deliver, so the round stays open
-SCORER = "eve"  # in a run of her own, which waits for her score
-RATER = "rae"  # in a run of rewards of her own, whose batch waits for her
-GUEST = "guest"  # has an invite that is open
+TRAINERS = ("ann", "ben", "cat")  # ann sends updates; ben and cat never deliver, so the round stays open
+SCORER = "eve"  # in a run of her own that waits for her score
+RATER = "rae"  # in a reward run of her own whose batch waits for her
+GUEST = "guest"  # has an open invite
 OTHERS = ("olga", "admin", "nobody")
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a caller may know of a coordinator at one moment."""
+    """The facts that a caller may know about a coordinator at one moment."""
 
     run: str  # its round is open
     scored_run: str
     scored_task: str
     rated_run: str
     rated_task: str
-    rollouts_json: bytes  # the batch under way
-    next_run: str  # not made yet
-    task: fed.Task  # ann's in the open round
-    manifest: Manifest  # of an update for it
+    rollouts_json: bytes  # the batch in progress
+    next_run: str  # does not exist yet
+    task: fed.Task  # ann's task in the open round
+    manifest: Manifest  # of an update for that task
     update: bytes
     spec_json: bytes
     generation: str
     token: str
-    requests_der: tuple[bytes, bytes]  # for certificates of the guest's and of ann's next key
+    requests_der: tuple[bytes, bytes]  # for certificates of the guest's key and of ann's next key
     chain_pem: bytes  # ann's
 
 
-def known(now: Situation, field: str) -> Sequence[Any]:
-    """Real values for a field of this name; a strategy makes what is nearly one."""
+def real_values(now: Situation, field: str) -> Sequence[Any]:
+    """Returns the real values for a field of this name; a strategy among them makes values that are nearly real."""
     runs = [now.run, now.scored_run, now.rated_run, now.next_run, "run-0001", "-"]
     tasks = [f"runs/{now.run}/rounds/1/tasks/{kind}-{name}" for kind in ("train", "evaluate") for name in TRAINERS]
-    names = [f"runs/{run}{part}" for run in runs for part in ("", "/rounds/1", "/models/0", "/models/-")]
+    names = [f"runs/{run}{suffix}" for run in runs for suffix in ("", "/rounds/1", "/models/0", "/models/-")]
     people = (*TRAINERS, SCORER, RATER, GUEST, *OTHERS)
     digests = [now.task.spec_sha256, now.task.base_digest, now.manifest.digest, "0" * 64]
     values: dict[str, Sequence[Any]] = {
@@ -90,9 +90,9 @@ def known(now: Situation, field: str) -> Sequence[Any]:
 
 
 def good(now: Situation, rpc: str) -> Message | None:
-    """A request that is accepted; None for a call that nobody has told us of."""
-    made = GOOD.get(rpc)
-    return None if made is None else made(now)
+    """Returns a request that is accepted; None for a call that has no entry in GOOD."""
+    make_request = GOOD.get(rpc)
+    return None if make_request is None else make_request(now)
 
 
 def _hello(_: Situation) -> Message:

@@ -1,6 +1,7 @@
-"""Weights files by strangers: read as what they are or refused with one of our errors, in no more memory than they are worth.
+"""Weights files of strangers are read correctly or refused with one of our errors, in memory that fits their size.
 
-What we take, the safetensors library takes too and reads the same from it. PLURALLLM_FAULTS=all tries many more examples.
+The safetensors library accepts every file that we accept, and reads the same values. PLURALLLM_FAULTS=all tries many more
+examples.
 """
 
 import io
@@ -36,8 +37,8 @@ from pluralllm.server.aggregation.update_files import check_update
 ALL = os.environ.get("PLURALLLM_FAULTS") == "all"
 ENCODINGS: tuple[UpdateEncoding, ...] = ("fp32", "bf16", "int8")
 LAYOUT = layout_of([("a.weight", (30, 40)), ("b.bias", (7,)), ("c", ())])
-OVERHEAD_BYTES = 2**20  # of what reads, whatever it reads
-TIMES_HEADER = 64  # an empty list is two letters of JSON, and 64 bytes of memory
+OVERHEAD_BYTES = 2**20  # the memory that the reader needs for any file
+TIMES_HEADER = 64  # an empty list takes two bytes of JSON and 64 bytes of memory
 MANY: dict[str, Any] = {
     "max_examples": 5000 if ALL else 600,
     "derandomize": True,
@@ -70,7 +71,7 @@ def file_of(text: bytes, payload: bytes, longer_by: int = 0) -> bytes:
 
 @st.composite
 def as_we_would_write(draw: Callable[..., Any]) -> bytes:
-    """By somebody who knows our writer: odd names and shapes, and all the rest as it says itself."""
+    """Draws a file as our writer makes it, with odd names and shapes."""
     tensors = draw(st.dictionaries(names, st.lists(numbers, max_size=3).map(tuple), max_size=3))
     try:
         layout = layout_of(tensors.items())
@@ -82,7 +83,7 @@ def as_we_would_write(draw: Callable[..., Any]) -> bytes:
 
 @st.composite
 def nearly_right(draw: Callable[..., Any]) -> bytes:
-    """Our own header with some entries changed, padded or not, its length right or not, and a payload of about the size."""
+    """Draws our own header with changed entries, padding or length, and a payload of about the right size."""
     whole = json.loads(LAYOUT.header[8:])
     for name in draw(st.lists(st.sampled_from(sorted(whole)), max_size=2)):
         match draw(st.integers(0, 3)):
@@ -102,7 +103,7 @@ def nearly_right(draw: Callable[..., Any]) -> bytes:
 
 @st.composite
 def odd_text(draw: Callable[..., Any]) -> bytes:
-    """JSON that is none of ours, and what is not JSON."""
+    """Draws JSON of foreign structure, or text that is not JSON."""
     whole = draw(st.dictionaries(names, entries | odd_json, max_size=3))
     text = json.dumps(whole).encode("utf-8", "surrogatepass")
     text = draw(
@@ -129,7 +130,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(content=file_of(b'{"a":' + b"[]," * 300_000 + b"0}", b""))
 @example(content=file_of(b'{"a":[' + b"[]," * 300_000 + b"0]}", b""))
 @example(content=file_of((SHAPE % (b"[true]", b"4")).ljust(64), bytes(4)))
-@example(content=file_of(SHAPE % (b'["x",1000000000]', b"4"), b""))  # once a text of a gigabyte
+@example(content=file_of(SHAPE % (b'["x",1000000000]', b"4"), b""))  # this once made a text of a gigabyte
 @example(content=file_of((SHAPE % (b"[-1,-1]", b"4")).ljust(64), bytes(4)))
 @example(content=file_of((SHAPE % (b"[1.0]", b"4.0")).ljust(64), bytes(4)))
 @example(content=file_of((SHAPE % (b"[18446744073709551616,0]", b"0")).ljust(80), b""))
@@ -138,15 +139,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(content=file_of(b"{" + SHAPE[1:-1] % (b"[1]", b"4") + b"," + SHAPE[1:] % (b"[1]", b"4"), bytes(4)))
 def test_a_model_file_is_read_as_the_library_reads_it_or_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    found = bounded(lambda: read_layout(path), len(content))
-    if found is None:
+    layout = bounded(lambda: read_layout(path), len(content))
+    if layout is None:
         return
-    assert found.header == content[: len(found.header)]
+    assert layout.header == content[: len(layout.header)]
     theirs, ours = load(content), tensors_of(path)
     assert theirs.keys() == ours.keys()
     assert all(theirs[name].tobytes() == ours[name].tobytes() for name in ours)
     assert all(theirs[name].shape == ours[name].shape for name in ours)
-    assert flat_values(path, found).size == found.values
+    assert flat_values(path, layout).size == layout.values
 
 
 @settings(**MANY)
@@ -234,35 +235,35 @@ def test_what_is_written_is_read_again_bit_for_bit(
 
 
 def bounded(work: Callable[[], Any], size_bytes: int) -> Any:
-    """What it gives, None if it refuses. Fails for any other error, and for more memory than the file is worth."""
+    """Returns the result of the work, or None if it refuses. Fails after any other error or if it needs too much memory."""
     tracemalloc.start()
     try:
-        found = work()
+        result = work()
     except Refused:
-        found = None
+        result = None
     finally:
         _, peak_bytes = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak_bytes <= OVERHEAD_BYTES + TIMES_HEADER * size_bytes, f"{peak_bytes} bytes for {size_bytes}"
-    return found
+    return result
 
 
 def assert_taken_by_the_library(content: bytes) -> None:
     try:
-        load(content) if b'"BF16"' not in content[:4096] else None  # numpy has no such numbers
+        load(content) if b'"BF16"' not in content[:4096] else None  # numpy has no such type
     except SafetensorError as error:
         raise AssertionError(f"we take what the library refuses: {error}") from error
 
 
 def decoded(path: Path, form: UpdateFormat) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The values of an update, as the coordinator reads them."""
-    found = np.empty(form.layout.values, np.float32)
+    """Returns the values of an update as the coordinator reads them."""
+    values = np.empty(form.layout.values, np.float32)
     with HashingReader(path) as file:
         file.read_into(np.empty(len(form.header), np.uint8))
         reader = SliceReader(form, file.read_into)
-        for start in range(0, found.size, SLICE):
-            reader.read(found[start : start + SLICE])
-    return found
+        for start in range(0, values.size, SLICE):
+            reader.read(values[start : start + SLICE])
+    return values
 
 
 def test_every_encoding_is_tried() -> None:

@@ -1,7 +1,7 @@
-"""Whatever is sent to any call: an answer, or a refusal of our error tree that changes nothing, and the coordinator serves on.
+"""Any message to any call gets an answer or a refusal from our error tree; a refusal changes nothing, and serving goes on.
 
-Every call of every service is found in the descriptors, so a new one is here by itself. A failure prints the smallest request
-that shows it; the same examples come every time. PLURALLLM_FAULTS=all tries many more of them.
+The descriptors list every call of every service, so a new call is tested without a change here. A failure prints the smallest
+request that shows it. The examples are the same every time; PLURALLLM_FAULTS=all tries many more.
 """
 
 import itertools
@@ -34,10 +34,10 @@ from pluralllm.v1 import enrolment_pb2, federation_pb2, operations_pb2
 from pluralllm.v1.resources_pb2 import BlobManifest
 
 ALL = os.environ.get("PLURALLLM_FAULTS") == "all"
-DEADLINE_S = 10.0  # no call takes as long: one that does hangs
-WATCHED_S = 0.1  # a stream of what is yet to come waits, as it should
+DEADLINE_S = 10.0  # no call takes so long; one that does hangs
+WATCHED_S = 0.1  # a stream of future events waits, as it should
 ACCEPTED = "ACCEPTED"
-TOO_LARGE, TOO_LARGE_CODE = "TOO_LARGE", grpc.StatusCode.RESOURCE_EXHAUSTED  # what gRPC itself says
+TOO_LARGE, TOO_LARGE_CODE = "TOO_LARGE", grpc.StatusCode.RESOURCE_EXHAUSTED  # gRPC's own answer
 READING = ("Get", "List", "Watch")
 FILES = (federation_pb2, operations_pb2, enrolment_pb2)
 METHODS: dict[str, MethodDescriptor] = {
@@ -75,7 +75,7 @@ def test_every_service_that_is_served_is_tried() -> None:
 
 
 def spec_with(**changes: Any) -> bytes:
-    """A run spec in JSON; tables are merged."""
+    """Returns a run spec in JSON; tables in `changes` are merged into its tables."""
     whole = json.loads(SPEC.canonical_json())
     merged = {key: {**whole[key], **value} if isinstance(value, dict) else value for key, value in changes.items()}
     return json.dumps(whole | merged).encode()
@@ -101,10 +101,12 @@ def test_any_message_is_answered_or_refused_and_a_refusal_changes_nothing(world:
 def test_a_field_at_any_edge_is_answered_or_refused_and_a_refusal_changes_nothing(world: World, path: str) -> None:
     method = METHODS[path]
     who = next(name for name in (STRANGER, SCORER, RATER, "admin", TRAINERS[0]) if is_right(name, path))
-    changed_one = list(at_the_edges(good(world, method), lambda field: good_requests.known(world.situation(), field)))
+    changed_one = list(
+        at_the_edges(good(world, method), lambda field: good_requests.real_values(world.situation(), field))
+    )
     for number in range(len(changed_one)):
-        # Made again each time: what was accepted before may have changed what is good.
-        now = at_the_edges(good(world, method), lambda field: good_requests.known(world.situation(), field))
+        # The request is made again each time, because an accepted one may have changed the values of a good one.
+        now = at_the_edges(good(world, method), lambda field: good_requests.real_values(world.situation(), field))
         request = next(itertools.islice(now, number, None))
         try:
             outcome(world, path, who, [request.SerializeToString()])
@@ -127,7 +129,7 @@ def test_bytes_that_are_no_message_are_refused_and_change_nothing(world: World, 
 LONG_NAME = {"name": "runs/" + "é" * 50_000}
 FOUND: list[
     tuple[str, dict[str, Any], str]
-] = [  # what was mended: a call, fields of a good request changed, what is said now
+] = [  # repaired faults: a call, the changed fields of a good request, the expected outcome
     ("Poll", {"hold": Duration(seconds=2**62), "held_task": ""}, ACCEPTED),
     ("StartRun", LONG_NAME, "INVALID_ARGUMENT"),
     ("GetRound", LONG_NAME, "INVALID_ARGUMENT"),
@@ -153,10 +155,10 @@ FOUND: list[
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"), FOUND, ids=[f"{name}-{[*fields][-1]}" for name, fields, _ in FOUND]
+    ("name", "changes", "expected_outcome"), FOUND, ids=[f"{name}-{[*fields][-1]}" for name, fields, _ in FOUND]
 )
-def test_what_was_found_once_is_told_as_it_should_be(
-    world: World, name: str, changes: dict[str, Any], said: str
+def test_requests_that_were_once_answered_wrongly_have_the_expected_outcome(
+    world: World, name: str, changes: dict[str, Any], expected_outcome: str
 ) -> None:
     path = next(path for path in METHODS if path.endswith(f"/{name}"))
     request = type(sent := good(world, METHODS[path]))(**changes)
@@ -164,7 +166,7 @@ def test_what_was_found_once_is_told_as_it_should_be(
         sent.ClearField(field)
     sent.MergeFrom(request)
     who = next(person for person in (STRANGER, "admin", TRAINERS[0]) if is_right(person, path))
-    assert outcome(world, path, who, [sent.SerializeToString()]) == said
+    assert outcome(world, path, who, [sent.SerializeToString()]) == expected_outcome
 
 
 def test_a_message_larger_than_any_of_ours_is_refused_by_grpc_itself(world: World) -> None:
@@ -175,13 +177,13 @@ def test_a_message_larger_than_any_of_ours_is_refused_by_grpc_itself(world: Worl
 
 
 def callers(path: str) -> st.SearchStrategy[str]:
-    """Mostly who may call it."""
+    """Draws a caller, mostly one who may make the call."""
     right = [name for name in (STRANGER, SCORER, RATER, "admin", TRAINERS[0]) if is_right(name, path)]
     return st.sampled_from([*right * 12, "ben", "olga", "admin"])
 
 
 def is_right(who: str, path: str) -> bool:
-    """Whether the good request is theirs."""
+    """Whether this caller may send the good request."""
     if path in ON_ENROLMENT_PORT:
         return who == STRANGER
     if path.endswith("/ReportEvaluation"):
@@ -192,38 +194,38 @@ def is_right(who: str, path: str) -> bool:
 
 
 def requests(world: World, method: MethodDescriptor) -> st.SearchStrategy[bytes]:
-    """Half of them nearly right."""
+    """Draws requests; half of them are nearly right."""
 
-    def known(field: str) -> Sequence[Any]:
-        return good_requests.known(world.situation(), field)
+    def real_values(field: str) -> Sequence[Any]:
+        return good_requests.real_values(world.situation(), field)
 
-    return on_the_wire(any_message(method.input_type, known) | nearly(lambda: good(world, method), known))
+    return on_the_wire(any_message(method.input_type, real_values) | nearly(lambda: good(world, method), real_values))
 
 
 def good(world: World, method: MethodDescriptor) -> Any:
-    """An empty one for a call that nobody has told us of."""
+    """Returns a good request; an empty one for a call without one."""
     return good_requests.good(world.situation(), method.name) or message_factory.GetMessageClass(method.input_type)()
 
 
 def outcome(world: World, path: str, who: str, sent: list[bytes]) -> str:
-    """ACCEPTED or the reason of the refusal; fails for anything that is neither."""
-    before, found = world.ready(uploaded=path.endswith("/CommitUpdate")), ACCEPTED
+    """Sends a request; returns ACCEPTED or the reason of the refusal. Fails after anything else."""
+    before, result = world.ready(uploaded=path.endswith("/CommitUpdate")), ACCEPTED
     try:
         called(world, path, who, sent)
     except grpc.RpcError as error:
         too_large = who == STRANGER and any(len(message) > ENROLMENT_MAX_BYTES for message in sent)
-        found = TOO_LARGE if too_large and error.code() is TOO_LARGE_CODE else refusal(error)
-    if found == ACCEPTED and not METHODS[path].name.startswith(READING):
+        result = TOO_LARGE if too_large and error.code() is TOO_LARGE_CODE else refusal(error)
+    if result == ACCEPTED and not METHODS[path].name.startswith(READING):
         world.stir()
     else:
         after = world.snapshot()
-        assert after == before, f"{found}, and yet {changed(before, after)} changed"
-    return found
+        assert after == before, f"{result}, and yet {changed(before, after)} changed"
+    return result
 
 
 def called(world: World, path: str, who: str, sent: list[bytes]) -> None:
-    """One call over the wire; its answers are read as what they should be."""
-    method, channel = METHODS[path], cast("Any", world.channel(who))  # its stubs know of messages only
+    """Makes one call over the wire and parses its answers."""
+    method, channel = METHODS[path], cast("Any", world.channel(who))  # its stubs accept messages only, no bytes
     read = message_factory.GetMessageClass(method.output_type).FromString
     if method.client_streaming:
         channel.stream_unary(path, None, read)(iter(sent), timeout=DEADLINE_S)
@@ -244,16 +246,16 @@ def called(world: World, path: str, who: str, sent: list[bytes]) -> None:
 
 
 def refusal(error: Any) -> str:
-    """The leaf's name. Fails for a status without one, with another code than the table's, or that says we are at fault."""
+    """Returns the reason of a refusal. Fails if the status has none, has a wrong code, or reports our own fault."""
     status = rpc_status.from_call(error)
-    said = f"{error.code()}: {error.details()}"
-    assert status is not None, f"not one of our errors: {said}"
+    status_text = f"{error.code()}: {error.details()}"
+    assert status is not None, f"not one of our errors: {status_text}"
     info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info), said
+    assert status.details[0].Unpack(info), status_text
     assert info.domain == DOMAIN
     leaf = leaves()[info.reason]
-    assert CODES[leaf] is error.code(), said
-    assert issubclass(leaf, Refused), said
+    assert CODES[leaf] is error.code(), status_text
+    assert issubclass(leaf, Refused), status_text
     return str(info.reason)
 
 

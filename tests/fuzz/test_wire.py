@@ -1,6 +1,6 @@
-"""Bytes from the wire become domain objects or a refusal: tried by libFuzzer, which follows what the code does with them.
+"""Bytes from the wire become domain objects or are refused: libFuzzer searches inputs by the code that they reach.
 
-CI=true or PLURALLLM_FAULTS=all give it its whole budget.
+CI=true or PLURALLLM_FAULTS=all give the fuzzer its whole budget.
 """
 
 import base64
@@ -25,7 +25,7 @@ from pluralllm.v1.federation_pb2 import BeginUpdateResponse
 from pluralllm.v1.resources_pb2 import ChunkRange
 
 BUDGET_S = 60 if os.environ.get("CI") or os.environ.get("PLURALLLM_FAULTS") == "all" else 15
-START_LIMIT_S = 60.0  # to import and instrument
+START_LIMIT_S = 60.0  # for the imports and their instrumentation
 BOMB = b'{"a":{"dtype":"F32","shape":["x",1000000000],"data_offsets":[0,4]}}'
 TARGET = Path(__file__).with_name("wire_target.py")
 needs_atheris = pytest.mark.skipif(
@@ -35,7 +35,7 @@ needs_atheris = pytest.mark.skipif(
 
 
 def fuzz(folder: Path, budget_s: int, *options: str) -> "subprocess.CompletedProcess[str]":
-    """From the seeds on, for that long at most."""
+    """Runs the fuzzer from the seeds, for at most `budget_s` seconds."""
     for number, seed in enumerate(seeds().values()):
         (folder / f"seed-{number}").write_bytes(seed)
     limits = [f"-max_total_time={budget_s}", "-timeout=10", "-rss_limit_mb=2048", "-max_len=4096", "-seed=1"]
@@ -77,12 +77,12 @@ def test_a_planted_bug_is_found(tmp_path: Path) -> None:
 
 
 def told_in_another_kind() -> bytes:
-    """A refusal, one of whose facts is a text where we have a number."""
+    """Returns a refusal in which one fact is a text where we expect a number."""
     good = to_status(NormTooLarge(norm=1.0, limit=1.0)).trailing_metadata[0][1]
     return bytes(good).replace(b"\x031.0", b'\x03"x"')
 
 
-FOUND = {  # what was mended: these bytes ended in another exception, or in gigabytes
+FOUND = {  # repaired faults: these bytes ended in another exception, or in gigabytes of memory
     "invite": LINE_PREFIX.encode() + base64.urlsafe_b64encode(b"[" * 5000).rstrip(b"=") + b".AAAA",
     "answer BeginUpdate": BeginUpdateResponse(missing=[ChunkRange(last=2**31 - 1)] * 100_000).SerializeToString(),
     "answer GetMembership": GetMembershipResponse(

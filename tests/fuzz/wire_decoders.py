@@ -1,6 +1,7 @@
-"""Everything that makes domain objects of bytes from the wire, each as one function of bytes; and bytes that they like.
+"""The decoders that make domain objects from bytes of the wire, each as a function of bytes, and a good input for each.
 
-The first byte of an input says which of them gets the rest. One that ends in anything but a refusal has a bug. Needs no atheris.
+The first byte of an input chooses the decoder that gets the rest. A decoder that raises anything but a refusal has a bug. This
+module does not need atheris.
 """
 
 import base64
@@ -36,7 +37,7 @@ from pluralllm.server.runs.intake import parse_task
 from pluralllm.v1 import enrolment_pb2, federation_pb2, operations_pb2, resources_pb2
 
 MAX_UPDATE_BYTES = 2**30
-CHUNKS = 1000  # of an update that is asked for in ranges
+CHUNKS = 1000  # the chunks of an update that is requested in ranges
 INVITE = LINE_PREFIX + base64.urlsafe_b64encode(b'{"name":"ann","token":"x"}').decode().rstrip("=") + ".AAAA"
 LAYOUT = layout_of([("a", (3,)), ("b", (2, 2))])
 SPEC = RunSpec.model_validate({"embedding": {"model": "tiny", "dimension": 8}})
@@ -50,7 +51,7 @@ Part = Callable[[Any], object]
 
 
 def read_name(text: str) -> None:
-    """A name that is read is written back as it was."""
+    """Checks that a name that is read is written back unchanged."""
     for kind in (MemberName, RunName, RoundName, ModelName):
         try:
             name = kind.parse(text)
@@ -59,7 +60,7 @@ def read_name(text: str) -> None:
         assert str(name) == text
 
 
-EITHER: Mapping[str, Part] = {  # what is made of a field of this name
+EITHER: Mapping[str, Part] = {  # the decoder for a field of this name
     "manifest": lambda message: manifest_from(message, MAX_UPDATE_BYTES),
     "spec_json": lambda text: parse_spec(text, "here"),
     "certificate_chain_pem": read_certificate,
@@ -81,7 +82,7 @@ OF_ANSWERS: Mapping[str, Part] = {
 
 
 def message(name: str, *, of_answer: bool) -> Callable[[bytes], None]:
-    """Reads a request as the coordinator does, or an answer as a client does, and then each part of it."""
+    """Returns a decoder that reads a request as the coordinator does, or an answer as a client does, and then each part."""
     method = METHODS[name]
     kind = message_factory.GetMessageClass(method.output_type if of_answer else method.input_type)
     read, parts = forgiving(name, kind.FromString), OF_ANSWERS if of_answer else OF_REQUESTS
@@ -97,13 +98,13 @@ def message(name: str, *, of_answer: bool) -> Callable[[bytes], None]:
 
 
 def refusing(work: Callable[[], object]) -> None:
-    """One part may be refused, and the next is looked at all the same."""
+    """Runs the work and ignores a refusal, so that the next part is read, too."""
     with contextlib.suppress(Refused):
         work()
 
 
 def chunk(raw: bytes) -> None:
-    """A message with a whole chunk is read without protobuf, and as protobuf reads it."""
+    """Checks that the reader without protobuf reads a message with a whole chunk as protobuf reads it."""
     whole = raw + REST
     assert chunk_facts(chunk_reader(federation_pb2.PutChunksRequest), whole) == chunk_facts(
         federation_pb2.PutChunksRequest.FromString, whole
@@ -112,23 +113,23 @@ def chunk(raw: bytes) -> None:
 
 def chunk_facts(read: Callable[[bytes], Any], raw: bytes) -> tuple[Any, ...] | None:
     try:
-        found = read(raw)
+        message = read(raw)
     except DecodeError:
         return None
-    facts = getattr(found, "facts", found)
-    return facts.task, facts.digest, facts.index, hashlib.sha256(found.data).digest()
+    facts = getattr(message, "facts", message)
+    return facts.task, facts.digest, facts.index, hashlib.sha256(message.data).digest()
 
 
 def status(raw: bytes) -> None:
-    """What a client makes of a refusal. The code is what it should be, so that the rest is looked at."""
+    """Reads a refusal as a client does. Its code is right, so that the rest of the message is read."""
     try:
-        told = status_pb2.Status.FromString(raw)
+        grpc_status = status_pb2.Status.FromString(raw)
     except DecodeError:
-        told = status_pb2.Status()
+        grpc_status = status_pb2.Status()
     codes = {code.value[0]: code for code in grpc.StatusCode}
     call: Any = grpc.RpcError()
-    call.code = lambda: codes.get(told.code, grpc.StatusCode.UNKNOWN)
-    call.details = lambda: told.message
+    call.code = lambda: codes.get(grpc_status.code, grpc.StatusCode.UNKNOWN)
+    call.details = lambda: grpc_status.message
     call.trailing_metadata = lambda: (("grpc-status-details-bin", raw),)
     assert str(from_rpc_error(call, "here"))
 
@@ -165,14 +166,14 @@ DECODERS: Mapping[str, Callable[[bytes], None]] = {
 NAMES = tuple(DECODERS)
 
 
-def decode(given: bytes) -> None:
-    """One input. Raises what is a bug."""
-    if given:
-        refusing(lambda: DECODERS[NAMES[given[0] % len(NAMES)]](given[1:]))
+def decode(fuzzed_bytes: bytes) -> None:
+    """Decodes one input. Raises the exceptions that are bugs."""
+    if fuzzed_bytes:
+        refusing(lambda: DECODERS[NAMES[fuzzed_bytes[0] % len(NAMES)]](fuzzed_bytes[1:]))
 
 
 def seeds() -> dict[str, bytes]:
-    """An input that is all right for each decoder that has one."""
+    """Returns a good input for each decoder that has one."""
     update = LAYOUT.header + bytes(LAYOUT.size_bytes - len(LAYOUT.header))
     hashes = (hashlib.sha256(update).digest(),)
     request = make_request(new_key(), "guest")
@@ -198,7 +199,7 @@ def seeds() -> dict[str, bytes]:
     good["answer BeginUpdate"] = federation_pb2.BeginUpdateResponse(
         missing=[resources_pb2.ChunkRange(first=0, last=5), resources_pb2.ChunkRange(first=3, last=2**31 - 1)]
     )
-    found = {name: made.SerializeToString() for name, made in good.items()} | {
+    inputs = {name: made.SerializeToString() for name, made in good.items()} | {
         "chunk": write_chunk(federation_pb2.PutChunksRequest(task="t", index=1), b""),
         "status": to_status(NormTooLarge(norm=2.0, limit=1.0)).trailing_metadata[0][1],
         "model file": update,
@@ -207,4 +208,4 @@ def seeds() -> dict[str, bytes]:
         "invite": INVITE.encode(),
         "certificate request": request,
     }
-    return {name: bytes([NAMES.index(name)]) + raw for name, raw in found.items()}
+    return {name: bytes([NAMES.index(name)]) + raw for name, raw in inputs.items()}

@@ -1,6 +1,6 @@
 """The wire decoders under libFuzzer (atheris): python tests/fuzz/wire_target.py [--planted] [libFuzzer options] [corpus folders].
 
-An input that was found is tried again by giving its file instead of a folder. --planted adds a bug, to see that bugs are found.
+With the file of an input instead of a folder, it tries that input again. --planted adds a bug, to check that bugs are found.
 """
 
 import sys
@@ -16,12 +16,12 @@ PLANTED = "--planted"
 
 
 class PlantedBug(Exception):
-    """What a decoder would raise that forgot a case."""
+    """The exception of a decoder that forgot a case."""
 
 
 def forgetful(given: bytes) -> None:
     wire_decoders.decode(given)
-    if given[1:3] == b"\x0a\x00":  # a first field that is there and empty: no seed has one
+    if given[1:3] == b"\x0a\x00":  # a first field that is there and empty; no seed has one
         raise PlantedBug
 
 

@@ -1,4 +1,4 @@
-"""A coordinator that serves on loopback, in a thread of its own, and what makes a run go on in it whatever a call has done."""
+"""A coordinator that serves on loopback in a thread of its own, and the code that keeps its run going whatever a call did."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ T = TypeVar("T")
 LIMIT_S = 30.0
 OLD_RUNS = 30
 SETTLED_S = 0.01
-STRANGER = ""  # on the enrolment port
+STRANGER = ""  # calls the enrolment port without a membership
 PEOPLE: Mapping[str, MemberRole] = {
     **dict.fromkeys((*TRAINERS, SCORER, RATER), MemberRole.CLIENT),
     "olga": MemberRole.OBSERVER,
@@ -50,7 +50,7 @@ Snapshot = dict[str, Any]
 
 
 class World:
-    """Of one coordinator; the methods are for the thread of the test."""
+    """One coordinator and its clients; the methods are for the thread of the test."""
 
     def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, served: Served) -> None:
         self._folder, self._loop, self._served = folder, loop, served
@@ -60,12 +60,12 @@ class World:
         self._channels: dict[str, grpc.Channel] = {}
         self._guest_key, self._next_key = new_key(), new_key()
         self._guest_token = ""
-        self.runs = 0  # made so far
+        self.runs = 0  # the number of runs made so far
         self._first: LiveRun | None = None
         self._scored: LiveRun | None = None
         self._rated: LiveRun | None = None
         self._task = federation_pb2.Task()
-        self._rest: Snapshot | None = None  # what is remembered, nothing being under way
+        self._rest: Snapshot | None = None  # the state while nothing is in progress
         self._uploaded = False
         self._now: Situation | None = None
         self._seen_version, self._seen = -1, Snapshot()
@@ -73,11 +73,11 @@ class World:
         self._manifest = write_delta(self._update, SPEC, 1)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """In the coordinator's loop."""
+        """Runs a coroutine in the coordinator's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT_S)
 
     def channel(self, who: str) -> grpc.Channel:
-        """As a member on the main port, or as a stranger on the other one."""
+        """Returns a channel to the main port for a member, or to the enrolment port for the stranger."""
         if who not in self._channels:
             if who == STRANGER:
                 authority = self._served.registry.authority.root_pem
@@ -91,10 +91,10 @@ class World:
             channel.close()
         self._database.close()
 
-    # What is remembered
+    # State
 
     def snapshot(self) -> Snapshot:
-        """All that a call may change, but the audit log and the refusals that are noted for people to see."""
+        """Returns all state that a call may change, except for the audit log and the list of refusals."""
         files = {
             str(path): path.stat().st_size for part in ("blobs", "uploads", "scratch") for path in self._files(part)
         }
@@ -104,7 +104,7 @@ class World:
         return {**self._tables(), "files": files, "states": states, "instances": instances}
 
     def _tables(self) -> Snapshot:
-        """Read again if anybody has written since."""
+        """Reads the tables, and reads them again if anybody has written since."""
         (version,) = self._database.execute("PRAGMA data_version").fetchone()
         if version != self._seen_version:
             tables = self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
@@ -115,7 +115,7 @@ class World:
         return self._seen
 
     def settled(self) -> Snapshot:
-        """When what accepted calls have begun has ended."""
+        """Returns the state after the work has ended that accepted calls began."""
         before = self.snapshot()
         for _ in range(500):
             self.call(asyncio.sleep(SETTLED_S))
@@ -128,17 +128,17 @@ class World:
     def _files(self, part: str) -> Iterator[Path]:
         return (path for path in (self._state / part).rglob("*") if path.is_file())
 
-    # What goes on
+    # Progress
 
     def ready(self, *, uploaded: bool) -> Snapshot:
-        """Everybody is a member, a round is open, an update is announced (or is all there), a score is waited for."""
+        """Makes all people members, opens a round, announces an update (or uploads it), and leaves a score open."""
         if self._rest is None or uploaded > self._uploaded:
             self.call(self._heal(uploaded=uploaded))
             self._rest, self._uploaded, self._now = self.settled(), uploaded, self._look()
         return self._rest
 
     def stir(self) -> None:
-        """A call has changed something, and may still do so."""
+        """Notes that a call has changed something and may still do so."""
         self._rest = None
 
     async def _heal(self, *, uploaded: bool) -> None:
@@ -151,7 +151,7 @@ class World:
                 Phase.CREATED,
                 Phase.ENDED,
             ):
-                await self._cancel(run)  # it would take the clients away
+                await self._cancel(run)  # such a run would take the clients away
         if self._first is None or not self._is_open(self._first):
             self._first = await self._anew(self._first, SPEC)
             tasks = [await self._clients[name].task() for name in TRAINERS]
@@ -225,7 +225,7 @@ class World:
         await coordinator.dispatch(run, ev.RunCancelled(coordinator.clock.now_s(), "made anew"))
 
     def situation(self) -> Situation:
-        """What a caller may know by now."""
+        """Returns the facts that a caller may know now."""
         self.ready(uploaded=False)
         assert self._now is not None
         return self._now
@@ -255,7 +255,7 @@ class World:
 
 @contextlib.contextmanager
 def a_world(folder: Path) -> Iterator[World]:
-    """A coordinator in a thread, until the block ends."""
+    """Runs a coordinator in a thread until the block ends."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -272,7 +272,9 @@ def a_world(folder: Path) -> Iterator[World]:
     for done in wait(started, LIMIT_S, FIRST_COMPLETED).done:
         done.result()
     world = World(folder, loop, up.result(0))
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # thousands of refusals
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR)
+    )  # hides thousands of refusals
     try:
         yield world
     finally:
@@ -286,7 +288,7 @@ def a_world(folder: Path) -> Iterator[World]:
 
 
 class Worlds:
-    """One after the other: what a coordinator does when a run ends takes longer, the more runs it has had."""
+    """One world after another, because the end of a run takes longer the more runs a coordinator has had."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

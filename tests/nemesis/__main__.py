@@ -1,4 +1,4 @@
-"""Seeds again, or many of them: what happened, and what does not hold."""
+"""Runs one or more seeds under faults and prints what happened and what does not hold."""
 
 import argparse
 import contextlib
@@ -15,34 +15,38 @@ from support import real_stores
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m nemesis", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="the first one")
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    parser.add_argument("--stores", choices=(Embedded.name, Served.name), default=Embedded.name)
-    parser.add_argument("--kind", action="append", choices=[kind.name for kind in Kind], help="default: all")
-    parser.add_argument("--plan", action="store_true", help="print the schedules, do nothing")
-    parser.add_argument("--folder", type=Path, help="where the files of a seed that does not hold are left")
-    given = parser.parse_args()
-    if given.folder is not None:
-        given.folder.mkdir(parents=True, exist_ok=True)
-    only = [Kind[name] for name in given.kind or ()]
+    parser.add_argument("--seed", type=int, default=0, help="The first seed.")
+    parser.add_argument("--seeds", type=int, default=1, help="The number of seeds to run.")
+    parser.add_argument(
+        "--stores", choices=(Embedded.name, Served.name), default=Embedded.name, help="The pair of stores to run on."
+    )
+    parser.add_argument(
+        "--kind", action="append", choices=[kind.name for kind in Kind], help="A kind of fault; by default all."
+    )
+    parser.add_argument("--plan", action="store_true", help="Print the schedules and run nothing.")
+    parser.add_argument("--folder", type=Path, help="A folder that keeps the files of each seed with a problem.")
+    options = parser.parse_args()
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    only = [Kind[name] for name in options.kind or ()]
     with contextlib.ExitStack() as stack:
-        if given.stores == Embedded.name or given.plan:
-            trials = Trials(Embedded(), given.folder, only)
+        if options.stores == Embedded.name or options.plan:
+            trials = Trials(Embedded(), options.folder, only)
         else:
             served = Served(stack.enter_context(real_stores.postgres()), stack.enter_context(real_stores.s3()))
             os.environ.update(served.environment)
-            trials = Trials(served, given.folder, only)
+            trials = Trials(served, options.folder, only)
         for kind, reason in trials.unavailable.items():
             print(f"left out: {kind} ({reason})")
         total = Total()
-        for seed in range(given.seed, given.seed + given.seeds):
-            if given.plan:
+        for seed in range(options.seed, options.seed + options.seeds):
+            if options.plan:
                 print(*trials.schedule(seed).lines(), trials.schedule(seed).sha256, sep="\n")
                 continue
-            found = trials.run(seed)
-            total.add(found)
-            told = [found.report()] if found.problems else found.log if given.seeds == 1 else []
-            print(*told, total.line(found), sep="\n", flush=True)
+            outcome = trials.run(seed)
+            total.add(outcome)
+            details = [outcome.report()] if outcome.problems else outcome.log if options.seeds == 1 else []
+            print(*details, total.line(outcome), sep="\n", flush=True)
         print(*total.lines(), sep="\n")
     return 1 if total.failed else 0
 

@@ -1,6 +1,6 @@
-"""One client: the drill's, in a process of its own. It takes a moment to train, and keeps a copy of all that it sends.
+"""One client as in the drills, in a process of its own; it trains for a moment and copies all that it sends.
 
-`python -m nemesis.client HOME`. The copies are what a thief of the key could send again: see replay.py.
+`python -m nemesis.client HOME`. A thief of the client's key could send the copies again: see replay.py.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.wire import channels
 from pluralllm.common.words.ids import Digest, TaskId
 
-SENT = "sent"  # a folder in HOME
-TRAINING_S = 0.25  # at most
+SENT = "sent"  # the name of a folder in HOME
+TRAINING_S = 0.25  # the longest time
 
 
 class PacedWorker(drill.ScriptedWorker):
-    """Takes a time that follows from the task."""
+    """A worker whose training takes a time that follows from the task."""
 
     async def answer(self, order: object) -> object:
         if isinstance(order, Train):
@@ -36,7 +36,7 @@ class PacedWorker(drill.ScriptedWorker):
 
 
 class CopyingTransport(Transport):
-    """Writes down what it is about to send."""
+    """A transport that writes a copy of each update before it sends it."""
 
     folder = Path()
 
@@ -56,12 +56,13 @@ class CopyingTransport(Transport):
             shutil.copyfile(path, copy.with_suffix(".part"))
             copy.with_suffix(".part").rename(copy.with_suffix(".bytes"))
             copy.with_suffix(".draft").write_text(json.dumps(facts))
-            copy.with_suffix(".draft").rename(copy.with_suffix(".json"))  # the last: then a pair is whole
+            # The JSON file comes last, so that its update is complete when it is there.
+            copy.with_suffix(".draft").rename(copy.with_suffix(".json"))
         await super().push_update(task, path, manifest, spec_sha256, base, examples, metrics)
 
 
 def main() -> None:
-    """The entry point."""
+    """Runs the client whose folder the command line names."""
     home = Path(sys.argv[1])
     configure_logs(form="json", level="DEBUG")
     drill.hurry()

@@ -1,6 +1,6 @@
-"""The coordinator's own composition root, with shorter waits and a clock that can be set.
+"""The coordinator's own composition root, with shorter waits and a clock that a test can set.
 
-`python -m nemesis.coordinator serve --config FILE`. It makes its authority first, as the drill's does.
+`python -m nemesis.coordinator serve --config FILE`. It creates its authority first, like the coordinator of the drills.
 """
 
 import os
@@ -17,10 +17,10 @@ from pluralllm.server.runs import coordinator
 
 
 def main() -> None:
-    """The entry point."""
+    """Runs the server's command line with the shorter waits."""
     serving.OPTIONS = pace.faster_keepalive(serving.OPTIONS)
     channels.CHANNEL_OPTIONS = pace.faster_keepalive(channels.CHANNEL_OPTIONS)  # type: ignore[attr-defined]
-    coordinator.RETRY_S = 0.5  # after a disk or a store that refused
+    coordinator.RETRY_S = 0.5  # the wait after an error of a disk or a store
     if admin := os.environ.get(ADMIN):
         initialise(Path(sys.argv[sys.argv.index("--config") + 1]), Path(admin))
     pace.wrong_clock()

@@ -1,4 +1,4 @@
-"""A disk of a federation's own that can be filled, and one that fails: a small tmpfs, and strace."""
+"""Faults of a disk: a small tmpfs of a federation's own that can be filled, and strace, which makes calls fail."""
 
 import contextlib
 import os
@@ -17,18 +17,18 @@ FAILING_CALLS = ("fsync", "fdatasync", "pwrite64")
 
 
 def unavailable() -> dict[Kind, str]:
-    """What this machine cannot do, and why."""
-    found = {}
+    """Returns the kinds of faults that this machine cannot inject, with the reasons."""
+    reasons = {}
     if os.geteuid() != 0:
-        found[Kind.DISK_FULL] = "mounting a small file system needs root"
+        reasons[Kind.DISK_FULL] = "mounting a small file system needs root"
     if reason := why_not():
-        found[Kind.DISK_ERROR] = reason
-    return found
+        reasons[Kind.DISK_ERROR] = reason
+    return reasons
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """The folder is a file system of its own. Whatever works in it has ended when the block does."""
+    """Mounts a small file system on the folder until the block ends; all processes in it must have ended by then."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
     subprocess.run(mount, check=True, capture_output=True, timeout=30)
@@ -39,16 +39,17 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def fill(folder: Path) -> Path:
-    """The file that takes all the space."""
+    """Fills the disk with one file and returns that file's path."""
     filler = folder / FILLER
-    with filler.open("wb") as file, contextlib.suppress(OSError):  # others write meanwhile: until there is no more
+    # Other processes write meanwhile, so this goes on until no space is left.
+    with filler.open("wb") as file, contextlib.suppress(OSError):
         while True:
             os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), PIECE_BYTES)
     return filler
 
 
 def fail(pid: int, number: int, log: Path) -> Process:
-    """From now on one sort of system call fails with EIO, from the n-th of each thread on."""
+    """Makes one kind of system call fail with EIO from now on, from the n-th call of each thread on."""
     call = FAILING_CALLS[number % len(FAILING_CALLS)]
     first = 1 + number // 8 % 4
     inject = f"inject={call}:error=EIO:when={first}+"

@@ -1,4 +1,4 @@
-"""One coordinator or two, three clients, a link before each of them, and a supervisor that starts again whatever has ended."""
+"""One or two coordinators, three clients, a link before each, and a supervisor that restarts whatever has ended."""
 
 import contextlib
 import json
@@ -32,17 +32,17 @@ RUN = "r"
 SETUP_LIMIT_S = 60.0
 START_AGAIN_S = 0.2
 PATIENCE = {"on_missed_quorum": "extend", "max_extensions": 1000, "evaluate_every": 3, "evaluation_deadline_s": 8}
-# Two chunks.
+# A model of two chunks.
 MODEL = {"d_model": 160, "layers": 1, "heads": 1, "feedforward": 320, "embedder_layers": 2}
 SPECS: Mapping[str, RunSpec] = {
-    # Every client delivers in every round, whatever happens: the same updates count.
+    # Every client delivers in every round, whatever happens, so the same updates count.
     "everybody": process_spec(
         rounds=ROUNDS,
         round={"min_clients": 3, "target_clients": 3, "gather_s": 60, "deadline_s": 60, **PATIENCE},
         predictor=MODEL,
         aggregation={"optimizer": "fedyogi", "server_learning_rate": 0.003},
     ),
-    # Rounds go on without one who is late.
+    # Rounds go on without a client that is late.
     "quorum": process_spec(
         rounds=ROUNDS,
         round={
@@ -53,7 +53,7 @@ SPECS: Mapping[str, RunSpec] = {
     ),
 }
 TIMING = {"lease_s": 2.0, "silence_s": 1.0, "poll_hold_s": 1.5, "chunk_idle_s": 3.0, "joins_per_minute": 10_000}
-TIMING |= {"keep_updates": 100}  # so the audit repeats every aggregate
+TIMING |= {"keep_updates": 100}  # keeps all updates, so that the audit repeats every aggregate
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class Kept:
     name: str
     process: Process
     clock: Path
-    start_at_s: float = 0.0  # on the monotonic clock; infinity: not any more
+    start_at_s: float = 0.0  # the next start on the monotonic clock; infinity: never again
     paused: bool = False
     exits: list[int] = field(default_factory=list)
 
@@ -77,7 +77,7 @@ class Kept:
         return self.process.running
 
     def signal(self, number: signal.Signals) -> None:
-        """Nothing happens to one that has ended."""
+        """Sends a signal, unless the process has ended."""
         if self.running:
             os.kill(self.pid, number)
 
@@ -96,7 +96,7 @@ class Kept:
 
 
 class Federation:
-    """In a folder. `look` keeps it going; whoever waits for anything calls it."""
+    """A federation in a folder. Its processes are supervised only when `look` is called, so every wait must call it."""
 
     def __init__(self, folder: Path, pair: StorePair, scenario: str, *, standby: bool) -> None:
         folder.mkdir(parents=True)
@@ -108,19 +108,19 @@ class Federation:
         self.database_url = self._stores.get("database_url")
         self.database_link, self.bucket_link = self._link_stores()
         self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(2 if standby else 1)]
-        # Who audits goes to the stores themselves.
+        # The audit connects to the stores directly, not through links.
         self.audit_config = self._write_config("audit", self.state, self.addresses[0], self._stores)
-        self.coordinators = [self._coordinator(place, address) for place, address in enumerate(self.addresses)]
+        self.coordinators = [self._coordinator(index, address) for index, address in enumerate(self.addresses)]
         self.client_links: dict[str, list[Link]] = {}
         self.clients = {name: self._client(name) for name in CLIENTS}
-        self.strays: list[Process] = []  # whatever else was started
-        self.left: list[str] = []  # processes that nobody has ended
-        self._tails = [Tail(each.process.log) for each in self.coordinators]
+        self.strays: list[Process] = []  # further processes of the strikes
+        self.left: list[str] = []  # messages about processes that nobody has ended
+        self._tails = [Tail(kept.process.log) for kept in self.coordinators]
 
-    # What there is
+    # Construction
 
     def _link_stores(self) -> tuple[Link | None, Link | None]:
-        """Before a database and an object store that are processes of their own."""
+        """Makes the links to the database and the object store, if these are processes of their own."""
         if "database_url" not in self._stores:
             return None, None
         database = self.links.to(urlsplit(self._stores["database_url"]).netloc.rpartition("@")[2])
@@ -143,9 +143,9 @@ class Federation:
         _write_toml(path, {**own, **TIMING, **stores})
         return path
 
-    def _coordinator(self, place: int, address: str) -> Kept:
-        name = ("first", "second")[place]
-        state = self.state if place == 0 else self.folder / "second-state"
+    def _coordinator(self, index: int, address: str) -> Kept:
+        name = ("first", "second")[index]
+        state = self.state if index == 0 else self.folder / "second-state"
         config = self._write_config(name, state, address, self._linked_stores())
         return self._kept(name, "coordinator", "serve", "--config", str(config))
 
@@ -165,9 +165,9 @@ class Federation:
         return Kept(name, self.program(name, program, *arguments, clock=clock), clock)
 
     def program(self, name: str, program: str, *arguments: str, clock: Path) -> Process:
-        """One of the nemesis's programs, not started."""
-        found = [str(TESTS), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])]
-        environment = {"PYTHONPATH": os.pathsep.join(found), "OMP_NUM_THREADS": "1", CLOCK: str(clock)}
+        """Returns one of the nemesis's programs as a process that is not started yet."""
+        import_folders = [str(TESTS), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])]
+        environment = {"PYTHONPATH": os.pathsep.join(import_folders), "OMP_NUM_THREADS": "1", CLOCK: str(clock)}
         command = [sys.executable, "-m", f"nemesis.{program}", *arguments]
         return Process(command, self.folder / f"{name}.log", environment)
 
@@ -177,20 +177,20 @@ class Federation:
 
     @property
     def serving(self) -> Kept:
-        """The coordinator that serves, as far as its log says; else one that runs."""
+        """The coordinator that serves according to its log; otherwise one that runs."""
         if len(self.coordinators) == 1:
             return self.coordinators[0]
 
-        def since(each: Kept) -> str:
-            serving = [facts["timestamp"] for facts in facts_in(each.process.log) if facts["event"] == "server.started"]
+        def since(kept: Kept) -> str:
+            serving = [facts["timestamp"] for facts in facts_in(kept.process.log) if facts["event"] == "server.started"]
             return serving[-1] if serving else ""
 
-        return max(self.coordinators, key=lambda each: (each.running, since(each)))
+        return max(self.coordinators, key=lambda kept: (kept.running, since(kept)))
 
-    # Beginning
+    # The start
 
     def begin(self) -> None:
-        """Everybody joins, the run is started, the clients too."""
+        """Lets all clients join, creates and starts the run, and starts the clients."""
         first, *others = self.coordinators
         first.process.environment = {**first.process.environment, ADMIN: str(self.admin)}
         first.process.start()
@@ -218,43 +218,43 @@ class Federation:
             assert time.monotonic() < end_s, f"not within {SETUP_LIMIT_S} s: {what}"
             time.sleep(LOOK_EVERY_S)
 
-    # Going on
+    # Supervision
 
     def look(self) -> None:
-        """Reads what the coordinators say; starts again what has ended."""
+        """Reads the coordinators' new log lines and starts again the processes that have ended."""
         for tail in self._tails:
             for facts in tail.new():
                 self.progress.take(facts)
         now_s = time.monotonic()
-        for each in self.kept:
-            if each.running:
+        for kept in self.kept:
+            if kept.running:
                 continue
-            if each.start_at_s == 0.0 and each.process.popen is not None:
-                each.exits.append(each.process.popen.returncode)
-                each.start_at_s = float("inf") if self.has_heard_the_end(each) else now_s + START_AGAIN_S
-            elif each.start_at_s <= now_s:
-                each.start_at_s, each.paused = 0.0, False
-                each.process.start()
+            if kept.start_at_s == 0.0 and kept.process.popen is not None:
+                kept.exits.append(kept.process.popen.returncode)
+                kept.start_at_s = float("inf") if self.has_heard_the_end(kept) else now_s + START_AGAIN_S
+            elif kept.start_at_s <= now_s:
+                kept.start_at_s, kept.paused = 0.0, False
+                kept.process.start()
 
-    def has_heard_the_end(self, each: Kept) -> bool:
-        """A client whose run is over ends, and for good."""
-        return each.name in self.clients and any(facts["event"] == "run.over" for facts in facts_in(each.process.log))
+    def has_heard_the_end(self, kept: Kept) -> bool:
+        """Whether this is a client that knows the end of its run; it ended for good."""
+        return kept.name in self.clients and any(facts["event"] == "run.over" for facts in facts_in(kept.process.log))
 
     @property
     def is_over(self) -> bool:
-        """Every client has heard that it is."""
+        """Whether every client knows that the run is over."""
         return all(not client.running and self.has_heard_the_end(client) for client in self.clients.values())
 
     def stop_coordinators(self) -> list[int]:
-        """In order; the exit codes of those that had begun."""
-        for each in self.coordinators:
-            each.start_at_s = float("inf")
-        codes = [(each, each.process.stop()) for each in reversed(self.coordinators) if each.process.popen is not None]
-        return [code for each, code in codes if each.process.has_spoken]
+        """Stops the coordinators in order; returns the exit codes of those that had begun to log."""
+        for kept in self.coordinators:
+            kept.start_at_s = float("inf")
+        codes = [(kept, kept.process.stop()) for kept in reversed(self.coordinators) if kept.process.popen is not None]
+        return [code for kept, code in codes if kept.process.has_spoken]
 
     def end_all(self) -> None:
-        """Ends whatever still runs, by its id, and remembers what was left of the process groups."""
-        started = [each.process for each in self.kept] + self.strays
+        """Kills each process that still runs, by its id, and records processes that remain in the process groups."""
+        started = [kept.process for kept in self.kept] + self.strays
         popens = [process.popen for process in started if process.popen is not None]
         for popen in popens:
             if popen.poll() is None:
@@ -274,11 +274,11 @@ def _write_toml(path: Path, values: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def federation(folder: Path, pair: StorePair, scenario: str, *, standby: bool) -> Iterator[Federation]:
-    """Leaves no process behind."""
-    found = Federation(folder, pair, scenario, standby=standby)
+    """Runs a federation and leaves no process behind."""
+    started = Federation(folder, pair, scenario, standby=standby)
     try:
-        yield found
+        yield started
     finally:
-        found.end_all()
-        found.links.close()
-    assert not found.left, found.left
+        started.end_all()
+        started.links.close()
+    assert not started.left, started.left

@@ -1,4 +1,4 @@
-"""A TCP connection's bad days: a proxy that can cut, slow down, hold, lose and flap. One event loop for all, in a thread."""
+"""A TCP proxy that can cut, slow down, hold, lose and flap connections; one event loop in a thread serves all links."""
 
 import asyncio
 import contextlib
@@ -13,20 +13,20 @@ CONNECT_LIMIT_S = 5.0
 
 @dataclass(eq=False, slots=True)
 class Passage:
-    """One connection: both of its ends."""
+    """One connection with both of its ends."""
 
     ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
-    is_lost: bool = False  # what goes in never comes out; whoever is at an end is not told
+    is_lost: bool = False  # bytes that go in never come out, and neither end is notified
 
     def cut(self) -> None:
-        """With a reset, as a machine that has gone answers."""
+        """Resets the connection, as a machine does that has lost its state."""
         for end in self.ends:
             end.transport.abort()
 
 
 @dataclass(eq=False)
 class Link:
-    """Passes bytes from 127.0.0.1:port to a target. Every method may be called from any thread."""
+    """A proxy from 127.0.0.1:port to a target. Every method may be called from any thread."""
 
     target: tuple[str, int]
     loop: asyncio.AbstractEventLoop
@@ -34,7 +34,7 @@ class Link:
     _passages: set[Passage] = field(default_factory=set)
     _ways: tuple[asyncio.Event, asyncio.Event] = field(default_factory=lambda: (asyncio.Event(), asyncio.Event()))
     _piece_takes_s: float = 0.0
-    _left: int | None = None  # bytes to the target until it cuts
+    _left: int | None = None  # the number of bytes to the target before the link cuts
 
     async def start(self) -> asyncio.Server:
         for way in self._ways:
@@ -44,19 +44,19 @@ class Link:
         return server
 
     def cut(self) -> None:
-        """Every connection; new ones are made at once."""
+        """Cuts every connection; new connections work at once."""
         self._soon(self._cut)
 
     def cut_after(self, count: int) -> None:
-        """So many bytes more go to the target, then every connection is cut."""
+        """Cuts every connection after `count` more bytes have gone to the target."""
         self._soon(lambda: setattr(self, "_left", count))
 
     def slow(self, piece_takes_s: float) -> None:
-        """For each 16 KiB, and at least for each piece; 0: as fast as it goes."""
+        """Delays each piece of up to 16 KiB by so many seconds; 0 means no delay."""
         self._soon(lambda: setattr(self, "_piece_takes_s", piece_takes_s))
 
     def hold(self, *, there: bool, back: bool) -> None:
-        """Nothing is lost: what is held goes on when it is held no longer, as TCP repeats what a network has lost."""
+        """Holds the bytes in one or both directions, without loss, until `heal`: TCP repeats what a network has lost."""
 
         def change() -> None:
             for way, held in zip(self._ways, (there, back), strict=True):
@@ -65,7 +65,7 @@ class Link:
         self._soon(change)
 
     def lose(self) -> None:
-        """Connections that are there never bring a byte again and are not ended either; new ones work."""
+        """Makes today's connections silent: they bring no byte again and do not end; new connections work."""
 
         def change() -> None:
             for passage in self._passages:
@@ -74,7 +74,7 @@ class Link:
         self._soon(change)
 
     def heal(self) -> None:
-        """As it was; what was lost stays lost, so those connections are cut."""
+        """Ends all faults; connections that had lost bytes are cut."""
 
         def change() -> None:
             self._piece_takes_s, self._left = 0.0, None
@@ -97,7 +97,7 @@ class Link:
         try:
             async with asyncio.timeout(CONNECT_LIMIT_S):
                 there = await asyncio.open_connection(*self.target)
-        except OSError:  # TimeoutError is one
+        except OSError:  # TimeoutError is an OSError
             writer.transport.abort()
             return
         passage = Passage((writer, there[1]))
@@ -135,7 +135,7 @@ class Link:
 
 
 class Links:
-    """Makes links, and ends them all."""
+    """Creates links and closes all of them."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()

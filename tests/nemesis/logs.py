@@ -1,4 +1,4 @@
-"""What a process has said: its JSON lines, read as they come."""
+"""The log of a process: its JSON lines, read while the process writes them."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ Facts = dict[str, Any]
 
 
 class Tail:
-    """Of a file that grows. A line that was cut off by a kill is no JSON, and passed over."""
+    """The new lines of a growing log file; skips a line that a kill cut off, because it is not JSON."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._at, self._rest = path, 0, b""
@@ -41,7 +41,7 @@ class Tail:
 
 @dataclass
 class Progress:
-    """How far a run is, by what its coordinators say. What was done but not said follows from later lines."""
+    """The progress of a run according to the coordinators' logs; later lines imply steps that were done but not logged."""
 
     round: int = 0
     is_over: bool = False
@@ -49,7 +49,7 @@ class Progress:
     said: list[str] = field(default_factory=list)  # the names of all events
 
     def take(self, facts: Facts) -> None:
-        """One line of a coordinator's log."""
+        """Takes in one line of a coordinator's log."""
         self.said.append(str(facts.get("event")))
         match facts.get("event"):
             case "run.recovered":
@@ -61,14 +61,14 @@ class Progress:
                 self.reached |= {(self.round, MOMENTS[name]) for name in effects if name in MOMENTS}
                 self.is_over = self.is_over or "EndRun" in effects
 
-    def has_passed(self, number: int, moment: Moment) -> bool:
-        """The moment has come, or can come no more."""
-        return (number, moment) in self.reached or self.round > number or self.is_over
+    def has_passed(self, round_number: int, moment: Moment) -> bool:
+        """Whether this moment of the round has come, or can no longer come."""
+        return (round_number, moment) in self.reached or self.round > round_number or self.is_over
 
     def _go_to(self, number: int) -> None:
         self.round = max(self.round, number)
 
 
 def facts_in(path: Path) -> list[Facts]:
-    """All so far."""
+    """Returns all log lines so far."""
     return list(Tail(path).new())

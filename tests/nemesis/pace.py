@@ -1,6 +1,6 @@
-"""Shorter waits than a real federation's, and a clock that others can set: for both programs of the nemesis.
+"""Shorter waits than in a real federation, and a clock that a test can set, for both programs of the nemesis.
 
-Called when the programs' modules are loaded, since that is when they bind what is replaced here.
+The programs call these functions when their modules are loaded, because the modules then bind the replaced values.
 """
 
 import os
@@ -10,12 +10,12 @@ import types
 from pathlib import Path
 from typing import Any
 
-CLOCK = "PLURALLLM_NEMESIS_CLOCK"  # a file with the seconds that this process's wall clock is wrong by
+CLOCK = "PLURALLLM_NEMESIS_CLOCK"  # a file that holds the error of this process's wall clock, in seconds
 KEEPALIVE_MS, KEEPALIVE_LIMIT_MS = 1_500, 1_000
 
 
 def faster_keepalive(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
-    """A connection that brings nothing is found out within seconds, not within 80."""
+    """Returns options that detect a silent connection within seconds instead of within 80 seconds."""
     values = {
         "grpc.keepalive_time_ms": KEEPALIVE_MS,
         "grpc.keepalive_timeout_ms": KEEPALIVE_LIMIT_MS,
@@ -25,7 +25,7 @@ def faster_keepalive(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, A
 
 
 def wrong_clock() -> None:
-    """Of everything in pluralllm that reads the wall clock. Not of gRPC: its deadlines are made of the clock, and read by C."""
+    """Sets the wall clock of all code in pluralllm. gRPC's deadlines stay right, because C code reads their clock."""
     path = Path(os.environ[CLOCK])
 
     def wrong_time() -> float:
@@ -39,12 +39,12 @@ def wrong_clock() -> None:
             if vars(module).get("time") is time:
                 module.time = clock  # type: ignore[attr-defined]
             for value in list(vars(module).values()):
-                if isinstance(value, types.FunctionType):  # a logger would come to life if it were asked for anything
+                if isinstance(value, types.FunctionType):  # skips loggers, which would be initialised by any access
                     _replace_default(value, time.time, wrong_time)
 
 
 def _replace_default(function: types.FunctionType, old: object, new: object) -> None:
-    """Of an argument whose default is the clock."""
+    """Replaces the default of each argument whose default is the clock."""
     plain: Any = getattr(function, "__wrapped__", function)
     if plain.__defaults__ and old in plain.__defaults__:
         plain.__defaults__ = tuple(new if value is old else value for value in plain.__defaults__)

@@ -1,4 +1,4 @@
-"""A thief of a client's key, who sends again what the client has sent: as it was, in another order, with other bytes."""
+"""A thief of a client's key, who sends the client's calls again: unchanged, in another order, or with other bytes."""
 
 import json
 import random
@@ -29,11 +29,11 @@ IDENTICAL = "identical receipt"
 
 @dataclass
 class Replays:
-    """What became of all replayed calls of a federation; several threads write here."""
+    """The outcomes of all replayed calls of a federation; several threads write here."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
-    _receipts: dict[str, bytes] = field(default_factory=dict)  # by task, as the first answer had it
+    _receipts: dict[str, bytes] = field(default_factory=dict)  # by task, as in the first answer
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -45,7 +45,7 @@ class Replays:
             self.outcomes[outcome] += 1
 
     def note_receipt(self, task: str, receipt: resources_pb2.Receipt, sent_digest: str) -> None:
-        """Every receipt of a task is the same one."""
+        """Checks that every receipt of a task is the same."""
         with self._lock:
             self.outcomes[IDENTICAL] += 1
             first = self._receipts.setdefault(task, receipt.SerializeToString(deterministic=True))
@@ -56,7 +56,7 @@ class Replays:
 
 
 def replay(home: Path, address: str, number: int, replays: Replays) -> None:
-    """Some of what a client has sent so far, by a stub of its own. What does not answer is passed over."""
+    """Replays some of the client's calls over a channel of its own; ignores calls that get no answer."""
     draw = random.Random(number)
     sent = sorted((home / SENT).glob("*.json"))
     chosen = draw.sample(sent, min(TASKS_AT_ONCE, len(sent)))
@@ -79,20 +79,22 @@ class _Thief:
     replays: Replays
 
     def poll(self) -> None:
-        """As an instance that nobody knows."""
+        """Polls as an instance that the coordinator does not know."""
         self._try(self.stub.Poll, pb.PollRequest(protocol=PROTOCOL_MAX, generation="old", instance_id="a thief"))
 
     def send(self, facts: dict[str, Any], path: Path) -> None:
-        """All calls of an update in a seeded order, some twice; then the same for other bytes, if the update has its receipt."""
+        """Sends an update's calls in a seeded order, some twice; then, if it has its receipt, the same with other bytes."""
         content, manifest = path.read_bytes(), manifest_of(path)
         steps = ["begin", "put", "commit"]
         order = self.draw.choice((steps, steps * 2, [self.draw.choice(steps) for _ in range(4)], steps[::-1]))
         for step in order:
             self._step(step, facts, content, manifest)
-        found = self._try(self.stub.CommitUpdate, pb.CommitUpdateRequest(task=facts["task"], digest=manifest.digest))
-        if found is None:  # an open task: with other bytes the owner itself would be robbed, and rightly so
+        response = self._try(self.stub.CommitUpdate, pb.CommitUpdateRequest(task=facts["task"], digest=manifest.digest))
+        if (
+            response is None
+        ):  # the task is open: other bytes would replace the owner's update, which the protocol allows
             return
-        self.replays.note_receipt(facts["task"], found.receipt, manifest.digest)
+        self.replays.note_receipt(facts["task"], response.receipt, manifest.digest)
         other = bytearray(content)
         other[-1] ^= 1
         changed = path.with_suffix(f".{self.draw.getrandbits(64):x}")
@@ -115,16 +117,16 @@ class _Thief:
                     examples=facts["examples"],
                     metrics=facts["metrics"],
                 )
-                found = self._try(self.stub.BeginUpdate, request)
-                if found is not None and found.HasField("receipt"):
-                    self.replays.note_receipt(task, found.receipt, manifest.digest)
+                response = self._try(self.stub.BeginUpdate, request)
+                if response is not None and response.HasField("receipt"):
+                    self.replays.note_receipt(task, response.receipt, manifest.digest)
             case "put":
-                found = self._try(self.put_chunks, self._chunks(task, content, manifest))
+                response = self._try(self.put_chunks, self._chunks(task, content, manifest))
             case _:
-                found = self._try(self.stub.CommitUpdate, pb.CommitUpdateRequest(task=task, digest=manifest.digest))
-                if found is not None:
-                    self.replays.note_receipt(task, found.receipt, manifest.digest)
-        return found
+                response = self._try(self.stub.CommitUpdate, pb.CommitUpdateRequest(task=task, digest=manifest.digest))
+                if response is not None:
+                    self.replays.note_receipt(task, response.receipt, manifest.digest)
+        return response
 
     def _chunks(self, task: str, content: bytes, manifest: Manifest) -> Iterator[bytes]:
         for index in self.draw.sample(range(manifest.chunks), manifest.chunks):
@@ -132,14 +134,14 @@ class _Thief:
             yield write_chunk(pb.PutChunksRequest(task=task, digest=manifest.digest, index=index), data)
 
     def _try(self, call: Any, request: Any) -> Any:
-        """The answer; None if it is a refusal."""
+        """Returns the answer; None if the call is refused or gets no answer."""
         try:
-            found = call(request, timeout=DEADLINE_S)
+            response = call(request, timeout=DEADLINE_S)
         except grpc.RpcError as error:
-            found_error = from_rpc_error(error, "the coordinator")
-            if isinstance(found_error, Broken | StorageFull | Unreachable):
+            refusal = from_rpc_error(error, "the coordinator")
+            if isinstance(refusal, Broken | StorageFull | Unreachable):
                 self.replays.note("no answer")
             else:
-                self.replays.note(f"refused: {type(found_error).__name__}")
+                self.replays.note(f"refused: {type(refusal).__name__}")
             return None
-        return found
+        return response

@@ -1,4 +1,4 @@
-"""What many seeds come to: faults by kind, updates, refusals, and the seeds that do not hold."""
+"""The summary of many seeds: faults by kind, updates, refusals, and the seeds with problems."""
 
 import time
 from collections import Counter
@@ -12,9 +12,9 @@ from nemesis.trial import Outcome
 
 @dataclass
 class Total:
-    """Of the seeds so far."""
+    """The sums over the seeds so far."""
 
-    seeds: Counter[str] = field(default_factory=Counter)  # by pair of stores
+    seeds: Counter[str] = field(default_factory=Counter)  # by the name of the pair of stores
     fired: Counter[Kind] = field(default_factory=Counter)
     replays: Counter[str] = field(default_factory=Counter)
     updates: int = 0
@@ -24,26 +24,26 @@ class Total:
     took_s: list[float] = field(default_factory=list)
     start_s: float = field(default_factory=time.monotonic)
 
-    def add(self, found: Outcome) -> None:
-        self.seeds[found.schedule.stores] += 1
-        self.fired += found.fired
-        self.replays += found.replays
-        self.updates += found.updates
-        self.refused += found.refused
-        self.abandoned += 0 if found.record is None else found.record.abandoned
-        self.took_s.append(found.took_s)
-        if found.problems:
-            self.failed.append(f"seed {found.schedule.seed} ({found.schedule.stores}): {found.problems[0][:300]}")
+    def add(self, outcome: Outcome) -> None:
+        self.seeds[outcome.schedule.stores] += 1
+        self.fired += outcome.fired
+        self.replays += outcome.replays
+        self.updates += outcome.updates
+        self.refused += outcome.refused
+        self.abandoned += 0 if outcome.record is None else outcome.record.abandoned
+        self.took_s.append(outcome.took_s)
+        if outcome.problems:
+            self.failed.append(f"seed {outcome.schedule.seed} ({outcome.schedule.stores}): {outcome.problems[0][:300]}")
 
-    def line(self, found: Outcome) -> str:
-        """About one of them."""
-        held = "DOES NOT HOLD" if found.problems else "holds"
-        faults = f"{found.fired.total()} faults, {found.updates} updates, {found.refused} calls refused"
-        seed = f"seed {found.schedule.seed} ({found.schedule.stores}, {found.schedule.scenario})"
-        return f"{seed}: {held}, {faults}, {found.took_s:.1f} s"
+    def line(self, outcome: Outcome) -> str:
+        """Returns the report line of one seed."""
+        held = "DOES NOT HOLD" if outcome.problems else "holds"
+        faults = f"{outcome.fired.total()} faults, {outcome.updates} updates, {outcome.refused} calls refused"
+        seed = f"seed {outcome.schedule.seed} ({outcome.schedule.stores}, {outcome.schedule.scenario})"
+        return f"{seed}: {held}, {faults}, {outcome.took_s:.1f} s"
 
     def lines(self) -> list[str]:
-        """Markdown."""
+        """Returns the summary in Markdown."""
         seeds = ", ".join(f"{count} over {stores}" for stores, count in sorted(self.seeds.items()))
         took = f"{time.monotonic() - self.start_s:.0f} s in all, {max(self.took_s, default=0):.1f} s at most for one"
         return [

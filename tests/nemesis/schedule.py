@@ -1,7 +1,8 @@
-"""What goes wrong in a run of real processes, and when: a pure function of the seed.
+"""The faults of a run of real processes and their moments: a pure function of the seed.
 
-A moment is one of a round's own (it opened, its first update was recorded, averaging began, its version was published), then some
-milliseconds. Processes have no common clock, so two runs of a seed differ in who was quicker; the strikes are the same.
+A fault strikes some milliseconds after a moment of a round: it opened, its first update was recorded, averaging began, or its
+version was published. Processes have no common clock, so the order of events differs between two runs of a seed; the strikes
+are the same.
 """
 
 import hashlib
@@ -13,12 +14,12 @@ from enum import StrEnum
 
 CLIENTS = ("ann", "ben", "cem")
 ROUNDS = 6
-SECOND_STRIKE = 0.5  # of the rounds have two
+SECOND_STRIKE = 0.5  # the share of rounds that have two strikes
 DAY_S = 86_400.0
 
 
 class Kind(StrEnum):
-    """Of a fault; strikes.py does them."""
+    """The kinds of faults; strikes.py carries them out."""
 
     COORDINATOR_KILLED = "coordinator killed"
     COORDINATOR_STOPPED = "coordinator stopped in order"
@@ -49,7 +50,7 @@ class Kind(StrEnum):
 
 
 class Moment(StrEnum):
-    """Of a round, as the coordinator's log tells it."""
+    """The moments of a round that the coordinator's log shows."""
 
     OPENED = "opened"
     UPDATE = "first update recorded"
@@ -62,8 +63,8 @@ OF_LINKS = (K.LINK_CUT, K.LINK_CUT_IN_MID, K.LINK_SLOW, K.LINK_HELD, K.LINK_ONE_
 OF_SERVED_STORES = (K.DATABASE_CUT, K.DATABASE_HELD, K.BUCKET_CUT, K.BUCKET_HELD, K.COORDINATOR_OVERTAKEN)
 OF_EMBEDDED_STORES = (K.SECOND_COORDINATOR,)
 OF_SPOILT_FILES = (K.UPDATE_SPOILT, K.MODEL_SPOILT)
-# How long each lasts, seconds. The lease is 2 s: some pauses are longer. SQLite waits 5 s for a lock: so are some locks.
-# A session of PostgreSQL that is idle for 8 s is ended: whoever is paused longer is overtaken.
+# The duration of each kind in seconds. Some pauses exceed the lease of 2 s, and some locks SQLite's limit of 5 s.
+# PostgreSQL ends a session that is idle for 8 s, so the standby overtakes a coordinator that is paused for longer.
 LASTS: dict[Kind, tuple[float, float]] = {
     K.COORDINATOR_PAUSED: (0.3, 4.0),
     K.COORDINATOR_OVERTAKEN: (12.0, 14.0),
@@ -82,19 +83,19 @@ LASTS: dict[Kind, tuple[float, float]] = {
     K.BUCKET_HELD: (0.5, 4.0),
 }
 CLOCK_JUMPS_S = (60.0, 3600.0, DAY_S, 20 * DAY_S, 3650 * DAY_S)
-# A strike can come too late for these at any other moment: nothing of the round is there yet, or nothing is any more.
+# These kinds need a certain moment: before it the round has no such file, and later it has none any more.
 ONLY_AT = {K.UPDATE_SPOILT: Moment.UPDATE, K.MODEL_SPOILT: Moment.OPENED}
 
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """One fault. `number` is a seeded one, for whatever the kind wants to draw."""
+    """One fault. `number` is a seeded random number for details of the fault."""
 
     round: int
     moment: Moment
     delay_s: float
     kind: Kind
-    client: str  # whom it is about, where it is about a client
+    client: str  # the client that it strikes, if the kind strikes a client
     lasts_s: float
     number: int
 
@@ -108,33 +109,33 @@ class Strike:
 class Schedule:
     seed: int
     stores: str
-    scenario: str  # of federation.SPECS
-    standby: bool  # a second coordinator on the same database from the start
+    scenario: str  # a key of federation.SPECS
+    standby: bool  # whether a second coordinator serves the same database from the start
     strikes: tuple[Strike, ...]
 
     @property
     def sha256(self) -> str:
-        """The same in every process."""
+        """The hash of the schedule, which is the same in every process."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
 
     def has(self, *kinds: Kind) -> bool:
         return any(strike.kind in kinds for strike in self.strikes)
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Describes the strikes for a person."""
         stands_by = ", a second coordinator stands by" if self.standby else ""
         return [f"seed {self.seed}, {self.stores}, {self.scenario}{stands_by}", *map(str, self.strikes)]
 
 
 def kinds_for(stores: str, unavailable: Iterable[Kind] = ()) -> tuple[Kind, ...]:
-    """All that can happen to a pair of stores, without what this machine cannot do."""
+    """Returns the kinds that are possible with a pair of stores on this machine."""
     foreign = OF_SERVED_STORES if stores == "sqlite+local" else OF_EMBEDDED_STORES
     left_out = {*foreign, *unavailable}
     return tuple(kind for kind in Kind if kind not in left_out)
 
 
 def schedule(seed: int, stores: str, kinds: Sequence[Kind]) -> Schedule:
-    """A strike in every round, in some a second one of another kind."""
+    """Returns a strike for every round, and in some rounds a second one of another kind."""
     draw = random.Random(f"nemesis {seed} {stores}")
     standby = stores != "sqlite+local" and draw.random() < 0.5
     possible = [kind for kind in kinds if standby or kind is not K.COORDINATOR_OVERTAKEN]

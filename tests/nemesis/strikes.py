@@ -1,4 +1,4 @@
-"""Carries out a schedule on a federation: each strike when its moment comes, and its end when it has lasted."""
+"""Carries out a schedule on a federation: starts each strike at its moment and ends it after its duration."""
 
 import signal
 import sqlite3
@@ -22,8 +22,8 @@ from support.process_harness import Process, free_port
 K = Kind
 SLOW_PIECE_S = (0.01, 0.15)
 FLAP_EVERY_S = 0.3
-SOME_BYTES = 1_300_000  # an update and a bit
-# Why a second coordinator may end: the state is the other's; or its disk had a fault, just then, of those struck here.
+SOME_BYTES = 1_300_000  # a little more than one update
+# A second coordinator may end for these reasons: the first one holds the state, or a strike made its disk fail just then.
 REFUSALS = ("is in use by", "No space left", "disk failed", "storage failed")
 SECOND_LIMIT_S = 20.0
 LOCK_TRIES_S = 10.0
@@ -37,7 +37,7 @@ class Later:
 
 @dataclass
 class Nemesis:
-    """`look` is called again and again; everything else follows."""
+    """Carries out the strikes that are due each time `look` is called."""
 
     federation: Federation
     schedule: Schedule
@@ -45,7 +45,7 @@ class Nemesis:
     log: list[str] = field(default_factory=list)
     replays: Replays = field(default_factory=Replays)
     problems: list[str] = field(default_factory=list)
-    spoilt_updates: list[str] = field(default_factory=list)  # restored before the audit: it would name them
+    spoilt_updates: list[str] = field(default_factory=list)  # restored before the audit, which would report them
 
     def __post_init__(self) -> None:
         self._start_s = time.monotonic()
@@ -55,22 +55,22 @@ class Nemesis:
         self._ending = threading.Event()
 
     def look(self) -> None:
-        """Strikes whose moment has come, ends what has lasted long enough."""
-        for strike in [each for each in self._armed if self.federation.progress.has_passed(each.round, each.moment)]:
+        """Starts the strikes whose moment has come, and ends those whose duration is over."""
+        for strike in [item for item in self._armed if self.federation.progress.has_passed(item.round, item.moment)]:
             self._armed.remove(strike)
             self._in(strike.delay_s, lambda strike=strike: self._strike(strike))  # type: ignore[misc]
         now_s = time.monotonic()
-        for due in [each for each in self._later if each.at_s <= now_s]:
+        for due in [item for item in self._later if item.at_s <= now_s]:
             self._later.remove(due)
             due.do()
 
     @property
     def is_done(self) -> bool:
-        """Every fault has been, and is over."""
+        """Whether every strike has started and ended."""
         return not self._armed and not self._later and not any(thread.is_alive() for thread in self._threads)
 
     def heal(self) -> None:
-        """Ends everything now."""
+        """Ends all faults now."""
         self._armed.clear()
         self._ending.set()
         while self._later:
@@ -79,7 +79,7 @@ class Nemesis:
             thread.join(30)
             assert not thread.is_alive(), thread
 
-    # How it is done
+    # Timing
 
     def _in(self, length_s: float, do: Callable[[], object]) -> None:
         self._later.append(Later(time.monotonic() + length_s, do))
@@ -92,28 +92,28 @@ class Nemesis:
         self.log.append(f"{time.monotonic() - self._start_s:7.3f} s {what}")
 
     def _aside(self, work: Callable[[], None]) -> None:
-        """What waits for somebody: the others go on meanwhile."""
+        """Runs work that waits in a thread of its own, so that the others go on."""
         thread = threading.Thread(target=work)
         self._threads.append(thread)
         thread.start()
 
     def _strike(self, strike: Strike) -> None:
         if self._ending.is_set() or self.federation.progress.is_over:
-            return  # too late: not counted
-        found, client = self.federation, self.federation.clients[strike.client]
+            return  # too late, and not counted
+        federation, client = self.federation, self.federation.clients[strike.client]
         match strike.kind:
             case K.COORDINATOR_KILLED:
-                self._signal(strike, found.serving, signal.SIGKILL)
+                self._signal(strike, federation.serving, signal.SIGKILL)
             case K.COORDINATOR_STOPPED:
-                self._signal(strike, found.serving, signal.SIGTERM)
+                self._signal(strike, federation.serving, signal.SIGTERM)
             case K.CLIENT_KILLED:
                 self._signal(strike, client, signal.SIGKILL)
             case K.COORDINATOR_PAUSED | K.COORDINATOR_OVERTAKEN:
-                self._pause(strike, found.serving)
+                self._pause(strike, federation.serving)
             case K.CLIENT_PAUSED:
                 self._pause(strike, client)
             case K.CLOCK_OF_COORDINATOR:
-                self._set_clock(strike, found.serving)
+                self._set_clock(strike, federation.serving)
             case K.CLOCK_OF_CLIENT:
                 self._set_clock(strike, client)
             case K.CALLS_REPLAYED:
@@ -129,24 +129,24 @@ class Nemesis:
             case K.DATABASE_CUT:
                 self._end_sessions(strike)
             case K.DATABASE_HELD:
-                self._hold(strike, found.database_link)
+                self._hold(strike, federation.database_link)
             case K.BUCKET_HELD:
-                self._hold(strike, found.bucket_link)
+                self._hold(strike, federation.bucket_link)
             case K.BUCKET_CUT:
-                assert found.bucket_link is not None
-                found.bucket_link.cut()
+                assert federation.bucket_link is not None
+                federation.bucket_link.cut()
                 self._note(strike)
             case K.SECOND_COORDINATOR:
                 self._start_second(strike)
             case _:
-                self._strike_links(strike, found.client_links[strike.client])
+                self._strike_links(strike, federation.client_links[strike.client])
 
     # Processes
 
     def _signal(self, strike: Strike, whom: Kept, number: signal.Signals) -> None:
         if whom.running:
             whom.signal(number)
-            if whom.paused:  # SIGTERM is heard when it goes on
+            if whom.paused:  # the process handles SIGTERM only when it goes on
                 whom.go_on()
             self._note(strike, whom.name)
 
@@ -163,16 +163,18 @@ class Nemesis:
         self._in(strike.lasts_s, lambda: whom.set_clock(0.0))
 
     def _start_second(self, strike: Strike) -> None:
-        """It must end by itself, and say why."""
-        found = self.federation
-        first = found.coordinators[0]
-        lines = [line for line in (found.folder / "first.toml").read_text().splitlines() if "listen" not in line]
+        """Starts a second coordinator, which must end by itself with one of the expected reasons."""
+        federation = self.federation
+        first = federation.coordinators[0]
+        lines = [line for line in (federation.folder / "first.toml").read_text().splitlines() if "listen" not in line]
         ports = [f'{key} = "127.0.0.1:{free_port()}"' for key in ("listen", "enrolment_listen")]
-        name = f"stray-{len(found.strays)}"
-        config = found.folder / f"{name}.toml"
+        name = f"stray-{len(federation.strays)}"
+        config = federation.folder / f"{name}.toml"
         config.write_text("\n".join([*lines, *ports]))
-        stray = found.program(name, "coordinator", "serve", "--config", str(config), clock=found.folder / "no-clock")
-        found.strays.append(stray.start())
+        stray = federation.program(
+            name, "coordinator", "serve", "--config", str(config), clock=federation.folder / "no-clock"
+        )
+        federation.strays.append(stray.start())
         self._note(strike)
 
         def wait() -> None:
@@ -181,11 +183,11 @@ class Nemesis:
                 time.sleep(0.05)
             served = self._said_that_it_serves(stray)
             code = stray.stop()
-            if served:  # the first one was down: then the state was free, and the first one has to wait
+            if served:  # the first one was down, so the state was free, and the first one has to wait
                 self._say(f"{name} served while {first.name} did not, then ended with {code}")
             elif code == 0 or not any(reason in stray.log.read_text() for reason in REFUSALS):
-                said = stray.log.read_text().strip()[-500:]
-                self.problems.append(f"a second coordinator was not refused: it ended with {code}: {said}")
+                log_end = stray.log.read_text().strip()[-500:]
+                self.problems.append(f"a second coordinator was not refused: it ended with {code}: {log_end}")
 
         self._aside(wait)
 
@@ -193,14 +195,14 @@ class Nemesis:
         return any(facts["event"] == "server.started" for facts in facts_in(process.log))
 
     def _replay(self, strike: Strike) -> None:
-        found = self.federation
-        address = found.addresses[found.coordinators.index(found.serving)]
+        federation = self.federation
+        address = federation.addresses[federation.coordinators.index(federation.serving)]
         self._note(strike, strike.client)
 
         def work() -> None:
             try:
-                replay(found.folder / strike.client, address, strike.number, self.replays)
-            except Exception as error:  # noqa: BLE001 - a thread has nobody else to tell
+                replay(federation.folder / strike.client, address, strike.number, self.replays)
+            except Exception as error:  # noqa: BLE001 - a thread has no caller to raise it to
                 self.problems.append(f"the thief failed: {error!r}")
 
         self._aside(work)
@@ -235,7 +237,7 @@ class Nemesis:
             self._in(strike.lasts_s, lambda: _each(links, Link.heal))
 
     def _hold(self, strike: Strike, link: Link | None) -> None:
-        """A store without an answer; half of them are cut at the end, as by a machine that has forgotten its connections."""
+        """Holds a store's connections; in half of the cases it cuts them at the end, like a machine that lost its state."""
         assert link is not None
         link.hold(there=True, back=True)
         self._note(strike)
@@ -255,7 +257,7 @@ class Nemesis:
         self._in(strike.lasts_s, lambda: filler.unlink(missing_ok=True))
 
     def _fail_disk(self, strike: Strike) -> None:
-        """Of the coordinator that serves. strace lets go of whom it traces when it is told to end."""
+        """Makes system calls of the serving coordinator fail until strace is stopped; strace then detaches."""
         whom = self.federation.serving
         if not whom.running:
             return
@@ -266,7 +268,7 @@ class Nemesis:
         self._in(strike.lasts_s, striker.stop)
 
     def _spoil(self, strike: Strike) -> None:
-        """A bit of the blob that was stored last and concerns the round; the same again restores it."""
+        """Flips a bit of the round's newest blob of this kind; a second flip restores it."""
         digest = self._newest_update() if strike.kind is K.UPDATE_SPOILT else self._newest_model()
         if digest is None or not self._flip(digest):
             return
@@ -294,16 +296,16 @@ class Nemesis:
         return self._newest("ModelAveraged")
 
     def _newest(self, kind: str) -> str | None:
-        """The digest in the last event of a kind."""
-        logs = chain.from_iterable(facts_in(each.process.log) for each in self.federation.coordinators)
-        found = sorted((facts["timestamp"], facts) for facts in logs if facts.get("kind") == kind)
-        if not found:
+        """Returns the digest in the last event of a kind."""
+        logs = chain.from_iterable(facts_in(kept.process.log) for kept in self.federation.coordinators)
+        dated_facts = sorted((facts["timestamp"], facts) for facts in logs if facts.get("kind") == kind)
+        if not dated_facts:
             return None
-        facts = found[-1][1]
+        facts = dated_facts[-1][1]
         return str(facts["receipt"]["digest"] if kind == "UpdateArrived" else facts["digest"])
 
     def _lock(self, strike: Strike) -> None:
-        """By a process that is none of ours: an exclusive transaction, or a lock on the table that everything is written to."""
+        """Locks the database from another process: an exclusive transaction, or a lock on the events table."""
         url, path = self.federation.database_url, self.federation.state / "coordinator.sqlite3"
         self._note(strike)
         self._aside(lambda: self._hold_lock(strike.lasts_s, url, path))

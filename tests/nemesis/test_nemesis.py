@@ -1,4 +1,7 @@
-"""Real processes under seeded faults, and that the verdict would tell. `python -m nemesis --seed N` sees a seed again."""
+"""Runs real processes under seeded faults, and tests that the verdict can fail.
+
+`python -m nemesis --seed N` repeats a seed.
+"""
 
 import json
 from collections.abc import Iterator
@@ -16,10 +19,10 @@ from nemesis.schedule import CLIENTS, ROUNDS, Kind, kinds_for, schedule
 from nemesis.trial import Trials
 from nemesis.verdict import Record, broken_promises, differences
 
-SAMPLE = {Embedded.name: (2,), Served.name: (100,)}  # none that waits a minute for a connection that died unheard
+SAMPLE = {Embedded.name: (2,), Served.name: (100,)}  # seeds that do not wait a minute for a silently lost connection
 SEEDS = {Embedded.name: range(100), Served.name: range(100, 200)}
 CHOSEN = [(pair, seed) for pair, seeds in (SEEDS if ALL else SAMPLE).items() for seed in seeds]
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]  # each gives up by itself before
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]  # each seed has shorter limits of its own
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +32,20 @@ def trials(pair: StorePair, tmp_path_factory: pytest.TempPathFactory) -> Trials:
 
 @pytest.fixture(scope="module")
 def total() -> Iterator[Total]:
-    """Of both pairs; printed, and in the report if one is asked for."""
-    found = Total()
-    yield found
-    print("", *found.lines(), sep="\n")
+    """The sums over both pairs of stores; printed at the end, and written to the report if there is one."""
+    sums = Total()
+    yield sums
+    print("", *sums.lines(), sep="\n")
     if REPORT:
-        found.write(Path(REPORT))
+        sums.write(Path(REPORT))
 
 
 @pytest.mark.parametrize(("pair", "seed"), CHOSEN, indirect=["pair"], scope="session")
 def test_nothing_is_lost_whatever_strikes(trials: Trials, pair: StorePair, seed: int, total: Total) -> None:
-    found = trials.run(seed)
-    total.add(found)
-    assert found.fired.total() > 0
-    assert not found.problems, found.report()
+    outcome = trials.run(seed)
+    total.add(outcome)
+    assert outcome.fired.total() > 0
+    assert not outcome.problems, outcome.report()
 
 
 def test_a_seed_is_a_schedule_and_all_kinds_come_in_a_hundred_of_them() -> None:
@@ -56,12 +59,12 @@ def test_a_seed_is_a_schedule_and_all_kinds_come_in_a_hundred_of_them() -> None:
     assert set(kinds_for(Embedded.name)) | set(kinds_for(Served.name)) == set(Kind)
 
 
-# That the verdict can fail
+# Tests that the verdict can fail
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Record:
-    """Of a run that nothing happened to."""
+    """The record of a run without faults."""
     return Trials(Embedded(), tmp_path_factory.mktemp("plain")).undisturbed("everybody")
 
 
@@ -84,8 +87,8 @@ def test_a_version_that_is_missing_and_an_update_that_is_another_are_named(plain
     ]
 
 
-def told(folder: Path, receipts: dict[tuple[int, str], str]) -> Federation:
-    """Clients that were given these receipts, as their logs have it."""
+def federation_with_receipts(folder: Path, receipts: dict[tuple[int, str], str]) -> Federation:
+    """Returns clients whose logs report these receipts."""
     for name in CLIENTS:
         lines = [
             json.dumps(
@@ -102,7 +105,7 @@ def told(folder: Path, receipts: dict[tuple[int, str], str]) -> Federation:
 
 
 def test_a_receipt_that_is_not_on_record_or_does_not_count_is_named(plain: Record, tmp_path: Path) -> None:
-    promised = told(tmp_path, plain.receipts)
+    promised = federation_with_receipts(tmp_path, plain.receipts)
     assert list(broken_promises(promised, plain)) == []
     lost = replace(plain, receipts={key: digest for key, digest in plain.receipts.items() if key != (2, "ben")})
     assert list(broken_promises(promised, lost)) == ["round 2: the receipt of ben is not on record"]

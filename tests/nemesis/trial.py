@@ -1,4 +1,4 @@
-"""A seed from start to verdict, and what an undisturbed run gives."""
+"""Runs a seed from its start to its verdict, and the undisturbed runs to compare with."""
 
 import contextlib
 import shutil
@@ -17,24 +17,24 @@ from nemesis.strikes import Nemesis
 from nemesis.verdict import Record, problems, read_record
 from support.process_harness import LOOK_EVERY_S
 
-RUN_LIMIT_S = 120.0  # while there are faults
-HEALED_LIMIT_S = 40.0  # to the run's end, after the last of them
+RUN_LIMIT_S = 120.0  # the limit while faults strike
+HEALED_LIMIT_S = 40.0  # the limit from the last fault to the run's end
 STOPPED_IN_ORDER = 0
 
 
 @dataclass
 class Outcome:
-    """Of one seed."""
+    """The outcome of one seed."""
 
     schedule: Schedule
     took_s: float
     fired: Counter[Kind]
     replays: Counter[str]
-    refused: int  # duplicates and forgeries
+    refused: int  # replayed and forged calls
     record: Record | None
     problems: list[str]
     log: list[str] = field(default_factory=list)
-    logs: str = ""  # of the processes, if there is a problem
+    logs: str = ""  # the ends of the processes' logs, if there is a problem
 
     @property
     def updates(self) -> int:
@@ -42,11 +42,11 @@ class Outcome:
 
     @property
     def again(self) -> str:
-        """How to see it again."""
+        """The command that repeats the seed."""
         return f"PYTHONPATH=tests python -m nemesis --seed {self.schedule.seed} --stores {self.schedule.stores}"
 
     def report(self) -> str:
-        """For a person who has to find out."""
+        """Returns a report for a person who looks for the cause."""
         parts = [
             f"seed {self.schedule.seed} ({self.schedule.stores}) does not hold; again: {self.again}",
             *(f"  does not hold: {problem}" for problem in self.problems),
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class Trials:
-    """Of one pair of stores; the undisturbed runs are made when somebody asks, over SQLite and files: the bits are the same."""
+    """The trials on one pair of stores. Undisturbed runs are made on demand, over SQLite and files; the bits are the same."""
 
     def __init__(self, pair: StorePair, folder: Path | None = None, only: Sequence[Kind] = ()) -> None:
         self._pair = pair
@@ -75,67 +75,69 @@ class Trials:
     def undisturbed(self, scenario: str) -> Record:
         if scenario not in self._undisturbed:
             nothing = Schedule(0, Embedded.name, scenario, standby=False, strikes=())
-            found = self._play(nothing, Embedded(), None)
-            assert found.record is not None, found.report()
-            assert not found.problems, found.report()
-            self._undisturbed[scenario] = found.record
+            outcome = self._play(nothing, Embedded(), None)
+            assert outcome.record is not None, outcome.report()
+            assert not outcome.problems, outcome.report()
+            self._undisturbed[scenario] = outcome.record
         return self._undisturbed[scenario]
 
     def run(self, seed: int) -> Outcome:
-        """Everything of one seed. What does not hold is in the outcome."""
+        """Runs one seed. The outcome lists everything that does not hold."""
         wanted = self.schedule(seed)
         return self._play(wanted, self._pair, self.undisturbed(wanted.scenario))
 
-    def _play(self, wanted: Schedule, pair: StorePair, undisturbed: Record | None) -> Outcome:
+    def _play(self, plan: Schedule, pair: StorePair, undisturbed: Record | None) -> Outcome:
         start_s = time.monotonic()
-        base = Path(tempfile.mkdtemp(prefix=f"nemesis-{wanted.seed}-", dir=self._folder))
-        found = Outcome(wanted, 0.0, Counter(), Counter(), 0, None, [])
+        base = Path(tempfile.mkdtemp(prefix=f"nemesis-{plan.seed}-", dir=self._folder))
+        outcome = Outcome(plan, 0.0, Counter(), Counter(), 0, None, [])
         try:
             with contextlib.ExitStack() as stack:
                 running = stack.enter_context(
-                    federation(base / "federation", pair, wanted.scenario, standby=wanted.standby)
+                    federation(base / "federation", pair, plan.scenario, standby=plan.standby)
                 )
-                if wanted.has(Kind.DISK_FULL):
+                if plan.has(Kind.DISK_FULL):
                     stack.enter_context(disk.small_disk(running.state))
-                stack.callback(running.end_all)  # before the disk goes
-                _run(running, wanted, undisturbed, found)
-        except Exception as error:  # noqa: BLE001 - of two hundred seeds each must tell what it met
-            found.problems.append(f"{type(error).__name__}: {error}")
+                stack.callback(running.end_all)  # before the disk is unmounted
+                _run(running, plan, undisturbed, outcome)
+        except Exception as error:  # noqa: BLE001 - the outcome of each of many seeds records its own error
+            outcome.problems.append(f"{type(error).__name__}: {error}")
         finally:
-            if found.problems:
-                found.logs = "\n".join(
+            if outcome.problems:
+                outcome.logs = "\n".join(
                     f"--- {log.name}\n{log.read_text()[-4000:]}" for log in sorted(base.glob("*/*.log"))
                 )
-            if not found.problems or self._folder is None:
+            if not outcome.problems or self._folder is None:
                 shutil.rmtree(base, ignore_errors=True)
-        found.took_s = time.monotonic() - start_s
-        return found
+        outcome.took_s = time.monotonic() - start_s
+        return outcome
 
 
-def _run(running: Federation, wanted: Schedule, undisturbed: Record | None, found: Outcome) -> None:
-    nemesis = Nemesis(running, wanted)
-    found.log, found.fired, found.replays = nemesis.log, nemesis.fired, nemesis.replays.outcomes
+def _run(running: Federation, plan: Schedule, undisturbed: Record | None, outcome: Outcome) -> None:
+    nemesis = Nemesis(running, plan)
+    outcome.log, outcome.fired, outcome.replays = nemesis.log, nemesis.fired, nemesis.replays.outcomes
     try:
         running.begin()
-        _until_over(running, nemesis, found)
+        _until_over(running, nemesis, outcome)
     finally:
         nemesis.heal()
     codes = running.stop_coordinators()
     if any(code != STOPPED_IN_ORDER for code in codes):
-        found.problems.append(f"stopped in order at the end, the coordinators ended with {codes}")
+        outcome.problems.append(f"stopped in order at the end, the coordinators ended with {codes}")
     nemesis.restore_updates()
-    found.refused = nemesis.replays.refused
-    found.record = read_record(running.audit_config)
-    may_differ = SPECS[wanted.scenario].round.min_clients < len(running.clients) or bool(
+    outcome.refused = nemesis.replays.refused
+    outcome.record = read_record(running.audit_config)
+    may_differ = SPECS[plan.scenario].round.min_clients < len(running.clients) or bool(
         sum(nemesis.fired[kind] for kind in OF_SPOILT_FILES)
     )
     may_end_early = nemesis.fired[Kind.MODEL_SPOILT] > 0
-    found.problems += [*nemesis.problems, *nemesis.replays.problems]
-    found.problems += problems(running, found.record, undisturbed, may_differ=may_differ, may_end_early=may_end_early)
+    outcome.problems += [*nemesis.problems, *nemesis.replays.problems]
+    outcome.problems += problems(
+        running, outcome.record, undisturbed, may_differ=may_differ, may_end_early=may_end_early
+    )
 
 
-def _until_over(running: Federation, nemesis: Nemesis, found: Outcome) -> None:
-    """The run goes to its end: with the faults, and if need be after them."""
+def _until_over(running: Federation, nemesis: Nemesis, outcome: Outcome) -> None:
+    """Waits until the run ends, with the faults and, if necessary, after them."""
     end_s, healed = time.monotonic() + RUN_LIMIT_S, False
     while not running.is_over:
         now_s = time.monotonic()

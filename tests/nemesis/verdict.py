@@ -1,4 +1,4 @@
-"""What must hold when all is over: the audit, every receipt that a client was given, and the bits of an undisturbed run."""
+"""The conditions at the end: a clean audit, every receipt on record, and the bits of an undisturbed run."""
 
 import asyncio
 from collections import Counter
@@ -18,18 +18,18 @@ from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.state_directory import StateDirectory
 from pluralllm.server.storage.store import RoundOutcome, RoundRecord, VersionRecord
 
-# What a coordinator says when it met something that nobody thought of.
+# Log events of a coordinator that met an unexpected error.
 NEVER_SAID = ("run.broken", "rpc.failed", "task.broken")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is in the stores at the end."""
+    """The content of the stores at the end."""
 
     versions: tuple[VersionRecord, ...]
     rounds: dict[int, RoundRecord]
     receipts: dict[tuple[int, str], str]  # digests by round and client
-    findings: tuple[str, ...]  # of the audit
+    findings: tuple[str, ...]  # the findings of the audit
     aggregates_repeated: int = 0
     ended: str = field(default="")
 
@@ -43,7 +43,7 @@ class Record:
 
 
 def read_record(config: Path) -> Record:
-    """Audits, and reads. The coordinators have ended."""
+    """Audits and reads the stores; the coordinators must have ended."""
     return asyncio.run(_read(load_config(ServerConfig, config, {})))
 
 
@@ -66,9 +66,9 @@ async def _read(config: ServerConfig) -> Record:
 def problems(
     federation: Federation, record: Record, undisturbed: Record | None, *, may_differ: bool, may_end_early: bool
 ) -> Iterator[str]:
-    """Everything that does not hold.
+    """Yields everything that does not hold.
 
-    `may_differ`: a fault was among the strikes after which other updates may count, so only what was the same is compared.
+    `may_differ`: after one of the faults other updates may count, so only versions of the same updates are compared.
     """
     yield from record.findings
     yield from broken_promises(federation, record)
@@ -86,21 +86,25 @@ def _said(federation: Federation, client: str, event: str) -> list[Facts]:
 
 
 def broken_promises(federation: Federation, record: Record) -> Iterator[str]:
-    """Receipts that clients were given and that are not on record, or do not count in the version of their round."""
-    made = {int(version.round): version for version in record.versions if version.version > 0}
+    """Yields receipts that are not on record, or that do not count in the version of their round."""
+    versions_by_round = {int(version.round): version for version in record.versions if version.version > 0}
     for client in federation.clients:
-        told = [(facts["task"], facts["digest"]) for facts in _said(federation, client, "update.committed")]
-        for task, count in Counter(task for task, _ in told).items():
+        committed_updates = [
+            (facts["task"], facts["digest"]) for facts in _said(federation, client, "update.committed")
+        ]
+        for task, count in Counter(task for task, _ in committed_updates).items():
             if count > 1:
                 yield f"{task}: the client was asked for it again, after its receipt"
-        for task, digest in told:
+        for task, digest in committed_updates:
             number = int(task.split("/")[3])
             if record.receipts.get((number, client)) != digest:
                 yield f"round {number}: the receipt of {client} is not on record"
             row = record.rounds.get(number)
             if row is None or (row.outcome is not RoundOutcome.CLOSED and not row.reason):
                 yield f"round {number} of a receipt has neither a version nor a reason"
-            if number in made and (client, digest) not in {tuple(update[:2]) for update in made[number].updates}:
+            if number in versions_by_round and (client, digest) not in {
+                tuple(update[:2]) for update in versions_by_round[number].updates
+            }:
                 yield f"round {number}: the update of {client} does not count"
 
 
@@ -115,17 +119,18 @@ def _unexpected(name: str, said: list[Facts], log: str) -> Iterator[str]:
 
 
 def differences(record: Record, undisturbed: Record, *, may_differ: bool) -> Iterator[str]:
-    """Wherever the same updates were committed the bits are the same, from the first version on as long as they are."""
+    """Compares the versions in order, as long as they are made of the same updates: then their bits must be the same."""
     for key, digest in record.receipts.items():
         if undisturbed.receipts.get(key, digest) != digest:
             yield f"round {key[0]}: the update of {key[1]} is another one than undisturbed"
-    for found, wanted in zip(record.versions, undisturbed.versions, strict=False):
-        if (found.round, found.updates) != (wanted.round, wanted.updates):
+    for version, expected in zip(record.versions, undisturbed.versions, strict=False):
+        if (version.round, version.updates) != (expected.round, expected.updates):
             if not may_differ:
-                yield f"version {found.version} is made of other updates than undisturbed"
+                yield f"version {version.version} is made of other updates than undisturbed"
             return
-        if (found.digest, found.moments, found.record_sha256) != (wanted.digest, wanted.moments, wanted.record_sha256):
-            yield f"version {found.version} has other bits than undisturbed, of the same updates"
+        bits = (version.digest, version.moments, version.record_sha256)
+        if bits != (expected.digest, expected.moments, expected.record_sha256):
+            yield f"version {version.version} has other bits than undisturbed, of the same updates"
             return
     if len(record.versions) != len(undisturbed.versions) and not may_differ:
         yield f"{len(record.versions)} versions, undisturbed {len(undisturbed.versions)}"
