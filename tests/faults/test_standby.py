@@ -23,7 +23,7 @@ from pluralllm.common.trust.identity import load_identity
 from pluralllm.operator.remote import Remote
 from pluralllm.server.commands import check_commands
 
-pytestmark = [pytest.mark.alone, pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 SPEC = process_spec(rounds=3, round={"evaluate_every": 3})
 TAKE_OVER_LIMIT_S, LIMIT_S = 15.0, 90.0
 WAITING = {"ann": {2: Behaviour.WAIT}, "ben": {2: Behaviour.WAIT}}
@@ -92,6 +92,7 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> str:
         return found.finish()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "way",
     [

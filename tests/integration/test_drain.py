@@ -18,7 +18,7 @@ from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.wire.channels import blocking_channel
 from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2, operations_pb2_grpc
 
-pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 COORDINATOR_BOUND_S = 10.0  # five seconds for calls under way, and the end itself
 CLIENT_BOUND_S = 15.0  # five to tell the coordinator, the worker's end and the process's; a push would have eight
 QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
@@ -62,6 +62,7 @@ def waited_on(running: Federation) -> Iterator[None]:
             upload.result(timeout=10)
 
 
+@pytest.mark.alone
 def test_a_coordinator_that_is_waited_on_ends_in_bounded_time(tmp_path: Path) -> None:
     """By a daemon's poll as well."""
     settings = {"PLURALLLM_SERVER_PAGE_LISTEN": "127.0.0.1:0"}
@@ -79,6 +80,7 @@ def test_a_coordinator_that_is_waited_on_ends_in_bounded_time(tmp_path: Path) ->
         assert '"server.stopped"' in running.coordinator.log.read_text()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["there", "gone", "deaf"])
 def test_a_daemon_that_trains_ends_in_bounded_time_and_its_place_is_free_again(tmp_path: Path, how: str) -> None:
     """Whether its coordinator is there, gone, or takes calls and answers none."""
