@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from drill.trial import ALL, SAMPLE_ONLY
 from support.process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
 
 from pluralllm.client.data.sample_survey import sample_groups
@@ -21,6 +22,7 @@ from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2, op
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 COORDINATOR_BOUND_S = 10.0  # five seconds for calls under way, and the end itself
 CLIENT_BOUND_S = 15.0  # five to tell the coordinator, the worker's end and the process's; a push would have eight
+NOT_CHOSEN = pytest.mark.skip(reason=SAMPLE_ONLY)
 QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
 FOR_EVER = process_spec(rounds=2, round={"deadline_s": 3600}, training={"local_steps": 1_000})
 
@@ -81,7 +83,7 @@ def test_a_coordinator_that_is_waited_on_ends_in_bounded_time(tmp_path: Path) ->
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("how", ["there", "gone", "deaf"])
+@pytest.mark.parametrize("how", ["there", pytest.param("gone", marks=() if ALL else NOT_CHOSEN), "deaf"])
 def test_a_daemon_that_trains_ends_in_bounded_time_and_its_place_is_free_again(tmp_path: Path, how: str) -> None:
     """Whether its coordinator is there, gone, or takes calls and answers none."""
     with federation(tmp_path / "federation", tiny_embedding_model(tmp_path / "tiny"), free_port()) as running:
