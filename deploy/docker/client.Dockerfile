@@ -1,4 +1,4 @@
-# A partner's daemon, with torch. From the repository's root: docker build -f deploy/docker/client.Dockerfile -t pluralllm-client .
+# A partner's daemon, with torch and without pluralllm-server and pluralllm-research. From the repository's root: docker build -f deploy/docker/client.Dockerfile -t pluralllm-client .
 # For a GPU give the CUDA build: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
 FROM python:3.11-slim-bookworm AS build
 ARG TORCH=torch==2.13.0

@@ -1,4 +1,4 @@
-# The coordinator, without torch. From the repository's root: docker build -f deploy/docker/server.Dockerfile -t pluralllm-server .
+# The coordinator, without torch, pluralllm-client and pluralllm-research. From the repository's root: docker build -f deploy/docker/server.Dockerfile -t pluralllm-server .
 FROM python:3.11-slim-bookworm AS build
 RUN python -m venv /opt/pluralllm
 ENV PATH=/opt/pluralllm/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

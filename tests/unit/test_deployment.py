@@ -85,7 +85,9 @@ def test_an_image_runs_as_nobody_and_asks_its_own_command_for_its_health(name: s
     assert text.count("FROM ") == 2
     assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
     assert f'CMD ["pluralllm-{name}", "healthy"]' in text
-    for source in re.findall(r"^COPY (?!--from)(\S+)", text, re.MULTILINE):
+    sources = re.findall(r"^COPY (?!--from)(\S+)", text, re.MULTILINE)
+    assert sources == ["constraints.txt", "common", name], "an image holds nothing of the other side or of research"
+    for source in sources:
         assert (ROOT / source).exists()
         assert f"!{source.removeprefix('./')}\n" in (ROOT / ".dockerignore").read_text()
     if name == "server":

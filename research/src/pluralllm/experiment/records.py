@@ -23,7 +23,10 @@ from pluralllm.experiment.results import QuestionKind
 from pluralllm.experiment.scoring import Scored
 from pluralllm.experiment.spec import Experiment, slug_of
 
-PACKAGES = ("pluralllm-common", "pluralllm-client", "pluralllm-server", "torch", "numpy", "transformers")
+PACKAGES = (
+    *("pluralllm-common", "pluralllm-client", "pluralllm-server", "pluralllm-research"),
+    *("torch", "numpy", "transformers"),
+)
 Record = dict[str, Any]
 
 

@@ -28,8 +28,8 @@ LOG_TAIL_BYTES = 5_000_000  # copied from the end of each log
 SCRAPE_LIMIT_S = 5.0
 MODE = 0o600
 PACKAGES = (
-    "pluralllm-common", "pluralllm-server", "pluralllm-client", "grpcio", "protobuf", "pydantic", "cryptography", "numpy",
-    "sqlalchemy", "torch", "transformers",
+    "pluralllm-common", "pluralllm-server", "pluralllm-client", "pluralllm-research", "grpcio", "protobuf", "pydantic",
+    "cryptography", "numpy", "sqlalchemy", "torch", "transformers",
 )  # fmt: skip
 README = """What this is: facts about one process of a PluralLLM federation, for whoever helps. Look through it before you
 send it.
