@@ -6,6 +6,7 @@ the pages again and compares them with those in the repository.
 """
 
 import ast
+import inspect
 import re
 import sys
 import types
@@ -173,7 +174,7 @@ def _spec_part(
         rows.append((f"`{name}`", _allowed(field), comments.get((model.__name__, name), ""), *preset_values, plain))
     title = f"[{'.'.join(path)}]" if path else "Top-level keys"
     head = ("key", "allowed", "meaning", *(f"preset {name}" for name in presets), "otherwise")
-    yield f"## {title}\n\n{(model.__doc__ or '').strip()}\n\n{table(head, iter(rows))}"
+    yield f"## {title}\n\n{inspect.getdoc(model) or ''}\n\n{table(head, iter(rows))}"
     for inner_model, where in inner:
         yield from _spec_part(inner_model, where, comments, presets)
 

@@ -1,6 +1,6 @@
-"""Files in chunks of 1 MiB, addressed by the sha256 of the chunk hashes: what travels, and what is stored.
+"""Files in chunks of 1 MiB, for the network and for storage, addressed by the SHA-256 of the chunk hashes.
 
-A chunk is what is sent, checked and sent again by itself; the digest over all chunk hashes is the name of the whole.
+Each chunk is sent, checked and, if need be, sent again by itself. The digest over all chunk hashes is the name of the whole file.
 """
 
 import hashlib
@@ -17,9 +17,8 @@ if TYPE_CHECKING:  # commands that move no weights start without numpy
     import numpy as np
     from numpy.typing import NDArray
 
-CHUNK_BYTES = (
-    1024 * 1024
-)  # one constant: well under every message limit, and 100,000 hashes still fit one manifest message
+# One constant: a chunk is far below every message limit, and a manifest of 100,000 hashes still fits into one message.
+CHUNK_BYTES = 1024 * 1024
 HASH_BYTES = 32
 
 
@@ -27,38 +26,39 @@ HASH_BYTES = 32
 class Manifest:
     """A blob as a list of chunks."""
 
-    digest: Digest  # sha256 over chunk_hashes, concatenated
+    digest: Digest  # SHA-256 over the concatenated chunk_hashes
     size_bytes: int
-    chunk_hashes: tuple[bytes, ...]  # raw sha256 of each CHUNK_BYTES (the last may be shorter)
+    chunk_hashes: tuple[bytes, ...]  # raw SHA-256 of each chunk; the last chunk may be shorter than CHUNK_BYTES
 
     def __repr__(self) -> str:
         return f"Manifest({self.digest[:12]}, {self.size_bytes} bytes)"
 
     @property
     def chunks(self) -> int:
+        """Number of chunks."""
         return len(self.chunk_hashes)
 
     def chunk_size(self, index: int) -> int:
-        """Bytes of one chunk."""
+        """Size of one chunk in bytes."""
         return min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
 
 
 def digest_of(chunk_hashes: Iterable[bytes]) -> Digest:
-    """A blob's address from its chunk hashes, so that no byte is hashed twice."""
+    """Computes a blob's address from its chunk hashes, so that no byte is hashed twice."""
     return Digest(hashlib.sha256(b"".join(chunk_hashes)).hexdigest())
 
 
 def checked_manifest(
     digest: str, size_bytes: int, chunk_bytes: int, chunk_hashes: Sequence[bytes], limit: int
 ) -> Manifest:
-    """A stranger's manifest, checked. Raises OverLimit, DigestMismatch."""
+    """Checks a manifest that came over the network. `limit` is in bytes. Raises OverLimit, DigestMismatch."""
     if not 0 < size_bytes <= limit:
         raise OverLimit(what="size_bytes of the blob", got=size_bytes, limit=limit)
     if chunk_bytes != CHUNK_BYTES:
         raise OverLimit(what="chunk_bytes", got=chunk_bytes, limit=CHUNK_BYTES)
-    wanted = -(-size_bytes // CHUNK_BYTES)
-    if len(chunk_hashes) != wanted or any(len(piece) != HASH_BYTES for piece in chunk_hashes):
-        raise OverLimit(what="number of 32-byte chunk hashes", got=len(chunk_hashes), limit=wanted)
+    count = -(-size_bytes // CHUNK_BYTES)
+    if len(chunk_hashes) != count or any(len(piece) != HASH_BYTES for piece in chunk_hashes):
+        raise OverLimit(what="number of 32-byte chunk hashes", got=len(chunk_hashes), limit=count)
     if digest_of(chunk_hashes) != digest:
         raise DigestMismatch(what="the manifest", expected=digest, got=digest_of(chunk_hashes))
     return Manifest(Digest(digest), size_bytes, tuple(chunk_hashes))
@@ -71,11 +71,14 @@ def manifest_of(path: Path) -> Manifest:
     return Manifest(digest_of(hashes), path.stat().st_size, hashes)
 
 
-def keep_good_chunks(part: Path, manifest: Manifest) -> int:
-    """How many chunks at the start of a partial file are good; makes the file if there is none, cuts off what follows them."""
-    part.touch()
+def keep_good_chunks(partial: Path, manifest: Manifest) -> int:
+    """Returns the number of good chunks at the start of a partial file, and cuts off the rest.
+
+    The file is created if there is none.
+    """
+    partial.touch()
     good = 0
-    with part.open("r+b") as file:
+    with partial.open("r+b") as file:
         for index, expected in enumerate(manifest.chunk_hashes):
             if hashlib.sha256(file.read(manifest.chunk_size(index))).digest() != expected:
                 break
@@ -85,7 +88,7 @@ def keep_good_chunks(part: Path, manifest: Manifest) -> int:
 
 
 def missing_ranges(missing: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Sorted chunk numbers as (first, last) ranges."""
+    """Returns chunk numbers as sorted ranges (first, last), both inclusive."""
     ranges: list[tuple[int, int]] = []
     for index in sorted(missing):
         if ranges and index == ranges[-1][1] + 1:
@@ -96,13 +99,13 @@ def missing_ranges(missing: Iterable[int]) -> tuple[tuple[int, int], ...]:
 
 
 class HashingWriter:
-    """Writes a file front to back, hashing its chunks on the way. Not yet durable: see files.publish."""
+    """Writes a file from front to back and hashes its chunks. The file is not yet durable: see files.publish."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._size_bytes = size_bytes
         self._hashes: list[bytes] = []
         self._hasher = hashlib.sha256()
-        self._room = CHUNK_BYTES  # in the chunk that is being hashed
+        self._room = CHUNK_BYTES  # bytes that the current chunk still takes
         self._file = path.open("wb")
 
     def __enter__(self) -> Self:
@@ -112,7 +115,7 @@ class HashingWriter:
         self._file.close()
 
     def write(self, data: bytes | memoryview) -> None:
-        """The next bytes; of an array, give its `data`."""
+        """Writes the next bytes. For an array, pass its `data`."""
         if not len(data):
             return
         view = memoryview(data).cast("B")
@@ -125,7 +128,7 @@ class HashingWriter:
                 self._close_chunk()
 
     def finish(self) -> Manifest:
-        """Closes the file. Raises WrongLayout if it is not of the size that was announced."""
+        """Closes the file and returns its manifest. Raises WrongLayout if its size is not the announced one."""
         size = self._file.tell()
         self._file.close()
         if self._room < CHUNK_BYTES:
@@ -140,10 +143,10 @@ class HashingWriter:
 
 
 class HashingReader:
-    """Reads a file front to back and hashes its chunks in the same pass, so that no byte counts that is not the digest's."""
+    """Reads a file from front to back and hashes it in the same pass, so that unverified bytes are never used."""
 
     def __init__(self, path: Path, digest: Digest | None = None) -> None:
-        """Without a digest nothing is hashed."""
+        """Opens the file. Without a digest nothing is hashed."""
         self._path, self._digest = path, digest
         self._hashes: list[bytes] = []
         self._hasher = hashlib.sha256()
@@ -157,7 +160,7 @@ class HashingReader:
         self._file.close()
 
     def read_into(self, target: "NDArray[np.uint8]") -> None:
-        """Fills it with the next bytes. Raises Corrupt if the file ends before."""
+        """Fills `target` with the next bytes. Raises Corrupt if the file ends before it is full."""
         view = target.data
         while view:
             count = self._file.readinto(view[: self._room]) or 0
@@ -171,7 +174,7 @@ class HashingReader:
                 self._close_chunk()
 
     def check(self) -> None:
-        """After the last byte. Raises Corrupt."""
+        """Compares the digest once the last byte is read. Raises Corrupt."""
         if self._digest is None:
             return
         if self._room < CHUNK_BYTES:

@@ -1,7 +1,8 @@
-"""Weights as files: safetensors with one float32 payload, cut into chunks, addressed by the sha256 of the chunk hashes.
+"""Weights as safetensors files with one float32 payload; chunks.py cuts them into chunks and addresses them.
 
-A model and its updates have byte-identical headers, so "the same names, shapes and dtypes" is one comparison, and the payload is
-one flat float32 array that may be memory-mapped and cut anywhere. Format: safetensors 0.4+ (8-byte header length, JSON, data).
+A model and its float32 updates have byte-identical headers, so one comparison shows that names, shapes and dtypes agree. The
+payload is one flat float32 array, which may be memory-mapped and cut anywhere. Format: safetensors 0.4+ (8-byte header length,
+JSON, data).
 """
 
 import json
@@ -20,28 +21,29 @@ from pluralllm.common.weights.chunks import HashingWriter, Manifest
 
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_DIMENSIONS = 8
-MAX_VALUES = 2**40  # of a tensor: far above what any model here may have
+MAX_VALUES = 2**40  # in one tensor: far more than any model here may have
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "I8": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Names and shapes of a model's tensors, in file order, and the exact header bytes that say so."""
+    """Names and shapes of a model's tensors in file order, with the exact bytes of the header."""
 
-    header: bytes  # the 8-byte length included
+    header: bytes  # with its 8-byte length
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
 
     @property
     def values(self) -> int:
-        """How many float32 numbers there are."""
+        """Number of float32 values."""
         return sum(math.prod(shape) for _, shape in self.tensors)
 
     @property
     def size_bytes(self) -> int:
+        """Size of the whole file."""
         return len(self.header) + 4 * self.values
 
     def tensor_at(self, position: int) -> str:
-        """Name of the tensor that holds the flat position."""
+        """Returns the name of the tensor that holds a position of the flat payload. Raises IndexError."""
         for name, shape in self.tensors:
             position -= math.prod(shape)
             if position < 0:
@@ -50,18 +52,18 @@ class Layout:
 
 
 def layout_of(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> Layout:
-    """The layout of float32 tensors, sorted by name."""
+    """Returns the layout of float32 tensors, sorted by name."""
     ordered = tuple(sorted(tensors))
     return Layout(header_of((name, "F32", shape) for name, shape in ordered), ordered)
 
 
 def rewards_layout(candidates: int) -> Layout:
-    """One client's rewards of a batch, or their aggregate: as many numbers as there are candidates."""
+    """Returns the layout of one client's rewards for a batch, or of their aggregate: one number for each candidate."""
     return layout_of([("rewards", (candidates,))])
 
 
 def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """The header of tensors that follow one another: names, dtypes (F32, BF16, I8) and shapes, in order."""
+    """Builds the header of contiguous tensors from names, dtypes (F32, BF16, I8) and shapes, in file order."""
     entries: dict[str, object] = {}
     offset = 0
     for name, dtype, shape in tensors:
@@ -69,12 +71,12 @@ def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format pads with spaces, so that the payload is aligned
+    text += b" " * (-len(text) % 8)  # the format pads with spaces to align the payload
     return len(text).to_bytes(8, "little") + text
 
 
 def read_header(file: IO[bytes]) -> bytes:
-    """The header bytes at the start of a safetensors file. Raises WrongLayout."""
+    """Reads the header bytes at the start of a safetensors file. Raises WrongLayout."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > MAX_HEADER_BYTES:
@@ -83,7 +85,7 @@ def read_header(file: IO[bytes]) -> bytes:
 
 
 def read_layout(path: Path) -> Layout:
-    """The layout of a model file written by this project. Raises WrongLayout."""
+    """Reads the layout of a model file that this project has written. Raises WrongLayout."""
     with path.open("rb") as file:
         header = read_header(file)
     try:
@@ -97,10 +99,12 @@ def read_layout(path: Path) -> Layout:
 
 
 def _checked(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
-    """A name and a shape out of a stranger's JSON, where 1.0, true, -1 and "x" may stand for a size: the product of the last
-    and a large number is a text that fills the memory. Raises ValueError, TypeError, KeyError.
+    """Checks the name and the shape of one entry of a header that came over the network.
+
+    Its JSON may have 1.0, true, -1 or "x" for a size; "x" times a large number is a text that fills the memory.
+    Raises ValueError, TypeError, KeyError.
     """
-    name.encode()  # half of a surrogate pair is no name
+    name.encode()  # fails for half of a surrogate pair
     shape = tuple(entry["shape"])
     if len(shape) > MAX_DIMENSIONS or not all(type(size) is int and 0 <= size <= MAX_VALUES for size in shape):
         raise ValueError("a shape is at most 8 whole numbers")
@@ -110,21 +114,25 @@ def _checked(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
 
 
 def check_header(path: Path, header: bytes, size_bytes: int) -> None:
-    """Compares a stranger's file with the header and size it must have. Raises WrongLayout naming the first difference."""
+    """Compares a file from the network with the header and size that it must have.
+
+    Raises WrongLayout, which names the first difference.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
-        got = file.read(len(header))
-    if got == header and size == size_bytes:
+        start = file.read(len(header))
+    if start == header and size == size_bytes:
         return
-    found, wanted = _tensors_in(path), json.loads(header[8:])
-    for name in sorted(wanted.keys() | found.keys()):
-        expected = (wanted[name]["dtype"], tuple(wanted[name]["shape"])) if name in wanted else "absent"
-        if found.get(name, "absent") != expected:
-            raise WrongLayout(problem=f"tensor {name} is {found.get(name, 'absent')}, expected {expected}")
+    present, required = _tensors_in(path), json.loads(header[8:])
+    for name in sorted(required.keys() | present.keys()):
+        expected = (required[name]["dtype"], tuple(required[name]["shape"])) if name in required else "absent"
+        if present.get(name, "absent") != expected:
+            raise WrongLayout(problem=f"tensor {name} is {present.get(name, 'absent')}, expected {expected}")
     raise WrongLayout(problem="tensors are in another order, or the file holds metadata")
 
 
 def _tensors_in(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Reads dtype and shape of each tensor. Raises WrongLayout."""
     try:
         with safe_open(path, framework="numpy") as opened:
             pieces = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
@@ -134,12 +142,12 @@ def _tensors_in(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def flat_values(path: Path, layout: Layout) -> NDArray[np.float32]:
-    """The payload as one read-only memory-mapped array, shape [layout.values]."""
+    """Maps the payload into memory as one read-only array, shape (layout.values,)."""
     return np.memmap(path, dtype="<f4", mode="r", offset=len(layout.header), shape=(layout.values,))
 
 
 def write_weights(path: Path, layout: Layout, values: Iterable[NDArray[np.float32]]) -> Manifest:
-    """A whole weights file from its flat pieces, in order. Raises WrongLayout if they are too few or too many."""
+    """Writes a whole weights file from its flat pieces, in order. Raises WrongLayout if there are too few or too many values."""
     with HashingWriter(path, layout.size_bytes) as writer:
         writer.write(layout.header)
         for piece in values:
@@ -148,12 +156,12 @@ def write_weights(path: Path, layout: Layout, values: Iterable[NDArray[np.float3
 
 
 def tensors_of(path: Path) -> dict[str, NDArray[np.float32]]:
-    """All tensors of a model file by name, as views of one read-only memory map."""
+    """Returns all tensors of a model file by name, as views of one read-only memory map. Raises WrongLayout."""
     layout = read_layout(path)
     flat = flat_values(path, layout)
-    found: dict[str, NDArray[np.float32]] = {}
+    tensors: dict[str, NDArray[np.float32]] = {}
     offset = 0
     for name, shape in layout.tensors:
-        found[name] = flat[offset : offset + math.prod(shape)].reshape(shape)
+        tensors[name] = flat[offset : offset + math.prod(shape)].reshape(shape)
         offset += math.prod(shape)
-    return found
+    return tensors

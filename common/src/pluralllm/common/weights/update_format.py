@@ -1,11 +1,11 @@
-"""How an update's numbers travel: as float32, as bf16 (half the bytes), or as int8 in blocks with a scale each (a quarter).
+"""Encodings of an update's numbers: float32, bf16 (half the bytes), or int8 in blocks with one scale each (a quarter).
 
-A file is safetensors. float32 and bf16 have the model's names and shapes; int8 has `scales`, one float32 for each block of
-1,024 values, and `values`, the model's numbers in layout order. So a delta can be decoded slice by slice, front to back.
+The file is safetensors. With float32 and bf16 it has the model's names and shapes. With int8 it has `scales`, one float32 for
+each block of 1,024 values, and then `values`, the numbers in layout order. So a delta is decoded slice by slice, front to back.
 
-bf16 rounds to nearest, ties to even. int8 rounds at random, so that the mean of many is right (Alistarh et al. 2017, arXiv
-1610.02132, section 3.1); what rounding took from an update its client adds to the next one (error feedback: Karimireddy et al.
-2019, arXiv 1901.09847, Algorithm 2).
+bf16 rounds to nearest, ties to even. int8 rounds at random, so that the mean of many updates is right (Alistarh et al. 2017,
+arXiv 1610.02132, section 3.1). A client adds what rounding took from one update to its next one (error feedback: Karimireddy et
+al. 2019, arXiv 1901.09847, Algorithm 2).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,34 +20,38 @@ from pluralllm.common.weights.chunks import HashingWriter, Manifest
 from pluralllm.common.weights.layout import Layout, header_of
 from pluralllm.common.words.spec import UpdateEncoding
 
-BLOCK = 1024  # values that share a scale
+BLOCK = 1024  # values that share one scale
 SLICE = 256 * BLOCK  # values that are encoded or decoded at a time
-STEPS = 127  # of int8 on each side of 0
+STEPS = 127  # int8 steps on each side of 0
 VALUE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 Floats = NDArray[np.float32]
-ReadInto = Callable[[NDArray[np.uint8]], None]  # the next bytes of a file; raises if there are fewer
+ReadInto = Callable[
+    [NDArray[np.uint8]], None
+]  # fills an array with the next bytes of a file; raises if there are too few
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateFormat:
-    """What the file of an update must look like: a matter of the model's layout and the run spec."""
+    """The required form of an update's file. It follows from the model's layout and the run spec."""
 
-    layout: Layout  # of the model
+    layout: Layout  # the model's
     encoding: UpdateEncoding
     header: bytes
 
     @property
     def blocks(self) -> int:
-        """Scales in the file."""
+        """Number of scales in the file."""
         return -(-self.layout.values // BLOCK) if self.encoding == "int8" else 0
 
     @property
     def size_bytes(self) -> int:
+        """Size of the whole file."""
         return len(self.header) + 4 * self.blocks + VALUE_BYTES[self.encoding] * self.layout.values
 
 
 def update_format(layout: Layout, encoding: UpdateEncoding) -> UpdateFormat:
+    """Returns the form of an update for a model's layout."""
     match encoding:
         case "fp32":
             return UpdateFormat(layout, encoding, layout.header)
@@ -63,7 +67,10 @@ def update_format(layout: Layout, encoding: UpdateEncoding) -> UpdateFormat:
 
 
 def write_update(path: Path, form: UpdateFormat, delta: Floats, rng: np.random.Generator) -> tuple[Manifest, Floats]:
-    """Writes a finite delta (values,); its manifest, and the delta as it will be read. Not yet durable. Raises StorageFull."""
+    """Writes a delta of finite numbers, shape (values,). The file is not yet durable.
+
+    Returns its manifest, and the delta as a reader will decode it. Raises StorageFull.
+    """
     read = np.empty_like(delta)
     scales = scales_of(delta, form.encoding)
     with HashingWriter(path, form.size_bytes) as writer:
@@ -75,7 +82,7 @@ def write_update(path: Path, form: UpdateFormat, delta: Floats, rng: np.random.G
 
 
 def as_read(delta: Floats, encoding: UpdateEncoding, rng: np.random.Generator) -> Floats:
-    """What `write_update` would say is read of it, without a file."""
+    """Returns the delta as a reader would decode it, without a file."""
     read = np.empty_like(delta)
     for _ in _encoded(delta, scales_of(delta, encoding), encoding, rng, read):
         pass
@@ -85,7 +92,7 @@ def as_read(delta: Floats, encoding: UpdateEncoding, rng: np.random.Generator) -
 def _encoded(
     delta: Floats, scales: Floats, encoding: UpdateEncoding, rng: np.random.Generator, read: Floats
 ) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of each slice, which is then in `read` as it will be read."""
+    """Yields the bytes of each slice, and puts into `read` what a reader will decode from them."""
     for start in range(0, delta.size, SLICE):
         values, steps = slice(start, start + SLICE), scales[start // BLOCK : (start + SLICE) // BLOCK]
         raw = encode(delta[values], steps, encoding, rng)
@@ -121,7 +128,10 @@ class SliceReader:
 
 
 def scales_of(delta: Floats, encoding: UpdateEncoding) -> Floats:
-    """What one step of int8 is worth in each block: the largest number becomes 127. (blocks,), none of other encodings."""
+    """Returns the value of one int8 step in each block, so that its largest number becomes 127.
+
+    Shape: (blocks,); (0,) for the other encodings.
+    """
     if encoding != "int8":
         return np.empty(0, np.float32)
     starts = np.arange(0, delta.size, BLOCK)
@@ -130,7 +140,7 @@ def scales_of(delta: Floats, encoding: UpdateEncoding) -> Floats:
 
 
 def encode(values: Floats, scales: Floats, encoding: UpdateEncoding, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The bytes of a slice that begins with a block."""
+    """Encodes a slice that starts at the start of a block."""
     match encoding:
         case "fp32":
             return values.astype("<f4").view(np.uint8)
@@ -149,14 +159,14 @@ def encode(values: Floats, scales: Floats, encoding: UpdateEncoding, rng: np.ran
 
 
 def decode(raw: NDArray[np.uint8], scales: Floats, encoding: UpdateEncoding, out: Floats) -> None:
-    """The way back, into `out`."""
+    """Decodes a slice into `out`."""
     match encoding:
         case "fp32":
             out[:] = raw.view("<f4")
         case "bf16":
             np.left_shift(raw.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32, casting="unsafe")
         case "int8":
-            # Scales by a stranger may be infinite or NaN: whoever checks an update looks for what comes of it.
+            # Scales from the network may be infinite or NaN. The check of an update finds the numbers that come of it.
             with np.errstate(over="ignore", invalid="ignore"):
                 np.multiply(raw.view(np.int8), np.repeat(scales, BLOCK)[: out.size], out=out)
         case _:

@@ -1,4 +1,4 @@
-"""Addresses of ports: what they look like, and which are of this machine only."""
+"""Network addresses: the form host:port, and the check that an address belongs to this machine only."""
 
 import ipaddress
 
@@ -6,7 +6,7 @@ from pluralllm.common.errors.tree import NotLoopback
 
 
 def check_address(address: str) -> str:
-    """For pydantic: host:port. Raises ValueError."""
+    """Returns the address if it is host:port. Raises ValueError, as pydantic wants it."""
     host, separator, port = address.rpartition(":")
     if not separator or not host or not port.isdecimal() or int(port) > 65_535:
         raise ValueError("must be host:port, for example 127.0.0.1:7443")
@@ -14,9 +14,9 @@ def check_address(address: str) -> str:
 
 
 def check_loopback(address: str) -> None:
-    """Plain text stays on this machine: on any other interface identities and weights could be read and forged.
+    """Refuses an address on any but the loopback interface, for connections in plain text.
 
-    Raises NotLoopback.
+    On another interface, others could read and forge identities and weights. Raises NotLoopback.
     """
     host = address.rpartition(":")[0].strip("[]")
     try:

@@ -1,4 +1,4 @@
-"""Distinct ids, so that a round is never passed where a version is meant."""
+"""Distinct types for ids and numbers, so that mypy refuses a round where a model version is expected."""
 
 import re
 from typing import NewType
@@ -8,17 +8,17 @@ ClientId = NewType("ClientId", str)
 GroupName = NewType("GroupName", str)
 RoundNumber = NewType("RoundNumber", int)
 ModelVersion = NewType("ModelVersion", int)
-# The text of a TaskName (names.py): whoever is given a task never takes it apart.
+# The text of a TaskName (names.py). A client keeps this text as it is and never takes it apart.
 TaskId = NewType("TaskId", str)
-# Lower-case hex sha256; for a blob, over the concatenated hashes of its chunks.
+# A SHA-256 in lower-case hex. The digest of a blob is computed over the concatenated hashes of its chunks.
 Digest = NewType("Digest", str)
 
-# Ids become path parts and resource names (aip.dev/122), so their alphabet is small.
+# Ids become file names and resource names (aip.dev/122), so their alphabet is small.
 ID = "[a-z][a-z0-9-]{0,39}"
 ID_PATTERN = f"^{ID}$"
 ID_HELP = "1 to 40 of a-z, 0-9 and '-', the first a letter"
 
 
 def is_id(text: str) -> bool:
-    """Whether a text may serve as the id of a run or a client."""
+    """Returns whether a text may serve as the id of a run or a client."""
     return re.fullmatch(ID_PATTERN, text) is not None

@@ -1,4 +1,4 @@
-"""Names of resources as they stand in messages, logs and specs: paths of ids and numbers (aip.dev/122).
+"""Names of resources in messages, logs and specs: paths of ids and numbers (aip.dev/122).
 
     members/MEMBER
     runs/RUN
@@ -36,7 +36,7 @@ RUN_NAME = re.compile(f"runs/({ID}|{NEWEST})")
 ROUND_NAME = re.compile(f"{RUN_NAME.pattern}/rounds/({NUMBER})")
 MODEL_NAME = re.compile(f"{RUN_NAME.pattern}/models/({NUMBER}|{CURRENT})")
 TASK_NAME = re.compile(f"runs/({ID})/rounds/({NUMBER})/tasks/({'|'.join(TaskKind)})-({ID})")
-# The name of one version for ever, so that neither `-` is allowed: for specs.
+# For specs: the name must mean one version for ever, so that no `-` is allowed.
 FIXED_MODEL_PATTERN = f"^runs/{ID}/models/({NUMBER})$"
 
 
@@ -51,7 +51,7 @@ class MemberName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises InvalidArgument."""
+        """Reads a whole name. Raises InvalidArgument."""
         (member,) = _pieces(MEMBER_NAME, text, "name", "members/NAME")
         return cls(ClientId(member))
 
@@ -67,7 +67,7 @@ class RunName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises InvalidArgument."""
+        """Reads a whole name. Raises InvalidArgument."""
         (run,) = _pieces(RUN_NAME, text, "name", "runs/RUN")
         return cls(RunId(run))
 
@@ -84,7 +84,7 @@ class RoundName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises InvalidArgument."""
+        """Reads a whole name. Raises InvalidArgument."""
         run, number = _pieces(ROUND_NAME, text, "name", "runs/RUN/rounds/NUMBER")
         return cls(RunId(run), RoundNumber(int(number)))
 
@@ -101,7 +101,7 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises InvalidArgument."""
+        """Reads a whole name. Raises InvalidArgument."""
         run, version = _pieces(MODEL_NAME, text, "name", "runs/RUN/models/NUMBER")
         return cls(RunId(run), None if version == CURRENT else ModelVersion(int(version)))
 
@@ -129,7 +129,7 @@ class TaskName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises InvalidArgument."""
+        """Reads a whole name. Raises InvalidArgument."""
         run, number, kind, client = _pieces(TASK_NAME, text, "task", "runs/RUN/rounds/N/tasks/KIND-CLIENT")
         return cls(RunId(run), RoundNumber(int(number)), TaskKind(kind), ClientId(client))
 

@@ -1,8 +1,8 @@
-"""Runs that ask groups for rewards: their settings, and how much each group's rewards count. Pure, and free of numpy.
+"""Runs that ask groups for rewards: their settings, and the weight of each group's rewards. Pure, and free of numpy.
 
-The rules are those that arXiv 2512.08786 and arXiv 2604.04261 (APPA) compare: mean, min, max, and one that weighs groups by how
-well they have been served; a fixed alpha is the family of arXiv 2405.00254: alpha to -infinity is the min, 0 the mean, +infinity
-the max.
+arXiv 2512.08786 and arXiv 2604.04261 (APPA) compare these rules: mean, min, max, and a rule that weighs groups by how well the
+model has served them so far. A fixed alpha is the family of arXiv 2405.00254: -infinity is the min, 0 the mean, +infinity the
+max.
 """
 
 import math
@@ -14,21 +14,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pluralllm.common.words.names import FIXED_MODEL_PATTERN
 
-History = tuple[
-    tuple[str, float], ...
-]  # of each group (or client), sorted: its mean rewards so far, newest weighted most
-DIGITS = 12  # weights and histories are rounded: exp may differ in its last bit on another machine
+# (group or client, decayed mean of its rewards so far), sorted; the newest reward weighs most.
+History = tuple[tuple[str, float], ...]
+DIGITS = 12  # weights and histories are rounded, because exp may differ in its last bit on another machine
 
 
 class RewardAggregation(BaseModel):
-    """Rewards of many groups as one: which rule, with what numbers."""
+    """The rule that makes one reward of the rewards of many groups, with its numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rule: Literal["mean", "min", "max", "alpha", "adaptive"] = "mean"
-    alpha: Annotated[float, Field(ge=-1000, le=1000)] = -10.0  # of rule alpha
-    # Of rule adaptive: a group's history is decay * history + (1 - decay) * its newest mean reward; its weight is
-    # proportional to exp(-history / temperature) while the histories' fairness index is below fair_from, else all weigh alike.
+    # For rule alpha: from the min (low) over the mean (0) to the max (high).
+    alpha: Annotated[float, Field(ge=-1000, le=1000)] = -10.0
+    # For rule adaptive: a group's history is decay * history + (1 - decay) * its newest mean reward. While the fairness index
+    # of the histories is below fair_from, weights are proportional to exp(-history / temperature); else they are equal.
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.8
     temperature: Annotated[float, Field(gt=0, le=100)] = 0.1
     fair_from: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -38,15 +38,14 @@ MAX_CANDIDATES = 4096
 
 
 class RewardRun(BaseModel):
-    """What makes a run one that asks for rewards: no training, each round is a batch of rollouts that clients score."""
+    """The settings of a run that asks for rewards: it does not train, each round is a batch of rollouts that clients score."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Annotated[str, Field(pattern=FIXED_MODEL_PATTERN)]  # the predictor, on this coordinator
-    model_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of it
-    context_questions: Annotated[int, Field(ge=1, le=1000)] = (
-        40  # of a group's own answers, seeded; all if it has fewer
-    )
+    source: Annotated[str, Field(pattern=FIXED_MODEL_PATTERN)]  # the model whose predictor scores, on this coordinator
+    model_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # digest of that model
+    # Questions that a group takes from its own answers as the context, drawn by the seed; all if it has fewer.
+    context_questions: Annotated[int, Field(ge=1, le=1000)] = 40
     # A constant: a batch must fit into one message with the texts of its rollouts. It stays in the format for the hash's sake.
     max_candidates: Annotated[int, Field(ge=MAX_CANDIDATES, le=MAX_CANDIDATES)] = MAX_CANDIDATES
     aggregation: RewardAggregation = RewardAggregation()
@@ -67,27 +66,27 @@ class RewardOptions:
 
 
 def mean_reward(rewards: Sequence[float | None]) -> float | None:
-    """Of what could be scored; None if nothing could."""
-    known = [reward for reward in rewards if reward is not None]
-    return math.fsum(known) / len(known) if known else None
+    """Mean of the rewards that could be given; None if there are none."""
+    scored = [reward for reward in rewards if reward is not None]
+    return math.fsum(scored) / len(scored) if scored else None
 
 
 def remember(settings: RewardAggregation, newest: Mapping[str, float | None], history: History) -> History:
-    """Histories with one more batch; a group that is new begins with its first, one that is away keeps what it had."""
-    known = dict(history)
+    """Returns the histories after one more batch. A new group begins with its first reward; an absent one keeps its history."""
+    past = dict(history)
     for group, mean in newest.items():
         if mean is not None:
-            before = known.get(group, mean)
-            known[group] = round(settings.decay * before + (1 - settings.decay) * mean, DIGITS)
-    return tuple(sorted(known.items()))
+            before = past.get(group, mean)
+            past[group] = round(settings.decay * before + (1 - settings.decay) * mean, DIGITS)
+    return tuple(sorted(past.items()))
 
 
 def weigh_groups(settings: RewardAggregation, groups: Sequence[str], history: History) -> tuple[float, ...]:
-    """One for each group, sum 1. Only `adaptive` has others than equal ones, and once all have a history."""
-    known = dict(history)
-    if settings.rule != "adaptive" or not all(group in known for group in groups):
+    """Returns the weight of each group; their sum is 1. They differ only under `adaptive`, once all have a history."""
+    by_group = dict(history)
+    if settings.rule != "adaptive" or not all(group in by_group for group in groups):
         return (1 / len(groups),) * len(groups)
-    past = [known[group] for group in groups]
+    past = [by_group[group] for group in groups]
     if _fairness_index(past) >= settings.fair_from:
         return (1 / len(groups),) * len(groups)
     lowest = min(past)
@@ -96,6 +95,6 @@ def weigh_groups(settings: RewardAggregation, groups: Sequence[str], history: Hi
 
 
 def _fairness_index(values: Sequence[float]) -> float:
-    """Jain's, as metrics.fairness_index has it; 1 for nothing but zeros."""
+    """Jain's fairness index, as in metrics.fairness_index; 1 if all values are 0."""
     total, squares = math.fsum(values), math.fsum(value * value for value in values)
     return 1.0 if squares == 0 else total * total / (len(values) * squares)

@@ -18,11 +18,11 @@ from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
 
 PRESETS = ("default", "paper")
 
-YEAR_S = 366 * 86_400.0  # what is later than that is no deadline, and one far enough is no date
+YEAR_S = 366 * 86_400.0  # a later deadline has no use, and one far enough in the future is no valid date
 
 
 def _without_nul(text: str) -> str:
-    """PostgreSQL keeps no NUL in text."""
+    """Refuses NUL characters, because PostgreSQL cannot store them in text. Raises ValueError."""
     if "\0" in text:
         raise ValueError("has a NUL character (U+0000); leave it out")
     return text
@@ -31,9 +31,8 @@ def _without_nul(text: str) -> str:
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
-Width = Annotated[
-    int, Field(ge=1, le=4096)
-]  # with all else at its end too, a model's chunk list still fits one message
+# With every bound of a spec at its upper end, a model's chunk list still fits into one message.
+Width = Annotated[int, Field(ge=1, le=4096)]
 UpdateEncoding = Literal["fp32", "bf16", "int8"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 NoNul = AfterValidator(_without_nul)
@@ -41,20 +40,20 @@ Name = Annotated[str, Field(min_length=1, max_length=200), NoNul]
 
 
 class GroupRole(StrEnum):
-    """Whether a group trains, or is evaluated only (unseen)."""
+    """The role of a group: it trains, or the run never trains on it and only evaluates it."""
 
     TRAIN = "train"
     HELD_OUT = "held_out"
 
 
 class SpecPart(BaseModel):
-    """Frozen, and a misspelt key is an error."""
+    """A table of the run spec: frozen, and a misspelt key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Groups(SpecPart):
-    """Who takes part. Both empty: any group, in the role its client declares."""
+    """The groups that take part. If both are empty, any group takes part in the role that its client declares."""
 
     train: tuple[Name, ...] = ()
     held_out: tuple[Name, ...] = ()
@@ -72,22 +71,22 @@ class Groups(SpecPart):
         return bool(self.train or self.held_out)
 
     def role_of(self, group: str, declared: GroupRole) -> GroupRole | None:
-        """The part a group takes: as its client declares, but never training if held out here; None if it has no part."""
+        """Returns the role of a group in this run: the declared one, unless the spec holds it out; None if it takes no part."""
         if group in self.held_out:
             return GroupRole.HELD_OUT
         return declared if group in self.train or not self.named else None
 
 
 class RoundPolicy(SpecPart):
-    """When a round starts and when it ends."""
+    """The conditions on which a round starts and ends."""
 
-    min_clients: Count = 2  # quorum: below 3 one partner could subtract its own delta and read the other's
-    target_clients: Count = 2  # cohort size; above min_clients it is over-selection
+    min_clients: Count = 2  # quorum: below 3, one partner could subtract its own delta and read the other's
+    target_clients: Count = 2  # cohort size; more than min_clients is over-selection
     gather_s: Seconds = 30.0  # how long a round waits for target_clients before it starts with min_clients
     deadline_s: Seconds = 600.0  # from the start of collecting
     grace_after_quorum_s: Annotated[float, Field(ge=0, le=YEAR_S)] = 60.0
     on_missed_quorum: Literal["extend", "skip", "abort"] = "extend"
-    max_extensions: Annotated[int, Field(ge=0, le=1000)] = 10  # then the run is aborted
+    max_extensions: Annotated[int, Field(ge=0, le=1000)] = 10  # after so many the run is aborted
     evaluate_every: Count = 1  # rounds; version 0 and the last version are always evaluated
     evaluation_deadline_s: Seconds = 300.0
 
@@ -99,7 +98,7 @@ class RoundPolicy(SpecPart):
 
 
 class Predictor(SpecPart):
-    """The transformer neural process of PAPER section Model; `architecture` names the fixed, versioned code."""
+    """The transformer neural process of arXiv 2503.09925; `architecture` names the fixed, versioned code."""
 
     architecture: Literal["tnp-d/1"] = "tnp-d/1"
     d_model: Width = 128
@@ -109,7 +108,7 @@ class Predictor(SpecPart):
     feedforward: Annotated[int, Field(ge=1, le=16_384)] = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     input_scale: Literal["none", "unit_variance"] = "none"  # unit_variance: unit vectors of n numbers, times sqrt(n)
-    share_scale: Annotated[float, Field(gt=0, le=1_000)] = 1.0  # what shares in the context are multiplied by
+    share_scale: Annotated[float, Field(gt=0, le=1_000)] = 1.0  # factor on the shares in the context
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -119,7 +118,10 @@ class Predictor(SpecPart):
 
 
 class Episodes(SpecPart):
-    """Questions of one training step: disjoint context and targets, drawn afresh; upper ends shrink to what a group has."""
+    """The questions of one training step: context and targets, disjoint and drawn anew each time.
+
+    If a group has too few questions, the upper bounds shrink.
+    """
 
     min_context: Count = 10
     max_context: Count = 100
@@ -134,71 +136,76 @@ class Episodes(SpecPart):
 
 
 class Training(SpecPart):
-    """What a client does with one TRAIN task."""
+    """The training that a client does for one TRAIN task."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 3e-4
     schedule: Literal["constant", "cosine"] = "constant"
-    # Local steps from the full rate to 0; None is all of the run's. After fewer it climbs again, as the reference's does.
+    # Local steps from the full learning rate down to 0; None means all steps of the run. With fewer steps the rate climbs
+    # again afterwards, as in the reference implementation.
     cosine_steps: Count | None = None
-    keep_optimizer_state: bool = False  # over rounds; True keeps moments of weights the server has replaced
+    keep_optimizer_state: bool = (
+        False  # between rounds; True keeps moments of weights that the server has replaced since
+    )
     local_steps: Count = 6
     batch_episodes: Count = 1
     loss: Literal["gaussian", "cross_entropy", "alignment"] = "gaussian"
-    # Each episode's shares to a power of exp(N(0, this^2)), context and targets alike, so that the predictor reads from the
-    # context how much of one mind a group is, and does not take it for one of the few it has seen. 0: as they are.
+    # Raises each episode's shares, in context and targets alike, to the power exp(N(0, this^2)). The predictor then learns to
+    # read from the context how united a group is, instead of assuming one of the few groups that it has seen. 0: no change.
     sharpness_spread: Annotated[float, Field(ge=0, le=2)] = 0.0
-    # The answers a prediction is held against are shares to a power of 1 / this (not with loss = gaussian). Above 1 they are
-    # softer: what a predictor learns of the groups it trains on is surer than what it can know of others.
+    # The target shares are raised to the power 1 / this (not with loss = gaussian). Above 1 they are softer: a predictor is
+    # surer about the groups that it trains on than it can be about others.
     target_temperature: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     gradient_clip_norm: Positive | None = None
     proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
-        0.0  # FedProx: pull of the round's base; 0 is none
+        0.0  # FedProx: pull to the round's base; 0 is none
     )
     episodes: Episodes = Episodes()
 
 
 class Updates(SpecPart):
-    """How updates travel."""
+    """The form in which updates travel."""
 
     encoding: UpdateEncoding = "fp32"
 
 
 class Aggregation(SpecPart):
-    """How updates become the next version: weights, their mean delta, the server optimizer's step.
+    """The way from updates to the next version: weights, the mean delta, the server optimizer's step.
 
     Sources: Hsu et al. 2019 (arXiv 1909.06335) for fedavgm, Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2, for fedadam and
     fedyogi; the mean delta is their negative pseudo-gradient, and there is no bias correction.
     """
 
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
-    server_learning_rate: Positive = (
-        1.0  # of fedadam and fedyogi: about the most one value moves in a round, so 0.1 or less
+    # With fedadam and fedyogi this is about the most that one value moves in a round, so choose 0.1 or less.
+    server_learning_rate: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # beta1 of fedavgm, fedadam and fedyogi
+    second_moment: Annotated[float, Field(ge=0, lt=1)] = 0.99  # beta2 of fedadam and fedyogi
+    adaptivity: Annotated[float, Field(ge=1e-8, le=1)] = (
+        1e-3  # tau of fedadam and fedyogi: the smaller, the more adaptive
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # beta1 of fedavgm, fedadam, fedyogi
-    second_moment: Annotated[float, Field(ge=0, lt=1)] = 0.99  # beta2 of fedadam, fedyogi
-    adaptivity: Annotated[float, Field(ge=1e-8, le=1)] = 1e-3  # tau of fedadam, fedyogi: the smaller, the more adaptive
     weighting: Literal["examples", "uniform", "q_fair", "agnostic", "adaptive"] = "examples"
-    # How far weights lean to clients that the base model predicts badly. q_fair: q, weight ~ examples * distance^q; agnostic:
-    # gamma, the step of the worst-case mixture; adaptive: inverse temperature over past distances (tens, as those differ by
-    # hundredths). No meaning for examples and uniform. server/rounds/weighting.py has the sources and the bounds.
+    # How much more weight goes to clients that the base model predicts badly. For q_fair it is q: the weight is proportional
+    # to examples * distance^q. For agnostic it is gamma, the step of the worst-case mixture. For adaptive it is the inverse
+    # temperature over past distances (use tens, because distances differ by hundredths). It has no effect with examples and
+    # uniform. Sources and bounds stand in server/rounds/weighting.py.
     fairness: Positive = 1.0
-    max_examples: Count = 100_000  # cap of one client's weight
-    max_delta_norm: Positive = 100.0  # L2 over the whole update
+    max_examples: Count = 100_000  # upper bound of one client's weight
+    max_delta_norm: Positive = 100.0  # L2 norm of the whole update
 
 
 class Evaluation(SpecPart):
-    """How a version is scored for one group."""
+    """The way in which a version is scored for one group."""
 
     context_questions: Count = 20
-    draws: Count = 3  # seeded contexts, averaged
-    # Share of a training group's questions, chosen by hash of the question and so the same in every group, that no one
-    # trains on: a training group is scored on these alone. A held-out group is scored on all but its context.
+    draws: Count = 3  # contexts drawn by the seed; the score is the average over them
+    # Share of a training group's questions that nobody trains on; a training group is scored on these alone. The hash of a
+    # question decides, so all groups leave out the same ones. A held-out group is scored on all questions but its context.
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class Probe(SpecPart):
-    """A text and the vector it must give."""
+    """A text with the vector that every client's embedding model must give for it."""
 
     text: Name
     vector: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
@@ -208,22 +215,22 @@ MIN_COSINE = 0.999
 
 
 class Embedding(SpecPart):
-    """The embedding contract: the same everywhere, or the weights mean nothing.
+    """The embedding contract: all clients must embed alike, or the shared weights mean nothing.
 
-    One vector for each (question, option): every template is filled in and embedded, the vectors are concatenated.
+    Each (question, option) becomes one vector: every template is filled in and embedded, and the vectors are concatenated.
     Fields of a template: {question}, {options} ("A. .. B. .."), {letter}, {option}.
     """
 
     model: Name  # model id; a client may map it to a local folder
     revision: Name = "main"
     pooling: Literal["mean"] = "mean"
-    normalize: bool = True  # each template's vector to unit length
+    normalize: bool = True  # scales the vector of each template to unit length
     max_tokens: Annotated[int, Field(ge=8, le=8192)] = 256
     templates: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4)] = ("{question}", "{option}")
-    dimension: Annotated[int, Field(ge=1, le=65_536)]  # of the concatenation
+    dimension: Annotated[int, Field(ge=1, le=65_536)]  # length of the concatenated vector
     probes: tuple[Probe, ...] = ()
-    # A constant: below it two installations embed differently, above it lie mere rounding errors. It stays in the format because
-    # it is part of the hash of every spec.
+    # A constant: below it two installations embed differently, above it are only rounding errors. It stays in the format
+    # because it is part of the hash of every spec.
     min_cosine: Annotated[float, Field(ge=MIN_COSINE, le=MIN_COSINE)] = MIN_COSINE
 
     @model_validator(mode="after")
@@ -245,7 +252,7 @@ class Embedding(SpecPart):
 
 
 class RunSpec(SpecPart):
-    """One training job. Load it with `load_spec`; two specs with one hash are the same job."""
+    """One training job. `load_spec` reads it from a file; two specs with the same hash are the same job."""
 
     format: Literal["pluralllm.run/1"] = "pluralllm.run/1"
     title: Annotated[str, Field(max_length=200), NoNul] = ""
@@ -307,8 +314,10 @@ class RunSpec(SpecPart):
             raise InvalidSpec(file=file, problems=explain(error)) from error
 
     def canonical_json(self) -> bytes:
-        """Sorted keys, no spaces: the bytes the hash is over."""
-        left_out = None if self.rewards is not None else {"rewards"}  # runs that train have the hash they always had
+        """Returns the bytes that the hash is computed over: JSON with sorted keys and no spaces."""
+        left_out = (
+            None if self.rewards is not None else {"rewards"}
+        )  # so that the hash of a run that trains never changes
         values = self.model_dump(mode="json", exclude=left_out)
         return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
@@ -317,7 +326,10 @@ class RunSpec(SpecPart):
 
 
 def parse_spec(text: bytes, file: str) -> RunSpec:
-    """A spec from JSON. Raises InvalidSpec with every problem and what is allowed."""
+    """Reads a spec from JSON. `file` is the name under which a problem is reported.
+
+    Raises InvalidSpec with every problem and what is allowed.
+    """
     try:
         return RunSpec.model_validate_json(text)
     except ValidationError as error:
@@ -325,7 +337,7 @@ def parse_spec(text: bytes, file: str) -> RunSpec:
 
 
 def load_spec(path: Path) -> RunSpec:
-    """A spec from TOML; `preset = "default"` or "paper" at the top fills in what the file leaves out.
+    """Reads a spec from a TOML file. `preset = "default"` or "paper" at the top fills in what the file leaves out.
 
     Raises InvalidSpec: file, key, what is allowed.
     """
@@ -339,29 +351,29 @@ def load_spec(path: Path) -> RunSpec:
 
 
 def spec_from_toml(text: str, file: str) -> RunSpec:
-    """The same for a text; `file` is what a problem is reported under. Raises InvalidSpec."""
+    """Reads a spec from TOML text. `file` is the name under which a problem is reported. Raises InvalidSpec."""
     try:
-        given = tomllib.loads(text)
+        values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidSpec(file=file, problems=f"  not TOML: {error}") from error
-    preset = given.pop("preset", "default")
+    preset = values.pop("preset", "default")
     if preset not in PRESETS:
         raise InvalidSpec(file=file, problems=f"  preset: is {preset!r}, allowed: {', '.join(PRESETS)}")
     try:
-        return RunSpec.model_validate(merge(preset_values(preset), given))
+        return RunSpec.model_validate(merge(preset_values(preset), values))
     except ValidationError as error:
         raise InvalidSpec(file=file, problems=explain(error)) from error
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """The values of a built-in preset, as a spec file would have them."""
+    """Returns the values of a built-in preset in the form of a spec file."""
     return tomllib.loads(
         resources.files("pluralllm.common.words").joinpath("presets", f"{name}.toml").read_text("utf-8")
     )
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Tables are merged key by key, anything else is replaced."""
+    """Returns `base` with the values of `over`: tables are merged key by key, anything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -370,13 +382,13 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, secret: Collection[str] = ()) -> str:
-    """One line for each problem: key, what is wrong, what was given unless the key is `secret`."""
+    """Returns one line for each problem: the key, the fault, and the value unless the key is `secret`."""
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-        given = problem.get("input")
-        told = key not in secret and isinstance(given, (str, int, float, bool))
-        shown = f" (given: {given!r})" if told else ""
+        value = problem.get("input")
+        is_shown = key not in secret and isinstance(value, (str, int, float, bool))
+        shown = f" (given: {value!r})" if is_shown else ""
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key; check its spelling"

@@ -1,4 +1,4 @@
-"""Updates as files: checked before they count, averaged slice by slice. Blocking; the coordinator calls it in a thread.
+"""Checks the files of updates and averages them slice by slice. These functions block; the coordinator calls them in a thread.
 
 Memory: two slices of every update at a time, however large the model: one is read while the other is averaged. Files are read,
 not mapped: mapped pages would count as the coordinator's own, and a file cut short under a map kills the process.
@@ -23,17 +23,17 @@ from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import UpdateEncoding
 from pluralllm.server.aggregation.arithmetic import Aggregator, ServerOptimizer
 
-SHORT = 64  # values of one sum in float32: relative errors of 1e-6, of a norm that is held against a limit
-SLICES_TO_FLUSH = 16  # 16 MiB
-READERS = 4  # threads that read, hash and decode side by side; all three let go of the interpreter's lock
+SHORT = 64  # values in one float32 sum; the relative error of 1e-6 is small enough for a comparison with a limit
+SLICES_TO_FLUSH = 16  # that is 16 MiB
+READERS = 4  # threads that read, hash and decode in parallel; all three release the interpreter's lock
 
 Floats = NDArray[np.float32]
 
 
 def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float:
-    """Names, shapes, dtypes, size, finiteness and L2 norm; returns the norm.
+    """Checks names, shapes, dtypes, size, finiteness and L2 norm of an update. Returns the norm.
 
-    Raises WrongLayout, NotFinite or NormTooLarge.
+    Raises WrongLayout, NotFinite, NormTooLarge.
     """
     check_header(path, form.header, form.size_bytes)
     squares, bad, first_bad = 0.0, 0, -1
@@ -47,7 +47,7 @@ def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float
             square = _square(values)
             if math.isfinite(square):
                 squares += square
-            elif (finite := np.isfinite(values)).all():  # numbers so large that their squares are not
+            elif (finite := np.isfinite(values)).all():  # the numbers are finite, but their squares are not
                 squares += float(np.square(values, dtype=np.float64).sum())
             else:
                 bad += int((~finite).sum())
@@ -60,7 +60,7 @@ def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float
 
 
 def _square(values: Floats) -> float:
-    """Squared L2 norm: short sums in float32, which vectorize, and their sum in float64."""
+    """Returns the squared L2 norm: short sums in float32, which vectorize, are added in float64."""
     whole = values[: values.size // SHORT * SHORT].reshape(-1, SHORT)
     rest = values[whole.size :]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -70,7 +70,7 @@ def _square(values: Floats) -> float:
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
-    """A weights file and the digest it must have."""
+    """A weights file with the digest that it must have."""
 
     path: Path
     digest: Digest
@@ -78,19 +78,20 @@ class StoredWeights:
 
 @dataclass(frozen=True, slots=True)
 class EqualValues:
-    """Reads like a file that holds one number everywhere."""
+    """A source that holds one number everywhere; it is read like a file."""
 
     value: float
 
     def read(self, row: Floats) -> None:
+        """Fills `row` with the number."""
         row.fill(self.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """The same slice of every file: views of one buffer."""
+    """The same slice of every file, as views of one buffer."""
 
-    start: int  # of the slice, in the model's values
+    start: int  # position of the slice in the model's values
     base: Floats  # (slice,)
     moments: Floats  # (moments, slice)
     deltas: Floats  # (clients, slice)
@@ -107,11 +108,14 @@ def average(
     outs: Sequence[Path],
     encoding: UpdateEncoding = "fp32",
 ) -> tuple[Manifest, ...]:
-    """Writes optimizer(base, aggregator(updates), moments) to `outs`: the next version, then each new moment. Their manifests.
+    """Writes optimizer(base, aggregator(updates), moments) to `outs`: the next version, then each new moment.
 
-    `moments`: files, or one number for all values before the first round; `outs` is one longer. `updates` in sorted client
-    order, `weights` [clients] in the same order, `encoding` is theirs. Every byte read is hashed in the same pass: on a digest
-    that does not fit, Corrupt is raised and `outs` are removed. What is written is not yet durable. Raises StorageFull.
+    moments: files, or before the first round one number for all values of a moment.
+    updates: sorted by client; all have `encoding`.
+    weights: (clients,), in the order of `updates`.
+    outs: one path more than there are moments. What is written is not yet durable.
+    Returns the manifests of `outs`. Every byte is hashed in the pass that uses it.
+    Raises: Corrupt if a digest does not fit, StorageFull; `outs` are removed then.
     """
     whole, sent = update_format(layout, "fp32"), update_format(layout, encoding)
     files: list[HashingReader] = []
@@ -152,7 +156,7 @@ def _reader_of(
         return EqualValues(source)
     file = stack.enter_context(HashingReader(source.path, source.digest))
     files.append(file)
-    file.read_into(np.empty(len(form.header), np.uint8))  # its bytes are part of the digest
+    file.read_into(np.empty(len(form.header), np.uint8))  # the digest covers these bytes, too
     return SliceReader(form, file.read_into)
 
 
