@@ -207,13 +207,13 @@ class Fleet:
         self._hang_up()
         self._stop_coordinator()
         self._check_acknowledged(rounds, revoked)
-        self.audit()
+        self.verify()
         return str(run["version_digest"])
 
     def _check_acknowledged(self, rounds: list[dict[str, Any]], revoked: str) -> None:
         """Checks that each receipt that a client was given is on record, and that its update was never requested again.
 
-        The audit cannot see this: a client would make a lost update again, with the same bits.
+        `verify` cannot see this: a client would make a lost update again, with the same bits.
         """
         client_log = [json.loads(line) for line in self._clients.log.read_text().splitlines()]
         tasks = [(fact["task"], fact["digest"]) for fact in client_log if fact["event"] == "update.committed"]
@@ -227,9 +227,9 @@ class Fleet:
         assert [task for task, _ in lost if not task.endswith(f"-{revoked}")] == [], self.logs()
         assert len(tasks) == len(set(tasks)), f"an update was asked for again\n{self.logs()}"
 
-    def audit(self) -> None:
-        """Runs `pluralllm-server audit` in this process."""
-        check_commands.audit(self.config, None, as_json=False)
+    def verify(self) -> None:
+        """Runs `pluralllm-server verify` in this process."""
+        check_commands.verify(self.config, None, as_json=False)
 
     def passes(self) -> Counter[str]:
         """Returns for each point how often one process has passed it, at most."""

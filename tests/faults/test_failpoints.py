@@ -1,4 +1,4 @@
-"""The coordinator killed before and after every durable step: the run ends with the bits it would have had, a clean audit."""
+"""The coordinator killed before and after every durable step: the run ends with the bits it would have had, and all verifies."""
 
 import random
 from pathlib import Path

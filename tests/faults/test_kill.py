@@ -1,4 +1,4 @@
-"""kill -9, for real: the run ends with the bits of an undisturbed one, and the audit is clean."""
+"""kill -9, for real: the run ends with the bits of an undisturbed one, and verifies clean."""
 
 import random
 import threading
@@ -48,7 +48,7 @@ def end_phase(remote: Remote) -> str:
 
 
 def finish(running: Federation, remote: Remote) -> str:
-    """Waits for the end and for the clients to hear of it; audits; the final model's digest."""
+    """Waits for the end and for the clients to hear of it; verifies; the final model's digest."""
     until(lambda: end_phase(remote) == "ended", "the run ends", running, 120)
     run = remote.get_run("r")
     assert run["outcome"] == "completed", run["outcome_reason"]
@@ -57,8 +57,8 @@ def finish(running: Federation, remote: Remote) -> str:
         until(lambda client=client: not client.running, "the client hears that the run is over", running)  # type: ignore[misc]
     remote.close()
     running.coordinator.stop()
-    audit = running.audit()
-    assert audit.returncode == 0, audit.stdout + audit.stderr
+    verified = running.verify()
+    assert verified.returncode == 0, verified.stdout + verified.stderr
     return str(run["version_digest"])
 
 

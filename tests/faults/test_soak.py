@@ -71,7 +71,7 @@ def test_memory_files_and_threads_stay_as_they_are(soaked: tuple[Fleet, Process]
         samples.append(sample(coordinator))
     rounds = found.insist("how far it is", lambda remote: int(remote.get_run("r")["round"]))
     found.insist("the run is cancelled", lambda remote: bool(remote.cancel_run("r", "the soak is over")))
-    found.finish()  # and the audit
+    found.finish()  # and verify
     before, after = middle(samples, 1 / 6, 2 / 6), middle(samples, 5 / 6, 1)
     told = (
         f"{CLIENTS} clients, {MINUTES:.0f} minutes, {rounds} rounds, {rounds * CLIENTS} updates: "

@@ -125,4 +125,4 @@ def test_the_second_coordinator_goes_on_where_the_first_one_ended(two: Pair, wan
         assert "Another coordinator serves from this database now" in two.first.log.read_text()
     two.first.popen.wait(20)
     assert two.second.stop() == 0
-    check_commands.audit(two.second_config, None, as_json=False)  # raises if something is wrong
+    check_commands.verify(two.second_config, None, as_json=False)  # raises if something is wrong

@@ -147,7 +147,7 @@ def go_on(found: Fleet, config: Path) -> dict[str, Any]:
     made = found.insist("another run is made", lambda remote: remote.create_run("s", SPEC.canonical_json()))
     assert made
     assert coordinator.stop() == 0
-    found.audit()
+    found.verify()
     return run
 
 

@@ -32,7 +32,7 @@ from pluralllm.server.commands import backup
 from pluralllm.server.commands import restore as restoring
 from pluralllm.server.commands.backup import PARTIAL, Contents, back_up
 from pluralllm.server.commands.restore import MARK, restore
-from pluralllm.server.commands.verify import audit
+from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.composition import running
 from pluralllm.server.members.authority import create_authority, load_authority
 from pluralllm.server.process.config import ServerConfig
@@ -174,7 +174,7 @@ def test_a_backup_that_was_stopped_is_none_and_goes_on(
 
     path, partial = tmp_path / "backup", tmp_path / f"backup{PARTIAL}"
     with monkeypatch.context() as patch:
-        patch.setattr(backup, "audit", stop)
+        patch.setattr(backup, "verify_state", stop)
         with pytest.raises(KeyboardInterrupt):
             make(origin, path)
     copied = blob_of(partial).stat().st_ino
@@ -222,7 +222,7 @@ def changed_rows(path: Path) -> None:
         (lambda path: path.write_text("letters " * 1000), "its database cannot be read"),
         (other_database, "of no release of this coordinator"),
         (newer_schema, "of a newer release"),
-        (changed_rows, "its audit finds run r: "),
+        (changed_rows, "its verification finds run r: "),
     ],
     ids=["no database", "no SQLite", "another database", "a newer one", "changed rows"],
 )
@@ -240,7 +240,7 @@ def test_a_database_that_is_no_coordinators_is_refused(
 @pytest.mark.parametrize("spoil", [lambda blob: blob.unlink(), lambda blob: blob.write_bytes(b"other")])
 def test_a_backup_with_a_spoilt_blob_is_refused(mine: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     spoil(blob_of(mine))
-    with pytest.raises(BackupUnusable, match="its audit finds run r: model version 0"):
+    with pytest.raises(BackupUnusable, match="its verification finds run r: model version 0"):
         bring_back(configured(tmp_path / "target"), mine)
     assert not (tmp_path / "target").exists()
 
@@ -406,7 +406,7 @@ def test_a_state_directory_that_lost_its_database_and_has_a_spoilt_blob_is_whole
     blob_of(mine).write_bytes(b"spoilt")
     bring_back(configured(mine), whole)
     assert blob_of(mine).read_bytes() == blob_of(whole).read_bytes()
-    assert asyncio.run(audited(configured(mine))) == (1, True)
+    assert asyncio.run(verified(configured(mine))) == (1, True)
 
 
 @pytest.mark.parametrize("target", [Served.name], indirect=True)
@@ -416,13 +416,13 @@ def test_a_federation_moves_to_other_stores_and_keeps_its_state_directory(mine: 
     assert bring_back(moved, mine).report.runs == 1
     asyncio.run(begin_run(moved, "s"))
     assert "runs" in rows_in(moved)
-    assert asyncio.run(audited(moved)) == (2, True)
+    assert asyncio.run(verified(moved)) == (2, True)
 
 
-async def audited(config: ServerConfig) -> tuple[int, bool]:
+async def verified(config: ServerConfig) -> tuple[int, bool]:
     with StateDirectory(config.state_dir) as state:
         async with opened_alone(config, state) as store:
-            report = await audit(store, SqlMembership(store), blobs_of(config, state), state.scratch)
+            report = await verify_state(store, SqlMembership(store), blobs_of(config, state), state.scratch)
     return report.runs, report.is_clean
 
 

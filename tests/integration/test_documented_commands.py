@@ -156,7 +156,7 @@ def write_script(shell: Shell) -> None:
     shell.copy((backup,), ("/backups", "backups"))
     shell.add("printf 'state_dir = \"restored\"\\n' > coordinator.toml")
     shell.copy((restore,), ("/backups", "backups"))
-    shell.add("pluralllm-server audit --state-dir restored")
+    shell.add("pluralllm-server verify --state-dir restored")
     shell.add("kill -TERM %1; wait %1")
 
 

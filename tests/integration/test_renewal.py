@@ -71,8 +71,8 @@ def play(folder: Path, embedding_model: Path, **settings: str) -> tuple[str, lis
             until(lambda client=client: not client.running, "the client hears of it", running)  # type: ignore[misc]
         remote.close()
         running.coordinator.stop()
-        audit = running.audit()
-        assert audit.returncode == 0, audit.stdout
+        verified = running.verify()
+        assert verified.returncode == 0, verified.stdout
         lines = [
             json.loads(line)
             for log in running.folder.glob("*.log")

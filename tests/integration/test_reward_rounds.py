@@ -26,7 +26,7 @@ from pluralllm.common.rewards.rollout_batch import Candidates, read_rollouts, wr
 from pluralllm.common.weights.layout import layout_of, write_weights
 from pluralllm.common.words.ids import RoundNumber, RunId
 from pluralllm.common.words.spec import GroupRole, RunSpec
-from pluralllm.server.commands.verify import audit
+from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_store import SqlStore
 from pluralllm.v1 import federation_pb2 as pb
@@ -90,7 +90,7 @@ async def three(served: Served) -> list[HandClient]:
 async def clean(served: Served, folder: Path) -> bool:
     store = served.coordinator.store
     assert isinstance(store, SqlStore)
-    report = await audit(store, SqlMembership(store), served.coordinator.blobs, folder)
+    report = await verify_state(store, SqlMembership(store), served.coordinator.blobs, folder)
     assert report.is_clean, report.lines()
     return report.aggregates_repeated > 0
 

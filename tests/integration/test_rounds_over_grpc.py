@@ -45,7 +45,7 @@ from pluralllm.common.words.ids import RoundNumber, RunId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.server.aggregation.next_version import Draft, write_next
-from pluralllm.server.commands.verify import audit
+from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.storage.blobs import LocalBlobs
 from pluralllm.server.storage.sql_membership import SqlMembership
@@ -156,7 +156,7 @@ async def test_a_run_cancelled_while_it_averages_leaves_no_version_that_nothing_
         assert len(list((tmp_path / "state" / "blobs").glob("??/*"))) == 1 + 2  # version 0 and the round's updates
 
 
-async def test_fedadam_with_adaptive_weights_goes_on_after_a_restart_and_ends_with_a_clean_audit(
+async def test_fedadam_with_adaptive_weights_goes_on_after_a_restart_and_ends_and_verifies_clean(
     tmp_path: Path,
 ) -> None:
     spec = small_spec(
@@ -177,7 +177,7 @@ async def test_fedadam_with_adaptive_weights_goes_on_after_a_restart_and_ends_wi
         async with contextlib.AsyncExitStack() as stack:
             store = await open_store(f"sqlite+aiosqlite:///{state / 'coordinator.sqlite3'}")
             stack.push_async_callback(store.close)
-            report = await audit(store, SqlMembership(store), LocalBlobs(state / "blobs"), state / "scratch")
+            report = await verify_state(store, SqlMembership(store), LocalBlobs(state / "blobs"), state / "scratch")
             assert report.is_clean, report.lines()
             assert report.aggregates_repeated == 3
             versions = await store.versions(RunId("r"))

@@ -53,7 +53,7 @@ SPECS: Mapping[str, RunSpec] = {
     ),
 }
 TIMING = {"lease_s": 2.0, "silence_s": 1.0, "poll_hold_s": 1.5, "chunk_idle_s": 3.0, "joins_per_minute": 10_000}
-TIMING |= {"keep_updates": 100}  # keeps all updates, so that the audit repeats every aggregate
+TIMING |= {"keep_updates": 100}  # keeps all updates, so that `verify` repeats every aggregate
 
 
 @dataclass(eq=False)
@@ -108,8 +108,8 @@ class Federation:
         self.database_url = self._stores.get("database_url")
         self.database_link, self.bucket_link = self._link_stores()
         self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(2 if standby else 1)]
-        # The audit connects to the stores directly, not through links.
-        self.audit_config = self._write_config("audit", self.state, self.addresses[0], self._stores)
+        # `verify` connects to the stores directly, not through links.
+        self.verify_config = self._write_config("verify", self.state, self.addresses[0], self._stores)
         self.coordinators = [self._coordinator(index, address) for index, address in enumerate(self.addresses)]
         self.client_links: dict[str, list[Link]] = {}
         self.clients = {name: self._client(name) for name in CLIENTS}

@@ -45,7 +45,7 @@ class Nemesis:
     log: list[str] = field(default_factory=list)
     replays: Replays = field(default_factory=Replays)
     problems: list[str] = field(default_factory=list)
-    spoilt_updates: list[str] = field(default_factory=list)  # restored before the audit, which would report them
+    spoilt_updates: list[str] = field(default_factory=list)  # restored before `verify`, which would report them
 
     def __post_init__(self) -> None:
         self._start_s = time.monotonic()

@@ -125,7 +125,7 @@ def _run(running: Federation, plan: Schedule, undisturbed: Record | None, outcom
         outcome.problems.append(f"stopped in order at the end, the coordinators ended with {codes}")
     nemesis.restore_updates()
     outcome.refused = nemesis.replays.refused
-    outcome.record = read_record(running.audit_config)
+    outcome.record = read_record(running.verify_config)
     may_differ = SPECS[plan.scenario].round.min_clients < len(running.clients) or bool(
         sum(nemesis.fired[kind] for kind in OF_SPOILT_FILES)
     )

@@ -1,4 +1,4 @@
-"""The conditions at the end: a clean audit, every receipt on record, and the bits of an undisturbed run."""
+"""The conditions at the end: a clean verification, every receipt on record, and the bits of an undisturbed run."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ from nemesis.logs import Facts, facts_in
 
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.words.ids import RoundNumber, RunId
-from pluralllm.server.commands.verify import audit
+from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.storage.by_url import blobs_of, opened_alone
 from pluralllm.server.storage.sql_membership import SqlMembership
@@ -29,7 +29,7 @@ class Record:
     versions: tuple[VersionRecord, ...]
     rounds: dict[int, RoundRecord]
     receipts: dict[tuple[int, str], str]  # digests by round and client
-    findings: tuple[str, ...]  # the findings of the audit
+    findings: tuple[str, ...]  # the findings of `verify`
     aggregates_repeated: int = 0
     ended: str = field(default="")
 
@@ -51,7 +51,7 @@ async def _read(config: ServerConfig) -> Record:
     run = RunId(RUN)
     with StateDirectory(config.state_dir) as state:
         async with opened_alone(config, state) as store:
-            report = await audit(store, SqlMembership(store), blobs_of(config, state), state.scratch)
+            report = await verify_state(store, SqlMembership(store), blobs_of(config, state), state.scratch)
             rounds = {int(row.round): row for row in await store.rounds(run, None, 1000)}
             receipts = {
                 (number, str(row.receipt.client)): str(row.receipt.digest)
@@ -59,7 +59,7 @@ async def _read(config: ServerConfig) -> Record:
                 for row in await store.receipts(run, RoundNumber(number))
             }
             versions = tuple(await store.versions(run))
-    findings = tuple(f"audit: {line}" for line in report.lines()[1:-1])
+    findings = tuple(f"verify: {line}" for line in report.lines()[1:-1])
     return Record(versions, rounds, receipts, findings, report.aggregates_repeated)
 
 

@@ -43,7 +43,7 @@ class SimulationFailed(AssertionError):
 
 
 def simulate(ticket: Ticket) -> Outcome:
-    """Simulates one run from its creation to its audit. Raises SimulationFailed if it cannot go on."""
+    """Simulates one run from its creation to its verification. Raises SimulationFailed if it cannot go on."""
     simulated_scenario = scenario(ticket.scenario, ticket.rounds)
     folder = Path(tempfile.mkdtemp(prefix="pluralllm-simulation-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
     before = structlog.get_config()

@@ -19,7 +19,7 @@ from support.memory_blobs import MemoryBlobs, flip_bit
 from support.memory_store import MemoryMembership, MemoryStore, Tables
 
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
-from pluralllm.server.commands.verify import Report, audit
+from pluralllm.server.commands.verify import Report, verify_state
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import recover
@@ -54,7 +54,7 @@ class Outcome:
 
 
 class World:
-    """One run, from its creation to its audit."""
+    """One run, from its creation to its verification."""
 
     def __init__(self, scenario: Scenario, seed: int, kinds: Sequence[Kind], loop: SimulatedLoop, folder: Path) -> None:
         self._scenario, self._seed, self._loop = scenario, seed, loop
@@ -186,7 +186,7 @@ class World:
     async def outcome(self) -> Outcome:
         """Audits the stores and compares the clients' receipts with the records."""
         tables = self._tables.runs[RUN]
-        report = await audit(self._store, self._membership, self._blobs, self._folders.scratch)
+        report = await verify_state(self._store, self._membership, self._blobs, self._folders.scratch)
         run, _ = await recover(self._store, tables.record)
         for sequence, row in tables.events.after(0, 10**9):
             self.trace.note("log", f"{sequence} {row}")

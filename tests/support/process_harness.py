@@ -218,9 +218,9 @@ class Federation:
         self.clients[name] = process
         return process
 
-    def audit(self) -> subprocess.CompletedProcess[str]:
-        """Runs `pluralllm-server audit`; the coordinator must be stopped."""
-        return typed(SERVER, "audit", "--state-dir", self.state)
+    def verify(self) -> subprocess.CompletedProcess[str]:
+        """Runs `pluralllm-server verify`; the coordinator must be stopped."""
+        return typed(SERVER, "verify", "--state-dir", self.state)
 
     def logs(self) -> str:
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))

@@ -28,9 +28,12 @@ for command in (
     backup_commands.backup,
     backup_commands.restore,
     check_commands.support_bundle,
-    check_commands.audit,
+    check_commands.verify,
 ):
     app.command()(command)
+# The name that `verify` had until release 0.2: whatever options follow, the answer is the new name.
+OLD_NAME = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command("audit", hidden=True, context_settings=OLD_NAME)(check_commands.audit)
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win over it.")
 ]

@@ -1,4 +1,4 @@
-"""A consistent history audits clean; each thing that is changed behind its back is found, by its number."""
+"""A consistent history verifies clean; each thing that is changed behind its back is found, by its number."""
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from pluralllm.common.process.clock import FakeClock
 from pluralllm.common.weights.layout import write_weights
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, RoundNumber, RunId
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.commands.verify import audit
+from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase, Run
@@ -112,7 +112,7 @@ class History:
             assert (await connection.execute(sa.text(statement))).rowcount > 0
 
     async def invariants(self) -> set[int]:
-        report = await audit(self.store, SqlMembership(self.store), self.blobs, self.folder / "scratch")
+        report = await verify_state(self.store, SqlMembership(self.store), self.blobs, self.folder / "scratch")
         return {finding.invariant for finding in report.findings}
 
     async def blob(self, kind: str, number: int) -> Path:
@@ -138,7 +138,7 @@ async def history(unwritten: History) -> History:
 
 
 async def test_an_untouched_history_is_clean_and_its_aggregates_repeat_bit_for_bit(history: History) -> None:
-    report = await audit(history.store, SqlMembership(history.store), history.blobs, history.folder / "scratch")
+    report = await verify_state(history.store, SqlMembership(history.store), history.blobs, history.folder / "scratch")
     assert report.is_clean, report.lines()
     assert (report.runs, report.versions, report.receipts, report.aggregates_repeated) == (1, 3, 5, 2)
     assert report.lines()[-1] == "clean"
@@ -200,7 +200,7 @@ async def fair(unwritten: History) -> History:
 
 
 async def test_moments_and_weights_are_on_record_and_repeat_bit_for_bit(fair: History) -> None:
-    report = await audit(fair.store, SqlMembership(fair.store), fair.blobs, fair.folder / "scratch")
+    report = await verify_state(fair.store, SqlMembership(fair.store), fair.blobs, fair.folder / "scratch")
     assert report.is_clean, report.lines()
     assert (report.aggregates_repeated, report.orphan_blobs) == (2, 0)
     first, second, third = await fair.store.versions(RunId("r"))
@@ -245,7 +245,7 @@ async def test_a_moment_that_the_next_round_needs_is_missed_when_it_is_lost_or_c
     assert (await fair.recovered()).outcome is Outcome.ABORTED  # as with a lost base
 
 
-async def test_moments_are_kept_as_long_as_a_round_or_the_audit_needs_them(fair: History) -> None:
+async def test_moments_are_kept_as_long_as_a_round_or_verify_needs_them(fair: History) -> None:
     _, first, second = await fair.store.versions(RunId("r"))
 
     async def kept(keep_updates: int, *over: str) -> tuple[bool, bool]:
@@ -261,7 +261,7 @@ async def test_moments_are_kept_as_long_as_a_round_or_the_audit_needs_them(fair:
 
 async def test_a_history_without_the_moments_it_no_longer_needs_is_clean(fair: History) -> None:
     await collect(fair.store, fair.blobs, keep_updates=0)
-    report = await audit(fair.store, SqlMembership(fair.store), fair.blobs, fair.folder / "scratch")
+    report = await verify_state(fair.store, SqlMembership(fair.store), fair.blobs, fair.folder / "scratch")
     assert report.is_clean, report.lines()
     assert (report.aggregates_repeated, report.aggregates_not_kept) == (0, 2)
 
@@ -292,9 +292,9 @@ async def test_an_entry_of_the_audit_log_that_was_changed_is_found(unwritten: Hi
     assert await unwritten.invariants() == {8}
 
 
-async def test_updates_past_retention_are_collected_and_the_rest_still_audits(history: History) -> None:
+async def test_updates_past_retention_are_collected_and_the_rest_still_verifies(history: History) -> None:
     await collect(history.store, history.blobs, keep_updates=2)
-    report = await audit(history.store, SqlMembership(history.store), history.blobs, history.folder / "scratch")
+    report = await verify_state(history.store, SqlMembership(history.store), history.blobs, history.folder / "scratch")
     assert report.is_clean
     assert (report.aggregates_repeated, report.aggregates_not_kept) == (1, 1)
 
@@ -303,7 +303,7 @@ async def test_a_blob_nobody_names_is_an_orphan_and_goes(history: History) -> No
     draft = history.folder / "stray"
     draft.write_bytes(b"stray")
     await history.blobs.put(Digest("ff" * 32), draft)
-    report = await audit(history.store, SqlMembership(history.store), history.blobs, history.folder / "scratch")
+    report = await verify_state(history.store, SqlMembership(history.store), history.blobs, history.folder / "scratch")
     assert (report.is_clean, report.orphan_blobs) == (True, 1)
     await collect(history.store, history.blobs, keep_updates=100)
     assert set(await history.blobs.digests()) == await kept_blobs(history.store, 100)

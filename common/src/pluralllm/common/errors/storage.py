@@ -28,7 +28,7 @@ class BackupUnusable(Refused):
     path: str
     problem: str
     why = "The backup {path} cannot be used: {problem}."
-    fix = "Nothing was changed. Use another backup; what a coordinator itself has lost, pluralllm-server audit says."
+    fix = "Nothing was changed. Use another backup; what a coordinator itself has lost, pluralllm-server verify says."
 
 
 @dataclass(eq=False)

@@ -160,12 +160,12 @@ BACKUP = Form(
         "blob_bytes": "their size, all together",
         "authority": "whether the authority's keys are in it",
         "root_key": "whether the key of the root certificate is in it",
-        "audit": "the fields of `pluralllm.audit`",
+        "audit": "the fields of `pluralllm.verification`",
     },
 )
-AUDIT = Form(
-    "audit",
-    ("pluralllm-server audit",),
+VERIFICATION = Form(
+    "verification",
+    ("pluralllm-server verify",),
     {
         "clean": "whether there are no findings",
         "runs": "number of runs",
@@ -180,5 +180,5 @@ AUDIT = Form(
 )
 FORMS = (
     RUN, RUNS, ROUNDS, MEMBERS, MEMBER, INVITE, AUDIT_LOG, CHECKS, CONFIG, EXPLANATION, SPEC, SCORES, PAIRS, MODEL,
-    EXPORTED_MODEL, METHODS, DATA_CHECK, BACKUP, AUDIT,
+    EXPORTED_MODEL, METHODS, DATA_CHECK, BACKUP, VERIFICATION,
 )  # fmt: skip

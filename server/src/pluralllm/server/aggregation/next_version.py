@@ -1,4 +1,4 @@
-"""From a round's updates to the files of the next version: for the coordinator the first time, for the audit again."""
+"""From a round's updates to the files of the next version: for the coordinator the first time, for `verify` again."""
 
 import asyncio
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ from pathlib import Path
 from pluralllm.common.errors.tree import BackupUnusable, Corrupt, InvalidArgument, InvalidConfig, NotFound, StorageFull
 from pluralllm.common.process.files import storage_errors, sync_directory, sync_file, write_durably
 from pluralllm.common.words.ids import Digest, RunId
-from pluralllm.server.commands.verify import Report, audit
+from pluralllm.server.commands.verify import Report, verify_state
 from pluralllm.server.members.authority import SECRET, load_authority
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.runs.live_run import recover
@@ -157,10 +157,10 @@ async def named_blobs(store: SqlStore) -> Named:
 
 
 async def look_through(state: StateDirectory, scratch: Path, tell: Tell) -> Contents:
-    """What a backup holds, after an audit of it. Raises InvalidConfig for a damaged authority."""
-    tell("audit", 0, 0)
+    """What a backup holds, after it was verified. Raises InvalidConfig for a damaged authority."""
+    tell("verifying", 0, 0)
     async with opened(state) as store:
-        report = await audit(store, SqlMembership(store), LocalBlobs(state.blobs), scratch)
+        report = await verify_state(store, SqlMembership(store), LocalBlobs(state.blobs), scratch)
     sizes = [path.stat().st_size for path in state.blobs.glob("??/*")]
     has_authority = (state.authority / COMPLETE_MARK).exists()
     if has_authority:
@@ -172,7 +172,7 @@ def findings(report: Report) -> str:
     """For a person, on one line."""
     more = len(report.findings) - MAX_FINDINGS
     found = "; ".join(f"{each.run}: {each.problem}" for each in report.findings[:MAX_FINDINGS])
-    return f"its audit finds {found}" + (f"; and {more} more" if more > 0 else "")
+    return f"its verification finds {found}" + (f"; and {more} more" if more > 0 else "")
 
 
 def database_file(state: StateDirectory) -> Path:

@@ -26,7 +26,7 @@ def backup(
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Copy records, blobs and authority of a coordinator, which may be running, into a new directory, and audit it.
+    """Copy records, blobs and authority of a coordinator, which may be running, into a new directory, and verify it.
 
     The backup holds the authority's keys: keep it as secret as the state directory.
     """
@@ -48,7 +48,7 @@ def restore(
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Audit a backup and copy it into the database, blob store and state directory of the configuration, which must be empty.
+    """Verify a backup and copy it into the database, blob store and state directory of the configuration, which must be empty.
 
     The kinds may differ: so a federation moves from SQLite and files to PostgreSQL and a bucket, or back.
     """
@@ -77,4 +77,4 @@ def _say(found: "Contents", directory: Path, what: str, *, as_json: bool) -> Non
         return
     checked = found.report.lines()
     typer.echo(f"{what} {directory}: {found.blobs} blobs, {found.blob_bytes / 1e6:.1f} MB")
-    typer.echo(f"audit: {'; '.join(checked)}")
+    typer.echo(f"verified: {'; '.join(checked)}")

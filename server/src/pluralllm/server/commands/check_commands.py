@@ -1,4 +1,4 @@
-"""`pluralllm-server doctor`, `audit`, `support-bundle`: the commands that look and change nothing."""
+"""`pluralllm-server doctor`, `verify`, `support-bundle`: the commands that look and change nothing."""
 
 import asyncio
 from functools import partial
@@ -9,7 +9,8 @@ import typer
 
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import Json, print_checks, print_json, showing_progress
-from pluralllm.common.process.json_forms import AUDIT
+from pluralllm.common.process.exits import USAGE
+from pluralllm.common.process.json_forms import VERIFICATION
 from pluralllm.common.process.support_bundle import bundle_name, parts_of, without_secrets, write_bundle
 from pluralllm.server.process.config import ServerConfig
 
@@ -25,20 +26,26 @@ def doctor(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json 
         raise typer.Exit(3)
 
 
-def audit(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
+def verify(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
     """Check everything on disk against the invariants: the server must be stopped."""
-    from pluralllm.server.commands.verify import audit_stopped  # noqa: PLC0415 - the database comes with it
+    from pluralllm.server.commands.verify import verify_stopped  # noqa: PLC0415 - the database comes with it
 
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     with showing_progress("averaging again and comparing"):
-        report = asyncio.run(audit_stopped(settings))
+        report = asyncio.run(verify_stopped(settings))
     if as_json:
-        print_json(AUDIT, report.to_json())
+        print_json(VERIFICATION, report.to_json())
     else:
         for line in report.lines():
             typer.echo(line)
     if not report.is_clean:
         raise typer.Exit(3)
+
+
+def audit() -> None:
+    """Answer that this command is now `verify`; `pluralllm audit` shows who did what."""
+    typer.echo("error: pluralllm-server audit is now pluralllm-server verify, with the same options.", err=True)
+    raise typer.Exit(USAGE)
 
 
 def support_bundle(

@@ -127,14 +127,14 @@ class Tables:
         return tuple(sorted((receipt.client, receipt.digest, receipt.examples) for receipt in found))
 
 
-async def audit_stopped(config: ServerConfig) -> Report:
-    """The audit of a configuration's state, whose coordinator must be stopped. Raises InUse while one serves."""
+async def verify_stopped(config: ServerConfig) -> Report:
+    """The report on the state that a configuration names, whose coordinator must be stopped. Raises InUse while one serves."""
     with StateDirectory(config.state_dir) as state:
         async with opened_alone(config, state) as store:
-            return await audit(store, SqlMembership(store), blobs_of(config, state), state.scratch)
+            return await verify_state(store, SqlMembership(store), blobs_of(config, state), state.scratch)
 
 
-async def audit(store: Store, membership: MembershipStore, blobs: Blobs, scratch: Path) -> Report:
+async def verify_state(store: Store, membership: MembershipStore, blobs: Blobs, scratch: Path) -> Report:
     """Checks every run. Reads much: each kept update once, each version up to three times. Nothing may write meanwhile."""
     report = Report()
     for record in await store.runs():
@@ -309,7 +309,7 @@ async def _check_aggregate(
     if base is None or len(version.weights) not in (0, len(version.updates)):  # version 0, or what is reported as such
         return []
     receipts = [ev.Receipt(*update) for update in version.updates]
-    draft = scratch / f"audit-{version.version}"
+    draft = scratch / f"verify-{version.version}"
     try:
         found = await write_next(blobs, spec, base, receipts, version.weights, draft)
     except NotFound:

@@ -57,7 +57,7 @@ class ServerConfig(ProcessConfig):
     # Where models and updates are: s3://BUCKET/PREFIX (gs, az), credentials as in AWS_*; default: files in state_dir.
     blob_url: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^/]+(/.*)?$")] | None = None
     blob_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None  # of another S3 than Amazon's
-    keep_updates: PositiveInt = 3  # rounds whose updates stay on disk, for audit
+    keep_updates: PositiveInt = 3  # rounds whose updates stay on disk, for `verify`
     max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # each connected client holds one Poll
     # host:port of the page for people, read-only, without certificates: on loopback, 127.0.0.1:7446 is usual; default: nowhere.
     page_listen: Address | None = None

@@ -26,7 +26,7 @@ from pluralllm.server.rounds.events import Receipt
 MAX_LEANING = 3.0  # a weight over an even share, at most; its inverse at least: who falls behind later can come back
 HISTORY_RATE = 0.5  # of the newest distance in the exponential mean
 LEAST_DISTANCE = 1e-6  # below it a distance has no logarithm worth having
-DIGITS = 12  # weights and standing are rounded: exp may differ in its last bit on the machine that audits
+DIGITS = 12  # weights and standing are rounded: exp may differ in its last bit on the machine that verifies
 MAX_SPREAD = 50.0  # of scores: what is e^50 times smaller is as good as nothing, and larger numbers lose their digits
 BISECTIONS = 60  # of about 50: past the precision of a float
 

@@ -12,7 +12,7 @@ from pluralllm.server.storage.store import RoundOutcome, Store
 async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = ()) -> set[Digest]:
     """Every version, the updates of open rounds and of the newest `keep_updates` ended ones of each run, and moments.
 
-    The next round needs the newest version's moments, unless the run is `over`; the audit needs those that a round began with
+    The next round needs the newest version's moments, unless the run is `over`; `verify` needs those that a round began with
     whose updates are kept.
     """
     keep: set[Digest] = set()
