@@ -194,9 +194,9 @@ class RoundMachine(RuleBasedStateMachine):
     def the_standing_is_of_clients_whose_updates_were_published(self) -> None:
         published = [effect for effect in self.effects if isinstance(effect, ev.Publish)]
         known = {receipt.client for effect in published for receipt in effect.receipts}
-        assert {client for client, _ in self.run.standing} <= known
+        assert {client for client, _ in self.run.fairness_history} <= known
         if self.run.aggregation.weighting in ("examples", "uniform", "q_fair"):
-            assert self.run.standing == ()
+            assert self.run.fairness_history == ()
 
     @invariant()
     def versions_are_published_without_gaps(self) -> None:

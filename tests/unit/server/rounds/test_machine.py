@@ -8,8 +8,7 @@ from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClose
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rounds.machine import step
-from pluralllm.server.rounds.slots import MAX_PLACES_LOST
+from pluralllm.server.rounds.machine import MAX_SLOTS_LOST, step
 from pluralllm.server.rounds.state import Outcome, Phase, Run
 
 ALICE, BOB, CAROL, DAVE = (ClientId(name) for name in ("alice", "bob", "carol", "dave"))
@@ -77,7 +76,7 @@ def test_with_fewer_than_target_clients_a_round_starts_after_the_gather_time() -
     run, _ = after(run, seen(5, ALICE, BOB), seen(14, ALICE, BOB))
     assert run.phase is Phase.WAITING
     run, effects = after(run, seen(15, ALICE, BOB))
-    assert (run.phase, run.places) == (Phase.COLLECTING, 2)
+    assert (run.phase, run.slots) == (Phase.COLLECTING, 2)
     assert effects == (ev.OpenRound(RoundNumber(1), ModelVersion(0), (ALICE, BOB)),)
 
 
@@ -212,7 +211,7 @@ def test_a_lost_place_is_free_within_the_same_round() -> None:
 
 def test_a_client_that_comes_back_gets_its_place_again_but_not_for_ever() -> None:
     run = collecting()
-    for attempt in range(MAX_PLACES_LOST):
+    for attempt in range(MAX_SLOTS_LOST):
         assert BOB in run.active
         lost = ev.PlaceLost(20 + attempt, BOB, "out of memory", permanent=False)
         run, _ = after(run, lost, seen(20.5 + attempt, BOB))
@@ -339,20 +338,20 @@ def test_fairness_aware_weights_are_fixed_when_averaging_begins_and_the_standing
     average = effects[-1]
     assert isinstance(average, ev.Average)
     assert average.weights[0] < average.weights[2] < average.weights[1]
-    assert run.standing == ()
+    assert run.fairness_history == ()
     moments = (Digest("m"), Digest("v"))
     run, effects = after(run, ev.ModelAveraged(30, RoundNumber(1), Digest("d1"), moments))
     assert effects[0] == ev.Publish(
         RoundNumber(1), ModelVersion(1), Digest("d1"), average.receipts, moments, average.weights
     )
-    assert run.standing == ((ALICE, 0.2), (BOB, 0.6), (CAROL, 0.4))
+    assert run.fairness_history == ((ALICE, 0.2), (BOB, 0.6), (CAROL, 0.4))
 
 
 def test_a_round_whose_averaging_failed_leaves_the_standing_as_it_was() -> None:
     run = replace(collecting(), aggregation=Aggregation(weighting="agnostic"))
     run, _ = after(run, update(20, ALICE), update(21, BOB), update(22, CAROL))
     run, _ = after(run, ev.AveragingFailed(30, RoundNumber(1), "corrupt", base_lost=False))
-    assert run.standing == ()
+    assert run.fairness_history == ()
 
 
 def test_facts_written_before_there_were_distances_and_moments_are_read_as_none() -> None:

@@ -11,7 +11,7 @@ from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.words.ids import ClientId, Digest
 from pluralllm.common.words.spec import Aggregation
 from pluralllm.server.rounds.events import Receipt
-from pluralllm.server.rounds.weighting import MAX_LEANING, Standing, weigh
+from pluralllm.server.rounds.weighting import MAX_LEANING, FairnessHistory, weigh
 
 FAIR: list[Any] = ["q_fair", "agnostic", "adaptive"]
 CLIENTS = [ClientId(name) for name in ("ann", "ben", "cat", "dan")]
@@ -64,18 +64,18 @@ def test_hardly_any_fairness_leaves_even_shares(weighting: Any) -> None:
 
 def test_the_agnostic_mixture_grows_by_the_exponential_of_the_distance_round_by_round() -> None:
     aggregation = Aggregation(weighting="agnostic", fairness=0.7)
-    standing: Standing = ()
+    history: FairnessHistory = ()
     for number in (1, 2, 3):
-        weights, standing = weigh(receipts_of(0.2, 0.5), aggregation, standing)
+        weights, history = weigh(receipts_of(0.2, 0.5), aggregation, history)
         expected = [math.exp(0.7 * 0.2 * number), math.exp(0.7 * 0.5 * number)]
         assert weights == pytest.approx([each / sum(expected) for each in expected], abs=1e-10)
-        assert standing == tuple(zip(CLIENTS[:2], weights, strict=True))
+        assert history == tuple(zip(CLIENTS[:2], weights, strict=True))
 
 
 def test_who_is_not_in_a_round_keeps_its_place_in_the_mixture() -> None:
     aggregation = Aggregation(weighting="agnostic")
-    _, standing = weigh(receipts_of(0.3, 0.3, 0.3), aggregation, ())
-    weights, after = weigh(receipts_of(0.2, 0.4), aggregation, standing)
+    _, history = weigh(receipts_of(0.3, 0.3, 0.3), aggregation, ())
+    weights, after = weigh(receipts_of(0.2, 0.4), aggregation, history)
     assert len(weights) == 2
     assert dict(after)[CLIENTS[0]] < dict(after)[CLIENTS[2]] < dict(after)[CLIENTS[1]]
     assert sum(dict(after).values()) == pytest.approx(1)
@@ -83,20 +83,20 @@ def test_who_is_not_in_a_round_keeps_its_place_in_the_mixture() -> None:
 
 def test_adaptive_weights_are_the_softmax_of_the_exponential_means_of_the_distances() -> None:
     aggregation = Aggregation(weighting="adaptive", fairness=2.0)
-    standing: Standing = ()
+    history: FairnessHistory = ()
     for distances in ((0.2, 0.4), (0.6, 0.4)):
-        weights, standing = weigh(receipts_of(*distances), aggregation, standing)
-    assert standing == ((CLIENTS[0], 0.4), (CLIENTS[1], 0.4))
+        weights, history = weigh(receipts_of(*distances), aggregation, history)
+    assert history == ((CLIENTS[0], 0.4), (CLIENTS[1], 0.4))
     assert weights == (0.5, 0.5)
 
 
 def test_a_client_that_fell_behind_late_comes_to_the_front_again() -> None:
     aggregation = Aggregation(weighting="agnostic", fairness=5.0)
-    standing: Standing = ()
+    history: FairnessHistory = ()
     for _ in range(500):
-        _, standing = weigh(receipts_of(0.1, 0.8), aggregation, standing)
+        _, history = weigh(receipts_of(0.1, 0.8), aggregation, history)
     for _ in range(3):
-        weights, standing = weigh(receipts_of(0.8, 0.1), aggregation, standing)
+        weights, history = weigh(receipts_of(0.8, 0.1), aggregation, history)
     assert weights[0] > weights[1]
 
 
@@ -110,10 +110,10 @@ def test_who_gives_no_distance_counts_with_the_mean_of_those_given(weighting: An
 @pytest.mark.parametrize("weighting", FAIR)
 def test_when_nobody_gives_a_distance_weights_are_by_examples_and_nothing_is_learnt(weighting: Any) -> None:
     receipts = [Receipt(CLIENTS[0], Digest("x"), 10), Receipt(CLIENTS[1], Digest("y"), 30)]
-    standing = ((CLIENTS[0], 0.9), (CLIENTS[1], 0.1))
-    weights, after = weigh(receipts, Aggregation(weighting=weighting), standing)
+    history = ((CLIENTS[0], 0.9), (CLIENTS[1], 0.1))
+    weights, after = weigh(receipts, Aggregation(weighting=weighting), history)
     assert weights == pytest.approx([0.25, 0.75])
-    assert after == standing
+    assert after == history
 
 
 @pytest.mark.parametrize("weighting", FAIR)
@@ -134,16 +134,16 @@ def test_a_client_that_lies_gets_no_more_than_the_cap(weighting: Any) -> None:
 def test_weights_are_always_shares_within_their_bounds(
     weighting: Any, rounds: list[list[float | None]], fairness: float, examples: list[int]
 ) -> None:
-    standing: Standing = ()
+    history: FairnessHistory = ()
     for distances in rounds:
         receipts = [
             Receipt(client, Digest("x"), count, distance)
             for client, count, distance in zip(CLIENTS, examples, distances, strict=False)
         ]
-        weights, standing = weigh(receipts, Aggregation(weighting=weighting, fairness=fairness), standing)
+        weights, history = weigh(receipts, Aggregation(weighting=weighting, fairness=fairness), history)
         even = 1 / len(receipts)
         assert len(weights) == len(receipts)
         assert sum(weights) == pytest.approx(1, abs=1e-10)
         assert all(even / MAX_LEANING - 1e-11 <= weight <= even * MAX_LEANING + 1e-11 for weight in weights)
-        assert [client for client, _ in standing] == sorted({client for client, _ in standing})
-        assert all(0 <= number <= 1 for _, number in standing)
+        assert [client for client, _ in history] == sorted({client for client, _ in history})
+        assert all(0 <= number <= 1 for _, number in history)

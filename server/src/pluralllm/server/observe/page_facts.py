@@ -48,7 +48,7 @@ def run_now(run: LiveRun, people: Sequence[Participant], what_next: str, now_s: 
         "version_digest": state.model_digest,
         "evaluated": state.evaluated,
         "updates": len(state.receipts),
-        "places": state.places,
+        "slots": state.slots,
         "quorum": state.policy.min_clients,
         "received_bytes": run.received_bytes,
         "sent_bytes": run.sent_bytes,

@@ -1,4 +1,4 @@
-"""What can happen to a run (events, past tense) and what must follow (effects, imperative), and how events are written down."""
+"""Events of a run (past tense), the effects that must follow (imperative), and the JSON form of events in the log."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +16,13 @@ class Receipt:
     client: ClientId
     digest: Digest
     examples: int  # training questions; the weight before the cap
-    # Mean JS distance of the base model, 0 .. sqrt(ln 2), None if the partner does not tell; of rewards 1 - their mean, 0 .. 1.
+    # Mean JS distance of the base model, 0 .. sqrt(ln 2), None if the partner does not report it; for rewards 1 - their mean.
     distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well a version predicts one group. Scores are advisory: they decide nothing."""
+    """One group's scores of a model version. Scores are advisory: they decide nothing."""
 
     client: ClientId
     group: GroupName
@@ -50,7 +50,7 @@ class RunPaused:
 
 @dataclass(frozen=True, slots=True)
 class RunResumed:
-    """An operator has taken the pause back."""
+    """An operator has resumed it."""
 
     at_s: float
 
@@ -65,14 +65,14 @@ class RunCancelled:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorStarted:
-    """After a restart every deadline begins anew: clients are not punished for our absence."""
+    """The coordinator has restarted. Every deadline begins anew: clients do not pay for the coordinator's absence."""
 
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class ClientsSeen:
-    """Who is connected, takes part in this run and has no task, sorted by id."""
+    """The clients that are connected, take part in this run and have no task, sorted by id."""
 
     at_s: float
     trainers: tuple[ClientId, ...]
@@ -81,7 +81,7 @@ class ClientsSeen:
 
 @dataclass(frozen=True, slots=True)
 class RolloutsAsked:
-    """A batch of rollouts to be scored is durable: a round of a run that asks for rewards."""
+    """A batch of rollouts to score is durable: it opens a round of a run that asks for rewards."""
 
     at_s: float
     digest: Digest
@@ -100,7 +100,7 @@ class UpdateArrived:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRefused:
-    """For people to see; the round goes on as if nothing had come."""
+    """An update was refused. People see it; the round goes on as if no update had arrived."""
 
     at_s: float
     round: RoundNumber
@@ -111,7 +111,7 @@ class UpdateRefused:
 
 @dataclass(frozen=True, slots=True)
 class PlaceLost:
-    """A client's lease expired, or it said that it cannot do its task."""
+    """A client has lost its slot: its lease expired, or it reported that it cannot do its task."""
 
     at_s: float
     client: ClientId
@@ -129,7 +129,7 @@ class ClientReturned:
 
 @dataclass(frozen=True, slots=True)
 class MemberRevoked:
-    """A client's membership is over: what it has delivered to the open round does not count, unless averaging has begun."""
+    """A client's membership is revoked. Its update to the open round does not count, unless averaging has begun."""
 
     at_s: float
     client: ClientId
@@ -155,17 +155,17 @@ class ModelAveraged:
 
 @dataclass(frozen=True, slots=True)
 class AveragingFailed:
-    """A stored update, the base or one of its moments is corrupt: no retry would help."""
+    """A stored update, the base or one of its moments is corrupt or lost: a retry would not help."""
 
     at_s: float
     round: RoundNumber
     reason: str
-    base_lost: bool  # or a moment of it: then no later round can work either
+    base_lost: bool  # or one of its moments: then every later round would fail too
 
 
 @dataclass(frozen=True, slots=True)
 class ClockTicked:
-    """Time has passed: a deadline may be over."""
+    """Time has passed, so a deadline may be over."""
 
     at_s: float
 
@@ -192,7 +192,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class OpenRound:
-    """Durable: the round's record."""
+    """Makes the round's record durable."""
 
     round: RoundNumber
     base_version: ModelVersion
@@ -202,7 +202,7 @@ class OpenRound:
 
 @dataclass(frozen=True, slots=True)
 class RecordReceipt:
-    """Durable: after it the update is acknowledged."""
+    """Makes the receipt durable; only then is the update acknowledged."""
 
     round: RoundNumber
     receipt: Receipt
@@ -210,7 +210,7 @@ class RecordReceipt:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawReceipt:
-    """Durable: the update no longer counts in its round; the log still says that it came."""
+    """Removes the receipt, durably: the update no longer counts in its round. The log still has its arrival."""
 
     round: RoundNumber
     client: ClientId
@@ -218,24 +218,24 @@ class WithdrawReceipt:
 
 @dataclass(frozen=True, slots=True)
 class RecordEvaluation:
-    """Durable."""
+    """Makes the score durable."""
 
     score: Score
 
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """To do: average these updates; ends in ModelAveraged or AveragingFailed."""
+    """Starts the averaging of these updates, which ends in ModelAveraged or AveragingFailed."""
 
     round: RoundNumber
     base_version: ModelVersion
     receipts: tuple[Receipt, ...]  # sorted by client
-    weights: tuple[float, ...] = ()  # of the receipts, by weighting.weigh; empty: they follow from the receipts
+    weights: tuple[float, ...] = ()  # of the receipts, by weighting.weigh; empty if they follow from the receipts
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Durable: flips the current version and closes the round, in one transaction."""
+    """Makes the next version current and closes the round, in one durable transaction."""
 
     round: RoundNumber
     version: ModelVersion
@@ -247,7 +247,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Durable: the round ends without a version; its receipts are on record as unused, with the reason."""
+    """Ends the round without a version, durably. Its receipts stay on record as unused, with the reason."""
 
     round: RoundNumber
     reason: str
@@ -255,7 +255,7 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class EndRun:
-    """Durable."""
+    """Ends the run, durably."""
 
     outcome: str
     reason: str
@@ -278,6 +278,6 @@ def event_to_facts(event: Event) -> dict[str, Any]:
 
 
 def event_from_facts(kind: str, facts: dict[str, Any]) -> Event:
-    """The way back. Raises KeyError or ValueError for a log this release cannot read."""
+    """The event that `event_to_facts` wrote. Raises KeyError or ValueError for a log that this release cannot read."""
     event: Event = _ADAPTERS[kind].validate_python(facts)
     return event

@@ -4,10 +4,10 @@
     WAITING      --ClientsSeen, enough, first time-->         EVALUATING   (version 0)
     WAITING      --ClientsSeen, enough, not paused-->         COLLECTING   OpenRound
     WAITING      --RolloutsAsked, not paused-->               COLLECTING   OpenRound    (a run that asks for rewards)
-    COLLECTING   --ClientsSeen, a place is free-->            COLLECTING   (the place is taken)
-    COLLECTING   --UpdateArrived, places left-->              COLLECTING   RecordReceipt
+    COLLECTING   --ClientsSeen, a slot is free-->             COLLECTING   (the slot is assigned)
+    COLLECTING   --UpdateArrived, slots left-->               COLLECTING   RecordReceipt
     COLLECTING   --UpdateArrived, cohort complete-->          AGGREGATING  RecordReceipt, Average
-    COLLECTING   --MemberRevoked, it has delivered-->         COLLECTING   WithdrawReceipt (the place is free again)
+    COLLECTING   --MemberRevoked, it has delivered-->         COLLECTING   WithdrawReceipt (the slot is free again)
     COLLECTING   --ClockTicked, quorum and grace over-->      AGGREGATING  Average
     COLLECTING   --ClockTicked, deadline, quorum-->           AGGREGATING  Average
     COLLECTING   --ClockTicked, deadline, no quorum-->
@@ -20,13 +20,14 @@
     below: after a round or an evaluation comes EVALUATING when the version is due, else WAITING, or after the last
     round ENDED (EndRun).
 
-A run that asks for rewards has no evaluations, and its rounds are opened by batches of rollouts instead of by clients: these
-take places as they are seen, held-out groups too; an update is one client's rewards, a version their aggregate.
+A run that asks for rewards has no evaluations, and batches of rollouts open its rounds. Clients take slots as they connect,
+held-out groups too. An update is one client's rewards; a version is their aggregate.
 
 Enough: target_clients idle (and at first every named group), or min_clients for gather_s. Quorum: min_clients receipts.
 A refused event raises and leaves the state untouched; repeating an identical event returns (state, ()).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -35,15 +36,18 @@ from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.common.words.reward_weights import remember, weigh_groups
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.cohort import draw_cohort
-from pluralllm.server.rounds.slots import fill_places, give_places, may_have_place, note_refusal, readmit, take_place
 from pluralllm.server.rounds.state import Outcome, Phase, Run
-from pluralllm.server.rounds.weighting import Standing, weigh
+from pluralllm.server.rounds.weighting import FairnessHistory, weigh
+
+MAX_SLOTS_LOST = 3  # by one client in one round: a client that fails at once must not be assigned a slot for ever
+MAX_REFUSALS_KEPT = 20
+MAX_REFUSALS_PER_CLIENT = 5  # in one round: a hostile client must not fill the log
 
 Step = tuple[Run, tuple[ev.Effect, ...]]
 
 
 def step(run: Run, event: ev.Event) -> Step:
-    """The next state and what must follow, in order. Raises a Refused leaf and changes nothing."""
+    """Returns the next state and the effects, in order. Raises a Refused leaf for an event that the state does not allow."""
     match event:
         case ev.RunStarted():
             return _start(run, event)
@@ -60,11 +64,11 @@ def step(run: Run, event: ev.Event) -> Step:
         case ev.UpdateArrived():
             return _accept(run, event)
         case ev.UpdateRefused():
-            return note_refusal(run, event), ()
+            return _record_refusal(run, event), ()
         case ev.PlaceLost():
             return _lose(run, event)
         case ev.ClientReturned():
-            return readmit(run, event), ()
+            return _readmit(run, event), ()
         case ev.MemberRevoked():
             return _revoke(run, event)
         case ev.EvaluationArrived():
@@ -109,7 +113,7 @@ def _cancel(run: Run, event: ev.RunCancelled) -> Step:
 
 
 def _meet(run: Run, event: ev.ClientsSeen) -> Step:
-    """Clients are idle: the roster learns of them, and places are filled."""
+    """Enters idle clients in the roster and fills free slots."""
     if run.phase in (Phase.CREATED, Phase.ENDED):
         return run, ()
     trainers = tuple(client for client in event.trainers if not run.is_excluded(client))
@@ -119,9 +123,9 @@ def _meet(run: Run, event: ev.ClientsSeen) -> Step:
     if run.phase is Phase.WAITING and not run.paused and run.rewards is None:
         return _gather(run, event.at_s, trainers)
     if run.phase is Phase.COLLECTING:
-        return fill_places(run, trainers if run.rewards is None else seen), ()
-    if run.phase is Phase.EVALUATING and (new := [c for c in seen if may_have_place(run, c)]):
-        return give_places(run, new), ()
+        return _fill_free_slots(run, trainers if run.rewards is None else seen), ()
+    if run.phase is Phase.EVALUATING and (newcomers := [c for c in seen if _may_take_slot(run, c)]):
+        return _assign_slots(run, newcomers), ()
     return run, ()
 
 
@@ -145,7 +149,7 @@ def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...]) -> Step:
         phase=Phase.COLLECTING,
         since_s=at_s,
         round=number,
-        places=len(cohort),
+        slots=len(cohort),
         cohort=cohort,
         deadline_s=at_s + policy.deadline_s,
     )
@@ -166,7 +170,7 @@ def _ask(run: Run, event: ev.RolloutsAsked) -> Step:
         phase=Phase.COLLECTING,
         since_s=event.at_s,
         round=number,
-        places=run.policy.target_clients,
+        slots=run.policy.target_clients,
         deadline_s=event.at_s + run.policy.deadline_s,
         rollouts=event.digest,
         candidates=event.candidates,
@@ -176,23 +180,23 @@ def _ask(run: Run, event: ev.RolloutsAsked) -> Step:
 
 def _accept(run: Run, event: ev.UpdateArrived) -> Step:
     receipt = event.receipt
-    known = next((known for known in run.receipts if known.client == receipt.client), None)
-    if event.round == run.round and known is not None:
-        if known == receipt:
+    committed = next((other for other in run.receipts if other.client == receipt.client), None)
+    if event.round == run.round and committed is not None:
+        if committed == receipt:
             return run, ()
-        raise AlreadyCommitted(client=receipt.client, round=run.round, committed=known.digest)
+        raise AlreadyCommitted(client=receipt.client, round=run.round, committed=committed.digest)
     if run.phase is not Phase.COLLECTING or event.round != run.round:
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     if event.base_version != run.version:
         raise WrongBase(asked=str(event.base_version), current=str(run.version))
     if receipt.client not in run.cohort or run.is_excluded(receipt.client):
         raise LeaseLost(task=f"train-{receipt.client}")
-    receipts = tuple(sorted((*run.receipts, receipt), key=lambda known: known.client))
+    receipts = tuple(sorted((*run.receipts, receipt), key=lambda other: other.client))
     run = replace(run, receipts=receipts, away=tuple(client for client in run.away if client != receipt.client))
     if run.quorum_s is None and len(receipts) >= run.policy.min_clients:
         run = replace(run, quorum_s=event.at_s)
     recorded = ev.RecordReceipt(run.round, receipt)
-    if len(receipts) >= run.places and run.quorum_s is not None:
+    if len(receipts) >= run.slots and run.quorum_s is not None:
         averaging, effects = _average(run, event.at_s)
         return averaging, (recorded, *effects)
     return run, (recorded,)
@@ -201,7 +205,7 @@ def _accept(run: Run, event: ev.UpdateArrived) -> Step:
 def _lose(run: Run, event: ev.PlaceLost) -> Step:
     if run.phase is Phase.ENDED:
         return run, ()
-    without = take_place(run, event)
+    without = _withdraw_slot(run, event)
     return (run, ()) if without is run else _close_evaluation_when_complete(without, event.at_s)
 
 
@@ -223,7 +227,7 @@ def _revoke(run: Run, event: ev.MemberRevoked) -> Step:
 
 def _tick(run: Run, at_s: float) -> Step:
     if run.phase is Phase.EVALUATING and run.deadline_s is not None and at_s >= run.deadline_s:
-        # Who has not answered is not waited for again until seen again.
+        # A client that has not answered leaves the roster until it is seen again.
         return _advance(replace(run, evaluated=run.version, roster=run.reported), at_s)
     if run.phase is not Phase.COLLECTING or run.deadline_s is None:
         return run, ()
@@ -249,14 +253,14 @@ def _average(run: Run, at_s: float) -> Step:
     return averaging, (ev.Average(run.round, run.version, run.receipts, weights),)
 
 
-def _weigh(run: Run) -> tuple[tuple[float, ...], Standing]:
+def _weigh(run: Run) -> tuple[tuple[float, ...], FairnessHistory]:
     if run.rewards is None:
-        return weigh(run.receipts, run.aggregation, run.standing)
-    # A client's newest mean reward is in the history its weight comes from: who is badly served now counts more now.
+        return weigh(run.receipts, run.aggregation, run.fairness_history)
+    # The history includes the newest mean rewards, so that a group that is served badly now counts more now.
     means: dict[str, float | None] = {receipt.client: 1 - (receipt.distance or 0.0) for receipt in run.receipts}
-    history = remember(run.rewards, means, run.standing)
-    standing = tuple((ClientId(client), mean) for client, mean in history)
-    return weigh_groups(run.rewards, list(means), history), standing
+    history = remember(run.rewards, means, run.fairness_history)
+    fairness_history = tuple((ClientId(client), mean) for client, mean in history)
+    return weigh_groups(run.rewards, list(means), history), fairness_history
 
 
 def _publish(run: Run, event: ev.ModelAveraged) -> Step:
@@ -265,9 +269,9 @@ def _publish(run: Run, event: ev.ModelAveraged) -> Step:
             return run, ()
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     version = ModelVersion(run.version + 1)
-    weights, standing = _weigh(run)
+    weights, fairness_history = _weigh(run)
     published = ev.Publish(run.round, version, event.digest, run.receipts, event.moments, weights)
-    run = replace(run, version=version, model_digest=event.digest, standing=standing)
+    run = replace(run, version=version, model_digest=event.digest, fairness_history=fairness_history)
     advanced, effects = _advance(run, event.at_s)
     return advanced, (published, *effects)
 
@@ -302,7 +306,7 @@ def _close_evaluation_when_complete(run: Run, at_s: float) -> Step:
 
 
 def _advance(run: Run, at_s: float) -> Step:
-    """What comes after a round or an evaluation."""
+    """Opens the evaluation that is due after a round or an evaluation; else waits for the next round or ends the run."""
     last = run.round >= run.rounds
     due = run.rewards is None and (last or run.round % run.policy.evaluate_every == 0)
     if due and run.evaluated != run.version:
@@ -332,3 +336,57 @@ def _restart_deadlines(run: Run, at_s: float) -> Run:
     if run.phase is Phase.EVALUATING:
         return replace(run, deadline_s=at_s + policy.evaluation_deadline_s)
     return run if run.gathered_s is None else replace(run, gathered_s=None)
+
+
+# Clients and slots
+
+
+def _fill_free_slots(run: Run, clients: Sequence[ClientId]) -> Run:
+    """Assigns the open round's free slots to those of these clients that may take one, drawn by the run's seed."""
+    free = run.slots - len(run.receipts) - len(run.active)
+    willing = [client for client in clients if _may_take_slot(run, client)]
+    return _assign_slots(run, draw_cohort(run.seed, run.round, willing, free)) if free > 0 and willing else run
+
+
+def _may_take_slot(run: Run, client: ClientId) -> bool:
+    """True if the client has no slot now, has not delivered, and has not failed too often in this round."""
+    has_delivered = client in run.reported or any(receipt.client == client for receipt in run.receipts)
+    failures = sum(loss.client == client for loss in run.losses)
+    return not has_delivered and client not in run.active and failures < MAX_SLOTS_LOST
+
+
+def _assign_slots(run: Run, clients: Sequence[ClientId]) -> Run:
+    """Gives each of these clients a slot."""
+    away = tuple(client for client in run.away if client not in clients)
+    return replace(run, cohort=tuple(sorted({*run.cohort, *clients})), away=away)
+
+
+def _withdraw_slot(run: Run, event: ev.PlaceLost) -> Run:
+    """Takes the client's slot away. A client that is gone leaves the roster; one that fails for good leaves the run.
+
+    Returns the very same run if nothing changes.
+    """
+    before = run
+    had_slot = event.client in run.active
+    if had_slot:
+        run = replace(run, away=tuple(sorted((*run.away, event.client))), losses=(*run.losses, event))
+    if event.permanent and not run.is_excluded(event.client):
+        run = replace(run, excluded=(*run.excluded, event))
+    if event.client in run.roster and (event.permanent or not had_slot):
+        run = replace(run, roster=tuple(client for client in run.roster if client != event.client))
+    return before if run == before else run
+
+
+def _readmit(run: Run, event: ev.ClientReturned) -> Run:
+    """Lets a client that was excluded take part again."""
+    if not run.is_excluded(event.client):
+        return run
+    return replace(run, excluded=tuple(loss for loss in run.excluded if loss.client != event.client))
+
+
+def _record_refusal(run: Run, event: ev.UpdateRefused) -> Run:
+    """Keeps the newest refusals for people to see."""
+    of_this_client = sum(refusal.client == event.client and refusal.round == event.round for refusal in run.refusals)
+    if event in run.refusals or of_this_client >= MAX_REFUSALS_PER_CLIENT:
+        return run
+    return replace(run, refusals=(*run.refusals, event)[-MAX_REFUSALS_KEPT:])

@@ -1,4 +1,4 @@
-"""A run as the round machine sees it: values only. What changes it is in rounds.py."""
+"""A run as the round machine sees it: values only. machine.py changes it."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -8,10 +8,12 @@ from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumb
 from pluralllm.common.words.reward_weights import RewardAggregation
 from pluralllm.common.words.spec import Aggregation, RoundPolicy
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rounds.weighting import Standing
+from pluralllm.server.rounds.weighting import FairnessHistory
 
 
 class Phase(StrEnum):
+    """A run's phase; machine.py has the transitions."""
+
     CREATED = "created"
     WAITING = "waiting"
     COLLECTING = "collecting"
@@ -21,6 +23,8 @@ class Phase(StrEnum):
 
 
 class Outcome(StrEnum):
+    """The way in which a run has ended."""
+
     COMPLETED = "completed"
     CANCELLED = "cancelled"
     ABORTED = "aborted"
@@ -42,13 +46,14 @@ class Run:
     since_s: float = 0.0  # when the phase began
     paused: bool = False
     gathered_s: float | None = None  # since when min_clients have been idle, while WAITING
-    roster: tuple[ClientId, ...] = ()  # everyone seen and not known to be gone; who an evaluation waits for
-    places: int = (
-        0  # of the open round; len(active) + len(receipts) <= places, but for a latecomer whose place was filled
-    )
-    cohort: tuple[ClientId, ...] = ()  # everyone who has or had a place, sorted; while EVALUATING: who was asked
+    roster: tuple[ClientId, ...] = ()  # every client seen and not known to be gone; an evaluation waits for these
+    # Of the open round; len(active) + len(receipts) <= slots, except for a late update whose slot has a new client.
+    slots: int = 0
+    cohort: tuple[
+        ClientId, ...
+    ] = ()  # every client that has or had a slot, sorted; while EVALUATING: the clients asked
     receipts: tuple[ev.Receipt, ...] = ()  # sorted by client; clients are in cohort, none twice
-    away: tuple[ClientId, ...] = ()  # of the cohort, without a place now, sorted
+    away: tuple[ClientId, ...] = ()  # of the cohort, without a slot now, sorted
     losses: tuple[ev.PlaceLost, ...] = ()  # of the open round or evaluation, in order
     excluded: tuple[ev.PlaceLost, ...] = ()  # permanent failures
     quorum_s: float | None = None  # when the quorum was reached
@@ -60,26 +65,28 @@ class Run:
     outcome: Outcome | None = None
     reason: str = ""
     aggregation: Aggregation = Aggregation()
-    standing: Standing = ()  # what fairness-aware weights remember of each client, as of `version`
-    rewards: RewardAggregation | None = None  # None: the run trains
+    fairness_history: FairnessHistory = ()  # what fairness-aware weights remember of each client, as of `version`
+    rewards: RewardAggregation | None = None  # None for a run that trains
     rollouts: str = ""  # digest of the open round's batch, if the run asks for rewards
-    candidates: int = 0  # in it
+    candidates: int = 0  # in that batch
 
     @property
     def active(self) -> tuple[ClientId, ...]:
-        """Who has a place and has not delivered."""
+        """The clients that have a slot and have not delivered."""
         done = {*(receipt.client for receipt in self.receipts), *self.reported, *self.away}
         return tuple(client for client in self.cohort if client not in done)
 
     def is_excluded(self, client: ClientId) -> bool:
+        """True if the client has failed for good in this run and has not come back."""
         return any(loss.client == client for loss in self.excluded)
 
+
     def cleared(self) -> Self:
-        """Without what was of a round or evaluation. Its receipts are on record, where a repeated commit finds them."""
+        """The run without the state of its round or evaluation. A repeated commit finds its receipts in the store."""
         return replace(
             self,
             gathered_s=None,
-            places=0,
+            slots=0,
             cohort=(),
             receipts=(),
             away=(),

@@ -64,7 +64,7 @@ def change_of(
             case ev.Average() | ev.EndRun():
                 pass
     if round_row is not None and round_row.outcome is RoundOutcome.OPEN and round_row.round == after.round:
-        cohort = tuple(sorted({*round_row.cohort, *after.cohort})) if after.places else round_row.cohort
+        cohort = tuple(sorted({*round_row.cohort, *after.cohort})) if after.slots else round_row.cohort
         if cohort != round_row.cohort:
             round_row = replace(round_row, cohort=cohort, updated_s=event.at_s)
     return change if round_row is None or round_row == open_round else replace(change, rounds=(round_row,))

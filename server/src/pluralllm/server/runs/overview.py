@@ -134,7 +134,7 @@ def what_next(run: LiveRun, idle_trainers: int, now_s: float) -> str:
             now = f"{idle_trainers} now, at least {wanted}{until}"
             return f"{what} starts with {policy.target_clients} idle training clients ({now})"
         case Phase.COLLECTING:
-            have = f"{len(state.receipts)} of {state.places} updates"
+            have = f"{len(state.receipts)} of {state.slots} updates"
             if state.quorum_s is None:
                 left = _left(state.deadline_s, now_s)
                 return f"{have}; quorum is {policy.min_clients}, deadline in {left}, then {policy.on_missed_quorum}"

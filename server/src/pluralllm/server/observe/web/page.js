@@ -42,7 +42,7 @@ function drawState() {
   at("next").textContent = state.next;
   at("trouble").hidden = !state.trouble;
   at("trouble").textContent = state.trouble;
-  at("updates").textContent = state.places ? `${state.updates} of ${state.places}, quorum ${state.quorum}` : "–";
+  at("updates").textContent = state.slots ? `${state.updates} of ${state.slots}, quorum ${state.quorum}` : "–";
   at("version").replaceChildren(`${state.version} `, short(state.version_digest));
   at("bytes").textContent = `${amount(state.received_bytes)}, ${amount(state.sent_bytes)}`;
   fill("clients", state.clients.map(clientRow), "nobody has connected yet");
