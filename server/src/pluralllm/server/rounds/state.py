@@ -80,7 +80,6 @@ class Run:
         """True if the client has failed for good in this run and has not come back."""
         return any(loss.client == client for loss in self.excluded)
 
-
     def cleared(self) -> Self:
         """The run without the state of its round or evaluation. A repeated commit finds its receipts in the store."""
         return replace(
