@@ -48,10 +48,10 @@ CLIENT: dict[str, tuple[str, ...]] = {
     "client.keeping": ("common", "client.process", "client.link"),
     "client.joining": ("common", "client.process"),
     "client.data": ("common",),
-    "client.work": ("common", "client.process", "client.link", "client.keeping", "client.joining", "client.data"),
+    "client.work": ("common", "client.link", "client.keeping", "client.data"),
     "client.daemon": ("common", "client.process", "client.link", "client.keeping", "client.joining", "client.work"),
     "client": ("common", "client"),
-    "operator": ("common", "client.process", "client.link", "client.joining"),
+    "operator": ("common", "client.link", "client.joining"),
     "cli": ("common", "client.joining", "operator"),
 }
 RESEARCH: dict[str, tuple[str, ...]] = {

@@ -13,13 +13,13 @@ import typer
 
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.identity import Identity, load_identity
+from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS
 
 if TYPE_CHECKING:
     from pluralllm.operator.remote import Remote
 
 COMMAND = "pluralllm"
 DEFAULT_IDENTITY = Path(typer.get_app_dir("pluralllm"))
-PLAIN_TEXT_ADDRESS = "127.0.0.1:7443"
 
 CoordinatorOption = Annotated[
     str | None,

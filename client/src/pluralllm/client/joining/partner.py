@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.trust.identity import Identity, load_identity
-from pluralllm.common.words.addresses import check_loopback
+from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, check_loopback
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 
 COMMAND = "pluralllm-client"
-PLAIN_TEXT_ADDRESS = "127.0.0.1:7443"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ import ipaddress
 
 from pluralllm.common.errors.tree import NotLoopback
 
+PLAIN_TEXT_ADDRESS = "127.0.0.1:7443"  # a coordinator without certificates listens here, if nothing else is configured
+
 
 def check_address(address: str) -> str:
     """Returns the address if it is host:port. Raises ValueError, as pydantic wants it."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, PositiveInt, SecretStr, model_validator
 
 from pluralllm.common.process.configuration import ProcessConfig
-from pluralllm.common.words.addresses import check_address
+from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, check_address
 
 
 def check_database_url(secret: SecretStr) -> SecretStr:
@@ -25,7 +25,6 @@ def check_database_url(secret: SecretStr) -> SecretStr:
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Address = Annotated[str, AfterValidator(check_address)]
 
-PLAIN_TEXT_LISTEN = "127.0.0.1:7443"
 DAY_S = 86_400.0
 
 
@@ -72,7 +71,7 @@ class ServerConfig(ProcessConfig):
     @classmethod
     def _plain_text_stays_here(cls, values: dict[str, Any]) -> dict[str, Any]:
         if values.get("plain_text") and "listen" not in values:
-            return {**values, "listen": PLAIN_TEXT_LISTEN}
+            return {**values, "listen": PLAIN_TEXT_ADDRESS}
         return values
 
     @property
