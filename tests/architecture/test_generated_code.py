@@ -1,4 +1,4 @@
-"""The generated code is what protos/ says."""
+"""The generated code is what the compiler makes from protos/ now."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Resource names are built and taken apart in one module: common/words/names.py."""
+"""Resource names are built and parsed in one module only: common/words/names.py."""
 
 import ast
 import re
@@ -14,13 +14,13 @@ SOURCES = [
     for path in sorted((REPOSITORY / folder / "src").rglob("*.py"))
     if path != OWNER
 ]
-# A name begins a text; "/api/runs/" of the status page is an address.
+# A name begins a text; "/api/runs/" is an address of the status page.
 NAME = re.compile(r"^\^?(runs|members)/")
 PIECE = re.compile(r"/(rounds|models|tasks)/")
 
 
 def handmade_names(source: str) -> list[int]:
-    """Lines that build, match or cut a name by hand."""
+    """Returns the lines that build, match or cut a name by hand."""
     lines = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):

@@ -1,4 +1,4 @@
-"""What each distribution installs and depends on, and which commands start quickly."""
+"""The contents and dependencies of each distribution, and the commands that start quickly."""
 
 import email
 import os

@@ -1,4 +1,4 @@
-"""What every blob store must do."""
+"""The contract of every blob store."""
 
 import os
 import time
@@ -83,7 +83,7 @@ async def test_a_blob_without_a_local_copy_is_fetched_and_verified(
 ) -> None:
     (tmp_path / "blobs").mkdir()
     blobs = in_bucket(s3, tmp_path, monkeypatch)
-    content = os.urandom(20_000_000)  # more than one part
+    content = os.urandom(20_000_000)  # more than one part of an upload
     path, digest = draft(tmp_path, content)
     await blobs.put(digest, path)
     (await blobs.path(digest)).unlink()
@@ -117,7 +117,8 @@ async def test_local_copies_go_when_they_grow_too_large_and_were_not_used_lately
         os.utime(await local.path(digest), (long_ago_s - age_s, long_ago_s - age_s))
     path, newest = draft(tmp_path, b"n" * 400)
     await blobs.put(newest, path)
-    assert sorted(await local.digests()) == sorted([lately, newest])  # the two that are old would not have been enough
+    # The two old ones alone would not have made enough space.
+    assert sorted(await local.digests()) == sorted([lately, newest])
 
 
 async def test_a_bucket_that_is_not_there_is_said_not_to_be(

@@ -1,4 +1,4 @@
-"""What every store must do: in memory, over a real database file, and over a real PostgreSQL."""
+"""The contract of every store: in memory, over a real database file and over a real PostgreSQL."""
 
 import asyncio
 import contextlib
@@ -60,7 +60,7 @@ def url(folder: Path) -> str:
 
 
 def new_database(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
-    """The URL of an empty one."""
+    """Returns the URL of an empty database."""
     if kind == "sqlite":
         return url(folder)
     found: str = request.getfixturevalue("postgres").new_database()
@@ -74,7 +74,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    """Opens a store, each time on the same tables."""
+    """Opens a store on the same tables each time."""
     if request.param == "memory":
         tables = Tables()
 
@@ -96,7 +96,7 @@ async def store(opener: Opener) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def sql_store(database: str) -> AsyncIterator[SqlStore]:
-    """For what only a database has."""
+    """A store for tests of the properties that only a database has."""
     opened = await open_store(database)
     await opened.create_run(RUN, FIRST)
     yield opened
@@ -105,7 +105,7 @@ async def sql_store(database: str) -> AsyncIterator[SqlStore]:
 
 @pytest.fixture
 async def file_store(tmp_path: Path) -> AsyncIterator[SqlStore]:
-    """For what is SQLite's alone."""
+    """A store for tests of SQLite alone."""
     opened = await open_store(url(tmp_path))
     await opened.create_run(RUN, FIRST)
     yield opened
@@ -160,7 +160,8 @@ def test_moments_and_weights_are_in_a_versions_hash_where_there_are_any() -> Non
     ]
     assert len({record.record_sha256 for record in records}) == len(records)
     facts = '[1,1,"d1","' + "s" * 64 + '","' + FIRST.record_sha256 + '",[["ann","u",5]]]'
-    assert SECOND.record_sha256 == hashlib.sha256(facts.encode()).hexdigest()  # as before there were any
+    # Without moments and weights the hash is the one of earlier releases.
+    assert SECOND.record_sha256 == hashlib.sha256(facts.encode()).hexdigest()
 
 
 async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_distances(database: str) -> None:
@@ -291,7 +292,7 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "test.sqlite3")) as connection:
-        connection.execute("CREATE TABLE members (stranger TEXT)")  # the last table the first migration makes
+        connection.execute("CREATE TABLE members (stranger TEXT)")  # the last table that the first migration makes
         connection.commit()
         before = list(connection.iterdump())
     with pytest.raises(StoreFailed, match="members already exists"):

@@ -39,9 +39,8 @@ TEXTS = [
 ]
 BYTES = [b"", b"\0", b"\xff" * 40, b"{}", b"null", b"[" * 5000, b"-----BEGIN CERTIFICATE-----\n", b"z" * LONG]
 FLOATS = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-320, 1e308, -1e308, float("inf"), -float("inf"), float("nan")]
-INDICES = st.integers(
-    0, 2**12
-)  # taken modulo the length of a list, because the length may vary and the drawn number must not
+# Drawn numbers, taken modulo the length of a list: the length may vary, the range of a draw must not.
+INDICES = st.integers(0, 2**12)
 UNKNOWN_FIELDS = [b"", b"", b"", b"\xfa\x3f\x03abc", b"\xf8\x3f\x01" * 50, b"\xfd\x3f\0\0\0\0", b"\xfb\x3f\xfc\x3f"]
 BROKEN = [
     b"\x0a\xff\xff\xff\xff\x0f",  # a text longer than the message

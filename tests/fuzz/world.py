@@ -272,9 +272,8 @@ def a_world(folder: Path) -> Iterator[World]:
     for done in wait(started, LIMIT_S, FIRST_COMPLETED).done:
         done.result()
     world = World(folder, loop, up.result(0))
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR)
-    )  # hides thousands of refusals
+    # This hides thousands of refusals.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     try:
         yield world
     finally:

@@ -22,7 +22,7 @@ versions = st.integers(0, 4).map(ModelVersion)
 
 
 class RoundMachine(RuleBasedStateMachine):
-    """Feeds `step` what clients, clock, operator and storage may say, sensible or not."""
+    """Feeds `step` the events that clients, clock, operator and storage can cause, sensible or not."""
 
     @initialize(
         minimum=st.integers(1, 3),
@@ -213,7 +213,7 @@ class RoundMachine(RuleBasedStateMachine):
             assert not self.run.active
 
     def teardown(self) -> None:
-        """Replay of the recorded events is the live state: recovery is the same code."""
+        """The replay of the recorded events gives the live state: recovery is the same code."""
         replayed = self.first
         effects: list[ev.Effect] = []
         for event in self.log:

@@ -90,9 +90,7 @@ class _Thief:
         for step in order:
             self._step(step, facts, content, manifest)
         response = self._try(self.stub.CommitUpdate, pb.CommitUpdateRequest(task=facts["task"], digest=manifest.digest))
-        if (
-            response is None
-        ):  # the task is open: other bytes would replace the owner's update, which the protocol allows
+        if response is None:  # while the task is open, other bytes may replace the owner's update
             return
         self.replays.note_receipt(facts["task"], response.receipt, manifest.digest)
         other = bytearray(content)

@@ -1,6 +1,6 @@
-"""Finds processes that a test module has started and not ended.
+"""Finds the processes that a test module has started and not ended.
 
-They carry a mark in their environment, which their own children inherit.
+Each process has a mark in its environment, which its children inherit.
 """
 
 import contextlib
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import psutil
 
 MARK = "PYTEST_STARTED_BY"
-GRACE_S = 20.0  # for those that are about to end
-# Started once for the whole session; what loads libraries for `support.commands` and what multiprocessing keeps beside it.
+GRACE_S = 20.0  # for processes that are about to end
+# Processes of the whole session: the stores, the process that loads libraries for `support.commands`, multiprocessing's own.
 KEPT = ("postgres", "moto.server", "multiprocessing.forkserver", "multiprocessing.resource_tracker")
 
 
 def left_over(mark: str) -> list[psutil.Process]:
-    """Processes that carry the mark and are no service of the session."""
+    """Returns the processes with the mark that are not services of the session."""
     left = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -29,7 +29,7 @@ def left_over(mark: str) -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def nothing_left_over(name: str) -> Iterator[None]:
-    """Ends what a block has started and left running, and fails for it: also where the block itself has failed."""
+    """Ends the processes that a block has left running and raises an error, even when the block itself has failed."""
     mark = os.environ[MARK] = f"{os.getpid()} {name}"
     try:
         yield

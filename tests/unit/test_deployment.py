@@ -1,4 +1,4 @@
-"""The files of deploy/, checked as far as can be without a cluster, an engine of containers or systemd as process 1."""
+"""The files of deploy/, checked without a cluster, a container engine or systemd as process 1."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 UNITS = ("pluralllm-server.service", "pluralllm-client@.service")
 MANIFESTS = ("coordinator", "client", "overlays/coordinator-postgresql-s3", "overlays/client-gpu")
-MAX_EXPOSURE = 20  # systemd-analyze's scale of 0 .. 100: below it a unit is "OK"
+MAX_EXPOSURE = 20  # on systemd-analyze's scale of 0 to 100; below 20 it calls a unit "OK"
 
 
 def run(*command: str) -> "subprocess.CompletedProcess[str]":
@@ -95,7 +95,7 @@ def test_an_image_runs_as_nobody_and_asks_its_own_command_for_its_health(name: s
 
 
 def test_compose_has_all_parts_and_hardens_ours() -> None:
-    parts = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     assert {
         "coordinator",
         "database",
@@ -105,24 +105,24 @@ def test_compose_has_all_parts_and_hardens_ours() -> None:
         "client-a",
         "client-b",
         "client-c",
-    } <= parts.keys()
-    for name, part in parts.items():
+    } <= services.keys()
+    for name, service in services.items():
         if name.startswith(("coordinator", "client")):
-            assert part["read_only"] is True, name
-            assert part["cap_drop"] == ["ALL"], name
+            assert service["read_only"] is True, name
+            assert service["cap_drop"] == ["ALL"], name
         else:
-            assert ":" in part["image"], f"{name} has no version"
-    given = (DEPLOY / "compose.env.example").read_text()
+            assert ":" in service["image"], f"{name} has no version"
+    example = (DEPLOY / "compose.env.example").read_text()
     for variable in set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text())):
-        assert f"{variable}=" in given
+        assert f"{variable}=" in example
 
 
 def test_prometheus_scrapes_what_there_is_and_its_alerts_ask_for_metrics_that_exist() -> None:
     reference = (ROOT / "docs" / "reference" / "metrics.md").read_text()
-    known = set(re.findall(r"^\| `(pluralllm_\w+)`", reference, re.MULTILINE))
+    documented = set(re.findall(r"^\| `(pluralllm_\w+)`", reference, re.MULTILINE))
     alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"][0]["rules"]
     asked = {name for alert in alerts for name in re.findall(r"pluralllm_\w+", alert["expr"])}
-    assert {re.sub("_(bucket|sum|count)$", "", name) for name in asked} <= known
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in asked} <= documented
     jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     targets = [target for job in jobs for config in job["static_configs"] for target in config["targets"]]

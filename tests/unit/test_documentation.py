@@ -1,4 +1,4 @@
-"""What the documentation names exists: commands, options, files, places in pages. That its commands work is tried elsewhere."""
+"""All names in the documentation exist: commands, options, files and anchors. Other tests run the commands."""
 
 import importlib.util
 import re
@@ -23,7 +23,7 @@ APPS = {
     "pluralllm-server": typer.main.get_command(coordinators),
 }
 ALL = (*PAGES, *sorted((ROOT / "docs" / "reference").glob("*.md")), ROOT / "protos" / "README.md")
-# Words of a sentence about a command, where a subcommand could stand.
+# Words of a sentence about a command, at the position of a subcommand.
 PLACEHOLDER = re.compile(r"[A-Z]")
 MADE_BY_THE_READER = ("deploy/compose.env", "deploy/clients/")
 SOURCES = [ROOT / part / "src" / "pluralllm" for part in ("common", "server", "client", "research")]
@@ -31,26 +31,26 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def problem_of(command: str) -> str:
-    """Why this command line cannot be; nothing if it can."""
+    """Returns the reason why a command line is impossible, or "" if it is possible."""
     words = shlex.split(command.replace("...", " ").replace("[", " ").replace("]", " "))
-    found, skips = APPS[words[0]], False
+    command_group, skips = APPS[words[0]], False
     for word in words[1:]:
         if skips:
             skips = False
         elif word.startswith("--"):
-            option = options_of(found).get(word.partition("=")[0])
+            option = options_of(command_group).get(word.partition("=")[0])
             if option is None:
                 return f"{command}: {word} is no option there"
             skips = not option.is_flag and "=" not in word
-        elif (inner := inner_commands(found)) and not PLACEHOLDER.match(word):
+        elif (inner := inner_commands(command_group)) and not PLACEHOLDER.match(word):
             if word not in inner:
                 return f"{command}: {word} is no command there"
-            found = inner[word]
+            command_group = inner[word]
     return ""
 
 
 def options_of(command: Any) -> dict[str, Any]:
-    """By every name they have."""
+    """Returns a command's options by each of their names."""
     shown = [*command.params, command.get_help_option(click.Context(command))]
     return {name: option for option in shown for name in (*option.opts, *option.secondary_opts)}
 
@@ -58,13 +58,14 @@ def options_of(command: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_option_that_is_named_exists(page: Path) -> None:
     ours = [
-        part.strip()
+        piece.strip()
         for block in blocks(page)
         for line in block.commands
-        for part in re.split(r"[;|&]|2>", re.sub(r"^\.venv/bin/", "", line.strip()))
-        if re.match(r"pluralllm(-server|-client)? ", part.strip())
+        for piece in re.split(r"[;|&]|2>", re.sub(r"^\.venv/bin/", "", line.strip()))
+        if re.match(r"pluralllm(-server|-client)? ", piece.strip())
     ]
-    lists = [command for command in inline(page) if "," not in command]  # `run create`, `start`: names of several
+    # "`run create`, `start`" are the names of several commands.
+    lists = [command for command in inline(page) if "," not in command]
     assert [problem for command in (*ours, *lists) if (problem := problem_of(command))] == []
 
 
@@ -87,10 +88,10 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if re.match(r"https?:|mailto:", target):
             continue
         file, _, place = target.partition("#")
-        found = (page.parent / file).resolve() if file else page
-        assert found.exists(), f"{page.name}: {target}"
+        target_page = (page.parent / file).resolve() if file else page
+        assert target_page.exists(), f"{page.name}: {target}"
         if place:
-            assert place in anchors_of(found), f"{page.name}: {target}"
+            assert place in anchors_of(target_page), f"{page.name}: {target}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

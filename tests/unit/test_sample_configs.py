@@ -1,4 +1,4 @@
-"""The files of deploy/examples are read by the code they are for, and leave no key out."""
+"""The code reads the files of deploy/examples, and each file names every key."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a completion says about the candidates, and what it is worth to a group."""
+"""The choice that a completion states, and its value for a group."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ GROUP = np.array([0.4, 0.3, 0.2, 0.1])
         ("(c)", 2),
         ("C. Disagree", 2),
         ("C: disagree, and more", 2),
-        ("A. Disagree", None),  # letter and text do not fit
+        ("A. Disagree", None),  # letter and text contradict each other
         ("Z", None),
         ("", None),
         ("  \n ", None),
@@ -32,10 +32,10 @@ GROUP = np.array([0.4, 0.3, 0.2, 0.1])
     ],
 )
 def test_an_option_is_read_from_its_text_or_its_letter(completion: str, option: int | None) -> None:
-    found = read_answer(completion, OPTIONS)
-    assert (found is None) == (option is None)
-    if found is not None and option is not None:
-        assert found.tolist() == np.eye(4)[option].tolist()
+    choice = read_answer(completion, OPTIONS)
+    assert (choice is None) == (option is None)
+    if choice is not None and option is not None:
+        assert choice.tolist() == np.eye(4)[option].tolist()
 
 
 def test_a_ranking_is_borda_points_and_who_is_not_named_has_none() -> None:
@@ -76,7 +76,7 @@ def test_conversations_end_with_what_is_meant() -> None:
     assert text_of([]) == ""
 
 
-# Forms
+# The forms of a reward
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -90,7 +90,7 @@ def test_a_form_is_between_0_and_1_and_the_groups_own_answer_is_best(name: str) 
             assert 0 <= form(answer, group, None) <= 1 + 1e-12
         if name in ("wasserstein", "cosine", "kl", "kendall", "binary"):
             assert form(group, group, None) >= form(other, group, None) - 1e-12
-        if name != "wasserstein":  # the option in the middle may be nearer to all of the group
+        if name != "wasserstein":  # the middle option may be nearer to the whole group
             assert form(first, group, None) >= form(single, group, None) - 1e-12
 
 

@@ -1,4 +1,4 @@
-"""A group's reward, called as TRL calls reward functions."""
+"""The reward of a group, called as TRL calls reward functions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +52,7 @@ def shares_of(reward: GroupReward, group: str, question: Question) -> list[float
 def test_the_reward_is_the_predicted_share_of_the_option_that_is_named(place: Path, model: PluralPredictor) -> None:
     reward, asked = reward_of(place, model), SURVEY[NAMES[0]][20:23]
     rows = [(question, option) for question in asked for option in range(len(question.options))]
-    found = reward(
+    rewards = reward(
         prompts=[f"Answer by a letter. {question.text}" for question, _ in rows],
         completions=["ABCDEFGH"[option] for _, option in rows],
         question=[question.text for question, _ in rows],
@@ -60,8 +60,8 @@ def test_the_reward_is_the_predicted_share_of_the_option_that_is_named(place: Pa
         completion_ids=[[0]] * len(rows),
         trainer_state=None,
     )
-    wanted = [share for question in asked for share in shares_of(reward, NAMES[0], question)]
-    assert found == pytest.approx(wanted, abs=1e-6)
+    predicted_shares = [share for question in asked for share in shares_of(reward, NAMES[0], question)]
+    assert rewards == pytest.approx(predicted_shares, abs=1e-6)
     assert reward.__name__ == f"reward_{NAMES[0].lower()}"
 
 
@@ -81,12 +81,12 @@ def test_without_options_the_candidates_are_what_was_sampled_for_the_prompt(
     place: Path, model: PluralPredictor
 ) -> None:
     reward = reward_of(place, model)
-    found = reward(["p", "p", "p", "q"], ["Agree", "Disagree", "Agree", "Agree"])
+    rewards = reward(["p", "p", "p", "q"], ["Agree", "Disagree", "Agree", "Agree"])
     candidates = Question("p", ("Agree", "Disagree"), (0.5, 0.5))
     agree, disagree = shares_of(reward, NAMES[0], candidates)
-    assert found[:3] == pytest.approx([agree, disagree, agree], abs=1e-6)
+    assert rewards[:3] == pytest.approx([agree, disagree, agree], abs=1e-6)
     alone = Question("q", ("Agree",), (1.0,))
-    assert found[3] == pytest.approx(float(reward.predict([(NAMES[0], alone)])[NAMES[0], alone].means[0]), abs=1e-6)
+    assert rewards[3] == pytest.approx(float(reward.predict([(NAMES[0], alone)])[NAMES[0], alone].means[0]), abs=1e-6)
 
 
 def test_each_example_may_have_a_group_of_its_own(place: Path, model: PluralPredictor) -> None:
@@ -113,18 +113,18 @@ def test_a_cautious_reward_is_less_by_the_predicted_spread(place: Path, model: P
 def test_what_cannot_be_scored_is_none_and_counted_and_the_rest_is_scored(place: Path, model: PluralPredictor) -> None:
     reward, question = reward_of(place, model), SURVEY[NAMES[0]][25]
     logged: dict[str, float] = {}
-    found = reward(
+    rewards = reward(
         [question.text, question.text, question.text, ""],
         ["A", "  ", "no answer at all", "A"],
         options=[question.options] * 4,
         log_metric=logged.__setitem__,
     )
-    assert [value is None for value in found] == [False, True, True, True]
+    assert [value is None for value in rewards] == [False, True, True, True]
     assert dict(reward.unscored) == {"names no option": 2, "empty prompt": 1}
     assert logged == {f"{reward.__name__}/unscored": 0.75}
     punished, options = reward_of(place, model, no_option=-1.0), [question.options] * 2
     assert punished([question.text] * 2, ["nonsense", ""], options=options) == [-1.0, -1.0]
-    assert punished([question.text], [""]) == [None]  # without options there is nothing to be named
+    assert punished([question.text], [""]) == [None]  # without options a completion cannot fail to name one
     assert dict(punished.unscored) == {"empty completion": 1}
 
 
@@ -158,7 +158,7 @@ def test_many_questions_are_predicted_as_each_by_itself(place: Path, model: Plur
 
 
 @pytest.mark.parametrize(
-    ("choices", "error", "told"),
+    ("choices", "error", "message"),
     [
         ({"group": "Atlantis"}, InvalidArgument, "no context of group 'Atlantis'"),
         ({"form": "love"}, InvalidArgument, "probability, wasserstein"),
@@ -169,15 +169,15 @@ def test_many_questions_are_predicted_as_each_by_itself(place: Path, model: Plur
     ],
 )
 def test_what_is_wrong_is_said_before_a_training_begins(
-    place: Path, model: PluralPredictor, choices: dict[str, Any], error: type[Exception], told: str
+    place: Path, model: PluralPredictor, choices: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    given = {
+    arguments = {
         "contexts": {NAMES[0]: SURVEY[NAMES[0]][:20]},
         "embedding_model_path": place / "tiny",
         "cache": place / "cache",
     }
-    with pytest.raises(error, match=told):
-        GroupReward(model, **{**given, **choices})
+    with pytest.raises(error, match=message):
+        GroupReward(model, **{**arguments, **choices})
 
 
 def test_an_example_of_an_unknown_group_or_no_group_is_refused(place: Path, model: PluralPredictor) -> None:

@@ -1,4 +1,4 @@
-"""An exported model: loaded as transformers loads models, verified, and written again."""
+"""An exported model is loaded as transformers loads models, verified, and saved again."""
 
 import json
 import shutil
@@ -24,15 +24,15 @@ def folder(tmp_path: Path) -> Path:
 def test_it_is_the_published_predictor_number_for_number(folder: Path) -> None:
     plain = PreferencePredictor(SPEC.predictor, SPEC.embedding)
     load_weights(plain, tensors_of(folder / WEIGHTS))
-    found = PluralPredictor.from_pretrained(folder)
-    for (name, wanted), (other, got) in zip(plain.named_parameters(), found.named_parameters(), strict=True):
+    loaded = PluralPredictor.from_pretrained(folder)
+    for (name, expected), (other, value) in zip(plain.named_parameters(), loaded.named_parameters(), strict=True):
         assert name == other
-        assert torch.equal(wanted, got)
-    given = torch.randn(2, 6, 32), torch.rand(2, 6), torch.ones(2, 6, dtype=torch.bool), torch.randn(2, 3, 32)
+        assert torch.equal(expected, value)
+    batch = torch.randn(2, 6, 32), torch.rand(2, 6), torch.ones(2, 6, dtype=torch.bool), torch.randn(2, 3, 32)
     with torch.no_grad():
-        assert torch.equal(plain.eval()(*given).mean, found(*given).mean)
-    assert found.contract == SPEC.embedding
-    assert (found.config.min_context, found.config.context_questions) == (5, 10)
+        assert torch.equal(plain.eval()(*batch).mean, loaded(*batch).mean)
+    assert loaded.contract == SPEC.embedding
+    assert (loaded.config.min_context, loaded.config.context_questions) == (5, 10)
 
 
 def test_the_auto_classes_know_it(folder: Path) -> None:
@@ -41,12 +41,12 @@ def test_the_auto_classes_know_it(folder: Path) -> None:
 
 
 def test_what_is_saved_again_is_loaded_again_with_card_and_provenance(folder: Path, tmp_path: Path) -> None:
-    found = PluralPredictor.from_pretrained(folder)
+    model = PluralPredictor.from_pretrained(folder)
     with torch.no_grad():
-        found.head[1].bias += 1
-    found.save_pretrained(tmp_path / "tuned")
+        model.head[1].bias += 1
+    model.save_pretrained(tmp_path / "tuned")
     again = PluralPredictor.from_pretrained(tmp_path / "tuned")
-    assert torch.equal(again.head[1].bias, found.head[1].bias)
+    assert torch.equal(again.head[1].bias, model.head[1].bias)
     assert (tmp_path / "tuned" / PROVENANCE).read_bytes() == (folder / PROVENANCE).read_bytes()
     assert "Gold\\|crest" in (tmp_path / "tuned" / "README.md").read_text()
 
@@ -57,7 +57,7 @@ def test_it_is_pushed_to_the_hub_as_people_expect(
     uploaded: list[str] = []
 
     class Hub:
-        """What is asked of the Hub's client; the network is not there."""
+        """The calls of the Hub's client that the code makes; there is no network."""
 
         def create_repo(self, repo_id: str, **_: object) -> object:
             return type("Url", (), {"repo_id": repo_id})

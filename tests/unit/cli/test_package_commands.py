@@ -1,4 +1,4 @@
-"""The commands of other packages: found by entry points, loaded when they are typed, in nobody's way when they are broken."""
+"""Commands of other packages are found by entry points and loaded when they are typed; a broken one disturbs no other."""
 
 import sys
 import tomllib
@@ -42,7 +42,7 @@ def greet(name: str) -> None:
 
 
 def package(folder: Path, name: str, **commands: str) -> list[EntryPoint]:
-    """The entry points of a package that is installed in `folder`; a double underscore in a command's name is a dot."""
+    """Returns the entry points of a package that is installed in `folder`; `__` in a command's name stands for a dot."""
     metadata = folder / f"{name}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -53,7 +53,7 @@ def package(folder: Path, name: str, **commands: str) -> list[EntryPoint]:
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of modules: `weather` is good, `fog` cannot be imported."""
+    """A folder with two modules: `weather` works, `fog` cannot be imported."""
     (tmp_path / "weather.py").write_text(WEATHER)
     (tmp_path / "fog.py").write_text("import a_package_that_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
@@ -64,7 +64,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def commands() -> TyperGroup:
-    """A command line with the command `status` and the group `model` with the command `pull`."""
+    """A command line with the command `status` and the group `model`, which has the command `pull`."""
     app, model = typer.Typer(), typer.Typer()
 
     @app.command()

@@ -1,4 +1,4 @@
-"""What a person sees of a run, from fixed values."""
+"""The status screen of a run, drawn from fixed values."""
 
 import datetime
 import io
@@ -72,7 +72,7 @@ def run(**changes: Any) -> dict[str, Any]:
 
 
 def shown(screen: RenderableType, width: int = 80) -> list[str]:
-    """The lines of a terminal so wide."""
+    """Returns the lines on a terminal of this width."""
     out = io.StringIO()
     Console(file=out, width=width).print(screen)
     return [line.rstrip() for line in out.getvalue().splitlines()]
@@ -83,7 +83,7 @@ def line_of(lines: list[str], start: str) -> str:
 
 
 def crowded() -> dict[str, Any]:
-    """Everybody late, many refusals with long messages."""
+    """Returns a run whose clients are all late, with many refusals and long messages."""
     late = [person(group, "lost", f"its lease ran out: silent for {n} s") for n, group in enumerate(GROUPS)]
     late[0]["role"] = "held_out"
     message = (

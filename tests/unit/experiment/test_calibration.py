@@ -1,4 +1,4 @@
-"""Predicted spread against the error that is made."""
+"""The predicted spread is compared with the actual error."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from pluralllm.experiment.summary import Selection
 
 
 def made(confidence: float, loss: str = "gaussian", *, predicted: bool = True) -> Result:
-    """Gaussian errors of known size; predicted spreads smaller than they by `confidence`."""
+    """Returns a result with Gaussian errors of known size; the predicted spreads are smaller by the factor `confidence`."""
     rng = np.random.default_rng(0)
     spread = rng.uniform(0.05, 0.3, 20_000)
     error = np.abs(rng.normal(0, spread))
@@ -23,19 +23,19 @@ def made(confidence: float, loss: str = "gaussian", *, predicted: bool = True) -
 
 
 def test_errors_of_the_predicted_size_are_calibrated() -> None:
-    found = calibration_of([made(1.0)], Selection())
-    assert found is not None
-    assert found.ratio == pytest.approx(1.0, abs=0.02)
-    assert found.within == pytest.approx(0.683, abs=0.01)
-    assert found.observed == pytest.approx(found.expected, rel=0.1)
-    assert (np.diff(found.expected) > 0).all()
+    calibration = calibration_of([made(1.0)], Selection())
+    assert calibration is not None
+    assert calibration.ratio == pytest.approx(1.0, abs=0.02)
+    assert calibration.within == pytest.approx(0.683, abs=0.01)
+    assert calibration.observed == pytest.approx(calibration.expected, rel=0.1)
+    assert (np.diff(calibration.expected) > 0).all()
 
 
 def test_spreads_that_are_too_small_show_as_a_ratio_above_one() -> None:
-    found = calibration_of([made(2.0)], Selection())
-    assert found is not None
-    assert found.ratio == pytest.approx(2.0, rel=0.02)
-    assert found.within == pytest.approx(0.383, abs=0.01)
+    calibration = calibration_of([made(2.0)], Selection())
+    assert calibration is not None
+    assert calibration.ratio == pytest.approx(2.0, rel=0.02)
+    assert calibration.within == pytest.approx(0.383, abs=0.01)
 
 
 def test_one_kind_of_question_can_be_looked_at_alone() -> None:

@@ -1,4 +1,4 @@
-"""Curves over seeds, and when a threshold is reached."""
+"""Curves over seeds, and the first moment at which they reach a threshold."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ GROUPS = ("g", "h")
 
 
 def way(scores: Sequence[float], seed: int = 0, *, rounds: int = 1, seconds: float = 1.0) -> Result:
-    """A point each 10 gradient steps; group h is 0.1 below the mean, g above it."""
+    """Returns a result with a point every 10 gradient steps; group h is 0.1 below the mean score, group g 0.1 above it."""
     points = tuple(
         Point(
             dict(
@@ -51,18 +51,18 @@ def test_the_first_time_counts_also_where_it_falls_back() -> None:
 
 def test_median_and_range_are_over_seeds() -> None:
     runs = [way([0.5, 0.6, 0.7], 0), way([0.5, 0.7, 0.8], 1), way([0.5, 0.65, 0.7], 2)]
-    found = reach_of(runs, "gradient_steps", GROUPS, 0.6)
-    assert found is not None
-    assert (found.low, found.median, found.high) == pytest.approx((5.0, 100 / 15, 10.0))
-    assert (found.reached, found.seeds) == (3, 3)
+    reach = reach_of(runs, "gradient_steps", GROUPS, 0.6)
+    assert reach is not None
+    assert (reach.low, reach.median, reach.high) == pytest.approx((5.0, 100 / 15, 10.0))
+    assert (reach.reached, reach.seeds) == (3, 3)
 
 
 def test_seeds_that_do_not_reach_it_count() -> None:
     runs = [way([0.5, 0.7], 0), way([0.5, 0.55], 1), way([0.5, 0.56], 2)]
-    found = reach_of(runs, "rounds", GROUPS, 0.6)
-    assert found is not None
-    assert (found.median, found.reached) == (NOT_REACHED, 1)
-    assert found.low == pytest.approx(0.5)
+    reach = reach_of(runs, "rounds", GROUPS, 0.6)
+    assert reach is not None
+    assert (reach.median, reach.reached) == (NOT_REACHED, 1)
+    assert reach.low == pytest.approx(0.5)
     nobody = reach_of(runs, "rounds", GROUPS, 0.9)
     assert nobody is not None
     assert (nobody.reached, nobody.low) == (0, NOT_REACHED)

@@ -1,4 +1,4 @@
-"""Reading results back: what is whole is read, what is not is refused with the file, the line and what to do."""
+"""Complete results are read; incomplete ones are refused with the file, the line and the remedy."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""How an experiment scores: the same figures as the predictor, question by question."""
+"""An experiment's scores equal those of the predictor, question by question."""
 
 import numpy as np
 import pytest
@@ -22,17 +22,17 @@ def test_scores_are_those_of_the_predictor_question_by_question() -> None:
         predicted = StackedPredictors(spec, [values], CPU)(batch, training=False)
     shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions).exp()[0].numpy()
     spreads = predicted.log_std[0].exp().numpy()
-    found = Scorer(spec, values, data, CPU).score(episode)
-    assert [each.question for each in found] == [7, 1, 2]
+    question_scores = Scorer(spec, values, data, CPU).score(episode)
+    assert [scored.question for scored in question_scores] == [7, 1, 2]
     at = 0
-    for each in found:
-        points = slice(at, at + len(data.questions[each.question].options))
-        true = np.array(data.questions[each.question].shares)
-        assert each.distance == pytest.approx(js_distance(shares[points], true), abs=1e-5)
-        assert each.error == pytest.approx(np.sqrt(np.mean((shares[points] - true) ** 2)), abs=1e-5)
-        assert each.log_std == pytest.approx(np.log(np.sqrt(np.mean(spreads[points] ** 2))), abs=1e-5)
+    for scored in question_scores:
+        points = slice(at, at + len(data.questions[scored.question].options))
+        true = np.array(data.questions[scored.question].shares)
+        assert scored.distance == pytest.approx(js_distance(shares[points], true), abs=1e-5)
+        assert scored.error == pytest.approx(np.sqrt(np.mean((shares[points] - true) ** 2)), abs=1e-5)
+        assert scored.log_std == pytest.approx(np.log(np.sqrt(np.mean(spreads[points] ** 2))), abs=1e-5)
         at = points.stop
-    assert alignment([found]) == pytest.approx(1 - np.mean([each.distance for each in found]))
+    assert alignment([question_scores]) == pytest.approx(1 - np.mean([scored.distance for scored in question_scores]))
 
 
 def test_shares_are_by_question_and_sum_to_one() -> None:

@@ -1,4 +1,4 @@
-"""Clients trained in one batched pass: as by `client.train`, one by one."""
+"""Clients that are trained in one batched pass get the results of `client.train` for each client alone."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def quietly(_done: int, _all: int) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_batched_pass_gives_what_clients_give_one_by_one(case: str, tmp_path: Path) -> None:
-    """Two rounds from one base: the second tells whether moments are kept or forgotten."""
+    """Trains two rounds from one base; the second shows whether the moments are kept or forgotten."""
     spec = small_spec({"rounds": 2, "training": CASES[case], "predictor": {"share_scale": 5.0}})
     groups = {ClientId(name): small_group(name, questions=count) for name, count in (("a", 30), ("b", 24), ("c", 36))}
     base = write_version_0(tmp_path / "base", spec)
@@ -72,14 +72,14 @@ def test_one_batched_pass_gives_what_clients_give_one_by_one(case: str, tmp_path
                 next_state(moments).replace(moments)
             alone = np.array(flat_values(out, layout))
             assert np.linalg.norm(alone) > 1e-4
-            # Adam moves what has no gradient by rounding noise: few numbers, but each as far as any other.
+            # Rounding noise moves Adam's parameters without a gradient: few numbers, but each by a whole step.
             tolerance = 1e-3 if spec.training.optimizer == "sgd" else 0.02
             assert np.linalg.norm(deltas[client] - alone) < tolerance * np.linalg.norm(alone)
 
 
 @pytest.mark.parametrize("encoding", ["bf16", "int8"])
 def test_updates_travel_in_an_experiment_as_they_do_from_a_client(encoding: UpdateEncoding, tmp_path: Path) -> None:
-    """Two rounds: what rounding took from the first is in the second. A value here and there may be rounded the other way."""
+    """Trains two rounds: the rounding error of the first is in the second. A few values may be rounded the other way."""
     spec = small_spec({"rounds": 2, "training": SGD, "updates": {"encoding": encoding}})
     client, data = ClientId("a"), small_group()
     base = write_version_0(tmp_path / "base", spec)
@@ -94,7 +94,7 @@ def test_updates_travel_in_an_experiment_as_they_do_from_a_client(encoding: Upda
         read = np.empty(form.layout.values, np.float32)
         with HashingReader(out) as file:
             file.read_into(np.empty(len(form.header), np.uint8))
-            SliceReader(form, file.read_into).read(read)  # one slice is enough for it
+            SliceReader(form, file.read_into).read(read)  # one slice holds the whole update
         assert np.linalg.norm(read - deltas[client]) < 0.01 * np.linalg.norm(read)
     assert np.linalg.norm(np.fromfile(residual, "<f4")) > 0, "nothing was rounded"
 

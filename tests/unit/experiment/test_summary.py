@@ -1,4 +1,4 @@
-"""The table of methods: scores, intervals by questions, differences."""
+"""The table of methods: scores, confidence intervals over questions, and differences."""
 
 from collections.abc import Sequence
 
@@ -21,11 +21,11 @@ Row = tuple[str, QuestionKind, float]  # question, its kind, distance
 ANSWERED, UNANSWERED, WITHHELD = QuestionKind.ANSWERED, QuestionKind.UNANSWERED, QuestionKind.WITHHELD
 
 
-def scores(group: str, draws: Sequence[Sequence[Row]], part: str = "test", context: int = 20) -> Scores:
+def scores(group: str, draws: Sequence[Sequence[Row]], group_part: str = "test", context: int = 20) -> Scores:
     rows = [row for draw in draws for row in draw]
     return Scores(
         group,
-        part,
+        group_part,
         context,
         np.repeat(np.arange(len(draws)), [len(draw) for draw in draws]),
         np.array([question_number(question) for question, _, _ in rows]),
@@ -41,7 +41,7 @@ def result(method: str, *found: Scores, seed: int = 0) -> Result:
 
 
 def alike(method: str, groups: Sequence[str], distances: dict[str, float], shift: float = 0.0, seed: int = 0) -> Result:
-    """Every group has the same distances."""
+    """Returns a result in which every group has the same distances."""
     rows = [(question, ANSWERED, distance + shift) for question, distance in distances.items()]
     return result(method, *(scores(group, [rows]) for group in groups), seed=seed)
 
@@ -63,7 +63,7 @@ def test_the_worst_group_is_named_and_lines_are_best_first() -> None:
 
 
 def test_a_question_is_resampled_in_all_groups_at_once() -> None:
-    """So groups that fail on the same questions do not make the mean any surer."""
+    """Groups that fail on the same questions must not narrow the interval of the mean."""
     one = table([alike("a", ["g"], DISTANCES)], Selection())[0].mean
     many = table([alike("a", [f"g{n}" for n in range(10)], DISTANCES)], Selection())[0].mean
     assert (many.low, many.high) == pytest.approx((one.low, one.high))
@@ -101,22 +101,22 @@ def test_a_difference_needs_the_same_groups() -> None:
 
 
 def test_each_kind_of_question_has_a_score_and_a_groups_own_leaves_the_withheld_out() -> None:
-    found = result("a", scores("g", [[("x", ANSWERED, 0.1), ("y", UNANSWERED, 0.4), ("z", WITHHELD, 0.7)]]))
+    scored = result("a", scores("g", [[("x", ANSWERED, 0.1), ("y", UNANSWERED, 0.4), ("z", WITHHELD, 0.7)]]))
     for kind, score in ((ANSWERED, 0.9), (UNANSWERED, 0.6), (WITHHELD, 0.3)):
-        assert table([found], Selection(kinds=(kind,)))[0].mean.value == pytest.approx(score)
-    assert table([found], Selection())[0].mean.value == pytest.approx(0.75)
+        assert table([scored], Selection(kinds=(kind,)))[0].mean.value == pytest.approx(score)
+    assert table([scored], Selection())[0].mean.value == pytest.approx(0.75)
 
 
 def test_training_groups_are_scored_on_withheld_questions() -> None:
-    found = result("a", scores("g", [[("z", WITHHELD, 0.2)]], part="train"))
+    found = result("a", scores("g", [[("z", WITHHELD, 0.2)]], group_part="train"))
     assert table([found], Selection("train"))[0].mean.value == pytest.approx(0.8)
 
 
 def test_groups_too_small_for_a_context_are_named() -> None:
-    found = [result("a", scores("big", [[("x", ANSWERED, 0.1)]], context=size)) for size in (20, 40)]
-    found.append(result("b", scores("small", [[("x", ANSWERED, 0.1)]], context=20)))
-    assert left_out(found, "test", 40) == ("small",)
-    assert left_out(found, "test", 20) == ()
+    results = [result("a", scores("big", [[("x", ANSWERED, 0.1)]], context=size)) for size in (20, 40)]
+    results.append(result("b", scores("small", [[("x", ANSWERED, 0.1)]], context=20)))
+    assert left_out(results, "test", 40) == ("small",)
+    assert left_out(results, "test", 20) == ()
 
 
 def test_only_the_first_draws_can_be_looked_at() -> None:
@@ -127,7 +127,7 @@ def test_only_the_first_draws_can_be_looked_at() -> None:
 
 
 def test_a_method_without_groups_of_the_part_has_no_line() -> None:
-    found = [result("a", scores("g", [[("x", ANSWERED, 0.1)]], part="train")), alike("b", ["h"], DISTANCES)]
+    found = [result("a", scores("g", [[("x", ANSWERED, 0.1)]], group_part="train")), alike("b", ["h"], DISTANCES)]
     assert [line.method for line in table(found, Selection())] == ["b"]
     assert table(found, Selection(context=5)) == []
 

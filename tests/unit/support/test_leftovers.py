@@ -1,4 +1,4 @@
-"""No test leaves a process behind, and one that would is told."""
+"""No test leaves a process behind: one that would do so fails."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from support import leftovers
 from support.leftovers import nothing_left_over
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(100)"]
-# Its child belongs to nobody when it has ended.
+# The child has no parent any more when this process has ended.
 LEAVES = f"import subprocess; print(subprocess.Popen({SLEEPS!r}, stdout=subprocess.DEVNULL).pid)"
 
 

@@ -12,7 +12,7 @@ SPEC = process_spec()
 
 
 @pytest.mark.parametrize(
-    ("policy", "said"),
+    ("policy", "expected_text"),
     [
         (Policy(max_local_steps=1), "max_local_steps is 2, allowed is at most 1"),
         (Policy(max_rounds=2), "max_rounds is 3, allowed is at most 2"),
@@ -24,10 +24,10 @@ SPEC = process_spec()
         ),
     ],
 )
-def test_a_training_task_beyond_the_policy_is_refused(policy: Policy, said: str) -> None:
+def test_a_training_task_beyond_the_policy_is_refused(policy: Policy, expected_text: str) -> None:
     with pytest.raises(PolicyForbids) as refused:
         check_task(policy, GroupRole.TRAIN, SPEC, TaskKind.TRAIN, 3, 4)
-    assert said in str(refused.value)
+    assert expected_text in str(refused.value)
 
 
 def test_the_default_policy_allows_an_ordinary_task() -> None:
@@ -59,7 +59,7 @@ def test_the_base_distance_leaves_only_if_the_partner_lets_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected_text"),
     [
         ("max_local_step = 5", "max_local_step: unknown key"),
         ("max_rounds = 0", "max_rounds: Input should be greater than 0"),
@@ -70,10 +70,10 @@ def test_the_base_distance_leaves_only_if_the_partner_lets_it() -> None:
         ("max_rounds = ", "not TOML"),
     ],
 )
-def test_a_bad_policy_file_is_refused_with_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+def test_a_bad_policy_file_is_refused_with_file_and_key(tmp_path: Path, text: str, expected_text: str) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(text)
     with pytest.raises(InvalidConfig) as refused:
         load_policy(path)
-    assert said in str(refused.value)
+    assert expected_text in str(refused.value)
     assert str(path) in str(refused.value)

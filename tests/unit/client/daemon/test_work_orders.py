@@ -1,4 +1,4 @@
-"""What a task becomes for the worker."""
+"""The orders that the daemon makes for its worker from a task."""
 
 from pathlib import Path
 from typing import Any

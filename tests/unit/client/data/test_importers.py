@@ -1,4 +1,4 @@
-"""Public survey layouts."""
+"""The importers read the layouts of public surveys."""
 
 import json
 from pathlib import Path

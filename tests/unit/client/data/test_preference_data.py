@@ -1,4 +1,4 @@
-"""Preferences between candidates, in the layouts that data sets on the Hub have."""
+"""Preferences between candidates, in the layouts of data sets on the Hub."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The private file: what is read, and everything that is wrong with it at once."""
+"""The private file is read, and all its faults are reported at once."""
 
 import json
 import tempfile
@@ -27,14 +27,14 @@ def written(folder: Path, *rows: Any) -> Path:
 def test_shares_and_counts_become_shares_that_sum_to_1(tmp_path: Path) -> None:
     counts = {"question": "Bus?", "options": ["Yes", "No", "Never"], "counts": [1, 2, 5], "scale": [0, 1, None]}
     rounded = {"question": "Cat?", "options": ["Yes", "No"], "shares": [0.5, 0.49]}
-    found = read_group(written(tmp_path, GOOD, counts, rounded))
-    assert [question.shares for question in found[:2]] == [(0.25, 0.75), (0.125, 0.25, 0.625)]
-    assert sum(found[2].shares) == pytest.approx(1, abs=1e-15)
-    assert found[1].scale == (0, 1, None)
+    questions = read_group(written(tmp_path, GOOD, counts, rounded))
+    assert [question.shares for question in questions[:2]] == [(0.25, 0.75), (0.125, 0.25, 0.625)]
+    assert sum(questions[2].shares) == pytest.approx(1, abs=1e-15)
+    assert questions[1].scale == (0, 1, None)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected_text"),
     [
         ({"shares": [0.25, 0.7]}, "shares sum to 0.95, not to 1 (±0.02); give counts instead, or mend them"),
         ({"shares": None, "counts": [3, -1]}, "counts has the negative number -1"),
@@ -52,12 +52,14 @@ def test_shares_and_counts_become_shares_that_sum_to_1(tmp_path: Path) -> None:
         ({"shares": "half"}, "shares: Input should be a valid tuple"),
     ],
 )
-def test_a_bad_row_is_named_with_its_line_and_the_fix(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_a_bad_row_is_named_with_its_line_and_the_fix(
+    tmp_path: Path, change: dict[str, Any], expected_text: str
+) -> None:
     row = {key: value for key, value in {**GOOD, **change}.items() if value is not None}
     path = written(tmp_path, {"question": "Other?", "options": ["A", "B"], "shares": [0.5, 0.5]}, row)
     with pytest.raises(InvalidData) as refused:
         read_group(path)
-    assert said in str(refused.value)
+    assert expected_text in str(refused.value)
     assert "line 2: " in str(refused.value)
     assert str(path) in str(refused.value)
 
@@ -114,15 +116,15 @@ def questions(draw: st.DrawFn) -> Question:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(questions(), min_size=1, max_size=8, unique_by=lambda q: q.id), st.sampled_from([".jsonl", ".parquet"]))
-def test_what_is_written_is_read_again(found: list[Question], suffix: str) -> None:
+def test_what_is_written_is_read_again(group_questions: list[Question], suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"group{suffix}"
-        write_group(path, found)
+        write_group(path, group_questions)
         again = read_group(path)
     assert [(q.text, q.options, q.scale, q.weight) for q in again] == [
-        (q.text, q.options, q.scale, q.weight) for q in found
+        (q.text, q.options, q.scale, q.weight) for q in group_questions
     ]
-    for one, other in zip(again, found, strict=True):
+    for one, other in zip(again, group_questions, strict=True):
         assert one.shares == pytest.approx(other.shares, abs=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""A download writes verified chunks in their order, and goes on where an earlier try broke off."""
+"""A download writes verified chunks in order, and resumes where an earlier attempt ended."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Orders and results on the pipe: what one end writes the other end reads, and nothing else."""
+"""Orders and results on the pipe: one end reads what the other end writes, and refuses anything else."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What holds on a GPU: the same bits for the same task, the CPU's numbers up to rounding, and all clients in one pass."""
+"""The properties of work on a GPU: repeatable bits, the CPU's numbers up to rounding, and one pass for all clients."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this mach
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPEC = small_spec({"training": {"optimizer": "sgd", "learning_rate": 0.05, "local_steps": 5}})
 ADAM = small_spec({"training": {"local_steps": 30}, "predictor": {"dropout": 0.1}})
-NEAR = 1e-4  # of the delta's length: float32 sums in another order
+NEAR = 1e-4  # of the delta's length: the GPU adds float32 values in another order
 
 
 def quietly(_done: int, _all: int) -> None:
@@ -30,7 +30,7 @@ def quietly(_done: int, _all: int) -> None:
 
 
 def trained(folder: Path, spec: RunSpec, device: torch.device, seed: int = 5) -> tuple[Trained, NDArray[np.float32]]:
-    """One TRAIN task from version 0, and its delta."""
+    """Trains one TRAIN task from version 0 and returns the result and the delta."""
     base, out = write_version_0(folder / "base", spec), folder / "delta"
     done = train(base, out, spec, small_group(), seed, 0, device, folder / "moments", folder / "residual", quietly)
     return done, np.array(flat_values(out, layout_for(spec)))
@@ -59,12 +59,12 @@ def test_a_gpu_trains_what_the_cpu_trains(tmp_path: Path) -> None:
 
 def test_a_gpu_scores_what_the_cpu_scores(tmp_path: Path) -> None:
     base = write_version_0(tmp_path / "base", SPEC)
-    found, wanted = (
+    gpu_result, cpu_result = (
         evaluate(base, SPEC, small_group(), GroupRole.HELD_OUT, device, lambda _done, _all: None)
         for device in (CUDA, CPU)
     )
-    assert found.js_total == pytest.approx(wanted.js_total, abs=1e-4)
-    assert found.questions == wanted.questions
+    assert gpu_result.js_total == pytest.approx(cpu_result.js_total, abs=1e-4)
+    assert gpu_result.questions == cpu_result.questions
 
 
 def test_all_clients_in_one_pass_give_what_each_gives_alone_on_a_gpu(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_all_clients_in_one_pass_give_what_each_gives_alone_on_a_gpu(tmp_path: P
 
 
 def test_vectors_of_a_gpu_point_where_those_of_the_cpu_do(tmp_path: Path) -> None:
-    """They are computed in bf16 there: a run spec's probes ask for a cosine of 0.999."""
+    """A GPU computes vectors in bf16; the probes of a run spec ask for a cosine of 0.999."""
     source = str(tiny_embedding_model(tmp_path))
     texts = ["Tea", "Bus", "How much do you agree or disagree"]
     there, here = (

@@ -35,7 +35,7 @@ Loss = Literal["gaussian", "cross_entropy", "alignment"]
 
 
 def loss_of(model: PreferencePredictor, batch: Batch, kind: Loss, temperature: float = 1.0) -> Tensor:
-    """Of one client, a scalar."""
+    """Returns the loss of one client, a scalar."""
     predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
     return prediction_loss(predicted, batch, Training(loss=kind, target_temperature=temperature), clients=1)[0]
 
@@ -51,7 +51,7 @@ def quietly(_done: int, _all: int) -> None:
 def trained(
     folder: Path, spec: RunSpec, data: GroupData, *, base: Path | None = None, seed: int = 5, first_step: int = 0
 ) -> tuple[Trained, NDArray[np.float32]]:
-    """One TRAIN task from version 0, or `base`; the result and the delta."""
+    """Trains one TRAIN task from `base`, or from version 0; returns the result and the delta."""
     start = base or write_version_0(folder / "base", spec)
     out = folder / "delta"
     done = train(start, out, spec, data, seed, first_step, CPU, folder / "moments", folder / "residual", quietly)
@@ -66,7 +66,7 @@ def predictor(spec: RunSpec) -> PreferencePredictor:
 
 
 def with_other_answers(data: GroupData, numbers: tuple[int, ...]) -> GroupData:
-    """The same group, had it answered these questions otherwise."""
+    """Returns the same group with other answers to these questions."""
     questions, shares = list(data.questions), data.shares.copy()
     for q in numbers:
         turned = tuple(reversed(questions[q].shares))
@@ -100,7 +100,7 @@ def test_delta_is_local_minus_global_in_the_layout_of_the_base(tmp_path: Path) -
 
 
 def test_one_client_with_one_sgd_step_a_round_is_centralized_sgd(tmp_path: Path) -> None:
-    """FedAvg with server rate 1 over a single client that takes a single step is plain SGD."""
+    """FedAvg with server rate 1 over one client that takes one step is plain SGD."""
     over = {"training": {"optimizer": "sgd", "learning_rate": 0.05, "local_steps": 1}}
     spec, data, rounds = small_spec(over), small_group(), 8
     layout, base = layout_for(spec), write_version_0(tmp_path / "v0", spec)
@@ -125,7 +125,7 @@ def test_one_client_with_one_sgd_step_a_round_is_centralized_sgd(tmp_path: Path)
 
 
 def test_training_lowers_the_loss_and_raises_the_alignment(tmp_path: Path) -> None:
-    """Answers that follow the embedding can be learnt."""
+    """The group's answers follow the embedding, so the predictor can learn them."""
     data = small_group(questions=80)
     questions, shares = list(data.questions), data.shares.copy()
     for q, question in enumerate(questions):
@@ -143,7 +143,7 @@ def test_training_lowers_the_loss_and_raises_the_alignment(tmp_path: Path) -> No
     assert after > before + 0.05
 
 
-# The defects of the reference (PAPER) that could live here, none of which the default has.
+# Defects of the reference implementation (PAPER) that this code could have; the default has none of them.
 
 
 def test_defect_1_nothing_of_a_held_out_question_reaches_the_delta_and_only_they_are_scored(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_the_paper_preset_keeps_the_authors_schedule() -> None:
     assert rates[0] == full
     assert rates[50] == pytest.approx(full / 2)
     assert rates[100] == pytest.approx(0, abs=1e-12)
-    assert rates[200] == pytest.approx(full)  # it climbs again: theirs, not ours
+    assert rates[200] == pytest.approx(full)  # the rate rises again in the reference implementation, not in ours
 
 
 def test_defect_4_moments_are_fresh_in_every_round(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_kept_moments_make_two_rounds_of_one_client_one_long_run_of_adam(tmp_pat
             loss_of(model, make_batch(episodes), "gaussian").backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     for name, expected in model.named_parameters():
-        if name.endswith("weight"):  # some biases cancel in a softmax: there Adam makes its steps of rounding noise
+        if name.endswith("weight"):  # some biases cancel out in a softmax; there, Adam's steps follow rounding noise
             assert np.allclose(tensors_of(base)[name], expected.detach().numpy(), atol=1e-6), name
 
 
@@ -245,7 +245,7 @@ def test_defect_8_the_loss_of_a_padded_batch_is_the_mean_over_the_real_points(ki
     points = [len(data.points(episode.targets)) for episode in (short, long)]
     if kind == "gaussian":
         assert together == pytest.approx(np.average(alone, weights=points), rel=1e-5)
-    else:  # its two terms are means over questions and over points
+    else:  # the loss has two terms: a mean over questions and a mean over points
         between = sorted([np.average(alone, weights=points), np.average(alone, weights=[2, 5])])
         assert between[0] - 1e-5 <= together <= between[1] + 1e-5
 
@@ -272,7 +272,8 @@ def test_losses_by_hand() -> None:
 
 def test_softened_answers_are_a_power_of_the_shares_and_teach_softer_predictions() -> None:
     data = small_group()
-    batch = make_batch([(data, Episode((5, 2, 8), (7, 11))), (data, Episode((5, 2), (3,)))])  # the second is padded
+    # The second episode is padded.
+    batch = make_batch([(data, Episode((5, 2, 8), (7, 11))), (data, Episode((5, 2), (3,)))])
     soft = softened(batch, 2.0)
     first = len(data.questions[7].options)
     roots = np.sqrt(data.shares[data.points([7])])
@@ -331,7 +332,7 @@ def test_a_question_of_twice_the_weight_counts_as_two(kind: Loss) -> None:
 def test_cross_entropy_trains_the_predicted_spread_too_and_leaves_the_means_to_itself() -> None:
     model, data = predictor(small_spec()), small_group()
     batch = make_batch([(data, Episode((5, 2, 8), (7,)))])
-    head = model.get_parameter("head.1.weight")  # (2, d): a row for the means, one for the log-stds
+    head = model.get_parameter("head.1.weight")  # (2, d): one row for the means, one for the log-stds
     (gradient,) = torch.autograd.grad(loss_of(model, batch, "cross_entropy"), head)
     mean = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets).mean
     (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(mean, batch.target_shares), head)
@@ -360,20 +361,20 @@ def test_a_delta_that_is_not_finite_never_leaves(tmp_path: Path) -> None:
 def test_steps_are_told_and_a_cancelled_task_leaves_nothing_behind(tmp_path: Path) -> None:
     spec, data = small_spec({"training": {"local_steps": 3, "keep_optimizer_state": True}}), small_group()
     base, out, moments = write_version_0(tmp_path / "base", spec), tmp_path / "delta", tmp_path / "moments"
-    told: list[tuple[int, int]] = []
+    reported_steps: list[tuple[int, int]] = []
 
     def cancel_at_2(done: int, total: int) -> None:
-        told.append((done, total))
+        reported_steps.append((done, total))
         if done == 2:
             raise Cancelled
 
     with pytest.raises(Cancelled):
         train(base, out, spec, data, 5, 0, CPU, moments, tmp_path / "residual", cancel_at_2)
-    assert told == [(0, 3), (1, 3), (2, 3)]
+    assert reported_steps == [(0, 3), (1, 3), (2, 3)]
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     assert not torch.are_deterministic_algorithms_enabled()
-    train(base, out, spec, data, 5, 0, CPU, moments, tmp_path / "residual", lambda *step: told.append(step))
-    assert told[3:] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    train(base, out, spec, data, 5, 0, CPU, moments, tmp_path / "residual", lambda *step: reported_steps.append(step))
+    assert reported_steps[3:] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_a_held_out_group_is_scored_on_all_but_its_context() -> None:
@@ -392,8 +393,8 @@ def test_without_held_out_questions_a_training_group_is_scored_on_all_but_its_co
 def test_an_evaluation_is_the_mean_over_its_draws_of_what_the_model_predicts(tmp_path: Path) -> None:
     spec, data = small_spec({"predictor": {"dropout": 0.3}}), small_group()
     base = write_version_0(tmp_path / "base", spec)
-    found = evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
-    assert found == evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
+    alignment = evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
+    assert alignment == evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
     expected, model = Alignment(), predictor(spec).eval()
     for draw in range(spec.evaluation.draws):
         episode = evaluation_episode(spec, data, GroupRole.TRAIN, draw)
@@ -409,16 +410,16 @@ def test_an_evaluation_is_the_mean_over_its_draws_of_what_the_model_predicts(tmp
                 ).mean[0]
             question = data.questions[q]
             expected = expected.add(torch.softmax(mean, 0).numpy(), question.shares, question.scale)
-    assert (found.questions, found.ordinal_questions) == (expected.questions, expected.ordinal_questions)
-    assert found.score == pytest.approx(expected.score, abs=1e-6)
-    assert found.wasserstein == pytest.approx(expected.wasserstein, abs=1e-6)
+    assert (alignment.questions, alignment.ordinal_questions) == (expected.questions, expected.ordinal_questions)
+    assert alignment.score == pytest.approx(expected.score, abs=1e-6)
+    assert alignment.wasserstein == pytest.approx(expected.wasserstein, abs=1e-6)
 
 
 def test_an_evaluation_tells_its_draws_and_can_be_cancelled(tmp_path: Path) -> None:
-    spec, data, told = small_spec(), small_group(), []
+    spec, data, reported_draws = small_spec(), small_group(), []
     base = write_version_0(tmp_path / "base", spec)
-    evaluate(base, spec, data, GroupRole.HELD_OUT, CPU, lambda *step: told.append(step))
-    assert told == [(0, 2), (1, 2), (2, 2)]
+    evaluate(base, spec, data, GroupRole.HELD_OUT, CPU, lambda *step: reported_draws.append(step))
+    assert reported_draws == [(0, 2), (1, 2), (2, 2)]
 
     def cancel(_done: int, _all: int) -> None:
         raise Cancelled
@@ -492,17 +493,17 @@ def test_fedprox_adds_mu_times_the_distance_to_the_gradient() -> None:
 
 
 def naive_distance(model: PreferencePredictor, data: GroupData, episode: Episode) -> float:
-    """Question by question, in a batch of its own."""
+    """Computes the mean distance question by question, from one batch."""
     batch = make_batch([(data, episode)])
     with torch.no_grad():
         means = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets).mean[0]
-    found, position = [], 0
+    distances, position = [], 0
     for number in episode.targets:
         question = data.questions[number]
         guess = torch.softmax(means[position : position + len(question.options)], 0).tolist()
-        found.append(js_distance(guess, question.shares))
+        distances.append(js_distance(guess, question.shares))
         position += len(question.options)
-    return sum(found) / len(found)
+    return sum(distances) / len(distances)
 
 
 def test_the_base_distance_is_of_the_weights_before_training_on_the_first_steps_targets(tmp_path: Path) -> None:
@@ -541,7 +542,7 @@ def test_what_rounding_left_counts_only_if_it_is_of_this_model(tmp_path: Path) -
         return out.read_bytes()
 
     without = sent()
-    np.zeros(7, np.float32).tofile(residual)  # of another model
+    np.zeros(7, np.float32).tofile(residual)  # a residual of another model
     assert sent() == without
     np.full(layout_for(spec).values, 0.01, np.float32).tofile(residual)
     assert sent() != without

@@ -1,4 +1,4 @@
-"""The error tree, its drawing and its table."""
+"""The error tree, its drawing in the docstring, and its table of status codes."""
 
 import dataclasses
 import re

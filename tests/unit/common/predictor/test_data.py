@@ -33,7 +33,7 @@ def test_the_points_of_a_question_are_its_options() -> None:
 
 
 def test_what_is_held_out_is_disjoint_from_training_and_the_same_in_every_group() -> None:
-    """PAPER's defects 1 and 5: a test split that overlaps training, and one that federated and centralized do not share."""
+    """PAPER's defects 1 and 5: a test split that overlaps the training split, and two different test splits."""
     one, other = small_group("a", questions=60, seed=1), small_group("b", questions=40, seed=2)
     held_out = {}
     for data in (one, other):
@@ -137,10 +137,10 @@ def test_a_batch_moves_to_a_device_whole() -> None:
 def test_the_softmax_is_over_the_options_of_each_question_and_padding_takes_no_share() -> None:
     scores = torch.tensor([[1.0, 2.0, 0.5, 3.0, -1.0, 50.0], [1e4, -1e4, 0.0, 0.0, 0.0, 0.0]])
     question = torch.tensor([[0, 0, 1, 1, 1, 2], [0, 0, 1, 1, 1, 1]])
-    found = log_softmax_by_question(scores, question, 2).exp()
-    assert torch.allclose(found[0, :2], torch.softmax(scores[0, :2], 0))
-    assert torch.allclose(found[0, 2:5], torch.softmax(scores[0, 2:5], 0))
-    assert torch.allclose(found[1], torch.tensor([1, 0, 0.25, 0.25, 0.25, 0.25]))
+    shares = log_softmax_by_question(scores, question, 2).exp()
+    assert torch.allclose(shares[0, :2], torch.softmax(scores[0, :2], 0))
+    assert torch.allclose(shares[0, 2:5], torch.softmax(scores[0, 2:5], 0))
+    assert torch.allclose(shares[1], torch.tensor([1, 0, 0.25, 0.25, 0.25, 0.25]))
 
 
 def test_the_gradient_of_the_softmax_is_torchs_own() -> None:

@@ -1,4 +1,4 @@
-"""Real transformers: tiny ones made from a configuration, and MiniLM."""
+"""Embeddings by real transformers: tiny ones made from a configuration, and MiniLM."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_pooling_is_the_masked_mean_whatever_the_batch(tiny: Path, tmp_path: Pat
 
 def test_with_all_texts_in_the_cache_the_model_is_not_needed(tiny: Path, tmp_path: Path) -> None:
     first = Embedder(contract(), None, tmp_path, CPU)
-    first._source = str(tiny)  # as if the id had been found on a hub
+    first._source = str(tiny)  # as if the model had come from a hub
     expected = first.embed_questions([TEA], quiet)
     again = Embedder(contract(), None, tmp_path, CPU)
     assert np.array_equal(again.embed_questions([TEA], quiet)[0], expected[0])
@@ -94,7 +94,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
 
 
 def causal_model(folder: Path) -> Path:
-    """A small Llama with random weights, and a tokenizer without a padding token."""
+    """Makes a small Llama with random weights and a tokenizer without a padding token."""
     text = "</s> Tea Coffee Bus Yes No ? . A B C Answer the following question by picking one of these options : Or and more"
     words = {word: index for index, word in enumerate(["<unk>", *text.split()])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
@@ -126,16 +126,16 @@ def test_a_causal_model_reads_a_common_prompt_once_and_the_vectors_are_the_same(
     assert encoder.shares_prefixes
     read: list[int] = []
     encoder._model.register_forward_pre_hook(
-        lambda _module, _args, given: read.append(given["input_ids"].numel()), with_kwargs=True
+        lambda _module, _args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
     )
-    found: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
+    vectors_by_text: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
     for batch, vectors in encoder.encode(texts):
-        found |= dict(zip(batch, vectors, strict=True))
+        vectors_by_text |= dict(zip(batch, vectors, strict=True))
     shared = sum(read)
     encoder.shares_prefixes = False
     for text in texts:
         ((_, alone),) = encoder.encode([text])
-        assert found[text] == pytest.approx(alone[0], abs=1e-5)
+        assert vectors_by_text[text] == pytest.approx(alone[0], abs=1e-5)
     assert shared < 0.6 * (sum(read) - shared), "the prompts were read again for each answer"
 
 
@@ -147,12 +147,12 @@ def test_an_encoder_whose_beginnings_depend_on_what_follows_is_found_out(tiny: P
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40).map(tuple), max_size=12))
 def test_families_hold_every_text_once_and_whole(tokens: list[tuple[int, ...]]) -> None:
     families = families_of(tokens)
-    found = {
+    tokens_by_number = {
         number: family.prefix + suffix
         for family in families
         for number, suffix in zip(family.members, family.suffixes, strict=True)
     }
-    assert found == dict(enumerate(tokens))
+    assert tokens_by_number == dict(enumerate(tokens))
     assert sum(len(family.members) for family in families) == len(tokens)
     for family in families:
         assert all(family.suffixes)

@@ -1,4 +1,4 @@
-"""A group's predictor: the same predictions as a whole pass, and a context that is read once."""
+"""A group's predictor makes the predictions of a whole pass and reads the context once."""
 
 from pathlib import Path
 
@@ -35,15 +35,15 @@ def test_predictions_are_those_of_a_whole_pass_and_the_context_is_read_once(embe
     shares = log_softmax_by_question(whole.mean, batch.target_question, batch.questions)[0].exp().numpy()
     encoded: list[int] = []
     encode = model.encode_context
-    model.encode_context = lambda *given: encoded.append(1) or encode(*given)  # type: ignore[func-returns-value,method-assign]
+    model.encode_context = lambda *inputs: encoded.append(1) or encode(*inputs)  # type: ignore[func-returns-value,method-assign]
     predictor = GroupPredictor(model, embedder, "g", questions[:10], CPU)
-    found = [*predictor.predict(questions[10:25]), *predictor.predict(questions[25:])]
+    answers = [*predictor.predict(questions[10:25]), *predictor.predict(questions[25:])]
     assert encoded == [1]
-    assert np.concatenate([answer.shares for answer in found]) == pytest.approx(shares, abs=1e-5)
-    assert np.concatenate([answer.spreads for answer in found]) == pytest.approx(
+    assert np.concatenate([answer.shares for answer in answers]) == pytest.approx(shares, abs=1e-5)
+    assert np.concatenate([answer.spreads for answer in answers]) == pytest.approx(
         whole.log_std[0].exp().numpy(), rel=1e-4
     )
-    assert [len(answer.shares) for answer in found] == [len(question.options) for question in questions[10:]]
+    assert [len(answer.shares) for answer in answers] == [len(question.options) for question in questions[10:]]
     assert predictor.predict([]) == []
 
 

@@ -31,7 +31,7 @@ two_distributions = st.integers(2, 8).flatmap(lambda size: st.tuples(distributio
         ([0.2, 0.8], [0.2, 0.8], 0),
         ([1, 0], [0, 1], FARTHEST),
         ([0.5, 0.5], [1, 0], math.sqrt(0.75 * math.log(4 / 3))),
-        ([2, 2], [1, 0], math.sqrt(0.75 * math.log(4 / 3))),  # brought to sum 1
+        ([2, 2], [1, 0], math.sqrt(0.75 * math.log(4 / 3))),  # scaled to the sum 1
     ],
 )
 def test_js_distance_by_hand(predicted: list[float], true: list[float], expected: float) -> None:
@@ -47,7 +47,7 @@ def test_js_distance_is_symmetric_and_within_its_bounds(pair: tuple[list[float],
 
 @pytest.mark.parametrize("broken", [[math.nan, 1.0], [math.inf, 1.0], [-0.1, 1.1], [0.0, 0.0], [0.2, 0.3, 0.5]])
 def test_a_prediction_that_is_no_distribution_is_an_error_and_not_perfect(broken: list[float]) -> None:
-    """PAPER's defect 6: a NaN distance counts as perfect."""
+    """PAPER's defect 6: a NaN distance counts as a perfect prediction."""
     with pytest.raises(ValueError, match="shares"):
         js_distance(broken, [0.5, 0.5])
     with pytest.raises(ValueError, match="shares"):
@@ -61,7 +61,7 @@ def test_many_questions_at_once_have_the_distances_they_have_alone(
     starts = np.cumsum([0, *(len(predicted) for predicted, _ in pairs[:-1])])
     predicted, true = (np.concatenate([np.array(pair[side]) for pair in pairs]) for side in (0, 1))
     alone = [js_distance(*pair) for pair in pairs]
-    # A distance is a root: near 0 a rounding of 1e-16 under it is one of 1e-8.
+    # A distance is a square root: near 0, a rounding error of 1e-16 below the root becomes 1e-8.
     assert js_distances(predicted, true, starts).tolist() == pytest.approx(alone, abs=1e-7)
 
 
@@ -106,21 +106,21 @@ def test_nothing_scored_is_an_error_and_not_perfect() -> None:
     [
         ([1, 0, 0], [1, 0, 0], SCALE, 1),
         ([1, 0, 0], [0, 0, 1], SCALE, 0),
-        ([1, 0, 0], [0, 1, 0], SCALE, 2 / 3),  # one of three units of length
+        ([1, 0, 0], [0, 1, 0], SCALE, 2 / 3),  # one of three units of the scale
         ([0, 0, 1], [0, 1, 0], SCALE, 1 / 3),  # the distance between positions counts, not their rank
-        ([0.5, 0.5, 0], [0, 0.5, 0.5], (3.0, 2.0, 1.0), 0.5),  # a falling scale
+        ([0.5, 0.5, 0], [0, 0.5, 0.5], (3.0, 2.0, 1.0), 0.5),  # the scale falls
         (
             [0.25, 0.25, 0.5],
             [0.8, 0, 0.2],
             (0.0, 1.0, None),
             0.5,
-        ),  # (0.5, 0.5) against (1, 0): the last is off the scale
+        ),  # (0.5, 0.5) against (1, 0); the last option is not on the scale
         (
             [0, 0, 1],
             [0.5, 0.3, 0.2],
             (0.0, 1.0, None),
             0,
-        ),  # predicts the refused option only: not perfect, not left out
+        ),  # only the refused option is predicted: neither perfect nor left out
     ],
 )
 def test_wasserstein_score_by_hand(

@@ -41,7 +41,7 @@ def outputs(model: PreferencePredictor, context: tuple[Tensor, Tensor, Tensor], 
 
 
 def square_masked(model: PreferencePredictor, context: Tensor, shares: Tensor, targets: Tensor) -> Tensor:
-    """The paper's form: torch's own encoder over context and targets together, under a square mask. (B, T, 2)."""
+    """Computes the paper's form: torch's encoder over context and targets together, under a square mask. (B, T, 2)."""
     config = SPEC.predictor
     count, total = context.shape[1], context.shape[1] + targets.shape[1]
     y = torch.cat([shares * config.share_scale, torch.zeros(targets.shape[:2])], dim=1)
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_a_plain_transformer_under_a_square_mask(model: P
     targets = random_points(2, 5, seed=1)
     plain = square_masked(model, context, shares, targets)[..., 0].square().sum()
     plain.backward()  # type: ignore[no-untyped-call]
-    # torch's layers are copies, so the gradients that reach our own parameters are the embedder's and the head's
+    # torch's layers are copies, so only the embedder's and the head's own parameters get gradients
     shared = [*model.embedder.parameters(), *model.head.parameters()]
     expected = [parameter.grad.clone() for parameter in shared if parameter.grad is not None]
     model.zero_grad()
@@ -153,7 +153,7 @@ def test_padding_changes_nothing_whatever_it_holds(model: PreferencePredictor) -
 
 
 def test_a_real_point_that_is_all_zero_still_counts(model: PreferencePredictor) -> None:
-    """PAPER's defect 8: padding recognised by sum(x) == 0."""
+    """PAPER's defect 8: padding is recognised by sum(x) == 0."""
     context, shares, mask = random_context(1, 7)
     context[:, 6] = 0
     targets = random_points(1, 3, seed=1)
@@ -177,7 +177,7 @@ def test_weights_go_in_and_out_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "expected_text"),
     [
         ("head.1.bias", None, r"tensor head.1.bias is absent, expected \(2,\)"),
         ("head.1.bias", np.zeros(3, np.float32), r"tensor head.1.bias is \(3,\), expected \(2,\)"),
@@ -185,13 +185,16 @@ def test_weights_go_in_and_out_bit_for_bit(tmp_path: Path) -> None:
     ],
 )
 def test_weights_of_another_layout_are_refused(
-    model: PreferencePredictor, name: str, value: "np.ndarray[tuple[int], np.dtype[np.float32]] | None", said: str
+    model: PreferencePredictor,
+    name: str,
+    value: "np.ndarray[tuple[int], np.dtype[np.float32]] | None",
+    expected_text: str,
 ) -> None:
     tensors = {p.name: initial_values(p, 3) for p in parameters(SPEC.predictor, DIMENSION)}
     tensors.pop(name, None)
     if value is not None:
         tensors[name] = value
-    with pytest.raises(WrongLayout, match=said):
+    with pytest.raises(WrongLayout, match=expected_text):
         load_weights(model, tensors)
 
 

@@ -39,8 +39,8 @@ def test_a_misspelt_key_has_no_origin(tmp_path: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
-    """A value of `lease_s` in each source; None is absence."""
+class Sources:
+    """A value of `lease_s` in each source; None stands for no value."""
 
     flag: float | None
     variable: str | None
@@ -48,23 +48,23 @@ class Given:
 
 
 @pytest.mark.parametrize(
-    ("given", "lease_s"),
+    ("sources", "lease_s"),
     [
-        (Given(5, "6", 7), 5),
-        (Given(None, "6", 7), 6),
-        (Given(None, None, 7), 7),
-        (Given(None, None, None), 60),
-        (Given(5, None, None), 5),
-        (Given(5, "no number", 7), 5),
+        (Sources(5, "6", 7), 5),
+        (Sources(None, "6", 7), 6),
+        (Sources(None, None, 7), 7),
+        (Sources(None, None, None), 60),
+        (Sources(5, None, None), 5),
+        (Sources(5, "no number", 7), 5),
     ],
 )
 def test_flag_comes_before_environment_before_file_before_default(
-    given: Given, lease_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: Sources, lease_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if given.variable is not None:
-        monkeypatch.setenv("PLURALLLM_SERVER_LEASE_S", given.variable)
-    file = write(tmp_path / "a.toml", "" if given.in_file is None else f"lease_s = {given.in_file}\n")
-    assert load_config(ServerConfig, file, {"lease_s": given.flag}).lease_s == lease_s
+    if sources.variable is not None:
+        monkeypatch.setenv("PLURALLLM_SERVER_LEASE_S", sources.variable)
+    file = write(tmp_path / "a.toml", "" if sources.in_file is None else f"lease_s = {sources.in_file}\n")
+    assert load_config(ServerConfig, file, {"lease_s": sources.flag}).lease_s == lease_s
 
 
 def test_the_case_of_a_variable_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_joining_reads_its_own_keys_of_an_unfinished_file(tmp_path: Path) -> Non
 
 
 class PausingFlags(dict[str, Any]):
-    """Flags that let another load run from its beginning to its end while this one is under way."""
+    """Flags that run another load in full while this load is in progress."""
 
     def __init__(self, reached: threading.Event, other_is_done: threading.Event) -> None:
         super().__init__()

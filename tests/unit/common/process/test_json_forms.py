@@ -1,4 +1,4 @@
-"""The forms of --json, against the commands that have it."""
+"""The documented forms of --json agree with the commands that have the option."""
 
 from collections.abc import Iterator
 

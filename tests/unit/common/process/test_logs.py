@@ -1,4 +1,4 @@
-"""What the log says of an unexpected exception: where, and never with what."""
+"""The log of an unexpected exception names the place, and never the values."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ JOIN = "/pluralllm.v1.EnrolmentService/Join"
 
 
 class OpenDoor:
-    """Lets everybody in."""
+    """A door that admits every caller."""
 
     @contextlib.asynccontextmanager
     async def enter(self, method: str, context: Any, request: object) -> AsyncIterator[Callable[[], None]]:
@@ -28,7 +28,7 @@ class OpenDoor:
 
 
 class Call:
-    """The little of a call's context that an abort needs."""
+    """The few parts of a call's context that an abort uses."""
 
     told = ""
 
@@ -47,7 +47,7 @@ async def fails(request: pb.JoinRequest, context: Any) -> None:
 
 @pytest.fixture
 def log_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For the boundary: structlog keeps the first configuration a logger was used with."""
+    """Gives the boundary a fresh logger, because structlog keeps the configuration of a logger's first use."""
     monkeypatch.setattr(boundary, "log", structlog.get_logger())
     yield
     structlog.reset_defaults()
@@ -82,7 +82,7 @@ def test_lines_for_people_are_coloured_unless_they_refuse_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, refused: bool, is_coloured: bool
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     if refused:
         monkeypatch.setenv("NO_COLOR", "1")
     configure_logs(form="console")

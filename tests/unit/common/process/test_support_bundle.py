@@ -1,4 +1,4 @@
-"""What a support bundle leaves out, and what it keeps."""
+"""A support bundle leaves out secrets and private texts, and keeps all else."""
 
 import json
 import secrets
@@ -51,10 +51,10 @@ def test_an_invites_line_is_removed() -> None:
     ],
 )
 def test_what_a_url_says_beside_its_address_is_removed(url: str) -> None:
-    told = without_secrets(f"to {url} it goes", secrets=['per/cent"s3cr3t', 'per%2Fcent"s3cr3t'])
-    assert "s3cr3t" not in told
-    assert told.startswith("to ")
-    assert told.endswith(" it goes")
+    cleaned = without_secrets(f"to {url} it goes", secrets=['per/cent"s3cr3t', 'per%2Fcent"s3cr3t'])
+    assert "s3cr3t" not in cleaned
+    assert cleaned.startswith("to ")
+    assert cleaned.endswith(" it goes")
 
 
 def test_a_known_password_is_removed_as_it_is_and_as_json_writes_it_and_an_empty_one_is_none() -> None:
@@ -79,21 +79,21 @@ def test_what_helps_is_kept(text: str) -> None:
     assert PRIVATE.redacted(text) == text
 
 
-@pytest.mark.parametrize("said", [QUESTION, QUESTION[:50], OPTION, f"  {OPTION}. "])
-def test_a_line_of_a_log_with_a_private_text_goes_whole_however_it_is_written(said: str) -> None:
+@pytest.mark.parametrize("private_text", [QUESTION, QUESTION[:50], OPTION, f"  {OPTION}. "])
+def test_a_line_of_a_log_with_a_private_text_goes_whole_however_it_is_written(private_text: str) -> None:
     lines = [
-        json.dumps({"event": "e", "problem": said}),
-        json.dumps({"event": "e", "problem": said}, ensure_ascii=False),
-        json.dumps({"event": "e", "problem": f"wrong: {said!r}"}),
-        json.dumps({"MESSAGE": json.dumps({"event": "e", "deep": [{"x": said}]})}),
+        json.dumps({"event": "e", "problem": private_text}),
+        json.dumps({"event": "e", "problem": private_text}, ensure_ascii=False),
+        json.dumps({"event": "e", "problem": f"wrong: {private_text!r}"}),
+        json.dumps({"MESSAGE": json.dumps({"event": "e", "deep": [{"x": private_text}]})}),
     ]
     for line in lines:
-        told = PRIVATE.redacted_log(f'{{"event": "first"}}\n{line}\n{{"event": "last"}}\n')
-        assert told.splitlines()[0] == '{"event": "first"}'
-        assert told.splitlines()[-1] == '{"event": "last"}'
-        assert len(told.splitlines()) == 3
-        assert "neighbours" not in told
-        assert "trust" not in told
+        redacted = PRIVATE.redacted_log(f'{{"event": "first"}}\n{line}\n{{"event": "last"}}\n')
+        assert redacted.splitlines()[0] == '{"event": "first"}'
+        assert redacted.splitlines()[-1] == '{"event": "last"}'
+        assert len(redacted.splitlines()) == 3
+        assert "neighbours" not in redacted
+        assert "trust" not in redacted
 
 
 def test_what_is_no_json_line_may_quote_anything_and_is_left_out_of_a_clients_log() -> None:
@@ -119,14 +119,14 @@ def test_what_cannot_be_told_is_said_in_its_place_and_the_rest_is_there(tmp_path
     }
     write_bundle(path, parts, [log], without_secrets, without_secrets)
     with zipfile.ZipFile(path) as bundle:
-        told = {name: bundle.read(name).decode() for name in bundle.namelist()}
-    assert set(told) == {"README.txt", *parts, "logs/0-server.log"}
-    assert "pulled the plug" in told["broken.json"]
-    assert "s3cr3t" not in told["broken.json"]
-    assert told["more.json"] == "could not be told: KeyError: 'nothing'\n"
-    assert json.loads(told["facts.json"]) == {"a": [1]}
-    assert "metrics_listen is not set" in told["metrics.txt"]
-    assert told["logs/0-server.log"] == "the end\n"
+        bundled_files = {name: bundle.read(name).decode() for name in bundle.namelist()}
+    assert set(bundled_files) == {"README.txt", *parts, "logs/0-server.log"}
+    assert "pulled the plug" in bundled_files["broken.json"]
+    assert "s3cr3t" not in bundled_files["broken.json"]
+    assert bundled_files["more.json"] == "could not be told: KeyError: 'nothing'\n"
+    assert json.loads(bundled_files["facts.json"]) == {"a": [1]}
+    assert "metrics_listen is not set" in bundled_files["metrics.txt"]
+    assert bundled_files["logs/0-server.log"] == "the end\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

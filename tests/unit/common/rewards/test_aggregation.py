@@ -1,4 +1,4 @@
-"""Rewards of many groups as one."""
+"""The rewards of many groups are aggregated into one."""
 
 import numpy as np
 import pytest
@@ -63,13 +63,13 @@ def test_a_group_that_is_away_keeps_its_history_and_has_no_weight() -> None:
 
 @given(groups_of_rewards, st.sampled_from(["mean", "min", "max", "alpha", "adaptive"]))
 def test_an_aggregate_is_between_the_lowest_and_the_highest(rewards: dict[str, list[float | None]], name: str) -> None:
-    found = aggregate(rule(name), rewards)
-    assert sum(found.weights.values()) == pytest.approx(1)
-    for number, value in enumerate(found.rewards):
-        known = [each[number] for each in rewards.values() if each[number] is not None]
-        assert (value is None) == (not known)
+    aggregated = aggregate(rule(name), rewards)
+    assert sum(aggregated.weights.values()) == pytest.approx(1)
+    for number, value in enumerate(aggregated.rewards):
+        group_rewards = [values[number] for values in rewards.values() if values[number] is not None]
+        assert (value is None) == (not group_rewards)
         if value is not None:
-            low, high = min(x for x in known if x is not None), max(x for x in known if x is not None)
+            low, high = min(x for x in group_rewards if x is not None), max(x for x in group_rewards if x is not None)
             assert low - 1e-9 <= value <= high + 1e-9
 
 

@@ -1,4 +1,4 @@
-"""Batches of rollouts as JSON."""
+"""Batches of rollouts are written and read as JSON."""
 
 import json
 from typing import Any

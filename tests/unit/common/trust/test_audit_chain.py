@@ -1,4 +1,4 @@
-"""The hash chain: whoever changes, drops, adds or swaps an entry is found out."""
+"""The hash chain reveals each entry that was changed, dropped, added or swapped."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,13 +12,13 @@ from pluralllm.common.trust.audit_chain import AuditEntry, check_chain
 
 
 def chain(length: int) -> list[tuple[AuditEntry, str]]:
-    found: list[tuple[AuditEntry, str]] = []
+    entries: list[tuple[AuditEntry, str]] = []
     previous = ""
     for sequence in range(1, length + 1):
         entry = AuditEntry(sequence, 10**15 + sequence, "ann", "1f", "StartRun", "runs/r", "ACCEPTED", "{}", previous)
-        found.append((entry, entry.sha256))
+        entries.append((entry, entry.sha256))
         previous = entry.sha256
-    return found
+    return entries
 
 
 def test_an_honest_chain_ends_in_its_head() -> None:
@@ -34,7 +34,8 @@ def test_a_changed_field_is_found(at: int, field: str) -> None:
     entry, stored = entries[at]
     forged: dict[str, Any] = {field: 7 if field == "at_us" else "forged"}
     changed = replace(entry, **forged)
-    for sha256 in (stored, changed.sha256):  # with the old hash, or one that fits: then the next entry does not
+    # The old hash does not fit the entry; with a new hash, the next entry does not fit.
+    for sha256 in (stored, changed.sha256):
         entries[at] = (changed, sha256)
         if at < 4 or sha256 == stored:
             with pytest.raises(AuditBroken):

@@ -1,4 +1,4 @@
-"""An identity on disk: only its owner reads the key, it is whole or not there, and what is damaged is named."""
+"""An identity on disk: only its owner can read the key, it is complete or absent, and an error names the damaged file."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Invites as text: what goes out comes back, what is damaged is refused, and the token shows up nowhere."""
+"""Invites as text: they are read as they were written, damaged ones are refused, and the token is never shown."""
 
 import datetime
 import textwrap
@@ -56,12 +56,12 @@ def test_a_damaged_invite_is_refused_without_showing_its_token(data: st.DataObje
     text = data.draw(st.sampled_from([invite().to_json(), invite().to_line()]))
     at = data.draw(st.integers(0, len(text) - 2))
     damaged = text[:at] + data.draw(st.sampled_from(["", "#", "é", text[: at // 2]])) + text[at + 1 :]
-    said = ""
+    refusal = ""
     try:
         parse_invite(damaged)
     except InviteInvalid as error:
-        said = str(error)
-    assert TOKEN not in said
+        refusal = str(error)
+    assert TOKEN not in refusal
 
 
 @pytest.mark.parametrize(

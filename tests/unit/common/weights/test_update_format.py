@@ -1,4 +1,4 @@
-"""How updates travel: sizes, rounding, and that nothing is lost over rounds."""
+"""The encodings of updates: their sizes, their rounding, and no loss over rounds."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +23,7 @@ from pluralllm.common.weights.update_format import (
 )
 from pluralllm.common.words.spec import UpdateEncoding
 
-LAYOUT = layout_of([("a.weight", (900, 700)), ("b.bias", (13,))])  # three slices, the last one short
+LAYOUT = layout_of([("a.weight", (900, 700)), ("b.bias", (13,))])  # three slices; the last one is short
 
 
 def random_delta(seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -60,12 +60,12 @@ def test_int8_is_less_than_a_step_off_and_keeps_signs_and_zeros(values: list[flo
     delta = np.array(values, np.float32)
     read = as_read(delta, "int8", np.random.default_rng(seed))
     for start in range(0, delta.size, BLOCK):
-        block, got = delta[start : start + BLOCK].astype(np.float64), read[start : start + BLOCK].astype(np.float64)
+        block, read_block = (array[start : start + BLOCK].astype(np.float64) for array in (delta, read))
         step = np.abs(block).max() / 127
-        # The scale is a float32: below its smallest numbers it is rounded, by up to one of them for each of 127 steps.
+        # The scale is a float32. Below its smallest normal numbers it is rounded, by at most one of them for each of 127 steps.
         allowed = step * 1.0001 + 127 * float(np.finfo(np.float32).smallest_subnormal)
-        assert (np.abs(block - got) <= allowed).all()
-        assert (got[block == 0] == 0).all()
+        assert (np.abs(block - read_block) <= allowed).all()
+        assert (read_block[block == 0] == 0).all()
 
 
 def test_int8_is_right_on_average() -> None:
@@ -76,16 +76,16 @@ def test_int8_is_right_on_average() -> None:
 
 
 def test_what_rounding_takes_comes_with_the_next_update() -> None:
-    """Error feedback: over rounds the sum of what is read stays within one rounding of the sum of what was learnt."""
+    """Error feedback: over rounds, the sum of the values read differs from the learnt sum by at most one rounding."""
     residual, learnt, sent = np.zeros(SLICE, np.float32), np.zeros(SLICE), np.zeros(SLICE)
     for number in range(20):
         delta = np.random.default_rng(number).normal(0, 1e-3, SLICE).astype(np.float32)
-        wanted = delta + residual
-        read = as_read(wanted, "int8", np.random.default_rng([number, 1]))
-        residual = wanted - read
+        fed_back = delta + residual
+        read = as_read(fed_back, "int8", np.random.default_rng([number, 1]))
+        residual = fed_back - read
         learnt, sent = learnt + delta, sent + read
     assert np.abs(learnt - sent - residual).max() < 1e-6
-    assert np.abs(learnt - sent).max() < 1.1 * np.abs(wanted).max() / 127
+    assert np.abs(learnt - sent).max() < 1.1 * np.abs(fed_back).max() / 127
 
 
 def open_update(path: Path, form: UpdateFormat, stack: ExitStack) -> SliceReader:

@@ -1,4 +1,4 @@
-"""gRPC ignores an option that it does not know, without a word: a name with a slip in it is found here."""
+"""gRPC silently ignores an unknown option, so these tests find a misspelt name."""
 
 from pathlib import Path
 

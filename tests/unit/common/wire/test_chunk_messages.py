@@ -1,4 +1,4 @@
-"""Messages made and read without protobuf's copies are what protobuf makes and reads."""
+"""Chunk messages are written and read without protobuf's copies, and with the same results."""
 
 from typing import Any
 
@@ -37,9 +37,9 @@ def test_what_protobuf_wrote_is_read(index: int, text: str, size: int) -> None:
 
 
 @given(st.binary(max_size=40), st.sampled_from([b"", REST, WHOLE]))
-@example(b"\x0a\xff\xff\x3f", REST)  # a task that says it goes on into the data
-@example(b"\x0a\x85\x80\x40", REST)  # one that ends where the data does
-@example(b"\x22\x03abc", REST)  # data twice: the last counts
+@example(b"\x0a\xff\xff\x3f", REST)  # a task whose length reaches into the data
+@example(b"\x0a\x85\x80\x40", REST)  # a task that ends where the data ends
+@example(b"\x22\x03abc", REST)  # the data twice: the last one counts
 @example(b"\x0b", REST)  # a group that is not closed
 def test_any_bytes_are_read_or_refused_as_protobuf_does(head: bytes, rest: bytes) -> None:
     expected = outcome(pb.PutChunksRequest.FromString, head + rest)
@@ -48,11 +48,11 @@ def test_any_bytes_are_read_or_refused_as_protobuf_does(head: bytes, rest: bytes
 
 def outcome(read: Any, raw: bytes) -> tuple[Any, ...] | None:
     try:
-        found = read(raw)
+        message = read(raw)
     except DecodeError:
         return None
-    facts = getattr(found, "facts", found)
-    return facts.task, facts.digest, facts.index, bytes(found.data)
+    facts = getattr(message, "facts", message)
+    return facts.task, facts.digest, facts.index, bytes(message.data)
 
 
 def test_a_whole_chunk_is_not_copied() -> None:

@@ -57,7 +57,7 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected_text"),
     [
         (f"rouns = 5\n{MINIMAL}", "rouns: unknown key"),
         (f"rounds = 0\n{MINIMAL}", "rounds: Input should be greater than or equal to 1 (given: 0)"),
@@ -89,16 +89,16 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         ("rounds = \n", "not TOML"),
     ],
 )
-def test_a_bad_spec_is_refused_with_file_key_and_what_is_allowed(tmp_path: Path, text: str, said: str) -> None:
+def test_a_bad_spec_is_refused_with_file_key_and_what_is_allowed(tmp_path: Path, text: str, expected_text: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(InvalidSpec) as refused:
         load_spec(path)
-    assert said in str(refused.value)
+    assert expected_text in str(refused.value)
     assert str(path) in str(refused.value)
 
 
 def test_a_spec_has_the_hash_it_had_in_earlier_releases(tmp_path: Path) -> None:
-    """No default ever changes: a stored spec would become another job."""
+    """No default ever changes, because it would turn a stored spec into another job."""
     spec = load_spec(written(tmp_path, '[embedding]\nmodel = "m"\ndimension = 8\n'))
     assert spec.sha256() == "bcd2c35b0ce5393505dc10a21e59cb85be0fef12562a1d838ec627e8ffaed329"
     assert parse_spec(spec.canonical_json(), "again") == spec

@@ -1,4 +1,4 @@
-"""A live run's report, from what the coordinator tells."""
+"""The report of a live run, from the coordinator's answers."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""An experiment's report: labels that do not overlap, honest sentences, a page that needs nothing from anywhere."""
+"""The report of an experiment: its labels do not overlap, its sentences are true, and its page loads nothing."""
 
 import re
 from pathlib import Path
@@ -51,11 +51,11 @@ def pictures(page: Page) -> dict[str, str]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_labels_are_a_gap_apart_and_in_order(seed: int) -> None:
-    wanted = np.random.default_rng(seed).uniform(0, 1, 12).tolist()
-    places = spread_out(wanted, 0.1)
-    order = np.argsort(wanted)
+    centres = np.random.default_rng(seed).uniform(0, 1, 12).tolist()
+    places = spread_out(centres, 0.1)
+    order = np.argsort(centres)
     assert (np.diff(np.array(places)[order]) >= 0.1 - 1e-9).all()
-    assert np.mean(places) == pytest.approx(np.mean(wanted))
+    assert np.mean(places) == pytest.approx(np.mean(centres))
 
 
 def test_labels_with_room_stay_where_they_are() -> None:
@@ -117,7 +117,7 @@ def test_what_others_wrote_is_escaped() -> None:
 def test_many_methods_are_told_apart_by_a_few_colours(tmp_path: Path) -> None:
     write_results(tmp_path / "many", MANY, seeds=(0,), draws=1, questions=60)
     study = study_of(read_results(tmp_path / "many"))
-    assert len(study.main) in (4, 5)  # the paper's comparison, and what validation chooses
+    assert len(study.main) in (4, 5)  # the comparison of the paper, and the method that validation chooses
     assert len(study.learned) == len(MANY) - 3
     assert len({study.look(name).colour for name in study.main}) == len(study.main)
     assert pictures(experiment_page(tmp_path / "many")).keys() == EXPECTED

@@ -51,7 +51,7 @@ def test_the_server_learning_rate_scales_the_step() -> None:
 
 
 def naive_step(aggregation: Aggregation, base: float, delta: float, moments: list[float]) -> tuple[float, list[float]]:
-    """One value's step, in Python's floats, as the papers write it."""
+    """Computes one value's step in Python's floats, as the papers define it."""
     beta1, beta2 = aggregation.momentum, aggregation.second_moment
     if aggregation.optimizer == "fedavg":
         return base + aggregation.server_learning_rate * delta, []
@@ -67,7 +67,7 @@ def naive_step(aggregation: Aggregation, base: float, delta: float, moments: lis
 
 
 def started(aggregation: Aggregation, width: int) -> NDArray[np.float32]:
-    """The moments before the first round, shape [moments, width]."""
+    """Returns the moments before the first round, shape [moments, width]."""
     return np.repeat(np.array(first_moments(aggregation), np.float32)[:, None], width, axis=1)
 
 
@@ -77,7 +77,7 @@ def test_a_server_optimizer_is_the_naive_one_over_several_rounds_bit_for_bit(opt
     rng = np.random.default_rng(1)
     values, step = rng.normal(0, 0.1, 50).astype(np.float32), server_optimizer(aggregation)
     moments = started(aggregation, 50)
-    naive, kept = values.tolist(), moments.T.tolist()  # what is kept from round to round is float32
+    naive, kept = values.tolist(), moments.T.tolist()  # the values that are kept between rounds are float32
     for _ in range(6):
         delta = rng.normal(0, 0.01, 50)
         values, moments = step(values, delta, moments)
@@ -97,10 +97,10 @@ def test_a_slice_is_stepped_as_the_whole_is(optimizer: Any) -> None:
     step, rng = server_optimizer(aggregation), np.random.default_rng(2)
     base, delta, moments = rng.normal(size=9).astype(np.float32), rng.normal(size=9), started(aggregation, 9)
     whole, state = step(base, delta, moments)
-    for part in (slice(0, 4), slice(4, 9)):
-        piece, kept = step(base[part], delta[part], moments[:, part])
-        assert piece.tobytes() == whole[part].tobytes()
-        assert kept.tobytes() == state[:, part].tobytes()
+    for columns in (slice(0, 4), slice(4, 9)):
+        piece, kept = step(base[columns], delta[columns], moments[:, columns])
+        assert piece.tobytes() == whole[columns].tobytes()
+        assert kept.tobytes() == state[:, columns].tobytes()
 
 
 def test_without_momentum_fedavgm_is_fedavg() -> None:

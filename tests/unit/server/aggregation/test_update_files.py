@@ -1,4 +1,4 @@
-"""Updates as files: checks before they count, averaging chunk by chunk."""
+"""Updates as files: they are checked before they count, and averaged chunk by chunk."""
 
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ def test_an_update_in_another_encoding_or_with_a_broken_scale_is_refused(
     write_update(path, form, random_values(1), np.random.default_rng(0))
     with path.open("r+b") as file:
         file.seek(len(form.header))
-        file.write(b"\xff\xff\xff\xff")  # NaN as float32, and as two of bf16
+        file.write(b"\xff\xff\xff\xff")  # NaN as float32, and as two values of bf16
     with pytest.raises(NotFinite):
         check_update(path, form, 100.0)
 

@@ -1,4 +1,4 @@
-"""A consistent history verifies clean; each thing that is changed behind its back is found, by its number."""
+"""`verify` has no findings in a consistent history; it finds each hidden change and names its number."""
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ CLIENTS = (ClientId("ann"), ClientId("ben"))
 
 
 class History:
-    """Rounds of two clients, made by the coordinator itself; one with too few updates is skipped, or left open at the end."""
+    """A history of two clients, made by the coordinator; it skips a round with too few updates, or leaves the last one open."""
 
     def __init__(self, folder: Path, store: SqlStore) -> None:
         self.spec = SPEC
@@ -49,7 +49,7 @@ class History:
         )
         run = await coordinator.create_run("r", self.spec.canonical_json())
         await coordinator.dispatch(run, ev.RunStarted(clock.now_s()))
-        for _ in range(2):  # the evaluation opens, and both are asked
+        for _ in range(2):  # the evaluation opens, and both clients are asked
             await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), CLIENTS, ()))
         score = ev.Score(CLIENTS[0], GroupName("a"), GroupRole.TRAIN, run.state.version, 0.6, 0.3, None, 5)
         await coordinator.dispatch(run, ev.EvaluationArrived(clock.now_s(), score))
@@ -76,7 +76,7 @@ class History:
         await coordinator.stop()
 
     async def revoke(self, client: ClientId) -> None:
-        """In the open round, by the coordinator, after a restart."""
+        """Revokes a client in the open round, by a restarted coordinator."""
         coordinator = Coordinator(
             self.store, self.blobs, self.folder / "scratch", FakeClock(), Timing(keep_updates=100), FailStop()
         )
@@ -85,7 +85,7 @@ class History:
         await coordinator.stop()
 
     async def deliver_last(self) -> None:
-        """The update that is missing in the open round, to a coordinator after a restart; it averages then."""
+        """Delivers the missing update of the open round to a restarted coordinator, which then averages."""
         coordinator = Coordinator(
             self.store, self.blobs, self.folder / "scratch", FakeClock(), Timing(keep_updates=100), FailStop()
         )
@@ -103,7 +103,7 @@ class History:
         await coordinator.stop()
 
     async def recovered(self) -> Run:
-        """The run as its log tells."""
+        """Returns the run that its event log gives."""
         run, _ = await recover(self.store, (await self.store.runs())[0])
         return run.state
 
@@ -132,7 +132,7 @@ async def unwritten(tmp_path: Path) -> AsyncIterator[History]:
 
 @pytest.fixture
 async def history(unwritten: History) -> History:
-    """Three rounds; the third is skipped."""
+    """A history of three rounds whose third round is skipped."""
     await unwritten.make((2, 2, 1))
     return unwritten
 
@@ -193,7 +193,7 @@ async def test_a_flipped_bit_in_a_blob_is_found(history: History, kind: str, num
 
 @pytest.fixture
 async def fair(unwritten: History) -> History:
-    """Three rounds of FedYogi with adaptive weights; the third is open, with one update."""
+    """A history of three rounds of FedYogi with adaptive weights; the third is open and has one update."""
     unwritten.spec = FAIR_SPEC
     await unwritten.make((2, 2, 1), leave_open=True)
     return unwritten
@@ -242,7 +242,7 @@ async def test_a_moment_that_the_next_round_needs_is_missed_when_it_is_lost_or_c
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert await fair.invariants() == {7}
     await fair.deliver_last()
-    assert (await fair.recovered()).outcome is Outcome.ABORTED  # as with a lost base
+    assert (await fair.recovered()).outcome is Outcome.ABORTED  # as after the loss of a base
 
 
 async def test_moments_are_kept_as_long_as_a_round_or_verify_needs_them(fair: History) -> None:
@@ -253,7 +253,7 @@ async def test_moments_are_kept_as_long_as_a_round_or_verify_needs_them(fair: Hi
         return set(first.moments) <= found, set(second.moments) <= found
 
     assert await kept(2) == (True, True)
-    assert await kept(1) == (True, True)  # round 2 began with the first
+    assert await kept(1) == (True, True)  # round 2 began with the first moments
     assert await kept(0) == (False, True)
     assert await kept(0, "r") == (False, False)
     assert await kept(0, "another") == (False, True)

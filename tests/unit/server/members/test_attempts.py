@@ -1,4 +1,4 @@
-"""The limit of the enrolment port, and how often it is told that somebody has reached it."""
+"""The limit of calls to the enrolment port, and how often the log reports it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The certificate authority: what it signs, for how long, and what its files survive."""
+"""The certificate authority: its certificates, their validity, and faults that its files survive."""
 
 import base64
 import datetime
@@ -73,7 +73,7 @@ def test_a_members_certificate_names_federation_role_and_member_and_serves_clien
 
 
 def odd(extensions: Sequence[tuple[str, bytes]]) -> bytes:
-    """A stranger's own certificate with these extensions, of which the builder would not make every kind."""
+    """Returns a stranger's certificate with these extensions, some of which the library's builder would not make."""
     key = new_key()
     builder = builder_for("ann", x509.Name([]), key.public_key(), NOW_S, NOW_S + DAY_S)
     for oid, value in extensions:
@@ -83,7 +83,7 @@ def odd(extensions: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def doubled() -> bytes:
-    """The builder refuses a second extension of one kind; one byte of the finished certificate makes it so."""
+    """Returns a certificate with one extension twice: the builder refuses that, so a byte of a finished one is changed."""
     made = x509.load_pem_x509_certificate(odd([("1.2.3.4.5", b"\x05\x00"), ("1.2.3.4.6", b"\x05\x00")]))
     der = made.public_bytes(serialization.Encoding.DER).replace(bytes.fromhex("2a030406"), bytes.fromhex("2a030405"))
     return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"

@@ -1,4 +1,4 @@
-"""Invites, joins, renewals and revocations against the real database: what is given once, to whom, and what a repeat gets."""
+"""Invites, joins, renewals and revocations on a real database: what is issued once, to whom, and what a repeat returns."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -42,7 +42,7 @@ ROOT = Principal(ClientId("root"), ADMIN, "1f")
 
 
 class Place:
-    """A registry over a database on disk, and a clock to turn."""
+    """A registry over a database on disk, with a clock that a test sets."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,7 +84,7 @@ async def joined(registry: Registry, name: str, role: MemberRole = CLIENT) -> Pr
 
 
 async def actions(registry: Registry) -> list[tuple[str, str, str]]:
-    """Of the audit log, whose chain must be whole."""
+    """Returns the entries of the audit log, after checking its chain."""
     entries = await registry.audit.entries(0, 1000)
     assert check_chain(entries) == registry.audit.head
     return [(entry.actor, entry.action, entry.result) for entry, _ in entries]
@@ -120,7 +120,7 @@ async def test_two_joins_at_once_with_one_token_give_one_certificate(registry: R
 
 
 async def test_two_coordinators_on_one_database_spend_an_invite_once(registry: Registry, place: Place) -> None:
-    """The database decides, not a process's memory."""
+    """The database decides, not the memory of a process."""
     _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
     second = Registry(place.membership, registry.audit, registry.authority, 30 * DAY_S, lambda: place.now_s)
     await second.start()
@@ -147,24 +147,24 @@ async def test_every_wrong_token_has_its_own_reason_and_changes_nothing(registry
     _, used = await registry.invite(ROOT, InviteOrder("used", CLIENT))
     await registry.join("used", used, request())
     _, withdrawn = await registry.invite(ROOT, InviteOrder("open", CLIENT))
-    _, mine = await registry.invite(ROOT, InviteOrder("open", CLIENT))
+    _, open_token = await registry.invite(ROOT, InviteOrder("open", CLIENT))
     before = await place.membership.everyone()
     wrong: list[tuple[str, str, bytes, type[PluralError]]] = [
         ("open", "no such token", request(), InviteUnknown),
         ("open", "", request(), InviteUnknown),
-        ("open", token_hash(mine), request(), InviteUnknown),
+        ("open", token_hash(open_token), request(), InviteUnknown),
         ("open", withdrawn, request(), InviteUnknown),
         ("used", used, request(), InviteUsed),
-        ("another", mine, request(), InviteForAnother),
-        ("No Id", mine, request(), InvalidArgument),
-        ("open", mine, b"no request", CertificateInvalid),
+        ("another", open_token, request(), InviteForAnother),
+        ("No Id", open_token, request(), InvalidArgument),
+        ("open", open_token, b"no request", CertificateInvalid),
     ]
     for name, token, csr, reason in wrong:
         with pytest.raises(reason):
             await registry.join(name, token, csr)
     place.now_s += DAY_S
     with pytest.raises(InviteExpired):
-        await registry.join("open", mine, request())
+        await registry.join("open", open_token, request())
     assert await place.membership.everyone() == before
 
 

@@ -1,4 +1,4 @@
-"""A disk that failed: nothing it holds half-way is trusted, and whoever serves refuses from then on."""
+"""After a disk has failed, no incomplete write is trusted, and the server refuses every call."""
 
 import asyncio
 import errno

@@ -50,7 +50,7 @@ def evaluation(at_s: float, client: ClientId, version: int) -> ev.EvaluationArri
 
 
 def collecting(policy: RoundPolicy = POLICY, rounds: int = 4) -> Run:
-    """Round 1 is open since t=10 with alice, bob and carol."""
+    """Returns a run whose round 1 has been open since t=10 with alice, bob and carol."""
     run, _ = after(a_run(policy=policy, rounds=rounds), ev.RunStarted(0))
     run, effects = after(replace(run, evaluated=ModelVersion(0)), seen(10, ALICE, BOB, CAROL))
     assert effects == (ev.OpenRound(RoundNumber(1), ModelVersion(0), (ALICE, BOB, CAROL)),)

@@ -1,4 +1,4 @@
-"""Fairness-aware weights: which way they lean, how far, and what happens when clients tell little or lie."""
+"""Fairness-aware weights: their direction, their size, and their bounds when clients report little or lie."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Updates that come in chunk by chunk, in any order, with restarts in between."""
+"""Updates are uploaded chunk by chunk, in any order, with restarts between."""
 
 import asyncio
 import errno
@@ -115,10 +115,10 @@ async def test_two_streams_may_fill_one_upload_at_once(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, CHUNKS - 1), st.integers(0, 3)), max_size=12))
 def test_callers_that_hang_up_and_change_their_mind_leave_no_mixture(steps: list[tuple[bool, int, int]]) -> None:
     async def play(folder: Path) -> None:
-        wanted = [blob(folder, seed) for seed in (1, 50)]
+        updates = [blob(folder, seed) for seed in (1, 50)]
         uploads = Uploads(folder)
         for second, index, yields in steps:
-            content, manifest = wanted[second]
+            content, manifest = updates[second]
             calls = [
                 asyncio.ensure_future(uploads.begin("u", manifest)),
                 asyncio.ensure_future(uploads.put("u", index, chunk(content, index))),
@@ -127,7 +127,7 @@ def test_callers_that_hang_up_and_change_their_mind_leave_no_mixture(steps: list
                 await asyncio.sleep(0)
             for call in calls:
                 call.cancel()
-        content, manifest = wanted[0]
+        content, manifest = updates[0]
         for index in await uploads.begin("u", manifest):
             await uploads.put("u", index, chunk(content, index))
         assert (await uploads.finish("u")).read_bytes() == content
@@ -171,7 +171,7 @@ async def test_a_chunk_that_the_system_writes_in_pieces_is_whole(
 
 
 async def test_a_sender_cannot_make_chunks_of_another_size_by_choosing_their_hash(tmp_path: Path) -> None:
-    """The manifest's hashes are the sender's: one over a short chunk would leave a hole in a blob that counts as whole."""
+    """The sender makes the manifest's hashes; one over a short chunk would leave a hole in a blob that counts as complete."""
     short = b"x" * 10
     hashes = (hashlib.sha256(short).digest(), hashlib.sha256(short).digest())
     manifest = Manifest(digest_of(hashes), CHUNK_BYTES + 20, hashes)
@@ -197,7 +197,7 @@ async def test_nothing_is_remembered_of_uploads_that_are_over(tmp_path: Path) ->
 async def test_a_disk_that_fails_while_chunks_come_costs_the_upload_and_never_its_durability(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The system tells of a failed write once: what was told of early must not be a good file at the end."""
+    """The system reports a failed write only once: a file whose error was reported early must not pass as good at the end."""
     content, manifest = blob(tmp_path)
     uploads = Uploads(tmp_path / "up")
     (tmp_path / "up").mkdir()

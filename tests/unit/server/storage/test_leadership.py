@@ -1,4 +1,4 @@
-"""Who leads over a PostgreSQL database, and when it has lost that."""
+"""The leader over a PostgreSQL database, and the loss of its lead."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ def url_of(database: str) -> sa.URL:
 
 @contextlib.asynccontextmanager
 async def looked_after(database: str) -> AsyncIterator["asyncio.Task[None]"]:
-    """The task that ends when the lead is lost."""
+    """Yields the task that ends when the lead is lost."""
     async with leading(url_of(database), wait=False) as leadership:
         assert leadership is not None
         until_lost = asyncio.create_task(leadership.until_lost())
@@ -34,7 +34,7 @@ async def looked_after(database: str) -> AsyncIterator["asyncio.Task[None]"]:
 
 
 def end_sessions_and_take_the_lock(database: str) -> "psycopg.Connection[tuple[object, ...]]":
-    """Another session that holds the lock: a second leader's, or our own that the server has not noticed the end of."""
+    """Lets another session hold the lock: a second leader's, or our own whose end the server has not noticed."""
     other = psycopg.connect(database, autocommit=True)
     others = "pid <> pg_backend_pid() AND datname = current_database()"
     other.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}").fetchall()
