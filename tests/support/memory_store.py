@@ -219,7 +219,7 @@ class MemoryMembership:
 
     async def change_membership(self, change: MembershipChange) -> AuditEntry:
         await self._before("membership.change_membership", change)
-        tables, deed = self._tables, change.deed
+        tables, new = self._tables, change.entry
         if change.spends is not None:
             invite = tables.invites.get(change.spends)
             if invite is None or invite.used_by_key or invite.withdrawn:
@@ -230,13 +230,13 @@ class MemoryMembership:
         sequence, previous = self._head()
         entry = AuditEntry(
             sequence=sequence + 1,
-            at_us=round(deed.at_s * 1e6),
-            actor=deed.actor,
-            serial=deed.serial,
-            action=deed.action,
-            object=deed.object,
-            result=deed.result,
-            facts_json=deed.facts_json,
+            at_us=round(new.at_s * 1e6),
+            actor=new.actor,
+            serial=new.serial,
+            action=new.action,
+            object=new.object,
+            result=new.result,
+            facts_json=new.facts_json,
             previous_sha256=previous,
         )
         tables.audit_log.append((entry, entry.sha256))

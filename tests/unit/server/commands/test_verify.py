@@ -19,7 +19,7 @@ from pluralllm.server.rounds.state import Outcome, Phase, Run
 from pluralllm.server.runs.coordinator import Coordinator, Timing
 from pluralllm.server.runs.live_run import recover
 from pluralllm.server.storage.blobs import LocalBlobs
-from pluralllm.server.storage.membership import Deed, MembershipChange
+from pluralllm.server.storage.membership import MembershipChange, NewAuditEntry
 from pluralllm.server.storage.retention import collect, kept_blobs
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_store import SqlStore, open_store
@@ -285,8 +285,8 @@ async def test_an_entry_of_the_audit_log_that_was_changed_is_found(unwritten: Hi
     await unwritten.make((2,))
     membership = SqlMembership(unwritten.store)
     for number in range(3):
-        deed = Deed(1.0, "admin", "1f", "StartRun", f"runs/{number}", "ACCEPTED")
-        await membership.change_membership(MembershipChange(deed))
+        entry = NewAuditEntry(1.0, "admin", "1f", "StartRun", f"runs/{number}", "ACCEPTED")
+        await membership.change_membership(MembershipChange(entry))
     assert await unwritten.invariants() == set()
     await unwritten.execute("UPDATE audit_log SET actor = 'nobody' WHERE sequence = 2")
     assert await unwritten.invariants() == {8}

@@ -101,7 +101,11 @@ async def test_an_invite_makes_exactly_the_member_it_names(registry: Registry) -
         GroupRole.HELD_OUT,
     )
     principal = registry.principal(chain)
-    assert (principal.name, principal.role, principal.place) == ("org-a", CLIENT, ("Northmark", GroupRole.HELD_OUT))
+    assert (principal.name, principal.role, principal.group_and_role) == (
+        "org-a",
+        CLIENT,
+        ("Northmark", GroupRole.HELD_OUT),
+    )
     assert await actions(registry) == [("root", "CreateInvite", "ACCEPTED"), ("org-a", "Join", "ACCEPTED")]
 
 
@@ -352,6 +356,6 @@ async def test_a_change_whose_invite_is_spent_writes_nothing(registry: Registry,
     before = await place.membership.everyone(), await place.membership.audit_head()
     with pytest.raises(InviteUsed):
         await place.membership.change_membership(
-            MembershipChange(registry.audit.deed(ROOT, "Join", "x"), spends="0" * 64)
+            MembershipChange(registry.audit.new_entry(ROOT, "Join", "x"), spends="0" * 64)
         )
     assert (await place.membership.everyone(), await place.membership.audit_head()) == before

@@ -1,4 +1,4 @@
-"""Who may call what: one table, deny by default. A test holds it against the service descriptors."""
+"""The table of calls that each role may make; everything else is refused. A test compares it with the service descriptors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,24 +14,27 @@ ANY = frozenset(MemberRole)
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whoever a connection has proven to be."""
+    """The identity that a connection has proven."""
 
     name: ClientId
     role: MemberRole
-    serial: str = ""  # of the certificate; "" in plain text
-    group: str | None = None  # the member's; None in plain text, where the client says so itself
+    serial: str = ""  # serial number of the certificate; "" in plain text
+    group: str | None = None  # None in plain text, where the client itself names its group
     group_role: GroupRole = GroupRole.TRAIN
 
     @property
-    def place(self) -> tuple[str | None, GroupRole]:
-        """The group it speaks for, and whether that group trains."""
+    def group_and_role(self) -> tuple[str | None, GroupRole]:
+        """The group that this member answers for, and whether that group trains."""
         return self.group, self.group_role
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
+    """The rule for one method."""
+
     roles: frozenset[MemberRole]
-    audited: bool = False  # written to the audit log before it is done (membership changes write themselves)
+    # The audit log gets an entry before the call is answered. Changes of the membership write their own entries.
+    audited: bool = False
 
 
 def _only(*roles: MemberRole) -> Rule:
@@ -46,7 +49,7 @@ HEALTH = "/grpc.health.v1.Health/"
 
 ON_ENROLMENT_PORT = frozenset({f"{ENROLMENT}Join", f"{ENROLMENT}GetMembership"})
 
-# Of the main port.
+# Methods of the main port.
 RULES: Mapping[str, Rule] = {
     f"{FEDERATION}Hello": _only(CLIENT),
     f"{FEDERATION}Poll": _only(CLIENT),
@@ -66,7 +69,7 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATIONS}ResumeRun": STEERING,
     f"{OPERATIONS}CancelRun": STEERING,
     f"{OPERATIONS}AskRewards": STEERING,
-    f"{OPERATIONS}GetRewards": _only(ADMIN),  # what groups are predicted to prefer
+    f"{OPERATIONS}GetRewards": _only(ADMIN),  # rewards show what groups are predicted to prefer
     f"{OPERATIONS}GetRun": Rule(ANY),
     f"{OPERATIONS}ListRuns": Rule(ANY),
     f"{OPERATIONS}GetRound": Rule(ANY),
@@ -74,13 +77,13 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATIONS}ListEvaluations": Rule(ANY),
     f"{OPERATIONS}WatchRun": Rule(ANY),
     f"{OPERATIONS}GetModel": _only(CLIENT, ADMIN),
-    f"{OPERATIONS}ListMembers": _only(ADMIN),  # keys, dates, who is invited
+    f"{OPERATIONS}ListMembers": _only(ADMIN),  # it shows keys, dates and open invites
     f"{OPERATIONS}CreateInvite": _only(ADMIN),
     f"{OPERATIONS}ApproveMember": _only(ADMIN),
     f"{OPERATIONS}RevokeMember": _only(ADMIN),
     f"{OPERATIONS}ListAuditEvents": _only(ADMIN),
     f"{ENROLMENT}Renew": Rule(ANY),
-    f"{ENROLMENT}Join": Rule(frozenset()),  # only on the enrolment port
+    f"{ENROLMENT}Join": Rule(frozenset()),  # it is answered on the enrolment port only
     f"{ENROLMENT}GetMembership": Rule(frozenset()),
     f"{HEALTH}Check": Rule(ANY),
     f"{HEALTH}List": Rule(ANY),
@@ -90,7 +93,7 @@ RULES: Mapping[str, Rule] = {
 
 
 def check_role(principal: Principal, method: str) -> Rule:
-    """The method's row. Raises RoleForbids, also for a method without one."""
+    """Returns the rule of a method. Raises RoleForbids, also for a method that has no rule."""
     rule = RULES.get(method)
     if rule is None or principal.role not in rule.roles:
         allowed = ", ".join(sorted(rule.roles)) if rule is not None else ""

@@ -1,7 +1,7 @@
-"""Who did what: the hash-chained log, written before it is done.
+"""The hash-chained audit log of who did what. An entry is durable before the action begins.
 
-A refusal is logged each time and audited once an hour for each (actor, action, object, reason), so many of each actor: whoever is
-refused must not be able to fill the disk, nor to keep another's refusal out of the log by filling its list.
+Every refusal goes to the process log. The audit log gets one entry an hour for each (actor, action, object, reason), up to a
+limit for each actor: nobody who is refused can fill the disk, or use up the limit of another actor.
 """
 
 from collections import defaultdict
@@ -13,62 +13,64 @@ from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.words.ids import ClientId
 from pluralllm.server.members.access import Principal
-from pluralllm.server.storage.membership import Deed, MembershipChange, MembershipStore, facts_of
+from pluralllm.server.storage.membership import MembershipChange, MembershipStore, NewAuditEntry, facts_of
 
 log = structlog.get_logger()
 
 ACCEPTED = "ACCEPTED"
-NOBODY = ""  # how an entry writes that its actor has proven no identity
+NOBODY = ""  # the actor of an entry about somebody who has proven no identity
 SAME_REFUSAL_S = 3600.0
-MAX_REFUSALS_REMEMBERED = 1000  # of one actor
+MAX_REFUSALS_REMEMBERED = 1000  # refusals remembered for one actor
 MAX_OBJECT = 200
 
 
 class AuditLog:
-    """One for each process; every change of the membership goes through it too, so that `head` is the newest entry."""
+    """The audit log of one process. Every change of the membership goes through it, so that `head` is the newest entry."""
 
     def __init__(self, store: MembershipStore, wall_s: Callable[[], float]) -> None:
         self._store = store
         self._wall_s = wall_s
         self._refusals: defaultdict[ClientId | None, dict[tuple[str, str, str], float]] = defaultdict(dict)  # by actor
-        self.head: tuple[int, str] = (0, "")
+        self.head: tuple[int, str] = (0, "")  # sequence and hash
 
     async def start(self) -> None:
+        """Reads the newest entry's sequence and hash from the store."""
         self.head = await self._store.audit_head()
 
     async def change(self, change: MembershipChange) -> None:
-        """A change and its deed, in one transaction. Raises InviteUsed, StoreFailed, StorageFull."""
+        """Writes a change and its entry in one transaction. Raises InviteUsed, StoreFailed, StorageFull."""
         entry = await self._store.change_membership(change)
         self.head = max(self.head, (entry.sequence, entry.sha256))
-        facts = dict(change.deed.facts)
+        facts = dict(change.entry.facts)
         log.info("audit", actor=entry.actor, action=entry.action, object=entry.object, result=entry.result, **facts)
 
     async def record(self, actor: Principal, action: str, about: str) -> None:
-        """That `actor` does this now; durable when it returns."""
-        await self.change(MembershipChange(self.deed(actor, action, about)))
+        """Records that `actor` does this now; the entry is durable when this returns."""
+        await self.change(MembershipChange(self.new_entry(actor, action, about)))
 
     async def refused(self, actor: Principal | None, action: str, about: str, error: PluralError) -> None:
-        """That somebody was refused. `actor` is None while nobody has proven an identity."""
+        """Records a refusal. `actor` is None if the caller has proven no identity."""
         about = about[:MAX_OBJECT]
         name = actor.name if actor is not None else None
         log.warning("audit.refused", actor=name or NOBODY, action=action, object=about, reason=error.reason)
         now_s, key = self._wall_s(), (action, about, error.reason)
-        mine = self._refusals[name]
-        if now_s - mine.get(key, -SAME_REFUSAL_S) < SAME_REFUSAL_S:
+        of_actor = self._refusals[name]
+        if now_s - of_actor.get(key, -SAME_REFUSAL_S) < SAME_REFUSAL_S:
             return
-        if len(mine) >= MAX_REFUSALS_REMEMBERED:
-            mine = self._refusals[name] = {k: at for k, at in mine.items() if now_s - at < SAME_REFUSAL_S}
-            if len(mine) >= MAX_REFUSALS_REMEMBERED:
-                return  # this actor's list of this hour is full; the log above has it
-        mine[key] = now_s
-        await self.change(MembershipChange(self.deed(actor, action, about, error.reason)))
+        if len(of_actor) >= MAX_REFUSALS_REMEMBERED:
+            of_actor = self._refusals[name] = {k: at for k, at in of_actor.items() if now_s - at < SAME_REFUSAL_S}
+            if len(of_actor) >= MAX_REFUSALS_REMEMBERED:
+                return  # the limit of this actor for this hour is used up; the process log has the refusal
+        of_actor[key] = now_s
+        await self.change(MembershipChange(self.new_entry(actor, action, about, error.reason)))
 
     async def entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
-        """Entries with sequence > after, each with its stored hash."""
+        """Returns entries with sequence > after, each with its stored hash."""
         return await self._store.audit_entries(after, limit)
 
-    def deed(
+    def new_entry(
         self, actor: Principal | None, action: str, about: str, result: str = ACCEPTED, **facts: str | int | bool
-    ) -> Deed:
+    ) -> NewAuditEntry:
+        """Makes an entry with the present time, for a MembershipChange."""
         name, serial = (actor.name, actor.serial) if actor is not None else (NOBODY, "")
-        return Deed(self._wall_s(), name, serial, action, about[:MAX_OBJECT], result, facts_of(**facts))
+        return NewAuditEntry(self._wall_s(), name, serial, action, about[:MAX_OBJECT], result, facts_of(**facts))

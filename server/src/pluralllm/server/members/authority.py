@@ -1,10 +1,10 @@
-"""The federation's certificate authority (RFC 5280): a root that can be kept elsewhere, and the intermediate that works here.
+"""The federation's certificate authority (RFC 5280): a root that may be kept elsewhere, and the intermediate that signs here.
 
 STATE/authority/
-federation.json        name and advertised hosts; written last, so the folder is complete or not there
-root.pem, root-key.pem the root; its key is needed once a year and may be moved to a safe place
-issuer.pem, issuer-key.pem   the intermediate, one year: signs members and this server
-server.pem             this server's key, certificate and intermediate; replaced whole, read again without a restart
+federation.json              name and advertised hosts; written last, so that it marks a complete folder
+root.pem, root-key.pem       the root; its key is needed once a year and may be moved to a safe place
+issuer.pem                   key and certificate of the intermediate, valid for one year; it signs members and this server
+server.pem                   this server's key, certificate and intermediate; replaced as a whole, read again without a restart
 """
 
 import datetime
@@ -61,18 +61,18 @@ DAY_S = 86_400.0
 ROOT_LIFE_S = 20 * 365 * DAY_S
 ISSUER_LIFE_S = 365 * DAY_S
 SERVER_LIFE_S = 90 * DAY_S
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")  # the operator's own commands on the coordinator's machine
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")  # for the operator's own commands on the coordinator's machine
 SECRET = 0o600
 HOST_PATTERN = r"(?!-)[a-z0-9-]{1,63}(\.(?!-)[a-z0-9-]{1,63})*"
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """The intermediate at work. Its files are re-read by `load_authority`; this is what they said."""
+    """The intermediate that signs, as `load_authority` has read it from its files."""
 
     folder: Path
     federation: str
-    hosts: tuple[str, ...]  # advertised; the first one is in invites
+    hosts: tuple[str, ...]  # the advertised names; invites carry the first one
     root: x509.Certificate
     issuer: x509.Certificate
     issuer_key: PrivateKey
@@ -96,15 +96,15 @@ class Authority:
     def issue_member(
         self, key: ec.EllipticCurvePublicKey, name: str, role: MemberRole, life_s: float, now_s: float
     ) -> bytes:
-        """A member's certificate and the intermediate, PEM. Its life ends with the intermediate's at the latest.
+        """Issues a member's certificate. It ends with the intermediate's certificate at the latest.
 
-        Raises IssuerExpired.
+        Returns the certificate and the intermediate's, PEM. Raises IssuerExpired.
         """
         uri = x509.UniformResourceIdentifier(member_uri(self.federation, role, name))
         return self._issue(key, name, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, life_s, now_s)
 
     def renew_server(self, now_s: float) -> None:
-        """Writes server.pem anew, with a new key. Raises IssuerExpired, StorageFull."""
+        """Replaces server.pem, with a new key. Raises IssuerExpired, StorageFull."""
         key = new_key()
         names = [general_name(host) for host in dict.fromkeys((*self.hosts, *LOOPBACK_NAMES))]
         usage = ExtendedKeyUsageOID.SERVER_AUTH
@@ -112,11 +112,11 @@ class Authority:
         write_durably(self.server_file, key_to_pem(key) + chain, SECRET)
 
     def server_certificate(self) -> x509.Certificate:
-        """What server.pem holds. Raises InvalidConfig."""
+        """Reads the certificate in server.pem. Raises InvalidConfig."""
         return read_pair(self.server_file)[2]
 
     def uncovered(self, addresses: Iterable[str]) -> tuple[str, ...]:
-        """The hosts of these addresses that the server's certificate is not for: whoever goes there turns away.
+        """Returns hosts among `addresses` that the server certificate does not cover; clients would reject the connection.
 
         Raises InvalidConfig.
         """
@@ -126,18 +126,18 @@ class Authority:
         return tuple(host for host in hosts if not host.isascii() or general_name(host) not in names)
 
     def covering(self, hosts: Iterable[str]) -> str:
-        """The command after which the server's certificate is for these hosts too: it replaces the names there are."""
+        """Returns the command that makes a server certificate for these hosts, too. It repeats the present names."""
         return " ".join(["pluralllm-server renew-issuer", *(f"--host {host}" for host in (*self.hosts, *hosts))])
 
     def is_server_renewal_due(self, now_s: float) -> bool:
-        """At two thirds of its life, or when it was signed by an older intermediate."""
-        found = self.server_certificate()
-        life_s = (found.not_valid_after_utc - found.not_valid_before_utc).total_seconds() - BACKDATE_S
-        due_s = found.not_valid_after_utc.timestamp() - (1 - RENEW_AT) * life_s
-        return now_s >= due_s or not is_signed_by(found, self.issuer)
+        """Returns whether two thirds of the server certificate's life are over, or an older intermediate has signed it."""
+        certificate = self.server_certificate()
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        due_s = end.timestamp() - (1 - RENEW_AT) * ((end - start).total_seconds() - BACKDATE_S)
+        return now_s >= due_s or not is_signed_by(certificate, self.issuer)
 
     def check_member(self, chain_pem: bytes, now_s: float) -> CertificateFacts:
-        """What the handshake checks, with a reason for each refusal.
+        """Makes the same checks as the TLS handshake, with a reason for each refusal.
 
         Raises CertificateInvalid, CertificateForeign, CertificateWrongUse, CertificateNotYetValid, CertificateExpired.
         """
@@ -167,6 +167,7 @@ class Authority:
         life_s: float,
         now_s: float,
     ) -> bytes:
+        """Signs one certificate. Returns it with the intermediate's, PEM. Raises IssuerExpired."""
         end_s = min(now_s + life_s, self.issuer_expires_s)
         if end_s <= now_s:
             raise IssuerExpired(expired=day(self.issuer_expires_s))
@@ -184,7 +185,7 @@ class Authority:
 
 
 def check_dates(facts: CertificateFacts, now_s: float) -> None:
-    """Raises CertificateNotYetValid, CertificateExpired."""
+    """Checks that a certificate is valid now. Raises CertificateNotYetValid, CertificateExpired."""
     if now_s < facts.not_before_s:
         raise CertificateNotYetValid(name=facts.name, valid_from=day(facts.not_before_s))
     if now_s >= facts.not_after_s:
@@ -194,14 +195,14 @@ def check_dates(facts: CertificateFacts, now_s: float) -> None:
 def create_authority(
     folder: Path, federation: str, hosts: Sequence[str], passphrase: bytes | None, now_s: float
 ) -> Authority:
-    """Makes root, intermediate and server certificate. Raises AlreadyInitialised, InvalidArgument, StorageFull."""
+    """Creates root, intermediate and server certificate. Raises AlreadyInitialised, InvalidArgument, StorageFull."""
     if (folder / "federation.json").exists():
         raise AlreadyInitialised(state_dir=str(folder.parent))
     federation, checked = check_names(federation, hosts)
     root_key = new_key()
     root = sign_authority(f"PluralLLM {federation} root", root_key, None, root_key, ROOT_LIFE_S, now_s)
     with storage_errors("the certificate authority"):
-        shutil.rmtree(folder, ignore_errors=True)  # of an init that was interrupted
+        shutil.rmtree(folder, ignore_errors=True)  # remains of an interrupted init
         folder.mkdir(mode=0o700, parents=True)
         write_durably(folder / "root-key.pem", key_to_pem(root_key, passphrase), SECRET)
         write_durably(folder / "root.pem", to_pem(root))
@@ -217,7 +218,7 @@ def create_authority(
 def renew_issuer(
     folder: Path, hosts: Sequence[str], root_key_file: Path, passphrase: bytes | None, now_s: float
 ) -> Authority:
-    """A new intermediate and server certificate under the same root; `hosts` replace the old ones if there are any.
+    """Makes a new intermediate and server certificate under the same root. `hosts`, unless empty, replace the old names.
 
     Members' certificates stay valid to their end. Raises NotInitialised, InvalidConfig (the root's key), InvalidArgument.
     """
@@ -240,13 +241,13 @@ def renew_issuer(
 
 
 def load_authority(folder: Path, about: dict[str, Any] | None = None) -> Authority:
-    """Raises NotInitialised, InvalidConfig naming the damaged file."""
+    """Reads the authority from its folder. Raises NotInitialised, and InvalidConfig, which names the damaged file."""
     path = folder / "federation.json"
     if about is None and not path.exists():
         raise NotInitialised(state_dir=str(folder.parent))
     try:
-        found = about or json.loads(path.read_text())
-        federation, hosts = check_names(found["federation"], found["hosts"])
+        names = about or json.loads(path.read_text())
+        federation, hosts = check_names(names["federation"], names["hosts"])
         path = folder / "root.pem"
         root = x509.load_pem_x509_certificate(path.read_bytes())
         path = folder / "issuer.pem"
@@ -259,7 +260,7 @@ def load_authority(folder: Path, about: dict[str, Any] | None = None) -> Authori
 
 
 def read_pair(path: Path) -> tuple[PrivateKey, bytes, x509.Certificate]:
-    """Key, chain (PEM) and first certificate of a file that holds them all. Raises InvalidConfig."""
+    """Reads key, chain (PEM) and first certificate from a file that holds them all. Raises InvalidConfig."""
     try:
         key_pem, mark, chain = path.read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
         key, certificate = key_from_pem(key_pem), x509.load_pem_x509_certificate(mark + chain)
@@ -271,7 +272,7 @@ def read_pair(path: Path) -> tuple[PrivateKey, bytes, x509.Certificate]:
 
 
 def check_names(federation: str, hosts: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """Lower-cased. Raises InvalidArgument."""
+    """Returns the names of federation and hosts in lower case. Raises InvalidArgument."""
     if not hosts:
         raise InvalidArgument(field="--host", problem="give at least one name that partners reach this machine by")
     for host in hosts:
@@ -285,11 +286,12 @@ def check_names(federation: str, hosts: Sequence[str]) -> tuple[str, tuple[str, 
 
 
 def day(time_s: float) -> str:
-    """For a person: 2026-11-24 17:05 UTC."""
+    """Formats a time for people: 2026-11-24 17:05 UTC."""
     return datetime.datetime.fromtimestamp(time_s, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _write_issuer(folder: Path, federation: str, root: x509.Certificate, root_key: PrivateKey, now_s: float) -> None:
+    """Makes a new intermediate, which ends with the root at the latest, and writes issuer.pem."""
     key = new_key()
     end_s = min(ISSUER_LIFE_S, root.not_valid_after_utc.timestamp() - now_s)
     issuer = sign_authority(f"PluralLLM {federation} issuer", key, root, root_key, end_s, now_s)

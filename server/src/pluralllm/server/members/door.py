@@ -1,6 +1,6 @@
-"""Who is calling, and whether they may: the one place that decides it, before any handler runs and at each message of a stream.
+"""The check of every caller's identity and role, before any handler runs and at each message of a stream.
 
-With certificates the identity is the certificate's and nothing else. In plain text, on loopback only, it is what the call says.
+With certificates the certificate alone proves the identity. In plain text, on loopback only, the call itself names its caller.
 """
 
 import contextlib
@@ -26,19 +26,21 @@ from pluralllm.server.members.registry import Registry
 
 log = structlog.get_logger()
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
-LOCAL = ClientId("local")  # who steers in plain text
+LOCAL = ClientId("local")  # the administrator in plain text
 
 _caller: ContextVar[Principal] = ContextVar("caller")
 
 
 def caller() -> Principal:
-    """Whoever the call being answered is from. Without a door that let them in there is none: LookupError, an incident."""
+    """Returns the caller of the current call. Raises LookupError (an incident) if no door has let the call in."""
     return _caller.get()
 
 
 class Identify(Protocol):
+    """A way to find out who is calling."""
+
     def __call__(self, context: Context) -> Callable[[], Principal]:
-        """Reads who a call says it is, once; what is returned looks up who that is by now, as often as wanted.
+        """Reads the identity that a call presents, once. The returned function looks up its present rights at each use.
 
         Both raise Unidentified, IdentityMismatch or a leaf about the certificate.
         """
@@ -46,7 +48,7 @@ class Identify(Protocol):
 
 
 class Door:
-    """Lets a call in: identity, role, a bound on calls at a time; what steers is audited before it is done."""
+    """Admits a call after checks of identity, role and number of open calls. Steering calls are audited before they begin."""
 
     def __init__(self, identify: Identify, audit: AuditLog, calls_per_member: int) -> None:
         self._identify = identify
@@ -56,9 +58,10 @@ class Door:
 
     @contextlib.asynccontextmanager
     async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[Callable[[], None]]:
-        """Around the handler. Gives what looks again in the middle of a stream: a certificate may be revoked or expire meanwhile.
+        """Surrounds the handler of a call. Yields a check that a stream repeats at each message.
 
-        Both raise what identity and role refuse, this OverLimit too.
+        A certificate may be revoked or expire in the middle of a stream. Both raise the refusals of identity and role; entering
+        raises OverLimit, too.
         """
         rpc, about = method.rpartition("/")[2], about_of(request)
         try:
@@ -81,43 +84,44 @@ class Door:
                 check_role(who(), method)
 
             yield check
-        except IdentityMismatch as error:  # found by the handler in a message
+        except IdentityMismatch as error:  # the handler has found another name in a message
             await self._audit.refused(principal, rpc, about, error)
             raise
         finally:
             self._inside[principal.name] -= 1
-            with contextlib.suppress(ValueError):  # a stream that is given up is closed in another context
+            with contextlib.suppress(ValueError):  # an abandoned stream is closed in another context
                 _caller.reset(token)
 
 
 class EnrolmentDoor:
-    """The enrolment port's: whoever knocks has no identity yet, and may ask for two things."""
+    """The door of the enrolment port: callers have no identity yet and may make two calls."""
 
     def __init__(self) -> None:
         self._news = News()
 
     @contextlib.asynccontextmanager
     async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[Callable[[], None]]:  # noqa: ARG002
+        """Surrounds the handler of a call. Raises RoleForbids."""
         if method not in ON_ENROLMENT_PORT:
             rpc, peer = method.rpartition("/")[2], peer_of(context)
             if self._news.is_news(peer, time.monotonic()):
                 log.warning("enrolment.refused", peer=peer, rpc=rpc, reason=reason_of(RoleForbids))
             raise RoleForbids(name="the caller", role="a stranger", rpc=rpc, allowed="members, on the main port")
-        yield lambda: None  # nothing on this port is a stream
+        yield lambda: None  # no call on this port is a stream
 
 
 def by_certificate(registry: Registry) -> Identify:
-    """Mutual TLS: the certificate of the connection, looked up now."""
+    """Identifies callers with mutual TLS, by the certificate of the connection."""
 
     def identify(context: Context) -> Callable[[], Principal]:
-        pem, said = certificate_of(context), said_by(context)
+        pem, claimed = certificate_of(context), claimed_id(context)
         if pem is None:
             raise Unidentified(problem="the connection has no client certificate")
 
         def who() -> Principal:
             principal = registry.principal(pem)
-            if said is not None and said != principal.name:
-                raise IdentityMismatch(claimed=said, certificate=principal.name)
+            if claimed is not None and claimed != principal.name:
+                raise IdentityMismatch(claimed=claimed, certificate=principal.name)
             return principal
 
         return who
@@ -126,23 +130,23 @@ def by_certificate(registry: Registry) -> Identify:
 
 
 def by_word(context: Context) -> Callable[[], Principal]:
-    """Plain text on loopback: who says it is a client is that client, anybody else may steer."""
-    said = said_by(context)
-    if said is None:
+    """Identifies callers in plain text on loopback: a call that names a client is that client's, any other may steer."""
+    claimed = claimed_id(context)
+    if claimed is None:
         return lambda: Principal(LOCAL, MemberRole.ADMIN)
-    if not is_id(said):
+    if not is_id(claimed):
         raise Unidentified(problem=f"{CLIENT_ID_KEY} must be {ID_HELP}")
-    return lambda: Principal(ClientId(said), MemberRole.CLIENT)
+    return lambda: Principal(ClientId(claimed), MemberRole.CLIENT)
 
 
 def certificate_of(context: Context) -> bytes | None:
-    """The peer's certificate (PEM), its signature checked by TLS."""
-    found: list[bytes] = context.auth_context().get("x509_pem_cert", [])
-    return found[0] if found else None
+    """Returns the peer's certificate (PEM); TLS has checked its signature. None in plain text."""
+    certificates: list[bytes] = context.auth_context().get("x509_pem_cert", [])
+    return certificates[0] if certificates else None
 
 
-def said_by(context: Context) -> str | None:
-    """The id a call claims in its metadata."""
+def claimed_id(context: Context) -> str | None:
+    """Returns the id that a call claims in its metadata; None if it claims none."""
     for key, value in context.invocation_metadata() or ():
         if key == CLIENT_ID_KEY:
             return value if isinstance(value, str) else ""
@@ -150,22 +154,22 @@ def said_by(context: Context) -> str | None:
 
 
 def peer_of(context: Context) -> str:
-    """ipv4:192.0.2.1:5000 -> ipv4:192.0.2.1"""
+    """Returns the address of a peer without its port: ipv4:192.0.2.1 for ipv4:192.0.2.1:5000."""
     peer: str = context.peer()
     return peer.rpartition(":")[0] or peer
 
 
 def about_of(request: object) -> str:
-    """What a request is about, for the audit log: the resource it names."""
+    """Returns the resource that a request names, for the audit log."""
     if run := getattr(request, "run_id", ""):
         about = str(RunName(RunId(run)))
     else:
         about = str(getattr(request, "name", "") or getattr(request, "task", "") or "")
-    return about.replace("\0", "\ufffd")  # it is audited before the request is refused for it
+    return about.replace("\0", "\ufffd")  # the audit entry is written before the request is refused for this character
 
 
 def _claimed(context: Context) -> Principal | None:
-    """The name in a certificate that was refused: TLS has checked who signed it."""
+    """Reads the name from a refused certificate; TLS has checked who signed it. None if there is none to read."""
     pem = certificate_of(context)
     if pem is None:
         return None

@@ -1,6 +1,6 @@
-"""The members of the federation: who is invited, who has joined, whose certificate is good. Kept in memory, durable in the store.
+"""The members of the federation with their invites and certificates, in memory and durably in the store.
 
-A certificate proves a name; everything else (role, group, approval, revocation) is looked up here at each call.
+A certificate proves a name. Everything else (role, group, approval, revocation) is looked up here at each call.
 """
 
 import asyncio
@@ -46,12 +46,12 @@ from pluralllm.server.storage.membership import (
 
 MAX_TTL_S = 24 * 3600.0
 MAX_GROUP = 200
-MAX_LIVE_CERTIFICATES = 5  # of one member: two while it renews, some for tries that broke off
+MAX_LIVE_CERTIFICATES = 5  # of one member: two during a renewal, and some for renewals that were interrupted
 
 
 @dataclass(frozen=True, slots=True)
 class InviteOrder:
-    """What an administrator asks for."""
+    """The invite that an administrator asks for."""
 
     name: str
     role: MemberRole
@@ -62,7 +62,7 @@ class InviteOrder:
 
 
 class Registry:
-    """One for each process; every method runs on its event loop, changes one after the other."""
+    """The registry of one process. Every method runs on its event loop; changes run one after the other."""
 
     def __init__(
         self,
@@ -79,19 +79,18 @@ class Registry:
         self._wall_s = wall_s
         self._members: dict[ClientId, Member] = {}
         self._certificates: dict[str, IssuedCertificate] = {}  # by serial
-        self._serials: defaultdict[ClientId, set[str]] = defaultdict(set)  # of each member's certificates
+        self._serials: defaultdict[ClientId, set[str]] = defaultdict(set)  # serials of each member's certificates
         self._invites: dict[str, InviteRecord] = {}  # by token hash
         self._changing = asyncio.Lock()
 
     async def start(self) -> None:
-        """Reads what is on record."""
-        found = await self._store.everyone()
-        self._remember(found)
+        """Reads members, certificates and invites from the store."""
+        self._remember(await self._store.everyone())
 
     # Reading
 
     def principal(self, certificate_pem: bytes) -> Principal:
-        """Who may call with this certificate, its signature being checked by TLS, now.
+        """Looks up the member that may call with this certificate now; TLS has checked the signature.
 
         Raises CertificateUnknown, CertificateNotYetValid, CertificateExpired, CertificateRevoked, AwaitingApproval.
         """
@@ -107,19 +106,20 @@ class Registry:
         return Principal(member.name, member.role, facts.serial, member.group, member.group_role)
 
     def members(self) -> tuple[Member, ...]:
-        """Sorted by name."""
+        """Returns all members, sorted by name."""
         return tuple(member for _, member in sorted(self._members.items()))
 
     def open_invites(self) -> tuple[InviteRecord, ...]:
-        """Sorted by name; at most one for each."""
+        """Returns the open invites, sorted by name; at most one for each name."""
         now_s = self._wall_s()
         return tuple(sorted((i for i in self._invites.values() if i.is_open(now_s)), key=lambda invite: invite.name))
 
     def newest_certificate(self, name: ClientId) -> IssuedCertificate | None:
-        mine = self._of(name)
-        return max(mine, key=lambda issued: (issued.issued_s, issued.not_after_s)) if mine else None
+        """Returns the certificate that a member got last."""
+        return max(self._of(name), key=lambda issued: (issued.issued_s, issued.not_after_s), default=None)
 
     def state_of(self, member: Member) -> MemberState:
+        """Returns the state of a member now."""
         newest = self.newest_certificate(member.name)
         if member.revoked_s is not None:
             return MemberState.REVOKED
@@ -128,13 +128,14 @@ class Registry:
         return MemberState.ACTIVE if member.approved else MemberState.AWAITING_APPROVAL
 
     def revoked(self) -> tuple[ClientId, ...]:
+        """Returns the names of all revoked members, sorted."""
         return tuple(member.name for member in self.members() if member.revoked_s is not None)
 
     # Changing
 
     @unbroken
     async def invite(self, by: Principal, order: InviteOrder) -> tuple[InviteRecord, str]:
-        """A new invite and its token, which is kept nowhere. Raises InvalidArgument, MemberExists."""
+        """Makes an invite. Returns it with its token, which is kept nowhere. Raises InvalidArgument, MemberExists."""
         _check_order(order)
         name, now_s = ClientId(order.name), self._wall_s()
         async with self._changing:
@@ -151,7 +152,7 @@ class Registry:
                 created_s=now_s,
                 expires_s=now_s + order.ttl_s,
             )
-            deed = self.audit.deed(
+            entry = self.audit.new_entry(
                 by,
                 "CreateInvite",
                 str(MemberName(name)),
@@ -160,12 +161,12 @@ class Registry:
                 group_role=invite.group_role.value if is_client else "",
                 needs_approval=invite.needs_approval,
             )
-            await self._write(MembershipChange(deed, invites=(*self._withdrawn(name), invite)))
+            await self._write(MembershipChange(entry, invites=(*self._withdrawn(name), invite)))
         return invite, token
 
     @unbroken
     async def join(self, name: str, token: str, request_der: bytes) -> tuple[Member, bytes]:
-        """The new member and its certificate chain. The same key gets the same answer again.
+        """Makes a member of an invited name. Returns it with its certificate chain; a repetition with the same key gets the same.
 
         Raises InvalidArgument, CertificateInvalid, InviteUnknown, InviteForAnother, InviteExpired, InviteUsed, IssuerExpired.
         """
@@ -188,15 +189,15 @@ class Registry:
             member = Member(invite.name, invite.role, invite.group, invite.group_role, not invite.needs_approval, now_s)
             used = replace(invite, used_by_key=key_sha256)
             by = Principal(invite.name, invite.role, issued.serial)
-            deed = self.audit.deed(
+            entry = self.audit.new_entry(
                 by, "Join", str(MemberName(invite.name)), key_sha256=key_sha256, role=member.role.value
             )
-            await self._write(MembershipChange(deed, (member,), (issued,), (used,), spends=invite.token_sha256))
+            await self._write(MembershipChange(entry, (member,), (issued,), (used,), spends=invite.token_sha256))
         return member, issued.chain_pem
 
     @unbroken
     async def renew(self, by: Principal, request_der: bytes) -> bytes:
-        """The next certificate chain of a member. The same key gets the same answer again.
+        """Issues the next certificate of a member. Returns its chain; a repetition with the same key gets the same.
 
         Raises CertificateInvalid, CertificateRevoked, OverLimit, IssuerExpired.
         """
@@ -204,7 +205,7 @@ class Registry:
         key_sha256, now_s = fingerprint(key), self._wall_s()
         async with self._changing:
             current = self._certificates[by.serial]
-            if current.revoked_s is not None:  # meanwhile
+            if current.revoked_s is not None:  # since the door has checked it
                 raise CertificateRevoked(name=by.name, revoked=day(current.revoked_s))
             live = [issued for issued in self._of(by.name) if issued.not_after_s > now_s and issued.revoked_s is None]
             for issued in live:
@@ -214,28 +215,30 @@ class Registry:
                 raise OverLimit(what=f"certificates of {by.name}", got=len(live) + 1, limit=MAX_LIVE_CERTIFICATES)
             self._check_key_is_new(key_sha256, by.name)
             issued = self._issue(key, by.name, by.role, now_s)
-            deed = self.audit.deed(
+            entry = self.audit.new_entry(
                 by, "Renew", str(MemberName(by.name)), key_sha256=key_sha256, new_serial=issued.serial
             )
-            await self._write(MembershipChange(deed, certificates=(issued,)))
+            await self._write(MembershipChange(entry, certificates=(issued,)))
         return issued.chain_pem
 
     @unbroken
     async def approve(self, by: Principal, name: str) -> Member:
-        """Repeatable. Raises NotFound."""
+        """Approves a member. Repeatable. Raises NotFound."""
         async with self._changing:
             member = self._member(name)
             if not member.approved:
                 member = replace(member, approved=True)
                 newest = self.newest_certificate(member.name)
                 key_sha256 = newest.key_sha256 if newest is not None else ""
-                deed = self.audit.deed(by, "ApproveMember", str(MemberName(member.name)), key_sha256=key_sha256)
-                await self._write(MembershipChange(deed, members=(member,)))
+                entry = self.audit.new_entry(by, "ApproveMember", str(MemberName(member.name)), key_sha256=key_sha256)
+                await self._write(MembershipChange(entry, members=(member,)))
         return member
 
     @unbroken
     async def revoke(self, by: Principal, name: str, reason: str) -> Member | None:
-        """Every certificate and open invite of a name is void. None if it had an open invite only. Repeatable.
+        """Revokes every certificate and withdraws every open invite of a name. Repeatable.
+
+        Returns the member; None if the name had an open invite only.
 
         Raises NotFound, LastAdmin.
         """
@@ -249,24 +252,24 @@ class Registry:
                 return member
             now_s = self._wall_s()
             void = tuple(replace(c, revoked_s=now_s) for c in self._of(ClientId(name)) if c.revoked_s is None)
-            deed = self.audit.deed(
+            entry = self.audit.new_entry(
                 by, "RevokeMember", str(MemberName(ClientId(name))), reason=reason, certificates=len(void)
             )
             gone = None if member is None else replace(member, revoked_s=now_s)
-            await self._write(MembershipChange(deed, () if gone is None else (gone,), void, withdrawn))
+            await self._write(MembershipChange(entry, () if gone is None else (gone,), void, withdrawn))
         return gone
 
     async def make_admin(self, name: ClientId, key: ec.EllipticCurvePublicKey) -> bytes:
-        """An administrator made on the coordinator's own machine, without an invite; its chain. Raises MemberExists."""
+        """Makes an administrator without an invite, on the coordinator's own machine. Returns its chain. Raises MemberExists."""
         now_s = self._wall_s()
         async with self._changing:
             self._check_name_is_free(name)
             issued = self._issue(key, name, MemberRole.ADMIN, now_s)
             made = Member(name, MemberRole.ADMIN, "", GroupRole.TRAIN, approved=True, created_s=now_s)
-            deed = self.audit.deed(
+            entry = self.audit.new_entry(
                 None, "MakeAdmin", str(MemberName(name)), key_sha256=issued.key_sha256, serial=issued.serial
             )
-            await self._write(MembershipChange(deed, (made,), (issued,)))
+            await self._write(MembershipChange(entry, (made,), (issued,)))
         return issued.chain_pem
 
     # Parts
@@ -290,15 +293,14 @@ class Registry:
         return IssuedCertificate(facts.serial, name, facts.key_sha256, facts.not_after_s, now_s, chain_pem)
 
     def _again(self, invite: InviteRecord, key_sha256: str, now_s: float) -> tuple[Member, bytes]:
-        """The answer to a join that is repeated because the first answer was lost."""
+        """Answers a join that is repeated because the first answer was lost. Raises InviteUsed, CertificateRevoked."""
         if invite.used_by_key != key_sha256:
             raise InviteUsed(name=invite.name)
-        mine = [c for c in self._of(invite.name) if c.key_sha256 == key_sha256]
-        good = [c for c in mine if c.revoked_s is None and c.not_after_s > now_s]
+        with_key = [c for c in self._of(invite.name) if c.key_sha256 == key_sha256]
+        good = [c for c in with_key if c.revoked_s is None and c.not_after_s > now_s]
         if not good:
-            raise CertificateRevoked(
-                name=invite.name, revoked=day(next((c.revoked_s for c in mine if c.revoked_s), now_s))
-            )
+            revoked_s = next((c.revoked_s for c in with_key if c.revoked_s), now_s)
+            raise CertificateRevoked(name=invite.name, revoked=day(revoked_s))
         return self._members[invite.name], good[0].chain_pem
 
     def _member(self, name: str) -> Member:

@@ -1,4 +1,4 @@
-"""How certificates are put together and signed (RFC 5280): what they say is decided in authority.py."""
+"""Construction and signing of certificates (RFC 5280); authority.py decides their content."""
 
 import datetime
 import ipaddress
@@ -15,6 +15,7 @@ from pluralllm.common.trust.certificates import BACKDATE_S, PrivateKey
 def sign_authority(
     name: str, key: PrivateKey, parent: x509.Certificate | None, signer: PrivateKey, life_s: float, now_s: float
 ) -> x509.Certificate:
+    """Signs the certificate of a root (`parent` is None) or of an intermediate."""
     common_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
     issuer_name = common_name if parent is None else parent.subject
     builder = builder_for(name, issuer_name, key.public_key(), now_s - BACKDATE_S, now_s + life_s)
@@ -30,6 +31,7 @@ def sign_authority(
 def builder_for(
     name: str, issuer: x509.Name, key: ec.EllipticCurvePublicKey, start_s: float, end_s: float
 ) -> x509.CertificateBuilder:
+    """Returns a builder with subject, issuer, key, serial number and dates."""
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])]))
@@ -43,6 +45,7 @@ def builder_for(
 
 
 def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    """Returns the key usage of an authority, or of a member or server."""
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         key_cert_sign=signs_certificates,
@@ -57,6 +60,7 @@ def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Returns whether the issuer's key has signed the certificate."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
@@ -65,6 +69,7 @@ def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
 
 
 def is_ip(host: str) -> bool:
+    """Returns whether a host is an IP address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -73,8 +78,10 @@ def is_ip(host: str) -> bool:
 
 
 def general_name(host: str) -> x509.GeneralName:
+    """Returns a host as a name for a certificate."""
     return x509.IPAddress(ipaddress.ip_address(host)) if is_ip(host) else x509.DNSName(host)
 
 
 def to_pem(certificate: x509.Certificate) -> bytes:
+    """Encodes a certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)

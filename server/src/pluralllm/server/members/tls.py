@@ -1,6 +1,6 @@
-"""The server's side of TLS: credentials that are read again when their file changes, and the care for what will expire.
+"""TLS of the server: credentials that follow their file, and the renewal of certificates before they expire.
 
-gRPC accepts TLS 1.2 and 1.3 and nothing older, and asks the credentials for news at each handshake.
+gRPC accepts only TLS 1.2 and 1.3, and asks the credentials for changes at each handshake.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ ISSUER_WARNING_S = 30 * 86_400.0
 
 
 class ServerFile:
-    """server.pem as gRPC wants it, read again when it has changed; a damaged one is reported and the old one stays in use."""
+    """The server.pem for gRPC, read again when it has changed. A damaged file is logged, and the old one stays in use."""
 
     def __init__(self, path: Path, root_pem: bytes) -> None:
         self._path = path
@@ -31,41 +31,41 @@ class ServerFile:
         self._seen_ns = path.stat().st_mtime_ns
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """Raises InvalidConfig."""
+        """Reads the file. Raises InvalidConfig."""
         key, chain_pem, _ = read_pair(self._path)
         return grpc.ssl_server_certificate_configuration([(key_to_pem(key), chain_pem)], self._root_pem)
 
     def news(self) -> grpc.ServerCertificateConfiguration | None:
-        """None while nothing has changed. Called by gRPC at each handshake, from a thread of its own."""
+        """Reads the file if it has changed; else returns None. gRPC calls this at each handshake, from a thread of its own."""
         try:
             seen_ns = self._path.stat().st_mtime_ns
             if seen_ns == self._seen_ns:
                 return None
             self._seen_ns = seen_ns
-            found = self.read()
+            changed = self.read()
         except (OSError, InvalidConfig) as error:
             log.error("tls.server_certificate_unusable", problem=str(error))
             return None
         log.info("tls.server_certificate_reloaded", file=str(self._path))
-        return found
+        return changed
 
 
 def server_credentials(authority: Authority, *, members_only: bool) -> grpc.ServerCredentials:
-    """Of one port. Raises InvalidConfig."""
+    """Returns the credentials of one port. Raises InvalidConfig."""
     file = ServerFile(authority.server_file, authority.root_pem)
-    news: Any = file.news  # the type stubs do not know that None means "nothing new"
+    news: Any = file.news  # the type stubs do not know that None means "no change"
     credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(file.read(), news, members_only)
     return credentials
 
 
 def warn_of_uncovered(authority: Authority, addresses: Iterable[str]) -> None:
-    """An invite that names another host than the certificate's lets nobody in. Raises InvalidConfig."""
+    """Logs hosts of invites that the server certificate does not cover: nobody could join there. Raises InvalidConfig."""
     if wrong := authority.uncovered(addresses):
         log.warning("tls.advertised_name_not_covered", hosts=wrong, fix=authority.covering(wrong))
 
 
 async def tend_certificates(registry: Registry, wall_s: Callable[[], float]) -> None:
-    """Renews the server's certificate in time, takes up a renewed intermediate, warns of its end. Runs until cancelled."""
+    """Renews the server certificate in time, loads a renewed intermediate, and warns before it ends. Runs until cancelled."""
     warned = ""
     while True:
         try:

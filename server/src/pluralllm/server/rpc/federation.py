@@ -87,7 +87,7 @@ class Federation(pb_grpc.FederationServiceServicer):
                 raise InvalidArgument(field=field, problem=f"must have 1 to {MAX_NAME} characters")
         if request.training_questions < 0:
             raise InvalidArgument(field="training_questions", problem="must not be negative")
-        if principal.group is not None and (request.group, ROLES_BACK[request.role]) != principal.place:
+        if principal.group is not None and (request.group, ROLES_BACK[request.role]) != principal.group_and_role:
             claimed = f"group {request.group} ({ROLES_BACK[request.role]})"
             raise IdentityMismatch(claimed=claimed, certificate=f"group {principal.group} ({principal.group_role})")
         now_s = self._coordinator.clock.now_s()

@@ -65,8 +65,8 @@ class InviteRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
-    """What goes into the audit log; the store gives it its place in the chain."""
+class NewAuditEntry:
+    """An entry for the audit log; the store chains it to the entries before it."""
 
     at_s: float
     actor: str
@@ -78,15 +78,15 @@ class Deed:
 
     @property
     def facts_json(self) -> str:
-        """One line, keys sorted."""
+        """The facts as one line of JSON with sorted keys."""
         return json.dumps(dict(self.facts), sort_keys=True, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
 class MembershipChange:
-    """What one deed writes, in one transaction: all of it or nothing."""
+    """A change of the membership with its audit entry, written in one transaction."""
 
-    deed: Deed
+    entry: NewAuditEntry
     members: tuple[Member, ...] = ()  # inserted or replaced
     certificates: tuple[IssuedCertificate, ...] = ()  # inserted or replaced
     invites: tuple[InviteRecord, ...] = ()  # inserted or replaced
@@ -106,7 +106,7 @@ class MembershipStore(Protocol):
     async def everyone(self) -> Everyone: ...
 
     async def change_membership(self, change: MembershipChange) -> AuditEntry:
-        """Writes a change and its deed. Raises InviteUsed if the invite it spends is spent; nothing is written then."""
+        """Writes a change and its audit entry. Raises InviteUsed if its invite is spent already; nothing is written then."""
         ...
 
     async def audit_entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
@@ -119,5 +119,5 @@ class MembershipStore(Protocol):
 
 
 def facts_of(**facts: Any) -> tuple[tuple[str, str | int | bool], ...]:
-    """For a Deed: names and plain values. Never a token, a key or anything private."""
+    """Sorts the facts of a NewAuditEntry: names and plain values, never a token, a key or anything private."""
     return tuple(sorted(facts.items()))

@@ -15,12 +15,12 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.storage import schema as t
 from pluralllm.server.storage.membership import (
-    Deed,
     Everyone,
     InviteRecord,
     IssuedCertificate,
     Member,
     MembershipChange,
+    NewAuditEntry,
 )
 from pluralllm.server.storage.sql_store import SqlStore, replace_row
 
@@ -90,7 +90,7 @@ class SqlMembership:
                 await replace_row(connection, t.certificates, ("serial",), _values(certificate))
             for invite in change.invites:
                 await replace_row(connection, t.invites, ("token_sha256",), _values(invite))
-            entry = _entry(change.deed, *await _head(connection))
+            entry = _chained(change.entry, *await _head(connection))
             values = {**dataclasses.asdict(entry), "sha256": entry.sha256}
             await connection.execute(sa.insert(t.audit_log).values(values))
         return entry
@@ -125,16 +125,16 @@ async def _head(connection: AsyncConnection) -> tuple[int, str]:
     return (0, FIRST_PREVIOUS) if found is None else (found.sequence, found.sha256)
 
 
-def _entry(deed: Deed, sequence: int, sha256: str) -> AuditEntry:
+def _chained(new: NewAuditEntry, sequence: int, sha256: str) -> AuditEntry:
     return AuditEntry(
         sequence=sequence + 1,
-        at_us=round(deed.at_s * 1e6),
-        actor=deed.actor,
-        serial=deed.serial,
-        action=deed.action,
-        object=deed.object,
-        result=deed.result,
-        facts_json=deed.facts_json,
+        at_us=round(new.at_s * 1e6),
+        actor=new.actor,
+        serial=new.serial,
+        action=new.action,
+        object=new.object,
+        result=new.result,
+        facts_json=new.facts_json,
         previous_sha256=sha256,
     )
 
