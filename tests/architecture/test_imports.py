@@ -145,6 +145,7 @@ READS_ENVIRONMENT = "common.process.configuration"  # the one module that looks 
 BANNED_ARGUMENTS = {"allow_pickle": True, "shell": True, "trust_remote_code": True, "weights_only": False}
 BANNED_MODULES = ("pickle", "cPickle", "dill", "marshal", "shelve")
 BANNED_ENDINGS = ("Manager", "Helper", "Util", "Utils")
+ABOUT_A_BASE_VERSION = {"BaseLost"}  # the version that a round starts from, not a base class
 MAX_LINES = 500
 MAX_FUNCTION_LINES = 65
 
@@ -318,7 +319,8 @@ def test_a_module_is_of_a_size_to_read_and_well_named(name: str) -> None:
     tree = SOURCES[name]
     assert MODULES[name].read_text(encoding="utf-8").count("\n") <= MAX_LINES
     classes = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    assert [ending for ending in classes if ending.endswith(BANNED_ENDINGS) or ending.startswith("Base")] == []
+    named_base = [one for one in classes if one.startswith("Base") and one not in ABOUT_A_BASE_VERSION]
+    assert [one for one in classes if one.endswith(BANNED_ENDINGS)] + named_base == []
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     if "migrations.versions" in name:  # a step that was released is never changed
         functions = []

@@ -90,6 +90,8 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.BackupUnusable: grpc.StatusCode.FAILED_PRECONDITION,
     e.NotEmpty: grpc.StatusCode.FAILED_PRECONDITION,
     e.Corrupt: grpc.StatusCode.DATA_LOSS,
+    e.BaseLost: grpc.StatusCode.DATA_LOSS,
+    e.UpdateLost: grpc.StatusCode.DATA_LOSS,
     e.StoreFailed: grpc.StatusCode.UNAVAILABLE,
     e.DiskFailed: grpc.StatusCode.UNAVAILABLE,
     e.Overtaken: grpc.StatusCode.UNAVAILABLE,

@@ -6,6 +6,8 @@
 |  `- NotEmpty        the target of a restore holds data already
 `- Broken
    |- Corrupt      stored bytes do not have the digest that they should have
+   |- BaseLost     a round's base version, or a moment of it, is missing or corrupt: no later round can be averaged
+   |- UpdateLost   an acknowledged update is missing or corrupt: its round cannot be averaged
    |- StoreFailed  the database refused an operation
    |- DiskFailed   the coordinator's disk failed, so the coordinator stops
    `- Overtaken    another coordinator serves from the same database now
@@ -46,6 +48,20 @@ class Corrupt(Broken):
     got: str
     why = "{what} is corrupt: digest {got}, expected {expected}."
     fix = "Restore it from a backup; it was not used."
+
+
+@dataclass(eq=False)
+class BaseLost(Broken):
+    digest: str  # of the version's blob, or of the moment's
+    problem: str
+    why = "The base of the next model version is lost, blob {digest}: {problem}"
+
+
+@dataclass(eq=False)
+class UpdateLost(Broken):
+    digest: str
+    problem: str
+    why = "An acknowledged update is lost, blob {digest}: {problem}"
 
 
 @dataclass(eq=False)

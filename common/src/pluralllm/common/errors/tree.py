@@ -53,12 +53,14 @@ from pluralllm.common.errors.root import Refused as Refused
 from pluralllm.common.errors.root import fields_of as fields_of
 from pluralllm.common.errors.root import reason_of as reason_of
 from pluralllm.common.errors.storage import BackupUnusable as BackupUnusable
+from pluralllm.common.errors.storage import BaseLost as BaseLost
 from pluralllm.common.errors.storage import Corrupt as Corrupt
 from pluralllm.common.errors.storage import DiskFailed as DiskFailed
 from pluralllm.common.errors.storage import NotEmpty as NotEmpty
 from pluralllm.common.errors.storage import Overtaken as Overtaken
 from pluralllm.common.errors.storage import StorageFull as StorageFull
 from pluralllm.common.errors.storage import StoreFailed as StoreFailed
+from pluralllm.common.errors.storage import UpdateLost as UpdateLost
 
 
 @dataclass(eq=False)

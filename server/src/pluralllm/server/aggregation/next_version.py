@@ -1,11 +1,11 @@
-"""From a round's updates to the files of the next version: for the coordinator the first time, for `verify` again."""
+"""Makes the files of the next version from a round's updates: for the coordinator the first time, for `verify` again."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pluralllm.common.errors.tree import Corrupt
+from pluralllm.common.errors.tree import BaseLost, Corrupt, NotFound, UpdateLost
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.words.ids import Digest
@@ -14,7 +14,7 @@ from pluralllm.server.aggregation.arithmetic import first_moments, server_optimi
 from pluralllm.server.aggregation.reward_files import write_aggregate
 from pluralllm.server.aggregation.update_files import StoredWeights, average
 from pluralllm.server.rounds.events import Receipt
-from pluralllm.server.storage.blobs import Blobs
+from pluralllm.server.storage.blobs import Blobs, verify
 from pluralllm.server.storage.store import VersionRecord
 
 
@@ -34,20 +34,49 @@ async def write_next(
     weights: Sequence[float],
     draft: Path,
 ) -> tuple[Draft, ...]:
-    """The version after `base`, at `draft`, then the server optimizer's moments beside it; of rewards, their aggregate.
+    """Writes the version after `base` to `draft` and the server optimizer's moments beside it; for rewards, their aggregate.
 
-    `receipts` sorted by client; `weights` of them as recorded. Raises NotFound, Corrupt, StorageFull; nothing is left then.
+    `receipts` are sorted by client, `weights` are theirs as recorded. Raises BaseLost, UpdateLost, StorageFull; and Corrupt or
+    NotFound if every blob is whole when it is read again. No file is left then.
     """
+    bases = () if spec.rewards is not None else (base.digest, *base.moments)
+    try:
+        return await _write(blobs, spec, base, receipts, weights, draft)
+    except (Corrupt, NotFound):
+        if (lost := await _first_lost(blobs, bases)) is not None:
+            raise BaseLost(*lost) from None
+        if (lost := await _first_lost(blobs, [receipt.digest for receipt in receipts])) is not None:
+            raise UpdateLost(*lost) from None
+        raise
+
+
+async def _first_lost(blobs: Blobs, digests: Iterable[Digest]) -> tuple[Digest, str] | None:
+    """The first of these blobs that is missing or corrupt, and the problem; None if all are whole."""
+    for digest in digests:
+        try:
+            await asyncio.to_thread(verify, await blobs.path(digest), digest)
+        except (Corrupt, NotFound) as error:
+            return digest, str(error)
+    return None
+
+
+async def _write(
+    blobs: Blobs,
+    spec: RunSpec,
+    base: VersionRecord,
+    receipts: Sequence[Receipt],
+    weights: Sequence[float],
+    draft: Path,
+) -> tuple[Draft, ...]:
     if spec.rewards is not None:
         rewards = [await _stored(blobs, receipt.digest) for receipt in receipts]
         settings = spec.rewards.aggregation
         return (Draft(draft, await asyncio.to_thread(write_aggregate, rewards, weights, settings, draft)),)
     aggregation = spec.aggregation
     first = first_moments(aggregation)
-    wanted = len(first) if base.version else 0
-    if len(base.moments) != wanted:
-        what = f"the record of model version {base.digest}"
-        raise Corrupt(what=what, expected=f"{wanted} moments", got=str(len(base.moments)))
+    moments = len(first) if base.version else 0
+    if len(base.moments) != moments:
+        raise BaseLost(digest=base.digest, problem=f"its record has {len(base.moments)} moments, expected {moments}.")
     start, *kept = [await _stored(blobs, digest) for digest in (base.digest, *base.moments)]
     updates = [await _stored(blobs, receipt.digest) for receipt in receipts]
     outs = [draft, *(draft.with_name(f"{draft.name}.moment-{number}") for number in range(1, len(first) + 1))]

@@ -310,11 +310,12 @@ async def _check_aggregate(
         return []
     receipts = [ev.Receipt(*update) for update in version.updates]
     draft = scratch / f"verify-{version.version}"
-    try:
-        found = await write_next(blobs, spec, base, receipts, version.weights, draft)
-    except NotFound:
+    bases = () if spec.rewards is not None else (base.digest, *base.moments)
+    if not all([await blobs.exists(digest) for digest in (*bases, *(receipt.digest for receipt in receipts))]):
         report.aggregates_not_kept += 1
         return []
+    try:
+        found = await write_next(blobs, spec, base, receipts, version.weights, draft)
     except (PluralError, OSError) as error:
         return [(7, f"what version {version.version} is made of: {error}")]
     for each in found:

@@ -12,14 +12,15 @@ from pathlib import Path
 import structlog
 
 from pluralllm.common.errors.tree import (
+    BaseLost,
     Broken,
-    Corrupt,
     InvalidArgument,
     NotFound,
     PluralError,
     RoundClosed,
     SpecMismatch,
     StorageFull,
+    UpdateLost,
 )
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.process.tracing import round_context, span
@@ -265,16 +266,19 @@ class Coordinator:
             try:
                 try:
                     await self._make_next_version(run, effect)
-                except (Corrupt, NotFound) as error:
+                except (BaseLost, UpdateLost) as error:
                     await self._abandon_averaging(run, effect, error)
             except RoundClosed:  # the run was ended meanwhile: nothing names what was stored
                 await self._collect()
-            except (Broken, StorageFull, OSError) as error:
+            except (Broken, NotFound, StorageFull, OSError) as error:
                 self._trouble(run, error)
                 await self.clock.sleep(RETRY_S)
 
     async def _make_next_version(self, run: LiveRun, effect: ev.Average) -> None:
-        """With the optimizer's moments: written, stored, on record. Raises Corrupt, NotFound, RoundClosed, what may pass."""
+        """Writes and stores the next version with the optimizer's moments, then records it.
+
+        Raises BaseLost, UpdateLost, RoundClosed; any other error may pass.
+        """
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         trace = round_context(trace_key(run.record, effect.round))
         with AGGREGATION_SECONDS.time(), span("average", trace, updates=len(effect.receipts)):
@@ -288,10 +292,9 @@ class Coordinator:
                 averaged = ev.ModelAveraged(self.clock.now_s(), effect.round, digest, tuple(moments))
                 await self.dispatch(run, averaged)
 
-    async def _abandon_averaging(self, run: LiveRun, effect: ev.Average, error: PluralError) -> None:
-        base_lost = any(lost in str(error) for lost in (run.newest.digest, *run.newest.moments))
+    async def _abandon_averaging(self, run: LiveRun, effect: ev.Average, error: BaseLost | UpdateLost) -> None:
         log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
-        failed = ev.AveragingFailed(self.clock.now_s(), effect.round, str(error), base_lost)
+        failed = ev.AveragingFailed(self.clock.now_s(), effect.round, str(error), isinstance(error, BaseLost))
         await self.dispatch(run, failed)
 
     async def _collect(self) -> None:
