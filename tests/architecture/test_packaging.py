@@ -44,7 +44,6 @@ SLOW_TO_LOAD = (
         "uvicorn",
     ),
 )
-CLIENT_LATER = "its doctor and its data commands still load gRPC, numpy and pyarrow"
 NOT_FOR_PARTNERS = {"matplotlib", "jinja2", "trl", "pluralllm-server", "pluralllm-research"}
 
 
@@ -178,7 +177,7 @@ sys.exit(f"loaded for nothing: {', '.join(loaded)}" if loaded else 0)
     [
         "pluralllm.cli",
         "pluralllm.server",
-        pytest.param("pluralllm.client", marks=pytest.mark.xfail(reason=CLIENT_LATER)),
+        "pluralllm.client",
     ],
 )
 def test_help_loads_no_library_that_takes_its_time(module: str) -> None:

@@ -26,7 +26,6 @@ from pluralllm.common.process.lock import DirectoryLock
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.process.scrape_port import scrape_port
 from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
-from pluralllm.common.process.tracing import tracing
 from pluralllm.common.words.roles import MemberRole
 
 log = structlog.get_logger()
@@ -103,6 +102,7 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     from pluralllm.client.daemon.daemon import Daemon  # noqa: PLC0415 - gRPC takes a moment; help does not need it
     from pluralllm.client.link.transport import Transport  # noqa: PLC0415
     from pluralllm.client.work.worker_process import WorkerProcess  # noqa: PLC0415
+    from pluralllm.common.process.tracing import tracing  # noqa: PLC0415
 
     need_torch()
     partner = load_partner(config)

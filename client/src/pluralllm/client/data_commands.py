@@ -12,7 +12,6 @@ from rich.table import Table
 from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa, import_responses
 from pluralllm.client.data.preference_data import import_preferences, ranked_pairs
 from pluralllm.client.data.private_data import Checked, check_file, read_group, write_group
-from pluralllm.client.data.sample_survey import MOST_GROUPS, sample_groups
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.process.console import Json, print_json
 from pluralllm.common.process.extras import need_torch
@@ -25,6 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Import, check or embed the private
 import_app = typer.Typer(no_args_is_help=True, help="Import a group's private file from the layout of a public survey.")
 app.add_typer(import_app, name="import")
 
+MOST_GROUPS = 64  # as many as the invented survey can tell apart
 Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .parquet.")]
 
 
@@ -181,6 +181,8 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="The seed of the random answers.")] = 0,
 ) -> None:
     """Write the private files of an invented survey, for demonstrations."""
+    from pluralllm.client.data.sample_survey import sample_groups  # noqa: PLC0415 - numpy takes a moment
+
     out.mkdir(parents=True, exist_ok=True)
     for name, answered in sample_groups(groups, questions, seed).items():
         path = out / f"{name.lower().replace(' ', '-')}.jsonl"

@@ -11,7 +11,6 @@ import typer
 
 from pluralllm.client.daemon.policy import load_policy
 from pluralllm.client.data.private_data import check_file
-from pluralllm.client.joining.connection_checks import connection_checks
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
@@ -38,6 +37,8 @@ def checks_of(settings: ClientConfig) -> list[Check]:
     """Runs all checks of the daemon, and returns their results. It changes nothing."""
     checks = [checked(name, partial(probe, settings)) for name, probe in PROBES.items()]
     if not settings.plain_text:
+        from pluralllm.client.joining.connection_checks import connection_checks  # noqa: PLC0415 - gRPC takes a moment
+
         checks += connection_checks(lambda: _identity(settings))
     return checks
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pluralllm.client import data_commands
 from pluralllm.client.data.private_data import check_file, write_group
 from pluralllm.client.data.sample_survey import GROUPS, MOST_GROUPS, sample_groups
 
@@ -43,3 +44,7 @@ def test_a_survey_that_cannot_be_had_is_refused_with_numbers() -> None:
         sample_groups(MOST_GROUPS + 1, 10, 0)
     with pytest.raises(ValueError, match="2 to 168 questions"):
         sample_groups(2, 1_000, 0)
+
+
+def test_the_command_allows_as_many_groups_as_there_can_be() -> None:
+    assert data_commands.MOST_GROUPS == MOST_GROUPS

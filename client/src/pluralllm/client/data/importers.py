@@ -10,9 +10,6 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question
 
@@ -181,10 +178,12 @@ def table_rows(path: Path, columns: Collection[str] = ()) -> Iterable[tuple[int,
         return list(_csv(path, columns))
     try:
         if path.suffix == ".parquet":
-            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+            from pluralllm.client.data.parquet import read_table  # noqa: PLC0415 - pyarrow takes a moment
+
+            rows = read_table(path)
         else:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError) as error:
         raise InvalidData(file=str(path), problems=f"  it cannot be read: {error}") from error
     return list(enumerate(rows, 1))
 

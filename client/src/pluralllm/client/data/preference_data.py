@@ -11,14 +11,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from pluralllm.client.data.importers import table_rows
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PROMPTS = ("prompt", "question", "instruction", "input")
 CANDIDATES = ("options", "candidates", "completions", "responses", "summaries")
@@ -99,7 +100,7 @@ def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
 
 
 def ranked_pairs(
-    question: Question, shares: Sequence[float] | NDArray[np.floating], margin: float, *, every: bool
+    question: Question, shares: "Sequence[float] | NDArray[np.floating]", margin: float, *, every: bool
 ) -> Iterator[dict[str, Any]]:
     """Yields pairs of a question's candidates as rows for DPO: prompt, chosen, rejected and the difference of their shares.
 

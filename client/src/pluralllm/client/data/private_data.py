@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pluralllm.common.errors.tree import InvalidData
@@ -23,15 +21,6 @@ SHARES_TOLERANCE = 0.02  # published shares are rounded
 MAX_PROBLEMS_SHOWN = 20
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-SCHEMA = pa.schema(
-    [
-        ("question", pa.string()),
-        ("options", pa.list_(pa.string())),
-        ("shares", pa.list_(pa.float64())),
-        ("scale", pa.list_(pa.float64())),
-        ("weight", pa.float64()),
-    ]
-)
 
 
 class Row(BaseModel):
@@ -147,9 +136,9 @@ def write_group(path: Path, questions: Iterable[Question]) -> None:
     """
     rows = [_record(question) for question in questions]
     if path.suffix == ".parquet":
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
-        write_durably(path, sink.getvalue().to_pybytes())
+        from pluralllm.client.data.parquet import question_table  # noqa: PLC0415 - pyarrow takes a moment
+
+        write_durably(path, question_table(rows))
         return
     lines = [
         json.dumps({key: value for key, value in row.items() if value is not None}, ensure_ascii=False) for row in rows
@@ -172,13 +161,15 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yields the rows of a file, each with its line number. A text instead of a row says what is wrong with the line."""
     try:
         if path.suffix == ".parquet":
-            for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
+            from pluralllm.client.data.parquet import read_table  # noqa: PLC0415 - pyarrow takes a moment
+
+            for number, row in enumerate(read_table(path), 1):
                 yield number, {key: value for key, value in row.items() if value is not None}
             return
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InvalidData(file=str(path), problems="  there is no such file") from error
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError) as error:
         raise InvalidData(file=str(path), problems=f"  it cannot be read: {error}") from error
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
