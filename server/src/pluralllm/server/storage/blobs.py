@@ -1,4 +1,4 @@
-"""Immutable files by digest: model versions and updates. A contract of five methods, and local files."""
+"""Immutable files named by their digest: model versions and updates. The contract `Blobs`, and a store on local files."""
 
 import asyncio
 import time
@@ -11,28 +11,31 @@ from pluralllm.common.process.files import publish, storage_errors, sync_directo
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest
 
-SPARED_S = 3600.0  # whoever asked for a path may still be about to open it
+SPARED_S = 3600.0  # files used in this time are not trimmed: a caller that asked for a path may not have opened it yet
 
 
 class Blobs(Protocol):
-    """Durable when a method returns. A digest always names the same bytes, so every method may be repeated."""
+    """A store of immutable files. A change is durable when its method returns.
+
+    A digest always names the same bytes, so every call may be repeated.
+    """
 
     async def put(self, digest: Digest, source: Path) -> None:
-        """Takes over a finished local file whose digest the caller has computed. Raises StorageFull."""
+        """Moves a finished local file into the store. The caller has computed its digest. Raises StorageFull."""
         ...
 
     async def path(self, digest: Digest) -> Path:
-        """A local file to read from. Raises NotFound."""
+        """Returns a local file with the blob's bytes. Raises NotFound."""
         ...
 
     async def exists(self, digest: Digest) -> bool: ...
 
     async def delete(self, digest: Digest) -> None:
-        """Nothing happens if there is none."""
+        """Deletes a blob. Does nothing if there is none with this digest."""
         ...
 
     async def digests(self) -> Sequence[Digest]:
-        """All, sorted."""
+        """Digests of all blobs, sorted."""
         ...
 
 
@@ -61,17 +64,17 @@ class LocalBlobs:
         return await asyncio.to_thread(lambda: sorted(Digest(path.name) for path in self._folder.glob("??/*")))
 
     async def trim(self, limit_bytes: int) -> None:
-        """Deletes what was used least lately until the rest fits; nothing that was used a short time ago."""
+        """Deletes the least recently used blobs until the rest fits in `limit_bytes`. Spares blobs used within SPARED_S."""
         await asyncio.to_thread(self._trim, limit_bytes)
 
     def _trim(self, limit_bytes: int) -> None:
         files = [(path, path.stat()) for path in self._folder.glob("??/*")]
-        total, spared_s = sum(found.st_size for _, found in files), time.time() - SPARED_S
-        for path, found in sorted(files, key=lambda file: file[1].st_mtime):
-            if total <= limit_bytes or found.st_mtime > spared_s:
+        total, spared_s = sum(status.st_size for _, status in files), time.time() - SPARED_S
+        for path, status in sorted(files, key=lambda file: file[1].st_mtime):
+            if total <= limit_bytes or status.st_mtime > spared_s:
                 return
             path.unlink(missing_ok=True)
-            total -= found.st_size
+            total -= status.st_size
 
     def _file(self, digest: Digest) -> Path:
         return self._folder / digest[:2] / digest
@@ -86,7 +89,7 @@ class LocalBlobs:
 
 
 def verify(path: Path, digest: Digest) -> None:
-    """Reads a blob and compares. Raises Corrupt."""
-    got = manifest_of(path).digest
-    if got != digest:
-        raise Corrupt(what=f"blob {path.name[:12]}", expected=digest, got=got)
+    """Compares a blob's bytes with its digest. Raises Corrupt."""
+    actual = manifest_of(path).digest
+    if actual != digest:
+        raise Corrupt(what=f"blob {path.name[:12]}", expected=digest, got=actual)

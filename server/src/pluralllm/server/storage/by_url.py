@@ -1,4 +1,4 @@
-"""Where a coordinator keeps what it remembers, by its configuration: database and blobs, embedded or by URL."""
+"""Opens the database and the blob store that the configuration names: embedded in the state directory, or by URL."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -14,19 +14,19 @@ from pluralllm.server.storage.sql_engine import failure, new_engine
 from pluralllm.server.storage.sql_store import SqlStore, open_store
 from pluralllm.server.storage.state_directory import StateDirectory
 
-# Local copies of the bucket's blobs. Some versions of the largest models fit; what does not is read from the bucket again.
+# Limit of the local copies of the bucket's blobs: some versions of the largest models. Older copies are fetched again.
 BLOB_CACHE_BYTES = 20_000_000_000
 
 
 def database_url(config: ServerConfig, state: StateDirectory) -> sa.URL:
-    """The PostgreSQL database that is configured, else the state directory's file."""
+    """URL of the configured PostgreSQL database, or of the SQLite file in the state directory."""
     if config.database_url is None:
         return state.database_url
     return sa.make_url(config.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
 
 
 def blobs_of(config: ServerConfig, state: StateDirectory) -> Blobs:
-    """The bucket that is configured, with the state directory for copies; else files there. Raises InvalidConfig."""
+    """The configured bucket with local copies in the state directory; without one, files there. Raises InvalidConfig."""
     local = LocalBlobs(state.blobs)
     if config.blob_url is None:
         return local
@@ -35,7 +35,7 @@ def blobs_of(config: ServerConfig, state: StateDirectory) -> Blobs:
 
 
 async def database_answers(config: ServerConfig, state: StateDirectory) -> str:
-    """The database's name and version. Changes nothing. Raises StoreFailed."""
+    """Connects to the database and returns its URL, without the password, and its version. Raises StoreFailed."""
     url = database_url(config, state)
     engine = new_engine(url)
     try:
@@ -51,7 +51,10 @@ async def database_answers(config: ServerConfig, state: StateDirectory) -> str:
 
 @contextlib.asynccontextmanager
 async def opened_alone(config: ServerConfig, state: StateDirectory) -> AsyncIterator[SqlStore]:
-    """The database, for a command that must not meet a coordinator. Raises InUse while one serves, and what open_store raises."""
+    """Opens the database for a command that must not run beside a coordinator.
+
+    Raises InUse while a coordinator serves, and what open_store raises.
+    """
     url = database_url(config, state)
     async with alone(url):
         store = await open_store(url)

@@ -1,7 +1,7 @@
-"""Of several coordinators on one PostgreSQL database one serves: it holds an advisory lock, the others stand by.
+"""Lets one of several coordinators on a PostgreSQL database serve: it holds an advisory lock, the others stand by.
 
-The lock says who may begin; what makes it safe is the generation in the database, which every transaction looks at
-(sql_store.py): who was overtaken, however late it wakes up, writes and reads nothing more.
+The lock decides which coordinator may begin. The generation in the database makes this safe: every transaction checks it
+(sql_store.py), so a coordinator that was overtaken reads and writes nothing more, however late it wakes up.
 """
 
 import asyncio
@@ -18,23 +18,29 @@ from pluralllm.server.storage.sql_engine import new_engine
 
 log = structlog.get_logger()
 
-LOCK = 0x506C7572616C4C4C  # "PluralLL": one for each database
+LOCK = 0x506C7572616C4C4C  # "PluralLL" in ASCII; PostgreSQL keeps such locks apart for each database
 LOOK_EVERY_S = 1.0
 LOOK_LIMIT_S = 5.0
-# The database ends the session of a leader that no longer looks, for one because its process is paused (PostgreSQL 14 and later).
+# PostgreSQL 14 and later ends the session of a leader that no longer checks its lock, for example because its process is paused.
 IDLE_LIMIT = "8s"
-REFUSED_LIMIT_S = 10.0  # above that
+REFUSED_LIMIT_S = 10.0  # longer than IDLE_LIMIT
 
 
 class Leadership:
-    """See `leading`. Of SQLite, which is one machine's file, the lock on the state directory already says all this."""
+    """The advisory lock that lets this coordinator serve; see `leading`.
+
+    SQLite needs none: its file is on one machine, where the lock on the state directory does the same.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._connection: AsyncConnection | None = None
 
     async def take(self, *, wait: bool) -> None:
-        """Until the lock is ours. Raises StoreFailed if there is no database at the start, InUse if it is not to wait."""
+        """Takes the lock. If another coordinator holds it, waits for it, or raises InUse without `wait`.
+
+        Raises StoreFailed if the database does not answer at the start.
+        """
         if await self._try():
             return
         if not wait:
@@ -43,16 +49,17 @@ class Leadership:
         taken = False
         while not taken:
             await asyncio.sleep(LOOK_EVERY_S)
-            with contextlib.suppress(StoreFailed):  # the database is away for a moment
+            with contextlib.suppress(StoreFailed):  # the database does not answer for a moment
                 taken = await self._try()
 
     async def until_lost(self) -> None:
-        """While the lock is ours, or nobody else's: a database that was away is waited for.
+        """Returns when another coordinator holds the lock. While the database does not answer, it waits.
 
-        When our connection broke, its session may hold the lock for some seconds more: only who is refused for longer has lost
-        it. Safe all the while: who begins meanwhile counts the generation on, and our next transaction finds that.
+        After our connection broke, the database may keep its session, and the lock, for some seconds. So the lock is lost only
+        if it is refused for longer than REFUSED_LIMIT_S. This is safe: a coordinator that begins meanwhile increases the
+        generation, and our next transaction notices that.
         """
-        refused_s: float | None = None  # since when
+        refused_s: float | None = None  # time of the first refusal since the lock was ours
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             if await self._holds():
@@ -82,21 +89,21 @@ class Leadership:
         return True
 
     async def _try(self) -> bool:
-        """Whether the lock is ours now. Raises StoreFailed."""
+        """Tries to take the lock on a new connection; true if it is ours now. Raises StoreFailed."""
         try:
             async with asyncio.timeout(LOOK_LIMIT_S + 10):
                 await self.release()
                 connection = await self._engine.connect()
                 self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-                found = await self._connection.execute(sa.select(sa.func.pg_try_advisory_lock(LOCK)))
-                if not (is_ours := bool(found.scalar())):
+                answer = await self._connection.execute(sa.select(sa.func.pg_try_advisory_lock(LOCK)))
+                if not (is_ours := bool(answer.scalar())):
                     await self.release()
                 return is_ours
         except (DBAPIError, TimeoutError) as error:
             raise StoreFailed(problem=str(getattr(error, "orig", "no answer in time")).strip()) from error
 
     async def release(self) -> None:
-        """The lock goes with its connection."""
+        """Closes the connection, which frees the lock."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
             with contextlib.suppress(DBAPIError):
@@ -106,9 +113,9 @@ class Leadership:
 
 @contextlib.asynccontextmanager
 async def leading(url: sa.URL, *, wait: bool) -> "AsyncIterator[Leadership | None]":
-    """Begins when this process is the one that serves; lets go when the block ends. None for SQLite.
+    """Enters the block when this process holds the lock, and frees the lock when the block ends. Yields None for SQLite.
 
-    Raises StoreFailed, or InUse if another one serves and it is not to `wait`.
+    Raises StoreFailed, or InUse if another coordinator serves and `wait` is false.
     """
     if url.get_backend_name() != "postgresql":
         yield None
@@ -125,9 +132,9 @@ async def leading(url: sa.URL, *, wait: bool) -> "AsyncIterator[Leadership | Non
 
 @contextlib.asynccontextmanager
 async def alone(url: sa.URL) -> AsyncIterator[None]:
-    """For a command: no coordinator begins on the database meanwhile. Raises StoreFailed, or InUse while one serves.
+    """Keeps coordinators off the database while a command runs. Raises StoreFailed, or InUse while a coordinator serves.
 
-    The lock is looked after all the while: the database ends the session of a leader that does not look.
+    A task checks the lock meanwhile, because the database ends the session of a leader that does not.
     """
     async with leading(url, wait=False) as leadership:
         looking = None if leadership is None else asyncio.create_task(leadership.until_lost())

@@ -1,4 +1,4 @@
-"""Chunk lists of model versions: made once, from the bytes themselves, and kept for those served lately."""
+"""Chunk lists of model versions, computed from the stored bytes and cached for the versions served lately."""
 
 import asyncio
 
@@ -9,11 +9,11 @@ from pluralllm.common.words.names import ModelName
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.store import Store, VersionRecord
 
-KEPT = 64
+KEPT = 64  # chunk lists in the cache
 
 
 class Manifests:
-    """Of all runs, by digest."""
+    """Chunk lists of all runs' model versions, cached by digest."""
 
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store, self._blobs = store, blobs
@@ -32,7 +32,7 @@ class Manifests:
         return record, manifest
 
     def keep(self, manifest: Manifest) -> None:
-        """Of a version about to be served: nobody waits for its bytes to be read again."""
+        """Caches the chunk list of a version about to be served, so that its bytes are not read again."""
         self._kept[manifest.digest] = manifest
         while len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]

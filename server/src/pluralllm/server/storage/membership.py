@@ -1,4 +1,4 @@
-"""Members, certificates and invites as the coordinator remembers them, and the contract of the store that keeps them."""
+"""Records of members, certificates and invites, and the contract of the store that keeps them."""
 
 import json
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ class MemberState(StrEnum):
     ACTIVE = "active"
     EXPIRED = "expired"
     REVOKED = "revoked"
-    UNPROVEN = "unproven"  # seen in plain text only
+    UNPROVEN = "unproven"  # connected in plain text only, where no certificate proves the name
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An organisation's identity. Its rights come from here; the certificate only proves the name."""
+    """An organisation's identity. Its rights come from this record; the certificate only proves the name."""
 
     name: ClientId
     role: MemberRole
-    group: str  # of a client
+    group: str  # a client's group; "" for the other roles
     group_role: GroupRole
     approved: bool
     created_s: float
@@ -90,7 +90,7 @@ class MembershipChange:
     members: tuple[Member, ...] = ()  # inserted or replaced
     certificates: tuple[IssuedCertificate, ...] = ()  # inserted or replaced
     invites: tuple[InviteRecord, ...] = ()  # inserted or replaced
-    spends: str | None = None  # token hash of an invite that must be unspent in the database at this moment
+    spends: str | None = None  # token hash of the invite that this change uses; the database must show it as unused
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,10 @@ class Everyone:
 
 
 class MembershipStore(Protocol):
-    """Durable when a method returns. Raises StoreFailed or StorageFull when the database cannot."""
+    """A store of members, certificates, invites and the audit log. A change is durable when its method returns.
+
+    Every method raises StoreFailed or StorageFull when the database fails.
+    """
 
     async def everyone(self) -> Everyone: ...
 
@@ -110,11 +113,11 @@ class MembershipStore(Protocol):
         ...
 
     async def audit_entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
-        """Entries with sequence > after, in order, each with the hash that is stored."""
+        """Audit entries with sequence > after, in order, each with its stored hash; at most `limit`."""
         ...
 
     async def audit_head(self) -> tuple[int, str]:
-        """Sequence and hash of the newest entry; (0, "") when there is none."""
+        """Sequence number and hash of the newest audit entry; (0, "") if there is none."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Model versions on their way to clients: read and made into messages once for all who fetch the same at about the same time."""
+"""Chunk messages of model versions, read and serialized once for all clients that fetch them at about the same time."""
 
 import asyncio
 import hashlib
@@ -11,19 +11,19 @@ from pluralllm.common.wire.chunk_messages import model_chunk
 from pluralllm.common.words.ids import Digest
 from pluralllm.server.process.cancellation import shielded
 
-BLOCK = 4  # chunks read at a time: a change of threads for each costs more than the reading
-BLOCKS_KEPT = 6  # 24 MiB: how far the first client of a round may be ahead of the last one
+BLOCK = 4  # chunks read at a time: a switch of threads for each chunk costs more than reading it
+BLOCKS_KEPT = 6  # 24 MiB: the first client of a round may be so far ahead of the last one before blocks are read again
 
 
 class ModelChunks:
-    """Blocks of serialized GetChunksResponse messages, the last few used."""
+    """Cache of the most recently used blocks of serialized GetChunksResponse messages."""
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple[Digest, int], asyncio.Task[list[bytes]]] = OrderedDict()
 
     async def message(self, path: Path, manifest: Manifest, index: int) -> bytes:
-        """One chunk's message, from the blob's file. Raises OSError; Corrupt if it is no longer what the manifest says."""
-        number, place = divmod(index, BLOCK)
+        """The message of one chunk, read from the blob's file. Raises OSError; Corrupt if the chunk's hash has changed."""
+        number, offset = divmod(index, BLOCK)
         key = (manifest.digest, number)
         block = self._blocks.get(key)
         if block is None:
@@ -33,7 +33,7 @@ class ModelChunks:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(key)
         try:
-            return (await shielded(block))[place]
+            return (await shielded(block))[offset]
         except (OSError, Corrupt):
             self._blocks.pop(key, None)
             raise
@@ -45,8 +45,8 @@ def _read_block(path: Path, manifest: Manifest, number: int) -> list[bytes]:
         file.seek(number * BLOCK * CHUNK_BYTES)
         for index in range(number * BLOCK, min((number + 1) * BLOCK, manifest.chunks)):
             piece, expected = file.read(CHUNK_BYTES), manifest.chunk_hashes[index]
-            if (got := hashlib.sha256(piece)).digest() != expected:  # or a spoilt block would be kept, and sent to all
+            if (actual := hashlib.sha256(piece)).digest() != expected:  # else a corrupt block would be sent to all
                 what = f"chunk {index} of the model {manifest.digest[:12]}"
-                raise Corrupt(what=what, expected=expected.hex(), got=got.hexdigest())
+                raise Corrupt(what=what, expected=expected.hex(), got=actual.hexdigest())
             messages.append(model_chunk(index, piece))
     return messages

@@ -1,4 +1,4 @@
-"""Blobs in an object store (S3 and what speaks its protocol), with local copies to read from."""
+"""Blobs in an object store (S3 and compatible stores, Google Cloud, Azure), with local copies to read from."""
 
 import asyncio
 import contextlib
@@ -19,19 +19,19 @@ from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.words.ids import Digest
 from pluralllm.server.storage.blobs import LocalBlobs, verify
 
-if TYPE_CHECKING:  # obstore says of these types that they are not there when a program runs
+if TYPE_CHECKING:  # obstore offers these types to type checkers only
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
-PART_BYTES = 8 * CHUNK_BYTES  # of a multipart upload; the least that S3 takes is 5 MiB
+PART_BYTES = 8 * CHUNK_BYTES  # one part of a multipart upload; the minimum of S3 is 5 MiB
 PARTS_AT_ONCE = 4
 REQUEST_LIMIT = timedelta(seconds=120)
 RETRY_LIMIT = timedelta(seconds=60)
 
 
 def open_bucket(url: str, endpoint: str | None) -> ObjectStore:
-    """s3://bucket/prefix, gs:// or az://; an `endpoint` is of a store that speaks S3. Credentials come from the environment.
+    """Opens the bucket at s3://BUCKET/PREFIX, gs:// or az://. `endpoint` is the address of an S3-compatible store.
 
-    Raises InvalidConfig.
+    Credentials come from the environment. Raises InvalidConfig.
     """
     is_plain = endpoint is not None and endpoint.startswith("http://")
     options: ClientConfig = {"timeout": REQUEST_LIMIT, "allow_http": is_plain}
@@ -44,14 +44,17 @@ def open_bucket(url: str, endpoint: str | None) -> ObjectStore:
 
 
 async def look_into(bucket: ObjectStore) -> None:
-    """Lists the first few. Changes nothing. Raises NotFound (no such bucket), StoreFailed."""
+    """Lists the bucket's first blobs, to check that it answers. Raises NotFound (no such bucket), StoreFailed."""
     with _failures("the bucket"):
         async for _ in obstore.list(bucket, chunk_size=10):
             return
 
 
 class ObjectBlobs:
-    """See blobs.Blobs. What was put or fetched stays in `kept` too, the least used going first when it grows too large."""
+    """Blobs in a bucket; see blobs.Blobs.
+
+    A blob that was put or fetched has a copy in `kept`, too. Above `kept_bytes` the least recently used copies are deleted.
+    """
 
     def __init__(self, bucket: ObjectStore, kept: LocalBlobs, drafts: Path, kept_bytes: int) -> None:
         self._bucket = bucket
@@ -71,9 +74,9 @@ class ObjectBlobs:
 
     async def path(self, digest: Digest) -> Path:
         with contextlib.suppress(NotFound):
-            found = await self._kept.path(digest)
-            os.utime(found)  # used: goes last
-            return found
+            path = await self._kept.path(digest)
+            os.utime(path)  # marks the copy as used, so that it is deleted last
+            return path
         draft = self._drafts / f"fetched-{uuid.uuid4().hex}"
         try:
             with storage_errors(f"blob {digest[:12]}"), draft.open("wb") as file:
@@ -97,11 +100,11 @@ class ObjectBlobs:
         await self._kept.delete(digest)
 
     async def digests(self) -> Sequence[Digest]:
-        found: list[Digest] = []
+        digests: list[Digest] = []
         with _failures(""):
             async for page in obstore.list(self._bucket, chunk_size=1000):
-                found += [Digest(each["path"]) for each in page if "/" not in each["path"]]
-        return sorted(found)
+                digests += [Digest(entry["path"]) for entry in page if "/" not in entry["path"]]
+        return sorted(digests)
 
     async def _pieces(self, digest: Digest) -> AsyncIterator[bytes]:
         with _failures(digest):
@@ -116,7 +119,7 @@ class ObjectBlobs:
 
 @contextlib.contextmanager
 def _failures(name: str) -> Iterator[None]:
-    """The object store's errors as ours."""
+    """Turns the object store's errors into errors of this project's tree."""
     try:
         yield
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Which blobs may go: updates of rounds long closed, server optimizers' moments that no one goes on from, what nothing names."""
+"""Deletes blobs that are no longer needed: updates of old rounds, unused moments of server optimizers, and unnamed blobs."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from pluralllm.server.storage.store import RoundOutcome, Store
 
 
 async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = ()) -> set[Digest]:
-    """Every version, the updates of open rounds and of the newest `keep_updates` ended ones of each run, and moments.
+    """Digests to keep: versions, moments, and the updates of each run's open rounds and newest `keep_updates` ended rounds.
 
     The next round needs the newest version's moments, unless the run is `over`; `verify` needs those that a round began with
     whose updates are kept.
@@ -39,7 +39,7 @@ async def _moments(store: Store, run: RunId, number: ModelVersion) -> tuple[Dige
 
 
 async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collection[RunId] = ()) -> None:
-    """Deletes every other blob. Nobody may be storing one meanwhile: it would not be on record yet."""
+    """Deletes every blob outside `kept_blobs`. No blob may be stored meanwhile: no row names it yet, so it would be deleted."""
     keep = await kept_blobs(store, keep_updates, over)
     for digest in await blobs.digests():
         if digest not in keep:
@@ -47,7 +47,7 @@ async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collectio
 
 
 class Retention:
-    """Keeps "store a blob, then put it on record" and the deletion of blobs that nothing names apart."""
+    """Deletes blobs only while none is being stored, so that a blob is never deleted before a row names it."""
 
     def __init__(self, store: Store, blobs: Blobs, keep_updates: int) -> None:
         self._store, self._blobs, self._keep_updates = store, blobs, keep_updates
@@ -56,7 +56,7 @@ class Retention:
 
     @contextlib.asynccontextmanager
     async def storing(self) -> AsyncIterator[None]:
-        """Around "blob durable, then on record": no blob is collected in between. Short: a collection waits for it."""
+        """Prevents deletion in the block, which stores a blob and then the row that names it. Keep it short: `collect` waits."""
         async with self._changed:
             self._storing += 1
         try:
@@ -67,7 +67,7 @@ class Retention:
                 self._changed.notify_all()
 
     async def collect(self, over: Collection[RunId]) -> None:
-        """As soon as nothing is being stored; who wants to store waits until it is done."""
+        """Deletes unneeded blobs as soon as none is being stored. New `storing` blocks wait until this is done."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._storing)
             await collect(self._store, self._blobs, self._keep_updates, over)

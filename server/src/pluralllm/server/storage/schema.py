@@ -1,4 +1,4 @@
-"""The tables. A change here needs a migration; a test compares the two."""
+"""The tables of the database. A change here needs a migration; a test compares the two."""
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
@@ -82,7 +82,7 @@ evaluations = Table(
     Column("questions", Integer, nullable=False),
     Column("created_s", Float, nullable=False),
     Index("evaluations_by_version", "run", "version", "client", unique=True),
-    sqlite_autoincrement=True,  # a position is never given twice: who reads from a cursor on misses none
+    sqlite_autoincrement=True,  # a position is never used twice, so a reader that goes on from a cursor misses no row
 )
 
 clients = Table(
@@ -154,6 +154,6 @@ audit_log = Table(
 leadership = Table(
     "leadership",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
-    Column("generation", BigInteger, nullable=False),  # of the coordinator that writes
+    Column("id", Integer, primary_key=True, autoincrement=False),  # always 1: the table has one row
+    Column("generation", BigInteger, nullable=False),  # generation of the coordinator that may write
 )

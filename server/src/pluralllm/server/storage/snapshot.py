@@ -1,4 +1,4 @@
-"""All rows of a coordinator's database as they are at one moment, while it is written to: into an SQLite file, and from one."""
+"""Copies all rows of a database, as of one moment, into an SQLite file and back. A coordinator may write meanwhile."""
 
 import asyncio
 import sqlite3
@@ -21,7 +21,7 @@ from pluralllm.server.storage.sql_engine import failure, migrate, new_engine
 ROWS_AT_ONCE = 1000
 COPY_LIMIT_S = 600.0
 LOOK_EVERY_S = 0.05
-# A transaction that only reads holds nobody up; between two pages of rows it waits for this side's disk.
+# The limits are long, because a read-only transaction blocks nobody, and it waits for the local disk between two pages of rows.
 PATIENT = {"statement_timeout": "600s", "idle_in_transaction_session_timeout": "600s"}
 
 
@@ -30,12 +30,12 @@ def sqlite_url(path: Path) -> sa.URL:
 
 
 def file_of(url: sa.URL) -> Path:
-    """Of an SQLite database."""
+    """File of an SQLite database."""
     return Path(url.database or "")
 
 
 async def take_snapshot(url: sa.URL, target: Path) -> None:
-    """Writes a new SQLite file, durable when this returns. Raises StoreFailed, StorageFull."""
+    """Copies the database at `url` into a new SQLite file, which is durable on return. Raises StoreFailed, StorageFull."""
     await asyncio.to_thread(target.unlink, missing_ok=True)
     if url.get_backend_name() == "sqlite":
         await asyncio.to_thread(_copy_pages, file_of(url), target)
@@ -45,9 +45,9 @@ async def take_snapshot(url: sa.URL, target: Path) -> None:
 
 
 def _copy_pages(source: Path, target: Path) -> None:
-    """SQLite's online backup, in one step: in several it would begin anew at each transaction of the coordinator's.
+    """Copies an SQLite file by its online backup, in one step: in several, each of the coordinator's commits would restart it.
 
-    The coordinator's next commit waits for it, which takes as long as reading the file.
+    The coordinator's next commit waits until the file is read.
     """
     end_s = time.monotonic() + COPY_LIMIT_S
 
@@ -55,13 +55,13 @@ def _copy_pages(source: Path, target: Path) -> None:
         if remaining and time.monotonic() > end_s:
             raise StoreFailed(problem=f"the database was busy for {COPY_LIMIT_S:g} s ({total} pages)")
 
-    # To be written to, or the journal of a coordinator that was killed could not be rolled back.
+    # Opened for writing: otherwise SQLite could not roll back the journal of a coordinator that was killed.
     origin_uri = f"{source.absolute().as_uri()}?mode=rw"
     try:
         origin = sqlite3.connect(origin_uri, uri=True, timeout=0)
         copy = sqlite3.connect(target)
         try:
-            copy.execute("PRAGMA synchronous=OFF")  # synced once, by who called; half a file is nothing anyway
+            copy.execute("PRAGMA synchronous=OFF")  # the caller syncs once; an unfinished file is of no use anyway
             origin.backup(copy, pages=-1, progress=look, sleep=LOOK_EVERY_S)
         finally:
             copy.close()
@@ -73,7 +73,7 @@ def _copy_pages(source: Path, target: Path) -> None:
 
 
 async def _copy_from_server(url: sa.URL, target: Path) -> None:
-    """One transaction that sees one moment (PostgreSQL's REPEATABLE READ) and writes nothing."""
+    """Copies all rows in one read-only transaction, which sees one moment (PostgreSQL's REPEATABLE READ)."""
     origin, copy = new_engine(url, **PATIENT), new_engine(sqlite_url(target))
     try:
         async with origin.connect() as source, copy.begin() as made:
@@ -91,16 +91,16 @@ async def _copy_from_server(url: sa.URL, target: Path) -> None:
 
 
 async def copy_rows(source: AsyncConnection, target: AsyncConnection) -> None:
-    """Every row of every table, in place of those in `target`. Both have this release's schema."""
+    """Replaces all rows in `target` by those in `source`. Both have this release's schema."""
     for table in t.metadata.sorted_tables:
         await target.execute(sa.delete(table))
-        found = await source.stream(sa.select(table), execution_options={"yield_per": ROWS_AT_ONCE})
-        async for page in found.mappings().partitions(ROWS_AT_ONCE):
+        rows = await source.stream(sa.select(table), execution_options={"yield_per": ROWS_AT_ONCE})
+        async for page in rows.mappings().partitions(ROWS_AT_ONCE):
             await target.execute(sa.insert(table), [dict(row) for row in page])
 
 
 async def count_on(target: AsyncConnection) -> None:
-    """Numbers that the database gives go on after the highest there is. SQLite does so by itself."""
+    """Sets the database's counters so that new rows are numbered after the highest existing row. SQLite does so by itself."""
     if target.dialect.name != "postgresql":
         return
     for column in (t.runs.c.position, t.evaluations.c.position):
@@ -110,7 +110,7 @@ async def count_on(target: AsyncConnection) -> None:
 
 
 async def tables_with_rows(url: sa.URL) -> tuple[str, ...]:
-    """Of ours; who may lead says nothing about data. Changes nothing, and makes no file. Raises StoreFailed."""
+    """Names of our tables that have rows, except `leadership`, which holds no data. Creates no file. Raises StoreFailed."""
     if url.get_backend_name() == "sqlite" and not file_of(url).exists():
         return ()
     engine = new_engine(url)
@@ -124,25 +124,26 @@ async def tables_with_rows(url: sa.URL) -> tuple[str, ...]:
 
 
 def filled_tables(connection: Connection) -> tuple[str, ...]:
-    there = set(sa.inspect(connection).get_table_names())
-    ours = [table for table in t.metadata.sorted_tables if table.name in there and table is not t.leadership]
+    """See `tables_with_rows`."""
+    existing = set(sa.inspect(connection).get_table_names())
+    ours = [table for table in t.metadata.sorted_tables if table.name in existing and table is not t.leadership]
     return tuple(
         table.name for table in ours if connection.execute(sa.select(sa.literal(1)).select_from(table)).first()
     )
 
 
 def release_of(connection: Connection) -> str:
-    """Which release's tables a database has: "this", "an older", "a newer", or "no" one's."""
+    """The release that made a database's tables, relative to this one: "this", "an older", "a newer" or "no" release."""
     script = ScriptDirectory(str(Path(migrations.__file__).parent))
-    found = MigrationContext.configure(connection).get_current_revision()
-    known = [revision.revision for revision in script.walk_revisions()]
-    if found is None:
+    current = MigrationContext.configure(connection).get_current_revision()
+    revisions = [revision.revision for revision in script.walk_revisions()]  # newest first
+    if current is None:
         return "no"
-    return "this" if found == known[0] else "an older" if found in known else "a newer"
+    return "this" if current == revisions[0] else "an older" if current in revisions else "a newer"
 
 
 async def release_of_file(path: Path) -> str:
-    """See `release_of`. Raises StoreFailed for what is no database."""
+    """See `release_of`; for an SQLite file. Raises StoreFailed if the file is not a database."""
     engine = new_engine(sqlite_url(path))
     try:
         async with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""A connection to the database by URL, SQLite or PostgreSQL: durable above fast, every wait limited; and what its errors mean."""
+"""Connections to the database, SQLite or PostgreSQL: durable rather than fast, every wait limited, errors as ours."""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from pluralllm.common.errors.tree import InvalidConfig, PluralError, StorageFull
 
 BUSY_TIMEOUT_MS = 5_000
 DISK_FULL = "53100"  # SQLSTATE, PostgreSQL's appendix A
-# Of a session. The server ends one whose client has gone silent, so that nobody waits for its locks: it is told by TCP of a
-# host that has gone, and by the limits on idling of a process that is paused.
+# Limits of a session. PostgreSQL ends a session whose client is silent, so that nobody waits for its locks. TCP keepalives
+# detect a host that has gone; the limits on idle time detect a process that is paused.
 POSTGRES_LIMITS = {
     "statement_timeout": "60s",
     "lock_timeout": "30s",
@@ -25,7 +25,7 @@ POSTGRES_LIMITS = {
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
 }
-# The same from this side (libpq's connection parameters).
+# The same limits on the client's side (libpq's connection parameters).
 POSTGRES_CLIENT = {
     "connect_timeout": 10,
     "keepalives_idle": 4,
@@ -37,7 +37,7 @@ POSTGRES_CLIENT = {
 
 
 def new_engine(url: sa.URL, **limits: str) -> AsyncEngine:
-    """With one connection, made when it is first needed. `limits` are further settings of a PostgreSQL session."""
+    """An engine with one connection, opened when it is first needed. `limits` are further PostgreSQL session settings."""
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
         sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
@@ -49,7 +49,7 @@ def new_engine(url: sa.URL, **limits: str) -> AsyncEngine:
 
 
 def failure(error: DBAPIError) -> PluralError:
-    """What a database error means for the caller: StorageFull or StoreFailed."""
+    """Turns a database error into StorageFull or StoreFailed."""
     if isinstance(error, IntegrityError):
         return StoreFailed(problem=f"another writer was there first ({error.orig})")
     if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL" or sqlstate(error) == DISK_FULL:
@@ -58,18 +58,18 @@ def failure(error: DBAPIError) -> PluralError:
 
 
 def is_broken(error: DBAPIError) -> bool:
-    """Whether nothing more can be trusted: SQLite could not read or write its file, or found it damaged."""
+    """True if the database can no longer be trusted: SQLite could not read or write its file, or the file is damaged."""
     name = getattr(error.orig, "sqlite_errorname", "")
     return name.startswith(("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 def sqlstate(error: DBAPIError) -> str:
-    """PostgreSQL's code of an error, or nothing."""
+    """PostgreSQL's code of an error (SQLSTATE), or "" for another database's error."""
     return getattr(error.orig, "sqlstate", None) or ""
 
 
 def migrate(connection: Connection) -> None:
-    """Brings the schema up to date, in the transaction of the connection. Raises InvalidConfig for a newer one."""
+    """Brings the schema up to date in the connection's transaction. Raises InvalidConfig if a newer release made the schema."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
@@ -81,8 +81,8 @@ def migrate(connection: Connection) -> None:
 
 
 def _tune_sqlite(connection: Any, _: Any) -> None:
-    """The rollback journal, because WAL reset can corrupt up to SQLite 3.51.2 (sqlite.org/wal.html)."""
-    connection.isolation_level = None  # we say BEGIN ourselves
+    """Makes SQLite durable. It uses the rollback journal: WAL can corrupt files up to SQLite 3.51.2 (sqlite.org/wal.html)."""
+    connection.isolation_level = None  # _begin_immediate sends BEGIN
     cursor = connection.cursor()
     for pragma in ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
         cursor.execute(f"PRAGMA {pragma}")

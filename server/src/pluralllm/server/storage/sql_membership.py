@@ -26,7 +26,7 @@ from pluralllm.server.storage.sql_store import SqlStore, replace_row
 
 
 class SqlMembership:
-    """See membership.MembershipStore."""
+    """The membership store in SQL; see membership.MembershipStore."""
 
     def __init__(self, store: SqlStore) -> None:
         self._store = store
@@ -100,9 +100,9 @@ class SqlMembership:
         table = t.audit_log
         query = sa.select(table).where(table.c.sequence > after).order_by(table.c.sequence).limit(limit)
         async with self._store.writing() as connection:
-            found = (await connection.execute(query)).mappings().all()
+            rows = (await connection.execute(query)).mappings().all()
         fields = [field.name for field in dataclasses.fields(AuditEntry)]
-        return [(AuditEntry(**{name: row[name] for name in fields}), row["sha256"]) for row in found]
+        return [(AuditEntry(**{name: row[name] for name in fields}), row["sha256"]) for row in rows]
 
     @unbroken
     async def audit_head(self) -> tuple[int, str]:
@@ -111,18 +111,21 @@ class SqlMembership:
 
 
 async def _check_unspent(connection: AsyncConnection, token_sha256: str) -> None:
-    """The database decides, not this process's memory: of two coordinators, too, only one spends an invite."""
+    """Raises InviteUsed if an invite is used, withdrawn or missing.
+
+    The database decides, not this process's memory, so that only one of two coordinators can use an invite.
+    """
     table = t.invites
-    found = (await connection.execute(sa.select(table).where(table.c.token_sha256 == token_sha256))).first()
-    if found is None or found.used_by_key or found.withdrawn:
-        raise InviteUsed(name="" if found is None else found.name)
+    invite = (await connection.execute(sa.select(table).where(table.c.token_sha256 == token_sha256))).first()
+    if invite is None or invite.used_by_key or invite.withdrawn:
+        raise InviteUsed(name="" if invite is None else invite.name)
 
 
 async def _head(connection: AsyncConnection) -> tuple[int, str]:
     table = t.audit_log
     query = sa.select(table.c.sequence, table.c.sha256).order_by(table.c.sequence.desc()).limit(1)
-    found = (await connection.execute(query)).first()
-    return (0, FIRST_PREVIOUS) if found is None else (found.sequence, found.sha256)
+    newest = (await connection.execute(query)).first()
+    return (0, FIRST_PREVIOUS) if newest is None else (newest.sequence, newest.sha256)
 
 
 def _chained(new: NewAuditEntry, sequence: int, sha256: str) -> AuditEntry:
@@ -140,7 +143,7 @@ def _chained(new: NewAuditEntry, sequence: int, sha256: str) -> AuditEntry:
 
 
 def _values(record: Member | IssuedCertificate | InviteRecord) -> dict[str, Any]:
-    """A record's fields are its table's columns; only `group` is a reserved word in SQL."""
+    """A record's fields as column values. `group` is a reserved word in SQL, so its column is `group_name`."""
     values = dataclasses.asdict(record)
     if "group" in values:
         values["group_name"] = values.pop("group")

@@ -1,4 +1,4 @@
-"""Between the store's records and rows of the tables."""
+"""Converts the store's records into rows of the tables, and back."""
 
 import json
 from typing import Any

@@ -35,7 +35,7 @@ from pluralllm.server.storage.store import (
 async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "SqlStore":
     """Opens the database and brings its schema up to date. Raises StoreFailed, StorageFull or InvalidConfig (newer schema).
 
-    A command that only looks needs no `fail_stop`: it ends anyway.
+    A command that only reads needs no `fail_stop`, because it ends anyway.
     """
     engine = new_engine(sa.make_url(url))
     store = SqlStore(engine, fail_stop or FailStop())
@@ -49,20 +49,20 @@ async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "S
 
 
 class SqlStore:
-    """See store.Store. One connection; writers wait for one another.
+    """The store in SQL; see store.Store. It has one connection, so its transactions wait for one another.
 
-    Every transaction begins with a look at the generation, which locks its row: so coordinators on one database, should there
-    be two, write one after the other, and the older one not at all.
+    Every transaction first checks the generation, which locks that row. So if two coordinators use one database, their
+    transactions run one after the other, and those of the older coordinator are refused.
     """
 
     def __init__(self, engine: AsyncEngine, fail_stop: FailStop) -> None:
         self._engine = engine
         self._fail_stop = fail_stop
         self._one_at_a_time = asyncio.Lock()
-        self._generation = 0  # of nobody: what is opened to look at, or by a command that is alone
+        self._generation = 0  # 0 = not checked: the store is only read, or a command has the database to itself
 
     async def take_over(self) -> int:
-        """From now on this store is the one that writes, and every older one raises Overtaken. Its generation."""
+        """Makes this store the one that may write, and returns its generation. Every older store raises Overtaken from now on."""
         async with self.writing() as connection:
             chosen = sa.select(t.leadership.c.generation).with_for_update()
             newest: int = (await connection.execute(chosen)).scalar_one() + 1
@@ -72,23 +72,23 @@ class SqlStore:
 
     @contextlib.asynccontextmanager
     async def writing(self, kind: str = "write") -> AsyncIterator[AsyncConnection]:
-        """One transaction, committed when the block ends well. Raises StoreFailed, StorageFull or Overtaken."""
+        """One transaction, committed if the block ends without an error. Raises StoreFailed, StorageFull or Overtaken."""
         try:
             with STORE_SECONDS.labels(kind).time():
                 async with self._one_at_a_time, self._engine.begin() as connection:
                     await self._check_generation(connection)
                     yield connection
         except DBAPIError as error:
-            found = failure(error)
+            problem = failure(error)
             if is_broken(error):
-                self._fail_stop.stop(found)
-            raise found from error
+                self._fail_stop.stop(problem)
+            raise problem from error
 
     async def _check_generation(self, connection: AsyncConnection) -> None:
         if not self._generation:
             return
-        found = (await connection.execute(sa.select(t.leadership.c.generation).with_for_update())).scalar_one()
-        if found != self._generation:
+        newest = (await connection.execute(sa.select(t.leadership.c.generation).with_for_update())).scalar_one()
+        if newest != self._generation:
             error = Overtaken(generation=self._generation)
             self._fail_stop.stop(error)
             raise error
@@ -96,12 +96,12 @@ class SqlStore:
     @unbroken
     async def _rows(self, query: sa.Select[Any]) -> Sequence[Row[Any]]:
         async with self.writing("read") as connection:
-            found: Sequence[Row[Any]] = (await connection.execute(query)).all()
-            return found
+            selected: Sequence[Row[Any]] = (await connection.execute(query)).all()
+            return selected
 
     async def _first(self, query: sa.Select[Any]) -> Row[Any] | None:
-        found = await self._rows(query.limit(1))
-        return found[0] if found else None
+        selected = await self._rows(query.limit(1))
+        return selected[0] if selected else None
 
     @unbroken
     async def create_run(self, run: RunRecord, first_version: VersionRecord) -> None:
@@ -133,8 +133,8 @@ class SqlStore:
             for receipt in change.receipts:
                 await connection.execute(sa.insert(t.receipts).values(rows.receipt_values(receipt)))
             for number, client in change.withdrawn:
-                mine = (t.receipts.c.run == change.run, t.receipts.c.round == number, t.receipts.c.client == client)
-                await connection.execute(sa.delete(t.receipts).where(*mine))
+                same_key = (t.receipts.c.run == change.run, t.receipts.c.round == number, t.receipts.c.client == client)
+                await connection.execute(sa.delete(t.receipts).where(*same_key))
             for version in change.versions:
                 await connection.execute(sa.insert(t.versions).values(rows.version_values(version)))
             for row in change.rounds:
@@ -147,8 +147,8 @@ class SqlStore:
     async def events(self, run: RunId, after: int, limit: int) -> Sequence[EventRecord]:
         table = t.events
         query = sa.select(table).where(table.c.run == run, table.c.sequence > after)
-        found = await self._rows(query.order_by(table.c.sequence).limit(limit))
-        return [EventRecord(r.sequence, r.at_s, r.kind, json.loads(r.facts)) for r in found]
+        selected = await self._rows(query.order_by(table.c.sequence).limit(limit))
+        return [EventRecord(row.sequence, row.at_s, row.kind, json.loads(row.facts)) for row in selected]
 
     async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None:
         row = await self._first(sa.select(t.rounds).where(t.rounds.c.run == run, t.rounds.c.round == number))
@@ -186,8 +186,8 @@ class SqlStore:
     async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
         table = t.evaluations
         query = sa.select(table).where(table.c.run == run, table.c.position > after)
-        found = await self._rows(query.order_by(table.c.position).limit(limit))
-        return [(row.position, rows.evaluation_row(row)) for row in found]
+        selected = await self._rows(query.order_by(table.c.position).limit(limit))
+        return [(row.position, rows.evaluation_row(row)) for row in selected]
 
     async def latest_evaluations(self, run: RunId, versions: int) -> Sequence[EvaluationRecord]:
         table = t.evaluations
@@ -208,21 +208,22 @@ class SqlStore:
         values = rows.client_values(client)
         changed = {name: value for name, value in values.items() if name != "created_s"}
         async with self.writing() as connection:
-            known = sa.update(t.clients).where(t.clients.c.client == client.client).values(changed)
-            if (await connection.execute(known)).rowcount == 0:
+            update = sa.update(t.clients).where(t.clients.c.client == client.client).values(changed)
+            if (await connection.execute(update)).rowcount == 0:
                 await connection.execute(sa.insert(t.clients).values(values))
 
     async def clients(self) -> Sequence[ClientRecord]:
-        found = await self._rows(sa.select(t.clients).order_by(t.clients.c.client))
-        return [rows.client_row(row) for row in found]
+        selected = await self._rows(sa.select(t.clients).order_by(t.clients.c.client))
+        return [rows.client_row(row) for row in selected]
 
     async def close(self) -> None:
-        async with self._one_at_a_time:  # transactions whose callers have gone still end well
+        async with self._one_at_a_time:  # waits for transactions whose callers were cancelled
             await self._engine.dispose()
 
 
 async def replace_row(
     connection: AsyncConnection, table: sa.Table, key: tuple[str, ...], values: dict[str, Any]
 ) -> None:
+    """Inserts a row in place of the one with the same key."""
     await connection.execute(sa.delete(table).where(*(table.c[name] == values[name] for name in key)))
     await connection.execute(sa.insert(table).values(values))

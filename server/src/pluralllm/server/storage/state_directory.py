@@ -1,4 +1,4 @@
-"""The coordinator's directory on disk: who may use it, and what lies where."""
+"""The coordinator's directory on disk: its lock and its layout."""
 
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +11,7 @@ from pluralllm.common.process.lock import DirectoryLock
 
 
 class StateDirectory:
-    """Entered by one process at a time: a second coordinator on the same state would lose updates."""
+    """The state directory. One process at a time may enter it: a second coordinator on the same state would lose updates."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -23,11 +23,11 @@ class StateDirectory:
 
     @property
     def database_url(self) -> URL:
-        """Not as text: a path with "?" or "%" in it would be taken apart, and the database made elsewhere."""
+        """URL of the SQLite file. It is not built as text: "?" or "%" in the path would change where the file is created."""
         return URL.create("sqlite+aiosqlite", database=str(self.path / "coordinator.sqlite3"))
 
     def __enter__(self) -> Self:
-        """Makes what is missing. Raises InUse naming the process, InvalidConfig, StorageFull."""
+        """Locks the directory and creates missing folders. Raises InUse with the process, InvalidConfig, StorageFull."""
         self._lock.__enter__()
         with storage_errors(f"the state directory {self.path}"):
             for folder in (self.blobs, self.uploads, self.scratch):

@@ -1,4 +1,4 @@
-"""What the coordinator remembers: the Store contract and its records. SQL is in sql_store.py."""
+"""The coordinator's records, and the contract of the store that keeps them. The SQL is in sql_store.py."""
 
 import hashlib
 import json
@@ -20,10 +20,10 @@ class RoundOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as created; what became of it is in its events."""
+    """A run as it was created. All that happened to it later is in its events."""
 
     id: RunId
-    spec_json: bytes  # canonical; sha256(spec_json) == spec_sha256
+    spec_json: bytes  # canonical JSON; sha256(spec_json) == spec_sha256
     spec_sha256: Digest
     created_s: float
 
@@ -40,16 +40,16 @@ class VersionRecord:
     parent_sha256: str  # record_sha256 of version - 1; "" for version 0
     updates: tuple[tuple[ClientId, Digest, int], ...]  # client, update, examples, sorted by client
     created_s: float
-    moments: tuple[
-        Digest, ...
-    ] = ()  # of the server optimizer's state; none before the first round, and none for fedavg
-    weights: tuple[float, ...] = ()  # of the updates, if fairness-aware; else they follow from the examples
+    # Digests of the server optimizer's state; none before the first round, and none for fedavg.
+    moments: tuple[Digest, ...] = ()
+    weights: tuple[float, ...] = ()  # weights of the updates, if fairness-aware; else they follow from the examples
 
     @property
     def record_sha256(self) -> str:
-        """The chain's link: over all but the time, so that two runs of one spec with the same updates have one history.
+        """The hash that links the chain. It leaves the time out: two runs of one spec with the same updates have one history.
 
-        Moments and weights are in it where there are any: a run without them has the links of releases that knew none.
+        Moments and weights are hashed only if there are any, so that other records have the same hash as in older releases,
+        which had neither.
         """
         facts: list[Any] = [
             self.version,
@@ -59,7 +59,7 @@ class VersionRecord:
             self.parent_sha256,
             self.updates,
         ]
-        facts += [[name, found] for name, found in (("moments", self.moments), ("weights", self.weights)) if found]
+        facts += [[name, values] for name, values in (("moments", self.moments), ("weights", self.weights)) if values]
         return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -68,13 +68,13 @@ class RoundRecord:
     run: RunId
     round: RoundNumber
     outcome: RoundOutcome
-    reason: str  # of an abandoned round
+    reason: str  # why the round was abandoned; "" for the others
     base_version: ModelVersion
-    version: ModelVersion | None  # made by this round
+    version: ModelVersion | None  # the version that this round made
     cohort: tuple[ClientId, ...]
     created_s: float
     updated_s: float
-    rollouts: str = ""  # digest of the batch that was scored; "" of a round that trains
+    rollouts: str = ""  # digest of the batch that was scored; "" for a training round
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
-    """A client that has said Hello; kept for ever, updated by each Hello."""
+    """A client that has called Hello. The record is kept for ever, and each Hello updates it."""
 
     client: ClientId
     group: GroupName
@@ -115,10 +115,10 @@ class ClientRecord:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one event writes, in one transaction: all of it or nothing."""
+    """An event and all rows that are written with it, in one transaction."""
 
     run: RunId
-    sequence: int  # the event's; a second writer with the same one fails
+    sequence: int  # the event's number in its run; a second writer with the same number fails
     event: Event
     rounds: tuple[RoundRecord, ...] = ()  # inserted or replaced
     receipts: tuple[ReceiptRecord, ...] = ()  # inserted
@@ -128,10 +128,13 @@ class Change:
 
 
 class Store(Protocol):
-    """Durable when a method returns. Raises StoreFailed or StorageFull when the database cannot."""
+    """A store of the coordinator's records. A change is durable when its method returns.
+
+    Every method raises StoreFailed or StorageFull when the database fails.
+    """
 
     async def create_run(self, run: RunRecord, first_version: VersionRecord) -> None:
-        """Inserts both in one transaction. Raises StoreFailed if the id exists (callers look first)."""
+        """Inserts a run and its first version in one transaction. Raises StoreFailed if the id exists; callers check before."""
         ...
 
     async def runs(self) -> Sequence[RunRecord]:
@@ -139,21 +142,21 @@ class Store(Protocol):
         ...
 
     async def apply(self, change: Change) -> None:
-        """Writes one event and what follows from it. Raises StoreFailed if the sequence is taken; nothing is written then."""
+        """Writes one event and the rows that follow from it. If the sequence is taken, raises StoreFailed, writes nothing."""
         ...
 
     async def events(self, run: RunId, after: int, limit: int) -> Sequence[EventRecord]:
-        """Events with sequence > after, in order."""
+        """Events with sequence > after, in order; at most `limit`."""
         ...
 
     async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None: ...
 
     async def rounds(self, run: RunId, before: int | None, limit: int) -> Sequence[RoundRecord]:
-        """Rounds with number < before, newest first."""
+        """Rounds with number < before (None: all), newest first; at most `limit`."""
         ...
 
     async def receipts(self, run: RunId, number: RoundNumber) -> Sequence[ReceiptRecord]:
-        """Of one round, sorted by client."""
+        """Receipts of one round, sorted by client."""
         ...
 
     async def receipt(self, run: RunId, number: RoundNumber, client: ClientId) -> ReceiptRecord | None: ...
@@ -161,27 +164,30 @@ class Store(Protocol):
     async def version(self, run: RunId, number: ModelVersion) -> VersionRecord | None: ...
 
     async def versions(self, run: RunId) -> Sequence[VersionRecord]:
-        """All, oldest first."""
+        """All versions of a run, oldest first."""
         ...
 
     async def model_digests(self, run: RunId) -> Sequence[Digest]:
-        """Of all versions, oldest first: version numbers have no gaps, so the last one's is their number less one."""
+        """Model digests of all versions, oldest first. Version numbers have no gaps: a version's number is its index here."""
         ...
 
     async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
-        """With a cursor > after, oldest first; each with its cursor. One for each (version, client); the newest stands."""
+        """Evaluations with a cursor > after, oldest first, each with its cursor; at most `limit`.
+
+        Each (version, client) has one: a newer evaluation replaces the older one.
+        """
         ...
 
     async def latest_evaluations(self, run: RunId, versions: int) -> Sequence[EvaluationRecord]:
-        """Those of the newest evaluated versions (so many of them), by version then group."""
+        """Evaluations of the newest `versions` evaluated versions, sorted by version, then group."""
         ...
 
     async def save_client(self, client: ClientRecord) -> None:
-        """Inserts, or updates all but created_s."""
+        """Inserts a client, or updates all its fields except created_s."""
         ...
 
     async def clients(self) -> Sequence[ClientRecord]:
-        """Sorted by client."""
+        """All clients, sorted by name."""
         ...
 
     async def close(self) -> None: ...

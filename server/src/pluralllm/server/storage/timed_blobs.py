@@ -1,4 +1,4 @@
-"""Blobs whose calls are timed, whatever they are kept in."""
+"""Measures the time of each call to a blob store, of whatever kind."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from pluralllm.server.storage.blobs import Blobs
 
 
 class TimedBlobs:
-    """See blobs.Blobs."""
+    """A blob store that measures the calls to another one; see blobs.Blobs."""
 
     def __init__(self, inner: Blobs) -> None:
         self._inner = inner

@@ -1,4 +1,4 @@
-"""Members with certificates, invites, the audit log. What was called members so far are clients that said Hello."""
+"""Adds members with certificates, invites and the audit log. The old table `members` becomes `clients`: it lists Hello calls."""
 
 import sqlalchemy as sa
 from alembic import op

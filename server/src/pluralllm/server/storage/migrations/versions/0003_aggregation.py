@@ -1,4 +1,4 @@
-"""Server optimizers' moments and fairness-aware weights. What was aggregated so far had neither."""
+"""Adds server optimizers' moments and fairness-aware weights. Earlier versions have neither."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which coordinator writes: of several, the one with the newest generation."""
+"""Adds the generation of the coordinator that may write: among several, the newest generation writes."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Batches of rollouts that rounds have scored. So far every round trained."""
+"""Adds the digest of the rollouts that a round scored. All earlier rounds trained."""
 
 import sqlalchemy as sa
 from alembic import op
