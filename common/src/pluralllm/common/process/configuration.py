@@ -1,4 +1,4 @@
-"""How a process is configured: flag > environment > TOML file > default. Read once, in `__main__`."""
+"""Configuration of a process: flag > environment > TOML file > default. `__main__` reads it once."""
 
 import os
 import tomllib
@@ -32,12 +32,12 @@ def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
     if file is not None and not file.is_file():
         raise InvalidConfig(file=name, problems="  there is no such file")
     try:
-        in_file = {} if file is None else _values_of_file(file)
+        of_file = {} if file is None else _values_of_file(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidConfig(file=name, problems=f"  not TOML: {error}") from error
-    on_line = {key: value for key, value in flags.items() if value is not None}
+    of_flags = {key: value for key, value in flags.items() if value is not None}
     try:
-        return kind.model_validate(in_file | _values_of_environment(kind) | on_line)
+        return kind.model_validate(of_file | _values_of_environment(kind) | of_flags)
     except ValidationError as error:
         secret = {key for key, field in kind.model_fields.items() if not field.repr}
         raise InvalidConfig(file=name, problems=explain(error, secret)) from error
@@ -45,15 +45,16 @@ def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
 
 def origins_of(kind: type[Config], file: Path | None) -> dict[str, str]:
     """Returns the source of each key's value, flags aside: the environment variable, the file or the default."""
-    in_file = {} if file is None else _values_of_file(file)
+    of_file = {} if file is None else _values_of_file(file)
     return (
         dict.fromkeys(kind.model_fields, "default")
-        | {key: f"file {file}" for key in in_file if key in kind.model_fields}
+        | {key: f"file {file}" for key in of_file if key in kind.model_fields}
         | {key: f"environment {kind.env_prefix}{key.upper()}" for key in _values_of_environment(kind)}
     )
 
 
 def _values_of_file(file: Path) -> dict[str, Any]:
+    """Reads a TOML file. Raises TOMLDecodeError, UnicodeDecodeError."""
     with file.open("rb") as opened:
         return tomllib.load(opened)
 

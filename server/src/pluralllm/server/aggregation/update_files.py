@@ -174,8 +174,8 @@ def _read_together(
     ahead = begin(0)
     for following in (*range(SLICE, values, SLICE), None):
         slices, reading = ahead
-        for row_is_read in reading:
-            row_is_read.result()
+        for pending in reading:
+            pending.result()
         if following is not None:
             ahead = begin(following)
         yield slices
