@@ -1,4 +1,4 @@
-"""The stores that faults strike at, and what an undisturbed run gives over them."""
+"""The stores that faults strike, and the results of undisturbed runs on them."""
 
 import pytest
 from drill.pairs import StorePair
@@ -7,7 +7,7 @@ from drill.trial import Undisturbed
 
 @pytest.fixture(scope="session")
 def played() -> dict[str, Undisturbed]:
-    """By pair of stores: tests come in any order of them, and what was played once is not played again."""
+    """The undisturbed runs by pair of stores: the tests use the pairs in any order, and no run is played twice."""
     return {}
 
 

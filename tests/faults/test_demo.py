@@ -1,4 +1,4 @@
-"""The demo as a person runs it: to its end, and interrupted."""
+"""The demo as a person runs it, to its end and interrupted."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-LOOK_EVERY_S = 0.2  # a look at the processes takes a core for a moment, and the demo needs it
+LOOK_EVERY_S = 0.2  # listing the processes takes a core for a moment, and the demo needs it
 WORKER = "pluralllm.client.work.worker"
 INTERRUPTIONS = [
     pytest.param(signal.SIGINT, id="SIGINT"),
@@ -29,18 +29,18 @@ INTERRUPTIONS = [
 
 
 class Family:
-    """The processes that a demo has started, seen while it runs: what is left of them belongs to it and to no other test."""
+    """The processes that a demo has started, recorded while it runs; those that remain belong to this demo."""
 
     def __init__(self, running: "subprocess.Popen[str]") -> None:
         self._first = psutil.Process(running.pid)
-        self._members: set[psutil.Process] = set()  # equal by pid and time of creation
+        self._members: set[psutil.Process] = set()  # two are equal if pid and time of creation are
 
     def look(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             self._members |= {self._first, *self._first.children(recursive=True)}
 
     def commands(self) -> list[str]:
-        """Command lines of those that still run."""
+        """Returns the command lines of the processes that still run."""
         lines = []
         for process in self._members:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -49,7 +49,7 @@ class Family:
         return lines
 
     def end(self) -> None:
-        """Leaves nothing behind, whatever a test found."""
+        """Ends all processes, even after a failure."""
         self.look()
         for process in self._members:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -58,7 +58,7 @@ class Family:
 
 @contextlib.contextmanager
 def started(folder: Path, *arguments: str) -> "Iterator[tuple[subprocess.Popen[str], Family]]":
-    """A demo that writes to `folder`/output.txt; none of its processes outlives the block."""
+    """Starts a demo that writes to `folder`/output.txt; none of its processes outlives the block."""
     command = [sys.executable, str(REPOSITORY / "deploy" / "demo.py"), "--out", str(folder / "demo"), *arguments]
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
     with (folder / "output.txt").open("w") as output:
@@ -74,7 +74,7 @@ def started(folder: Path, *arguments: str) -> "Iterator[tuple[subprocess.Popen[s
 
 
 def wait_for_end(running: "subprocess.Popen[str]", family: Family, limit_s: float) -> None:
-    """Looks at the processes until the demo has ended."""
+    """Records the processes until the demo has ended."""
     end_s = time.monotonic() + limit_s
     while running.poll() is None:
         assert time.monotonic() < end_s, f"the demo has not ended within {limit_s} s"
@@ -100,7 +100,7 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Si
         end_s = time.monotonic() + 120
         while not any(
             WORKER in line for line in family.commands()
-        ):  # the clients have started their own: the worst moment
+        ):  # the clients have started their workers, which is the worst moment
             assert time.monotonic() < end_s, "no client has started"
             assert running.poll() is None, "the demo ended too early"
             time.sleep(LOOK_EVERY_S)

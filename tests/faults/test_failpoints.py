@@ -1,4 +1,4 @@
-"""The coordinator killed before and after every durable step: the run ends with the bits it would have had, and all verifies."""
+"""The coordinator is killed before and after every durable step: the run ends with the same bits, and its state verifies."""
 
 import random
 from pathlib import Path
@@ -13,7 +13,7 @@ from pluralllm.server.rounds.events import Event
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 SEED, SAMPLE = 20250312, 5
-NEVER_PASSED: dict[str, str] = {}  # point: why no run passes it
+NEVER_PASSED: dict[str, str] = {}  # point: the reason why no run passes it
 KILLED = [(pair, point) for pair in (Embedded.name, Served.name) for point in all_points() if point not in NEVER_PASSED]
 QUICK = [case for case in KILLED if case[0] == Embedded.name]
 CHOSEN = KILLED if ALL else random.Random(SEED).sample(QUICK, SAMPLE)

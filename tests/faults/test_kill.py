@@ -1,4 +1,4 @@
-"""kill -9, for real: the run ends with the bits of an undisturbed one, and verifies clean."""
+"""kill -9 of real processes: the run ends with the bits of an undisturbed run, and its state verifies."""
 
 import random
 import threading
@@ -16,7 +16,7 @@ from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.remote import Remote
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
-ROUNDS = 8  # of a few tenths of a second each: the run must outlive five kills, each some events after a restart
+ROUNDS = 8  # a few tenths of a second each; the run must outlive five kills, each some events after a restart
 SPEC = process_spec(rounds=ROUNDS)
 STATEFUL = process_spec(
     rounds=ROUNDS,
@@ -31,7 +31,7 @@ def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begin(running: Federation, addresses: dict[str, str] | None = None, spec: RunSpec = SPEC) -> Remote:
-    """A coordinator, two clients and a started run."""
+    """Starts a coordinator, two clients and a run."""
     remote = running.start_coordinator()
     for name, questions in zip(("ann", "ben"), sample_groups(2, 60, 0).values(), strict=True):
         running.start_client(name, questions, (addresses or {}).get(name))
@@ -44,11 +44,11 @@ def end_phase(remote: Remote) -> str:
     try:
         return str(remote.get_run("r")["phase"])
     except PluralError:
-        return ""  # the coordinator is away for a moment
+        return ""  # the coordinator is down for a moment
 
 
 def finish(running: Federation, remote: Remote) -> str:
-    """Waits for the end and for the clients to hear of it; verifies; the final model's digest."""
+    """Waits for the ends of the run and of its clients, and verifies the state; returns the final model's digest."""
     until(lambda: end_phase(remote) == "ended", "the run ends", running, 120)
     run = remote.get_run("r")
     assert run["outcome"] == "completed", run["outcome_reason"]
@@ -103,7 +103,7 @@ def test_a_coordinator_killed_five_times_in_mid_round_ends_with_the_same_model(
 
 
 def sequence(remote: Remote) -> int:
-    """How far the run's event log is; 0 while the coordinator is away."""
+    """Returns the length of the run's event log; 0 while the coordinator is down."""
     try:
         return int(remote.get_run("r")["sequence"])
     except PluralError:

@@ -1,4 +1,4 @@
-"""Half an hour of rounds with fifty clients: what the coordinator holds does not grow with the rounds that are done."""
+"""Half an hour of rounds with fifty clients: the coordinator's memory and files do not grow with the rounds that are done."""
 
 import os
 import statistics
@@ -19,7 +19,7 @@ MINUTES = float(os.environ.get("PLURALLLM_SOAK_MINUTES", "30"))
 CLIENTS, LOOK_EVERY_S = 50, 5.0
 ROUND = {"min_clients": CLIENTS, "target_clients": CLIENTS, "gather_s": 60, "deadline_s": 120, "evaluate_every": 20}
 MB = 1024**2
-MEMORY_GROWTH = 0.05  # of what it was, from the second sixth to the last one
+MEMORY_GROWTH = 0.05  # the allowed growth from the second sixth of the time to the last one
 
 pytestmark = [
     pytest.mark.faults,
@@ -31,9 +31,9 @@ pytestmark = [
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Of one process."""
+    """The resources of one process at one moment."""
 
-    memory_mb: float  # that is its own
+    memory_mb: float  # memory that it shares with no other process
     files: int
     threads: int
 
@@ -47,42 +47,42 @@ def sample(process: Process) -> Sample:
 
 @pytest.fixture
 def soaked(tmp_path: Path) -> Iterator[tuple[Fleet, Process]]:
-    with fleet(tmp_path / "fleet", Embedded(), UNDISTURBED, joins_per_minute="10000") as found:
+    with fleet(tmp_path / "fleet", Embedded(), UNDISTURBED, joins_per_minute="10000") as started:
         names = [f"client-{number}" for number in range(CLIENTS)]
-        begin(found, process_spec(rounds=100_000, round=ROUND), {name: {} for name in names})
-        yield found, found.processes[0]
+        begin(started, process_spec(rounds=100_000, round=ROUND), {name: {} for name in names})
+        yield started, started.processes[0]
 
 
 def middle(samples: list[Sample], first: float, last: float) -> Sample:
-    """The medians of a part."""
-    part = samples[round(first * len(samples)) : round(last * len(samples))]
+    """Returns the medians of the samples between two fractions of the time."""
+    chosen = samples[round(first * len(samples)) : round(last * len(samples))]
     return Sample(
-        statistics.median(each.memory_mb for each in part),
-        round(statistics.median(each.files for each in part)),
-        round(statistics.median(each.threads for each in part)),
+        statistics.median(sample.memory_mb for sample in chosen),
+        round(statistics.median(sample.files for sample in chosen)),
+        round(statistics.median(sample.threads for sample in chosen)),
     )
 
 
 def test_memory_files_and_threads_stay_as_they_are(soaked: tuple[Fleet, Process]) -> None:
-    found, coordinator = soaked
+    soaked_fleet, coordinator = soaked
     end_s, samples = time.monotonic() + 60 * MINUTES, []
     while time.monotonic() < end_s:
         time.sleep(LOOK_EVERY_S)
         samples.append(sample(coordinator))
-    rounds = found.insist("how far it is", lambda remote: int(remote.get_run("r")["round"]))
-    found.insist("the run is cancelled", lambda remote: bool(remote.cancel_run("r", "the soak is over")))
-    found.finish()  # and verify
+    rounds = soaked_fleet.insist("how far it is", lambda remote: int(remote.get_run("r")["round"]))
+    soaked_fleet.insist("the run is cancelled", lambda remote: bool(remote.cancel_run("r", "the soak is over")))
+    soaked_fleet.finish()  # and verify
     before, after = middle(samples, 1 / 6, 2 / 6), middle(samples, 5 / 6, 1)
-    told = (
+    summary = (
         f"{CLIENTS} clients, {MINUTES:.0f} minutes, {rounds} rounds, {rounds * CLIENTS} updates: "
         f"memory {before.memory_mb:.1f} MB, then {after.memory_mb:.1f} MB; open files {before.files}, {after.files}; "
         f"threads {before.threads}, {after.threads}"
     )
-    print(f"\n{told}")
+    print(f"\n{summary}")
     if REPORT:
         with Path(REPORT).open("a") as file:
-            file.write(f"\n## Soak\n\n{told}\n")
+            file.write(f"\n## Soak\n\n{summary}\n")
     assert rounds > MINUTES
-    assert after.memory_mb < (1 + MEMORY_GROWTH) * before.memory_mb, told
-    assert abs(after.files - before.files) <= 5, told
-    assert after.threads <= before.threads + 2, told
+    assert after.memory_mb < (1 + MEMORY_GROWTH) * before.memory_mb, summary
+    assert abs(after.files - before.files) <= 5, summary
+    assert after.threads <= before.threads + 2, summary

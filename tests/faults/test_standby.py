@@ -1,4 +1,4 @@
-"""Two coordinators on one database and one bucket: when the first is gone the second goes on; nothing is decided twice."""
+"""Two coordinators on one database and one bucket: the second goes on when the first is gone, and nothing is decided twice."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ WAITING = {"ann": {2: Behaviour.WAIT}, "ben": {2: Behaviour.WAIT}}
 
 @dataclass
 class Pair:
-    """The coordinator of a fleet, and one that stands by with a state directory of its own."""
+    """A fleet's coordinator, and a standby with a state directory of its own."""
 
     fleet: Fleet
     first: Process
@@ -40,7 +40,7 @@ class Pair:
     second_config: Path
 
     def until(self, what: str, holds: Callable[[], bool], limit_s: float = LIMIT_S) -> float:
-        """How long it took."""
+        """Waits until `holds` returns true; returns the seconds that it took."""
         start_s = time.monotonic()
         while not holds():
             assert time.monotonic() < start_s + limit_s, f"not within {limit_s} s: {what}\n{self.fleet.logs()}"
@@ -51,7 +51,7 @@ class Pair:
         return f'"event": "{event}"' in process.log.read_text()
 
     def state(self) -> dict[str, object]:
-        """Of the run, as the second coordinator has it; nothing while it does not answer."""
+        """Returns the run as the second coordinator reports it; nothing while it does not answer."""
         try:
             remote = Remote.of_member(load_identity(self.fleet.admin, "pluralllm").at(self.second_address))
             try:
@@ -67,26 +67,26 @@ def two(tmp_path: Path, postgres: Postgres, s3: S3, monkeypatch: pytest.MonkeyPa
     served = Served(postgres, s3)
     for name, value in served.environment.items():
         monkeypatch.setenv(name, value)
-    with fleet(tmp_path / "fleet", served, Fault("it is overtaken")) as found:
+    with fleet(tmp_path / "fleet", served, Fault("it is overtaken")) as drilled:
         address = f"127.0.0.1:{free_port()}"
-        found.processes[1].environment = {**found.processes[1].environment, "PLURALLLM_CLIENT_STANDBY": address}
-        begin(found, SPEC, WAITING)
+        drilled.processes[1].environment = {**drilled.processes[1].environment, "PLURALLLM_CLIENT_STANDBY": address}
+        begin(drilled, SPEC, WAITING)
         state = tmp_path / "second"
         state.mkdir()
-        shutil.copytree(found.state / "authority", state / "authority")
+        shutil.copytree(drilled.state / "authority", state / "authority")
         own = {"state_dir": str(state), "listen": address, "enrolment_listen": f"127.0.0.1:{free_port()}"}
-        shared = [line for line in found.config.read_text().splitlines() if line.partition(" ")[0] not in own]
+        shared = [line for line in drilled.config.read_text().splitlines() if line.partition(" ")[0] not in own]
         config = tmp_path / "second.toml"
         config.write_text("\n".join([*shared, *(f"{key} = {json.dumps(value)}" for key, value in own.items())]))
         command = [sys.executable, "-m", "pluralllm.server", "serve", "--config", str(config)]
-        second = Process(command, found.folder / "second.log", {}).start()
-        found.processes.append(second)
-        yield Pair(found, found.processes[0], second, address, config)
+        second = Process(command, drilled.folder / "second.log", {}).start()
+        drilled.processes.append(second)
+        yield Pair(drilled, drilled.processes[0], second, address, config)
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of the run's last version when nothing happens."""
+def undisturbed_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the last version of an undisturbed run."""
     with fleet(tmp_path_factory.mktemp("undisturbed") / "fleet", Embedded(), UNDISTURBED) as found:
         begin(found, SPEC, {"ann": {}, "ben": {}})
         return found.finish()
@@ -106,7 +106,9 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> str:
     ],
     ids=lambda way: way.name,
 )
-def test_the_second_coordinator_goes_on_where_the_first_one_ended(two: Pair, wanted: str, way: signal.Signals) -> None:
+def test_the_second_coordinator_goes_on_where_the_first_one_ended(
+    two: Pair, undisturbed_digest: str, way: signal.Signals
+) -> None:
     two.until("the second stands by", lambda: two.said(two.second, "server.standing_by"))
     two.fleet.insist("round 2 is open", lambda remote: remote.get_run("r")["round"] == 2)
     assert two.first.popen is not None
@@ -118,11 +120,11 @@ def test_the_second_coordinator_goes_on_where_the_first_one_ended(two: Pair, wan
     two.until("the run ends", lambda: two.state().get("phase") == "ended")
     two.until("the clients hear of it", lambda: not two.fleet.processes[1].running)
     print(f"\n{way.name}: taken over in {took_s:.1f} s, found by a client {finding_s:.1f} s later")
-    assert two.state()["version_digest"] == wanted
+    assert two.state()["version_digest"] == undisturbed_digest
     if way is signal.SIGSTOP:
         two.first.popen.send_signal(signal.SIGCONT)
         two.until("the first one ends", lambda: not two.first.running)
         assert "Another coordinator serves from this database now" in two.first.log.read_text()
     two.first.popen.wait(20)
     assert two.second.stop() == 0
-    check_commands.verify(two.second_config, None, as_json=False)  # raises if something is wrong
+    check_commands.verify(two.second_config, None, as_json=False)  # raises an error if something is wrong

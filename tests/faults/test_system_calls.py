@@ -1,4 +1,4 @@
-"""The coordinator killed at system calls on its files, one after the other, by strace; the rest is as in test_failpoints.py."""
+"""strace kills the coordinator at system calls on its files, one after another; all else is as in test_failpoints.py."""
 
 import random
 import shutil
@@ -20,7 +20,7 @@ SEED = 20250312
 
 
 def why_not() -> str:
-    """Why system calls cannot be struck here; "" if they can."""
+    """Returns the reason why strace cannot be used here; "" if it can."""
     if shutil.which("strace") is None:
         return "strace is not installed"
     tried = subprocess.run(
@@ -46,15 +46,15 @@ DRAFTS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """System calls of one kind, of one thread: strace counts each thread's by themselves."""
+    """The system calls of one kind; strace counts them for each thread separately."""
 
     name: str
     call: str
-    files: Sequence[str]  # in the state directory; none: any
-    sure: int  # so many of them there are in every ordinary run
+    files: Sequence[str]  # in the state directory; if there is none, any file
+    sure: int  # the number of these calls that every ordinary run makes
 
     def at(self, number: int) -> Fault:
-        """Killed on entering the call: it has not happened, all before it have."""
+        """Kills the coordinator when the call begins: the call has not happened, all earlier ones have."""
 
         def attach(state: Path) -> list[str]:
             inject = f"inject={self.call}:signal=SIGKILL:when={number}"
@@ -75,15 +75,15 @@ STRIKES = (
 )
 
 
-@pytest.mark.parametrize("pair", [Embedded.name], indirect=True, scope="session")  # the other's files are not here
+@pytest.mark.parametrize("pair", [Embedded.name], indirect=True, scope="session")  # the other pair has no local files
 @pytest.mark.parametrize("strike", STRIKES, ids=lambda strike: strike.name)
 def test_a_coordinator_killed_at_a_system_call_goes_on_as_if_nothing_had_been(
     tmp_path: Path, pair: StorePair, undisturbed: Undisturbed, strike: Strike
 ) -> None:
-    wanted = undisturbed.of(ORDINARY).digest
+    expected_digest = undisturbed.of(ORDINARY).digest
     numbers = count(1) if ALL else [random.Random(f"{SEED} {strike.name}").randint(1, strike.sure)]
     for number in numbers:
-        ending = drill(tmp_path / str(number), pair, ORDINARY, strike.at(number), wanted)
+        ending = drill(tmp_path / str(number), pair, ORDINARY, strike.at(number), expected_digest)
         if not ending.fired:
             assert number > strike.sure, f"there were fewer than {number} of them"
             return

@@ -1,4 +1,4 @@
-"""Who may call what, over real mutual TLS: every role against every RPC, and every wrong certificate there is."""
+"""Every role calls every RPC over real mutual TLS, and every kind of wrong certificate is tried."""
 
 import asyncio
 import datetime
@@ -56,7 +56,7 @@ CLIENT, OBSERVER, ADMIN = MemberRole.CLIENT, MemberRole.OBSERVER, MemberRole.ADM
 ADMINISTRATOR = Principal(ClientId("admin"), ADMIN)
 ONLY_IN_NEWER_RELEASES = {"/grpc.health.v1.Health/List"}
 
-# Written down once more, independently of the coordinator's own table.
+# The expected permissions, written a second time, independently of the coordinator's table.
 EXPECTED: dict[str, frozenset[MemberRole]] = {
     rpc: frozenset(roles)
     for roles, rpcs in (
@@ -75,7 +75,7 @@ SERVED = (*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerRef
 
 
 def methods() -> dict[str, Any]:
-    """Every RPC of the main port, from the descriptors of what it serves."""
+    """Returns every RPC of the main port, from the descriptors of its services."""
     pool = descriptor_pool.Default()
     services = [pool.FindServiceByName(name) for name in SERVED]
     return {f"/{service.full_name}/{method.name}": method for service in services for method in service.methods}
@@ -85,7 +85,7 @@ METHODS = methods()
 
 
 async def call(channel: grpc.aio.Channel, path: str, request: Any = None, metadata: Any = None) -> Any:
-    """One call of any kind, with an empty request; of a stream the first answer. Raises the leaf it was refused with."""
+    """Makes one call of any kind with an empty request; returns a stream's first answer. Raises the error of a refusal."""
     method = METHODS[path]
     kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
     ask, answer = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
@@ -117,7 +117,7 @@ async def refused(channel: grpc.aio.Channel, path: str) -> PluralError | None:
 
 
 def test_every_rpc_has_a_row_and_every_row_an_rpc() -> None:
-    """A new RPC without a row is refused to everybody, and this fails."""
+    """A new RPC without a row is refused to everybody; this test then fails."""
     assert METHODS.keys() <= RULES.keys()
     assert RULES.keys() - METHODS.keys() <= ONLY_IN_NEWER_RELEASES
     assert {path.rpartition("/")[2] for path in RULES} == EXPECTED.keys()
@@ -155,7 +155,7 @@ def forge(
     end_s: float = 3600.0,
     usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
 ) -> Identity:
-    """A certificate signed by the federation's own authority, as it would never issue it; times are relative to now."""
+    """Makes a certificate that the authority signs but would never issue; times are relative to now."""
     authority, key, now = served.registry.authority, new_key(), datetime.datetime.now(tz=datetime.UTC)
     member = identity.membership
     uri = x509.UniformResourceIdentifier(member_uri(member.federation, member.role, member.name))
@@ -176,7 +176,7 @@ def forge(
 
 
 def foreign(identity: Identity, folder: Path) -> Identity:
-    """Another federation's certificate for the same name."""
+    """Makes another federation's certificate for the same name."""
     other = create_authority(folder / "authority", identity.membership.federation, ["x"], None, time.time())
     key, member = new_key(), identity.membership
     return save_renewal(
@@ -196,7 +196,7 @@ FORGED: dict[type[PluralError], Callable[[Identity, Served, Path], Identity]] = 
 async def test_a_wrong_certificate_never_gets_through_and_its_owner_is_told_why(
     tmp_path: Path, reason: type[PluralError]
 ) -> None:
-    """TLS itself refuses it, without a word; the enrolment port says the reason, and the log has it."""
+    """TLS refuses the connection without a message; the enrolment port gives the reason, and the log has it."""
     async with serving(tmp_path / "state") as served:
         good = await served.member("ann", CLIENT)
         good = good.at(served.address)
@@ -296,7 +296,7 @@ async def test_a_role_in_a_certificate_gives_no_right_that_the_list_does_not(tmp
                 await call(channel, "/pluralllm.v1.OperationsService/ListMembers")
 
 
-# Identity is the certificate's
+# A caller's identity is that of its certificate
 
 
 async def test_an_id_in_a_message_that_is_not_the_certificates_is_refused_and_audited(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ async def test_a_revocation_ends_a_stream_that_is_under_way(tmp_path: Path) -> N
 
 
 async def test_expiry_works_on_the_open_connection(tmp_path: Path) -> None:
-    """The coordinator's wall clock is moved on; the connection stays the same one."""
+    """The coordinator's wall clock moves on while the connection stays open."""
     later_s = [0.0]
     async with serving(tmp_path / "state", wall_s=lambda: time.time() + later_s[0]) as served:
         ann = await served.client("ann")
@@ -421,7 +421,7 @@ async def test_a_revocation_that_a_crash_cut_off_from_its_effect_has_it_after_th
             await client.evaluate(await client.task())
         task = await ann.task()
         await ann.push(task, tmp_path / "u", write_delta(tmp_path / "u", spec, 1))
-        await served.registry.revoke(ADMINISTRATOR, "ann", "")  # on record; the coordinator never hears of it
+        await served.registry.revoke(ADMINISTRATOR, "ann", "")  # stored, but the coordinator is not notified
     async with serving(tmp_path / "state") as served:
         [run] = served.coordinator.runs()
         assert run.state.receipts == ()

@@ -1,4 +1,4 @@
-"""Backups of a federation in mid-run, and what they are restored into: each is whole, and from each the run ends the same."""
+"""Backups of a federation in mid-run: each is complete, and from each the restored run ends with the same model."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ from pluralllm.server.storage.state_directory import StateDirectory
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SEED = 20250312
 PAIRS = (Embedded.name, Served.name)
-NOW_S = 2e9  # of a restore
+NOW_S = 2e9  # the time of a restore
 SPEC = process_spec(
     rounds=8,
     round={"evaluate_every": 4},
@@ -50,7 +50,7 @@ SPEC = process_spec(
 
 @dataclass(frozen=True)
 class BackedUp:
-    """A run that has ended, and what was copied of it meanwhile."""
+    """A run that has ended, and the backups that were made of it meanwhile."""
 
     fleet: Fleet
     digest: str  # of its last version
@@ -64,12 +64,12 @@ class BackedUp:
         return rng.choice([path for path in self.backups if 0 < newest_version(path) < SPEC.rounds])
 
     def from_the_beginning(self) -> Path:
-        """The first with moments of a server optimizer, which retention has deleted since."""
+        """The first backup with moments of a server optimizer, which retention has deleted since."""
         return next(path for path in self.backups if newest_version(path) > 0)
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    """Tells nobody."""
+    """Ignores the progress."""
 
 
 def config_of(file: Path) -> ServerConfig:
@@ -94,39 +94,39 @@ def pairs(postgres: Postgres, s3: S3) -> Iterator[Mapping[str, StorePair]]:
 def source(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pairs: Mapping[str, StorePair]
 ) -> Iterator[BackedUp]:
-    """Backed up twice in each round: while one client holds the round open, and right after it has been let go.
+    """Makes two backups in each round: one while a client holds the round open, one right after that client may deliver.
 
-    The second is at whatever moment it comes to, while rounds go on and retention deletes what is old.
+    The second one falls on a random moment, while rounds go on and retention deletes old files.
     """
     folder = tmp_path_factory.mktemp("source")
-    with fleet(folder / "fleet", pairs[request.param], UNDISTURBED, keep_updates="1") as found:
-        asyncio.run(leave_blob(config_of(found.config)))
-        begin(found, SPEC, {"ann": dict.fromkeys(range(1, SPEC.rounds + 1), Behaviour.WAIT), "ben": {}})
+    with fleet(folder / "fleet", pairs[request.param], UNDISTURBED, keep_updates="1") as running_fleet:
+        asyncio.run(leave_blob(config_of(running_fleet.config)))
+        begin(running_fleet, SPEC, {"ann": dict.fromkeys(range(1, SPEC.rounds + 1), Behaviour.WAIT), "ben": {}})
         backups: list[Path] = []
 
         def take() -> None:
             backups.append(folder / f"backup-{len(backups):02}")
-            asyncio.run(back_up(config_of(found.config), backups[-1], quiet))
+            asyncio.run(back_up(config_of(running_fleet.config), backups[-1], quiet))
 
         for number in range(1, SPEC.rounds + 1):
-            found.insist(f"round {number} waits for ann", lambda remote, n=number: "ben" in receipts(remote, n))  # type: ignore[misc]
+            running_fleet.insist(f"round {number} waits for ann", lambda remote, n=number: "ben" in receipts(remote, n))  # type: ignore[misc]
             take()
-            found.let_go("ann", number)
+            running_fleet.let_go("ann", number)
             take()
-        yield BackedUp(found, found.finish(), tuple(backups))
+        yield BackedUp(running_fleet, running_fleet.finish(), tuple(backups))
 
 
 async def leave_blob(config: ServerConfig) -> None:
-    """Stored, and never put on record: as by a coordinator that was killed in between."""
+    """Stores a blob without a record, as a coordinator does that is killed between the two steps."""
     with StateDirectory(config.state_dir) as state:
         draft = state.scratch / "draft"
         draft.write_bytes(b"nobody names this")
         await blobs_of(config, state).put(manifest_of(draft).digest, draft)
 
 
-def restored(folder: Path, found: Fleet, settings: Mapping[str, str], directory: Path) -> tuple[Path, Contents]:
-    """The configuration of a coordinator in other stores, at the same address."""
-    kept = tomllib.loads(found.config.read_text())
+def restored(folder: Path, old_fleet: Fleet, settings: Mapping[str, str], directory: Path) -> tuple[Path, Contents]:
+    """Writes the configuration of a coordinator with other stores at the same address, and restores into them."""
+    kept = tomllib.loads(old_fleet.config.read_text())
     values = {key: kept[key] for key in ("listen", "enrolment_listen", "lease_s", "keep_updates")}
     config = folder / "restored.toml"
     values |= {"state_dir": str(folder / "restored"), **settings}
@@ -134,20 +134,20 @@ def restored(folder: Path, found: Fleet, settings: Mapping[str, str], directory:
     return config, asyncio.run(restore(config_of(config), directory, NOW_S, quiet))
 
 
-def go_on(found: Fleet, config: Path) -> dict[str, Any]:
-    """The same clients find a coordinator at the old address; the run at its end."""
-    coordinator, clients = found.processes[:2]
-    shutil.copyfile(config, found.config)
-    found.start_coordinator()
+def go_on(old_fleet: Fleet, config: Path) -> dict[str, Any]:
+    """Starts a coordinator at the old address for the same clients; returns the run at its end."""
+    coordinator, clients = old_fleet.processes[:2]
+    shutil.copyfile(config, old_fleet.config)
+    old_fleet.start_coordinator()
     clients.start()
-    found.insist("the run ends", lambda remote: remote.get_run("r")["phase"] == "ended")
-    run = found.insist("the run is shown", lambda remote: remote.get_run("r"))
-    found.insist("the clients hear that the run is over", lambda _: not clients.running)
-    # What the database numbers by itself goes on where the backup stood.
-    made = found.insist("another run is made", lambda remote: remote.create_run("s", SPEC.canonical_json()))
+    old_fleet.insist("the run ends", lambda remote: remote.get_run("r")["phase"] == "ended")
+    run = old_fleet.insist("the run is shown", lambda remote: remote.get_run("r"))
+    old_fleet.insist("the clients hear that the run is over", lambda _: not clients.running)
+    # The database's own numbers continue from the state of the backup.
+    made = old_fleet.insist("another run is made", lambda remote: remote.create_run("s", SPEC.canonical_json()))
     assert made
     assert coordinator.stop() == 0
-    found.verify()
+    old_fleet.verify()
     return run
 
 
@@ -186,13 +186,13 @@ def test_what_is_restored_from_any_backup_is_backed_up_again_as_it_was(
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """Blobs and authority."""
+    """Returns the blobs and the authority's files."""
     found = [*directory.glob("blobs/*/*"), *directory.glob("authority/*")]
     return {str(path.relative_to(directory)): path.read_bytes() for path in found}
 
 
 def rows(directory: Path) -> dict[str, list[Any]]:
-    """Of each table but who may lead."""
+    """Returns the rows of each table, but not the one for the lead."""
     with contextlib.closing(sqlite3.connect(directory / "coordinator.sqlite3")) as database:
         names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {name: sorted(database.execute(f'SELECT * FROM "{name}"')) for name in names if name != "leadership"}
@@ -217,20 +217,20 @@ def test_a_coordinator_that_served_before_the_restore_is_fenced_off(
 def test_the_command_says_what_is_in_a_backup_and_that_it_holds_secrets(tmp_path: Path, source: BackedUp) -> None:
     made = tmp_path / "made"
     command = [SERVER, "backup", str(made), "--config", str(source.fleet.config)]
-    as_json = source.fleet.pair.name == Served.name  # once each: a process takes a second
+    as_json = source.fleet.pair.name == Served.name  # one form for each pair: a process takes a second
     options = ["--json"] if as_json else []
-    told = typed(*command, *options).stdout
+    output = typed(*command, *options).stdout
     blobs = len(list(made.glob("blobs/*/*")))
     if as_json:
-        facts = json.loads(told)
+        facts = json.loads(output)
         assert facts["audit"]["clean"]
         assert facts["audit"]["versions"] == SPEC.rounds + 1
         assert facts["blobs"] == blobs
     else:
-        assert f"{blobs} blobs" in told
-        assert f"{SPEC.rounds + 1} versions" in told
-        assert "clean" in told
-        assert "keep it as secret" in told
+        assert f"{blobs} blobs" in output
+        assert f"{SPEC.rounds + 1} versions" in output
+        assert "clean" in output
+        assert "keep it as secret" in output
     assert {path.stat().st_mode & 0o077 for path in (made / "authority").iterdir()} == {0}
 
 
@@ -242,7 +242,7 @@ def test_a_moment_whose_blobs_are_past_retention_is_taken_again(
 
     async def take_late(url: object, target: Path) -> None:
         taken.append(target)
-        if len(taken) == 1:  # so much time has gone by since
+        if len(taken) == 1:  # the first snapshot comes from before the last deletions
             shutil.copyfile(old / "coordinator.sqlite3", target)
         else:
             await take(url, target)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What backup and restore refuse, what they say, and that nothing is changed then; and what was stopped goes on."""
+"""Refusals of backup and restore: their messages, and that they change nothing; an interrupted command can be resumed."""
 
 import asyncio
 import errno
@@ -51,7 +51,7 @@ PAIRS = (Embedded.name, Served.name)
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    """Tells nobody."""
+    """Ignores the progress."""
 
 
 def configured(state: Path, **settings: Any) -> ServerConfig:
@@ -82,15 +82,15 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> ServerConfig:
 
 @pytest.fixture(scope="module")
 def whole(origin: ServerConfig) -> Path:
-    """A backup that nobody changes."""
+    """A backup that no test changes."""
     path = origin.state_dir.with_name("backup")
     make(origin, path)
     return path
 
 
 @pytest.fixture
-def mine(whole: Path, tmp_path: Path) -> Path:
-    """A backup to be spoilt."""
+def spoilable_backup(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the backup that a test may spoil."""
     return shutil.copytree(whole, tmp_path / "mine")
 
 
@@ -115,7 +115,7 @@ def blob_of(directory: Path) -> Path:
     return found
 
 
-# Backup
+# Backups
 
 
 def test_a_backup_makes_a_new_directory(origin: ServerConfig, tmp_path: Path) -> None:
@@ -185,18 +185,20 @@ def test_a_backup_that_was_stopped_is_none_and_goes_on(
     assert not partial.exists()
 
 
-def test_what_a_coordinator_has_lost_is_not_backed_up_as_if_it_were_whole(mine: Path, tmp_path: Path) -> None:
-    blob = blob_of(mine)
+def test_what_a_coordinator_has_lost_is_not_backed_up_as_if_it_were_whole(
+    spoilable_backup: Path, tmp_path: Path
+) -> None:
+    blob = blob_of(spoilable_backup)
     blob.write_bytes(b"spoilt" + blob.read_bytes()[6:])
     with pytest.raises(Corrupt):
-        make(configured(mine), tmp_path / "backup")
+        make(configured(spoilable_backup), tmp_path / "backup")
     blob.unlink()
     with pytest.raises(BackupUnusable, match="1 blobs that the records need are lost"):
-        make(configured(mine), tmp_path / "backup")
+        make(configured(spoilable_backup), tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
 
 
-# Restore: the backup
+# Restores: faults of the backup
 
 
 def other_database(path: Path) -> None:
@@ -216,7 +218,7 @@ def changed_rows(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "refusal"),
     [
         (lambda path: path.unlink(), "there is no coordinator.sqlite3 in it"),
         (lambda path: path.write_text("letters " * 1000), "its database cannot be read"),
@@ -227,21 +229,23 @@ def changed_rows(path: Path) -> None:
     ids=["no database", "no SQLite", "another database", "a newer one", "changed rows"],
 )
 def test_a_database_that_is_no_coordinators_is_refused(
-    mine: Path, tmp_path: Path, spoil: Callable[[Path], None], said: str
+    spoilable_backup: Path, tmp_path: Path, spoil: Callable[[Path], None], refusal: str
 ) -> None:
-    spoil(mine / "coordinator.sqlite3")
-    before = everything(mine)
-    with pytest.raises(BackupUnusable, match=said):
-        bring_back(configured(tmp_path / "target"), mine)
+    spoil(spoilable_backup / "coordinator.sqlite3")
+    before = everything(spoilable_backup)
+    with pytest.raises(BackupUnusable, match=refusal):
+        bring_back(configured(tmp_path / "target"), spoilable_backup)
     assert not (tmp_path / "target").exists()
-    assert everything(mine) == before
+    assert everything(spoilable_backup) == before
 
 
 @pytest.mark.parametrize("spoil", [lambda blob: blob.unlink(), lambda blob: blob.write_bytes(b"other")])
-def test_a_backup_with_a_spoilt_blob_is_refused(mine: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    spoil(blob_of(mine))
+def test_a_backup_with_a_spoilt_blob_is_refused(
+    spoilable_backup: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(blob_of(spoilable_backup))
     with pytest.raises(BackupUnusable, match="its verification finds run r: model version 0"):
-        bring_back(configured(tmp_path / "target"), mine)
+        bring_back(configured(tmp_path / "target"), spoilable_backup)
     assert not (tmp_path / "target").exists()
 
 
@@ -251,22 +255,22 @@ def test_what_is_not_there_cannot_be_restored(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_a_coordinator_serves_from_is_no_backup(mine: Path, tmp_path: Path) -> None:
-    with StateDirectory(mine), pytest.raises(InUse, match=r"The backup .* is in use by process"):
-        bring_back(configured(tmp_path / "target"), mine)
+def test_a_directory_that_a_coordinator_serves_from_is_no_backup(spoilable_backup: Path, tmp_path: Path) -> None:
+    with StateDirectory(spoilable_backup), pytest.raises(InUse, match=r"The backup .* is in use by process"):
+        bring_back(configured(tmp_path / "target"), spoilable_backup)
 
 
-def test_a_backup_of_an_older_release_is_restored_and_stays_as_it_is(mine: Path, tmp_path: Path) -> None:
-    path = mine / "coordinator.sqlite3"
+def test_a_backup_of_an_older_release_is_restored_and_stays_as_it_is(spoilable_backup: Path, tmp_path: Path) -> None:
+    path = spoilable_backup / "coordinator.sqlite3"
     path.unlink()
     asyncio.run(upgrade(path, "0003"))
     before = path.read_bytes()
-    assert bring_back(configured(tmp_path / "target"), mine).report.is_clean
+    assert bring_back(configured(tmp_path / "target"), spoilable_backup).report.is_clean
     assert path.read_bytes() == before
 
 
 async def upgrade(path: Path, revision: str) -> None:
-    """A database with the tables of a release."""
+    """Creates a database with the tables of a release."""
     engine = new_engine(sqlite_url(path))
 
     def migrate(connection: object) -> None:
@@ -280,7 +284,7 @@ async def upgrade(path: Path, revision: str) -> None:
     await engine.dispose()
 
 
-# Restore: the target
+# Restores: faults of the target
 
 
 def test_a_target_with_a_run_is_refused_and_stays_as_it_is(whole: Path, target: ServerConfig) -> None:
@@ -341,11 +345,11 @@ def test_a_coordinator_that_begins_in_mid_restore_keeps_its_empty_database(
 ) -> None:
     copy = backup.copy_blobs
 
-    async def take_over_meanwhile(*given: Any) -> set[Any]:
+    async def take_over_meanwhile(*arguments: Any) -> set[Any]:
         store = await open_store(database_url(target, StateDirectory(target.state_dir)))
         await store.take_over()
         await store.close()
-        return set(await copy(*given))
+        return set(await copy(*arguments))
 
     monkeypatch.setattr(restoring, "copy_blobs", take_over_meanwhile)
     with pytest.raises(Overtaken):
@@ -359,13 +363,13 @@ def test_a_long_restore_lets_no_coordinator_begin(
 ) -> None:
     copy = backup.copy_blobs
 
-    async def take_long(*given: Any) -> set[Any]:
-        await asyncio.sleep(2.5)  # longer than the database keeps a leader that does not look
+    async def take_long(*arguments: Any) -> set[Any]:
+        await asyncio.sleep(2.5)  # longer than the database waits for a leader that does not renew its lead
         url = database_url(target, StateDirectory(target.state_dir))
         with pytest.raises(InUse):
             async with leading(url, wait=False):
                 pass
-        return set(await copy(*given))
+        return set(await copy(*arguments))
 
     monkeypatch.setattr(leadership, "IDLE_LIMIT", "1500ms")
     monkeypatch.setattr(restoring, "copy_blobs", take_long)
@@ -401,19 +405,23 @@ def test_an_authority_of_the_same_root_is_left_as_it_is_and_another_one_is_refus
         bring_back(foreign, whole)
 
 
-def test_a_state_directory_that_lost_its_database_and_has_a_spoilt_blob_is_whole_again(whole: Path, mine: Path) -> None:
-    (mine / "coordinator.sqlite3").unlink()
-    blob_of(mine).write_bytes(b"spoilt")
-    bring_back(configured(mine), whole)
-    assert blob_of(mine).read_bytes() == blob_of(whole).read_bytes()
-    assert asyncio.run(verified(configured(mine))) == (1, True)
+def test_a_state_directory_that_lost_its_database_and_has_a_spoilt_blob_is_whole_again(
+    whole: Path, spoilable_backup: Path
+) -> None:
+    (spoilable_backup / "coordinator.sqlite3").unlink()
+    blob_of(spoilable_backup).write_bytes(b"spoilt")
+    bring_back(configured(spoilable_backup), whole)
+    assert blob_of(spoilable_backup).read_bytes() == blob_of(whole).read_bytes()
+    assert asyncio.run(verified(configured(spoilable_backup))) == (1, True)
 
 
 @pytest.mark.parametrize("target", [Served.name], indirect=True)
-def test_a_federation_moves_to_other_stores_and_keeps_its_state_directory(mine: Path, target: ServerConfig) -> None:
-    moved = target.model_copy(update={"state_dir": mine.with_name("state")})
-    shutil.copytree(mine, moved.state_dir)
-    assert bring_back(moved, mine).report.runs == 1
+def test_a_federation_moves_to_other_stores_and_keeps_its_state_directory(
+    spoilable_backup: Path, target: ServerConfig
+) -> None:
+    moved = target.model_copy(update={"state_dir": spoilable_backup.with_name("state")})
+    shutil.copytree(spoilable_backup, moved.state_dir)
+    assert bring_back(moved, spoilable_backup).report.runs == 1
     asyncio.run(begin_run(moved, "s"))
     assert "runs" in rows_in(moved)
     assert asyncio.run(verified(moved)) == (2, True)

@@ -1,4 +1,4 @@
-"""What a person gets who mistypes, misconfigures or meets a full disk: one clear line, the right exit code, no stack trace."""
+"""A wrong command, a wrong configuration and a full disk give one clear line, the right exit code and no stack trace."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ def command(module: str, *arguments: str, **environment: str) -> "subprocess.Com
 
 
 def refusal(done: "subprocess.CompletedProcess[str]", code: int = 3) -> str:
-    """The error as told; never a stack trace."""
+    """Returns the error text, after checking the exit code and that there is no stack trace."""
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert [line.startswith("error: ") for line in done.stderr.splitlines()].count(True) == 1, done.stderr
@@ -85,20 +85,20 @@ def test_a_server_without_certificates_says_how_to_make_them(tmp_path: Path) -> 
 
 def test_a_taken_port_is_named(tmp_path: Path, taken_port: int) -> None:
     listen = f"127.0.0.1:{taken_port}"
-    told = refusal(
+    error_text = refusal(
         command("pluralllm.server", "serve", "--plain-text", "--state-dir", str(tmp_path), "--listen", listen)
     )
-    assert f"{listen} is in use" in told
+    assert f"{listen} is in use" in error_text
 
 
 def test_what_lies_in_the_way_of_a_starting_coordinator_is_named_without_a_stack_trace(tmp_path: Path) -> None:
-    """Its servers run already when it writes down where."""
+    """The coordinator writes its address file when its servers run already."""
     state = tmp_path / "state"
     (state / "address").mkdir(parents=True)
-    told = refusal(
+    error_text = refusal(
         command("pluralllm.server", "serve", "--plain-text", "--state-dir", str(state), "--listen", "127.0.0.1:0")
     )
-    assert f"-> '{state / 'address'}'. Look at that path" in told
+    assert f"-> '{state / 'address'}'. Look at that path" in error_text
 
 
 def test_a_state_directory_in_use_names_the_process(tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def test_an_absent_model_folder_is_named(tmp_path: Path) -> None:
 def test_a_dimension_that_is_not_the_models_is_refused_with_the_right_one(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[embedding]\nmodel = "m"\ndimension = 8\n')
-    told = refusal(
+    error_text = refusal(
         command("pluralllm.cli", "run", "create", "r", str(path), "--embedding-model-path", str(get_model_path()))
     )
-    assert "embedding.dimension: must be 768" in told
+    assert "embedding.dimension: must be 768" in error_text
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
+    """Mounts a file system of 2 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(

@@ -1,4 +1,4 @@
-"""A call may be cancelled at any moment (its client hung up, its deadline passed): what is on disk and in memory stay one."""
+"""A call may be cancelled at any moment, by its client or its deadline: the states on disk and in memory still agree."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ SPEC_JSON = small_spec().canonical_json()
 
 
 class WatchedBlobs(LocalBlobs):
-    """Tells when a blob is durable: what is to be on record next is not yet."""
+    """A blob store that notifies a test when a blob is durable and its record is not written yet."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -42,7 +42,7 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
 
 
 async def hang_up(call: "asyncio.Task[object]", turns: int) -> None:
-    """Cancels a call after so many turns of the event loop, at the latest when it is done."""
+    """Cancels a call after a number of turns of the event loop, or when it is done."""
     for _ in range(turns):
         await asyncio.sleep(0)
     call.cancel()

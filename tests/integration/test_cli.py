@@ -54,7 +54,7 @@ class Done:
 
 
 def environment_of(coordinator: Served | str) -> dict[str, str]:
-    """A person's: an administrator with a key, or, where no coordinator is reached, in plain text."""
+    """Returns the environment of an administrator with a key, or of plain text if there is no coordinator to reach."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PLURALLLM_")}
     if isinstance(coordinator, Served):
         environment["PLURALLLM_IDENTITY"] = str(coordinator.identities / "admin")
@@ -67,7 +67,7 @@ def environment_of(coordinator: Served | str) -> dict[str, str]:
 
 
 def start(*arguments: str, coordinator: Served | str) -> "subprocess.Popen[str]":
-    """A command that goes on until it is interrupted."""
+    """Starts a command that runs until it is interrupted."""
     return subprocess.Popen(
         [sys.executable, "-m", CLI, *arguments],
         stdin=subprocess.DEVNULL,
@@ -89,13 +89,13 @@ async def finish(child: "subprocess.Popen[str]") -> Done:
 
 
 async def pluralllm(*arguments: str, coordinator: Served | str = "") -> Done:
-    """A command that ends, without holding up the coordinator in this process."""
+    """Runs a command to its end, without blocking the coordinator in this process."""
     done = await asyncio.to_thread(typed, CLI, *arguments, environment=environment_of(coordinator), limit_s=LIMIT_S)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
 def assert_one_clear_line(done: Done, code: int, *words: str) -> None:
-    """The exit code, one error on stderr, nothing on stdout, no stack trace."""
+    """Checks the exit code, one error line on stderr, nothing on stdout, and no stack trace."""
     assert done.code == code, done
     assert done.out == ""
     assert done.err.startswith("error: ")
@@ -117,7 +117,7 @@ def spec_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """Returns a port of loopback without a listener."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -151,10 +151,10 @@ async def test_address_without_a_port_is_refused() -> None:
 
 
 async def test_a_code_is_explained_and_an_unknown_one_refused_with_those_near() -> None:
-    told = (await pluralllm("explain", "wrong-base", "--json")).json
-    assert told["code"] == "WRONG_BASE"
-    assert "<current>" in told["why"]
-    assert (told["grpc_status"], told["exit_code"]) == ("FAILED_PRECONDITION", 3)
+    explanation = (await pluralllm("explain", "wrong-base", "--json")).json
+    assert explanation["code"] == "WRONG_BASE"
+    assert "<current>" in explanation["why"]
+    assert (explanation["grpc_status"], explanation["exit_code"]) == ("FAILED_PRECONDITION", 3)
     assert_one_clear_line(await pluralllm("explain", "wrong-bas"), 3, "WRONG_BASE")
 
 
@@ -199,7 +199,7 @@ async def test_embedding_model_folder_that_is_missing_is_named(tmp_path: Path, s
 
 async def test_another_spec_under_the_same_name_is_refused(tmp_path: Path, spec_file: Path) -> None:
     async with serving(tmp_path / "state") as served:
-        for _ in range(2):  # the same again is no error
+        for _ in range(2):  # a repeated command is no error
             assert (await pluralllm("run", "create", "r", str(spec_file), coordinator=served)).code == 0
         write(spec_file, SPEC.replace("seed = 5", "seed = 6"))
         done = await pluralllm("run", "create", "r", str(spec_file), coordinator=served)
@@ -262,19 +262,19 @@ async def test_an_audit_log_too_long_to_be_read_is_not_called_unbroken_to_its_en
     async with serving(tmp_path / "state") as served:
         await served.create("first", small_spec())
         remote = Remote.of_member(load_identity(served.identities / "admin", "").at(served.address))
-        found, head, whole = await asyncio.to_thread(verified_entries, remote, tmp_path / "nowhere")
-        assert (len(found), whole) == (3, True)
+        entries, head, whole = await asyncio.to_thread(verified_entries, remote, tmp_path / "nowhere")
+        assert (len(entries), whole) == (3, True)
         monkeypatch.setattr("pluralllm.operator.remote.MAX_PAGES", 1)
-        found, head, whole = await asyncio.to_thread(verified_entries, remote, tmp_path / "nowhere")
-        assert (len(found), whole) == (2, False)
+        entries, head, whole = await asyncio.to_thread(verified_entries, remote, tmp_path / "nowhere")
+        assert (len(entries), whole) == (2, False)
         await asyncio.to_thread(remote.close)
         screen = io.StringIO()
-        Console(file=screen, width=200).print(audit_table(found, len(found), head, now(), whole=whole))
+        Console(file=screen, width=200).print(audit_table(entries, len(entries), head, now(), whole=whole))
         assert "the first 2 entries only: the log was not read to its end" in screen.getvalue()
 
 
 async def test_an_audit_in_plain_text_neither_uses_nor_changes_what_an_identity_remembers(tmp_path: Path) -> None:
-    """The folder is of a member of another federation, whose log was longer."""
+    """The folder belongs to a member of another federation with a longer log."""
     memory = tmp_path / "identity" / "audit-head.json"
     memory.parent.mkdir()
     memory.write_text(remembered := json.dumps({"sequence": 7, "sha256": "0" * 64, "seen": "2026-01-01"}))
@@ -323,13 +323,13 @@ async def test_broken_pull_is_resumed_from_the_first_chunk_that_is_missing(tmp_p
         assert manifest.chunks >= 3
         sent = (await served.run("r")).sent_bytes
         (folder / "model.safetensors").unlink()
-        part = folder / f".{manifest.digest[:16]}.part"
-        part.write_bytes(content[: 2 * CHUNK_BYTES + 100])  # two chunks, and a part of the third
+        partial_file = folder / f".{manifest.digest[:16]}.part"
+        partial_file.write_bytes(content[: 2 * CHUNK_BYTES + 100])  # two chunks and the start of the third
         again = await pluralllm("model", "pull", "r", str(folder), coordinator=served)
         assert again.code == 0, again.err
         assert (folder / "model.safetensors").read_bytes() == content
         assert (await served.run("r")).sent_bytes - sent == len(content) - 2 * CHUNK_BYTES
-        assert not part.exists()
+        assert not partial_file.exists()
 
 
 async def test_damaged_part_of_a_broken_pull_is_found_and_fetched_again(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ async def test_damaged_part_of_a_broken_pull_is_found_and_fetched_again(tmp_path
         assert manifest_of(folder / "model.safetensors").digest == digest
 
 
-# Without a coordinator
+# Commands without a coordinator
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
@@ -375,7 +375,7 @@ def test_command_is_loaded_without_torch(module: str) -> None:
 
 
 class _Waiting:
-    """A coordinator with one run in which nothing happens; it knows no other calls."""
+    """A coordinator with one idle run; it answers no other calls."""
 
     def __init__(self) -> None:
         self.watched = asyncio.Event()
@@ -422,6 +422,6 @@ async def test_watch_outlives_a_restart_of_the_coordinator() -> None:
         child = start("status", "r", "--watch", coordinator=address)
         await asyncio.wait_for(service.watched.wait(), LIMIT_S)
     async with waiting_coordinator(int(address.rpartition(":")[2])) as (service, _):
-        await asyncio.wait_for(service.watched.wait(), LIMIT_S)  # it has come back by itself
+        await asyncio.wait_for(service.watched.wait(), LIMIT_S)  # the command has reconnected by itself
         child.send_signal(signal.SIGINT)
         assert (await finish(child)).code == 130

@@ -88,7 +88,7 @@ async def daemon(
     address: str | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
-    """The daemon of the member ann."""
+    """Runs the daemon of the member ann."""
     identity = await served.member("ann", MemberRole.CLIENT, "G", role)
     running = Running(folder, model, identity, policy or Policy(min_cohort=1), address, **settings)
     try:
@@ -229,7 +229,7 @@ async def test_a_second_daemon_of_one_client_ends_the_first_with_a_reason(
 
 
 async def test_the_worker_answers_in_leaves_and_notices_that_it_is_not_wanted(tmp_path: Path) -> None:
-    """What an unexpected exception says may be private, and the answer goes on to the coordinator."""
+    """The text of an unexpected exception may be private, and the answer goes to the coordinator."""
     worker = WorkerProcess()
     with pytest.raises(WorkerDied, match="KeyError") as died:
         await worker.ask(EVALUATE, Evaluate(Digest("a private text"), tmp_path), lambda *_: None)
@@ -240,7 +240,7 @@ async def test_the_worker_answers_in_leaves_and_notices_that_it_is_not_wanted(tm
 
 
 def big_spec() -> RunSpec:
-    """A model of about 64 MB."""
+    """Returns the spec of a model of about 64 MB."""
     return process_spec(
         rounds=1,
         round=ALONE,
@@ -249,7 +249,7 @@ def big_spec() -> RunSpec:
 
 
 async def test_a_connection_lost_in_the_middle_of_64_mb_costs_only_the_missing_chunks(tmp_path: Path) -> None:
-    """Real gRPC through a proxy that cuts the connection after 30 MB; the transport resumes by itself."""
+    """Real gRPC runs through a proxy that cuts the connection after 30 MB; the transport resumes by itself."""
     spec = big_spec()
     async with serving(tmp_path / "server", SystemClock(), silence_s=600) as served:
         await served.create("r", spec)
@@ -270,10 +270,10 @@ async def test_a_connection_lost_in_the_middle_of_64_mb_costs_only_the_missing_c
             await transport.close()
             proxy.close()
         run = await served.run("r")
-        # The chunk in hand when the connection broke is kept, but its call did not live to count it.
+        # The chunk that was written when the connection broke is kept, but its call ended before it was counted.
         assert 0 <= manifest.size_bytes - run.received_bytes <= CHUNK_BYTES, "a chunk was taken twice"
         again = transport.traffic.sent_bytes - manifest.size_bytes
-        # None at all when the write of the only chunk in flight was the one that broke: it is counted once it is written.
+        # No byte is sent again if the only chunk in flight broke during its write: a chunk counts when it is written.
         assert len(cuts) == 1, "the connection was not cut"
         assert 0 <= again < 16 * CHUNK_BYTES, "more than what was in flight at the cut was sent again"
         assert await served.coordinator.blobs.exists(manifest.digest)

@@ -1,4 +1,4 @@
-"""`pluralllm-client data` as a partner types it."""
+"""The commands of `pluralllm-client data`, as a partner types them."""
 
 import json
 import os

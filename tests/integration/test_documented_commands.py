@@ -1,4 +1,4 @@
-"""Every command of the documentation is typed: here, one after the other in one shell, or in the test that is named below."""
+"""Every command of the documentation is run: here, in one shell, or in the test that a table below names."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from support.synthetic_results import SMALL, write_results
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 LIMIT_S = 300.0
 VENV = Path(sys.executable).parents[1]
-# Typed by another test, or by nobody, with the reason.
+# Commands that another test runs, or that no test runs, with the reason.
 ELSEWHERE = {
     "make demo": "tests/faults/test_demo.py",
     "make test": "it runs this",
@@ -40,7 +40,7 @@ ELSEWHERE = {
     "cp deploy/compose.env.example": "for docker compose",
     "kubectl": "no cluster here; tests/unit/test_deployment.py checks the manifests",
 }
-# Pages whose commands a test of their own types, section by section or number by number.
+# Pages whose commands another test runs, by section or by number.
 TYPED_FROM_THE_PAGE = {
     "operate.md": ("Install", "Start", "Look", "One partner"),  # test_operate.py
     "joining.md": ("The operator, on the coordinator's machine", "The partner, beside its data", "The operator again"),
@@ -48,7 +48,7 @@ TYPED_FROM_THE_PAGE = {
 
 
 class Shell:
-    """A script that grows by what the pages say, and is then typed by one shell in one folder."""
+    """A script that grows by the commands of the pages; one shell then runs it in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ class Shell:
         self.typed: set[str] = set()
 
     def copy(self, lines: tuple[str, ...], *changes: tuple[str, str]) -> None:
-        """As it stands, but for places of this machine."""
+        """Copies lines of a page and replaces the paths of the page by those of this machine."""
         self.typed.update(lines)
         for usual, _ in changes:
             assert any(usual in line for line in lines), f"{usual} is not in {lines}"
@@ -69,11 +69,11 @@ class Shell:
                 self.lines.append(WAIT)
 
     def add(self, line: str) -> None:
-        """What a reader does without being told."""
+        """Adds a line that a reader types without an instruction on the page."""
         self.lines.append(line)
 
     def run(self) -> str:
-        """In a group of processes of its own, which ends with it."""
+        """Runs the script in a process group of its own, which ends with it, and returns the output."""
         main, gate = free_port(), free_port()
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PLURALLLM_")}
         environment = {
@@ -88,20 +88,20 @@ class Shell:
         }
         script = self.folder / "typed.sh"
         script.write_text("set -euo pipefail\nset -x\n" + "\n".join(self.lines) + "\n")
-        with (self.folder / "told.log").open("w") as told:
+        with (self.folder / "told.log").open("w") as output:
             shell = subprocess.Popen(
                 ["bash", str(script)],
                 cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=told,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         try:
             code = shell.wait(LIMIT_S)
         finally:
-            with contextlib.suppress(ProcessLookupError):  # all of them have ended by themselves
+            with contextlib.suppress(ProcessLookupError):  # all processes have ended by themselves
                 os.killpg(shell.pid, signal.SIGKILL)
             shell.wait(10)
         logs = "\n".join(log.read_text()[-3000:] for log in sorted(self.folder.glob("*.log")))
@@ -132,7 +132,7 @@ def write_script(shell: Shell) -> None:
     shell.copy(lines_of("joining.md", "Observers and further administrators"), ("join eve", "--identity eve join eve"))
     shell.copy(lines_of("joining.md", "When somebody leaves, or a key is lost"), ("org-a", "northmark"))
 
-    # rewards.md, from the model that the README trained.
+    # The commands of rewards.md, with the model that the README has trained.
     shell.copy(lines_of("rewards.md", "A published version as a model"))
     shell.copy(lines_of("rewards.md", "Groups whose answers stay where they are"))
     shell.add("head -60 survey/northmark.jsonl > answers.jsonl; tail -20 survey/northmark.jsonl > in.jsonl")
@@ -161,13 +161,13 @@ def write_script(shell: Shell) -> None:
 
 
 def test_the_commands_of_the_pages_work_one_after_the_other(shell: Shell) -> None:
-    told = shell.run()
-    assert "of 30  completed" in told
-    assert re.search(r"northmark +client +northmark +active", told)
-    assert "northmark is revoked" in told
+    output = shell.run()
+    assert "of 30  completed" in output
+    assert re.search(r"northmark +client +northmark +active", output)
+    assert "northmark is revoked" in output
     assert (shell.folder / "model" / "model.safetensors").exists()
     assert (shell.folder / "model" / "README.md").exists()
-    assert "2 runs" in told.split("audit --state-dir restored")[-1]
+    assert "2 runs" in output.split("audit --state-dir restored")[-1]
     for log in ("northmark.log", "harbourland.log"):
         assert '"client.stopped"' in (shell.folder / log).read_text()
 

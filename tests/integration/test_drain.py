@@ -1,4 +1,4 @@
-"""SIGTERM to the real processes while somebody waits on them: they end by themselves, in bounded time, with exit code 0."""
+"""A real process that others wait on gets SIGTERM: it ends by itself, in bounded time, with exit code 0."""
 
 import contextlib
 import http.client
@@ -20,15 +20,17 @@ from pluralllm.common.wire.channels import blocking_channel
 from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2, operations_pb2_grpc
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-COORDINATOR_BOUND_S = 10.0  # five seconds for calls under way, and the end itself
-CLIENT_BOUND_S = 15.0  # five to tell the coordinator, the worker's end and the process's; a push would have eight
+COORDINATOR_BOUND_S = 10.0  # five seconds for calls in progress, and the time of the exit itself
+CLIENT_BOUND_S = (
+    15.0  # five seconds to notify the coordinator, and the ends of worker and process; a push would have eight
+)
 NOT_CHOSEN = pytest.mark.skip(reason=SAMPLE_ONLY)
 QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
 FOR_EVER = process_spec(rounds=2, round={"deadline_s": 3600}, training={"local_steps": 1_000})
 
 
 def terminate(process: "subprocess.Popen[bytes] | None", bound_s: float) -> None:
-    """It must end by itself."""
+    """Sends SIGTERM; the process must end by itself, with exit code 0."""
     assert process is not None
     process.terminate()
     assert process.wait(bound_s) == 0
@@ -36,7 +38,7 @@ def terminate(process: "subprocess.Popen[bytes] | None", bound_s: float) -> None
 
 @contextlib.contextmanager
 def waited_on(running: Federation) -> Iterator[None]:
-    """A page that is open, an operator who watches, and an upload that sends nothing and never ends."""
+    """Opens a page, watches a run as an operator, and starts an upload that sends nothing and never ends."""
     over = threading.Event()
 
     def nothing() -> Iterator[federation_pb2.PutChunksRequest]:
@@ -66,7 +68,7 @@ def waited_on(running: Federation) -> Iterator[None]:
 
 @pytest.mark.alone
 def test_a_coordinator_that_is_waited_on_ends_in_bounded_time(tmp_path: Path) -> None:
-    """By a daemon's poll as well."""
+    """A daemon's poll waits on the coordinator, too."""
     settings = {"PLURALLLM_SERVER_PAGE_LISTEN": "127.0.0.1:0"}
     with federation(
         tmp_path / "federation", tiny_embedding_model(tmp_path / "tiny"), free_port(), **settings
@@ -75,7 +77,7 @@ def test_a_coordinator_that_is_waited_on_ends_in_bounded_time(tmp_path: Path) ->
         remote.create_run("r", FOR_EVER.canonical_json())
         remote.start_run("r")
         running.start_client("ann", QUESTIONS)
-        until(lambda: any(each["live"] for each in remote.members()), "the daemon is connected", running)
+        until(lambda: any(member["live"] for member in remote.members()), "the daemon is connected", running)
         remote.close()
         with waited_on(running):
             terminate(running.coordinator.popen, COORDINATOR_BOUND_S)
@@ -85,7 +87,7 @@ def test_a_coordinator_that_is_waited_on_ends_in_bounded_time(tmp_path: Path) ->
 @pytest.mark.alone
 @pytest.mark.parametrize("how", ["there", pytest.param("gone", marks=() if ALL else NOT_CHOSEN), "deaf"])
 def test_a_daemon_that_trains_ends_in_bounded_time_and_its_place_is_free_again(tmp_path: Path, how: str) -> None:
-    """Whether its coordinator is there, gone, or takes calls and answers none."""
+    """The coordinator answers, is gone, or accepts calls and answers none."""
     with federation(tmp_path / "federation", tiny_embedding_model(tmp_path / "tiny"), free_port()) as running:
         remote = running.start_coordinator()
         for name in ("ann", "ben"):

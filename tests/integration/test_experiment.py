@@ -1,4 +1,4 @@
-"""`pluralllm experiment run` as a researcher types it: real processes, a real transformer, a survey in the public layout."""
+"""The command `pluralllm experiment run` with real processes, a real transformer and a survey in the public layout."""
 
 import csv
 import dataclasses
@@ -52,7 +52,7 @@ METHODS = {
     "FedProx": "",
 }
 ADAPTED = "FedAvg adapted locally"
-OWN = {"Alone", ADAPTED}  # methods that give each training group a model of its own
+OWN = {"Alone", ADAPTED}  # methods that train a model for each training group
 LONE = 'kind = "local"\n[methods.spec]\n'
 BASELINES = {"uniform", "own nearest answer", "mean of training groups"}
 
@@ -77,14 +77,14 @@ class Laboratory:
         return typed(module, *words, limit_s=LIMIT_S)
 
     def results(self, out: str) -> dict[tuple[str, int], list[dict[str, Any]]]:
-        """Records without what no two runs share."""
-        found = {}
+        """Returns the records without their times, which differ between runs."""
+        records_by_method = {}
         for path in sorted((self.folder / out).glob("*.jsonl")):
             records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             for record in records:
                 record.pop("seconds", None)
-            found[records[0]["method"], records[0]["seed"]] = records
-        return found
+            records_by_method[records[0]["method"], records[0]["seed"]] = records
+        return records_by_method
 
 
 def experiment_toml(changes: dict[str, str] | None = None) -> str:
@@ -203,7 +203,7 @@ def test_a_killed_experiment_resumes_and_gives_the_same_figures(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "problem"),
     [
         ({'"Goldcrest"': '"Goldcres"'}, "Goldcrest"),
         ({'test = ["Goldcrest"]': 'test = ["Old Valley"]'}, "in two: Old Valley"),
@@ -221,12 +221,14 @@ def test_a_killed_experiment_resumes_and_gives_the_same_figures(
         ({LONE: f'{LONE}groups = {{ train = ["Goldcrest"] }}\n'}, "spec.groups is the experiment's to say"),
     ],
 )
-def test_what_cannot_work_is_told_before_any_work(laboratory: Laboratory, changes: dict[str, str], told: str) -> None:
+def test_what_cannot_work_is_told_before_any_work(
+    laboratory: Laboratory, changes: dict[str, str], problem: str
+) -> None:
     spec = laboratory.folder / "wrong.toml"
     spec.write_text(experiment_toml(changes), encoding="utf-8")
     done = laboratory.run("never", spec=spec)
     assert done.returncode == 3
-    assert told in done.stderr
+    assert problem in done.stderr
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert not (laboratory.folder / "never").exists()
@@ -249,7 +251,7 @@ def test_results_of_another_experiment_are_not_mixed_in(laboratory: Laboratory, 
 @pytest.mark.slow
 @pytest.mark.usefixtures("survey")
 def test_the_papers_comparison_runs_in_its_quick_form(tmp_path: Path) -> None:
-    """Every method of benchmarks/experiments/paper.toml, on the real survey, with the real MiniLM."""
+    """Runs every method of benchmarks/experiments/paper.toml on the real survey with the real MiniLM."""
     laboratory = Laboratory(tmp_path, Path(get_model_path()))
     spec = REPOSITORY / "benchmarks" / "experiments" / "paper.toml"
     done = laboratory.run("quick", "--quick", spec=spec)

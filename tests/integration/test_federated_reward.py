@@ -1,4 +1,4 @@
-"""From a federation to a trainer: a version exported and scored alone; rewards of groups whose answers stay where they are."""
+"""From a federation to a trainer: an exported version scores alone, and groups give rewards without sending their answers."""
 
 import asyncio
 import json
@@ -41,14 +41,14 @@ def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> Iterator[tuple[Federation, Remote]]:
     """A coordinator, four clients that allow rewards, and run s, which has trained."""
-    with federation(tmp_path_factory.mktemp("federation"), embedding_model, free_port()) as found:
-        remote = found.start_coordinator()
+    with federation(tmp_path_factory.mktemp("federation"), embedding_model, free_port()) as started:
+        remote = started.start_coordinator()
         for name in NAMES:
-            found.start_client(name, SURVEY[name], policy="allow_rewards = true\n", stays=True)
+            started.start_client(name, SURVEY[name], policy="allow_rewards = true\n", stays=True)
         remote.create_run("s", SPEC.canonical_json())
         remote.start_run("s")
-        until(lambda: remote.get_run("s")["phase"] == "ended", "run s ends", found, 150)
-        yield found, remote
+        until(lambda: remote.get_run("s")["phase"] == "ended", "run s ends", started, 150)
+        yield started, remote
         remote.close()
 
 
@@ -90,9 +90,9 @@ print(json.dumps({"score": total.score, "wasserstein": total.wasserstein}))
 def test_an_exported_version_scores_as_the_service_did_where_no_server_is_installed(
     running: tuple[Federation, Remote], embedding_model: Path, tmp_path: Path
 ) -> None:
-    found, remote = running
-    told = pluralllm(found, "model", "export", "s", str(tmp_path / "exported"))
-    assert (told["run"], told["version"], told["participants"], told["updates"]) == ("s", 1, 4, 4)
+    federated, remote = running
+    exported = pluralllm(federated, "model", "export", "s", str(tmp_path / "exported"))
+    assert (exported["run"], exported["version"], exported["participants"], exported["updates"]) == ("s", 1, 4, 4)
     card = (tmp_path / "exported" / "README.md").read_text()
     scores = [score for score in remote.evaluations("s") if score["version"] == 1]
     assert len(scores) == 4
@@ -102,7 +102,7 @@ def test_an_exported_version_scores_as_the_service_did_where_no_server_is_instal
     assert [one["version"] for one in origin["lineage"]] == [0, 1]
     assert origin["lineage"][1]["parent_record_sha256"] == origin["lineage"][0]["record_sha256"]
     for score in scores[:2]:
-        data = found.folder / score["client"] / "answers.jsonl"
+        data = federated.folder / score["client"] / "answers.jsonl"
         arguments = [
             str(tmp_path / "exported"),
             str(data),
@@ -122,19 +122,19 @@ def test_an_exported_version_scores_as_the_service_did_where_no_server_is_instal
 def test_four_groups_score_a_trainers_rollouts_and_three_when_one_is_killed(
     running: tuple[Federation, Remote], embedding_model: Path, tmp_path: Path
 ) -> None:
-    found, remote = running
-    pluralllm(found, "run", "rewards", "r", "s", "--grace-s", "3", "--deadline-s", "40", "--start")
-    pluralllm(found, "model", "export", "s", str(tmp_path / "exported"))
+    federated, remote = running
+    pluralllm(federated, "run", "rewards", "r", "s", "--grace-s", "3", "--deadline-s", "40", "--start")
+    pluralllm(federated, "model", "export", "s", str(tmp_path / "exported"))
     asked = SURVEY["ann"][:3]
     rows = [(question, letter) for question in asked for letter in "AB"]
-    given: dict[str, Any] = {
+    rollouts: dict[str, Any] = {
         "prompts": [f"{question.text} Answer by a letter." for question, _ in rows],
         "completions": [letter for _, letter in rows],
         "question": [question.text for question, _ in rows],
         "options": [list(question.options) for question, _ in rows],
     }
     reward = FederatedReward(remote, "r", timeout_s=90)
-    rewards = asyncio.run(reward(**given))
+    rewards = asyncio.run(reward(**rollouts))
     assert set(reward.groups) == {f"group of {name}" for name in NAMES}
     spec = parse_spec(remote.model_record(ModelName(RunId("r"), ModelVersion(0)))[2], "of r")
     local = np.mean(
@@ -145,22 +145,22 @@ def test_four_groups_score_a_trainers_rollouts_and_three_when_one_is_killed(
                 embedding_model_path=embedding_model,
                 cache=tmp_path / "cache",
                 device="cpu",
-            )(**given)
+            )(**rollouts)
             for name in NAMES
         ],
         axis=0,
     )
     assert rewards == pytest.approx(local.tolist(), abs=1e-6)
-    found.clients["dan"].kill()
-    again = asyncio.run(FederatedReward(remote, "r", timeout_s=90)(**{**given, "completions": ["B"] * len(rows)}))
+    federated.clients["dan"].kill()
+    again = asyncio.run(FederatedReward(remote, "r", timeout_s=90)(**{**rollouts, "completions": ["B"] * len(rows)}))
     assert None not in again
-    held = FederatedReward(found.admin, "r", timeout_s=90)
-    asyncio.run(held(**given))
+    held = FederatedReward(federated.admin, "r", timeout_s=90)
+    asyncio.run(held(**rollouts))
     assert set(held.groups) == {f"group of {name}" for name in NAMES if name != "dan"}
 
 
 def in_order(name: str) -> Any:
-    """A group's data as its worker has it, without embeddings."""
+    """Returns a group's data in its worker's order, without embeddings."""
     rows = [np.zeros((len(question.options), 1), np.float32) for question in SURVEY[name]]
     return group_data(f"group of {name}", SURVEY[name], rows)
 
@@ -172,17 +172,17 @@ def test_a_run_that_is_not_there_is_said_to_be(running: tuple[Federation, Remote
 
 
 def test_a_partner_that_does_not_allow_rewards_refuses_and_says_so(running: tuple[Federation, Remote]) -> None:
-    found, remote = running
-    found.start_client("eve", SURVEY["ann"], stays=True)
+    federated, remote = running
+    federated.start_client("eve", SURVEY["ann"], stays=True)
     reward = FederatedReward(remote, "r", timeout_s=90)
 
-    def told() -> bool:
+    def policy_is_reported() -> bool:
         try:
             asyncio.run(reward(["p"], ["A"], options=[["a", "b"]]))
         except PluralError:
             return False
-        people = {each["client"]: each["reason"] for each in remote.get_run("r")["participants"]}
+        people = {participant["client"]: participant["reason"] for participant in remote.get_run("r")["participants"]}
         return "allow_rewards" in people.get("eve", "")
 
-    until(told, "eve's policy is seen in the status", found, 60)
+    until(policy_is_reported, "eve's policy is seen in the status", federated, 60)
     assert "group of eve" not in reward.groups

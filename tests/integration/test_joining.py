@@ -1,4 +1,4 @@
-"""From nothing to a training partner, as typed by people: six commands, and what happens to whoever tries it wrongly."""
+"""A partner joins and trains by six documented commands; every wrong attempt gets its reason."""
 
 import base64
 import contextlib
@@ -30,7 +30,7 @@ from pluralllm.common.trust.invite import load_invite
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 LIMIT_S = 60.0
 MODULES = {"pluralllm-server": SERVER, "pluralllm-client": CLIENT, "pluralllm": CLI}
-# Of docs/joining.md, in their order, as they stand there.
+# The commands of docs/joining.md, unchanged and in their order.
 SIX = [
     line
     for section in (
@@ -47,7 +47,7 @@ assert len(SIX) == 6, SIX
 
 
 def of_page(number: int, *changes: tuple[str, str]) -> tuple[str, ...]:
-    """A module, and what is typed behind its command."""
+    """Returns the module of a command on the page, and its arguments."""
     line = SIX[number - 1]
     for usual, mine in changes:
         assert usual in line, line
@@ -58,7 +58,7 @@ def of_page(number: int, *changes: tuple[str, str]) -> tuple[str, ...]:
 
 @dataclass
 class Town:
-    """A coordinator's host and its partners, each in a folder of their own; everything said is kept."""
+    """A coordinator's host and its partners, each in a folder of its own; the output of all commands is kept."""
 
     folder: Path
     said: list[str] = field(default_factory=list)
@@ -68,28 +68,32 @@ class Town:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PLURALLLM_")}
         return {**kept, "XDG_CONFIG_HOME": str(home / "config"), "HOME": str(home), "NO_COLOR": "1", "COLUMNS": "250"}
 
-    def types(self, home: str, module: str, *arguments: str, given: str = "") -> "subprocess.CompletedProcess[str]":
-        """One command in somebody's folder."""
-        place = self.folder / home
-        place.mkdir(exist_ok=True)
-        done = typed(module, *arguments, environment=self.environment(place), folder=place, standard_input=given)
+    def types(
+        self, home: str, module: str, *arguments: str, standard_input: str = ""
+    ) -> "subprocess.CompletedProcess[str]":
+        """Runs one command in a member's folder."""
+        folder = self.folder / home
+        folder.mkdir(exist_ok=True)
+        done = typed(
+            module, *arguments, environment=self.environment(folder), folder=folder, standard_input=standard_input
+        )
         self.said += [done.stdout, done.stderr]
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
     def does(self, home: str, module: str, *arguments: str) -> str:
-        """A command that works."""
+        """Runs a command that must succeed, and returns its output."""
         done = self.types(home, module, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def invited(self, name: str, *more: str) -> Path:
-        """An invite's file, where the partner finds it."""
+        """Creates an invite, and returns its file in the partner's folder."""
         self.does("host", CLI, "invite", name, *(more or ("--role", "client")))
         return self.brought(name)
 
     def brought(self, name: str) -> Path:
-        """The invite that lies with the operator, to its partner."""
+        """Moves the invite from the operator's folder to the partner's."""
         (self.folder / name).mkdir(exist_ok=True)
         return (self.folder / "host" / f"{name}.invite").rename(self.folder / name / f"{name}.invite")
 
@@ -132,17 +136,19 @@ def write(path: Path, text: str) -> str:
 
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    found = Town(tmp_path_factory.mktemp("town"))
-    server = start_coordinator(found)
+    built = Town(tmp_path_factory.mktemp("town"))
+    server = start_coordinator(built)
     try:
-        yield found
+        yield built
     finally:
         server.stop()
 
 
 def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Path) -> None:
-    """init, serve, invite, join, run, run create --start; the second partner repeats three of them. Logs, traces, metrics
-    and support bundles are there in full."""
+    """The commands are init, serve, invite, join, run and run create --start; the second partner repeats three of them.
+
+    The logs, traces, metrics and support bundles of this run are complete.
+    """
     town = Town(tmp_path / "town")
     town.folder.mkdir()
     model = tiny_embedding_model(tmp_path / "model")
@@ -181,7 +187,7 @@ def run_with_two_partners(town: Town, model: Path, spec: str, more: str) -> None
 
 
 def make_bundles(town: Town) -> None:
-    """With logs that say what they must not: the way a log gets into a bundle is tried, not the logs alone."""
+    """Makes support bundles while the logs contain secrets, to test how a bundle treats its logs."""
     for home in ("host", "org-a"):  # each knows the texts of its own private file
         slips = [secret for name, secret in secrets_of(town).items() if "answers" not in name or home in name]
         said = [json.dumps({"event": "slip", "said": secret.decode()}) for secret in slips]
@@ -198,10 +204,10 @@ def assert_bundles_help(town: Town) -> None:
     assert 'pluralllm_runs{phase="ended"' in of_server["metrics.txt"]
     assert '"usable_questions": 60' in of_client["data.json"]
     assert '"min_cohort": 2' in of_client["policy.json"]
-    for told in (of_server, of_client):
-        assert all(check["ok"] for check in json.loads(told["doctor.json"])), told["doctor.json"]
-        assert '"log_level": "DEBUG"' in told["config.json"]
-        [log] = [text for name, text in told.items() if name.startswith("logs/")]
+    for bundle in (of_server, of_client):
+        assert all(check["ok"] for check in json.loads(bundle["doctor.json"])), bundle["doctor.json"]
+        assert '"log_level": "DEBUG"' in bundle["config.json"]
+        [log] = [text for name, text in bundle.items() if name.startswith("logs/")]
         assert len(log.splitlines()) > 10
 
 
@@ -211,7 +217,7 @@ def bundled(path: Path) -> dict[str, str]:
 
 
 def toml_of(spec: Any) -> str:
-    """Enough TOML for a run spec of these tests."""
+    """Writes the parts of TOML that the run specs of these tests use."""
     values = spec.model_dump(mode="json", exclude={"embedding": {"probes"}}, exclude_none=True)
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
     tables = [(key, value) for key, value in values.items() if isinstance(value, dict)]
@@ -231,34 +237,34 @@ def secrets_of(town: Town) -> dict[str, bytes]:
     secrets: dict[str, bytes] = {}
     for path in town.folder.rglob("*.pem"):
         for body in re.findall(rb"BEGIN PRIVATE KEY-----\n(.+?)\n-----END", path.read_bytes(), re.DOTALL):
-            secrets[str(path)] = body.split(b"\n")[1]  # most of the secret number, and nothing of the form
+            secrets[str(path)] = body.split(b"\n")[1]  # most of the secret number, without the fixed header
     for path in town.folder.rglob("*.invite"):
         secrets[str(path)] = load_invite(str(path)).token.encode()
     for path in town.folder.rglob("answers.jsonl"):
         for number, line in enumerate(path.read_text().splitlines()):
             row = json.loads(line)
             for place, text in enumerate([row["question"], *row["options"]]):
-                if len(text) > 12:  # shorter ones are words of any log
+                if len(text) > 12:  # shorter texts are words of any log
                     secrets[f"{path}:{number}:{place}"] = text.encode()
     return secrets
 
 
 def assert_no_secret_anywhere(town: Town) -> None:
-    """Keys, tokens and what people answered: in no log, no output, no database, no bundle."""
+    """Checks that no key, token or private answer is in a log, an output, a database or a bundle."""
     secrets = secrets_of(town)
     assert len(secrets) > 20, "root, issuer, server, administrator, two partners, two tokens, many questions"
-    told = [log.read_bytes() for log in town.folder.glob("*.log")]
-    assert all(len(log) > 100 for log in told)
-    # An invite is printed for its reader, once, on standard output: that is what the command is for.
-    told += [re.sub(r"pluralllm-invite:\S+", "", text).encode() for text in town.said]
-    told.append((town.folder / "host/pluralllm-state/coordinator.sqlite3").read_bytes())
-    told += [
+    published = [log.read_bytes() for log in town.folder.glob("*.log")]
+    assert all(len(log) > 100 for log in published)
+    # The command prints an invite once, on standard output, because that is its purpose.
+    published += [re.sub(r"pluralllm-invite:\S+", "", text).encode() for text in town.said]
+    published.append((town.folder / "host/pluralllm-state/coordinator.sqlite3").read_bytes())
+    published += [
         text.encode() for home in ("host", "org-a") for text in bundled(town.folder / home / "bundle.zip").values()
     ]
     spans = [json.loads(line)["service"] for line in (town.folder / "spans.log").read_text().splitlines()]
     assert set(spans) == {"pluralllm-server", "pluralllm-client"}
     for name, secret in secrets.items():
-        assert not any(secret in text or base64.b64encode(secret) in text for text in told), f"{name} is told"
+        assert not any(secret in text or base64.b64encode(secret) in text for text in published), f"{name} is told"
 
 
 def test_joining_twice_changes_nothing(town: Town) -> None:
@@ -285,7 +291,7 @@ def test_an_invite_works_as_one_line_and_from_standard_input(town: Town) -> None
     line = load_invite(str(town.invited("liner"))).to_line()
     town.does("liner", CLIENT, "join", line)
     line = load_invite(str(town.invited("piped"))).to_line()
-    done = town.types("piped", CLIENT, "join", "-", given=line + "\n")
+    done = town.types("piped", CLIENT, "join", "-", standard_input=line + "\n")
     assert done.returncode == 0, done.stderr
 
 
@@ -301,7 +307,7 @@ def test_two_machines_that_join_at_once_with_one_invite_get_one_certificate(town
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "refusal"),
     [
         ({"token": "A" * 43}, "There is no open invite for wrong with this token."),
         ({"name": "another"}, "This invite is not for another."),
@@ -311,14 +317,14 @@ def test_two_machines_that_join_at_once_with_one_invite_get_one_certificate(town
         ),
     ],
 )
-def test_a_changed_invite_is_refused_with_its_reason(town: Town, changes: dict[str, Any], said: str) -> None:
+def test_a_changed_invite_is_refused_with_its_reason(town: Town, changes: dict[str, Any], refusal: str) -> None:
     town.types("host", CLI, "revoke", "wrong")
     invite = town.invited("wrong")
     values = {**json.loads(invite.read_text()), **changes}
     invite.write_text(json.dumps(values))
     done = town.types("wrong", CLIENT, "join", invite.name)
     assert done.returncode == 3
-    assert done.stderr.startswith(f"error: {said}"), done.stderr
+    assert done.stderr.startswith(f"error: {refusal}"), done.stderr
     assert values["token"] not in done.stderr
 
 
@@ -353,10 +359,10 @@ def test_an_observer_joins_and_sees_no_members(town: Town) -> None:
 
 def test_approval_is_asked_for_and_given(town: Town) -> None:
     invite = town.invited("slow", "--role", "observer", "--approve")
-    told = town.does("slow", CLI, "join", invite.name)
-    fingerprints = [line.partition(": ")[2] for line in told.splitlines() if line.startswith("fingerprint")]
+    output = town.does("slow", CLI, "join", invite.name)
+    fingerprints = [line.partition(": ")[2] for line in output.splitlines() if line.startswith("fingerprint")]
     assert len(fingerprints) == 2, "the key's and the authority's"
-    assert "Until the administrator runs `pluralllm approve slow`" in told
+    assert "Until the administrator runs `pluralllm approve slow`" in output
     assert "slow has joined and waits for approval" in town.types("slow", CLI, "runs").stderr
     shown = town.does("host", CLI, "members", "--keys")
     assert all(fingerprint in shown for fingerprint in fingerprints)
@@ -475,7 +481,7 @@ def test_a_rewritten_audit_log_is_found_out_by_whoever_has_seen_the_old_one(town
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "refusal"),
     [
         (["invite", "Org A", "--role", "client"], "name: is 'Org A', allowed: 1 to 40 of a-z"),
         (["invite", "x", "--role", "client", "--ttl", "48h"], "ttl: is 172800 s, must be above 0 and at most 24 h"),
@@ -488,12 +494,12 @@ def test_a_rewritten_audit_log_is_found_out_by_whoever_has_seen_the_old_one(town
     ],
 )
 def test_what_is_asked_wrongly_is_one_clear_line_and_changes_nothing(
-    town: Town, arguments: list[str], said: str
+    town: Town, arguments: list[str], refusal: str
 ) -> None:
     before = len(town.audit())
     done = town.types("host", CLI, *arguments)
     assert done.returncode == 3
-    assert done.stderr.startswith(f"error: {said}"), done.stderr
+    assert done.stderr.startswith(f"error: {refusal}"), done.stderr
     assert [entry for entry in town.audit()[before:] if entry["result"] == "ACCEPTED"] == []
     assert not list((town.folder / "host").glob("*.invite"))
 

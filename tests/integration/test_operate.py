@@ -1,4 +1,4 @@
-"""docs/operate.md from "Start" to "One partner", typed as it stands there."""
+"""The commands of docs/operate.md from "Start" to "One partner" work unchanged."""
 
 import os
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operate.md").read_text()
 BINARIES = Path(sys.executable).parent
 LIMIT_S = 60.0
-# What needs root, systemd as process 1, or a package index; the rest is run.
+# Commands that need root, systemd as process 1 or a package index; all others are run.
 NOT_HERE = ("useradd", "python3 -m venv", "/opt/pluralllm/bin/pip", "systemctl daemon-reload")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -28,7 +28,7 @@ def commands(section: str) -> list[str]:
 
 
 class Machine:
-    """Folders that stand for the system's, and the process that systemd would start."""
+    """Folders in place of the system's, and the process that systemd would start."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class Machine:
         (folder / "etc" / "systemd" / "system").mkdir(parents=True)
 
     def here(self, text: str) -> str:
-        """The same with this machine's folders and ports."""
+        """Replaces the folders and ports in a text by those of this test."""
         for name in ("/etc/pluralllm", "/etc/systemd/system", "/var/lib/pluralllm"):
             text = text.replace(name, str(self.folder) + name)
         text = text.replace("deploy/", f"{ROOT}/deploy/").replace("-o pluralllm -g pluralllm ", "")
@@ -59,7 +59,7 @@ class Machine:
         return done.stdout
 
     def configure(self) -> None:
-        """What the page says to set, and ports that are free here."""
+        """Applies the page's settings, with ports that are free here."""
         path = Path(self.here("/etc/pluralllm/coordinator.toml"))
         (block,) = re.findall(r"```toml\n(.+?)```", PAGE, re.DOTALL)
         lines = dict(re.findall(r"^(\w+) = (.+)$", self.here(block), re.MULTILINE))
@@ -71,7 +71,7 @@ class Machine:
         path.write_text("\n".join([*(f"{key} = {value}" for key, value in lines.items()), *kept]) + "\n")
 
     def start(self) -> str:
-        """The unit's own ExecStart, until it says that it is ready, as `systemctl start` waits."""
+        """Runs the unit's ExecStart until it reports that it is ready, as `systemctl start` does."""
         unit = (self.folder / "etc/systemd/system/pluralllm-server.service").read_text()
         (command,) = re.findall(r"^ExecStart=/opt/pluralllm/bin/(.+)$", unit, re.MULTILINE)
         words = shlex.split(f"{BINARIES}/{self.here(command)}")
@@ -89,11 +89,11 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    found = Machine(tmp_path)
-    yield found
-    if found.service is not None:
-        found.service.terminate()
-        found.service.wait(30)
+    prepared = Machine(tmp_path)
+    yield prepared
+    if prepared.service is not None:
+        prepared.service.terminate()
+        prepared.service.wait(30)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
@@ -101,16 +101,16 @@ def test_the_operators_page_gives_a_coordinator_that_is_measured_looked_at_and_j
     typed: list[str] = []
     for section in ("Install", "Start", "Look", "One partner"):
         for command in commands(section):
-            told = machine.type(command)
+            output = machine.type(command)
             typed.append(command)
             if command.endswith("/etc/pluralllm/coordinator.toml") and command.startswith("install"):
                 machine.configure()
             if "metrics" in command:
-                assert "pluralllm_runs" in told
+                assert "pluralllm_runs" in output
             if command.endswith(":7446/"):
-                assert "<title>PluralLLM</title>" in told
+                assert "<title>PluralLLM</title>" in output
             if command.startswith("pluralllm-server healthy"):
-                assert "alive" in told
+                assert "alive" in output
     assert any(command.startswith("pluralllm-client join") for command in typed)
     assert "org-a" in machine.type("pluralllm --identity admin members")
     assert machine.service is not None

@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium, before a real coordinator: it loads, follows, and survives a restart."""
+"""The status page in a real headless Chromium, with a real coordinator: it loads, follows the run and survives a restart."""
 
 import asyncio
 import dataclasses
@@ -40,7 +40,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: 
 async def browser_page() -> AsyncIterator[Page]:
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
     async with async_playwright() as tools:
-        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium has none for root
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium has no sandbox for root
         browser = await tools.chromium.launch(executable_path=CHROMIUM, args=[*sandbox, *quiet])
         page = await browser.new_page(viewport={"width": 1200, "height": 900})
         page.set_default_timeout(PATIENCE_MS)
@@ -50,7 +50,7 @@ async def browser_page() -> AsyncIterator[Page]:
 
 
 async def play_round(served: Served, clients: tuple[HandClient, HandClient], folder: Path, spec: RunSpec) -> None:
-    """One round and its evaluation: ann's group does well, ben's does not."""
+    """Plays one round and its evaluation: ann's group is predicted well, ben's badly."""
     for seed, client in enumerate(clients):
         task = await client.task()
         path = folder / f"{client.name}-{task.round}"
@@ -83,7 +83,7 @@ async def test_the_page_loads_follows_a_round_and_survives_a_restart(tmp_path: P
             await clients[0].begin(task, manifest, base_digest="0" * 64)
         await expect(browser_page.locator("#refusals")).to_contain_text("WRONG_BASE")
 
-        await play_round(served, clients, tmp_path, SPEC)  # nobody touches the page
+        await play_round(served, clients, tmp_path, SPEC)  # without any action on the page
         await expect(browser_page.locator("#round")).to_have_text("round 2 of 3")
         await expect(browser_page.locator("#worst")).to_have_text("group of ben 0.600")
         await expect(browser_page.locator("#groups tr").first).to_contain_text("▼ worst")
@@ -156,7 +156,7 @@ async def test_a_thousand_rounds_of_a_hundred_groups_are_drawn(
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG 2.2, relative luminance of two rgb(...) colours."""
+    """Returns the contrast of two rgb(...) colours by their relative luminance (WCAG 2.2)."""
 
     def luminance(colour: str) -> float:
         parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]

@@ -1,4 +1,4 @@
-"""What Prometheus reads off a coordinator and off a client daemon, over HTTP."""
+"""The metrics of a coordinator and of a client daemon, as Prometheus reads them over HTTP."""
 
 import asyncio
 import re
@@ -56,7 +56,7 @@ async def test_a_coordinators_rounds_updates_refusals_and_scores_are_read(
         for client, score in ((ann, 0.8), (ben, 0.6)):
             await client.evaluate(await client.task(), score)
         await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 2)
-        await asyncio.sleep(0.3)  # a drawing or two
+        await asyncio.sleep(0.3)  # time for one or two refreshes
         after = await scraped(state)
 
     def grown(name: str, **labels: str) -> float:
@@ -107,7 +107,7 @@ async def test_a_coordinator_has_the_metrics_of_the_reference_and_no_others(tmp_
     reference = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
     documented = set(re.findall(r"^\| `(pluralllm_\w+)`", reference.partition("## Client daemon")[0], re.MULTILINE))
     async with serving(tmp_path / "state", metrics_listen="127.0.0.1:0"):
-        await asyncio.sleep(0.3)  # the first drawing
+        await asyncio.sleep(0.3)  # time for the first refresh
         address = (tmp_path / "state" / "metrics-address").read_text()
         text = await asyncio.to_thread(read_text, address)
     assert set(re.findall(r"^# TYPE (pluralllm_\w+) ", text, re.MULTILINE)) == documented
@@ -136,7 +136,7 @@ async def test_a_version_that_half_of_the_groups_have_scored_is_not_drawn_yet(tm
     async with serving(tmp_path / "state") as served:
         ann, ben = await served.client("ann"), await served.client("ben")
         await served.create("r", spec)
-        await pass_first_evaluation(ann, ben)  # 0.7 each
+        await pass_first_evaluation(ann, ben)  # each scores 0.7
         manifest = write_delta(tmp_path / "delta", spec, 1)
         for client in (ann, ben):
             await client.push(await client.task(), tmp_path / "delta", manifest)

@@ -1,4 +1,4 @@
-"""Certificates that end while everything runs: renewed in mid-round, taken up without a restart, or the reason told."""
+"""Certificates that end while everything runs: they are renewed without a restart, or the reason is reported."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def play(folder: Path, embedding_model: Path, **settings: str) -> tuple[str, list[str], list[dict[str, object]]]:
-    """A run of two daemons: the final model's digest, what their logs say happened, and the coordinator's events."""
+    """Plays a run of two daemons; returns the final model's digest, their log events and the coordinator's events."""
     with federation(folder, embedding_model, free_port(), **settings) as running:
         remote = running.start_coordinator()
         for name, questions in zip(("ann", "ben"), sample_groups(2, 60, 0).values(), strict=True):
@@ -85,20 +85,20 @@ def play(folder: Path, embedding_model: Path, **settings: str) -> tuple[str, lis
 
 @pytest.mark.slow
 def test_renewals_in_mid_round_lose_nothing(tmp_path: Path, embedding_model: Path) -> None:
-    """Certificates of six seconds, connections of two: the model has the bits of a run in which nothing was renewed."""
-    calm, said, _ = play(tmp_path / "calm", embedding_model)
-    assert said.count("certificate.renewed") == 0
+    """Certificates last six seconds and connections two; the model has the bits of a run without renewals."""
+    calm, log_events, _ = play(tmp_path / "calm", embedding_model)
+    assert log_events.count("certificate.renewed") == 0
     days = str(LIFE_S / DAY_S)
-    hurried, said, events = play(
+    hurried, log_events, events = play(
         tmp_path / "hurried",
         embedding_model,
         PLURALLLM_SERVER_CERTIFICATE_LIFE_DAYS=days,
         PLURALLLM_SERVER_CONNECTION_AGE_S="2",
     )
     assert hurried == calm
-    assert said.count("certificate.renewed") >= 4, "each daemon once, said by it and by the coordinator"
+    assert log_events.count("certificate.renewed") >= 4, "each daemon once, said by it and by the coordinator"
     assert not [event for event in events if event["kind"] in ("PlaceLost", "UpdateRefused")]
-    assert not {"task.interrupted", "task.failed", "certificate.not_renewed"} & set(said)
+    assert not {"task.interrupted", "task.failed", "certificate.not_renewed"} & set(log_events)
 
 
 @contextlib.asynccontextmanager
@@ -128,7 +128,7 @@ async def test_after_a_renewal_new_calls_go_with_the_new_certificate_and_old_one
             old = served.registry._certificates[identity.facts.serial]
             served.registry._certificates[old.serial] = replace(
                 old, revoked_s=1.0
-            )  # whoever still used it would be refused
+            )  # a user of the old certificate would be refused
             again = asyncio.create_task(transport.poll(None, ()))
             await polls_open(served, 2)
             served.coordinator.drain()
@@ -155,7 +155,7 @@ async def test_a_command_renews_its_own_certificate_when_that_is_due(tmp_path: P
             await asyncio.to_thread(each.close)
 
 
-# The server's side
+# The server's certificate
 
 
 async def test_a_new_server_certificate_is_used_without_a_restart_and_open_connections_stay(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ async def test_a_damaged_server_certificate_leaves_the_old_one_in_use(tmp_path: 
 
 
 async def test_members_and_new_ones_go_on_under_a_new_intermediate(tmp_path: Path) -> None:
-    """`renew-issuer` while the coordinator runs; it takes the new one up when it looks again, here after a restart."""
+    """`renew-issuer` runs while the coordinator serves; it takes the new issuer when it looks again, here after a restart."""
     async with serving(tmp_path / "state") as served:
         await served.client("ann")
     folder = tmp_path / "state" / "authority"
@@ -191,17 +191,17 @@ async def test_members_and_new_ones_go_on_under_a_new_intermediate(tmp_path: Pat
         await served.client("ben")
 
 
-# Where the next certificate cannot be written
+# The next certificate cannot be written
 
 
 def in_the_way(file: Path) -> Path:
-    """What keeps a file from being written, also for root: a folder where its draft would be."""
+    """Makes a folder at a draft's path, so that not even root can write the file; returns its path."""
     blocked = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     blocked.mkdir()
     return blocked
 
 
-async def until_told(served: Served, logs: list[Any], event: str) -> None:
+async def until_logged(served: Served, logs: list[Any], event: str) -> None:
     while not [line for line in logs if line["event"] == event]:
         await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)
 
@@ -215,9 +215,9 @@ async def test_the_server_renews_its_certificate_once_its_disk_works_again(
         blocked = in_the_way(served.registry.authority.server_file)
         with capture_logs() as logs:
             later_s[0] = 61 * DAY_S
-            await asyncio.wait_for(until_told(served, logs, "tls.authority_unusable"), 20)
+            await asyncio.wait_for(until_logged(served, logs, "tls.authority_unusable"), 20)
             blocked.rmdir()
-            await asyncio.wait_for(until_told(served, logs, "tls.server_certificate_renewed"), 20)
+            await asyncio.wait_for(until_logged(served, logs, "tls.server_certificate_renewed"), 20)
 
 
 async def test_a_daemon_renews_its_certificate_once_its_disk_works_again(tmp_path: Path) -> None:
@@ -227,17 +227,17 @@ async def test_a_daemon_renews_its_certificate_once_its_disk_works_again(tmp_pat
         async with transport_of(identity) as transport:
             with capture_logs() as logs:
                 keeping = asyncio.create_task(Renewal(identity, transport).keep())
-                await asyncio.wait_for(until_told(served, logs, "certificate.not_renewed"), 20)
+                await asyncio.wait_for(until_logged(served, logs, "certificate.not_renewed"), 20)
                 blocked.rmdir()
-                await asyncio.wait_for(until_told(served, logs, "certificate.renewed"), 20)
+                await asyncio.wait_for(until_logged(served, logs, "certificate.renewed"), 20)
             keeping.cancel()
 
 
-# What a daemon says when nothing answers
+# The reason that a daemon gives when nobody answers
 
 
-async def told(identity: Identity, refusal: PluralError | None = None) -> Exception | None:
-    """What a daemon makes of a refusal, or of a call that its coordinator did not answer."""
+async def cause_given_by_daemon(identity: Identity, refusal: PluralError | None = None) -> Exception | None:
+    """Returns the daemon's reason for a refusal, or for a call that its coordinator did not answer."""
     error = refusal or Unreachable(address=identity.membership.coordinator, problem="Socket closed")
     async with transport_of(identity) as transport:
         try:
@@ -254,15 +254,15 @@ def with_enrolment(identity: Identity, served: Served) -> Identity:
 async def test_a_revoked_daemon_learns_it_though_its_connection_is_only_closed(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
-        assert isinstance(await told(identity), Unreachable)
+        assert isinstance(await cause_given_by_daemon(identity), Unreachable)
         await served.registry.revoke(Principal(identity.membership.name, MemberRole.ADMIN), "ann", "")
-        assert isinstance(await told(identity), CertificateRevoked)
+        assert isinstance(await cause_given_by_daemon(identity), CertificateRevoked)
 
 
 async def test_a_daemon_goes_on_trying_where_what_keeps_it_out_may_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It awaits its approval; then the coordinator's disk is full, then it has a fault."""
+    """The daemon awaits its approval; then the coordinator's disk is full; then the coordinator has a fault."""
     async with serving(tmp_path / "state") as served:
         order = InviteOrder("ann", MemberRole.OBSERVER, needs_approval=True)
         _, token = await served.registry.invite(BOOTSTRAP, order)
@@ -270,7 +270,7 @@ async def test_a_daemon_goes_on_trying_where_what_keeps_it_out_may_pass(
         member, chain = await served.registry.join("ann", token, make_request(key, "ann"))
         kept = keep_identity(tmp_path / "ann", served.registry, member, key, chain, served.address)
         identity = with_enrolment(kept, served)
-        assert isinstance(await told(identity), AwaitingApproval)
+        assert isinstance(await cause_given_by_daemon(identity), AwaitingApproval)
         cause = await asyncio.to_thread(diagnose, identity)
         assert cause is not None
         assert not cause.final
@@ -291,13 +291,13 @@ async def test_an_expired_daemon_learns_it(tmp_path: Path) -> None:
     async with serving(tmp_path / "state", certificate_life_days=1 / DAY_S) as served:
         identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
         await asyncio.sleep(max(0.0, identity.facts.not_after_s - time.time()) + 0.1)
-        assert isinstance(await told(identity), CertificateExpired)
+        assert isinstance(await cause_given_by_daemon(identity), CertificateExpired)
 
 
 async def test_a_machine_whose_clock_is_wrong_learns_that_and_not_that_it_expired(
     tmp_path: Path,
 ) -> None:
-    """The coordinator lives in the past of this machine by more than a certificate's life."""
+    """The coordinator's clock is behind this machine's clock by more than a certificate's life."""
     async with serving(tmp_path / "state", wall_s=lambda: time.time() - 40 * DAY_S) as served:
         identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
         cause = await asyncio.to_thread(diagnose, identity)
@@ -314,7 +314,7 @@ async def test_a_machine_whose_clock_is_wrong_learns_that_and_not_that_it_expire
 
 
 async def test_a_coordinator_whose_clock_is_wrong_for_a_while_ends_no_daemon(tmp_path: Path) -> None:
-    """It refuses a certificate by dates that this machine's clock and, later, its own one find good."""
+    """The coordinator refuses a certificate by its dates, which this machine's clock and later its own clock accept."""
     ahead_s = [0.0]
     async with serving(tmp_path / "state", wall_s=lambda: time.time() + ahead_s[0]) as served:
         identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
@@ -323,9 +323,9 @@ async def test_a_coordinator_whose_clock_is_wrong_for_a_while_ends_no_daemon(tmp
             CertificateNotYetValid(name="ann", valid_from="x"),
         ):
             ahead_s[0] = 40 * DAY_S
-            assert isinstance(await told(identity, refusal), ClockWrong)
+            assert isinstance(await cause_given_by_daemon(identity, refusal), ClockWrong)
             ahead_s[0] = 0.0
-            assert await told(identity, refusal) is refusal
+            assert await cause_given_by_daemon(identity, refusal) is refusal
 
 
 async def test_a_member_that_cannot_ask_because_others_have_asked_too_often_learns_nothing_false(
@@ -342,7 +342,7 @@ async def test_a_member_that_cannot_ask_because_others_have_asked_too_often_lear
 async def test_a_command_that_tries_again_and_again_asks_for_the_cause_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody listens on its main port; of the two questions a minute that the coordinator answers one is left."""
+    """The main port has no listener; the coordinator answers two questions a minute, and one of them is left."""
     monkeypatch.setattr("pluralllm.operator.remote.DIAGNOSE_EVERY_S", 600.0)
     async with serving(tmp_path / "state", joins_per_minute=2) as served:
         member = await served.member("eve", MemberRole.OBSERVER)
@@ -398,7 +398,7 @@ async def test_a_server_certificate_out_of_date_is_told_with_its_dates_and_this_
 
 
 async def test_an_upload_outlives_the_connections_age(tmp_path: Path) -> None:
-    """Connections of one second; calls under way get their grace, new ones a new connection."""
+    """Connections last one second; calls in progress get their grace period, and new calls a new connection."""
     async with serving(tmp_path / "state", SystemClock(), connection_age_s=1, poll_hold_s=3) as served:
         await served.create("r", small_spec(), start=False)
         ann = await served.client("ann")

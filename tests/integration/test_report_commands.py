@@ -1,4 +1,4 @@
-"""`pluralllm experiment table | report` and `pluralllm report`, as people type them."""
+"""The commands `pluralllm experiment table`, `pluralllm experiment report` and `pluralllm report`."""
 
 import json
 import os
@@ -27,7 +27,7 @@ finally:
 
 
 def pluralllm(*arguments: str, missing: str = "torch", **environment: str) -> "subprocess.CompletedProcess[str]":
-    """As on a machine without a package: torch, unless another is named; none of these commands needs it."""
+    """Runs a command as on a machine without a package, by default torch; none of these commands needs torch."""
     return subprocess.run(
         [sys.executable, "-c", WITHOUT.replace("MISSING", repr(missing)), *arguments],
         capture_output=True,
@@ -62,7 +62,7 @@ def test_the_table_is_for_people_and_for_programs(results: Path) -> None:
     assert lines[0]["method"] == "FedAvg default"
     assert lines[0]["mean"]["low"] < lines[0]["mean"]["value"] < lines[0]["mean"]["high"]
     one = json.loads(pluralllm("experiment", "table", str(results), "--json", "--kind", "withheld").stdout)["methods"]
-    assert one[0]["questions"] == 8  # every eighth of 60, in synthetic_results
+    assert one[0]["questions"] == 8  # every eighth of 60 questions, see synthetic_results
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_light_install_is_told_what_to_install(command: list[str]) -> None:
 
 
 async def test_a_live_run_has_a_report(tmp_path: Path) -> None:
-    """After one round of two clients, with an unseen group; as an administrator and as an observer."""
+    """The run has had one round of two clients and has an unseen group; an administrator and an observer ask for the report."""
     import asyncio  # noqa: PLC0415
 
     spec = small_spec(round={"evaluate_every": 1})
@@ -117,7 +117,7 @@ async def test_a_live_run_has_a_report(tmp_path: Path) -> None:
             )
         for client in clients:
             await client.evaluate(await client.task(), 0.7)
-        for who, told in (("admin", "members"), ("eve", "told to administrators and clients only")):
+        for who, shown_text in (("admin", "members"), ("eve", "told to administrators and clients only")):
             done = await asyncio.to_thread(
                 pluralllm,
                 "report",
@@ -130,5 +130,5 @@ async def test_a_live_run_has_a_report(tmp_path: Path) -> None:
             html = (tmp_path / who / "report.html").read_text()
             assert "Run r" in html
             assert "group of zoe" in html
-            assert told in html.lower()
+            assert shown_text in html.lower()
             assert (tmp_path / who / "live-groups.png").exists()

@@ -1,4 +1,4 @@
-"""A run that asks groups for rewards: batches in, rewards out, over a real gRPC server."""
+"""A run that asks groups for rewards over a real gRPC server: batches go in, rewards come out."""
 
 import asyncio
 from pathlib import Path
@@ -48,7 +48,7 @@ QUICK = {
 
 
 async def reward_spec(served: Served, rule: str = "mean", rounds: int = 10, **numbers: float) -> RunSpec:
-    """Scoring with version 0 of run s, which is made here."""
+    """Returns the spec of a reward run that scores with version 0 of run s, which it creates."""
     await served.create("s", SPEC, start=False)
     first = (await served.coordinator.store.versions(RunId("s")))[0]
     rewards = {"source": "runs/s/models/0", "model_digest": first.digest, "aggregation": {"rule": rule, **numbers}}
@@ -82,7 +82,7 @@ async def push_rewards(client: HandClient, task: pb.Task, folder: Path, values: 
 
 
 async def three(served: Served) -> list[HandClient]:
-    """The last one is of a group that never trains."""
+    """Returns three clients; the last one is of a group that never trains."""
     roles = {"ann": GroupRole.TRAIN, "ben": GroupRole.TRAIN, "cem": GroupRole.HELD_OUT}
     return [await served.client(name, role) for name, role in roles.items()]
 
@@ -101,21 +101,25 @@ async def test_a_batch_is_scored_by_every_group_and_the_aggregate_says_whose_rew
         clients = await three(served)
         name = await ask(served)
         assert await ask(served) == name == "runs/r/rounds/1"
-        given = {"ann": [0.8, 0.2, 0.5, 0.3, 0.2], "ben": [0.6, 0.4, 0.1, 0.1, 0.8], "cem": [0.1, 0.9, 0.3, 0.3, 0.4]}
+        group_rewards = {
+            "ann": [0.8, 0.2, 0.5, 0.3, 0.2],
+            "ben": [0.6, 0.4, 0.1, 0.1, 0.8],
+            "cem": [0.1, 0.9, 0.3, 0.3, 0.4],
+        }
         for client in clients:
             task = await client.task()
             assert (task.kind, task.base_version) == (pb.TASK_KIND_REWARD, 0)
             sent = await client.call("GetRollouts", pb.GetRolloutsRequest(task=task.name))
             assert read_rollouts(sent.rollouts_json, 100) == read_rollouts(BATCH, 100)
-            await push_rewards(client, task, tmp_path, given[client.name])
-        found = await rewards(served, name)
-        assert found.outcome == rpb.ROUND_OUTCOME_CLOSED
-        assert list(found.rewards) == pytest.approx(np.mean(list(given.values()), 0))
-        assert {each.group: list(each.rewards) for each in found.groups} == {
-            f"group of {client}": pytest.approx(values) for client, values in given.items()
+            await push_rewards(client, task, tmp_path, group_rewards[client.name])
+        answer = await rewards(served, name)
+        assert answer.outcome == rpb.ROUND_OUTCOME_CLOSED
+        assert list(answer.rewards) == pytest.approx(np.mean(list(group_rewards.values()), 0))
+        assert {group.group: list(group.rewards) for group in answer.groups} == {
+            f"group of {client}": pytest.approx(values) for client, values in group_rewards.items()
         }
-        assert [each.role for each in found.groups].count(rpb.GROUP_ROLE_HELD_OUT) == 1
-        assert sum(each.weight for each in found.groups) == pytest.approx(1)
+        assert [group.role for group in answer.groups].count(rpb.GROUP_ROLE_HELD_OUT) == 1
+        assert sum(group.weight for group in answer.groups) == pytest.approx(1)
         assert await clean(served, tmp_path)
 
 
@@ -147,10 +151,10 @@ async def test_a_batch_that_too_few_answer_is_abandoned_with_its_reason_and_the_
         name = await ask(served)
         await push_rewards(ann, await ann.task(), tmp_path, [0.5] * 5)
         clock.advance(101)
-        found = await rewards(served, name)
-        assert found.outcome == rpb.ROUND_OUTCOME_ABANDONED
-        assert "1 of 2" in found.reason
-        assert list(found.rewards) == []
+        answer = await rewards(served, name)
+        assert answer.outcome == rpb.ROUND_OUTCOME_ABANDONED
+        assert "1 of 2" in answer.reason
+        assert list(answer.rewards) == []
         assert await ask(served, OTHER) == "runs/r/rounds/2"
 
 
@@ -162,19 +166,19 @@ async def test_adaptive_weights_follow_how_well_each_group_was_served_and_surviv
             await push_rewards(client, await client.task(), tmp_path, [share, 1 - share])
         before = await rewards(served, name)
     async with serving(tmp_path / "state") as served:
-        found = await rewards(served, name)
-        assert found == before
+        answer = await rewards(served, name)
+        assert answer == before
         means = {"group of ann": 0.5, "group of ben": 0.5, "group of cem": 0.5}  # both candidates sampled alike
-        assert {each.group: each.weight for each in found.groups} == pytest.approx(dict.fromkeys(means, 1 / 3))
+        assert {group.group: group.weight for group in answer.groups} == pytest.approx(dict.fromkeys(means, 1 / 3))
         skewed = write_rollouts([Candidates("Why?", ("because", "never"), (9, 1))])
         name = await ask(served, skewed)
         for client, share in zip(await three(served), (0.9, 0.5, 0.1), strict=True):
             await push_rewards(client, await client.task(), tmp_path, [share, 1 - share])
-        weights = {each.group: each.weight for each in (await rewards(served, name)).groups}
+        weights = {group.group: group.weight for group in (await rewards(served, name)).groups}
         newest = {"ann": 0.9 * 0.9 + 0.1 * 0.1, "ben": 0.5, "cem": 0.1 * 0.9 + 0.9 * 0.1}
         raised = {name: np.exp(-(0.5 * 0.5 + 0.5 * mean) / 0.2) for name, mean in newest.items()}
         total = sum(raised.values())
-        assert weights == pytest.approx({f"group of {name}": each / total for name, each in raised.items()}, rel=1e-4)
+        assert weights == pytest.approx({f"group of {name}": value / total for name, value in raised.items()}, rel=1e-4)
         assert await clean(served, tmp_path)
 
 
@@ -280,8 +284,8 @@ async def test_the_run_ends_after_its_last_batch_and_a_cancelled_one_abandons_wh
         first = await rewards(served, "runs/r/rounds/1")
         assert list(first.rewards) == pytest.approx(
             [0.1, 0.1]
-        )  # the aggregate is kept, single rewards are past retention
-        # The model, two aggregates, the last round's rewards (one of them is the same as its aggregate) and batch.
+        )  # the aggregate is kept; single rewards are older than the retention time
+        # The model, two aggregates, and the last round's rewards (one of them equals its aggregate) and batch.
         await until(lambda: list_blobs(tmp_path) == 1 + 2 + 2 + 1)
         await served.create("q", (await reward_spec(served)).model_copy(update={"title": "another"}))
         await call(

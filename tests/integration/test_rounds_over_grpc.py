@@ -1,4 +1,4 @@
-"""Every rule of the round machine once more, over real gRPC with a real store; time is a fake clock."""
+"""Every rule of the round machine again, over real gRPC with a real store and a fake clock."""
 
 import asyncio
 import contextlib
@@ -87,13 +87,13 @@ def blob_names(folder: Path) -> list[str]:
 
 
 async def blobs_become(folder: Path, count: int) -> list[str]:
-    """The blobs' names once there are so many, or the last ones seen."""
+    """Waits until there are `count` blobs; returns the names of the blobs seen last."""
     for _ in range(200):
-        found = blob_names(folder)
-        if len(found) == count:
+        names = blob_names(folder)
+        if len(names) == count:
             break
         await asyncio.sleep(0.02)
-    return found
+    return names
 
 
 async def test_updates_of_rounds_past_retention_are_gone_while_the_run_goes_on(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ async def test_updates_of_rounds_past_retention_are_gone_while_the_run_goes_on(t
         clients = await two_clients(served, spec)
         for number in range(1, 6):
             await push_round(served, clients, spec, tmp_path, number)
-        found = await blobs_become(tmp_path / "state", 6 + 2)  # versions 0 to 5, and the last round's two updates
-        assert len(found) == 8
+        names = await blobs_become(tmp_path / "state", 6 + 2)  # versions 0 to 5, and the last round's two updates
+        assert len(names) == 8
 
 
 async def test_moments_that_nothing_goes_on_from_go_when_the_run_ends(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ async def test_moments_that_nothing_goes_on_from_go_when_the_run_ends(tmp_path: 
         await push_round(served, clients, spec, tmp_path, 1)
         moments = set(served.coordinator.run("r").newest.moments)
         assert moments
-        assert moments <= set(await blobs_become(tmp_path / "state", 6))  # with two versions and two updates
+        assert moments <= set(await blobs_become(tmp_path / "state", 6))  # and two versions and two updates
         await served.operations.CancelRun(operations_pb2.CancelRunRequest(name="runs/r"), timeout=10)
         versions = {version.digest for version in await served.coordinator.store.versions(RunId("r"))}
         assert set(await blobs_become(tmp_path / "state", 2)) == versions
@@ -152,7 +152,7 @@ async def test_a_run_cancelled_while_it_averages_leaves_no_version_that_nothing_
         averaging = served.coordinator.run("r").averaging
         assert averaging is not None
         go_on.set()
-        await asyncio.wait_for(averaging, 20)  # and it raises nothing
+        await asyncio.wait_for(averaging, 20)  # the averaging raises nothing
         assert len(list((tmp_path / "state" / "blobs").glob("??/*"))) == 1 + 2  # version 0 and the round's updates
 
 
@@ -182,7 +182,8 @@ async def test_fedadam_with_adaptive_weights_goes_on_after_a_restart_and_ends_an
             assert report.aggregates_repeated == 3
             versions = await store.versions(RunId("r"))
             assert [len(version.moments) for version in versions] == [0, 2, 2, 2]
-            assert all(version.weights[1] > version.weights[0] for version in versions[1:])  # ben is predicted worse
+            # Ben's group is predicted worse.
+            assert all(version.weights[1] > version.weights[0] for version in versions[1:])
             rows = await store.receipts(RunId("r"), RoundNumber(1))
             assert [row.receipt.distance for row in rows] == [0.2, 0.35]
         digests.append([version.record_sha256 for version in versions])
@@ -192,7 +193,7 @@ async def test_fedadam_with_adaptive_weights_goes_on_after_a_restart_and_ends_an
 async def push_round(
     served: Served, clients: tuple[HandClient, HandClient], spec: RunSpec, folder: Path, number: int
 ) -> None:
-    """Both deliver and tell their distance; ends when the round's version is published."""
+    """Lets both clients deliver and report their distance; ends when the round's version is published."""
     for seed, client in enumerate(clients):
         path = folder / "u"
         manifest = write_delta(path, spec, 10 * number + seed)
@@ -521,7 +522,7 @@ async def test_a_daemon_that_stops_has_no_session_and_no_place_any_more(tmp_path
             task=task.name, reason=CLIENT_STOPPED, message="bye", instance_id=ann.instance
         )
         await ann.call("ReportFailure", stopped)
-        for _ in range(3):  # the coordinator looks whom to give a place
+        for _ in range(3):  # the coordinator looks for clients that can get a slot
             served.coordinator.wake()
             await asyncio.sleep(0)
         person = next(person for person in (await served.run("r")).participants if person.client == "ann")
@@ -531,7 +532,7 @@ async def test_a_daemon_that_stops_has_no_session_and_no_place_any_more(tmp_path
 
 
 async def test_what_a_replaced_daemon_says_of_its_task_is_not_heard(tmp_path: Path) -> None:
-    """It has the same name: the task is the newer one's now."""
+    """The replaced daemon has the same name, so the task belongs to the newer one now."""
     async with serving(tmp_path / "state") as served:
         ann, _ = await two_clients(served)
         task, older = await ann.task(), ann.instance

@@ -1,4 +1,4 @@
-"""`pluralllm score`, `pairs` and `model serve` as a researcher types them, with a real embedding model."""
+"""The commands `pluralllm score`, `pluralllm pairs` and `pluralllm model serve`, with a real embedding model."""
 
 import json
 import os
@@ -56,11 +56,11 @@ def scored(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     source, out = place / "in.jsonl", place / "out.jsonl"
     source.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-    told = command(
+    output = command(
         verb, str(place / "model"), str(source), str(out), "--context", str(place / "group.jsonl"),
         *arguments(place), "--json", *more,
     )  # fmt: skip
-    return [json.loads(line) for line in out.read_text().splitlines()], json.loads(told)
+    return [json.loads(line) for line in out.read_text().splitlines()], json.loads(output)
 
 
 def predicted(place: Path, questions: list[Question]) -> list[list[float]]:
@@ -88,11 +88,11 @@ def test_questions_preferences_and_completions_are_scored_and_what_cannot_be_is_
             {"prompt": "no candidates"},
         ],
     )
-    wanted = predicted(place, [asked])[0]
-    assert rows[0]["predicted_shares"] == pytest.approx(wanted, abs=1e-6)
+    shares = predicted(place, [asked])[0]
+    assert rows[0]["predicted_shares"] == pytest.approx(shares, abs=1e-6)
     assert rows[0]["id"] == 7
     assert sum(rows[1]["predicted_shares"]) == pytest.approx(1, abs=1e-5)
-    assert rows[2]["reward"] == pytest.approx(wanted[1], abs=1e-6)
+    assert rows[2]["reward"] == pytest.approx(shares[1], abs=1e-6)
     assert rows[3]["reward"] is None
     assert [row["predicted_shares"] for row in rows[4:]] == [None, None]
     assert "not JSON" in rows[4]["problem"]
@@ -100,7 +100,7 @@ def test_questions_preferences_and_completions_are_scored_and_what_cannot_be_is_
     assert (summary["rows"], summary["not_scored"], summary["completions_without_reward"]) == (6, 2, 1)
     chosen_first = Question("Which summary?", ("This one.", "That one."), (1.0, 0.0))
     pair = predicted(place, [chosen_first])[0]
-    total = Alignment().add(wanted, asked.shares, None).add(pair, (1.0, 0.0), None)
+    total = Alignment().add(shares, asked.shares, None).add(pair, (1.0, 0.0), None)
     assert summary["alignment_score"] == pytest.approx(total.score, abs=1e-6)
 
 
@@ -121,13 +121,13 @@ def test_ranked_pairs_are_written_best_against_worst_or_all(place: Path) -> None
 
 
 def test_what_is_wrong_with_the_way_there_is_one_line(place: Path) -> None:
-    given = [str(place / "in.jsonl"), str(place / "o.jsonl"), "--context", str(place / "group.jsonl")]
-    assert "pluralllm model export" in command("score", str(place / "nowhere"), *given, *arguments(place), code=3)
+    paths = [str(place / "in.jsonl"), str(place / "o.jsonl"), "--context", str(place / "group.jsonl")]
+    assert "pluralllm model export" in command("score", str(place / "nowhere"), *paths, *arguments(place), code=3)
     (place / "in.jsonl").write_text("{}\n")
     without_model = ["--cache", str(place / "empty-cache"), "--device", "cpu", "--embedding-model-path", str(place)]
-    assert "local folder" in command("score", str(place / "model"), *given, *without_model, code=3)
-    given[0] = str(place / "no.jsonl")
-    assert "cannot be read" in command("score", str(place / "model"), *given, *arguments(place), code=3)
+    assert "local folder" in command("score", str(place / "model"), *paths, *without_model, code=3)
+    paths[0] = str(place / "no.jsonl")
+    assert "cannot be read" in command("score", str(place / "model"), *paths, *arguments(place), code=3)
 
 
 @pytest.fixture
@@ -175,8 +175,8 @@ def test_other_programs_are_served_scores_and_typed_refusals(place: Path, stub: 
 
 
 def test_scores_are_served_on_the_loopback_interface_only(place: Path) -> None:
-    told = command(
+    error_text = command(
         "model", "serve", str(place / "model"), "--context", f"g={place / 'group.jsonl'}", "--listen", "0.0.0.0:0",
         *arguments(place), code=3,
     )  # fmt: skip
-    assert "loopback" in told
+    assert "loopback" in error_text

@@ -1,4 +1,4 @@
-"""What a person's shell and terminal see: completion, and colours that can be refused."""
+"""The shell and the terminal of a person: completion, and colours that can be switched off."""
 
 import os
 import pty
@@ -42,10 +42,10 @@ def test_a_shell_is_told_what_can_follow(typed: str, offered: set[str]) -> None:
 
 
 def on_a_terminal(folder: Path, **environment: str) -> bytes:
-    """What a doctor who finds something wrong prints, in red elsewhere."""
+    """Returns the output of a doctor that finds a problem, which is red unless colours are off."""
     ours, its = pty.openpty()
     kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "CI", "TERM")}
-    told = b""
+    output = b""
     with subprocess.Popen(
         [sys.executable, "-m", "pluralllm.server", "doctor", "--state-dir", str(folder / "nowhere")],
         stdin=subprocess.DEVNULL,
@@ -56,13 +56,13 @@ def on_a_terminal(folder: Path, **environment: str) -> bytes:
         os.close(its)
         try:
             while piece := os.read(ours, 65_536):
-                told += piece
-        except OSError:  # Linux says so when the last writer has gone
+                output += piece
+        except OSError:  # Linux reports the end of the last writer as an error
             pass
         finally:
             os.close(ours)
         assert process.wait(60) == 3
-    return told
+    return output
 
 
 def test_colours_are_for_terminals_that_want_them(tmp_path: Path) -> None:

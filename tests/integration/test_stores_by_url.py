@@ -1,4 +1,4 @@
-"""Database and bucket by URL, as an operator meets them: shown without secrets, checked by doctor, plainly said when wrong."""
+"""Databases and buckets by URL: they are shown without secrets, checked by doctor, and clearly refused when they are wrong."""
 
 import json
 import subprocess
@@ -9,12 +9,12 @@ from support.commands import SERVER, typed
 from support.process_harness import free_port
 from support.real_stores import S3, Postgres
 
-PASSWORD = "hunter2"  # of nobody
+PASSWORD = "hunter2"  # nobody's password
 
 
 @pytest.fixture
 def settings(tmp_path: Path, postgres: Postgres, s3: S3, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A coordinator's file for an empty database and an empty bucket."""
+    """Returns a coordinator's configuration file for an empty database and an empty bucket."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     keys = {"database_url": postgres.new_database(), "blob_url": s3.new_bucket(), "blob_endpoint": s3.endpoint}
@@ -63,7 +63,7 @@ def test_doctor_says_what_is_wrong_with_database_and_bucket(
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "refusal"),
     [
         ("database_url", f"mysql://someone:{PASSWORD}@db.example.org/federation", "must be postgresql://"),
         ("database_url", f"://{PASSWORD}", "must be postgresql://"),
@@ -71,11 +71,11 @@ def test_doctor_says_what_is_wrong_with_database_and_bucket(
     ],
 )
 def test_a_url_that_is_none_is_refused_without_telling_its_secret(
-    tmp_path: Path, key: str, value: str, said: str
+    tmp_path: Path, key: str, value: str, refusal: str
 ) -> None:
     done = server("serve", "--config", written(tmp_path, **{key: value}))
     assert done.returncode == 3
-    assert said in done.stderr
+    assert refusal in done.stderr
     assert "Traceback" not in done.stderr
     assert PASSWORD not in done.stderr
 

@@ -1,4 +1,4 @@
-"""Another task by the same commands: summaries of posts, two for each, with the votes of groups; generated here."""
+"""Another task with the same commands: two summaries of each post, with the votes of groups, all generated here."""
 
 import json
 import os
@@ -22,7 +22,7 @@ WHAT = (
     "borrowed my bicycle", "painted the stairs", "lost the keys of the house", "sold a car", "planted a tree in the yard",
     "moved the meeting", "cooked for the whole street", "forgot a birthday", "found a wallet", "adopted a dog",
 )  # fmt: skip
-SOBER = {"ann": 0.9, "ben": 0.8, "cem": 0.85}  # share of a group's votes for the sober summary, about
+SOBER = {"ann": 0.9, "ben": 0.8, "cem": 0.85}  # the approximate share of a group's votes for the sober summary
 SPEC = """
 rounds = 10
 [groups]
@@ -46,7 +46,7 @@ dimension = 768
 
 
 def votes(path: Path) -> None:
-    """One row for each post, in the layout of comparisons on the Hub, with the votes of every group."""
+    """Writes one row for each post with the votes of every group, in the layout of comparisons on the Hub."""
     rng = np.random.default_rng(0)
     rows = []
     for who in WHO:
@@ -72,7 +72,7 @@ def command(module: str, *given: str) -> str:
 
 
 def scraped(running: Federation, name: str) -> dict[tuple[str, str], float]:
-    """What Prometheus would read off a daemon, by name and `kind`."""
+    """Returns a daemon's metrics by name and `kind`."""
     address = (running.folder / name / "state" / "metrics-address").read_text()
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
         families = text_string_to_metric_families(answer.read().decode())
@@ -101,7 +101,7 @@ def test_summaries_with_votes_are_imported_trained_on_evaluated_and_scored_by_th
         as_admin(running, "run", "create", "s", str(tmp_path / "spec.toml"))
         as_admin(running, "run", "start", "s")
         until(lambda: remote.get_run("s")["phase"] == "ended", "the run ends", running, 150)
-        scores = {(each["group"], each["version"]): each["alignment_score"] for each in remote.evaluations("s")}
+        scores = {(score["group"], score["version"]): score["alignment_score"] for score in remote.evaluations("s")}
         as_admin(running, "model", "export", "s", str(tmp_path / "model"))
         measured = scraped(running, "ann")
         remote.close()
@@ -119,15 +119,15 @@ def test_summaries_with_votes_are_imported_trained_on_evaluated_and_scored_by_th
     lines = (tmp_path / "cem.jsonl").read_text().splitlines()
     (tmp_path / "context.jsonl").write_text("\n".join(lines[:15]) + "\n")
     (tmp_path / "asked.jsonl").write_text("\n".join(lines[15:]) + "\n")
-    told = json.loads(
+    summary = json.loads(
         command(
             "pluralllm.cli", "score", str(tmp_path / "model"), str(tmp_path / "asked.jsonl"), str(tmp_path / "scored.jsonl"),
             "--context", str(tmp_path / "context.jsonl"), "--embedding-model-path", minilm,
             "--cache", str(tmp_path / "cache"), "--device", "cpu", "--json",
         )
     )  # fmt: skip
-    assert told["rows"] == len(questions) - 15
-    assert told["alignment_score"] > scores["group of cem", 0] + 0.05
+    assert summary["rows"] == len(questions) - 15
+    assert summary["alignment_score"] > scores["group of cem", 0] + 0.05
     rows = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
     right = [np.argmax(row["predicted_shares"]) == np.argmax(row["shares"]) for row in rows]
     assert np.mean(right) > 0.9

@@ -1,4 +1,4 @@
-"""What systemd and a health check see of the real processes."""
+"""The real processes, as systemd and a health check see them."""
 
 import os
 import select
@@ -23,13 +23,13 @@ def notify(tmp_path: Path) -> Iterator[socket.socket]:
         yield end
 
 
-def hears(notify: socket.socket, wanted: str) -> None:
-    """Within the limit; what is told before is passed over."""
+def hears(notify: socket.socket, message: str) -> None:
+    """Waits for a message to systemd, within the limit, and skips others before it."""
     end_s = time.monotonic() + LIMIT_S
     while time.monotonic() < end_s:
-        if select.select([notify], [], [], 0.2)[0] and wanted in notify.recv(4096).decode().splitlines():
+        if select.select([notify], [], [], 0.2)[0] and message in notify.recv(4096).decode().splitlines():
             return
-    raise AssertionError(f"not told within {LIMIT_S} s: {wanted}")
+    raise AssertionError(f"not told within {LIMIT_S} s: {message}")
 
 
 def healthy(state: Path) -> "subprocess.CompletedProcess[str]":

@@ -1,4 +1,4 @@
-"""A round's trace, from the coordinator's and two daemons' processes to one collector, which keeps it in a file."""
+"""The trace of a round: the processes of a coordinator and two daemons send it to one collector."""
 
 import json
 from collections.abc import Iterator
@@ -30,8 +30,8 @@ def test_a_rounds_spans_of_coordinator_and_clients_are_one_trace_without_private
 ) -> None:
     endpoint, kept = collector
     tiny = tiny_embedding_model(tmp_path / "tiny")
-    told = {"PLURALLLM_SERVER_TRACES_ENDPOINT": endpoint}
-    with federation(tmp_path / "federation", tiny, free_port(), **told) as running:
+    settings = {"PLURALLLM_SERVER_TRACES_ENDPOINT": endpoint}
+    with federation(tmp_path / "federation", tiny, free_port(), **settings) as running:
         remote = running.start_coordinator()
         for name, questions in SURVEY.items():
             running.start_client(name, questions, more={"traces_endpoint": endpoint})
@@ -40,26 +40,26 @@ def test_a_rounds_spans_of_coordinator_and_clients_are_one_trace_without_private
         until(lambda: remote.get_run("r")["phase"] == "ended", "the run ends", running, 120)
         remote.close()
         for client in running.clients.values():
-            client.stop()  # what is left is handed over when they end
+            client.stop()  # a process exports its last spans when it ends
         running.coordinator.stop()
     spans: list[dict[str, Any]] = [json.loads(line) for line in kept.read_text().splitlines()]
-    rounds = [each for each in spans if each["name"] == "round"]
+    rounds = [span for span in spans if span["name"] == "round"]
     assert len(rounds) == 2
     for first in rounds:
-        mine = [each for each in spans if each["trace"] == first["trace"]]
-        names = {(each["service"].removeprefix("pluralllm-"), each["name"]) for each in mine}
+        trace = [span for span in spans if span["trace"] == first["trace"]]
+        names = {(span["service"].removeprefix("pluralllm-"), span["name"]) for span in trace}
         assert {("server", name) for name in ("round", "delivery", "average", "publish")} <= names
         assert {("client", name) for name in ("train", "fetch", "work", "hand in")} <= names
         assert first["parent"] == ""
-        known = {each["span"] for each in mine}
-        assert all(each["parent"] in known for each in mine if each is not first)
-        trained = [each for each in mine if each["name"] == "train"]
+        span_ids = {span["span"] for span in trace}
+        assert all(span["parent"] in span_ids for span in trace if span is not first)
+        trained = [span for span in trace if span["name"] == "train"]
         assert len(trained) == 2
-        assert all(each["parent"] == first["span"] and 0 < each["seconds"] < 120 for each in trained)
+        assert all(span["parent"] == first["span"] and 0 < span["seconds"] < 120 for span in trained)
     everything = kept.read_text()
     for questions in SURVEY.values():
         assert not [question.text for question in questions if question.text in everything]
-    assert str(tmp_path) not in "".join(json.dumps(each["facts"]) for each in spans)
+    assert str(tmp_path) not in "".join(json.dumps(span["facts"]) for span in spans)
 
 
 def test_a_rounds_context_is_the_same_wherever_it_is_made_and_rubbish_has_none() -> None:

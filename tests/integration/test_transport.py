@@ -1,4 +1,4 @@
-"""The client's transport against a scripted coordinator: what it repeats by itself, and what it does not."""
+"""The client's transport against a scripted coordinator: which calls it repeats by itself, and which it does not."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ TASK = TaskId("runs/r/rounds/1/tasks/train-ann")
 
 
 class Scripted(federation_pb2_grpc.FederationServiceServicer):
-    """Each call fails as its script says, once for each entry, then works."""
+    """A coordinator whose calls fail once for each entry of a script, then work."""
 
     def __init__(self, **failures: list[PluralError]) -> None:
         self._failures = failures
@@ -61,7 +61,7 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
 
 
 class OpenDoor:
-    """Lets everybody in: this file is about what a transport repeats."""
+    """A door that admits every caller, because these tests are about repeated calls."""
 
     @contextlib.asynccontextmanager
     async def enter(self, method: str, context: Any, request: object) -> AsyncIterator[Callable[[], None]]:

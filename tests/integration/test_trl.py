@@ -1,4 +1,4 @@
-"""TRL's own trainers take the rewards and the pairs as they are."""
+"""TRL's own trainers use the rewards and the pairs without adaptation."""
 
 import json
 import subprocess
@@ -107,35 +107,35 @@ def tokenizer_of(place: Path) -> PreTrainedTokenizerFast:
 def test_a_group_column_says_whose_reward_each_example_has(
     place: Path, reward: GroupReward, trainer: Any, config: Any
 ) -> None:
-    found = trainer(
+    running_trainer = trainer(
         model=str(place / "policy"),
         reward_funcs=[reward],
         args=settings(config, place, num_generations=4, max_completion_length=2),
         train_dataset=rows(GROUP),
         processing_class=tokenizer_of(place),
     )
-    found.train()
-    logged = [entry for entry in found.state.log_history if f"rewards/{reward.__name__}/mean" in entry]
+    running_trainer.train()
+    logged = [entry for entry in running_trainer.state.log_history if f"rewards/{reward.__name__}/mean" in entry]
     assert len(logged) == 2
     assert all(0 <= entry[f"rewards/{reward.__name__}/mean"] <= 1 for entry in logged)
 
 
 def test_an_aggregate_of_groups_is_a_reward_and_its_state_comes_back(place: Path, reward: GroupReward) -> None:
     adaptive = AggregateReward(reward, RewardAggregation(rule="adaptive"))
-    found = GRPOTrainer(
+    trainer = GRPOTrainer(
         model=str(place / "policy"),
         reward_funcs=adaptive,
         args=settings(GRPOConfig, place, num_generations=4, max_completion_length=2),
         train_dataset=rows(),
         processing_class=tokenizer_of(place),
     )
-    found.train()
+    trainer.train()
     state = adaptive.state_dict()
     assert set(state["history"]) == {GROUP, OTHER}
     again = AggregateReward(reward, RewardAggregation(rule="adaptive"))
     again.load_state_dict(json.loads(json.dumps(state)))
-    given: dict[str, Any] = {"prompts": [ASKED[0].text], "completions": ["A"], "options": [list(ASKED[0].options)]}
-    assert again(**given) == adaptive(**given)
+    rollouts: dict[str, Any] = {"prompts": [ASKED[0].text], "completions": ["A"], "options": [list(ASKED[0].options)]}
+    assert again(**rollouts) == adaptive(**rollouts)
     assert again.weights == adaptive.weights
 
 
@@ -152,19 +152,19 @@ def test_dpo_takes_the_pairs_a_predictor_ranks(place: Path, reward: GroupReward)
     write_pairs(alone, source, out, 0.0, every=True, seen=lambda _: None)
     pairs = Dataset.from_json(str(out))
     assert {"prompt", "chosen", "rejected"} <= set(pairs.column_names)
-    found = DPOTrainer(
+    trainer = DPOTrainer(
         model=str(place / "policy"),
         args=settings(DPOConfig, place),
         train_dataset=pairs,
         processing_class=tokenizer_of(place),
     )
-    found.train()
-    assert found.state.global_step == 2
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 @pytest.mark.parametrize("example", ["grpo.py", "grpo_many_groups.py"])
 def test_the_examples_run(tmp_path: Path, example: str) -> None:
-    """As typed, with few rounds and steps; the figures of whole runs are in benchmarks/RESULTS.md."""
+    """Runs the examples with few rounds and steps; benchmarks/RESULTS.md has the results of full runs."""
     out = tmp_path / "figures.json"
     command = [sys.executable, str(EXAMPLES / example), "--rounds", "2", "--steps", "2", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
