@@ -1,4 +1,4 @@
-"""The arithmetic of a round, slice by slice: float64 inside, clients in sorted order, so the bits depend on nothing else."""
+"""The arithmetic of a round, slice by slice: float64 inside and clients in sorted order, so equal inputs give equal bits."""
 
 from collections.abc import Callable, Sequence
 from typing import assert_never
@@ -23,7 +23,8 @@ def weights_of(
 ) -> NDArray[np.float64]:
     """The clients' weights, shape [clients], in the order given.
 
-    `recorded`: what `weighting.weigh` gave; if that is nothing, examples up to the cap, or 1 each for uniform weighting.
+    `recorded` are the weights that `weighting.weigh` gave. If there are none, a weight is the examples up to the cap, or 1 for
+    uniform weighting.
     """
     if recorded:
         return np.array(recorded, dtype=np.float64)
@@ -35,7 +36,7 @@ def weights_of(
 def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of the deltas, weighted (FedAvg): [clients, slice], [clients] -> [slice].
 
-    One client after the other, so that the sum has one order; a matrix product would not promise that.
+    It adds one client after the other, so that the sum has a fixed order; a matrix product does not guarantee an order.
     Source: McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1, last line of the server's loop.
     """
     total, term = np.zeros(deltas.shape[1]), np.empty(deltas.shape[1])  # (slice,) each
@@ -47,9 +48,9 @@ def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> 
 
 
 def first_moments(aggregation: Aggregation) -> tuple[float, ...]:
-    """What each moment of the server optimizer is before the first round, for every value alike; () for fedavg, which has none.
+    """Initial value of each moment of the server optimizer, the same for all parameters; () for fedavg, which has no moments.
 
-    Source: Reddi et al. 2021, Algorithm 2, which wants second moments of at least tau^2: with less, the first steps are huge.
+    Source: Reddi et al. 2021, Algorithm 2, which needs second moments of at least tau^2: with less, the first steps are huge.
     """
     match aggregation.optimizer:
         case "fedavg":
@@ -63,7 +64,7 @@ def first_moments(aggregation: Aggregation) -> tuple[float, ...]:
 
 
 def server_optimizer(aggregation: Aggregation) -> ServerOptimizer:
-    """How the mean delta turns the base into the next version, for any slice: see ServerOptimizer for the shapes.
+    """The function that makes a slice of the next version from the base and the mean delta; shapes are at ServerOptimizer.
 
     fedavg   next = base + rate * delta
     fedavgm  m = beta1 * m + delta;                next = base + rate * m                       (Hsu et al. 2019, section 4.3)

@@ -1,4 +1,4 @@
-"""Rewards as files: one client's checked before it counts, all of a round's made into one. Blocking; called in a thread."""
+"""Files of rewards: checks one client's file before it counts, and combines a round's files. Blocking; called in a thread."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ from pluralllm.server.aggregation.update_files import StoredWeights
 
 
 def check_rewards(path: Path, rollouts: Path, max_candidates: int) -> float:
-    """The mean reward of what was sampled, by one client, whose file has the right form: how well its group is served.
+    """Checks one client's rewards and returns their mean over the sampled candidates: how well the client's group is served.
 
-    Raises InvalidArgument for a reward outside 0 .. 1.
+    The file's form has been checked before. Raises InvalidArgument for a reward outside 0 .. 1.
     """
     batch = read_rollouts(rollouts.read_bytes(), max_candidates)
     values = flat_values(path, read_layout(path))  # (candidates,)
@@ -31,7 +31,7 @@ def check_rewards(path: Path, rollouts: Path, max_candidates: int) -> float:
 
 
 def read_rewards(stored: StoredWeights) -> NDArray[np.float32]:
-    """(candidates,), of a file whose form was checked when it came. Raises Corrupt."""
+    """Reads rewards, shape (candidates,), from a file whose form was checked when it arrived. Raises Corrupt."""
     raw = np.empty(stored.path.stat().st_size, np.uint8)
     with HashingReader(stored.path, stored.digest) as file:
         file.read_into(raw)
@@ -42,11 +42,11 @@ def read_rewards(stored: StoredWeights) -> NDArray[np.float32]:
 def write_aggregate(
     updates: Sequence[StoredWeights], weights: Sequence[float], settings: RewardAggregation, draft: Path
 ) -> Manifest:
-    """The round's rewards as one, at `draft`; updates sorted by client, weights in the same order. Not yet durable.
+    """Combines a round's rewards into one file at `draft`, which is not yet durable.
 
-    Raises Corrupt, StorageFull.
+    `updates` are sorted by client, `weights` have the same order. Raises Corrupt, StorageFull.
     """
     with storage_errors("the rewards"):
         rows = np.stack([read_rewards(update).astype(np.float64) for update in updates])  # (clients, candidates)
-        found = combine(settings, rows, np.array(weights)).astype(np.float32)
-        return write_weights(draft, rewards_layout(found.size), [found])
+        combined = combine(settings, rows, np.array(weights)).astype(np.float32)
+        return write_weights(draft, rewards_layout(combined.size), [combined])

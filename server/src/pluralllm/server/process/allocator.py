@@ -1,4 +1,4 @@
-"""How this process takes memory for bulk data."""
+"""Limits the memory that this process holds for bulk data."""
 
 import contextlib
 import ctypes
@@ -7,10 +7,10 @@ M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 def use_one_arena() -> None:
-    """One heap for all threads, before any is started. glibc only; elsewhere nothing happens.
+    """Gives all threads one heap. Call it before a thread is started. Does nothing where the C library is not glibc.
 
-    With a heap for each thread every one keeps the chunks it once held: with 8 clients that send 64 MB each the resident set
-    grew by 340 MB instead of 100 MB, at the same speed (benchmarks/RESULTS.md).
+    With a heap for each thread, every heap keeps the memory of chunks that it once held: with 8 clients that send 64 MB each,
+    the resident set grew by 340 MB instead of 100 MB, at the same speed (benchmarks/RESULTS.md).
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)

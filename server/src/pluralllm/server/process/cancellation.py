@@ -1,4 +1,4 @@
-"""Callers may hang up at any moment; what must not be left half done is shielded from it."""
+"""Shields work that must not stop half-way from the cancellation of its caller, which may come at any moment."""
 
 import asyncio
 import functools
@@ -14,17 +14,17 @@ log = structlog.get_logger()
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_running: set[asyncio.Task[Any]] = set()  # the event loop itself holds its tasks weakly
+_running: set[asyncio.Task[Any]] = set()  # keeps the tasks alive: the event loop has only weak references to them
 
 
 def unbroken(
     method: Callable[Arguments, Coroutine[Any, Any, Result]],
 ) -> Callable[Arguments, Coroutine[Any, Any, Result]]:
-    """Runs to its end even if the caller is cancelled: disk and memory must not part in the middle of a call."""
+    """Makes a method run to its end even if its caller is cancelled, so that disk and memory stay consistent."""
 
     @functools.wraps(method)
-    async def run(*given: Arguments.args, **named: Arguments.kwargs) -> Result:
-        task = asyncio.create_task(method(*given, **named))
+    async def run(*positional: Arguments.args, **named: Arguments.kwargs) -> Result:
+        task = asyncio.create_task(method(*positional, **named))
         _running.add(task)
         task.add_done_callback(_running.discard)
         return await shielded(task)
@@ -33,16 +33,16 @@ def unbroken(
 
 
 async def shielded(task: "asyncio.Task[Result]") -> Result:
-    """Waits for a task that goes on if its caller is cancelled; why it failed is then logged."""
+    """Waits for a task, which goes on if the caller is cancelled. If the task fails after that, the error is logged."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        task.add_done_callback(_tell_unheard)
+        task.add_done_callback(_log_failure)
         raise
 
 
-def _tell_unheard(task: "asyncio.Task[Any]") -> None:
-    """Whoever would have been told why it failed has gone."""
+def _log_failure(task: "asyncio.Task[Any]") -> None:
+    """Logs the error of a task whose caller has gone."""
     error = None if task.cancelled() else task.exception()
     if isinstance(error, PluralError):
         log.warning("call.failed_unheard", reason=error.reason, problem=str(error))

@@ -10,7 +10,7 @@ from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, check_address
 
 
 def check_database_url(secret: SecretStr) -> SecretStr:
-    """For pydantic. Raises ValueError, without the password in it."""
+    """Checks a PostgreSQL URL for pydantic. Raises ValueError, whose text leaves the password out."""
     import sqlalchemy as sa  # noqa: PLC0415 - takes half a second, which a configuration without a URL need not wait
 
     try:
@@ -29,40 +29,39 @@ DAY_S = 86_400.0
 
 
 class ServerConfig(ProcessConfig):
-    """Everything that may be set. Paths are relative to the working directory."""
+    """All settings of the coordinator. Paths are relative to the working directory."""
 
     env_prefix: ClassVar[str] = "PLURALLLM_SERVER_"
 
     state_dir: Path = Path("pluralllm-state")
-    # host:port to bind; port 0 takes a free one. The address in use is in state_dir/address.
+    # host:port to bind; port 0 takes a free port. The address in use is in the file state_dir/address.
     listen: Address = "0.0.0.0:7443"
     enrolment_listen: Address = "0.0.0.0:7444"
-    # host:port that invites name; default: the first --host of init with the ports in use.
+    # host:port that invites name; default: the first --host of `init` with the port in use.
     advertise: Address | None = None
     advertise_enrolment: Address | None = None
     plain_text: bool = False  # no certificates, loopback only: for trials on one machine
-    certificate_life_days: Annotated[float, Field(gt=0, le=365)] = 30.0  # of a member; renewed at two thirds of it
-    connection_age_s: Seconds = 600.0  # then a client connects anew, and an expired certificate is refused
-    joins_per_minute: PositiveInt = (
-        30  # tries from one address, and as many questions about membership; together ten times
-    )
-    calls_per_member: PositiveInt = 64  # at a time
-    lease_s: Seconds = 60.0  # a client that is silent for so long loses its place
-    silence_s: Seconds = 5.0  # between two polls a client counts as connected for so long
-    poll_hold_s: Annotated[float, Field(gt=0, le=55)] = 25.0  # below the 60 s at which proxies drop idle calls
-    chunk_idle_s: Seconds = 30.0  # an upload stream that sends nothing for so long is ended; what arrived is kept
-    # Where the records are: postgresql://USER:PASSWORD@HOST/NAME; default: an SQLite file in state_dir.
+    certificate_life_days: Annotated[float, Field(gt=0, le=365)] = 30.0  # a member renews after two thirds of this time
+    connection_age_s: Seconds = 600.0  # then a client must reconnect, so that an expired certificate is refused
+    # Attempts to join from one address, and also its membership requests. All addresses together: ten times as many.
+    joins_per_minute: PositiveInt = 30
+    calls_per_member: PositiveInt = 64  # calls of one member at the same time
+    lease_s: Seconds = 60.0  # a client that is silent for this time loses its slot in the round
+    silence_s: Seconds = 5.0  # a client counts as connected for this time after its last poll
+    poll_hold_s: Annotated[float, Field(gt=0, le=55)] = 25.0  # below the 60 s after which proxies drop idle calls
+    chunk_idle_s: Seconds = 30.0  # an upload that sends nothing for this time is ended; chunks that arrived are kept
+    # Database of the records: postgresql://USER:PASSWORD@HOST/NAME; default: an SQLite file in state_dir.
     database_url: Annotated[SecretStr, AfterValidator(check_database_url)] | None = Field(None, repr=False)
-    # Where models and updates are: s3://BUCKET/PREFIX (gs, az), credentials as in AWS_*; default: files in state_dir.
+    # Bucket of models and updates: s3://BUCKET/PREFIX (gs, az), credentials as in AWS_*; default: files in state_dir.
     blob_url: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^/]+(/.*)?$")] | None = None
-    blob_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None  # of another S3 than Amazon's
+    blob_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None  # of a store other than Amazon's S3
     keep_updates: PositiveInt = 3  # rounds whose updates stay on disk, for `verify`
     max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # each connected client holds one Poll
-    # host:port of the page for people, read-only, without certificates: on loopback, 127.0.0.1:7446 is usual; default: nowhere.
+    # host:port of the operator's page, read-only and without certificates, so on loopback: 127.0.0.1:7446; default: no page.
     page_listen: Address | None = None
-    # OpenTelemetry collector (OTLP over HTTP) that spans go to; needs pluralllm-common[tracing]; default: nowhere.
+    # OpenTelemetry collector (OTLP over HTTP) for spans; needs pluralllm-common[tracing]; default: no spans.
     traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
-    # host:port where Prometheus reads /metrics, without certificates: 127.0.0.1:9464 is usual; default: nowhere.
+    # host:port where Prometheus reads /metrics, without certificates, so on loopback: 127.0.0.1:9464; default: no metrics.
     metrics_listen: Address | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -1,7 +1,7 @@
-"""Fail-stop: when disk or database cannot be trusted any more the process ends, before it promises anything else.
+"""Fail-stop: when disk or database can no longer be trusted, the process ends before it acknowledges anything else.
 
-A disk that failed once may say that all is well the next time though bytes are lost (fsync(2), "Notes on error reporting"), so
-nothing is tried again in the same process: the next one starts from what is on the disk.
+A disk that failed once may report success the next time although bytes are lost (fsync(2), "Notes on error reporting"). So the
+process retries nothing; the next process starts from the data on the disk.
 """
 
 import asyncio
@@ -13,26 +13,27 @@ DISK_ERRORS = frozenset({errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV})
 
 
 class FailStop:
-    """One for each process: whoever meets such an error shows it here, and the composition root ends the process."""
+    """The process's stop signal. Code that meets such an error reports it here, and the composition root ends the process."""
 
     def __init__(self) -> None:
-        self.why: PluralError | None = None  # the first; whoever serves refuses with it
+        self.why: PluralError | None = None  # the first error that was reported; calls are refused with it
         self._stopped = asyncio.Event()
 
     def stop(self, error: PluralError) -> None:
+        """Reports an error that ends the process."""
         self.why = self.why or error
         self._stopped.set()
 
     def disk_failure(self, error: BaseException) -> PluralError | None:
-        """What it is in our error tree if the disk has failed, and then all is over; None for anything else."""
+        """Reports an error that means a failed disk, and returns it as DiskFailed; returns None for any other error."""
         if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
             return None
-        found = DiskFailed(problem=str(error))
-        self.stop(found)
-        return found
+        failure = DiskFailed(problem=str(error))
+        self.stop(failure)
+        return failure
 
     async def stopped(self) -> PluralError:
-        """When it is all over, why."""
+        """Waits until an error is reported, and returns it."""
         await self._stopped.wait()
         assert self.why is not None
         return self.why

@@ -1,7 +1,7 @@
-"""What the coordinator counts and times, for Prometheus. All labels are bounded: by the code, never by what a caller sends.
+"""Counters and histograms of the coordinator for Prometheus. The code bounds the values of all labels; callers add none.
 
-These live as long as the process. What is read off the coordinator's state (gauges) is in picture.py; all of it is listed in
-docs/reference/metrics.md, which is made from here.
+They start with the process. Gauges, which show the coordinator's state, are in observe/gauges.py. docs/reference/metrics.md
+lists both and is made from the code.
 """
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
@@ -22,51 +22,57 @@ SLOW_S = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 14_400, 86_400)
 
 ROUNDS = Counter("pluralllm_rounds", "Rounds that have ended: published or abandoned.", ["outcome"], registry=REGISTRY)
 PHASE_SECONDS = Histogram(
-    "pluralllm_phase_seconds", "Time that runs spent in a phase, told when they leave it.", ["phase"], buckets=SLOW_S,
+    "pluralllm_phase_seconds", "Time that a run spent in a phase, recorded when it leaves the phase.", ["phase"], buckets=SLOW_S,
     registry=REGISTRY,
 )  # fmt: skip
-UPDATES_ACCEPTED = Counter("pluralllm_updates_accepted", "Updates that are durable and count.", registry=REGISTRY)
+UPDATES_ACCEPTED = Counter(
+    "pluralllm_updates_accepted", "Updates accepted: they are durable and count.", registry=REGISTRY
+)
 UPDATES_REFUSED = Counter(
     "pluralllm_updates_refused",
-    "Updates refused, by the code of the reason (pluralllm explain CODE).",
+    "Updates refused, by error code (see pluralllm explain CODE).",
     ["reason"],
     registry=REGISTRY,
 )
 UPDATES_LATE = Counter(
-    "pluralllm_updates_late", "Calls about an update whose round was over by then.", registry=REGISTRY
+    "pluralllm_updates_late", "Calls about an update that came after its round had ended.", registry=REGISTRY
 )
 PLACES_LOST = Counter(
     "pluralllm_places_lost",
-    "Times a client lost its place in a round: silence, or a failure it told.",
+    "Slots in rounds that clients lost: the client was silent or reported a failure.",
     registry=REGISTRY,
 )
 AGGREGATION_SECONDS = Histogram(
-    "pluralllm_aggregation_seconds", "Averaging the updates of a round into the next version's files.", buckets=SLOW_S,
+    "pluralllm_aggregation_seconds", "Time to average a round's updates into the next version's files.", buckets=SLOW_S,
     registry=REGISTRY,
 )  # fmt: skip
 STORE_SECONDS = Histogram(
     "pluralllm_store_seconds",
-    "Transactions of the database, waiting for the one before included.",
+    "Time of a database transaction, including the wait for the one before it.",
     ["kind"],
     buckets=FAST_S,
     registry=REGISTRY,
 )
 BLOB_SECONDS = Histogram(
-    "pluralllm_blob_seconds", "Calls to where models and updates are kept.", ["call"], buckets=FAST_S, registry=REGISTRY
+    "pluralllm_blob_seconds",
+    "Time of a call to the store of models and updates.",
+    ["call"],
+    buckets=FAST_S,
+    registry=REGISTRY,
 )
 CALLS = Counter(
-    "pluralllm_calls", "RPCs answered, by name and code: OK, or why not.", ["rpc", "code"], registry=REGISTRY
+    "pluralllm_calls", "RPCs answered, by name and by code: OK or an error code.", ["rpc", "code"], registry=REGISTRY
 )
 LOOP_LAG_SECONDS = Histogram(
     "pluralllm_event_loop_lag_seconds",
-    "How late the event loop wakes who asked to be woken: what every caller waits longer.",
+    "Delay of the event loop's timers; every call waits longer by this time.",
     buckets=FAST_S,
     registry=REGISTRY,
 )
 
 
 def note_step(before: Run, after: Run, event: ev.Event, effects: tuple[ev.Effect, ...]) -> None:
-    """Counts what an event has done to a run, once it is durable."""
+    """Counts the effects of an event on a run. It is called once the event is durable."""
     if after.phase is not before.phase:
         PHASE_SECONDS.labels(before.phase).observe(max(0.0, event.at_s - before.since_s))
     for effect in effects:
@@ -89,7 +95,7 @@ def note_step(before: Run, after: Run, event: ev.Event, effects: tuple[ev.Effect
 
 
 def note_call(rpc: str, code: str) -> None:
-    """One RPC, by its method's last word."""
+    """Counts an answered RPC under its name, which is the last part of its path."""
     CALLS.labels(rpc.rpartition("/")[2], code).inc()
     if code == ROUND_CLOSED and rpc.endswith(("/BeginUpdate", "/PutChunks", "/CommitUpdate")):
         UPDATES_LATE.inc()
