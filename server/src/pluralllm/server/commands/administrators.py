@@ -19,7 +19,7 @@ from pluralllm.server.storage.state_directory import StateDirectory
 async def make_admin(
     config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path, key: PrivateKey
 ) -> None:
-    """Enters the administrator as a member and saves the identity in `folder`. Raises InUse, MemberExists, StorageFull."""
+    """Registers the administrator as a member and saves the identity in `folder`. Raises InUse, MemberExists, StorageFull."""
     async with opened_alone(config, state) as store:
         membership = SqlMembership(store)
         audit_log = AuditLog(membership, time.time)

@@ -1,4 +1,4 @@
-"""`pluralllm-server init`, `admin`, `renew-issuer`: the commands of whoever has the coordinator's disk."""
+"""`pluralllm-server init`, `admin`, `renew-issuer`: commands for the person who can write to the coordinator's disk."""
 
 import asyncio
 import time
@@ -18,26 +18,31 @@ from pluralllm.server.members import authority as ca
 from pluralllm.server.process.config import ServerConfig
 
 Hosts = Annotated[
-    list[str] | None, typer.Option("--host", help="A name or address that partners reach this machine by. Repeatable.")
+    list[str] | None, typer.Option("--host", help="Name or address by which partners reach this machine. Repeatable.")
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win.")]
-StateDir = Annotated[Path | None, typer.Option(help="Where the authority, runs, models and updates are kept.")]
-Listen = Annotated[str | None, typer.Option(help="host:port that serve will bind: its port goes into the identity.")]
-EnrolmentListen = Annotated[str | None, typer.Option(help="The same for members that join.")]
-AdminName = Annotated[str, typer.Option("--admin", help="Name of the administrator this makes.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win over it.")
+]
+StateDir = Annotated[Path | None, typer.Option(help="Directory of the authority, runs, models and updates.")]
+Listen = Annotated[str | None, typer.Option(help="host:port that serve will bind; the identity names its port.")]
+EnrolmentListen = Annotated[str | None, typer.Option(help="host:port that serve will bind for members that join.")]
+AdminName = Annotated[str, typer.Option("--admin", help="Name of the new administrator.")]
 AdminFolder = Annotated[
     Path,
-    typer.Option("--admin-identity", envvar="PLURALLLM_IDENTITY", help="Folder for that administrator's key."),
+    typer.Option(
+        "--admin-identity", envvar="PLURALLLM_IDENTITY", help="Folder for the administrator's key and identity."
+    ),
 ]
 Passphrase = Annotated[
-    Path | None, typer.Option("--root-passphrase-file", help="File with the passphrase of the root's key; - asks.")
+    Path | None,
+    typer.Option("--root-passphrase-file", help="File with the passphrase of the root's key; - asks for it."),
 ]
 DEFAULT_IDENTITY = Path(typer.get_app_dir("pluralllm"))  # where `pluralllm` looks
 
 
 def init(
     host: Hosts = None,
-    federation: Annotated[str | None, typer.Option(help="Its name in certificates; default: the first host.")] = None,
+    federation: Annotated[str | None, typer.Option(help="Name in certificates; default: the first host.")] = None,
     admin_name: AdminName = "admin",
     admin_identity: AdminFolder = DEFAULT_IDENTITY,
     root_passphrase_file: Passphrase = None,
@@ -69,14 +74,14 @@ def init(
 
 
 def admin(
-    name: Annotated[str, typer.Argument(help="A new name: a-z, 0-9 and '-'.")],
+    name: Annotated[str, typer.Argument(help="Name of the new administrator: a-z, 0-9 and '-'.")],
     admin_identity: AdminFolder = DEFAULT_IDENTITY,
     config: ConfigFile = None,
     state_dir: StateDir = None,
     listen: Listen = None,
     enrolment_listen: EnrolmentListen = None,
 ) -> None:
-    """Make an administrator on this machine, when no other one can invite: the server must be stopped."""
+    """Make an administrator on this machine, for when no other one can invite. The server must be stopped."""
     from pluralllm.server.commands.administrators import make_admin  # noqa: PLC0415 - the database comes with it
     from pluralllm.server.storage.state_directory import StateDirectory  # noqa: PLC0415
 
@@ -91,12 +96,12 @@ def admin(
 
 def renew_issuer(
     host: Hosts = None,
-    root_key: Annotated[Path | None, typer.Option(help="The root's key, if it is kept elsewhere.")] = None,
+    root_key: Annotated[Path | None, typer.Option(help="File of the root's key, if it is kept elsewhere.")] = None,
     root_passphrase_file: Passphrase = None,
     config: ConfigFile = None,
     state_dir: StateDir = None,
 ) -> None:
-    """Make a new intermediate and server certificate; --host replaces the names. A running server takes them up by itself."""
+    """Make a new intermediate and server certificate; --host replaces the names. A running server loads them by itself."""
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     folder = settings.state_dir.absolute() / "authority"
     key = root_key or folder / "root-key.pem"
@@ -105,7 +110,7 @@ def renew_issuer(
 
 
 def _admin_key(name: str, folder: Path) -> PrivateKey:
-    """Made before anything else: a folder that cannot be written is found out while there is no authority yet.
+    """Makes the administrator's key before anything else: if the folder is not writable, there is no authority yet.
 
     Raises InvalidArgument, AlreadyJoined, InvalidConfig, StorageFull.
     """
@@ -117,7 +122,7 @@ def _admin_key(name: str, folder: Path) -> PrivateKey:
 
 
 def _passphrase(file: Path | None, *, confirm: bool) -> bytes | None:
-    """None without a file: the root's key is then protected by its file mode alone."""
+    """Reads or asks for the passphrase of the root's key. Without a file None: only the file mode protects the key then."""
     if file is None:
         return None
     if str(file) == "-":

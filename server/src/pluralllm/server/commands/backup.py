@@ -1,8 +1,8 @@
-"""A backup: a state directory of the embedded kind, consistent though a coordinator writes meanwhile.
+"""Makes a backup: a state directory with SQLite and files, consistent although a coordinator may write meanwhile.
 
-Rows first, then the blobs that they name: a blob is stored before it is on record, so whatever the rows of one moment name was
-there then. What retention has deleted since is noticed, and another moment is taken. The directory gets its name when
-everything in it is checked and on the disk.
+It copies the rows of one moment, then the blobs that they name. A blob is stored before a row names it, so every named blob
+existed at that moment. If retention has deleted a needed blob since, the rows of a newer moment are copied. The directory gets
+its final name when everything in it is checked and on the disk.
 """
 
 import asyncio
@@ -31,19 +31,19 @@ from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_store import SqlStore, open_store
 from pluralllm.server.storage.state_directory import StateDirectory
 
-MOMENTS = 5  # tried before it is said that blobs are lost
+MOMENTS = 5  # moments that are tried before blobs are reported as lost
 EVERY_ROUND = 1_000_000
 NO_LIMIT_BYTES = 2**62
-PARTIAL = ".partial"  # of the name of what is not finished
+PARTIAL = ".partial"  # end of the name of an unfinished backup
 MAX_FINDINGS = 3
-COMPLETE_MARK = "federation.json"  # of an authority: its last file
+COMPLETE_MARK = "federation.json"  # the file of an authority that is written last
 
-Tell = Callable[[str, int, int], None]  # what is done, how many of it, of how many
+ReportProgress = Callable[[str, int, int], None]  # what is copied, how many are done, how many in total
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a backup holds."""
+    """Summary of a backup: its blobs, its keys, and the result of its verification."""
 
     report: Report
     blobs: int
@@ -54,35 +54,39 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The blobs that rows name."""
+    """Digests of the blobs that rows name."""
 
     all: frozenset[Digest]
-    needed: frozenset[Digest]  # without these a run cannot go on, or its history is not whole
+    needed: frozenset[Digest]  # blobs without which a run cannot go on or its history is incomplete
 
 
-async def back_up(config: ServerConfig, target: Path, tell: Tell) -> Contents:
-    """Raises InvalidArgument, InvalidConfig, InUse, StorageFull, StoreFailed, Corrupt, BackupUnusable.
+async def back_up(config: ServerConfig, target: Path, report_progress: ReportProgress) -> Contents:
+    """Backs up a coordinator into the new directory `target`. A coordinator may run meanwhile.
 
-    What was made till then is kept beside the target, under the name of what is not finished, and the next try goes on with it.
+    Raises InvalidArgument, InvalidConfig, InUse, StorageFull, StoreFailed, Corrupt, BackupUnusable. The unfinished backup then
+    stays beside the target, under a name that ends with PARTIAL, and the next call goes on with it.
     """
     origin = StateDirectory(config.state_dir)
     if config.database_url is None and not database_file(origin).is_file():
         raise InvalidConfig(file="state_dir", problems=f"  no coordinator has kept anything in {origin.path} yet")
     with _unfinished(target) as draft, _space(target):
-        await _copy_moment(config, origin, draft, tell)
+        await _copy_moment(config, origin, draft, report_progress)
         if (origin.authority / COMPLETE_MARK).is_file():
             copy_authority(origin.authority, draft.authority)
-        contents = await look_through(draft, draft.scratch, tell)
+        contents = await look_through(draft, draft.scratch, report_progress)
         if not contents.report.is_clean:
             raise BackupUnusable(path=str(draft.path), problem=findings(contents.report))
         await asyncio.to_thread(_finish, draft.path, target)
     return contents
 
 
-async def _copy_moment(config: ServerConfig, origin: StateDirectory, draft: StateDirectory, tell: Tell) -> None:
+async def _copy_moment(
+    config: ServerConfig, origin: StateDirectory, draft: StateDirectory, report_progress: ReportProgress
+) -> None:
+    """Copies the rows of one moment and their blobs. Raises BackupUnusable if needed blobs are missing at MOMENTS moments."""
     kept = LocalBlobs(draft.blobs)
     source: Blobs = LocalBlobs(origin.blobs)
-    if config.blob_url is not None:  # not through the coordinator's copies: what is in the bucket counts
+    if config.blob_url is not None:  # read from the bucket itself, not from the coordinator's local copies
         bucket = open_bucket(config.blob_url, config.blob_endpoint)
         source = ObjectBlobs(bucket, kept, draft.scratch, NO_LIMIT_BYTES)
     missing: Collection[Digest] = ()
@@ -90,29 +94,31 @@ async def _copy_moment(config: ServerConfig, origin: StateDirectory, draft: Stat
         await take_snapshot(database_url(config, origin), database_file(draft))
         async with opened(draft) as store:
             named = await named_blobs(store)
-        missing = await copy_blobs(source, kept, named, draft.scratch, tell)
+        missing = await copy_blobs(source, kept, named, draft.scratch, report_progress)
         if not missing:
-            for digest in set(await kept.digests()) - named.all:  # of a moment before
+            for digest in set(await kept.digests()) - named.all:  # blobs of an earlier moment
                 await kept.delete(digest)
             return
     names = ", ".join(digest[:12] for digest in sorted(missing)[:MAX_FINDINGS])
     raise BackupUnusable(path=str(draft.path), problem=f"{len(missing)} blobs that the records need are lost: {names}")
 
 
-async def copy_blobs(source: Blobs, target: Blobs, named: Named, scratch: Path, tell: Tell) -> set[Digest]:
-    """Checked by their digests on the way. What is needed and not there; what is past retention may be away.
+async def copy_blobs(
+    source: Blobs, target: Blobs, named: Named, scratch: Path, report_progress: ReportProgress
+) -> set[Digest]:
+    """Copies the named blobs, checks their digests, and returns needed blobs that are missing. The others may be missing.
 
     Raises Corrupt, StorageFull, StoreFailed.
     """
     stored = set(await source.digests())
-    missing, wanted = set(named.needed - stored), sorted(named.all & stored)
-    if missing:  # another moment is needed anyway
+    missing, copied = set(named.needed - stored), sorted(named.all & stored)
+    if missing:  # the caller must take another moment anyway
         return missing
-    there = set(await target.digests())
-    for number, digest in enumerate(wanted):
-        tell("blobs", number, len(wanted))
+    existing = set(await target.digests())
+    for number, digest in enumerate(copied):
+        report_progress("blobs", number, len(copied))
         try:
-            if digest not in there or not await _is_sound(target, digest):
+            if digest not in existing or not await _is_sound(target, digest):
                 await _copy_blob(source, target, digest, scratch)
         except (NotFound, FileNotFoundError):
             if digest in named.needed:
@@ -122,7 +128,7 @@ async def copy_blobs(source: Blobs, target: Blobs, named: Named, scratch: Path, 
 
 
 async def _is_sound(target: Blobs, digest: Digest) -> bool:
-    """A file that a disk has spoilt goes, to be copied again. A bucket checks what it is given."""
+    """True if a blob of the target is whole. A corrupt file is deleted, to be copied again; a bucket checks what it receives."""
     if isinstance(target, LocalBlobs):
         try:
             await asyncio.to_thread(verify, await target.path(digest), digest)
@@ -134,7 +140,7 @@ async def _is_sound(target: Blobs, digest: Digest) -> bool:
 
 async def _copy_blob(source: Blobs, target: Blobs, digest: Digest, scratch: Path) -> None:
     path = await source.path(digest)
-    if isinstance(source, ObjectBlobs) and await target.exists(digest):  # it keeps what it fetches there
+    if isinstance(source, ObjectBlobs) and await target.exists(digest):  # the bucket's reader keeps its copies there
         return
     draft = scratch / f"copied-{uuid.uuid4().hex}"
     try:
@@ -147,7 +153,7 @@ async def _copy_blob(source: Blobs, target: Blobs, digest: Digest, scratch: Path
 
 
 async def named_blobs(store: SqlStore) -> Named:
-    """Raises Corrupt and what a log that cannot be replayed raises."""
+    """Reads which blobs the rows name. Raises Corrupt, and the errors of a log that cannot be replayed."""
     over: set[RunId] = set()
     for record in await store.runs():
         run, _ = await recover(store, record)
@@ -156,9 +162,9 @@ async def named_blobs(store: SqlStore) -> Named:
     return Named(frozenset(everything), frozenset(needed))
 
 
-async def look_through(state: StateDirectory, scratch: Path, tell: Tell) -> Contents:
-    """What a backup holds, after it was verified. Raises InvalidConfig for a damaged authority."""
-    tell("verifying", 0, 0)
+async def look_through(state: StateDirectory, scratch: Path, report_progress: ReportProgress) -> Contents:
+    """Verifies a backup and summarizes it. Raises InvalidConfig for a damaged authority."""
+    report_progress("verifying", 0, 0)
     async with opened(state) as store:
         report = await verify_state(store, SqlMembership(store), LocalBlobs(state.blobs), scratch)
     sizes = [path.stat().st_size for path in state.blobs.glob("??/*")]
@@ -169,10 +175,10 @@ async def look_through(state: StateDirectory, scratch: Path, tell: Tell) -> Cont
 
 
 def findings(report: Report) -> str:
-    """For a person, on one line."""
+    """The first findings of a report, on one line for a person."""
     more = len(report.findings) - MAX_FINDINGS
-    found = "; ".join(f"{each.run}: {each.problem}" for each in report.findings[:MAX_FINDINGS])
-    return f"its verification finds {found}" + (f"; and {more} more" if more > 0 else "")
+    first = "; ".join(f"{finding.run}: {finding.problem}" for finding in report.findings[:MAX_FINDINGS])
+    return f"its verification finds {first}" + (f"; and {more} more" if more > 0 else "")
 
 
 def database_file(state: StateDirectory) -> Path:
@@ -181,7 +187,7 @@ def database_file(state: StateDirectory) -> Path:
 
 @contextlib.asynccontextmanager
 async def opened(state: StateDirectory) -> AsyncIterator[SqlStore]:
-    """The database of a backup; one of an older release gets this one's schema."""
+    """Opens the database of a backup. A database of an older release gets this release's schema."""
     store = await open_store(state.database_url)
     try:
         yield store
@@ -190,8 +196,8 @@ async def opened(state: StateDirectory) -> AsyncIterator[SqlStore]:
 
 
 def copy_authority(source: Path, target: Path) -> None:
-    """Its files, for the owner only; the one that says it is complete last. Raises StorageFull."""
-    shutil.rmtree(target, ignore_errors=True)  # of a try that was stopped
+    """Copies an authority's files, readable for the owner only; COMPLETE_MARK is the last. Raises StorageFull."""
+    shutil.rmtree(target, ignore_errors=True)  # files of a backup or restore that was stopped
     target.mkdir(mode=0o700)
     names = [path.name for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
     for name in sorted(names, key=lambda name: (name == COMPLETE_MARK, name)):
@@ -201,7 +207,7 @@ def copy_authority(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _unfinished(target: Path) -> Iterator[StateDirectory]:
-    """The folder beside the target that becomes it. Raises InvalidArgument, InUse, InvalidConfig."""
+    """Opens the folder of the unfinished backup, beside the target. Raises InvalidArgument, InUse, InvalidConfig."""
     if target.exists() or target.is_symlink():
         raise InvalidArgument(field="DIRECTORY", problem=f"{target} is there already; a backup makes a new directory")
     draft = target.with_name(target.name + PARTIAL)
@@ -218,7 +224,7 @@ def _unfinished(target: Path) -> Iterator[StateDirectory]:
 
 @contextlib.contextmanager
 def _space(target: Path) -> Iterator[None]:
-    """A full disk is the backup's, not the coordinator's."""
+    """Reports a full disk as that of the backup, not of the coordinator. Raises StorageFull."""
     what = f"the backup {target} (what is there goes on with the next try, as {target.name}{PARTIAL})"
     try:
         yield
@@ -231,7 +237,7 @@ def _space(target: Path) -> Iterator[None]:
 
 
 def _finish(draft: Path, target: Path) -> None:
-    """Everything on the disk, then the name."""
+    """Syncs all files to the disk, then gives the backup its name."""
     for folder, _, files in os.walk(draft):
         for name in files:
             sync_file(Path(folder) / name)

@@ -1,4 +1,4 @@
-"""`pluralllm-server backup` and `restore`: what a person gives, and what they are told."""
+"""`pluralllm-server backup` and `restore`: their options and their output."""
 
 import asyncio
 import time
@@ -16,17 +16,19 @@ from pluralllm.server.process.config import ServerConfig
 if TYPE_CHECKING:
     from pluralllm.server.commands.backup import Contents
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win over it.")
+]
 StateDir = Annotated[Path | None, typer.Option(help="The coordinator's state directory.")]
 
 
 def backup(
-    directory: Annotated[Path, typer.Argument(help="A new directory; it gets its name when the backup is whole.")],
+    directory: Annotated[Path, typer.Argument(help="New directory; it gets its name when the backup is complete.")],
     config: ConfigFile = None,
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Copy records, blobs and authority of a coordinator, which may be running, into a new directory, and verify it.
+    """Copy the records, blobs and authority of a coordinator into a new directory and verify it. The coordinator may run.
 
     The backup holds the authority's keys: keep it as secret as the state directory.
     """
@@ -34,47 +36,47 @@ def backup(
 
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     configure_logs(form="console", level="WARNING")
-    with showing_progress("reading the records") as tell:
-        found = asyncio.run(back_up(settings, directory.absolute(), tell))
-    _say(found, directory, "backed up into", as_json=as_json)
-    if found.has_authority and not as_json:
-        key = "the keys of root and issuer" if found.has_root_key else "the issuer's key"
+    with showing_progress("reading the records") as report_progress:
+        contents = asyncio.run(back_up(settings, directory.absolute(), report_progress))
+    _print_result(contents, directory, "backed up into", as_json=as_json)
+    if contents.has_authority and not as_json:
+        key = "the keys of root and issuer" if contents.has_root_key else "the issuer's key"
         typer.echo(f"It holds the authority with {key}: keep it as secret as the state directory.")
 
 
 def restore(
-    directory: Annotated[Path, typer.Argument(help="A backup, or the state directory of a stopped coordinator.")],
+    directory: Annotated[Path, typer.Argument(help="Backup, or state directory of a stopped coordinator.")],
     config: ConfigFile = None,
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
     """Verify a backup and copy it into the database, blob store and state directory of the configuration, which must be empty.
 
-    The kinds may differ: so a federation moves from SQLite and files to PostgreSQL and a bucket, or back.
+    Their kinds may differ from the backup's: so a federation moves from SQLite and files to PostgreSQL and a bucket, or back.
     """
     from pluralllm.server.commands.restore import restore as restore_from  # noqa: PLC0415 - the database comes with it
 
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     configure_logs(form="console", level="WARNING")
-    with showing_progress("reading the records") as tell:
-        found = asyncio.run(restore_from(settings, directory.absolute(), time.time(), tell))
-    _say(found, directory, "restored from", as_json=as_json)
+    with showing_progress("reading the records") as report_progress:
+        contents = asyncio.run(restore_from(settings, directory.absolute(), time.time(), report_progress))
+    _print_result(contents, directory, "restored from", as_json=as_json)
     if not as_json:
         typer.echo("Next: pluralllm-server serve. What happened after the backup is done again.")
 
 
-def _say(found: "Contents", directory: Path, what: str, *, as_json: bool) -> None:
+def _print_result(contents: "Contents", directory: Path, what: str, *, as_json: bool) -> None:
     if as_json:
         facts = {
             "directory": str(directory),
-            "blobs": found.blobs,
-            "blob_bytes": found.blob_bytes,
-            "authority": found.has_authority,
-            "root_key": found.has_root_key,
-            "audit": found.report.to_json(),
+            "blobs": contents.blobs,
+            "blob_bytes": contents.blob_bytes,
+            "authority": contents.has_authority,
+            "root_key": contents.has_root_key,
+            "audit": contents.report.to_json(),
         }
         print_json(BACKUP, facts)
         return
-    checked = found.report.lines()
-    typer.echo(f"{what} {directory}: {found.blobs} blobs, {found.blob_bytes / 1e6:.1f} MB")
+    checked = contents.report.lines()
+    typer.echo(f"{what} {directory}: {contents.blobs} blobs, {contents.blob_bytes / 1e6:.1f} MB")
     typer.echo(f"verified: {'; '.join(checked)}")

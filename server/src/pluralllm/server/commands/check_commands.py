@@ -15,7 +15,7 @@ from pluralllm.common.process.support_bundle import bundle_name, parts_of, witho
 from pluralllm.server.process.config import ServerConfig
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="The coordinator's TOML file.")]
-StateDir = Annotated[Path | None, typer.Option(help="Where the coordinator keeps its state.")]
+StateDir = Annotated[Path | None, typer.Option(help="The coordinator's state directory.")]
 
 
 def doctor(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
@@ -27,7 +27,7 @@ def doctor(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json 
 
 
 def verify(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
-    """Check everything on disk against the invariants: the server must be stopped."""
+    """Check everything on disk against the invariants. The server must be stopped."""
     from pluralllm.server.commands.verify import verify_stopped  # noqa: PLC0415 - the database comes with it
 
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
@@ -49,8 +49,8 @@ def audit() -> None:
 
 
 def support_bundle(
-    file: Annotated[Path | None, typer.Argument(help="The zip file to write; default: a name with the time.")] = None,
-    log: Annotated[list[Path] | None, typer.Option(help="A log whose end goes in as well; repeatable.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="Zip file to write; default: a name with the time.")] = None,
+    log: Annotated[list[Path] | None, typer.Option(help="Log file whose end is added; repeatable.")] = None,
     config: ConfigFile = None,
     state_dir: StateDir = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`pluralllm-server doctor`: what could keep partners from reaching this coordinator, or it from serving. Changes nothing."""
+"""`pluralllm-server doctor`: checks for problems that keep the coordinator from serving or partners from reaching it."""
 
 import asyncio
 import shutil
@@ -23,7 +23,7 @@ SECRETS = ("root-key.pem", "issuer.pem", "server.pem")
 
 
 def checks_of(settings: ServerConfig) -> list[Check]:
-    """Changes nothing."""
+    """Runs all checks that apply to this configuration. Changes nothing."""
     probes: dict[str, Callable[[ServerConfig], Check]] = {"state directory": _state, "disk": _disk}
     if not settings.plain_text:
         probes |= {
@@ -66,11 +66,11 @@ def _disk(config: ServerConfig) -> Check:
 
 def _database(config: ServerConfig) -> Check:
     try:
-        found = asyncio.run(database_answers(config, StateDirectory(config.state_dir)))
+        database = asyncio.run(database_answers(config, StateDirectory(config.state_dir)))
     except StoreFailed as error:
         fix = "is it running, and are host, name, user and password in database_url right?"
         return Check("database", ok=False, result=error.problem.partition("\n")[0], fix=fix)
-    return Check("database", ok=True, result=found)
+    return Check("database", ok=True, result=database)
 
 
 def _bucket(config: ServerConfig) -> Check:
@@ -109,23 +109,23 @@ def _server(config: ServerConfig) -> Check:
 
 
 def _names(config: ServerConfig) -> Check:
-    found = {host: resolve(f"{host}:1") for host in load_authority(_folder(config)).hosts}
-    return Check("names", ok=True, result="; ".join(f"{host}: {', '.join(ips)}" for host, ips in found.items()))
+    resolved = {host: resolve(f"{host}:1") for host in load_authority(_folder(config)).hosts}
+    return Check("names", ok=True, result="; ".join(f"{host}: {', '.join(ips)}" for host, ips in resolved.items()))
 
 
 def _advertised(config: ServerConfig) -> Check:
-    """Where invites send partners: names that the certificate is for and that somebody knows."""
+    """Checks the addresses in invites: the server certificate must cover their names, and the names must resolve."""
     authority = load_authority(_folder(config))
     addresses = [address for address in (config.advertise, config.advertise_enrolment) if address is not None]
     if wrong := authority.uncovered(addresses):
-        said = f"the server certificate is not for {', '.join(wrong)}"
-        return Check("advertised", ok=False, result=said, fix=authority.covering(wrong))
+        problem = f"the server certificate is not for {', '.join(wrong)}"
+        return Check("advertised", ok=False, result=problem, fix=authority.covering(wrong))
     try:
-        found = [f"{address}: {', '.join(resolve(address))}" for address in addresses]
+        resolved = [f"{address}: {', '.join(resolve(address))}" for address in addresses]
     except Unreachable as error:
         fix = "enter the name in DNS, or set advertise and advertise_enrolment to another one"
         return Check("advertised", ok=False, result=f"{error.address}: {error.problem}", fix=fix)
-    return Check("advertised", ok=True, result="; ".join(found) or f"{authority.hosts[0]}, the first of the names")
+    return Check("advertised", ok=True, result="; ".join(resolved) or f"{authority.hosts[0]}, the first of the names")
 
 
 def _main_port(config: ServerConfig) -> Check:
@@ -137,7 +137,7 @@ def _enrolment_port(config: ServerConfig) -> Check:
 
 
 def _port(config: ServerConfig, name: str, file: str, configured: str) -> Check:
-    """Shakes hands with the running coordinator; without one looks whether the port is free."""
+    """Connects to the running coordinator on this port and reports its version."""
     written = config.state_dir / file
     address = written.read_text() if written.is_file() else configured
     host, port = split(address)
@@ -149,8 +149,8 @@ def _port(config: ServerConfig, name: str, file: str, configured: str) -> Check:
             return Check(name, ok=False, result=f"nothing listens on {address}", fix=fix)
     if config.plain_text:
         return Check(name, ok=True, result=f"{address} answers (plain text)")
-    found = handshake(here, load_authority(_folder(config)).root_pem)
-    return Check(name, ok=True, result=f"{address} answers, {found.version}")
+    answer = handshake(here, load_authority(_folder(config)).root_pem)
+    return Check(name, ok=True, result=f"{address} answers, {answer.version}")
 
 
 def _dates(name: str, end_s: float, fix: str) -> Check:

@@ -1,7 +1,7 @@
-"""A backup into whatever database, blob store and state directory the configuration names; all of it or nothing.
+"""Restores a backup into the database, blob store and state directory of the configuration: all of it or nothing.
 
-Blobs first, which nothing names yet, then the authority, then every row in one transaction. Whoever was stopped before that
-may try again: blobs are known by their digests, and an authority by its root.
+It writes the blobs first, which no row names yet, then the authority, then all rows in one transaction. A restore that was
+stopped before the rows can be repeated: it recognizes its blobs by their digests, and its authority by the root certificate.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pluralllm.server.commands.backup import (
     COMPLETE_MARK,
     PARTIAL,
     Contents,
-    Tell,
+    ReportProgress,
     copy_authority,
     copy_blobs,
     database_file,
@@ -47,11 +47,11 @@ from pluralllm.server.storage.sql_engine import new_engine
 from pluralllm.server.storage.sql_store import SqlStore, open_store
 from pluralllm.server.storage.state_directory import StateDirectory
 
-MARK = "restoring"  # a file of the state directory while what the blob store holds is of a restore that is not done
+MARK = "restoring"  # file in the state directory while the blob store holds blobs of an unfinished restore
 
 
 class Source(StateDirectory):
-    """A backup that is read only: its blobs and authority where they are, its database a copy (which may be migrated)."""
+    """A backup that is only read. Its blobs and authority stay where they are; its database is a copy, which may be migrated."""
 
     def __init__(self, path: Path, database: Path) -> None:
         super().__init__(path)
@@ -62,8 +62,12 @@ class Source(StateDirectory):
         return sqlite_url(self._database)
 
 
-async def restore(config: ServerConfig, directory: Path, now_s: float, tell: Tell) -> Contents:
-    """Raises BackupUnusable, NotEmpty, InUse, and what the stores raise; then nothing of the target is changed that is named."""
+async def restore(config: ServerConfig, directory: Path, now_s: float, report_progress: ReportProgress) -> Contents:
+    """Restores the backup in `directory` into the configuration's stores, which must be empty.
+
+    Raises BackupUnusable, NotEmpty, InUse, and what the stores raise. No row is written then, so no row names the blobs that
+    were copied.
+    """
     backup = StateDirectory(directory)
     with _standing_still(backup), _target(config.state_dir) as state:
         copy = state.scratch / "backup.sqlite3"
@@ -74,17 +78,17 @@ async def restore(config: ServerConfig, directory: Path, now_s: float, tell: Tel
                 named = await named_blobs(store)
             async with alone(database_url(config, state)):
                 await _check_empty(config, state, source, named.all)
-            contents = await look_through(source, state.scratch, tell)
+            contents = await look_through(source, state.scratch, report_progress)
             if not contents.report.is_clean:
                 raise BackupUnusable(path=str(directory), problem=findings(contents.report))
             async with alone(database_url(config, state)):
-                await _check_empty(config, state, source, named.all)  # it was long ago that we looked
+                await _check_empty(config, state, source, named.all)  # again, because verifying takes long
                 store = await open_store(database_url(config, state))
                 try:
-                    await store.take_over()  # a coordinator that begins nevertheless is noticed
+                    await store.take_over()  # a coordinator that starts nevertheless makes our writes fail
                     write_durably(state.path / MARK, _mark(config))
                     blobs = blobs_of(config, state)
-                    if await copy_blobs(LocalBlobs(source.blobs), blobs, named, state.scratch, tell):
+                    if await copy_blobs(LocalBlobs(source.blobs), blobs, named, state.scratch, report_progress):
                         raise BackupUnusable(path=str(directory), problem="blobs have gone from it")
                     _restore_authority(source, state)
                     await _write_rows(source, store, now_s)
@@ -102,13 +106,13 @@ def _mark(config: ServerConfig) -> bytes:
 
 
 def _begun(config: ServerConfig, state: StateDirectory) -> bool:
-    """Whether a restore into this blob store was stopped."""
+    """True if an earlier restore into this blob store was stopped."""
     mark = state.path / MARK
     return mark.is_file() and mark.read_bytes() == _mark(config)
 
 
 async def _copy_database(backup: StateDirectory, copy: Path) -> None:
-    """Raises BackupUnusable."""
+    """Copies the backup's database to `copy`. Raises BackupUnusable if it cannot be read or no release up to this one made it."""
     try:
         await take_snapshot(backup.database_url, copy)
         release = await release_of_file(copy)
@@ -119,26 +123,26 @@ async def _copy_database(backup: StateDirectory, copy: Path) -> None:
 
 
 async def _check_empty(config: ServerConfig, state: StateDirectory, source: Source, named: frozenset[Digest]) -> None:
-    """But for what the backup would bring too. Raises NotEmpty."""
+    """Checks that the target holds nothing but parts of this same backup. Raises NotEmpty."""
     url = database_url(config, state)
     if filled := await tables_with_rows(url):
         name = str(file_of(url)) if config.database_url is None else url.render_as_string(hide_password=True)
         raise NotEmpty(what=f"The database {name}", holds=", ".join(filled))
-    strange = set(await blobs_of(config, state).digests())
-    if config.blob_url is None or _begun(config, state):  # files here are nobody else's; a bucket may be
-        strange -= named
-    if strange:
+    foreign = set(await blobs_of(config, state).digests())
+    if config.blob_url is None or _begun(config, state):  # others may use a bucket
+        foreign -= named
+    if foreign:
         where = config.blob_url or str(state.blobs)
-        raise NotEmpty(what=f"The blob store {where}", holds=f"{len(strange)} blobs that no restore has put there")
+        raise NotEmpty(what=f"The blob store {where}", holds=f"{len(foreign)} blobs that no restore has put there")
     if (state.authority / COMPLETE_MARK).exists():
-        mine = load_authority(state.authority).root
-        theirs = load_authority(source.authority).root if (source.authority / COMPLETE_MARK).exists() else None
-        if mine != theirs:
+        root = load_authority(state.authority).root
+        backup_root = load_authority(source.authority).root if (source.authority / COMPLETE_MARK).exists() else None
+        if root != backup_root:
             raise NotEmpty(what=f"The state directory {state.path}", holds="the authority of another federation")
 
 
 def _restore_authority(source: Source, state: StateDirectory) -> None:
-    """Unless it is there: then it may be newer, with another certificate of this machine."""
+    """Copies the authority, unless there is one: that one may be newer, with another certificate for this machine."""
     if (source.authority / COMPLETE_MARK).exists() and not (state.authority / COMPLETE_MARK).exists():
         copy_authority(source.authority, state.authority)
 
@@ -153,8 +157,8 @@ async def _write_rows(source: Source, store: SqlStore, now_s: float) -> None:
             await copy_rows(rows, target)
             await count_on(target)
             copied = (await target.execute(sa.select(t.leadership.c.generation))).scalar_one()
-            # A coordinator that served from a database of this name before, and is paused, has counted by itself: what it
-            # has reached is below the seconds since 1970.
+            # A paused coordinator may have served from a database of this name before. Its generation is below the number of
+            # seconds since 1970, so it is refused when it wakes up.
             generation = max(newest, copied, round(now_s))
             await target.execute(sa.update(t.leadership).values(generation=generation))
     finally:
@@ -163,7 +167,10 @@ async def _write_rows(source: Source, store: SqlStore, now_s: float) -> None:
 
 @contextlib.contextmanager
 def _standing_still(backup: StateDirectory) -> Iterator[None]:
-    """Raises BackupUnusable, or InUse while a coordinator serves from it or it is being made. Writes nothing there."""
+    """Locks a backup while it is read; writes nothing into it.
+
+    Raises BackupUnusable, or InUse while a coordinator serves from it or the backup is being made.
+    """
     problem = ""
     if not backup.path.is_dir():
         problem = "there is no such directory"
@@ -185,7 +192,7 @@ def _standing_still(backup: StateDirectory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _target(path: Path) -> Iterator[StateDirectory]:
-    """The state directory, for this process alone; one that was not there and stays empty goes again. Raises InUse."""
+    """Opens the state directory for this process alone. After an error, removes it if it is new and empty. Raises InUse."""
     is_new = not path.exists()
     with StateDirectory(path) as state:
         try:

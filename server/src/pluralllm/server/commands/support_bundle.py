@@ -33,7 +33,7 @@ def passwords_of(config: ServerConfig) -> list[str]:
 
 
 async def read_database(config: ServerConfig) -> dict[str, Any]:
-    """Runs, clients, members and certificates, read while a coordinator may serve; nothing is migrated. Raises StoreFailed."""
+    """Reads runs, clients, members and certificates. A coordinator may serve meanwhile. Migrates nothing. Raises StoreFailed."""
     url = database_url(config, StateDirectory(config.state_dir))
     if not await tables_with_rows(url):
         return {"runs": [], "members": []}
@@ -46,8 +46,8 @@ async def read_database(config: ServerConfig) -> dict[str, Any]:
             "clients": [asdict(client) for client in await store.clients()],
             "members": [asdict(member) for member in everyone.members],
             "certificates": [
-                {"member": each.member, "not_after_s": each.not_after_s, "revoked_s": each.revoked_s}
-                for each in everyone.certificates
+                {"member": issued.member, "not_after_s": issued.not_after_s, "revoked_s": issued.revoked_s}
+                for issued in everyone.certificates
             ],
         }
     finally:
@@ -64,9 +64,9 @@ async def _run(store: SqlStore, run: RunRecord) -> dict[str, Any]:
         "spec_sha256": run.spec_sha256,
         "spec": run.spec_json.decode(),
         "versions": len(await store.model_digests(run.id)),
-        "newest_rounds": [asdict(each) for each in await store.rounds(run.id, None, NEWEST_ROUNDS)],
+        "newest_rounds": [asdict(record) for record in await store.rounds(run.id, None, NEWEST_ROUNDS)],
         "events": events,
         "newest_events": [
-            asdict(each) for each in await store.events(run.id, max(0, events - NEWEST_EVENTS), NEWEST_EVENTS)
+            asdict(event) for event in await store.events(run.id, max(0, events - NEWEST_EVENTS), NEWEST_EVENTS)
         ],
     }

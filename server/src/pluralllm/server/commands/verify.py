@@ -1,4 +1,4 @@
-"""Checks what is on disk against the invariants of the design; any fault test runs this last."""
+"""Checks the data on disk against the invariants of the design. Every fault test ends with this check."""
 
 import hashlib
 from collections import Counter
@@ -64,13 +64,13 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What was checked and what was wrong."""
+    """Counts of what was checked, and the findings."""
 
     runs: int = 0
     versions: int = 0
     receipts: int = 0
     aggregates_repeated: int = 0
-    aggregates_not_kept: int = 0  # their updates are past retention
+    aggregates_not_kept: int = 0  # versions whose updates are no longer kept
     orphan_blobs: int = 0
     audit_entries: int = 0
     findings: list[Finding] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Report:
         return not self.findings
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """The report as lines for a person."""
         checked = (
             f"{self.runs} runs, {self.versions} versions, {self.receipts} receipts; {self.aggregates_repeated} aggregates "
             f"repeated bit for bit, {self.aggregates_not_kept} not (updates past retention); {self.orphan_blobs} orphan blobs; "
@@ -105,7 +105,7 @@ class Report:
 
 @dataclass(slots=True)
 class Tables:
-    """The rows of one run by their keys: as they are stored, or as the log says they should be."""
+    """The rows of one run by their keys: as they are stored, or as a replay of the event log makes them."""
 
     versions: dict[int, VersionRecord] = field(default_factory=dict)
     rounds: dict[int, RoundRecord] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Tables:
     evaluations: dict[tuple[int, str], EvaluationRecord] = field(default_factory=dict)
 
     def write(self, change: Change) -> None:
-        """What the store does with a change."""
+        """Applies a change as the store does."""
         self.versions |= {row.version: row for row in change.versions}
         self.rounds |= {row.round: row for row in change.rounds}
         self.receipts |= {(row.round, row.receipt.client): row for row in change.receipts}
@@ -123,19 +123,22 @@ class Tables:
 
     def acknowledged(self, number: int) -> tuple[tuple[ClientId, Digest, int], ...]:
         """Client, update and examples of a round's receipts, sorted by client."""
-        found = (row.receipt for row in self.receipts.values() if row.round == number)
-        return tuple(sorted((receipt.client, receipt.digest, receipt.examples) for receipt in found))
+        receipts = (row.receipt for row in self.receipts.values() if row.round == number)
+        return tuple(sorted((receipt.client, receipt.digest, receipt.examples) for receipt in receipts))
 
 
 async def verify_stopped(config: ServerConfig) -> Report:
-    """The report on the state that a configuration names, whose coordinator must be stopped. Raises InUse while one serves."""
+    """Verifies the state that a configuration names. The coordinator must be stopped. Raises InUse while one serves."""
     with StateDirectory(config.state_dir) as state:
         async with opened_alone(config, state) as store:
             return await verify_state(store, SqlMembership(store), blobs_of(config, state), state.scratch)
 
 
 async def verify_state(store: Store, membership: MembershipStore, blobs: Blobs, scratch: Path) -> Report:
-    """Checks every run. Reads much: each kept update once, each version up to three times. Nothing may write meanwhile."""
+    """Checks every run and the audit log. Nothing may write meanwhile.
+
+    It reads much: each kept update once, each version up to three times.
+    """
     report = Report()
     for record in await store.runs():
         tables, log = await _read(store, record.id)
@@ -241,9 +244,9 @@ def _check_members(
 def _check_replay(
     record: RunRecord, spec: RunSpec, tables: Tables, log: list[EventRecord]
 ) -> tuple[list[Problem], bool]:
-    """Writes every row again from the log, by the code that wrote it first, and compares; and whether the run is over.
+    """Makes every row again from the event log, with the coordinator's own code, and compares it with the stored row.
 
-    A run whose log cannot be replayed does not go on either.
+    Returns the problems, and whether the run is over. A run whose log cannot be replayed counts as over.
     """
     if (newest := tables.versions.get(0)) is None:
         return [], True
@@ -277,7 +280,7 @@ def _differences(what: str, stored: Mapping[Any, Any], replayed: Mapping[Any, An
 
 
 async def _check_blobs(blobs: Blobs, tables: Tables, over: bool) -> list[Problem]:
-    """The versions, the moments that the next round begins with, and the acknowledged updates that no version is made of yet."""
+    """Checks the blobs of all versions, of the moments that the next round needs, and of the open round's updates."""
     problems: list[Problem] = []
     if tables.versions and not over:
         newest = tables.versions[max(tables.versions)]
@@ -306,7 +309,7 @@ async def _check_aggregate(
     report: Report, spec: RunSpec, blobs: Blobs, scratch: Path, tables: Tables, version: VersionRecord
 ) -> list[Problem]:
     base = tables.versions.get(version.version - 1)
-    if base is None or len(version.weights) not in (0, len(version.updates)):  # version 0, or what is reported as such
+    if base is None or len(version.weights) not in (0, len(version.updates)):  # version 0, or reported already
         return []
     receipts = [ev.Receipt(*update) for update in version.updates]
     draft = scratch / f"verify-{version.version}"
@@ -315,13 +318,13 @@ async def _check_aggregate(
         report.aggregates_not_kept += 1
         return []
     try:
-        found = await write_next(blobs, spec, base, receipts, version.weights, draft)
+        files = await write_next(blobs, spec, base, receipts, version.weights, draft)
     except (PluralError, OSError) as error:
         return [(7, f"what version {version.version} is made of: {error}")]
-    for each in found:
-        each.path.unlink()
+    for file in files:
+        file.path.unlink()
     report.aggregates_repeated += 1
-    stored, again = (version.digest, *version.moments), tuple(each.manifest.digest for each in found)
+    stored, again = (version.digest, *version.moments), tuple(file.manifest.digest for file in files)
     if again != stored:
         names = ("the model", "the first moment", "the second moment")
         differing = [name for name, *both in zip(names, stored, again, strict=False) if both[0] != both[1]]
