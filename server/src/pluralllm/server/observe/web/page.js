@@ -1,5 +1,6 @@
 "use strict";
-// Draws what the coordinator tells: a stream of states, and the history when a version was evaluated or a round has ended.
+// Draws a run: its state, which the coordinator streams, and its history, which is loaded anew when a version was evaluated or a
+// round has ended.
 
 const at = (id) => document.getElementById(id);
 const SYMBOL = { done: "✓", working: "▶", assigned: "◷", lost: "▲", idle: "·" };
@@ -34,7 +35,7 @@ function fill(id, rows, none) {
   at(id).replaceChildren(...(rows.length ? rows : [node("tr", {}, node("td", { class: "empty", colspan: 9 }, none))]));
 }
 
-// What is going on
+// The run's state
 
 function drawState() {
   at("phase").textContent = state.paused ? `${state.phase}, paused` : state.phase;
@@ -69,7 +70,7 @@ function drawTime() {
   if (timed) at("time").value = Math.min(1, (now - state.since_s) / Math.max(1, state.deadline_s - state.since_s));
 }
 
-// What has come of it
+// The run's history
 
 function drawHistory() {
   const last = history_.versions.length - 1;
@@ -103,8 +104,8 @@ function focusOn(group) {
   document.querySelector(`button[data-group="${CSS.escape(group)}"]`)?.focus();
 }
 
-function chart(place, lines, unit, height) {
-  const width = Math.max(240, place.clientWidth);
+function chart(target, lines, unit, height) {
+  const width = Math.max(240, target.clientWidth);
   const SVG = "http://www.w3.org/2000/svg";
   const draw = (name, facts, text) => {
     const made = document.createElementNS(SVG, name);
@@ -113,7 +114,7 @@ function chart(place, lines, unit, height) {
     return made;
   };
   const all = lines.flatMap((line) => line.points);
-  if (!all.length) { place.replaceChildren(node("p", { class: "empty" }, "nothing yet")); return; }
+  if (!all.length) { target.replaceChildren(node("p", { class: "empty" }, "nothing yet")); return; }
   const xs = all.map(([x]) => x), ys = all.map(([, y]) => y);
   let [low, high] = [Math.min(...ys), Math.max(...ys)];
   const room = Math.max(0.005, (high - low) * 0.08);
@@ -122,8 +123,8 @@ function chart(place, lines, unit, height) {
   const left = 44, right = 12, top = 8, bottom = 22;
   const x = (value) => left + (last === first ? 0.5 : (value - first) / (last - first)) * (width - left - right);
   const y = (value) => top + (1 - (value - low) / (high - low)) * (height - top - bottom);
-  const named = lines.filter((line) => line.kind === "worst" || line.kind === "chosen").map((line) => `${line.kind}: ${line.name}`);
-  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `${lines.length} lines by ${unit}. ${named.join(". ")}` });
+  const labelled = lines.filter((line) => line.kind === "worst" || line.kind === "chosen").map((line) => `${line.kind}: ${line.name}`);
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `${lines.length} lines by ${unit}. ${labelled.join(". ")}` });
   for (let step = 0; step <= 4; step += 1) {
     const value = low + ((high - low) * step) / 4;
     svg.append(draw("line", { x1: left, x2: width - right, y1: y(value), y2: y(value) }));
@@ -142,17 +143,17 @@ function chart(place, lines, unit, height) {
       svg.append(draw("text", { x: x(a) - 6, y: y(b) + (line.kind === "worst" ? 14 : -7), "text-anchor": "end", class: line.kind }, line.name));
     }
   }
-  place.replaceChildren(svg);
+  target.replaceChildren(svg);
 }
 
-// Where it comes from
+// The connection to the coordinator
 
 async function get(path) {
   const answer = await fetch(path, { cache: "no-store" });
   if (!answer.ok) throw new Error(String(answer.status));
   return answer.json();
 }
-async function learn() {
+async function loadHistory() {
   const key = `${state.name} ${state.evaluated} ${state.version} ${state.round} ${state.phase}`;
   if (key === seen) return;
   seen = key;
@@ -162,31 +163,31 @@ async function learn() {
     fill("audit", (await get("api/audit")).map((e) => row(clock(e.at_s), e.actor || "nobody known", e.action, e.object, e.result)), "nothing yet");
   } catch { seen = ""; }
 }
-function tell(kind, words) {
+function showLink(kind, words) {
   at("link").className = kind;
   at("link").textContent = words;
 }
 async function connect() {
   if (source) source.close();
   try {
-    const found = await get("api/runs");
-    at("federation").textContent = found.federation;
-    const wanted = location.hash.slice(1);
-    const run = found.runs.find((r) => r.name === wanted) ?? found.runs.find((r) => r.phase !== "ended") ?? found.runs[0];
-    at("run").replaceChildren(...found.runs.map((r) => node("option", { value: r.name }, `${r.name} (${r.phase})`)));
-    if (!run) { tell("live", "no run yet"); at("next").textContent = "Make one: pluralllm run create NAME --start"; again(); return; }
+    const { federation, runs } = await get("api/runs");
+    at("federation").textContent = federation;
+    const inAddress = location.hash.slice(1);
+    const run = runs.find((r) => r.name === inAddress) ?? runs.find((r) => r.phase !== "ended") ?? runs[0];
+    at("run").replaceChildren(...runs.map((r) => node("option", { value: r.name }, `${r.name} (${r.phase})`)));
+    if (!run) { showLink("live", "no run yet"); at("next").textContent = "Make one: pluralllm run create NAME --start"; again(); return; }
     at("run").value = run.name;
     source = new EventSource(`api/runs/${run.name}/events`);
     source.onmessage = (message) => {
       state = JSON.parse(message.data);
       skew = Date.now() / 1000 - state.now_s;
       wait = WAIT_FIRST_MS;
-      tell("live", "live");
+      showLink("live", "live");
       drawState();
-      learn();
+      loadHistory();
     };
-    source.onerror = () => { source.close(); again(); tell("lost", "the coordinator does not answer; trying again"); };
-  } catch { tell("lost", "the coordinator does not answer; trying again"); again(); }
+    source.onerror = () => { source.close(); again(); showLink("lost", "the coordinator does not answer; trying again"); };
+  } catch { showLink("lost", "the coordinator does not answer; trying again"); again(); }
 }
 function again() {
   setTimeout(connect, wait);
