@@ -22,7 +22,7 @@ UNDISTURBED = Fault()
 class Ending:
     """The result of a drill whose state was verified and that left no process behind."""
 
-    digest: str  # of the newest model version
+    digest: str  # the digest of the newest model version
     fired: bool
     passes: Counter[str]
 

@@ -47,7 +47,7 @@ class Pair:
             time.sleep(LOOK_EVERY_S)
         return time.monotonic() - start_s
 
-    def said(self, process: Process, event: str) -> bool:
+    def has_logged(self, process: Process, event: str) -> bool:
         return f'"event": "{event}"' in process.log.read_text()
 
     def state(self) -> dict[str, object]:
@@ -109,11 +109,11 @@ def undisturbed_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_second_coordinator_goes_on_where_the_first_one_ended(
     two: Pair, undisturbed_digest: str, way: signal.Signals
 ) -> None:
-    two.until("the second stands by", lambda: two.said(two.second, "server.standing_by"))
+    two.until("the second stands by", lambda: two.has_logged(two.second, "server.standing_by"))
     two.fleet.insist("round 2 is open", lambda remote: remote.get_run("r")["round"] == 2)
     assert two.first.popen is not None
     two.first.popen.send_signal(way)
-    took_s = two.until("the second serves", lambda: two.said(two.second, "server.started"), TAKE_OVER_LIMIT_S)
+    took_s = two.until("the second serves", lambda: two.has_logged(two.second, "server.started"), TAKE_OVER_LIMIT_S)
     for name in WAITING:
         two.fleet.let_go(name, 2)
     finding_s = two.until("a client has found it", lambda: "client.turned" in two.fleet.logs())

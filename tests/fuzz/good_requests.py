@@ -34,7 +34,7 @@ class Situation:
     rollouts_json: bytes  # the batch in progress
     next_run: str  # does not exist yet
     task: fed.Task  # ann's task in the open round
-    manifest: Manifest  # of an update for that task
+    manifest: Manifest  # the manifest of an update for that task
     update: bytes
     spec_json: bytes
     generation: str

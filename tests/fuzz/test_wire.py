@@ -76,7 +76,7 @@ def test_a_planted_bug_is_found(tmp_path: Path) -> None:
     assert list(tmp_path.glob("found-*"))
 
 
-def told_in_another_kind() -> bytes:
+def refusal_with_a_wrong_type() -> bytes:
     """Returns a refusal in which one fact is a text where we expect a number."""
     good = to_status(NormTooLarge(norm=1.0, limit=1.0)).trailing_metadata[0][1]
     return bytes(good).replace(b"\x031.0", b'\x03"x"')
@@ -88,7 +88,7 @@ FOUND = {  # repaired faults: these bytes ended in another exception, or in giga
     "answer GetMembership": GetMembershipResponse(
         server_time=Timestamp(seconds=2**62, nanos=2**30)
     ).SerializeToString(),
-    "status": told_in_another_kind(),
+    "status": refusal_with_a_wrong_type(),
     "model file": (len(BOMB)).to_bytes(8, "little") + BOMB,
 }
 

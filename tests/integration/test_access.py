@@ -274,8 +274,8 @@ async def test_whoever_knocks_too_often_or_for_another_thing_is_in_the_log_once_
                 for _ in range(3):
                     with pytest.raises(RoleForbids):
                         await call(channel, "/pluralllm.v1.EnrolmentService/Renew")
-        told = [(line["reason"], line["peer"]) for line in logs if line["event"] == "enrolment.refused"]
-        assert told == [("TOO_MANY_ATTEMPTS", "ipv4:127.0.0.1"), ("ROLE_FORBIDS", "ipv4:127.0.0.1")]
+        refusals = [(line["reason"], line["peer"]) for line in logs if line["event"] == "enrolment.refused"]
+        assert refusals == [("TOO_MANY_ATTEMPTS", "ipv4:127.0.0.1"), ("ROLE_FORBIDS", "ipv4:127.0.0.1")]
 
 
 async def test_a_certificate_of_our_authority_that_is_not_on_the_list_is_refused(tmp_path: Path) -> None:

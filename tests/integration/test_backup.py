@@ -1,4 +1,4 @@
-"""Backups of a federation in mid-run: each is complete, and from each the restored run ends with the same model."""
+"""Backups of a running federation: each is complete, and from each the restored run ends with the same model."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ class BackedUp:
     """A run that has ended, and the backups that were made of it meanwhile."""
 
     fleet: Fleet
-    digest: str  # of its last version
+    digest: str  # the digest of the run's last version
     backups: tuple[Path, ...]  # oldest first
 
     @property

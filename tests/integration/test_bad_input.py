@@ -61,26 +61,28 @@ def taken_port() -> Iterator[int]:
 def test_a_misspelt_key_of_the_server_is_named_with_its_file(tmp_path: Path) -> None:
     path = tmp_path / "server.toml"
     path.write_text("lease = 5\n")
-    told = refusal(command("pluralllm.server", "serve", "--config", str(path)))
-    assert f"{path} is not valid" in told
-    assert "lease: unknown key" in told
+    error_text = refusal(command("pluralllm.server", "serve", "--config", str(path)))
+    assert f"{path} is not valid" in error_text
+    assert "lease: unknown key" in error_text
 
 
 def test_a_value_out_of_range_of_the_server_says_what_is_allowed(tmp_path: Path) -> None:
-    told = refusal(command("pluralllm.server", "serve", "--state-dir", str(tmp_path), PLURALLLM_SERVER_LEASE_S="-1"))
-    assert "lease_s: Input should be greater than 0 (given: '-1')" in told
+    error_text = refusal(
+        command("pluralllm.server", "serve", "--state-dir", str(tmp_path), PLURALLLM_SERVER_LEASE_S="-1")
+    )
+    assert "lease_s: Input should be greater than 0 (given: '-1')" in error_text
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:7443", "192.168.1.5:7443", "fl.example.org:7443"])
 def test_plain_text_listens_on_nothing_but_loopback_and_says_why(tmp_path: Path, listen: str) -> None:
     state = str(tmp_path)
-    told = refusal(command("pluralllm.server", "serve", "--plain-text", "--state-dir", state, "--listen", listen))
-    assert f"Refusing {listen}: plain text is for the loopback interface only" in told
+    error_text = refusal(command("pluralllm.server", "serve", "--plain-text", "--state-dir", state, "--listen", listen))
+    assert f"Refusing {listen}: plain text is for the loopback interface only" in error_text
 
 
 def test_a_server_without_certificates_says_how_to_make_them(tmp_path: Path) -> None:
-    told = refusal(command("pluralllm.server", "serve", "--state-dir", str(tmp_path)))
-    assert f"{tmp_path} has no certificate authority. Run pluralllm-server init --host NAME first" in told
+    error_text = refusal(command("pluralllm.server", "serve", "--state-dir", str(tmp_path)))
+    assert f"{tmp_path} has no certificate authority. Run pluralllm-server init --host NAME first" in error_text
 
 
 def test_a_taken_port_is_named(tmp_path: Path, taken_port: int) -> None:
@@ -112,21 +114,23 @@ def test_a_state_directory_in_use_names_the_process(tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        told = refusal(command("pluralllm.server", "serve", "--state-dir", str(tmp_path), "--listen", "127.0.0.1:0"))
-        assert f"is in use by process {holder.pid}" in told
+        error_text = refusal(
+            command("pluralllm.server", "serve", "--state-dir", str(tmp_path), "--listen", "127.0.0.1:0")
+        )
+        assert f"is in use by process {holder.pid}" in error_text
     finally:
         holder.communicate(timeout=10)
 
 
 def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    told = refusal(command("pluralllm.server", "serve", "--state-dir", str(tmp_path / "file" / "state")))
-    assert "cannot be used" in told
+    error_text = refusal(command("pluralllm.server", "serve", "--state-dir", str(tmp_path / "file" / "state")))
+    assert "cannot be used" in error_text
 
 
 def test_a_coordinator_that_is_down_is_named_with_its_address() -> None:
-    told = refusal(command("pluralllm.cli", "status", "--coordinator", "127.0.0.1:1"), 4)
-    assert "The coordinator at 127.0.0.1:1 does not answer" in told
+    error_text = refusal(command("pluralllm.cli", "status", "--coordinator", "127.0.0.1:1"), 4)
+    assert "The coordinator at 127.0.0.1:1 does not answer" in error_text
 
 
 @pytest.mark.parametrize(
@@ -139,17 +143,19 @@ def test_a_wrong_coordinator_address_is_refused(address: str, said: str) -> None
 def test_a_bad_run_spec_is_refused_before_any_call(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('rounds = 0\n[embedding]\nmodel = "m"\ndimension = 8\n')
-    told = refusal(command("pluralllm.cli", "run", "create", "r", str(path), "--coordinator", "127.0.0.1:1"))
-    assert f"{path} is not valid" in told
-    assert "rounds: Input should be greater than or equal to 1 (given: 0)" in told
+    error_text = refusal(command("pluralllm.cli", "run", "create", "r", str(path), "--coordinator", "127.0.0.1:1"))
+    assert f"{path} is not valid" in error_text
+    assert "rounds: Input should be greater than or equal to 1 (given: 0)" in error_text
 
 
 def test_an_absent_model_folder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[embedding]\nmodel = "m"\ndimension = 8\n')
     missing = tmp_path / "none"
-    told = refusal(command("pluralllm.cli", "run", "create", "r", str(path), "--embedding-model-path", str(missing)))
-    assert f"{missing} is not a folder with a config.json" in told
+    error_text = refusal(
+        command("pluralllm.cli", "run", "create", "r", str(path), "--embedding-model-path", str(missing))
+    )
+    assert f"{missing} is not a folder with a config.json" in error_text
 
 
 def test_a_dimension_that_is_not_the_models_is_refused_with_the_right_one(tmp_path: Path) -> None:
@@ -183,8 +189,8 @@ def test_a_bad_client_configuration_is_refused(tmp_path: Path, changes: dict[str
 def test_bad_private_data_stops_the_daemon_before_it_connects(tmp_path: Path) -> None:
     config = client_config(tmp_path)
     (tmp_path / "answers.jsonl").write_text(GOOD_ROW + GOOD_ROW)
-    told = refusal(command("pluralllm.client", "run", "--config", config))
-    assert "line 2: the same question and options as line 1" in told
+    error_text = refusal(command("pluralllm.client", "run", "--config", config))
+    assert "line 2: the same question and options as line 1" in error_text
 
 
 def test_data_check_lists_all_problems_and_ends_with_3(tmp_path: Path) -> None:

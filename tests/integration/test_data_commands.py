@@ -46,8 +46,8 @@ def test_a_made_up_survey_is_written_checked_and_embedded_once(tmp_path: Path) -
 def test_too_few_questions_for_the_episodes_are_told_with_the_numbers(tmp_path: Path) -> None:
     data("sample", "--out", str(tmp_path), "--groups", "2", "--questions", "12")
     (tmp_path / "run.toml").write_text(RUN)
-    told = data("check", str(tmp_path / "northmark.jsonl"), "--spec", str(tmp_path / "run.toml"), code=3)
-    assert "training questions, an episode needs 20; add questions" in told
+    output = data("check", str(tmp_path / "northmark.jsonl"), "--spec", str(tmp_path / "run.toml"), code=3)
+    assert "training questions, an episode needs 20; add questions" in output
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -64,8 +64,8 @@ def test_a_country_of_the_real_survey_is_imported(tmp_path: Path, survey: Path) 
     out = tmp_path / "japan.jsonl"
     data("import", "globalopinionqa", str(survey), "--group", "Japan", "--out", str(out))
     assert len(read_group(out)) == 169
-    told = data("import", "globalopinionqa", str(survey), "--group", "Japn", "--out", str(out), code=3)
-    assert "no group 'Japn'; near: Japan" in told
+    output = data("import", "globalopinionqa", str(survey), "--group", "Japn", "--out", str(out), code=3)
+    assert "no group 'Japn'; near: Japan" in output
 
 
 def test_a_demographic_group_of_opinionqa_is_imported(tmp_path: Path) -> None:
@@ -80,5 +80,5 @@ def test_a_demographic_group_of_opinionqa_is_imported(tmp_path: Path) -> None:
 
 def test_a_file_of_an_unknown_kind_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("question,answer\nTea?,Yes\nTea?,No\n")
-    told = data("import", "responses", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "group.xlsx"), code=3)
-    assert "must end in .jsonl or .parquet" in told
+    output = data("import", "responses", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "group.xlsx"), code=3)
+    assert "must end in .jsonl or .parquet" in output

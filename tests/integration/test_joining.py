@@ -61,7 +61,7 @@ class Town:
     """A coordinator's host and its partners, each in a folder of its own; the output of all commands is kept."""
 
     folder: Path
-    said: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
     address: str = ""
 
     def environment(self, home: Path) -> dict[str, str]:
@@ -77,7 +77,7 @@ class Town:
         done = typed(
             module, *arguments, environment=self.environment(folder), folder=folder, standard_input=standard_input
         )
-        self.said += [done.stdout, done.stderr]
+        self.outputs += [done.stdout, done.stderr]
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -154,8 +154,8 @@ def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Pa
     model = tiny_embedding_model(tmp_path / "model")
     spec = write(tmp_path / "run.toml", toml_of(process_spec(rounds=2)))
     with span_collector(town.folder / "spans.log") as endpoint:
-        told = f'traces_endpoint = "{endpoint}"\nmetrics_listen = "127.0.0.1:0"\nlog_level = "DEBUG"\n'
-        run_with_two_partners(town, model, spec, told)
+        settings = f'traces_endpoint = "{endpoint}"\nmetrics_listen = "127.0.0.1:0"\nlog_level = "DEBUG"\n'
+        run_with_two_partners(town, model, spec, settings)
     assert_no_secret_anywhere(town)
 
 
@@ -165,8 +165,8 @@ def run_with_two_partners(town: Town, model: Path, spec: str, more: str) -> None
         for name, questions in zip(("org-a", "org-b"), sample_groups(2, 60, 0).values(), strict=True):
             town.does("host", *of_page(3, ("org-a", name), ("Northmark", f"'group of {name}'")))
             town.brought(name)
-            told = town.does(name, *of_page(4, ("org-a", name)))
-            assert f"{name} is client of federation 127.0.0.1, group group of {name} (trains)" in told
+            output = town.does(name, *of_page(4, ("org-a", name)))
+            assert f"{name} is client of federation 127.0.0.1, group group of {name} (trains)" in output
             data = town.folder / name / "answers.jsonl"
             write_group(data, questions)
             (town.folder / name / "client.toml").write_text(
@@ -256,7 +256,7 @@ def assert_no_secret_anywhere(town: Town) -> None:
     published = [log.read_bytes() for log in town.folder.glob("*.log")]
     assert all(len(log) > 100 for log in published)
     # The command prints an invite once, on standard output, because that is its purpose.
-    published += [re.sub(r"pluralllm-invite:\S+", "", text).encode() for text in town.said]
+    published += [re.sub(r"pluralllm-invite:\S+", "", text).encode() for text in town.outputs]
     published.append((town.folder / "host/pluralllm-state/coordinator.sqlite3").read_bytes())
     published += [
         text.encode() for home in ("host", "org-a") for text in bundled(town.folder / home / "bundle.zip").values()
@@ -349,8 +349,8 @@ def test_an_invite_of_another_authority_is_found_out_before_the_token_leaves(tow
 
 def test_an_observer_joins_and_sees_no_members(town: Town) -> None:
     town.invited("eve", "--role", "observer")
-    told = town.does("eve", CLI, "join", "eve.invite")
-    assert "eve is observer of federation 127.0.0.1" in told
+    output = town.does("eve", CLI, "join", "eve.invite")
+    assert "eve is observer of federation 127.0.0.1" in output
     assert town.does("eve", CLI, "runs")
     done = town.types("eve", CLI, "members")
     assert done.returncode == 3

@@ -150,8 +150,8 @@ async def test_a_thousand_rounds_of_a_hundred_groups_are_drawn(
         await expect(browser_page.locator("#alignment polyline")).to_have_count(100)
         await expect(browser_page.locator("#groups tr")).to_have_count(100)
         await expect(browser_page.locator("#worst")).to_have_text("group 000 0.600")
-    told = json.dumps(history_facts(run, long, (), ()))
-    assert len(told) < 300_000
+    facts_json = json.dumps(history_facts(run, long, (), ()))
+    assert len(facts_json) < 300_000
     assert len(history_facts(run, long, (), ())["versions"]) == MAX_POINTS
 
 

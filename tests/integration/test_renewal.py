@@ -79,8 +79,8 @@ def play(folder: Path, embedding_model: Path, **settings: str) -> tuple[str, lis
             for line in log.read_text().splitlines()
             if line.startswith("{")
         ]
-        said = [line["event"] for line in lines]
-        return run["version_digest"], said, [line for line in lines if line["event"] == "run.event"]
+        log_events = [line["event"] for line in lines]
+        return run["version_digest"], log_events, [line for line in lines if line["event"] == "run.event"]
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ async def test_moments_that_nothing_goes_on_from_go_when_the_run_ends(tmp_path: 
         await push_round(served, clients, spec, tmp_path, 1)
         moments = set(served.coordinator.run("r").newest.moments)
         assert moments
-        assert moments <= set(await blobs_become(tmp_path / "state", 6))  # and two versions and two updates
+        assert moments <= set(await blobs_become(tmp_path / "state", 6))  # besides two versions and two updates
         await served.operations.CancelRun(operations_pb2.CancelRunRequest(name="runs/r"), timeout=10)
         versions = {version.digest for version in await served.coordinator.store.versions(RunId("r"))}
         assert set(await blobs_become(tmp_path / "state", 2)) == versions

@@ -23,7 +23,7 @@ def notify(tmp_path: Path) -> Iterator[socket.socket]:
         yield end
 
 
-def hears(notify: socket.socket, message: str) -> None:
+def receives(notify: socket.socket, message: str) -> None:
     """Waits for a message to systemd, within the limit, and skips others before it."""
     end_s = time.monotonic() + LIMIT_S
     while time.monotonic() < end_s:
@@ -40,18 +40,18 @@ def test_a_coordinator_says_that_it_is_ready_lives_and_stops(tmp_path: Path, not
     state = tmp_path / "state"
     assert healthy(state).returncode == 3
     assert "has not started" in healthy(state).stderr
-    told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
+    settings = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
     serve = ["serve", "--plain-text", "--listen", "127.0.0.1:0", "--state-dir", str(state)]
-    process = subprocess.Popen([sys.executable, "-m", "pluralllm.server", *serve], env={**os.environ, **told})
+    process = subprocess.Popen([sys.executable, "-m", "pluralllm.server", *serve], env={**os.environ, **settings})
     try:
-        hears(notify, "READY=1")
+        receives(notify, "READY=1")
         for _ in range(3):
-            hears(notify, "WATCHDOG=1")
+            receives(notify, "WATCHDOG=1")
         done = healthy(state)
         assert done.returncode == 0
         assert "alive" in done.stdout
         process.terminate()
-        hears(notify, "STOPPING=1")
+        receives(notify, "STOPPING=1")
         assert process.wait(LIMIT_S) == 0
     finally:
         process.kill()

@@ -231,26 +231,26 @@ class Federation:
                 continue
             if kept.start_at_s == 0.0 and kept.process.popen is not None:
                 kept.exits.append(kept.process.popen.returncode)
-                kept.start_at_s = float("inf") if self.has_heard_the_end(kept) else now_s + START_AGAIN_S
+                kept.start_at_s = float("inf") if self.knows_the_end(kept) else now_s + START_AGAIN_S
             elif kept.start_at_s <= now_s:
                 kept.start_at_s, kept.paused = 0.0, False
                 kept.process.start()
 
-    def has_heard_the_end(self, kept: Kept) -> bool:
+    def knows_the_end(self, kept: Kept) -> bool:
         """Whether this is a client that knows the end of its run; it ended for good."""
         return kept.name in self.clients and any(facts["event"] == "run.over" for facts in facts_in(kept.process.log))
 
     @property
     def is_over(self) -> bool:
         """Whether every client knows that the run is over."""
-        return all(not client.running and self.has_heard_the_end(client) for client in self.clients.values())
+        return all(not client.running and self.knows_the_end(client) for client in self.clients.values())
 
     def stop_coordinators(self) -> list[int]:
         """Stops the coordinators in order; returns the exit codes of those that had begun to log."""
         for kept in self.coordinators:
             kept.start_at_s = float("inf")
         codes = [(kept, kept.process.stop()) for kept in reversed(self.coordinators) if kept.process.popen is not None]
-        return [code for kept, code in codes if kept.process.has_spoken]
+        return [code for kept, code in codes if kept.process.has_logged]
 
     def end_all(self) -> None:
         """Kills each process that still runs, by its id, and records processes that remain in the process groups."""

@@ -46,11 +46,11 @@ class Progress:
     round: int = 0
     is_over: bool = False
     reached: set[tuple[int, Moment]] = field(default_factory=set)
-    said: list[str] = field(default_factory=list)  # the names of all events
+    event_names: list[str] = field(default_factory=list)  # the names of all events
 
     def take(self, facts: Facts) -> None:
         """Takes in one line of a coordinator's log."""
-        self.said.append(str(facts.get("event")))
+        self.event_names.append(str(facts.get("event")))
         match facts.get("event"):
             case "run.recovered":
                 self._go_to(facts["round"])

@@ -86,9 +86,9 @@ class Nemesis:
 
     def _note(self, strike: Strike, what: str = "") -> None:
         self.fired[strike.kind] += 1
-        self._say(f"{strike}{': ' if what else ''}{what}")
+        self._write(f"{strike}{': ' if what else ''}{what}")
 
-    def _say(self, what: str) -> None:
+    def _write(self, what: str) -> None:
         self.log.append(f"{time.monotonic() - self._start_s:7.3f} s {what}")
 
     def _aside(self, work: Callable[[], None]) -> None:
@@ -179,19 +179,19 @@ class Nemesis:
 
         def wait() -> None:
             end_s = time.monotonic() + SECOND_LIMIT_S
-            while stray.running and time.monotonic() < end_s and not self._said_that_it_serves(stray):
+            while stray.running and time.monotonic() < end_s and not self._logged_that_it_serves(stray):
                 time.sleep(0.05)
-            served = self._said_that_it_serves(stray)
+            served = self._logged_that_it_serves(stray)
             code = stray.stop()
             if served:  # the first one was down, so the state was free, and the first one has to wait
-                self._say(f"{name} served while {first.name} did not, then ended with {code}")
+                self._write(f"{name} served while {first.name} did not, then ended with {code}")
             elif code == 0 or not any(reason in stray.log.read_text() for reason in REFUSALS):
                 log_end = stray.log.read_text().strip()[-500:]
                 self.problems.append(f"a second coordinator was not refused: it ended with {code}: {log_end}")
 
         self._aside(wait)
 
-    def _said_that_it_serves(self, process: Process) -> bool:
+    def _logged_that_it_serves(self, process: Process) -> bool:
         return any(facts["event"] == "server.started" for facts in facts_in(process.log))
 
     def _replay(self, strike: Strike) -> None:
@@ -323,7 +323,7 @@ class Nemesis:
             self._ending.wait(lasts_s)
             connection_.execute("ROLLBACK")
         except sqlite3.OperationalError as error:
-            self._say(f"the database could not be locked: {error}")
+            self._write(f"the database could not be locked: {error}")
         finally:
             connection_.close()
 

@@ -148,7 +148,7 @@ def _until_over(running: Federation, nemesis: Nemesis, outcome: Outcome) -> None
             healed, end_s = True, now_s + HEALED_LIMIT_S
         if healed and now_s > end_s:
             at = f"round {running.progress.round}, run over: {running.progress.is_over}"
-            waiting = [name for name, client in running.clients.items() if not running.has_heard_the_end(client)]
+            waiting = [name for name, client in running.clients.items() if not running.knows_the_end(client)]
             raise AssertionError(f"it goes no further: {at}, not told that it is: {waiting}")
         running.look()
         nemesis.look()

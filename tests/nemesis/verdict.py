@@ -74,14 +74,14 @@ def problems(
     yield from broken_promises(federation, record)
     for each in federation.kept:
         yield from _unexpected(each.name, facts_in(each.process.log), each.process.log.read_text())
-    ended = {facts["outcome"] for name in federation.clients for facts in _said(federation, name, "run.over")}
+    ended = {facts["outcome"] for name in federation.clients for facts in _logged(federation, name, "run.over")}
     if ended != {"completed"} and not (may_end_early and ended == {"aborted"}):
         yield f"the clients were told that the run is {ended}"
     if undisturbed is not None:
         yield from differences(record, undisturbed, may_differ=may_differ)
 
 
-def _said(federation: Federation, client: str, event: str) -> list[Facts]:
+def _logged(federation: Federation, client: str, event: str) -> list[Facts]:
     return [facts for facts in facts_in(federation.clients[client].process.log) if facts["event"] == event]
 
 
@@ -90,7 +90,7 @@ def broken_promises(federation: Federation, record: Record) -> Iterator[str]:
     versions_by_round = {int(version.round): version for version in record.versions if version.version > 0}
     for client in federation.clients:
         committed_updates = [
-            (facts["task"], facts["digest"]) for facts in _said(federation, client, "update.committed")
+            (facts["task"], facts["digest"]) for facts in _logged(federation, client, "update.committed")
         ]
         for task, count in Counter(task for task, _ in committed_updates).items():
             if count > 1:
@@ -108,8 +108,8 @@ def broken_promises(federation: Federation, record: Record) -> Iterator[str]:
                 yield f"round {number}: the update of {client} does not count"
 
 
-def _unexpected(name: str, said: list[Facts], log: str) -> Iterator[str]:
-    for facts in said:
+def _unexpected(name: str, logged: list[Facts], log: str) -> Iterator[str]:
+    for facts in logged:
         if facts["event"] in NEVER_SAID and "exception" in facts:
             last = facts["exception"][-1] if isinstance(facts["exception"], list) else facts["exception"]
             yield f"{name} said {facts['event']}: {last}"[:600]

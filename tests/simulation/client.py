@@ -62,7 +62,7 @@ class SimulatedClient:
     def __init__(self, name: str, spec: RunSpec, network: Network, faults: Faults, seed: int, examples: int) -> None:
         self.name = name
         self.receipts: dict[int, str] = {}  # update digests by round
-        self.was_told_that_it_is_over = False
+        self.knows_that_it_is_over = False
         self.knows_the_run = False  # since its last start
         self._spec, self._network, self._faults, self._examples = spec, network, faults, examples
         self._disk = ClientDisk()
@@ -94,7 +94,7 @@ class SimulatedClient:
                     case "task":
                         await self._do(answer.task)
                     case "run_over":
-                        self.was_told_that_it_is_over = True
+                        self.knows_that_it_is_over = True
                         self._disk.outbox.clear()
                         return
                     case _:  # waits a random time, because the coordinator's hint depends on the machine's speed

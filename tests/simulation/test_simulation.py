@@ -114,7 +114,7 @@ def test_a_round_whose_update_was_spoilt_is_abandoned_and_the_others_go_on() -> 
 
 def test_a_model_that_is_spoilt_for_good_ends_the_run_and_verify_names_it() -> None:
     found = simulate(Ticket("fedavg", 5, 1, (Kind.BASE_LOST,)))
-    assert found.ended.startswith("aborted: stored weights")
+    assert found.ended.startswith("aborted: The base of the next model version is lost")
     assert [(finding.invariant, finding.problem[:15]) for finding in found.report.findings] == [(7, "model version 0")]
 
 

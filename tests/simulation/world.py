@@ -36,7 +36,7 @@ CLOCK_SHIFTS_S = (-86_400.0, 86_400.0, -315_360_000.0, 315_360_000.0, -3.0, 3.0)
 class Outcome:
     """The outcome of a simulated run."""
 
-    record_sha256: str  # of the newest version; covers the whole history
+    record_sha256: str  # the hash of the newest version; it covers the whole history
     digest: str
     versions: int
     rounds: int
@@ -213,7 +213,7 @@ class World:
         tables = self._tables.runs[RUN]
         made = {version.round: version for version in tables.versions.all()}
         for client in self._clients:
-            if client.knows_the_run and not client.was_told_that_it_is_over:
+            if client.knows_the_run and not client.knows_that_it_is_over:
                 yield f"{client.name} was not told that the run is over"
             for number, digest in client.receipts.items():
                 kept = tables.receipts.get(number, {}).get(ClientId(client.name))

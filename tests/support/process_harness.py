@@ -113,7 +113,7 @@ class Process:
         return self.popen is not None and self.popen.poll() is None
 
     @property
-    def has_spoken(self) -> bool:
+    def has_logged(self) -> bool:
         """Whether the process has logged since its start. Before that it is still loading, and a signal ends it at once."""
         return self.log.stat().st_size > self.log_bytes
 

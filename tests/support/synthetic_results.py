@@ -17,7 +17,7 @@ MODEL_BYTES = 2_800_000
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Method:
     """The properties of one invented method."""
 
     name: str
@@ -31,67 +31,67 @@ class Made:
 
 
 SMALL = (
-    Made("FedAvg default", end=0.812, speed=50),
-    Made("FedAvg paper", preset="paper", end=0.782, speed=130),
-    Made("Centralized 100 steps (paper)", "centralized", "paper", 0.70, 80, 100, confidence=1.5),
-    Made("Centralized equal steps", "centralized", end=0.803, speed=60),
-    Made("Each group alone", "local", end=0.74, speed=60),
-    Made("uniform", "baseline", end=0.657),
-    Made("own nearest answer", "baseline", end=0.668),
-    Made("mean of training groups", "baseline", end=0.787),
+    Method("FedAvg default", end=0.812, speed=50),
+    Method("FedAvg paper", preset="paper", end=0.782, speed=130),
+    Method("Centralized 100 steps (paper)", "centralized", "paper", 0.70, 80, 100, confidence=1.5),
+    Method("Centralized equal steps", "centralized", end=0.803, speed=60),
+    Method("Each group alone", "local", end=0.74, speed=60),
+    Method("uniform", "baseline", end=0.657),
+    Method("own nearest answer", "baseline", end=0.668),
+    Method("mean of training groups", "baseline", end=0.787),
 )
 MANY = (
     *SMALL,
-    Made("FedProx", end=0.806, speed=55),
-    Made("FedAvgM", end=0.809, speed=40),
-    Made("FedAdam", end=0.811, speed=35),
-    Made("FedYogi", end=0.810, speed=36),
-    Made("q-FedAvg", end=0.801, speed=70),
-    Made("Agnostic (worst group)", end=0.798, speed=80),
-    Made("Adaptive alpha", end=0.804, speed=60),
-    Made("FedAvg default + 5 adaptation steps", end=0.815, speed=50),
-    Made("FedAvg cross-entropy", end=0.808, speed=45, loss="cross_entropy"),
+    Method("FedProx", end=0.806, speed=55),
+    Method("FedAvgM", end=0.809, speed=40),
+    Method("FedAdam", end=0.811, speed=35),
+    Method("FedYogi", end=0.810, speed=36),
+    Method("q-FedAvg", end=0.801, speed=70),
+    Method("Agnostic (worst group)", end=0.798, speed=80),
+    Method("Adaptive alpha", end=0.804, speed=60),
+    Method("FedAvg default + 5 adaptation steps", end=0.815, speed=50),
+    Method("FedAvg cross-entropy", end=0.808, speed=45, loss="cross_entropy"),
 )
 
 
 def write_results(
     folder: Path,
-    methods: Sequence[Made] = SMALL,
+    methods: Sequence[Method] = SMALL,
     seeds: Sequence[int] = (0, 1),
     draws: int = 3,
     questions: int = QUESTIONS,
 ) -> Path:
     """Writes a folder of results; the same arguments give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for made in methods:
-        for seed in (0,) if made.kind == "baseline" else seeds:
-            records = list(records_of(made, methods, tuple(seeds), seed, draws, questions))
+    for method in methods:
+        for seed in (0,) if method.kind == "baseline" else seeds:
+            records = list(records_of(method, methods, tuple(seeds), seed, draws, questions))
             text = "".join(json.dumps(record) + "\n" for record in records)
-            slug = "".join(c if c.isalnum() else "-" for c in made.name.lower()).strip("-")
+            slug = "".join(c if c.isalnum() else "-" for c in method.name.lower()).strip("-")
             (folder / f"{slug}.seed{seed}.jsonl").write_text(text)
     return folder
 
 
 def records_of(
-    made: Made, methods: Sequence[Made], seeds: tuple[int, ...], seed: int, draws: int, questions: int
+    method: Method, methods: Sequence[Method], seeds: tuple[int, ...], seed: int, draws: int, questions: int
 ) -> list[dict[str, Any]]:
-    rng = np.random.default_rng([sum(made.name.encode()), seed])
-    luck = 0.0 if made.kind == "baseline" else float(rng.normal(0, 0.002))
-    records = [header_of(made, methods, seeds, seed)]
+    rng = np.random.default_rng([sum(method.name.encode()), seed])
+    luck = 0.0 if method.kind == "baseline" else float(rng.normal(0, 0.002))
+    records = [header_of(method, methods, seeds, seed)]
     groups = [*TRAIN, *VALIDATION, *TEST]
-    if made.kind != "baseline":
-        records += points_of(made, TRAIN if made.kind == "local" else groups, luck, rng)
-    for group in TRAIN if made.kind == "local" else groups:
+    if method.kind != "baseline":
+        records += points_of(method, TRAIN if method.kind == "local" else groups, luck, rng)
+    for group in TRAIN if method.kind == "local" else groups:
         for context in CONTEXTS:
-            records.append(final_of(made, group, context, luck, rng, draws, questions))
-    if seed == seeds[0] and made.kind != "local":
-        records += distributions_of(made, rng)
+            records.append(final_of(method, group, context, luck, rng, draws, questions))
+    if seed == seeds[0] and method.kind != "local":
+        records += distributions_of(method, rng)
     return records
 
 
-def header_of(made: Made, methods: Sequence[Made], seeds: tuple[int, ...], seed: int) -> dict[str, Any]:
-    is_baseline = made.kind == "baseline"
-    spec = {"rounds": 60, "training": {"loss": made.loss, "local_steps": 6, "learning_rate": 0.001}}
+def header_of(method: Method, methods: Sequence[Method], seeds: tuple[int, ...], seed: int) -> dict[str, Any]:
+    is_baseline = method.kind == "baseline"
+    spec = {"rounds": 60, "training": {"loss": method.loss, "local_steps": 6, "learning_rate": 0.001}}
     experiment = {
         "title": "Synthetic comparison",
         "seeds": list(seeds),
@@ -112,12 +112,12 @@ def header_of(made: Made, methods: Sequence[Made], seeds: tuple[int, ...], seed:
     }
     return {
         "kind": "header",
-        "method": made.name,
-        "method_kind": made.kind,
+        "method": method.name,
+        "method_kind": method.kind,
         "seed": seed,
         "experiment_sha256": "e" * 64,
         "data_sha256": "d" * 64,
-        "spec_sha256": "" if is_baseline else f"{sum(made.name.encode()):064x}",
+        "spec_sha256": "" if is_baseline else f"{sum(method.name.encode()):064x}",
         "spec": None if is_baseline else spec,
         "experiment": experiment,
         "versions": {"pluralllm-client": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6"},
@@ -131,15 +131,15 @@ def ease(group: str) -> float:
     return (sum(group.encode()) % 11 - 5) / 200
 
 
-def points_of(made: Made, groups: Sequence[str], luck: float, rng: np.random.Generator) -> list[dict[str, Any]]:
+def points_of(method: Method, groups: Sequence[str], luck: float, rng: np.random.Generator) -> list[dict[str, Any]]:
     points = []
-    for step in range(0, made.steps + 1, 20 if made.steps < 360 else 30):
-        gain = 1 - float(np.exp(-step / made.speed))
-        level = 0.66 + (made.end + luck - 0.66) * gain
+    for step in range(0, method.steps + 1, 20 if method.steps < 360 else 30):
+        gain = 1 - float(np.exp(-step / method.speed))
+        level = 0.66 + (method.end + luck - 0.66) * gain
         spread = {
             group: round(level + ease(group) * (1.3 - gain / 2) + float(rng.normal(0, 0.002)), 6) for group in groups
         }
-        rounds = step // 6 if made.kind == "fedavg" else 0
+        rounds = step // 6 if method.kind == "fedavg" else 0
         points.append(
             {
                 "kind": "point",
@@ -155,10 +155,10 @@ def points_of(made: Made, groups: Sequence[str], luck: float, rng: np.random.Gen
 
 
 def final_of(
-    made: Made, group: str, context: int, luck: float, rng: np.random.Generator, draws: int, questions: int
+    method: Method, group: str, context: int, luck: float, rng: np.random.Generator, draws: int, questions: int
 ) -> dict[str, Any]:
     group_part = "train" if group in TRAIN else "validation" if group in VALIDATION else "test"
-    gain = 0.0 if made.name in ("uniform", "mean of training groups") else 0.02 * float(np.log2(context / 20))
+    gain = 0.0 if method.name in ("uniform", "mean of training groups") else 0.02 * float(np.log2(context / 20))
     asked_questions = np.flatnonzero(np.random.default_rng(sum(group.encode())).random(questions) < 0.6)
     rows = []
     for draw in range(draws):
@@ -168,11 +168,13 @@ def final_of(
         for question in targets.tolist():
             kind = "w" if group_part == "train" or question % 8 == 0 else "u" if question % 8 == 1 else "a"
             hard = (question * 37 % 17 - 8) / 80  # the same in every group
-            level = made.end + luck + ease(group) + gain * (0.4 if context > 20 else 1) - (0.0 if kind == "a" else 0.02)
+            level = (
+                method.end + luck + ease(group) + gain * (0.4 if context > 20 else 1) - (0.0 if kind == "a" else 0.02)
+            )
             distance = float(np.clip(1 - level + hard + rng.normal(0, 0.05), 0.005, 0.83))
             spread = float(np.clip(0.05 + abs(hard) * 0.6 + rng.normal(0, 0.008), 0.015, None))
             error = abs(float(rng.normal(0, spread)))
-            log_std = None if made.kind == "baseline" else round(float(np.log(spread / made.confidence)), 4)
+            log_std = None if method.kind == "baseline" else round(float(np.log(spread / method.confidence)), 4)
             drawn.append([f"question {question}", kind, round(distance, 6), log_std, round(error, 6)])
         rows.append(drawn)
     return {"kind": "final", "group": group, "part": group_part, "context": context, "draws": rows}
@@ -193,13 +195,13 @@ TEXTS = (
 )
 
 
-def distributions_of(made: Made, rng: np.random.Generator) -> list[dict[str, Any]]:
+def distributions_of(method: Method, rng: np.random.Generator) -> list[dict[str, Any]]:
     distributions = []
     for group in TEST[:2]:
         for number, (text, options) in enumerate(TEXTS):
             true = np.random.default_rng([number, sum(group.encode())]).dirichlet(np.ones(len(options)))
-            guess = true * rng.lognormal(0, (0.9 - made.end) * 3, len(options))
-            if made.name == "uniform":
+            guess = true * rng.lognormal(0, (0.9 - method.end) * 3, len(options))
+            if method.name == "uniform":
                 guess = np.ones(len(options))
             distributions.append(
                 {

@@ -429,7 +429,7 @@ def test_an_evaluation_tells_its_draws_and_can_be_cancelled(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("role", "evaluation", "said"),
+    ("role", "evaluation", "expected_text"),
     [
         (GroupRole.HELD_OUT, {"context_questions": 60}, "has 60 usable questions, .* needs 61"),
         (GroupRole.TRAIN, {"context_questions": 60}, r"has \d\d usable questions, .* needs 60"),
@@ -441,9 +441,9 @@ def test_an_evaluation_tells_its_draws_and_can_be_cancelled(tmp_path: Path) -> N
     ],
 )
 def test_too_few_questions_for_an_evaluation_are_told_with_the_numbers(
-    role: GroupRole, evaluation: dict[str, Any], said: str
+    role: GroupRole, evaluation: dict[str, Any], expected_text: str
 ) -> None:
-    with pytest.raises(TooFewQuestions, match=said):
+    with pytest.raises(TooFewQuestions, match=expected_text):
         evaluation_episode(small_spec({"evaluation": evaluation}), small_group(), role, 0)
 
 

@@ -59,7 +59,7 @@ def test_pooling_is_the_masked_mean_whatever_the_batch(tiny: Path, tmp_path: Pat
 
 def test_with_all_texts_in_the_cache_the_model_is_not_needed(tiny: Path, tmp_path: Path) -> None:
     first = Embedder(contract(), None, tmp_path, CPU)
-    first._source = str(tiny)  # as if the model had come from a hub
+    first._source = str(tiny)  # pretends that the model came from a hub
     expected = first.embed_questions([TEA], quiet)
     again = Embedder(contract(), None, tmp_path, CPU)
     assert np.array_equal(again.embed_questions([TEA], quiet)[0], expected[0])

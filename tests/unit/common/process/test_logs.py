@@ -30,10 +30,10 @@ class OpenDoor:
 class Call:
     """The few parts of a call's context that an abort uses."""
 
-    told = ""
+    answer = ""
 
     async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any) -> None:
-        self.told = f"{code} {details} {trailing_metadata}"
+        self.answer = f"{code} {details} {trailing_metadata}"
 
 
 class Details:
@@ -71,9 +71,9 @@ async def test_an_incident_is_logged_with_its_place_and_without_what_the_caller_
     assert "rpc.failed" in logged
     assert "KeyError" in logged
     assert "in fails" in logged or '"name": "fails"' in logged, "the place is what a maintainer needs"
-    assert CANARY[:12] not in logged + call.told
+    assert CANARY[:12] not in logged + call.answer
     if form == "json":
-        assert json.loads(logged.splitlines()[-1])["incident"] in call.told
+        assert json.loads(logged.splitlines()[-1])["incident"] in call.answer
 
 
 @pytest.mark.parametrize(("refused", "is_coloured"), [(False, True), (True, False)])

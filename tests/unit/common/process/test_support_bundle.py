@@ -24,9 +24,9 @@ def test_a_private_key_is_removed_whole_or_broken_off() -> None:
     pem = key_to_pem(new_key()).decode()
     body = "".join(pem.splitlines()[1:-1])
     for text in (pem, pem[: len(pem) // 2], body, json.dumps({"key": pem})):
-        told = without_secrets(f"before {text} after")
-        assert pem.splitlines()[1] not in told
-        assert told.startswith("before ")
+        cleaned = without_secrets(f"before {text} after")
+        assert pem.splitlines()[1] not in cleaned
+        assert cleaned.startswith("before ")
 
 
 @pytest.mark.parametrize("length", [32, 48])
@@ -59,9 +59,9 @@ def test_what_a_url_says_beside_its_address_is_removed(url: str) -> None:
 
 def test_a_known_password_is_removed_as_it_is_and_as_json_writes_it_and_an_empty_one_is_none() -> None:
     text = json.dumps({"said": 'pass"wörd'}) + json.dumps({"said": 'pass"wörd'}, ensure_ascii=False) + 'pass"wörd'
-    told = without_secrets(text, secrets=['pass"wörd', ""])
-    assert "pass" not in told
-    assert told.count(REMOVED) == 3
+    cleaned = without_secrets(text, secrets=['pass"wörd', ""])
+    assert "pass" not in cleaned
+    assert cleaned.count(REMOVED) == 3
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_a_line_of_a_log_with_a_private_text_goes_whole_however_it_is_written(pr
 
 
 def test_what_is_no_json_line_may_quote_anything_and_is_left_out_of_a_clients_log() -> None:
-    told = PRIVATE.redacted_log('{"event": "first"}\nTraceback\n  ValueError: some text\n{"event": "last"}\n')
-    assert told.splitlines() == [f"{REMOVED}: 2 lines that are no JSON", '{"event": "first"}', '{"event": "last"}']
+    redacted = PRIVATE.redacted_log('{"event": "first"}\nTraceback\n  ValueError: some text\n{"event": "last"}\n')
+    assert redacted.splitlines() == [f"{REMOVED}: 2 lines that are no JSON", '{"event": "first"}', '{"event": "last"}']
 
 
 def test_what_cannot_be_told_is_said_in_its_place_and_the_rest_is_there(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.synthetic_results import MANY, SMALL, Made, write_results
+from support.synthetic_results import MANY, SMALL, Method, write_results
 
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.experiment.convergence import NOT_REACHED, Reach
@@ -132,13 +132,13 @@ def test_what_is_drawn_in_colour_can_be_chosen(folder: Path) -> None:
 @pytest.mark.parametrize(
     "methods",
     [
-        (Made("uniform", "baseline", end=0.65),),
-        (Made("FedAvg default"),),
-        (Made("Each group alone", "local", end=0.7),),
-        (Made("FedAvg default", loss="cross_entropy"), Made("uniform", "baseline", end=0.65)),
+        (Method("uniform", "baseline", end=0.65),),
+        (Method("FedAvg default"),),
+        (Method("Each group alone", "local", end=0.7),),
+        (Method("FedAvg default", loss="cross_entropy"), Method("uniform", "baseline", end=0.65)),
     ],
 )
-def test_a_report_makes_do_with_what_there_is(tmp_path: Path, methods: tuple[Made, ...]) -> None:
+def test_a_report_makes_do_with_what_there_is(tmp_path: Path, methods: tuple[Method, ...]) -> None:
     write_results(tmp_path, methods, seeds=(0,), draws=1, questions=60)
     page = experiment_page(tmp_path)
     assert page.caveats or all(made.kind == "baseline" for made in methods)

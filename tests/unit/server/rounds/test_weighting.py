@@ -103,8 +103,8 @@ def test_a_client_that_fell_behind_late_comes_to_the_front_again() -> None:
 @pytest.mark.parametrize("weighting", FAIR)
 def test_who_gives_no_distance_counts_with_the_mean_of_those_given(weighting: Any) -> None:
     aggregation = Aggregation(weighting=weighting)
-    silent, told = (weigh(receipts_of(0.25, middle, 0.5), aggregation, ()) for middle in (None, 0.375))
-    assert silent == told
+    silent, reported = (weigh(receipts_of(0.25, middle, 0.5), aggregation, ()) for middle in (None, 0.375))
+    assert silent == reported
 
 
 @pytest.mark.parametrize("weighting", FAIR)
