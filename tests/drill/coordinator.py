@@ -26,8 +26,7 @@ from pluralllm.server.commands import authority_commands
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.rounds.events import event_kind
 from pluralllm.server.runs import uploads
-from pluralllm.server.runs.coordinator import Coordinator
-from pluralllm.server.runs.intake import Intake
+from pluralllm.server.runs.assembly import Assembly
 
 KILL_AT = "PLURALLLM_DRILL_KILL_AT"  # point:n; the process dies at its n-th pass of that point
 TRACE = "PLURALLLM_DRILL_TRACE"  # a file that gets a line for each pass of a point
@@ -96,10 +95,10 @@ class Passes:
 def install(passes: Passes) -> None:
     """Puts a point before and after every step that points.py lists."""
     for owner, parameter, contract in (
-        (Coordinator, "store", "store"),
-        (Coordinator, "blobs", "blobs"),
+        (Assembly, "store", "store"),
+        (Assembly, "blobs", "blobs"),
         (AuditLog, "store", "membership"),
-        (Intake, "uploads", "uploads"),
+        (Assembly, "uploads", "uploads"),
     ):
         passes.watch(owner, parameter, contract)
     for step, function in points.FUNCTIONS.items():
@@ -110,14 +109,14 @@ def install(passes: Passes) -> None:
 
 
 def use_one_thread() -> None:
-    construct = Coordinator.__init__
+    construct = Assembly.__init__
 
     @functools.wraps(construct)
     def constructed(*positional: Any, **named: Any) -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
         construct(*positional, **named)
 
-    Coordinator.__init__ = constructed  # type: ignore[method-assign]
+    Assembly.__init__ = constructed  # type: ignore[method-assign]
 
 
 def initialise(config: Path, admin: Path) -> None:

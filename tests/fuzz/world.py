@@ -98,8 +98,8 @@ class World:
         files = {
             str(path): path.stat().st_size for part in ("blobs", "uploads", "scratch") for path in self._files(part)
         }
-        states = {run.id: dataclasses.replace(run.state, refusals=()) for run in self._served.coordinator.runs()}
-        sessions = [(name, self._served.coordinator.sessions.get(ClientId(name))) for name in PEOPLE]
+        states = {run.id: dataclasses.replace(run.state, refusals=()) for run in self._served.parts.runs.all()}
+        sessions = [(name, self._served.parts.sessions.get(ClientId(name))) for name in PEOPLE]
         instances = {name: session.instance for name, session in sessions if session is not None}
         return {**self._tables(), "files": files, "states": states, "instances": instances}
 
@@ -146,7 +146,7 @@ class World:
             await self._readmit(name)
         if not any(invite.name == GUEST for invite in self._served.registry.open_invites()):
             await self._invite_guest()
-        for run in self._served.coordinator.runs():
+        for run in self._served.parts.runs.all():
             if run not in (self._first, self._scored, self._rated) and run.state.phase not in (
                 Phase.CREATED,
                 Phase.ENDED,
@@ -193,7 +193,7 @@ class World:
         elif name not in self._clients:
             self._clients[name] = await self._served.client(name)
         else:
-            session = self._served.coordinator.sessions.get(ClientId(name))
+            session = self._served.parts.sessions.get(ClientId(name))
             if session is None or session.instance != self._clients[name].instance:
                 await self._clients[name].hello()
 
@@ -218,11 +218,11 @@ class World:
             await self._cancel(old)
         self.runs += 1
         await self._served.create(name := f"run-{self.runs:04}", spec)
-        return self._served.coordinator.run(name)
+        return self._served.parts.runs.get(name)
 
     async def _cancel(self, run: LiveRun) -> None:
         coordinator = self._served.coordinator
-        await coordinator.dispatch(run, ev.RunCancelled(coordinator.clock.now_s(), "made anew"))
+        await coordinator.dispatch(run, ev.RunCancelled(self._served.clock.now_s(), "made anew"))
 
     def situation(self) -> Situation:
         """Returns the facts that a caller may know now."""
@@ -246,7 +246,7 @@ class World:
             manifest=self._manifest,
             update=self._update.read_bytes(),
             spec_json=SPEC.canonical_json(),
-            generation=self._served.coordinator.generation,
+            generation=self._served.parts.generation,
             token=self._guest_token,
             requests_der=(make_request(self._guest_key, GUEST), make_request(self._next_key, TRAINERS[0])),
             chain_pem=(self._served.identities / TRAINERS[0] / "credentials.pem").read_bytes(),

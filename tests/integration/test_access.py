@@ -141,7 +141,7 @@ async def test_a_role_may_do_what_it_is_for_and_nothing_else(tmp_path: Path, rol
         entries = [entry for entry, _ in await served.registry.audit.entries(before, 1000)]
         assert {entry.action for entry in entries if entry.result == "ROLE_FORBIDS"} == set(forbidden)
         run = await served.run("r")
-        assert (run.phase, len(served.coordinator.runs())) == (rpb.RUN_PHASE_CREATED, 1), "nothing was changed"
+        assert (run.phase, len(served.parts.runs.all())) == (rpb.RUN_PHASE_CREATED, 1), "nothing was changed"
 
 
 # Certificates
@@ -214,7 +214,7 @@ async def test_a_wrong_certificate_never_gets_through_and_its_owner_is_told_why(
         assert cause is not None
         assert isinstance(cause.error, reason)
         assert cause.final
-        assert served.coordinator.sessions.get(ClientId("ann")) is None
+        assert served.parts.sessions.get(ClientId("ann")) is None
 
 
 def _with(identity: Identity, membership: Any) -> tuple[Any, ...]:
@@ -324,7 +324,7 @@ async def test_a_client_cannot_speak_for_another_group_or_in_another_role(
         ann.group, ann.role = group, role
         with pytest.raises(IdentityMismatch, match="group of ann"):
             await ann.hello()
-        session = served.coordinator.sessions.of(ClientId("ann"))
+        session = served.parts.sessions.of(ClientId("ann"))
         assert (session.group, session.role) == ("group of ann", GroupRole.TRAIN)
 
 
@@ -345,8 +345,8 @@ async def test_calls_of_one_member_at_a_time_are_bounded(tmp_path: Path) -> None
 
 
 async def polls_open(served: Served, name: str, count: int) -> None:
-    while served.coordinator.sessions.of(ClientId(name)).polls_open < count:
-        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)
+    while served.parts.sessions.of(ClientId(name)).polls_open < count:
+        await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.02)
 
 
 async def test_a_revocation_works_on_the_open_connection_at_the_next_call(tmp_path: Path) -> None:
@@ -405,8 +405,8 @@ async def test_an_update_of_a_revoked_member_does_not_count_unless_averaging_has
         await served.operations.RevokeMember(request, timeout=DEADLINE_S)
         await cas.push(tasks[cas], tmp_path / "cas", write_delta(tmp_path / "cas", spec, 3))
         served.clock.advance(61)  # type: ignore[attr-defined] # the grace after the quorum of ben and cas
-        while not (found := await served.coordinator.store.versions(served.coordinator.runs()[0].id))[1:]:
-            await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.1)
+        while not (found := await served.parts.store.versions(served.parts.runs.all()[0].id))[1:]:
+            await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.1)
         assert [client for client, _, _ in found[1].updates] == ["ben", "cas"]
         round_ = await served.operations.GetRound(operations_pb2.GetRoundRequest(name="runs/r/rounds/1"))
         assert [receipt.client for receipt in round_.round.receipts] == ["ben", "cas"]
@@ -423,7 +423,7 @@ async def test_a_revocation_that_a_crash_cut_off_from_its_effect_has_it_after_th
         await ann.push(task, tmp_path / "u", write_delta(tmp_path / "u", spec, 1))
         await served.registry.revoke(ADMINISTRATOR, "ann", "")  # stored, but the coordinator is not notified
     async with serving(tmp_path / "state") as served:
-        [run] = served.coordinator.runs()
+        [run] = served.parts.runs.all()
         assert run.state.receipts == ()
         assert run.state.is_excluded(ClientId("ann"))
 

@@ -68,7 +68,7 @@ def bring_back(config: ServerConfig, directory: Path) -> Contents:
 
 async def begin_run(config: ServerConfig, name: str) -> None:
     async with running(config, SystemClock()) as found:
-        await found.coordinator.create_run(name, SPEC.canonical_json())
+        await found.parts.coordinator.create_run(name, SPEC.canonical_json())
 
 
 @pytest.fixture(scope="module")

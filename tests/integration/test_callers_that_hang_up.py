@@ -11,7 +11,9 @@ from pluralllm.common.process.clock import FakeClock
 from pluralllm.common.words.ids import Digest, RunId
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.runs.coordinator import Coordinator, Timing
+from pluralllm.server.runs.assembly import Assembly
+from pluralllm.server.runs.coordinator import Timing
+from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.blobs import LocalBlobs
 from pluralllm.server.storage.sql_store import open_store
 from pluralllm.server.storage.state_directory import StateDirectory
@@ -32,12 +34,21 @@ class WatchedBlobs(LocalBlobs):
 
 
 @pytest.fixture
-async def coordinator(tmp_path: Path) -> AsyncIterator[Coordinator]:
+async def parts(tmp_path: Path) -> AsyncIterator[Assembly]:
     with StateDirectory(tmp_path / "state") as state:
         store = await open_store(state.database_url)
-        found = Coordinator(store, WatchedBlobs(state.blobs), state.scratch, FakeClock(), Timing(), FailStop())
-        yield found
-        await found.stop()
+        made = Assembly(
+            store,
+            WatchedBlobs(state.blobs),
+            FakeClock(),
+            FailStop(),
+            Timing(),
+            scratch=state.scratch,
+            uploads=Uploads(state.uploads),
+            poll_hold_s=1.0,
+        )
+        yield made
+        await made.coordinator.stop()
         await store.close()
 
 
@@ -49,25 +60,23 @@ async def hang_up(call: "asyncio.Task[object]", turns: int) -> None:
     await asyncio.wait([call])
 
 
-async def test_a_dispatch_whose_caller_hangs_up_happens_wholly_or_not_at_all(coordinator: Coordinator) -> None:
-    run = await coordinator.create_run("r", SPEC_JSON)
-    await coordinator.dispatch(run, ev.RunStarted(1.0))
+async def test_a_dispatch_whose_caller_hangs_up_happens_wholly_or_not_at_all(parts: Assembly) -> None:
+    run = await parts.coordinator.create_run("r", SPEC_JSON)
+    await parts.coordinator.dispatch(run, ev.RunStarted(1.0))
     for turns in range(30):
         event = ev.RunResumed(2.0) if run.state.paused else ev.RunPaused(2.0)
-        await hang_up(asyncio.create_task(coordinator.dispatch(run, event)), turns)
-        await coordinator.dispatch(run, event)  # the client asks again; nothing is stuck
+        await hang_up(asyncio.create_task(parts.coordinator.dispatch(run, event)), turns)
+        await parts.coordinator.dispatch(run, event)  # the client asks again; nothing is stuck
         assert run.state.paused == isinstance(event, ev.RunPaused)
-        assert [row.sequence for row in await coordinator.store.events(run.id, 0, 1_000)] == list(
-            range(1, run.sequence + 1)
-        )
+        assert [row.sequence for row in await parts.store.events(run.id, 0, 1_000)] == list(range(1, run.sequence + 1))
 
 
-async def test_a_run_whose_creator_hangs_up_can_be_created_again(coordinator: Coordinator) -> None:
-    assert isinstance(coordinator.blobs, WatchedBlobs)
+async def test_a_run_whose_creator_hangs_up_can_be_created_again(parts: Assembly) -> None:
+    assert isinstance(parts.blobs, WatchedBlobs)
     for turns in range(20):
-        coordinator.blobs.stored.clear()
-        creating = asyncio.create_task(coordinator.create_run(f"r{turns}", SPEC_JSON))
-        await asyncio.wait_for(coordinator.blobs.stored.wait(), 10)
+        parts.blobs.stored.clear()
+        creating = asyncio.create_task(parts.coordinator.create_run(f"r{turns}", SPEC_JSON))
+        await asyncio.wait_for(parts.blobs.stored.wait(), 10)
         await hang_up(creating, turns)
-        assert (await coordinator.create_run(f"r{turns}", SPEC_JSON)).id == RunId(f"r{turns}")
-    assert [run.id for run in coordinator.runs()] == [record.id for record in await coordinator.store.runs()]
+        assert (await parts.coordinator.create_run(f"r{turns}", SPEC_JSON)).id == RunId(f"r{turns}")
+    assert [run.id for run in parts.runs.all()] == [record.id for record in await parts.store.runs()]

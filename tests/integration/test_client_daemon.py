@@ -102,7 +102,7 @@ async def daemon(
 async def until_run(served: Served, holds: Any, limit_s: float = LIMIT_S) -> rpb.Run:
     async with asyncio.timeout(limit_s):
         while not holds(run := await served.run("r")):
-            await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.1)
+            await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.1)
     return run
 
 
@@ -140,7 +140,7 @@ async def test_the_base_distance_is_in_the_receipt_only_if_the_policy_lets_it_le
         policy = Policy(min_cohort=1, allowed_metrics=metrics)
         async with daemon(tmp_path / "ann", embedding_model, served, policy, exit_when_run_over=True):
             await until_run(served, ended)
-        (row,) = await served.coordinator.store.receipts(RunId("r"), RoundNumber(1))
+        (row,) = await served.parts.store.receipts(RunId("r"), RoundNumber(1))
         assert (row.receipt.distance is not None) == allowed
         assert 0 < (row.receipt.distance or 0.3) < MAX_JS_DISTANCE
 
@@ -155,8 +155,8 @@ async def test_a_held_out_daemon_evaluates_only(tmp_path: Path, embedding_model:
 
 
 async def _connected(served: Served) -> None:
-    while not served.coordinator.sessions.live(served.clock.now_s()):
-        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.05)
+    while not served.parts.sessions.live(served.clock.now_s()):
+        await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.05)
 
 
 async def _lost(served: Served, reason: str) -> rpb.Run:
@@ -201,7 +201,7 @@ async def test_a_cancelled_task_stops_within_two_seconds(tmp_path: Path, embeddi
             await served.operations.CancelRun(operations_pb2.CancelRunRequest(name="runs/r"), timeout=10)
             async with asyncio.timeout(2.0):
                 while running.daemon.is_working:
-                    await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)
+                    await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.02)
 
 
 async def test_a_worker_that_dies_costs_one_try_and_not_the_daemon(tmp_path: Path, embedding_model: Path) -> None:
@@ -276,4 +276,4 @@ async def test_a_connection_lost_in_the_middle_of_64_mb_costs_only_the_missing_c
         # No byte is sent again if the only chunk in flight broke during its write: a chunk counts when it is written.
         assert len(cuts) == 1, "the connection was not cut"
         assert 0 <= again < 16 * CHUNK_BYTES, "more than what was in flight at the cut was sent again"
-        assert await served.coordinator.blobs.exists(manifest.digest)
+        assert await served.parts.blobs.exists(manifest.digest)

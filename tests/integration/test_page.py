@@ -144,8 +144,9 @@ async def test_a_thousand_rounds_of_a_hundred_groups_are_drawn(
     monkeypatch.setattr("pluralllm.server.observe.page.Page._grown", grown)
     async with serving(tmp_path / "state", page_listen="127.0.0.1:0") as served:
         await served.create("r", small_spec(rounds=1000), start=False)
-        run = served.coordinator.run("r")
-        run.state = dataclasses.replace(run.state, evaluated=ModelVersion(1000), round=RoundNumber(1000))
+        run = served.parts.runs.get("r")
+        state = dataclasses.replace(run.state, evaluated=ModelVersion(1000), round=RoundNumber(1000))
+        object.__setattr__(run, "progress", dataclasses.replace(run.progress, state=state))
         await browser_page.goto(f"http://{(tmp_path / 'state' / 'page-address').read_text()}/")
         await expect(browser_page.locator("#alignment polyline")).to_have_count(100)
         await expect(browser_page.locator("#groups tr")).to_have_count(100)

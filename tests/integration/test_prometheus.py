@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.coordinator_harness import advance, pass_first_evaluation, serving, small_spec, until_phase, write_delta
 
 from pluralllm.common.errors.tree import InUse, RoundClosed, WrongBase
-from pluralllm.server.observe.gauges import Picture
+from pluralllm.server.composition import gauges_of
 from pluralllm.v1 import resources_pb2 as rpb
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -38,7 +38,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 async def test_a_coordinators_rounds_updates_refusals_and_scores_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pluralllm.server.observe.gauges.DRAW_EVERY_S", 0.05)
+    monkeypatch.setattr("pluralllm.server.observe.gauges.READ_EVERY_S", 0.05)
     state = tmp_path / "state"
     spec = small_spec(rounds=2, round={"evaluate_every": 1})
     async with serving(state, metrics_listen="127.0.0.1:0") as served:
@@ -126,7 +126,7 @@ async def test_a_drawing_has_a_bounded_number_of_runs(tmp_path: Path, monkeypatc
     async with serving(tmp_path / "state") as served:
         for name in ("a", "b", "c"):
             await served.create(name, small_spec(), start=False)
-        drawn = await Picture(served.coordinator, served.registry, lambda: 0.0).draw()
+        drawn = await gauges_of(served.parts, served.registry, lambda: 0.0).read()
     rounds = next(family for family in drawn if family.name == "pluralllm_run_round")
     assert [sample.labels["run"] for sample in rounds.samples] == ["b", "c"]
 
@@ -141,6 +141,6 @@ async def test_a_version_that_half_of_the_groups_have_scored_is_not_drawn_yet(tm
         for client in (ann, ben):
             await client.push(await client.task(), tmp_path / "delta", manifest)
         await ann.evaluate(await ann.task(), 0.9)
-        drawn = await Picture(served.coordinator, served.registry, lambda: 0.0).draw()
+        drawn = await gauges_of(served.parts, served.registry, lambda: 0.0).read()
     scores = next(family for family in drawn if family.name == "pluralllm_alignment_score")
     assert [sample.value for sample in scores.samples] == [0.7, 0.7]

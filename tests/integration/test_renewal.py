@@ -111,8 +111,8 @@ async def transport_of(identity: Identity) -> AsyncIterator[Transport]:
 
 
 async def polls_open(served: Served, count: int) -> None:
-    while served.coordinator.sessions.of(ClientId("ann")).polls_open < count:
-        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)
+    while served.parts.sessions.of(ClientId("ann")).polls_open < count:
+        await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.02)
 
 
 async def test_after_a_renewal_new_calls_go_with_the_new_certificate_and_old_ones_end(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def in_the_way(file: Path) -> Path:
 
 async def until_logged(served: Served, logs: list[Any], event: str) -> None:
     while not [line for line in logs if line["event"] == event]:
-        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)
+        await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.02)
 
 
 async def test_the_server_renews_its_certificate_once_its_disk_works_again(

@@ -50,7 +50,7 @@ QUICK = {
 async def reward_spec(served: Served, rule: str = "mean", rounds: int = 10, **numbers: float) -> RunSpec:
     """Returns the spec of a reward run that scores with version 0 of run s, which it creates."""
     await served.create("s", SPEC, start=False)
-    first = (await served.coordinator.store.versions(RunId("s")))[0]
+    first = (await served.parts.store.versions(RunId("s")))[0]
     rewards = {"source": "runs/s/models/0", "model_digest": first.digest, "aggregation": {"rule": rule, **numbers}}
     return small_spec(rounds=rounds, round=QUICK, rewards=rewards)
 
@@ -88,9 +88,9 @@ async def three(served: Served) -> list[HandClient]:
 
 
 async def clean(served: Served, folder: Path) -> bool:
-    store = served.coordinator.store
+    store = served.parts.store
     assert isinstance(store, SqlStore)
-    report = await verify_state(store, SqlMembership(store), served.coordinator.blobs, folder)
+    report = await verify_state(store, SqlMembership(store), served.parts.blobs, folder)
     assert report.is_clean, report.lines()
     return report.aggregates_repeated > 0
 
@@ -197,7 +197,7 @@ async def test_a_round_goes_on_after_a_restart_with_the_rewards_that_have_come(t
             await push_rewards(client, task, tmp_path, [0.4] * 5)
         found = await rewards(served, name)
         assert list(found.rewards) == pytest.approx([0.3] * 5)
-        kept = await served.coordinator.store.receipts(RunId("r"), RoundNumber(1))
+        kept = await served.parts.store.receipts(RunId("r"), RoundNumber(1))
         assert receipt.update_digest in {row.receipt.digest for row in kept}
 
 

@@ -111,11 +111,11 @@ async def test_moments_that_nothing_goes_on_from_go_when_the_run_ends(tmp_path: 
     async with serving(tmp_path / "state", keep_updates=1) as served:
         clients = await two_clients(served, spec)
         await push_round(served, clients, spec, tmp_path, 1)
-        moments = set(served.coordinator.run("r").newest.moments)
+        moments = set(served.parts.runs.get("r").newest.moments)
         assert moments
         assert moments <= set(await blobs_become(tmp_path / "state", 6))  # besides two versions and two updates
         await served.operations.CancelRun(operations_pb2.CancelRunRequest(name="runs/r"), timeout=10)
-        versions = {version.digest for version in await served.coordinator.store.versions(RunId("r"))}
+        versions = {version.digest for version in await served.parts.store.versions(RunId("r"))}
         assert set(await blobs_become(tmp_path / "state", 2)) == versions
 
 
@@ -125,7 +125,7 @@ async def test_what_a_stop_left_between_stored_and_on_record_goes_at_the_next_st
         stray = tmp_path / "stray"
         stray.write_bytes(b"never on record")
         digest = manifest_of(stray).digest
-        await served.coordinator.blobs.put(digest, stray)
+        await served.parts.blobs.put(digest, stray)
         assert digest in await blobs_become(tmp_path / "state", 2)
     async with serving(tmp_path / "state"):
         assert digest not in await blobs_become(tmp_path / "state", 1)
@@ -149,10 +149,9 @@ async def test_a_run_cancelled_while_it_averages_leaves_no_version_that_nothing_
             await client.push(await client.task(), path, write_delta(path, SPEC, seed))
         await asyncio.wait_for(written.wait(), 20)
         await served.operations.CancelRun(operations_pb2.CancelRunRequest(name="runs/r"), timeout=10)
-        averaging = served.coordinator.run("r").averaging
-        assert averaging is not None
+        averaged = served.coordinator.until_averaged(served.parts.runs.get("r"))
         go_on.set()
-        await asyncio.wait_for(averaging, 20)  # the averaging raises nothing
+        await asyncio.wait_for(averaged, 20)  # the averaging raises nothing
         assert len(list((tmp_path / "state" / "blobs").glob("??/*"))) == 1 + 2  # version 0 and the round's updates
 
 
@@ -201,7 +200,7 @@ async def push_round(
     for _ in range(200):
         if (await served.run("r")).version == number:
             return
-        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.05)
+        await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.05)
     raise AssertionError(f"version {number} was not published")
 
 
@@ -252,7 +251,7 @@ async def test_a_missed_quorum_does_what_the_run_spec_says(tmp_path: Path, misse
         await advance(served, 101)
         if missed == "extend":
             for _ in range(5):
-                await served.coordinator.advance(served.coordinator.run("r"))
+                await served.coordinator.advance(served.parts.runs.get("r"))
             run = await served.run("r")
             assert (run.phase, run.round) == (rpb.RUN_PHASE_COLLECTING, 1)
             assert run.phase_deadline.ToSeconds() == 1_000 + 101 + 100
@@ -331,7 +330,7 @@ async def test_simultaneous_commits_of_one_update_count_once(tmp_path: Path) -> 
 async def test_of_two_simultaneous_events_the_one_that_changes_nothing_leaves_no_trace(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         await served.create("r", small_spec())
-        run, pause = served.coordinator.run("r"), ev.RunPaused(1.0)
+        run, pause = served.parts.runs.get("r"), ev.RunPaused(1.0)
         with capture_logs() as logs:
             await asyncio.gather(*(served.coordinator.dispatch(run, pause) for _ in range(2)))
         assert [entry["kind"] for entry in logs if entry["event"] == "run.event"] == ["RunPaused"]
@@ -470,7 +469,7 @@ async def test_two_runs_share_clients_one_task_at_a_time(tmp_path: Path) -> None
         await served.create("two", small_spec(rounds=1, seed=9))
         manifest = write_delta(tmp_path / "u", SPEC, 1)
         for _ in range(40):
-            if all(run.is_over for run in served.coordinator.runs()):
+            if all(run.is_over for run in served.parts.runs.all()):
                 break
             for client in (ann, ben):
                 answer = await client.poll(hold_s=0.2)
@@ -482,7 +481,7 @@ async def test_two_runs_share_clients_one_task_at_a_time(tmp_path: Path) -> None
                     await client.evaluate(answer.task)
                 else:
                     await client.push(answer.task, tmp_path / "u", manifest)
-        assert [run.state.version for run in served.coordinator.runs()] == [1, 1]
+        assert [run.state.version for run in served.parts.runs.all()] == [1, 1]
 
 
 async def test_a_cancelled_run_takes_the_task_back_and_says_so(tmp_path: Path) -> None:
@@ -610,5 +609,5 @@ async def test_a_stopping_coordinator_lets_held_calls_answer(tmp_path: Path) -> 
 
 
 async def _polling(served: Served) -> None:
-    while not any(session.polls_open for session in served.coordinator.sessions.live(served.clock.now_s())):
-        await served.coordinator.bell.wait(served.coordinator.bell.rings, 0.02)
+    while not any(session.polls_open for session in served.parts.sessions.live(served.clock.now_s())):
+        await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.02)

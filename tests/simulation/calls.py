@@ -7,9 +7,8 @@ from typing import Any, NoReturn
 import grpc
 
 from pluralllm.common.wire.messages import CLIENT_ID_KEY
-from pluralllm.server.members.door import Door
 from pluralllm.server.process.fail_stop import FailStop
-from pluralllm.server.rpc.boundary import Boundary
+from pluralllm.server.rpc.boundary import Boundary, Door
 from pluralllm.server.rpc.federation import Federation
 from pluralllm.v1 import federation_pb2_grpc
 

@@ -32,7 +32,7 @@ from pluralllm.common.errors.tree import (
 from pluralllm.common.wire.chunk_messages import chunk_reader, write_chunk
 from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN, ROLES, chunks_in, manifest_from, manifest_message
 from pluralllm.common.words.spec import GroupRole, RunSpec
-from pluralllm.server.rpc.federation import duration
+from pluralllm.server.rpc.messages import duration
 from pluralllm.v1 import federation_pb2 as pb
 
 RETRY_FOR_S = 30.0

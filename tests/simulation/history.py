@@ -9,7 +9,7 @@ from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.runs.live_run import LiveRun, first_state
+from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
 from pluralllm.server.storage.store import RunRecord, VersionRecord
 
 
@@ -24,7 +24,7 @@ async def long_history(rounds: int, clients: int) -> tuple[MemoryStore, RunRecor
     record = RunRecord(RUN, spec.canonical_json(), spec.sha256(), 0.0)
     first = VersionRecord(RUN, ModelVersion(0), RoundNumber(0), _digest("first"), spec.sha256(), "", (), 0.0)
     await store.create_run(record, first)
-    run = LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first, first)
+    run = LiveRun(record, spec, layout_for(spec), first, Progress(first_state(record, spec, first), first))
     seen = ev.ClientsSeen(1.0, names, ())
     for event in (ev.RunStarted(1.0), seen, seen):
         await run.dispatch(store, event)

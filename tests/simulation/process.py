@@ -17,13 +17,12 @@ from support.memory_blobs import MemoryBlobs
 from support.memory_store import MemoryMembership, MemoryStore
 
 from pluralllm.server.aggregation import update_files as updates
+from pluralllm.server.composition import federation_of
 from pluralllm.server.members.audit_log import AuditLog
-from pluralllm.server.members.door import Door, by_word
+from pluralllm.server.members.door import MainDoor, by_word
 from pluralllm.server.process.fail_stop import FailStop
-from pluralllm.server.rpc.federation import Federation
-from pluralllm.server.runs.coordinator import Coordinator, Timing
-from pluralllm.server.runs.intake import Intake
-from pluralllm.server.runs.reward_queue import RewardDesk
+from pluralllm.server.runs.assembly import Assembly
+from pluralllm.server.runs.coordinator import Timing
 from pluralllm.server.runs.uploads import Uploads
 
 LEASE_S = 20.0
@@ -66,9 +65,16 @@ class Process:
         self._context = copy_context()
         self._context.run(_process.set, self)
         self._membership = membership
-        self.coordinator = Coordinator(store, blobs, folders.scratch, clock, TIMING, self.fail_stop)
-        self._scratch = folders.scratch
-        self._intake = Intake(self.coordinator, Uploads(folders.uploads))
+        self.parts = Assembly(
+            store,
+            blobs,
+            clock,
+            self.fail_stop,
+            TIMING,
+            scratch=folders.scratch,
+            uploads=Uploads(folders.uploads),
+            poll_hold_s=POLL_HOLD_S,
+        )
         self._service: Service | None = None
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
@@ -79,12 +85,11 @@ class Process:
         """Starts the coordinator, as __main__ does it. Raises the store's errors."""
         audit_log = AuditLog(self._membership, self.clock.now_s)
         await audit_log.start()
-        await self.coordinator.start()
-        self.spawn(self._intake.tend())
+        await self.parts.coordinator.start()
+        self.spawn(self.parts.intake.tend())
         self.spawn(self._fail_stop())
-        desk = RewardDesk(self.coordinator, self._scratch, POLL_HOLD_S)
-        federation = Federation(self.coordinator, self._intake, desk, POLL_HOLD_S, chunk_idle_s=30.0)
-        self._service = await Service.of(federation, Door(by_word, audit_log, CALLS_AT_A_TIME), self.fail_stop)
+        federation = federation_of(self.parts, POLL_HOLD_S, chunk_idle_s=30.0)
+        self._service = await Service.of(federation, MainDoor(by_word, audit_log, CALLS_AT_A_TIME), self.fail_stop)
 
     async def _fail_stop(self) -> None:
         await self.fail_stop.stopped()
@@ -106,7 +111,8 @@ class Process:
             self.broken.append(f"{name} ended with {error!r}")
 
     def describe(self) -> str:
-        runs = (f"{run.state.phase} in round {run.state.round} {run.trouble}" for run in self.coordinator.runs())
+        troubles = self.parts.troubles
+        runs = (f"{r.state.phase} in round {r.state.round} {troubles.of(r.id)}" for r in self.parts.runs.all())
         return "; ".join((*runs, *self.broken))
 
     def kill(self) -> None:

@@ -164,13 +164,13 @@ class World:
     async def _start(self, process: Process) -> None:
         """Starts the process; creates and starts the run as an operator would. The store's errors end the process."""
         await process.start()
-        run = await process.coordinator.create_run(RUN, self._scenario.spec.canonical_json())
+        run = await process.parts.coordinator.create_run(RUN, self._scenario.spec.canonical_json())
         if run.state.phase is Phase.CREATED:
-            await process.coordinator.dispatch(run, ev.RunStarted(process.clock.now_s()))
+            await process.parts.coordinator.dispatch(run, ev.RunStarted(process.clock.now_s()))
         process.spawn(self._watch(process))
 
     async def _watch(self, process: Process) -> None:
-        run = process.coordinator.run(RUN)
+        run = process.parts.runs.get(RUN)
         while not run.is_over:  # noqa: ASYNC110 -- the coordinator has no event for it
             await asyncio.sleep(LOOK_EVERY_S)
         self._over.set()

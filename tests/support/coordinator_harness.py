@@ -29,7 +29,8 @@ from pluralllm.server.members.access import Principal
 from pluralllm.server.members.authority import create_authority
 from pluralllm.server.members.registry import InviteOrder, Registry
 from pluralllm.server.process.config import ServerConfig
-from pluralllm.server.rpc.federation import duration
+from pluralllm.server.rpc.messages import duration
+from pluralllm.server.runs.assembly import Assembly
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.storage.membership import Member
 from pluralllm.v1 import federation_pb2 as pb
@@ -59,7 +60,7 @@ class Served:
     """A running coordinator and a channel to it for its administrator."""
 
     address: str
-    coordinator: Coordinator
+    parts: Assembly
     registry: Registry
     clock: Clock
     channel: grpc.aio.Channel
@@ -67,6 +68,10 @@ class Served:
     identities: Path
     enrolment_address: str = ""
     channels: dict[str, grpc.aio.Channel] = dataclasses.field(default_factory=dict)
+
+    @property
+    def coordinator(self) -> Coordinator:
+        return self.parts.coordinator
 
     async def create(self, run_id: str, spec: RunSpec, *, start: bool = True) -> None:
         request = operations_pb2.CreateRunRequest(run_id=run_id, spec_json=spec.canonical_json())
@@ -262,7 +267,7 @@ async def serving(
         operations: Any = operations_pb2_grpc.OperationsServiceStub(channel)
         served = Served(
             coordinator.address,
-            coordinator.coordinator,
+            coordinator.parts,
             coordinator.registry,
             clock,
             channel,
@@ -296,8 +301,8 @@ async def until_phase(
         run_message = await served.run(run)
         if run_message.phase == phase and number in (None, run_message.round):
             return run_message
-        rings_before = served.coordinator.bell.rings
-        await served.coordinator.bell.wait(rings_before, 0.05)
+        rings_before = served.parts.run_bell.rings
+        await served.parts.run_bell.wait(rings_before, 0.05)
     raise AssertionError(
         f"{resources_pb2.RunPhase.Name(run_message.phase)} in round {run_message.round}: {run_message.next}"
     )

@@ -20,10 +20,10 @@ from pluralllm.common.process.tracing import tracing
 from pluralllm.server.members.attempts import Attempts
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, load_authority
-from pluralllm.server.members.door import Door, EnrolmentDoor, by_certificate, by_word
+from pluralllm.server.members.door import EnrolmentDoor, MainDoor, by_certificate, by_word
 from pluralllm.server.members.registry import Registry
 from pluralllm.server.members.tls import server_credentials, tend_certificates, warn_of_uncovered
-from pluralllm.server.observe.gauges import Picture, measure_lag
+from pluralllm.server.observe.gauges import Gauges, measure_lag
 from pluralllm.server.observe.page import Page, showing
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.fail_stop import FailStop
@@ -32,10 +32,10 @@ from pluralllm.server.rpc.enrolment import Enrolment
 from pluralllm.server.rpc.federation import Federation
 from pluralllm.server.rpc.member_operations import Advertised, MemberOperations
 from pluralllm.server.rpc.operations import Operations
+from pluralllm.server.rpc.polling import Polls
 from pluralllm.server.rpc.serving import bind_enrolment, bind_main, start_enrolment, start_main
+from pluralllm.server.runs.assembly import Assembly
 from pluralllm.server.runs.coordinator import Coordinator, Timing
-from pluralllm.server.runs.intake import Intake
-from pluralllm.server.runs.reward_queue import RewardDesk
 from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.by_url import blobs_of, database_url
 from pluralllm.server.storage.leadership import Leadership, leading
@@ -45,28 +45,28 @@ from pluralllm.server.storage.state_directory import StateDirectory
 from pluralllm.server.storage.timed_blobs import TimedBlobs
 
 STOP_GRACE_S = 5.0
-PLAIN_TEXT_CALLS = 10_000  # at a time: everybody who steers is one and the same there
+PLAIN_TEXT_CALLS = 10_000  # at a time: all operators count as one member there
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What serves, for whoever started it."""
+    """A serving coordinator, for the caller that has started it."""
 
-    coordinator: Coordinator
+    parts: Assembly
     registry: Registry | None  # None in plain text
     address: str
     enrolment_address: str  # "" in plain text
-    ended: "asyncio.Task[PluralError]"  # when it cannot serve any longer, why
+    ended: "asyncio.Task[PluralError]"  # ends with the reason when the coordinator can serve no longer
 
 
 @contextlib.asynccontextmanager
 async def running(
     config: ServerConfig, clock: Clock, wall_s: Callable[[], float] = time.time
 ) -> AsyncIterator[Running]:
-    """A serving coordinator, until the block ends: everything joined, nothing started twice.
+    """Joins all rooms and serves until the block ends.
 
-    `wall_s` is what certificates are dated by; `clock` never jumps, and everything else goes by it.
+    `wall_s` dates certificates. Everything else uses `clock`, which never jumps.
     """
     async with contextlib.AsyncExitStack() as stack:
         state = stack.enter_context(StateDirectory(config.state_dir))
@@ -82,57 +82,166 @@ async def running(
         membership = SqlMembership(store)
         audit_log = AuditLog(membership, wall_s)
         await audit_log.start()
-        blobs = TimedBlobs(blobs_of(config, state))
-        coordinator = Coordinator(store, blobs, state.scratch, clock, timing_of(config), fail_stop)
-        await coordinator.start()
-        stack.push_async_callback(coordinator.stop)
-        intake = Intake(coordinator, Uploads(state.uploads))
-        stack.callback(asyncio.create_task(intake.tend()).cancel)
-        desk = RewardDesk(coordinator, state.scratch, config.poll_hold_s)
-        federation = Federation(coordinator, intake, desk, config.poll_hold_s, config.chunk_idle_s)
+        parts = Assembly(
+            store,
+            TimedBlobs(blobs_of(config, state)),
+            clock,
+            fail_stop,
+            timing_of(config),
+            scratch=state.scratch,
+            uploads=Uploads(state.uploads),
+            poll_hold_s=config.poll_hold_s,
+        )
+        await parts.coordinator.start()
+        stack.push_async_callback(parts.coordinator.stop)
+        stack.callback(asyncio.create_task(parts.intake.tend()).cancel)
         if authority is None:
-            server, address = bind_main(config, Door(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None)
-            members = MemberOperations(coordinator, None, Advertised(address, ""))
-            await start_main(server, federation, Operations(coordinator, audit_log, members, desk), None)
-            stack.push_async_callback(server.stop, STOP_GRACE_S)
-            found = Running(coordinator, None, address, "", ended)
+            registry, (address, enrolment_address) = (
+                None,
+                await _serve_plain(stack, config, parts, audit_log, fail_stop),
+            )
         else:
             registry = Registry(membership, audit_log, authority, config.certificate_life_s, wall_s)
-            await stack.enter_async_context(_tended(registry, coordinator, wall_s))
-            joins, questions = (Attempts(config.joins_per_minute, 10 * config.joins_per_minute) for _ in range(2))
-            enrolment = Enrolment(registry, joins, questions, wall_s)
-            door = Door(by_certificate(registry), audit_log, config.calls_per_member)
-            server, address = bind_main(config, door, fail_stop, server_credentials(authority, members_only=True))
-            gate, gate_address = bind_enrolment(
-                config, EnrolmentDoor(), fail_stop, server_credentials(authority, members_only=False)
-            )
-            told = advertised(config, authority, address, gate_address)
-            warn_of_uncovered(authority, (told.coordinator, told.enrolment))
-            members = MemberOperations(coordinator, registry, told)
-            await start_main(server, federation, Operations(coordinator, audit_log, members, desk), enrolment)
-            stack.push_async_callback(server.stop, STOP_GRACE_S)
-            await start_enrolment(gate, enrolment)
-            stack.push_async_callback(gate.stop, STOP_GRACE_S)
-            write_durably(state.path / "enrolment-address", gate_address.encode())
-            found = Running(coordinator, registry, address, gate_address, ended)
-        await stack.enter_async_context(
-            _watched(
-                config,
-                state,
-                Picture(coordinator, found.registry, wall_s),
-                Page(coordinator, audit_log, authority),
-            )
-        )
-        stack.callback(coordinator.drain)
+            await stack.enter_async_context(_tended(registry, parts.coordinator, wall_s))
+            ports = Ports(config, parts, audit_log, fail_stop, authority, registry, wall_s)
+            address, enrolment_address = await _serve_members(stack, ports)
+            write_durably(state.path / "enrolment-address", enrolment_address.encode())
+        await stack.enter_async_context(_measured(config, state, gauges_of(parts, registry, wall_s)))
+        await stack.enter_async_context(_shown(config, state, page_of(parts, audit_log, authority)))
+        stack.callback(parts.coordinator.drain)
         write_durably(state.path / "address", address.encode())
-        yield found
+        yield Running(parts, registry, address, enrolment_address, ended)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything that the two ports of a federation with certificates are made from."""
+
+    config: ServerConfig
+    parts: Assembly
+    audit_log: AuditLog
+    fail_stop: FailStop
+    authority: Authority
+    registry: Registry
+    wall_s: Callable[[], float]
+
+
+async def _serve_plain(
+    stack: contextlib.AsyncExitStack, config: ServerConfig, parts: Assembly, audit_log: AuditLog, fail_stop: FailStop
+) -> tuple[str, str]:
+    """Serves on one loopback port without certificates. Returns the address, and "" for the absent enrolment port."""
+    server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None)
+    operations = operations_of(parts, audit_log, None, Advertised(address, ""))
+    await start_main(server, federation_of(parts, config.poll_hold_s, config.chunk_idle_s), operations, None)
+    stack.push_async_callback(server.stop, STOP_GRACE_S)
+    return address, ""
+
+
+async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tuple[str, str]:
+    """Serves on the main port and on the enrolment port. Returns both addresses."""
+    config, authority, fail_stop = ports.config, ports.authority, ports.fail_stop
+    joins, questions = (Attempts(config.joins_per_minute, 10 * config.joins_per_minute) for _ in range(2))
+    enrolment = Enrolment(ports.registry, ports.audit_log, joins, questions, ports.wall_s)
+    door = MainDoor(by_certificate(ports.registry), ports.audit_log, config.calls_per_member)
+    server, address = bind_main(config, door, fail_stop, server_credentials(authority, members_only=True))
+    credentials = server_credentials(authority, members_only=False)
+    enrolment_server, enrolment_address = bind_enrolment(config, EnrolmentDoor(), fail_stop, credentials)
+    invited_to = advertised(config, authority, address, enrolment_address)
+    warn_of_uncovered(authority, (invited_to.coordinator, invited_to.enrolment))
+    operations = operations_of(ports.parts, ports.audit_log, ports.registry, invited_to)
+    await start_main(server, federation_of(ports.parts, config.poll_hold_s, config.chunk_idle_s), operations, enrolment)
+    stack.push_async_callback(server.stop, STOP_GRACE_S)
+    await start_enrolment(enrolment_server, enrolment)
+    stack.push_async_callback(enrolment_server.stop, STOP_GRACE_S)
+    return address, enrolment_address
+
+
+def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float) -> Federation:
+    """The clients' service over these parts."""
+    polls = Polls(
+        coordinator=parts.coordinator,
+        runs=parts.runs,
+        sessions=parts.sessions,
+        leases=parts.leases,
+        client_bells=parts.client_bells,
+        clock=parts.clock,
+        generation=parts.generation,
+        hold_s=poll_hold_s,
+    )
+    return Federation(
+        coordinator=parts.coordinator,
+        polls=polls,
+        intake=parts.intake,
+        rewards=parts.rewards,
+        models=parts.models,
+        runs=parts.runs,
+        sessions=parts.sessions,
+        leases=parts.leases,
+        clock=parts.clock,
+        traffic=parts.traffic,
+        chunk_idle_s=chunk_idle_s,
+    )
+
+
+def operations_of(
+    parts: Assembly, audit_log: AuditLog, registry: Registry | None, invited_to: Advertised
+) -> Operations:
+    """The operators' service over these parts. `registry` is None in plain text."""
+    members = MemberOperations(
+        coordinator=parts.coordinator,
+        registry=registry,
+        advertised=invited_to,
+        store=parts.store,
+        sessions=parts.sessions,
+        leases=parts.leases,
+        clock=parts.clock,
+    )
+    return Operations(
+        coordinator=parts.coordinator,
+        runs=parts.runs,
+        status=parts.status,
+        store=parts.store,
+        models=parts.models,
+        rewards=parts.rewards,
+        members=members,
+        audit=audit_log,
+        clock=parts.clock,
+        run_bell=parts.run_bell,
+    )
+
+
+def gauges_of(parts: Assembly, registry: Registry | None, wall_s: Callable[[], float]) -> Gauges:
+    """The gauges over these parts. `registry` is None in plain text."""
+    return Gauges(
+        runs=parts.runs,
+        store=parts.store,
+        sessions=parts.sessions,
+        leases=parts.leases,
+        clock=parts.clock,
+        troubles=parts.troubles,
+        traffic=parts.traffic,
+        registry=registry,
+        wall_s=wall_s,
+    )
+
+
+def page_of(parts: Assembly, audit_log: AuditLog, authority: Authority | None) -> Page:
+    """The page over these parts. `authority` is None in plain text."""
+    return Page(
+        runs=parts.runs,
+        status=parts.status,
+        store=parts.store,
+        run_bell=parts.run_bell,
+        audit=audit_log,
+        authority=authority,
+    )
 
 
 @contextlib.asynccontextmanager
 async def _tended(registry: Registry, coordinator: Coordinator, wall_s: Callable[[], float]) -> AsyncIterator[None]:
-    """The members as they are on record, and certificates renewed in time, until the block ends."""
+    """Loads the members and renews certificates in time, until the block ends."""
     await registry.start()
-    for name in registry.revoked():  # a crash may have come between a revocation and its effect
+    for name in registry.revoked():  # a crash may have separated a revocation from its effect
         await coordinator.remove_client(name)
     tending = asyncio.create_task(tend_certificates(registry, wall_s))
     try:
@@ -142,15 +251,8 @@ async def _tended(registry: Registry, coordinator: Coordinator, wall_s: Callable
 
 
 @contextlib.asynccontextmanager
-async def _watched(config: ServerConfig, state: StateDirectory, picture: Picture, page: Page) -> AsyncIterator[None]:
-    """What people and Prometheus look at, until the block ends."""
-    async with _measured(config, state, picture), _shown(config, state, page):
-        yield
-
-
-@contextlib.asynccontextmanager
 async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> AsyncIterator[None]:
-    """The page for people, if there is to be one, until the block ends. Raises NotLoopback, InUse."""
+    """Serves the page for people, if it is configured, until the block ends. Raises NotLoopback, InUse."""
     if config.page_listen is None:
         yield
         return
@@ -160,42 +262,43 @@ async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> Asy
 
 
 @contextlib.asynccontextmanager
-async def _measured(config: ServerConfig, state: StateDirectory, picture: Picture) -> AsyncIterator[None]:
-    """The port of Prometheus, if there is to be one, and its figures kept new until the block ends. Raises InUse."""
+async def _measured(config: ServerConfig, state: StateDirectory, gauges: Gauges) -> AsyncIterator[None]:
+    """Serves metrics for Prometheus, if configured, and keeps the gauges new until the block ends. Raises InUse."""
     if config.metrics_listen is None:
         yield
         return
     with scrape_port(config.metrics_listen, REGISTRY) as address:
         write_durably(state.path / "metrics-address", address.encode())
-        REGISTRY.register(picture)
-        tasks = [asyncio.create_task(work) for work in (picture.watch(), measure_lag())]
+        REGISTRY.register(gauges)
+        tasks = [asyncio.create_task(work) for work in (gauges.watch(), measure_lag())]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
-            REGISTRY.unregister(picture)
+            REGISTRY.unregister(gauges)
 
 
 def timing_of(config: ServerConfig) -> Timing:
+    """The configured times of the coordinator's loop."""
     return Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
 
 
 async def _until_ended(fail_stop: FailStop, leadership: Leadership | None, generation: int) -> PluralError:
-    """Another coordinator has taken over, or disk or database have failed."""
+    """Waits until the coordinator can serve no longer: another one has taken over, or disk or database has failed."""
     ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(fail_stop.stopped())]
     if leadership is not None:
         ends.append(asyncio.ensure_future(leadership.until_lost()))
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for each in ends:
-            each.cancel()
+        for end in ends:
+            end.cancel()
     return fail_stop.why or Overtaken(generation=generation)
 
 
 def advertised(config: ServerConfig, authority: Authority, address: str, enrolment_address: str) -> Advertised:
-    """What invites name: the configuration's words, else the first host of init with the ports in use."""
+    """The addresses in invites: as configured, else the first host of init with the ports in use."""
     host = authority.hosts[0]
     host = f"[{host}]" if ":" in host else host
     return Advertised(
@@ -215,23 +318,23 @@ async def serve(config: ServerConfig, supervisor: Supervisor) -> None:
         stack.callback(asyncio.create_task(supervisor.reassure()).cancel)
         starting = asyncio.create_task(stack.enter_async_context(running(config, SystemClock())))
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():  # it stands by
+        if not starting.done():  # it is a standby
             starting.cancel()
             await asyncio.wait([starting])
             return
-        found = starting.result()
+        served = starting.result()
         log.info(
             "server.started",
-            address=found.address,
-            enrolment_address=found.enrolment_address,
+            address=served.address,
+            enrolment_address=served.enrolment_address,
             plain_text=config.plain_text,
             state_dir=str(config.state_dir),
             version=__version__,
         )
-        supervisor.tell("READY=1", f"STATUS=serves at {found.address}")
-        await asyncio.wait([stopping, found.ended], return_when=asyncio.FIRST_COMPLETED)
+        supervisor.tell("READY=1", f"STATUS=serves at {served.address}")
+        await asyncio.wait([stopping, served.ended], return_when=asyncio.FIRST_COMPLETED)
         supervisor.tell("STOPPING=1")
         log.info("server.stopping")
     log.info("server.stopped")
     if not stopping.done():
-        raise found.ended.result()
+        raise served.ended.result()

@@ -16,8 +16,10 @@ from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase, Run
-from pluralllm.server.runs.coordinator import Coordinator, Timing
+from pluralllm.server.runs.assembly import Assembly
+from pluralllm.server.runs.coordinator import Timing
 from pluralllm.server.runs.live_run import recover
+from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.blobs import LocalBlobs
 from pluralllm.server.storage.membership import MembershipChange, NewAuditEntry
 from pluralllm.server.storage.retention import collect, kept_blobs
@@ -42,11 +44,22 @@ class History:
         self.store = store
         self.blobs = LocalBlobs(folder / "blobs")
 
+    def _parts(self, clock: FakeClock) -> Assembly:
+        return Assembly(
+            self.store,
+            self.blobs,
+            clock,
+            FailStop(),
+            Timing(keep_updates=100),
+            scratch=self.folder / "scratch",
+            uploads=Uploads(self.folder / "uploads"),
+            poll_hold_s=1.0,
+        )
+
     async def make(self, updates_of_rounds: Sequence[int], *, leave_open: bool = False) -> None:
         clock = FakeClock()
-        coordinator = Coordinator(
-            self.store, self.blobs, self.folder / "scratch", clock, Timing(keep_updates=100), FailStop()
-        )
+        parts = self._parts(clock)
+        coordinator = parts.coordinator
         run = await coordinator.create_run("r", self.spec.canonical_json())
         await coordinator.dispatch(run, ev.RunStarted(clock.now_s()))
         for _ in range(2):  # the evaluation opens, and both clients are asked
@@ -64,11 +77,10 @@ class History:
                 manifest = write_weights(draft, run.layout, [values])
                 receipt = ev.Receipt(client, manifest.digest, 10 + seed, 0.2 + 0.1 * seed * number)
                 arrived = ev.UpdateArrived(clock.now_s(), RoundNumber(number), run.state.version, receipt)
-                async with coordinator.retention.storing():
+                async with parts.retention.storing():
                     await self.blobs.put(manifest.digest, draft)
                     await coordinator.dispatch(run, arrived)
-            if run.averaging is not None:
-                await run.averaging
+            await coordinator.until_averaged(run)
             if leave_open and number == len(updates_of_rounds):
                 break
             clock.advance(101)
@@ -76,30 +88,27 @@ class History:
         await coordinator.stop()
 
     async def revoke(self, client: ClientId) -> None:
-        """Revokes a client in the open round, by a restarted coordinator."""
-        coordinator = Coordinator(
-            self.store, self.blobs, self.folder / "scratch", FakeClock(), Timing(keep_updates=100), FailStop()
-        )
+        """In the open round, by the coordinator, after a restart."""
+        parts = self._parts(FakeClock())
+        coordinator = parts.coordinator
         await coordinator.start()
         await coordinator.remove_client(client)
         await coordinator.stop()
 
     async def deliver_last(self) -> None:
-        """Delivers the missing update of the open round to a restarted coordinator, which then averages."""
-        coordinator = Coordinator(
-            self.store, self.blobs, self.folder / "scratch", FakeClock(), Timing(keep_updates=100), FailStop()
-        )
+        """The update that is missing in the open round, to a coordinator after a restart; it averages then."""
+        parts = self._parts(FakeClock())
+        coordinator = parts.coordinator
         await coordinator.start()
-        run = coordinator.run("r")
+        run = parts.runs.get("r")
         draft = self.folder / "draft"
         manifest = write_weights(draft, run.layout, [np.zeros(run.layout.values, np.float32)])
         receipt = ev.Receipt(CLIENTS[1], manifest.digest, 11, 0.3)
-        async with coordinator.retention.storing():
+        async with parts.retention.storing():
             await self.blobs.put(manifest.digest, draft)
-            arrived = ev.UpdateArrived(coordinator.clock.now_s(), run.state.round, run.state.version, receipt)
+            arrived = ev.UpdateArrived(parts.clock.now_s(), run.state.round, run.state.version, receipt)
             await coordinator.dispatch(run, arrived)
-        assert run.averaging is not None
-        await run.averaging
+        await coordinator.until_averaged(run)
         await coordinator.stop()
 
     async def recovered(self) -> Run:

@@ -47,7 +47,7 @@ class Identify(Protocol):
         ...
 
 
-class Door:
+class MainDoor:
     """Admits a call after checks of identity, role and number of open calls. Steering calls are audited before they begin."""
 
     def __init__(self, identify: Identify, audit: AuditLog, calls_per_member: int) -> None:

@@ -1,8 +1,7 @@
 """The page: the federation at a glance, over HTTP on a loopback address, read-only.
 
-Nothing can be steered here. Whoever reaches the address may look: a loopback address only, and the name in the Host header must
-be one of this machine, so that a page from elsewhere cannot read it through the visitor's browser (DNS rebinding).
-From afar: ssh -L.
+Nobody can steer anything here, but everybody who reaches the address may read. So the address is a loopback one, and the Host
+header must name this machine: a foreign page cannot read it through the visitor's browser (DNS rebinding). Use ssh -L from afar.
 """
 
 import asyncio
@@ -28,16 +27,17 @@ from pluralllm.server.members.authority import Authority
 from pluralllm.server.observe.page_facts import (
     MAX_POINTS,
     SHOWN,
-    Facts,
     History,
-    audit_line,
+    audit_row,
     history_facts,
-    run_line,
     run_now,
+    run_row,
 )
-from pluralllm.server.runs.coordinator import Coordinator
+from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.overview import at_a_glance
+from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.status import Status
+from pluralllm.server.storage.store import Store
 
 FILES = {
     "": ("index.html", "text/html"),
@@ -53,7 +53,7 @@ HEADERS = {
 HOSTS = ["127.0.0.1", "localhost", "[::1]", "::1"]
 MAX_RUNS = 200
 PAGE = 500  # evaluations read at once
-LOOK_EVERY_S = 2.0  # what no event tells: progress, silence
+LOOK_EVERY_S = 2.0  # for changes without an event: progress, silence
 AT_MOST_EVERY_S = 0.3
 MAX_VISITORS = 64
 STOP_S = 3
@@ -62,9 +62,18 @@ STOP_S = 3
 class Page:
     """One for each process; runs on the coordinator's event loop."""
 
-    def __init__(self, coordinator: Coordinator, audit: AuditLog, authority: Authority | None) -> None:
-        """authority: None in plain text, where the federation has no name."""
-        self._coordinator, self._audit = coordinator, audit
+    def __init__(
+        self,
+        *,
+        runs: Runs,
+        status: Status,
+        store: Store,
+        run_bell: Bell,
+        audit: AuditLog,
+        authority: Authority | None,
+    ) -> None:
+        """`authority` is None in plain text, where the federation has no name."""
+        self._runs, self._status, self._store, self._run_bell, self._audit = runs, status, store, run_bell, audit
         self._federation = "" if authority is None else authority.federation
         self._histories: dict[str, History] = {}
         self._reading = asyncio.Lock()
@@ -74,7 +83,7 @@ class Page:
         return Starlette(
             routes=[
                 *files,
-                Route("/api/runs", self._runs),
+                Route("/api/runs", self._list),
                 Route("/api/audit", self._tail),
                 Route("/api/runs/{run}/history", self._history),
                 Route("/api/runs/{run}/events", self._events),
@@ -88,31 +97,30 @@ class Page:
         content = resources.files("pluralllm.server.observe").joinpath("web", name).read_bytes()
         return Response(content, media_type=kind, headers=HEADERS)
 
-    async def _runs(self, _request: Request) -> Response:
-        newest_first = self._coordinator.runs()[::-1]
-        found = {
+    async def _list(self, _request: Request) -> Response:
+        newest_first = self._runs.all()[::-1]
+        facts = {
             "federation": self._federation,
             "of": len(newest_first),
-            "runs": [run_line(run) for run in newest_first[:MAX_RUNS]],
+            "runs": [run_row(run) for run in newest_first[:MAX_RUNS]],
         }
-        return JSONResponse(found, headers=HEADERS)
+        return JSONResponse(facts, headers=HEADERS)
 
     async def _tail(self, _request: Request) -> Response:
         newest, _ = self._audit.head
         entries = await self._audit.entries(max(0, newest - SHOWN), SHOWN)
-        return JSONResponse([audit_line(entry) for entry, _sha256 in reversed(entries)], headers=HEADERS)
+        return JSONResponse([audit_row(entry) for entry, _sha256 in reversed(entries)], headers=HEADERS)
 
     async def _history(self, request: Request) -> Response:
-        run = self._coordinator.run(request.path_params["run"])
+        run = self._runs.get(request.path_params["run"])
         async with self._reading:
             history = await self._grown(run)
-        store = self._coordinator.store
-        rounds = await store.rounds(run.id, None, SHOWN)
-        return JSONResponse(history_facts(run, history, rounds, await store.versions(run.id)), headers=HEADERS)
+        rounds = await self._store.rounds(run.id, None, SHOWN)
+        return JSONResponse(history_facts(run, history, rounds, await self._store.versions(run.id)), headers=HEADERS)
 
     async def _grown(self, run: LiveRun) -> History:
-        """What is new since the last look is read; distances of the newest rounds only."""
-        store, history = self._coordinator.store, self._histories.setdefault(run.id, History())
+        """Reads what is new since the last look; distances of the newest rounds only."""
+        store, history = self._store, self._histories.setdefault(run.id, History())
         while rows := await store.evaluations(run.id, history.after, PAGE):
             history.add_scores(rows)
             if len(rows) < PAGE:
@@ -124,23 +132,18 @@ class Page:
         return history
 
     async def _events(self, request: Request) -> Response:
-        run = self._coordinator.run(request.path_params["run"])
-        return StreamingResponse(self._told(run), media_type="text/event-stream", headers=HEADERS)
+        run = self._runs.get(request.path_params["run"])
+        return StreamingResponse(self._stream(run), media_type="text/event-stream", headers=HEADERS)
 
-    async def _told(self, run: LiveRun) -> AsyncIterator[str]:
-        """The run's state when something has changed, and every LOOK_EVERY_S; until the coordinator stops."""
+    async def _stream(self, run: LiveRun) -> AsyncIterator[str]:
+        """Yields the run's state when something has changed and every LOOK_EVERY_S, until the coordinator stops."""
         yield "retry: 1000\n\n"
-        while not self._coordinator.draining:
-            heard = self._coordinator.bell.rings
-            yield f"data: {json.dumps(await self._now(run), separators=(',', ':'))}\n\n"
+        while not self._run_bell.closed:
+            heard = self._run_bell.rings
+            facts = run_now(run, await self._status.of(run))
+            yield f"data: {json.dumps(facts, separators=(',', ':'))}\n\n"
             await asyncio.sleep(AT_MOST_EVERY_S)
-            await self._coordinator.bell.wait(heard, LOOK_EVERY_S)
-
-    async def _now(self, run: LiveRun) -> Facts:
-        coordinator, now_s = self._coordinator, self._coordinator.clock.now_s()
-        members = await coordinator.store.clients()
-        people, then = at_a_glance(run, members, coordinator.sessions, coordinator.leases, now_s)
-        return run_now(run, people, then, now_s)
+            await self._run_bell.wait(heard, LOOK_EVERY_S)
 
 
 async def _not_found(_: Request, error: Exception) -> Response:
@@ -148,7 +151,7 @@ async def _not_found(_: Request, error: Exception) -> Response:
 
 
 class _Server(uvicorn.Server):
-    """Signals are the process's to handle."""
+    """A uvicorn server that leaves signals to the process."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What the page shows, as JSON-ready values. Pure: curves are thinned here, so that a long run stays small."""
+"""The page's facts as JSON-ready values. Pure. Curves are thinned here, so that a long run stays small."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,17 +8,17 @@ from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.overview import Participant
+from pluralllm.server.runs.status import RunStatus
 from pluralllm.server.storage.store import EvaluationRecord, ReceiptRecord, RoundRecord, VersionRecord
 
 Facts = dict[str, Any]
 
 MAX_POINTS = 200  # of a curve
-SHOWN = 25  # newest rounds, versions, refusals
+SHOWN = 25  # newest rounds, versions and refusals
 TIMED = (Phase.COLLECTING, Phase.EVALUATING)
 
 
-def run_line(run: LiveRun) -> Facts:
+def run_row(run: LiveRun) -> Facts:
     """One run in the list of runs."""
     state = run.state
     return {
@@ -33,16 +33,16 @@ def run_line(run: LiveRun) -> Facts:
     }
 
 
-def run_now(run: LiveRun, people: Sequence[Participant], what_next: str, now_s: float) -> Facts:
-    """A run at this moment: phase, countdown, who is in, who is late and why."""
+def run_now(run: LiveRun, status: RunStatus) -> Facts:
+    """A run at this moment: phase, countdown, participants, who is late and why."""
     state = run.state
     return {
-        **run_line(run),
-        "now_s": now_s,
+        **run_row(run),
+        "now_s": status.at_s,
         "since_s": state.since_s,
         "deadline_s": state.deadline_s if state.phase in TIMED else None,
-        "next": what_next,
-        "trouble": run.trouble,
+        "next": status.next,
+        "trouble": status.trouble,
         "reason": state.reason,
         "version": state.version,
         "version_digest": state.model_digest,
@@ -50,8 +50,8 @@ def run_now(run: LiveRun, people: Sequence[Participant], what_next: str, now_s: 
         "updates": len(state.receipts),
         "slots": state.slots,
         "quorum": state.policy.min_clients,
-        "received_bytes": run.received_bytes,
-        "sent_bytes": run.sent_bytes,
+        "received_bytes": status.received_bytes,
+        "sent_bytes": status.sent_bytes,
         "asks_for_rewards": run.spec.rewards is not None,
         "clients": [
             {
@@ -63,7 +63,7 @@ def run_now(run: LiveRun, people: Sequence[Participant], what_next: str, now_s: 
                 "progress": round(person.progress, 3),
                 "reason": person.reason,
             }
-            for person in people
+            for person in status.participants
         ],
         "refusals": [
             {"at_s": r.at_s, "round": r.round, "client": r.client, "code": r.reason, "message": r.message}
@@ -74,13 +74,13 @@ def run_now(run: LiveRun, people: Sequence[Participant], what_next: str, now_s: 
 
 @dataclass(slots=True)
 class History:
-    """Scores and distances of a run so far; grows by what is new."""
+    """Scores and distances of a run so far."""
 
     scores: dict[int, dict[str, float]] = field(default_factory=dict)  # by version, then group
     roles: dict[str, str] = field(default_factory=dict)  # by group
     distances: dict[int, float] = field(default_factory=dict)  # by round: mean over its updates
     after: int = 0  # the newest evaluation's id
-    rounds: set[int] = field(default_factory=set)  # whose updates were looked at
+    rounds: set[int] = field(default_factory=set)  # rounds whose updates were read
 
     def add_scores(self, rows: Sequence[tuple[int, EvaluationRecord]]) -> None:
         for number, row in rows:
@@ -90,9 +90,9 @@ class History:
 
     def add_round(self, number: int, receipts: Sequence[ReceiptRecord]) -> None:
         self.rounds.add(number)
-        told = [row.receipt.distance for row in receipts if row.receipt.distance is not None]
-        if told:
-            self.distances[number] = sum(told) / len(told)
+        distances = [row.receipt.distance for row in receipts if row.receipt.distance is not None]
+        if distances:
+            self.distances[number] = sum(distances) / len(distances)
 
 
 def history_facts(
@@ -113,26 +113,26 @@ def history_facts(
         ],
         "fairness": [_rounded(fairness_index(tuple(history.scores[version].values()))) for version in shown],
         "loss": [[number, _rounded(history.distances[number])] for number in lost],
-        "rounds": [_round_line(record) for record in rounds[:SHOWN]],
-        "lineage": [_version_line(version) for version in reversed(versions[-SHOWN:])],
+        "rounds": [_round_row(record) for record in rounds[:SHOWN]],
+        "lineage": [_version_row(version) for version in reversed(versions[-SHOWN:])],
     }
 
 
 def thinned(numbers: Sequence[int]) -> list[int]:
-    """At most MAX_POINTS of them, evenly, the first and the last among them."""
+    """At most MAX_POINTS of the numbers, evenly spread, with the first and the last."""
     if len(numbers) <= MAX_POINTS:
         return list(numbers)
     last = len(numbers) - 1
-    return [numbers[round(place * last / (MAX_POINTS - 1))] for place in range(MAX_POINTS)]
+    return [numbers[round(point * last / (MAX_POINTS - 1))] for point in range(MAX_POINTS)]
 
 
-def audit_line(entry: AuditEntry) -> Facts:
-    """Who did what, with what result."""
+def audit_row(entry: AuditEntry) -> Facts:
+    """One audit entry as a row of the page."""
     about: Mapping[str, Any] = {"at_s": entry.at_us / 1e6, "actor": entry.actor, "action": entry.action}
     return {**about, "object": entry.object, "result": entry.result}
 
 
-def _round_line(record: RoundRecord) -> Facts:
+def _round_row(record: RoundRecord) -> Facts:
     return {
         "round": record.round,
         "outcome": record.outcome.value,
@@ -142,7 +142,7 @@ def _round_line(record: RoundRecord) -> Facts:
     }
 
 
-def _version_line(record: VersionRecord) -> Facts:
+def _version_row(record: VersionRecord) -> Facts:
     return {
         "version": record.version,
         "digest": record.digest,

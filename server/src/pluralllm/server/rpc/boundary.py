@@ -1,4 +1,4 @@
-"""The one wrapper around every RPC: the door lets it in, errors of our tree become gRPC statuses, anything else an incident."""
+"""The one wrapper around every RPC: the door admits the call, an error of our tree becomes a gRPC status, others an incident."""
 
 import inspect
 import uuid
@@ -25,16 +25,16 @@ OK = "OK"
 Handler = Any  # grpc.RpcMethodHandler; its type parameters differ for every method
 
 
-class Entrance(Protocol):
-    """See identity.Door."""
+class Door(Protocol):
+    """Decides who may make a call: members.door.MainDoor or EnrolmentDoor."""
 
     def enter(self, method: str, context: Any, request: object) -> AbstractAsyncContextManager[Callable[[], None]]: ...
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """No stack trace and no text of an unknown exception reaches a caller; the log has both, under the incident's id."""
+    """Keeps stack traces and texts of unknown exceptions from callers; the log has both, under the incident's id."""
 
-    def __init__(self, door: Entrance, fail_stop: FailStop) -> None:
+    def __init__(self, door: Door, fail_stop: FailStop) -> None:
         self._door, self._fail_stop = door, fail_stop
 
     async def intercept_service(
@@ -63,12 +63,12 @@ class Boundary(grpc.aio.ServerInterceptor):
             try:
                 self._check_alive()
                 async with self._door.enter(method, context, request) as check:
-                    found = await inner(_checked(request, check), context)
+                    response = await inner(_checked(request, check), context)
             except Exception as error:
                 await self._abort(context, error, method)
                 raise
             note_call(method, OK)
-            return found
+            return response
 
         return answer
 
@@ -78,7 +78,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 self._check_alive()
                 async with self._door.enter(method, context, request) as check:
                     answers = inner(_checked(request, check), context)
-                    if inspect.isawaitable(answers):  # grpc's own health service writes to the context itself
+                    if inspect.isawaitable(answers):  # grpc's own health service writes to the context
                         await answers
                     else:
                         async for message in answers:
@@ -112,12 +112,12 @@ class Boundary(grpc.aio.ServerInterceptor):
 
 
 def _serializer(inner: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """A handler may answer with a message that is serialized already: one sent to many need not be made for each."""
+    """A serializer that lets a handler answer with bytes: a message for many clients is then made only once."""
     return lambda answer: answer if isinstance(answer, bytes) else inner(answer)
 
 
 def _checked(request: Any, check: Callable[[], None]) -> Any:
-    """A request as it is, if it can be read; of a stream of them the caller is looked at again with each."""
+    """The request after its checks. In a stream, the caller is checked again at each message."""
     if not hasattr(request, "__aiter__"):
         check_request(request)
         return request

@@ -19,6 +19,7 @@ from pluralllm.common.words.ids import ClientId, is_id
 from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.attempts import Attempts, News
+from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.door import caller, peer_of
 from pluralllm.server.members.registry import Registry
 from pluralllm.v1 import enrolment_pb2 as pb
@@ -28,19 +29,21 @@ from pluralllm.v1 import federation_pb2, resources_pb2
 log = structlog.get_logger()
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
-# Refusals of somebody who has that member's token. In all others the name is a stranger's word, and the audit log keeps none of
-# those: a thousand made-up names would fill its list and hide the theft that follows.
+# Refusals of a caller that has that member's token. In all others the name is a stranger's word, and the audit log keeps no such
+# name: a thousand made-up names would fill its list and hide the theft that follows.
 NAME_PROVEN = (InviteUsed, InviteExpired, CertificateRevoked, IssuerExpired)
 UNPROVEN = "members/?"  # stands in the audit log for a name that a stranger gave
 
 
 class Enrolment(pb_grpc.EnrolmentServiceServicer):
-    """Join and GetMembership need no identity, so every call of them is counted, each by itself: members behind one address
-    that ask why nothing answers must not keep the next one from joining. Which call is for which port: access.py.
+    """Join and GetMembership need no identity, so their calls are limited, each method by itself: members behind one address
+    that look for a fault must not keep the next member from joining. The table in access.py assigns each call to a port.
     """
 
-    def __init__(self, registry: Registry, joins: Attempts, questions: Attempts, wall_s: Callable[[], float]) -> None:
-        self._registry = registry
+    def __init__(
+        self, registry: Registry, audit: AuditLog, joins: Attempts, questions: Attempts, wall_s: Callable[[], float]
+    ) -> None:
+        self._registry, self._audit = registry, audit
         self._joins = joins
         self._questions = questions
         self._news = News()
@@ -53,10 +56,10 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
             member, chain = await self._registry.join(request.name, request.token, request.certificate_request_der)
         except PluralError as error:
             # A token that is used twice is a token that was stolen, by this caller or by the one before: worth an alert.
-            tell = log.error if isinstance(error, InviteUsed) else log.warning
-            tell("join.refused", name=name, peer=peer, reason=error.reason)
+            report = log.error if isinstance(error, InviteUsed) else log.warning
+            report("join.refused", name=name, peer=peer, reason=error.reason)
             about = str(MemberName(ClientId(name))) if isinstance(error, NAME_PROVEN) else UNPROVEN
-            await self._registry.audit.refused(None, "Join", about, error)
+            await self._audit.refused(None, "Join", about, error)
             raise
         log.info("join.done", name=member.name, peer=peer, role=member.role, awaiting_approval=not member.approved)
         is_client = member.role is MemberRole.CLIENT
@@ -86,7 +89,7 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
         return pb.RenewResponse(certificate_chain_pem=chain)
 
     def _counted(self, attempts: Attempts, context: Context) -> str:
-        """The peer. Raises TooManyAttempts."""
+        """Counts a call and returns its peer. Raises TooManyAttempts."""
         peer, now_s = peer_of(context), time.monotonic()
         try:
             attempts.note(peer, now_s)

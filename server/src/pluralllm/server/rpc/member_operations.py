@@ -1,4 +1,4 @@
-"""What OperationsService asks about members: the registry's answers as messages, and what a revocation does to the rounds."""
+"""The part of OperationsService about members: invites, approvals, revocations and the list of members."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import structlog
 
 from pluralllm.common.errors.membership import NotInitialised
 from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.process.clock import Clock
 from pluralllm.common.wire.messages import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, timestamp
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName
@@ -14,7 +15,10 @@ from pluralllm.server.members.access import Principal
 from pluralllm.server.members.registry import MAX_TTL_S, InviteOrder, Registry
 from pluralllm.server.rpc.messages import member_message
 from pluralllm.server.runs.coordinator import Coordinator
+from pluralllm.server.runs.leases import Leases
+from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.storage.membership import Member, MemberState
+from pluralllm.server.storage.store import Store
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1 import resources_pb2
 
@@ -23,23 +27,32 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Advertised:
-    """host:port as invites name them: what partners reach, not what this machine binds."""
+    """Addresses (host:port) in invites: those that partners reach, which may differ from those that this machine binds."""
 
     coordinator: str
     enrolment: str
 
 
 class MemberOperations:
-    """Without a registry (plain text) there is nothing but the clients that have said Hello."""
+    """Steers and reads the membership. In plain text there is no registry, only the clients that have said Hello."""
 
-    def __init__(self, coordinator: Coordinator, registry: Registry | None, advertised: Advertised) -> None:
-        self._coordinator = coordinator
-        self._registry = registry
-        self._advertised = advertised
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        registry: Registry | None,
+        advertised: Advertised,
+        store: Store,
+        sessions: Sessions,
+        leases: Leases,
+        clock: Clock,
+    ) -> None:
+        self._coordinator, self._registry, self._advertised = coordinator, registry, advertised
+        self._store, self._sessions, self._leases, self._clock = store, sessions, leases, clock
 
     async def invite(self, by: Principal, request: pb.CreateInviteRequest) -> pb.CreateInviteResponse:
         """Raises InvalidArgument, MemberExists."""
-        registry = self._needed()
+        registry = self._registry_or_refuse()
         if request.role not in MEMBER_ROLES_BACK:
             raise InvalidArgument(field="role", problem="must be CLIENT, OBSERVER or ADMIN")
         order = InviteOrder(
@@ -67,12 +80,12 @@ class MemberOperations:
 
     async def approve(self, by: Principal, name: str) -> resources_pb2.Member:
         """Raises NotFound."""
-        registry = self._needed()
+        registry = self._registry_or_refuse()
         return self._message(registry, await registry.approve(by, MemberName.parse(name).member))
 
     async def revoke(self, by: Principal, name: str, reason: str) -> resources_pb2.Member:
         """Raises NotFound, LastAdmin."""
-        registry = self._needed()
+        registry = self._registry_or_refuse()
         client = MemberName.parse(name).member
         member = await registry.revoke(by, client, reason)
         await self._coordinator.remove_client(client)
@@ -82,30 +95,32 @@ class MemberOperations:
 
     async def everyone(self) -> list[resources_pb2.Member]:
         """Members, open invites and clients seen in plain text only, sorted by name."""
-        clients = {client.client: client for client in await self._coordinator.store.clients()}
-        found: dict[ClientId, resources_pb2.Member] = {
+        clients = {client.client: client for client in await self._store.clients()}
+        messages: dict[ClientId, resources_pb2.Member] = {
             name: member_message(name, None, MemberState.UNPROVEN, None, client) for name, client in clients.items()
         }
         if self._registry is not None:
             for member in self._registry.members():
                 state, certificate = self._registry.state_of(member), self._registry.newest_certificate(member.name)
-                found[member.name] = member_message(member.name, member, state, certificate, clients.get(member.name))
+                messages[member.name] = member_message(
+                    member.name, member, state, certificate, clients.get(member.name)
+                )
             for invite in self._registry.open_invites():
-                found[invite.name] = member_message(invite.name, invite, MemberState.INVITED, None, None)
-        now_s = self._coordinator.clock.now_s()
-        for name, message in found.items():
-            if (session := self._coordinator.sessions.get(name)) is not None:
+                messages[invite.name] = member_message(invite.name, invite, MemberState.INVITED, None, None)
+        now_s = self._clock.now_s()
+        for name, message in messages.items():
+            if (session := self._sessions.get(name)) is not None:
                 message.live = session.is_live(now_s)
                 message.last_seen_time.CopyFrom(timestamp(session.last_seen_s))
-            if (lease := self._coordinator.leases.of(name)) is not None:
+            if (lease := self._leases.of(name)) is not None:
                 message.task = str(lease.task)
-        return [message for _, message in sorted(found.items())]
+        return [message for _, message in sorted(messages.items())]
 
     def _message(self, registry: Registry, member: Member) -> resources_pb2.Member:
         certificate = registry.newest_certificate(member.name)
         return member_message(member.name, member, registry.state_of(member), certificate, None)
 
-    def _needed(self) -> Registry:
+    def _registry_or_refuse(self) -> Registry:
         if self._registry is None:
             raise NotInitialised(state_dir="a coordinator in plain text")
         return self._registry

@@ -1,8 +1,9 @@
-"""From the coordinator's records to protobuf messages."""
+"""Makes protobuf messages from the coordinator's records."""
 
 from collections.abc import Sequence
 
 from google.protobuf import json_format, struct_pb2
+from google.protobuf.duration_pb2 import Duration
 
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
@@ -14,6 +15,7 @@ from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.overview import Participant, ParticipantState
 from pluralllm.server.runs.reward_queue import RoundRewards
+from pluralllm.server.runs.status import RunStatus
 from pluralllm.server.storage.membership import InviteRecord, IssuedCertificate, Member, MemberState
 from pluralllm.server.storage.store import (
     ClientRecord,
@@ -64,13 +66,9 @@ PARTICIPANT_STATES = {
 
 
 def run_message(
-    run: LiveRun,
-    people: Sequence[Participant],
-    latest: Sequence[EvaluationRecord],
-    previous: Sequence[EvaluationRecord],
-    following: str,
+    run: LiveRun, status: RunStatus, latest: Sequence[EvaluationRecord], previous: Sequence[EvaluationRecord]
 ) -> pb.Run:
-    """`latest` and `previous`: the evaluations of the two newest evaluated versions."""
+    """Makes a run's message. `latest` and `previous` are the evaluations of the two newest evaluated versions."""
     state = run.state
     message = pb.Run(
         name=str(RunName(run.id)),
@@ -84,21 +82,25 @@ def run_message(
         version=state.version,
         version_digest=state.model_digest,
         create_time=timestamp(run.record.created_s),
-        update_time=timestamp(run.updated_s),
+        update_time=timestamp(run.progress.updated_s),
         phase_start_time=timestamp(state.since_s or run.record.created_s),
         phase_deadline=None if state.deadline_s is None else timestamp(state.deadline_s),
-        participants=[participant_message(person) for person in people],
+        participants=[participant_message(person) for person in status.participants],
         evaluations=[evaluation_message(record) for record in latest],
         previous_evaluations=[evaluation_message(record) for record in previous],
         fairness=fairness_message(latest),
-        next=following,
-        received_bytes=run.received_bytes,
-        sent_bytes=run.sent_bytes,
+        next=status.next,
+        received_bytes=status.received_bytes,
+        sent_bytes=status.sent_bytes,
         sequence=run.sequence,
     )
-    for note in state.refusals:
+    for refused in state.refusals:
         message.refusals.add(
-            time=timestamp(note.at_s), client=note.client, round=note.round, reason=note.reason, message=note.message
+            time=timestamp(refused.at_s),
+            client=refused.client,
+            round=refused.round,
+            reason=refused.reason,
+            message=refused.message,
         )
     return message
 
@@ -131,7 +133,7 @@ def evaluation_message(record: EvaluationRecord) -> pb.GroupEvaluation:
 
 
 def fairness_message(latest: Sequence[EvaluationRecord]) -> pb.Fairness | None:
-    """Over all groups of one version; None before the first evaluation."""
+    """Fairness over all groups of one version; None before the first evaluation."""
     if not latest:
         return None
     scores = [record.score.alignment_score for record in latest]
@@ -169,19 +171,19 @@ def round_message(record: RoundRecord, receipts: Sequence[ReceiptRecord]) -> pb.
     )
 
 
-def rewards_message(found: RoundRewards) -> operations_pb2.GetRewardsResponse:
+def rewards_message(result: RoundRewards) -> operations_pb2.GetRewardsResponse:
     return operations_pb2.GetRewardsResponse(
-        outcome=ROUND_OUTCOMES[found.record.outcome],
-        reason=found.record.reason,
-        rewards=[] if found.rewards is None else found.rewards.tolist(),
+        outcome=ROUND_OUTCOMES[result.record.outcome],
+        reason=result.record.reason,
+        rewards=[] if result.rewards is None else result.rewards.tolist(),
         groups=[
             operations_pb2.GroupRewards(
-                group=each.group,
-                role=ROLES[each.role],
-                weight=each.weight,
-                rewards=[] if each.rewards is None else each.rewards.tolist(),
+                group=rewards.group,
+                role=ROLES[rewards.role],
+                weight=rewards.weight,
+                rewards=[] if rewards.rewards is None else rewards.rewards.tolist(),
             )
-            for each in found.groups
+            for rewards in result.groups
         ],
     )
 
@@ -206,7 +208,7 @@ def member_message(
     certificate: IssuedCertificate | None,
     client: ClientRecord | None,
 ) -> pb.Member:
-    """A member, an open invite (`member` is the invite), or a client that was seen in plain text only (`member` is None)."""
+    """A message for a member, an open invite (`member` is the invite) or a client of plain text only (`member` is None)."""
     message = pb.Member(name=str(MemberName(name)), state=MEMBER_STATES[state])
     if client is not None:
         message.role, message.group, message.group_role = pb.MEMBER_ROLE_CLIENT, client.group, ROLES[client.role]
@@ -245,3 +247,10 @@ def event_message(record: EventRecord) -> pb.RunEvent:
     facts = struct_pb2.Struct()
     json_format.ParseDict(dict(record.facts), facts)
     return pb.RunEvent(sequence=record.sequence, time=timestamp(record.at_s), kind=record.kind, facts=facts)
+
+
+def duration(length_s: float) -> Duration:
+    """Seconds as a protobuf duration, to the millisecond."""
+    message = Duration()
+    message.FromMilliseconds(round(length_s * 1000))
+    return message

@@ -1,9 +1,10 @@
-"""OperationsService: RPCs of administrators and observers."""
+"""OperationsService: the RPCs of administrators and observers."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 from pluralllm.common.errors.tree import InvalidArgument, NotFound
+from pluralllm.common.process.clock import Clock
 from pluralllm.common.wire.messages import manifest_message
 from pluralllm.common.words.ids import RunId
 from pluralllm.common.words.names import NEWEST, ModelName, RoundName, RunName
@@ -20,11 +21,15 @@ from pluralllm.server.rpc.messages import (
     round_message,
     run_message,
 )
+from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.overview import at_a_glance, ended_evaluations
-from pluralllm.server.runs.reward_queue import RewardDesk
-from pluralllm.server.storage.store import EvaluationRecord, RoundRecord
+from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.overview import ended_evaluations
+from pluralllm.server.runs.reward_queue import RewardQueue
+from pluralllm.server.runs.status import Status
+from pluralllm.server.storage.model_reader import ModelReader
+from pluralllm.server.storage.store import EvaluationRecord, RoundRecord, Store
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1 import operations_pb2_grpc as pb_grpc
 from pluralllm.v1 import resources_pb2
@@ -39,11 +44,25 @@ Row = TypeVar("Row")
 
 
 class Operations(pb_grpc.OperationsServiceServicer):
-    def __init__(self, coordinator: Coordinator, audit: AuditLog, members: MemberOperations, desk: RewardDesk) -> None:
-        self._coordinator = coordinator
-        self._desk = desk
-        self._audit = audit
-        self._members = members
+    """Steers and reads runs; calls about members go to `members`."""
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        runs: Runs,
+        status: Status,
+        store: Store,
+        models: ModelReader,
+        rewards: RewardQueue,
+        members: MemberOperations,
+        audit: AuditLog,
+        clock: Clock,
+        run_bell: Bell,
+    ) -> None:
+        self._coordinator, self._runs, self._status, self._store = coordinator, runs, status, store
+        self._models, self._rewards, self._members, self._audit = models, rewards, members, audit
+        self._clock, self._run_bell = clock, run_bell
 
     # Steering
 
@@ -73,13 +92,13 @@ class Operations(pb_grpc.OperationsServiceServicer):
 
     async def AskRewards(self, request: pb.AskRewardsRequest, context: Context) -> pb.AskRewardsResponse:
         run = self._named(request.name)
-        number = await self._desk.ask(run, request.rollouts_json)
+        number = await self._rewards.ask(run, request.rollouts_json)
         return pb.AskRewardsResponse(round=str(RoundName(run.id, number)))
 
     async def GetRewards(self, request: pb.GetRewardsRequest, context: Context) -> pb.GetRewardsResponse:
         name = RoundName.parse(request.name)
         hold_s = max(0.0, request.hold.seconds + request.hold.nanos / 1e9)
-        return rewards_message(await self._desk.rewards(self._run(name.run), name.number, hold_s))
+        return rewards_message(await self._rewards.rewards(self._run(name.run), name.number, hold_s))
 
     # Reading
 
@@ -89,13 +108,13 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return pb.GetRunResponse(run=run, audit_sequence=sequence, audit_sha256=sha256)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        newest_first = self._coordinator.runs()[::-1]
+        newest_first = self._runs.all()[::-1]
         page, token = page_of(newest_first, request.page_size, request.page_token)
         return pb.ListRunsResponse(runs=[await self._describe(run) for run in page], next_page_token=token)
 
     async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
         name = RoundName.parse(request.name)
-        record = await self._coordinator.store.round(self._run(name.run).id, name.number)
+        record = await self._store.round(self._run(name.run).id, name.number)
         if record is None:
             raise NotFound(what="round", name=request.name)
         return pb.GetRoundResponse(round=await self._describe_round(record))
@@ -103,7 +122,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
     async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> pb.ListRoundsResponse:
         run = self._named(request.parent)
         size, before = page_size(request.page_size), cursor(request.page_token)
-        records = await self._coordinator.store.rounds(run.id, before or None, size + 1)
+        records = await self._store.rounds(run.id, before or None, size + 1)
         token = str(records[size - 1].round) if len(records) > size else ""
         rounds = [await self._describe_round(record) for record in records[:size]]
         return pb.ListRoundsResponse(rounds=rounds, next_page_token=token)
@@ -111,16 +130,16 @@ class Operations(pb_grpc.OperationsServiceServicer):
     async def ListEvaluations(self, request: pb.ListEvaluationsRequest, context: Context) -> pb.ListEvaluationsResponse:
         run = self._named(request.parent)
         size = page_size(request.page_size)
-        rows = await self._coordinator.store.evaluations(run.id, cursor(request.page_token), size + 1)
+        rows = await self._store.evaluations(run.id, cursor(request.page_token), size + 1)
         token = str(rows[size - 1][0]) if len(rows) > size else ""
-        found = [evaluation_message(record) for _, record in rows[:size]]
-        return pb.ListEvaluationsResponse(evaluations=found, next_page_token=token)
+        evaluations = [evaluation_message(record) for _, record in rows[:size]]
+        return pb.ListEvaluationsResponse(evaluations=evaluations, next_page_token=token)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         name = ModelName.parse(request.name)
         run = self._run(name.run)
         version = run.state.version if name.version is None else name.version
-        record, manifest = await self._coordinator.manifests.of(run.id, version)
+        record, manifest = await self._models.manifest(run.id, version)
         return pb.GetModelResponse(
             model=model_message(record), manifest=manifest_message(manifest), spec_json=run.record.spec_json
         )
@@ -129,15 +148,15 @@ class Operations(pb_grpc.OperationsServiceServicer):
         run = self._named(request.name)
         after = request.after_sequence
         while True:
-            heard, over = self._coordinator.bell.rings, run.is_over
-            records = await self._coordinator.store.events(run.id, after, WATCH_PAGE)
+            heard, over = self._run_bell.rings, run.is_over
+            records = await self._store.events(run.id, after, WATCH_PAGE)
             for record in records:
                 after = record.sequence
                 yield pb.WatchRunResponse(event=event_message(record))
-            if not records and (over or self._coordinator.draining):
+            if not records and (over or self._run_bell.closed):
                 return
             if not records:
-                await self._coordinator.bell.wait(heard, WATCH_WAIT_S)
+                await self._run_bell.wait(heard, WATCH_WAIT_S)
 
     # Members
 
@@ -159,13 +178,13 @@ class Operations(pb_grpc.OperationsServiceServicer):
         size, after = page_size(request.page_size), max(cursor(request.page_token), request.after_sequence)
         entries = await self._audit.entries(after, size + 1)
         token = str(entries[size - 1][0].sequence) if len(entries) > size else ""
-        found = [audit_message(entry, sha256) for entry, sha256 in entries[:size]]
-        return pb.ListAuditEventsResponse(events=found, next_page_token=token)
+        events = [audit_message(entry, sha256) for entry, sha256 in entries[:size]]
+        return pb.ListAuditEventsResponse(events=events, next_page_token=token)
 
     # Parts
 
     def _now_s(self) -> float:
-        return self._coordinator.clock.now_s()
+        return self._clock.now_s()
 
     def _named(self, name: str) -> LiveRun:
         """Raises InvalidArgument, NotFound."""
@@ -174,48 +193,45 @@ class Operations(pb_grpc.OperationsServiceServicer):
     def _run(self, run: RunId) -> LiveRun:
         """Raises NotFound."""
         if run != NEWEST:
-            return self._coordinator.run(run)
-        if not (runs := self._coordinator.runs()):
+            return self._runs.get(run)
+        if not (runs := self._runs.all()):
             raise NotFound(what="run", name="yet")
         return runs[-1]
 
     async def _describe(self, run: LiveRun) -> resources_pb2.Run:
-        coordinator, now_s = self._coordinator, self._now_s()
-        members = await coordinator.store.clients()
-        people, then = at_a_glance(run, members, coordinator.sessions, coordinator.leases, now_s)
-        # One version more than is shown: the newest may still be coming in.
-        records = await coordinator.store.latest_evaluations(run.id, 3)
+        # One version more than the message has, because the newest may still be in evaluation.
+        records = await self._store.latest_evaluations(run.id, 3)
         latest, previous = split_by_version(ended_evaluations(run, records))
-        return run_message(run, people, latest, previous, then)
+        return run_message(run, await self._status.of(run), latest, previous)
 
     async def _describe_round(self, record: RoundRecord) -> resources_pb2.Round:
-        return round_message(record, await self._coordinator.store.receipts(record.run, record.round))
+        return round_message(record, await self._store.receipts(record.run, record.round))
 
 
 def split_by_version(
     records: Sequence[EvaluationRecord],
 ) -> tuple[list[EvaluationRecord], list[EvaluationRecord]]:
-    """Evaluations of the newest version, and those of the evaluated version before."""
+    """The evaluations of the newest version, and those of the evaluated version before it."""
     versions = sorted({record.score.version for record in records}, reverse=True)
-    parts = [[record for record in records if record.score.version == version] for version in versions[:2]]
-    return parts[0] if parts else [], parts[1] if len(parts) > 1 else []
+    by_version = [[record for record in records if record.score.version == version] for version in versions[:2]]
+    return by_version[0] if by_version else [], by_version[1] if len(by_version) > 1 else []
 
 
 def page_size(asked: int) -> int:
-    """0 means the default (aip.dev/158). Raises InvalidArgument."""
+    """The number of rows in a page; 0 asks for the default (aip.dev/158). Raises InvalidArgument."""
     if asked < 0:
         raise InvalidArgument(field="page_size", problem=f"is {asked}, must not be negative")
     return min(asked or PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 def cursor(token: str) -> int:
-    """Raises InvalidArgument for a token this server did not give."""
+    """The position that a page token names. Raises InvalidArgument for a token that this server did not give."""
     if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
         raise InvalidArgument(field="page_token", problem="was not given by this coordinator")
     return int(token or 0)
 
 
 def page_of(rows: Sequence[Row], asked: int, token: str) -> tuple[Sequence[Row], str]:
-    """One page of a list that is in memory, and the next page's token."""
+    """One page of a list in memory, and the token of the next page."""
     start, size = cursor(token), page_size(asked)
     return rows[start : start + size], str(start + size) if len(rows) > start + size else ""

@@ -1,4 +1,4 @@
-"""The gRPC servers: members on the main port, whoever wants to become one on the enrolment port."""
+"""The gRPC servers: members use the main port, new members the enrolment port."""
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -9,7 +9,7 @@ from pluralllm.common.wire.messages import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS
 from pluralllm.common.words.addresses import check_loopback
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.fail_stop import FailStop
-from pluralllm.server.rpc.boundary import Boundary, Entrance
+from pluralllm.server.rpc.boundary import Boundary, Door
 from pluralllm.server.rpc.enrolment import Enrolment
 from pluralllm.server.rpc.federation import Federation
 from pluralllm.server.rpc.operations import Operations
@@ -30,7 +30,7 @@ SERVICES = (
 OPTIONS = (
     *CHANNEL_OPTIONS,
     ("grpc.so_reuseport", 0),  # or a second coordinator silently shares the port
-    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),  # the other half of the matched pair
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),  # matches the clients' keepalive time
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.max_concurrent_streams", 256),  # on one connection
@@ -53,9 +53,9 @@ CONNECTION_GRACE_MS = 120_000
 
 
 def bind_main(
-    config: ServerConfig, door: Entrance, fail_stop: FailStop, credentials: grpc.ServerCredentials | None
+    config: ServerConfig, door: Door, fail_stop: FailStop, credentials: grpc.ServerCredentials | None
 ) -> tuple[grpc.aio.Server, str]:
-    """A server that does not serve yet, and its address host:port. Without credentials it is plain text on loopback.
+    """Makes a server that does not serve yet, and its address host:port. Without credentials it is plain text on loopback.
 
     Raises NotLoopback, InUse.
     """
@@ -72,9 +72,9 @@ def bind_main(
 
 
 def bind_enrolment(
-    config: ServerConfig, door: Entrance, fail_stop: FailStop, credentials: grpc.ServerCredentials
+    config: ServerConfig, door: Door, fail_stop: FailStop, credentials: grpc.ServerCredentials
 ) -> tuple[grpc.aio.Server, str]:
-    """The same for the enrolment port, with small limits. Raises InUse."""
+    """Makes the server of the enrolment port, with small limits, and returns its address too. Raises InUse."""
     server = grpc.aio.server(
         interceptors=[Boundary(door, fail_stop)], options=ENROLMENT_OPTIONS, maximum_concurrent_rpcs=ENROLMENT_RPCS
     )
@@ -82,7 +82,7 @@ def bind_enrolment(
 
 
 def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
-    if credentials is None:  # asked for by --plain-text, and never beyond this machine
+    if credentials is None:  # --plain-text, which must never leave this machine
         check_loopback(listen)
     try:
         port = server.add_insecure_port(listen) if credentials is None else server.add_secure_port(listen, credentials)
@@ -94,6 +94,7 @@ def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredenti
 async def start_main(
     server: grpc.aio.Server, federation: Federation, operations: Operations, enrolment: Enrolment | None
 ) -> None:
+    """Registers the services and starts the server of the main port. `enrolment` is None in plain text."""
     federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, server)
     operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
     if enrolment is not None:
@@ -107,5 +108,6 @@ async def start_main(
 
 
 async def start_enrolment(server: grpc.aio.Server, enrolment: Enrolment) -> None:
+    """Registers the service and starts the server of the enrolment port."""
     enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)
     await server.start()

@@ -1,10 +1,9 @@
 """The loop that joins the round machine, the store, the blobs and the connected clients.
 
-Whatever decides is in rounds.py; whatever is remembered is in the store; this file carries events there and effects back.
+rounds/machine.py decides and the store remembers; this module carries events to them and effects back.
 """
 
 import asyncio
-import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from pluralllm.common.errors.tree import (
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.process.tracing import round_context, span
 from pluralllm.common.words.ids import ID_HELP, ClientId, RunId, is_id
-from pluralllm.common.words.names import TaskName
 from pluralllm.common.words.spec import GroupRole, parse_spec
 from pluralllm.server.aggregation.next_version import write_next
 from pluralllm.server.process.cancellation import unbroken
@@ -36,9 +34,11 @@ from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun, recover
+from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.new_run import make_run
 from pluralllm.server.runs.round_traces import trace_key
 from pluralllm.server.runs.sessions import Session, Sessions
+from pluralllm.server.runs.troubles import Troubles
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.manifests import Manifests
 from pluralllm.server.storage.retention import Retention
@@ -52,7 +52,7 @@ RETRY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What the configuration says about time and keeping."""
+    """The configured times, and the number of rounds whose updates are kept."""
 
     lease_s: float = 60.0
     silence_s: float = 5.0
@@ -61,57 +61,66 @@ class Timing:
 
 
 class Coordinator:
-    """All runs of one state directory. One for each process; every method runs on its event loop."""
+    """Runs the loop over all runs of one state directory. One for each process; every method runs on its event loop.
+
+    It offers verbs only: another room that needs the store or the clock is given the store or the clock.
+    """
 
     def __init__(
-        self, store: Store, blobs: Blobs, scratch: Path, clock: Clock, timing: Timing, fail_stop: FailStop
+        self,
+        *,
+        store: Store,
+        blobs: Blobs,
+        scratch: Path,
+        clock: Clock,
+        timing: Timing,
+        fail_stop: FailStop,
+        runs: Runs,
+        sessions: Sessions,
+        leases: Leases,
+        manifests: Manifests,
+        retention: Retention,
+        troubles: Troubles,
+        run_bell: Bell,
+        client_bells: ClientBells,
     ) -> None:
-        self.store = store
-        self.blobs = blobs
-        self.clock = clock
-        self.fail_stop = fail_stop
-        self.generation = secrets.token_hex(8)
-        self.manifests = Manifests(store, blobs)
-        self.retention = Retention(store, blobs, timing.keep_updates)
-        self.sessions = Sessions(timing.silence_s)
-        self.leases = Leases(timing.lease_s)
-        self.bell = Bell()  # a run has changed
-        self.client_bells = ClientBells()  # what a client holds or may do has changed
-        self.draining = False
-        self._scratch = scratch
-        self._timing = timing
-        self._runs: dict[RunId, LiveRun] = {}
+        """`run_bell` rings when a run has changed, a client's bell when what it holds or may do has changed."""
+        self._store, self._blobs, self._scratch = store, blobs, scratch
+        self._clock, self._timing, self._fail_stop = clock, timing, fail_stop
+        self._runs, self._sessions, self._leases = runs, sessions, leases
+        self._manifests, self._retention, self._troubles = manifests, retention, troubles
+        self._run_bell, self._client_bells = run_bell, client_bells
         self._wake = Bell()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._averaging: dict[RunId, asyncio.Task[None]] = {}
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
 
     # Life
 
     async def start(self) -> None:
-        """Recovers every run from its log and goes on where it stopped."""
-        self._started_s = self.clock.now_s()
-        for record in await self.store.runs():
-            run, pending = await recover(self.store, record)
-            self._runs[run.id] = run
+        """Recovers every run from its log and continues it where it stopped."""
+        self._started_s = self._clock.now_s()
+        for record in await self._store.runs():
+            run, pending = await recover(self._store, record)
+            self._runs.add(run)
             if run.is_over:
                 continue
-            await self.dispatch(run, ev.CoordinatorStarted(self.clock.now_s()))
+            await self.dispatch(run, ev.CoordinatorStarted(self._clock.now_s()))
             self._reconcile(run)
             if pending is not None:
                 self._average(run, pending)
             log.info("run.recovered", run=run.id, phase=run.state.phase, round=run.state.round, events=run.sequence)
         self._spawn(self._drive())
-        self._spawn(self._collect())  # what was left by a stop between a round's end and its collection
+        self._spawn(self._collect())  # a stop between a round's end and its collection leaves blobs
 
     def drain(self) -> None:
-        """Lets every held call answer now: the process is about to stop."""
-        self.draining = True
-        self.bell.ring()
-        self.client_bells.ring_all()
+        """Makes every held call answer now, because the process is about to stop."""
+        self._run_bell.close()
+        self._client_bells.close()
 
     async def stop(self) -> None:
-        """Stops the loop; what is durable stays as it is."""
+        """Stops the loop. The durable state stays as it is."""
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -123,18 +132,18 @@ class Coordinator:
         return task
 
     async def _drive(self) -> None:
-        """Time and presence become events; once a tick, and at once when something changed."""
+        """Turns time and presence into events, once a tick and at once when something has changed."""
         while True:
             heard = self._wake.rings
-            for run in self.runs():
+            for run in self._runs.all():
                 try:
                     await self.advance(run)
                 except PluralError as error:
-                    self._trouble(run, error)
+                    self._note_trouble(run, error)
                 except Exception as error:
                     log.exception("run.broken", run=run.id)
-                    self._trouble(run, error)
-            sleep = asyncio.ensure_future(self.clock.sleep(self._timing.tick_s))
+                    self._note_trouble(run, error)
+            sleep = asyncio.ensure_future(self._clock.sleep(self._timing.tick_s))
             ring = asyncio.ensure_future(self._wake.wait(heard, 3600))
             try:
                 await asyncio.wait([sleep, ring], return_when=asyncio.FIRST_COMPLETED)
@@ -143,38 +152,31 @@ class Coordinator:
                 ring.cancel()
 
     def wake(self) -> None:
-        """Someone came, went or delivered: look at once."""
+        """Makes the loop look at once: a client has come, gone or delivered."""
         self._wake.ring()
 
     # Runs
 
-    def runs(self) -> tuple[LiveRun, ...]:
-        """Oldest first."""
-        return tuple(self._runs.values())
-
-    def run(self, name: str) -> LiveRun:
-        """Raises NotFound."""
-        if (run := self._runs.get(RunId(name))) is None:
-            raise NotFound(what="run", name=name)
-        return run
-
     @unbroken
     async def create_run(self, run_id: str, spec_json: bytes) -> LiveRun:
-        """Makes version 0 and the run. Repeatable. Raises InvalidArgument, InvalidSpec, SpecMismatch, NotFound, StorageFull."""
+        """Makes version 0 and the run; returns the existing run if it has the same spec.
+
+        Raises InvalidArgument, InvalidSpec, SpecMismatch, NotFound, StorageFull.
+        """
         if not is_id(run_id):
             raise InvalidArgument(field="run_id", problem=f"is {run_id!r}, allowed: {ID_HELP}")
         spec = parse_spec(spec_json, f"of run {run_id}")
         async with self._creating:
-            if (known := self._runs.get(RunId(run_id))) is not None:
-                if known.record.spec_sha256 != spec.sha256():
-                    raise SpecMismatch(run=run_id, asked=spec.sha256()[:12], stored=known.record.spec_sha256[:12])
-                return known
-            sources = {run.id: run for run in self.runs()}
-            async with self.retention.storing():
+            if (existing := self._runs.find(run_id)) is not None:
+                if existing.record.spec_sha256 != spec.sha256():
+                    raise SpecMismatch(run=run_id, asked=spec.sha256()[:12], stored=existing.record.spec_sha256[:12])
+                return existing
+            sources = {run.id: run for run in self._runs.all()}
+            async with self._retention.storing():
                 run = await make_run(
-                    self.store, self.blobs, self._scratch, sources, RunId(run_id), spec, self.clock.now_s()
+                    self._store, self._blobs, self._scratch, sources, RunId(run_id), spec, self._clock.now_s()
                 )
-            self._runs[run.id] = run
+            self._runs.add(run)
         log.info(
             "run.created",
             run=run.id,
@@ -182,17 +184,17 @@ class Coordinator:
             model=run.first.digest,
             parameters=run.layout.values,
         )
-        self.bell.ring()
+        self._run_bell.ring()
         return run
 
     @unbroken
     async def dispatch(self, run: LiveRun, event: ev.Event) -> None:
-        """One event: decided, durable, then its effects begin. Raises what the machine refuses."""
+        """Decides an event, makes it durable, then starts its effects. Raises what the machine refuses."""
         was_over = run.is_over
-        effects = await run.dispatch(self.store, event)
+        effects = await run.dispatch(self._store, event)
         if effects is None:
             return
-        run.trouble = ""
+        self._troubles.clear(run.id)
         self._log_change(run, event, effects)
         self._reconcile(run)
         for effect in effects:
@@ -202,14 +204,14 @@ class Coordinator:
         if has_ended or any(isinstance(effect, ev.Publish | ev.Abandon) for effect in effects):
             self._spawn(self._collect())
         if has_ended:
-            for session in self.sessions.live(self.clock.now_s()):
+            for session in self._sessions.live(self._clock.now_s()):
                 if run.spec.groups.role_of(session.group, session.role) is not None:
-                    self.client_bells.ring(session.client)
-        self.bell.ring()
+                    self._client_bells.ring(session.client)
+        self._run_bell.ring()
         self.wake()
 
     async def advance(self, run: LiveRun) -> None:
-        """Feeds the machine what time and presence say, until nothing changes."""
+        """Feeds the observations of time and presence to the machine until nothing changes."""
         for _ in range(MAX_STEPS_AT_ONCE):
             before = run.sequence
             for event in self._observations(run):
@@ -220,46 +222,52 @@ class Coordinator:
     def _observations(self, run: LiveRun) -> tuple[ev.Event, ...]:
         if run.state.phase in (Phase.CREATED, Phase.ENDED):
             return ()
-        now_s = self.clock.now_s()
-        found: list[ev.Event] = []
-        for client in self.leases.expired(run.id, now_s):
+        now_s = self._clock.now_s()
+        losses: list[ev.Event] = []
+        for client in self._leases.expired(run.id, now_s):
             self.release(client)
-            found.append(
+            losses.append(
                 ev.PlaceLost(
-                    now_s, client, f"lease expired after {self.leases.duration_s:g} s of silence", permanent=False
+                    now_s, client, f"lease expired after {self._leases.duration_s:g} s of silence", permanent=False
                 )
             )
-        live = {session.client: session for session in self.sessions.live(now_s)}
-        if now_s >= self._started_s + self.leases.duration_s:  # after a restart clients get the time to come back
+        live = {session.client: session for session in self._sessions.live(now_s)}
+        if now_s >= self._started_s + self._leases.duration_s:  # after a restart clients have this time to reconnect
             for client in run.state.roster:
-                if client not in live and self.leases.of(client) is None:
-                    found.append(ev.PlaceLost(now_s, client, "disconnected", permanent=False))
-        idle = [session for session in live.values() if self.leases.of(session.client) is None]
+                if client not in live and self._leases.of(client) is None:
+                    losses.append(ev.PlaceLost(now_s, client, "disconnected", permanent=False))
+        idle = [session for session in live.values() if self._leases.of(session.client) is None]
         trainers = tuple(s.client for s in idle if run.spec.groups.role_of(s.group, s.role) is GroupRole.TRAIN)
         held_out = tuple(s.client for s in idle if run.spec.groups.role_of(s.group, s.role) is GroupRole.HELD_OUT)
-        return (*found, ev.ClientsSeen(now_s, trainers, held_out), ev.ClockTicked(now_s))
+        return (*losses, ev.ClientsSeen(now_s, trainers, held_out), ev.ClockTicked(now_s))
 
     def _reconcile(self, run: LiveRun) -> None:
-        """Leases follow the machine: whoever has a place has one, whoever lost it has none."""
+        """Makes the leases follow the machine: a client with a slot has a lease, a client without a slot has none."""
         active = set(run.state.active) if run.state.phase in (Phase.COLLECTING, Phase.EVALUATING) else set()
-        for client, lease in self.leases.held_in(run.id).items():
+        for client, lease in self._leases.held_in(run.id).items():
             if client not in active or lease.task != run.task_name(client):
                 self.release(client)
         for client in active:
-            if self.leases.of(client) is None:
-                self.leases.grant(client, run.id, run.task_name(client), self.clock.now_s())
-                self.client_bells.ring(client)
+            if self._leases.of(client) is None:
+                self._leases.grant(client, run.id, run.task_name(client), self._clock.now_s())
+                self._client_bells.ring(client)
 
     def release(self, client: ClientId) -> None:
-        """Takes a client's lease back; its held poll hears of it."""
-        self.leases.release(client)
-        self.client_bells.ring(client)
+        """Takes a client's lease back and wakes its held poll."""
+        self._leases.release(client)
+        self._client_bells.ring(client)
 
     # Averaging
 
     def _average(self, run: LiveRun, effect: ev.Average) -> None:
-        if run.averaging is None or run.averaging.done():
-            run.averaging = self._spawn(self._average_until_done(run, effect))
+        averaging = self._averaging.get(run.id)
+        if averaging is None or averaging.done():
+            self._averaging[run.id] = self._spawn(self._average_until_done(run, effect))
+
+    async def until_averaged(self, run: LiveRun) -> None:
+        """Waits until the averaging of this run that is under way, if any, has ended."""
+        if (averaging := self._averaging.get(run.id)) is not None:
+            await asyncio.shield(averaging)
 
     async def _average_until_done(self, run: LiveRun, effect: ev.Average) -> None:
         while run.state.phase is Phase.AGGREGATING and run.state.round == effect.round:
@@ -268,11 +276,11 @@ class Coordinator:
                     await self._make_next_version(run, effect)
                 except (BaseLost, UpdateLost) as error:
                     await self._abandon_averaging(run, effect, error)
-            except RoundClosed:  # the run was ended meanwhile: nothing names what was stored
+            except RoundClosed:  # the run has ended meanwhile, so nothing names the stored blobs
                 await self._collect()
             except (Broken, NotFound, StorageFull, OSError) as error:
-                self._trouble(run, error)
-                await self.clock.sleep(RETRY_S)
+                self._note_trouble(run, error)
+                await self._clock.sleep(RETRY_S)
 
     async def _make_next_version(self, run: LiveRun, effect: ev.Average) -> None:
         """Writes and stores the next version with the optimizer's moments, then records it.
@@ -282,28 +290,28 @@ class Coordinator:
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         trace = round_context(trace_key(run.record, effect.round))
         with AGGREGATION_SECONDS.time(), span("average", trace, updates=len(effect.receipts)):
-            drafts = await write_next(self.blobs, run.spec, run.newest, effect.receipts, effect.weights, draft)
-        self.manifests.keep(drafts[0].manifest)
+            drafts = await write_next(self._blobs, run.spec, run.newest, effect.receipts, effect.weights, draft)
+        self._manifests.keep(drafts[0].manifest)
         with span("publish", trace):
-            async with self.retention.storing():
-                for found in drafts:
-                    await self.blobs.put(found.manifest.digest, found.path)
-                digest, *moments = [found.manifest.digest for found in drafts]
-                averaged = ev.ModelAveraged(self.clock.now_s(), effect.round, digest, tuple(moments))
+            async with self._retention.storing():
+                for made in drafts:
+                    await self._blobs.put(made.manifest.digest, made.path)
+                digest, *moments = [made.manifest.digest for made in drafts]
+                averaged = ev.ModelAveraged(self._clock.now_s(), effect.round, digest, tuple(moments))
                 await self.dispatch(run, averaged)
 
     async def _abandon_averaging(self, run: LiveRun, effect: ev.Average, error: BaseLost | UpdateLost) -> None:
         log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
-        failed = ev.AveragingFailed(self.clock.now_s(), effect.round, str(error), isinstance(error, BaseLost))
+        failed = ev.AveragingFailed(self._clock.now_s(), effect.round, str(error), isinstance(error, BaseLost))
         await self.dispatch(run, failed)
 
     async def _collect(self) -> None:
-        """What is not collected now is with the next round."""
+        """Deletes the blobs that nothing needs. After a failure the end of the next round tries again."""
         try:
-            await self.retention.collect({run.id for run in self.runs() if run.is_over})
+            await self._retention.collect({run.id for run in self._runs.all() if run.is_over})
         except (PluralError, OSError) as error:
-            found = self.fail_stop.disk_failure(error) or error
-            log.warning("blobs.not_collected", problem=str(found))
+            error = self._fail_stop.disk_failure(error) or error
+            log.warning("blobs.not_collected", problem=str(error))
 
     # Clients
 
@@ -318,33 +326,27 @@ class Coordinator:
             created_s=session.last_seen_s,
             last_seen_s=session.last_seen_s,
         )
-        await self.store.save_client(member)
-        self.sessions.open(session)
-        self.client_bells.ring(session.client)  # an older instance hears that it was replaced
+        await self._store.save_client(member)
+        self._sessions.open(session)
+        self._client_bells.ring(session.client)  # the poll of an older instance answers that it was replaced
         log.info("client.connected", client=session.client, group=session.group, role=session.role)
-        for run in self.runs():
+        for run in self._runs.all():
             if not run.is_over and run.state.is_excluded(session.client):
-                await self.dispatch(run, ev.ClientReturned(self.clock.now_s(), session.client))
+                await self.dispatch(run, ev.ClientReturned(self._clock.now_s(), session.client))
         self.wake()
 
     async def remove_client(self, client: ClientId) -> None:
-        """A revoked member: out of every run at once, and what it has delivered does not count unless averaging has begun."""
-        self.sessions.close(client)
-        self.client_bells.ring(client)  # its held poll is answered
-        for run in self.runs():
+        """Removes a revoked member from every run. Its update to an open round does not count, unless averaging has begun."""
+        self._sessions.close(client)
+        self._client_bells.ring(client)  # its held poll is answered
+        for run in self._runs.all():
             if not run.is_over:
-                await self.dispatch(run, ev.MemberRevoked(self.clock.now_s(), client))
+                await self.dispatch(run, ev.MemberRevoked(self._clock.now_s(), client))
 
-    def held_run(self, task: TaskName) -> LiveRun | None:
-        """The run of a task that its client holds under a lease; None if the client does not hold it."""
-        lease = self.leases.of(task.client)
-        return self._runs.get(lease.run) if lease is not None and lease.task == task else None
-
-    def _trouble(self, run: LiveRun, error: Exception) -> None:
-        error = self.fail_stop.disk_failure(error) or error
-        if run.trouble != str(error):
+    def _note_trouble(self, run: LiveRun, error: Exception) -> None:
+        error = self._fail_stop.disk_failure(error) or error
+        if self._troubles.note(run.id, str(error)):
             log.error("run.in_trouble", run=run.id, problem=str(error))
-        run.trouble = str(error)
 
     def _log_change(self, run: LiveRun, event: ev.Event, effects: tuple[ev.Effect, ...]) -> None:
         facts = ev.event_to_facts(event)

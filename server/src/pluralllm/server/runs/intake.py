@@ -1,4 +1,4 @@
-"""How an update comes in: announced, received in chunks, checked as a whole, made durable, acknowledged.
+"""Takes updates in: an update is announced, received in chunks, checked as a whole, made durable, acknowledged.
 
 Order for an update: chunks verified one by one -> whole file verified -> fsync, rename,
 fsync(dir) -> one transaction -> answer.
@@ -24,18 +24,26 @@ from pluralllm.common.errors.tree import (
     WrongLayout,
 )
 from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
+from pluralllm.common.process.clock import Clock
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.words.ids import ClientId, Digest
 from pluralllm.common.words.names import TaskName
 from pluralllm.server.aggregation.reward_files import check_rewards
 from pluralllm.server.aggregation.update_files import check_update
 from pluralllm.server.process.cancellation import shielded
+from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.coordinator import Coordinator
+from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.uploads import Uploads
-from pluralllm.server.storage.store import ReceiptRecord
+from pluralllm.server.storage.blobs import Blobs
+from pluralllm.server.storage.retention import Retention
+from pluralllm.server.storage.store import ReceiptRecord, Store
 
 log = structlog.get_logger()
 
@@ -53,7 +61,7 @@ def parse_task(name: str, caller: ClientId) -> TaskName:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What BeginUpdate said of an update that is on its way."""
+    """An update that BeginUpdate has announced."""
 
     manifest: Manifest
     examples: int
@@ -63,9 +71,25 @@ class Announced:
 class Intake:
     """Owns the uploads under way. Announcements are not durable: after a restart the client announces again."""
 
-    def __init__(self, coordinator: Coordinator, uploads: Uploads) -> None:
-        self._coordinator = coordinator
-        self._uploads = uploads
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        runs: Runs,
+        store: Store,
+        blobs: Blobs,
+        retention: Retention,
+        uploads: Uploads,
+        leases: Leases,
+        clock: Clock,
+        traffic: Traffic,
+        run_bell: Bell,
+        fail_stop: FailStop,
+    ) -> None:
+        self._coordinator, self._runs = coordinator, runs
+        self._store, self._blobs, self._retention, self._uploads = store, blobs, retention, uploads
+        self._leases, self._clock, self._traffic = leases, clock, traffic
+        self._run_bell, self._fail_stop = run_bell, fail_stop
         self._announced: dict[TaskName, Announced] = {}
         self._committing: dict[TaskName, asyncio.Task[ReceiptRecord]] = {}
 
@@ -78,39 +102,39 @@ class Intake:
         examples: int,
         metrics: Mapping[str, float],
     ) -> ReceiptRecord | frozenset[int]:
-        """The chunks still missing, or the receipt if the update is committed. Repeatable."""
-        run = self._coordinator.run(task.run)
-        if (known := await self._known(run, task, manifest.digest)) is not None:
-            return known
-        self._check_place(run, task)
+        """Announces an update. Returns the chunks still missing, or the receipt if the update is committed. Repeatable."""
+        run = self._runs.get(task.run)
+        if (receipt_row := await self._receipt(run, task, manifest.digest)) is not None:
+            return receipt_row
+        self._check_slot(run, task)
         try:
             self._check_announcement(run, task, spec_sha256, base_digest, manifest, examples)
             _check_distance(metrics)
         except Refused as error:
-            await self._note(run, task, error)
+            await self._note_refusal(run, task, error)
             raise
-        self._coordinator.leases.renew(task.client, self._coordinator.clock.now_s())
+        self._leases.renew(task.client, self._clock.now_s())
         self._announced[task] = Announced(manifest, examples, metrics)
         return await self._uploads.begin(upload_key(task), manifest)
 
     async def put(self, task: TaskName, digest: str, index: int, data: bytes | memoryview) -> None:
         """Keeps one chunk. Raises LeaseLost, ChunksMissing (announce first), DigestMismatch, OverLimit, StorageFull."""
-        run = self._coordinator.run(task.run)
-        self._check_place(run, task)
+        run = self._runs.get(task.run)
+        self._check_slot(run, task)
         self._announcement(task, digest)
         await self._uploads.put(upload_key(task), index, data)
-        run.received_bytes += len(data)
-        self._coordinator.leases.renew(task.client, self._coordinator.clock.now_s())
+        self._traffic.count_received(run.id, len(data))
+        self._leases.renew(task.client, self._clock.now_s())
 
     async def missing(self, task: TaskName) -> frozenset[int]:
-        """Chunks of an announced update that have not come."""
+        """Chunks of an announced update that have not arrived."""
         return await self._uploads.missing(upload_key(task))
 
     async def commit(self, task: TaskName, digest: str) -> ReceiptRecord:
-        """The receipt, durable. Repeatable for ever. A broken connection does not stop a commit that has begun."""
-        run = self._coordinator.run(task.run)
-        if (known := await self._known(run, task, digest)) is not None:
-            return known
+        """Makes the update durable and returns its receipt. Repeatable for ever. A broken connection does not stop it."""
+        run = self._runs.get(task.run)
+        if (receipt_row := await self._receipt(run, task, digest)) is not None:
+            return receipt_row
         announced = self._announcement(task, digest)
         if (working := self._committing.get(task)) is None:
             working = asyncio.create_task(self._commit(run, task, announced))
@@ -119,62 +143,61 @@ class Intake:
         return await shielded(working)
 
     async def tend(self) -> None:
-        """Drops what is left of uploads whose round is over: at start, and whenever a round ends. Runs until cancelled."""
+        """Drops uploads whose round has ended, at start and whenever a round ends. Runs until cancelled."""
         seen: frozenset[tuple[str, int]] | None = None
         while True:
-            heard = self._coordinator.bell.rings
-            open_runs = [run for run in self._coordinator.runs() if run.state.phase is Phase.COLLECTING]
+            heard = self._run_bell.rings
+            open_runs = [run for run in self._runs.all() if run.state.phase is Phase.COLLECTING]
             open_rounds = frozenset((run.id, run.state.round) for run in open_runs)
             if open_rounds != seen and not self._committing:
                 tasks = {run.task_name(client) for run in open_runs for client in run.state.cohort}
-                self._announced = {task: known for task, known in self._announced.items() if task in tasks}
+                self._announced = {task: announced for task, announced in self._announced.items() if task in tasks}
                 try:
                     await self._uploads.sweep({upload_key(task) for task in tasks})
                     seen = open_rounds
                 except OSError as error:  # tried again before long
-                    found = self._coordinator.fail_stop.disk_failure(error) or error
-                    log.warning("uploads.not_swept", problem=str(found))
-            await self._coordinator.bell.wait(heard, TEND_S)
+                    problem = self._fail_stop.disk_failure(error) or error
+                    log.warning("uploads.not_swept", problem=str(problem))
+            await self._run_bell.wait(heard, TEND_S)
 
     async def _commit(self, run: LiveRun, task: TaskName, announced: Announced) -> ReceiptRecord:
-        coordinator = self._coordinator
         base_version, digest = run.state.version, announced.manifest.digest
-        self._check_place(run, task)
+        self._check_slot(run, task)
         batch = Digest(run.state.rollouts)
         path = await self._uploads.finish(upload_key(task))
         try:
             norm = await asyncio.to_thread(check_update, path, run.update_format, run.spec.aggregation.max_delta_norm)
             distance = announced.metrics.get(BASE_DISTANCE)
-            if run.spec.rewards is not None:  # not the client's to say
-                rollouts = await coordinator.blobs.path(batch)
+            if run.spec.rewards is not None:  # the coordinator computes it itself
+                rollouts = await self._blobs.path(batch)
                 distance = 1 - await asyncio.to_thread(check_rewards, path, rollouts, run.spec.rewards.max_candidates)
             receipt = ev.Receipt(task.client, digest, announced.examples, distance)
-            async with coordinator.retention.storing():
-                await coordinator.blobs.put(digest, path)
-                arrived = ev.UpdateArrived(coordinator.clock.now_s(), task.round, base_version, receipt)
-                await coordinator.dispatch(run, arrived)
+            async with self._retention.storing():
+                await self._blobs.put(digest, path)
+                arrived = ev.UpdateArrived(self._clock.now_s(), task.round, base_version, receipt)
+                await self._coordinator.dispatch(run, arrived)
         except StorageFull:
-            raise  # nothing is wrong with the update: the client commits again when there is space
+            raise  # the update is good: the client commits again when the disk has space
         except Refused as error:
             await self._uploads.drop(upload_key(task))
             self._announced.pop(task, None)
-            await self._note(run, task, error)
+            await self._note_refusal(run, task, error)
             raise
         await self._uploads.drop(upload_key(task))
         self._announced.pop(task, None)
         metrics = {f"metric_{name}": value for name, value in announced.metrics.items()}
         log.info("update.accepted", run=run.id, round=task.round, client=task.client, delta_l2=norm, **metrics)
-        found = await self._known(run, task, digest)
-        if found is None:  # the machine took it as a repetition of what is on record
+        receipt_row = await self._receipt(run, task, digest)
+        if receipt_row is None:  # the machine took it for a repetition of an update on record
             raise RoundClosed(run=run.id, asked=task.round, current=run.state.round)
-        return found
+        return receipt_row
 
-    async def _known(self, run: LiveRun, task: TaskName, digest: str) -> ReceiptRecord | None:
-        """The receipt of this client in this round. Raises AlreadyCommitted if it is another update's."""
-        record = await self._coordinator.store.receipt(run.id, task.round, task.client)
+    async def _receipt(self, run: LiveRun, task: TaskName, digest: str) -> ReceiptRecord | None:
+        """The receipt of this client in this round, or None. Raises AlreadyCommitted if it belongs to another update."""
+        record = await self._store.receipt(run.id, task.round, task.client)
         if record is not None and record.receipt.digest != digest:
             error = AlreadyCommitted(client=task.client, round=task.round, committed=record.receipt.digest)
-            await self._note(run, task, error)
+            await self._note_refusal(run, task, error)
             raise error
         return record
 
@@ -184,8 +207,11 @@ class Intake:
             raise ChunksMissing(missing=1 if announced is None else announced.manifest.chunks)
         return announced
 
-    def _check_place(self, run: LiveRun, task: TaskName) -> None:
-        """While the round is open, a place once given is enough: a lease that ran out does not waste a finished update."""
+    def _check_slot(self, run: LiveRun, task: TaskName) -> None:
+        """Checks that the client has or had a slot in the open round. A lease that ran out does not waste a finished update.
+
+        Raises RoundClosed, LeaseLost.
+        """
         state = run.state
         if state.phase is not Phase.COLLECTING or state.round != task.round:
             raise RoundClosed(run=run.id, asked=task.round, current=state.round)
@@ -199,17 +225,18 @@ class Intake:
             raise SpecMismatch(run=run.id, asked=spec_sha256[:12], stored=run.record.spec_sha256[:12])
         if base_digest != run.base.digest:
             raise WrongBase(asked=base_digest[:12], current=run.base.digest[:12])
-        if manifest.size_bytes != (wanted := run.update_format.size_bytes):
-            problem = f"its size is {manifest.size_bytes} bytes, that of an update of this run {wanted}"
+        if manifest.size_bytes != (expected_bytes := run.update_format.size_bytes):
+            problem = f"its size is {manifest.size_bytes} bytes, that of an update of this run {expected_bytes}"
             raise WrongLayout(problem=problem)
-        known = run.examples.get(task.client)
-        if examples < 1 or (known is not None and examples != known):
-            allowed = "at least 1" if known is None else f"{known} as in this client's first update of the run"
+        first_examples = run.examples.get(task.client)
+        if examples < 1 or (first_examples is not None and examples != first_examples):
+            first = f"{first_examples} as in this client's first update of the run"
+            allowed = "at least 1" if first_examples is None else first
             raise InvalidArgument(field="examples", problem=f"is {examples}, must be {allowed}")
 
-    async def _note(self, run: LiveRun, task: TaskName, error: Refused) -> None:
+    async def _note_refusal(self, run: LiveRun, task: TaskName, error: Refused) -> None:
         """Makes a refusal visible in the run's status and log."""
-        now_s = self._coordinator.clock.now_s()
+        now_s = self._clock.now_s()
         log.warning("update.refused", run=run.id, round=task.round, client=task.client, reason=error.reason)
         await self._coordinator.dispatch(
             run, ev.UpdateRefused(now_s, task.round, task.client, error.reason, str(error))
@@ -224,5 +251,5 @@ def _check_distance(metrics: Mapping[str, float]) -> None:
 
 
 def upload_key(task: TaskName) -> str:
-    """A file name for one client's upload in one round."""
+    """The file name of one client's upload in one round."""
     return f"{task.run}.{task.round}.{task.client}"

@@ -1,4 +1,4 @@
-"""Who holds which task, and until when: liveness, kept apart from the round machine. Time comes as an argument."""
+"""The task that each client holds and the time until which it holds it. Time comes as an argument."""
 
 from dataclasses import dataclass, replace
 
@@ -8,24 +8,32 @@ from pluralllm.common.words.names import TaskName
 
 @dataclass(frozen=True, slots=True)
 class Lease:
+    """A client's right to work on a task until a time."""
+
     run: RunId
     task: TaskName
     expires_s: float
     granted_s: float
-    fetched: bool = False  # the client has been handed the task
-    stage: str = ""  # what the client says it is doing, for people
+    fetched: bool = False  # the client has received the task
+    stage: str = ""  # the client's report of what it does, for people
     progress: float = 0.0  # 0..1
 
 
 class Leases:
-    """At most one for each client, whatever the number of runs. Not durable: a restart grants them anew."""
+    """At most one lease for each client, over all runs. Leases are not durable: a restart grants them anew."""
 
     def __init__(self, duration_s: float) -> None:
         self.duration_s = duration_s
         self._held: dict[ClientId, Lease] = {}
 
     def of(self, client: ClientId) -> Lease | None:
+        """The client's lease, or None."""
         return self._held.get(client)
+
+    def is_held(self, task: TaskName) -> bool:
+        """True if the task's client holds a lease on it."""
+        lease = self._held.get(task.client)
+        return lease is not None and lease.task == task
 
     def grant(self, client: ClientId, run: RunId, task: TaskName, now_s: float) -> None:
         self._held[client] = Lease(run, task, now_s + self.duration_s, now_s)
@@ -35,7 +43,7 @@ class Leases:
             self._held[client] = replace(lease, expires_s=now_s + self.duration_s)
 
     def note(self, client: ClientId, stage: str, progress: float) -> None:
-        """Keeps what the client says of its task, and that it has it."""
+        """Keeps the client's progress report, which also shows that it has received the task."""
         if (lease := self._held.get(client)) is not None:
             self._held[client] = replace(lease, fetched=True, stage=stage, progress=progress)
 
@@ -50,5 +58,5 @@ class Leases:
         return {client: lease for client, lease in self._held.items() if lease.run == run}
 
     def expired(self, run: RunId, now_s: float) -> tuple[ClientId, ...]:
-        """Clients of a run whose lease is over, sorted."""
+        """Clients of a run whose lease has expired, sorted."""
         return tuple(sorted(client for client, lease in self.held_in(run).items() if now_s >= lease.expires_s))

@@ -1,7 +1,8 @@
-"""One run in memory: its machine state, what the state was built from, and how both are recovered from the log."""
+"""One run in memory: its machine state, the rows it was built from, and the recovery of both from the log."""
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,33 +26,56 @@ from pluralllm.server.storage.store import RoundRecord, RunRecord, Store, Versio
 REPLAY_PAGE = 1000
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come: all that an event may change."""
+
+    state: Run
+    newest: VersionRecord  # row of the current version
+    sequence: int = 0  # of the last event written
+    open_round: RoundRecord | None = None  # row of the open round, or of the last one
+    updated_s: float = 0.0  # time of the last event
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LiveRun:
-    """Owned by the coordinator; only `dispatch` changes state."""
+    """A run of the coordinator. Only `dispatch` changes it: everybody else reads."""
 
     record: RunRecord
     spec: RunSpec
     layout: Layout
-    state: Run
     first: VersionRecord  # row of version 0
-    newest: VersionRecord  # row of the current version
-    sequence: int = 0  # of the last event written
-    open_round: RoundRecord | None = None
-    examples: dict[ClientId, int] = field(default_factory=dict)  # of each client's first update: constant over a run
-    averaging: "asyncio.Task[None] | None" = None
-    updated_s: float = 0.0  # of the last event
-    trouble: str = ""  # what keeps the coordinator itself from going on, for people
-    received_bytes: int = 0  # since this process started
-    sent_bytes: int = 0
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    progress: Progress
+    _examples: dict[ClientId, int] = field(default_factory=dict)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def id(self) -> RunId:
         return self.record.id
 
     @property
+    def state(self) -> Run:
+        """The round machine's state."""
+        return self.progress.state
+
+    @property
+    def newest(self) -> VersionRecord:
+        """The row of the current version."""
+        return self.progress.newest
+
+    @property
+    def sequence(self) -> int:
+        """The number of the last event written."""
+        return self.progress.sequence
+
+    @property
+    def examples(self) -> Mapping[ClientId, int]:
+        """The examples of each client's first update, which stay the same over a run."""
+        return self._examples
+
+    @property
     def update_format(self) -> UpdateFormat:
-        """What an update's file must look like; of a run that asks for rewards, in the open round."""
+        """The form that an update's file must have; in a run that asks for rewards, the form in the open round."""
         layout = self.layout if self.spec.rewards is None else rewards_layout(self.state.candidates)
         return update_format(layout, self.spec.updates.encoding)
 
@@ -64,29 +88,6 @@ class LiveRun:
     def is_over(self) -> bool:
         return self.state.phase is Phase.ENDED
 
-    async def dispatch(self, store: Store, event: ev.Event) -> tuple[ev.Effect, ...] | None:
-        """Feeds one event to the machine; durable when it returns. None if it changes nothing: then nothing is written.
-
-        Raises what the machine refuses or the store fails with.
-        """
-        async with self.lock:
-            before = self.state
-            after, effects = step(self.state, event)
-            if after == before and not effects:
-                return None
-            change = change_of(self.record, after, self.sequence + 1, event, effects, self.open_round, self.newest)
-            await store.apply(change)
-            self.state, self.sequence, self.updated_s = after, change.sequence, event.at_s
-            for round_record in change.rounds:
-                self.open_round = round_record
-            for version in change.versions:
-                self.newest = version
-            for row in change.receipts:
-                self.examples.setdefault(row.receipt.client, row.receipt.examples)
-            note_step(before, after, event, effects)
-            trace_step(self.record, self.open_round, event, effects)
-            return effects
-
     @property
     def work_kind(self) -> TaskKind:
         """The kind of this run's tasks while a round collects updates."""
@@ -97,9 +98,36 @@ class LiveRun:
         kind = TaskKind.EVALUATE if self.state.phase is Phase.EVALUATING else self.work_kind
         return TaskName(self.id, RoundNumber(self.state.round), kind, client)
 
+    async def dispatch(self, store: Store, event: ev.Event) -> tuple[ev.Effect, ...] | None:
+        """Feeds one event to the machine; the event is durable when this returns. None if it changes nothing.
+
+        Raises what the machine refuses or the store fails with.
+        """
+        async with self._lock:
+            before = self.progress
+            state, effects = step(before.state, event)
+            if state == before.state and not effects:
+                return None
+            sequence = before.sequence + 1
+            change = change_of(self.record, state, sequence, event, effects, before.open_round, before.newest)
+            await store.apply(change)
+            progress = Progress(
+                state=state,
+                newest=change.versions[-1] if change.versions else before.newest,
+                sequence=sequence,
+                open_round=change.rounds[-1] if change.rounds else before.open_round,
+                updated_s=event.at_s,
+            )
+            object.__setattr__(self, "progress", progress)  # nothing else in the server may do this: a test looks
+            for row in change.receipts:
+                self._examples.setdefault(row.receipt.client, row.receipt.examples)
+            note_step(before.state, state, event, effects)
+            trace_step(self.record, progress.open_round, event, effects)
+            return effects
+
 
 def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
-    """A run before its first event."""
+    """The state of a run before its first event."""
     return Run(
         id=record.id,
         seed=spec.seed,
@@ -113,11 +141,14 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
 
 
 async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average | None]:
-    """A run from its log, by the same `step`; and the averaging that was under way. Raises Corrupt if spec and hash differ."""
+    """Rebuilds a run from its log with the same `step`; also returns the averaging that was under way.
+
+    Raises Corrupt if the stored spec does not have its hash.
+    """
     spec = parse_spec(record.spec_json, f"of run {record.id}")
-    got = hashlib.sha256(record.spec_json).hexdigest()  # of the bytes: a later release may know more keys
-    if got != record.spec_sha256:
-        raise Corrupt(what=f"the stored spec of run {record.id}", expected=record.spec_sha256, got=got)
+    spec_sha256 = hashlib.sha256(record.spec_json).hexdigest()  # of the bytes: a later release may know more keys
+    if spec_sha256 != record.spec_sha256:
+        raise Corrupt(what=f"the stored spec of run {record.id}", expected=record.spec_sha256, got=spec_sha256)
     versions = await store.versions(record.id)
     state, sequence, pending = first_state(record, spec, versions[0]), 0, None
     updated_s = record.created_s
@@ -126,18 +157,20 @@ async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average 
             state, effects = step(state, ev.event_from_facts(row.kind, dict(row.facts)))
             sequence, updated_s = row.sequence, row.at_s
             pending = next((effect for effect in effects if isinstance(effect, ev.Average)), pending)
-    run = LiveRun(record, spec, layout_for(spec), state, versions[0], versions[-1], sequence, updated_s=updated_s)
-    run.open_round = await store.round(record.id, state.round) if state.round else None
+    open_round = await store.round(record.id, state.round) if state.round else None
+    examples: dict[ClientId, int] = {}
     for version in reversed(versions):
-        run.examples |= {client: examples for client, _, examples in version.updates}
+        examples |= {client: number for client, _, number in version.updates}
     if state.round:
-        for row_ in await store.receipts(record.id, RoundNumber(state.round)):
-            run.examples.setdefault(row_.receipt.client, row_.receipt.examples)
+        for receipt_row in await store.receipts(record.id, RoundNumber(state.round)):
+            examples.setdefault(receipt_row.receipt.client, receipt_row.receipt.examples)
+    progress = Progress(state, versions[-1], sequence, open_round, updated_s)
+    run = LiveRun(record, spec, layout_for(spec), versions[0], progress, examples)
     return run, pending if state.phase is Phase.AGGREGATING else None
 
 
 def write_first_version(draft: Path, spec: RunSpec) -> Manifest:
-    """Version 0: the seed's initial values. Raises StorageFull."""
-    found = parameters(spec.predictor, spec.embedding.dimension)
+    """Writes version 0, the seed's initial values. Raises StorageFull."""
+    tensors = parameters(spec.predictor, spec.embedding.dimension)
     with storage_errors("the first model version"):
-        return write_weights(draft, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in found))
+        return write_weights(draft, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in tensors))

@@ -1,4 +1,4 @@
-"""A run from its spec: version 0, and the records that make both durable."""
+"""Makes a run from its spec: version 0, and the records that make both durable."""
 
 import asyncio
 import uuid
@@ -11,7 +11,7 @@ from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.runs.live_run import LiveRun, first_state, write_first_version
+from pluralllm.server.runs.live_run import LiveRun, Progress, first_state, write_first_version
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.store import RunRecord, Store, VersionRecord
 
@@ -25,7 +25,7 @@ async def make_run(
     spec: RunSpec,
     now_s: float,
 ) -> LiveRun:
-    """A run before its first event, on record. Version 0 of a run that asks for rewards is a version of one of `sources`.
+    """Makes a run and puts it on record. Version 0 of a run that asks for rewards is a version of one of `sources`.
 
     No blob may be collected meanwhile. Raises InvalidSpec, NotFound, StorageFull, StoreFailed.
     """
@@ -36,7 +36,8 @@ async def make_run(
     record = RunRecord(run_id, spec.canonical_json(), spec.sha256(), now_s)
     first = VersionRecord(run_id, ModelVersion(0), RoundNumber(0), digest, spec.sha256(), "", (), now_s)
     await store.create_run(record, first)
-    return LiveRun(record, spec, layout_for(spec), first_state(record, spec, first), first, first, updated_s=now_s)
+    progress = Progress(first_state(record, spec, first), first, updated_s=now_s)
+    return LiveRun(record, spec, layout_for(spec), first, progress)
 
 
 async def _first_values(blobs: Blobs, scratch: Path, run_id: RunId, spec: RunSpec) -> Digest:
@@ -47,7 +48,7 @@ async def _first_values(blobs: Blobs, scratch: Path, run_id: RunId, spec: RunSpe
 
 
 async def _source_of(store: Store, sources: Mapping[RunId, LiveRun], spec: RunSpec, rewards: RewardRun) -> Digest:
-    """The version a reward run scores with: one of this coordinator's, with the predictor and embedding that the spec says."""
+    """The version that a reward run scores with. It is one of this coordinator's, with the spec's predictor and embedding."""
     source = ModelName.parse(rewards.source)
     run = sources.get(source.run)
     version = None
@@ -57,15 +58,15 @@ async def _source_of(store: Store, sources: Mapping[RunId, LiveRun], spec: RunSp
         raise NotFound(what="model version", name=rewards.source)
     problems = [
         f"  {part}: is not that of run {source.run}, whose model is to be used"
-        for part, mine, its in (
+        for part, here, there in (
             ("predictor", spec.predictor, run.spec.predictor),
             ("embedding", spec.embedding, run.spec.embedding),
         )
-        if mine != its
+        if here != there
     ]
     if version.digest != rewards.model_digest:
-        given, wanted = rewards.model_digest[:12], version.digest[:12]
-        problems.append(f"  rewards.model_digest: is {given}, that of {rewards.source} is {wanted}")
+        named, actual = rewards.model_digest[:12], version.digest[:12]
+        problems.append(f"  rewards.model_digest: is {named}, that of {rewards.source} is {actual}")
     if run.spec.rewards is not None:
         problems.append(f"  rewards.source: run {source.run} has rewards for versions; name the run they came from")
     if problems:

@@ -1,4 +1,4 @@
-"""A run as people look at it: who is in, who is late and why, what happens next. Pure."""
+"""A run for people: its participants, who is late and why, and what happens next. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,17 @@ from enum import StrEnum
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.state import Phase, Run
-from pluralllm.server.runs.leases import Lease, Leases
+from pluralllm.server.runs.leases import Lease
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.sessions import Session, Sessions
+from pluralllm.server.runs.sessions import Session
 from pluralllm.server.storage.store import ClientRecord, EvaluationRecord
 
 LATE_AFTER = 0.5  # of the phase's time
 
 
 class ParticipantState(StrEnum):
+    """A client's part in the open round or evaluation."""
+
     ASSIGNED = "assigned"
     WORKING = "working"
     DONE = "done"
@@ -25,6 +27,8 @@ class ParticipantState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Participant:
+    """One client in a run, for people."""
+
     client: ClientId
     group: str
     role: GroupRole
@@ -35,20 +39,8 @@ class Participant:
     stage: str
 
 
-def at_a_glance(
-    run: LiveRun, members: Sequence[ClientRecord], sessions: Sessions, leases: Leases, now_s: float
-) -> tuple[tuple[Participant, ...], str]:
-    """Everyone who takes part in the run, and what happens next."""
-    of_sessions = {m.client: session for m in members if (session := sessions.get(m.client)) is not None}
-    of_leases = {m.client: lease for m in members if (lease := leases.of(m.client)) is not None}
-    people = participants(run, members, of_sessions, of_leases, now_s)
-    idle = [session for session in sessions.live(now_s) if session.client not in of_leases]
-    trainers = sum(run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN for session in idle)
-    return people, what_next(run, trainers, now_s)
-
-
 def ended_evaluations(run: LiveRun, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
-    """Without those of a version that is still being evaluated: half of the groups make no fairness index."""
+    """The records of versions whose evaluation has ended: half of the groups make no fairness index."""
     ended = -1 if run.state.evaluated is None else run.state.evaluated
     return [record for record in records if record.score.version <= ended]
 
@@ -60,8 +52,8 @@ def participants(
     leases: Mapping[ClientId, Lease],
     now_s: float,
 ) -> tuple[Participant, ...]:
-    """Everyone who takes part in the run, sorted by client."""
-    found = []
+    """Every client that takes part in the run, sorted by client."""
+    people = []
     for member in members:
         session = sessions.get(member.client)
         role = run.spec.groups.role_of(member.group, member.role)
@@ -70,7 +62,7 @@ def participants(
         lease = leases.get(member.client)
         lease = lease if lease is not None and lease.run == run.id else None
         state = _state(run.state, member.client, lease)
-        found.append(
+        people.append(
             Participant(
                 client=member.client,
                 group=member.group,
@@ -82,7 +74,7 @@ def participants(
                 stage=lease.stage if lease is not None else "",
             )
         )
-    return tuple(found)
+    return tuple(people)
 
 
 def _state(state: Run, client: ClientId, lease: Lease | None) -> ParticipantState:
@@ -103,7 +95,7 @@ def _reason(
         return losses[-1].reason if losses else ""
     live = session is not None and session.is_live(now_s)
     if state is ParticipantState.ASSIGNED and not live:
-        return "has a place, is not connected"
+        return "has a slot, is not connected"
     if state is ParticipantState.WORKING and not live and session is not None:
         return f"silent for {now_s - session.last_seen_s:.0f} s"
     if state is ParticipantState.WORKING and lease is not None and run.deadline_s is not None:
@@ -115,11 +107,11 @@ def _reason(
     return ""
 
 
-def what_next(run: LiveRun, idle_trainers: int, now_s: float) -> str:
-    """One sentence for the bottom of a status screen."""
+def what_next(run: LiveRun, trouble: str, idle_trainers: int, now_s: float) -> str:
+    """One sentence for people that names the next step of the run."""
     state, policy = run.state, run.state.policy
-    if run.trouble:
-        return f"stuck: {run.trouble} Tried again every few seconds."
+    if trouble:
+        return f"stuck: {trouble} Tried again every few seconds."
     match state.phase:
         case Phase.CREATED:
             return f"an operator starts it: pluralllm run start {run.id}"
@@ -128,10 +120,10 @@ def what_next(run: LiveRun, idle_trainers: int, now_s: float) -> str:
         case Phase.WAITING if state.rewards is not None:
             return f"round {state.round + 1} starts with the next batch of rollouts that is asked for"
         case Phase.WAITING:
-            wanted = policy.target_clients if state.gathered_s is None else policy.min_clients
+            least = policy.target_clients if state.gathered_s is None else policy.min_clients
             until = "" if state.gathered_s is None else f", or in {_left(state.gathered_s + policy.gather_s, now_s)}"
             what = "evaluation of version 0" if state.evaluated is None else f"round {state.round + 1}"
-            now = f"{idle_trainers} now, at least {wanted}{until}"
+            now = f"{idle_trainers} now, at least {least}{until}"
             return f"{what} starts with {policy.target_clients} idle training clients ({now})"
         case Phase.COLLECTING:
             have = f"{len(state.receipts)} of {state.slots} updates"
@@ -156,7 +148,7 @@ def _left(until_s: float | None, now_s: float) -> str:
 
 
 def why_waiting(run: LiveRun, client: ClientId) -> str:
-    """Why an idle client has nothing to do in this run."""
+    """The reason why an idle client has nothing to do in this run."""
     state = run.state
     if state.is_excluded(client):
         loss = next(loss for loss in state.excluded if loss.client == client)
@@ -171,6 +163,6 @@ def why_waiting(run: LiveRun, client: ClientId) -> str:
         case Phase.WAITING:
             return f"{run.id}: waiting for {state.policy.target_clients} training clients"
         case Phase.COLLECTING | Phase.AGGREGATING:
-            return f"{run.id}: round {state.round} is under way, the next one may have a place"
+            return f"{run.id}: round {state.round} is under way, the next one may have a slot"
         case _:
             return f"{run.id}: evaluation of version {state.version}"

@@ -1,0 +1,129 @@
+"""Holds the clients' polls until there is something to report to them, or to the end of their time."""
+
+import asyncio
+
+from pluralllm.common.errors.tree import SessionReplaced, StaleSession
+from pluralllm.common.process.clock import Clock
+from pluralllm.common.process.tracing import traceparent
+from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
+from pluralllm.common.words.ids import ClientId, RoundNumber
+from pluralllm.common.words.names import TaskKind
+from pluralllm.server.rounds.cohort import task_seed
+from pluralllm.server.rpc.messages import OUTCOMES, duration
+from pluralllm.server.runs.bell import ClientBells
+from pluralllm.server.runs.coordinator import Coordinator
+from pluralllm.server.runs.leases import Leases
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.round_traces import trace_key
+from pluralllm.server.runs.sessions import Session, Sessions
+from pluralllm.server.runs.what_now import DoTask, RunOver, Wait, reason_to_wait, spread_of, what_now
+from pluralllm.v1 import federation_pb2 as pb
+
+TASK_KINDS = {
+    TaskKind.TRAIN: pb.TASK_KIND_TRAIN,
+    TaskKind.EVALUATE: pb.TASK_KIND_EVALUATE,
+    TaskKind.REWARD: pb.TASK_KIND_REWARD,
+}
+
+
+class Polls:
+    """Answers Poll. `generation` is that of this process: a client with another one has to say Hello again."""
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        runs: Runs,
+        sessions: Sessions,
+        leases: Leases,
+        client_bells: ClientBells,
+        clock: Clock,
+        generation: str,
+        hold_s: float,
+    ) -> None:
+        """`hold_s` is the longest time that a poll is held."""
+        self._coordinator, self._runs, self._sessions, self._leases = coordinator, runs, sessions, leases
+        self._client_bells, self._clock = client_bells, clock
+        self.generation, self.hold_s = generation, hold_s
+
+    async def answer(self, request: pb.PollRequest, client: ClientId) -> pb.PollResponse:
+        """Returns the answer when there is one. Raises StaleSession, SessionReplaced."""
+        if not PROTOCOL_MIN <= request.protocol <= PROTOCOL_MAX:
+            return pb.PollResponse(upgrade=pb.Upgrade(protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX)))
+        if request.generation != self.generation:
+            raise StaleSession(client=client)
+        session = self._sessions.check(client, request.instance_id)
+        hold_s = min(self.hold_s, max(0.0, request.hold.seconds + request.hold.nanos / 1e9))
+        if not session.is_live(self._clock.now_s()):
+            self._coordinator.wake()  # a silent client has come back
+        session.polls_open += 1
+        try:
+            return await self._hold(request, session, hold_s)
+        finally:
+            session.polls_open -= 1
+            session.last_seen_s = self._clock.now_s()
+
+    async def _hold(self, request: pb.PollRequest, session: Session, hold_s: float) -> pb.PollResponse:
+        loop, bell = asyncio.get_running_loop(), self._client_bells.of(session.client)
+        until_s = loop.time() + hold_s
+        while True:
+            heard = bell.rings
+            newest = self._sessions.get(session.client)
+            if newest is not session:
+                leaf = StaleSession if newest is None else SessionReplaced
+                raise leaf(client=session.client)
+            session.last_seen_s = self._clock.now_s()
+            self._leases.renew(session.client, session.last_seen_s)
+            left_s = 0.0 if bell.closed else until_s - loop.time()
+            if (response := self._look(request, session, stopping=bell.closed, is_last=left_s <= 0)) is not None:
+                return response
+            await bell.wait(heard, min(left_s, self._leases.duration_s / 3))
+
+    def _look(
+        self, request: pb.PollRequest, session: Session, *, stopping: bool, is_last: bool
+    ) -> pb.PollResponse | None:
+        """The answer now, or None to hold the poll on."""
+        ended = [run.id for run in self._runs.all() if run.is_over and run.id in request.following]
+        lease = self._leases.of(session.client)
+        leased = None if lease is None else lease.task
+        spread = spread_of(session.client, session.last_seen_s)
+        match what_now(ended, leased, request.held_task, spread, is_last=is_last):
+            case RunOver(run):
+                return pb.PollResponse(run_over=run_over_message(self._runs.get(run)))
+            case DoTask(task):
+                self._leases.mark_fetched(session.client)
+                return pb.PollResponse(task=self._task(self._runs.get(task.run), session.client))
+            case Wait(after_s):
+                reason = reason_to_wait(session, request.held_task, self._runs.all(), stopping=stopping)
+                return pb.PollResponse(wait=pb.Wait(after=duration(after_s), reason=reason))
+            case None:
+                return None
+
+    def _task(self, run: LiveRun, client: ClientId) -> pb.Task:
+        state, name = run.state, run.task_name(client)
+        return pb.Task(
+            name=str(name),
+            run=run.id,
+            kind=TASK_KINDS[name.kind],
+            round=state.round,
+            spec_sha256=run.record.spec_sha256,
+            base_version=run.base.version,
+            base_digest=run.base.digest,
+            base_record_sha256=run.base.record_sha256,
+            cohort_size=len(state.cohort),
+            seed=task_seed(state.seed, RoundNumber(state.round), client),
+            lease=duration(self._leases.duration_s),
+            traceparent=traceparent(trace_key(run.record, state.round)),
+        )
+
+
+def run_over_message(run: LiveRun) -> pb.RunOver:
+    state = run.state
+    return pb.RunOver(
+        run=run.id,
+        outcome=OUTCOMES[state.outcome],
+        reason=state.reason,
+        version=state.version,
+        version_digest=state.model_digest,
+    )

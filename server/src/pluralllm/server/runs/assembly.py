@@ -1,0 +1,87 @@
+"""Makes the coordinator's loop and the objects that it shares with the answering rooms, each of them once."""
+
+import secrets
+from pathlib import Path
+
+from pluralllm.common.process.clock import Clock
+from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.runs.bell import Bell, ClientBells
+from pluralllm.server.runs.coordinator import Coordinator, Timing
+from pluralllm.server.runs.intake import Intake
+from pluralllm.server.runs.leases import Leases
+from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.reward_queue import RewardQueue
+from pluralllm.server.runs.sessions import Sessions
+from pluralllm.server.runs.status import Status
+from pluralllm.server.runs.traffic import Traffic
+from pluralllm.server.runs.troubles import Troubles
+from pluralllm.server.runs.uploads import Uploads
+from pluralllm.server.storage.blobs import Blobs
+from pluralllm.server.storage.manifests import Manifests
+from pluralllm.server.storage.model_reader import ModelReader
+from pluralllm.server.storage.retention import Retention
+from pluralllm.server.storage.store import Store
+
+
+class Assembly:
+    """Belongs to the composition root, which gives each room what the room uses. No room holds it; a test looks."""
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        clock: Clock,
+        fail_stop: FailStop,
+        timing: Timing,
+        *,
+        scratch: Path,
+        uploads: Uploads,
+        poll_hold_s: float,
+    ) -> None:
+        self.store, self.blobs, self.clock = store, blobs, clock
+        self.generation = secrets.token_hex(8)  # clients greet again when it changes
+        self.runs, self.traffic, self.troubles = Runs(), Traffic(), Troubles()
+        self.sessions, self.leases = Sessions(timing.silence_s), Leases(timing.lease_s)
+        self.run_bell, self.client_bells = Bell(), ClientBells()
+        self.manifests, self.retention = Manifests(store, blobs), Retention(store, blobs, timing.keep_updates)
+        self.models = ModelReader(self.manifests, blobs)
+        self.coordinator = Coordinator(
+            store=store,
+            blobs=blobs,
+            scratch=scratch,
+            clock=clock,
+            timing=timing,
+            fail_stop=fail_stop,
+            runs=self.runs,
+            sessions=self.sessions,
+            leases=self.leases,
+            manifests=self.manifests,
+            retention=self.retention,
+            troubles=self.troubles,
+            run_bell=self.run_bell,
+            client_bells=self.client_bells,
+        )
+        self.intake = Intake(
+            coordinator=self.coordinator,
+            runs=self.runs,
+            store=store,
+            blobs=blobs,
+            retention=self.retention,
+            uploads=uploads,
+            leases=self.leases,
+            clock=clock,
+            traffic=self.traffic,
+            run_bell=self.run_bell,
+            fail_stop=fail_stop,
+        )
+        self.rewards = RewardQueue(
+            coordinator=self.coordinator,
+            store=store,
+            blobs=blobs,
+            retention=self.retention,
+            clock=clock,
+            run_bell=self.run_bell,
+            scratch=scratch,
+            hold_s=poll_hold_s,
+        )
+        self.status = Status(store, self.sessions, self.leases, clock, self.troubles, self.traffic)

@@ -1,0 +1,52 @@
+"""The state of a run for people: its participants, the next step, the trouble and the traffic, at one moment."""
+
+from dataclasses import dataclass
+
+from pluralllm.common.process.clock import Clock
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.runs.leases import Leases
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.overview import Participant, participants, what_next
+from pluralllm.server.runs.sessions import Sessions
+from pluralllm.server.runs.traffic import Traffic
+from pluralllm.server.runs.troubles import Troubles
+from pluralllm.server.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One run's status at one moment."""
+
+    at_s: float
+    participants: tuple[Participant, ...]  # sorted by client
+    next: str  # one sentence: what happens next
+    trouble: str  # "" if the coordinator can go on
+    received_bytes: int  # since the process started
+    sent_bytes: int
+
+
+class Status:
+    """Reads what people see of a run. Changes nothing."""
+
+    def __init__(
+        self, store: Store, sessions: Sessions, leases: Leases, clock: Clock, troubles: Troubles, traffic: Traffic
+    ) -> None:
+        self._store, self._sessions, self._leases, self._clock = store, sessions, leases, clock
+        self._troubles, self._traffic = troubles, traffic
+
+    async def of(self, run: LiveRun) -> RunStatus:
+        """The run's status now. Raises what the store fails with."""
+        members = await self._store.clients()
+        now_s, trouble = self._clock.now_s(), self._troubles.of(run.id)
+        sessions = {m.client: session for m in members if (session := self._sessions.get(m.client)) is not None}
+        leases = {m.client: lease for m in members if (lease := self._leases.of(m.client)) is not None}
+        idle = [session for session in self._sessions.live(now_s) if session.client not in leases]
+        trainers = sum(run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN for session in idle)
+        return RunStatus(
+            at_s=now_s,
+            participants=participants(run, members, sessions, leases, now_s),
+            next=what_next(run, trouble, trainers, now_s),
+            trouble=trouble,
+            received_bytes=self._traffic.received_bytes(run.id),
+            sent_bytes=self._traffic.sent_bytes(run.id),
+        )
