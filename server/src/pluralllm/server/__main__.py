@@ -37,15 +37,15 @@ app.command("audit", hidden=True, context_settings=OLD_NAME)(check_commands.audi
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win over it.")
 ]
-StateDir = Annotated[Path | None, typer.Option(help="Where runs, models and updates are kept.")]
-Listen = Annotated[str | None, typer.Option(help="host:port to bind; port 0 takes a free one.")]
-EnrolmentListen = Annotated[str | None, typer.Option(help="host:port for members that join.")]
-PageListen = Annotated[str | None, typer.Option(help="host:port of the page for people; on loopback.")]
+StateDir = Annotated[Path | None, typer.Option(help="Folder for runs, models and updates.")]
+Listen = Annotated[str | None, typer.Option(help="host:port to bind for members; port 0 takes a free port.")]
+EnrolmentListen = Annotated[str | None, typer.Option(help="host:port to bind for members that join.")]
+PageListen = Annotated[str | None, typer.Option(help="host:port of the read-only page for people, on loopback.")]
 MetricsListen = Annotated[str | None, typer.Option(help="host:port where Prometheus reads /metrics.")]
 PlainText = Annotated[
     bool | None, typer.Option("--plain-text", help="No certificates; on the loopback interface only, for trials.")
 ]
-LogFormat = Annotated[str | None, typer.Option(help="json or console.")]
+LogFormat = Annotated[str | None, typer.Option(help="Format of the log: json or console.")]
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")]
 
 
@@ -83,7 +83,7 @@ def serve(
 
 @app.command()
 def healthy(config: ConfigFile = None, state_dir: StateDir = None) -> None:
-    """Whether the coordinator of this state directory lives, or stands by: for a container's health check."""
+    """Check whether the coordinator of this state directory is alive or a standby, for a container's health check."""
     check_alive(load_config(ServerConfig, config, {"state_dir": state_dir}).state_dir)
 
 

@@ -27,13 +27,13 @@ async def make_admin(
         await registry.start()
         chain = await registry.make_admin(ClientId(name), key.public_key())
     host, port = authority.hosts[0], config.listen.rpartition(":")[2]
-    enrolment_port = config.enrolment_listen.rpartition(":")[2]
+    gate_port = config.enrolment_listen.rpartition(":")[2]
     host = f"[{host}]" if ":" in host else host
     membership_file = Membership(
         federation=authority.federation,
         name=ClientId(name),
         role=MemberRole.ADMIN,
         coordinator=config.advertise or f"{host}:{port}",
-        enrolment=config.advertise_enrolment or f"{host}:{enrolment_port}",
+        enrolment=config.advertise_enrolment or f"{host}:{gate_port}",
     )
     save_identity(folder, membership_file, authority.root_pem, key, chain)

@@ -36,8 +36,10 @@ UNPROVEN = "members/?"  # stands in the audit log for a name that a stranger gav
 
 
 class Enrolment(pb_grpc.EnrolmentServiceServicer):
-    """Join and GetMembership need no identity, so their calls are limited, each method by itself: members behind one address
-    that look for a fault must not keep the next member from joining. The table in access.py assigns each call to a port.
+    """Answers the enrolment calls. The table in access.py assigns each call to a port.
+
+    Join and GetMembership need no identity, so their calls are limited. Each has a limit of its own: members behind one address
+    that look for a fault must not keep the next member from joining.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
 
 class Federation(pb_grpc.FederationServiceServicer):
-    """The client daemon's RPCs. `polls` answers Poll."""
+    """Answers the RPCs of the client daemon."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""What comes in, looked at before any handler: bytes that are no message, and text that no database keeps.
+"""Checks every request before its handler: its bytes must be a message, and its texts must be storable.
 
-Both are refused as any bad argument is; gRPC by itself would answer bytes that it cannot read with UNKNOWN.
+A bad request is refused as a bad argument. gRPC by itself would answer unreadable bytes with UNKNOWN.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,13 +18,13 @@ NUL = "\0"
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """In place of a request: whoever would answer it refuses it."""
+    """Stands for a request that could not be read; `check_request` refuses it."""
 
     method: str
 
 
 def forgiving(method: str, inner: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A reader of requests that raises nothing: what cannot be read is Unreadable."""
+    """Wraps a reader of requests so that it returns Unreadable instead of raising DecodeError."""
 
     def read(raw: bytes) -> Any:
         try:
@@ -36,22 +36,22 @@ def forgiving(method: str, inner: Callable[[bytes], Any]) -> Callable[[bytes], A
 
 
 def check_request(request: Any) -> None:
-    """Raises InvalidArgument."""
+    """Raises InvalidArgument for an unreadable request and for a text with a NUL character."""
     if isinstance(request, Unreadable):
         raise InvalidArgument(field="request", problem=f"its bytes are no message that {request.method} takes")
     message = request.facts if isinstance(request, ChunkMessage) else request
     if isinstance(message, Message):
         for field, text in _texts(message):
-            if NUL in text:  # PostgreSQL has none in text, and no name or reason needs one
+            if NUL in text:  # PostgreSQL cannot store it, and no name or reason needs it
                 raise InvalidArgument(field=field, problem="has a NUL character (U+0000); leave it out")
 
 
 def _texts(message: Message) -> Iterator[tuple[str, str]]:
-    """Every text in a message, however deep, with its field's name."""
+    """Yields every text in a message, at any depth, with the name of its field."""
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             yield from ((field.name, key) for key in value if isinstance(key, str))
-            yield from ((field.name, found) for found in value.values() if isinstance(found, str))
+            yield from ((field.name, text) for text in value.values() if isinstance(text, str))
         elif field.type == FieldDescriptor.TYPE_STRING:
             yield from ((field.name, text) for text in (value if field.is_repeated else (value,)))
         elif field.message_type is not None:

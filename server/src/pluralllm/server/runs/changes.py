@@ -1,4 +1,4 @@
-"""From an event and its effects to the rows that make it durable. Pure."""
+"""Makes the rows that make an event and its effects durable. Pure."""
 
 from dataclasses import replace
 
@@ -24,9 +24,9 @@ def change_of(
     open_round: RoundRecord | None,
     newest: VersionRecord,
 ) -> Change:
-    """The rows one event writes.
+    """Returns the rows that one event writes.
 
-    `after` is the state the event led to, `open_round` the row of the round before it, `newest` the current version's row.
+    `after` is the state after the event, `open_round` the row of the round before it, `newest` the row of the current version.
     """
     change = Change(run=record.id, sequence=sequence, event=event)
     round_row = open_round
@@ -72,5 +72,5 @@ def change_of(
 
 def _closed(row: RoundRecord | None, outcome: RoundOutcome, at_s: float, **facts: object) -> RoundRecord:
     if row is None:
-        raise AssertionError("a round ends that was never opened")  # the machine cannot do this
+        raise AssertionError("a round ends that was never opened")  # the round machine never does this
     return replace(row, outcome=outcome, updated_s=at_s, **facts)  # type: ignore[arg-type]

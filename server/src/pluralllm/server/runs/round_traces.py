@@ -1,4 +1,4 @@
-"""What the coordinator tells of a round's trace when its state changes; the work inside it traces itself."""
+"""Reports the spans of a round when its state changes. The work inside the round reports its own spans."""
 
 from pluralllm.common.process.tracing import Fact, round_context, tell, tell_round
 from pluralllm.server.rounds import events as ev
@@ -6,12 +6,12 @@ from pluralllm.server.storage.store import RoundRecord, RunRecord
 
 
 def trace_key(run: RunRecord, number: int) -> str:
-    """A round's name in the world: two federations may both have a run of this name."""
+    """A name for a round that is unique in the world: two federations may have runs of the same name."""
     return f"{run.id}@{run.created_s!r}/{run.spec_sha256}/{number}"
 
 
 def trace_step(run: RunRecord, record: RoundRecord | None, event: ev.Event, effects: tuple[ev.Effect, ...]) -> None:
-    """`record`: of the round that is open, or has just ended."""
+    """Reports the spans that an event completes. `record` is the row of the round that is open or has just ended."""
     if record is None:
         return
     key = trace_key(run, record.round)

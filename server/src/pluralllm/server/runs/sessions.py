@@ -1,4 +1,4 @@
-"""Who is connected: one session for each client, the newest instance wins."""
+"""The clients that are connected: one session for each client; the newest instance wins."""
 
 from dataclasses import dataclass, field
 
@@ -6,12 +6,12 @@ from pluralllm.common.errors.tree import SessionReplaced, StaleSession
 from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.spec import GroupRole
 
-GRACE_S = 5.0  # between two polls a client is silent for a moment
+GRACE_S = 5.0  # a client is silent for a moment between two polls
 
 
 @dataclass(slots=True)
 class Session:
-    """A client daemon that has said Hello to this process."""
+    """A client daemon that has called Hello in this process."""
 
     client: ClientId
     instance: str
@@ -24,22 +24,24 @@ class Session:
     silence_s: float = field(default=GRACE_S, repr=False)
 
     def is_live(self, now_s: float) -> bool:
-        """Holding a poll open, or heard from within the silence allowed."""
+        """True if the client holds a poll open or was silent for no longer than allowed."""
         return self.polls_open > 0 or now_s - self.last_seen_s <= self.silence_s
 
 
 class Sessions:
+    """The sessions of all clients of this process."""
+
     def __init__(self, silence_s: float) -> None:
         self._silence_s = silence_s
         self._by_client: dict[ClientId, Session] = {}
 
     def open(self, session: Session) -> None:
-        """The newest instance replaces any older one of the client."""
+        """Opens a session, which replaces the session of an older instance of the client."""
         session.silence_s = self._silence_s
         self._by_client[session.client] = session
 
     def of(self, client: ClientId) -> Session:
-        """Raises StaleSession if the client has not said Hello to this process."""
+        """The client's session. Raises StaleSession if the client has not called Hello in this process."""
         if (session := self._by_client.get(client)) is None:
             raise StaleSession(client=client)
         return session
@@ -52,12 +54,12 @@ class Sessions:
         return session
 
     def close(self, client: ClientId) -> None:
-        """Its held poll answers at once that the session is over."""
+        """Ends a client's session; its held poll then answers that the session is over."""
         self._by_client.pop(client, None)
 
     def get(self, client: ClientId) -> Session | None:
         return self._by_client.get(client)
 
     def live(self, now_s: float) -> tuple[Session, ...]:
-        """Sorted by client."""
+        """The live sessions, sorted by client."""
         return tuple(s for _, s in sorted(self._by_client.items()) if s.is_live(now_s))

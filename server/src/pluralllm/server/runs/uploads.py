@@ -1,7 +1,7 @@
-"""Updates that are still coming in: one preallocated file each, filled chunk by chunk in any order.
+"""Updates that are still arriving: one preallocated file each, filled chunk by chunk in any order.
 
-Which chunks are there is not written down anywhere: after a restart it is found by hashing what is in the file, so bytes
-that a power loss took are missing again and never trusted.
+No file records which chunks have arrived. After a restart the chunks in a file are hashed again, so bytes that a power loss
+destroyed count as missing and are never trusted.
 """
 
 import asyncio
@@ -21,49 +21,49 @@ FLUSH_BYTES = 16 * CHUNK_BYTES
 
 
 class Uploads:
-    """Keys are file names. Safe for several streams that fill one upload: they take turns, other uploads do not wait."""
+    """All uploads, by file name. Several streams may fill one upload: they take turns, and other uploads do not wait."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[str, _Upload] = {}
 
     async def begin(self, key: str, manifest: Manifest) -> frozenset[int]:
-        """The chunks still missing; what the file has of this manifest already is kept. Raises StorageFull."""
+        """Begins an upload, or continues one of the same manifest. Returns the chunks still missing. Raises StorageFull."""
         return await self._in_turn(key, lambda upload: upload.prepare(manifest))
 
     async def put(self, key: str, index: int, data: bytes | memoryview) -> None:
-        """Verifies one chunk and keeps it; one that is there already is passed over.
+        """Verifies one chunk and writes it; ignores a chunk that has arrived before.
 
-        Raises ChunksMissing if nothing was begun, OverLimit, DigestMismatch or StorageFull.
+        Raises ChunksMissing if no upload was begun, OverLimit, DigestMismatch or StorageFull.
         """
         upload = await self._in_turn(key, lambda upload: upload.write(index, data))
         if upload.unsynced_bytes >= FLUSH_BYTES and (upload.flushing is None or upload.flushing.done()):
             upload.flushing = asyncio.create_task(asyncio.to_thread(upload.flush))
 
     async def missing(self, key: str) -> frozenset[int]:
-        """Raises ChunksMissing if nothing was begun."""
+        """The chunks still missing. Raises ChunksMissing if no upload was begun."""
         return await self._in_turn(key, _Upload.still_missing)
 
     async def finish(self, key: str) -> Path:
-        """The whole file, every chunk verified. Raises ChunksMissing."""
+        """Returns the complete file; every chunk in it was verified. Raises ChunksMissing."""
         upload = self._open.get(key)
         if upload is not None and upload.flushing is not None:
             await asyncio.wait([upload.flushing])
         return await self._in_turn(key, _Upload.finished)
 
     async def drop(self, key: str) -> None:
-        """Forgets an upload and its file, if there is one."""
+        """Deletes an upload and its file, if it exists."""
         await self._in_turn(key, _Upload.remove)
 
     async def sweep(self, keep: Collection[str]) -> None:
-        """Drops every upload but these."""
+        """Deletes every upload except these."""
         names = {path.name.removesuffix(".part") for path in self._folder.glob("*.part")}
         for key in (names | self._open.keys()) - set(keep):
             await self.drop(key)
 
     @unbroken
     async def _in_turn(self, key: str, work: "Callable[[_Upload], T]") -> T:
-        """One thing at a time on one upload, in a thread."""
+        """Runs work on an upload in a thread, one piece of work at a time."""
         upload = self._open.setdefault(key, _Upload(self._folder / f"{key}.part"))
         upload.users += 1
         try:
@@ -76,19 +76,20 @@ class Uploads:
 
 
 class _Upload:
-    """One part file. Blocking; whoever calls has the turn."""
+    """One part file. Its methods block; the caller holds `turn`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest: Manifest | None = None  # None: nothing begun
+        self.manifest: Manifest | None = None  # None before an upload is begun
         self.missing: set[int] = set()
         self.turn = asyncio.Lock()
-        self.users = 0  # who have the turn or wait for it
+        self.users = 0  # callers that hold `turn` or wait for it
         self.unsynced_bytes = 0
         self.flushing: asyncio.Task[None] | None = None
         self.flush_failed = False
 
     def begun(self) -> Manifest:
+        """The manifest of the upload. Raises ChunksMissing if no upload was begun."""
         if self.manifest is None:
             raise ChunksMissing(missing=1)
         return self.manifest
@@ -104,14 +105,14 @@ class _Upload:
         manifest = self.begun()
         if not 0 <= index < manifest.chunks:
             raise OverLimit(what="chunk index", got=index, limit=manifest.chunks - 1)
-        # A hash alone would not do: its sender chose it, perhaps of bytes that leave a hole or reach into the next chunk.
+        # The hash alone proves too little: the sender chose it, perhaps for bytes that leave a hole or overlap the next chunk.
         if len(data) != manifest.chunk_size(index):
             raise OverLimit(what=f"size of chunk {index}", got=len(data), limit=manifest.chunk_size(index))
         if index not in self.missing:
             return self
-        got, expected = hashlib.sha256(data), manifest.chunk_hashes[index]
-        if got.digest() != expected:
-            raise DigestMismatch(what=f"chunk {index}", expected=expected.hex(), got=got.hexdigest())
+        hashed, expected = hashlib.sha256(data), manifest.chunk_hashes[index]
+        if hashed.digest() != expected:
+            raise DigestMismatch(what=f"chunk {index}", expected=expected.hex(), got=hashed.hexdigest())
         try:
             _write_at(self.path, index * CHUNK_BYTES, data)
         except FileNotFoundError:
@@ -121,9 +122,9 @@ class _Upload:
         return self
 
     def flush(self) -> None:
-        """Starts the disk while more is on its way, without the turn; what makes the file durable is still the sync at its end.
+        """Syncs early while more chunks arrive, without holding `turn`. Only the sync at the end makes the file durable.
 
-        A failure is told once by the system, so it is remembered: nothing of the file is trusted any more.
+        The system reports a failure only once, so it is remembered: no byte of the file is trusted any more.
         """
         self.unsynced_bytes = 0
         try:
@@ -154,28 +155,28 @@ class _Upload:
         self.path.unlink(missing_ok=True)
 
     def _gone(self, manifest: Manifest) -> ChunksMissing:
-        """The file was taken over as a blob, but its receipt could not be written."""
+        """Forgets a file that became a blob although its receipt could not be written."""
         self.manifest = None
         return ChunksMissing(missing=manifest.chunks)
 
 
 def _prepare_file(path: Path, manifest: Manifest) -> set[int]:
-    """Makes the file as long as the blob and finds the chunks that are not in it."""
+    """Makes the file as long as the blob and returns the numbers of the chunks that are not in it."""
     with storage_errors("an update"):
         fresh = not path.exists() or path.stat().st_size != manifest.size_bytes
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(handle, manifest.size_bytes)
-            if hasattr(os, "posix_fallocate"):  # a full disk shows now, not in the middle
+            if hasattr(os, "posix_fallocate"):  # a full disk fails now, not in the middle of the upload
                 os.posix_fallocate(handle, 0, manifest.size_bytes)
             if fresh:
                 return set(range(manifest.chunks))
-            found = set()
+            missing = set()
             for index, expected in enumerate(manifest.chunk_hashes):
                 data = os.pread(handle, manifest.chunk_size(index), index * CHUNK_BYTES)
                 if hashlib.sha256(data).digest() != expected:
-                    found.add(index)
-            return found
+                    missing.add(index)
+            return missing
         finally:
             os.close(handle)
 
@@ -185,7 +186,7 @@ def _write_at(path: Path, offset: int, data: bytes | memoryview) -> None:
         handle = os.open(path, os.O_WRONLY)
         try:
             rest = memoryview(data)
-            while rest:  # a write may be short, for one when the disk fills up under it
+            while rest:  # a write may be short, for example when the disk fills up
                 done = os.pwrite(handle, rest, offset)
                 rest, offset = rest[done:], offset + done
         finally:
