@@ -274,7 +274,7 @@ async def test_a_late_joiner_waits_with_a_reason(tmp_path: Path) -> None:
         await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING)
         late = await served.client("zoe")
         answer = await late.poll()
-        assert answer.wait.reason == "r: round 1 is under way, the next one may have a place"
+        assert answer.wait.reason == "r: round 1 is under way, the next one may have a slot"
 
 
 async def test_an_expired_lease_frees_the_place_for_another_in_the_same_round(tmp_path: Path) -> None:
