@@ -1,4 +1,7 @@
-"""Uses the jointly trained predictor as a reward model for tuning language models (needs the extra `align`)."""
+"""Uses the jointly trained predictor as a reward model for tuning language models (needs the extra `align`).
+
+The package may touch torch, files and the network. Start reading at group_reward.py, which computes the rewards.
+"""
 
 import importlib
 from typing import Any
@@ -14,7 +17,10 @@ __all__ = ["AggregateReward", "FederatedReward", "GroupReward", "PluralConfig", 
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public class when it is first used, because exporting a model must not import torch."""
+    """Imports the module of a public class when the class is first used, so that exporting a model does not import torch.
+
+    Raises AttributeError for a name that is no public class.
+    """
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -16,14 +16,17 @@ from pluralllm.common.words.reward_weights import History, RewardAggregation
 class AggregateReward:
     """TRL reward function that scores a completion for several groups and returns one aggregated reward.
 
-    The rule `adaptive` keeps a history for each group. `state_dict` returns it, so that the trainer can checkpoint it.
+    The aggregation rule `adaptive` keeps a history of each group's past rewards. `state_dict` returns the history, so that
+    the trainer can store it in a checkpoint.
     """
 
     def __init__(
         self, reward: GroupReward, aggregation: RewardAggregation, groups: Sequence[str] | None = None
     ) -> None:
-        """Creates a reward over `groups`, or over every group that `reward` has a context for if `groups` is None.
+        """Creates a reward function that aggregates the rewards of several groups.
 
+        reward: computes the reward of each group. aggregation: the rule that combines the groups' rewards.
+        groups: names of the groups; None means every group that `reward` has a context for.
         Raises InvalidArgument for a group that `reward` has no context for.
         """
         self._reward, self._aggregation = reward, aggregation
@@ -35,7 +38,10 @@ class AggregateReward:
         self.__name__ = f"{aggregation.rule}_of_groups"
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        """Returns one reward for each completion; None for a completion that no group could score."""
+        """Returns one aggregated reward for each completion; None for a completion that no group could score.
+
+        columns: further columns of the data set, by name, as TRL passes them.
+        """
         if not completions:
             return []
         rewards = {
@@ -54,11 +60,14 @@ class AggregateReward:
         return self._reward.score(prompts, completions, **columns, of_group=group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rule and each group's history as a dictionary that can be written as JSON."""
+        """Returns the name of the aggregation rule and each group's history as a dictionary that can be written as JSON."""
         return {"rule": self._aggregation.rule, "history": dict(self._history)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the history from `state_dict`. Raises InvalidArgument for the state of another rule."""
+        """Restores the groups' histories from a dictionary that `state_dict` returned.
+
+        Raises InvalidArgument if the dictionary belongs to another aggregation rule.
+        """
         if state["rule"] != self._aggregation.rule:
             raise InvalidArgument(
                 field="state", problem=f"is of rule {state['rule']}, this is {self._aggregation.rule}"

@@ -1,6 +1,6 @@
 """Reads a completion as an answer: one of the candidate options, a ranking of them, or a share for each.
 
-Only the text is parsed; no model is involved.
+The module parses text only; it uses no model.
 """
 
 import json
@@ -18,9 +18,9 @@ _SHARE = re.compile(r"^(.+?)\s*[:=]\s*([0-9]*\.?[0-9]+)\s*(%?)$")
 
 
 def text_of(message: str | Messages) -> str:
-    """Returns a plain text as it is, or the text of a conversation's last message.
+    """Returns a plain text as it is, or the text of the last message if `message` is a conversation.
 
-    If that message's content is a list of parts, their text parts are joined.
+    If the content of the last message is a list of parts, the texts of the parts are joined.
     """
     if isinstance(message, str):
         return message
@@ -31,7 +31,7 @@ def text_of(message: str | Messages) -> str:
 
 
 def read_answer(completion: str, options: Sequence[str]) -> NDArray[np.float64] | None:
-    """Returns the share that a completion gives to each option, or None if it names no option.
+    """Returns the share that a completion gives to each option, or None if the completion names no option.
 
     "B", "B. Agree" and "Agree because ..." choose one option. "B > A > C" is a ranking; its shares are Borda points.
     "A: 0.7, B: 0.3" or a JSON object gives shares. Letters and options may be in upper or lower case.
@@ -52,9 +52,9 @@ def read_answer(completion: str, options: Sequence[str]) -> NDArray[np.float64] 
 
 
 def _option(text: str, options: Sequence[str]) -> int | None:
-    """Returns the number of the option that a text begins with, or None.
+    """Returns the number of the option that a text begins with, or None if the text begins with no option.
 
-    An option that is written in full comes before a letter; of several such options the longest counts.
+    An option that is written in full has priority over a letter. If several options match in full, the longest one counts.
     """
     folded = text.strip().casefold()
     matching_options = [

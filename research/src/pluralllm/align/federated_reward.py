@@ -27,7 +27,10 @@ ALONE = "the only candidate for its prompt"  # there is no other candidate to co
 
 
 class FederatedReward:
-    """Asynchronous TRL reward function: each batch becomes a round of the federation, which aggregates the rewards."""
+    """Asynchronous TRL reward function that gets its rewards from a federation.
+
+    Each batch of completions becomes a round of a reward run, in which the federation aggregates the groups' rewards.
+    """
 
     def __init__(
         self,
@@ -43,9 +46,10 @@ class FederatedReward:
 
         coordinator: an open connection, or the folder of an administrator's identity, which `pluralllm join` wrote.
         run: name of a run that `pluralllm run rewards` created; its spec holds quorum, deadline and aggregation rule.
-        columns, form, no_option: the same as in GroupReward.
-        timeout_s: longest time for one batch, in seconds; waiting for earlier batches counts.
-        Raises InvalidArgument, InvalidConfig.
+        columns: names of the data set's columns. form: name of the reward form, see reward_forms.
+        no_option: reward of a completion that names no option; None leaves the completion out of the training step.
+        timeout_s: longest time for one batch, in seconds; the time in which earlier batches are answered counts too.
+        Raises InvalidArgument for an unknown form, and InvalidConfig for a damaged identity.
         """
         self._remote = coordinator if isinstance(coordinator, Remote) else _connected(Path(coordinator).expanduser())
         self._run, self._columns, self._timeout_s = run, columns, timeout_s
@@ -59,8 +63,8 @@ class FederatedReward:
     ) -> list[float | None]:
         """Returns one reward for each completion; None for a completion that cannot be scored.
 
-        All are None if too few groups answered. Raises the refusals of the RPC AskRewards, and Unreachable if the batch
-        takes longer than timeout_s.
+        Every reward is None if too few groups answered. columns: further columns of the data set, by name, as TRL passes them.
+        Raises the refusals of the RPC AskRewards, and Unreachable if the batch takes longer than timeout_s.
         """
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
         asked = _asked(rollouts)
@@ -72,7 +76,10 @@ class FederatedReward:
         return rewards
 
     async def _shares(self, asked: dict[Question, Candidates]) -> dict[Question, list[float]]:
-        """Returns the aggregated share of each candidate, by question; an empty dict if the round was abandoned."""
+        """Returns the aggregated shares of each question's candidates, by question; an empty dict if the round was abandoned.
+
+        asked: the batch's questions, each with its candidates. Raises Unreachable if there is no answer after timeout_s.
+        """
         raw = write_rollouts(asked.values())
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -89,7 +96,11 @@ class FederatedReward:
         return {question: shares.tolist() for question, shares in zip(asked, by_question, strict=True)}
 
     async def _answer(self, raw: bytes) -> dict[str, Any]:
-        """Sends the batch and returns the result of its round once the round has ended. Retries while it can."""
+        """Sends the batch `raw` as a round of the reward run, and returns the result when the round has ended.
+
+        While the run works on another batch or the coordinator is unreachable, the method sends the batch again each second.
+        Raises WrongPhase if the run is paused, has ended or has not started.
+        """
         while True:
             try:
                 name = await asyncio.to_thread(self._remote.ask_rewards, self._run, raw)
@@ -128,9 +139,9 @@ class FederatedReward:
 
 
 def _asked(rollouts: Sequence[Rollout]) -> dict[Question, Candidates]:
-    """Returns each question once, with how often each of its candidates was sampled.
+    """Returns each question of the batch once, with its candidates and how often each candidate was sampled.
 
-    From these counts the aggregation measures how well each group is served.
+    The aggregation uses these counts to measure how well each group is served. Questions with one candidate are left out.
     """
     counts: dict[Question, np.ndarray[Any, np.dtype[np.float64]]] = {}
     for rollout in rollouts:

@@ -1,6 +1,6 @@
-"""Rewards a completion by how much of a group is predicted to prefer it, for TRL's GRPOTrainer, RLOOTrainer and others.
+"""Rewards a completion by the share of a group that is predicted to prefer it, for GRPOTrainer, RLOOTrainer and others of TRL.
 
-Cost: each group's context is read once; a call embeds only new texts and scores all of them in one pass.
+Cost: each group's context is read once; a call embeds only new texts and scores all texts in one pass.
 """
 
 from collections import Counter
@@ -23,7 +23,10 @@ Key = tuple[str, Question]  # group, question
 
 
 class GroupReward:
-    """TRL reward function: takes prompts and completions, returns a reward or None for each completion."""
+    """TRL reward function: takes prompts and completions, and returns one reward for each completion.
+
+    The reward is None for a completion that cannot be scored.
+    """
 
     def __init__(
         self,
@@ -42,17 +45,20 @@ class GroupReward:
     ) -> None:
         """Creates a reward function from a model and, for each group, its context.
 
+        model: a loaded model, or the folder or Hub id to load it from.
         contexts: for each group a few answered questions, or the path of its canonical data file.
         group: the group that every completion is scored for. If it is None, the only group in `contexts` is used; if
             there are several, the example's column `group_column` names the group.
-        columns: names of the data set's columns. If an example has options, its completion names one of them, a ranking
-            or shares. If it has none, the candidates are the distinct completions of the same prompt in one call, as
-            GRPO and RLOO sample them. A single candidate gets its predicted mean, which can be compared only with other
-            calls for the same prompt.
-        form: how an answer to given options becomes a reward, see reward_forms. For sampled completions the reward is
-            always the predicted share.
+        columns: names of the data set's columns. If an example has options, its completion names one option, a ranking of the
+            options, or shares. If an example has no options, the candidates are the distinct completions of the same prompt
+            in one call, as GRPO and RLOO sample them. A single candidate gets its predicted mean, which can be compared only
+            with other calls for the same prompt.
+        form: name of the reward form, which turns an answer to given options into a reward; see reward_forms. For sampled
+            completions the reward is always the predicted share.
         caution: factor of the predicted spread that is subtracted from the reward.
         no_option: reward of a completion that names no option; None leaves the completion out of the training step.
+        embedding_model_path: folder of the embedding model; None looks it up by the model's own name.
+        cache: folder of embedded texts. device: device for torch; "auto" picks one.
         Raises InvalidArgument, InvalidData, InvalidModel, TooFewQuestions, ModelUnavailable, EmbeddingMismatch.
         """
         if not contexts:
@@ -77,7 +83,11 @@ class GroupReward:
         self.__name__ = "group_reward" if self._group is None else f"reward_{self._group.lower().replace(' ', '_')}"
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        """Returns one reward, or None, for each completion. Raises InvalidArgument for a group without a context."""
+        """Returns one reward for each completion; None for a completion that cannot be scored.
+
+        columns: further columns of the data set, by name, as TRL passes them.
+        Raises InvalidArgument for a group without a context.
+        """
         scores = self.score(prompts, completions, **columns)
         if (log_metric := columns.get("log_metric")) is not None:
             log_metric(f"{self.__name__}/unscored", sum(score is None for score in scores) / max(1, len(scores)))
@@ -88,8 +98,9 @@ class GroupReward:
     ) -> list[Scored | None]:
         """Returns a reward and its predicted spread for each completion; None for a completion that cannot be scored.
 
-        `unscored` counts the reasons. of_group: if given, every completion is scored for this group, and the group
-        column is ignored.
+        The attribute `unscored` counts the reasons. columns: further columns of the data set, by name, as TRL passes them.
+        of_group: the group that every completion is scored for; None: the group that was given at creation, or that the
+        examples name.
         """
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
         groups = self._groups(len(rollouts), columns) if of_group is None else [of_group] * len(rollouts)
@@ -99,7 +110,7 @@ class GroupReward:
 
     @property
     def config(self) -> PluralConfig:
-        """Configuration of the model."""
+        """Configuration of the model: its run, version, predictor and embedding."""
         config: PluralConfig = self._model.config
         return config
 
@@ -115,7 +126,10 @@ class GroupReward:
         return self._group
 
     def predict(self, keys: Sequence[Key]) -> dict[Key, PredictedAnswer]:
-        """Predicts how groups would answer questions. The shares that a question itself carries are not used."""
+        """Returns the predicted answer for each key, a pair of a group and a question.
+
+        The shares that the question itself carries are not used.
+        """
         answers: dict[Key, PredictedAnswer] = {}
         for group, predictor in self._predictors.items():
             questions = [question for name, question in keys if name == group]

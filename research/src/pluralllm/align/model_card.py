@@ -1,11 +1,14 @@
-"""Writes the model card, README.md of a model folder: purpose, score for each group, use, and limits."""
+"""Writes the model card, the file README.md in a model folder: purpose, score for each group, use, and limits."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def model_card(origin: Mapping[str, Any]) -> str:
-    """Returns the model card as Markdown. `origin` is the content of provenance.json; the header is the Hub's metadata."""
+    """Returns the model card as Markdown, with a header of metadata that the Hugging Face Hub reads.
+
+    origin: the content of provenance.json, which describes how the model version was made.
+    """
     spec, scores = origin["run_spec"], origin["scores"]
     embedding = spec["embedding"]
     rows = "\n".join(

@@ -1,9 +1,9 @@
-"""Contents of the Hugging Face folder that holds a published model version, and the check made when it is read.
+"""Contents of the Hugging Face folder that holds a published model version, and the check of its weights.
 
-config.json            architecture, embedding contract, sha256 of the weights
+config.json            architecture, embedding section of the run spec, sha256 of the weights
 model.safetensors      the weights, byte for byte as published
 README.md              the model card
-provenance.json        run spec, lineage, number of participants, scores
+provenance.json        run spec, chain of model versions, number of participants, scores
 """
 
 import json
@@ -23,7 +23,10 @@ Values = Mapping[str, Any]
 
 
 def model_config(spec: RunSpec, run: str, version: int, weights_sha256: str) -> dict[str, Any]:
-    """Returns the content of config.json in the form that transformers reads."""
+    """Returns the content of config.json in the form that transformers reads.
+
+    run, version: name of the run and number of its model version. weights_sha256: digest of the file of weights.
+    """
     return {
         "architectures": ["PluralPredictor"],
         "model_type": "pluralllm",
@@ -42,11 +45,11 @@ def model_config(spec: RunSpec, run: str, version: int, weights_sha256: str) -> 
 def provenance(
     spec: RunSpec, record: Values, lineage: Sequence[Values], rounds: Sequence[Values], scores: Sequence[Values]
 ) -> dict[str, Any]:
-    """Returns the content of provenance.json: how this model version was made.
+    """Returns the content of provenance.json, which describes how a model version was made.
 
     Participants are counted, not named, because their names must stay within the federation.
-    record: this version. lineage: all versions from 0 on. rounds: the run's rounds with their receipts.
-    scores: the evaluations of this version.
+    record: the coordinator's record of the model version. lineage: the records of all versions from 0 on.
+    rounds: the run's rounds with their receipts. scores: the evaluations of the model version.
     """
     from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index  # noqa: PLC0415 - numpy, only here
 
@@ -80,7 +83,11 @@ def write_json(value: Values) -> bytes:
 
 
 def check_weights(config: Values, weights: Path, folder: str) -> None:
-    """Raises InvalidModel for a format that this release does not read, or for weights with another digest than config."""
+    """Checks that this release can read a model folder's format and that its weights are the ones that were published.
+
+    config: the content of config.json. weights: the file of weights. folder: the folder's name for the error message.
+    Raises InvalidModel for another format, or if the weights' digest differs from the digest in config.json.
+    """
     model_format = config.get("format")
     if model_format != FORMAT:
         newer = isinstance(model_format, str) and model_format.startswith("pluralllm.model/")

@@ -1,4 +1,4 @@
-"""Makes the predictor a transformers model: from_pretrained, save_pretrained, push_to_hub and AutoModel work with it.
+"""Makes the predictor a transformers model, so that from_pretrained, save_pretrained, push_to_hub and AutoModel work with it.
 
 No code is downloaded from the Hub.
 """
@@ -39,9 +39,12 @@ class PluralConfig(PretrainedConfig):  # type: ignore[misc]
         version: int = 0,
         **others: Any,
     ) -> None:
-        """Creates a configuration; a section that is missing gets its default.
+        """Creates the configuration of a published model; a section that is missing gets its default.
 
-        `predictor` and `embedding` are validated when a PluralPredictor is made of them.
+        predictor, embedding: sections of the run spec. They are validated when a PluralPredictor is made of the configuration.
+        context_questions: number of context questions the model was scored with. min_context: least number it can be used with.
+        weights_sha256: digest of the weights. run, version: name of the run and number of the model version.
+        others: further settings of transformers.
         """
         self.predictor = predictor or Predictor().model_dump(mode="json")
         self.embedding = embedding or Embedding(model="none", dimension=2).model_dump(mode="json")
@@ -57,7 +60,7 @@ class PluralConfig(PretrainedConfig):  # type: ignore[misc]
 class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
     """Published model version as a transformers model.
 
-    GroupReward and scoring use its attribute `predictor`. The parameters keep the names that they were published under.
+    GroupReward and the command `score` use its attribute `predictor`. The parameters have the names of the published file.
     """
 
     config_class = PluralConfig
@@ -75,22 +78,31 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
 
     @property
     def contract(self) -> Embedding:
-        """Embedding section of the run spec: the embedding model and the templates that the predictor's inputs come from."""
+        """Embedding section of the run spec, by which texts become the predictor's inputs.
+
+        The section names the embedding model and the templates that the texts are put into.
+        """
         return Embedding(**self.config.embedding)
 
     def forward(self, context: Tensor, shares: Tensor, mask: Tensor, targets: Tensor) -> Prediction:
-        """Predicts the targets from the context; PreferencePredictor.forward documents the shapes."""
+        """Predicts the answers to the target questions from the answered context questions.
+
+        PreferencePredictor.forward documents the shapes of the arguments.
+        """
         prediction: Prediction = self.predictor(context, shares, mask, targets)
         return prediction
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Does nothing: loaded weights replace the first values, and a model that is not loaded keeps those of torch."""
+        """Does nothing, because transformers must not overwrite the first values.
+
+        Loading replaces the first values; a model that is not loaded keeps the values that torch drew.
+        """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *arguments: Any, **options: Any) -> Self:
-        """Loads a model from a folder or the Hub after it has verified the weights' digest.
+        """Loads a model from a folder or the Hub after checking that the weights have the digest in config.json.
 
-        Raises InvalidModel if the model is missing, has another format, or its weights do not match config.json.
+        Raises InvalidModel if the model is missing, has another format, or its weights have another digest.
         """
         name = str(pretrained_model_name_or_path)
         hub = {key: options[key] for key in HUB_OPTIONS if key in options}
@@ -108,7 +120,7 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
         return model
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
-        """Writes a folder that from_pretrained can load, with the digest of the weights as they are now.
+        """Writes a folder that from_pretrained can load; config.json gets the digest of the present weights.
 
         The model card and provenance.json are copied from the folder that this model was loaded from, if there is one.
         """
@@ -124,7 +136,10 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
 
 
 def _path(name: str, file: str, hub: dict[str, Any]) -> Path:
-    """Returns the local path of a file in a folder or on the Hub, downloading it if needed. Raises OSError."""
+    """Returns the local path of one file of a model, and downloads the file if it is on the Hub.
+
+    name: folder or Hub id of the model. hub: options for the download, such as a token. Raises OSError if there is no such file.
+    """
     path = cached_file(name, file, **hub)
     if path is None:
         raise FileNotFoundError(f"there is no {file} in it")

@@ -1,8 +1,8 @@
-"""Reward forms: functions that say how well an answer suits a group, as a number between 0 and 1.
+"""Reward forms: functions that measure how well an answer suits a group, as a number between 0 and 1.
 
-Answer and group are both shares of the same options. The forms come from the follow-up work on PluralLLM (arXiv
-2512.08786, arXiv 2604.04261), scaled to one range. If the answer is a single option, `probability` and `kl` are equal.
-In shapes, O is the number of options.
+The answer and the group's opinion are each given as shares of the same options. The forms come from the follow-up work on
+PluralLLM (arXiv 2512.08786, arXiv 2604.04261), scaled to one range. If the answer is a single option, `probability` and
+`kl` are equal. In shapes, O is the number of options.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,15 @@ Form = Callable[[Shares, Shares, Scale], float]
 
 
 def probability(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """Share of the group that chose the answered option; for several options the mean, weighted by the answer."""
+    """Share of the group that chose the answered option; for several options the mean of their shares, weighted by the answer."""
     return float(answer @ group)
 
 
 def wasserstein(answer: Shares, group: Shares, scale: Scale = None) -> float:
-    """One minus the Wasserstein-1 distance over the scale, divided by its largest value, so that near options count.
+    """Returns 1 minus the Wasserstein-1 distance between answer and group, divided by the greatest possible distance.
 
-    Without a scale, the order of the options is the scale. If fewer than two options have a position, the reward is 0.
+    An answer close to the group's on the scale gets a high reward. scale: positions of the options; None: the options' order
+    is the scale. If fewer than two options have a position, the reward is 0.
     """
     score = wasserstein_score(answer, group, tuple(range(len(group))) if scale is None else scale)
     return 0.0 if score is None else score
@@ -36,7 +37,7 @@ def cosine(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 
 
 def kl(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """Exponential of the negative Kullback-Leibler divergence: exp(-KL(answer || group))."""
+    """Exponential of the negative Kullback-Leibler divergence of the answer from the group: exp(-KL(answer || group))."""
     seen = answer > 0
     with np.errstate(divide="ignore"):  # an option that the group never takes: infinite divergence, reward 0
         divergence = float((answer[seen] * (np.log(answer[seen]) - np.log(group[seen]))).sum())
@@ -44,7 +45,10 @@ def kl(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 
 
 def borda(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """Borda points of the answer in the group's ranking: 1 for the group's first option, 0 for its last."""
+    """Borda points of the answered option in the group's ranking: 1 for the group's first option, 0 for its last.
+
+    If the answer gives shares to several options, their points are averaged with the shares as weights.
+    """
     if len(group) < 2:
         return 1.0
     below = (group[:, None] > group[None, :]).sum(1) + ((group[:, None] == group[None, :]).sum(1) - 1) / 2  # (O,)
@@ -52,7 +56,10 @@ def borda(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 
 
 def kendall(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """Kendall's tau-b (Kendall 1945) of the two rankings, scaled to (tau + 1) / 2; 0.5 if either ranking is all ties."""
+    """Kendall's tau-b (Kendall 1945) between the answer's and the group's ranking of the options, scaled to (tau + 1) / 2.
+
+    The reward is 0.5 if one of the rankings is all ties.
+    """
     upper = np.triu_indices(len(group), 1)
     one = np.sign(answer[:, None] - answer[None, :])[upper]  # (O * (O - 1) / 2,)
     other = np.sign(group[:, None] - group[None, :])[upper]
@@ -61,7 +68,7 @@ def kendall(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 
 
 def binary(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """Returns 1 if the option with the largest share is the same in answer and group, else 0."""
+    """Returns 1 if the same option has the largest share in the answer and in the group, else 0."""
     return float(int(np.argmax(answer)) == int(np.argmax(group)))
 
 

@@ -1,4 +1,4 @@
-"""Turns the arguments that a trainer passes to a reward function into questions, and predicted shares into rewards."""
+"""Turns a trainer's prompts and completions into questions, and predicted shares into rewards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Text = str | Messages
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of data set columns."""
+    """Names of the data set columns that the reward functions read."""
 
     options: str = "options"  # a prompt's candidates; without them the completions sampled for it are the candidates
     question: str = "question"  # the question that the group is asked, if the prompt holds more text than that
@@ -29,7 +29,7 @@ COLUMNS = Columns()
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Completion to be scored, with the question that it answers."""
+    """A completion that is to be scored, with the question that it answers."""
 
     question: Question | None  # its options are the candidates; None if the prompt or the completion is empty
     completion: str
@@ -39,21 +39,21 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """Settings that turn the predicted shares of the candidates into a completion's reward."""
+    """Settings for turning the predicted shares of the candidates into a completion's reward."""
 
     form: str = "probability"  # a name in reward_forms.FORMS
     caution: float = 0.0  # factor of the predicted spread that is subtracted
     no_option: float | None = None  # reward of a completion that names no option
 
     def __post_init__(self) -> None:
-        """Raises InvalidArgument for a form that does not exist."""
+        """Raises InvalidArgument if there is no reward form of the given name."""
         if self.form not in FORMS:
             raise InvalidArgument(field="form", problem=f"is {self.form!r}, allowed: {', '.join(FORMS)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Reward of one completion, with its uncertainty."""
+    """Reward of one completion, with the uncertainty of the prediction."""
 
     reward: float
     spread: float  # predicted standard deviation of the group's share of it
@@ -64,7 +64,8 @@ def read_rollouts(
 ) -> list[Rollout]:
     """Returns one rollout for each completion, in order.
 
-    If a prompt has no options, its candidates are its distinct completions in this call.
+    columns: further columns of the data set, by name. names: the names of the columns that are read.
+    If a prompt has no options, its candidates are the distinct completions of the same prompt in this call.
     """
     asked = [text_of(text).strip() for text in columns.get(names.question, prompts)]
     texts = [text_of(text).strip() for text in completions]
@@ -92,9 +93,9 @@ def read_rollouts(
 def judge(
     rollout: Rollout, judging: Judging, shares: NDArray[np.floating], spreads: NDArray[np.floating]
 ) -> Scored | None:
-    """Returns the reward of a completion, or None if it names no option and `judging` sets no reward for that.
+    """Returns the reward of a completion, or None if the completion names no option and `judging` sets no reward for that case.
 
-    Shapes: shares and spreads are (candidates,), as predicted for the rollout's candidates.
+    shares, spreads: (candidates,), the predicted share and its standard deviation for each candidate of the question.
     """
     assert rollout.question is not None
     if not rollout.has_options:

@@ -1,4 +1,4 @@
-"""Scores a file of questions, preferences or completions for one group, a batch of rows at a time."""
+"""Scores a file of questions, preferences or completions for one group, in batches of rows."""
 
 import json
 import math
@@ -27,7 +27,10 @@ Seen = Callable[[int], None]  # reports progress: bytes of the source that have 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Row of the source file with the question in it; without a question, `problem` says why it cannot be scored."""
+    """One row of the source file, with the question that it holds.
+
+    A row that cannot be scored has no question; then `problem` gives the reason.
+    """
 
     row: dict[str, Any]
     question: Question | None
@@ -36,9 +39,11 @@ class Line:
 
 
 def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict[str, Any]:
-    """Writes each row with `predicted_shares` and `spreads`, and with `reward` if it has a `completion`; returns counts.
+    """Scores each row of `source` and writes the row to `out` with the fields `predicted_shares` and `spreads`.
 
-    Raises InvalidData if the source cannot be read at all, and StorageFull.
+    A row with a `completion` also gets a `reward`. Returns counts of the rows, and the alignment score if rows hold true shares.
+    seen: is called with the number of bytes scored so far.
+    Raises InvalidData if the source cannot be read at all, and StorageFull if the disk is full.
     """
     counts = Counter(rows=0, not_scored=0, completions_without_reward=0)
     alignment = Alignment()
@@ -67,9 +72,11 @@ def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict
 
 
 def write_pairs(reward: GroupReward, source: Path, out: Path, margin: float, every: bool, seen: Seen) -> dict[str, Any]:
-    """Writes rows (prompt, chosen, rejected) whose predicted shares differ by at least `margin`; returns counts.
+    """Writes pairs of options (prompt, chosen, rejected) whose predicted shares differ by at least `margin`; returns counts.
 
-    every: compares all pairs of a question's options, not only the best with the worst. Raises the errors of score_rows.
+    every: whether all pairs of a question's options are compared, not only the best option with the worst.
+    seen: is called with the number of bytes scored so far.
+    Raises InvalidData if the source cannot be read at all, and StorageFull if the disk is full.
     """
     counts = Counter(rows=0, not_scored=0, pairs=0)
 
@@ -94,7 +101,10 @@ def _rewrite(
     seen: Seen,
     written: Callable[[Sequence[Line], Sequence[PredictedAnswer | None]], Iterator[dict[str, Any]]],
 ) -> None:
-    """Reads `source` and writes `out` from the rows that `written` yields. If it fails, `out` stays as it was."""
+    """Reads `source` in batches, and writes to `out` the rows that `written` makes of each batch and its predicted answers.
+
+    If an error occurs, the file `out` stays as it was.
+    """
     temporary = out.with_name(f".{out.name}.part")
     with storage_errors("the scores"):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +135,7 @@ def _rewards(reward: GroupReward, lines: Sequence[Line]) -> list[Scored | None]:
 
 
 def _batches(source: Path) -> Iterator[tuple[list[Line], int]]:
-    """Yields batches of rows, with the number of bytes read so far. Raises InvalidData if the file cannot be read."""
+    """Yields batches of rows, each with the number of bytes read so far. Raises InvalidData if the file cannot be read."""
     try:
         with source.open("rb") as file:
             done = 0

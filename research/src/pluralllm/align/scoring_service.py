@@ -26,7 +26,7 @@ STOP_GRACE_S = 5.0
 
 
 class Scoring(pb_grpc.ScoringServiceServicer):
-    """Answers the RPCs of ScoringService, one prediction at a time, because one prediction uses all cores."""
+    """Answers the RPCs of ScoringService; computes one prediction at a time, because one prediction uses all cores."""
 
     def __init__(self, reward: GroupReward) -> None:
         self._reward = reward
@@ -50,9 +50,10 @@ class Scoring(pb_grpc.ScoringServiceServicer):
         raise AssertionError("abort_with_status raises")
 
     def _score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
-        """Predicts the shares of the request's questions.
+        """Returns the predicted shares for each question of the request.
 
-        Raises NotFound, OverLimit, InvalidArgument, and the errors of the embedding.
+        Raises NotFound for a group without a context, OverLimit for too many options, InvalidArgument for a question that is not
+        valid, and the errors of the embedding model.
         """
         options = sum(len(question.options) for question in request.questions)
         if options > MAX_OPTIONS:
@@ -70,7 +71,11 @@ class Scoring(pb_grpc.ScoringServiceServicer):
 
 
 def serve_scores(reward: GroupReward, listen: str, tell: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM. Calls `tell` with the address once it listens. Raises NotLoopback, InUse."""
+    """Serves predicted shares on the address `listen` until the process gets SIGINT or SIGTERM.
+
+    tell: is called with the address when the server accepts calls.
+    Raises NotLoopback if the address can be reached from other machines, and InUse if it is taken.
+    """
     check_loopback(listen)
     server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))
     pb_grpc.add_ScoringServiceServicer_to_server(Scoring(reward), server)

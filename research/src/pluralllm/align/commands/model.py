@@ -1,4 +1,7 @@
-"""`pluralllm model export | serve`: published model versions as Hugging Face folders and for other programs."""
+"""The commands `pluralllm model export` and `pluralllm model serve`.
+
+`export` writes a published model version as a Hugging Face folder. `serve` answers other programs with predicted shares.
+"""
 
 from typing import Annotated
 

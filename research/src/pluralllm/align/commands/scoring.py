@@ -1,4 +1,7 @@
-"""`pluralllm score | pairs`: a group's predicted answers, for files of questions, preferences and completions."""
+"""The commands `pluralllm score` and `pluralllm pairs`.
+
+Both commands predict a group's answers for files of questions, preferences and completions.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,7 +84,10 @@ def pairs(
 
 
 def contexts_of(arguments: Sequence[str]) -> dict[str, Path]:
-    """Files by group, from arguments of the form GROUP=FILE. Raises InvalidArgument."""
+    """Returns the path of each group's file of answered questions, by group, from arguments of the form GROUP=FILE.
+
+    Raises InvalidArgument for an argument of another form, or if a group is given twice.
+    """
     contexts: dict[str, Path] = {}
     for argument in arguments:
         group, separator, file = argument.rpartition("=")
@@ -110,7 +116,10 @@ def _lines(summary: dict[str, Any]) -> str:
 
 @contextmanager
 def _showing_progress(source: Path) -> Iterator[Callable[[int], None]]:
-    """Shows how much of `source` is scored, on a terminal's stderr. Yields a callback (bytes that are done)."""
+    """Shows on stderr how much of the file `source` has been scored, if stderr is a terminal.
+
+    Yields a callback that takes the number of bytes scored so far.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("scoring"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     size_bytes = source.stat().st_size if source.is_file() else 0
