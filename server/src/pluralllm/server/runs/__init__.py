@@ -1,6 +1,7 @@
-"""Joins the machine to the world: carries events to the round machine and carries its effects out.
+"""The coordinator's loop: it brings events to the round machine and carries out the effects that the round machine decides.
 
-May touch: the store, the blobs, the clock. It holds the runs in memory.
-Start reading at coordinator.py (the loop), then live_run.py (one run), intake.py (an update arrives) and what_now.py (the answer
-to a poll). assembly.py makes the objects once; the composition root hands them out.
+The round machine (rounds/machine.py) is the pure state machine of a run.
+The package may touch the store, the blobs and the clock. It holds the runs in memory.
+Start reading at coordinator.py (the loop). Then read live_run.py (one run), intake.py (receipt of an update) and what_now.py (the
+answer to a poll). assembly.py makes these objects once, and the composition root passes them to the other packages.
 """

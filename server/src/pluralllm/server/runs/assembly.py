@@ -1,4 +1,4 @@
-"""Makes the coordinator's loop and the objects that it shares with the answering rooms, each of them once."""
+"""Makes the coordinator's loop and the objects that the loop shares with the packages `rpc` and `observe`, each once."""
 
 import secrets
 from pathlib import Path
@@ -24,7 +24,11 @@ from pluralllm.server.storage.store import Store
 
 
 class Assembly:
-    """Belongs to the composition root, which gives each room what the room uses. No room holds it; a test looks."""
+    """The objects of the package `runs`, for the composition root.
+
+    The composition root passes each other package only the objects that the package uses. No other package may keep the
+    assembly; a test checks the rule.
+    """
 
     def __init__(
         self,

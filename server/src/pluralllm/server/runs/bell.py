@@ -1,4 +1,4 @@
-"""Wakes the calls that wait until something changes."""
+"""Notifiers that wake the waiting calls when something has changed."""
 
 import asyncio
 
@@ -6,7 +6,10 @@ from pluralllm.common.words.ids import ClientId
 
 
 class Bell:
-    """Each waiter waits for the next ring only, and never longer than it asks for."""
+    """A notifier: it wakes the calls that wait for a change.
+
+    A call that waits is woken by the next ring only, and waits no longer than the time limit that it passes.
+    """
 
     def __init__(self, *, closed: bool = False) -> None:
         self._next: asyncio.Future[None] | None = None
@@ -14,19 +17,23 @@ class Bell:
         self.closed = closed  # the process is about to stop: a call that is held answers now
 
     def ring(self) -> None:
-        """Wakes every waiter."""
+        """Wakes every waiting call and counts the ring."""
         self.rings += 1
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
         self._next = None
 
     def close(self) -> None:
-        """Wakes every waiter for the last time."""
+        """Wakes every waiting call and sets `closed`, because the process is about to stop."""
         self.closed = True
         self.ring()
 
     async def wait(self, heard: int, timeout_s: float) -> None:
-        """Returns at once if the bell has rung since `heard`, else at the next ring or after `timeout_s`."""
+        """Waits for the next ring, but at most `timeout_s` seconds.
+
+        Returns at once if the notifier has rung since the caller read `rings` as `heard`. So the caller misses no ring between
+        its check of the state and its wait.
+        """
         if self.rings != heard or timeout_s <= 0:
             return
         if self._next is None:
@@ -35,24 +42,24 @@ class Bell:
 
 
 class ClientBells:
-    """A bell for each client, so that a change wakes only the client that it concerns."""
+    """One notifier for each client, so that a change wakes only the calls of the client that the change concerns."""
 
     def __init__(self) -> None:
         self._bells: dict[ClientId, Bell] = {}
         self._closed = False
 
     def of(self, client: ClientId) -> Bell:
-        """The client's bell, made when it is first asked for."""
+        """Returns the client's notifier. The first call for a client makes the notifier."""
         if (bell := self._bells.get(client)) is None:
             bell = self._bells[client] = Bell(closed=self._closed)
         return bell
 
     def ring(self, client: ClientId) -> None:
-        """Wakes this client's waiters."""
+        """Wakes every waiting call of the client."""
         self.of(client).ring()
 
     def close(self) -> None:
-        """Wakes the waiters of all clients for the last time."""
+        """Wakes the waiting calls of all clients and closes all notifiers, because the process is about to stop."""
         self._closed = True
         for bell in self._bells.values():
             bell.close()

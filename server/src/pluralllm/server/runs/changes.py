@@ -1,4 +1,7 @@
-"""Makes the rows that make an event and its effects durable. Pure."""
+"""Converts an event and its effects into database rows, so that the store can make them durable.
+
+The module is pure: it does no input or output.
+"""
 
 from dataclasses import replace
 
@@ -24,9 +27,10 @@ def change_of(
     open_round: RoundRecord | None,
     newest: VersionRecord,
 ) -> Change:
-    """Returns the rows that one event writes.
+    """Returns the database rows that the store must write for one event of a run.
 
-    `after` is the state after the event, `open_round` the row of the round before it, `newest` the row of the current version.
+    `after` is the run's state after the event, and `sequence` is the event's number in the run. `open_round` is the row of the
+    newest round before the event (None before the first round), and `newest` is the row of the run's current model version.
     """
     change = Change(run=record.id, sequence=sequence, event=event)
     round_row = open_round

@@ -1,6 +1,7 @@
 """The loop that joins the round machine, the store, the blobs and the connected clients.
 
-rounds/machine.py decides and the store remembers; this module carries events to them and effects back.
+The round machine (rounds/machine.py) decides, and the store keeps the state. The coordinator passes events to the round machine
+and carries out the effects that the round machine returns.
 """
 
 import asyncio
@@ -52,7 +53,7 @@ RETRY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The configured times, and the number of rounds whose updates are kept."""
+    """The configured durations of the loop, and the number of rounds for which a run keeps its updates."""
 
     lease_s: float = 60.0
     silence_s: float = 5.0
@@ -61,9 +62,9 @@ class Timing:
 
 
 class Coordinator:
-    """Runs the loop over all runs of one state directory. One for each process; every method runs on its event loop.
+    """The loop over all runs of one state directory. A process has one coordinator, and all its methods run on one event loop.
 
-    It offers verbs only: another room that needs the store or the clock is given the store or the clock.
+    The coordinator offers actions only. Another package that needs the store or the clock receives them as its own arguments.
     """
 
     def __init__(
@@ -84,7 +85,11 @@ class Coordinator:
         run_bell: Bell,
         client_bells: ClientBells,
     ) -> None:
-        """`run_bell` rings when a run has changed, a client's bell when what it holds or may do has changed."""
+        """Prepares a coordinator that does nothing before `start`.
+
+        The coordinator rings `run_bell` when a run has changed. It rings a client's notifier in `client_bells` when the
+        client's task or session has changed. `scratch` is the folder for files that are not finished.
+        """
         self._store, self._blobs, self._scratch = store, blobs, scratch
         self._clock, self._timing, self._fail_stop = clock, timing, fail_stop
         self._runs, self._sessions, self._leases = runs, sessions, leases
@@ -99,7 +104,7 @@ class Coordinator:
     # Life
 
     async def start(self) -> None:
-        """Recovers every run from its log and continues it where it stopped."""
+        """Rebuilds every run from its event log, continues each run where it stopped, and starts the loop."""
         self._started_s = self._clock.now_s()
         for record in await self._store.runs():
             run, pending = await recover(self._store, record)
@@ -115,12 +120,12 @@ class Coordinator:
         self._spawn(self._collect())  # a stop between a round's end and its collection leaves blobs
 
     def drain(self) -> None:
-        """Makes every held call answer now, because the process is about to stop."""
+        """Makes every call that the server holds open answer now, because the process is about to stop."""
         self._run_bell.close()
         self._client_bells.close()
 
     async def stop(self) -> None:
-        """Stops the loop. The durable state stays as it is."""
+        """Cancels the loop and all other tasks of the coordinator. The durable state does not change."""
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -132,7 +137,10 @@ class Coordinator:
         return task
 
     async def _drive(self) -> None:
-        """Turns time and presence into events, once a tick and at once when something has changed."""
+        """Runs `advance` for every run again and again, until the task is cancelled.
+
+        The loop runs once every `tick_s` seconds, and at once when something has changed.
+        """
         while True:
             heard = self._wake.rings
             for run in self._runs.all():
@@ -152,16 +160,17 @@ class Coordinator:
                 ring.cancel()
 
     def wake(self) -> None:
-        """Makes the loop look at once: a client has come, gone or delivered."""
+        """Makes the loop run at once, because a client has connected, disconnected or sent a result."""
         self._wake.ring()
 
     # Runs
 
     @unbroken
     async def create_run(self, run_id: str, spec_json: bytes) -> LiveRun:
-        """Makes version 0 and the run; returns the existing run if it has the same spec.
+        """Creates a run with model version 0 and returns the run. If the run exists with the same spec, returns the existing run.
 
-        Raises InvalidArgument, InvalidSpec, SpecMismatch, NotFound, StorageFull.
+        Raises InvalidArgument for a bad run id, InvalidSpec, SpecMismatch if the run exists with another spec, NotFound if the
+        spec names a model version that does not exist, and StorageFull.
         """
         if not is_id(run_id):
             raise InvalidArgument(field="run_id", problem=f"is {run_id!r}, allowed: {ID_HELP}")
@@ -189,7 +198,10 @@ class Coordinator:
 
     @unbroken
     async def dispatch(self, run: LiveRun, event: ev.Event) -> None:
-        """Decides an event, makes it durable, then starts its effects. Raises what the machine refuses."""
+        """Passes an event to the run's round machine, makes the result durable, then starts the effects.
+
+        Raises the round machine's refusal if the event is not allowed now.
+        """
         was_over = run.is_over
         effects = await run.dispatch(self._store, event)
         if effects is None:
@@ -211,7 +223,10 @@ class Coordinator:
         self.wake()
 
     async def advance(self, run: LiveRun) -> None:
-        """Feeds the observations of time and presence to the machine until nothing changes."""
+        """Reports the time and the connected clients to the round machine as events, until no event changes the run.
+
+        The method stops after at most MAX_STEPS_AT_ONCE repetitions, so that other runs get their turn.
+        """
         for _ in range(MAX_STEPS_AT_ONCE):
             before = run.sequence
             for event in self._observations(run):
@@ -242,7 +257,10 @@ class Coordinator:
         return (*losses, ev.ClientsSeen(now_s, trainers, held_out), ev.ClockTicked(now_s))
 
     def _reconcile(self, run: LiveRun) -> None:
-        """Makes the leases follow the machine: a client with a slot has a lease, a client without a slot has none."""
+        """Makes the leases agree with the round machine's state.
+
+        A client that has to do a task in the run gets a lease. A client without such a task loses its lease in the run.
+        """
         active = set(run.state.active) if run.state.phase in (Phase.COLLECTING, Phase.EVALUATING) else set()
         for client, lease in self._leases.held_in(run.id).items():
             if client not in active or lease.task != run.task_name(client):
@@ -253,7 +271,7 @@ class Coordinator:
                 self._client_bells.ring(client)
 
     def release(self, client: ClientId) -> None:
-        """Takes a client's lease back and wakes its held poll."""
+        """Ends the client's lease and wakes the client's poll that the server holds open."""
         self._leases.release(client)
         self._client_bells.ring(client)
 
@@ -265,7 +283,7 @@ class Coordinator:
             self._averaging[run.id] = self._spawn(self._average_until_done(run, effect))
 
     async def until_averaged(self, run: LiveRun) -> None:
-        """Waits until the averaging of this run that is under way, if any, has ended."""
+        """Waits until the run's current averaging has ended. Returns at once if no averaging is in progress."""
         if (averaging := self._averaging.get(run.id)) is not None:
             await asyncio.shield(averaging)
 
@@ -283,9 +301,10 @@ class Coordinator:
                 await self._clock.sleep(RETRY_S)
 
     async def _make_next_version(self, run: LiveRun, effect: ev.Average) -> None:
-        """Writes and stores the next version with the optimizer's moments, then records it.
+        """Averages the updates, stores the new model version and the optimizer moments, and records the version.
 
-        Raises BaseLost, UpdateLost, RoundClosed; any other error may pass.
+        The optimizer moments are the state of the server's optimizer. Raises BaseLost or UpdateLost if an input is lost for
+        good, and RoundClosed if the round has ended meanwhile. Any other error may be temporary, so the caller tries again.
         """
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         trace = round_context(trace_key(run.record, effect.round))
@@ -306,7 +325,7 @@ class Coordinator:
         await self.dispatch(run, failed)
 
     async def _collect(self) -> None:
-        """Deletes the blobs that nothing needs. After a failure the end of the next round tries again."""
+        """Deletes the blobs that no run needs any more. If the deletion fails, the next end of a round tries again."""
         try:
             await self._retention.collect({run.id for run in self._runs.all() if run.is_over})
         except (PluralError, OSError) as error:
@@ -316,7 +335,10 @@ class Coordinator:
     # Clients
 
     async def say_hello(self, session: Session) -> None:
-        """Opens a session; the member's row is durable when this returns."""
+        """Opens a session for a client that has called Hello, and makes the client's database row durable.
+
+        A client that a run has excluded after a permanent failure may take part in the run again.
+        """
         member = ClientRecord(
             client=session.client,
             group=session.group,
@@ -336,7 +358,10 @@ class Coordinator:
         self.wake()
 
     async def remove_client(self, client: ClientId) -> None:
-        """Removes a revoked member from every run. Its update to an open round does not count, unless averaging has begun."""
+        """Removes a revoked member from every run that has not ended, and closes its session.
+
+        The member's update in an open round does not count, unless averaging has begun.
+        """
         self._sessions.close(client)
         self._client_bells.ring(client)  # its held poll is answered
         for run in self._runs.all():

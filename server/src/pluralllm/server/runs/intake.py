@@ -1,7 +1,7 @@
-"""Takes updates in: an update is announced, received in chunks, checked as a whole, made durable, acknowledged.
+"""Receives updates: a client announces an update, sends its chunks and commits it, and gets a receipt.
 
-Order for an update: chunks verified one by one -> whole file verified -> fsync, rename,
-fsync(dir) -> one transaction -> answer.
+The steps for one update: verify each chunk; verify the whole file; move the file into the blob store and sync it to disk; write
+the receipt in one transaction; answer the client.
 """
 
 import asyncio
@@ -52,7 +52,10 @@ BASE_DISTANCE = "base_distance"  # the one metric that counts for something: see
 
 
 def parse_task(name: str, caller: ClientId) -> TaskName:
-    """Reads the name of one of the caller's tasks. Raises InvalidArgument, IdentityMismatch (another client's task)."""
+    """Parses a task name and checks that the task belongs to the client `caller`.
+
+    Raises InvalidArgument for an unreadable name, and IdentityMismatch if the task belongs to another client.
+    """
     task = TaskName.parse(name)
     if task.client != caller:
         raise IdentityMismatch(claimed=task.client, certificate=caller)
@@ -61,7 +64,7 @@ def parse_task(name: str, caller: ClientId) -> TaskName:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """An update that BeginUpdate has announced."""
+    """An update that a client has announced with BeginUpdate and has not yet committed."""
 
     manifest: Manifest
     examples: int
@@ -69,7 +72,10 @@ class Announced:
 
 
 class Intake:
-    """Owns the uploads under way. Announcements are not durable: after a restart the client announces again."""
+    """The uploads in progress: announces, receives and commits the updates of all clients.
+
+    Announcements are not durable: after a restart of the coordinator, the client announces its update again.
+    """
 
     def __init__(
         self,
@@ -102,7 +108,12 @@ class Intake:
         examples: int,
         metrics: Mapping[str, float],
     ) -> ReceiptRecord | frozenset[int]:
-        """Announces an update. Returns the chunks still missing, or the receipt if the update is committed. Repeatable."""
+        """Announces an update. Returns the numbers of the missing chunks, or the receipt if the update is already committed.
+
+        `base_digest` is the digest of the model version that the client trained from, and `examples` is the update's weight. A
+        client may repeat the call. Raises RoundClosed, LeaseLost, AlreadyCommitted, SpecMismatch, WrongBase, WrongLayout,
+        InvalidArgument, StorageFull.
+        """
         run = self._runs.get(task.run)
         if (receipt_row := await self._receipt(run, task, manifest.digest)) is not None:
             return receipt_row
@@ -118,7 +129,11 @@ class Intake:
         return await self._uploads.begin(upload_key(task), manifest)
 
     async def put(self, task: TaskName, digest: str, index: int, data: bytes | memoryview) -> None:
-        """Keeps one chunk. Raises LeaseLost, ChunksMissing (announce first), DigestMismatch, OverLimit, StorageFull."""
+        """Verifies one chunk of an announced update and writes the chunk to disk.
+
+        `digest` identifies the update. Raises RoundClosed, LeaseLost, ChunksMissing if the update is not announced,
+        DigestMismatch, OverLimit and StorageFull.
+        """
         run = self._runs.get(task.run)
         self._check_slot(run, task)
         self._announcement(task, digest)
@@ -127,11 +142,15 @@ class Intake:
         self._leases.renew(task.client, self._clock.now_s())
 
     async def missing(self, task: TaskName) -> frozenset[int]:
-        """Chunks of an announced update that have not arrived."""
+        """Returns the numbers of the chunks of an announced update that have not arrived."""
         return await self._uploads.missing(upload_key(task))
 
     async def commit(self, task: TaskName, digest: str) -> ReceiptRecord:
-        """Makes the update durable and returns its receipt. Repeatable for ever. A broken connection does not stop it."""
+        """Makes an update durable and returns its receipt. A repeated call returns the same receipt.
+
+        A commit that has begun runs to its end even if the client's connection breaks. Raises ChunksMissing if the update is
+        not announced or not complete.
+        """
         run = self._runs.get(task.run)
         if (receipt_row := await self._receipt(run, task, digest)) is not None:
             return receipt_row
@@ -143,7 +162,10 @@ class Intake:
         return await shielded(working)
 
     async def tend(self) -> None:
-        """Drops uploads whose round has ended, at start and whenever a round ends. Runs until cancelled."""
+        """Deletes the uploads of rounds that have ended: once at the start, then whenever a round ends.
+
+        The method runs until its task is cancelled.
+        """
         seen: frozenset[tuple[str, int]] | None = None
         while True:
             heard = self._run_bell.rings
@@ -193,7 +215,10 @@ class Intake:
         return receipt_row
 
     async def _receipt(self, run: LiveRun, task: TaskName, digest: str) -> ReceiptRecord | None:
-        """The receipt of this client in this round, or None. Raises AlreadyCommitted if it belongs to another update."""
+        """Returns the receipt of the task's client in the task's round, or None if the client has none.
+
+        Raises AlreadyCommitted if the receipt belongs to an update with another digest.
+        """
         record = await self._store.receipt(run.id, task.round, task.client)
         if record is not None and record.receipt.digest != digest:
             error = AlreadyCommitted(client=task.client, round=task.round, committed=record.receipt.digest)
@@ -208,9 +233,10 @@ class Intake:
         return announced
 
     def _check_slot(self, run: LiveRun, task: TaskName) -> None:
-        """Checks that the client has or had a slot in the open round. A lease that ran out does not waste a finished update.
+        """Checks that the client has or had a slot in the open round.
 
-        Raises RoundClosed, LeaseLost.
+        An expired lease is no reason to refuse, so that the client's finished update is not wasted. Raises RoundClosed if the
+        round is not open, and LeaseLost if the client has no right to the task.
         """
         state = run.state
         if state.phase is not Phase.COLLECTING or state.round != task.round:
@@ -235,7 +261,7 @@ class Intake:
             raise InvalidArgument(field="examples", problem=f"is {examples}, must be {allowed}")
 
     async def _note_refusal(self, run: LiveRun, task: TaskName, error: Refused) -> None:
-        """Makes a refusal visible in the run's status and log."""
+        """Records the refusal of an update in the run's status and in the log."""
         now_s = self._clock.now_s()
         log.warning("update.refused", run=run.id, round=task.round, client=task.client, reason=error.reason)
         await self._coordinator.dispatch(
@@ -251,5 +277,5 @@ def _check_distance(metrics: Mapping[str, float]) -> None:
 
 
 def upload_key(task: TaskName) -> str:
-    """The file name of one client's upload in one round."""
+    """Returns the file name of one client's upload in one round, without the extension."""
     return f"{task.run}.{task.round}.{task.client}"

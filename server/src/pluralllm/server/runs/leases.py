@@ -1,4 +1,4 @@
-"""The task that each client holds and the time until which it holds it. Time comes as an argument."""
+"""The leases: each says which task a client holds and until when. The current time is always an argument."""
 
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,7 @@ from pluralllm.common.words.names import TaskName
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A client's right to work on a task until a time."""
+    """A client's right to work on one task until `expires_s`."""
 
     run: RunId
     task: TaskName
@@ -20,18 +20,21 @@ class Lease:
 
 
 class Leases:
-    """At most one lease for each client, over all runs. Leases are not durable: a restart grants them anew."""
+    """The leases of all clients. A client has at most one lease over all runs.
+
+    Leases are not durable: after a restart the coordinator grants new leases.
+    """
 
     def __init__(self, duration_s: float) -> None:
         self.duration_s = duration_s
         self._held: dict[ClientId, Lease] = {}
 
     def of(self, client: ClientId) -> Lease | None:
-        """The client's lease, or None."""
+        """Returns the client's lease, or None if the client has no lease."""
         return self._held.get(client)
 
     def is_held(self, task: TaskName) -> bool:
-        """True if the task's client holds a lease on it."""
+        """Returns whether the client that the task names has a lease on the task."""
         lease = self._held.get(task.client)
         return lease is not None and lease.task == task
 
@@ -43,7 +46,10 @@ class Leases:
             self._held[client] = replace(lease, expires_s=now_s + self.duration_s)
 
     def note(self, client: ClientId, stage: str, progress: float) -> None:
-        """Keeps the client's progress report, which also shows that it has received the task."""
+        """Records the client's progress report in its lease. `progress` is in 0..1, and `stage` is a text for people.
+
+        The report also proves that the client has received the task.
+        """
         if (lease := self._held.get(client)) is not None:
             self._held[client] = replace(lease, fetched=True, stage=stage, progress=progress)
 
@@ -58,5 +64,5 @@ class Leases:
         return {client: lease for client, lease in self._held.items() if lease.run == run}
 
     def expired(self, run: RunId, now_s: float) -> tuple[ClientId, ...]:
-        """Clients of a run whose lease has expired, sorted."""
+        """Returns the clients of a run whose lease has expired by `now_s`, sorted by client."""
         return tuple(sorted(client for client, lease in self.held_in(run).items() if now_s >= lease.expires_s))

@@ -1,4 +1,4 @@
-"""One run in memory: its machine state, the rows it was built from, and the recovery of both from the log."""
+"""One run in memory: its state, the database rows that the state came from, and the recovery from the event log."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ REPLAY_PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come: all that an event may change."""
+    """The changeable part of a run: the round machine's state, the newest rows and the number of the last event."""
 
     state: Run
     newest: VersionRecord  # row of the current version
@@ -39,7 +39,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveRun:
-    """A run of the coordinator. Only `dispatch` changes it: everybody else reads."""
+    """A run in the coordinator's memory. Only the method `dispatch` changes a run; other code only reads it."""
 
     record: RunRecord
     spec: RunSpec
@@ -55,33 +55,43 @@ class LiveRun:
 
     @property
     def state(self) -> Run:
-        """The round machine's state."""
+        """The round machine's state of the run."""
         return self.progress.state
 
     @property
     def newest(self) -> VersionRecord:
-        """The row of the current version."""
+        """The database row of the run's current model version."""
         return self.progress.newest
 
     @property
     def sequence(self) -> int:
-        """The number of the last event written."""
+        """The number of the last event in the run's event log; 0 before the first event."""
         return self.progress.sequence
 
     @property
     def examples(self) -> Mapping[ClientId, int]:
-        """The examples of each client's first update, which stay the same over a run."""
+        """The number of examples in each client's first update of the run.
+
+        Every later update of the client must have the same number.
+        """
         return self._examples
 
     @property
     def update_format(self) -> UpdateFormat:
-        """The form that an update's file must have; in a run that asks for rewards, the form in the open round."""
+        """The required format of an update's file.
+
+        In a run that asks for rewards, the format depends on the batch of the open round.
+        """
         layout = self.layout if self.spec.rewards is None else rewards_layout(self.state.candidates)
         return update_format(layout, self.spec.updates.encoding)
 
     @property
     def base(self) -> VersionRecord:
-        """The version that clients work with now: the newest, or the one that a run of rewards scores with."""
+        """The database row of the model version that clients work with now.
+
+        In a training run, it is the newest version. In a run that asks for rewards, it is version 0, the model that clients
+        score with.
+        """
         return self.newest if self.spec.rewards is None else self.first
 
     @property
@@ -90,18 +100,19 @@ class LiveRun:
 
     @property
     def work_kind(self) -> TaskKind:
-        """The kind of this run's tasks while a round collects updates."""
+        """The kind of the tasks that clients do while a round collects updates: training or rewards."""
         return TaskKind.TRAIN if self.spec.rewards is None else TaskKind.REWARD
 
     def task_name(self, client: ClientId) -> TaskName:
-        """The client's task in the open round or evaluation: the same name for the same work."""
+        """Returns the name of the client's task in the open round or evaluation. Equal work has an equal name."""
         kind = TaskKind.EVALUATE if self.state.phase is Phase.EVALUATING else self.work_kind
         return TaskName(self.id, RoundNumber(self.state.round), kind, client)
 
     async def dispatch(self, store: Store, event: ev.Event) -> tuple[ev.Effect, ...] | None:
-        """Feeds one event to the machine; the event is durable when this returns. None if it changes nothing.
+        """Passes one event to the round machine and makes the result durable before it returns.
 
-        Raises what the machine refuses or the store fails with.
+        Returns the effects that the caller must start, or None if the event changes nothing. Raises the round machine's
+        refusal, or the store's error; the run is then unchanged.
         """
         async with self._lock:
             before = self.progress
@@ -127,7 +138,7 @@ class LiveRun:
 
 
 def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
-    """The state of a run before its first event."""
+    """Returns a run's state before the first event. `first` is the row of model version 0."""
     return Run(
         id=record.id,
         seed=spec.seed,
@@ -141,9 +152,10 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
 
 
 async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average | None]:
-    """Rebuilds a run from its log with the same `step`; also returns the averaging that was under way.
+    """Rebuilds a run from its event log with the round machine's own function `step`.
 
-    Raises Corrupt if the stored spec does not have its hash.
+    Returns the run, and the effect of an averaging that had not ended (None if there was none). Raises Corrupt if the stored
+    spec does not match its recorded hash.
     """
     spec = parse_spec(record.spec_json, f"of run {record.id}")
     spec_sha256 = hashlib.sha256(record.spec_json).hexdigest()  # of the bytes: a later release may know more keys
@@ -170,7 +182,10 @@ async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average 
 
 
 def write_first_version(draft: Path, spec: RunSpec) -> Manifest:
-    """Writes version 0, the seed's initial values. Raises StorageFull."""
+    """Writes the file of model version 0 to `draft` and returns its manifest. Raises StorageFull.
+
+    The initial parameter values follow from the seed in the spec.
+    """
     tensors = parameters(spec.predictor, spec.embedding.dimension)
     with storage_errors("the first model version"):
         return write_weights(draft, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in tensors))

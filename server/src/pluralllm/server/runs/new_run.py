@@ -1,4 +1,4 @@
-"""Makes a run from its spec: version 0, and the records that make both durable."""
+"""Creates a run from its spec: model version 0, and the database rows that make the run durable."""
 
 import asyncio
 import uuid
@@ -25,9 +25,11 @@ async def make_run(
     spec: RunSpec,
     now_s: float,
 ) -> LiveRun:
-    """Makes a run and puts it on record. Version 0 of a run that asks for rewards is a version of one of `sources`.
+    """Creates a run, writes its database rows and returns the run.
 
-    No blob may be collected meanwhile. Raises InvalidSpec, NotFound, StorageFull, StoreFailed.
+    Version 0 of a training run has the initial values. A run that asks for rewards takes version 0 from one of the runs in
+    `sources`. The caller must prevent the deletion of blobs during the call. Raises InvalidSpec, NotFound if the named version
+    does not exist, StorageFull, StoreFailed.
     """
     if spec.rewards is None:
         digest = await _first_values(blobs, scratch, run_id, spec)
@@ -48,7 +50,11 @@ async def _first_values(blobs: Blobs, scratch: Path, run_id: RunId, spec: RunSpe
 
 
 async def _source_of(store: Store, sources: Mapping[RunId, LiveRun], spec: RunSpec, rewards: RewardRun) -> Digest:
-    """The version that a reward run scores with. It is one of this coordinator's, with the spec's predictor and embedding."""
+    """Returns the digest of the model version that a run of rewards scores with.
+
+    The version must belong to a training run of the same coordinator, with the same predictor and embedding as in `spec`.
+    Raises NotFound if the version does not exist, and InvalidSpec if the version does not fit.
+    """
     source = ModelName.parse(rewards.source)
     run = sources.get(source.run)
     version = None

@@ -1,4 +1,7 @@
-"""A run for people: its participants, who is late and why, and what happens next. Pure."""
+"""Describes a run for people: its participants, which of them are late and why, and the next step.
+
+The module is pure: it does no input or output.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ LATE_AFTER = 0.5  # of the phase's time
 
 
 class ParticipantState(StrEnum):
-    """A client's part in the open round or evaluation."""
+    """The state of a client in the open round or evaluation of a run."""
 
     ASSIGNED = "assigned"
     WORKING = "working"
@@ -27,7 +30,7 @@ class ParticipantState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """One client in a run, for people."""
+    """One client in a run, as the status shows it to people."""
 
     client: ClientId
     group: str
@@ -40,7 +43,10 @@ class Participant:
 
 
 def ended_evaluations(run: LiveRun, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
-    """The records of versions whose evaluation has ended: half of the groups make no fairness index."""
+    """Returns the records of model versions whose evaluation has ended.
+
+    The other records are left out, because a fairness index over only some of the groups would be wrong.
+    """
     ended = -1 if run.state.evaluated is None else run.state.evaluated
     return [record for record in records if record.score.version <= ended]
 
@@ -52,7 +58,7 @@ def participants(
     leases: Mapping[ClientId, Lease],
     now_s: float,
 ) -> tuple[Participant, ...]:
-    """Every client that takes part in the run, sorted by client."""
+    """Returns every client that takes part in the run, sorted by client. `members` are all clients that have ever connected."""
     people = []
     for member in members:
         session = sessions.get(member.client)
@@ -108,7 +114,11 @@ def _reason(
 
 
 def what_next(run: LiveRun, trouble: str, idle_trainers: int, now_s: float) -> str:
-    """One sentence for people that names the next step of the run."""
+    """Returns the next step of the run as one sentence for people.
+
+    `trouble` is the problem that blocks the run ("" if there is none). `idle_trainers` is the number of connected training
+    clients without a task.
+    """
     state, policy = run.state, run.state.policy
     if trouble:
         return f"stuck: {trouble} Tried again every few seconds."
@@ -148,7 +158,7 @@ def _left(until_s: float | None, now_s: float) -> str:
 
 
 def why_waiting(run: LiveRun, client: ClientId) -> str:
-    """The reason why an idle client has nothing to do in this run."""
+    """Returns the reason why a client without a task has nothing to do in the run, as a text for people."""
     state = run.state
     if state.is_excluded(client):
         loss = next(loss for loss in state.excluded if loss.client == client)

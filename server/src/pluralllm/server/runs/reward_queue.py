@@ -1,4 +1,7 @@
-"""Serves trainers of language models: takes batches of rollouts and returns rewards of the groups. A batch is one round."""
+"""Serves the trainers of language models: accepts batches of rollouts and returns the groups' rewards.
+
+Each batch is scored in one round.
+"""
 
 import asyncio
 import uuid
@@ -29,7 +32,7 @@ from pluralllm.server.storage.store import ClientRecord, ReceiptRecord, RoundOut
 
 @dataclass(frozen=True, slots=True)
 class GroupRewards:
-    """One group's rewards of a batch."""
+    """The rewards that one group gave to a batch of rollouts."""
 
     group: str
     role: GroupRole
@@ -39,7 +42,7 @@ class GroupRewards:
 
 @dataclass(frozen=True, slots=True)
 class RoundRewards:
-    """The result of a batch."""
+    """The rewards of one batch: the aggregate over all groups, and the rewards of each group."""
 
     record: RoundRecord
     # (candidates,), in the batch's order; None while the round is open and if it was abandoned.
@@ -48,7 +51,7 @@ class RoundRewards:
 
 
 class RewardQueue:
-    """Batches of rollouts of all runs that ask for rewards; a run has at most one open batch."""
+    """The batches of rollouts in all runs that ask for rewards. A run has at most one open batch."""
 
     def __init__(
         self,
@@ -62,14 +65,15 @@ class RewardQueue:
         scratch: Path,
         hold_s: float,
     ) -> None:
-        """`hold_s` is the longest time that a call is held open."""
+        """Stores the arguments. `hold_s` is the longest time in seconds that the server holds a call open."""
         self._coordinator, self._store, self._blobs, self._retention = coordinator, store, blobs, retention
         self._clock, self._run_bell, self._scratch, self._hold_s = clock, run_bell, scratch, hold_s
 
     async def ask(self, run: LiveRun, rollouts_json: bytes) -> RoundNumber:
-        """Opens a round with a batch and returns its number; the open round's number if it has this batch already.
+        """Opens a round for a batch of rollouts and returns the round's number.
 
-        Raises WrongPhase (it trains, is not started, or another batch is under way), InvalidArgument, OverLimit, StorageFull.
+        If the open round has the same batch already, returns that round's number. Raises WrongPhase (a training run, a run that
+        is not started, or another batch is in progress), InvalidArgument, OverLimit, StorageFull.
         """
         if run.spec.rewards is None:
             raise WrongPhase(run=run.id, phase="a run that trains", wanted="asked for rewards")
@@ -88,14 +92,18 @@ class RewardQueue:
             await asyncio.to_thread(draft.unlink, missing_ok=True)
 
     async def rollouts(self, run: LiveRun) -> bytes:
-        """The open round's batch. Raises NotFound."""
+        """Returns the batch of the open round as JSON. Raises NotFound if the run has no open batch."""
         if not run.state.rollouts:
             raise NotFound(what="batch of rollouts", name=f"of run {run.id} now")
         path = await self._blobs.path(Digest(run.state.rollouts))
         return await asyncio.to_thread(path.read_bytes)
 
     async def rewards(self, run: LiveRun, number: RoundNumber, hold_s: float) -> RoundRewards:
-        """Returns the result of a batch; waits up to `hold_s` for its round to end. Raises NotFound, Corrupt."""
+        """Returns the rewards of a round. Waits up to `hold_s` seconds until the round has ended.
+
+        If the round is still open after the wait or was abandoned, the result has no rewards. Raises NotFound if the round does
+        not exist or has no batch, and Corrupt.
+        """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + min(hold_s, self._hold_s)
         while True:

@@ -1,4 +1,7 @@
-"""Reports the spans of a round when its state changes. The work inside the round reports its own spans."""
+"""Reports the OpenTelemetry spans of a round when the state of the round changes.
+
+The code that does the work within a round reports the spans of the work.
+"""
 
 from pluralllm.common.process.tracing import Fact, round_context, tell, tell_round
 from pluralllm.server.rounds import events as ev
@@ -6,12 +9,18 @@ from pluralllm.server.storage.store import RoundRecord, RunRecord
 
 
 def trace_key(run: RunRecord, number: int) -> str:
-    """A name for a round that is unique in the world: two federations may have runs of the same name."""
+    """Returns a name for a round that no other federation has.
+
+    The run's name alone is not enough, because two federations may have runs with equal names.
+    """
     return f"{run.id}@{run.created_s!r}/{run.spec_sha256}/{number}"
 
 
 def trace_step(run: RunRecord, record: RoundRecord | None, event: ev.Event, effects: tuple[ev.Effect, ...]) -> None:
-    """Reports the spans that an event completes. `record` is the row of the round that is open or has just ended."""
+    """Reports the spans that an event completes: the delivery of an update, or a whole round.
+
+    `record` is the row of the round that is open or has just ended; None before the first round.
+    """
     if record is None:
         return
     key = trace_key(run, record.round)

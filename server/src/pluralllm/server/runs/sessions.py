@@ -1,4 +1,4 @@
-"""The clients that are connected: one session for each client; the newest instance wins."""
+"""The sessions of the connected clients. A client has one session, and a newer daemon of the client replaces the older one."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ GRACE_S = 5.0  # a client is silent for a moment between two polls
 
 @dataclass(slots=True)
 class Session:
-    """A client daemon that has called Hello in this process."""
+    """A client daemon that has called Hello since the coordinator's process started."""
 
     client: ClientId
     instance: str
@@ -24,42 +24,48 @@ class Session:
     silence_s: float = field(default=GRACE_S, repr=False)
 
     def is_live(self, now_s: float) -> bool:
-        """True if the client holds a poll open or was silent for no longer than allowed."""
+        """Returns whether the client counts as connected.
+
+        A client is connected while it holds a poll open, and for `silence_s` seconds after its last message.
+        """
         return self.polls_open > 0 or now_s - self.last_seen_s <= self.silence_s
 
 
 class Sessions:
-    """The sessions of all clients of this process."""
+    """The sessions of all clients since the coordinator's process started."""
 
     def __init__(self, silence_s: float) -> None:
         self._silence_s = silence_s
         self._by_client: dict[ClientId, Session] = {}
 
     def open(self, session: Session) -> None:
-        """Opens a session, which replaces the session of an older instance of the client."""
+        """Adds a session. The session replaces an older session of the same client."""
         session.silence_s = self._silence_s
         self._by_client[session.client] = session
 
     def of(self, client: ClientId) -> Session:
-        """The client's session. Raises StaleSession if the client has not called Hello in this process."""
+        """Returns the client's session. Raises StaleSession if the client has not called Hello since the process started."""
         if (session := self._by_client.get(client)) is None:
             raise StaleSession(client=client)
         return session
 
     def check(self, client: ClientId, instance: str) -> Session:
-        """The session of exactly this instance. Raises StaleSession or SessionReplaced."""
+        """Returns the client's session if it belongs to the daemon with the id `instance`.
+
+        Raises StaleSession if the client has no session, and SessionReplaced if a newer daemon of the client has connected.
+        """
         session = self.of(client)
         if session.instance != instance:
             raise SessionReplaced(client=client)
         return session
 
     def close(self, client: ClientId) -> None:
-        """Ends a client's session; its held poll then answers that the session is over."""
+        """Ends the client's session. The client's open poll then fails with StaleSession."""
         self._by_client.pop(client, None)
 
     def get(self, client: ClientId) -> Session | None:
         return self._by_client.get(client)
 
     def live(self, now_s: float) -> tuple[Session, ...]:
-        """The live sessions, sorted by client."""
+        """Returns the sessions of connected clients, sorted by client."""
         return tuple(s for _, s in sorted(self._by_client.items()) if s.is_live(now_s))

@@ -1,4 +1,4 @@
-"""The state of a run for people: its participants, the next step, the trouble and the traffic, at one moment."""
+"""The status of a run for people: participants, next step, problem and traffic at one moment."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from pluralllm.server.storage.store import Store
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """One run's status at one moment."""
+    """The status of one run at the time `at_s`."""
 
     at_s: float
     participants: tuple[Participant, ...]  # sorted by client
@@ -26,7 +26,7 @@ class RunStatus:
 
 
 class Status:
-    """Reads what people see of a run. Changes nothing."""
+    """Reads the status of runs for people. It changes nothing."""
 
     def __init__(
         self, store: Store, sessions: Sessions, leases: Leases, clock: Clock, troubles: Troubles, traffic: Traffic
@@ -35,7 +35,7 @@ class Status:
         self._troubles, self._traffic = troubles, traffic
 
     async def of(self, run: LiveRun) -> RunStatus:
-        """The run's status now. Raises what the store fails with."""
+        """Returns the run's current status. Raises StoreFailed if the database cannot be read."""
         members = await self._store.clients()
         now_s, trouble = self._clock.now_s(), self._troubles.of(run.id)
         sessions = {m.client: session for m in members if (session := self._sessions.get(m.client)) is not None}

@@ -1,4 +1,4 @@
-"""Bytes of weights that this process has received and sent, by run."""
+"""Counts the bytes of updates received and of model versions sent, for each run, since the process started."""
 
 from collections import Counter
 
@@ -6,28 +6,28 @@ from pluralllm.common.words.ids import RunId
 
 
 class Traffic:
-    """Counts from the start of the process. The intake counts updates, the model reader counts model versions."""
+    """Byte counters for each run. All counters are 0 when the process starts."""
 
     def __init__(self) -> None:
         self._received: Counter[RunId] = Counter()
         self._sent: Counter[RunId] = Counter()
 
     def count_received(self, run: RunId, size_bytes: int) -> None:
-        """Adds bytes of an update."""
+        """Adds to the bytes received in the updates of a run."""
         self._received[run] += size_bytes
 
     def count_sent(self, run: RunId, size_bytes: int) -> None:
-        """Adds bytes of a model version."""
+        """Adds to the bytes sent in the model versions of a run."""
         self._sent[run] += size_bytes
 
     def received_bytes(self, run: RunId) -> int:
-        """Bytes of this run's updates."""
+        """Returns the bytes received in the updates of the run."""
         return self._received[run]
 
     def sent_bytes(self, run: RunId) -> int:
-        """Bytes of this run's model versions."""
+        """Returns the bytes sent in the model versions of the run."""
         return self._sent[run]
 
     def totals(self) -> tuple[int, int]:
-        """Bytes received and bytes sent for all runs together."""
+        """Returns the bytes received and the bytes sent, each summed over all runs."""
         return self._received.total(), self._sent.total()

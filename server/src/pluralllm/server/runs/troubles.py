@@ -1,24 +1,24 @@
-"""The problems that keep the coordinator itself from going on with a run."""
+"""The problems on the coordinator's side that block a run, for example a full disk."""
 
 from pluralllm.common.words.ids import RunId
 
 
 class Troubles:
-    """The current problem of each run as a text for people. The coordinator alone writes it."""
+    """The current problem of each run, as a text for people. Only the coordinator writes it."""
 
     def __init__(self) -> None:
         self._by_run: dict[RunId, str] = {}
 
     def note(self, run: RunId, problem: str) -> bool:
-        """Keeps a run's problem; True if it is another one than before."""
+        """Records the run's current problem. Returns whether the problem differs from the recorded one."""
         is_new = self.of(run) != problem
         self._by_run[run] = problem
         return is_new
 
     def clear(self, run: RunId) -> None:
-        """Forgets the problem: the run has gone on."""
+        """Removes the run's problem, because the run has made progress."""
         self._by_run.pop(run, None)
 
     def of(self, run: RunId) -> str:
-        """The run's problem, or "" if it has none."""
+        """Returns the text of the run's problem, or "" if the run has none."""
         return self._by_run.get(run, "")

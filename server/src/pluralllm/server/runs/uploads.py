@@ -1,7 +1,7 @@
-"""Updates that are still arriving: one preallocated file each, filled chunk by chunk in any order.
+"""Files of updates that are still arriving. Each file has its full size from the start; chunks fill it in any order.
 
-No file records which chunks have arrived. After a restart the chunks in a file are hashed again, so bytes that a power loss
-destroyed count as missing and are never trusted.
+No file records which chunks have arrived. After a restart, the coordinator hashes the chunks in each file again. Bytes that a
+power failure destroyed therefore count as missing.
 """
 
 import asyncio
@@ -21,49 +21,56 @@ FLUSH_BYTES = 16 * CHUNK_BYTES
 
 
 class Uploads:
-    """All uploads, by file name. Several streams may fill one upload: they take turns, and other uploads do not wait."""
+    """All uploads, by the name of their file (`key`).
+
+    Several streams may write to one upload: they take turns. Different uploads do not wait for each other.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[str, _Upload] = {}
 
     async def begin(self, key: str, manifest: Manifest) -> frozenset[int]:
-        """Begins an upload, or continues one of the same manifest. Returns the chunks still missing. Raises StorageFull."""
+        """Begins an upload, or continues the upload if it was begun with an equal manifest.
+
+        Returns the numbers of the missing chunks. Raises StorageFull.
+        """
         return await self._in_turn(key, lambda upload: upload.prepare(manifest))
 
     async def put(self, key: str, index: int, data: bytes | memoryview) -> None:
-        """Verifies one chunk and writes it; ignores a chunk that has arrived before.
+        """Verifies one chunk and writes it to the file. A chunk that has arrived before is ignored.
 
-        Raises ChunksMissing if no upload was begun, OverLimit, DigestMismatch or StorageFull.
+        Raises ChunksMissing if the upload was not begun, OverLimit for a wrong number or size of the chunk, DigestMismatch,
+        StorageFull.
         """
         upload = await self._in_turn(key, lambda upload: upload.write(index, data))
         if upload.unsynced_bytes >= FLUSH_BYTES and (upload.flushing is None or upload.flushing.done()):
             upload.flushing = asyncio.create_task(asyncio.to_thread(upload.flush))
 
     async def missing(self, key: str) -> frozenset[int]:
-        """The chunks still missing. Raises ChunksMissing if no upload was begun."""
+        """Returns the numbers of the chunks that have not arrived. Raises ChunksMissing if the upload was not begun."""
         return await self._in_turn(key, _Upload.still_missing)
 
     async def finish(self, key: str) -> Path:
-        """Returns the complete file; every chunk in it was verified. Raises ChunksMissing."""
+        """Returns the path of the complete file, in which every chunk is verified. Raises ChunksMissing if it is incomplete."""
         upload = self._open.get(key)
         if upload is not None and upload.flushing is not None:
             await asyncio.wait([upload.flushing])
         return await self._in_turn(key, _Upload.finished)
 
     async def drop(self, key: str) -> None:
-        """Deletes an upload and its file, if it exists."""
+        """Deletes an upload and its file. Does nothing if the upload does not exist."""
         await self._in_turn(key, _Upload.remove)
 
     async def sweep(self, keep: Collection[str]) -> None:
-        """Deletes every upload except these."""
+        """Deletes every upload whose key is not in `keep`."""
         names = {path.name.removesuffix(".part") for path in self._folder.glob("*.part")}
         for key in (names | self._open.keys()) - set(keep):
             await self.drop(key)
 
     @unbroken
     async def _in_turn(self, key: str, work: "Callable[[_Upload], T]") -> T:
-        """Runs work on an upload in a thread, one piece of work at a time."""
+        """Runs `work` on an upload in a thread and returns its result. The pieces of work on one upload run one after another."""
         upload = self._open.setdefault(key, _Upload(self._folder / f"{key}.part"))
         upload.users += 1
         try:
@@ -76,7 +83,10 @@ class Uploads:
 
 
 class _Upload:
-    """One part file. Its methods block; the caller holds `turn`."""
+    """One upload and its file. The methods block the calling thread.
+
+    The caller must hold the lock `turn`, except for `flush`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,7 +99,7 @@ class _Upload:
         self.flush_failed = False
 
     def begun(self) -> Manifest:
-        """The manifest of the upload. Raises ChunksMissing if no upload was begun."""
+        """Returns the manifest of the upload. Raises ChunksMissing if the upload was not begun."""
         if self.manifest is None:
             raise ChunksMissing(missing=1)
         return self.manifest
@@ -122,9 +132,10 @@ class _Upload:
         return self
 
     def flush(self) -> None:
-        """Syncs early while more chunks arrive, without holding `turn`. Only the sync at the end makes the file durable.
+        """Syncs the file to disk while more chunks arrive, so that the sync at the end takes less time.
 
-        The system reports a failure only once, so it is remembered: no byte of the file is trusted any more.
+        The caller need not hold `turn`. The operating system reports a failed sync only once. So the method sets
+        `flush_failed`, and `finished` then discards the whole file.
         """
         self.unsynced_bytes = 0
         try:
@@ -155,13 +166,19 @@ class _Upload:
         self.path.unlink(missing_ok=True)
 
     def _gone(self, manifest: Manifest) -> ChunksMissing:
-        """Forgets a file that became a blob although its receipt could not be written."""
+        """Marks the upload as not begun, because its file no longer exists, and returns the error to raise.
+
+        The file is missing if it was moved to the blob store but writing the receipt failed.
+        """
         self.manifest = None
         return ChunksMissing(missing=manifest.chunks)
 
 
 def _prepare_file(path: Path, manifest: Manifest) -> set[int]:
-    """Makes the file as long as the blob and returns the numbers of the chunks that are not in it."""
+    """Creates the file with its full size if necessary, and returns the numbers of the chunks that are missing in it.
+
+    Chunks that an existing file already holds are verified by their hashes. Raises StorageFull.
+    """
     with storage_errors("an update"):
         fresh = not path.exists() or path.stat().st_size != manifest.size_bytes
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

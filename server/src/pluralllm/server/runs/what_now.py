@@ -1,13 +1,15 @@
-"""Decides the answer of a held poll. Pure.
+"""Decides the answer to a poll. The module is pure: it does no input or output.
 
-the first row that fits                                           the answer
+The first row that matches decides the answer.
+
+state of the client                                               answer to its poll
 ------------------------------------------------------------------------------------------------------
-a run that the client follows has ended                           RunOver
-the client is leased a task that it does not work on              DoTask
-the client is leased the task it works on, the poll is at its end DoTask, the same once more
-the client works on a task that it is not leased                  Wait, for RETRY_AFTER_S
-the client is leased no task, the poll is at its end              Wait, for RETRY_AFTER_S and up to IDLE_HINT_S
-else                                                              None: the poll is held on
+It follows a run that has ended.                                  RunOver
+It has a lease on a task that it does not work on.                DoTask
+It has a lease on the task it works on; the poll's time is over.  DoTask with the same task again
+It works on a task on which it has no lease.                      Wait for RETRY_AFTER_S
+It has no lease, and the poll's time is over.                     Wait for RETRY_AFTER_S and up to IDLE_HINT_S more
+Any other state.                                                  None: the server holds the poll open
 """
 
 import hashlib
@@ -26,21 +28,21 @@ IDLE_HINT_S = 0.5  # idle clients spread their next polls over this time
 
 @dataclass(frozen=True, slots=True)
 class RunOver:
-    """The client is to forget this run."""
+    """An answer: the run has ended, and the client must forget the run."""
 
     run: RunId
 
 
 @dataclass(frozen=True, slots=True)
 class DoTask:
-    """The client is to do this task."""
+    """An answer: the client must do the task."""
 
     task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The client is to ask again after a while."""
+    """An answer: the client has nothing to do and must poll again after `after_s` seconds."""
 
     after_s: float
 
@@ -51,10 +53,11 @@ Answer = RunOver | DoTask | Wait
 def what_now(
     ended: Sequence[RunId], leased: TaskName | None, works_on: str, spread: float, *, is_last: bool
 ) -> Answer | None:
-    """Returns the answer to a poll at this moment, or None to hold the poll on.
+    """Returns the answer to a client's poll, or None if the server must keep the poll open.
 
-    `ended`: runs that the client follows and that have ended; `leased`: the task that the client has a lease on; `works_on`: the
-    name of the task that the client reports, "" for none; `spread`: 0 <= spread < 1; `is_last`: the poll must be answered now.
+    `ended` are the runs that the client follows and that have ended. `leased` is the task on which the client has a lease.
+    `works_on` is the name of the task that the client reports ("" if it has none). `spread` (0 <= spread < 1) varies the
+    waiting time. `is_last` is true when the poll's time is over and the server must answer.
     """
     if ended:
         return RunOver(ended[0])
@@ -66,16 +69,20 @@ def what_now(
 
 
 def spread_of(client: ClientId, now_s: float) -> float:
-    """A number in 0 <= x < 1 that differs from client to client and from poll to poll, the same for the same moment.
+    """Returns a number x (0 <= x < 1) that varies between clients and between polls. Equal arguments give an equal number.
 
-    So that a thousand idle clients do not ask again in step.
+    The number spreads the waiting times, so that a thousand idle clients do not poll at one moment.
     """
     drawn = hashlib.sha256(f"{client}/{now_s!r}".encode()).digest()
     return int.from_bytes(drawn[:4]) / 2**32
 
 
 def reason_to_wait(session: Session, works_on: str, runs: Sequence[LiveRun], *, stopping: bool) -> str:
-    """Returns why the client has nothing to do now, as a text for people."""
+    """Returns the reason why the client has nothing to do now, as a text for people.
+
+    `works_on` is the name of the task that the client reports ("" if it has none). `stopping` is true while the coordinator
+    stops.
+    """
     if works_on:
         return f"task {works_on} is no longer wanted"
     if stopping:
