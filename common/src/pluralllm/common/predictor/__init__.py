@@ -1,5 +1,5 @@
 """The preference predictor: its parameters, model, training episodes, text embeddings and scores.
 
-May touch: torch, except in architecture.py and metrics.py, which are numpy only because the coordinator needs them.
+The package may import torch, except in architecture.py and metrics.py: the coordinator needs these two modules and has no torch.
 Start reading at model.py.
 """

@@ -1,9 +1,9 @@
 """The predictor's parameters: names, shapes and initial values, without torch.
 
-The coordinator makes model version 0 from this module. model.py must have exactly these parameters; a test checks it. The names
-are those of torch's state dict. Initial values follow torch's defaults for Linear and MultiheadAttention:
+The coordinator makes model version 0 from this module. model.py must have exactly these parameters; a test checks the agreement.
+The names are those of torch's state dict. Initial values follow torch's defaults for Linear and MultiheadAttention:
 U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, Xavier-uniform for the attention's input projection, zeros for the
-attention's biases, ones and zeros for the weight and bias of LayerNorm.
+attention's biases. A LayerNorm starts with ones as its weight and zeros as its bias.
 Source: arXiv 2310.11523 (GPO), arXiv 2207.04179 (TNP-D).
 """
 
@@ -34,7 +34,7 @@ class Parameter:
 def parameters(predictor: Predictor, embedding_dimension: int) -> tuple[Parameter, ...]:
     """Returns all parameters of a predictor, sorted by name.
 
-    For scale: the paper's predictor with embeddings of 384 dimensions has 713,218 numbers.
+    An example of the size: the paper's predictor with embeddings of 384 dimensions has 713,218 numbers.
     """
     d = predictor.d_model
     tensors: list[Parameter] = []
@@ -64,14 +64,18 @@ def parameters(predictor: Predictor, embedding_dimension: int) -> tuple[Paramete
 
 
 def layout_for(spec: RunSpec) -> Layout:
-    """Returns the layout (names and shapes of the tensors) of a run's model; it follows from the run spec alone."""
+    """Returns the layout (names and shapes of the tensors) of a run's model.
+
+    The layout depends only on the spec's predictor and on the dimension of its embeddings, so every process computes the same
+    one.
+    """
     return layout_of((tensor.name, tensor.shape) for tensor in parameters(spec.predictor, spec.embedding.dimension))
 
 
 def initial_values(parameter: Parameter, seed: int) -> NDArray[np.float32]:
     """Returns the initial values of one tensor, float32, of the parameter's shape.
 
-    The random stream depends only on the seed and the name, so adding a layer changes no other layer's values.
+    The random stream depends only on the seed and the parameter's name, so adding a layer changes no other layer's values.
     """
     if parameter.bound == 0:
         return np.full(parameter.shape, parameter.fill, dtype=np.float32)

@@ -1,7 +1,7 @@
 """Holds a group's questions as arrays, draws training episodes from them, and pads episodes to batches.
 
 A point is one option of one question. All options of a question always stay together. Masks mark which points are real and which
-are padding; code must never guess this from a point's content.
+are padding; code must never guess from a point's content whether the point is padding.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from pluralllm.common.words.spec import Episodes
 
 @dataclass(frozen=True, slots=True, repr=False)
 class GroupData:
-    """The embedded questions of one group, each question once.
+    """The questions of one group with their embeddings; each question occurs once.
 
     Shapes: Q questions, P points (one for each option of each question), D numbers in an embedding.
     """
@@ -35,11 +35,14 @@ class GroupData:
         return f"GroupData({len(self.questions)} questions)"  # private: shows neither the group nor any content
 
     def points(self, questions: Sequence[int]) -> NDArray[np.int64]:
-        """Returns the point numbers of these questions, in the order of the questions. Shape: (their points,)."""
+        """Returns the indices of the points that belong to some questions, in the order of the questions.
+
+        questions: indices of the questions. Shape of the result: (n,), where n is the number of all options of these questions.
+        """
         return np.concatenate([np.arange(self.offsets[q], self.offsets[q + 1]) for q in questions])
 
     def split(self, holdout_share: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Returns the numbers of the questions for training, and of those that are held out from training.
+        """Returns two tuples of question indices: the questions for training, and the questions that are held out from training.
 
         A hash of the question decides, so every group holds out the same questions.
         holdout_share: share of all questions to hold out, 0 .. 1.
@@ -52,9 +55,9 @@ class GroupData:
 def group_data(group: str, questions: Sequence[Question], embedded: Sequence[NDArray[np.float32]]) -> GroupData:
     """Joins a group's questions with their embeddings.
 
-    Shapes: `embedded` has one array (options, D) for each question.
-    Raises TooFewQuestions if there is no question. Raises ValueError if questions and arrays do not fit, or if a question occurs
-    twice: an episode could then have it in its context and among its targets.
+    embedded: for each question, one array with an embedding for each option. Shape of each array: (options, D) with D numbers in
+    an embedding. Raises TooFewQuestions if there is no question. Raises ValueError if questions and arrays do not fit together,
+    or if a question occurs twice: an episode could then have the question in its context and among its targets.
     """
     if not questions:
         raise TooFewQuestions(group=group, usable=0, needed=2, use="training")
@@ -69,7 +72,7 @@ def group_data(group: str, questions: Sequence[Question], embedded: Sequence[NDA
 
 
 def sharpen(data: GroupData, power: float) -> GroupData:
-    """Returns the data of an imagined group that agrees more (power > 1) or less (power < 1) than the real one.
+    """Returns a copy of the data, changed to an imagined group whose members agree more (power > 1) or less (power < 1).
 
     Every share is raised to `power`; then the shares of each question are scaled to sum 1 again.
     """
@@ -81,16 +84,16 @@ def sharpen(data: GroupData, power: float) -> GroupData:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One training episode: the numbers of its context questions and of its target questions; no question is in both."""
+    """One training episode: the indices of its context questions and of its target questions; no question is in both lists."""
 
     context: tuple[int, ...]
     targets: tuple[int, ...]
 
 
 def check_enough(group: str, usable: int, episodes: Episodes) -> None:
-    """Checks that a group has enough questions for the smallest episode. Raises TooFewQuestions if not.
+    """Checks that a group has enough questions for the smallest episode. Raises TooFewQuestions if the group has fewer.
 
-    usable: the number of questions that the group could use.
+    usable: the number of questions that the group could use. episodes: the bounds of the episode sizes, from the run spec.
     """
     needed = episodes.min_context + episodes.min_targets
     if usable < needed:
@@ -101,12 +104,12 @@ def check_enough(group: str, usable: int, episodes: Episodes) -> None:
 def draw_episode(
     usable: Sequence[int], episodes: Episodes, sizes: np.random.Generator, rng: np.random.Generator
 ) -> Episode:
-    """Draws one episode: first its two sizes, then that many different questions.
+    """Draws the numbers of context and target questions first, and then the questions themselves without repetition.
 
-    The sizes are uniform in the spec's ranges; a range is cut to the number of questions there are.
-    usable: numbers of the questions to draw from; `check_enough` has accepted how many they are.
-    sizes: random stream for the sizes. Two numbers of it decide, for any range; clients with the same stream therefore have
-    episodes of nearly the same size in the same step, and a batch of these episodes needs little padding.
+    Each number is uniform in the range of `episodes`; a range is cut to the number of questions that the group has.
+    usable: indices of the questions to draw from. The caller has checked with `check_enough` that there are enough of them.
+    sizes: random stream for the two numbers. Every draw takes exactly two values from this stream. Clients with the same stream
+    therefore have episodes of nearly the same size in the same step, and a batch of these episodes needs little padding.
     rng: random stream for the questions.
     """
     of_context, of_targets = sizes.random(2).tolist()
@@ -119,9 +122,9 @@ def draw_episode(
 
 
 def step_sizes(seed: int, step: int) -> np.random.Generator:
-    """Returns the random stream for the sizes of a step's episodes.
+    """Returns the random stream that decides how many questions the episodes of a training step have.
 
-    It depends only on the run's seed and the step, so it is the same for all clients.
+    The stream depends only on the run's seed and the number of the step, so it is the same for all clients.
     """
     return np.random.default_rng([seed, step])
 
@@ -133,10 +136,10 @@ def _within(least: int, most: int, fraction: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded episodes as tensors.
+    """Episodes that are padded to the same size and joined to tensors.
 
-    Shapes: B episodes, D numbers in an embedding. C context points, T target points and Q target questions are the greatest
-    numbers that one of the episodes has; shorter episodes are padded to them.
+    Shapes: B episodes, D numbers in an embedding. C is the greatest number of context points in one episode, T the greatest
+    number of target points, and Q the greatest number of target questions; shorter episodes are padded to these sizes.
     """
 
     context: Tensor  # (B, C, D)
@@ -150,7 +153,7 @@ class Batch:
     questions: int  # Q
 
     def to(self, device: torch.device) -> "Batch":
-        """Returns this batch with its tensors on another device."""
+        """Returns a copy of this batch whose tensors are on another device."""
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -159,7 +162,7 @@ class Batch:
 
 
 def make_batch(pairs: Sequence[tuple[GroupData, Episode]]) -> Batch:
-    """Pads episodes of one or several groups to the longest one and joins them to one batch, on the CPU.
+    """Pads episodes of one or several groups to the longest episode, and joins them to one batch on the CPU.
 
     pairs: for each episode, the data of its group and the episode.
     """
@@ -182,7 +185,10 @@ def make_batch(pairs: Sequence[tuple[GroupData, Episode]]) -> Batch:
 
 
 def _padded(rows: Sequence[NDArray[np.generic]], fill: int = 0) -> Tensor:
-    """Joins B arrays of shape (N, ...), each with its own N, to one tensor (B, greatest N, ...), padded with `fill`."""
+    """Joins B arrays to one tensor. The arrays may differ in their first dimension N; shorter ones are padded with `fill`.
+
+    Shapes: B arrays (N, ...) -> (B, greatest N, ...).
+    """
     whole = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), fill, dtype=rows[0].dtype)
     for slot, row in zip(whole, rows, strict=True):
         slot[: len(row)] = row
@@ -192,7 +198,8 @@ def _padded(rows: Sequence[NDArray[np.generic]], fill: int = 0) -> Tensor:
 def sum_by_question(values: Tensor, question: Tensor, questions: int) -> Tensor:
     """Sums the values of each question's points.
 
-    Shapes: values (B, T), question (B, T) int64 -> (B, Q), with Q = `questions`. Padding has question number Q and is left out.
+    Shapes: B episodes, T target points, Q = `questions`; values (B, T), question (B, T) int64 -> (B, Q).
+    question: for each point, the index of its question, 0 .. Q - 1. Padded points have index Q and are left out of the sums.
     """
     return values.new_zeros((values.shape[0], questions + 1)).scatter_add(1, question, values)[:, :questions]
 
@@ -200,8 +207,9 @@ def sum_by_question(values: Tensor, question: Tensor, questions: int) -> Tensor:
 def log_softmax_by_question(scores: Tensor, question: Tensor, questions: int) -> Tensor:
     """Log-softmax of the scores among the options of each question.
 
-    Shapes: scores (B, T), question (B, T) int64 -> (B, T). Padding has question number `questions`, so it does not influence
-    the real questions; the results for padded points mean nothing.
+    Shapes: B episodes, T target points; scores (B, T), question (B, T) int64 -> (B, T).
+    question: for each point, the index of its question. Padded points have the index `questions`, so they do not influence the
+    real questions; the results for padded points mean nothing.
     """
     batch, slots = scores.shape[0], questions + 1
     highest = scores.new_full((batch, slots), -torch.inf).scatter_reduce(1, question, scores.detach(), "amax")

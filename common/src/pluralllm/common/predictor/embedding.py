@@ -1,7 +1,7 @@
-"""Turns texts into vectors with the transformer that the run spec's embedding contract names, and caches them on disk.
+"""Turns texts into vectors with the transformer that the run spec's embedding contract names, and caches the vectors on disk.
 
-The cache is one SQLite file. Its key is made from model, revision, model files, pooling, maximum length and text. Several
-processes may use it at once. If the cache has all texts, the transformer is not loaded.
+The cache is one SQLite file. The key of a vector is made from model, revision, model files, pooling, maximum length and text.
+Several processes may use the cache at once. If the cache has the vectors of all texts, the transformer is not loaded.
 """
 
 import hashlib
@@ -30,13 +30,16 @@ Progress = Callable[[int, int], None]  # called with the number of texts done an
 
 
 class Embedder:
-    """The embedding model of a contract on this machine, loaded when a text is first not in the cache."""
+    """Embeds texts with the model of a run spec's embedding contract, on this machine.
+
+    The model is loaded only when the cache lacks the vector of a text.
+    """
 
     def __init__(self, contract: Embedding, model_path: Path | None, cache: Path, device: torch.device) -> None:
-        """Opens the cache, and makes it if it is not there.
+        """Opens the cache file, or creates it if it does not exist.
 
-        model_path: local folder with the model; without it, transformers looks the model's id up.
-        cache: folder for the cache file.
+        contract: the part of the run spec that says how texts are embedded. cache: folder for the cache file.
+        model_path: local folder with the model; None makes the library `transformers` look up the contract's model id.
         Raises ModelUnavailable if `model_path` has no config.json.
         """
         self.contract = contract
@@ -62,19 +65,21 @@ class Embedder:
 
     @property
     def truncated(self) -> int:
-        """The number of texts that were cut at max_tokens, among those that this object embedded itself."""
+        """The number of texts that were cut at the contract's `max_tokens`, without the texts that the cache held."""
         return 0 if self._encoder is None else self._encoder.truncated
 
     def close(self) -> None:
-        """Closes the cache file."""
+        """Closes the connection to the cache file."""
         self._cache.close()
 
     def embed_questions(self, questions: Sequence[Question], on_progress: Progress) -> list[NDArray[np.float32]]:
-        """Returns an array for each question, with one vector for each of its options.
+        """Returns one array for each question, with one vector for each option of the question.
 
-        Each template of the contract is filled in and embedded; an option's vector joins the vectors of all templates.
+        Each template of the contract is filled in and embedded; an option's vector is the concatenation of the vectors of all
+        templates.
         Shapes: (options, dimension) float32 for each question, with the contract's dimension.
-        Raises ModelUnavailable; EmbeddingMismatch if the model's vectors do not have the contract's dimension.
+        on_progress: called with the number of texts done and the number of all texts. Raises ModelUnavailable; EmbeddingMismatch
+        if the model's vectors do not have the contract's dimension.
         """
         filled = [
             [fill(template, question, index) for template in self.contract.templates]
@@ -88,9 +93,11 @@ class Embedder:
         return np.split(points, ends)
 
     def check_probes(self) -> None:
-        """Checks that this machine's model gives the vectors that the run spec's probes expect.
+        """Checks that this machine's model gives the expected vectors for the run spec's probes.
 
-        Raises EmbeddingMismatch if the cosine of a probe is below the contract's `min_cosine`; ModelUnavailable.
+        A probe is a text with the vector that the model must give for the text.
+        Raises EmbeddingMismatch if the cosine of a probe's two vectors is below the contract's `min_cosine`. Raises
+        ModelUnavailable if the model cannot be loaded.
         """
         if not self.contract.probes:
             return
@@ -106,7 +113,9 @@ class Embedder:
     def embed_texts(self, texts: Sequence[str], on_progress: Progress) -> NDArray[np.float32]:
         """Returns the vectors of texts, scaled to length 1 if the contract says so. Equal texts are embedded once.
 
-        Shapes: (texts, w) float32, with w the width of the model. Raises ModelUnavailable.
+        Shapes: (texts, w) float32, where w is the number of values in the model's hidden state.
+        on_progress: called with the number of texts done and the number of all texts. Raises ModelUnavailable if the model cannot
+        be loaded.
         """
         distinct = list(dict.fromkeys(texts))
         vector_of = {text: vector for text in distinct if (vector := self._cached(text)) is not None}
@@ -145,7 +154,7 @@ class Embedder:
 def make_probes(contract: Embedding, model_path: Path | None, cache: Path, device: torch.device) -> tuple[Probe, ...]:
     """Makes the probes of a run spec: a few fixed texts with the vectors that the operator's copy of the model gives.
 
-    Raises ModelUnavailable.
+    model_path, cache: as in `Embedder`. Raises ModelUnavailable if the model cannot be loaded.
     """
     embedder = Embedder(contract, model_path, cache, device)
     try:
@@ -159,7 +168,7 @@ def make_probes(contract: Embedding, model_path: Path | None, cache: Path, devic
 
 
 def fill(template: str, question: Question, option: int) -> str:
-    """Returns the template filled in for one option (its index) of a question."""
+    """Returns the text of a template after its fields are filled in for one option of a question. option: index of the option."""
     letters = string.ascii_uppercase
     listed = " ".join(f"{_letter(letters, index)}. {text}" for index, text in enumerate(question.options))
     return template.format(
@@ -176,9 +185,9 @@ def _points(questions: Sequence[Question]) -> list[tuple[Question, int]]:
 
 
 def _fingerprint(model_path: Path | None) -> str:
-    """Returns a text that differs between copies of a model, without reading gigabytes.
+    """Returns a text that differs between copies of a model, without reading the gigabytes of the model files.
 
-    It lists names, sizes and times of the files in the folder; it is empty without a folder.
+    The text lists names, sizes and modification times of the files in the folder; it is empty if `model_path` is None.
     """
     if model_path is None:
         return ""

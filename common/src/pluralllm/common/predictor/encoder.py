@@ -1,11 +1,12 @@
-"""Turns texts into vectors with a transformer: the mean of the last hidden states of a text's tokens.
+"""Turns texts into vectors with a transformer: the vector of a text is the mean of its tokens' last hidden states.
 
-In a causal model, the hidden states of a text's beginning do not depend on what follows. So texts with a common beginning (one
-prompt, several answers) share its computation: the beginning is encoded once, and each text's end uses its keys and values
-(arXiv 2503.09925 embeds each answer together with the whole prompt). Not every model allows this; a trial decides when the model
-is loaded.
+In a causal model, the hidden states of a text's beginning do not depend on the tokens that follow. So texts with a common
+beginning (one prompt, several answers) share its computation: the beginning is encoded once, and each text's end uses the keys
+and values of the beginning (arXiv 2503.09925 embeds each answer together with the whole prompt). Not every model allows this; a
+trial decides when the model is loaded.
 
-Shapes: R texts in a batch, S tokens in the longest of them, F families in a batch, w numbers in a hidden state.
+Shapes: R texts in a batch, S tokens in the longest of them, F families in a batch, w numbers in a hidden state. A family is a
+set of texts with a common beginning.
 """
 
 import itertools
@@ -36,7 +37,7 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Texts that share a prefix of tokens. A family of one text has an empty prefix."""
+    """A set of texts that begin with the same tokens, the prefix. A family of one text has an empty prefix."""
 
     prefix: Tokens
     members: tuple[int, ...]  # numbers of the texts
@@ -44,12 +45,14 @@ class Family:
 
 
 class Encoder:
-    """A transformer with its tokenizer, on one device."""
+    """A transformer with its tokenizer, on one device. It turns texts into vectors."""
 
     def __init__(self, source: str, revision: str, max_tokens: int, device: torch.device) -> None:
-        """Loads the model and tries whether it allows shared prefixes.
+        """Loads the model and tests whether texts may share the computation of a common prefix.
 
-        source: a model id, or a local folder. max_tokens: longer texts are cut. Raises ModelUnavailable.
+        source: a model id, or a local folder. revision: the version of the model, for a model id. max_tokens: longer texts are
+        cut.
+        Raises ModelUnavailable if the model cannot be loaded.
         """
         self.truncated = 0  # number of texts that were cut at max_tokens
         self._max_tokens = max_tokens
@@ -58,9 +61,9 @@ class Encoder:
         self.shares_prefixes = self._try_prefixes()
 
     def encode(self, texts: Sequence[str]) -> Iterator[tuple[list[str], Vectors]]:
-        """Yields the texts in batches, each with its vectors. The order differs from that of `texts`.
+        """Yields the texts in batches, each batch with its vectors. The order differs from the order of `texts`.
 
-        Shapes: vectors (R, w) float32, not normalized.
+        Shapes: vectors (R, w) float32, not normalized, with R texts in the batch and w numbers in a hidden state.
         """
         tokens = self._tokenize(texts)
         families = families_of(tokens) if self.shares_prefixes else alone(tokens)
@@ -77,9 +80,10 @@ class Encoder:
 
     @torch.no_grad()
     def _vectors(self, batch: Sequence[Family]) -> Vectors:
-        """Returns the vectors of a batch of families, either all with a prefix or all without.
+        """Returns the vectors of a batch of families. Either all families of the batch have a prefix, or none has.
 
-        Shapes: (R, w) float32, texts in the order of the families and their members.
+        Shapes: (R, w) float32, with R texts in the batch and w numbers in a hidden state. The texts stand in the order of the
+        families, and within a family in the order of its members.
         """
         lengths = [len(family.prefix) + len(suffix) for family in batch for suffix in family.suffixes]
         suffixes, suffix_mask = self._padded([suffix for family in batch for suffix in family.suffixes])  # (R, S)
@@ -104,13 +108,18 @@ class Encoder:
     def _sums(self, tokens: Tensor, real: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
         """Sums the last hidden states over the real tokens of each row.
 
-        Shapes: tokens (R, S), real (R, S) -> (R, w). mask: the attention mask, if it is not `real`.
+        Shapes: R rows, S tokens, w numbers in a hidden state; tokens (R, S), real (R, S) -> (R, w). real: 1 for a real token, 0
+        for padding.
+        mask: the attention mask; None uses `real`. more: further arguments of the model's forward call.
         """
         output = self._model(input_ids=tokens, attention_mask=real if mask is None else mask, **more)
         return _masked_sum(output.last_hidden_state, real)
 
     def _padded(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        """Pads rows of tokens to the longest. Returns tokens and mask, (R, S) each; the mask is 1 for a real token."""
+        """Pads R rows of tokens to the longest row, of S tokens. Returns the tokens and the mask.
+
+        Shapes: (R, S) for both tensors. The mask is 1 for a real token and 0 for padding.
+        """
         longest = max(map(len, rows))
         filler = self._tokenizer.pad_token_id or 0
         tokens = torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
@@ -118,7 +127,10 @@ class Encoder:
         return tokens.to(self._device), mask.to(self._device)
 
     def _try_prefixes(self) -> bool:
-        """Encodes a few texts with and without a shared prefix. Returns whether the vectors are the same but for rounding."""
+        """Encodes a few texts with and without a shared prefix. Returns whether the vectors are the same except for rounding.
+
+        Returns False, too, if the tokenizer gives the texts no common prefix, or if the model cannot continue from a prefix.
+        """
         tokens = self._tokenize(TRIAL_TEXTS)
         self.truncated = 0
         families = families_of(tokens)
@@ -136,14 +148,15 @@ class Encoder:
 
 
 def alone(tokens: Sequence[Tokens]) -> list[Family]:
-    """Returns a family for each text, without a prefix."""
+    """Returns one family without a prefix for each text. tokens: the tokens of each text."""
     return [Family((), (number,), (text_tokens,)) for number, text_tokens in enumerate(tokens)]
 
 
 def families_of(tokens: Sequence[Tokens]) -> list[Family]:
-    """Groups texts into families by their common beginning.
+    """Groups texts into families by their common beginning. tokens: the tokens of each text.
 
-    A text joins a family only if the common prefix keeps at least half of its length and at least SHORTEST_PREFIX tokens.
+    The common prefix of a family with several texts has at least SHORTEST_PREFIX tokens. A text that would cut the family's
+    prefix to less than half begins a new family.
     """
     order = sorted(range(len(tokens)), key=lambda number: tokens[number])
     families: list[Family] = []
@@ -170,12 +183,12 @@ def families_of(tokens: Sequence[Tokens]) -> list[Family]:
 
 
 def _common(one: Tokens, other: Tokens) -> int:
-    """Returns the length of the common beginning of two texts, in tokens."""
+    """Returns the number of tokens with which both texts begin."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _batches(families: Sequence[Family]) -> Iterator[list[Family]]:
-    """Groups families of similar length into batches of at most BATCH_TOKENS tokens, unless one family alone has more.
+    """Groups families of similar length into batches of at most BATCH_TOKENS tokens. A longer family gets a batch of its own.
 
     The families of a batch either all have a prefix or all have none.
     """
@@ -195,12 +208,18 @@ def _batches(families: Sequence[Family]) -> Iterator[list[Family]]:
 
 
 def _masked_sum(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Sums hidden states over the tokens whose mask is 1, in float32. Shapes: hidden (R, S, w), mask (R, S) -> (R, w)."""
+    """Sums hidden states over the tokens whose mask is 1, in float32.
+
+    Shapes: R rows, S tokens, w numbers in a hidden state; hidden (R, S, w), mask (R, S) -> (R, w).
+    """
     return (hidden.float() * mask.unsqueeze(-1)).sum(1)
 
 
 def _load(source: str, revision: str, device: torch.device) -> tuple[Any, Any]:
-    """Loads tokenizer and model, from disk if they are there, otherwise over the network. Raises ModelUnavailable."""
+    """Returns tokenizer and model, loaded from disk if possible, otherwise over the network.
+
+    Raises ModelUnavailable if neither works.
+    """
     from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 - seconds, and often not needed at all
 
     last: Exception | None = None
@@ -223,6 +242,6 @@ def _load(source: str, revision: str, device: torch.device) -> tuple[Any, Any]:
 
 
 def _precision(device: torch.device) -> torch.dtype:
-    """Returns bf16 if the device supports it, otherwise float32. The contract's probes still check the vectors."""
+    """Returns bf16 if the device supports bf16, otherwise float32. The run spec's probes check the vectors in either case."""
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if fast else torch.float32

@@ -1,4 +1,4 @@
-"""A predictor that is ready for one group: it encodes the group's known answers once and then predicts any other answers.
+"""A predictor for one group: it encodes the answers that the group has given once, and then predicts the group's other answers.
 
 Shapes: P points (one for each option of each question), D numbers in an embedding.
 """
@@ -28,7 +28,7 @@ class PredictedAnswer:
 
 
 class GroupPredictor:
-    """A model version together with one group's context, whose keys and values it keeps."""
+    """A model version together with one group's context. It keeps the context's attention keys and values for all predictions."""
 
     @torch.no_grad()
     def __init__(
@@ -42,7 +42,8 @@ class GroupPredictor:
     ) -> None:
         """Embeds and encodes the context: questions with the group's own answers.
 
-        Raises TooFewQuestions if `context` has fewer than `min_context` questions; ModelUnavailable, EmbeddingMismatch.
+        Raises TooFewQuestions if `context` has fewer than `min_context` questions. Raises ModelUnavailable if the embedding model
+        cannot be loaded, EmbeddingMismatch if its vectors do not have the dimension of the run spec.
         """
         if len(context) < max(1, min_context):
             use = "predicting its other answers"
@@ -56,19 +57,21 @@ class GroupPredictor:
         )
 
     def predict(self, questions: Sequence[Question]) -> list[PredictedAnswer]:
-        """Predicts the group's answer to each question; the shares that the questions carry are ignored.
+        """Predicts the group's answer to each question. The shares in the `questions` are ignored.
 
-        Raises ModelUnavailable, EmbeddingMismatch.
+        Raises ModelUnavailable if the embedding model cannot be loaded, EmbeddingMismatch if its vectors do not have the
+        dimension of the run spec.
         """
         if not questions:
             return []
         return list(self.predict_embedded(self._embedded(questions), [len(question.options) for question in questions]))
 
     def predict_embedded(self, points: NDArray[np.float32], options: Sequence[int]) -> Iterator[PredictedAnswer]:
-        """Yields the group's predicted answers to questions that are embedded already, in passes of bounded size.
+        """Yields the group's predicted answers to questions that are embedded already.
 
-        Shapes: points (P, D) float32, the points of one question after those of another.
-        options: the number of options of each question; their sum is P.
+        The model predicts a bounded number of points at once, so memory is bounded for any number of questions.
+        Shapes: points (P, D) float32, with D numbers in each embedding; the P points are the options of the first question, then
+        those of the next. options: the number of options of each question; the sum is P.
         """
         ends = np.cumsum(options)
         first = done = 0  # number of the next question, and of its first point
@@ -83,10 +86,16 @@ class GroupPredictor:
 
     @torch.no_grad()
     def _pass(self, points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Predicts mean and log-std of points in one pass. Shapes: (P, D) -> (P,), (P,)."""
+        """Predicts the mean and the logarithm of the standard deviation for P points in one call of the model.
+
+        Shapes: points (P, D), with D numbers in each embedding -> (P,), (P,).
+        """
         predicted = self._model.predict_targets(self._context, torch.from_numpy(points).to(self._device)[None])
         return predicted.mean[0].cpu().numpy(), predicted.log_std[0].cpu().numpy()
 
     def _embedded(self, questions: Sequence[Question]) -> NDArray[np.float32]:
-        """Returns the embeddings of all options of the questions, shape (P, D)."""
+        """Returns the embeddings of all options of the questions.
+
+        Shape: (P, D), with P options in all and D numbers in an embedding.
+        """
         return np.concatenate(self._embedder.embed_questions(questions, lambda _done, _all: None))

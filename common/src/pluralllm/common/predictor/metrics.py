@@ -1,4 +1,4 @@
-"""Measures how well predictions fit the true answers: for one question, for one group, and how evenly over the groups.
+"""Measures how well predictions fit the true answers of a question and of a group, and how even the groups' scores are.
 
 This module uses only numpy, because the coordinator computes fairness too and has no torch.
 Sources: arXiv 2503.09925 (alignment score, fairness index); Lin 1991 (Jensen-Shannon); Jain et al. 1984 (Jain's index).
@@ -18,10 +18,10 @@ MAX_JS_DISTANCE = math.sqrt(math.log(2))  # the distance between shares that hav
 def js_distance(predicted: Shares, true: Shares) -> float:
     """Jensen-Shannon distance between predicted and true shares: 0 (equal) .. sqrt(ln 2) (no option in common).
 
-    It is the square root of the divergence, with natural logarithms. Divide it by sqrt(ln 2) for logarithms to base 2.
-    Shapes: (options,) both; each is scaled to sum 1 first.
-    Raises ValueError for different lengths, or for shares that are NaN, negative or all 0: these have no distance, and 0 would
-    say that the prediction is perfect.
+    The distance is the square root of the divergence, with natural logarithms. Dividing it by sqrt(ln 2) gives the distance with
+    logarithms to base 2. Shapes: predicted (options,), true (options,); each array is scaled to sum 1 first.
+    Raises ValueError for different lengths, or for shares that are NaN, negative or all 0: such shares have no distance, and a
+    result of 0 would mean a perfect prediction.
     """
     p, q = _distribution(predicted), _distribution(true)
     if p.shape != q.shape:
@@ -33,10 +33,10 @@ def js_distance(predicted: Shares, true: Shares) -> float:
 def js_distances(
     predicted: NDArray[np.floating], true: NDArray[np.floating], starts: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """Jensen-Shannon distances of many questions at once, as `js_distance` computes them.
+    """Jensen-Shannon distances of many questions at once, as `js_distance` computes them for one question.
 
-    Shapes: shares (P,), the options of one question after those of another; starts (Q,), where each question begins -> (Q,).
-    Raises ValueError for the same reasons as `js_distance`.
+    Shapes: Q questions with P options in all; predicted (P,), true (P,): the options of the first question, then those of the
+    next; starts (Q,): the index of each question's first option -> (Q,). Raises ValueError for the same reasons as `js_distance`.
     """
     if predicted.shape != true.shape:
         raise ValueError(f"{predicted.size} shares predicted, {true.size} given")
@@ -47,12 +47,13 @@ def js_distances(
 
 
 def wasserstein_score(predicted: Shares, true: Shares, scale: Sequence[float | None]) -> float | None:
-    """Wasserstein score of an ordinal question, 1 - W1 / greatest possible W1: 1 is perfect, 0 is all at the wrong end.
+    """Wasserstein score of a question whose options are ordered: 1 is perfect, 0 means that all shares are at the wrong end.
 
-    scale: position of each option on the scale, None for an option off the scale (for example "refused"). Options off the
-    scale are left out of both distributions, and the rest is scaled to sum 1.
-    Returns None if the question is not ordinal: it has fewer than two different positions, or no true share on them. Returns 0
-    if the prediction has no share on the scale, so that such a bad prediction still counts in a mean.
+    The score is 1 - W1 / greatest possible W1, where W1 is the Wasserstein-1 distance between predicted and true shares.
+    scale: position of each option on the scale; None for an option that is not on the scale (for example "refused"). Both
+    distributions leave out options that are not on the scale, and the rest is scaled to sum 1.
+    Returns None if the options have fewer than two different positions, or if no true share is on the scale. Returns 0 if no
+    predicted share is on the scale, so that such a bad prediction still counts in a mean.
     """
     on = [index for index, position in enumerate(scale) if position is not None]
     positions = np.array([scale[index] for index in on], dtype=np.float64)
@@ -69,7 +70,7 @@ def wasserstein_score(predicted: Shares, true: Shares, scale: Sequence[float | N
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """The scores of a group as running sums over its questions. Begin with Alignment() and `add` one question after another."""
+    """The scores of one group, as sums over its questions. Begin with Alignment() and call `add` for each question."""
 
     questions: int = 0
     js_total: float = 0.0  # sum of the Jensen-Shannon distances, natural logarithm
@@ -77,9 +78,10 @@ class Alignment:
     wasserstein_total: float = 0.0  # sum over the ordinal questions
 
     def add(self, predicted: Shares, true: Shares, scale: Sequence[float | None] | None) -> "Alignment":
-        """Returns the sums with one more question.
+        """Returns new sums that include one more question.
 
-        Shapes: predicted, true and scale (options,). scale: see `wasserstein_score`; None if the question has no scale.
+        Shapes: predicted, true and scale (options,). scale: the position of each option, as in `wasserstein_score`; None if the
+        question has no scale.
         """
         ordinal = None if scale is None else wasserstein_score(predicted, true, scale)
         return Alignment(
@@ -91,17 +93,20 @@ class Alignment:
 
     @property
     def score(self) -> float:
-        """Alignment score with natural logarithms: 1 is perfect, 1 - sqrt(ln 2) = 0.167 is the worst."""
+        """Alignment score, 1 - mean Jensen-Shannon distance with natural logarithms: 1 is perfect, 0.167 is the worst.
+
+        The worst score is 1 - sqrt(ln 2).
+        """
         return 1 - self._mean_distance
 
     @property
     def score_base2(self) -> float:
-        """Alignment score with logarithms to base 2: 1 is perfect, 0 is the worst."""
+        """Alignment score, 1 - mean Jensen-Shannon distance with logarithms to base 2: 1 is perfect, 0 is the worst."""
         return max(0.0, 1 - self._mean_distance / MAX_JS_DISTANCE)
 
     @property
     def wasserstein(self) -> float | None:
-        """Mean Wasserstein score of the ordinal questions, 0 .. 1; None if there are none."""
+        """Mean Wasserstein score of the questions with ordered options, 0 .. 1; None if the group has no such question."""
         return self.wasserstein_total / self.ordinal_questions if self.ordinal_questions else None
 
     @property
@@ -114,7 +119,7 @@ class Alignment:
 def coefficient_of_variation(scores: Sequence[float]) -> float:
     """Coefficient of variation: the population's standard deviation divided by the mean; 0 when all scores are equal.
 
-    Raises ValueError if there is no score, or one is not finite.
+    Raises ValueError if there is no score, or if a score is not finite.
     """
     values = np.asarray(scores, dtype=np.float64)
     if not values.size or not np.isfinite(values).all():
@@ -124,12 +129,18 @@ def coefficient_of_variation(scores: Sequence[float]) -> float:
 
 
 def fairness_index(scores: Sequence[float]) -> float:
-    """Fairness index of the scores of n groups: Jain's index, 1 / (1 + CoV^2). 1 is perfectly even, 1/n is the worst."""
+    """Fairness index of the scores of n groups: Jain's index, 1 / (1 + CoV^2). 1 is perfectly even, 1/n is the worst.
+
+    CoV is the coefficient of variation. Raises ValueError if there is no score, or if a score is not finite.
+    """
     return 1 / (1 + coefficient_of_variation(scores) ** 2)
 
 
 def _distribution(shares: Shares) -> NDArray[np.float64]:
-    """Scales the shares of one question to sum 1, (options,). Raises ValueError if they are no distribution."""
+    """Returns the shares of one question, scaled to sum 1. Shape: (options,).
+
+    Raises ValueError if a share is not finite or negative, or if all shares are 0.
+    """
     values = np.asarray(shares, dtype=np.float64)
     if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
         raise ValueError("shares must be finite, not negative and not all zero")
@@ -138,7 +149,11 @@ def _distribution(shares: Shares) -> NDArray[np.float64]:
 
 
 def _distributions(shares: NDArray[np.floating], starts: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Scales the shares of each question to sum 1: (P,), starts (Q,) -> (P,). Raises ValueError if they are no distribution."""
+    """Returns the shares of Q questions, scaled to sum 1 for each question.
+
+    Shapes: shares (P,) for P options in all, starts (Q,): the index of each question's first option -> (P,).
+    Raises ValueError if a share is not finite or negative, or if all shares of a question are 0.
+    """
     values = shares.astype(np.float64)  # (P,)
     totals = np.add.reduceat(values, starts)  # (Q,)
     if not np.isfinite(values).all() or (values < 0).any() or (totals <= 0).any():
@@ -148,7 +163,10 @@ def _distributions(shares: NDArray[np.floating], starts: NDArray[np.integer]) ->
 
 
 def _terms_against_middle(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Terms of the relative entropy of p to (p + q) / 2, one for each option: (P,), (P,) -> (P,)."""
+    """Returns the terms of the relative entropy (KL divergence) of p to (p + q) / 2, one term for each of P options.
+
+    Shapes: p (P,), q (P,) -> (P,).
+    """
     terms: NDArray[np.float64] = np.zeros_like(p)
     seen = p > 0
     terms[seen] = p[seen] * np.log(2 * p[seen] / (p + q)[seen])
@@ -156,9 +174,9 @@ def _terms_against_middle(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDA
 
 
 def _entropy_against_middle(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-    """Relative entropy of p to (p + q) / 2.
+    """Returns the relative entropy (KL divergence) of p to (p + q) / 2.
 
-    It is computed with 2 p / (p + q): halving p + q first would underflow for the smallest shares.
+    The ratio is computed as 2 p / (p + q), because halving p + q first would underflow for the smallest shares.
     """
     seen = p > 0
     return float((p[seen] * np.log(2 * p[seen] / (p + q)[seen])).sum())

@@ -1,9 +1,9 @@
-"""The predictor: a transformer neural process (TNP-D) that computes only the attention which its mask allows.
+"""The predictor: a transformer neural process (TNP-D) that skips all attention which its mask forbids.
 
 A point is [embedding ; y]: for a context point, y is the group's share; for a target point, y is 0. Every point attends only to
-the context points: context to context, and targets to context, with the same weights. So targets do not influence one another,
-one pass scores all of them at a cost of C^2 + C*T instead of (C + T)^2, and the context's keys and values can be kept for later
-targets. Points have no positions: the order of the context does not matter. Layers are post-norm with ReLU.
+the context points, with the same weights for context and target points. So targets do not influence one another, and one pass
+predicts all T targets from C context points at a cost of C^2 + C*T instead of (C + T)^2. The context's keys and values can be
+kept for later targets. Points have no positions: the order of the context does not matter. Layers are post-norm with ReLU.
 
 Shapes: B episodes, C context points, T target points, N points of either kind, D numbers in an embedding, d = d_model, H heads.
 Names, shapes and initial values of the parameters are in architecture.py.
@@ -28,7 +28,10 @@ from pluralllm.common.words.spec import Embedding, Predictor
 
 @dataclass(frozen=True, slots=True)
 class EncodedContext:
-    """An encoded context: everything that a prediction of targets needs from it."""
+    """The encoded context points: the keys, values and mask that every layer needs to predict targets.
+
+    Shapes: B episodes, H heads, C context points, d = d_model.
+    """
 
     keys: tuple[Tensor, ...]  # one for each layer, (B, H, C, d/H)
     values: tuple[Tensor, ...]  # one for each layer, (B, H, C, d/H)
@@ -37,9 +40,9 @@ class EncodedContext:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The model's outputs for target points.
+    """The model's outputs for T target points in each of B episodes.
 
-    Means are comparable only among the options of one question; their softmax is the predicted shares.
+    A mean has a meaning only in comparison with the means of the same question's options. Their softmax is the predicted shares.
     """
 
     mean: Tensor  # (B, T)
@@ -47,10 +50,13 @@ class Prediction:
 
 
 class PreferencePredictor(nn.Module):
-    """Predicts a group's share of each target option from the group's answers to other questions."""
+    """The neural network that predicts a group's share of each target option from the group's answers to other questions."""
 
     def __init__(self, config: Predictor, embedding: Embedding) -> None:
-        """Makes the layers with torch's unseeded initial values. `load_weights` replaces them by those of a model version."""
+        """Creates the layers with torch's unseeded initial values.
+
+        `load_weights` replaces these values by those of a model version.
+        """
         super().__init__()
         widths = [embedding.dimension + 1, *[config.d_model] * config.embedder_layers]  # +1: the share y of the point
         self.input_scale = input_scale(config, embedding)
@@ -60,16 +66,18 @@ class PreferencePredictor(nn.Module):
         self.head = nn.ModuleList([nn.Linear(config.d_model, config.d_model), nn.Linear(config.d_model, OUTPUTS)])
 
     def forward(self, context: Tensor, shares: Tensor, mask: Tensor, targets: Tensor) -> Prediction:
-        """Predicts the targets from the context.
+        """Predicts the target points from the context points.
 
-        Shapes: context (B, C, D), shares (B, C), mask (B, C) bool with True for a real point, targets (B, T, D).
+        Shapes: B episodes, C context points, T target points, D numbers in an embedding; context (B, C, D), shares (B, C), mask
+        (B, C) bool with True for a real context point, targets (B, T, D) -> mean and log_std (B, T).
         """
         return self.predict_targets(self.encode_context(context, shares, mask), targets)
 
     def encode_context(self, context: Tensor, shares: Tensor, mask: Tensor) -> EncodedContext:
-        """Encodes the context alone; the result serves any number of calls of `predict_targets`.
+        """Encodes the context points without any target. The result can be used in any number of calls of `predict_targets`.
 
-        Shapes: as in `forward`. Each episode must have at least one real context point.
+        Shapes: B episodes, C context points, D numbers in an embedding; context (B, C, D), shares (B, C), mask (B, C) bool with
+        True for a real point. Each episode must have at least one real context point.
         """
         attended = mask[:, None, None, :]  # (B, 1, 1, C)
         x = self._embed(context, shares)  # (B, C, d)
@@ -84,9 +92,10 @@ class PreferencePredictor(nn.Module):
         return EncodedContext(tuple(keys), tuple(values), attended)
 
     def predict_targets(self, encoded: EncodedContext, targets: Tensor) -> Prediction:
-        """Predicts target points, each independently of the others.
+        """Predicts target points. Target points do not influence one another.
 
-        Shapes: targets (B, T, D) -> (B, T) for mean and log_std. The results for padded targets mean nothing.
+        Shapes: B episodes, T target points, D numbers in an embedding; targets (B, T, D) -> mean and log_std (B, T). The results
+        for padded targets mean nothing.
         """
         x = self._embed(targets, targets.new_zeros(targets.shape[:2]))  # (B, T, d)
         for layer, k, v in zip(self.layers, encoded.keys, encoded.values, strict=True):
@@ -96,7 +105,10 @@ class PreferencePredictor(nn.Module):
         return Prediction(mean, log_std)
 
     def _embed(self, embeddings: Tensor, shares: Tensor) -> Tensor:
-        """Joins scaled embeddings and shares to points, and applies the embedder: (B, N, D), (B, N) -> (B, N, d)."""
+        """Joins each scaled embedding with its share to one point, and applies the embedder, the input layers of the model.
+
+        Shapes: B episodes, N points, D numbers in an embedding, d = d_model; embeddings (B, N, D), shares (B, N) -> (B, N, d).
+        """
         y = shares.unsqueeze(-1) * self.share_scale  # (B, N, 1)
         x = torch.cat([embeddings * self.input_scale, y], dim=-1)  # (B, N, D + 1)
         *hidden, out = self.embedder
@@ -107,7 +119,7 @@ class PreferencePredictor(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One post-norm transformer layer whose queries may be other points than those that are attended to."""
+    """One post-norm transformer layer, whose input points may differ from the points that they attend to."""
 
     def __init__(self, config: Predictor) -> None:
         super().__init__()
@@ -122,7 +134,10 @@ class EncoderLayer(nn.Module):
         self.feedforward_norm = nn.LayerNorm(d)
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the keys and the values of context points: (B, C, d) -> (B, H, C, d/H), (B, H, C, d/H)."""
+        """Returns the attention keys and values of context points.
+
+        Shapes: B episodes, C context points, d = d_model, H heads; context (B, C, d) -> (B, H, C, d/H), (B, H, C, d/H).
+        """
         d = context.shape[-1]
         both = F.linear(context, self.attention_in.weight[d:], self.attention_in.bias[d:])  # (B, C, 2d)
         keys, values = both.chunk(2, dim=-1)
@@ -131,7 +146,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Applies the layer to points; every point attends to the real context points.
 
-        Shapes: x (B, N, d), keys and values (B, H, C, d/H), mask (B, 1, 1, C) bool -> (B, N, d).
+        Shapes: B episodes, N points, C context points, d = d_model, H heads; x (B, N, d), keys and values (B, H, C, d/H), mask
+        (B, 1, 1, C) bool with True for a real context point -> (B, N, d).
         """
         d, dropout = x.shape[-1], self.dropout if self.training else 0.0
         queries = self._by_head(F.linear(x, self.attention_in.weight[:d], self.attention_in.bias[:d]))  # (B, H, N, d/H)
@@ -143,16 +159,19 @@ class EncoderLayer(nn.Module):
         return normed
 
     def _by_head(self, x: Tensor) -> Tensor:
-        """Splits the last dimension by attention head."""
+        """Splits the last dimension by attention head.
+
+        Shapes: B episodes, N points, d = d_model, H heads; (B, N, d) -> (B, H, N, d/H).
+        """
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (B, N, d) -> (B, H, N, d/H)
 
 
 def input_scale(config: Predictor, embedding: Embedding) -> float:
-    """The factor by which the model multiplies embeddings, so that their components have unit variance.
+    """Returns the factor by which the model multiplies embeddings, so that their components have unit variance.
 
-    An embedding joins one unit vector of w numbers for each template, w = dimension / templates. The components of a unit
-    vector of w numbers have variance 1/w; multiplied by sqrt(w), they have variance 1. The factor is 1 if the run spec sets
-    `input_scale` to "none".
+    An embedding is the concatenation of one unit vector of w numbers for each template, so w = dimension / templates. The
+    components of a unit vector of w numbers have variance 1/w. After multiplication by sqrt(w), the components have variance 1.
+    The factor is 1 if the run spec sets `input_scale` to "none".
     """
     if config.input_scale == "none":
         return 1.0
@@ -160,9 +179,9 @@ def input_scale(config: Predictor, embedding: Embedding) -> float:
 
 
 def load_weights(model: PreferencePredictor, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Copies the tensors of a model version into the model, by name.
+    """Copies the tensors of a model version into the model. tensors: arrays by parameter name.
 
-    Raises WrongLayout if names and shapes are not exactly those of the model.
+    Raises WrongLayout if a name or a shape differs from the model's parameters.
     """
     own = dict(model.named_parameters())
     for name in sorted(own.keys() | tensors.keys()):
@@ -176,5 +195,8 @@ def load_weights(model: PreferencePredictor, tensors: Mapping[str, NDArray[np.fl
 
 
 def flat_weights(model: PreferencePredictor) -> NDArray[np.float32]:
-    """Returns all parameters as one flat array in layout order (sorted by name). Shape: (values,), float32."""
+    """Returns all parameters of the model as one flat float32 array, in the order of the parameter names.
+
+    Shape: (n,), where n is the number of values in all parameters.
+    """
     return np.concatenate([p.detach().cpu().numpy().ravel() for _, p in sorted(model.named_parameters())])

@@ -1,4 +1,4 @@
 """Rewards by group: reads and writes batches of rollouts as JSON, and combines the rewards of several groups into one.
 
-May touch: numpy. Start reading at aggregation.py.
+The package may import numpy. Start reading at aggregation.py.
 """

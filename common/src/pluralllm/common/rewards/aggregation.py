@@ -1,7 +1,7 @@
 """Combines the rewards that several groups give to the same items into one reward for each item.
 
-words/reward_weights.py describes the rules and computes how much each group counts.
-Shapes: G groups, N items.
+An item is one candidate answer of a batch of rollouts. words/reward_weights.py describes the rules and computes how much each
+group counts. Shapes: G groups, N items.
 """
 
 import math
@@ -19,7 +19,7 @@ Rewards = Mapping[str, Sequence[float | None]]
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """The combined reward of each item, and the weights that it was computed with."""
+    """The combined reward of each of N items, and the group weights that the rewards were computed with."""
 
     rewards: tuple[float | None, ...]  # (N,); None where no group could score the item
     weights: Mapping[str, float]  # by group; their sum is 1
@@ -29,8 +29,8 @@ class Aggregated:
 def aggregate(settings: RewardAggregation, rewards: Rewards, history: History = ()) -> Aggregated:
     """Combines the rewards of all groups by the rule and the group weights in `settings`.
 
-    An item that a group could not score gets its reward from the other groups alone.
-    history: the `history` of the result before; the rule `adaptive` weighs groups by it.
+    An item that a group could not score gets its reward from the other groups alone. rewards: by group, one reward for each item.
+    history: the `history` of the previous batch's result; the rule `adaptive` weighs groups by their past rewards.
     Raises ValueError if there is no group, or if the groups have different numbers of rewards.
     """
     if not rewards or len({len(values) for values in rewards.values()}) != 1:
@@ -49,10 +49,10 @@ def aggregate(settings: RewardAggregation, rewards: Rewards, history: History = 
 def combine(
     settings: RewardAggregation, rewards: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Combines a table of rewards into one reward for each item.
+    """Combines a table of rewards into one reward for each item. weights: how much each group counts; the sum is 1.
 
-    Shapes: rewards (G, N), weights (G,) -> (N,), float64. NaN in `rewards` marks an item that the group could not score; NaN
-    in the result marks an item that no group could score.
+    Shapes: G groups, N items; rewards (G, N), weights (G,) -> (N,), float64. NaN in `rewards` marks an item that the group could
+    not score; NaN in the result marks an item that no group could score.
     """
     scored = ~np.isnan(rewards)  # (G, N)
     none = ~scored.any(0)  # (N,)

@@ -1,7 +1,7 @@
 """Batches of rollouts as JSON: prompts with candidate answers, which a trainer sends to the groups that score them.
 
-The format is [["prompt", ["candidate", "candidate"], [3, 1]], ...]. The numbers say how often each candidate was sampled; they
-may be left out. The JSON has no spaces, so that the same batch always has the same bytes and the same digest.
+The format is [["prompt", ["candidate", "candidate"], [3, 1]], ...]. The numbers say how often each candidate was sampled; a row
+may leave them out. The JSON has no spaces, so that equal batches always have the same bytes and the same digest.
 """
 
 import json
@@ -17,19 +17,22 @@ MAX_BYTES = 3 * 1024 * 1024  # of a batch; with its envelope it fits one gRPC me
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Candidates:
-    """One prompt and the candidate answers to compare."""
+    """One prompt, its candidate answers that the groups score, and how often each candidate was sampled."""
 
     prompt: str
     options: tuple[str, ...]  # the candidates: at least 2, all different
     counts: tuple[float, ...] = ()  # how often each candidate was sampled; empty: all equally often
 
     def to_question(self) -> Question:
-        """Returns the prompt as a question and the candidates as its options, with equal shares: nobody has answered it."""
+        """Returns the prompt as a question and the candidates as its options.
+
+        All options have the same share, because nobody has answered the question.
+        """
         return Question(self.prompt, self.options, tuple(1 / len(self.options) for _ in self.options))
 
 
 def write_rollouts(batch: Iterable[Candidates]) -> bytes:
-    """Returns a batch as JSON."""
+    """Returns a batch as the bytes of its JSON (UTF-8, no spaces)."""
     rows = [
         [candidates.prompt, list(candidates.options), *([list(candidates.counts)] if candidates.counts else [])]
         for candidates in batch
@@ -38,9 +41,10 @@ def write_rollouts(batch: Iterable[Candidates]) -> bytes:
 
 
 def read_rollouts(raw: bytes, max_candidates: int) -> tuple[Candidates, ...]:
-    """Reads a batch from JSON that a stranger may have written.
+    """Reads a batch from JSON that comes from an untrusted sender.
 
-    Raises InvalidArgument, which names the first bad row; OverLimit for more than MAX_BYTES or `max_candidates`.
+    Raises InvalidArgument if the JSON is not a valid batch; the error names the first bad row. Raises OverLimit if the JSON has
+    more than MAX_BYTES bytes or more than `max_candidates` candidates.
     """
     if len(raw) > MAX_BYTES:
         raise OverLimit(what="bytes of rollouts", got=len(raw), limit=MAX_BYTES)
@@ -57,7 +61,10 @@ def read_rollouts(raw: bytes, max_candidates: int) -> tuple[Candidates, ...]:
 
 
 def sampled(batch: Sequence[Candidates]) -> list[float]:
-    """Returns how often each candidate of a batch was sampled, in the order of the batch; 1 where no counts are given."""
+    """Returns how often each candidate of a batch was sampled, in the order of the batch.
+
+    The number is 1 for every candidate of a prompt that has no counts.
+    """
     return [count for candidates in batch for count in candidates.counts or (1.0,) * len(candidates.options)]
 
 
