@@ -1,4 +1,6 @@
-"""The command `pluralllm`, for operators and observers. It imports nothing of the server and nothing of research.
+"""The command `pluralllm`, for the administrators and observers of a federation.
 
-May touch: the terminal, the identity's folder, and the coordinator through `operator`. Start reading at __main__.py.
+The package imports nothing of the server and nothing of research. The package may touch the terminal and the identity folder (a
+person's key and certificate); it calls the coordinator through the package `operator`.
+Start reading at __main__.py.
 """

@@ -1,4 +1,4 @@
-"""`pluralllm`, the command line of operators and observers."""
+"""The command line `pluralllm`, which administrators and observers of a federation use."""
 
 import json
 import tempfile
@@ -69,7 +69,7 @@ def create(
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Creates a run and its version 0. It may be repeated with the same spec."""
+    """Creates a run and its model version 0. The command may be repeated with the same run spec."""
     loaded = load_spec(spec) if spec is not None else spec_from_toml(new_spec(), "(default)")
     if embedding_model_path is not None and not loaded.embedding.probes:
         loaded = _with_probes(loaded, embedding_model_path)
@@ -130,9 +130,9 @@ def rewards(
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Creates a run that asks groups for rewards of rollouts.
+    """Creates a run that asks the clients of the groups to score rollouts (answers of a language model) with rewards.
 
-    The trainer sends its rollouts by pluralllm.align.FederatedReward.
+    A trainer sends its rollouts to the run with pluralllm.align.FederatedReward.
     """
     connection = remote(coordinator)
     options = RewardOptions(
@@ -156,7 +156,7 @@ def rewards(
 
 @run_app.command("start")
 def start(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Starts a created run."""
+    """Starts a run that was created, so that its rounds can open."""
     show(RUN, remote(coordinator).start_run(run), as_json=as_json, screen=_status)
 
 
@@ -168,7 +168,7 @@ def pause(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json
 
 @run_app.command("resume")
 def resume(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Resumes a paused run."""
+    """Resumes a paused run: rounds open again."""
     show(RUN, remote(coordinator).resume_run(run), as_json=as_json, screen=_status)
 
 
@@ -179,7 +179,7 @@ def cancel(
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Ends a run; its open round is recorded as abandoned."""
+    """Ends a run for good; a round that is open is recorded as abandoned."""
     show(RUN, remote(coordinator).cancel_run(run, reason), as_json=as_json, screen=_status)
 
 
@@ -190,7 +190,7 @@ def status(
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Shows a run on one screen: phase, late clients and their reasons, alignment of the groups, next step."""
+    """Shows a run on one screen: phase, late clients and their reasons, alignment score of each group, next step."""
     connection = remote(coordinator)
     if not watch:
         show(RUN, connection.get_run(run), as_json=as_json, screen=_status)
@@ -231,7 +231,7 @@ def rounds(
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Lists the rounds of a run: outcome, cohort, receipts."""
+    """Lists the rounds of a run, newest first: outcome, cohort size, number of updates."""
     from pluralllm.cli.status_screen import rounds_table  # noqa: PLC0415
 
     listed = {"rounds": remote(coordinator).rounds(run, limit)}
@@ -244,14 +244,17 @@ def spec_new(
     width: Annotated[int, typer.Option(min=1, help="Length of that model's vectors.")] = WIDTH,
     preset: Annotated[str, typer.Option(help=f"Name of a preset: {', '.join(PRESETS)}.")] = "default",
 ) -> None:
-    """Prints a run spec to start from."""
+    """Prints a run spec in TOML, from which you can write your own run spec."""
     if preset not in PRESETS:
         raise InvalidArgument(field="--preset", problem=f"is {preset!r}, allowed: {', '.join(PRESETS)}")
     typer.echo(new_spec(model, width, preset))
 
 
 def new_spec(model: str = MODEL, width: int = WIDTH, preset: str = "default") -> str:
-    """A run spec to start from, as TOML: it is open to any group and needs at least two clients."""
+    """Returns a run spec to start from, as TOML text: any group may take part, and a round needs at least two clients.
+
+    model: id of the embedding model. width: length of that model's vectors. preset: name of a set of default values.
+    """
     dimension = width * len(preset_values(preset)["embedding"]["templates"])
     return (
         f'preset = "{preset}"\nseed = 0\nrounds = 30\n\n[groups]\ntrain = []  # empty: any group, as its client declares\n'
@@ -262,14 +265,14 @@ def new_spec(model: str = MODEL, width: int = WIDTH, preset: str = "default") ->
 
 @spec_app.command("check")
 def spec_check(spec: Annotated[Path, typer.Argument(help="Run spec, a TOML file.")], as_json: Json = False) -> None:
-    """Checks a run spec, and shows it with all defaults and its hash."""
+    """Checks a run spec, and prints the spec with all its defaults and its SHA-256."""
     loaded = load_spec(spec)
     value = {"sha256": loaded.sha256(), "spec": loaded.model_dump(mode="json", exclude={"embedding": {"probes"}})}
     show(SPEC, value, as_json=as_json, screen=lambda shown: json.dumps(shown, indent=2))
 
 
 def command_line() -> TyperGroup:
-    """The whole command line: this package's commands and those of other installed packages."""
+    """Returns the whole command line: the commands of this package and of other installed packages."""
     commands = get_command(app)
     assert isinstance(commands, TyperGroup)
     add_package_commands(commands, entry_points(group=ENTRY_POINTS))
@@ -277,12 +280,12 @@ def command_line() -> TyperGroup:
 
 
 def run() -> None:
-    """Runs the command that was typed, and ends the process with its exit code."""
+    """Runs the command that was typed, and ends the process with the command's exit code."""
     command_line()()
 
 
 def main() -> None:
-    """The entry point of `pluralllm`: as `run`, with one clear line for an error."""
+    """The entry point of the command `pluralllm`: runs the typed command, and prints an error as one clear line."""
     run_command(run)
 
 

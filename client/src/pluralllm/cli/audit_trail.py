@@ -1,6 +1,7 @@
-"""The audit log, verified by its reader: the hash chain from its first entry, and its head at the last reading.
+"""Verifies the audit log on the reader's machine, by its hash chain.
 
-An intruder in the coordinator can write a new chain that is consistent; it cannot contain the head that was seen before.
+Each audit entry holds the hash of the entry before it. The head is the hash of the last entry. An intruder in the coordinator
+can write a new chain that is consistent, but that chain does not contain the head that the reader saw at the last reading.
 """
 
 import datetime
@@ -16,10 +17,12 @@ from pluralllm.operator.remote import Remote
 
 
 def verified_entries(remote: Remote, identity_folder: Path | None) -> tuple[list[dict[str, Any]], str, bool]:
-    """Reads the audit log and verifies it. Returns the entries, oldest first, the last one's hash, and whether these are all.
+    """Reads the audit log and verifies its hash chain.
 
-    identity_folder: keeps the head for the next reading. None in plain text, where no coordinator proves its identity.
-    Raises: AuditBroken.
+    Returns the entries (oldest first), the hash of the last entry, and whether these entries are the whole log.
+    identity_folder: folder that keeps the last hash for the next reading; None in plain text, where no coordinator proves its
+    identity.
+    Raises AuditBroken if the chain is broken, or if an entry is not the one that this machine saw at the last reading.
     """
     events, whole = remote.audit_events()
     pairs = [(_entry(event), event["sha256"]) for event in events]

@@ -1,6 +1,6 @@
-"""The connection of a command to the coordinator: by the identity in a folder, or in plain text on loopback.
+"""Opens a command's connection to the coordinator: with the identity in a folder, or in plain text on loopback.
 
-The options for it stand once, before the command's name.
+The options --identity and --plain-text stand before the command's name, and hold for every command.
 """
 
 import time
@@ -33,7 +33,7 @@ CoordinatorOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The options that stand before the command's name."""
+    """The values of the options that stand before the command's name: --identity and --plain-text."""
 
     identity: Path = DEFAULT_IDENTITY
     plain_text: bool = False
@@ -58,29 +58,35 @@ def choose_access(
         ),
     ] = False,
 ) -> None:
-    """Keeps the options that stand before the command's name; Typer calls it before every command."""
+    """Keeps the options that stand before the command's name; Typer calls this function before every command."""
     _access.set(Access(identity, plain_text))
 
 
 def identity_folder() -> Path:
-    """The folder with this person's key and certificate."""
+    """Returns the folder with this person's key and certificate."""
     return _access.get().identity
 
 
 def is_plain_text() -> bool:
-    """True if the command was typed with --plain-text."""
+    """Returns whether the command was typed with --plain-text."""
     return _access.get().plain_text
 
 
 def my_identity(coordinator: str | None = None) -> Identity:
-    """This person's identity, with another coordinator's address if one is named. Raises NotJoined, InvalidConfig."""
+    """Returns this person's identity: key, certificate and the coordinator's address.
+
+    coordinator: an address that replaces the coordinator's address in the identity; None keeps the identity's address.
+    Raises NotJoined if the folder holds no identity; InvalidConfig if a file of the identity is damaged.
+    """
     return load_identity(_access.get().identity, COMMAND).at(coordinator)
 
 
 def remote(coordinator: str | None) -> "Remote":
-    """A connection to the coordinator with this person's identity; renews the certificate first if that is due.
+    """Returns an open connection to the coordinator, made with this person's identity.
 
-    Raises: NotJoined, NotLoopback.
+    A certificate that is due for renewal is renewed first. coordinator: an address that replaces the usual one; None keeps the
+    usual one.
+    Raises NotJoined if the folder holds no identity; NotLoopback for plain text to another machine.
     """
     from pluralllm.operator.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it
 

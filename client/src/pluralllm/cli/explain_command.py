@@ -1,4 +1,4 @@
-"""`pluralllm explain`: the meaning of a code in a log, a metric or an answer, and its fix."""
+"""The command `pluralllm explain`: explains an error code from a log, a metric or an answer, and shows the fix."""
 
 import difflib
 import string
@@ -18,7 +18,7 @@ def explain(
     code: Annotated[str, typer.Argument(help="The code, for example WRONG_BASE; small letters work too.")],
     as_json: Json = False,
 ) -> None:
-    """Explains an error's code and its fix; docs/reference/errors.md lists all codes."""
+    """Explains an error code and its fix; docs/reference/errors.md lists all codes."""
     from pluralllm.common.errors.grpc_status import CODES  # noqa: PLC0415 - gRPC takes a moment
 
     leaves = {reason_of(leaf): leaf for leaf in CODES}
@@ -38,7 +38,10 @@ def explain(
 
 
 def template(leaf: type[PluralError], name: str) -> str:
-    """The sentence `why` or `fix` of an error, with <name> in the place of each fact."""
+    """Returns a sentence of an error class, with the name of each fact in angle brackets, such as <file>, in place of its value.
+
+    leaf: the error class. name: the sentence to return, `why` or `fix`.
+    """
     pieces = string.Formatter().parse(str(getattr(leaf, name, "")))
     return "".join(text + ("" if field is None else f"<{field}>") for text, field, _, _ in pieces)
 

@@ -1,4 +1,4 @@
-"""`pluralllm invite | join | approve | revoke | members | audit | doctor`: the members, and the log of what they did."""
+"""The commands about members and the audit log: `pluralllm invite | join | approve | revoke | members | audit | doctor`."""
 
 import json
 import re
@@ -44,9 +44,9 @@ def invite(
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Invites a new member: writes a file, and prints the same invite as one line.
+    """Invites a new member: writes an invite file, and prints the same invite as one line.
 
-    Both are secret until the invite is used. It works once.
+    Keep the file and the line secret until the invite is used. An invite works once.
     """
     path = out or Path(f"{name}.invite")
     ttl_s = parse_duration(ttl)
@@ -78,9 +78,9 @@ def join(
         str, typer.Argument(metavar="INVITE", help="The invite file, its one line, or - for standard input.")
     ],
 ) -> None:
-    """Makes you an observer or administrator: makes a key, uses the invite, and keeps the certificate.
+    """Makes you an observer or administrator: makes a key, uses the invite, and stores the certificate.
 
-    It may be repeated.
+    The command may be repeated.
     """
     from pluralllm.client.joining import joining  # noqa: PLC0415 - gRPC takes a moment
 
@@ -90,9 +90,9 @@ def join(
 
 
 def approve(name: Name, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Approves a member who joined by an invite with --approve.
+    """Approves a member who joined with an invite that was made with --approve.
 
-    Compare the fingerprints by phone first: `pluralllm members --keys` shows them.
+    Compare the fingerprints by phone first: `pluralllm members --keys` shows the fingerprints.
     """
     show(
         MEMBER, remote(coordinator).approve(name), as_json=as_json, screen=lambda member: f"{name} is {member['state']}"
@@ -107,7 +107,7 @@ def revoke(
 ) -> None:
     """Ends a membership at once.
 
-    The member's certificates and open invites become void, and an update that is not averaged yet does not count.
+    The member's certificates and open invites become void, and an update of the member that is not averaged yet does not count.
     """
     show(MEMBER, remote(coordinator).revoke(name, reason), as_json=as_json, screen=lambda _: f"{name} is revoked")
 
@@ -117,7 +117,7 @@ def members(
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Lists the members: role, group, state, days left, key, and the time of the last call."""
+    """Lists the members: role, group, state, days until the certificate ends, key, and the time of the last call."""
     from pluralllm.cli.status_screen import keys_table, members_table  # noqa: PLC0415
 
     listed = remote(coordinator).members()
@@ -135,9 +135,10 @@ def audit(
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Shows the audit log: who did what.
+    """Shows the audit log: the actions, and the members who took them.
 
-    Follows the hash chain from the first entry, and compares its head with the one that this machine saw before.
+    The command verifies the hash chain from the first entry, and compares the chain with the last hash that this machine saw
+    before.
     """
     from pluralllm.cli.audit_trail import verified_entries  # noqa: PLC0415
     from pluralllm.cli.status_screen import audit_table  # noqa: PLC0415
@@ -153,7 +154,7 @@ def audit(
 
 
 def doctor(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Checks the connection to the coordinator: certificate, name, TLS, clock, membership, protocol.
+    """Checks the connection to the coordinator: certificate, host name, TLS, clock, membership, protocol version.
 
     The exit code is 3 if something is wrong.
     """
@@ -165,7 +166,7 @@ def doctor(coordinator: CoordinatorOption = None, as_json: Json = False) -> None
 
 
 def parse_duration(text: str) -> float:
-    """A duration such as 30m, 24h or 1d, in seconds. Raises InvalidArgument."""
+    """Returns the seconds of a duration such as 30m, 24h or 1d. Raises InvalidArgument for a text of another form."""
     if (match := re.fullmatch(r"(\d{1,6})([smhd])", text)) is None:
         raise InvalidArgument(
             field="--ttl", problem=f"is {text!r}, must be a number with s, m, h or d, for example 24h"
@@ -174,7 +175,10 @@ def parse_duration(text: str) -> float:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Refuses to overwrite a file that is no invite. Raises InvalidArgument."""
+    """Checks that `invite` may write its file to this path.
+
+    Raises InvalidArgument if the path's folder does not exist, or if the file exists already and is no invite.
+    """
     if not path.exists():
         if not path.absolute().parent.is_dir():
             raise InvalidArgument(field="--out", problem=f"{path.absolute().parent} is no folder")

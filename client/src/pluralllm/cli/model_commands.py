@@ -1,4 +1,7 @@
-"""`pluralllm model pull`: published model versions as files. pluralllm-research adds `export` and `serve` to the group."""
+"""The command `pluralllm model pull`: downloads a published model version as files.
+
+The package pluralllm-research adds the commands `export` and `serve` to the command group `model`.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,7 +25,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder for the files; it is made i
 
 @app.command()
 def pull(model: Model, folder: Folder, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Fetches a model version: model.safetensors, run_spec.json, provenance.json. Resumes a transfer that broke off."""
+    """Downloads a model version: model.safetensors, run_spec.json, provenance.json. Resumes a download that broke off."""
     name = ModelName.parse_short(model)
     with download_progress(quiet=as_json) as report_bytes:
         record, spec_json = remote(coordinator).pull_model(name, folder, report_bytes)
@@ -34,7 +37,10 @@ def pull(model: Model, folder: Folder, coordinator: CoordinatorOption = None, as
 
 @contextmanager
 def download_progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Shows how much of a model version has arrived, on a terminal's stderr. Yields a callback (done, total), in bytes."""
+    """Shows a progress bar for the download of a model version on stderr, if stderr is a terminal.
+
+    Yields a callback (done, total) that moves the bar; done and total are in bytes. quiet: shows no bar.
+    """
     from rich.console import Console  # noqa: PLC0415 - help does not need them
     from rich.progress import DownloadColumn, Progress  # noqa: PLC0415
 

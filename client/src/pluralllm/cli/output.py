@@ -1,4 +1,4 @@
-"""The output of a command: JSON for programs, a screen for people."""
+"""Prints the result of a command: as JSON for programs, as a screen for people."""
 
 import datetime
 from collections.abc import Callable, Mapping
@@ -12,12 +12,16 @@ from pluralllm.common.process.json_forms import Form
 
 
 def now() -> datetime.datetime:
-    """The current time, in UTC."""
+    """Returns the current time in UTC."""
     return datetime.datetime.now(tz=datetime.UTC)
 
 
 def show(form: Form, value: Mapping[str, Any], *, as_json: bool, screen: Callable[[Any], Any]) -> None:
-    """Prints a command's result as JSON of this form, or as the screen that `screen` makes: text, or an object rich prints."""
+    """Prints a command's result: as JSON if `as_json` is set, otherwise as a screen for people.
+
+    form: name and fields of the JSON object. screen: makes the screen from the value, as text or as an object that rich can
+    print.
+    """
     if as_json:
         print_json(form, value)
     elif isinstance(screen_text := screen(value), str):

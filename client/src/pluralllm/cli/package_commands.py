@@ -1,9 +1,9 @@
-"""The commands of `pluralllm` that come with other packages, such as pluralllm-research.
+"""The commands of `pluralllm` that other packages add, such as pluralllm-research.
 
 A package declares each command as an entry point of the group `pluralllm.commands`. The entry point's name is the command's
-name; `model.export` is the command `export` in the group `model`. The entry point's value is a Typer application or a function
-with Typer's annotations. A command is imported when it is typed, so `--help` stays quick, and a command that cannot be
-imported leaves all others as they are.
+name; `model.export` is the command `export` in the command group `model`. The entry point's value is a Typer application or a
+function with Typer's annotations. A command is imported only when it is typed, so `--help` stays quick, and a command that
+cannot be imported does no harm to the other commands.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +25,7 @@ PURPOSE_OF_RESEARCH = "experiments, reports and rewards; partners and operators 
 
 @dataclass(frozen=True, slots=True)
 class ResearchCommand:
-    """A command of pluralllm-research: its help line is known here, so that `--help` shows it without an import."""
+    """A command of pluralllm-research. Its help line is stored here, so that `--help` can show the line without an import."""
 
     name: str
     summary: str
@@ -33,7 +33,7 @@ class ResearchCommand:
 
     @property
     def requirement(self) -> str:
-        """The requirement for pip that installs the command and all that it needs."""
+        """The requirement for pip that installs the command and all its dependencies."""
         return f"{RESEARCH}[{self.extra}]" if self.extra else RESEARCH
 
 
@@ -48,14 +48,17 @@ RESEARCH_COMMANDS = (
 
 
 class PackageCommand(TyperCommand):
-    """A command that is loaded when it is typed; until then it is its name and one line of help."""
+    """A command that is loaded when it is typed. Before that, it consists of its name and one help line."""
 
     def __init__(self, name: str, summary: str, load: Callable[[], TyperCommand | TyperGroup]) -> None:
         super().__init__(name, help=summary)
         self.load = load
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
-        """Hands over to the loaded command. Raises CommandMissing, CommandBroken."""
+        """Loads the command, and returns the context that click runs the command in.
+
+        Raises CommandMissing if the command's package is not installed; CommandBroken if the command cannot be imported.
+        """
         try:
             command = self.load()
         except PluralError:
@@ -66,9 +69,10 @@ class PackageCommand(TyperCommand):
 
 
 def add_package_commands(group: TyperGroup, entry_points: Iterable[EntryPoint]) -> None:
-    """Adds the commands of installed packages to the command line, and those of pluralllm-research in any case.
+    """Adds the commands of installed packages to the command line.
 
-    A command that the group has already is not replaced.
+    The commands of pluralllm-research are always added; without the package, such a command explains how to install it. A
+    command that the command line already has is not replaced.
     """
     by_name: dict[str, list[EntryPoint]] = {}
     for entry_point in entry_points:
@@ -81,7 +85,10 @@ def add_package_commands(group: TyperGroup, entry_points: Iterable[EntryPoint]) 
 
 
 def _place_of(name: str, group: TyperGroup) -> tuple[TyperGroup, str]:
-    """The group for a command and its name there; a name in a group that does not exist stays whole."""
+    """Returns the command group that a command belongs to, and the command's name in that group.
+
+    `model.export` is `export` in the group `model`. If there is no group `model`, it is `model.export` in `group`.
+    """
     first, _, rest = name.partition(".")
     inner = group.commands.get(first)
     return (inner, rest) if rest and isinstance(inner, TyperGroup) else (group, name)
@@ -109,7 +116,10 @@ def _refuse_missing(command: ResearchCommand) -> TyperCommand:
 
 
 def load_command(word: str, entry_points: list[EntryPoint]) -> TyperCommand | TyperGroup:
-    """Imports a command. Raises CommandBroken if that fails, or if more than one package has the command."""
+    """Imports a command and returns it. word: the name under which the command was typed.
+
+    Raises CommandBroken if the import fails, or if more than one package declares the command.
+    """
     broken = partial(CommandBroken, command=_typed(entry_points[0].name), distribution=_providers(entry_points))
     if len(entry_points) > 1:
         raise broken(problem="more than one package has a command of this name")
@@ -131,5 +141,5 @@ def _typed(name: str) -> str:
 
 
 def _providers(entry_points: Iterable[EntryPoint]) -> str:
-    """The names of the distributions that declare these entry points."""
+    """Returns the names of the distributions that declare these entry points, joined by "and"."""
     return " and ".join(point.value if point.dist is None else point.dist.name for point in entry_points)

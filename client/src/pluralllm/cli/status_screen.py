@@ -1,4 +1,7 @@
-"""Screens and tables for the terminal, from plain values: a run, runs, rounds, members, the audit log."""
+"""Screens and tables for the terminal: one run, and lists of runs, rounds, members and audit entries.
+
+The functions take the plain values that pluralllm.operator returns. `now` is the current time, from which ages are counted.
+"""
 
 import datetime
 import json
@@ -25,7 +28,7 @@ STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost"
 
 
 def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableType:
-    """One screen about a run: phase, participants, late clients and their reasons, alignment of the groups, next step."""
+    """Returns one screen about a run: phase, participants, late clients and their reasons, alignment scores, next step."""
     lines: list[RenderableType] = [_head(run, now), _groups(run), *_reasons(run)]
     if run["fairness"]:
         lines.append(_fairness(run))
@@ -49,7 +52,7 @@ def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
 
 
 def _groups(run: Mapping[str, Any]) -> Table:
-    """A table of the participants. In a narrow terminal, names are cut and numbers and states are not."""
+    """Returns a table of the run's participants. In a narrow terminal, names are cut, but numbers and states are not."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("group")  # it may shrink, because it has no no_wrap
     table.add_column("", no_wrap=True, min_width=1)
@@ -80,7 +83,10 @@ def _people(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _reasons(run: Mapping[str, Any]) -> list[RenderableType]:
-    """One line for each client that is late, lost or away."""
+    """Returns a line with the reason for each client that is late, lost or away.
+
+    There are at most MAX_REASONS such lines; another line then counts the other clients.
+    """
     lines: list[RenderableType] = [
         cell(f"{person['client']}: {person['reason']}", "red" if person["state"] == "lost" else "yellow")
         for person in _people(run)
@@ -91,14 +97,14 @@ def _reasons(run: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def state(person: Mapping[str, Any]) -> str:
-    """The state of a participant; its stage and progress while it works."""
+    """Returns the state of a participant as text; while the participant works, the stage of the work and its progress."""
     if person["state"] == "working" and person["stage"]:
         return f"{person['stage']} {person['progress']:.0%}"
     return str(person["state"])
 
 
 def trend(score: Mapping[str, Any] | None, earlier: Mapping[str, Any] | None) -> Text:
-    """The change of an alignment score since the evaluation before, with an arrow."""
+    """Returns the change of an alignment score since the last evaluation, with an arrow; an empty text if a score is missing."""
     if score is None or earlier is None:
         return Text("")
     change = score["alignment_score"] - earlier["alignment_score"]
@@ -122,7 +128,7 @@ def _refusal(refusal: Mapping[str, Any]) -> Text:
 
 
 def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
-    """A table of runs, one line for each."""
+    """Returns a table of runs with one line for each run."""
     table = Table("run", "phase", "round", "version", "alignment", "created", box=None)
     for run in runs:
         scores = [score["alignment_score"] for score in run["evaluations"]]
@@ -138,7 +144,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Tab
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
-    """A table of rounds, one line for each."""
+    """Returns a table of rounds with one line for each round."""
     table = Table("round", "outcome", "base", "version", "updates", "cohort", "ended", "reason", box=None)
     for row in rounds:
         table.add_row(
@@ -155,7 +161,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], now: datetime.datetime) ->
 
 
 def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
-    """A table of members, one line for each."""
+    """Returns a table of members with one line for each member."""
     table = Table(
         "member", "role", "group", "", "state", "left", "key", "live", "last seen", "questions", "task", box=None
     )
@@ -178,7 +184,10 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
 
 
 def keys_table(members: Sequence[Mapping[str, Any]], authority: str) -> Table:
-    """A table of whole fingerprints, for a comparison by phone; the last line is the authority's."""
+    """Returns a table of the members' whole key fingerprints, for a comparison by phone.
+
+    authority: fingerprint of the certificate authority, which becomes the last line; empty in plain text, where there is none.
+    """
     table = Table("member", "fingerprint of the key", box=None, pad_edge=False)
     keys = [(MemberName.parse(member["name"]).member, member["key_sha256"]) for member in members]
     for name, key in [*keys, ("(the authority)", authority)]:
@@ -190,9 +199,10 @@ def keys_table(members: Sequence[Mapping[str, Any]], authority: str) -> Table:
 def audit_table(
     entries: Sequence[Mapping[str, Any]], verified: int, head: str, now: datetime.datetime, *, whole: bool
 ) -> Group:
-    """A table of audit entries, and a line about their hash chain.
+    """Returns a table of audit entries, and a line about the hash chain of the audit log.
 
-    verified: number of entries whose chain was followed. whole: whether these are all entries of the log.
+    entries: the entries to show. verified: number of entries whose hash chain was verified. head: hash of the last verified
+    entry. whole: whether the verified entries are the whole log.
     """
     table = Table("#", "when", "who", "did", "to", "result", "facts", box=None)
     for entry in entries:
@@ -216,12 +226,12 @@ def audit_table(
 
 
 def short(value: Any) -> str:
-    """A value as text; the first characters of a hash or a serial number."""
+    """Returns a value as text; a long text, such as a hash, is cut after its first 16 characters."""
     return f"{value[:16]}..." if isinstance(value, str) and len(value) > 32 else str(value)
 
 
 def left(time: str | None, now: datetime.datetime) -> str:
-    """The time left until a moment, in days or hours."""
+    """Returns the time left until `time` as text, in days or hours: "over" if it has passed, "-" for None."""
     if time is None:
         return "-"
     seconds = (datetime.datetime.fromisoformat(time) - now).total_seconds()
@@ -231,7 +241,7 @@ def left(time: str | None, now: datetime.datetime) -> str:
 
 
 def age(time: str | None, now: datetime.datetime) -> str:
-    """The time since a moment, in the largest unit that fits."""
+    """Returns the time since `time` as text, in the largest unit that fits; "-" for None."""
     if time is None:
         return "-"
     seconds = max(0.0, (now - datetime.datetime.fromisoformat(time)).total_seconds())
@@ -242,7 +252,7 @@ def age(time: str | None, now: datetime.datetime) -> str:
 
 
 def size(count: int) -> str:
-    """A number of bytes in B, kB, MB or GB."""
+    """Returns a number of bytes as text in B, kB, MB or GB."""
     amount = float(count)
     for unit in ("B", "kB", "MB"):
         if amount < 1000:
@@ -252,6 +262,6 @@ def size(count: int) -> str:
 
 
 def cell(text: str, style: str = "") -> Text:
-    """Text that others wrote as one line: without markup and control characters, cut at the end of the terminal's line."""
+    """Returns text from outside as one safe line: without markup and control characters, cut at the terminal's edge."""
     line = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
     return Text(line, style, no_wrap=True, overflow="ellipsis")
