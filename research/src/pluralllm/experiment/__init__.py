@@ -1,5 +1,5 @@
-"""Compares training methods in one process, with the service's predictor, episodes, round machine and aggregation, without gRPC.
+"""Compares training methods in one process, with the service's own predictor, round machine and aggregation, without gRPC.
 
-May touch: torch, files, worker processes. It imports the coordinator's pure rooms only.
-Start reading at spec.py (what an experiment is), then play.py and federated.py.
+The package may touch torch, files and worker processes. It imports only the pure packages of the coordinator.
+Start reading at spec.py, which describes an experiment; then read play.py and federated.py.
 """

@@ -1,6 +1,6 @@
 """Training without a federation: one model on all groups' data, or one model for each group on its own data.
 
-A method's last steps may also adapt a federated model to each group by itself.
+After a federation has ended, a method may also adapt the federated model to each group on the group's own data.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ def centralize(
 ) -> Iterator[Point]:
     """Trains one model on the data of all training groups; each of the `steps` gradient steps uses every group's episodes.
 
-    Yields a point after each `every` steps. The paper's baseline is 100 steps, over which the learning rate falls to 0
-    (arXiv 2503.09925). The data are the same as the federation's: questions that the run spec holds out are not used.
+    Yields the model and its cost so far after each `every` steps. The paper's baseline has 100 steps, over which the learning
+    rate falls to 0 (arXiv 2503.09925). As in a federation, questions that the run spec holds out are not used.
     """
     training_groups = [groups[name] for name in sorted(spec.groups.train)]
     usable = [data.split(spec.evaluation.holdout_share)[0] for data in training_groups]
@@ -43,10 +43,10 @@ def centralize(
 
 
 def episode_stream(spec: RunSpec, number: int) -> np.random.Generator:
-    """Returns the random generator that draws the episodes of learner `number`.
+    """Returns the random generator that draws the training episodes of predictor `number`.
 
-    Its seed has three numbers. The generators of episode sizes are seeded with two, the run's seed and the step
-    (`step_sizes` in common/predictor/data.py), so no two of them are the same.
+    Its seed consists of three numbers. The generators of episode sizes have seeds of two numbers, the run's seed and the step
+    (`step_sizes` in common/predictor/data.py), so no generator repeats the numbers of another.
     """
     return np.random.default_rng([spec.seed, number, 1])
 
@@ -54,9 +54,9 @@ def episode_stream(spec: RunSpec, number: int) -> np.random.Generator:
 def train_alone(
     spec: RunSpec, start: Flat, steps: int, every: int, groups: dict[str, GroupData], device: torch.device
 ) -> Iterator[tuple[Point, dict[str, Flat]]]:
-    """Trains one model for each training group, from the values `start`, on its own episodes only.
+    """Trains one model for each training group on the group's own episodes only; every model begins with the values `start`.
 
-    All models are trained in one batched pass. Yields a point after each `every` steps, with each group's values.
+    All models are trained in one batched pass. After each `every` steps, yields the cost so far and each group's model values.
     """
     names = sorted(spec.groups.train)
     usable = [groups[name].split(spec.evaluation.holdout_share)[0] for name in names]

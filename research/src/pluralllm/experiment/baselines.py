@@ -1,4 +1,4 @@
-"""Baselines: guesses that need no predictor. A method that does not beat them has learnt nothing useful."""
+"""Baselines: guesses that need no predictor. A method that does not beat the baselines has learnt nothing useful."""
 
 from collections.abc import Callable
 
@@ -18,16 +18,16 @@ UNIFORM, NEAREST, TRAINING_MEAN = BASELINES
 
 
 def uniform(data: GroupData, _context: tuple[int, ...], question: int) -> Guess:
-    """Guesses the same share for every option."""
+    """Guesses the same share for every option of a question."""
     count = len(data.questions[question].options)
     return np.full(count, 1 / count, dtype=np.float32)
 
 
 def nearest(data: GroupData, context: tuple[int, ...], question: int) -> Guess:
-    """Guesses the group's own answer to the most similar context question that has the same number of options.
+    """Guesses that a group answers a question as it answered the most similar context question with the same number of options.
 
-    Similarity is the cosine between the mean option vectors of two questions. Without such a question, the guess is
-    uniform.
+    Similarity is the cosine between the mean option vectors of two questions. If no context question has the same number of
+    options, the guess is uniform.
     """
     size = len(data.questions[question].options)
     alike = [q for q in context if len(data.questions[q].options) == size]
@@ -39,9 +39,9 @@ def nearest(data: GroupData, context: tuple[int, ...], question: int) -> Guess:
 
 
 class TrainingMean:
-    """Guesses the mean of the training groups' answers to the same question; uniform if none of them trains on it.
+    """Guesses the mean of the training groups' answers to the same question; uniform if no training group trains on it.
 
-    It needs the groups' data in one place, which no federation has. arXiv 2503.09925 does not report this baseline.
+    The guess needs the groups' data in one place, which no federation has. arXiv 2503.09925 does not report this baseline.
     """
 
     def __init__(self, spec: RunSpec, groups: dict[str, GroupData]) -> None:
@@ -58,7 +58,10 @@ class TrainingMean:
         return uniform(data, context, question) if answers is None else np.mean(answers, axis=0)
 
     def kind_of(self, data: GroupData, question: int) -> QuestionKind:
-        """Says whether training could use this question: answered by a training group, by none, or withheld."""
+        """Returns whether training could use a question.
+
+        A question was answered by a training group, was answered by none of them, or is withheld from all training.
+        """
         question_id = data.questions[question].id
         if is_held_out(question_id, self._holdout_share):
             return QuestionKind.WITHHELD
@@ -66,7 +69,10 @@ class TrainingMean:
 
 
 def score_guesses(guess: Guesser, data: GroupData, episodes: list[Episode]) -> list[list[Scored]]:
-    """Returns the scores of each episode's targets for a baseline, as `Scorer` does for a predictor."""
+    """Returns, for each episode, the scores of a baseline's guesses for the target questions.
+
+    `Scorer` in scoring.py does the same for a predictor.
+    """
     scores = []
     for episode in episodes:
         shares = np.concatenate([guess(data, episode.context, question) for question in episode.targets])

@@ -1,4 +1,7 @@
-"""Measures calibration: whether the predicted spread is as large as the error that the predictor makes."""
+"""Measures calibration: whether the predicted spread is as large as the error that the predictor makes.
+
+The spread of an option is the standard deviation that the predictor states for its share.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +16,9 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Expected and observed error of questions that are sorted by predicted spread into bins of equal size.
+    """Expected and observed error of questions, which are sorted by predicted spread into bins of equal size.
 
-    The values of a bin are root mean squares over its questions.
+    Each value of a bin is the root mean square over the questions of the bin.
     """
 
     expected: Floats  # (bins,) predicted standard deviation
@@ -28,9 +31,9 @@ class Calibration:
 def calibration_of(runs: Sequence[Result], selection: Selection, bins: int = BINS) -> Calibration | None:
     """Returns the calibration of one method over the selected questions of its `runs`; None if it predicts no spread.
 
-    A question's spread is the root mean square of the standard deviations predicted for its options. Its error is the
-    root mean square of the options' errors. If errors were Gaussian with the predicted deviation, `within` would be 0.68
-    for one option and 0.58 for five.
+    A question's spread is the root mean square of the standard deviations predicted for its options. A question's error is the
+    root mean square of the options' errors. If errors were Gaussian with the predicted deviation, the field `within` would be
+    0.68 for questions with one option and 0.58 for questions with five.
     """
     spreads, errors = [], []
     for result in runs:

@@ -1,6 +1,7 @@
 """Measures alignment during training against each axis of cost, and the cost at which a threshold is reached.
 
-A method is faster only on a named axis: rounds, gradient steps, episodes, bytes or seconds.
+The axes of cost are rounds, gradient steps, episodes, bytes moved and seconds. A method is called faster only on a
+named axis.
 """
 
 import math
@@ -18,9 +19,9 @@ NOT_REACHED = math.inf
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A method's measure against one axis of cost, over its seeds.
+    """A measure of the groups' scores, such as their mean, against one axis of cost, over all seeds of a method.
 
-    If the seeds have points at different costs, they are interpolated to common ones. P is the number of points.
+    If the seeds were scored at different costs, their measures are interpolated to common costs. P is the number of points.
     """
 
     x: Floats  # (P,) cost
@@ -32,7 +33,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Cost at which a method reaches a threshold on one axis, over its seeds."""
+    """Cost on one axis at which a method reaches a threshold of mean alignment, over all seeds of the method."""
 
     median: float  # NOT_REACHED if the median seed does not reach the threshold
     low: float  # over the seeds that reach it; NOT_REACHED if none does
@@ -50,15 +51,16 @@ def worst_score(scores: Sequence[float]) -> float:
 
 
 def variation(scores: Sequence[float]) -> float:
-    """Coefficient of variation of the groups' scores: how unevenly the groups are served."""
+    """Coefficient of variation of the groups' scores: 0 if the predictor fits all groups equally well."""
     return coefficient_of_variation(scores)
 
 
 def points_of(result: Result, axis: str, groups: Collection[str], measure: Measure) -> tuple[Floats, Floats] | None:
-    """Returns the cost and the measure of each point at which all these groups were scored.
+    """Returns the costs and the measures of all points of training at which each of `groups` was scored.
 
-    None if there is no such point, or if the method has no cost on this axis: a central model has no rounds and moves no
-    bytes.
+    measure: combines the groups' scores at one point into one number.
+    Returns None if there is no such point, or if the method has no cost on this axis: a model that is trained in one place
+    has no rounds and moves no bytes.
     """
     points = [point for point in result.points if groups and set(groups) <= set(point.alignment)]
     if not points or not any(point.cost[axis] > 0 for point in points):
@@ -69,9 +71,11 @@ def points_of(result: Result, axis: str, groups: Collection[str], measure: Measu
 
 
 def curve_of(runs: Sequence[Result], axis: str, groups: Collection[str], measure: Measure) -> Curve | None:
-    """Returns the curve over a method's seeds, or None if no seed has points on this axis.
+    """Returns the curve over a method's seeds; None if no seed was scored on this axis of cost.
 
-    If every seed has the same costs, they are the curve's points. Otherwise, as for seconds, the points are spread evenly.
+    runs: the method's results, one for each seed. measure: combines the groups' scores at one point into one number.
+    If every seed has the same costs, the curve has points at these costs. Otherwise, as for seconds, the points are spread
+    evenly.
     """
     seed_points = [points for result in runs if (points := points_of(result, axis, groups, measure)) is not None]
     if not seed_points:
@@ -88,9 +92,9 @@ def curve_of(runs: Sequence[Result], axis: str, groups: Collection[str], measure
 
 
 def first_reach(x: Floats, y: Floats, threshold: float) -> float:
-    """Returns the lowest cost at which the measure `y` reaches the threshold, or NOT_REACHED.
+    """Returns the lowest cost at which a measure reaches the threshold, or NOT_REACHED if it never does.
 
-    Between two points the measure is interpolated linearly.
+    x: costs in rising order. y: the measure at each cost; between two costs it is interpolated linearly.
     """
     above = np.flatnonzero(y >= threshold)
     if not above.size:
@@ -103,7 +107,10 @@ def first_reach(x: Floats, y: Floats, threshold: float) -> float:
 
 
 def reach_of(runs: Sequence[Result], axis: str, groups: Collection[str], threshold: float) -> Reach | None:
-    """Returns the cost at which a method reaches the threshold, over its seeds; None if it has no cost on this axis."""
+    """Returns the cost at which a method's mean alignment over `groups` reaches the threshold, over all seeds.
+
+    runs: the method's results, one for each seed. Returns None if the method has no cost on this axis.
+    """
     seed_points = [points for result in runs if (points := points_of(result, axis, groups, mean_score)) is not None]
     if not seed_points:
         return None
@@ -116,7 +123,10 @@ def reach_of(runs: Sequence[Result], axis: str, groups: Collection[str], thresho
 
 
 def last_score(runs: Sequence[Result], groups: Collection[str]) -> float | None:
-    """Returns the mean alignment at the last point, averaged over seeds; None if no point scores these groups."""
+    """Returns the mean alignment over `groups` at the end of training, averaged over the seeds.
+
+    runs: a method's results, one for each seed. Returns None if these groups were never scored together.
+    """
     seed_points = [
         points for result in runs if (points := points_of(result, "gradient_steps", groups, mean_score)) is not None
     ]

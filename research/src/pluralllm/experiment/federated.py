@@ -26,7 +26,7 @@ QUESTIONS_PER_PASS = 500  # on a CPU; measured by benchmarks/batched_round.py
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A model during training, with its cost so far on every axis."""
+    """A model at one moment of its training, with the cost so far on every axis."""
 
     values: Flat  # in layout order
     rounds: int
@@ -42,9 +42,9 @@ def first_values(spec: RunSpec) -> Flat:
 
 
 def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) -> Iterator[Point]:
-    """Runs a federation to its end; yields model version 0, then the version of each round.
+    """Runs a federation to its end; yields model version 0, then the model version of each round.
 
-    The clock always shows 0, because every client answers at once.
+    The round machine always gets time 0, because every client answers at once.
     """
     trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
     values = first_values(spec)
@@ -79,7 +79,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
 class LocalTraining:
     """Trains the clients of every round, in batched passes of several clients.
 
-    A pass holds as many clients as are faster together than one by one.
+    A pass has the number of clients at which training is fastest.
     """
 
     def __init__(self, spec: RunSpec, trainers: dict[ClientId, GroupData], values: Flat, device: torch.device) -> None:
@@ -97,9 +97,10 @@ class LocalTraining:
         ]
 
     def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float]]:
-        """Returns each client's delta (local - global), and how far the base model was from its group's answers.
+        """Trains every client from the values `base`, and returns each client's delta (local - global).
 
-        Each client uses the same episodes as `pluralllm.client.work.train`, which draws them from the same task seed.
+        Also returns, for each client, the distance between the answers that the base model predicts and the group's true answers.
+        A client draws its episodes from the same task seed as in `pluralllm.client.work.train`, so the episodes are the same.
         """
         training = self._spec.training
         deltas: dict[ClientId, Flat] = {}
@@ -126,7 +127,7 @@ class LocalTraining:
         return deltas, distances
 
     def _travelled(self, client: ClientId, delta: Flat, number: RoundNumber) -> Flat:
-        """Returns the delta as the coordinator reads it, after the update's encoding has rounded it.
+        """Returns the delta as the coordinator would read it, after the update's encoding has rounded the values.
 
         The rounding error is kept and added to the client's next delta.
         """
@@ -139,9 +140,9 @@ class LocalTraining:
 
 
 def clients_per_pass(spec: RunSpec, device: torch.device, clients: int) -> int:
-    """Returns how many clients train in one pass: all on a GPU; on a CPU as many as keep activations in the cache.
+    """Returns how many clients train in one pass: on a GPU all clients; on a CPU as many as keep the activations in the cache.
 
-    Past that size one pass is slower than several small ones.
+    On a CPU one larger pass is slower than several small passes.
     """
     if device.type != "cpu":
         return max(1, clients)
@@ -154,9 +155,10 @@ def clients_per_pass(spec: RunSpec, device: torch.device, clients: int) -> int:
 def aggregate(
     spec: RunSpec, base: Flat, moments: NDArray[np.float32], average: ev.Average, deltas: dict[ClientId, Flat]
 ) -> tuple[Flat, NDArray[np.float32]]:
-    """Returns the next model version and the server optimizer's moments.
+    """Returns the values of the next model version, and the new optimizer moments (the state of the server optimizer).
 
-    The service computes the same slice by slice; here all values are one slice.
+    base: values of the model that the round trained from. average: the receipts and weights that the round machine decided on.
+    The service does the same computation slice by slice; here all values are one slice.
     """
     stacked: NDArray[np.float32] = np.stack([deltas[receipt.client] for receipt in average.receipts])
     mean = weighted_mean(stacked, weights_of(average.receipts, spec.aggregation, average.weights))
@@ -164,7 +166,10 @@ def aggregate(
 
 
 def _pass_evaluation(run: Run, clients: tuple[ClientId, ...]) -> Run:
-    """Sends empty evaluations to the round machine, which waits for them; the experiment scores models by itself."""
+    """Returns the run after its evaluation: each client sends an empty evaluation, because the round machine waits for them.
+
+    The experiment itself scores the models.
+    """
     if run.phase is Phase.EVALUATING:
         run, _ = step(run, ev.ClientsSeen(0.0, clients, ()))
         for client in clients:

@@ -17,9 +17,9 @@ Groups = dict[str, GroupData]
 
 
 def read_groups(experiment: Experiment) -> dict[str, tuple[Question, ...]]:
-    """Returns every group's questions.
+    """Returns the questions of each group in the experiment, by the group's name.
 
-    Raises InvalidData if the file is missing, or a group is unknown; then the error lists similar names.
+    Raises InvalidData if the file is missing or a group is unknown. For an unknown group the error lists similar names.
     """
     if not experiment.data.file.is_file():
         raise InvalidData(file=str(experiment.data.file), problems="  there is no such file")
@@ -31,9 +31,9 @@ def read_groups(experiment: Experiment) -> dict[str, tuple[Question, ...]]:
 
 
 def check_sizes(experiment: Experiment, questions: dict[str, tuple[Question, ...]]) -> None:
-    """Checks before any work that each group has enough questions for every context and for every method's episodes.
+    """Checks, before any training, that each group has enough questions for every context and for every method's episodes.
 
-    Raises TooFewQuestions with the numbers.
+    Raises TooFewQuestions with the numbers of questions that a group has and needs.
     """
     for method in experiment.methods:
         spec = experiment.run_spec(method, experiment.seeds[0])
@@ -63,7 +63,11 @@ def embed_groups(
     device: torch.device,
     on_group: Progress,
 ) -> Groups:
-    """Embeds every group's questions, or reads their vectors from the cache. Raises ModelUnavailable."""
+    """Embeds every group's questions, or reads the vectors from the cache. Raises ModelUnavailable without an embedding model.
+
+    model_path: folder of the embedding model; None: the model is looked up by the name in the run spec.
+    on_group: is called before each group with the number of embedded groups and the number of all groups.
+    """
     embedder = Embedder(spec.embedding, model_path, cache, device)
     embedded: Groups = {}
     try:
@@ -78,7 +82,10 @@ def embed_groups(
 
 
 def embedding_digest(groups: Groups) -> str:
-    """Returns the digest over every vector; it changes with the embedding model and with the arithmetic."""
+    """Returns the digest of all embedding vectors.
+
+    The digest changes with the embedding model and with the arithmetic of the device.
+    """
     digest = hashlib.sha256()
     for name in sorted(groups):
         digest.update(name.encode())
@@ -87,7 +94,7 @@ def embedding_digest(groups: Groups) -> str:
 
 
 def data_digest(questions: dict[str, tuple[Question, ...]]) -> str:
-    """Returns the digest over the answers that were read, not over the file, so the same answers give the same digest."""
+    """Returns the digest of the answers that were read, not of the file, so that the same answers give the same digest."""
     digest = hashlib.sha256()
     for name in sorted(questions):
         digest.update(name.encode())

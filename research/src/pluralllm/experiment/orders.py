@@ -1,4 +1,7 @@
-"""The order that an experiment gives to its workers, and the result. Both ends of the pipe import this module."""
+"""The order that an experiment sends to its worker processes, and the result that a worker sends back.
+
+The two ends of the pipe import this module.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +11,7 @@ from pluralllm.client.work.commands import Command
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """The order to play one method with one seed, and to write the results into `out`."""
+    """The order to train and score one method with one seed, and to write the results into the folder `out`."""
 
     experiment_json: str
     method: str
@@ -21,7 +24,7 @@ class Play:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """The result of Play: the results are in the order's `out`."""
+    """The reply to the order Play; it is empty, because the results are in the order's folder `out`."""
 
 
 PLAY = Command("play", Play, Played)

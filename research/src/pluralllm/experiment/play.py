@@ -1,4 +1,4 @@
-"""Plays one method with one seed: trains it, scores it during and after training, and returns the result records."""
+"""Plays one method with one seed: trains the method, scores it during and after training, and returns the result records."""
 
 import time
 from collections.abc import Iterator
@@ -35,14 +35,20 @@ class Setting:
 
 
 class Player:
-    """Plays methods. Embedded groups stay in memory while the next method uses the same embedding."""
+    """Plays methods: trains and scores each method on the embedded questions of all groups.
+
+    The embedded questions stay in memory as long as the next method uses the same embedding.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._embedded: dict[Embedding, Groups] = {}
 
     def groups(self, spec: RunSpec, tell: Progress) -> Groups:
-        """Returns the embedded groups for the run spec's embedding. Raises ModelUnavailable."""
+        """Returns each group's questions, embedded as the run spec demands. Raises ModelUnavailable without an embedding model.
+
+        tell: is called before each group with the number of embedded groups and the number of all groups.
+        """
         if spec.embedding not in self._embedded:
             setting = self._setting
             embedded = embed_groups(spec, setting.questions, setting.model_path, setting.cache, setting.device, tell)
@@ -50,9 +56,11 @@ class Player:
         return self._embedded[spec.embedding]
 
     def play(self, method: Method, seed: int, on_embedded: Progress, on_step: Progress) -> dict[str, list[Record]]:
-        """Returns the records of the method, by result name: its own, and that of its adapted models if there are any.
+        """Trains and scores a method with one seed; returns the result records by the name of their line in the results table.
 
-        Raises ModelUnavailable, NotFinite, and whatever `on_embedded` or `on_step` raises.
+        The method has one line, and a second line if its model is then adapted to each training group.
+        on_embedded: reports embedded groups. on_step: reports gradient steps. Their exceptions are passed on.
+        Raises ModelUnavailable without an embedding model, and NotFinite if training gives infinite values or NaN.
         """
         setting = self._setting
         spec = setting.experiment.run_spec(method, seed)
@@ -101,7 +109,7 @@ class Player:
                 yield final_record(groups[name], group_part, context, list(map(scorer.score, episodes)), mean.kind_of)
 
     def _distributions(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
-        """Yields predicted and true shares for the questions that most test groups answered."""
+        """Yields records of predicted and true shares, for the questions that most test groups answered."""
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
         test_groups = {name: groups[name] for name in data.test if name in models}
         chosen = chosen_questions(test_groups, scoring.shown_questions)
@@ -114,10 +122,10 @@ class Player:
 
 
 class _Clock:
-    """Stopwatch for training, which is stopped while models are scored.
+    """Stopwatch that counts training time; it is stopped while models are scored.
 
-    On a CPU it counts this process's CPU time, so that other work of the machine does not count. On an accelerator it
-    counts wall-clock time.
+    On a CPU the stopwatch counts this process's CPU time, so that other processes do not change the result. On an accelerator
+    it counts wall-clock time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -133,7 +141,10 @@ class _Clock:
 
 
 def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> Iterator[tuple[Point, Models]]:
-    """Trains the method; yields each point with the values that are scored for each group."""
+    """Trains the method and yields points of the training, each with the cost so far and, for each group, the model's values.
+
+    The values of a group are those of the predictor that is scored for the group.
+    """
     every = setting.experiment.scoring.every * spec.training.local_steps
     steps = method.steps or spec.rounds * spec.training.local_steps
     match method.kind:
@@ -148,9 +159,9 @@ def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> 
 
 
 def _adapted(last: Point, method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> tuple[Point, Models]:
-    """Trains each training group's copy of the last model for a few steps on the group's own questions.
+    """Trains a copy of the last federated model for each training group, for a few steps on the group's own questions.
 
-    Other groups' models do not change, so they are not among the returned models.
+    Returns the cost so far and each training group's adapted values. Other groups keep the last model and are not returned.
     """
     assert method.adapt_steps is not None
     slow = {"learning_rate": method.adapt_learning_rate, "schedule": "constant"}

@@ -1,6 +1,6 @@
 """Writes an experiment's results: one JSON Lines file for each method and seed.
 
-A file is complete or does not exist. Its header holds everything that is needed to repeat the result.
+A file is complete or does not exist. The header of a file holds everything that is needed to repeat the result.
 """
 
 import importlib.metadata
@@ -32,7 +32,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Experiment and data that a result depends on. Results with the same provenance belong to the same experiment."""
+    """Experiment and digest of the data that a result depends on.
+
+    Results with the same provenance belong to the same experiment.
+    """
 
     experiment: Experiment
     data_sha256: str
@@ -66,7 +69,10 @@ def file_of(folder: Path, method: str, seed: int) -> Path:
 
 
 def is_done(path: Path, provenance: Provenance) -> bool:
-    """Returns whether this result was already written. Raises InvalidSpec if it belongs to another experiment."""
+    """Returns whether the result file was already written.
+
+    Raises InvalidSpec if the file is the result of another experiment or of other data.
+    """
     if not path.is_file():
         return False
     with path.open(encoding="utf-8") as file:
@@ -79,9 +85,9 @@ def is_done(path: Path, provenance: Provenance) -> bool:
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Writes a result file completely or not at all. Raises StorageFull.
+    """Writes a result file completely or not at all. Raises StorageFull if the disk is full.
 
-    If the process is killed before, the method is played again and gives the same figures.
+    If the process is killed before the file is written, a later call plays the method again and gets the same figures.
     """
     lines = (json.dumps(record, separators=(",", ":"), ensure_ascii=False) for record in records)
     write_durably(path, ("\n".join(lines) + "\n").encode())
@@ -94,9 +100,11 @@ def final_record(
     draws: Sequence[Sequence[Scored]],
     kind_of: Callable[[GroupData, int], QuestionKind],
 ) -> Record:
-    """Returns the record of every scored question of a group at one number of context questions.
+    """Returns the record of a group's scored questions, for one number of context questions.
 
-    Each question is a row: question id, kind, distance, log std, error.
+    draws: for each random choice of the context questions, the scores of the target questions.
+    kind_of: returns whether training could use a question.
+    Each question becomes a row of id, kind, distance, logarithm of the predicted standard deviation, and error.
     """
     rows = [
         [
@@ -117,7 +125,10 @@ def final_record(
 def distribution_record(
     data: GroupData, group_part: str, context: int, number: int, shares: NDArray[np.float32]
 ) -> Record:
-    """Returns the record of a question's predicted and true shares, with its text, which is public survey data."""
+    """Returns the record of the predicted and true shares of one question, with the question's text, which is public survey data.
+
+    group_part: train, validation or test. number: the question's number within the group. shares: the predicted shares.
+    """
     question = data.questions[number]
     return {
         "kind": "distribution",

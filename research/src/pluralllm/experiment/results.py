@@ -1,6 +1,6 @@
 """Reads an experiment's results from a folder of JSON Lines files, one for each method and seed, and checks them.
 
-It imports numpy only, because reading results must not need torch.
+The module imports numpy only, because reading results must not need torch.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ COLUMNS = 5  # of a scored question: id, kind, distance, log standard deviation,
 
 
 class QuestionKind(StrEnum):
-    """Kind of a scored question: whether training could use it."""
+    """Kind of a scored question: answered by a training group, by none, or withheld from all training."""
 
     ANSWERED = "a"  # some training group trains on it
     UNANSWERED = "u"  # no training group answered it
@@ -34,7 +34,7 @@ class QuestionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A model during training: its cost so far on every axis, and each group's alignment score."""
+    """One point of a method's training: the cost so far on every axis, and each group's alignment score."""
 
     cost: Mapping[str, float]  # by axis
     alignment: Mapping[str, float]  # by group
@@ -42,9 +42,9 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scored questions of one group at one number of context questions, as columns.
+    """Scores of one group's questions for one number of context questions, in columns with one row for each score.
 
-    A question has one row for each draw of a context in which it is a target.
+    The context is drawn several times. A question has one row for each draw in which it is a target question.
     """
 
     group: str
@@ -60,7 +60,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Predicted and true shares of one question in one group."""
+    """Predicted and true shares of a question's options in one group."""
 
     group: str
     part: str
@@ -92,8 +92,8 @@ class Result:
 def read_results(folder: Path) -> tuple[Result, ...]:
     """Returns every result in a folder, sorted by method and seed.
 
-    Raises InvalidResults if there is none, one is incomplete, two belong to different experiments or data, or two hold the
-    same method and seed.
+    Raises InvalidResults if there is no result, if a result is incomplete, if two results belong to different experiments or
+    data, or if two results have the same method and seed.
     """
     if not folder.is_dir():
         raise InvalidResults(path=str(folder), problem="there is no such folder")
@@ -121,7 +121,7 @@ def read_results(folder: Path) -> tuple[Result, ...]:
 
 
 def read_result(path: Path) -> Result:
-    """Reads one result file. Raises InvalidResults with the number of the faulty line."""
+    """Reads one result file. Raises InvalidResults, with the number of the faulty line, if the file is damaged or incomplete."""
     points: list[Point] = []
     scores: list[Scores] = []
     distributions: list[Distribution] = []
@@ -154,7 +154,7 @@ def read_result(path: Path) -> Result:
 
 @cache
 def question_number(question_id: str) -> int:
-    """Returns a number for a question id, the same in every process.
+    """Returns a number that stands for a question id; the number is the same in every process.
 
     Results compare millions of ids, and numbers are smaller and faster to compare than strings.
     """

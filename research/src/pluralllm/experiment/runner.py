@@ -39,7 +39,7 @@ Tell = Callable[[str, int, int], None]  # reports progress: what is done, how mu
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Experiment to run, with its output folder, embedding model, cache, device and number of processes."""
+    """Experiment to run, with its output folder, embedding model, cache, device and number of worker processes."""
 
     experiment: Experiment
     out: Path
@@ -53,6 +53,7 @@ class Plan:
 def run_experiment(plan: Plan, tell: Tell) -> None:
     """Writes a result for each method and seed into the folder `plan.out`; keeps results that are already there.
 
+    tell: is called with the present stage, the work done and the whole work.
     Raises InvalidArgument, InvalidData, TooFewQuestions, ModelUnavailable, StorageFull, WorkerDied, and InvalidSpec if the
     folder holds results of another experiment.
     """
@@ -83,9 +84,10 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
 
 
 async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> None:
-    """Starts `plan.jobs` worker processes; each plays the next method and seed until none is left.
+    """Starts `plan.jobs` worker processes; each process plays the next method and seed until none is left.
 
-    The first failure stops all workers and is raised.
+    todo: the methods and seeds without a result. total: number of all methods and seeds, for the progress.
+    The first error of a worker stops all workers and is raised.
     """
     waiting = iter(todo)
     shares_done: dict[
@@ -126,7 +128,10 @@ async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> Non
 
 
 def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:
-    """Writes the results of the baselines that need no training. No seed changes them, so each has one result."""
+    """Writes the results of the baselines, which need no training.
+
+    A baseline has one result only, because a seed would change nothing.
+    """
     experiment = plan.experiment
     spec = experiment.run_spec(experiment.methods[0], experiment.seeds[0])
     scoring, partition = experiment.scoring, experiment.data

@@ -1,12 +1,13 @@
 """Scores how well a predictor fits each question of a group, given a few of the group's other answers as context.
 
-A context is drawn with the sha256 of group, size and number of the draw as seed, so every method and every training seed
-has the same contexts. Test and validation groups are scored on all their other questions. The questions that are withheld
-from all training are marked in the results and do not count in a group's own score. Training groups take their context from
-the questions they train on, and are scored on the withheld questions.
+The context is drawn at random several times; each choice is called a draw. The seed of a draw is the sha256 of the group,
+the size of the context and the number of the draw, so every method and every training seed gets the same contexts.
+Validation and test groups are scored on all questions outside the context. Questions that are withheld from all training
+are marked in the results, and do not count in the own score of such a group. A training group gets its context from the
+questions that it trains on, and is scored on the withheld questions.
 
 In shapes, P is the group's option points, C context points, T target points, Q target questions, D the embedding dimension
-and d the model's width d_model.
+and d the model's width d_model. A point is one option of one question.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from pluralllm.experiment.stacked import Flat, StackedPredictors
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Score of one question of one group in one draw."""
+    """Score of one question of one group, for one draw of the context."""
 
     question: int  # its number within the group
     distance: float  # Jensen-Shannon distance, natural logarithm
@@ -35,7 +36,11 @@ class Scored:
 
 
 def context_episode(data: GroupData, size: int, draw: int, pool: Iterable[int], targets: Iterable[int]) -> Episode:
-    """Returns an episode whose context is `size` questions drawn from `pool`; its targets are `targets` without them."""
+    """Returns an episode whose context is `size` questions drawn at random from `pool`.
+
+    draw: number of the draw, which decides the random choice. The episode's target questions are those of `targets` that
+    were not drawn as context.
+    """
     key = hashlib.sha256(f"experiment/{data.group}/{size}/{draw}".encode()).digest()
     drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(np.asarray(list(pool))).tolist()
     context = tuple(drawn[:size])
@@ -43,10 +48,10 @@ def context_episode(data: GroupData, size: int, draw: int, pool: Iterable[int], 
 
 
 def episode_of(spec: RunSpec, data: GroupData, group_part: str, size: int, draw: int) -> Episode:
-    """Returns the episode that a group is scored on.
+    """Returns the episode that a group is scored on, for a context of `size` questions and the draw number `draw`.
 
-    A training group has a context from the questions it trains on, and the withheld questions as targets. Any other group
-    has a context from all its questions, and all the others as targets.
+    group_part: train, validation or test. A training group gets its context from the questions that it trains on; its targets
+    are the withheld questions. Any other group gets its context from all its questions; its targets are all other questions.
     """
     usable, withheld = data.split(spec.evaluation.holdout_share)
     if group_part == "train":
@@ -56,9 +61,10 @@ def episode_of(spec: RunSpec, data: GroupData, group_part: str, size: int, draw:
 
 
 def own_episode(spec: RunSpec, data: GroupData, group_part: str, size: int, draw: int) -> Episode:
-    """Returns the episode of `episode_of` with only the targets that count in the group's own score.
+    """Returns the episode that a group is scored on, with only the target questions that count in the group's own score.
 
-    For a group that does not train, these are the targets that are not withheld; for a training group, all of them.
+    The arguments are those of `episode_of`. For a training group all targets count; for any other group, those that are not
+    withheld from training.
     """
     episode = episode_of(spec, data, group_part, size, draw)
     if group_part == "train":
@@ -68,7 +74,10 @@ def own_episode(spec: RunSpec, data: GroupData, group_part: str, size: int, draw
 
 
 class Scorer:
-    """Scores one predictor on one group. The group's points are embedded once and serve as targets of every context."""
+    """Scores one predictor on one group.
+
+    The group's points are embedded once, and the embedded points serve as targets for every context.
+    """
 
     @torch.no_grad()
     def __init__(self, spec: RunSpec, values: Flat, data: GroupData, device: torch.device) -> None:
@@ -78,17 +87,20 @@ class Scorer:
         self._targets = self._stack.embed(points, points.new_zeros(points.shape[:2]))  # (1, P, d)
 
     def score(self, episode: Episode) -> list[Scored]:
-        """Returns the score of each target of the episode."""
+        """Returns the score of each target question of the episode."""
         return scored(self._data, episode.targets, *self._predict(episode))
 
     def shares(self, episode: Episode) -> dict[int, NDArray[np.float32]]:
-        """Returns the predicted shares of each target question's options, by the question's number."""
+        """Returns the predicted shares of the options of each target question, by the question's number within the group."""
         shares, _ = self._predict(episode)
         return dict(zip(episode.targets, np.split(shares, starts_of(self._data, episode.targets)[1:]), strict=True))
 
     @torch.no_grad()
     def _predict(self, episode: Episode) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Returns predicted shares and log standard deviations of the targets' options, (T,) each."""
+        """Returns the predicted shares and the logarithms of their standard deviations, for all options of the target questions.
+
+        Shapes: (T,) each, where T is the number of options of all target questions.
+        """
         batch = make_batch([(self._data, episode)]).to(self._device)
         context = self._stack.embed(batch.context, batch.context_shares)  # (1, C, d)
         targets = self._targets[:, torch.from_numpy(self._data.points(episode.targets)).to(self._device)]  # (1, T, d)
@@ -98,7 +110,7 @@ class Scorer:
 
 
 def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:
-    """Returns the ids of the `count` questions that most of these groups answered; ties are broken by id."""
+    """Returns the ids of the `count` questions that the most of these groups answered; among equals, the lower id comes first."""
     answered = Counter(question.id for data in groups.values() for question in data.questions)
     return set(sorted(answered, key=lambda question_id: (-answered[question_id], question_id))[:count])
 
@@ -106,9 +118,10 @@ def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:
 def scored(
     data: GroupData, targets: Sequence[int], shares: NDArray[np.float32], log_stds: NDArray[np.float32]
 ) -> list[Scored]:
-    """Returns the score of each target: predicted shares compared with the group's answers.
+    """Returns the score of each target question: its predicted shares compared with the group's answers.
 
-    shares, log_stds: the predictions, (T,), for the options of the first target, then of the second, and so on.
+    shares, log_stds: (T,), the predicted shares and the logarithms of their standard deviations. They stand in one array for
+    the options of the first target question, then of the second, and so on; T is the number of all options.
     """
     starts, sizes = starts_of(data, targets), np.diff(data.offsets)[list(targets)]  # (Q,) each
     true = data.shares[data.points(targets)]  # (T,)
@@ -120,13 +133,16 @@ def scored(
 
 
 def starts_of(data: GroupData, targets: Sequence[int]) -> NDArray[np.int64]:
-    """Returns the index of each target's first option when the options of all targets stand in one array, (Q,)."""
+    """Returns the index of each target question's first option, if the options of all target questions stand in one array.
+
+    Shape: (Q,), Q target questions.
+    """
     sizes = np.diff(data.offsets)[list(targets)]
     starts: NDArray[np.int64] = np.cumsum(sizes) - sizes
     return starts
 
 
 def alignment(draws: Iterable[Iterable[Scored]]) -> float:
-    """Alignment score: 1 minus the mean distance over the questions of all draws."""
+    """Alignment score: 1 minus the mean Jensen-Shannon distance over the scored questions of all draws."""
     distances = [score.distance for draw in draws for score in draw]
     return 1 - sum(distances) / len(distances)

@@ -1,6 +1,6 @@
-"""Describes an experiment: its data, its training and scored groups, its methods and seeds.
+"""Describes an experiment: its data, its training groups and scored groups, its methods and seeds.
 
-An experiment is written as TOML and is checked completely before any work begins.
+An experiment is written as a TOML file, and is checked completely before any work begins.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ Names = Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
 class Data(SpecPart):
-    """Data file of an experiment, and its groups in three parts: train, validation and test.
+    """Data file of an experiment, and the division of its groups into three parts: train, validation and test.
 
-    A method may be chosen by its scores on validation groups. Scores on test groups are only reported.
+    Scores on validation groups may be used to choose a method. Scores on test groups are only reported.
     """
 
     file: Path  # relative to the experiment's file
@@ -54,12 +54,15 @@ class Data(SpecPart):
         return (*self.train, *self.validation, *self.test)
 
     def part_of(self, group: str) -> str:
-        """Returns the part that a group belongs to: train, validation or test."""
+        """Returns the part of the experiment that a group belongs to: train, validation or test."""
         return "train" if group in self.train else "validation" if group in self.validation else "test"
 
 
 class Scoring(SpecPart):
-    """Settings for scoring: predictors get seeded contexts of several sizes, the same for every method and seed."""
+    """Settings for scoring a predictor with contexts of several sizes.
+
+    The contexts are drawn with fixed seeds, so that they are the same for every method and every training seed.
+    """
 
     contexts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
         1,
@@ -94,12 +97,15 @@ class Scoring(SpecPart):
 
 
 def slug_of(name: str) -> str:
-    """Turns a method's name into a form that can be used in a file name."""
+    """Turns a method's name into lower-case words joined by hyphens, for use in a file name."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
 class Method(SpecPart):
-    """Training method that an experiment compares: one line of the results table, or two with `adapt_steps`."""
+    """Training method that an experiment compares.
+
+    A method has one line in the results table, or two lines if `adapt_steps` is set.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,60}$")]  # becomes part of a file's name
     kind: Literal["fedavg", "centralized", "local"] = "fedavg"
@@ -120,7 +126,10 @@ class Method(SpecPart):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Names of the lines that this method adds to the table: its own, and that of its adapted models if any."""
+        """Names of the method's lines in the results table.
+
+        The first line is for the method itself. A second line is for the models that are adapted to each group, if there are any.
+        """
         return (self.name,) if self.adapt_steps is None else (self.name, f"{self.name} adapted locally")
 
     @model_validator(mode="after")
@@ -134,7 +143,7 @@ class Method(SpecPart):
         return self
 
     def quick(self) -> Self:
-        """Returns the same method with only a few rounds or steps."""
+        """Returns a copy of the method with only a few rounds or gradient steps, for a trial run."""
         rounds = {"rounds": min(self.spec["rounds"], QUICK_ROUNDS)} if "rounds" in self.spec else {}
         steps = None if self.steps is None else min(self.steps, QUICK_STEPS)
         return self.model_copy(update={"steps": steps, "spec": {**self.spec, **rounds}})
@@ -173,16 +182,19 @@ class Experiment(SpecPart):
         return self
 
     def contexts_of(self, group: str) -> tuple[int, ...]:
-        """Returns the numbers of context questions that this group is scored with.
+        """Returns the numbers of context questions that a group is scored with.
 
-        A training group is scored only with the main one.
+        A training group is scored with one number only, `main_context` of the settings for scoring.
         """
         if group in self.data.train:
             return (self.scoring.main_context,)
         return tuple(size for size in self.scoring.contexts if size not in self.scoring.without.get(group, ()))
 
     def run_spec(self, method: Method, seed: int) -> RunSpec:
-        """Returns the run spec that a service would run for this method with this seed. Raises InvalidSpec."""
+        """Returns the run spec of a federation that would train this method with this seed.
+
+        Raises InvalidSpec if the method's own settings are not valid in a run spec.
+        """
         count = len(self.data.train)
         own: dict[str, Any] = {
             "seed": seed,
@@ -206,7 +218,8 @@ class Experiment(SpecPart):
     def quick(self) -> Self:
         """Returns a small version of the experiment that runs in minutes.
 
-        It uses every method and every kind of scoring once, to show that everything works; its figures mean nothing.
+        The small version uses every method and every kind of scoring once, to show that everything works. Its scores mean
+        nothing.
         """
         main = self.scoring.main_context  # every group is scored with it
         fewer = {"contexts": (main,), "without": {}, "draws": 1, "curve_draws": 1, "every": 2}
@@ -223,15 +236,15 @@ class Experiment(SpecPart):
         return self.model_copy(update=changes)
 
     def portable(self) -> dict[str, Any]:
-        """Returns the experiment as JSON values, with the data file's name instead of its path on this machine."""
+        """Returns the experiment as JSON values that do not depend on this machine: the data file has a name, but no folder."""
         values = self.model_dump(mode="json")
         values["data"]["file"] = self.data.file.name
         return values
 
     def sha256(self) -> Digest:
-        """Digest of the experiment and of its methods' run specs.
+        """Digest of the experiment and of the run specs of its methods.
 
-        If a later release changes a preset, the digest changes too, because the run specs do.
+        If a later release changes a preset, the run specs change, and therefore the digest too.
         """
         specs = [self.run_spec(method, self.seeds[0]).sha256() for method in self.methods]
         return Digest(hashlib.sha256(json.dumps([self.portable(), specs], sort_keys=True).encode()).hexdigest())
@@ -240,7 +253,7 @@ class Experiment(SpecPart):
 def load_experiment(path: Path) -> Experiment:
     """Reads and checks an experiment's TOML file.
 
-    Raises InvalidSpec with file, key and allowed values; also if a method's run spec is not valid.
+    Raises InvalidSpec, with file, key and allowed values, for an experiment or a method's run spec that is not valid.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))

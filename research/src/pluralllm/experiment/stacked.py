@@ -1,12 +1,12 @@
 """Runs the predictors of many clients in one pass: their parameters are stacked along a first axis.
 
-A layer of all predictors is then one matrix product. Within rounding, each client gets the same values as when
-`pluralllm.client.work.train` trains it alone, because no client's values are mixed with another's. With dropout only the
-distribution is the same: one mask is drawn for all clients of a pass. Context and targets go through a layer as one
-sequence; context points attend to the context, and so do the targets.
+A layer of all predictors is then one matrix product. No client's values are mixed with another client's, so each client
+gets, within rounding, the values that `pluralllm.client.work.train` gives when it trains the client alone. With dropout,
+only the distribution of the values is the same, because one mask is drawn for all clients of a pass. Context and targets
+go through a layer as one sequence; context points and target points attend to the context points only.
 
 Shapes: K clients, B episodes of each client in a step, C context points, T target points, N = C + T, D embedding dimension,
-d = d_model, H heads.
+d = d_model, H heads. A point is one option of one question.
 """
 
 from collections.abc import Sequence
@@ -45,12 +45,15 @@ class StackedPredictors:
 
     @torch.no_grad()
     def restart(self, starts: Sequence[Flat]) -> None:
-        """Replaces the values of every predictor with those in `starts`."""
+        """Replaces the values of each predictor with its own entry in `starts`, an array in layout order."""
         for name, tensor in self._split(starts).items():
             self.values[name].copy_(tensor)
 
     def flat(self) -> list[Flat]:
-        """Returns each predictor's values in layout order. Raises NotFinite for infinities and NaN, as the service does."""
+        """Returns each predictor's values as one array in layout order (sorted by parameter name).
+
+        Raises NotFinite if a value is infinite or NaN, as the service does.
+        """
         whole = torch.cat([self.values[name].detach().reshape(self.count, -1) for name, _ in self._shapes], dim=1)
         if not whole.isfinite().all():
             broken = {name: int((~tensor.isfinite()).sum()) for name, tensor in self.values.items()}
@@ -58,15 +61,16 @@ class StackedPredictors:
         return list(whole.cpu().numpy())
 
     def __call__(self, batch: Batch, *, training: bool) -> Prediction:
-        """Predicts a batch of K * B episodes; the B episodes of one client are neighbours."""
+        """Predicts a batch of K * B episodes: B episodes for each of K clients; the episodes of one client follow each other."""
         embeddings = torch.cat([batch.context, batch.targets], dim=1)  # (K*B, N, D)
         shares = torch.cat([batch.context_shares, torch.zeros_like(batch.target_shares)], dim=1)  # (K*B, N)
         return self.predict(self.embed(embeddings, shares), batch.context_is_real, training=training)
 
     def embed(self, embeddings: Tensor, shares: Tensor) -> Tensor:
-        """Embeds points before the first layer: (K*B, N, D) and (K*B, N) -> (K, B*N, d).
+        """Embeds points for the first layer: embeddings (K*B, N, D) and shares (K*B, N) -> (K, B*N, d).
 
-        The embedding of a target does not depend on the context, so it can be reused for every context.
+        K clients, B episodes of each client, N points of an episode, D numbers in an embedding, d the model's width.
+        The result for a target point does not depend on the context, so it can be used again with every context.
         """
         y = shares.unsqueeze(-1) * self._share_scale  # (K*B, N, 1)
         x = torch.cat([embeddings * self._scale, y], dim=-1)  # (K*B, N, D + 1)
@@ -77,9 +81,10 @@ class StackedPredictors:
         return self._linear(x, f"embedder.{last}")
 
     def predict(self, x: Tensor, context_is_real: Tensor, *, training: bool) -> Prediction:
-        """Predicts from embedded points: (K, B*N, d) and (K*B, C) -> mean and log standard deviation, (K*B, T) each.
+        """Predicts from embedded points: (K, B*N, d) -> mean and logarithm of the standard deviation, (K*B, T) each.
 
-        In each episode the context points come before the target points.
+        context_is_real: (K*B, C), False for padding. In each of the B episodes of K clients, the C context points come before the
+        T target points; N = C + T, and d is the model's width.
         """
         dropout = self._config.dropout if training else 0.0
         rows, context = context_is_real.shape
@@ -128,14 +133,14 @@ class StackedPredictors:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """Batch of one gradient step, with the predictions that the clients made before the step."""
+    """Batch of one gradient step, with the predictions of the clients' models before the step."""
 
     predicted: Prediction  # detached from the gradient graph
     batch: Batch
 
 
 class Learners:
-    """Trains several predictors at the same time, each on its own episodes; holds their optimizers' moments."""
+    """Trains several predictors at the same time, each on its own episodes, and holds the moments (state) of their optimizers."""
 
     def __init__(self, spec: RunSpec, starts: Sequence[Flat], device: torch.device) -> None:
         training = spec.training
@@ -151,9 +156,9 @@ class Learners:
         self._anchors = [tensor.detach().clone() for tensor in tensors] if training.proximal_mu else tensors
 
     def restart(self, base: Flat) -> None:
-        """Sets all predictors to the values `base`, as at the beginning of a round.
+        """Sets the values of all predictors to `base`, as at the beginning of a round.
 
-        The optimizers' moments are kept or cleared, as the run spec says.
+        The moments of the optimizers are kept or cleared, as the run spec says.
         """
         self.stack.restart([base] * self.stack.count)
         if self._training.proximal_mu:
@@ -162,7 +167,11 @@ class Learners:
             self._optimizer.state.clear()
 
     def learn(self, episodes: Sequence[tuple[GroupData, Episode]], rate: float) -> Learnt:
-        """Takes one gradient step with every predictor; the episodes are B for the first predictor, then B for the second."""
+        """Takes one gradient step with every predictor.
+
+        episodes: the episodes of the first predictor, then those of the second, and so on; each predictor has as many.
+        rate: learning rate of the step. Returns the batch and the predictions before the step.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         batch = make_batch(episodes).to(self._device)
@@ -180,7 +189,10 @@ class Learners:
 
 @torch.no_grad()
 def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
-    """Clips each client's gradient to a norm of at most `limit`, as torch's clip_grad_norm_ does for one model."""
+    """Clips the gradient of each client to a norm of at most `limit`, in place, as torch's clip_grad_norm_ does for one model.
+
+    gradients: for each parameter, a tensor whose first axis is the client.
+    """
     squares = torch.stack([(gradient.flatten(1) ** 2).sum(1) for gradient in gradients]).sum(0)  # (K,)
     factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)  # (K,)
     for gradient in gradients:
@@ -188,7 +200,10 @@ def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
 
 
 def _pieces(spec: RunSpec) -> list[tuple[str, tuple[int, ...]]]:
-    """Returns names and shapes of the parameters in layout order, with attention_in as two: query, and key and value."""
+    """Returns names and shapes of the parameters in layout order (sorted by name).
+
+    The parameter attention_in becomes two pieces: the query rows, and the rows of keys and values.
+    """
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for parameter in sorted(parameters(spec.predictor, spec.embedding.dimension), key=lambda p: p.name):
         if ".attention_in." in parameter.name:

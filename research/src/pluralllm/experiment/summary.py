@@ -1,9 +1,9 @@
 """Summarises results as a table of methods: each method's alignment on one part of the groups, with intervals.
 
-A group's score is 1 minus the mean distance over its questions, all draws and all seeds. Its interval is a bootstrap over
-questions. A question that is drawn twice counts twice in every group, draw and seed in which it appears, because how hard a
-question is affects all of them. So an interval says how much other questions would change the score. The standard deviation
-over seeds, which stands beside it, says how much other seeds would change it.
+A group's score is 1 minus the mean distance over its questions, for all draws of the context and all seeds. The interval
+of a score comes from a bootstrap over questions. A question that is drawn twice in a resample counts twice in every group,
+draw and seed in which it appears, because the difficulty of a question affects all of them. So the interval shows how much
+other questions would change the score. The standard deviation over seeds shows how much other seeds would change it.
 
 Source: Efron and Tibshirani 1993, chapter 13 (percentile interval), chapter 8 (resample what is independent).
 Shapes: G groups, Q questions, S seeds, R resamples.
@@ -44,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Table line that summarises one method on one part of the groups."""
+    """Line of the results table that summarises one method on one part of the groups (train, validation or test)."""
 
     method: str
     seeds: int
@@ -61,24 +61,28 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Sums of distances and counts from which scores are computed, so that resampling is one matrix product."""
+    """Sums of distances and numbers of scores, from which scores are computed.
+
+    With such sums, the scores of all resamples are one matrix product. Shapes: S seeds, G groups, Q questions.
+    """
 
     groups: tuple[str, ...]
     totals: Floats  # (S, G, Q) sum of a question's distances over the draws
     counts: Floats  # (S, G, Q) number of draws in which the question was a target
 
     def scores(self) -> Floats:
-        """Returns each group's alignment score over all seeds, (G,)."""
+        """Returns each group's alignment score over all seeds, shape (groups,)."""
         return _score(self.totals.sum((0, 2)), self.counts.sum((0, 2)))
 
     def scores_by_seed(self) -> Floats:
-        """Returns each group's alignment score for each seed, (S, G)."""
+        """Returns each group's alignment score for each seed, shape (seeds, groups)."""
         return _score(self.totals.sum(2), self.counts.sum(2))
 
     def resampled(self, weights: Floats) -> Floats:
-        """Returns each group's score in each resample, (R, G), for question weights (R, Q).
+        """Returns each group's alignment score in each resample, shape (resamples, groups).
 
-        If a resample holds no question of a group, the group keeps its score over all questions.
+        weights: (resamples, questions), how often each question is in each resample. If a resample holds no question of a group,
+        the group keeps its score over all questions.
         """
         totals, counts = self.totals.sum(0), self.counts.sum(0)  # (G, Q)
         scores = _score(weights @ totals.T, weights @ counts.T)  # (R, G)
@@ -86,7 +90,7 @@ class Tally:
 
 
 def methods_of(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Returns each method's results, one for each seed, by the method's name."""
+    """Returns the results of each method, one for each seed, by the method's name."""
     by_method: dict[str, list[Result]] = {}
     for result in results:
         by_method.setdefault(result.method, []).append(result)
@@ -94,14 +98,14 @@ def methods_of(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def contexts_of(results: Sequence[Result]) -> tuple[int, ...]:
-    """Returns the numbers of context questions that were scored, in order."""
+    """Returns the numbers of context questions for which the results have scores, in rising order."""
     return tuple(sorted({scores.context for result in results for scores in result.scores}))
 
 
 def left_out(results: Sequence[Result], group_part: str, context: int) -> tuple[str, ...]:
-    """Returns the groups of a part that were scored with other numbers of context questions but not with this one.
+    """Returns the groups that were scored with other numbers of context questions, but not with the number `context`.
 
-    They have answered too few questions for it.
+    Such groups have answered too few questions for a context of this size. group_part: train, validation or test.
     """
     sizes: dict[str, set[int]] = {}
     for scores in (scores for result in results for scores in result.scores if scores.part == group_part):
@@ -110,7 +114,7 @@ def left_out(results: Sequence[Result], group_part: str, context: int) -> tuple[
 
 
 def table(results: Sequence[Result], selection: Selection) -> list[Line]:
-    """Returns one line for each method, best mean first; a method that scores no group of the part has no line.
+    """Returns one line for each method, best mean score first; a method without a score for the selection has no line.
 
     All lines use the same resamples, so that `difference` can compare two methods question by question.
     """
@@ -125,13 +129,13 @@ def table(results: Sequence[Result], selection: Selection) -> list[Line]:
 
 
 def over_groups(scores: Floats) -> Floats:
-    """Mean alignment over groups in each resample, (R, G) -> (R,)."""
+    """Mean alignment over groups in each resample: (resamples, groups) -> (resamples,)."""
     means: Floats = scores.mean(1)
     return means
 
 
 def unevenness(scores: Floats) -> Floats:
-    """Coefficient of variation over groups in each resample, (R, G) -> (R,)."""
+    """Coefficient of variation of the groups' scores in each resample: (resamples, groups) -> (resamples,)."""
     variations: Floats = scores.std(1) / scores.mean(1)
     return variations
 
@@ -143,9 +147,10 @@ def difference(
     selection: Selection,
     measure: Callable[[Floats], Floats] = over_groups,
 ) -> Estimate | None:
-    """Returns the measure of method `one` minus that of `other`, over the same groups and resamples.
+    """Returns the measure of method `one` minus the measure of method `other`, with its interval.
 
-    None if one of them has no score, or if their groups differ.
+    The two methods are compared over the same groups and resamples. measure: combines the groups' scores in each resample.
+    Returns None if one of the methods has no score, or if the methods were scored on different groups.
     """
     methods = methods_of(results)
     questions = population(results, selection)
@@ -160,13 +165,16 @@ def difference(
 
 
 def population(results: Sequence[Result], selection: Selection) -> NDArray[np.int64]:
-    """Returns the numbers of all selected questions of all methods, in order, (Q,)."""
+    """Returns the numbers of all questions that the selection takes from any method, in rising order, shape (questions,)."""
     numbers = [scores.question[mask] for result in results for scores, mask in selected(result, selection)]
     return np.unique(np.concatenate(numbers)) if numbers else np.empty(0, dtype=np.int64)
 
 
 def question_weights(questions: int) -> Floats:
-    """Returns how often each question is in each resample, (R, Q); always the same for the same number of questions."""
+    """Returns how often each question is in each resample, shape (resamples, questions).
+
+    questions: the number of questions. The same number of questions always gives the same resamples.
+    """
     if not questions:
         return np.zeros((RESAMPLES, 0))
     rng = np.random.default_rng(0)
@@ -174,7 +182,10 @@ def question_weights(questions: int) -> Floats:
 
 
 def tally_of(runs: Sequence[Result], selection: Selection, questions: NDArray[np.int64]) -> Tally | None:
-    """Returns the tally of one method's results, or None if they score no question of the selection."""
+    """Returns the sums of distances of one method's results; None if the results score no question of the selection.
+
+    runs: the method's results, one for each seed. questions: numbers of all questions that the tally has a column for.
+    """
     sums_of: dict[tuple[int, str], tuple[Floats, Floats]] = {}  # by seed and group: distances and counts, (Q,) each
     for number, result in enumerate(runs):
         for scores, mask in selected(result, selection):
@@ -193,7 +204,7 @@ def tally_of(runs: Sequence[Result], selection: Selection, questions: NDArray[np
 
 
 def selected(result: Result, selection: Selection) -> Iterator[tuple[Scores, NDArray[np.bool_]]]:
-    """Yields each group's scores with a mask of the selected rows; leaves out groups without a selected row."""
+    """Yields each group's scores with a mask that is true for the selected rows; leaves out groups without a selected row."""
     for scores in result.scores:
         if (scores.part, scores.context) != (selection.part, selection.context):
             continue
@@ -206,7 +217,7 @@ def selected(result: Result, selection: Selection) -> Iterator[tuple[Scores, NDA
 
 
 def estimate(value: float, resampled: Floats) -> Estimate:
-    """Returns a value with its percentile interval over the resamples."""
+    """Returns a value with its percentile interval, the range of the middle 95 % of its values in the resamples."""
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))
 
@@ -233,7 +244,7 @@ def _line(method: str, tally: Tally, weights: Floats) -> Line:
 
 
 def _score(totals: Floats, counts: Floats) -> Floats:
-    """Returns alignment scores from sums of distances and counts; NaN for a count of 0."""
+    """Returns alignment scores from sums of distances and numbers of scores; NaN where the number is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         scores: Floats = 1 - totals / counts
     return scores

@@ -1,7 +1,7 @@
-"""Worker process of an experiment: plays the methods that it is asked to play (`python -m pluralllm.experiment.worker`).
+"""Worker process of an experiment: plays the methods that it gets orders for (`python -m pluralllm.experiment.worker`).
 
-Each worker uses one thread. Several such processes do more work than one process with all threads, and the figures are the
-same for any number of them.
+Each worker uses one thread. Several such processes do more work than one process with all threads, and the results are the
+same for any number of processes.
 """
 
 import os
@@ -18,13 +18,16 @@ from pluralllm.experiment.spec import Experiment
 
 
 class Playing:
-    """Answers the command `play`; keeps the player with its embedded groups between commands."""
+    """Answers the command `play`; keeps the embedded questions of all groups in memory between commands."""
 
     def __init__(self) -> None:
         self._player: Player | None = None
 
     def play(self, report: Report, order: Play) -> Played:
-        """Plays one method with one seed and writes its results. Every order must hold the same experiment."""
+        """Trains and scores one method with one seed, and writes its results. Every order must hold the same experiment.
+
+        report: is called with the present stage, the work done and the whole work.
+        """
         experiment = Experiment.model_validate_json(order.experiment_json)
         if self._player is None:
             torch.set_num_threads(1)

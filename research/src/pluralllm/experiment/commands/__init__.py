@@ -1,4 +1,5 @@
 """The commands `pluralllm experiment` and `pluralllm report`, as entry points of `pluralllm.commands`.
 
-May touch: the terminal, files of results, and the coordinator through `operator`. Start reading at experiment.py.
+The package may touch the terminal, files of results, and the coordinator through pluralllm.operator.
+Start reading at experiment.py.
 """

@@ -1,4 +1,4 @@
-"""`pluralllm experiment run | table | report`: a comparison of methods on survey data, in one process."""
+"""The commands `pluralllm experiment run`, `table` and `report`, which compare training methods on survey data in one process."""
 
 import os
 import sys

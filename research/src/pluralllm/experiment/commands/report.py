@@ -1,4 +1,4 @@
-"""`pluralllm report RUN`: a live run as an HTML page."""
+"""The command `pluralllm report RUN`, which writes a report about a live run as an HTML page."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,10 @@ def report(
 
 
 def _current_model(connection: "Remote", run: RunId) -> tuple[dict[str, Any] | None, int | None, dict[str, Any] | None]:
-    """Record, size in bytes and run spec of the current version; None for each if the caller's role may not read them."""
+    """Returns the record, the size in bytes and the run spec of the run's current model version.
+
+    Each of the three is None if the caller's role may not read them.
+    """
     try:
         record, size_bytes, spec_json = connection.model_record(ModelName(run, None))
     except RoleForbids:
@@ -59,7 +62,7 @@ def _current_model(connection: "Remote", run: RunId) -> tuple[dict[str, Any] | N
 
 
 def _members(connection: "Remote") -> list[dict[str, Any]] | None:
-    """The members of the federation; None if the caller is no administrator."""
+    """Returns the members of the federation; None if the caller is no administrator."""
     try:
         return connection.members()
     except RoleForbids:

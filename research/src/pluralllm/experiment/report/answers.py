@@ -1,4 +1,7 @@
-"""Draws two figures: predicted beside true answers, and the calibration of the predicted spread."""
+"""Draws two figures: predicted answers beside true answers, and the calibration of the predicted spread.
+
+The spread is the standard deviation that a predictor states for its predicted shares.
+"""
 
 import math
 import textwrap
@@ -33,7 +36,7 @@ Answers = Mapping[str, Distribution]  # by method, of one question in one group
 
 
 def predicted_and_true(study: Study) -> Picture | None:
-    """Returns the figure of predicted and true shares for the chosen questions; None if no distribution was kept."""
+    """Returns the figure of predicted and true shares for a few questions; None if the results hold no shares."""
     methods = study.main[:MOST_METHODS]
     chosen = chosen_answers(study, methods)
     if not chosen:
@@ -50,10 +53,10 @@ def predicted_and_true(study: Study) -> Picture | None:
 
 
 def chosen_answers(study: Study, methods: Sequence[str]) -> list[Answers]:
-    """Returns the questions to draw, each with the answers that all methods predict.
+    """Returns the questions to draw, each with its true shares and the shares that every method predicts.
 
-    They are spread evenly over the kept questions, unseen groups first, and sorted so that low panels come before high
-    ones.
+    The questions are spread evenly over all questions with shares, those of test groups first. The result is sorted by the
+    height of the panel that a question needs, the lowest first.
     """
     by_question: dict[tuple[str, str, tuple[float, ...]], dict[str, Distribution]] = {}
     for method in methods:
@@ -68,7 +71,7 @@ def chosen_answers(study: Study, methods: Sequence[str]) -> list[Answers]:
 
 
 def _layout(chosen: Sequence[Answers]) -> tuple[list[float], float]:
-    """Returns each panel's distance from the top of the figure, and the figure's height, in inches."""
+    """Returns the distance of each panel from the top of the figure, and the figure's height, in inches."""
     tops, at = [], KEY_IN
     for first in range(0, len(chosen), COLUMNS):
         row = [next(iter(answers.values())) for answers in chosen[first : first + COLUMNS]]
@@ -153,15 +156,15 @@ def _draw_question(axes: Axes, study: Study, answers: Answers) -> None:
 
 
 def _option(text: str) -> str:
-    """Wraps an option's text to at most two lines and shortens the second."""
+    """Wraps an option's text to at most two lines; if the second line is too long, it ends with an ellipsis."""
     lines = textwrap.wrap(" ".join(text.split()), OPTION_WIDTH) or [""]
     return "\n".join([lines[0], short(" ".join(lines[1:]), OPTION_WIDTH)] if len(lines) > 1 else lines)
 
 
 def calibration(study: Study) -> Picture | None:
-    """Returns the figure of expected and observed error by predicted spread.
+    """Returns the figure of expected and observed error, with the questions sorted by predicted spread into bins.
 
-    None if no main method is trained to predict a spread.
+    Returns None if no method that is drawn in colour is trained to predict a spread.
     """
     calibrated = calibrations(study)
     main = {name: calibrated[name] for name in study.main if name in calibrated}
@@ -182,7 +185,7 @@ def calibration(study: Study) -> Picture | None:
 
 
 def calibrations(study: Study) -> dict[str, Calibration]:
-    """Returns the calibration of every method that predicts a spread."""
+    """Returns the calibration of every method that predicts a spread, by the method's name."""
     by_method = {name: calibration_of(study.methods[name], study.selection()) for name in study.learned}
     return {name: result for name, result in by_method.items() if result is not None}
 

@@ -1,4 +1,7 @@
-"""Draws alignment and fairness during training, on every axis of cost."""
+"""Draws alignment and fairness during training, on every axis of cost.
+
+The axes of cost are rounds, gradient steps, episodes, bytes moved and seconds.
+"""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -24,7 +27,7 @@ Units = tuple[float, str]
 
 
 def convergence(study: Study) -> Picture | None:
-    """Returns the figure of the unseen groups' mean alignment on all five axes; None if there are no curves."""
+    """Returns the figure of the test groups' mean alignment on all five axes of cost; None if no method has a curve."""
     groups = study.groups["test"]
     curves = {axis: curves_of(study, axis, groups, mean_score) for axis in AXES}
     if not curves["gradient_steps"]:
@@ -40,7 +43,7 @@ def convergence(study: Study) -> Picture | None:
 
 
 def fairness(study: Study) -> Picture | None:
-    """Returns the figure of the worst unseen group and of the variation over groups; None if there are no curves."""
+    """Returns the figure of the worst test group's alignment and of the variation over groups; None if no method has a curve."""
     groups = study.groups["test"]
     shown = ("gradient_steps", "rounds")
     curves = {
@@ -66,13 +69,19 @@ def fairness(study: Study) -> Picture | None:
 
 
 def curves_of(study: Study, axis: str, groups: Collection[str], measure: Measure) -> dict[str, Curve]:
-    """Returns the curve of each method that has a cost on this axis, the main methods last, so that they are on top."""
+    """Returns the curve of each method that has a cost on this axis, by the method's name.
+
+    The methods that are drawn in colour come last, so that their lines lie over the others.
+    """
     curves = {name: curve_of(study.methods[name], axis, groups, measure) for name in reversed(study.learned)}
     return {name: curve for name, curve in curves.items() if curve is not None}
 
 
 def baseline_levels(study: Study) -> dict[str, float]:
-    """Returns each baseline's mean alignment over the unseen groups, from the same draws as the curves."""
+    """Returns each baseline's mean alignment over the test groups, by the baseline's name.
+
+    The contexts are the same as those for the points of the curves.
+    """
     selection = Selection("test", study.context, draws=study.curve_draws)
     questions = population(study.results, selection)
     tallies = {name: tally_of(study.methods[name], selection, questions) for name in study.baselines}
@@ -80,7 +89,10 @@ def baseline_levels(study: Study) -> dict[str, float]:
 
 
 def units_of(axis: str, largest: float) -> Units:
-    """Returns the factor that an axis' values are divided by, and the axis' name with its unit."""
+    """Returns the factor that the values of an axis are divided by, and the name of the axis with the unit that results.
+
+    largest: the largest value on the axis, which decides the unit.
+    """
     name = AXIS_NAMES[axis]
     if axis == "moved_bytes":
         factor, unit = next(
@@ -93,9 +105,9 @@ def units_of(axis: str, largest: float) -> Units:
 
 
 def limits(study: Study, curves: Sequence[dict[str, Curve]], levels: Sequence[float]) -> tuple[float, float]:
-    """Returns the limits of the vertical axis: coloured curves and horizontal lines fit into them.
+    """Returns the lower and upper limit of the vertical axis, so that coloured curves and horizontal lines fit between them.
 
-    Without a coloured curve, all curves fit into them.
+    levels: heights of the horizontal lines. If there is no coloured curve, the limits fit all curves.
     """
     main = [curve for by_method in curves for name, curve in by_method.items() if name in study.main]
     shown = main or [curve for by_method in curves for curve in by_method.values()]
@@ -106,7 +118,10 @@ def limits(study: Study, curves: Sequence[dict[str, Curve]], levels: Sequence[fl
 
 
 def draw_curves(axes: Axes, study: Study, curves: dict[str, Curve], factor: float = 1) -> None:
-    """Draws the main methods as coloured lines with bands over seeds, and all others as thin grey lines."""
+    """Draws the curves of methods: coloured lines with bands over seeds for the main methods, thin grey lines for all others.
+
+    factor: the costs are divided by it.
+    """
     for name, curve in curves.items():
         look = study.look(name)
         x = curve.x / factor

@@ -25,8 +25,9 @@ from pluralllm.experiment.results import Result, read_results
 def experiment_page(folder: Path, main: Sequence[str] = (), thresholds: Sequence[float] = ()) -> Page:
     """Returns the report page for the results in `folder`.
 
-    main: methods to draw in colour. thresholds: alignment scores for the tables of costs. Empty: the usual ones.
-    Raises InvalidResults, and InvalidArgument for a main method that has no results.
+    main: methods to draw in colour; empty: the methods of the paper's comparison and the best on validation groups.
+    thresholds: alignment scores whose costs are shown in tables; empty: USUAL_THRESHOLDS.
+    Raises InvalidResults for damaged or missing results, and InvalidArgument for a method in `main` without results.
     """
     study = study_of(read_results(folder), main)
     seeds = sorted({result.seed for name in study.learned for result in study.methods[name]})
@@ -79,7 +80,7 @@ def _sections(study: Study, thresholds: Sequence[float]) -> list[Section]:
 
 
 def how_to_repeat(study: Study) -> str:
-    """Returns the commands that repeat the experiment, with the digests of the experiment and the data they need."""
+    """Returns the commands that repeat the experiment, with the digests of the experiment and of its data."""
     first: Result = study.results[0]
     data = ((first.header.get("experiment") or {}).get("data") or {}).get("file")
     lines = [

@@ -1,4 +1,4 @@
-"""Writes an experiment's findings: sentences computed from the results.
+"""Writes an experiment's findings: sentences that are computed from the results.
 
 A sentence that calls a method quicker names the axis of cost.
 """
@@ -29,7 +29,7 @@ AXIS_WORDS = {
 
 
 def findings(study: Study) -> list[Finding]:
-    """Returns the findings, the most important first."""
+    """Returns the findings of an experiment, the most important first."""
     return [
         *_best(study),
         *_comparisons(study),
@@ -101,9 +101,10 @@ def _comparisons(study: Study) -> Iterator[Finding]:
 
 
 def compared(one: str, other: str, estimate: Estimate) -> str:
-    """Returns a sentence about the difference of two methods.
+    """Returns a sentence about the difference between two methods.
 
-    It says that there is no difference if the interval contains 0 or the difference is too small to matter.
+    estimate: the score of `one` minus the score of `other`. If the interval contains 0, or if the difference is too small to
+    matter, the sentence reports no difference.
     """
     if abs(estimate.value) < SMALLEST_DIFFERENCE:
         return f"{one} and {other} are alike: they differ by less than {SMALLEST_DIFFERENCE}."
@@ -116,7 +117,11 @@ def compared(one: str, other: str, estimate: Estimate) -> str:
 
 
 def _quickness(study: Study) -> Iterator[Finding]:
-    """Compares on every axis what the default method needs to reach the final score of the paper's FedAvg."""
+    """Compares the default method with the paper's FedAvg on every axis of cost.
+
+    Yields a finding about the cost at which the default method reaches the final score of the paper's FedAvg; yields none if
+    the results lack one of the two methods.
+    """
     one, other = study.roles.default, study.roles.paper
     groups = study.groups["test"]
     target = last_score(study.methods[other], groups) if one and other else None
@@ -137,7 +142,10 @@ def _quickness(study: Study) -> Iterator[Finding]:
 
 
 def quick(reach: Reach, whole: float, axis: str) -> str:
-    """Returns the comparison on one axis in words; `whole` is the cost of the other method's whole training."""
+    """Returns a sentence that compares, on one axis of cost, reaching a score with the whole training of another method.
+
+    reach: the cost at which one method reaches the other method's final score. whole: the cost of the other's whole training.
+    """
     if reach.median == NOT_REACHED:
         return f"{AXIS_WORDS[axis]}: not reached ({reach.reached} of {reach.seeds} seeds reach it)"
     share, span = f"{reach.median / whole:.0%}", f"{amount(axis, reach.low)} to {amount(axis, reach.high)}"
@@ -147,7 +155,7 @@ def quick(reach: Reach, whole: float, axis: str) -> str:
 
 
 def last_cost(study: Study, method: str, axis: str) -> float | None:
-    """Returns the cost of the whole training, as median over seeds; None if the method has no cost on this axis."""
+    """Returns a method's cost of the whole training, the median over seeds; None if the method has no cost on this axis."""
     costs = sorted(run.points[-1].cost[axis] for run in study.methods[method] if run.points)
     return costs[len(costs) // 2] if costs and costs[-1] > 0 else None
 
@@ -214,7 +222,7 @@ def bounds(estimate: Estimate, digits: int = 3) -> str:
 
 
 def amount(axis: str, value: float) -> str:
-    """Formats a cost on an axis with a unit that suits its size."""
+    """Formats a cost on one axis with a unit that suits its size."""
     if axis == "moved_bytes":
         for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
             if value >= factor:

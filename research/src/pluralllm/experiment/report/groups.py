@@ -40,7 +40,10 @@ KINDS = (
 
 
 def by_group(study: Study, group_part: str) -> Picture | None:
-    """Returns the figure of every group's score by each main method, with intervals; None if the part has no groups."""
+    """Returns the figure of each group's score by each method that is drawn in colour, with intervals.
+
+    group_part: train, validation or test. Returns None if no group of the part was scored.
+    """
     lines = [line for line in study.tables[group_part] if line.groups]
     if not lines:
         return None
@@ -101,7 +104,10 @@ def _draw_groups(figure: Figure, study: Study, lines: list[Line], main: list[Lin
 
 
 def _key(axes: Axes, labels: Sequence[tuple[EndLabel, str]], rows: int) -> None:
-    """Writes each method's name to the right of the top row, in the order of its dots there."""
+    """Writes the name of each method to the right of the top row, in the order of the methods' dots in this row.
+
+    labels: the name and the marker of each method. rows: number of rows in the figure.
+    """
     height_in = axes.figure.get_figure(root=True).get_figheight() - 0.7
     heights = spread_out([label.y for label, _ in labels], 9.5 * 1.4 / 72 / height_in * rows)
     over = max(0.0, max(heights) - (rows - 0.6))  # keeps the top name within the axes
@@ -121,9 +127,9 @@ def _key(axes: Axes, labels: Sequence[tuple[EndLabel, str]], rows: int) -> None:
 
 
 def by_kind(study: Study) -> Picture | None:
-    """Returns the figure of scores by kind: groups that did not train, questions that nobody trained on, and both.
+    """Returns the figure of scores by kind: groups that did not train, questions that nobody trained on, and both at once.
 
-    None if the results contain fewer than two kinds.
+    Returns None if the results contain fewer than two kinds.
     """
     tables = [(table(study.results, study.selection(group_part, kinds)), label) for group_part, kinds, label in KINDS]
     if sum(bool(lines) for lines, _ in tables) < 2:
@@ -181,7 +187,10 @@ def _draw_kinds(figure: Figure, study: Study, names: list[str], tables: Sequence
 
 
 def by_context(study: Study) -> Picture | None:
-    """Returns the figure of the unseen groups' alignment by number of context questions; None if only one was scored."""
+    """Returns the figure of the test groups' mean alignment by the number of context questions.
+
+    Returns None if the results have scores for only one number of context questions.
+    """
     contexts = contexts_of(study.results)
     tables = {
         context: {line.method: line for line in table(study.results, Selection("test", context))}

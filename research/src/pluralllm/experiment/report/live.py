@@ -1,4 +1,7 @@
-"""Turns the coordinator's answers about a live run into the series and rows that the report's figures and tables use."""
+"""Turns the coordinator's answers about a live run into the series and rows that the report's figures and tables use.
+
+A series holds one group's scores over the rounds; a row holds the facts of one round.
+"""
 
 import datetime
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Answers of the coordinator about a run. An answer that this member's role may not read is None."""
+    """Answers of the coordinator about a run; an answer is None if the caller's role may not read it."""
 
     run: Values
     rounds: Sequence[Values]  # any order
@@ -36,7 +39,7 @@ class RoundRow:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Scores of one group, each with the round that made the scored model version; version 0 counts as round 0."""
+    """Alignment scores of one group, each with the round that made the scored model version; version 0 counts as round 0."""
 
     group: str
     role: str  # train or held_out
@@ -59,7 +62,10 @@ class LiveRun:
 
 
 def live_run(answers: Told) -> LiveRun:
-    """Sorts rounds and evaluations; scores of one group for the same round are averaged."""
+    """Sorts the rounds and evaluations in the coordinator's answers, and returns them ready for figures and tables.
+
+    If a group has several scores for the same round, the scores are averaged.
+    """
     rows = tuple(sorted((_round(values) for values in answers.rounds), key=lambda row: row.number))
     made_in = {0: 0} | {row.version: row.number for row in rows if row.version is not None}
     scores: dict[tuple[str, str], dict[int, list[Values]]] = {}
@@ -76,7 +82,7 @@ def live_run(answers: Told) -> LiveRun:
 
 
 def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:
-    """Returns the rounds in which all these groups were evaluated, so that their mean or worst score is comparable."""
+    """Returns the rounds in which all groups of `series` were evaluated, so that their mean or worst score is comparable."""
     if not series:
         return ()
     shared = set(series[0].rounds).intersection(*(other.rounds for other in series[1:]))
@@ -84,14 +90,15 @@ def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:
 
 
 def at_round(series: Sequence[Series], number: int) -> dict[str, float]:
-    """Returns each group's score in one round, by group; groups without a score in it are left out."""
+    """Returns the score of each group in round `number`, by group; leaves out groups without a score in this round."""
     return {curve.group: curve.scores[curve.rounds.index(number)] for curve in series if number in curve.rounds}
 
 
 def moved_bytes(live: LiveRun) -> list[int] | None:
-    """Returns the bytes of weights moved up to each round; None if the size of a model version is not known.
+    """Returns, for each round, the bytes of weights moved from the first round to this one.
 
-    A round moves one version's size to each client of its cohort, and as much back with each update.
+    A round moves one model version to each client of its cohort, and as many bytes back with each update.
+    Returns None if the size of a model version is not known.
     """
     size = live.told.model_bytes
     if size is None:

@@ -1,4 +1,4 @@
-"""Draws the figures of a live run's report."""
+"""Draws the figures for the report about a live run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -75,9 +75,10 @@ def _draw_groups(figure: Figure, live: LiveRun, roles: Sequence[str], heights: S
 
 
 def fairness_over_rounds(live: LiveRun) -> Picture | None:
-    """Returns the figure of the worst group's score and the coefficient of variation over rounds.
+    """Returns the figure of the worst group's score and of the coefficient of variation over rounds.
 
-    None until two groups of one role have been evaluated together in two rounds.
+    Groups have the role training or held out. Returns None until, for one role, at least two groups exist and all of them
+    have been evaluated in the same two rounds.
     """
     shown = {role: live.of_role(role) for role in ROLES if len(live.of_role(role)) > 1}
     shown = {role: series for role, series in shown.items() if len(common_rounds(series)) > 1}
@@ -119,7 +120,7 @@ def _draw_fairness(figure: Figure, shown: dict[str, tuple[Series, ...]]) -> None
 
 
 def groups_now(live: LiveRun) -> Picture | None:
-    """Returns the figure of each group's first and newest score; None until a group has been evaluated twice."""
+    """Returns the figure of each group's first and newest score; None until a group has been evaluated in two rounds."""
     series = sorted((curve for curve in live.series if len(curve.scores) > 1), key=lambda curve: curve.scores[-1])
     if not series:
         return None

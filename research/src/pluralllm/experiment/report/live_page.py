@@ -24,7 +24,7 @@ PRIVATE = (
 
 
 def live_page(answers: Told, made: str) -> Page:
-    """Returns the report page of a run, from its start on, with the facts that exist so far.
+    """Returns the report page of a run, with everything that the coordinator's answers hold so far.
 
     made: the time at which the report was made, as text.
     """
@@ -149,7 +149,10 @@ def provenance_table(live: LiveRun) -> Table:
 
 
 def spec_text(answers: Told) -> str:
-    """Returns the run spec as JSON text, without the long vectors of its probe texts."""
+    """Returns the run spec as JSON text; an empty text if the caller's role may not read the run spec.
+
+    The text leaves out the long vectors that the embedding model must give for its probe texts.
+    """
     if answers.spec is None:
         return ""
     embedding = {key: value for key, value in answers.spec.get("embedding", {}).items() if key != "probes"}

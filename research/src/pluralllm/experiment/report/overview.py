@@ -1,4 +1,4 @@
-"""Draws all methods in one figure: the mean over the unseen groups, and the worst of them."""
+"""Draws all methods in one figure: the mean alignment over the test groups, and the alignment of the worst test group."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ ROW_IN = 0.34
 
 
 def overview(study: Study) -> Picture | None:
-    """Returns the figure of all methods on the unseen groups; None if there are no unseen groups."""
+    """Returns the figure of all methods' alignment on the test groups; None if the results have no test groups."""
     lines = list(study.tables["test"])
     if not lines:
         return None

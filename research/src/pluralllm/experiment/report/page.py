@@ -1,4 +1,4 @@
-"""Writes a report as one HTML file that loads nothing else, and its figures as PNG files beside it."""
+"""Writes a report as one HTML file that loads no other file, and its figures as PNG files beside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +53,10 @@ class Page:
 
 
 def html_of(page: Page) -> str:
-    """Renders the page as HTML. All texts are escaped, because other people wrote some of them; the figures are not."""
+    """Renders the page as HTML.
+
+    All texts are escaped, because other people wrote some of them; the figures are not escaped.
+    """
     source = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -62,9 +65,9 @@ def html_of(page: Page) -> str:
 
 
 def write_page(page: Page, out: Path) -> Path:
-    """Writes the page and its figures into the folder `out`, over older ones. Returns the page's path.
+    """Writes the page and its figures into the folder `out`, and replaces older files. Returns the path of the page.
 
-    Raises StorageFull.
+    Raises StorageFull if the disk is full.
     """
     pictures: Sequence[Picture] = [picture for section in page.sections for picture in section.pictures]
     with storage_errors("the report"):

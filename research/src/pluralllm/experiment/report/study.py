@@ -1,4 +1,7 @@
-"""Prepares an experiment's results for a report: its methods, the main ones among them, and the groups of each part."""
+"""Prepares an experiment's results for a report: its methods, the main ones among them, and the groups of each part.
+
+The main methods are drawn in colour. The parts are the train, validation and test groups.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +18,7 @@ UNIFORM, TRAINING_MEAN = "uniform", "mean of training groups"
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Names of the methods that have a role in the paper's comparison; None if no method has the role."""
+    """Names of the methods that have a role in the paper's comparison; None for a role that no method has."""
 
     default: str | None = None  # this project's federated default
     paper: str | None = None  # FedAvg as in the paper
@@ -25,7 +28,7 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Results of an experiment, with the tables and choices that all parts of its report share. `study_of` makes it."""
+    """Results of an experiment, with the tables and choices that all sections of its report share. `study_of` makes it."""
 
     results: tuple[Result, ...]
     title: str
@@ -40,7 +43,7 @@ class Study:
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Names of all methods except the baselines, the main ones first."""
+        """Names of all methods except the baselines; the methods that are drawn in colour come first."""
         best_first = [line.method for part in PARTS for line in self.tables.get(part, ())]
         named = dict.fromkeys([*self.main, *best_first, *self.methods])
         return tuple(name for name in named if name not in self.baselines)
@@ -61,8 +64,8 @@ class Study:
 def study_of(results: tuple[Result, ...], main: Sequence[str] = ()) -> Study:
     """Prepares the results for a report.
 
-    main: methods to draw in colour; if empty, those of the paper's comparison and the best on validation groups.
-    Raises InvalidArgument for a method without results, or for more methods than there are colours.
+    main: methods to draw in colour; empty: the methods of the paper's comparison and the best on validation groups.
+    Raises InvalidArgument for a method in `main` without results, or for more methods than there are colours.
     """
     methods = methods_of(results)
     experiment: Record = next((r.header["experiment"] for r in results if r.header.get("experiment")), {})
@@ -94,15 +97,16 @@ def study_of(results: tuple[Result, ...], main: Sequence[str] = ()) -> Study:
 
 
 def is_baseline(result: Result) -> bool:
-    """Returns whether a result is a baseline, a guess that needs no training."""
+    """Returns whether a result belongs to a baseline, which guesses without training."""
     kind = result.header.get("method_kind")
     return bool(kind == "baseline") if kind else result.header.get("spec") is None
 
 
 def roles_of(methods: Mapping[str, list[Result]], baselines: Sequence[str], experiment: Record) -> Roles:
-    """Finds the methods with a role by the experiment's settings, or by their names if the results hold no settings.
+    """Returns the methods that have a role in the paper's comparison, such as the paper's own FedAvg.
 
-    If several methods fit a role, the one that changes the fewest settings has it.
+    experiment: the experiment's settings, by which the methods are found; if it is empty, they are found by their names.
+    If several methods fit a role, the method that changes the fewest settings gets the role.
     """
     settings: list[Record] = [
         m for m in experiment.get("methods", ()) if m["name"] in methods and m["name"] not in baselines
@@ -138,9 +142,9 @@ def roles_of(methods: Mapping[str, list[Result]], baselines: Sequence[str], expe
 def chosen_by_validation(
     methods: Mapping[str, list[Result]], baselines: Sequence[str], tables: Mapping[str, Sequence[Line]]
 ) -> str | None:
-    """Returns the method with the best score on validation groups; None if no method was scored on them.
+    """Returns the method with the best score on validation groups; None if no method was scored on validation groups.
 
-    Scores on test groups are never used for the choice.
+    tables: the results table for each part of the groups. Scores on test groups are never used for the choice.
     """
     lines = [line for line in tables["validation"] if line.method not in baselines and line.method in methods]
     return lines[0].method if lines else None

@@ -16,7 +16,10 @@ NOT_THERE = "–"
 
 
 def methods_table(study: Study) -> Table:
-    """Returns the table of methods on the unseen groups, best first, with the validation score that choices use."""
+    """Returns the table of all methods on the test groups, best first; without test groups, on the training groups.
+
+    A further column has the score on validation groups, by which methods are chosen.
+    """
     rows = []
     shown = "test" if study.tables["test"] else "train"
     kinds = [
@@ -64,7 +67,10 @@ def methods_table(study: Study) -> Table:
 
 
 def thresholds_tables(study: Study, thresholds: Sequence[float] = USUAL_THRESHOLDS) -> tuple[Table, ...]:
-    """Returns one table for each threshold: the cost on every axis until the unseen groups' mean alignment reaches it."""
+    """Returns one table for each threshold of mean alignment: the costs at which each method reaches it on the test groups.
+
+    A last table has the final score of the paper's FedAvg as its threshold, if the results hold this method.
+    """
     groups = study.groups["test"]
     captions = [(f"mean alignment of {threshold:g}", threshold) for threshold in thresholds]
     if study.roles.paper:
@@ -86,7 +92,11 @@ def _threshold_table(study: Study, caption: str, threshold: float) -> Table:
 
 
 def reach_text(reach: Reach | None, axis: str) -> str:
-    """Formats the cost of reaching a threshold: median and range over seeds, or how many seeds reach it if not all do."""
+    """Formats the cost of reaching a threshold: the median and the range over seeds.
+
+    If not all seeds reach the threshold, the text gives the number of seeds that do. reach: None if the method has no cost on
+    this axis.
+    """
     if reach is None:
         return "no such cost"
     if not reach.reached:
@@ -122,7 +132,7 @@ def calibration_table(study: Study) -> Table | None:
 
 
 def provenance_table(study: Study) -> Table:
-    """Returns the table of what each method's results depend on: kind, seeds and digests of the run specs."""
+    """Returns the table of each method's kind, seeds and digests of its run specs."""
     rows = []
     for name in (*study.learned, *study.baselines):
         runs = study.methods[name]
@@ -166,7 +176,7 @@ def setting_table(study: Study) -> Table:
 
 
 def stacked(estimate: Estimate) -> str:
-    """Formats a value with its interval on a second line."""
+    """Formats a value, with its interval on a second line."""
     return f"{estimate.value:.3f}\n{bounds(estimate)}"
 
 

@@ -63,7 +63,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Colour and marker of one method, the same in all figures."""
+    """Colour and marker of one method; the method has the same look in all figures."""
 
     colour: str
     marker: str
@@ -82,7 +82,10 @@ class Picture:
 
 
 def picture(name: str, caption: str, alt: str, height_in: float, draw: Callable[[Figure], None]) -> Picture:
-    """Calls `draw` on a new figure and returns it as SVG and as PNG."""
+    """Creates a figure, calls `draw` on it, and returns the figure as SVG and as PNG.
+
+    name: name of the file, without .png. alt: a text that replaces the figure for readers who cannot see it.
+    """
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     settings: Any = {**SETTINGS, "svg.hashsalt": name}
     with mpl.rc_context(settings), warnings.catch_warnings():
@@ -98,9 +101,10 @@ def picture(name: str, caption: str, alt: str, height_in: float, draw: Callable[
 
 
 def inline(svg: str, name: str, alt: str) -> str:
-    """Turns an SVG file into an element of an HTML page.
+    """Turns the text of an SVG file into an element of an HTML page.
 
-    Removes prolog and comments, replaces colours by CSS variables, makes ids unique on the page, and adds the alt text.
+    The function removes prolog and comments, replaces colours by CSS variables, makes ids unique on the page by the prefix
+    `name`, and adds the alternative text `alt`.
     """
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
@@ -124,9 +128,9 @@ def attribute(text: str) -> str:
 
 
 def spread_out(positions: Sequence[float], gap: float) -> list[float]:
-    """Moves label positions so that they are at least `gap` apart and labels do not overlap; keeps their order.
+    """Moves the positions of labels so that they are at least `gap` apart and labels do not overlap; keeps their order.
 
-    Neighbours that are too close form a block around the mean of their wanted positions.
+    Neighbours that are too close to each other form a block, which is centred on the mean of their positions.
     """
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     blocks: list[list[int]] = []
@@ -159,9 +163,9 @@ class EndLabel:
 
 
 def label_ends(axes: Axes, labels: Sequence[EndLabel], height_in: float, size: float = 9.5) -> None:
-    """Writes labels to the right of the axes, beside the ends of their lines. Call it after the axes' limits are set.
+    """Writes labels to the right of the axes, beside the ends of their lines.
 
-    height_in: approximate height of the axes, in inches.
+    Call the function after the limits of the axes are set. height_in: approximate height of the axes, in inches.
     """
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
@@ -193,5 +197,5 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel], height_in: float, size: f
 
 
 def short(text: str, width: int) -> str:
-    """Returns the text, cut to `width` characters with an ellipsis if it is longer."""
+    """Returns a text; if it is longer than `width` characters, it is cut and ends with an ellipsis."""
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
