@@ -1,5 +1,5 @@
-"""Decides what happens in a run: the round machine as one pure function, and what it needs to decide.
+"""The decisions about a run: the round machine as one pure function, and the values that it decides on.
 
-May touch: nothing. No clock, no disk, no network, no numpy; only common.words and common.errors.
+The package may touch nothing: no clock, no disk, no network and no numpy. It imports only common.words and common.errors.
 Start reading at machine.py: its transition table is the whole protocol of a round.
 """

@@ -1,4 +1,4 @@
-"""Events of a run (past tense), the effects that must follow (imperative), and the JSON form of events in the log."""
+"""Events of a run (past tense), the effects that must follow (imperative), and the JSON form of events in the event log."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +11,19 @@ from pluralllm.common.words.spec import GroupRole
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """An update that is durable and counts."""
+    """The record of an accepted update: the update's file is durable, and the update counts in its round."""
 
     client: ClientId
     digest: Digest
-    examples: int  # training questions; the weight before the cap
-    # Mean JS distance of the base model, 0 .. sqrt(ln 2), None if the partner does not report it; for rewards 1 - their mean.
+    examples: int  # number of training questions; the update's weight, unless the run spec's max_examples is smaller
+    # Mean Jensen-Shannon distance between the base version's predictions and the client's answers, 0 .. sqrt(ln 2); None if the
+    # client does not report it. In a run that asks for rewards: 1 - the client's mean reward.
     distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One group's scores of a model version. Scores are advisory: they decide nothing."""
+    """One group's scores of a model version. People read the scores; no decision about the run depends on them."""
 
     client: ClientId
     group: GroupName
@@ -43,21 +44,21 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class RunPaused:
-    """An operator has paused it: no new round opens."""
+    """An operator has paused the run: no new round opens until the run is resumed."""
 
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class RunResumed:
-    """An operator has resumed it."""
+    """An operator has resumed the paused run: rounds open again."""
 
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class RunCancelled:
-    """An operator has ended it."""
+    """An operator has cancelled the run, which ends it."""
 
     at_s: float
     reason: str
@@ -65,14 +66,17 @@ class RunCancelled:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorStarted:
-    """The coordinator has restarted. Every deadline begins anew: clients do not pay for the coordinator's absence."""
+    """The coordinator has restarted. Every deadline begins anew, so that clients lose no time by the coordinator's absence."""
 
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class ClientsSeen:
-    """The clients that are connected, take part in this run and have no task, sorted by id."""
+    """Clients of this run are connected and have no task.
+
+    `trainers` are clients that train, `held_out` are clients of held-out groups. Each list is sorted by id.
+    """
 
     at_s: float
     trainers: tuple[ClientId, ...]
@@ -81,7 +85,10 @@ class ClientsSeen:
 
 @dataclass(frozen=True, slots=True)
 class RolloutsAsked:
-    """A batch of rollouts to score is durable: it opens a round of a run that asks for rewards."""
+    """An operator has asked for rewards of a batch of rollouts (texts that a language model has generated).
+
+    The batch is durable, and a round opens in which clients score it. Only a run that asks for rewards has this event.
+    """
 
     at_s: float
     digest: Digest
@@ -90,7 +97,7 @@ class RolloutsAsked:
 
 @dataclass(frozen=True, slots=True)
 class UpdateArrived:
-    """The update is verified and its blob durable."""
+    """A client's update has arrived: the update is verified, and its file is durable."""
 
     at_s: float
     round: RoundNumber
@@ -100,7 +107,7 @@ class UpdateArrived:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRefused:
-    """An update was refused. People see it; the round goes on as if no update had arrived."""
+    """A client's update was refused. People see the refusal; the round goes on as if no update had arrived."""
 
     at_s: float
     round: RoundNumber
@@ -111,17 +118,17 @@ class UpdateRefused:
 
 @dataclass(frozen=True, slots=True)
 class PlaceLost:
-    """A client has lost its slot: its lease expired, or it reported that it cannot do its task."""
+    """A client has lost its slot in the cohort: its lease expired, or it reported that it cannot do its task."""
 
     at_s: float
     client: ClientId
     reason: str
-    permanent: bool  # for this run, until the client says Hello again
+    permanent: bool  # whether the client is excluded from this run until it calls Hello again
 
 
 @dataclass(frozen=True, slots=True)
 class ClientReturned:
-    """A client that was excluded has said Hello again."""
+    """A client that was excluded from the run has called Hello again, so that it may take part again."""
 
     at_s: float
     client: ClientId
@@ -129,7 +136,7 @@ class ClientReturned:
 
 @dataclass(frozen=True, slots=True)
 class MemberRevoked:
-    """A client's membership is revoked. Its update to the open round does not count, unless averaging has begun."""
+    """A client's membership was revoked. Its update to the open round does not count, unless averaging has begun."""
 
     at_s: float
     client: ClientId
@@ -137,7 +144,7 @@ class MemberRevoked:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationArrived:
-    """A client has scored the version for its group."""
+    """A client has scored the run's current model version for its group."""
 
     at_s: float
     score: Score
@@ -145,7 +152,7 @@ class EvaluationArrived:
 
 @dataclass(frozen=True, slots=True)
 class ModelAveraged:
-    """The next version's blob is durable, and so are the server optimizer's moments."""
+    """The next model version is made from a round's updates: its file and the server optimizer's state (moments) are durable."""
 
     at_s: float
     round: RoundNumber
@@ -155,17 +162,22 @@ class ModelAveraged:
 
 @dataclass(frozen=True, slots=True)
 class AveragingFailed:
-    """A stored update, the base or one of its moments is corrupt or lost: a retry would not help."""
+    """A round's updates cannot be averaged, and another attempt would not help.
+
+    A stored file is corrupt or lost: an update, the base version (the model version that the round trains from) or one of
+    the
+    server optimizer's moments (its state).
+    """
 
     at_s: float
     round: RoundNumber
     reason: str
-    base_lost: bool  # or one of its moments: then every later round would fail too
+    base_lost: bool  # whether the base version or one of the moments is lost: then every later round would fail, too
 
 
 @dataclass(frozen=True, slots=True)
 class ClockTicked:
-    """Time has passed, so a deadline may be over."""
+    """Time has passed, so that a deadline of the run may be over."""
 
     at_s: float
 
@@ -192,7 +204,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class OpenRound:
-    """Makes the round's record durable."""
+    """Stores the record of a new round durably."""
 
     round: RoundNumber
     base_version: ModelVersion
@@ -202,7 +214,7 @@ class OpenRound:
 
 @dataclass(frozen=True, slots=True)
 class RecordReceipt:
-    """Makes the receipt durable; only then is the update acknowledged."""
+    """Stores a receipt durably. The client's update is acknowledged only after this effect."""
 
     round: RoundNumber
     receipt: Receipt
@@ -210,7 +222,7 @@ class RecordReceipt:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawReceipt:
-    """Removes the receipt, durably: the update no longer counts in its round. The log still has its arrival."""
+    """Deletes a receipt durably, so that the client's update no longer counts. The event log keeps the update's arrival."""
 
     round: RoundNumber
     client: ClientId
@@ -218,24 +230,24 @@ class WithdrawReceipt:
 
 @dataclass(frozen=True, slots=True)
 class RecordEvaluation:
-    """Makes the score durable."""
+    """Stores a client's scores durably."""
 
     score: Score
 
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """Starts the averaging of these updates, which ends in ModelAveraged or AveragingFailed."""
+    """Starts to average a round's updates. The averaging ends with the event ModelAveraged or AveragingFailed."""
 
     round: RoundNumber
     base_version: ModelVersion
     receipts: tuple[Receipt, ...]  # sorted by client
-    weights: tuple[float, ...] = ()  # of the receipts, by weighting.weigh; empty if they follow from the receipts
+    weights: tuple[float, ...] = ()  # one for each receipt, from weighting.weigh; empty if the receipts alone decide
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Makes the next version current and closes the round, in one durable transaction."""
+    """Makes the next model version current and closes the round, in one durable transaction."""
 
     round: RoundNumber
     version: ModelVersion
@@ -247,7 +259,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Ends the round without a version, durably. Its receipts stay on record as unused, with the reason."""
+    """Ends the round durably without a new model version. The round's receipts stay on record as unused, with the reason."""
 
     round: RoundNumber
     reason: str
@@ -255,7 +267,7 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class EndRun:
-    """Ends the run, durably."""
+    """Ends the run durably, with the outcome and its reason."""
 
     outcome: str
     reason: str
@@ -267,17 +279,20 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for k
 
 
 def event_kind(event: Event) -> str:
-    """The name an event is stored under."""
+    """Returns the name under which the event log stores an event: the name of its class."""
     return type(event).__name__
 
 
 def event_to_facts(event: Event) -> dict[str, Any]:
-    """An event as JSON-ready values."""
+    """Returns an event's fields by name, as values that JSON can hold."""
     facts: dict[str, Any] = _ADAPTERS[event_kind(event)].dump_python(event, mode="json")
     return facts
 
 
 def event_from_facts(kind: str, facts: dict[str, Any]) -> Event:
-    """The event that `event_to_facts` wrote. Raises KeyError or ValueError for a log that this release cannot read."""
+    """Makes an event from its kind and the facts that `event_to_facts` returned.
+
+    Raises KeyError for an unknown kind and ValueError for facts that do not fit, if this release cannot read the event log.
+    """
     event: Event = _ADAPTERS[kind].validate_python(facts)
     return event

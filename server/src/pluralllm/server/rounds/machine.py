@@ -1,5 +1,7 @@
 """The round machine: every decision about a run, as one pure function of state and event.
 
+Each line of the table holds the phase, the event with its condition, the next phase, and the effects.
+
     CREATED      --RunStarted-->                              WAITING
     WAITING      --ClientsSeen, enough, first time-->         EVALUATING   (version 0)
     WAITING      --ClientsSeen, enough, not paused-->         COLLECTING   OpenRound
@@ -7,7 +9,7 @@
     COLLECTING   --ClientsSeen, a slot is free-->             COLLECTING   (the slot is assigned)
     COLLECTING   --UpdateArrived, slots left-->               COLLECTING   RecordReceipt
     COLLECTING   --UpdateArrived, cohort complete-->          AGGREGATING  RecordReceipt, Average
-    COLLECTING   --MemberRevoked, it has delivered-->         COLLECTING   WithdrawReceipt (the slot is free again)
+    COLLECTING   --MemberRevoked, after its update-->         COLLECTING   WithdrawReceipt (the slot is free again)
     COLLECTING   --ClockTicked, quorum and grace over-->      AGGREGATING  Average
     COLLECTING   --ClockTicked, deadline, quorum-->           AGGREGATING  Average
     COLLECTING   --ClockTicked, deadline, no quorum-->
@@ -17,14 +19,19 @@
     EVALUATING   --EvaluationArrived-->                       EVALUATING   RecordEvaluation
     EVALUATING   --all in, or ClockTicked, deadline-->        see below
     any but ENDED --RunCancelled-->                           ENDED        Abandon if a round is open, EndRun
-    below: after a round or an evaluation comes EVALUATING when the version is due, else WAITING, or after the last
-    round ENDED (EndRun).
 
-A run that asks for rewards has no evaluations, and batches of rollouts open its rounds. Clients take slots as they connect,
-held-out groups too. An update is one client's rewards; a version is their aggregate.
+"See below" means: after a round or an evaluation the run is EVALUATING if an evaluation of the version is due. Otherwise it
+is WAITING, or, after the last round, ENDED (EndRun).
+A slot is the right of one client in the cohort to do the round's task. The base is the model version that the round trains
+from.
+"Enough" means: target_clients are idle (before the first evaluation also as many clients seen as the run spec names groups),
+or min_clients have been idle for gather_s. The quorum is min_clients receipts.
 
-Enough: target_clients idle (and at first every named group), or min_clients for gather_s. Quorum: min_clients receipts.
-A refused event raises and leaves the state untouched; repeating an identical event returns (state, ()).
+A run that asks for rewards has no evaluations, and batches of rollouts (generated texts) open its rounds. Its clients take
+slots as they connect, clients of held-out groups too. There an update is one client's rewards, and a version is the
+aggregate of all clients' rewards.
+
+A refused event raises and leaves the state untouched. For a repeated identical event `step` returns (state, ()).
 """
 
 from collections.abc import Sequence
@@ -47,7 +54,10 @@ Step = tuple[Run, tuple[ev.Effect, ...]]
 
 
 def step(run: Run, event: ev.Event) -> Step:
-    """Returns the next state and the effects, in order. Raises a Refused leaf for an event that the state does not allow."""
+    """Returns the run's next state, and the effects in the order in which they must happen.
+
+    Raises a subclass of Refused for an event that the state does not allow.
+    """
     match event:
         case ev.RunStarted():
             return _start(run, event)
@@ -113,7 +123,10 @@ def _cancel(run: Run, event: ev.RunCancelled) -> Step:
 
 
 def _meet(run: Run, event: ev.ClientsSeen) -> Step:
-    """Enters idle clients in the roster and fills free slots."""
+    """Adds idle clients to the roster (the clients that the run believes to be connected).
+
+    A waiting run may then open a round or its first evaluation. In an open round or evaluation the clients get free slots.
+    """
     if run.phase in (Phase.CREATED, Phase.ENDED):
         return run, ()
     trainers = tuple(client for client in event.trainers if not run.is_excluded(client))
@@ -306,7 +319,10 @@ def _close_evaluation_when_complete(run: Run, at_s: float) -> Step:
 
 
 def _advance(run: Run, at_s: float) -> Step:
-    """Opens the evaluation that is due after a round or an evaluation; else waits for the next round or ends the run."""
+    """Returns the state and effects that follow the end of a round or an evaluation.
+
+    An evaluation opens if it is due. Otherwise the run waits for its next round or, after the last round, ends.
+    """
     last = run.round >= run.rounds
     due = run.rewards is None and (last or run.round % run.policy.evaluate_every == 0)
     if due and run.evaluated != run.version:
@@ -342,29 +358,34 @@ def _restart_deadlines(run: Run, at_s: float) -> Run:
 
 
 def _fill_free_slots(run: Run, clients: Sequence[ClientId]) -> Run:
-    """Assigns the open round's free slots to those of these clients that may take one, drawn by the run's seed."""
+    """Assigns the open round's free slots to clients that may take one. The run's seed decides which clients are drawn."""
     free = run.slots - len(run.receipts) - len(run.active)
     willing = [client for client in clients if _may_take_slot(run, client)]
     return _assign_slots(run, draw_cohort(run.seed, run.round, willing, free)) if free > 0 and willing else run
 
 
 def _may_take_slot(run: Run, client: ClientId) -> bool:
-    """True if the client has no slot now, has not delivered, and has not failed too often in this round."""
+    """Returns whether a client may get a slot in the cohort.
+
+    It may if it has no slot now, has delivered neither an update nor scores, and has lost fewer than MAX_SLOTS_LOST slots
+    in the round.
+    """
     has_delivered = client in run.reported or any(receipt.client == client for receipt in run.receipts)
     failures = sum(loss.client == client for loss in run.losses)
     return not has_delivered and client not in run.active and failures < MAX_SLOTS_LOST
 
 
 def _assign_slots(run: Run, clients: Sequence[ClientId]) -> Run:
-    """Gives each of these clients a slot."""
+    """Gives each of these clients a slot in the cohort."""
     away = tuple(client for client in run.away if client not in clients)
     return replace(run, cohort=tuple(sorted({*run.cohort, *clients})), away=away)
 
 
 def _withdraw_slot(run: Run, event: ev.PlaceLost) -> Run:
-    """Takes the client's slot away. A client that is gone leaves the roster; one that fails for good leaves the run.
+    """Returns the run without the client's slot, or the very same `run` object if the event changes nothing.
 
-    Returns the very same run if nothing changes.
+    A client that had no slot is gone, so it leaves the roster (the clients that the run believes to be connected). A client
+    that fails permanently leaves the roster, too, and is excluded from the run.
     """
     before = run
     had_slot = event.client in run.active
@@ -378,14 +399,17 @@ def _withdraw_slot(run: Run, event: ev.PlaceLost) -> Run:
 
 
 def _readmit(run: Run, event: ev.ClientReturned) -> Run:
-    """Lets a client that was excluded take part again."""
+    """Lets a client that was excluded from the run take part again."""
     if not run.is_excluded(event.client):
         return run
     return replace(run, excluded=tuple(loss for loss in run.excluded if loss.client != event.client))
 
 
 def _record_refusal(run: Run, event: ev.UpdateRefused) -> Run:
-    """Keeps the newest refusals for people to see."""
+    """Adds the refusal of an update to the newest refusals, which the run keeps for people to see.
+
+    It ignores a repeated refusal, and more than MAX_REFUSALS_PER_CLIENT of one client in a round.
+    """
     of_this_client = sum(refusal.client == event.client and refusal.round == event.round for refusal in run.refusals)
     if event in run.refusals or of_this_client >= MAX_REFUSALS_PER_CLIENT:
         return run

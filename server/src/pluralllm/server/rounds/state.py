@@ -1,4 +1,4 @@
-"""A run as the round machine sees it: values only. machine.py changes it."""
+"""The state of a run as frozen values. The round machine (machine.py) makes each new state from the one before it."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -12,7 +12,7 @@ from pluralllm.server.rounds.weighting import FairnessHistory
 
 
 class Phase(StrEnum):
-    """A run's phase; machine.py has the transitions."""
+    """The phase that a run is in. machine.py has the table of transitions."""
 
     CREATED = "created"
     WAITING = "waiting"
@@ -32,56 +32,59 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as the machine sees it: no tensors, no connections."""
+    """The state of a run as the round machine sees it: frozen values, without tensors and connections."""
 
     id: RunId
     seed: int
-    rounds: int  # to run
+    rounds: int  # number of rounds after which the run ends
     policy: RoundPolicy
-    named_groups: int  # 0: open to any group
-    model_digest: Digest  # of `version`
+    named_groups: int  # number of groups that the run spec names; 0 if every group may take part
+    model_digest: Digest  # digest of the file of `version`
     version: ModelVersion = ModelVersion(0)
-    round: RoundNumber = RoundNumber(0)  # opened so far; the open one while COLLECTING or AGGREGATING
+    round: RoundNumber = RoundNumber(0)  # the newest round; it is open while COLLECTING or AGGREGATING
     phase: Phase = Phase.CREATED
     since_s: float = 0.0  # when the phase began
     paused: bool = False
-    gathered_s: float | None = None  # since when min_clients have been idle, while WAITING
-    roster: tuple[ClientId, ...] = ()  # every client seen and not known to be gone; an evaluation waits for these
-    # Of the open round; len(active) + len(receipts) <= slots, except for a late update whose slot has a new client.
+    gathered_s: float | None = None  # time since which min_clients have been idle; only while WAITING
+    roster: tuple[ClientId, ...] = ()  # clients seen and not known to be gone; an evaluation waits for all of them
+    # Size of the open round's cohort; len(active) + len(receipts) <= slots, unless a late update's slot has a new client.
     slots: int = 0
     cohort: tuple[
         ClientId, ...
     ] = ()  # every client that has or had a slot, sorted; while EVALUATING: the clients asked
     receipts: tuple[ev.Receipt, ...] = ()  # sorted by client; clients are in cohort, none twice
-    away: tuple[ClientId, ...] = ()  # of the cohort, without a slot now, sorted
-    losses: tuple[ev.PlaceLost, ...] = ()  # of the open round or evaluation, in order
+    away: tuple[ClientId, ...] = ()  # clients of the cohort that have lost their slot, sorted
+    losses: tuple[ev.PlaceLost, ...] = ()  # slots lost in the open round or evaluation, in order
     excluded: tuple[ev.PlaceLost, ...] = ()  # permanent failures
     quorum_s: float | None = None  # when the quorum was reached
-    deadline_s: float | None = None  # of COLLECTING or EVALUATING
-    extensions: int = 0
-    reported: tuple[ClientId, ...] = ()  # while EVALUATING, sorted
+    deadline_s: float | None = None  # end of COLLECTING or EVALUATING
+    extensions: int = 0  # how often the deadline was extended
+    reported: tuple[ClientId, ...] = ()  # clients that have sent their scores, sorted; only while EVALUATING
     evaluated: ModelVersion | None = None  # newest version whose evaluation has ended
     refusals: tuple[ev.UpdateRefused, ...] = ()  # newest last
     outcome: Outcome | None = None
     reason: str = ""
     aggregation: Aggregation = Aggregation()
-    fairness_history: FairnessHistory = ()  # what fairness-aware weights remember of each client, as of `version`
+    fairness_history: FairnessHistory = ()  # each client's number for fairness-aware weights, as of `version`
     rewards: RewardAggregation | None = None  # None for a run that trains
     rollouts: str = ""  # digest of the open round's batch, if the run asks for rewards
-    candidates: int = 0  # in that batch
+    candidates: int = 0  # number of candidates in the open round's batch
 
     @property
     def active(self) -> tuple[ClientId, ...]:
-        """The clients that have a slot and have not delivered."""
+        """The clients that have a slot in the cohort and have not yet delivered their update or scores."""
         done = {*(receipt.client for receipt in self.receipts), *self.reported, *self.away}
         return tuple(client for client in self.cohort if client not in done)
 
     def is_excluded(self, client: ClientId) -> bool:
-        """True if the client has failed for good in this run and has not come back."""
+        """Returns whether the client has failed permanently in this run and has not called Hello since."""
         return any(loss.client == client for loss in self.excluded)
 
     def cleared(self) -> Self:
-        """The run without the state of its round or evaluation. A repeated commit finds its receipts in the store."""
+        """Returns the run without the state of its round or evaluation, such as the cohort and the receipts.
+
+        If a client then repeats a commit, the coordinator finds the receipt in the store.
+        """
         return replace(
             self,
             gathered_s=None,

@@ -1,18 +1,24 @@
-"""Fairness-aware weights: clients that the base model predicts badly count more. Pure; the round machine uses it, without numpy.
+"""Fairness-aware weights: a client's update counts more if the base version predicts the client's answers badly.
 
-A client's distance is the mean Jensen-Shannon distance of the round's base model on the targets of the client's first local step,
-before any training. It is 1 - alignment, of the answers as that step uses them (sharpened, and predicted with dropout, if the
-spec says so), so the distance of a single round is noisy. A client may report a false distance or none. A client without one
-gets the mean of those reported; if no client reports one, weights follow the examples and nothing is learnt. Every weight stays
-within even share / MAX_LEANING .. even share * MAX_LEANING, whatever the distances are; an even share is 1 / clients.
+The functions are pure and use no numpy, because the round machine calls them. The base version is the model version that
+the round trains from.
 
-    q_fair    weight ~ examples * distance^q. q-FFL (Li et al. 2020, arXiv 1905.10497) without the normalisation of its steps by a
-              Lipschitz constant: that holds for gradients, and local steps of Adam are not gradients. q -> 0 is by examples.
+A client's distance is the mean Jensen-Shannon distance between the base version's predictions and the client's answers. It
+is measured on the target questions of the client's first local step, before any training, and equals 1 - alignment score.
+The answers are taken as this step uses them (sharpened, and predicted with dropout, if the run spec says so), so the
+distance of a single round is noisy. A client may report a false distance or none. A client without a distance gets the mean
+of the reported distances. If no client reports a distance, the weights follow the numbers of examples, and the history
+stays as it was. Whatever the distances are, every weight stays within even share / MAX_LEANING .. even share * MAX_LEANING;
+an even share is 1 / clients.
+
+    q_fair    weight ~ examples * distance^q. This is q-FFL (Li et al. 2020, arXiv 1905.10497) without the normalisation of its
+              steps by a Lipschitz constant: the normalisation holds for gradients, and local steps of Adam are not gradients.
+              With q -> 0 the weights follow the examples.
     agnostic  lambda ~ lambda * exp(gamma * distance) over the clients seen so far, weight ~ lambda: the exponentiated-gradient
               form of agnostic federated learning (Mohri et al. 2019, arXiv 1902.00146). A client that is not in the round
-              counts with the round's mean.
-    adaptive  weight ~ exp(fairness * h), h the exponential mean of the client's distances: by historical alignment, as Srewa et
-              al. 2025 (arXiv 2512.08786) weigh the groups' rewards; here it is their updates.
+              counts with the round's mean distance.
+    adaptive  weight ~ exp(fairness * h), where h is the exponential mean of the client's distances. Srewa et al. 2025
+              (arXiv 2512.08786) weigh the rewards of groups by historical alignment; here the weights are for updates.
 """
 
 import math
@@ -40,9 +46,10 @@ FairnessHistory = tuple[
 def weigh(
     receipts: Sequence[Receipt], aggregation: Aggregation, history: FairnessHistory
 ) -> tuple[tuple[float, ...], FairnessHistory]:
-    """Returns the weights of the receipts, in their order, sum 1; and the history after this round.
+    """Returns the weights of the receipts (in their order, sum 1) and the fairness history after this round.
 
-    Weighting by examples and uniform weighting record no weights: `arithmetic.weights_of` derives them from the receipts.
+    The weights are () for the weightings "examples" and "uniform": `arithmetic.weights_of` derives them from the receipts.
+    history: the number that earlier rounds left for each client; see FairnessHistory.
     """
     sizes = [math.log(min(receipt.examples, aggregation.max_examples)) for receipt in receipts]
     distances = _distances(receipts)
@@ -66,7 +73,10 @@ def weigh(
 
 
 def _distances(receipts: Sequence[Receipt]) -> dict[ClientId, float]:
-    """Distances by client, in the order of the receipts. A client without one gets the mean; empty if no client has one."""
+    """Returns distances by client, in the order of the receipts; an empty dict if no client reports a distance.
+
+    A client that reports no distance gets the mean of the reported distances.
+    """
     reported = [receipt.distance for receipt in receipts if receipt.distance is not None]
     if not reported:
         return {}
@@ -77,7 +87,10 @@ def _distances(receipts: Sequence[Receipt]) -> dict[ClientId, float]:
 def _mixture(
     before: Mapping[ClientId, float], distances: Mapping[ClientId, float], step: float
 ) -> dict[ClientId, float]:
-    """lambda after a step, over all clients seen so far, sum 1. A new client starts with an even share."""
+    """Returns each client's lambda (its agnostic weight) after one step, over all clients seen so far; the sum is 1.
+
+    before: each client's lambda before this step; a new client starts with an even share. step: the step size gamma.
+    """
     even = sum(before.values()) / len(before) if before else 1.0
     mean = sum(distances.values()) / len(distances)
     seen = sorted({*before, *distances})
@@ -90,9 +103,10 @@ def _sorted(numbers: Mapping[ClientId, float]) -> FairnessHistory:
 
 
 def _shares(scores: Sequence[float]) -> tuple[float, ...]:
-    """Shares proportional to exp(score), sum 1, each within MAX_LEANING of an even share.
+    """Returns shares proportional to exp(score), sum 1, each between even share / MAX_LEANING and even share * MAX_LEANING.
 
-    One offset added to all scores meets both conditions. The sum never falls when the offset rises, so bisection finds it.
+    The function adds one offset to all scores and limits the shares. Their sum never falls when the offset rises, so
+    bisection finds the offset for which the sum is 1.
     """
     low, high = math.log(1 / len(scores) / MAX_LEANING), math.log(MAX_LEANING / len(scores))
     top = max(scores)
