@@ -3,8 +3,8 @@
 .venv/bin/python benchmarks/against_flower.py [--points 8x4 8x64] [--rounds 4] [--venv FOLDER]
 
 Flower is installed into its own virtual environment (--venv, created if it does not exist), in the version named below. Its
-SuperLink, SuperNodes and apps run with Flower's own defaults: in plain text, with state in memory. Our coordinator is durable
-and uses mutual TLS. The first round of each does not count.
+SuperLink, SuperNodes and apps run with Flower's own defaults: in plain text, with state in memory. Our coordinator keeps its
+state on disk and uses mutual TLS. The first round of each federation does not count.
 """
 
 import argparse
@@ -56,7 +56,10 @@ def started(
 
 
 def flower(commands: Path, folder: Path, clients: int, megabytes: int, rounds: int) -> list[float]:
-    """Runs the federation in Flower; returns the durations of its rounds in seconds, without the first round."""
+    """Runs the federation in Flower; returns the durations of its rounds in seconds, without the first round.
+
+    commands: folder of Flower's commands. megabytes: size of the model.
+    """
     port = free_port()  # the SuperLink uses it for all its interfaces
     home, ends = folder / "home", folder / "ends"
     home.mkdir()

@@ -65,9 +65,9 @@ def _values(count: int, seed: int) -> "np.ndarray[tuple[int], np.dtype[np.float3
 
 
 def measure(folder: Path, updates: int, layout: Layout) -> tuple[int, float]:
-    """Averages the updates; returns the growth of the resident set in bytes, and the time in seconds.
+    """Averages the updates in `folder`; returns the growth of the resident set in bytes, and the time in seconds.
 
-    Call it in a process that has done nothing else.
+    updates: number of updates. Call the function in a process that has done nothing else.
     """
     digests = json.loads((folder / "digests.json").read_text())
     stored = [StoredWeights(folder / f"{number}", digest) for number, digest in enumerate(digests[: updates + 1])]

@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/batched_round.py [--preset default] [--device cpu] [--threads 2] [--repeats 5]
 
-The groups are random and have the survey's size (200 questions of 4 or 5 options), so no data file is needed. The one-by-one
-path is `pluralllm.client.work.train.train` with its files, which lie in /dev/shm if the machine has it. Both paths train on
-the same episodes.
+The groups are random and have the survey's size (200 questions of 4 or 5 options), so no data file is needed. Training one by
+one means `pluralllm.client.work.train.train` with its files, which lie in /dev/shm if the machine has such a folder. Batched
+and single training use the same episodes.
 """
 
 import argparse

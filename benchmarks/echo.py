@@ -3,10 +3,10 @@
 .venv/bin/python benchmarks/echo.py                     about ten minutes on two idle cores
 .venv/bin/python benchmarks/echo.py --points 2x4 8x64 --rounds 5 --tls on
 
-Every client is a process, and so is the coordinator, which is durable; every chunk is hashed at both ends. The shortest
-possible round, called the floor, moves the same bytes over plain gRPC streams with the same TLS, hashes them once at each end,
-and syncs each update to disk before it answers. Results are medians over the rounds of one run without the first round.
-Service and floor alternate, one point after the other.
+Every client is a process. The coordinator is a process too and keeps its state on disk. Every chunk is hashed at both ends.
+The shortest possible round, called the floor, moves the same bytes over plain gRPC streams with the same TLS, hashes them once
+at each end, and syncs each update to disk before it answers. Results are medians over the rounds of one run without the first
+round. Service and floor are measured in turn, for each number of clients and size of the model.
 """
 
 import argparse
@@ -41,7 +41,7 @@ EVERY_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Measurements of one federation's run."""
+    """Measurements of one run of a federation."""
 
     rounds_s: list[float]
     moved_bytes: int  # both ways, in all rounds
@@ -65,7 +65,7 @@ def spec_of(clients: int, megabytes: int, rounds: int) -> RunSpec:
 
 
 class Watch:
-    """Sampler of a process' memory: keeps the largest resident set until `end` is called."""
+    """Sampler of a process's memory: records the largest resident set until `end` is called."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process = process
@@ -86,7 +86,10 @@ class Watch:
 
 @contextlib.contextmanager
 def processes(commands: list[list[str]], log: Path) -> "Iterator[list[subprocess.Popen[str]]]":
-    """Starts the commands as processes, and kills them at the end of the `with` block."""
+    """Starts the commands as processes, and kills them at the end of the `with` block.
+
+    log: the file for the processes' error output.
+    """
     with log.open("w") as errors:
         running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) for command in commands]
         try:
@@ -102,7 +105,8 @@ def service(
 ) -> tuple[Measured, list[Identity]]:
     """Runs one federation on the real service; returns its measurements and the clients' identities.
 
-    The floor uses the same identities. There are none without TLS.
+    megabytes: size of the model. is_secure: whether TLS is used; without TLS the clients have no identities.
+    The floor, which echo_floor.py measures, uses the same identities.
     """
     with coordinator(folder, plain_text=not is_secure, joins_per_minute="10000") as process:
         remote = administrator(folder, plain_text=not is_secure)

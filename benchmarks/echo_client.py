@@ -1,6 +1,7 @@
-"""Client process that does not train: it answers each task with a delta of one constant. echo.py starts it.
+"""Client process that does not train; it answers each task with a delta in which all values are equal. echo.py starts it.
 
-Everything else is as in the daemon: its transport, hashes at both ends, a file for the model and a file for the update.
+In all other respects it works as the daemon does: with the daemon's transport, hashes at both ends, a file for the model and
+a file for the update.
 """
 
 import argparse
@@ -26,7 +27,10 @@ LIMIT_S = 900.0
 
 
 def write_constant(base: Path, out: Path, value: float) -> Manifest:
-    """Writes a delta that has the same value everywhere, in the layout of the model `base`."""
+    """Writes a delta to the file `out`, in which every parameter has the same value; its layout is that of the model in `base`.
+
+    Returns the manifest (digest and chunks) of the file.
+    """
     layout = read_layout(base)
     piece = np.full(SLICE, value, dtype=np.float32)
     whole, rest = divmod(layout.values, SLICE)
@@ -34,7 +38,10 @@ def write_constant(base: Path, out: Path, value: float) -> Manifest:
 
 
 async def echo(transport: Transport, name: str, run: str, folder: Path) -> None:
-    """Polls for tasks and answers them until the run is over."""
+    """Polls the coordinator for tasks of the run and answers them until the run is over.
+
+    name: the client's name. folder: for the files of model and update.
+    """
     await transport.hello(f"group of {name}", GroupRole.TRAIN, questions=100)
     number = sum(name.encode()) % 100
     while True:

@@ -1,9 +1,9 @@
-"""Server and clients of the shortest possible durable round: the same bytes over plain gRPC streams. echo.py starts them.
+"""Server and clients of the shortest possible durable round, called the floor; echo.py starts them.
 
-One message is one chunk of raw bytes, hashed with sha256 once at each end. The server writes an update to a file and syncs it.
-It answers when every client's update of the round has arrived, so that rounds follow one another as in a federation. Like
-the service it keeps the updates of a few rounds. So an update is written to new memory of the file cache, which costs more
-than memory that was used before.
+The floor moves the same bytes as the service, over plain gRPC streams. One message is one chunk of raw bytes, hashed with
+sha256 once at each end. The server writes an update to a file and syncs it. The server answers when every client's update of
+the round has arrived, so that rounds follow one another as in a federation. Like the service it keeps the updates of a few
+rounds. So an update is written to new memory of the file cache, which costs more than memory that was used before.
 """
 
 import argparse
@@ -32,7 +32,7 @@ OPTIONS = (("grpc.max_receive_message_length", 4 * CHUNK_BYTES), ("grpc.so_reuse
 
 
 class Floor(grpc.GenericRpcHandler):
-    """Handler that sends the model and receives updates; a round ends when all updates of it are durable."""
+    """Server handler that sends the model and receives updates; a round ends when all its updates are on disk."""
 
     def __init__(self, folder: Path, clients: int, size: int, rounds: int) -> None:
         self._folder, self._clients, self._rounds = folder, clients, rounds
@@ -86,7 +86,10 @@ def _keep(handle: int, digest: Any, data: bytes) -> None:
 
 
 async def serve(folder: Path, clients: int, megabytes: int, rounds: int, state: Path | None) -> None:
-    """Serves until all rounds have ended; prints the address at first, and the durations of the rounds at the end."""
+    """Serves until all rounds have ended; prints the address at first, and the durations of the rounds at the end.
+
+    megabytes: size of the model. state: state directory of a coordinator whose certificate authority is used; None: no TLS.
+    """
     floor = Floor(folder, clients, megabytes * 1_000_000, rounds)
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((floor,))

@@ -4,7 +4,7 @@
 
 The texts are (question, option) pairs in the paper's prompt. The models are MiniLM and a causal language model of about 110 M
 parameters, made from a configuration with random weights and MiniLM's tokenizer. Results are medians of pairs that are
-measured one after the other; the vectors of both ways are compared too.
+measured one after the other. The vectors of the two ways of embedding are compared too.
 """
 
 import argparse
@@ -30,7 +30,7 @@ MAX_TOKENS = 256
 
 
 def causal_model(folder: Path) -> Path:
-    """Writes a causal language model with Llama's architecture, 768 wide, 12 layers; returns its folder."""
+    """Writes a causal language model with Llama's architecture, 768 wide, 12 layers, random weights; returns its folder."""
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(

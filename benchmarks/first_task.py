@@ -2,8 +2,8 @@
 
 .venv/bin/python benchmarks/first_task.py [--runs 7]
 
-The state on disk holds a run that was started before. The coordinator starts as a process, and a client that knows its
-address calls it until it answers. The time includes the coordinator's Python start and imports, but not the client's.
+The coordinator's state directory holds a run that was started before. The coordinator starts as a process, and a client that
+knows its address calls it until it answers. The time includes the coordinator's Python start and imports, but not the client's.
 """
 
 import argparse

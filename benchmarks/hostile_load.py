@@ -1,10 +1,10 @@
 """Measures how attacks by some members affect another member: latency of a small call, and the coordinator's memory.
 
-.venv/bin/python benchmarks/hostile_load.py          about two minutes; exit code 1 if a target is missed
+.venv/bin/python benchmarks/hostile_load.py          about two minutes; exit code 1 if a limit is not kept
 
 A real coordinator and real attackers run as processes on loopback, over mutual TLS. Each attack is measured for ten seconds
-and compared with the idle coordinator in the same run. Targets: p99 below 100 ms, and the coordinator's memory grows by less
-than 150 MB.
+and compared with the idle coordinator in the same run. Limits: p99 of the latency below 100 ms, and a growth of the
+coordinator's memory below 150 MB.
 """
 
 import argparse
@@ -61,12 +61,18 @@ def outcome(error: grpc.aio.AioRpcError) -> str:
 
 
 def call(there: grpc.aio.Channel, kind: str, method: str) -> Any:
-    """Returns the RPC `method` as a callable that takes and returns bytes, so that any bytes can be sent."""
+    """Returns the RPC `method` as a callable that takes and returns bytes, so that a caller can send any bytes.
+
+    kind: the kind of gRPC call on the channel, such as unary_unary.
+    """
     return getattr(there, kind)(method)
 
 
 async def oversize_messages(members: list[Identity]) -> Counter[str]:
-    """Sends 5 MiB messages from every attacker, one after the other, as fast as they are refused."""
+    """Sends 5 MiB messages from every attacker; each attacker sends the next message when the coordinator has refused the last.
+
+    Returns how often each gRPC status was the answer.
+    """
     seen: Counter[str] = Counter()
 
     async def one(identity: Identity) -> None:
@@ -121,12 +127,12 @@ async def stalled_uploads(members: list[Identity]) -> Counter[str]:
 
 
 async def idle_connections(members: list[Identity]) -> Counter[str]:
-    """Holds 1,000 connections with mutual TLS and HTTP/2 that make no call."""
+    """Holds 1,000 connections with mutual TLS and HTTP/2, and makes no call on them."""
     return await hold_connections(1000, members, with_tls=True)
 
 
 async def silent_connections(members: list[Identity]) -> Counter[str]:
-    """Holds 1,000 TCP connections that never begin a handshake."""
+    """Holds 1,000 TCP connections on which no TLS handshake begins."""
     return await hold_connections(1000, members, with_tls=False)
 
 
@@ -176,7 +182,10 @@ def say_ready() -> None:
 
 
 async def measure(identity: Identity, process: psutil.Process, during_s: float) -> tuple[list[float], float]:
-    """Calls ListRuns every 20 ms; returns the latencies in ms and the coordinator's largest resident memory in MB."""
+    """Calls ListRuns every 20 ms; returns the latencies in ms and the coordinator's largest resident memory in MB.
+
+    identity: the calling member. process: the coordinator. during_s: duration of the measurement in seconds.
+    """
     latencies, peak_mb = [], 0.0
     async with grpc.aio.secure_channel(identity.membership.coordinator, credentials(identity)) as there:
         stub: Any = operations_pb2_grpc.OperationsServiceStub(there)

@@ -3,8 +3,8 @@
 .venv/bin/python benchmarks/idle_clients.py [--clients 1000] [--tasks 40]
 
 The clients are sessions of one process; each has its own plain-text connection and holds a poll open as a daemon does. The
-CPU time is measured over half a minute in which nothing happens. Then runs with one client each are started one by one, and
-the time from the call that starts a run until its client has the task is measured.
+CPU time is measured over half a minute in which nothing happens. Then runs with one client each are started one after the
+other. For each run, the time from the call that starts the run until the client has its task is measured.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Simulated:
         self.arrived: asyncio.Future[float] | None = None
 
     async def wait(self) -> None:
-        """Polls the coordinator until it is cancelled; sets `arrived` when a task comes."""
+        """Polls the coordinator until it is cancelled; sets the future `arrived` to the time at which a task comes."""
         await self.transport.hello(f"group of {self.name}", GroupRole.TRAIN, questions=100)
         over: set[RunId] = set()
         held: Task | None = None
@@ -71,7 +71,10 @@ class Simulated:
 
 
 def connected(address: str, name: str) -> Transport:
-    """Returns a transport with its own connection; otherwise gRPC shares one among all channels of a process."""
+    """Returns a transport with its own connection to the coordinator, for the client `name`.
+
+    Without this function's channel option, gRPC shares one connection among all channels of a process.
+    """
     connection = Connection([address], lambda at: plain_channel(at, (("grpc.use_local_subchannel_pool", 1),)))
     return Transport(connection, ClientId(name))
 
@@ -79,7 +82,10 @@ def connected(address: str, name: str) -> Transport:
 async def measure(
     folder: Path, address: str, process: psutil.Process, clients: int, tasks: int
 ) -> tuple[float, list[float]]:
-    """Returns the share of a core that the idle coordinator uses, and for each task the time to its client in seconds."""
+    """Returns the share of a core that the idle coordinator uses, and for each task the time to its client in seconds.
+
+    process: the coordinator. clients, tasks: numbers of clients and of tasks.
+    """
     remote = administrator(folder, plain_text=True)
     simulated = [Simulated(f"idle-{number}", connected(address, f"idle-{number}")) for number in range(clients)]
     waiting = [asyncio.create_task(client.wait()) for client in simulated]

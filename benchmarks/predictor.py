@@ -4,9 +4,9 @@
 
 Episodes have 55 context and 55 target questions of 5 options; the predictor has the paper's size. The plain version uses
 nn.TransformerEncoder with a square mask over context and targets, and a loop over questions for the softmax. Its evaluation
-needs one pass for each target question. Results are medians of pairs that are measured one after the other; losses and
-gradients of both versions are compared before, and their scores after. The matrix rate is that of one large product of
-float32 matrices, measured in the same run.
+needs one pass for each target question. Results are medians of pairs that are measured one after the other. The losses and
+gradients of the two versions are compared before the measurement, and their scores after it. The matrix rate is that of one
+large product of float32 matrices, measured in the same run.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Plain(nn.Module):
         return out[..., 0], out[..., 1]
 
     def take(self, ours: PreferencePredictor) -> None:
-        """Copies the parameter values of our predictor, so that both compute the same function."""
+        """Copies the parameter values of our predictor, so that the two versions compute the same function."""
         theirs: dict[str, Tensor] = {}
         for name, value in ours.named_parameters():
             kind, number, *rest = name.split(".")
@@ -125,7 +125,8 @@ def matrix_rate(device: torch.device) -> float:
 def step_operations(config: Predictor, dimension: int, batch: int) -> float:
     """Number of floating point operations in the matrix products of one training step.
 
-    Each weight and point needs two forward and four backward; the products of attention are added.
+    Each weight needs two operations forward and four backward for each point. The products of attention are added.
+    dimension: numbers in an embedding. batch: episodes of the step.
     """
     context, points = CONTEXT * OPTIONS, (CONTEXT + TARGETS) * OPTIONS
     d, ff = config.d_model, config.feedforward
@@ -151,7 +152,7 @@ def made_up(dimension: int) -> GroupData:
 
 
 def pairs(ours: Callable[[], object], plain: Callable[[], object], repeats: int, device: torch.device) -> str:
-    """Runs both functions alternately; formats their median times in ms and the median of the ratios."""
+    """Runs the functions `ours` and `plain` alternately; formats their median times in ms and the median of the ratios."""
     seconds(ours, device), seconds(plain, device)
     times_s = [(seconds(ours, device), seconds(plain, device)) for _ in range(repeats)]
     ratios = sorted(slow / fast for fast, slow in times_s)
@@ -207,7 +208,7 @@ def main() -> int:
 
 
 def stepper(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """Returns a function that takes one step of Adam on `model`."""
+    """Returns a function that takes one Adam step on `model`, with the gradient of `loss`."""
     fused = next(model.parameters()).device.type != "mps"
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=fused)
 
@@ -220,7 +221,7 @@ def stepper(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def difference(ours: PreferencePredictor, plain: Plain, batch: Batch) -> str:
-    """Formats how far the two versions' losses differ, and the relative difference of their gradients' norms."""
+    """Formats the difference between the losses of the two versions, and the relative difference of their gradients' norms."""
     losses, gradients = [], []
     for model, loss in ((ours, our_loss(ours, batch)), (plain, plain_loss(plain, batch))):
         model.zero_grad()

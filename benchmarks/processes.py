@@ -25,7 +25,7 @@ SERVER = [sys.executable, "-m", "pluralllm.server"]
 def coordinator(
     folder: Path, *, plain_text: bool = False, with_authority: bool = True, **settings: str
 ) -> Iterator[psutil.Process]:
-    """Initialises and serves a coordinator in `folder`; terminates it at the end of the `with` block.
+    """Initialises a coordinator in `folder` and serves it as a process; terminates it at the end of the `with` block.
 
     settings: keys of the coordinator's configuration; they are passed as environment variables PLURALLLM_SERVER_*.
     with_authority: False for a folder that was served before and has its certificate authority already.
@@ -52,7 +52,10 @@ def coordinator(
 
 
 def administrator(folder: Path, *, plain_text: bool = False) -> Remote:
-    """Returns the administrator's connection once the coordinator answers; waits for a minute at most."""
+    """Returns the administrator's connection when the coordinator answers; waits for a minute at most.
+
+    folder: the folder that the coordinator was initialised in.
+    """
     until_s = time.monotonic() + START_LIMIT_S
     while True:
         with contextlib.suppress(OSError, PluralError):
@@ -70,7 +73,10 @@ def administrator(folder: Path, *, plain_text: bool = False) -> Remote:
 
 
 def member(remote: Remote, folder: Path, name: str, role: MemberRole) -> Identity:
-    """Invites a member and joins it over the enrolment port; a client gets its own group. Returns its identity."""
+    """Invites a member, lets it join over the enrolment port, and returns its identity; a client gets its own group.
+
+    remote: the administrator's connection. folder: for the member's files.
+    """
     group = f"group of {name}" if role is MemberRole.CLIENT else ""
     identity, _ = join(
         remote.invite(name, role, group, None, 3600, needs_approval=False), folder / name, "", frozenset(MemberRole)

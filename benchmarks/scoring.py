@@ -2,9 +2,9 @@
 
 .venv/bin/python benchmarks/scoring.py [--questions 4000] [--repeats 5] [--device cuda]
 
-It also measures how memory grows with the number of questions. The predictor has the paper's size (128 wide, six layers) and
-random weights; the context has 20 questions of 5 options, embedded in 384 dimensions. Results are medians of pairs that are
-measured one after the other. Both ways must give the same shares.
+The script also measures how memory grows with the number of questions. The predictor has the paper's size (128 wide, six
+layers) and random weights; the context has 20 questions of 5 options, embedded in 384 dimensions. Results are medians of pairs
+that are measured one after the other. The two ways must give the same shares.
 """
 
 import argparse
@@ -30,7 +30,7 @@ MB = 1024
 
 
 class RandomVectors:
-    """Replacement for an embedder that returns random vectors, because only the scoring is measured."""
+    """Replacement for an embedder; it returns random vectors, because only the scoring is measured."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng

@@ -2,10 +2,10 @@
 
 .venv/bin/python benchmarks/status_at_scale.py [--rounds 1000] [--members 100] [--times 15]
 
-The coordinator's own round machine and store make the history, event by event: every member trains in every round, and
-evaluates every tenth version. Then a coordinator serves it over TLS; every member is connected and holds a task. The commands
-run as an operator runs them, as processes, and are timed from their start to their last line. Results are medians and the
-slowest time.
+The coordinator's own round machine and store create the history, event by event: every member trains in every round, and
+evaluates every tenth version. Then a coordinator serves the history over TLS; every member is connected and holds a task. The
+commands run as processes, as an operator runs them, and are timed from their start to their last line. Results are the median
+and the slowest time.
 """
 
 import argparse
@@ -62,7 +62,10 @@ def spec_of(rounds: int, members: int) -> RunSpec:
 
 
 async def make_history(folder: Path, rounds: int, names: list[ClientId]) -> int:
-    """Writes the history of a run in which `rounds` rounds have ended; returns the number of its events."""
+    """Writes the history of a run in which `rounds` rounds have ended; returns the number of its events.
+
+    folder: state directory of the coordinator. names: the clients of every round.
+    """
     state, clock = StateDirectory(folder), SystemClock()
     store = await open_store(state.database_url)
     try:
@@ -78,7 +81,10 @@ async def make_history(folder: Path, rounds: int, names: list[ClientId]) -> int:
 
 
 def events_from(run: LiveRun, names: list[ClientId], at_s: float) -> Iterator[ev.Event]:
-    """Yields the events that move a run from its current phase to the next one."""
+    """Yields the events that move a run from its current phase to the next phase.
+
+    names: the clients, which all answer. at_s: time of the events in seconds.
+    """
     state = run.state
     match state.phase:
         case Phase.WAITING:
@@ -107,7 +113,7 @@ def connected(identity: Identity) -> Transport:
 
 @contextlib.contextmanager
 def members_at_work(members: list[Identity]) -> Iterator[None]:
-    """Connects all members for the duration of the `with` block: each has a session, and a task while a round is open."""
+    """Connects all members for the duration of the `with` block; each has a session, and a task while a round is open."""
     loop = asyncio.new_event_loop()
 
     async def wait(identity: Identity) -> None:
@@ -151,9 +157,10 @@ def run_command(folder: Path, *words: str) -> None:
 
 
 def watch(folder: Path, remote: Remote, times: int) -> tuple[str, str]:
-    """Times `status --watch`; returns the time to its first screen, and the time until it shows a change of the run.
+    """Times the command `status --watch`, `times` times.
 
-    The second time begins when the coordinator has acknowledged the change.
+    Returns two texts: the time until the first screen, and the time until the screen shows a change of the run. The second time
+    begins when the coordinator has acknowledged the change.
     """
     ours, its = pty.openpty()
     began_s = time.perf_counter()
@@ -178,7 +185,10 @@ def watch(folder: Path, remote: Remote, times: int) -> tuple[str, str]:
 
 
 def read_until(terminal: int, pattern: re.Pattern[bytes]) -> None:
-    """Reads the terminal until the text that arrives from now on matches `pattern`."""
+    """Reads the terminal until the text that arrives after the call matches `pattern`.
+
+    terminal: file descriptor of the terminal.
+    """
     seen, until_s = b"", time.monotonic() + LIMIT_S
     while not pattern.search(re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen)):
         if time.monotonic() > until_s:

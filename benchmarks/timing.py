@@ -7,7 +7,7 @@ import torch
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Returns the seconds that `work` takes, until the device has finished it too."""
+    """Returns the seconds from the start of `work` until `device` has finished all computation that `work` began."""
     began_s = time.perf_counter()
     work()
     if device.type == "cuda":

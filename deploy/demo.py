@@ -55,7 +55,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DemoFailed(Exception):
-    """Failure of the demo; the text says what went wrong."""
+    """Failure of the demo; the error's text describes what went wrong."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,10 @@ def _federation(data: Path | None, rounds: int | None) -> Federation:
 
 
 def play(federation: Federation, folder: Path, console: Console) -> None:
-    """Starts all processes, watches the run and prints the result. Stops every process before it returns or raises."""
+    """Starts all processes, watches the run and prints the result; stops every process before it returns or raises.
+
+    folder: the folder for state, model and logs. Raises DemoFailed if a process dies, the run fails or takes too long.
+    """
     model_path = Path(get_model_path())
     state, admin = folder / "coordinator", folder / "admin"
     with contextlib.ExitStack() as stack:
@@ -154,7 +157,10 @@ def play(federation: Federation, folder: Path, console: Console) -> None:
 
 
 def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Console) -> None:
-    """Shows the run's status until it has ended. Raises DemoFailed if a process dies, the run fails or takes too long."""
+    """Shows the run's status on the console until the run has ended.
+
+    Raises DemoFailed if a process dies, the run fails, or the run takes longer than `limit_s` seconds.
+    """
     until_s = time.monotonic() + limit_s
     printed_state: tuple[Any, ...] = ()
     with (
@@ -188,7 +194,10 @@ def _scores(run: dict[str, Any]) -> str:
 
 
 def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path, console: Console) -> None:
-    """Prints each group's alignment at version 0 and at the last version. Raises DemoFailed if the mean did not rise."""
+    """Prints each group's alignment at model version 0 and at the last version. Raises DemoFailed if the mean did not rise.
+
+    evaluations: the scores of each group and version, as the coordinator reports them. folder: is named in what is printed.
+    """
     first = {score["group"]: score for score in evaluations if score["version"] == 0}
     last = {score["group"]: score for score in evaluations if score["version"] == run["version"]}
     table = Table("group", "role", "version 0", f"version {run['version']}", "change", "questions", box=None)
@@ -254,7 +263,7 @@ class Child:
     log: Path
 
     def tail(self) -> str:
-        """Returns the last lines of the process' log."""
+        """Returns the last lines of the process's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
 
 
@@ -262,7 +271,7 @@ class Child:
 def process(command: list[str], log: Path) -> Iterator[Child]:
     """Starts a process and terminates it at the end of the `with` block, whatever happens.
 
-    It has its own process group, so that a Ctrl-C reaches only the demo itself.
+    log: the file for the process's output. The process has its own process group, so that a Ctrl-C reaches only the demo.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("wb") as file:
@@ -288,19 +297,19 @@ def process(command: list[str], log: Path) -> Iterator[Child]:
 
 @dataclass(frozen=True)
 class Person:
-    """Administrator of the federation, who runs `pluralllm` commands."""
+    """Administrator of the demo's federation, who runs `pluralllm` commands."""
 
     identity: Path
     address: str
 
     def does(self, *arguments: str) -> None:
-        """Runs one `pluralllm` command, as a person would type it."""
+        """Runs one `pluralllm` command with these arguments, as a person would type the command."""
         _run("pluralllm.cli", "--identity", str(self.identity), *arguments, "--coordinator", self.address)
 
 
 @dataclass(frozen=True)
 class Partner:
-    """Organisation with a private data file and a client daemon."""
+    """Partner organisation with a private data file and a client daemon."""
 
     group: str
     questions: tuple[Question, ...]
@@ -311,7 +320,10 @@ class Partner:
         return "".join(c if c.isalnum() else "-" for c in self.group.lower().split(" (")[0])
 
     def join(self, person: Person, folder: Path) -> None:
-        """Gets an invite from the administrator and joins with it; the partner's own command makes the private key."""
+        """Gets an invite from the administrator `person` and joins the federation with it.
+
+        The partner's own command creates the private key, so the key never leaves the partner.
+        """
         home = folder / self.name
         home.mkdir(exist_ok=True)
         invite = folder / f"{self.name}.invite"

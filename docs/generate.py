@@ -133,7 +133,10 @@ def events_page() -> str:
 
 
 def log_lines(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Yields event name, level and facts of every structlog call below `folder` whose event name is a constant."""
+    """Yields event name, level and facts of every structlog call in the Python files of `folder`.
+
+    A call whose event name is no constant is left out.
+    """
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if (

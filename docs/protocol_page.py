@@ -41,7 +41,7 @@ def protocol_page() -> str:
 
 
 def described() -> FileDescriptorSet:
-    """Returns the descriptors of the .proto files, with their comments."""
+    """Returns the descriptors of all .proto files in protos/, with the comments of the files."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "image"
         files = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.glob("pluralllm/v1/*.proto"))
@@ -51,7 +51,10 @@ def described() -> FileDescriptorSet:
 
 
 def comments_of(file: FileDescriptorProto) -> Comments:
-    """Returns the comments of a file by their path: the comment above an element, or else the one behind it."""
+    """Returns the comments of a .proto file by the path of the described element in the file's descriptor.
+
+    A comment stands above its element or, if there is none above, behind it.
+    """
     locations = ((tuple(location.path), location) for location in file.source_code_info.location)
     return {
         path: re.sub(r"\n ", "\n", (location.leading_comments or location.trailing_comments).strip())

@@ -1,7 +1,7 @@
 """Takes the README's two screenshots from a running demo, with headless Chromium.
 
 Usage: `python docs/screenshots.py URL REPORT.html`. `make demo` prints the URL, and `pluralllm report` writes REPORT.html.
-It needs Chromium and the development dependencies.
+The script needs Chromium and the development dependencies.
 """
 
 import os
@@ -16,7 +16,7 @@ QUIET = ["--disable-background-networking", "--disable-component-update", "--dis
 
 
 def take(url: str, name: str, ready: str) -> None:
-    """Opens a page, waits until it shows an element that matches `ready`, and saves a screenshot under `name`."""
+    """Opens the page at `url`, waits for an element that matches the selector `ready`, and saves a screenshot as `name`."""
     with sync_playwright() as tools:
         sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium has none for root
         browser = tools.chromium.launch(executable_path=shutil.which("chromium"), args=[*sandbox, *QUIET])

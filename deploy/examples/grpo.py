@@ -55,9 +55,9 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 @dataclass(frozen=True)
 class Tuned:
-    """Alignment scores of the policy with the group it should agree with, before and after tuning.
+    """Alignment scores of the policy with one group: before tuning, and after tuning with its own or another group's reward.
 
-    They are measured on questions whose answers the reward does not know.
+    The scores are measured on questions whose answers the reward does not know.
     """
 
     before: float
@@ -68,7 +68,10 @@ class Tuned:
 def tune_both_ways(
     model: PluralPredictor, survey: Survey, group: str, other: str, seed: int, steps: int, folder: Path
 ) -> Tuned:
-    """Tunes the same policy twice from the same start: with the reward of `group` and with the reward of `other`."""
+    """Tunes the same policy twice from the same start: with the reward of `group` and with the reward of `other`.
+
+    steps: number of GRPO steps. folder: for the policies. Returns the alignment scores with `group`.
+    """
     contexts = {name: drawn(survey[name], CONTEXT) for name in (group, other)}
     asked = [question for question in survey[group] if question not in contexts[group]]
     tokenizer, start = policy_that_answers(asked, seed, folder / f"policy-{seed}")
@@ -95,7 +98,10 @@ def tuned(
     seed: int,
     steps: int,
 ) -> Any:
-    """Tunes the policy in the folder `start` with GRPO and returns it."""
+    """Tunes the policy in the folder `start` with GRPO and returns it.
+
+    asked: questions that the policy answers during tuning. reward: TRL reward function. steps: number of GRPO steps.
+    """
     trainer = GRPOTrainer(
         model=str(start),
         reward_funcs=reward,
@@ -108,7 +114,10 @@ def tuned(
 
 
 def policy_that_answers(asked: Sequence[Question], seed: int, folder: Path) -> tuple[PreTrainedTokenizerFast, Path]:
-    """Makes a policy that answers every question with a random letter; returns its tokenizer and its folder."""
+    """Creates a policy that answers every question with a random letter; returns its tokenizer and its folder.
+
+    asked: questions that the tokenizer must know the words of.
+    """
     tokenizer = letters_and_words(asked)
     policy = tiny_policy(tokenizer, seed)
     learn_to_answer(policy, tokenizer, asked, seed)
@@ -118,7 +127,7 @@ def policy_that_answers(asked: Sequence[Question], seed: int, folder: Path) -> t
 
 
 def made_up_survey() -> Survey:
-    """Returns a synthetic survey: the named groups, and numbered settlements that train the predictor."""
+    """Returns a synthetic survey: the groups that the example names, and numbered settlements that train the predictor."""
     return {str(name): questions for name, questions in sample_groups(len(NAMED) + TRAINING_GROUPS, 120, 0).items()}
 
 
@@ -156,7 +165,7 @@ def grpo(out: Path, seed: int, steps: int) -> GRPOConfig:
 
 
 def row(question: Question) -> dict[str, Any]:
-    """Returns a data set row: the prompt for the policy, and the question and options for the reward."""
+    """Returns a data set row for a question: the prompt for the policy, and the question and its options for the reward."""
     return {"prompt": prompt(question), "question": question.text, "options": list(question.options)}
 
 
@@ -166,7 +175,7 @@ def prompt(question: Question) -> str:
 
 
 def letters_and_words(questions: Sequence[Question]) -> PreTrainedTokenizerFast:
-    """Makes a tokenizer with one token for each word of the survey and for each letter."""
+    """Creates a tokenizer with one token for each word of the survey and for each letter."""
     words = [PAD, END, UNKNOWN, *LETTERS]
     words += [word for question in questions for word in prompt(question).split()]
     tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(dict.fromkeys(words))}, unk_token=UNKNOWN))
@@ -190,7 +199,7 @@ def learn_to_answer(
     seed: int,
     steps: int = 60,
 ) -> None:
-    """Trains the policy to answer with one of the question's letters, each equally likely.
+    """Trains the policy to answer a question with one of the letters of its options, each with the same probability.
 
     The policy learns the form of an answer, but no opinion.
     """
@@ -209,7 +218,7 @@ def learn_to_answer(
 
 @torch.no_grad()
 def alignment(policy: Any, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> float:
-    """Alignment score of the policy's probabilities of the letters with the group's true shares."""
+    """Alignment score between the policy's probabilities of the letters and the shares of a group's answers to `questions`."""
     tokens = tokenizer([prompt(question) for question in questions], return_tensors="pt", padding=True)
     letters = tokenizer.convert_tokens_to_ids(list(LETTERS))
     logits = policy.eval()(**tokens).logits[:, -1, letters]  # (Q, 5)
@@ -260,9 +269,9 @@ def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: P
 
 
 def predictor(folder: str | None, survey: Survey, rounds: int, work_folder: Path) -> PluralPredictor:
-    """Loads the predictor from `folder`, or trains one on the survey's settlements if `folder` is None.
+    """Loads the predictor from `folder`, or trains a predictor on the survey's settlements if `folder` is None.
 
-    The named groups do not take part in that training.
+    The groups that the example names do not take part in this training.
     """
     train = [name for name in survey if name not in NAMED]
     return PluralPredictor.from_pretrained(folder or train_predictor(survey, train, rounds, work_folder))

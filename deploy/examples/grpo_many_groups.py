@@ -2,9 +2,9 @@
 
     .venv/bin/python deploy/examples/grpo_many_groups.py [--model FOLDER] [--seeds 3]
 
-It works like grpo.py, but combines the rewards of three groups into one. Two of the groups have similar opinions and the third
-does not, so the mean serves the third group worst. The adaptive rule weights each group by how well it has been served so far
-(arXiv 2604.04261).
+The script works like grpo.py, but combines the rewards of three groups into one reward. Two of the groups have similar
+opinions and the third does not, so the mean serves the third group worst. The adaptive rule gives a group more weight if its
+rewards have been low so far (arXiv 2604.04261).
 """
 
 import json
@@ -36,7 +36,7 @@ RULES = {"mean": RewardAggregation(), "adaptive": RewardAggregation(rule="adapti
 def tune_for_all(
     model: PluralPredictor, survey: Survey, seed: int, steps: int, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Tunes a policy with each aggregation rule; returns each group's alignment with the policy, by rule and group."""
+    """Tunes one policy with each aggregation rule; returns each group's alignment with the policy, by rule and group."""
     contexts = {name: drawn(survey[name], CONTEXT) for name in WHO}
     true = {name: {question.text: question for question in survey[name]} for name in WHO}
     in_contexts = {question.text for context in contexts.values() for question in context}

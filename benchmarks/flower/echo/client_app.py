@@ -1,4 +1,4 @@
-"""Flower client that does not train: it returns the model it received plus a constant."""
+"""Flower client that does not train; it returns the model that it received plus a constant."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -9,7 +9,7 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, _context: Context) -> Message:
-    """Returns the whole model, in the form that the framework uses."""
+    """Returns the received model plus a constant as a Flower message; the whole model, as Flower clients do, not a delta."""
     arrays = message.content["arrays"].to_numpy_ndarrays()
     answer = ArrayRecord([array + np.float32(1e-6) for array in arrays])
     return Message(

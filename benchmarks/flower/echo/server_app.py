@@ -12,7 +12,7 @@ app = ServerApp()
 
 
 class Noting(FedAvg):
-    """FedAvg of Flower that also writes the time at which each aggregation ended."""
+    """FedAvg of Flower that also appends the time of each aggregation's end to a file."""
 
     ends: Path
 
@@ -25,7 +25,7 @@ class Noting(FedAvg):
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Runs as many rounds as the run's configuration says."""
+    """Runs FedAvg with the numbers of clients and rounds and the model size that the run's configuration gives."""
     config = context.run_config
     clients = int(config["clients"])
     strategy = Noting(
