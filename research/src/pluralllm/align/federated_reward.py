@@ -1,6 +1,7 @@
 """Gets rewards from a federation, so that each group's answers stay with their owner.
 
-FederatedReward is an asynchronous TRL reward function. It sends each batch to a reward run of the federation.
+FederatedReward is an asynchronous TRL reward function. The class sends each batch to a reward run of the federation, that
+is, a run whose rounds compute rewards instead of training a model.
 """
 
 import asyncio

@@ -39,7 +39,10 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """Settings for turning the predicted shares of the candidates into a completion's reward."""
+    """Settings for turning the predicted shares of the candidates into a completion's reward.
+
+    The candidates are the options of a question or, without options, the completions that were sampled for one prompt.
+    """
 
     form: str = "probability"  # a name in reward_forms.FORMS
     caution: float = 0.0  # factor of the predicted spread that is subtracted
@@ -62,7 +65,7 @@ class Scored:
 def read_rollouts(
     prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any], names: Columns
 ) -> list[Rollout]:
-    """Returns one rollout for each completion, in order.
+    """Returns one rollout (a completion with the question that it answers) for each completion, in order.
 
     columns: further columns of the data set, by name. names: the names of the columns that are read.
     If a prompt has no options, its candidates are the distinct completions of the same prompt in this call.

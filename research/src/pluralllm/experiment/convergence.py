@@ -56,10 +56,10 @@ def variation(scores: Sequence[float]) -> float:
 
 
 def points_of(result: Result, axis: str, groups: Collection[str], measure: Measure) -> tuple[Floats, Floats] | None:
-    """Returns the costs and the measures of all points of training at which each of `groups` was scored.
+    """Returns the costs and the measures of all moments of training at which each of `groups` was scored.
 
-    measure: combines the groups' scores at one point into one number.
-    Returns None if there is no such point, or if the method has no cost on this axis: a model that is trained in one place
+    axis: the axis of cost, such as rounds. measure: combines the groups' scores at one moment into one number.
+    Returns None if there is no such moment, or if the method has no cost on this axis: a model that is trained in one place
     has no rounds and moves no bytes.
     """
     points = [point for point in result.points if groups and set(groups) <= set(point.alignment)]
@@ -73,7 +73,7 @@ def points_of(result: Result, axis: str, groups: Collection[str], measure: Measu
 def curve_of(runs: Sequence[Result], axis: str, groups: Collection[str], measure: Measure) -> Curve | None:
     """Returns the curve over a method's seeds; None if no seed was scored on this axis of cost.
 
-    runs: the method's results, one for each seed. measure: combines the groups' scores at one point into one number.
+    runs: the method's results, one for each seed. measure: combines the groups' scores at one moment into one number.
     If every seed has the same costs, the curve has points at these costs. Otherwise, as for seconds, the points are spread
     evenly.
     """
@@ -107,7 +107,7 @@ def first_reach(x: Floats, y: Floats, threshold: float) -> float:
 
 
 def reach_of(runs: Sequence[Result], axis: str, groups: Collection[str], threshold: float) -> Reach | None:
-    """Returns the cost at which a method's mean alignment over `groups` reaches the threshold, over all seeds.
+    """Returns the cost on one axis, such as rounds, at which a method's mean alignment over `groups` reaches the threshold.
 
     runs: the method's results, one for each seed. Returns None if the method has no cost on this axis.
     """

@@ -26,7 +26,7 @@ QUESTIONS_PER_PASS = 500  # on a CPU; measured by benchmarks/batched_round.py
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A model at one moment of its training, with the cost so far on every axis."""
+    """A model at one moment of its training, with its cost so far in rounds, gradient steps, episodes and bytes."""
 
     values: Flat  # in layout order
     rounds: int

@@ -1,4 +1,7 @@
-"""Plays one method with one seed: trains the method, scores it during and after training, and returns the result records."""
+"""Plays one method with one seed: trains the method, scores it during and after training, and returns the result records.
+
+A result record is one line of a result file.
+"""
 
 import time
 from collections.abc import Iterator
@@ -143,7 +146,7 @@ class _Clock:
 def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> Iterator[tuple[Point, Models]]:
     """Trains the method and yields points of the training, each with the cost so far and, for each group, the model's values.
 
-    The values of a group are those of the predictor that is scored for the group.
+    The values of a group are the parameters of the predictor that is scored for the group.
     """
     every = setting.experiment.scoring.every * spec.training.local_steps
     steps = method.steps or spec.rounds * spec.training.local_steps

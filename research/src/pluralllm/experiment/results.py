@@ -34,7 +34,10 @@ class QuestionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point of a method's training: the cost so far on every axis, and each group's alignment score."""
+    """One moment of a method's training: the cost so far on every axis, and each group's alignment score.
+
+    The axes of cost are rounds, gradient steps, episodes, bytes moved and seconds.
+    """
 
     cost: Mapping[str, float]  # by axis
     alignment: Mapping[str, float]  # by group

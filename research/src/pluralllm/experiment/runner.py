@@ -84,7 +84,7 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
 
 
 async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> None:
-    """Starts `plan.jobs` worker processes; each process plays the next method and seed until none is left.
+    """Starts `plan.jobs` worker processes; each process trains and scores the next method and seed until none is left.
 
     todo: the methods and seeds without a result. total: number of all methods and seeds, for the progress.
     The first error of a worker stops all workers and is raised.

@@ -1,10 +1,10 @@
 """Scores how well a predictor fits each question of a group, given a few of the group's other answers as context.
 
-The context is drawn at random several times; each choice is called a draw. The seed of a draw is the sha256 of the group,
-the size of the context and the number of the draw, so every method and every training seed gets the same contexts.
-Validation and test groups are scored on all questions outside the context. Questions that are withheld from all training
-are marked in the results, and do not count in the own score of such a group. A training group gets its context from the
-questions that it trains on, and is scored on the withheld questions.
+The context is drawn at random several times; each choice is called a draw. A context with its target questions is called
+an episode. The seed of a draw is the sha256 of the group, the size of the context and the number of the draw, so every
+method and every training seed gets the same contexts. Validation and test groups are scored on all questions outside the
+context. Questions that are withheld from all training are marked in the results, and do not count in the own score of
+such a group. A training group gets its context from the questions that it trains on, and is scored on the withheld ones.
 
 In shapes, P is the group's option points, C context points, T target points, Q target questions, D the embedding dimension
 and d the model's width d_model. A point is one option of one question.
@@ -120,8 +120,8 @@ def scored(
 ) -> list[Scored]:
     """Returns the score of each target question: its predicted shares compared with the group's answers.
 
-    shares, log_stds: (T,), the predicted shares and the logarithms of their standard deviations. They stand in one array for
-    the options of the first target question, then of the second, and so on; T is the number of all options.
+    shares, log_stds: (T,), the predicted shares and the logarithms of their standard deviations. Each array holds the options
+    of the first target question, then of the second, and so on; T is the number of all options.
     """
     starts, sizes = starts_of(data, targets), np.diff(data.offsets)[list(targets)]  # (Q,) each
     true = data.shares[data.points(targets)]  # (T,)

@@ -169,7 +169,7 @@ class Learners:
     def learn(self, episodes: Sequence[tuple[GroupData, Episode]], rate: float) -> Learnt:
         """Takes one gradient step with every predictor.
 
-        episodes: the episodes of the first predictor, then those of the second, and so on; each predictor has as many.
+        episodes: the episodes of the first predictor, then those of the second, and so on; each predictor has the same number.
         rate: learning rate of the step. Returns the batch and the predictions before the step.
         """
         for group in self._optimizer.param_groups:

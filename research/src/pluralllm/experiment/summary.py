@@ -61,9 +61,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Sums of distances and numbers of scores, from which scores are computed.
+    """Sums of distances and numbers of scores, from which alignment scores are computed.
 
-    With such sums, the scores of all resamples are one matrix product. Shapes: S seeds, G groups, Q questions.
+    With such sums, the scores of all resamples (bootstrap draws of questions) are one matrix product.
+    Shapes: S seeds, G groups, Q questions.
     """
 
     groups: tuple[str, ...]
@@ -79,7 +80,7 @@ class Tally:
         return _score(self.totals.sum(2), self.counts.sum(2))
 
     def resampled(self, weights: Floats) -> Floats:
-        """Returns each group's alignment score in each resample, shape (resamples, groups).
+        """Returns each group's alignment score in each resample (bootstrap draw of questions), shape (resamples, groups).
 
         weights: (resamples, questions), how often each question is in each resample. If a resample holds no question of a group,
         the group keeps its score over all questions.
@@ -129,13 +130,13 @@ def table(results: Sequence[Result], selection: Selection) -> list[Line]:
 
 
 def over_groups(scores: Floats) -> Floats:
-    """Mean alignment over groups in each resample: (resamples, groups) -> (resamples,)."""
+    """Mean alignment over groups in each bootstrap resample: (resamples, groups) -> (resamples,)."""
     means: Floats = scores.mean(1)
     return means
 
 
 def unevenness(scores: Floats) -> Floats:
-    """Coefficient of variation of the groups' scores in each resample: (resamples, groups) -> (resamples,)."""
+    """Coefficient of variation of the groups' scores in each bootstrap resample: (resamples, groups) -> (resamples,)."""
     variations: Floats = scores.std(1) / scores.mean(1)
     return variations
 
@@ -147,7 +148,7 @@ def difference(
     selection: Selection,
     measure: Callable[[Floats], Floats] = over_groups,
 ) -> Estimate | None:
-    """Returns the measure of method `one` minus the measure of method `other`, with its interval.
+    """Returns the measure of method `one` minus the measure of method `other`, with its bootstrap interval.
 
     The two methods are compared over the same groups and resamples. measure: combines the groups' scores in each resample.
     Returns None if one of the methods has no score, or if the methods were scored on different groups.
@@ -171,7 +172,7 @@ def population(results: Sequence[Result], selection: Selection) -> NDArray[np.in
 
 
 def question_weights(questions: int) -> Floats:
-    """Returns how often each question is in each resample, shape (resamples, questions).
+    """Returns how often each question is in each bootstrap resample, shape (resamples, questions).
 
     questions: the number of questions. The same number of questions always gives the same resamples.
     """
@@ -204,7 +205,7 @@ def tally_of(runs: Sequence[Result], selection: Selection, questions: NDArray[np
 
 
 def selected(result: Result, selection: Selection) -> Iterator[tuple[Scores, NDArray[np.bool_]]]:
-    """Yields each group's scores with a mask that is true for the selected rows; leaves out groups without a selected row."""
+    """Yields each group's scores with a mask that is true for the rows of the selection; leaves out groups without such a row."""
     for scores in result.scores:
         if (scores.part, scores.context) != (selection.part, selection.context):
             continue

@@ -1,7 +1,7 @@
-"""Worker process of an experiment: plays the methods that it gets orders for (`python -m pluralllm.experiment.worker`).
+"""Worker process of an experiment: trains and scores the methods that it gets orders for.
 
-Each worker uses one thread. Several such processes do more work than one process with all threads, and the results are the
-same for any number of processes.
+`python -m pluralllm.experiment.worker` starts the process. Each worker uses one thread. Several such processes do more work
+than one process with all threads, and the results are the same for any number of processes.
 """
 
 import os

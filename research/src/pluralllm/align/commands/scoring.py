@@ -1,6 +1,6 @@
 """The commands `pluralllm score` and `pluralllm pairs`.
 
-Both commands predict a group's answers for files of questions, preferences and completions.
+Each command predicts a group's answers for a file of questions, preferences or completions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +73,7 @@ def pairs(
 ) -> None:
     """Writes ranked pairs for DPO (prompt, chosen, rejected).
 
-    The order of the candidates is the one that the group is predicted to give them.
+    The candidates are ranked by the shares that the group is predicted to give them.
     """
     reward = _load_reward(model, context, "probability", embedding_model_path, cache, device)
     from pluralllm.align.scoring import write_pairs  # noqa: PLC0415 - torch, only here

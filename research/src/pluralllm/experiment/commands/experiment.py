@@ -43,7 +43,7 @@ def run(
 ) -> None:
     """Plays every method with every seed and writes the results to a folder.
 
-    Results that are there already stay as they are, so the same command continues an interrupted experiment.
+    Results that the folder already holds stay as they are, so the same command continues an interrupted experiment.
     """
     need_experiment()
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here

@@ -151,7 +151,7 @@ def provenance_table(live: LiveRun) -> Table:
 def spec_text(answers: Told) -> str:
     """Returns the run spec as JSON text; an empty text if the caller's role may not read the run spec.
 
-    The text leaves out the long vectors that the embedding model must give for its probe texts.
+    The text leaves out the long vectors of the probe texts, by which a client checks that it has the right embedding model.
     """
     if answers.spec is None:
         return ""

@@ -94,8 +94,8 @@ def _threshold_table(study: Study, caption: str, threshold: float) -> Table:
 def reach_text(reach: Reach | None, axis: str) -> str:
     """Formats the cost of reaching a threshold: the median and the range over seeds.
 
-    If not all seeds reach the threshold, the text gives the number of seeds that do. reach: None if the method has no cost on
-    this axis.
+    If not all seeds reach the threshold, the text gives the number of seeds that do.
+    reach: the cost; None if the method has no cost on this axis.
     """
     if reach is None:
         return "no such cost"

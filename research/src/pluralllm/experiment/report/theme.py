@@ -153,7 +153,7 @@ def spread_out(positions: Sequence[float], gap: float) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class EndLabel:
-    """Label to the right of the axes, for a line that ends at (x, y)."""
+    """Label that stands to the right of the axes, beside the end of a line at the point (x, y)."""
 
     x: float | None  # None: the line goes to the right edge
     y: float
