@@ -1,4 +1,4 @@
 """Weights and updates as files: safetensors layouts, encodings, and chunks addressed by digest.
 
-May touch: files. Start reading at layout.py.
+The package may read and write files. Start reading at layout.py.
 """

@@ -1,6 +1,7 @@
-"""Files in chunks of 1 MiB, for the network and for storage, addressed by the SHA-256 of the chunk hashes.
+"""Files in chunks of 1 MiB, for the network and for storage. A file's digest is the SHA-256 over the hashes of its chunks.
 
-Each chunk is sent, checked and, if need be, sent again by itself. The digest over all chunk hashes is the name of the whole file.
+Each chunk is sent and checked by itself, and only a bad chunk must be sent again. The digest is the name of the whole file. A
+file that is stored under its digest is called a blob.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ HASH_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A blob as a list of chunks."""
+    """The description of a blob (a file that is named by its digest): its digest, its size and the hash of each chunk."""
 
     digest: Digest  # SHA-256 over the concatenated chunk_hashes
     size_bytes: int
@@ -35,23 +36,28 @@ class Manifest:
 
     @property
     def chunks(self) -> int:
-        """Number of chunks."""
+        """Number of chunks in the blob."""
         return len(self.chunk_hashes)
 
     def chunk_size(self, index: int) -> int:
-        """Size of one chunk in bytes."""
+        """Returns the size of one chunk in bytes. index: number of the chunk, from 0."""
         return min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
 
 
 def digest_of(chunk_hashes: Iterable[bytes]) -> Digest:
-    """Computes a blob's address from its chunk hashes, so that no byte is hashed twice."""
+    """Computes the digest of a blob from the hashes of its chunks, so that the blob's bytes need not be hashed a second time."""
     return Digest(hashlib.sha256(b"".join(chunk_hashes)).hexdigest())
 
 
 def checked_manifest(
     digest: str, size_bytes: int, chunk_bytes: int, chunk_hashes: Sequence[bytes], limit: int
 ) -> Manifest:
-    """Checks a manifest that came over the network. `limit` is in bytes. Raises OverLimit, DigestMismatch."""
+    """Returns a manifest whose values came over the network, after checking them. limit: the greatest allowed size in bytes.
+
+    chunk_bytes: the sender's chunk size, which must be CHUNK_BYTES.
+    Raises OverLimit if the size, the chunk size, or the number or length of the hashes is wrong. Raises DigestMismatch if
+    `digest` is not the digest of the chunk hashes.
+    """
     if not 0 < size_bytes <= limit:
         raise OverLimit(what="size_bytes of the blob", got=size_bytes, limit=limit)
     if chunk_bytes != CHUNK_BYTES:
@@ -65,16 +71,16 @@ def checked_manifest(
 
 
 def manifest_of(path: Path) -> Manifest:
-    """Reads a file once and lists its chunks. Memory: one chunk."""
+    """Reads a file once and returns its manifest. Memory: one chunk."""
     with path.open("rb") as file:
         hashes = tuple(hashlib.sha256(chunk).digest() for chunk in iter(lambda: file.read(CHUNK_BYTES), b""))
     return Manifest(digest_of(hashes), path.stat().st_size, hashes)
 
 
 def keep_good_chunks(partial: Path, manifest: Manifest) -> int:
-    """Returns the number of good chunks at the start of a partial file, and cuts off the rest.
+    """Returns the number of good chunks at the start of a partly downloaded file, and cuts off the rest of the file.
 
-    The file is created if there is none.
+    A chunk is good if it has the hash that the manifest gives. The file is created if it does not exist.
     """
     partial.touch()
     good = 0
@@ -88,7 +94,7 @@ def keep_good_chunks(partial: Path, manifest: Manifest) -> int:
 
 
 def missing_ranges(missing: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Returns chunk numbers as sorted ranges (first, last), both inclusive."""
+    """Returns chunk numbers as sorted ranges (first, last). Both ends belong to the range."""
     ranges: list[tuple[int, int]] = []
     for index in sorted(missing):
         if ranges and index == ranges[-1][1] + 1:
@@ -99,7 +105,10 @@ def missing_ranges(missing: Iterable[int]) -> tuple[tuple[int, int], ...]:
 
 
 class HashingWriter:
-    """Writes a file from front to back and hashes its chunks. The file is not yet durable: see files.publish."""
+    """Writes a file from front to back and hashes its chunks at the same time.
+
+    The file does not survive a power loss until `process.files.publish` has moved it to its final name.
+    """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._size_bytes = size_bytes
@@ -115,7 +124,7 @@ class HashingWriter:
         self._file.close()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Writes the next bytes. For an array, pass its `data`."""
+        """Writes the next bytes of the file. The bytes of an array are its attribute `data`."""
         if not len(data):
             return
         view = memoryview(data).cast("B")
@@ -128,7 +137,10 @@ class HashingWriter:
                 self._close_chunk()
 
     def finish(self) -> Manifest:
-        """Closes the file and returns its manifest. Raises WrongLayout if its size is not the announced one."""
+        """Closes the file and returns its manifest.
+
+        Raises WrongLayout if the number of written bytes is not the size that the constructor was given.
+        """
         size = self._file.tell()
         self._file.close()
         if self._room < CHUNK_BYTES:
@@ -143,10 +155,13 @@ class HashingWriter:
 
 
 class HashingReader:
-    """Reads a file from front to back and hashes it in the same pass, so that unverified bytes are never used."""
+    """Reads a file from front to back and hashes it in the same pass.
+
+    A caller that passed a digest must call `check` before it trusts the bytes that it has read.
+    """
 
     def __init__(self, path: Path, digest: Digest | None = None) -> None:
-        """Opens the file. Without a digest nothing is hashed."""
+        """Opens the file. digest: the expected digest of the whole file; None switches hashing and checking off."""
         self._path, self._digest = path, digest
         self._hashes: list[bytes] = []
         self._hasher = hashlib.sha256()
@@ -160,7 +175,7 @@ class HashingReader:
         self._file.close()
 
     def read_into(self, target: "NDArray[np.uint8]") -> None:
-        """Fills `target` with the next bytes. Raises Corrupt if the file ends before it is full."""
+        """Fills `target` with the next bytes of the file. Raises Corrupt if the file has too few bytes left."""
         view = target.data
         while view:
             count = self._file.readinto(view[: self._room]) or 0
@@ -174,7 +189,10 @@ class HashingReader:
                 self._close_chunk()
 
     def check(self) -> None:
-        """Compares the digest once the last byte is read. Raises Corrupt."""
+        """Compares the digest of the bytes read with the expected digest; call it after the last byte is read.
+
+        Raises Corrupt if the digests differ. Does nothing if the reader has no expected digest.
+        """
         if self._digest is None:
             return
         if self._room < CHUNK_BYTES:

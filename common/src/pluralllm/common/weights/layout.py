@@ -1,4 +1,4 @@
-"""Weights as safetensors files with one float32 payload; chunks.py cuts them into chunks and addresses them.
+"""Weights as safetensors files with one float32 payload; chunks.py cuts these files into chunks and computes their digests.
 
 A model and its float32 updates have byte-identical headers, so one comparison shows that names, shapes and dtypes agree. The
 payload is one flat float32 array, which may be memory-mapped and cut anywhere. Format: safetensors 0.4+ (8-byte header length,
@@ -27,23 +27,26 @@ DTYPE_BYTES = {"F32": 4, "BF16": 2, "I8": 1}
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Names and shapes of a model's tensors in file order, with the exact bytes of the header."""
+    """Names and shapes of a model's tensors in file order, with the exact bytes of the file's header."""
 
     header: bytes  # with its 8-byte length
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
 
     @property
     def values(self) -> int:
-        """Number of float32 values."""
+        """Number of float32 values in all tensors together."""
         return sum(math.prod(shape) for _, shape in self.tensors)
 
     @property
     def size_bytes(self) -> int:
-        """Size of the whole file."""
+        """Size in bytes of a file with this layout, header included."""
         return len(self.header) + 4 * self.values
 
     def tensor_at(self, position: int) -> str:
-        """Returns the name of the tensor that holds a position of the flat payload. Raises IndexError."""
+        """Returns the name of the tensor that contains one value of the flat payload. position: index of the value.
+
+        Raises IndexError if the payload has fewer values.
+        """
         for name, shape in self.tensors:
             position -= math.prod(shape)
             if position < 0:
@@ -52,18 +55,24 @@ class Layout:
 
 
 def layout_of(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> Layout:
-    """Returns the layout of float32 tensors, sorted by name."""
+    """Returns the layout of float32 tensors with these names and shapes. The layout sorts the tensors by name."""
     ordered = tuple(sorted(tensors))
     return Layout(header_of((name, "F32", shape) for name, shape in ordered), ordered)
 
 
 def rewards_layout(candidates: int) -> Layout:
-    """Returns the layout of one client's rewards for a batch, or of their aggregate: one number for each candidate."""
+    """Returns the layout of a file with rewards: one tensor `rewards` with one number for each candidate of a batch.
+
+    One client's rewards and the combined rewards of all clients have the same layout.
+    """
     return layout_of([("rewards", (candidates,))])
 
 
 def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """Builds the header of contiguous tensors from names, dtypes (F32, BF16, I8) and shapes, in file order."""
+    """Returns the bytes of a safetensors header.
+
+    tensors: name, dtype (F32, BF16 or I8) and shape of each tensor, in file order.
+    """
     entries: dict[str, object] = {}
     offset = 0
     for name, dtype, shape in tensors:
@@ -76,7 +85,10 @@ def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
 
 
 def read_header(file: IO[bytes]) -> bytes:
-    """Reads the header bytes at the start of a safetensors file. Raises WrongLayout."""
+    """Returns the header at the start of a safetensors file, with its 8-byte length.
+
+    Raises WrongLayout if the file has no such length, or if the length is above MAX_HEADER_BYTES.
+    """
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > MAX_HEADER_BYTES:
@@ -85,7 +97,10 @@ def read_header(file: IO[bytes]) -> bytes:
 
 
 def read_layout(path: Path) -> Layout:
-    """Reads the layout of a model file that this project has written. Raises WrongLayout."""
+    """Returns the layout of a model file that this project has written.
+
+    Raises WrongLayout if the header cannot be read, or if the tensors are not float32, sorted by name and contiguous.
+    """
     with path.open("rb") as file:
         header = read_header(file)
     try:
@@ -99,10 +114,10 @@ def read_layout(path: Path) -> Layout:
 
 
 def _checked(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
-    """Checks the name and the shape of one entry of a header that came over the network.
+    """Returns the name and the shape of one entry of a header, after checking them: the header may come over the network.
 
-    Its JSON may have 1.0, true, -1 or "x" for a size; "x" times a large number is a text that fills the memory.
-    Raises ValueError, TypeError, KeyError.
+    A malicious header may give 1.0, true, -1 or "x" as a size; "x" times a large number is a text that fills the memory.
+    Raises ValueError, TypeError or KeyError for a bad entry.
     """
     name.encode()  # fails for half of a surrogate pair
     shape = tuple(entry["shape"])
@@ -114,7 +129,7 @@ def _checked(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
 
 
 def check_header(path: Path, header: bytes, size_bytes: int) -> None:
-    """Compares a file from the network with the header and size that it must have.
+    """Checks that a file from the network has the header and the size that it must have.
 
     Raises WrongLayout, which names the first difference.
     """
@@ -132,7 +147,7 @@ def check_header(path: Path, header: bytes, size_bytes: int) -> None:
 
 
 def _tensors_in(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Reads dtype and shape of each tensor. Raises WrongLayout."""
+    """Returns dtype and shape of each tensor in a file, by name. Raises WrongLayout if it is not a valid safetensors file."""
     try:
         with safe_open(path, framework="numpy") as opened:
             pieces = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
@@ -142,12 +157,15 @@ def _tensors_in(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def flat_values(path: Path, layout: Layout) -> NDArray[np.float32]:
-    """Maps the payload into memory as one read-only array, shape (layout.values,)."""
+    """Maps the payload of a file into memory as one read-only float32 array. Shape: (layout.values,)."""
     return np.memmap(path, dtype="<f4", mode="r", offset=len(layout.header), shape=(layout.values,))
 
 
 def write_weights(path: Path, layout: Layout, values: Iterable[NDArray[np.float32]]) -> Manifest:
-    """Writes a whole weights file from its flat pieces, in order. Raises WrongLayout if there are too few or too many values."""
+    """Writes a weights file and returns its manifest. values: pieces of the flat payload, in order.
+
+    Raises WrongLayout if the pieces have too few or too many values together.
+    """
     with HashingWriter(path, layout.size_bytes) as writer:
         writer.write(layout.header)
         for piece in values:
@@ -156,7 +174,10 @@ def write_weights(path: Path, layout: Layout, values: Iterable[NDArray[np.float3
 
 
 def tensors_of(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Returns all tensors of a model file by name, as views of one read-only memory map. Raises WrongLayout."""
+    """Returns all tensors of a model file by name, as views of one read-only memory map.
+
+    Raises WrongLayout if the file is not a model file that this project has written.
+    """
     layout = read_layout(path)
     flat = flat_values(path, layout)
     tensors: dict[str, NDArray[np.float32]] = {}

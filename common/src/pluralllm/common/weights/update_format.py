@@ -1,11 +1,12 @@
 """Encodings of an update's numbers: float32, bf16 (half the bytes), or int8 in blocks with one scale each (a quarter).
 
-The file is safetensors. With float32 and bf16 it has the model's names and shapes. With int8 it has `scales`, one float32 for
-each block of 1,024 values, and then `values`, the numbers in layout order. So a delta is decoded slice by slice, front to back.
+The file is safetensors. With float32 and bf16 it has the model's names and shapes. With int8 it has the tensor `scales`, one
+float32 for each block of 1,024 values, and then the tensor `values`, the numbers in layout order. The scales come first, so a
+delta can be decoded from front to back, slice by slice. A slice is SLICE numbers, or the rest at the end.
 
-bf16 rounds to nearest, ties to even. int8 rounds at random, so that the mean of many updates is right (Alistarh et al. 2017,
-arXiv 1610.02132, section 3.1). A client adds what rounding took from one update to its next one (error feedback: Karimireddy et
-al. 2019, arXiv 1901.09847, Algorithm 2).
+bf16 rounds to nearest, ties to even. int8 rounds at random, so that the expected value of a rounded number is the number itself
+(Alistarh et al. 2017, arXiv 1610.02132, section 3.1). A client adds the rounding error of one update to its next update (error
+feedback: Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 2).
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ ReadInto = Callable[
 
 @dataclass(frozen=True, slots=True)
 class UpdateFormat:
-    """The required form of an update's file. It follows from the model's layout and the run spec."""
+    """The required form of an update's file. It follows from the model's layout and the encoding that the run spec names."""
 
     layout: Layout  # the model's
     encoding: UpdateEncoding
@@ -41,17 +42,17 @@ class UpdateFormat:
 
     @property
     def blocks(self) -> int:
-        """Number of scales in the file."""
+        """Number of scales in the file: one for each block of 1,024 values with int8, otherwise 0."""
         return -(-self.layout.values // BLOCK) if self.encoding == "int8" else 0
 
     @property
     def size_bytes(self) -> int:
-        """Size of the whole file."""
+        """Size in bytes of the whole file, header included."""
         return len(self.header) + 4 * self.blocks + VALUE_BYTES[self.encoding] * self.layout.values
 
 
 def update_format(layout: Layout, encoding: UpdateEncoding) -> UpdateFormat:
-    """Returns the form of an update for a model's layout."""
+    """Returns the required form of an update's file, for the layout of the model and the encoding of the run spec."""
     match encoding:
         case "fp32":
             return UpdateFormat(layout, encoding, layout.header)
@@ -67,9 +68,10 @@ def update_format(layout: Layout, encoding: UpdateEncoding) -> UpdateFormat:
 
 
 def write_update(path: Path, form: UpdateFormat, delta: Floats, rng: np.random.Generator) -> tuple[Manifest, Floats]:
-    """Writes a delta of finite numbers, shape (values,). The file is not yet durable.
+    """Writes a delta to a new file. The file does not survive a power loss until `process.files.publish` has moved it.
 
-    Returns its manifest, and the delta as a reader will decode it. Raises StorageFull.
+    Shape: delta (n,), finite, with n values in layout order. rng: random stream for the rounding of int8.
+    Returns the file's manifest, and the delta with its rounding errors, as a reader will decode it.
     """
     read = np.empty_like(delta)
     scales = scales_of(delta, form.encoding)
@@ -82,7 +84,7 @@ def write_update(path: Path, form: UpdateFormat, delta: Floats, rng: np.random.G
 
 
 def as_read(delta: Floats, encoding: UpdateEncoding, rng: np.random.Generator) -> Floats:
-    """Returns the delta as a reader would decode it, without a file."""
+    """Returns the delta with the rounding errors of the encoding, as a reader would decode it. No file is written."""
     read = np.empty_like(delta)
     for _ in _encoded(delta, scales_of(delta, encoding), encoding, rng, read):
         pass
@@ -92,7 +94,7 @@ def as_read(delta: Floats, encoding: UpdateEncoding, rng: np.random.Generator) -
 def _encoded(
     delta: Floats, scales: Floats, encoding: UpdateEncoding, rng: np.random.Generator, read: Floats
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yields the bytes of each slice, and puts into `read` what a reader will decode from them."""
+    """Encodes a delta and yields the bytes slice by slice. Fills the array `read` with the values that a reader will decode."""
     for start in range(0, delta.size, SLICE):
         values, steps = slice(start, start + SLICE), scales[start // BLOCK : (start + SLICE) // BLOCK]
         raw = encode(delta[values], steps, encoding, rng)
@@ -101,13 +103,16 @@ def _encoded(
 
 
 class SliceReader:
-    """Reads the numbers of an update, one slice after the other, from front to back.
+    """Reads and decodes the numbers of an update, slice by slice, from front to back.
 
-    Memory: the scales of the whole update, and the bytes of one slice if they are not float32.
+    Memory: the scales of the whole update. For bf16 and int8, also the bytes of one slice.
     """
 
     def __init__(self, form: UpdateFormat, read_into: ReadInto) -> None:
-        """`read_into` gives the bytes that follow the header."""
+        """Reads the scales of the update.
+
+        read_into: fills an array with the next bytes of the file; its first call gives the bytes after the header.
+        """
         self._encoding = form.encoding
         self._read_into = read_into
         self._scales = np.empty(form.blocks, "<f4")
@@ -116,7 +121,7 @@ class SliceReader:
         read_into(self._scales.view(np.uint8))
 
     def read(self, row: Floats) -> None:
-        """Fills `row` with the next numbers: SLICE of them, or those that are left."""
+        """Fills `row` with the next numbers of the update. `row` must have SLICE elements, or as many as are left."""
         if self._encoding == "fp32":
             self._read_into(row.view(np.uint8))
             return
@@ -128,9 +133,9 @@ class SliceReader:
 
 
 def scales_of(delta: Floats, encoding: UpdateEncoding) -> Floats:
-    """Returns the value of one int8 step in each block, so that its largest number becomes 127.
+    """Returns the scale of each int8 block: the value of one int8 step, chosen so that the block's largest number becomes 127.
 
-    Shape: (blocks,); (0,) for the other encodings.
+    Shape: (blocks,) for int8, with one block for each 1,024 values; (0,) for the other encodings.
     """
     if encoding != "int8":
         return np.empty(0, np.float32)
@@ -140,7 +145,10 @@ def scales_of(delta: Floats, encoding: UpdateEncoding) -> Floats:
 
 
 def encode(values: Floats, scales: Floats, encoding: UpdateEncoding, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Encodes a slice that starts at the start of a block."""
+    """Returns the bytes of a slice of numbers. The slice must begin where a block begins.
+
+    scales: the scales of the slice's blocks, for int8. rng: random stream for the rounding of int8.
+    """
     match encoding:
         case "fp32":
             return values.astype("<f4").view(np.uint8)
@@ -159,7 +167,7 @@ def encode(values: Floats, scales: Floats, encoding: UpdateEncoding, rng: np.ran
 
 
 def decode(raw: NDArray[np.uint8], scales: Floats, encoding: UpdateEncoding, out: Floats) -> None:
-    """Decodes a slice into `out`."""
+    """Decodes the bytes of a slice into the array `out`. scales: the scales of the slice's blocks, for int8."""
     match encoding:
         case "fp32":
             out[:] = raw.view("<f4")
