@@ -12,22 +12,25 @@ Options = Sequence[tuple[str, str | int]]
 
 
 def credentials(identity: Identity) -> grpc.ChannelCredentials:
-    """Returns TLS credentials with which both sides prove their identity (RFC 8446, section 4.4).
+    """Returns TLS credentials with which client and coordinator both prove their identity (RFC 8446, section 4.4).
 
-    The authority of the member's invite is the only one that is trusted.
+    The client trusts only the certificate authority that its invite contained.
     """
     return grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.chain_pem)
 
 
 def secure_channel(identity: Identity, options: Options = ()) -> grpc.aio.Channel:
-    """Returns an asyncio channel with mutual TLS to the member's coordinator."""
+    """Returns an asyncio channel with mutual TLS to the member's coordinator. options: further options of the gRPC channel."""
     return grpc.aio.secure_channel(
         identity.membership.coordinator, credentials(identity), options=[*CHANNEL_OPTIONS, *options]
     )
 
 
 def plain_channel(address: str, options: Options = ()) -> grpc.aio.Channel:
-    """Returns an asyncio channel in plain text to a coordinator on this machine. Raises NotLoopback for another address."""
+    """Returns an asyncio channel in plain text to a coordinator on this machine. options: further options of the gRPC channel.
+
+    Raises NotLoopback if the address is on another machine.
+    """
     check_loopback(address)
     return grpc.aio.insecure_channel(address, options=[*CHANNEL_OPTIONS, *options])
 
@@ -38,14 +41,18 @@ def blocking_channel(identity: Identity) -> grpc.Channel:
 
 
 def blocking_plain_channel(address: str) -> grpc.Channel:
-    """Returns a blocking channel in plain text to a coordinator on this machine. Raises NotLoopback for another address."""
+    """Returns a blocking channel in plain text to a coordinator on this machine.
+
+    Raises NotLoopback if the address is on another machine.
+    """
     check_loopback(address)
     return grpc.insecure_channel(address, options=list(CHANNEL_OPTIONS))
 
 
 def enrolment_channel(address: str, authority_pem: bytes) -> grpc.Channel:
-    """Returns a blocking channel to the enrolment port, for a machine that has no certificate yet.
+    """Returns a blocking channel to the coordinator's enrolment port, for a machine that has no certificate yet.
 
-    Only the coordinator proves its identity, by a certificate that the authority signed.
+    Only the coordinator proves its identity, by a certificate that the authority signed. authority_pem: the authority's root
+    certificate.
     """
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority_pem), options=list(CHANNEL_OPTIONS))

@@ -1,7 +1,7 @@
-"""Writes messages that carry a chunk with one copy of its bytes, and reads them with none.
+"""Writes messages that carry a chunk with one copy of the chunk's bytes, and reads such messages with no copy.
 
 In Python, protobuf copies a field of bytes when a message is built, written and read, and at every access to the field. These
-four copies would take a tenth of a round's time. So the field `data` is written and read here, without protobuf.
+four copies would take a tenth of a round's time. So this module writes and reads the field `data` without protobuf.
 The fields of a message may stand in any order, so the bytes of a message followed by one more field are a valid message.
 Source: protobuf's guide to its encoding, section on length-delimited records.
 """
@@ -24,27 +24,27 @@ M = TypeVar("M", pb.PutChunksRequest, pb.GetChunksResponse)
 
 @dataclass(frozen=True, slots=True)
 class ChunkMessage(Generic[M]):
-    """A message, and beside it the bytes of its field `data`, which may be empty in the message itself."""
+    """A message, and separately the bytes of its field `data`. The field in the message itself may be empty."""
 
     facts: M
     data: bytes | memoryview
 
 
 def write_chunk(facts: M, data: bytes) -> bytes:
-    """Returns the serialized message with `data` in its field of that name. `facts.data` must be empty."""
+    """Returns the serialized message `facts` with the bytes `data` in its field `data`, which must be empty in `facts`."""
     return b"".join((facts.SerializeToString(), _mark(type(facts), len(data)), data))
 
 
 def model_chunk(index: int, data: bytes) -> bytes:
-    """Returns one chunk of a model version as a serialized GetChunksResponse."""
+    """Returns one chunk of a model version as a serialized GetChunksResponse. index: number of the chunk. data: its bytes."""
     return write_chunk(pb.GetChunksResponse(index=index), data)
 
 
 def chunk_reader(kind: type[M]) -> Callable[[bytes], ChunkMessage[M]]:
-    """Returns a function that parses messages written by `write_chunk` or by any protobuf library.
+    """Returns a function that parses serialized messages of one type, written by `write_chunk` or by any protobuf library.
 
-    That function raises DecodeError for bytes that are no such message. It copies the data only if they are not a whole
-    chunk at the end of the message.
+    kind: the message type. The function raises DecodeError for bytes that are not a message of this type. It copies the data only
+    if they are not a whole chunk at the end of the message.
     """
     mark = _mark(kind, CHUNK_BYTES)
 
@@ -61,7 +61,7 @@ def chunk_reader(kind: type[M]) -> Callable[[bytes], ChunkMessage[M]]:
 
 
 def _mark(kind: type[Any], size: int) -> bytes:
-    """Returns the tag and the length that stand before `size` bytes of data in a message of this kind."""
+    """Returns the tag and the length that protobuf writes before `size` bytes in the field `data`. kind: the message type."""
     return _varint(kind.DESCRIPTOR.fields_by_name["data"].number << 3 | 2) + _varint(size)
 
 

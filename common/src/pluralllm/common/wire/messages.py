@@ -50,13 +50,13 @@ def timestamp(time_s: float) -> Timestamp:
 def seconds(message: Timestamp) -> float:
     """Converts a protobuf timestamp to seconds since the epoch.
 
-    Never raises: a peer may send a timestamp that is no valid date, for which protobuf's own conversion raises.
+    The function never raises, but protobuf's own conversion does if a peer sends a timestamp that is not a valid date.
     """
     return (message.seconds * 10**6 + message.nanos // 1000) / 1e6
 
 
 def manifest_message(manifest: Manifest) -> pb.BlobManifest:
-    """Converts a manifest to its protobuf message."""
+    """Converts a manifest (digest, size and chunk hashes of a file) to its protobuf message."""
     return pb.BlobManifest(
         digest=manifest.digest,
         size_bytes=manifest.size_bytes,
@@ -66,23 +66,23 @@ def manifest_message(manifest: Manifest) -> pb.BlobManifest:
 
 
 def manifest_from(message: pb.BlobManifest, limit_bytes: int) -> Manifest:
-    """Converts a message from a peer to a manifest, after checking it.
+    """Converts a message from a peer to a manifest (digest, size and chunk hashes of a file), after checking it.
 
-    Raises OverLimit if the blob has more than `limit_bytes` bytes or not the right number of chunk hashes; DigestMismatch if
-    the digest is not that of the chunk hashes.
+    Raises OverLimit if the file has more than `limit_bytes` bytes, another chunk size, or not the right number of chunk hashes.
+    Raises DigestMismatch if the digest is not the digest of the chunk hashes.
     """
     return checked_manifest(message.digest, message.size_bytes, message.chunk_bytes, message.chunk_sha256, limit_bytes)
 
 
 def range_messages(missing: Iterable[int]) -> list[pb.ChunkRange]:
-    """Converts chunk numbers to the fewest ranges that cover exactly them."""
+    """Converts the numbers of missing chunks to range messages. The result has as few ranges as possible."""
     return [pb.ChunkRange(first=first, last=last) for first, last in missing_ranges(missing)]
 
 
 def chunks_in(ranges: Iterable[pb.ChunkRange], chunks: int) -> list[int]:
-    """Returns the chunk numbers in `ranges`, ascending and without repetition.
+    """Returns the chunk numbers that the ranges contain, in ascending order and without repetition.
 
-    chunks: the blob's number of chunks; numbers from there on are left out.
+    chunks: the number of chunks in the blob. Greater chunk numbers in the ranges are ignored.
     """
     numbers: list[int] = []
     next_number = 0
