@@ -1,4 +1,5 @@
 """The vocabulary: ids, resource names, roles, addresses, questions, and the run spec with its presets.
 
-May touch: nothing; pydantic checks what comes from outside. Start reading at spec.py.
+The package may read its own presets and the spec files that it is given, and nothing else; pydantic checks values from outside.
+Start reading at spec.py.
 """

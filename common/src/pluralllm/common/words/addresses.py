@@ -8,7 +8,10 @@ PLAIN_TEXT_ADDRESS = "127.0.0.1:7443"  # a coordinator without certificates list
 
 
 def check_address(address: str) -> str:
-    """Returns the address if it is host:port. Raises ValueError, as pydantic wants it."""
+    """Returns the address unchanged if it has the form host:port.
+
+    Raises ValueError otherwise, because pydantic expects a ValueError from a validator.
+    """
     host, separator, port = address.rpartition(":")
     if not separator or not host or not port.isdecimal() or int(port) > 65_535:
         raise ValueError("must be host:port, for example 127.0.0.1:7443")
@@ -16,9 +19,9 @@ def check_address(address: str) -> str:
 
 
 def check_loopback(address: str) -> None:
-    """Refuses an address on any but the loopback interface, for connections in plain text.
+    """Checks that an address is on the loopback interface, before a connection in plain text is made.
 
-    On another interface, others could read and forge identities and weights. Raises NotLoopback.
+    On another interface, others could read and forge identities and weights. Raises NotLoopback if the address is on another one.
     """
     host = address.rpartition(":")[0].strip("[]")
     try:

@@ -1,4 +1,4 @@
-"""Distinct types for ids and numbers, so that mypy refuses a round where a model version is expected."""
+"""Distinct types for ids and numbers, so that mypy reports a round number where a model version is expected."""
 
 import re
 from typing import NewType
@@ -20,5 +20,5 @@ ID_HELP = "1 to 40 of a-z, 0-9 and '-', the first a letter"
 
 
 def is_id(text: str) -> bool:
-    """Returns whether a text may serve as the id of a run or a client."""
+    """Returns whether a text has the form of an id of a run or a client: 1 to 40 of a-z, 0-9 and '-', the first a letter."""
     return re.fullmatch(ID_PATTERN, text) is not None

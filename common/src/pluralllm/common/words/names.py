@@ -1,4 +1,4 @@
-"""Names of resources in messages, logs and specs: paths of ids and numbers (aip.dev/122).
+"""Names of resources in messages, logs and specs. A name is a path of ids and numbers (aip.dev/122).
 
     members/MEMBER
     runs/RUN
@@ -6,8 +6,8 @@
     runs/RUN/rounds/NUMBER/tasks/KIND-CLIENT
     runs/RUN/models/VERSION
 
-A resource has exactly one name: numbers have no leading zeros and at most nine digits. A request may write `-` for the newest
-run or for a run's current model version.
+A resource has exactly one name: numbers have no leading zeros and at most nine digits. In a request, `-` in place of RUN means
+the newest run, and `-` in place of VERSION means the run's current model version.
 """
 
 import re
@@ -24,7 +24,7 @@ CURRENT = "-"  # in a request, the current version of a run
 
 
 class TaskKind(StrEnum):
-    """The work that a task asks for."""
+    """The kind of work that a task asks of a client: training, evaluating a model version, or scoring rollouts."""
 
     TRAIN = "train"
     EVALUATE = "evaluate"
@@ -42,7 +42,7 @@ FIXED_MODEL_PATTERN = f"^runs/{ID}/models/({NUMBER})$"
 
 @dataclass(frozen=True, slots=True)
 class MemberName:
-    """The name of a member, an invited member or a client."""
+    """The resource name of a member, of an invited member, or of a client: members/MEMBER."""
 
     member: ClientId
 
@@ -51,14 +51,14 @@ class MemberName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads a whole name. Raises InvalidArgument."""
+        """Reads a resource name. Raises InvalidArgument if the text is not members/MEMBER."""
         (member,) = _pieces(MEMBER_NAME, text, "name", "members/NAME")
         return cls(ClientId(member))
 
 
 @dataclass(frozen=True, slots=True)
 class RunName:
-    """The name of a run."""
+    """The resource name of a run: runs/RUN."""
 
     run: RunId  # NEWEST in some requests, never in an answer
 
@@ -67,14 +67,14 @@ class RunName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads a whole name. Raises InvalidArgument."""
+        """Reads a resource name. Raises InvalidArgument if the text is not runs/RUN."""
         (run,) = _pieces(RUN_NAME, text, "name", "runs/RUN")
         return cls(RunId(run))
 
 
 @dataclass(frozen=True, slots=True)
 class RoundName:
-    """The name of a round."""
+    """The resource name of a round: runs/RUN/rounds/NUMBER."""
 
     run: RunId  # NEWEST in some requests
     number: RoundNumber
@@ -84,14 +84,14 @@ class RoundName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads a whole name. Raises InvalidArgument."""
+        """Reads a resource name. Raises InvalidArgument if the text is not runs/RUN/rounds/NUMBER."""
         run, number = _pieces(ROUND_NAME, text, "name", "runs/RUN/rounds/NUMBER")
         return cls(RunId(run), RoundNumber(int(number)))
 
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """The name of a model version."""
+    """The resource name of a model version: runs/RUN/models/VERSION."""
 
     run: RunId  # NEWEST in some requests
     version: ModelVersion | None  # None is the run's current version, in some requests
@@ -101,13 +101,16 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads a whole name. Raises InvalidArgument."""
+        """Reads a resource name. Raises InvalidArgument if the text is not runs/RUN/models/VERSION."""
         run, version = _pieces(MODEL_NAME, text, "name", "runs/RUN/models/NUMBER")
         return cls(RunId(run), None if version == CURRENT else ModelVersion(int(version)))
 
     @classmethod
     def parse_short(cls, text: str) -> Self:
-        """Reads RUN or RUN@VERSION, the forms that people type. Raises InvalidArgument."""
+        """Reads RUN or RUN@VERSION, the short forms that people type in commands.
+
+        RUN alone means the run's current version. Raises InvalidArgument if VERSION is not a number of at most 9 digits.
+        """
         run, _, version = text.partition("@")
         if version not in ("", CURRENT) and re.fullmatch("[0-9]{1,9}", version) is None:
             raise InvalidArgument(field="version", problem=f"is {version!r}, must be a number of at most 9 digits")
@@ -117,7 +120,7 @@ class ModelName:
 
 @dataclass(frozen=True, slots=True)
 class TaskName:
-    """The name of a task: the same name is the same work, however often it is handed out."""
+    """The resource name of a task. If a task is handed out again, it keeps its name, because the work is the same."""
 
     run: RunId
     round: RoundNumber
@@ -129,13 +132,17 @@ class TaskName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads a whole name. Raises InvalidArgument."""
+        """Reads a resource name. Raises InvalidArgument if the text is not runs/RUN/rounds/NUMBER/tasks/KIND-CLIENT."""
         run, number, kind, client = _pieces(TASK_NAME, text, "task", "runs/RUN/rounds/N/tasks/KIND-CLIENT")
         return cls(RunId(run), RoundNumber(int(number)), TaskKind(kind), ClientId(client))
 
 
 def _pieces(pattern: re.Pattern[str], text: str, field: str, allowed: str) -> tuple[str, ...]:
-    """Returns the variable pieces of a name."""
+    """Returns the variable parts of a resource name: the groups of `pattern`.
+
+    field: the request's field that has the name. allowed: the form that the name must have. Raises InvalidArgument, which names
+    the field and the form, if the pattern does not match.
+    """
     if (match := pattern.fullmatch(text)) is None:
         raise InvalidArgument(field=field, problem=f"{text!r} is not {allowed}")
     return match.groups()

@@ -1,4 +1,4 @@
-"""One question with a group's answers: the unit of private data, which never leaves the client."""
+"""A question with a group's answers. Private data consists of such questions; the answers never leave the client."""
 
 import hashlib
 import unicodedata
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Question:
-    """One multiple-choice question with the shares of a group's answers."""
+    """One multiple-choice question, with the share of a group's answers for each option."""
 
     text: str
     options: tuple[str, ...]  # at least 2
@@ -18,7 +18,7 @@ class Question:
 
     @property
     def id(self) -> str:
-        """Hash of question and options: the same in every group, so that splits and caches can use it."""
+        """Hash of the question's text and options. It is the same in every group, so splits and caches can use it as a key."""
         text = "\x1f".join([self.text, *self.options])
         return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()
 
@@ -27,5 +27,9 @@ class Question:
 
 
 def is_held_out(question_id: str, share: float) -> bool:
-    """Returns whether a question belongs to the share that no group trains on. The hash decides, so all groups agree."""
+    """Returns whether a question is held out, so that no group trains on it.
+
+    A hash of the question's id decides, so all groups hold out the same questions.
+    share: the share of all questions to hold out, 0 .. 1.
+    """
     return int(hashlib.sha256(f"holdout/{question_id}".encode()).hexdigest()[:8], 16) < share * 2**32

@@ -1,8 +1,8 @@
-"""Runs that ask groups for rewards: their settings, and the weight of each group's rewards. Pure, and free of numpy.
+"""Settings of runs that ask groups for rewards, and the weight of each group's rewards. This module has no I/O and no numpy.
 
-arXiv 2512.08786 and arXiv 2604.04261 (APPA) compare these rules: mean, min, max, and a rule that weighs groups by how well the
-model has served them so far. A fixed alpha is the family of arXiv 2405.00254: -infinity is the min, 0 the mean, +infinity the
-max.
+arXiv 2512.08786 and arXiv 2604.04261 (APPA) compare the rules `mean`, `min`, `max`, and `adaptive`, which weighs groups by how
+well the model has served them so far. The rule `alpha` is the family of arXiv 2405.00254: its number alpha gives the min at
+-infinity, the mean at 0 and the max at +infinity.
 """
 
 import math
@@ -20,7 +20,7 @@ DIGITS = 12  # weights and histories are rounded, because exp may differ in its 
 
 
 class RewardAggregation(BaseModel):
-    """The rule that makes one reward of the rewards of many groups, with its numbers."""
+    """The rule that combines the rewards of several groups into one reward, with the numbers that the rule uses."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,7 +38,7 @@ MAX_CANDIDATES = 4096
 
 
 class RewardRun(BaseModel):
-    """The settings of a run that asks for rewards: it does not train, each round is a batch of rollouts that clients score."""
+    """The settings of a run that asks for rewards. The run does not train; in each round, clients score a batch of rollouts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,7 +53,7 @@ class RewardRun(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RewardOptions:
-    """The settings of a reward run that do not follow from the model whose predictor scores."""
+    """The settings of a reward run that its creator chooses. Other settings follow from the model that scores the rollouts."""
 
     rule: str = "mean"
     temperature: float = 0.1  # for rule adaptive
@@ -66,13 +66,20 @@ class RewardOptions:
 
 
 def mean_reward(rewards: Sequence[float | None]) -> float | None:
-    """Mean of the rewards that could be given; None if there are none."""
+    """Mean of a group's rewards for a batch, without the items that the group could not score (None).
+
+    Returns None if the group could score no item.
+    """
     scored = [reward for reward in rewards if reward is not None]
     return math.fsum(scored) / len(scored) if scored else None
 
 
 def remember(settings: RewardAggregation, newest: Mapping[str, float | None], history: History) -> History:
-    """Returns the histories after one more batch. A new group begins with its first reward; an absent one keeps its history."""
+    """Returns each group's history (decayed mean of its rewards) after one more batch.
+
+    newest: by group, the mean reward of the new batch, or None. history: the histories before the batch.
+    The history of a new group begins with its first reward. A group without a new reward keeps its history.
+    """
     past = dict(history)
     for group, mean in newest.items():
         if mean is not None:
@@ -82,7 +89,11 @@ def remember(settings: RewardAggregation, newest: Mapping[str, float | None], hi
 
 
 def weigh_groups(settings: RewardAggregation, groups: Sequence[str], history: History) -> tuple[float, ...]:
-    """Returns the weight of each group; their sum is 1. They differ only under `adaptive`, once all have a history."""
+    """Returns the weight of each group, in the order of `groups`; the sum is 1. history: decayed mean reward of each group.
+
+    The weights are equal unless the rule is `adaptive`, every group has a history, and the histories are not even enough
+    (`fair_from`).
+    """
     by_group = dict(history)
     if settings.rule != "adaptive" or not all(group in by_group for group in groups):
         return (1 / len(groups),) * len(groups)
@@ -95,6 +106,6 @@ def weigh_groups(settings: RewardAggregation, groups: Sequence[str], history: Hi
 
 
 def _fairness_index(values: Sequence[float]) -> float:
-    """Jain's fairness index, as in metrics.fairness_index; 1 if all values are 0."""
+    """Jain's fairness index, 1 for even values; the same formula as metrics.fairness_index. Returns 1 if all values are 0."""
     total, squares = math.fsum(values), math.fsum(value * value for value in values)
     return 1.0 if squares == 0 else total * total / (len(values) * squares)

@@ -1,10 +1,10 @@
-"""The roles of members. The table in the coordinator's access.py lists the calls that each role may make."""
+"""The roles of members. The table in the coordinator's module access.py lists the calls that each role may make."""
 
 from enum import StrEnum
 
 
 class MemberRole(StrEnum):
-    """The role of a member, fixed when an administrator invites it."""
+    """The role of a member. The administrator who invites the member chooses the role, and the role never changes."""
 
     CLIENT = "client"  # a partner's daemon: trains, evaluates, reads runs and models
     OBSERVER = "observer"  # reads the status of runs and rounds; no weights, no members

@@ -1,4 +1,4 @@
-"""The run spec: everything that defines a training job. Its hash never changes once the run exists."""
+"""The run spec: everything that defines a training job. The spec and its hash never change after the run is created."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ YEAR_S = 366 * 86_400.0  # a later deadline has no use, and one far enough in th
 
 
 def _without_nul(text: str) -> str:
-    """Refuses NUL characters, because PostgreSQL cannot store them in text. Raises ValueError."""
+    """Returns the text if it has no NUL character, because PostgreSQL cannot store NUL in text. Raises ValueError otherwise."""
     if "\0" in text:
         raise ValueError("has a NUL character (U+0000); leave it out")
     return text
@@ -40,20 +40,20 @@ Name = Annotated[str, Field(min_length=1, max_length=200), NoNul]
 
 
 class GroupRole(StrEnum):
-    """The role of a group: it trains, or the run never trains on it and only evaluates it."""
+    """The role of a group in a run: the run trains on the group, or it never trains on the group and only evaluates it."""
 
     TRAIN = "train"
     HELD_OUT = "held_out"
 
 
 class SpecPart(BaseModel):
-    """A table of the run spec: frozen, and a misspelt key is an error."""
+    """Base class for the tables of the run spec. An object cannot be changed, and an unknown key in a spec file is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Groups(SpecPart):
-    """The groups that take part. If both are empty, any group takes part in the role that its client declares."""
+    """The groups that take part. If both lists are empty, any group takes part in the role that its client declares."""
 
     train: tuple[Name, ...] = ()
     held_out: tuple[Name, ...] = ()
@@ -71,7 +71,10 @@ class Groups(SpecPart):
         return bool(self.train or self.held_out)
 
     def role_of(self, group: str, declared: GroupRole) -> GroupRole | None:
-        """Returns the role of a group in this run: the declared one, unless the spec holds it out; None if it takes no part."""
+        """Returns the role of a group in this run: held out if the spec lists it so, otherwise the role that its client declares.
+
+        Returns None if the spec names groups and this group is not among them, so that the group takes no part.
+        """
         if group in self.held_out:
             return GroupRole.HELD_OUT
         return declared if group in self.train or not self.named else None
@@ -98,7 +101,10 @@ class RoundPolicy(SpecPart):
 
 
 class Predictor(SpecPart):
-    """The transformer neural process of arXiv 2503.09925; `architecture` names the fixed, versioned code."""
+    """The shape of the predictor, the transformer neural process of arXiv 2503.09925.
+
+    `architecture` names the version of the code that defines the predictor; this code never changes for a version.
+    """
 
     architecture: Literal["tnp-d/1"] = "tnp-d/1"
     d_model: Width = 128
@@ -118,9 +124,9 @@ class Predictor(SpecPart):
 
 
 class Episodes(SpecPart):
-    """The questions of one training step: context and targets, disjoint and drawn anew each time.
+    """The numbers of context and target questions in one training episode. The questions are drawn anew for each episode.
 
-    If a group has too few questions, the upper bounds shrink.
+    No question is both context and target. If a group has too few questions, it uses smaller upper bounds.
     """
 
     min_context: Count = 10
@@ -136,7 +142,7 @@ class Episodes(SpecPart):
 
 
 class Training(SpecPart):
-    """The training that a client does for one TRAIN task."""
+    """The local training that a client does in one round."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 3e-4
@@ -164,16 +170,16 @@ class Training(SpecPart):
 
 
 class Updates(SpecPart):
-    """The form in which updates travel."""
+    """The encoding of the updates that clients upload."""
 
     encoding: UpdateEncoding = "fp32"
 
 
 class Aggregation(SpecPart):
-    """The way from updates to the next version: weights, the mean delta, the server optimizer's step.
+    """The computation of the next model version from updates: client weights, the mean delta, and the server optimizer's step.
 
-    Sources: Hsu et al. 2019 (arXiv 1909.06335) for fedavgm, Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2, for fedadam and
-    fedyogi; the mean delta is their negative pseudo-gradient, and there is no bias correction.
+    Sources: Hsu et al. 2019 (arXiv 1909.06335) for fedavgm; Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2, for fedadam and
+    fedyogi. The mean delta is their pseudo-gradient with the opposite sign, and there is no bias correction.
     """
 
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
@@ -195,7 +201,7 @@ class Aggregation(SpecPart):
 
 
 class Evaluation(SpecPart):
-    """The way in which a version is scored for one group."""
+    """The way in which a model version is scored for one group."""
 
     context_questions: Count = 20
     draws: Count = 3  # contexts drawn by the seed; the score is the average over them
@@ -205,7 +211,7 @@ class Evaluation(SpecPart):
 
 
 class Probe(SpecPart):
-    """A text with the vector that every client's embedding model must give for it."""
+    """A text with the vector that every client's embedding model must give for the text."""
 
     text: Name
     vector: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
@@ -215,10 +221,10 @@ MIN_COSINE = 0.999
 
 
 class Embedding(SpecPart):
-    """The embedding contract: all clients must embed alike, or the shared weights mean nothing.
+    """The embedding contract: all clients must turn a text into the same vector, otherwise the shared weights have no meaning.
 
     Each (question, option) becomes one vector: every template is filled in and embedded, and the vectors are concatenated.
-    Fields of a template: {question}, {options} ("A. .. B. .."), {letter}, {option}.
+    The fields of a template are {question}, {options} ("A. .. B. .."), {letter} and {option}.
     """
 
     model: Name  # model id; a client may map it to a local folder
@@ -252,7 +258,10 @@ class Embedding(SpecPart):
 
 
 class RunSpec(SpecPart):
-    """One training job. `load_spec` reads it from a file; two specs with the same hash are the same job."""
+    """The definition of one training job. Two specs with the same hash define the same job.
+
+    `load_spec` reads a spec from a file.
+    """
 
     format: Literal["pluralllm.run/1"] = "pluralllm.run/1"
     title: Annotated[str, Field(max_length=200), NoNul] = ""
@@ -285,10 +294,12 @@ class RunSpec(SpecPart):
         return self
 
     def for_rewards(self, model: ModelName, digest: Digest, options: RewardOptions, file: str) -> "RunSpec":
-        """Derives the spec of a run that asks for rewards from the spec of the run that trained `model`.
+        """Returns the spec of a new run that asks for rewards. This spec must be the spec of the run that trained `model`.
 
-        Predictor, embedding, evaluation, training, seed and title stay. Any group may take part, and rewards travel as plain
-        float32. `digest` is the model's; `file` is the name under which a problem is reported. Raises InvalidSpec.
+        Predictor, embedding, evaluation, training, seed and title are copied. Any group may take part, and rewards are sent as
+        float32.
+        digest: digest of the model's file. file: the name under which an error reports the spec.
+        Raises InvalidSpec if the new spec is not valid.
         """
         values = self.model_dump(mode="json") | {
             "rounds": options.batches,
@@ -314,7 +325,7 @@ class RunSpec(SpecPart):
             raise InvalidSpec(file=file, problems=explain(error)) from error
 
     def canonical_json(self) -> bytes:
-        """Returns the bytes that the hash is computed over: JSON with sorted keys and no spaces."""
+        """Returns the bytes that the spec's hash is computed over: JSON with sorted keys and no spaces."""
         left_out = (
             None if self.rewards is not None else {"rewards"}
         )  # so that the hash of a run that trains never changes
@@ -326,9 +337,9 @@ class RunSpec(SpecPart):
 
 
 def parse_spec(text: bytes, file: str) -> RunSpec:
-    """Reads a spec from JSON. `file` is the name under which a problem is reported.
+    """Reads a spec from JSON. file: the name under which an error reports the spec.
 
-    Raises InvalidSpec with every problem and what is allowed.
+    Raises InvalidSpec, which lists every problem with its key and the allowed values.
     """
     try:
         return RunSpec.model_validate_json(text)
@@ -337,9 +348,10 @@ def parse_spec(text: bytes, file: str) -> RunSpec:
 
 
 def load_spec(path: Path) -> RunSpec:
-    """Reads a spec from a TOML file. `preset = "default"` or "paper" at the top fills in what the file leaves out.
+    """Reads a spec from a TOML file. A preset gives the values that the file leaves out.
 
-    Raises InvalidSpec: file, key, what is allowed.
+    The file names the preset at the top: `preset = "default"` or `preset = "paper"`. Without a name the preset is "default".
+    Raises InvalidSpec if the file cannot be read, or if the spec is not valid; the error names file, keys and allowed values.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -351,7 +363,10 @@ def load_spec(path: Path) -> RunSpec:
 
 
 def spec_from_toml(text: str, file: str) -> RunSpec:
-    """Reads a spec from TOML text. `file` is the name under which a problem is reported. Raises InvalidSpec."""
+    """Reads a spec from TOML text. file: the name under which an error reports the spec.
+
+    Raises InvalidSpec if the text is not TOML or the spec is not valid.
+    """
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -366,14 +381,14 @@ def spec_from_toml(text: str, file: str) -> RunSpec:
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """Returns the values of a built-in preset in the form of a spec file."""
+    """Returns the values of a preset that comes with this package, nested as in a spec file."""
     return tomllib.loads(
         resources.files("pluralllm.common.words").joinpath("presets", f"{name}.toml").read_text("utf-8")
     )
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Returns `base` with the values of `over`: tables are merged key by key, anything else is replaced."""
+    """Returns a copy of `base` with the values of `over`. Nested tables are merged key by key; any other value is replaced."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -382,7 +397,10 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, secret: Collection[str] = ()) -> str:
-    """Returns one line for each problem: the key, the fault, and the value unless the key is `secret`."""
+    """Returns the text of a validation error: one line for each problem with the key, the problem and the value.
+
+    secret: keys whose values the text must not contain.
+    """
     lines = []
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
