@@ -1,4 +1,5 @@
-"""The ground of every process: configuration, logs, clocks, locks, durable files, terminal output, traces, the supervisor.
+"""The common ground of all processes: configuration, logs, clocks, locks, durable files, terminal output, traces, the supervisor.
 
-May touch: files, the environment (configuration.py alone), the terminal, one port. Start reading at configuration.py.
+The package may use files, the environment (only configuration.py reads it), the terminal, and the port for metrics. Start reading
+at configuration.py.
 """

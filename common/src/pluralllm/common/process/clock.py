@@ -1,4 +1,4 @@
-"""Clocks, which code takes as an argument: a real one, and a fake one for tests."""
+"""Clocks, which functions take as an argument: a real clock, and a fake clock for tests."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """A source of time: seconds since the epoch that never run backwards, and a way to wait."""
+    """A source of time. It gives seconds since the epoch, which never decrease, and it can wait for a duration."""
 
     def now_s(self) -> float: ...
 
@@ -14,9 +14,9 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The clock of a real process: the wall time at its start plus the monotonic time since then.
+    """The clock of a real process. Its time is the wall time when the clock was created, plus the monotonic time since then.
 
-    A later change of the machine's wall clock therefore moves no deadline.
+    If somebody changes the machine's wall clock later, no deadline moves.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class FakeClock:
         await woken
 
     def advance(self, duration_s: float) -> None:
-        """Moves the time forward, and wakes every sleeper whose time has come."""
+        """Moves the time forward, and wakes every sleeper whose waiting time has passed."""
         self._now_s += duration_s
         due = [woken for until_s, woken in self._sleepers if until_s <= self._now_s]
         self._sleepers = [(until_s, woken) for until_s, woken in self._sleepers if until_s > self._now_s]

@@ -1,4 +1,7 @@
-"""Configuration of a process: flag > environment > TOML file > default. `__main__` reads it once."""
+"""Configuration of a process from four sources: a flag wins over the environment, the TOML file and the default, in this order.
+
+Only a process's `__main__` reads the configuration, once.
+"""
 
 import os
 import tomllib
@@ -13,10 +16,10 @@ from pluralllm.common.words.spec import explain
 
 
 class ProcessConfig(BaseModel):
-    """The configuration of one process: frozen, and a misspelt key is an error.
+    """Base class for the configuration of one process. An object cannot be changed, and an unknown key is an error.
 
-    A subclass gives the fields and the prefix of the environment variables. A value that no message may repeat has
-    Field(repr=False). The constructor reads nothing: `load_config` brings the sources together.
+    A subclass defines the fields and `env_prefix`, the prefix of the environment variables' names. A field whose value must not
+    appear in messages has Field(repr=False). The constructor reads no source: `load_config` reads the sources and merges them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,7 +30,11 @@ Config = TypeVar("Config", bound=ProcessConfig)
 
 
 def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any]) -> Config:
-    """Reads every source; a flag that is None was not given. Raises InvalidConfig: file, key, what is allowed."""
+    """Reads and merges the configuration of a process. kind: the process's configuration class.
+
+    flags: values of the command line by key; None means that the flag was not set. file: TOML file, or None.
+    Raises InvalidConfig if the file cannot be read or a value is not valid; the error names file, keys and allowed values.
+    """
     name = str(file) if file is not None else "(flags and environment)"
     if file is not None and not file.is_file():
         raise InvalidConfig(file=name, problems="  there is no such file")
@@ -44,7 +51,10 @@ def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
 
 
 def origins_of(kind: type[Config], file: Path | None) -> dict[str, str]:
-    """Returns the source of each key's value, flags aside: the environment variable, the file or the default."""
+    """Returns where the value of each key comes from: the environment variable, the file or the default. Flags are ignored.
+
+    kind: the process's configuration class.
+    """
     of_file = {} if file is None else _values_of_file(file)
     return (
         dict.fromkeys(kind.model_fields, "default")
@@ -54,13 +64,16 @@ def origins_of(kind: type[Config], file: Path | None) -> dict[str, str]:
 
 
 def _values_of_file(file: Path) -> dict[str, Any]:
-    """Reads a TOML file. Raises TOMLDecodeError, UnicodeDecodeError."""
+    """Returns the keys and values of a TOML file. Raises TOMLDecodeError or UnicodeDecodeError if the file is not TOML."""
     with file.open("rb") as opened:
         return tomllib.load(opened)
 
 
 def _values_of_environment(kind: type[ProcessConfig]) -> dict[str, str]:
-    """Returns the fields that have a variable. The case of a variable's name does not matter."""
+    """Returns the values of the fields for which an environment variable is set, by field name.
+
+    The comparison of the variables' names ignores upper and lower case. kind: the process's configuration class.
+    """
     variables = {name.lower(): value for name, value in os.environ.items()}
     names = {key: f"{kind.env_prefix}{key}".lower() for key in kind.model_fields}
     return {key: variables[name] for key, name in names.items() if name in variables}

@@ -1,4 +1,4 @@
-"""Output that several commands share: JSON, a doctor's checks, the effective configuration, a progress line."""
+"""Output that several commands share: JSON, the checks of a `doctor` command, the effective configuration, a progress line."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON: docs/reference/j
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check of a doctor: one line of its table."""
+    """The result of one check of a `doctor` command, printed as one row of a table."""
 
     name: str
     ok: bool
@@ -28,7 +28,10 @@ class Check:
 
 
 def checked(name: str, probe: Callable[[], Check]) -> Check:
-    """Runs a probe and returns its check. A PluralError makes a failed check, with the error's cause as result and its fix."""
+    """Runs one check of a `doctor` command and returns its result. name: the name of the check. probe: the function that checks.
+
+    If `probe` raises a PluralError, the check has failed; the error's cause and fix become the check's result and fix.
+    """
     try:
         return probe()
     except PluralError as error:
@@ -38,7 +41,10 @@ def checked(name: str, probe: Callable[[], Check]) -> Check:
 
 @contextlib.contextmanager
 def showing_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows a progress line on stderr when it is a terminal. Yields a callback (what, done, total)."""
+    """Shows a progress line on stderr while its block runs, if stderr is a terminal. what: the text of the line at the start.
+
+    Yields a function (what, done, total) that updates the line; with total = 0 the line shows no numbers.
+    """
     console = Console(stderr=True)
     with console.status(what) if console.is_terminal else contextlib.nullcontext() as status:
 
@@ -50,12 +56,15 @@ def showing_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_json(form: Form, value: Mapping[str, Any]) -> None:
-    """Prints a value as one JSON object, with the name and version of its form as `schema`."""
+    """Prints a value as one JSON object, with an additional field `schema`.
+
+    form: the description of the object's fields; the field `schema` holds the name and the version of the form.
+    """
     sys.stdout.write(json.dumps(form.dressed(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
-    """Prints a doctor's checks as a table or as JSON. Returns whether all of them passed."""
+    """Prints the checks of a `doctor` command as a table or as JSON. Returns whether all of them passed."""
     all_checks = list(checks)
     if as_json:
         print_json(CHECKS, {"checks": [asdict(check) for check in all_checks]})
@@ -70,7 +79,7 @@ def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
 def print_config(values: Mapping[str, Any], origins: Mapping[str, str] | None, *, as_json: bool) -> None:
     """Prints an effective configuration as a table or as JSON.
 
-    origins: by key, where its value comes from; shown beside the value. None leaves the origins out.
+    origins: for each key, the source of its value, shown beside the value. None prints no sources.
     """
     if as_json:
         print_json(CONFIG, {"values": values, "origins": origins})

@@ -12,16 +12,17 @@ EXIT_CODES = "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinat
 
 
 def exit_code_of(leaf: type[PluralError]) -> int:
-    """Returns the exit code of a command that ends with this error."""
+    """Returns the exit code of a command that fails with an error of this class."""
     if issubclass(leaf, Unreachable):
         return UNREACHABLE
     return BROKEN if issubclass(leaf, Broken) else REFUSED
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Runs a whole command line, and ends the process with the exit code of the error that it raises.
+    """Runs a whole command line. After an error, ends the process with the exit code that belongs to the error.
 
-    A person sees one line for an error of the tree or of a file, not a stack trace. Other errors pass.
+    For a PluralError or an OSError about a file, the user sees one line instead of a stack trace. Other errors are raised to the
+    caller.
     """
     try:
         command()

@@ -1,4 +1,4 @@
-"""The check for packages that a light install leaves out."""
+"""Checks that optional packages are installed before a command that needs them begins."""
 
 import importlib.util
 
@@ -6,23 +6,32 @@ from pluralllm.common.errors.tree import ExtraMissing
 
 
 def need_torch(distribution: str = "client", extra: str = "train") -> None:
-    """Raises ExtraMissing if torch or transformers is not installed; commands call it before they begin anything."""
+    """Checks that torch and transformers are installed. Raises ExtraMissing if one is not.
+
+    distribution, extra: the parts of the `pip install` line that the error suggests. Commands call this check before any work.
+    """
     _need(distribution, extra, "torch", "transformers")
 
 
 def need_align() -> None:
-    """Raises ExtraMissing if a package is not installed that scoring with the predictor needs."""
+    """Checks that the packages for scoring with the predictor are installed: torch and transformers.
+
+    Raises ExtraMissing if one is not; the error suggests the extra `align`.
+    """
     need_torch("research", "align")
 
 
 def need_experiment() -> None:
-    """Raises ExtraMissing if a package is not installed that experiments need: torch, or the coordinator's round machine."""
+    """Checks that the packages for experiments are installed: torch, transformers and pluralllm-server.
+
+    Raises ExtraMissing if one is not. Experiments need the server package because they run its round machine.
+    """
     need_torch("research", "experiment")
     _need("research", "experiment", "pluralllm.server")
 
 
 def need_report() -> None:
-    """Raises ExtraMissing if a package is not installed that reports need. They draw figures and need no torch."""
+    """Checks that the packages for reports are installed: matplotlib and jinja2. Raises ExtraMissing if one is not."""
     _need("research", "experiment", "matplotlib", "jinja2")
 
 

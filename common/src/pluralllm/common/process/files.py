@@ -1,4 +1,4 @@
-"""Durable file operations: when one of these functions has returned, its effect survives a power loss."""
+"""Durable file operations: after one of these functions has returned, its effect survives a power loss."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ from pluralllm.common.errors.tree import StorageFull
 
 
 def sync_directory(folder: Path) -> None:
-    """Makes the file names in a directory durable (fsync)."""
+    """Makes new, renamed and removed file names in a directory durable (fsync)."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -28,7 +28,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_data(path: Path) -> None:
-    """Makes the content that a file has so far durable (fdatasync)."""
+    """Makes the content that a file has at this moment durable, without its times (fdatasync, which is faster than fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         getattr(os, "fdatasync", os.fsync)(handle)  # macOS has no fdatasync
@@ -37,9 +37,10 @@ def sync_data(path: Path) -> None:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Moves a finished file to its final name: fsync, rename, fsync of the directory.
+    """Moves a finished file to its final name so that the move survives a power loss: fsync, rename, fsync of the directory.
 
-    A file whose fsync fails is removed, and the error passes: a second fsync could succeed although bytes are lost.
+    If the fsync of the file fails, the file is removed and the OSError is raised: a second fsync could succeed although bytes are
+    lost.
     """
     try:
         sync_file(source)
@@ -52,9 +53,10 @@ def publish(source: Path, target: Path) -> None:
 
 
 def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
-    """Writes a small file so that after a power loss it is either complete or unchanged. Raises StorageFull.
+    """Writes a small file. After a power loss, the file has either its old or its complete new content.
 
-    The file has its mode from the beginning, so other users can never read a secret (mode 0o600).
+    The file has the access rights `mode` from the beginning, so other users can never read a secret (mode 0o600).
+    Raises StorageFull if the disk is full.
     """
     with storage_errors(target.name):
         draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -66,7 +68,10 @@ def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
 
 @contextlib.contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turns the OSError of a full disk or an exceeded quota into StorageFull. what: the thing that was being written."""
+    """Turns an OSError of its block into StorageFull if the disk is full or a quota is exceeded.
+
+    Other errors are raised unchanged. what: a description of the data that the block writes, for the message.
+    """
     try:
         yield
     except OSError as error:

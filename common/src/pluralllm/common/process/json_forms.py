@@ -1,7 +1,7 @@
-"""The forms of the JSON that `--json` prints: objects whose "schema" names the form and its version.
+"""The forms of the JSON objects that commands print with `--json`. A form is a list of fields with a name and a version.
 
-The version rises when a field is removed or changes its type or meaning; a new field does not raise it. docs/generate.py makes
-docs/reference/json.md from this table.
+The field "schema" of an object names its form and the form's version. The version rises when a field is removed or changes its
+type or meaning; a new field does not raise the version. docs/generate.py makes docs/reference/json.md from the forms here.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One form of JSON output: the commands that print it, its top-level fields and its version."""
+    """One form of JSON output: its name, the commands that print it, its top-level fields and its version."""
 
     name: str
     commands: tuple[str, ...]
@@ -22,13 +22,13 @@ class Form:
 
     @property
     def schema(self) -> str:
-        """The value of "schema": name and version of the form."""
+        """The text of the field "schema": name and version of the form, for example "pluralllm.runs/1"."""
         return f"pluralllm.{self.name}/{self.version}"
 
     def dressed(self, value: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the object to print: the value, and `schema` before it.
+        """Returns the object to print: the field `schema`, and then the fields of `value`.
 
-        Raises AssertionError if the value does not have the form's fields: that is a mistake in the program.
+        Raises AssertionError if `value` does not have the form's fields, because such a difference is a mistake in the program.
         """
         wrong = set(self.fields) - set(value) if self.message else set(self.fields) ^ set(value)
         if wrong:

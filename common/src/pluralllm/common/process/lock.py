@@ -1,4 +1,4 @@
-"""A lock that lets only one process use a state directory."""
+"""A lock that lets only one process at a time use a state directory."""
 
 import fcntl
 import os
@@ -11,9 +11,9 @@ from pluralllm.common.process.files import storage_errors
 
 
 class DirectoryLock:
-    """A context manager that makes a folder, readable by its owner only, and locks it until the block ends (flock).
+    """A context manager that locks a folder for this process until the block ends (flock). It creates the folder if necessary.
 
-    If the process is killed, the kernel releases the lock.
+    Only the owner can read a new folder. If the process is killed, the kernel releases the lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -21,7 +21,10 @@ class DirectoryLock:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        """Takes the lock. Raises InUse, which names the process that holds it; InvalidConfig, StorageFull."""
+        """Takes the lock. Raises InUse, which names the other process, if another process holds the lock.
+
+        Raises InvalidConfig if the folder cannot be created or opened, StorageFull if the disk is full.
+        """
         try:
             with storage_errors(f"the state directory {self._folder}"):
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Structured logs: JSON in production, or lines that a person reads on a terminal."""
+"""Configuration of structured logs: JSON in production, or lines that a person reads on a terminal."""
 
 import logging
 import sys
@@ -13,7 +13,10 @@ TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(sho
 
 
 def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> None:
-    """Configures structlog to write to stderr. Call it once, in a process's `__main__`."""
+    """Configures structlog to write to stderr. A process's `__main__` calls this function once.
+
+    form: JSON, or lines for a person. level: the lowest level that is logged.
+    """
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
@@ -34,6 +37,6 @@ def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> 
 
 
 def _wants_colours() -> bool:
-    """Returns whether stderr is a terminal and its user has not set NO_COLOR (no-color.org)."""
+    """Returns whether log lines should have colours: stderr is a terminal and the variable NO_COLOR (no-color.org) is not set."""
     console = Console(stderr=True)
     return console.is_terminal and not console.no_color

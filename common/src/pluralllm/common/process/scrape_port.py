@@ -1,6 +1,6 @@
-"""The port on which Prometheus reads a process's metrics, served by a thread of its own.
+"""The port on which Prometheus reads a process's metrics. A separate thread answers on this port.
 
-So it answers while the event loop is busy. Gauges of the loop's state then show the newest values that the loop has set.
+Metrics can therefore be read while the event loop is busy; gauges that the loop sets then show their last values.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ from pluralllm.common.errors.tree import InUse
 
 @contextlib.contextmanager
 def scrape_port(listen: str, registry: CollectorRegistry) -> Iterator[str]:
-    """Serves /metrics at host:port until the block ends; yields the address. Raises InUse.
+    """Serves /metrics until the block ends, and yields the address host:port.
 
-    listen: host:port; port 0 takes a free one.
+    listen: host:port; port 0 takes a free port. registry: the metrics to serve. Raises InUse if the address cannot be used.
     """
     disable_created_metrics()  # type: ignore[no-untyped-call] # they would be a second, useless series for each counter
     host, _, port = listen.rpartition(":")

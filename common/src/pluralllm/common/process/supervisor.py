@@ -1,8 +1,8 @@
 """Notifies the supervisor of a process that the process is ready, alive or stopping.
 
-There are two ways: systemd's protocol (sd_notify(3)), and a file in the state directory whose modification time is renewed; the
-commands `pluralllm-server healthy` and `pluralllm-client healthy` check it. The event loop gives these signs of life, so a loop
-that hangs gives none.
+systemd receives messages of its protocol (sd_notify(3)). Any other supervisor can check a file in the state directory, whose
+modification time the process renews; the commands `pluralllm-server healthy` and `pluralllm-client healthy` check this file. The
+event loop does the work, so no notification comes from a process whose loop hangs.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ SIGN = "alive"  # name of the file
 
 
 class Supervisor:
-    """The connection of a process to its supervisor. Without systemd (no notify socket), it only renews the file's time."""
+    """The connection of a process to its supervisor: notifies systemd if there is a notify socket, and renews a file's time."""
 
     def __init__(self, state_dir: Path, notify_socket: str | None, watchdog_usec: int | None) -> None:
         self._sign = state_dir / SIGN
@@ -34,7 +34,10 @@ class Supervisor:
         self._watchdog_s = None if watchdog_usec is None else watchdog_usec / 1e6
 
     def tell(self, *facts: str) -> None:
-        """Sends facts to systemd, for example READY=1. A failure is logged and does not stop the process."""
+        """Sends facts to systemd, for example READY=1. Without systemd, does nothing.
+
+        A failure is logged and does not stop the process.
+        """
         if self._address is None:
             return
         try:
@@ -45,7 +48,7 @@ class Supervisor:
             log.warning("supervisor.not_told", problem=str(error))
 
     async def reassure(self) -> None:
-        """Gives signs of life at regular times, until it is cancelled."""
+        """Renews the file's time and notifies systemd's watchdog at regular intervals, until the task is cancelled."""
         pause_s = SIGN_EVERY_S if self._watchdog_s is None else min(SIGN_EVERY_S, self._watchdog_s / SIGNS_A_LIFETIME)
         while True:
             with contextlib.suppress(OSError):  # the state directory may not be there yet, or its disk be full
@@ -56,7 +59,10 @@ class Supervisor:
 
 
 def check_alive(state_dir: Path) -> None:
-    """Prints when a process gave its last sign of life. Exits with code 3 if that was too long ago, or never."""
+    """Prints how long ago a process last renewed the file in its state directory.
+
+    Exits with code 3 if the last renewal was more than SILENT_FOR_S seconds ago, or if the file does not exist.
+    """
     try:
         ago_s = time.time() - (state_dir / SIGN).stat().st_mtime
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Writes a support bundle: one archive with the facts about a process that a helper needs, without keys, tokens or passwords.
+"""Writes a support bundle: a zip file with facts about a process, for people who help to find a problem.
 
-Each part is made from facts and never copied from a file of the state directory. The only exception are the ends of the logs
-that the user names. Every part goes through a `Redaction`; a client's redaction also removes the texts of its private file
-(client/data/private_texts.py).
+A bundle contains no keys, tokens or passwords. Its parts are made from facts and are not copies of files of the state directory;
+only the ends of log files that the user names are copied. Every part goes through a `Redaction`, a function that removes secrets.
+A client's redaction also removes the texts of its private file (client/data/private_texts.py).
 """
 
 import datetime
@@ -54,10 +54,10 @@ Redaction = Callable[[str], str]
 
 
 def without_secrets(text: str, secrets: Collection[str] = ()) -> str:
-    """Returns the text with everything removed that is or looks like a secret.
+    """Returns the text after everything that is a secret or looks like one is replaced by a mark.
 
-    secrets: texts to remove, both as they are and as JSON writes them. Besides, private keys, invites, users and queries in
-    URLs, and long base64 texts are removed.
+    secrets: texts to remove, both unchanged and as JSON writes them. The function also removes private keys, invites, users and
+    queries in URLs, and long base64 texts.
     """
     for secret in secrets:
         for form in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]} - {""}:
@@ -68,10 +68,10 @@ def without_secrets(text: str, secrets: Collection[str] = ()) -> str:
 
 
 def _unless_harmless(match: re.Match[str]) -> str:
-    """Returns a base64 text as it is if it is harmless, otherwise the mark for removed texts.
+    """Returns the matched base64 text if it cannot be a token, otherwise the mark REMOVED.
 
-    Digests and names have letters of one case only; a token of 43 characters has letters of both cases. In a path, each name
-    counts by itself.
+    Digests and names have letters of one case only; a token of 43 characters has letters of both cases. A path is split, and each
+    name in the path is checked separately.
     """
     if not match[0].startswith("/"):
         return REMOVED if _has_both(match[0]) else match[0]
@@ -81,21 +81,21 @@ def _unless_harmless(match: re.Match[str]) -> str:
 
 
 def _has_both(text: str) -> bool:
-    """Returns whether the text has letters of both cases."""
+    """Returns whether the text has both upper-case and lower-case letters."""
     return any(c.isupper() for c in text) and any(c.islower() for c in text)
 
 
 def bundle_name(command: str) -> str:
-    """Returns the default file name of a bundle, with the time in UTC."""
+    """Returns the default file name of a bundle: the command's name and the time in UTC."""
     return f"{command}-support-{datetime.datetime.now(tz=datetime.UTC):%Y%m%d-%H%M%S}.zip"
 
 
 def parts_of(
     config: ProcessConfig, file: Path | None, state_dir: Path, checks: Callable[[], list[Check]]
 ) -> dict[str, Part]:
-    """Returns the parts that the bundle of any process has, by file name.
+    """Returns the parts that every process's bundle has: for each file name, a function that makes the content.
 
-    file: the file that the configuration was read from. checks: runs the doctor's checks.
+    file: the file that the configuration was read from, or None. checks: a function that runs the checks of the `doctor` command.
     """
     return {
         "about.json": about,
@@ -110,8 +110,9 @@ def write_bundle(
 ) -> None:
     """Writes a bundle as a new zip file that only its owner can read.
 
-    If making a part fails, the part holds the error instead. Raises InvalidArgument if the file exists or a log does not;
-    StorageFull.
+    parts: for each file name in the bundle, a function that makes the content; if the function fails, the content is the error.
+    logs: log files whose ends are copied. redacted, redacted_log: functions that remove secrets from a part, and from a log.
+    Raises InvalidArgument if `path` exists or a log file does not exist; StorageFull if the disk is full.
     """
     if path.exists():
         raise InvalidArgument(field="FILE", problem=f"{path} is there already")
@@ -128,7 +129,10 @@ def write_bundle(
 
 
 def _text_of(make_part: Part) -> str:
-    """Makes a part and returns it as text, JSON if it is not a text already. An error is returned as the text."""
+    """Makes the content of a part and returns the content as text.
+
+    Content that is not a text becomes JSON. If the part fails, the text names the error.
+    """
     try:
         content = make_part()
     except Exception as error:  # noqa: BLE001 - the other parts are needed even if this one fails for any reason
@@ -139,7 +143,7 @@ def _text_of(make_part: Part) -> str:
 
 
 def _tail(log: Path) -> str:
-    """Returns the last LOG_TAIL_BYTES of a log, without a first line that is cut."""
+    """Returns the last LOG_TAIL_BYTES of a log file. If the file is longer, the result begins after the first line break."""
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL_BYTES))
@@ -148,7 +152,7 @@ def _tail(log: Path) -> str:
 
 
 def about() -> dict[str, object]:
-    """Returns the versions of Python and of the packages, and facts about the machine."""
+    """Returns facts about the machine, and the versions of Python and of the packages."""
     return {
         "made": datetime.datetime.now(tz=datetime.UTC).isoformat(),
         "python": platform.python_version(),
@@ -166,7 +170,10 @@ def _version(package: str) -> str | None:
 
 
 def metrics_of(state_dir: Path) -> str:
-    """Returns the metrics of the running process, as Prometheus would read them, or a sentence why there are none."""
+    """Returns the metrics of the process that uses a state directory, in Prometheus's text format.
+
+    The text is read from the running process. If the process has no port for metrics, the result is a sentence that says so.
+    """
     address_file = state_dir / "metrics-address"
     if not address_file.is_file():
         return "metrics_listen is not set, or the process has not run yet\n"

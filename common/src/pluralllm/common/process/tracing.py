@@ -1,8 +1,8 @@
-"""Traces of rounds with OpenTelemetry. They hold names, numbers and times, and never private content.
+"""Traces of rounds with OpenTelemetry. The spans hold names, numbers and times, and never private content.
 
-Tracing is off unless an endpoint is configured. The ids of a round's trace and of its first span follow from the names of run and
-round, so every process adds to the same trace: clients read the ids from the `traceparent` of their tasks, and a coordinator that
-was restarted computes them again.
+Tracing is off unless an endpoint is configured. The ids of a round's trace and of its first span are computed from the names of
+run and round, so every process adds to the same trace: clients read the ids from the `traceparent` of their tasks, and a
+coordinator that was restarted computes the same ids again.
 Source: W3C Trace Context, section 3.2 (traceparent); OTLP over HTTP.
 """
 
@@ -29,7 +29,7 @@ Fact = str | int | float
 
 
 def traceparent(key: str) -> str:
-    """Returns the traceparent header of the round that `key` names; it is the same in every process."""
+    """Returns the traceparent header for a round. It is the same in every process. key: the text that identifies the round."""
     trace_id, span_id = _ids(key)
     return f"00-{trace_id:032x}-{span_id:016x}-01"
 
@@ -40,7 +40,7 @@ def context_of(parent: str) -> Context:
 
 
 def round_context(key: str) -> Context:
-    """Returns the context whose child spans belong to the round that `key` names."""
+    """Returns the parent context for the spans of a round. key: the text that identifies the round."""
     trace_id, span_id = _ids(key)
     first = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     return trace.set_span_in_context(NonRecordingSpan(first), Context())
@@ -48,9 +48,9 @@ def round_context(key: str) -> Context:
 
 @contextlib.contextmanager
 def span(name: str, context: Context | None = None, **facts: Fact) -> Iterator[None]:
-    """Records a span for the work of its block, as a child of `context` or of the span around it.
+    """Records a span while its block runs. The span's parent is `context`, or the current span if `context` is None.
 
-    facts: attributes of the span. For an error, the span records its code, never its text.
+    facts: attributes of the span. If the block raises an error, the span records the error's code and never its text.
     """
     with TRACER.start_as_current_span(
         name, context, attributes=facts, record_exception=False, set_status_on_exception=False
@@ -63,13 +63,19 @@ def span(name: str, context: Context | None = None, **facts: Fact) -> Iterator[N
 
 
 def tell(name: str, context: Context, began_s: float, ended_s: float, **facts: Fact) -> None:
-    """Records a span of work that has ended already. `began_s` and `ended_s` are seconds since the epoch."""
+    """Records a span for work that has ended already. `began_s` and `ended_s` are seconds since the epoch.
+
+    context: the span's parent. facts: attributes of the span.
+    """
     made = TRACER.start_span(name, context, attributes=facts, start_time=round(began_s * NS))
     made.end(round(ended_s * NS))
 
 
 def tell_round(key: str, began_s: float, ended_s: float, **facts: Fact) -> None:
-    """Records the span of a whole round, which is the root of its trace. Times are seconds since the epoch."""
+    """Records the span of a whole round, which is the root of the round's trace. key: the text that identifies the round.
+
+    `began_s` and `ended_s` are seconds since the epoch. facts: attributes of the span.
+    """
     token = _fixed_ids.set(_ids(key))
     try:
         tell("round", Context(), began_s, ended_s, **facts)
@@ -79,10 +85,10 @@ def tell_round(key: str, began_s: float, ended_s: float, **facts: Fact) -> None:
 
 @contextlib.contextmanager
 def tracing(endpoint: str | None, service: str, name: str) -> Iterator[None]:
-    """Sends the spans of this process to a collector until the block ends.
+    """Sends the spans of this process to a trace collector until the block ends.
 
-    endpoint: the collector's http://host:port (OTLP); None sends nothing. service, name: what this process is, and the name of
-    this instance. Raises ExtraMissing if the packages for tracing are not installed.
+    endpoint: the collector's http://host:port (OTLP); None sends nothing. service: the kind of process. name: the name of this
+    process among those of its kind. Raises ExtraMissing if the packages for tracing are not installed.
     """
     if endpoint is None:
         yield
@@ -97,7 +103,7 @@ def tracing(endpoint: str | None, service: str, name: str) -> Iterator[None]:
         raise ExtraMissing(package="opentelemetry", extra="tracing", part="common") from error
 
     class Ids(RandomIdGenerator):
-        """A generator of random ids that uses the fixed ids, if there are any: a round's own span has them."""
+        """A generator of ids for traces and spans. The ids are random, except for a round's own span, whose ids are computed."""
 
         def generate_trace_id(self) -> int:
             ids = _fixed_ids.get()
@@ -119,6 +125,6 @@ def tracing(endpoint: str | None, service: str, name: str) -> Iterator[None]:
 
 
 def _ids(key: str) -> tuple[int, int]:
-    """Returns the ids of a round's trace (128 bits) and of its first span (64 bits), never 0."""
+    """Returns the ids of a round's trace (128 bits) and of its first span (64 bits), computed by a hash of `key` and never 0."""
     digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:16]) or 1, int.from_bytes(digest[16:24]) or 1
