@@ -1,4 +1,5 @@
 """Keys, certificates, invites and the hash chain of the audit log, for coordinator and members alike.
 
-May touch: cryptography; files in identity.py, sockets in handshake.py. Start reading at certificates.py.
+The package may import cryptography; identity.py and invite.py may use files, and handshake.py may use sockets. Start reading at
+certificates.py.
 """

@@ -1,6 +1,7 @@
-"""The audit log's hash chain: each entry's hash covers the entry and the hash of the entry before it.
+"""The audit log's hash chain: the hash of each entry covers the entry and the hash of the previous entry.
 
-Whoever changes or removes one entry changes every later hash. The coordinator writes the chain; readers of the log check it.
+A change or removal of one entry would change the hashes of all later entries. The coordinator writes the chain; readers of the
+log check it.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ FIRST_PREVIOUS = ""
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One entry of the audit log: who asked for which action on which object, and the result."""
+    """One entry of the audit log: the member that asked for an action, the action, the object of the action, and the result."""
 
     sequence: int  # 1, 2, 3 ... without gaps
     at_us: int  # microseconds since the epoch; an integer, so that it is the same number in every program
@@ -29,7 +30,7 @@ class AuditEntry:
 
     @property
     def sha256(self) -> str:
-        """The entry's hash, in lower-case hex; the next entry repeats it as `previous_sha256`."""
+        """The entry's hash in lower-case hex. The next entry repeats this hash as `previous_sha256`."""
         return hashlib.sha256(
             json.dumps(
                 [
@@ -51,10 +52,10 @@ class AuditEntry:
 def check_chain(
     entries: Iterable[tuple[AuditEntry, str]], sequence: int = 0, sha256: str = FIRST_PREVIOUS
 ) -> tuple[int, str]:
-    """Checks that entries continue the chain from a known head, and returns the new head.
+    """Checks that entries continue a hash chain from its known end. Returns the new end: the last entry's number and hash.
 
-    entries: pairs of an entry and its stored hash, oldest first. The head is the sequence number and hash of the last entry;
-    the defaults stand for an empty log. Raises AuditBroken at the first entry that does not fit.
+    entries: each entry with its stored hash, oldest first. sequence, sha256: number and hash of the last entry that was checked
+    before; the defaults mean that no entry was checked before. Raises AuditBroken at the first entry that does not fit.
     """
     for entry, stored in entries:
         if entry.sequence != sequence + 1:

@@ -1,7 +1,7 @@
-"""X.509 for members: ECDSA P-256 keys, certificate requests, and reading certificates (RFC 5280, SPIFFE-ID).
+"""X.509 for members: makes ECDSA P-256 keys and certificate requests, and reads certificates (RFC 5280, SPIFFE-ID).
 
 A member's certificate names the member as spiffe://FEDERATION/ROLE/NAME. Keys are P-256, because gRPC's TLS refuses Ed25519
-certificates. A private key is made on the machine that uses it and never leaves that machine.
+certificates. A private key is made on the machine that uses the key, and never leaves that machine.
 """
 
 import functools
@@ -40,7 +40,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class CertificateFacts:
-    """The facts that a member's certificate states. Check its signature before you trust them."""
+    """The facts that a member's certificate states. Do not trust the facts before the certificate's signature is checked."""
 
     serial: str  # lower-case hex
     key_sha256: str  # fingerprint of the public key (SubjectPublicKeyInfo, DER); people compare it by phone
@@ -52,28 +52,31 @@ class CertificateFacts:
 
     @property
     def life_s(self) -> float:
-        """Validity period in seconds, counted from when the certificate was made."""
+        """Validity period in seconds, counted from the time at which the certificate was made."""
         return self.not_after_s - self.not_before_s - BACKDATE_S
 
     @property
     def renew_s(self) -> float:
-        """Time at which the owner should ask for the next certificate, in seconds since the epoch."""
+        """Time at which the certificate's owner should ask for the next certificate, in seconds since the epoch."""
         return self.not_after_s - (1 - RENEW_AT) * self.life_s
 
 
 def new_key() -> PrivateKey:
-    """Makes a new ECDSA P-256 key."""
+    """Makes a new private key (ECDSA P-256)."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def key_to_pem(key: PrivateKey, passphrase: bytes | None = None) -> bytes:
-    """Writes a private key as PKCS #8 in PEM, encrypted if there is a passphrase."""
+    """Returns a private key as PEM (PKCS #8), encrypted if a passphrase is passed."""
     encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 def key_from_pem(pem: bytes, passphrase: bytes | None = None) -> PrivateKey:
-    """Reads a private key from PEM. Raises CertificateInvalid if it is no P-256 key, or the passphrase is missing or wrong."""
+    """Reads a private key from PEM. passphrase: needed if the PEM is encrypted.
+
+    Raises CertificateInvalid if the PEM holds no P-256 key, or if the passphrase is missing or wrong.
+    """
     try:
         key = serialization.load_pem_private_key(pem, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -84,9 +87,9 @@ def key_from_pem(pem: bytes, passphrase: bytes | None = None) -> PrivateKey:
 
 
 def make_request(key: PrivateKey, name: str) -> bytes:
-    """Makes a certificate signing request (PKCS #10, DER) for a key.
+    """Makes a certificate signing request (PKCS #10, DER) for a key. name: the common name in the request.
 
-    The certificate's issuer takes only the key from it and decides every other field.
+    The issuer of the certificate takes only the key from the request, and decides every other field of the certificate itself.
     """
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
@@ -94,9 +97,9 @@ def make_request(key: PrivateKey, name: str) -> bytes:
 
 
 def public_key_of(request_der: bytes) -> ec.EllipticCurvePublicKey:
-    """Returns the public key of a certificate request, after checking that the sender has its private key.
+    """Returns the public key of a certificate request, after checking that the sender has the private key.
 
-    Raises CertificateInvalid if the request cannot be read, its key is not P-256, or the key has not signed the request.
+    Raises CertificateInvalid if the request cannot be read, if its key is not P-256, or if this key has not signed the request.
     """
     try:
         request = x509.load_der_x509_csr(request_der)
@@ -118,7 +121,10 @@ def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
 
 
 def fingerprint_of_certificate(pem: bytes) -> str:
-    """Returns the fingerprint of the public key in a certificate. Raises CertificateInvalid if that is no ECDSA key."""
+    """Returns the fingerprint of a certificate's public key, the SHA-256 in lower-case hex.
+
+    Raises CertificateInvalid if the certificate cannot be read, or if its key is not an ECDSA key.
+    """
     try:
         key = x509.load_pem_x509_certificate(pem).public_key()
     except UNREADABLE as error:
@@ -129,19 +135,19 @@ def fingerprint_of_certificate(pem: bytes) -> str:
 
 
 def spoken(key_sha256: str) -> str:
-    """Returns a fingerprint in groups of 4 characters, to be read aloud on the phone."""
+    """Returns a key's fingerprint in groups of 4 characters, so that people can compare it on the phone."""
     return " ".join(re.findall(f".{{1,{FINGERPRINT_GROUP}}}", key_sha256))
 
 
 def member_uri(federation: str, role: MemberRole, name: str) -> str:
-    """Returns the URI by which a certificate names a member."""
+    """Returns the URI by which a certificate names a member: spiffe://FEDERATION/ROLE/NAME."""
     return f"spiffe://{federation}/{role}/{name}"
 
 
 def read_certificate(pem: bytes) -> CertificateFacts:
-    """Reads the first certificate of a chain in PEM. Raises CertificateInvalid if it is not the certificate of a member.
+    """Reads the facts of the first certificate in a PEM text. The signature and the dates are not checked.
 
-    The signature and the dates are not checked here.
+    Raises CertificateInvalid if the certificate cannot be read, or if it is not a member's certificate.
     """
     try:
         certificate = x509.load_pem_x509_certificate(pem)

@@ -1,7 +1,8 @@
-"""Makes a TLS handshake without gRPC, to find out why one fails. gRPC reports a refused handshake as an unreachable server.
+"""Makes a TLS handshake without gRPC, to find the reason if a connection fails.
 
-The connection carries only the handshake (RFC 8446). With TLS 1.3, a server refuses a client's certificate after the client's
-side of the handshake has succeeded. So a connection that the server closes at once counts as refused.
+This module exists because gRPC reports a refused handshake only as an unreachable server. The connection carries only the
+handshake (RFC 8446). With TLS 1.3, a server may refuse a client's certificate after the client's part of the handshake has
+succeeded. So a connection that the server closes at once counts as refused.
 """
 
 import datetime
@@ -24,7 +25,7 @@ OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MIS
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """The result of a TLS handshake that succeeded on this side."""
+    """The result of a TLS handshake that succeeded for the client; the server may still have refused the client's certificate."""
 
     version: str  # for example TLSv1.3
     kept: bool  # False: the server closed the connection at once, so it refused this side's certificate
@@ -32,7 +33,10 @@ class Handshake:
 
 
 def resolve(address: str) -> tuple[str, ...]:
-    """Returns the IP addresses of host:port, without repetition. Raises Unreachable if the name is not known."""
+    """Returns the IP addresses of a host, each once. address: host:port.
+
+    Raises Unreachable if the host name is not known.
+    """
     host, port = split(address)
     try:
         records = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -42,10 +46,12 @@ def resolve(address: str) -> tuple[str, ...]:
 
 
 def handshake(address: str, authority_pem: bytes, credentials: Path | None = None) -> Handshake:
-    """Makes a TLS handshake with the server at host:port and checks its certificate.
+    """Makes a TLS handshake with the server at host:port and checks the server's certificate.
 
-    credentials: a file with this member's key and certificate chain; without it, the handshake shows no client certificate.
-    Raises Unreachable, ForeignAuthority, WrongHost, ServerCertificateOutOfDate.
+    authority_pem: the root certificate that must have signed the server's certificate. credentials: a file with this member's key
+    and certificate chain; None shows the server no client certificate.
+    Raises Unreachable if there is no TLS connection, ForeignAuthority if another authority signed the server's certificate,
+    WrongHost if the certificate is for other names, ServerCertificateOutOfDate if it is not valid now.
     """
     try:
         return _shake(address, _context(authority_pem, credentials))
@@ -68,13 +74,16 @@ def handshake(address: str, authority_pem: bytes, credentials: Path | None = Non
 
 
 def split(address: str) -> tuple[str, int]:
-    """Splits host:port, or [host]:port for IPv6, into host and port."""
+    """Splits an address into host and port. The address is host:port, or [host]:port for IPv6."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def _context(authority_pem: bytes, credentials: Path | None) -> ssl.SSLContext:
-    """Returns the TLS settings of a gRPC client that trusts this authority only."""
+    """Returns TLS settings as a gRPC client uses them. The only trusted root certificate is `authority_pem`.
+
+    credentials: a file with the client's key and certificate chain; None means no client certificate.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(cadata=authority_pem.decode())
@@ -85,7 +94,7 @@ def _context(authority_pem: bytes, credentials: Path | None) -> ssl.SSLContext:
 
 
 def _shake(address: str, context: ssl.SSLContext) -> Handshake:
-    """Connects, makes the handshake, and waits a moment to see whether the server closes the connection."""
+    """Connects, makes the handshake, and waits at most FIRST_BYTE_S seconds to see whether the server closes the connection."""
     host, port = split(address)
     with (
         socket.create_connection((host, port), TIMEOUT_S) as plain,
@@ -104,7 +113,10 @@ def _shake(address: str, context: ssl.SSLContext) -> Handshake:
 
 
 def _certificate(address: str, authority_pem: bytes, *, check_hostname: bool = True) -> x509.Certificate:
-    """Returns the server's certificate after checking its signature but not its dates. Raises ForeignAuthority."""
+    """Returns the server's certificate after checking its signature but not its dates.
+
+    check_hostname: whether the certificate must be for the host of `address`. Raises ForeignAuthority if a check fails.
+    """
     context = _context(authority_pem, None)
     context.verify_flags |= NO_CHECK_TIME
     context.check_hostname = check_hostname
@@ -115,7 +127,7 @@ def _certificate(address: str, authority_pem: bytes, *, check_hostname: bool = T
 
 
 def _names(address: str, authority_pem: bytes) -> str:
-    """Returns the host names and addresses that the server's certificate is for, as a list in one line."""
+    """Returns the host names and IP addresses that the server's certificate is valid for, joined by commas."""
     certificate = _certificate(address, authority_pem, check_hostname=False)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     addresses = [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]

@@ -1,9 +1,9 @@
-"""A member's identity as files in one folder: who the member is, the authority it trusts, its key and its certificate.
+"""A member's identity as files in one folder: the member's name and role, the trusted authority, the key and the certificate.
 
 identity.json     federation, name, role, group and addresses; no secret
 authority.pem     the root certificate that must have signed the coordinator's certificate
 credentials.pem   private key, certificate and intermediate certificate; mode 0600, replaced as a whole at each renewal
-next-key.pem      a key that has no certificate yet; it is kept so that an interrupted request is repeated with the same key
+next-key.pem      a key that has no certificate yet; an interrupted certificate request is repeated with this key
 """
 
 import contextlib
@@ -38,7 +38,7 @@ SECRET = 0o600  # file mode
 
 
 class Membership(BaseModel):
-    """The content of identity.json: who the member is, and where its coordinator is."""
+    """The content of identity.json: the member's federation, name, role and group, and the addresses of its coordinator."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +53,7 @@ class Membership(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A member's complete identity, as it is on disk."""
+    """A member's complete identity, as read from the files in its folder."""
 
     folder: Path
     membership: Membership
@@ -64,11 +64,11 @@ class Identity:
 
     @property
     def credentials(self) -> Path:
-        """The file with key and certificate chain, in the form that Python's ssl module loads."""
+        """The path of the file with key and certificate chain, in the form that Python's ssl module loads."""
         return self.folder / "credentials.pem"
 
     def at(self, coordinator: str | None) -> "Identity":
-        """Returns this identity with another address for the coordinator; unchanged for None."""
+        """Returns a copy of this identity with another address for the coordinator. None returns the identity unchanged."""
         if coordinator is None:
             return self
         return replace(self, membership=self.membership.model_copy(update={"coordinator": coordinator}))
@@ -78,10 +78,9 @@ class Identity:
 
 
 def load_identity(folder: Path, command: str) -> Identity:
-    """Reads the identity in a folder.
+    """Reads the identity in a folder. command: the command that joins a federation, for the message of NotJoined.
 
-    command: the command that joins, for the message of NotJoined.
-    Raises NotJoined if the folder has no credentials; InvalidConfig, which names the file, if a file is damaged.
+    Raises NotJoined if the folder has no credentials; InvalidConfig, which names the file, if a file is missing or damaged.
     """
     if not (folder / "credentials.pem").is_file():
         raise NotJoined(folder=str(folder), command=command)
@@ -102,9 +101,9 @@ def load_identity(folder: Path, command: str) -> Identity:
 
 
 def check_free(folder: Path, federation: str, name: str) -> bool:
-    """Checks whether the folder holds the certificate of this member already: False if it holds none.
+    """Returns whether the folder already holds the certificate of the member `name` of this federation.
 
-    Raises AlreadyJoined if it holds the certificate of another member; InvalidConfig if the identity there is damaged.
+    Raises AlreadyJoined if the folder holds another member's certificate; InvalidConfig if the identity in the folder is damaged.
     """
     if not (folder / "identity.json").is_file() or not (folder / "credentials.pem").is_file():
         return False
@@ -115,9 +114,11 @@ def check_free(folder: Path, federation: str, name: str) -> bool:
 
 
 def next_key(folder: Path) -> PrivateKey:
-    """Returns the key for the next certificate request: the kept one, or a new one that is then kept.
+    """Returns the key for the member's next certificate request, from the file next-key.pem.
 
-    It is kept until `save_identity` or `save_renewal` stores its certificate. Raises InvalidConfig, StorageFull.
+    Without such a file, a new key is made and stored. The file stays until `save_identity` or
+    `save_renewal` stores a certificate for the key.
+    Raises InvalidConfig if the folder cannot be used, StorageFull if the disk is full.
     """
     path = folder / "next-key.pem"
     with _writing(folder):
@@ -132,9 +133,11 @@ def next_key(folder: Path) -> PrivateKey:
 def save_identity(
     folder: Path, membership: Membership, authority_pem: bytes, key: PrivateKey, chain_pem: bytes
 ) -> Identity:
-    """Writes a complete identity to a folder. An interruption leaves no credentials.pem or a complete one: it is written last.
+    """Writes a complete identity to a folder. chain_pem: the member's certificate, then the intermediate certificate.
 
-    Raises CertificateInvalid if key, certificate and membership do not belong together; InvalidConfig, StorageFull.
+    credentials.pem is written last, so an interruption leaves either no credentials or a complete identity.
+    Raises CertificateInvalid if key, certificate and membership do not belong together; InvalidConfig if the folder cannot be
+    written, StorageFull if the disk is full.
     """
     facts = _checked(membership, key, chain_pem)
     about = json.dumps(membership.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
@@ -147,9 +150,10 @@ def save_identity(
 
 
 def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Identity:
-    """Replaces a member's key and certificate by the next ones, and returns the new identity.
+    """Replaces a member's key and certificate by new ones, and returns the new identity.
 
-    Raises CertificateInvalid if key, certificate and membership do not belong together; InvalidConfig, StorageFull.
+    chain_pem: the new certificate, then the intermediate certificate. Raises CertificateInvalid if key, certificate and
+    membership do not belong together; InvalidConfig if the folder cannot be written, StorageFull if the disk is full.
     """
     facts = _checked(identity.membership, key, chain_pem)
     with _writing(identity.folder):
@@ -159,7 +163,7 @@ def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Ident
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Turns an OSError of its block into InvalidConfig, which names the folder; a full disk into StorageFull."""
+    """Turns an OSError of its block into StorageFull for a full disk, otherwise into InvalidConfig, which names the folder."""
     try:
         with storage_errors(f"the identity in {folder}"):
             yield
@@ -168,7 +172,10 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _checked(membership: Membership, key: PrivateKey, chain_pem: bytes) -> CertificateFacts:
-    """Reads a certificate and checks that it is for this key and this member. Raises CertificateInvalid."""
+    """Reads a certificate and checks that the certificate is for this key and this member.
+
+    Raises CertificateInvalid if a check fails.
+    """
     facts = read_certificate(chain_pem)
     _check_pair(key, facts)
     if (facts.federation, facts.role, facts.name) != (membership.federation, membership.role, membership.name):

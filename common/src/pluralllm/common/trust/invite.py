@@ -1,8 +1,8 @@
-"""An invite: all that a new member needs to find its coordinator, to recognise it for certain, and to join once.
+"""An invite: everything that a new member needs to find its coordinator, to recognise the coordinator, and to join once.
 
-It contains the authority's root certificate, so a member never has to trust a certificate that it sees for the first time.
-An invite has two forms: a JSON file, which a person can read before using it, and one line, which fits a chat or a mail.
-Both are secret until the invite is used.
+An invite contains the authority's root certificate, so a member never has to trust a certificate only because it saw it first.
+An invite has two forms: a JSON file, which a person can read before using it, and one line of text, which fits into a chat or a
+mail. Both forms are secret until the invite is used.
 """
 
 import base64
@@ -29,7 +29,7 @@ Address = Annotated[str, AfterValidator(check_address)]
 
 
 class Invite(BaseModel):
-    """An invite for one new member, made by the coordinator's administrator."""
+    """An invite for one new member. The coordinator's administrator makes it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,25 +47,32 @@ class Invite(BaseModel):
 
     @property
     def authority_der(self) -> bytes:
-        """The authority's root certificate in DER. Raises InviteInvalid if it is not base64."""
+        """The authority's root certificate in DER. Raises InviteInvalid if the invite's field `authority` is not base64."""
         try:
             return base64.b64decode(self.authority, validate=True)
         except binascii.Error as error:
             raise InviteInvalid(problem="its authority certificate is not base64") from error
 
     def to_json(self) -> str:
-        """Returns the invite as the content of a JSON file."""
+        """Returns the invite as the text of a JSON file."""
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 
     def to_line(self) -> str:
-        """Returns the invite as one line of about 1,000 characters: its facts, a dot, its certificate, each as base64url."""
+        """Returns the invite as one line of about 1,000 characters.
+
+        After a prefix, the line has the invite's facts as JSON, a dot, and the root certificate; facts and certificate are
+        base64url.
+        """
         facts = self.model_dump(mode="json", exclude_none=True, exclude={"authority"})
         compact = json.dumps(facts, separators=(",", ":"), ensure_ascii=False)
         return f"{LINE_PREFIX}{_encode(compact.encode())}.{_encode(self.authority_der)}"
 
 
 def parse_invite(text: str) -> Invite:
-    """Reads an invite from the text of either form. Raises InviteInvalid, whose message never contains the token."""
+    """Reads an invite from its JSON or from its one line.
+
+    Raises InviteInvalid if the text is damaged; the error's message never contains the token.
+    """
     text = text.strip()
     if len(text) > MAX_INVITE_BYTES:
         raise InviteInvalid(problem=f"it is longer than {MAX_INVITE_BYTES} characters")
@@ -90,12 +97,15 @@ def _encode(content: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
-    """Decodes base64url without padding. Raises ValueError."""
+    """Decodes base64url text that has no padding. Raises ValueError if the text is not base64url."""
     return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 
 def load_invite(file_or_line: str) -> Invite:
-    """Reads an invite from the path of its file, or from its one line. Raises InviteInvalid."""
+    """Reads an invite. file_or_line: the path of the invite's file, or its one line.
+
+    Raises InviteInvalid if the file cannot be read or the invite is damaged.
+    """
     if file_or_line.startswith(LINE_PREFIX):
         return parse_invite(file_or_line)
     path = Path(file_or_line)
@@ -110,5 +120,5 @@ def load_invite(file_or_line: str) -> Invite:
 
 
 def token_hash(token: str) -> str:
-    """Returns the SHA-256 of a token in lower-case hex. The coordinator stores it instead of the token."""
+    """Returns the SHA-256 of an invite's token in lower-case hex. The coordinator stores this hash instead of the token."""
     return hashlib.sha256(token.encode()).hexdigest()
