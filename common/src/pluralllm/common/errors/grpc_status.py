@@ -1,7 +1,7 @@
-"""Converts the errors of the tree to gRPC statuses and back; one table gives each error its status code.
+"""Converts the errors of the tree to gRPC statuses and back; one table gives each error class its status code.
 
-On the wire an error is a google.rpc.Status (aip.dev/193) with one ErrorInfo: `reason` is the name of the error class,
-`metadata` holds its facts as JSON.
+An error is sent as a google.rpc.Status (aip.dev/193) with one ErrorInfo: `reason` is the name of the error class, and `metadata`
+holds the error's facts as JSON.
 """
 
 import json
@@ -117,9 +117,9 @@ MAX_MESSAGE_BYTES = 700  # UTF-8 bytes; it travels twice, once with 3 characters
 
 
 def to_status(error: e.PluralError) -> Any:
-    """Returns the rich gRPC status of an error, in the form that grpc's abort_with_status takes.
+    """Returns the gRPC status of an error with its typed facts, in the form that grpc's abort_with_status takes.
 
-    Long facts and a long message are cut, so that the status fits gRPC's limit for metadata.
+    Long facts and a long message are cut, so that the status fits into gRPC's limit for metadata.
     """
     fact_values = error.facts
     limit_bytes = MAX_FACTS_BYTES // max(1, len(fact_values))
@@ -134,14 +134,14 @@ def to_status(error: e.PluralError) -> Any:
 
 
 def _json(value: object, limit_bytes: int) -> str:
-    """Returns a fact as JSON. A text is cut until its JSON fits `limit_bytes`."""
+    """Returns a fact as JSON. If the fact is a text, the text is cut until its JSON has at most `limit_bytes` bytes."""
     while len(encoded := json.dumps(value)) > limit_bytes and isinstance(value, str):
         value = _cut(value, min(limit_bytes, len(value.encode(errors="replace")) * limit_bytes // len(encoded)))
     return encoded
 
 
 def _cut(text: str, limit_bytes: int) -> str:
-    """Returns the text, or its beginning and an ellipsis if it has more than `limit_bytes` bytes of UTF-8."""
+    """Returns the text if it has at most `limit_bytes` bytes of UTF-8, otherwise its beginning and an ellipsis."""
     raw = text.encode(errors="replace")
     return (
         raw.decode()
@@ -151,7 +151,10 @@ def _cut(text: str, limit_bytes: int) -> str:
 
 
 def _typed_error(call: grpc.Call) -> e.PluralError | None:
-    """Returns the typed error carried by a status, or None if it has none that this release knows."""
+    """Returns the typed error that the status of a failed call carries.
+
+    Returns None if the status carries no error of the tree, or an error that this release does not know or cannot read.
+    """
     try:
         status = rpc_status.from_call(call)
         for detail in status.details if status is not None else ():
@@ -168,9 +171,10 @@ def _typed_error(call: grpc.Call) -> e.PluralError | None:
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
-    """Returns the typed error that an RPC failed with.
+    """Returns the typed error that a failed RPC means. address: the coordinator's address, for the message of Unreachable.
 
-    If the status carries none: Unreachable for a broken connection, StorageFull for RESOURCE_EXHAUSTED, otherwise Internal.
+    If the status carries no typed error, the result is Unreachable for a broken connection, StorageFull for RESOURCE_EXHAUSTED,
+    and Internal for everything else.
     """
     call = typing.cast(grpc.Call, error)  # grpc raises its calls
     code: Callable[[], grpc.StatusCode] = call.code

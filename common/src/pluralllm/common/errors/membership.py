@@ -3,33 +3,33 @@
 Refused
 |- CertificateInvalid      a key, request or certificate cannot be read, or is of the wrong kind
 |- CertificateExpired      the certificate's validity has ended
-|- CertificateNotYetValid  the certificate's validity has not begun: one of the two clocks is wrong
+|- CertificateNotYetValid  the certificate's validity has not begun: the clock of one of the two machines is wrong
 |- CertificateRevoked      an administrator has revoked the member
 |- CertificateUnknown      the right authority signed the certificate, but this coordinator has no record of it
 |- CertificateForeign      another authority signed the certificate
 |- CertificateWrongUse     the certificate is not for TLS clients
 |- RoleForbids             the member's role does not allow this call
-|- IdentityMismatch        a message names another member than the certificate does
+|- IdentityMismatch        a message and the caller's certificate name different members
 |- AwaitingApproval        the member has joined, but no administrator has approved it yet
 |- InviteInvalid           the text of an invite cannot be read
-|- InviteForOtherCommand   a client's invite was given to the operator's command, or the other way round
+|- InviteForOtherCommand   the invite is for another command: the client's or the operator's
 |- InviteUnknown           no invite has this token, or the invite was withdrawn
-|- InviteForAnother        the token belongs to another name
+|- InviteForAnother        the token belongs to the invite of another member
 |- InviteExpired           the invite's validity has ended
 |- InviteUsed              another key has used the token already
 |- TooManyAttempts         the enrolment port limits the rate of calls
-|- MemberExists            the name is taken
-|- LastAdmin               without this member nobody could administer the federation
+|- MemberExists            a member has the name already
+|- LastAdmin               the member is the only administrator, so it cannot be revoked
 |- NotInitialised          the state directory has no certificate authority
 |- AlreadyInitialised      the state directory has a certificate authority already
 |- NotJoined               the folder holds no certificate
 |- AlreadyJoined           the folder holds the certificate of another member
 |- ForeignAuthority        the authority of the invite did not sign the other side's certificate
-|- WrongHost               the coordinator's certificate is for other names
+|- WrongHost               the coordinator's certificate is for other host names than the one used
 |- ServerCertificateOutOfDate  the coordinator's certificate is not valid now, or this machine's clock is wrong
 |- ClockWrong              this machine's clock differs too much from the coordinator's
 |- IssuerExpired           the validity of the coordinator's intermediate certificate has ended
-`- AuditBroken             the audit log is not the one seen before, or its hash chain is broken
+`- AuditBroken             the audit log differs from the log that was seen before, or its hash chain is broken
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 class PluralError(Exception):
     """Base class of every error of this project.
 
-    A subclass has its facts as dataclass fields. `why` and `fix` are templates over the facts; together they are the message.
+    A subclass has its facts as dataclass fields. `why` and `fix` are templates that are filled in with the facts; the message is
+    `why`, then `fix`.
     """
 
     why: ClassVar[str]
@@ -15,12 +16,12 @@ class PluralError(Exception):
 
     @property
     def reason(self) -> str:
-        """The error's name on the wire, for example WRONG_BASE."""
+        """The error's name in gRPC statuses and logs, for example WRONG_BASE for the class WrongBase."""
         return reason_of(type(self))
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The error's facts, by field name."""
+        """The values of the error's facts, by field name."""
         return {name: getattr(self, name) for name in fields_of(type(self))}
 
     def __str__(self) -> str:
@@ -29,18 +30,18 @@ class PluralError(Exception):
 
 
 def reason_of(leaf: type[PluralError]) -> str:
-    """Returns the name of an error class on the wire: WrongBase -> WRONG_BASE."""
+    """Returns the name of an error class in gRPC statuses and logs, for example WRONG_BASE for the class WrongBase."""
     return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(leaf.__name__)).upper()
 
 
 def fields_of(leaf: type[PluralError]) -> dict[str, type]:
-    """Returns the names and types of the facts that an error class carries."""
+    """Returns the facts that an error class carries: the type of each fact, by field name."""
     return {f.name: f.type for f in fields(leaf)} if hasattr(leaf, "__dataclass_fields__") else {}  # type: ignore[arg-type,misc]
 
 
 class Refused(PluralError):
-    """Base class of refusals: the caller can act, and nothing was changed."""
+    """Base class of refusals: the caller can act, and the refused request has changed nothing."""
 
 
 class Broken(PluralError):
-    """Base class of failures that are this program's fault, not the caller's."""
+    """Base class of failures for which this program is responsible, not the caller."""

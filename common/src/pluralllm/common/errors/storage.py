@@ -1,16 +1,17 @@
 """Errors about disk, database and stored data; tree.py draws the whole tree.
 
 |- Refused
-|  |- StorageFull     the disk has no space left; work goes on when it has some again
+|  |- StorageFull     the disk has no space left; the work continues when there is space again
 |  |- BackupUnusable  the backup is incomplete, from another release, or made from damaged data
-|  `- NotEmpty        the target of a restore holds data already
+|  `- NotEmpty        the target of a restore already holds data
 `- Broken
    |- Corrupt      stored bytes do not have the digest that they should have
-   |- BaseLost     a round's base version, or a moment of it, is missing or corrupt: no later round can be averaged
-   |- UpdateLost   an acknowledged update is missing or corrupt: its round cannot be averaged
-   |- StoreFailed  the database refused an operation
+   |- BaseLost     a stored file that the next averaging needs is missing or corrupt, so no later round can be averaged: the
+   |               model version that the round trains from, or the server optimizer's state
+   |- UpdateLost   an acknowledged update is missing or corrupt, so its round cannot be averaged
+   |- StoreFailed  the database failed to do an operation
    |- DiskFailed   the coordinator's disk failed, so the coordinator stops
-   `- Overtaken    another coordinator serves from the same database now
+   `- Overtaken    another coordinator now serves from the same database
 """
 
 from dataclasses import dataclass

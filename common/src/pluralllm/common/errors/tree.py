@@ -3,20 +3,20 @@
 PluralError
 |- Refused                 the caller can act; nothing was changed
 |  |- InvalidArgument      a field of a call is out of range
-|  |- InvalidSpec          a run spec is not valid; names the file and the keys
-|  |- InvalidConfig        a process's configuration is not valid; names the file and the keys
-|  |- InvalidData          a private data file cannot be used; lists all its problems
-|  |- InvalidResults       an experiment's results cannot be read; names the folder or file
+|  |- InvalidSpec          a run spec is not valid; the error names the file and the keys
+|  |- InvalidConfig        a process's configuration is not valid; the error names the file and the keys
+|  |- InvalidData          a private data file cannot be used; the error lists all problems
+|  |- InvalidResults       an experiment's results cannot be read; the error names the folder or file
 |  |- InvalidModel         the folder of an exported model cannot be used
 |  |- TooFewQuestions      a group has fewer questions than the run spec's episodes need
-|  |- NotFound             there is no such run, round, model or task
-|  |- WrongPhase           the run's phase does not allow this
+|  |- NotFound             the named run, round, model or task does not exist
+|  |- WrongPhase           the run's phase does not allow the command
 |  |- RoundClosed          the update's round has ended
-|  |- WrongBase            the update was trained on another version
+|  |- WrongBase            the update was trained on another model version than the round's
 |  |- SpecMismatch         the run was created with another run spec
-|  |- AlreadyCommitted     another update of this client counts in this round
+|  |- AlreadyCommitted     another update of this client is committed in this round already
 |  |- LeaseLost            the task is no longer leased to the caller
-|  |- OverLimit            something is too large, or there are too many of it
+|  |- OverLimit            a value, a size or a number is above its limit
 |  |- ChunksMissing        an update was committed before all its chunks arrived
 |  |- DigestMismatch       bytes do not have the digest that they should have
 |  |- WrongLayout          tensor names, shapes or dtypes differ from the run's model
@@ -26,23 +26,24 @@ PluralError
 |  |- StaleSession         the coordinator does not know the session: the client must call Hello again
 |  |- SessionReplaced      a newer instance of this client has taken over
 |  |- Unidentified         the connection does not identify a client
-|  |- PolicyForbids        the partner's policy.toml forbids it
+|  |- PolicyForbids        the partner's policy.toml forbids what the coordinator asks for
 |  |- EmbeddingMismatch    this machine's embedding model gives other vectors than the run spec expects
 |  |- ModelUnavailable     an embedding model cannot be loaded on this machine
 |  |- ExtraMissing         an optional package is needed and not installed
 |  |- CommandMissing       the package with this command is not installed
 |  |- CommandBroken        the package with this command cannot be loaded
-|  |- HistoryDiverged      the coordinator's chain of model versions is not the one seen before
-|  |- InUse                another process uses the state directory or the port
-|  |- NotLoopback          plain text was asked for on an address outside this machine
+|  |- HistoryDiverged      the coordinator's model versions differ from those that this client saw before
+|  |- InUse                another process uses the state directory or the port already
+|  |- NotLoopback          a connection in plain text to another machine was asked for
 |  |- Unreachable          the coordinator does not answer
 |  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py
 `- Broken                  this program is at fault
-   |- WorkerDied           the training process ended, and nobody had asked it to
+   |- WorkerDied           the training process ended unexpectedly
    |- Internal             any other failure; the details are in the log under the incident id
    `- ...                  disk, database and stored data: storage.py
 
-Each error carries typed facts as fields; `why` and `fix` are templates over them. The message to a person is `why`, then `fix`.
+Each error carries typed facts as fields. `why` and `fix` are templates that are filled in with the facts; the message to a person
+is `why`, then `fix`.
 """
 
 from dataclasses import dataclass
@@ -341,7 +342,7 @@ class Internal(Broken):
 
 
 def leaves() -> dict[str, type[PluralError]]:
-    """Returns every error class that has no subclass, by its name on the wire."""
+    """Returns every error class that has no subclass, by its name in gRPC statuses (for example WRONG_BASE)."""
 
     def below(branch: type[PluralError]) -> list[type[PluralError]]:
         children = branch.__subclasses__()
