@@ -1,6 +1,6 @@
 """Code that the coordinator, the client and the operator's command share.
 
-It is light to import: only some modules of the room `predictor` import torch.
+The package is light to import: only some modules of the inner package `predictor` import torch.
 """
 
 __version__ = "0.1.0"

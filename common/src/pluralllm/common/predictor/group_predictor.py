@@ -1,4 +1,4 @@
-"""A predictor for one group: it encodes the answers that the group has given once, and then predicts the group's other answers.
+"""A predictor for one group: it encodes the group's known answers once, and then predicts the group's other answers.
 
 Shapes: P points (one for each option of each question), D numbers in an embedding.
 """
