@@ -53,7 +53,7 @@ class Corrupt(Broken):
 
 @dataclass(eq=False)
 class BaseLost(Broken):
-    digest: str  # of the version's blob, or of the moment's
+    digest: str  # of the lost blob: a model version, or a moment of the server optimizer
     problem: str
     why = "The base of the next model version is lost, blob {digest}: {problem}"
 

@@ -21,7 +21,7 @@ def check_address(address: str) -> str:
 def check_loopback(address: str) -> None:
     """Checks that an address is on the loopback interface, before a connection in plain text is made.
 
-    On another interface, others could read and forge identities and weights. Raises NotLoopback if the address is on another one.
+    On any other interface, others could read and forge identities and weights. Raises NotLoopback for such an address.
     """
     host = address.rpartition(":")[0].strip("[]")
     try:

@@ -58,9 +58,9 @@ class RewardOptions:
     rule: str = "mean"
     temperature: float = 0.1  # for rule adaptive
     alpha: float = -10.0  # for rule alpha
-    batches: int = 100_000  # the run ends after so many
+    batches: int = 100_000  # the run ends after this number of batches
     min_clients: int = 2
-    target_clients: int = 100  # at least min_clients are asked, whatever stands here
+    target_clients: int = 100  # cohort size; a number below min_clients counts as min_clients
     deadline_s: float = 60.0  # for one batch
     grace_s: float = 5.0  # for the other clients once min_clients have answered
 

@@ -86,10 +86,11 @@ class RoundPolicy(SpecPart):
     min_clients: Count = 2  # quorum: below 3, one partner could subtract its own delta and read the other's
     target_clients: Count = 2  # cohort size; more than min_clients is over-selection
     gather_s: Seconds = 30.0  # how long a round waits for target_clients before it starts with min_clients
-    deadline_s: Seconds = 600.0  # from the start of collecting
+    deadline_s: Seconds = 600.0  # for updates, from the start of the round
+    # Extra time for the other clients after min_clients have delivered.
     grace_after_quorum_s: Annotated[float, Field(ge=0, le=YEAR_S)] = 60.0
     on_missed_quorum: Literal["extend", "skip", "abort"] = "extend"
-    max_extensions: Annotated[int, Field(ge=0, le=1000)] = 10  # after so many the run is aborted
+    max_extensions: Annotated[int, Field(ge=0, le=1000)] = 10  # of one round; after this number the run is aborted
     evaluate_every: Count = 1  # rounds; version 0 and the last version are always evaluated
     evaluation_deadline_s: Seconds = 300.0
 
@@ -113,7 +114,8 @@ class Predictor(SpecPart):
     heads: Width = 4
     feedforward: Annotated[int, Field(ge=1, le=16_384)] = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    input_scale: Literal["none", "unit_variance"] = "none"  # unit_variance: unit vectors of n numbers, times sqrt(n)
+    # unit_variance multiplies unit vectors of n numbers by sqrt(n).
+    input_scale: Literal["none", "unit_variance"] = "none"
     share_scale: Annotated[float, Field(gt=0, le=1_000)] = 1.0  # factor on the shares in the context
 
     @model_validator(mode="after")
@@ -150,9 +152,8 @@ class Training(SpecPart):
     # Local steps from the full learning rate down to 0; None means all steps of the run. With fewer steps the rate climbs
     # again afterwards, as in the reference implementation.
     cosine_steps: Count | None = None
-    keep_optimizer_state: bool = (
-        False  # between rounds; True keeps moments of weights that the server has replaced since
-    )
+    # True keeps the local optimizer's moments between rounds, although the server replaces the weights.
+    keep_optimizer_state: bool = False
     local_steps: Count = 6
     batch_episodes: Count = 1
     loss: Literal["gaussian", "cross_entropy", "alignment"] = "gaussian"
@@ -294,7 +295,7 @@ class RunSpec(SpecPart):
         return self
 
     def for_rewards(self, model: ModelName, digest: Digest, options: RewardOptions, file: str) -> "RunSpec":
-        """Returns the spec of a new run that asks for rewards. This spec must be the spec of the run that trained `model`.
+        """Returns the spec of a new run that asks for rewards; call it on the spec of the run that trained `model`.
 
         Predictor, embedding, evaluation, training, seed and title are copied. Any group may take part, and rewards are sent as
         float32.
