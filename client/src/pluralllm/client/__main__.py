@@ -1,4 +1,4 @@
-"""pluralllm-client: the composition root of the daemon's process, and its command line."""
+"""The command line `pluralllm-client`, and the place where the daemon's objects are made and joined."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ def join_federation(
         Path | None, typer.Option(help="The daemon's state directory; the key goes to its folder identity/.")
     ] = None,
 ) -> None:
-    """Join a federation: make a key, use the invite, keep the certificate. Repeatable."""
+    """Join a federation: make a key, use the invite, store the certificate. The command may be repeated."""
     from pluralllm.client.joining.joining import join, joined_text, read_invite  # noqa: PLC0415 - gRPC takes a moment
 
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
@@ -138,7 +138,7 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
 
 @app.command()
 def healthy(config: ConfigFile = None, state_dir: StateDir = None) -> None:
-    """Check that the daemon of this state directory is alive, for a container's health check."""
+    """Check that the daemon of this state directory is alive; a container can use the command as its health check."""
     check_alive(load_config(JoinConfig, config, {"state_dir": state_dir}).state_dir)
 
 
@@ -148,13 +148,13 @@ def _count_retry(details: stamina.instrumentation.RetryDetails) -> None:  # noqa
 
 @app.command("config")
 def show_config(config: ConfigFile = None, origin: Origin = False, as_json: Json = False) -> None:
-    """Show the effective configuration."""
+    """Show the configuration that results from flags, environment, file and defaults."""
     values = load_config(ClientConfig, config, {}).model_dump(mode="json")
     print_config(values, origins_of(ClientConfig, config) if origin else None, as_json=as_json)
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Runs the command line `pluralllm-client`, and ends the process with the command's exit code."""
     run_command(app)
 
 

@@ -1,4 +1,4 @@
-"""`pluralllm-client data`: imports, checks, embeds and invents private files."""
+"""The commands `pluralllm-client data`: import, check, embed and invent private files."""
 
 import json
 from pathlib import Path
@@ -90,7 +90,11 @@ def pairs(
 
 
 def _write(out: Path, questions: tuple[Question, ...], what: str) -> None:
-    """Writes imported questions to a private file. Raises InvalidArgument for another suffix, InvalidData for no question."""
+    """Writes imported questions to a private file, and prints their number.
+
+    what: name of the imported group or rows, for messages.
+    Raises InvalidArgument if `out` does not end in .jsonl or .parquet; InvalidData if there is no question.
+    """
     if out.suffix not in {".jsonl", ".parquet"}:
         raise InvalidArgument(field="--out", problem=f"{out} must end in .jsonl or .parquet")
     if not questions:
@@ -105,7 +109,7 @@ def check(
     spec: Annotated[Path | None, typer.Option(help="A run spec to check the number of questions against.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List every problem with its line number, and count what a run would use. Exit code 3 if there is a problem."""
+    """List every problem with its line number, and count the questions for a run. Exit code 3 if there is a problem."""
     checked = check_file(file)
     facts = _facts(checked, load_spec(spec) if spec is not None else None)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]
@@ -126,7 +130,7 @@ def check(
 
 
 def _facts(checked: Checked, spec: RunSpec | None) -> dict[str, Any]:
-    """Returns the counts of a checked file; those that depend on a run spec are None without one."""
+    """Returns the counts of a checked file by name; the counts that depend on a run spec are None if `spec` is None."""
     questions = checked.questions
     facts: dict[str, Any] = {
         "lines": checked.lines,
@@ -153,7 +157,7 @@ def embed(
     embedding_model_path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
     device: Annotated[str, typer.Option(help="The device to use: auto, cuda, cuda:N, mps or cpu.")] = "auto",
 ) -> None:
-    """Embed a private file beforehand, so that the daemon does not have to when it starts."""
+    """Embed a private file beforehand, so that the daemon does not have to embed the file when it starts."""
     need_torch()
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
     from pluralllm.common.predictor.embedding import Embedder  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""`pluralllm-client doctor`: checks for everything that could keep this daemon from working, and says how to mend it."""
+"""The command `pluralllm-client doctor`: checks everything that could keep this daemon from working, and shows the fixes."""
 
 import shutil
 import socket
@@ -34,7 +34,7 @@ def doctor(
 
 
 def checks_of(settings: ClientConfig) -> list[Check]:
-    """Runs all checks of the daemon, and returns their results. It changes nothing."""
+    """Runs all checks of the daemon, and returns their results. The checks change nothing."""
     checks = [checked(name, partial(probe, settings)) for name, probe in PROBES.items()]
     if not settings.plain_text:
         from pluralllm.client.joining.connection_checks import connection_checks  # noqa: PLC0415 - gRPC takes a moment
@@ -53,7 +53,7 @@ def _data(config: ClientConfig) -> Check:
 
 
 def _policy(config: ClientConfig) -> Check:
-    """Checks that the partner's policy can be read. Raises InvalidConfig if not."""
+    """Checks that the partner's policy can be read. Raises InvalidConfig if the policy cannot be read."""
     load_policy(config.policy_file)
     return Check("policy", ok=True, result=str(config.policy_file or "defaults"))
 
@@ -69,7 +69,7 @@ def _disk(config: ClientConfig) -> Check:
 
 
 def _device(config: ClientConfig) -> Check:
-    """Checks that torch can use the configured device. Raises ExtraMissing without torch."""
+    """Checks that torch can use the configured device. Raises ExtraMissing if torch is not installed."""
     need_torch()
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
 
@@ -91,21 +91,21 @@ def _model(config: ClientConfig) -> Check:
 
 
 def _partner(config: ClientConfig) -> Check:
-    """Checks that this daemon knows who it is, from its certificate or its configuration."""
+    """Checks that the daemon knows its name and group, from its certificate or from its configuration."""
     partner = load_partner(config)
     does = "evaluated only" if partner.role is GroupRole.HELD_OUT else "trains"
     return Check("member", ok=True, result=f"{partner.name}, group {partner.group} ({does})")
 
 
 def _identity(config: ClientConfig) -> Identity:
-    """Returns the daemon's identity. Call it only if the daemon does not use plain text."""
+    """Returns the daemon's identity. Callers must make sure that the daemon does not use plain text."""
     identity = load_partner(config).identity
     assert identity is not None  # it is None in plain text only
     return identity
 
 
 def _plain_coordinator(config: ClientConfig) -> Check:
-    """Checks that the coordinator answers in plain text, if the daemon uses it."""
+    """Checks that the coordinator answers in plain text. The check passes if the daemon does not use plain text."""
     if not config.plain_text:
         return Check("plain text", ok=True, result="off: certificates on both sides")
     address = load_partner(config).coordinator

@@ -1,4 +1,4 @@
-"""`pluralllm-client support-bundle`: writes the facts about a daemon that a helper needs, and nothing of its private data."""
+"""The command `pluralllm-client support-bundle`: collects facts about a daemon for support, without private data."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +37,7 @@ def support_bundle(
 
 
 def _counts(data: Path) -> dict[str, int]:
-    """Returns how many lines, usable questions and problems the private file has."""
+    """Returns the number of lines, usable questions and problems of the private file."""
     checked = check_file(data)
     return {"lines": checked.lines, "usable_questions": len(checked.questions), "problems": len(checked.problems)}
 
@@ -53,8 +53,8 @@ def _files(state: Path) -> Iterator[dict[str, Any]]:
 def _questions(data: Path, *, whole: bool) -> tuple[Question, ...]:
     """Returns the questions of the private file, which must not appear in the bundle.
 
-    whole: the bundle includes a log, so every question must be readable. Raises InvalidArgument if one is not; without `whole`,
-    unreadable questions are left out.
+    whole: the bundle includes a log, so every question must be readable; InvalidArgument is raised if one is not. Without
+    `whole`, unreadable questions are left out.
     """
     try:
         checked = check_file(data)

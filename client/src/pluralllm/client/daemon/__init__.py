@@ -1,5 +1,5 @@
-"""Runs the daemon's loop: poll, fetch, check against the policy, work, push, delete; and renews the certificate meanwhile.
+"""Runs the daemon's loop: poll, fetch the model, check the policy, work, upload the result, delete it; renews the certificate.
 
-May touch: everything of the client.
+The package may touch everything of the client.
 Start reading at daemon.py, then policy.py.
 """

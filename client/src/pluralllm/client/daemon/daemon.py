@@ -1,6 +1,7 @@
-"""The daemon's loop: poll, fetch the model, check it, work, keep the result in the outbox, push it, delete it.
+"""The daemon's loop: poll for a task, fetch the model, check the policy, work, store the result in the outbox, upload it.
 
-Polling goes on during the work. It renews the lease, and a task that the coordinator no longer needs stops at once.
+Polling goes on during the work. Each poll renews the task's lease, and the work stops at once when the coordinator no longer
+needs the task's result.
 """
 
 import asyncio
@@ -68,7 +69,7 @@ APPROVAL_WAIT_S = 5.0
 
 @dataclass(slots=True)
 class Work:
-    """The task in hand, and the asyncio task that does it."""
+    """The task that the daemon works on, and the asyncio task that does the work."""
 
     task: Task
     doing: "asyncio.Task[None]"
@@ -77,14 +78,14 @@ class Work:
 
 @dataclass(slots=True)
 class JoinedRun:
-    """The spec of a run that this client takes part in."""
+    """The run spec of a run that this client takes part in, parsed and as canonical JSON."""
 
     spec: RunSpec
     spec_json: bytes
 
 
 class Daemon:
-    """One group's client: takes tasks from the coordinator and returns their results."""
+    """The client of one group: takes tasks from the coordinator and returns their results."""
 
     def __init__(
         self,
@@ -115,13 +116,13 @@ class Daemon:
 
     @property
     def is_working(self) -> bool:
-        """Whether there is a task in hand."""
+        """Whether the daemon works on a task now."""
         return self._work is not None and not self._work.doing.done()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Runs until `stop` is set, or until a run is over if the configuration says so.
+        """Runs until `stop` is set, or until a run ends if the configuration sets exit_when_run_over.
 
-        Raises an error that no retry can mend, such as SessionReplaced or CertificateRevoked.
+        Raises the first error that no retry can mend, such as SessionReplaced or CertificateRevoked.
         """
         await self._worker.start()
         polling = asyncio.create_task(self._poll_for_ever())
@@ -138,7 +139,10 @@ class Daemon:
             await self._finish()
 
     async def _finish(self) -> None:
-        """Waits a moment for a push under way. Stops other work, and reports that to the coordinator."""
+        """Ends the daemon's work: waits a short time for an upload under way, and stops any other work.
+
+        The coordinator gets a report about work that was stopped.
+        """
         if self._work is not None and self.is_working:
             if self._work.stage == HANDING_IN:
                 await asyncio.wait([self._work.doing], timeout=STOP_GRACE_S)
@@ -187,7 +191,7 @@ class Daemon:
             log.warning("client.clock_differs", skew_s=round(skew_s, 1))
 
     async def _take(self, answer: Answer) -> bool:
-        """Acts on one answer. Returns True if the daemon is to end."""
+        """Acts on one answer of the coordinator. Returns whether the daemon must end."""
         match answer:
             case Task():
                 if self._work is not None and not self._work.doing.done():
@@ -220,9 +224,9 @@ class Daemon:
         )
 
     async def _drop_work(self, reason: str) -> None:
-        """Stops the task in hand, but first waits a moment for one that hands in its result.
+        """Stops the work on the current task. An upload of the task's result first gets a short time to end.
 
-        That result is often the reason why the coordinator needs no more.
+        The coordinator often needs no more work because it has just received that result.
         """
         assert self._work is not None
         if self._work.stage == HANDING_IN:
@@ -233,7 +237,7 @@ class Daemon:
         await asyncio.gather(self._work.doing, return_exceptions=True)
 
     def _log_reason(self, reason: str) -> None:
-        """Logs a reason for waiting when it changes, not each time."""
+        """Logs a reason for waiting, but only if it differs from the reason that was logged last."""
         if reason != self._last_reason:
             log.info("client.waiting", reason=reason)
             self._last_reason = reason
@@ -277,7 +281,10 @@ class Daemon:
             await self._transport.report_failure(task.name, reason, message, permanent=permanent)
 
     async def _joined_run(self, task: Task) -> JoinedRun:
-        """Returns the spec of a task's run, fetched once. Raises SpecMismatch if it has another hash than this task names."""
+        """Returns the run of a task. The run spec is fetched once for each run.
+
+        Raises SpecMismatch if the run spec's hash is not the hash in the task.
+        """
         run = self._runs.get(task.run)
         if run is None:
             spec_json = await self._transport.run_spec(task.run)
@@ -289,7 +296,7 @@ class Daemon:
         return run
 
     async def _deliver(self, task: Task, run: JoinedRun) -> None:
-        """Makes an update or rewards, keeps them in the outbox, and pushes them until the receipt is there."""
+        """Makes an update or rewards, stores them in the outbox, and uploads them until the coordinator gives a receipt."""
         waiting = await asyncio.to_thread(self._outbox.get, task.name)
         if waiting is None or waiting[0].base_digest != task.base_digest:
             base = await self._fetch(task)
@@ -314,7 +321,10 @@ class Daemon:
         log.info("update.committed", task=task.name, digest=entry.digest, examples=entry.examples, **entry.metrics)
 
     async def _produce(self, task: Task, run: JoinedRun, weights: Path) -> Entry:
-        """Lets the worker make an update or rewards. The file is the draft `delta`."""
+        """Lets the worker process make an update or rewards, and returns the outbox entry that describes them.
+
+        weights: file of the model version that the task starts from. The worker writes its result to the file `Drafts.delta`.
+        """
         on_progress = self._progress(task)
         await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
         result: TrainedUpdate | Rewards

@@ -1,4 +1,4 @@
-"""The model versions that this client has fetched. Each is verified against the run's history; only the last few are kept."""
+"""The model versions that this client has downloaded. Each is verified against the run's history; only the last few are kept."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ KEPT = 2
 
 
 class Models:
-    """One file for each version, named by its digest."""
+    """A folder with one file for each downloaded model version; the file's name is the version's digest."""
 
     def __init__(self, folder: Path, history: History, transport: Transport) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -19,7 +19,11 @@ class Models:
         self._transport = transport
 
     async def fetch(self, task: Task) -> Path:
-        """Returns the file of the task's base version. Raises Corrupt, HistoryDiverged, Unreachable, StaleSession."""
+        """Downloads the base version of a task (the model version that the work starts from), and returns its file.
+
+        Raises HistoryDiverged if the version contradicts the run's history; Corrupt, DigestMismatch, StaleSession, StorageFull,
+        Unreachable.
+        """
         path = self._folder / task.base_digest
         link = await self._transport.fetch_model(task.run, task.base_version, task.base_digest, path)
         self._history.check(task.run, link, task.base_record_sha256)

@@ -1,4 +1,7 @@
-"""The partner's own limits, whatever a coordinator asks for. The partner writes the file; the checks touch nothing."""
+"""The partner's policy: limits that hold whatever a coordinator asks for.
+
+The partner writes the file policy.toml. `check_task` only compares values: it reads and changes no file.
+"""
 
 import fnmatch
 import tomllib
@@ -19,7 +22,7 @@ METRICS = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_sc
 
 
 class Policy(BaseModel):
-    """The contents of policy.toml. The defaults allow the tasks of an ordinary run, but no rewards."""
+    """The content of policy.toml. The defaults allow the tasks of an ordinary run, but no rewards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +37,10 @@ class Policy(BaseModel):
 
 
 def load_policy(path: Path | None) -> Policy:
-    """Reads the partner's policy; without a file, the defaults. Raises InvalidConfig."""
+    """Reads the partner's policy. Returns the default policy if `path` is None.
+
+    Raises InvalidConfig if the file cannot be read, or if a key or a value is not allowed.
+    """
     if path is None:
         return Policy()
     try:
@@ -55,7 +61,11 @@ def load_policy(path: Path | None) -> Policy:
 def check_task(
     policy: Policy, role: GroupRole, spec: RunSpec, kind: TaskKind, round_number: int, cohort_size: int
 ) -> None:
-    """Checks a task against the policy. Raises PolicyForbids for the first limit that it breaks."""
+    """Checks a task against the partner's policy. Raises PolicyForbids for the first limit that the task breaks.
+
+    role: held_out if this group is only evaluated and must never train. spec: run spec of the task's run. cohort_size: number
+    of clients in the task's round.
+    """
     if role is GroupRole.HELD_OUT and kind is TaskKind.TRAIN:
         _forbid("role", "train", "held_out: this group is evaluated only")
     if not any(fnmatch.fnmatchcase(spec.embedding.model, pattern) for pattern in policy.allowed_embedding_models):
@@ -81,7 +91,7 @@ def check_task(
 
 
 def permitted_metrics(policy: Policy, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Returns the metrics that may leave this machine."""
+    """Returns the metrics that the policy allows to leave this machine."""
     return {name: value for name, value in metrics.items() if name in policy.allowed_metrics}
 
 

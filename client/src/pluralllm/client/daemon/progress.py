@@ -1,4 +1,4 @@
-"""Progress of the worker, sent on to the coordinator, where people see it."""
+"""Sends the worker's progress to the coordinator, which shows the progress to people."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,10 @@ REPORT_EVERY_S = 1.0
 
 
 class ProgressReports:
-    """A callback for (stage, done, all). It sends at most one report a second, and a report that is lost is not repeated."""
+    """A callback (stage, done, total) that sends the progress to the coordinator, at most once a second.
+
+    A report that fails is not repeated.
+    """
 
     def __init__(self, report: Callable[[str, float], Awaitable[None]], on_stage: Callable[[str], None]) -> None:
         self._report = report

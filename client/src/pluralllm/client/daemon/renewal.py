@@ -1,4 +1,4 @@
-"""Renewal of this member's certificate in time, and the true cause when the coordinator does not answer."""
+"""Renews this member's certificate in time, and finds the true cause when the coordinator does not answer."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 
 
 class Renewal:
-    """Keeps one member's certificate valid. Does nothing without an identity (plain text)."""
+    """Keeps one member's certificate valid. Does nothing in plain text, where there is no identity."""
 
     def __init__(self, identity: Identity | None, transport: Transport) -> None:
         self._identity = identity
@@ -32,7 +32,7 @@ class Renewal:
             CERTIFICATE_LEFT_SECONDS.labels("member").set_function(self._left_s)
 
     async def keep(self) -> None:
-        """Renews at two thirds of the certificate's life, with a new key each time. Runs until cancelled."""
+        """Renews the certificate at two thirds of its life, with a new key each time. Runs until it is cancelled."""
         while self._identity is not None:
             facts = self._identity.facts
             # The pause keeps this loop slow even if the coordinator refuses or the clock is wrong.
@@ -51,9 +51,10 @@ class Renewal:
         return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
 
     async def true_cause(self, error: PluralError) -> PluralError:
-        """Returns the reason behind an error. Raises that reason if no retry can help.
+        """Returns the cause behind the error of a call, or the error itself if no other cause is found.
 
-        A refused handshake looks like a dead coordinator, and a wrong clock like an expired certificate.
+        A refused TLS handshake looks like a dead coordinator, and a wrong clock looks like an expired certificate.
+        Raises the cause instead if it is one that no retry can mend.
         """
         if self._identity is None or not isinstance(error, Unreachable | CertificateExpired | CertificateNotYetValid):
             return error
@@ -66,9 +67,10 @@ class Renewal:
 
 
 async def renew(identity: Identity, transport: Transport) -> Identity:
-    """Gets the next certificate and keeps it on disk before its first use. Calls under way end on the old channel.
+    """Gets the member's next certificate, stores it on disk, and then uses it for new calls. Returns the new identity.
 
-    Raises the refusals of EnrolmentService.Renew, Unreachable, StorageFull.
+    Calls under way end on the old channel.
+    Raises the errors that the proto lists for EnrolmentService.Renew; Unreachable, StorageFull.
     """
     key = await asyncio.to_thread(next_key, identity.folder)
     chain_pem = await transport.renew(make_request(key, identity.membership.name))

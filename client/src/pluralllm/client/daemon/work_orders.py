@@ -1,4 +1,4 @@
-"""Turns a task into an order for the worker: adds this machine's paths, device and data."""
+"""Turns a task into an order for the worker process: adds this machine's paths, its device and the private file."""
 
 from pathlib import Path
 
@@ -11,14 +11,18 @@ from pluralllm.common.words.spec import RunSpec
 
 
 class WorkOrders:
-    """The orders of one client. Touches no file and no process."""
+    """Makes the orders for one client's worker process. It only makes values: it touches no file and no process."""
 
     def __init__(self, config: ClientConfig, partner: Partner, state: Path, drafts: Drafts) -> None:
         self._config, self._partner, self._drafts = config, partner, drafts
         self._cache = (config.cache_dir or state / "cache").absolute()
 
     def prepare(self, spec: RunSpec, spec_json: bytes) -> Prepare:
-        """The order to prepare a run. A role that the spec gives to this group replaces the partner's own."""
+        """Returns the order to prepare a run: to read, check and embed the private data.
+
+        spec_json: the canonical JSON of `spec`. A role that the run spec gives to this group replaces the role in the partner's
+        identity.
+        """
         config, partner = self._config, self._partner
         model_path = config.embedding_model_path
         return Prepare(
@@ -33,7 +37,7 @@ class WorkOrders:
         )
 
     def train(self, task: Task, base: Path) -> Train:
-        """The order to train from the weights in `base`; the update becomes the draft `delta`."""
+        """Returns the order to train from the weights in the file `base`; the worker writes the update to `Drafts.delta`."""
         return Train(
             spec_sha256=task.spec_sha256,
             base=base,
@@ -45,7 +49,7 @@ class WorkOrders:
         )
 
     def reward(self, task: Task, weights: Path, rollouts_json: bytes) -> Reward:
-        """The order to score a batch; the rewards become the draft `delta`."""
+        """Returns the order to score a batch of rollouts with the model in `weights`; the rewards go to `Drafts.delta`."""
         return Reward(
             spec_sha256=task.spec_sha256,
             weights=weights,
@@ -54,5 +58,5 @@ class WorkOrders:
         )
 
     def evaluate(self, task: Task, weights: Path) -> Evaluate:
-        """The order to score the model version in `weights`."""
+        """Returns the order to score the model version in the file `weights`."""
         return Evaluate(task.spec_sha256, weights)

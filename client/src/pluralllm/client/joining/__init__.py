@@ -1,5 +1,5 @@
 """Turns an invite into an identity, and explains why a coordinator cannot be reached.
 
-May touch: the identity's files, sockets, the enrolment port.
+The package may touch the files of the identity, sockets and the coordinator's enrolment port.
 Start reading at joining.py, then diagnosis.py.
 """

@@ -1,4 +1,7 @@
-"""Keeps the cause of unanswered calls for a while, because the coordinator limits how often its enrolment port may be called."""
+"""Keeps the result of a diagnosis for a while, because the coordinator limits the calls to its enrolment port.
+
+A diagnosis finds the cause when the coordinator does not answer.
+"""
 
 import time
 from collections.abc import Callable
@@ -8,7 +11,7 @@ from pluralllm.common.trust.identity import Identity
 
 
 class CachedDiagnosis:
-    """A cache for the answer of `diagnose`, which it keeps for `keep_s` seconds."""
+    """A cache around `diagnose`: it keeps the last result for `keep_s` seconds."""
 
     def __init__(
         self,
@@ -21,7 +24,10 @@ class CachedDiagnosis:
         self._ends_s = -1.0  # monotonic time at which the kept answer becomes too old; negative before the first answer
 
     def cause(self, identity: Identity) -> Cause | None:
-        """Returns what keeps this member from its coordinator; None if nothing is known. May block for some seconds."""
+        """Returns the cause that keeps this member from its coordinator; None if no cause was found.
+
+        The call may block for some seconds.
+        """
         if self._ends_s < 0 or self._monotonic_s() >= self._ends_s:
             self._cause = self._diagnose_member(identity)
             self._ends_s = self._monotonic_s() + self._keep_s

@@ -1,4 +1,4 @@
-"""A doctor's checks of the connection to the coordinator: certificate, host name, TLS, clock, standing, protocol."""
+"""A doctor's checks of the connection to the coordinator: certificate, host name, TLS, clock, membership, protocol version."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ DAY_S = 86_400.0
 def connection_checks(load: Callable[[], Identity]) -> Iterator[Check]:
     """Yields the check of the certificate, then all other checks of the connection, whether they pass or not.
 
-    load: reads the identity. If that fails, the check of the certificate is the only one.
+    load: reads the identity. If `load` fails, only the check of the certificate is yielded, as a failed one.
     """
     identities: list[Identity] = []
 
@@ -33,7 +33,7 @@ def connection_checks(load: Callable[[], Identity]) -> Iterator[Check]:
 
 
 def _certificate(identity: Identity) -> Check:
-    """Checks that the certificate is not past its end, and that only its owner can read the key."""
+    """Checks that the certificate has not expired, and that only its owner can read the key."""
     left_s = identity.facts.not_after_s - time.time()
     due = identity.is_renewal_due(time.time())
     fix = (
@@ -66,7 +66,7 @@ def _main_port(identity: Identity) -> Check:
 
 
 def _enrolment_port(identity: Identity) -> Check:
-    """Checks that the enrolment port answers with a certificate of the authority."""
+    """Checks that the enrolment port answers with a certificate that the federation's authority has signed."""
     address = identity.membership.enrolment
     shaken = handshake(address, identity.authority_pem)
     return Check("enrolment port, TLS", ok=True, result=f"{address} answers, {shaken.version}")
@@ -80,7 +80,7 @@ def _clock(identity: Identity) -> Check:
 
 
 def _membership(identity: Identity) -> Check:
-    """Checks that the coordinator accepts this certificate. Raises the coordinator's reason if it does not."""
+    """Checks that the coordinator accepts this certificate. Raises the coordinator's error if it rejects the certificate."""
     cause = diagnose(identity)
     if cause is not None and not isinstance(cause.error, Unreachable):
         raise cause.error

@@ -1,4 +1,4 @@
-"""Finds out why the coordinator does not answer. gRPC reports a refused handshake as an unreachable server, without the cause."""
+"""Finds out why the coordinator does not answer: gRPC reports a refused TLS handshake only as an unreachable server."""
 
 import time
 from dataclasses import dataclass
@@ -36,17 +36,17 @@ FINAL = (
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The cause that keeps a member from its coordinator."""
+    """A cause that keeps a member from its coordinator."""
 
     error: PluralError
     final: bool  # the coordinator itself has rejected the certificate, so no retry will help
 
 
 def diagnose(identity: Identity) -> Cause | None:
-    """Finds the cause that keeps this member from its coordinator; None if there is none to be found.
+    """Finds the cause that keeps this member from its coordinator. Returns None if it finds no cause.
 
-    It asks the coordinator's enrolment port first, which knows whether the certificate is revoked, and what the time is. Then it
-    tries a TLS handshake with the main port. It takes some seconds at most and changes nothing.
+    The diagnosis asks the coordinator's enrolment port first, which knows whether the certificate is revoked and what time it
+    is. Then the diagnosis tries a TLS handshake with the main port. A diagnosis takes some seconds at most and changes nothing.
     """
     try:
         verdict = _ask(identity)
@@ -65,7 +65,10 @@ def diagnose(identity: Identity) -> Cause | None:
 
 
 def own_dates(identity: Identity) -> PluralError | None:
-    """Compares the dates of this member's certificate with this machine's clock. Returns None if it is valid now."""
+    """Compares the dates of this member's certificate with this machine's clock.
+
+    Returns CertificateExpired or CertificateNotYetValid, or None if the certificate is valid now.
+    """
     facts, now_s = identity.facts, time.time()
     if now_s >= facts.not_after_s:
         return CertificateExpired(name=facts.name, expired=_day(facts.not_after_s))
@@ -75,7 +78,10 @@ def own_dates(identity: Identity) -> PluralError | None:
 
 
 def facts_of_server(identity: Identity) -> ServerFacts:
-    """Asks the coordinator for its time and its protocol versions. Raises the true cause if it cannot be asked."""
+    """Asks the coordinator's enrolment port for the coordinator's time and protocol versions.
+
+    Raises the true cause if the port does not answer: an error of the TLS handshake, or Unreachable.
+    """
     address = identity.membership.enrolment
     try:
         return ask_server(address, identity.authority_pem)
@@ -85,9 +91,10 @@ def facts_of_server(identity: Identity) -> ServerFacts:
 
 
 def _ask(identity: Identity) -> Cause | None:
-    """Asks the coordinator whether it accepts this member's certificate.
+    """Asks the coordinator whether it accepts this member's certificate, and returns the cause if it does not.
 
-    Returns None if it does, or if it gave no answer although TLS works. Raises the true cause if TLS does not work.
+    Returns None if the coordinator accepts the certificate, limits the calls, or does not answer although TLS works.
+    Raises the true cause if TLS does not work.
     """
     address = identity.membership.enrolment
     try:

@@ -1,4 +1,7 @@
-"""Calls to the coordinator's enrolment port, which need no client certificate: a machine may have none, or a refused one."""
+"""Calls to the coordinator's enrolment port.
+
+The calls need no client certificate, because the caller may have no certificate, or one that the main port refuses.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +23,7 @@ DEADLINE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The coordinator's answer to a member that joins: its certificate, its role and its group."""
+    """The coordinator's answer to a member that joins: its certificate chain, its role and its group."""
 
     chain_pem: bytes  # certificate, then the intermediate
     role: MemberRole
@@ -31,7 +34,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """Facts about the coordinator that anybody may ask for."""
+    """Facts about the coordinator that anybody may ask for: its clock and the protocol versions that it speaks."""
 
     time_s: float  # the coordinator's clock, in seconds since the epoch
     protocol_min: int
@@ -39,9 +42,10 @@ class ServerFacts:
 
 
 def join(address: str, authority_pem: bytes, name: str, token: str, request_der: bytes) -> Joined:
-    """Uses the token of an invite to get a certificate. Raises the refusals of EnrolmentService.Join, Unreachable.
+    """Uses the token of an invite to get the member's first certificate.
 
-    request_der: the certificate request of the member's key.
+    authority_pem: certificate of the federation's authority. request_der: certificate request, made with the member's key.
+    Raises the errors that the proto lists for EnrolmentService.Join, and Unreachable.
     """
     request = pb.JoinRequest(name=name, token=token, certificate_request_der=request_der)
     with _stub(address, authority_pem) as stub:
@@ -57,21 +61,24 @@ def join(address: str, authority_pem: bytes, name: str, token: str, request_der:
 
 
 def ask_server(address: str, authority_pem: bytes) -> ServerFacts:
-    """Asks the coordinator for its time and its protocol versions. Raises Unreachable."""
+    """Asks the coordinator for its time and its protocol versions. Raises Unreachable if there is no answer."""
     with _stub(address, authority_pem) as stub:
         response: pb.GetMembershipResponse = stub.GetMembership(pb.GetMembershipRequest(), timeout=DEADLINE_S)
     return ServerFacts(seconds(response.server_time), response.protocol.min, response.protocol.max)
 
 
 def check_membership(address: str, authority_pem: bytes, chain_pem: bytes) -> None:
-    """Asks whether the coordinator accepts this certificate. Raises the coordinator's reason if it does not; Unreachable."""
+    """Asks the coordinator whether it accepts the certificate chain.
+
+    Raises the coordinator's error if it rejects the certificate, and Unreachable if there is no answer.
+    """
     with _stub(address, authority_pem) as stub:
         stub.GetMembership(pb.GetMembershipRequest(certificate_chain_pem=chain_pem), timeout=DEADLINE_S)
 
 
 @contextmanager
 def _stub(address: str, authority_pem: bytes) -> Iterator[Any]:
-    """Yields the client of EnrolmentService; turns the RPC errors of its block into typed errors."""
+    """Yields a client of EnrolmentService, and turns an RPC error inside the block into a typed error."""
     with enrolment_channel(address, authority_pem) as channel:
         try:
             yield enrolment_pb2_grpc.EnrolmentServiceStub(channel)

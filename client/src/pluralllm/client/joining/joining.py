@@ -39,10 +39,11 @@ PAST = (CertificateExpired, CertificateRevoked, CertificateUnknown, CertificateF
 def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole]) -> tuple[Identity, bool]:
     """Joins the federation of an invite, and stores the identity in `folder`. A repeated call changes nothing.
 
-    command: the command that joins, for messages. roles: the roles that this command may join with.
+    command: name of the command that joins, for error texts. roles: the roles that this command may join with.
     Returns the identity, and whether an administrator must still approve the member.
-    Raises InviteForOtherCommand, AlreadyJoined, the refusals of EnrolmentService.Join, ForeignAuthority,
-    WrongHost, ServerCertificateOutOfDate, Unreachable, InvalidConfig.
+    Raises InviteForOtherCommand if the invite's role is not in `roles`; AlreadyJoined if the folder holds another identity; the
+    errors that the proto lists for EnrolmentService.Join; ForeignAuthority, WrongHost, ServerCertificateOutOfDate, Unreachable,
+    InvalidConfig.
     """
     if invite.role not in roles:
         other = "pluralllm-client" if invite.role is MemberRole.CLIENT else "pluralllm"
@@ -79,15 +80,15 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
 
 
 def read_invite(source: str) -> Invite:
-    """Reads an invite from a file, from its one line, or from standard input for `-`. Raises InviteInvalid.
+    """Reads an invite from a file's path, from the invite's one line, or from standard input if `source` is "-".
 
-    Standard input keeps the invite out of the shell's history.
+    Standard input keeps the invite out of the shell's history. Raises InviteInvalid.
     """
     return parse_invite(sys.stdin.read(MAX_INVITE_BYTES + 1)) if source == "-" else load_invite(source)
 
 
 def joined_text(identity: Identity, *, awaiting_approval: bool) -> str:
-    """Returns the message after joining: who the member is now, and the fingerprints to compare on the phone."""
+    """Returns the text to print after joining: the member's name and role, and the fingerprints to compare on the phone."""
     member, facts = identity.membership, identity.facts
     place = ""
     if member.role is MemberRole.CLIENT:

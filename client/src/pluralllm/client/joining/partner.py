@@ -1,4 +1,4 @@
-"""The identity of this daemon: from its certificate or, in plain text on loopback, from its configuration."""
+"""The name, group and role of this daemon: from its certificate or, in plain text on loopback, from its configuration."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ COMMAND = "pluralllm-client"
 
 @dataclass(frozen=True, slots=True)
 class Partner:
-    """One client of the federation: its name, its group and its coordinator."""
+    """One client of the federation: its name, its group, its role and its coordinator's address."""
 
     name: ClientId
     group: str
@@ -25,10 +25,10 @@ class Partner:
 
 
 def load_partner(config: ClientConfig) -> Partner:
-    """Reads who this daemon is, and checks that its configuration agrees with its certificate.
+    """Reads this daemon's name, group and role, and checks that its configuration agrees with its certificate.
 
-    Raises NotJoined without a certificate; NotLoopback for plain text to another machine; InvalidConfig if configuration and
-    certificate contradict each other, or a key is missing in plain text.
+    Raises NotJoined if there is no certificate; NotLoopback for plain text to another machine; InvalidConfig if configuration
+    and certificate contradict each other, or if client_id or group is missing in plain text.
     """
     if config.plain_text:
         address = config.coordinator or PLAIN_TEXT_ADDRESS

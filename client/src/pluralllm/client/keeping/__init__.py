@@ -1,5 +1,5 @@
-"""Keeps the state that must survive a stop: finished updates until their receipt, the chain of versions, training states.
+"""Stores the state that must survive a stop: updates without a receipt, the history of model versions, training states.
 
-May touch: files in the state directory.
+The package may touch files in the state directory.
 Start reading at outbox.py.
 """

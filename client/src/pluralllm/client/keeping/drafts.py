@@ -1,4 +1,4 @@
-"""Files of a training whose update has no receipt yet, by run."""
+"""Files of the current training: the update that is being made, and the states that the run's next training starts from."""
 
 from pathlib import Path
 
@@ -6,12 +6,19 @@ from pluralllm.common.words.ids import RunId
 
 
 def next_state(path: Path) -> Path:
-    """The path of a new state until the round's update has its receipt. A round that is trained again starts from the old one."""
+    """Returns the path of the new state that a training writes beside the state at `path`.
+
+    The new state replaces the old one when the round's update has its receipt. Until then, a repeated training of the round
+    starts from the old state again.
+    """
     return path.with_name(f"{path.name}.next")
 
 
 class Drafts:
-    """The delta, and the states that the next training starts from: of the optimizer, and of the rounding of updates."""
+    """A folder with the delta that is being made and two states for each run: the optimizer's state and the residual.
+
+    The residual is the part of earlier updates that rounding took away.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -19,21 +26,21 @@ class Drafts:
         self.delta = folder / "delta.safetensors"
 
     def optimizer_state(self, run: RunId) -> Path:
-        """The path of the optimizer's state."""
+        """Returns the path of the run's optimizer state."""
         return self._folder / f"{run}.optimizer"
 
     def residual(self, run: RunId) -> Path:
-        """The path of the residual: the part of earlier updates that rounding took away."""
+        """Returns the path of the run's residual: the part of earlier updates that rounding took away."""
         return self._folder / f"{run}.residual"
 
     def drop_run(self, run: RunId) -> None:
-        """Deletes the states of a run that is over."""
+        """Deletes the states of a run that has ended."""
         for state in (self.optimizer_state(run), self.residual(run)):
             state.unlink(missing_ok=True)
             next_state(state).unlink(missing_ok=True)
 
     def keep_states(self, run: RunId) -> None:
-        """Makes the new states of a committed round the ones that the next round starts from."""
+        """Makes the new states of a round the states that the next round starts from. Call it when the update has its receipt."""
         for state in (self.optimizer_state(run), self.residual(run)):
             following = next_state(state)
             if following.is_file():

@@ -1,4 +1,4 @@
-"""The chain of model versions that this client has seen, by run. A coordinator that rewrites its past is refused."""
+"""The history of model versions that this client has seen, for each run: a coordinator cannot change its past unnoticed."""
 
 import json
 from pathlib import Path
@@ -12,16 +12,18 @@ OVER = "over"  # a key beside the version numbers: the run has ended
 
 
 class History:
-    """A file for each run, with the record's SHA-256 of every version seen."""
+    """A folder with one file for each run. The file holds the SHA-256 of the record of every model version seen."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def check(self, run: RunId, link: VersionLink, task_record_sha256: str) -> None:
-        """Compares a version with the versions seen before, then keeps it.
+        """Compares a model version with the versions seen before, then adds it to the history.
 
-        Raises HistoryDiverged if the task names another record, if this version was another one before, or if its parent was.
+        link: the version's record and the record of its parent, as the coordinator states them.
+        Raises HistoryDiverged if the task names another record for this version, or if this client saw another record for the
+        version or for its parent before.
         """
         path = self._folder / f"{run}.json"
         seen: dict[str, str] = json.loads(path.read_bytes()) if path.is_file() else {}
@@ -36,11 +38,14 @@ class History:
             write_durably(path, json.dumps({**seen, str(link.version): link.record_sha256}).encode())
 
     def close(self, run: RunId) -> None:
-        """Marks the run as ended. Its history stays, in case the coordinator later shows another past."""
+        """Marks a run as ended. The run's history stays, in case the coordinator later shows another past."""
         path = self._folder / f"{run}.json"
         if path.is_file():
             write_durably(path, json.dumps({**json.loads(path.read_bytes()), OVER: OVER}).encode())
 
     def open_runs(self) -> set[RunId]:
-        """Runs that this client took part in and whose end it has not seen: they may have ended while it was down."""
+        """Returns the runs that this client took part in and whose end it has not seen.
+
+        Such a run may have ended while the client was stopped.
+        """
         return {RunId(path.stem) for path in self._folder.glob("*.json") if OVER not in json.loads(path.read_bytes())}

@@ -1,4 +1,4 @@
-"""Finished updates, durable until the coordinator's receipt."""
+"""Stores finished updates and rewards durably until the coordinator gives its receipt."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from pluralllm.common.words.ids import Digest, RunId, TaskId
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One finished update, or the rewards of one batch."""
+    """The facts about one finished update, or about the rewards of one batch."""
 
     task: TaskId
     run: RunId
@@ -26,7 +26,10 @@ class Entry:
 
 
 class Outbox:
-    """A folder with two files for each update. The JSON file is written last, so that an update is whole or absent."""
+    """A folder with two files for each update: the delta, and a JSON file with the facts about the delta.
+
+    The JSON file is written last, so that an update is either complete or absent.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -35,14 +38,17 @@ class Outbox:
         self._count()
 
     def put(self, entry: Entry, delta: Path) -> None:
-        """Moves the delta's file into the outbox. The update is durable when this returns. Raises StorageFull."""
+        """Moves the file `delta` into the outbox. The update is durable when this method returns. Raises StorageFull."""
         with storage_errors("the outbox"):
             publish(delta, self.delta(entry.task))
         write_durably(self._facts(entry.task), json.dumps(asdict(entry)).encode())
         self._count()
 
     def get(self, task: TaskId) -> tuple[Entry, Manifest] | None:
-        """Returns the update of a task; None if it is absent. Drops an update whose file has changed."""
+        """Returns the update of a task: its facts and the manifest of its delta. Returns None if the outbox has no such update.
+
+        An update whose delta no longer has its digest is deleted, and None is returned.
+        """
         facts = self._facts(task)
         if not facts.is_file():
             return None
@@ -54,16 +60,16 @@ class Outbox:
         return entry, manifest
 
     def pending(self) -> Iterator[Entry]:
-        """Yields every update that has no receipt yet."""
+        """Yields the facts about every update that has no receipt yet."""
         for path in sorted(self._folder.glob("*.json")):
             yield Entry(**json.loads(path.read_bytes()))
 
     def delta(self, task: TaskId) -> Path:
-        """The path of a task's delta."""
+        """Returns the path of a task's delta."""
         return self._folder / f"{_name(task)}.safetensors"
 
     def drop(self, task: TaskId) -> None:
-        """Deletes an update: it has its receipt, or the coordinator no longer needs it."""
+        """Deletes an update that has its receipt, or that the coordinator no longer needs."""
         self._facts(task).unlink(missing_ok=True)
         self.delta(task).unlink(missing_ok=True)
         self._count()
@@ -87,5 +93,5 @@ class Outbox:
 
 
 def _name(task: TaskId) -> str:
-    """A file name: task ids hold slashes."""
+    """Returns a file name for a task: a hash, because a task id contains slashes."""
     return hashlib.sha256(task.encode()).hexdigest()[:24]

@@ -1,5 +1,5 @@
-"""Calls the coordinator: RPCs, retries, deadlines and the connection. The download of a model is for the operator, too.
+"""Calls the coordinator: RPCs, retries, deadlines and the connection. The operator's package uses the model download, too.
 
-May touch: grpc and protobuf. No private data comes here.
+The package may touch grpc and protobuf. Private data never enters the package.
 Start reading at transport.py.
 """

@@ -1,4 +1,4 @@
-"""The connection to the coordinator that serves: at its own address, or at the standby's when it does not answer there."""
+"""The connection to the coordinator at its own address, or to a standby coordinator when the first does not answer."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -18,7 +18,10 @@ OLD_CHANNEL_GRACE_S = 900.0
 
 
 class Connection:
-    """One channel at a time, with the calls on it. A channel that was replaced closes when the calls under way have ended."""
+    """A gRPC channel to one address at a time, and the calls that use it.
+
+    A channel that was replaced is closed when the calls under way on it have ended.
+    """
 
     def __init__(self, addresses: Sequence[str], open_channel: OpenChannel) -> None:
         self._addresses, self._open_channel, self._current = addresses, open_channel, 0
@@ -31,12 +34,15 @@ class Connection:
         return self._addresses[self._current]
 
     def open_with(self, open_channel: OpenChannel) -> None:
-        """Sends new calls over a new channel: gRPC cannot change the certificate of an open one."""
+        """Opens a new channel with `open_channel` for all new calls: gRPC cannot change the certificate of an open channel."""
         self._open_channel = open_channel
         self._replace()
 
     def leave(self, failed: str) -> None:
-        """Sends new calls to the address after `failed`, unless they go to another one already."""
+        """Sends new calls to the next address after a failure at the address `failed`.
+
+        Does nothing if new calls already go to another address, or if there is only one address.
+        """
         if failed != self.address or len(self._addresses) == 1:
             return
         self._current = (self._current + 1) % len(self._addresses)
@@ -44,7 +50,7 @@ class Connection:
         self._replace()
 
     async def close(self) -> None:
-        """Closes the channel at once, and the replaced ones with the calls on them."""
+        """Closes all channels at once, and ends the calls on them."""
         for closing in tuple(self._closing):
             closing.cancel()
         await self._channel.close()

@@ -1,6 +1,6 @@
-"""A model version on its way from the coordinator to a file. The daemon's and the operator's client share it.
+"""The download of a model version into a file, for the daemon and for the operator's commands.
 
-No gRPC here: the caller reads the stream, blocking or not, and passes each chunk on.
+The module knows no gRPC: the caller reads the stream, blocking or not, and passes on each chunk.
 """
 
 import hashlib
@@ -19,15 +19,19 @@ STREAM_SETUP_S = 60.0
 
 
 def stream_deadline_s(manifest: Manifest) -> float:
-    """Deadline in seconds for a stream of all chunks: long enough for the slowest link."""
+    """Returns the deadline in seconds for a stream of all chunks of a file; it is long enough for the slowest supported link."""
     return STREAM_SETUP_S + manifest.size_bytes / SLOWEST_LINK_BYTES_S
 
 
 class ModelDownload:
-    """A partial file that grows by verified chunks. It goes on from the good chunks of an earlier try."""
+    """A partial file that grows by verified chunks. A new download continues after the good chunks of an earlier attempt."""
 
     def __init__(self, name: str, manifest: Manifest, draft: Path) -> None:
-        """Reads what is in `draft` already. `name` says in errors which version this is. Raises StorageFull."""
+        """Checks the chunks that the file `draft` already has, and removes what follows the good ones.
+
+        name: name of the model version in error texts. manifest: size and chunk hashes of the complete file. Raises
+        StorageFull.
+        """
         self._name, self._manifest, self._draft = name, manifest, draft
         self._file: BinaryIO | None = None
         with storage_errors(name):
@@ -35,22 +39,22 @@ class ModelDownload:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every chunk is in the file."""
+        """Whether the partial file has every chunk."""
         return self.next_chunk == self._manifest.chunks
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the partial file."""
+        """The number of verified bytes in the partial file."""
         return min(self.next_chunk * CHUNK_BYTES, self._manifest.size_bytes)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Keeps the partial file open for `write`. Raises StorageFull."""
+        """Keeps the partial file open for `write` until the block ends. Raises StorageFull."""
         with storage_errors(self._name), self._draft.open("ab") as self._file:
             yield
 
     def write(self, index: int, chunk: bytes | memoryview) -> None:
-        """Appends the next chunk. Raises Corrupt if it is another one or has other bytes."""
+        """Appends the next chunk. Raises Corrupt if `index` is not the next chunk's number, or if the bytes are wrong."""
         assert self._file is not None
         what = f"chunk {index} of {self._name}"
         if self.is_complete or index != self.next_chunk:

@@ -8,7 +8,7 @@ from pluralllm.common.words.names import TaskKind
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One piece of work. Two tasks with the same name are the same work."""
+    """One task for this client: to train, to evaluate or to score rollouts. Tasks with equal names are one and the same task."""
 
     name: TaskId
     run: RunId
@@ -25,7 +25,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The answer that there is no task now."""
+    """The answer that there is no task now, and that the client polls again after `after_s` seconds."""
 
     after_s: float
     reason: str
@@ -33,7 +33,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class RunOver:
-    """The answer that a run has ended, with its last version."""
+    """The answer that a run has ended, with its outcome and its last model version."""
 
     run: RunId
     outcome: str
@@ -47,7 +47,7 @@ Answer = Task | Wait | RunOver
 
 @dataclass(frozen=True, slots=True)
 class VersionLink:
-    """A model version and its parent in the run's hash chain, as the coordinator names them."""
+    """A model version and its parent in the run's hash chain of records, as the coordinator states them."""
 
     version: ModelVersion
     digest: Digest
@@ -57,7 +57,10 @@ class VersionLink:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The result of one evaluation."""
+    """The scores of one evaluation.
+
+    wasserstein_score is None if no question has a scale, or if the partner's policy does not allow it to leave this machine.
+    """
 
     alignment_score: float
     alignment_score_base2: float

@@ -1,4 +1,4 @@
-"""The daemon's side of FederationService. Every call has a deadline; calls that may be repeated are retried."""
+"""The daemon's calls to FederationService. Every call has a deadline, and calls that may be repeated are retried."""
 
 import asyncio
 import contextlib
@@ -84,14 +84,17 @@ OPTIONS = (("grpc.service_config", json.dumps(SERVICE_CONFIG)),)
 
 @dataclass(slots=True)
 class Traffic:
-    """Payload bytes since start."""
+    """Bytes of updates sent and of model versions received since the transport was made."""
 
     sent_bytes: int = 0
     received_bytes: int = 0
 
 
 class Transport:
-    """Calls to one coordinator. Each raises the error that the coordinator answered with, or Unreachable."""
+    """Makes the daemon's calls to the coordinator.
+
+    A call raises the typed error that the coordinator answered with, or Unreachable if the coordinator does not answer.
+    """
 
     def __init__(self, connection: Connection, client: ClientId | None) -> None:
         self._connection = connection
@@ -102,12 +105,18 @@ class Transport:
 
     @classmethod
     def of_member(cls, identity: Identity, standby: str | None = None) -> Self:
-        """Opens a connection with mutual TLS: the certificate proves who calls. `standby`: address of a second coordinator."""
+        """Returns a transport that uses mutual TLS: the member's certificate proves who calls.
+
+        standby: address of a second coordinator, which is called when the first does not answer; None if there is none.
+        """
         return cls(Connection(_addresses(identity.membership.coordinator, standby), _secure(identity)), None)
 
     @classmethod
     def in_plain_text(cls, address: str, client: ClientId, standby: str | None = None) -> Self:
-        """Opens a connection without certificates, on loopback only. Raises NotLoopback."""
+        """Returns a transport without certificates. Raises NotLoopback if an address is not on the loopback interface.
+
+        client: name that the calls carry. standby: address of a second coordinator; None if there is none.
+        """
         addresses = _addresses(address, standby)
         for listed in addresses:
             check_loopback(listed)
@@ -119,15 +128,21 @@ class Transport:
         return self._connection.address
 
     def use(self, identity: Identity) -> None:
-        """Uses this certificate for new calls. Calls under way end with the old one: gRPC cannot change that of a channel."""
+        """Uses the identity's certificate for new calls.
+
+        Calls under way end on the old channel: gRPC cannot change the certificate of a channel.
+        """
         self._connection.open_with(_secure(identity))
 
     async def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection, and ends the calls on it."""
         await self._connection.close()
 
     async def renew(self, request_der: bytes) -> bytes:
-        """Returns the next certificate chain, PEM. Raises CertificateInvalid, OverLimit, IssuerExpired."""
+        """Returns the member's next certificate chain as PEM. request_der: certificate request, made with the next key.
+
+        Raises CertificateInvalid, OverLimit, IssuerExpired.
+        """
         request = enrolment_pb2.RenewRequest(certificate_request_der=request_der)
         response: enrolment_pb2.RenewResponse = await self._answer(
             self._connection.enrolment.Renew, request, CALL_DEADLINE_S
@@ -135,7 +150,11 @@ class Transport:
         return response.certificate_chain_pem
 
     async def hello(self, group: str, role: GroupRole, questions: int) -> float:
-        """Opens a session. Returns the coordinator's clock, seconds since the epoch. Raises ProtocolUnsupported."""
+        """Opens a session with the coordinator. Returns the coordinator's clock in seconds since the epoch.
+
+        questions: number of questions in the group's private file. Raises ProtocolUnsupported if client and coordinator have no
+        protocol version in common.
+        """
         request = pb.HelloRequest(
             protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
             software_version=__version__,
@@ -149,10 +168,11 @@ class Transport:
         return float(response.server_time.ToMilliseconds()) / 1000
 
     async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
-        """Asks for the next task and renews the lease of the one in hand.
+        """Asks the coordinator for the next task, and renews the lease of the task that the client holds.
 
-        held: the task in hand. following: runs whose end this client waits for.
-        Raises StaleSession, SessionReplaced, ProtocolUnsupported.
+        held: the task that this client works on; None if there is none. following: runs whose end this client waits for.
+        Raises StaleSession if the coordinator does not know the session (call `hello` again); SessionReplaced if a newer daemon
+        of this client has connected; ProtocolUnsupported.
         """
         request = pb.PollRequest(
             protocol=PROTOCOL_MAX,
@@ -181,19 +201,23 @@ class Transport:
                 return Wait(response.wait.after.ToMilliseconds() / 1000, response.wait.reason)
 
     async def run_spec(self, run: RunId) -> bytes:
-        """Returns a run's spec as canonical JSON. The caller must compare its hash with the task's."""
+        """Returns a run's spec as canonical JSON. The caller must compare the SHA-256 of the bytes with the task's hash."""
         response: pb.GetRunSpecResponse = await self._call("GetRunSpec", pb.GetRunSpecRequest(run=run))
         return response.spec_json
 
     async def rollouts(self, task: TaskId) -> bytes:
-        """Returns the batch that a reward task scores, as rollout_batch reads it. Raises LeaseLost."""
+        """Returns the batch of rollouts that a reward task scores, as JSON for `read_rollouts`.
+
+        Raises LeaseLost if the task is no longer this client's.
+        """
         response: pb.GetRolloutsResponse = await self._call("GetRollouts", pb.GetRolloutsRequest(task=task))
         return response.rollouts_json
 
     async def fetch_model(self, run: RunId, version: ModelVersion, digest: Digest, target: Path) -> VersionLink:
-        """Downloads a version to `target`. A later try goes on from the file that a broken one left beside it.
+        """Downloads a model version to `target` unless the file is there, and returns the version's link in the hash chain.
 
-        Raises DigestMismatch, StorageFull.
+        A download that breaks off leaves a partial file beside `target`, and the next call continues from this file.
+        Raises DigestMismatch if the coordinator's version does not have the expected `digest`; StorageFull.
         """
         response: pb.GetManifestResponse = await self._call(
             "GetManifest", pb.GetManifestRequest(run=run, version=version)
@@ -239,11 +263,13 @@ class Transport:
         examples: int,
         metrics: Mapping[str, float],
     ) -> None:
-        """Sends the missing chunks of an update and commits it. Returns when the coordinator has given its receipt.
+        """Uploads the missing chunks of an update and commits the update. Returns when the coordinator has given its receipt.
 
-        After an unclear answer it starts again with BeginUpdate, which says whether there is a receipt. So a coordinator that was
-        restarted learns of the update again, and one whose disk is full gets time.
-        Raises the refusals of BeginUpdate, PutChunks and CommitUpdate.
+        path: file of the delta. manifest: size and hashes of that file. base: digest of the model version that the update
+        starts from. examples: the update's weight in the mean.
+        After an unclear answer the upload starts again with BeginUpdate, whose answer says whether there is a receipt. In this
+        way a coordinator that was restarted gets the update again, and a coordinator whose disk is full gets time.
+        Raises the errors that the proto lists for BeginUpdate, PutChunks and CommitUpdate.
         """
         begin = pb.BeginUpdateRequest(
             task=task,
@@ -275,7 +301,7 @@ class Transport:
                 SENT_BYTES.inc(len(data))
 
     async def report_scores(self, task: TaskId, scores: Scores) -> None:
-        """Reports the result of an evaluation. Raises the refusals of ReportEvaluation."""
+        """Reports the scores of an evaluation. Raises the errors that the proto lists for ReportEvaluation."""
         request = pb.ReportEvaluationRequest(
             task=task,
             alignment_score=scores.alignment_score,
@@ -288,13 +314,13 @@ class Transport:
                 await self._call("ReportEvaluation", request)
 
     async def report_progress(self, task: TaskId, stage: str, progress: float) -> None:
-        """Reports how much of a stage is done, 0 .. 1. A call that fails is not repeated."""
+        """Reports the progress of a stage, from 0 to 1. A report that fails is not repeated."""
         await self._call("ReportProgress", pb.ReportProgressRequest(task=task, stage=stage, progress=progress))
 
     async def report_failure(
         self, task: TaskId, reason: str, message: str, *, permanent: bool, deadline_s: float = CALL_DEADLINE_S
     ) -> None:
-        """Reports that a task failed. `permanent`: a retry here would fail, too."""
+        """Reports that a task failed. reason: the error's code. permanent: whether another attempt here would fail, too."""
         kind = pb.FAILURE_KIND_PERMANENT if permanent else pb.FAILURE_KIND_TRANSIENT
         request = pb.ReportFailureRequest(task=task, kind=kind, reason=reason, message=message)
         request.instance_id = self._instance
@@ -309,7 +335,10 @@ class Transport:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turns a failed call into its error. Leaves a coordinator that cannot serve any more, if there is another."""
+        """Turns a gRPC error inside the block into a typed error, and raises the typed error.
+
+        If the error means that this coordinator cannot serve any more, new calls go to the other coordinator, if there is one.
+        """
         address = self._connection.address
         try:
             yield
@@ -329,7 +358,10 @@ def _secure(identity: Identity) -> OpenChannel:
 
 
 def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
-    """Attempts at work that may be repeated after these errors: with jittered waits, and a limit in time."""
+    """Yields attempts at work that may be repeated after these errors.
+
+    The waits between attempts grow and are partly random. After RETRY_FOR_S seconds the last error is raised.
+    """
     return stamina.retry_context(
         on=errors,
         attempts=None,

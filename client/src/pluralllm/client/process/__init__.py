@@ -1,5 +1,5 @@
-"""Holds the ground of the daemon's process: its configuration and its Prometheus instruments.
+"""Holds the basis of the daemon's process: its configuration and its Prometheus metrics.
 
-May touch: the Prometheus registry. It knows no other room of the client.
+The package may touch the Prometheus registry. The package imports no other package of the client.
 Start reading at config.py.
 """

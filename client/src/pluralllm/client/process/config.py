@@ -1,4 +1,4 @@
-"""The client daemon's configuration: flag > environment (PLURALLLM_CLIENT_*) > TOML file > default."""
+"""The configuration of the client daemon: flag > environment (PLURALLLM_CLIENT_*) > TOML file > default."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -12,7 +12,7 @@ from pluralllm.common.words.spec import GroupRole
 
 
 class JoinConfig(ProcessConfig):
-    """The part of the daemon's configuration that joining needs: paths. Other keys are ignored and may still be missing."""
+    """The paths in the daemon's configuration that joining needs. Joining ignores all other keys, which may be missing."""
 
     model_config = ConfigDict(extra="ignore")
     env_prefix: ClassVar[str] = "PLURALLLM_CLIENT_"
@@ -65,6 +65,6 @@ class ClientConfig(ProcessConfig):
 
     @property
     def policy_file(self) -> Path | None:
-        """The file with the partner's policy; None if there is none, so that the defaults hold."""
+        """The file with the partner's policy; None if there is no file, so that the default policy holds."""
         default = self.state_dir / "policy.toml"
         return self.policy or (default if default.is_file() else None)

@@ -1,6 +1,6 @@
-"""Prometheus instruments of the daemon, for the partner's own monitoring. None of them goes to the coordinator.
+"""The daemon's Prometheus metrics, for the partner's own monitoring. The daemon sends none of them to the coordinator.
 
-All labels are bounded. docs/reference/metrics.md is made from this module.
+Every label has a small, fixed set of values. docs/generate.py makes docs/reference/metrics.md from this module.
 """
 
 import math
