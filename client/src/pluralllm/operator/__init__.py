@@ -1,5 +1,5 @@
-"""The Python client of OperationsService, for the command line and for rewards in a trainer.
+"""The Python client of OperationsService, for the operator's command line and for rewards in a trainer.
 
-May touch: grpc and protobuf.
+The package may touch grpc and protobuf.
 Start reading at remote.py.
 """

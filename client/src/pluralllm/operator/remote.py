@@ -1,6 +1,6 @@
-"""The operator's calls to the coordinator. They return plain values (dict, list, str, int, float), free of protobuf.
+"""The operator's calls to the coordinator. The calls return plain values (dict, list, str, int, float) instead of protobuf.
 
-An enum value becomes the last words of its name in lower case, a time becomes RFC 3339 text.
+An enum value becomes the last words of its name in lower case. A time becomes text in the form of RFC 3339.
 """
 
 import base64
@@ -47,7 +47,11 @@ Values = dict[str, Any]
 
 
 class Remote:
-    """A connection to one coordinator. Calls raise the error that it answered with, Unreachable, or the true cause of that."""
+    """A connection to one coordinator, with a method for each call.
+
+    A call raises the typed error that the coordinator answered with. If there is no answer, it raises the cause that a
+    diagnosis finds, or Unreachable. Where a method takes a run's name, `-` means the newest run.
+    """
 
     def __init__(self, address: str, channel: grpc.Channel, identity: Identity | None) -> None:
         self.address = address
@@ -60,13 +64,16 @@ class Remote:
 
     @classmethod
     def of_member(cls, identity: Identity) -> Self:
-        """Opens a connection with mutual TLS. Raises InvalidArgument for an address that is none."""
+        """Opens a connection with mutual TLS. Raises InvalidArgument if the coordinator's address in the identity is invalid."""
         address = checked_address(identity.membership.coordinator)
         return cls(address, blocking_channel(identity), identity)
 
     @classmethod
     def in_plain_text(cls, address: str) -> Self:
-        """Opens a connection without certificates, on loopback only. Raises NotLoopback, InvalidArgument."""
+        """Opens a connection without certificates.
+
+        Raises NotLoopback if the address is not on the loopback interface; InvalidArgument if the address is invalid.
+        """
         return cls(checked_address(address), blocking_plain_channel(address), None)
 
     def close(self) -> None:
@@ -74,27 +81,27 @@ class Remote:
         self._channel.close()
 
     def create_run(self, run: str, spec_json: bytes) -> Values:
-        """Creates a run and returns it."""
+        """Creates a run from a run spec in canonical JSON, and returns the run."""
         return self._run("CreateRun", pb.CreateRunRequest(run_id=run, spec_json=spec_json))
 
     def start_run(self, run: str) -> Values:
-        """Starts a run and returns it."""
+        """Starts a run that was created, and returns the run."""
         return self._run("StartRun", pb.StartRunRequest(name=_run_name(run)))
 
     def pause_run(self, run: str) -> Values:
-        """Pauses a run and returns it."""
+        """Pauses a run, so that no new round opens, and returns the run."""
         return self._run("PauseRun", pb.PauseRunRequest(name=_run_name(run)))
 
     def resume_run(self, run: str) -> Values:
-        """Resumes a paused run and returns it."""
+        """Resumes a paused run, and returns the run."""
         return self._run("ResumeRun", pb.ResumeRunRequest(name=_run_name(run)))
 
     def cancel_run(self, run: str, reason: str) -> Values:
-        """Cancels a run for good and returns it."""
+        """Ends a run for good, and returns the run. reason: text for the record and for the clients."""
         return self._run("CancelRun", pb.CancelRunRequest(name=_run_name(run), reason=reason))
 
     def ask_rewards(self, run: str, rollouts_json: bytes) -> str:
-        """Asks for the rewards of a batch. Returns the name of the round that scores it.
+        """Sends a batch of rollouts to be scored with rewards. Returns the name of the round that scores the batch.
 
         Raises WrongPhase while another batch is being scored.
         """
@@ -104,13 +111,16 @@ class Remote:
         return response.round
 
     def rewards(self, name: str) -> Values:
-        """Waits a while for a round to end, and returns its rewards. The outcome is "open" if it has not ended."""
+        """Waits some seconds for a round to end, and returns its rewards. The outcome is "open" if the round has not ended.
+
+        name: the name of the round, as `ask_rewards` returns it.
+        """
         request = pb.GetRewardsRequest(name=name)
         request.hold.FromMilliseconds(round(REWARDS_HOLD_S * 1000))
         return plain(self._call("GetRewards", request))
 
     def get_run(self, run: str) -> Values:
-        """Returns a run; `-` names the newest one."""
+        """Returns a run with its participants and its newest evaluations."""
         return self._run("GetRun", pb.GetRunRequest(name=_run_name(run)))
 
     def runs(self) -> list[Values]:
@@ -118,7 +128,7 @@ class Remote:
         return self._pages("ListRuns", lambda token: pb.ListRunsRequest(page_size=PAGE_SIZE, page_token=token), "runs")
 
     def rounds(self, run: str, limit: int) -> list[Values]:
-        """Returns the newest `limit` rounds of a run, newest first."""
+        """Returns at most `limit` rounds of a run, newest first."""
         size = min(limit, PAGE_SIZE)
         return self._pages(
             "ListRounds",
@@ -136,7 +146,7 @@ class Remote:
         )
 
     def members(self) -> list[Values]:
-        """Returns all members and open invites."""
+        """Returns all members, including those that have an invite and have not joined yet."""
         return self._pages(
             "ListMembers", lambda token: pb.ListMembersRequest(page_size=PAGE_SIZE, page_token=token), "members"
         )
@@ -151,9 +161,10 @@ class Remote:
         *,
         needs_approval: bool,
     ) -> Invite:
-        """Invites a member. The invite is secret and valid for `ttl_s` seconds.
+        """Invites a member, and returns the invite. The invite is secret, and valid for `ttl_s` seconds.
 
-        needs_approval: whether an administrator must approve the member when it has joined.
+        group_role: train or held_out (evaluated, never trained); None leaves it to the coordinator. needs_approval: whether an
+        administrator must approve the member after it has joined.
         """
         request = pb.CreateInviteRequest(name=name, role=MEMBER_ROLES[role], group=group, needs_approval=needs_approval)
         if group_role is not None:
@@ -174,15 +185,18 @@ class Remote:
         )
 
     def approve(self, name: str) -> Values:
-        """Approves a member that waits for it, and returns the member."""
+        """Approves a member that has joined and waits for approval, and returns the member."""
         return plain(self._call("ApproveMember", pb.ApproveMemberRequest(name=_member_name(name))).member)
 
     def revoke(self, name: str, reason: str) -> Values:
-        """Revokes a member's certificate and returns the member."""
+        """Ends a membership and revokes the member's certificates, and returns the member. reason: text for the audit log."""
         return plain(self._call("RevokeMember", pb.RevokeMemberRequest(name=_member_name(name), reason=reason)).member)
 
     def audit_events(self) -> tuple[list[Values], bool]:
-        """Returns the audit entries, oldest first, and whether these are all: at most MAX_PAGES pages are read."""
+        """Returns the audit entries, oldest first, and whether they are the whole log.
+
+        At most MAX_PAGES pages are read, so the newest entries of a very long log may be missing.
+        """
         return self._read(
             "ListAuditEvents",
             lambda token: pb.ListAuditEventsRequest(page_size=AUDIT_PAGE_SIZE, page_token=token),
@@ -190,7 +204,10 @@ class Remote:
         )
 
     def renewed(self) -> "Remote":
-        """Renews the certificate, and returns a connection that uses it. Raises refusals of Renew, Unreachable, StorageFull."""
+        """Renews the member's certificate, and returns a new connection that uses the new certificate.
+
+        Raises the errors that the proto lists for EnrolmentService.Renew; Unreachable, StorageFull.
+        """
         assert self._identity is not None  # nothing to renew in plain text
         key = next_key(self._identity.folder)
         request_der = make_request(key, self._identity.membership.name)
@@ -203,7 +220,7 @@ class Remote:
         return Remote.of_member(save_renewal(self._identity, key, response.certificate_chain_pem))
 
     def wait_for_event(self, run: str, after: int) -> None:
-        """Returns as soon as the run has an event after this sequence number, or when the wait is over."""
+        """Waits until the run has an event after sequence number `after`. Returns after WATCH_DEADLINE_S seconds in any case."""
         request = pb.WatchRunRequest(name=_run_name(run), after_sequence=after)
         stream = self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S)
         try:
@@ -215,14 +232,18 @@ class Remote:
             stream.cancel()
 
     def model_record(self, model: ModelName) -> tuple[Values, int, bytes]:
-        """Returns a version's record, its size in bytes and the run spec. Raises RoleForbids to observers."""
+        """Returns a model version's record, the size of its weights in bytes, and the run spec as JSON.
+
+        Raises RoleForbids if the caller is an observer.
+        """
         answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)))
         return plain(answer.model), answer.manifest.size_bytes, answer.spec_json
 
     def pull_model(self, model: ModelName, folder: Path, on_bytes: Callable[[int, int], None]) -> tuple[Values, bytes]:
-        """Downloads a version to folder/model.safetensors. Returns its record and the run spec.
+        """Downloads a model version to folder/model.safetensors. Returns the version's record and the run spec as JSON.
 
-        A later try goes on from the file that a broken one left in the folder. Raises Corrupt, StorageFull.
+        on_bytes: callback (bytes done, bytes in all). A download that breaks off leaves a partial file in the folder, and the
+        next call continues from this file. Raises Corrupt, StorageFull.
         """
         answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)))
         manifest = manifest_from(answer.manifest, MAX_MODEL_BYTES)
@@ -256,7 +277,12 @@ class Remote:
     def _pages(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
     ) -> list[Values]:
-        """Returns the items of all pages, or the first `limit`. Raises OverLimit if there are more pages than are read."""
+        """Returns the items of all pages of a list, or the first `limit` items.
+
+        method: name of the RPC. request: makes a request from a page token. field: the field of the response that holds the
+        items.
+        Raises OverLimit if the list has more than MAX_PAGES pages.
+        """
         items, is_all = self._read(method, request, field, limit)
         if not is_all:
             raise OverLimit(what=f"{field} on the coordinator", got=len(items) + 1, limit=len(items))
@@ -265,7 +291,10 @@ class Remote:
     def _read(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
     ) -> tuple[list[Values], bool]:
-        """Returns the items of the first MAX_PAGES pages, and whether these are all or `limit` of them."""
+        """Returns the items of at most MAX_PAGES pages, and whether they are complete: all items, or the first `limit` items.
+
+        The parameters are those of `_pages`.
+        """
         items: list[Values] = []
         token = ""
         for _ in range(MAX_PAGES):
@@ -283,7 +312,10 @@ class Remote:
             raise self._failure(error) from error
 
     def _failure(self, error: grpc.RpcError) -> PluralError:
-        """The error of a failed call. A refused handshake looks like a dead coordinator: then the true cause is looked up."""
+        """Returns the typed error of a failed call.
+
+        A refused TLS handshake looks like a dead coordinator. For an unanswered call, the true cause is therefore looked up.
+        """
         failure = from_rpc_error(error, self.address)
         if self._identity is None or not isinstance(failure, Unreachable):
             return failure
@@ -292,7 +324,7 @@ class Remote:
 
 
 def checked_address(address: str) -> str:
-    """Returns an address as host:port. Raises InvalidArgument if it is none."""
+    """Returns an address as host:port. Raises InvalidArgument if the address has another form."""
     try:
         return check_address(address)
     except ValueError as error:
@@ -300,7 +332,7 @@ def checked_address(address: str) -> str:
 
 
 def _run_name(run: str) -> str:
-    """The name of a run, unchecked: the coordinator refuses a wrong one, and `-` is its newest run."""
+    """Returns the resource name of a run. `-` stands for the newest run. The coordinator checks the name."""
     return str(RunName(RunId(run)))
 
 
@@ -309,7 +341,7 @@ def _member_name(name: str) -> str:
 
 
 def plain(message: Message) -> Values:
-    """Converts a message to plain values. An optional field that is not set becomes None."""
+    """Converts a protobuf message to plain values. An optional field that is not set becomes None."""
     values: Values = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)

@@ -1,5 +1,5 @@
-"""Reads, checks and imports the private data of a partner, and recognises it in texts that must not contain it.
+"""Reads, checks and imports a partner's private data, and recognises the data in texts that must not contain it.
 
-May touch: the partner's files. It knows no network.
+The package may touch the partner's files. The package makes no network calls.
 Start reading at private_data.py.
 """

@@ -1,4 +1,4 @@
-"""Imports the questions of one group from the layouts of public surveys."""
+"""Imports the questions of one group, with the group's answers, from the file layouts of public surveys."""
 
 import ast
 import csv
@@ -17,11 +17,11 @@ MAX_NAMES_SHOWN = 8
 
 
 def import_globalopinionqa(path: Path, group: str) -> tuple[Question, ...]:
-    """Imports one country of `Anthropic/llm_global_opinions` (arXiv 2306.16388) from its CSV layout.
+    """Imports one country (`group`) of the data set `Anthropic/llm_global_opinions` (arXiv 2306.16388) from its CSV file.
 
-    A row is left out if its question or an option is empty, if it has fewer than two options or two equal ones, or if the
-    country has no answers in it. A question that occurs in several waves with the same options becomes one question, with the
-    mean of its distributions. Raises InvalidData.
+    A row is left out if its question or an option is empty, if it has fewer than two options or two equal options, or if the
+    row has no answers of the country. A question that occurs in several survey waves with the same options becomes one question
+    with the mean of the waves' shares. Raises InvalidData.
     """
     waves: dict[tuple[str, tuple[str, ...]], list[list[float]]] = {}
     groups: set[str] = set()
@@ -45,11 +45,12 @@ def import_globalopinionqa(path: Path, group: str) -> tuple[Question, ...]:
 
 
 def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question, ...]:
-    """Imports one demographic group of OpinionQA (Santurkar et al. 2023, arXiv 2303.17548).
+    """Imports one demographic group of the data set OpinionQA (Santurkar et al. 2023, arXiv 2303.17548).
 
-    folder: the folder human_resp, or one of its waves. Each wave has info.csv (key, question, references: a list of options;
-    option_ordinal may be there) and responses.csv (one column for each key, columns for attributes such as POLPARTY, weights in
-    WEIGHT_*). attribute, value: only rows with this value in this column count. Raises InvalidData.
+    folder: the folder human_resp, or one survey wave in it. Each wave has two files. info.csv has the columns key, question,
+    references (a list of options) and perhaps option_ordinal. responses.csv has one column for each key, columns for attributes
+    such as POLPARTY, and perhaps weights in a column WEIGHT_*.
+    attribute, value: only rows with this value in the column `attribute` count. Raises InvalidData.
     """
     infos = sorted(folder.glob("*/info.csv")) or sorted(folder.glob("info.csv"))
     if not infos:
@@ -85,12 +86,12 @@ def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question
 
 
 def import_responses(path: Path, group: str | None, options: Path | None) -> tuple[Question, ...]:
-    """Imports single answers, one row for each respondent and question, and counts them.
+    """Imports single answers (one row for each respondent and question), and counts them for each question.
 
-    path: CSV, JSONL or Parquet with the fields question and answer; the fields group and weight may be there.
-    group: only rows with this group count; None counts all rows.
-    options: JSON file with an object, question -> list of options. Without it, the options of a question are the answers that
-    occur, in order of their first appearance.
+    path: CSV, JSONL or Parquet with the fields question and answer, and perhaps the fields group and weight.
+    group: only rows with this group count; with None, all rows count.
+    options: JSON file with an object that maps each question to its list of options. If it is None, the options of a question
+    are its answers in order of their first appearance.
     Rows with an empty answer are left out. Raises InvalidData.
     """
     rows = table_rows(path, {"question", "answer"})
@@ -128,29 +129,30 @@ def import_responses(path: Path, group: str | None, options: Path | None) -> tup
 def _question(
     text: str, options: tuple[str, ...], shares: Sequence[float], scale: tuple[float | None, ...] | None = None
 ) -> Question:
-    """Returns a question whose shares are scaled to sum 1."""
+    """Returns a question whose shares are scaled to the sum 1."""
     total = math.fsum(shares)
     return Question(text, options, tuple(share / total for share in shares), scale)
 
 
 def _mean(distributions: Sequence[Sequence[float]]) -> list[float]:
-    """Returns the mean of distributions, option by option."""
+    """Returns the mean of several distributions over the same options, option by option."""
     return [sum(column) / len(distributions) for column in zip(*distributions, strict=True)]
 
 
 def _selections(text: str) -> dict[str, list[float]]:
-    """Parses the answers by country, which the data set writes as the text of a Python defaultdict.
+    """Parses the column `selections`: for each country, the numbers of its answers by option.
 
-    The part between the outer braces is a literal of a dict.
+    The data set writes the column as the text of a Python defaultdict. The text between the outer braces is a dict literal.
     """
     selections = ast.literal_eval(text[text.index("{") : text.rindex("}") + 1])
     return {str(name): [float(number) for number in numbers] for name, numbers in selections.items()}
 
 
 def _ordinal_scale(ordinal: Any, options: tuple[str, ...]) -> tuple[float | None, ...] | None:
-    """Returns the position of each option on the question's scale; None if the question has no scale.
+    """Returns the position of each option on the question's scale, or None if the question has no scale.
 
-    OpinionQA lists fewer positions than options if the last options ("refused") are off the scale: these get None.
+    OpinionQA lists fewer positions than options if the last options (such as "refused") are off the scale; their position is
+    None.
     """
     if not isinstance(ordinal, list) or not ordinal:
         return None
@@ -159,7 +161,7 @@ def _ordinal_scale(ordinal: Any, options: tuple[str, ...]) -> tuple[float | None
 
 
 def _weight(value: Any) -> float | None:
-    """Returns the weight of a row, 1 if it has none; None if the value is no number of 0 or more."""
+    """Returns the weight in a row's field: 1 for an empty field, and None for a value that is no number of 0 or more."""
     if value in (None, ""):
         return 1.0
     try:
@@ -170,9 +172,9 @@ def _weight(value: Any) -> float | None:
 
 
 def table_rows(path: Path, columns: Collection[str] = ()) -> Iterable[tuple[int, dict[str, Any]]]:
-    """Reads the rows of a CSV, Parquet or JSONL file, each with its number. Raises InvalidData.
+    """Reads a CSV, Parquet or JSONL file. Returns its rows, each with its line number or row number.
 
-    columns: a CSV file must have these columns.
+    columns: names of columns that a CSV file must have. Raises InvalidData if the file cannot be read or a column is missing.
     """
     if path.suffix == ".csv":
         return list(_csv(path, columns))
@@ -189,7 +191,7 @@ def table_rows(path: Path, columns: Collection[str] = ()) -> Iterable[tuple[int,
 
 
 def _csv(path: Path, columns: Collection[str]) -> Iterable[tuple[int, dict[str, str]]]:
-    """Reads the rows of a CSV file, each with its line number. Raises InvalidData if a column is absent."""
+    """Reads a CSV file. Returns its rows, each with its line number. Raises InvalidData if one of `columns` is missing."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -203,7 +205,10 @@ def _csv(path: Path, columns: Collection[str]) -> Iterable[tuple[int, dict[str, 
 
 
 def _unknown(path: Path, what: str, name: str, names: set[str]) -> InvalidData:
-    """Makes the error for a name that the file does not have; it lists similar names."""
+    """Returns the error for a name that does not occur in the file. The error lists similar names that occur.
+
+    what: the kind of name, such as "group". names: all names that occur.
+    """
     near = (
         difflib.get_close_matches(name, sorted(names), n=MAX_NAMES_SHOWN, cutoff=0.4) or sorted(names)[:MAX_NAMES_SHOWN]
     )

@@ -1,4 +1,7 @@
-"""Reads and writes tables of questions as Parquet. It is imported where a file is Parquet: pyarrow takes its time to load."""
+"""Reads and writes tables of questions as Parquet files.
+
+Other modules import this module only when a file is Parquet, because pyarrow loads slowly.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +22,13 @@ SCHEMA = pa.schema(
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a file. Raises OSError, or ValueError for a file that is no Parquet."""
+    """Returns the rows of a Parquet file. Raises OSError, or ValueError if the file is no Parquet file."""
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows
 
 
 def question_table(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Returns rows of questions as the bytes of a Parquet file."""
+    """Returns the bytes of a Parquet file with these rows. A row has the fields of a private file."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), sink)
     content: bytes = sink.getvalue().to_pybytes()

@@ -1,8 +1,8 @@
-"""Imports preferences between candidates from the layouts of data sets on the Hugging Face Hub, and exports pairs.
+"""Imports preferences between candidate answers from the layouts of data sets on the Hugging Face Hub, and exports pairs.
 
-A prompt becomes a question, its candidates become the options, and votes are counts. So private file, training, evaluation and
-scoring are the same as for surveys. The order of the options must not show which candidate was chosen, so they are sorted by
-their hash.
+A prompt becomes a question, its candidates become the options, and votes become counts. The private file, training, evaluation
+and scoring are therefore the same as for surveys. The order of the options must not reveal which candidate was chosen, so an
+import sorts the options by their hash.
 """
 
 import hashlib
@@ -30,11 +30,13 @@ MAX_PROBLEMS_SHOWN = 20
 def candidates_of(row: Mapping[str, Any], group: str | None = None) -> tuple[Question, bool]:
     """Reads the prompt and the candidates of a row. Returns them as a question, and whether the row has votes.
 
-    The candidates keep the row's order. Without votes, all shares are equal.
-    A row has one of two layouts: prompt (or question) with options (candidates, completions, responses, summaries) and votes,
-    counts or shares; or prompt, chosen and rejected, where votes may be two numbers. Votes may be listed by group:
-    {"group": [..]}. In a conversation, the last message is the candidate, and the messages before it are the prompt.
-    Raises ValueError, whose message says what is wrong and what is expected.
+    The candidates keep the row's order. In a row without votes, all shares are equal.
+    A row has one of two layouts. In the first, the row has prompt (or question), options (or candidates, completions,
+    responses, summaries) and votes (or counts, shares). In the second, the row has prompt, chosen and rejected; votes may then
+    be two numbers.
+    Votes may be listed by group: {"group": [..]}; `group` then selects a list. A candidate may be a conversation: its last
+    message is the candidate, and the messages before it are the prompt.
+    Raises ValueError with a message about what is wrong and what is expected.
     """
     if "chosen" in row and "rejected" in row:
         options = [_last_text(row["chosen"]), _last_text(row["rejected"])]
@@ -63,10 +65,10 @@ def candidates_of(row: Mapping[str, Any], group: str | None = None) -> tuple[Que
 
 
 def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
-    """Imports the preferences of one group from JSONL, Parquet or CSV; rows with the same candidates are counted together.
+    """Imports the preferences of one group from JSONL, Parquet or CSV; votes of rows with the same candidates are added up.
 
-    group: only rows with this value in the column `group` count, or this group's votes where votes are listed by group; None
-    counts all rows. Raises InvalidData.
+    group: only rows with this value in the column `group` count, or this group's votes if votes are listed by group. With None,
+    all rows count. Raises InvalidData.
     """
     counts: dict[tuple[str, tuple[str, ...]], dict[str, float]] = {}
     groups: set[str] = set()
@@ -102,10 +104,12 @@ def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
 def ranked_pairs(
     question: Question, shares: "Sequence[float] | NDArray[np.floating]", margin: float, *, every: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yields pairs of a question's candidates as rows for DPO: prompt, chosen, rejected and the difference of their shares.
+    """Yields pairs of a question's candidates as rows for DPO: prompt, chosen, rejected, margin.
 
-    shares: one for each candidate. every: yields all pairs of candidates; otherwise only the best with the worst.
-    A pair whose shares differ by less than `margin`, or not at all, is left out.
+    In a row, margin is the difference of the two candidates' shares.
+    shares: one share for each candidate. every: yields all pairs of candidates; otherwise only the best candidate with the
+    worst one.
+    A pair whose shares are equal or differ by less than the parameter `margin` is left out.
     """
     order = sorted(range(len(shares)), key=lambda number: (-float(shares[number]), number))
     chosen = combinations(order, 2) if every else iter([(order[0], order[-1])])
@@ -120,7 +124,7 @@ def ranked_pairs(
 
 
 def _prompt(row: Mapping[str, Any]) -> str:
-    """Returns the prompt of a row; an empty text if it has none."""
+    """Returns the prompt of a row, or an empty text if the row has no prompt."""
     for name in PROMPTS:
         if row.get(name):
             return _last_text(row[name])
@@ -128,7 +132,7 @@ def _prompt(row: Mapping[str, Any]) -> str:
 
 
 def _last_text(value: Any) -> str:
-    """Returns the text of a value: a text itself, the last message of a conversation, or the content or text of an object."""
+    """Returns the text in a value: the text itself, a conversation's last message, or the field content or text of an object."""
     if isinstance(value, list | tuple):
         return _last_text(value[-1]) if value else ""
     if isinstance(value, Mapping):
@@ -137,7 +141,10 @@ def _last_text(value: Any) -> str:
 
 
 def _before_last(conversation: Any) -> str:
-    """Returns the messages of a conversation before its last one: the prompt of data sets that repeat it in both candidates."""
+    """Returns the messages of a conversation before its last message, as one text.
+
+    Some data sets have no column for the prompt and repeat the prompt in both conversations.
+    """
     return (
         "\n".join(_last_text(message) for message in conversation[:-1])
         if isinstance(conversation, list | tuple)
@@ -146,7 +153,11 @@ def _before_last(conversation: Any) -> str:
 
 
 def _raw_votes(row: Mapping[str, Any], group: str | None) -> Any:
-    """Returns the votes of a row as they stand there, for this group if they are listed by group; None without votes."""
+    """Returns the votes of a row as the row has them, or None if the row has no votes.
+
+    If votes are listed by group, returns the votes of `group`. Raises ValueError if `group` is None then, or if the text of a
+    CSV field is not JSON.
+    """
     votes = next((row[name] for name in VOTES if row.get(name) not in (None, "")), None)
     if isinstance(votes, str):  # a field of a CSV file
         try:
@@ -161,7 +172,10 @@ def _raw_votes(row: Mapping[str, Any], group: str | None) -> Any:
 
 
 def _votes(row: Mapping[str, Any], group: str | None) -> list[float] | None:
-    """Returns the votes of a row as numbers; None without votes. Raises ValueError if they are no list of numbers."""
+    """Returns the votes of a row as numbers, or None if the row has no votes.
+
+    Raises ValueError if the votes are no list of numbers.
+    """
     votes = _raw_votes(row, group)
     if votes is None:
         return None
@@ -171,7 +185,7 @@ def _votes(row: Mapping[str, Any], group: str | None) -> list[float] | None:
 
 
 def _total(row: Mapping[str, Any], group: str | None) -> float:
-    """Returns the number of votes in a row. A row with shares or scores counts as one vote, or by its weight."""
+    """Returns the number of votes in a row. A row with shares or scores counts as one vote, or as many as its weight."""
     votes = _votes(row, group)
     counted = row.get("votes") is not None or row.get("counts") is not None
     return math.fsum(votes) if votes is not None and counted else float(row.get("weight") or 1.0)
@@ -185,6 +199,6 @@ def _groups_of(row: Mapping[str, Any]) -> set[str]:
 
 
 def _scale(row: Mapping[str, Any], options: int) -> tuple[float | None, ...] | None:
-    """Returns the row's scale if it has one position for each option, otherwise None."""
+    """Returns the row's scale if the scale has one position for each option, otherwise None. options: number of options."""
     scale = row.get("scale")
     return tuple(scale) if isinstance(scale, list | tuple) and len(scale) == options else None

@@ -1,7 +1,7 @@
-"""The private file of a group, JSONL or Parquet with one question in each row: reads, checks and writes it.
+"""The private file of a group: a JSONL or Parquet file with one question in each row. This module reads, checks and writes it.
 
-Fields of a row: question, options, and either shares or counts. Two more may be there: scale (the position of each option on a
-scale, null for an option off the scale) and weight.
+A row has the fields question, options, and either shares or counts. A row may also have the fields scale (the position of each
+option on a scale, null for an option off the scale) and weight.
 """
 
 import json
@@ -24,7 +24,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Row(BaseModel):
-    """One row of a private file; its validation says what is wrong and how to mend it."""
+    """One row of a private file. A validation error says what is wrong and how to correct the row."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,7 +64,7 @@ class Row(BaseModel):
         return self
 
     def to_question(self) -> Question:
-        """Returns the row as a question whose shares are scaled to sum 1."""
+        """Returns the row as a question whose shares are scaled to the sum 1."""
         numbers = self.shares if self.shares is not None else self.counts or ()
         total = math.fsum(numbers)
         shares = tuple(number / total for number in numbers)
@@ -73,7 +73,7 @@ class Row(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem of one line (for Parquet: of one row): what is wrong, and how to mend it."""
+    """A problem in one line of a JSONL file or one row of a Parquet file: what is wrong, and how to correct it."""
 
     line: int
     text: str
@@ -84,7 +84,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The result of reading a private file: its good questions and all of its problems."""
+    """The result of reading a private file: its good questions and all its problems."""
 
     questions: tuple[Question, ...]
     problems: tuple[Problem, ...]
@@ -92,7 +92,7 @@ class Checked:
 
 
 def check_file(path: Path) -> Checked:
-    """Reads a whole file and collects every problem. Raises InvalidData only if the file cannot be read at all."""
+    """Reads a whole private file and collects all problems. Raises InvalidData only if the file cannot be read at all."""
     questions: list[Question] = []
     problems: list[Problem] = []
     first_line: dict[str, int] = {}
@@ -117,7 +117,7 @@ def check_file(path: Path) -> Checked:
 
 
 def read_group(path: Path) -> tuple[Question, ...]:
-    """Returns the questions of a file that has no problems. Raises InvalidData, which lists lines, problems and fixes."""
+    """Returns the questions of a private file. Raises InvalidData with lines, problems and fixes if the file has any problem."""
     checked = check_file(path)
     if checked.problems:
         lines = [str(problem) for problem in checked.problems[:MAX_PROBLEMS_SHOWN]]
@@ -130,9 +130,9 @@ def read_group(path: Path) -> tuple[Question, ...]:
 
 
 def write_group(path: Path, questions: Iterable[Question]) -> None:
-    """Writes questions as a private file: Parquet if the path ends in .parquet, otherwise JSONL. Raises StorageFull.
+    """Writes questions as a private file: as Parquet if the path ends in .parquet, otherwise as JSONL. Raises StorageFull.
 
-    An interruption leaves either the complete new file or what was there before.
+    An interruption leaves either the complete new file or the file as it was before.
     """
     rows = [_record(question) for question in questions]
     if path.suffix == ".parquet":
@@ -147,7 +147,7 @@ def write_group(path: Path, questions: Iterable[Question]) -> None:
 
 
 def _record(question: Question) -> dict[str, Any]:
-    """Returns a question as a row of the file; fields without a value are None."""
+    """Returns a question as a row of the private file; optional fields without a value are None."""
     return {
         "question": question.text,
         "options": list(question.options),
@@ -158,7 +158,7 @@ def _record(question: Question) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yields the rows of a file, each with its line number. A text instead of a row says what is wrong with the line."""
+    """Yields the rows of a file, each with its line number. For a bad line, a text about the problem replaces the row."""
     try:
         if path.suffix == ".parquet":
             from pluralllm.client.data.parquet import read_table  # noqa: PLC0415 - pyarrow takes a moment
@@ -183,7 +183,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _explain(detail: Any) -> str:
-    """Returns a validation error of pydantic as a sentence for the person who mends the file."""
+    """Returns a validation error of pydantic as a sentence for the person who corrects the file."""
     key = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":

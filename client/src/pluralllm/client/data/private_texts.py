@@ -1,7 +1,7 @@
-"""Finds and removes texts of the private file in texts that their owner sends away, such as the logs in a support bundle.
+"""Finds and removes texts of the private file in other texts that the partner sends away, such as logs in a support bundle.
 
 Only letters and digits are compared, so quotation marks, escapes, spaces and line ends do not matter. A long text is recognised
-by its beginning, because libraries cut the texts that they quote.
+by its beginning, because libraries often cut the texts that they quote.
 """
 
 import json
@@ -18,7 +18,7 @@ LEAST = 10  # shorter answers ("agree") are not searched for: they are words of 
 
 
 class PrivateTexts:
-    """The questions and options of one private file, ready to be searched for in other texts."""
+    """The questions and options of one private file, in a form for searches in other texts."""
 
     def __init__(self, questions: Iterable[Question]) -> None:
         bare = {_bare(text) for question in questions for text in (question.text, *question.options)}
@@ -34,9 +34,9 @@ class PrivateTexts:
         )
 
     def redacted(self, text: str) -> str:
-        """Returns a text without secrets; each line that contains a private text is replaced by a mark.
+        """Returns the text without secrets such as keys; a mark replaces each line that contains a text of the private file.
 
-        The strings in a line of JSON are searched, too, at any depth.
+        In a line of JSON, the strings at every depth are searched, too.
         """
         return "".join(
             f"{REMOVED}: a private text\n" if self.are_in(_opened(line)) else line
@@ -44,9 +44,9 @@ class PrivateTexts:
         )
 
     def redacted_log(self, text: str) -> str:
-        """Returns a log redacted like any text, and without its lines that are no JSON.
+        """Returns a log after `redacted`, and without its lines that are no JSON objects.
 
-        Such a line (a library's warning, a stack trace) may quote anything in any form.
+        A line that is no JSON (a library's warning, a stack trace) may quote a private text in any form.
         """
         kept = [line for line in text.splitlines(keepends=True) if _facts(line) is not None]
         left_out = len(text.splitlines()) - len(kept)
@@ -55,17 +55,17 @@ class PrivateTexts:
 
 
 def _bare(text: str) -> str:
-    """Returns the letters and digits of a text in lower case, with escapes replaced by the characters they stand for."""
+    """Returns the letters and digits of a text in lower case. An escape, such as \\u00e9, is first replaced by its character."""
     return "".join(c for c in ESCAPED.sub(_unescaped, text).casefold() if c.isalnum())
 
 
 def _unescaped(escaped: re.Match[str]) -> str:
-    """Returns the character that an escape stands for."""
+    """Returns the character that an escape stands for, and a space for an escaped line end or tab."""
     return chr(int(escaped[1][1:], 16)) if escaped[1][0] in "xu" else " "
 
 
 def _facts(line: str) -> Any:
-    """Returns the value of a line that is a JSON object, otherwise None."""
+    """Returns the value of a line that is a JSON object, and None for any other line."""
     if not line.lstrip().startswith("{"):
         return None
     try:
@@ -75,13 +75,16 @@ def _facts(line: str) -> Any:
 
 
 def _opened(line: str) -> str:
-    """Returns a line followed by all its strings as they were before JSON escaped them; a string may be JSON itself."""
+    """Returns a line followed by all its strings without JSON's escapes.
+
+    A string that contains a JSON object is treated in the same way.
+    """
     facts = _facts(line)
     return line if facts is None else " ".join([line, *_strings(facts)])
 
 
 def _strings(value: Any) -> Iterable[str]:
-    """Yields every string in a JSON value, keys included."""
+    """Yields every string in a JSON value, including the keys of objects."""
     match value:
         case str():
             yield _opened(value)

@@ -1,8 +1,8 @@
-"""An invented survey for demonstrations, in which invented groups answer English questions.
+"""An invented survey for demonstrations: invented groups answer English questions.
 
-It is not about real people. Each group is a point in a space of five values, such as tradition. Each question loads on some of
-these values. The answers of a group to a question are spread around the position that follows from its values, after a seeded
-random shift.
+The survey is not about real people. Each group is a point in a space of five values, such as tradition. Each question depends
+on some of these values. A group's answers to a question are spread around a position that follows from the group's values and a
+seeded random shift.
 """
 
 import hashlib
@@ -117,7 +117,7 @@ DONT_KNOW = 0.08  # mean share of the option "Don't know"
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One question of the invented survey, before any group has answered it."""
+    """One question of the invented survey, before any group has answered the question."""
 
     text: str
     options: tuple[str, ...]
@@ -130,9 +130,9 @@ class _Item:
 
 
 def sample_groups(count: int, questions_per_group: int, seed: int) -> dict[GroupName, tuple[Question, ...]]:
-    """Returns the answers of the first `count` groups (2 .. 64), each to its own random selection of the questions.
+    """Returns the answers of the first `count` groups (2 .. 64). Each group answers its own random selection of the questions.
 
-    Raises ValueError for a number of groups or questions that the survey does not have.
+    Raises ValueError if the survey does not have that many groups or questions.
     """
     if not 2 <= count <= MOST_GROUPS:
         raise ValueError(f"2 to {MOST_GROUPS} groups, not {count}")
@@ -148,13 +148,13 @@ def sample_groups(count: int, questions_per_group: int, seed: int) -> dict[Group
 
 
 def _settlements() -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """Yields more invented groups without end: a name and its values, (values,)."""
+    """Yields more invented groups without end: a name, and the group's position on each of the values, shape (values,)."""
     for number in itertools.count(len(GROUPS) + 1):
         yield f"Settlement {number}", np.random.default_rng(number).uniform(-1, 1, len(VALUES))
 
 
 def _items() -> list[_Item]:
-    """Returns all questions of the survey: every statement in every frame, then the choices."""
+    """Returns all questions of the survey: first every statement in every frame, then the choices between options."""
     items = []
     for (frame, options, off_scale), (statement, loadings) in itertools.product(FRAMES, STATEMENTS):
         items.append(_Item(frame.format(s=statement), options, np.array(loadings), off_scale))
@@ -166,7 +166,7 @@ def _items() -> list[_Item]:
 
 
 def _answer(item: _Item, values: NDArray[np.float64], rng: np.random.Generator) -> Question:
-    """Returns the item as a question with the shares of a group that has these values, (values,)."""
+    """Returns the item as a question with the shares of a group. values: the group's position on each value, shape (values,)."""
     if item.is_choice:
         appeal = item.loadings @ values + rng.normal(0, 3 * DISTURBANCE, len(item.options))
         shares = np.exp(1.4 * appeal)
@@ -185,6 +185,6 @@ def _answer(item: _Item, values: NDArray[np.float64], rng: np.random.Generator) 
 
 
 def _normalized(shares: NDArray[np.float64]) -> tuple[float, ...]:
-    """Returns shares scaled to sum 1, (options,)."""
+    """Returns shares, shape (options,), scaled to the sum 1."""
     exact = shares / shares.sum()
     return tuple(float(share) for share in exact)

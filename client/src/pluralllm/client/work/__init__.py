@@ -1,5 +1,6 @@
-"""Trains, evaluates and rewards, in a process of its own at the other end of a pipe.
+"""Trains, evaluates and scores rollouts in a worker process, which the daemon controls through a pipe.
 
-May touch: torch and the private data, in the worker process; the daemon's side only writes orders and reads results.
+In the worker process, the package may touch torch and the private data. In the daemon, the package only writes orders and reads
+results.
 Start reading at orders.py (the orders and their results), then worker.py and train.py.
 """

@@ -1,7 +1,7 @@
-"""The loop of a process that answers commands: JSON lines, one command at a time. The other end is worker_process.py.
+"""The loop of a process that answers commands as JSON lines, one command at a time. worker_process.py is the other end.
 
 A command on stdin is {"id", "do", "order"}; the answers on stdout are {"id", "progress" | "result" | "error"}.
-The end of stdin means that the parent process is gone. It ends this process at once.
+The end of stdin means that the parent process is gone; this process then ends at once.
 """
 
 import json
@@ -22,23 +22,23 @@ CANCEL = "cancel"
 
 
 class Cancelled(Exception):
-    """The command in hand was cancelled."""
+    """The error that ends the work on a command which the parent process has cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Action(Generic[OrderT, ResultT]):
-    """A command and the function that does its work."""
+    """A command, and the function that does the command's work."""
 
     command: Command[OrderT, ResultT]
     work: Callable[[Report, OrderT], ResultT]
 
     def answer(self, report: Report, fields: dict[str, Any]) -> dict[str, Any]:
-        """Does the work of one order; takes the order's fields and returns the result's."""
+        """Does the work of one order. fields: the order's fields, as JSON values. Returns the fields of the result."""
         return fields_of(self.work(report, self.command.read_order(fields)))
 
 
 class CommandLoop:
-    """Answers one command at a time."""
+    """Reads commands from one stream and writes answers to another one. It works on one command at a time."""
 
     def __init__(self, answers: TextIO, *actions: Action[Any, Any]) -> None:
         self._actions = {action.command.name: action for action in actions}
@@ -47,7 +47,10 @@ class CommandLoop:
         self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def read_commands(self, lines: TextIO) -> None:
-        """Reads commands in a thread of its own, so that a cancellation is seen in the middle of a step."""
+        """Reads commands until the stream ends, then ends the process.
+
+        This method runs in a thread of its own, so that a command can be cancelled in the middle of its work.
+        """
         for line in lines:
             command = json.loads(line)
             if command["do"] == CANCEL:
@@ -58,13 +61,16 @@ class CommandLoop:
         os._exit(0)  # the parent process is gone, so nobody needs the result
 
     def answer_for_ever(self) -> None:
-        """Answers commands in the order in which they came. Never returns."""
+        """Answers commands in the order in which they arrive. This method never returns."""
         while True:
             command = self._commands.get()
             self.answer(command["id"], command["do"], command["order"])
 
     def answer(self, number: int, name: str, order: dict[str, Any]) -> None:
-        """Answers one command: progress while it is at work, then its result or its error."""
+        """Works on one command: writes its progress, then its result or its error.
+
+        number: the command's id, which every answer repeats.
+        """
 
         def report(stage: str, done: int, total: int) -> None:
             if self._cancelled.is_set():
@@ -94,7 +100,10 @@ class CommandLoop:
 
 
 def answer_commands(*actions: Action[Any, Any]) -> None:
-    """Answers commands until this process ends. stdout belongs to the answers: other output goes to stderr."""
+    """Answers commands from stdin until this process ends.
+
+    stdout carries only the answers: all other output of the process goes to stderr.
+    """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     loop = CommandLoop(answers, *actions)

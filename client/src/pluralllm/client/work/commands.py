@@ -1,6 +1,6 @@
-"""The commands that a worker answers, and their form on the pipe: a command has a name, an order and a result.
+"""The commands that the worker process answers. A command has a name, an order (its input) and a result.
 
-An order and a result are frozen dataclasses. On the pipe each is the JSON object of its fields, and the reader checks it.
+Orders and results are frozen dataclasses. On the pipe, each is a JSON object of its fields, and the reader checks the fields.
 """
 
 import dataclasses
@@ -20,23 +20,23 @@ ReadT = TypeVar("ReadT")
 
 @dataclass(frozen=True, slots=True)
 class Command(Generic[OrderT, ResultT]):
-    """One kind of work: its name on the pipe, the dataclass of its order and the dataclass of its result."""
+    """One kind of work: its name on the pipe, the dataclass of its order, and the dataclass of its result."""
 
     name: str
     order: type[OrderT]
     result: type[ResultT]
 
     def read_order(self, fields: Mapping[str, Any]) -> OrderT:
-        """Reads the fields of an order. Raises WorkerDied if one is missing, unknown or of another type."""
+        """Returns the order with these fields. Raises WorkerDied if a field is missing, unknown or of a wrong type."""
         return _read(self.order, fields, f"the order {self.name!r}")
 
     def read_result(self, fields: Mapping[str, Any]) -> ResultT:
-        """Reads the fields of a result. Raises WorkerDied if one is missing, unknown or of another type."""
+        """Returns the result with these fields. Raises WorkerDied if a field is missing, unknown or of a wrong type."""
         return _read(self.result, fields, f"the result of {self.name!r}")
 
 
 def fields_of(value: object) -> dict[str, Any]:
-    """The fields of an order or a result as JSON values."""
+    """Returns the fields of an order or a result as JSON values."""
     fields: dict[str, Any] = TypeAdapter(type(value)).dump_python(value, mode="json")
     return fields
 

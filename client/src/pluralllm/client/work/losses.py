@@ -1,6 +1,7 @@
-"""Loss functions of training, for many clients of a batch at once, and each client's distance from a round's base model.
+"""Loss functions of training, for a batch with rows of many clients, and each client's distance from the base model of a round.
 
-B: rows of the batch, T: target points, Q: target questions.
+Shapes: B rows of the batch, T target points (one for each option of each target question), Q target questions. Rows with fewer
+points are padded; padding does not count.
 """
 
 import math
@@ -19,13 +20,17 @@ MIN_LOG_STD, MAX_LOG_STD = -7.0, 4.0  # keeps the likelihood finite; 0.001 .. 55
 
 
 def prediction_loss(predicted: Prediction, batch: Batch, training: Training, clients: int) -> Tensor:
-    """Mean loss of each client over its real target points (gaussian) or questions (cross_entropy), by question weight.
+    """Returns the mean loss of each client, weighted by the weights of the questions; shape (clients,).
 
-    The batch's rows are those of the first client, then those of the second, as many for each; shape (clients,).
-    gaussian: -log N(y; softmaxed mean, exp(log-std)), arXiv 2310.11523. cross_entropy: between the true shares and the
-    softmaxed means of each question, plus the same Gaussian on detached means, so that the predicted spread is trained too.
-    alignment: cross_entropy, plus the Jensen-Shannon distance of each question. The alignment score is 1 minus that distance.
-    The last two compare with softened shares (`target_temperature`), the Gaussian with the shares as they are.
+    The batch has equally many rows for each client: first the rows of the first client, then the rows of the second, and so on.
+    training.loss selects the loss. In every loss, the predicted shares of a question are the softmax of its predicted means.
+    gaussian: mean over target points of -log N(share; predicted share, exp(log-std)), arXiv 2310.11523.
+    cross_entropy: mean over target questions of the cross-entropy between true and predicted shares. The gaussian loss on
+    detached predicted shares is added, so that the predicted spread is trained, too.
+    alignment: the loss cross_entropy, plus the Jensen-Shannon distance of each question; the alignment score is 1 minus this
+    distance.
+    The last two losses compare with true shares that `target_temperature` softens; the gaussian loss uses the true shares
+    unchanged.
     """
     log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (B, T)
     y = batch.target_shares  # (B, T)
@@ -49,9 +54,9 @@ def prediction_loss(predicted: Prediction, batch: Batch, training: Training, cli
 
 
 def softened(batch: Batch, temperature: float) -> Tensor:
-    """Target shares to the power 1 / temperature, scaled to sum 1 over each question; (B, T).
+    """Returns the target shares to the power 1 / temperature, scaled to the sum 1 over each question; shape (B, T).
 
-    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2, where the softmax of logits / T is the same power of shares.
+    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2. A softmax of logits / temperature changes shares in the same way.
     """
     if temperature == 1:
         return batch.target_shares
@@ -62,7 +67,11 @@ def softened(batch: Batch, temperature: float) -> Tensor:
 
 
 def smooth_js_distances(log_shares: Tensor, y: Tensor, batch: Batch) -> Tensor:
-    """Jensen-Shannon distance of each question (natural logarithm), as a loss: smooth at 0, so up to 0.001 too large; (B, Q)."""
+    """Returns the Jensen-Shannon distance of each question as a loss; shape (B, Q), natural logarithm.
+
+    log_shares: logarithms of the predicted shares, (B, T). y: true shares, (B, T).
+    The loss has a finite slope at 0, and is therefore up to 0.001 larger than the distance.
+    """
     shares = log_shares.exp()  # (B, T)
     log_middle = torch.log(((shares + y) / 2).clamp_min(torch.finfo(shares.dtype).tiny))
     divergence = (torch.xlogy(y, y) - y * log_middle + shares * (log_shares - log_middle)) / 2 * batch.target_is_real
@@ -71,10 +80,12 @@ def smooth_js_distances(log_shares: Tensor, y: Tensor, batch: Batch) -> Tensor:
 
 
 def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[float, ...]:
-    """Each client's mean Jensen-Shannon distance (natural logarithm, 0 .. sqrt(ln 2)) over its target questions.
+    """Returns each client's mean Jensen-Shannon distance between predicted and true shares, over its target questions.
 
-    Rows are as in `prediction_loss`. For the predictions of a first local step this is 1 - alignment of the round's base model.
-    It costs nothing more, because training makes these predictions anyway (with dropout, if the spec has any).
+    The distance uses the natural logarithm, so its range is 0 .. sqrt(ln 2). The batch's rows are ordered as in
+    `prediction_loss`.
+    For the predictions of the first local step, the distance is 1 - alignment score of the round's base model. The distance
+    costs almost nothing, because training makes these predictions anyway (with dropout, if the run spec sets any).
     """
     shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions).exp()  # (B, T)
     rows = zip(
@@ -92,6 +103,9 @@ def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[f
 
 
 def gaussian_loss(mean: Tensor, log_std: Tensor, y: Tensor) -> Tensor:
-    """Negative log-likelihood of y under N(mean, exp(log_std)), for each element."""
+    """Returns the negative log-likelihood of y under N(mean, exp(log_std)) for each element; log_std is clamped first.
+
+    Shapes: mean, log_std, y and the result are all equal.
+    """
     log_std = log_std.clamp(MIN_LOG_STD, MAX_LOG_STD)
     return 0.5 * ((y - mean) * torch.exp(-log_std)) ** 2 + log_std + 0.5 * math.log(2 * math.pi)

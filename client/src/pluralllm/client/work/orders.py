@@ -1,6 +1,6 @@
-"""The orders that a daemon gives to its worker, and their results. Both ends of the pipe import this module.
+"""The orders that the daemon gives to its worker process, and their results. Both ends of the pipe import this module.
 
-Tensors travel as files: orders and results hold paths. The paths of an order are absolute.
+Tensors travel as files: orders and results hold paths. The paths in an order are absolute.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from pluralllm.common.words.spec import GroupRole
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """The order to read, embed and check the private data for one run. Only the first time takes long."""
+    """The order to read, check and embed the private data for one run. Only the first order for a run takes long."""
 
     spec_json: str  # canonical; its SHA-256 names the run in the orders below
     data: Path  # the private file
@@ -29,7 +29,7 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The result of Prepare."""
+    """The result of Prepare: the number of the group's questions, and the device that the run trains on."""
 
     questions: int
     device: str
@@ -37,40 +37,40 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """The order to train for one round, and to write the update to `out`."""
+    """The order to train for one round, and to write the update to the file `out`."""
 
-    spec_sha256: Digest  # of a run that was prepared, as in the orders below
+    spec_sha256: Digest  # names a run that Prepare has prepared, as in the orders below
     base: Path  # the weights that training starts from
     out: Path
     seed: int
     round_number: int
     optimizer_state: Path  # read if it is there; the new state is written beside it
-    residual: Path  # the same for what the encoding took from earlier updates
+    residual: Path  # the same for the part of earlier updates that rounding took away
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedUpdate:
-    """The result of Train: the update is in the order's `out`."""
+    """The result of Train. The update itself is in the order's file `out`."""
 
     digest: Digest
     examples: int
     metrics: Mapping[str, float]
-    gpu_memory_bytes: int  # the most that training held; 0 without a GPU
+    gpu_memory_bytes: int  # largest number of bytes that training held on the GPU; 0 without a GPU
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The order to predict the group's shares of each prompt's candidates, and to write them to `out`."""
+    """The order to predict the group's shares of the candidates of each prompt, and to write the shares to the file `out`."""
 
     spec_sha256: Digest
     weights: Path
-    rollouts_json: str  # as rollout_batch reads it
+    rollouts_json: str  # the batch, in the JSON form that common.rewards.rollout_batch reads
     out: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """The result of Reward: the shares are in the order's `out`."""
+    """The result of Reward. The shares themselves are in the order's file `out`."""
 
     digest: Digest
     examples: int  # context questions
@@ -78,7 +78,7 @@ class Rewards:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """The order to score a model version on the group's own answers. Its result is Scores."""
+    """The order to score a model version on the group's own answers. The result is Scores."""
 
     spec_sha256: Digest
     weights: Path

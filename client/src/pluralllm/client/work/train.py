@@ -1,7 +1,7 @@
 """Training and evaluation as plain functions, without sockets, processes or a clock.
 
-The same files, data, seed and number of threads give the same delta on one machine, bit for bit (on CUDA, if torch has
-deterministic kernels for the model, with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment).
+On one machine, the same files, data, seed and number of threads give the same delta, bit for bit. On CUDA, two conditions must
+hold: torch has deterministic kernels for the model, and CUBLAS_WORKSPACE_CONFIG is :4096:8 in the environment.
 """
 
 import contextlib
@@ -46,9 +46,9 @@ Progress = Callable[[int, int], None]  # steps done, steps in all; may raise to 
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns a torch device. `auto` is CUDA if there is one, else MPS, else CPU.
+    """Returns a torch device. The name `auto` means CUDA if there is a CUDA device, else MPS, else CPU.
 
-    Raises InvalidArgument for a device that this machine does not have.
+    Raises InvalidArgument if the device cannot be used on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -65,7 +65,7 @@ def pick_device(name: str) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The result of one TRAIN task."""
+    """The facts about one training. The delta itself is in a file."""
 
     manifest: Manifest  # of the delta's file
     examples: int  # training questions of the group: the update's weight, the same in every round
@@ -86,12 +86,15 @@ def train(
     residual: Path,
     on_step: Progress,
 ) -> Trained:
-    """Trains the weights in `base` and writes delta = local - global to `out` (not yet durable).
+    """Trains the weights in the file `base`, and writes delta = local - global to the file `out` (not yet durable).
 
-    `first_step`: number of local steps before this round, for the schedule. `optimizer_state`: the file of this client's moments
-    in this run. It is read if the spec keeps moments and the file exists; the new moments go to its `next_state`.
-    `residual`: the same for the part of earlier updates that their encoding took away.
-    Raises TooFewQuestions, NotFinite, WrongLayout, StorageFull, or what `on_step` raises; `out` is not written then.
+    first_step: number of local steps of the run before this round; learning rate and episode sizes depend on it.
+    optimizer_state: file of this client's optimizer moments in this run. If the run spec keeps the moments, the file is read
+    where it exists, and the new moments are written to `next_state(optimizer_state)`.
+    residual: file of the part of earlier updates that rounding took away. If the run spec's encoding rounds updates, the new
+    residual is written to `next_state(residual)`.
+    on_step: callback (steps done, steps in all); it may raise an error to cancel the training.
+    Raises TooFewQuestions, NotFinite, WrongLayout, StorageFull, or the error that `on_step` raises; `out` is not written then.
     """
     training = spec.training
     usable, _ = data.split(spec.evaluation.holdout_share)
@@ -133,7 +136,10 @@ def train(
 
 
 def _write(out: Path, spec: RunSpec, layout: Layout, delta: Delta, seed: int, residual: Path) -> Manifest:
-    """Writes the delta in the spec's encoding. The part that rounding takes away is added to the next delta."""
+    """Writes the delta to `out` in the run spec's encoding, and returns the manifest of the file.
+
+    An encoding may round the delta. The part that rounding takes away is stored beside `residual` and added to the next delta.
+    """
     form = update_format(layout, spec.updates.encoding)
     with storage_errors("an update"):
         if form.encoding == "fp32":
@@ -145,21 +151,28 @@ def _write(out: Path, spec: RunSpec, layout: Layout, delta: Delta, seed: int, re
 
 
 def _kept(residual: Path, values: int) -> Delta:
-    """The residual of earlier rounds, shape (values,); zeros if there is no file, or one of another size."""
+    """Returns the residual of earlier rounds, shape (values,).
+
+    Returns zeros if there is no file, or if the file has another number of values.
+    """
     if not residual.is_file() or residual.stat().st_size != values * np.dtype("<f4").itemsize:
         return np.zeros(values, np.float32)
     return np.fromfile(residual, dtype="<f4")
 
 
 def rounding(seed: int) -> np.random.Generator:
-    """The random numbers that round an update. They do not depend on those that draw its episodes."""
+    """Returns the random numbers that round an update. They are independent of the random numbers that draw the episodes."""
     return np.random.default_rng([seed, 1])
 
 
 def draw_episodes(
     spec: RunSpec, data: GroupData, usable: Sequence[int], step: int, rng: np.random.Generator
 ) -> list[tuple[GroupData, Episode]]:
-    """Draws the episodes of one local step, each with the answers to train on. Steps are counted over the whole run from 0."""
+    """Draws the episodes of one local step, each with the group's data that it trains on.
+
+    usable: numbers of the questions to draw from. step: number of the local step, counted from 0 over the whole run. If the run
+    spec sets sharpness_spread, an episode's data have shares that are randomly sharpened or flattened.
+    """
     sizes, spread, episodes = step_sizes(spec.seed, step), spec.training.sharpness_spread, []
     for _ in range(spec.training.batch_episodes):
         episode = draw_episode(usable, spec.training.episodes, sizes, rng)
@@ -169,7 +182,10 @@ def draw_episodes(
 
 @torch.no_grad()
 def pull_to_base(parameters: Iterable[Tensor], anchors: Iterable[Tensor], proximal_mu: float) -> None:
-    """Adds the gradient of (mu / 2) * |local - global|^2. Source: FedProx, Li et al. 2020 (arXiv 1812.06127), equation 2."""
+    """Adds the gradient of (mu / 2) * |local - global|^2 to each parameter's gradient. anchors: the global values.
+
+    Source: FedProx, Li et al. 2020 (arXiv 1812.06127), equation 2.
+    """
     if proximal_mu:
         for parameter, anchor in zip(parameters, anchors, strict=True):
             if parameter.grad is not None:
@@ -177,7 +193,7 @@ def pull_to_base(parameters: Iterable[Tensor], anchors: Iterable[Tensor], proxim
 
 
 def learning_rate(spec: RunSpec, step: int) -> float:
-    """The learning rate at a local step. Steps are counted over the whole run from 0."""
+    """Returns the learning rate at a local step. step: number of the local step, counted from 0 over the whole run."""
     training = spec.training
     if training.schedule == "constant":
         return training.learning_rate
@@ -189,9 +205,12 @@ def learning_rate(spec: RunSpec, step: int) -> float:
 def evaluate(
     weights: Path, spec: RunSpec, data: GroupData, role: GroupRole, device: torch.device, on_step: Progress
 ) -> Alignment:
-    """Compares predictions with the group's answers, over all of the spec's seeded contexts. Every question counts alike.
+    """Predicts the group's answers with a model version, and compares the predictions with the real answers.
 
-    Raises TooFewQuestions, WrongLayout, or what `on_step` raises.
+    The run spec sets the number of draws. Each draw has its own seeded context questions. Every predicted question counts
+    alike.
+    on_step: callback (draws done, draws in all).
+    Raises TooFewQuestions, WrongLayout, or the error that `on_step` raises.
     """
     model = _load(weights, spec, device).eval()
     total = Alignment()
@@ -211,11 +230,13 @@ def evaluate(
 
 
 def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: int) -> Episode:
-    """Context and targets of one evaluation draw. They depend on seed, group and draw only, so that versions can be compared.
+    """Returns the context questions and target questions of one evaluation. draw: number of the evaluation's draw.
 
-    A held-out group has a context from all of its questions; the others are targets. A training group has a context from the
-    questions it trains on; the targets are the held-out questions, which nobody trains on. If the spec holds out no question
-    (holdout_share = 0), a training group is treated like a held-out one, so its targets are questions that it trains on.
+    The episode depends only on the run's seed, the group and the draw, so that scores of different versions can be compared.
+    For a held-out group (one that never trains), the context is drawn from all questions, and all other questions are targets.
+    For a training group, the context is drawn from the questions that it trains on, and the targets are the held-out questions,
+    which no group trains on. If the run spec holds out no questions (holdout_share = 0), a training group is treated like a
+    held-out group; its targets are then questions that it trains on.
     Raises TooFewQuestions.
     """
     size = spec.evaluation.context_questions
@@ -234,7 +255,10 @@ def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: in
 
 
 def reward_context(spec: RunSpec, data: GroupData) -> list[Question]:
-    """The answers that a group's rewards are predicted from: as many as the spec says, or all. Depends on seed and group only."""
+    """Returns the group's answers from which its rewards are predicted: as many as the run spec says, at most all.
+
+    The selection depends only on the run's seed and the group.
+    """
     assert spec.rewards is not None
     key = hashlib.sha256(f"rewards/{spec.seed}/{data.group}".encode()).digest()
     drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(len(data.questions)).tolist()
@@ -254,7 +278,11 @@ def _new_optimizer(model: PreferencePredictor, training: Training) -> torch.opti
 
 
 def _save_moments(model: PreferencePredictor, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Writes the moments as safetensors, named by parameter and by torch's own key. Plain SGD has none."""
+    """Writes the optimizer moments (the optimizer's state) to a safetensors file.
+
+    Each tensor is named by its parameter and by torch's name of the moment. Plain SGD has no moments, so its file has no
+    tensors.
+    """
     moments = {
         f"{name}/{moment}": value.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
@@ -279,9 +307,10 @@ def _restore_moments(model: PreferencePredictor, optimizer: torch.optim.Optimize
 
 @contextlib.contextmanager
 def repeatable(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch (for dropout) and selects deterministic kernels. Torch warns if a device has none for an operation.
+    """Seeds torch (for dropout) and selects deterministic kernels until the block ends.
 
-    In that mode CUDA's fast attention stays nondeterministic, so its plain implementation is used.
+    Torch warns if a device has no deterministic kernel for an operation. CUDA's fast attention has none, so its plain
+    implementation is used.
     """
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("warn")

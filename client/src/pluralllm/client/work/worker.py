@@ -1,4 +1,4 @@
-"""The process that trains: `python -m pluralllm.client.work.worker`. The daemon starts it and sends it orders.
+"""The worker process, which trains: `python -m pluralllm.client.work.worker`. The daemon starts it and sends it orders.
 
 Tensors travel as files, never in messages.
 """
@@ -40,7 +40,7 @@ from pluralllm.common.words.spec import GroupRole, RunSpec, parse_spec
 
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
-    """One run's spec, with the group's embedded data and the device to train on."""
+    """A run's spec, with the group's embedded data, the group's role and the device to train on."""
 
     spec: RunSpec
     data: GroupData
@@ -58,7 +58,7 @@ class Scorer:
 
 
 class LocalWork:
-    """Does a client's orders. The embedded data of one run stays in memory from order to order."""
+    """Carries out the orders of one client. The embedded data of one run stay in memory between orders."""
 
     def __init__(self) -> None:
         self._runs: dict[str, PreparedRun] = {}  # by the spec's SHA-256; one at most
@@ -66,7 +66,7 @@ class LocalWork:
         self._scorer: Scorer | None = None
 
     def prepare(self, report: Report, order: Prepare) -> Prepared:
-        """Reads, embeds and checks the private data for one run. Does nothing if that run is prepared already."""
+        """Reads, checks and embeds the private data for one run. Does nothing if this run is prepared already."""
         key = hashlib.sha256(order.spec_json.encode()).hexdigest()
         if key not in self._runs:
             self._runs = {key: self._read(report, order)}
@@ -97,7 +97,7 @@ class LocalWork:
         return PreparedRun(spec, data, order.role, device)
 
     def train(self, report: Report, order: Train) -> TrainedUpdate:
-        """Trains for one round and writes the update."""
+        """Trains for one round, and writes the update to the order's file `out`."""
         run = self._runs[order.spec_sha256]
         trained = train(
             order.base,
@@ -119,7 +119,10 @@ class LocalWork:
         )
 
     def reward(self, report: Report, order: Reward) -> Rewards:
-        """Predicts the group's shares of each prompt's candidates from a seeded part of its answers, and writes them."""
+        """Predicts the group's shares of the candidates of each prompt, and writes the shares to the order's file `out`.
+
+        The predictions start from a seeded selection of the group's answers.
+        """
         run = self._runs[order.spec_sha256]
         assert run.spec.rewards is not None
         batch = read_rollouts(order.rollouts_json.encode(), run.spec.rewards.max_candidates)
@@ -143,13 +146,13 @@ class LocalWork:
         return self._scorer
 
     def _close(self) -> None:
-        """Drops what the run that was prepared before kept for rewards."""
+        """Frees the embedding model and the predictor, which stay in memory only for a run that asks for rewards."""
         if self._embedder is not None:
             self._embedder.close()
         self._embedder = self._scorer = None
 
     def evaluate(self, report: Report, order: Evaluate) -> Scores:
-        """Scores a model version on the group's own answers."""
+        """Scores a model version on the group's own answers. The result does not contain the answers."""
         run = self._runs[order.spec_sha256]
         alignment = evaluate(
             order.weights,
@@ -168,7 +171,7 @@ class LocalWork:
 
 
 def main() -> None:
-    """Answers the daemon's orders until the daemon is gone."""
+    """Answers the daemon's orders until the daemon ends."""
     os.putenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's own condition for repeatable matrix products
     work = LocalWork()
     answer_commands(

@@ -1,4 +1,4 @@
-"""The daemon's end of the pipe to its worker: starts the process, sends orders, stops it, and notices when it dies."""
+"""The daemon's end of the pipe to its worker process: starts the process, sends orders, stops it, and notices when it dies."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,10 @@ Progress = Callable[[str, int, int], None]  # stage, done, all
 
 
 class WorkerProcess:
-    """One process, kept between tasks because importing torch takes seconds; one command at a time."""
+    """The worker process as the daemon uses it: one command at a time.
+
+    The process keeps running between tasks, because importing torch takes seconds.
+    """
 
     def __init__(self, command: Sequence[str] = WORKER_COMMAND) -> None:
         self._command = tuple(command)
@@ -34,7 +37,7 @@ class WorkerProcess:
         self._one_at_a_time = asyncio.Lock()
 
     async def start(self) -> None:
-        """Starts the process unless it runs already. It imports torch while the daemon goes on."""
+        """Starts the worker process unless it runs already. The process imports torch while the daemon goes on."""
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -47,13 +50,13 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process id; None if no process runs."""
+        """The process id of the worker; None if no process runs."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def ask(self, command: Command[OrderT, ResultT], order: OrderT, on_progress: Progress) -> ResultT:
-        """Returns the result of one order. Cancelling this call cancels the work.
+        """Sends one order to the worker, and returns the worker's result. A cancelled call cancels the work.
 
-        Raises the error that the worker answered with, or WorkerDied.
+        on_progress: callback (stage, done, total). Raises the error that the worker answered with, or WorkerDied.
         """
         async with self._one_at_a_time:
             await self.start()
@@ -66,7 +69,7 @@ class WorkerProcess:
                 raise
 
     async def stop(self) -> None:
-        """Ends the process: closes its input, and kills it if that does not end it in time."""
+        """Ends the worker: closes its input, and kills the process if it does not end in time."""
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -107,7 +110,10 @@ class WorkerProcess:
                 return result
 
     async def _cancel(self, number: int) -> None:
-        """Asks the worker to cancel the command, waits a moment, then kills the process."""
+        """Asks the worker to cancel a command, and kills the process if it does not answer in time.
+
+        number: the command's id.
+        """
         try:
             async with asyncio.timeout(CANCEL_WAIT_S):
                 await self._send({"id": number, "do": CANCEL})
@@ -117,7 +123,7 @@ class WorkerProcess:
             await self.kill()
 
     async def kill(self) -> None:
-        """Ends the process at once; the next command starts a new one."""
+        """Kills the worker process. The next command starts a new process."""
         process = self._process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -127,6 +133,9 @@ class WorkerProcess:
 
 
 def _leaf(reason: str, facts: dict[str, Any]) -> PluralError:
-    """The error that the worker named; Internal for a reason that this release does not know."""
+    """Returns the error that the worker named; Internal if this release has no error class for the code `reason`.
+
+    facts: the values of the error's fields.
+    """
     leaf = leaves().get(reason)
     return leaf(**facts) if leaf is not None else Internal(incident=reason)
