@@ -130,3 +130,9 @@ def test_what_is_written_is_read_again(group_questions: list[Question], suffix: 
 
 def test_a_question_shows_no_content() -> None:
     assert "Tea" not in repr(Question("Tea or coffee?", ("Tea", "Coffee"), (0.5, 0.5)))
+
+
+def test_a_parquet_file_has_the_columns_of_the_format_also_where_all_values_are_absent(tmp_path: Path) -> None:
+    write_group(tmp_path / "a.parquet", [Question("Tea?", ("Yes", "No"), (0.5, 0.5))])
+    schema = pq.read_schema(tmp_path / "a.parquet")
+    assert (schema.field("scale").type, schema.field("weight").type) == (pa.list_(pa.float64()), pa.float64())

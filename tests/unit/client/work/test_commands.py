@@ -48,6 +48,11 @@ def test_an_unknown_field_is_named() -> None:
         PREPARE.read_result({"questions": 3, "device": "cpu", "qestions": 3})
 
 
+def test_a_number_is_a_number_and_no_text_that_looks_like_one() -> None:
+    with pytest.raises(WorkerDied, match="seed: Input should be a valid integer"):
+        TRAIN.read_order({**fields_of(TRAIN_ORDER), "seed": "7"})
+
+
 def test_a_value_of_another_type_is_refused_and_not_quoted() -> None:
     with pytest.raises(WorkerDied, match="seed: Input should be a valid integer") as refused:
         TRAIN.read_order({**fields_of(TRAIN_ORDER), "seed": "a private text"})

@@ -7,12 +7,14 @@ import pytest
 from support.coordinator_harness import small_spec
 from support.memory_store import MemoryStore, Tables
 
+from pluralllm.common.errors.tree import NotFound
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
+from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles
 from pluralllm.server.storage.store import RunRecord, VersionRecord
@@ -82,3 +84,12 @@ async def test_a_closed_bell_has_rung_for_everybody_and_those_to_come_see_that_i
     assert before.closed
     assert bells.of(ClientId("ben")).closed
     assert bell.closed
+
+
+async def test_a_run_is_found_by_its_name_and_an_unknown_name_is_refused() -> None:
+    run, runs = await a_run(MemoryStore(Tables())), Runs()
+    runs.add(run)
+    assert runs.get("r") is runs.find("r") is run
+    assert runs.find("s") is None
+    with pytest.raises(NotFound, match="s"):
+        runs.get("s")
