@@ -36,7 +36,10 @@ class Point:
 
 
 def first_values(spec: RunSpec) -> Flat:
-    """Returns the values of model version 0 in layout order (sorted by parameter name), shape (values,)."""
+    """Returns the parameter values of model version 0 as one array, in layout order (sorted by parameter name).
+
+    Shape: (V,), V parameter values of the predictor.
+    """
     ordered = sorted(parameters(spec.predictor, spec.embedding.dimension), key=lambda p: p.name)
     return np.concatenate([initial_values(p, spec.seed).ravel() for p in ordered]).astype(np.float32)
 

@@ -28,7 +28,7 @@ def report(
 ) -> None:
     """Writes one HTML page about a run: alignment of each group, fairness, bytes, spec.
 
-    The page shows the run up to now, round by round. It needs no torch.
+    The page shows the run up to now, round by round. The command needs no torch.
     """
     need_report()
     from pluralllm.experiment.report.live import Told  # noqa: PLC0415 - matplotlib, only here

@@ -81,7 +81,7 @@ def curves_of(study: Study, axis: str, groups: Collection[str], measure: Measure
 def baseline_levels(study: Study) -> dict[str, float]:
     """Returns each baseline's mean alignment over the test groups, by the baseline's name.
 
-    The contexts are the same as those for the points of the curves.
+    The baselines get the same contexts as the methods get during training, so that levels and curves can be compared.
     """
     selection = Selection("test", study.context, draws=study.curve_draws)
     questions = population(study.results, selection)

@@ -117,7 +117,7 @@ def compared(one: str, other: str, estimate: Estimate) -> str:
 
 
 def _quickness(study: Study) -> Iterator[Finding]:
-    """Compares the default method with the paper's FedAvg on every axis of cost.
+    """Compares this project's default method with FedAvg as in the paper, on every axis of cost.
 
     Yields a finding about the cost at which the default method reaches the final score of the paper's FedAvg; yields none if
     the results lack one of the two methods.

@@ -39,7 +39,10 @@ class RoundRow:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Alignment scores of one group, each with the round that made the scored model version; version 0 counts as round 0."""
+    """Alignment scores of one group, each with the round that made the scored model version.
+
+    Model version 0, which no round made, counts as round 0.
+    """
 
     group: str
     role: str  # train or held_out
