@@ -78,8 +78,8 @@ class Embedder:
         Each template of the contract is filled in and embedded; an option's vector is the concatenation of the vectors of all
         templates.
         Shapes: (options, dimension) float32 for each question, with the contract's dimension.
-        on_progress: called with the number of texts done and the number of all texts. Raises ModelUnavailable; EmbeddingMismatch
-        if the model's vectors do not have the contract's dimension.
+        on_progress: called with the number of texts done and the number of all texts. Raises ModelUnavailable if the model cannot
+        be loaded, EmbeddingMismatch if its vectors do not have the contract's dimension.
         """
         filled = [
             [fill(template, question, index) for template in self.contract.templates]

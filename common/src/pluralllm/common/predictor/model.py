@@ -42,7 +42,7 @@ class EncodedContext:
 class Prediction:
     """The model's outputs for T target points in each of B episodes.
 
-    A mean has a meaning only in comparison with the means of the same question's options. Their softmax is the predicted shares.
+    Means can be compared only among the options of one question; the softmax of these means is the predicted shares.
     """
 
     mean: Tensor  # (B, T)

@@ -54,7 +54,7 @@ Redaction = Callable[[str], str]
 
 
 def without_secrets(text: str, secrets: Collection[str] = ()) -> str:
-    """Returns the text after everything that is a secret or looks like one is replaced by a mark.
+    """Returns a copy of the text in which a mark replaces everything that is a secret or looks like a secret.
 
     secrets: texts to remove, both unchanged and as JSON writes them. The function also removes private keys, invites, users and
     queries in URLs, and long base64 texts.

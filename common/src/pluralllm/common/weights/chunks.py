@@ -124,7 +124,7 @@ class HashingWriter:
         self._file.close()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Writes the next bytes of the file. The bytes of an array are its attribute `data`."""
+        """Writes the next bytes of the file. For a numpy array, pass its attribute `data`."""
         if not len(data):
             return
         view = memoryview(data).cast("B")

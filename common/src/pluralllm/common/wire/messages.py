@@ -82,7 +82,7 @@ def range_messages(missing: Iterable[int]) -> list[pb.ChunkRange]:
 def chunks_in(ranges: Iterable[pb.ChunkRange], chunks: int) -> list[int]:
     """Returns the chunk numbers that the ranges contain, in ascending order and without repetition.
 
-    chunks: the number of chunks in the blob. Greater chunk numbers in the ranges are ignored.
+    chunks: the number of chunks in the file. Chunk numbers in the ranges that the file does not have are ignored.
     """
     numbers: list[int] = []
     next_number = 0
