@@ -1,5 +1,5 @@
-"""Answers: translates gRPC calls to calls on the other rooms, and their results and errors back.
+"""The gRPC services: they convert each RPC into calls on the other packages, and convert results and errors back.
 
-May touch: grpc and protobuf; it is the only room of the server (beside members/tls.py) that does.
-Start reading at federation.py and polling.py (the calls of clients) and boundary.py (the wrapper around every call).
+The package may touch grpc and protobuf. Apart from members/tls.py, no other module of the server may touch them.
+Start reading at federation.py and polling.py (the RPCs of clients) and at boundary.py (the wrapper around every RPC).
 """

@@ -1,4 +1,7 @@
-"""The one wrapper around every RPC: the door admits the call, an error of our tree becomes a gRPC status, others an incident."""
+"""The wrapper around every RPC: it checks the caller, runs the handler and converts errors.
+
+An error of the project's error tree becomes a gRPC status. Any other exception becomes INTERNAL with an incident id.
+"""
 
 import inspect
 import uuid
@@ -26,13 +29,20 @@ Handler = Any  # grpc.RpcMethodHandler; its type parameters differ for every met
 
 
 class Door(Protocol):
-    """Decides who may make a call: members.door.MainDoor or EnrolmentDoor."""
+    """The check before every call: it decides whether the caller may make the call.
+
+    MainDoor and EnrolmentDoor in members/door.py implement the protocol.
+    """
 
     def enter(self, method: str, context: Any, request: object) -> AbstractAsyncContextManager[Callable[[], None]]: ...
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Keeps stack traces and texts of unknown exceptions from callers; the log has both, under the incident's id."""
+    """The gRPC interceptor that wraps every handler.
+
+    The interceptor hides stack traces and texts of unknown exceptions from callers. The log has the details under the incident
+    id.
+    """
 
     def __init__(self, door: Door, fail_stop: FailStop) -> None:
         self._door, self._fail_stop = door, fail_stop
@@ -112,12 +122,18 @@ class Boundary(grpc.aio.ServerInterceptor):
 
 
 def _serializer(inner: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """A serializer that lets a handler answer with bytes: a message for many clients is then made only once."""
+    """Returns a response serializer that also accepts bytes and passes them on unchanged.
+
+    So a handler can serialize a message once and send the bytes to many clients.
+    """
     return lambda answer: answer if isinstance(answer, bytes) else inner(answer)
 
 
 def _checked(request: Any, check: Callable[[], None]) -> Any:
-    """The request after its checks. In a stream, the caller is checked again at each message."""
+    """Checks a request and returns it. For a stream, returns a stream that checks each message when it arrives.
+
+    `check` verifies for each message of a stream that the caller may still make the call.
+    """
     if not hasattr(request, "__aiter__"):
         check_request(request)
         return request

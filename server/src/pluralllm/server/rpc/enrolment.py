@@ -1,4 +1,4 @@
-"""EnrolmentService: Join and GetMembership on the enrolment port, Renew on the main port."""
+"""EnrolmentService: the RPCs Join and GetMembership on the enrolment port, and Renew on the main port."""
 
 import time
 from collections.abc import Callable
@@ -36,10 +36,11 @@ UNPROVEN = "members/?"  # stands in the audit log for a name that a stranger gav
 
 
 class Enrolment(pb_grpc.EnrolmentServiceServicer):
-    """Answers the enrolment calls. The table in access.py assigns each call to a port.
+    """Answers the RPCs with which members join, check their membership and renew their certificates.
 
-    Join and GetMembership need no identity, so their calls are limited. Each has a limit of its own: members behind one address
-    that look for a fault must not keep the next member from joining.
+    The table in access.py assigns each RPC to a port. Join and GetMembership need no identity, so the number of calls a minute
+    is limited. Each of the two has its own limit: members behind one address who call GetMembership must not prevent another
+    member from joining.
     """
 
     def __init__(
@@ -91,7 +92,10 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
         return pb.RenewResponse(certificate_chain_pem=chain)
 
     def _counted(self, attempts: Attempts, context: Context) -> str:
-        """Counts a call and returns its peer. Raises TooManyAttempts."""
+        """Counts a call against the limit `attempts` and returns the caller's network address.
+
+        Raises TooManyAttempts if the limit is exceeded.
+        """
         peer, now_s = peer_of(context), time.monotonic()
         try:
             attempts.note(peer, now_s)

@@ -1,4 +1,4 @@
-"""FederationService: translates the RPCs of the client daemon to calls on the rooms, and their results back."""
+"""FederationService: converts the RPCs of the client daemon into calls on the other packages, and converts the results back."""
 
 import asyncio
 import math
@@ -50,7 +50,7 @@ Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
 
 class Federation(pb_grpc.FederationServiceServicer):
-    """Answers the RPCs of the client daemon."""
+    """Answers the RPCs of the client daemon. federation.proto describes each RPC."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""Checks every request before its handler: its bytes must be a message, and its texts must be storable.
+"""Checks every request before its handler: the bytes must be a valid message, and the database must accept its texts.
 
-A bad request is refused as a bad argument. gRPC by itself would answer unreadable bytes with UNKNOWN.
+A bad request is refused as INVALID_ARGUMENT. Without the check, gRPC would answer unreadable bytes with UNKNOWN.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,13 +18,17 @@ NUL = "\0"
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Stands for a request that could not be read; `check_request` refuses it."""
+    """A placeholder for a request whose bytes are no valid message. `check_request` refuses it."""
 
     method: str
 
 
 def forgiving(method: str, inner: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Wraps a reader of requests so that it returns Unreadable instead of raising DecodeError."""
+    """Wraps the parser `inner` of an RPC's requests.
+
+    The returned parser returns Unreadable where `inner` raises DecodeError, so that the handler's wrapper can refuse the
+    request.
+    """
 
     def read(raw: bytes) -> Any:
         try:
@@ -36,7 +40,7 @@ def forgiving(method: str, inner: Callable[[bytes], Any]) -> Callable[[bytes], A
 
 
 def check_request(request: Any) -> None:
-    """Raises InvalidArgument for an unreadable request and for a text with a NUL character."""
+    """Raises InvalidArgument if the request is unreadable or one of its texts contains a NUL character."""
     if isinstance(request, Unreadable):
         raise InvalidArgument(field="request", problem=f"its bytes are no message that {request.method} takes")
     message = request.facts if isinstance(request, ChunkMessage) else request
@@ -47,7 +51,7 @@ def check_request(request: Any) -> None:
 
 
 def _texts(message: Message) -> Iterator[tuple[str, str]]:
-    """Yields every text in a message, at any depth, with the name of its field."""
+    """Yields the field name and the value of every text in a message, including nested messages."""
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             yield from ((field.name, key) for key in value if isinstance(key, str))

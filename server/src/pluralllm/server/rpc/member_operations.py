@@ -1,4 +1,4 @@
-"""The part of OperationsService about members: invites, approvals, revocations and the list of members."""
+"""The RPCs of OperationsService about members: invitation, approval, revocation and the list of members."""
 
 from dataclasses import dataclass
 
@@ -27,14 +27,20 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Advertised:
-    """Addresses (host:port) in invites: those that partners reach, which may differ from those that this machine binds."""
+    """The addresses (host:port) that an invite contains.
+
+    Partners connect to these addresses. The server may bind other addresses, for example behind a proxy.
+    """
 
     coordinator: str
     enrolment: str
 
 
 class MemberOperations:
-    """Steers and reads the membership. In plain text there is no registry, only the clients that have said Hello."""
+    """Changes and lists the members.
+
+    Without certificates (plain text) no registry of members exists. The list then contains the clients that have called Hello.
+    """
 
     def __init__(
         self,
@@ -51,7 +57,10 @@ class MemberOperations:
         self._store, self._sessions, self._leases, self._clock = store, sessions, leases, clock
 
     async def invite(self, by: Principal, request: pb.CreateInviteRequest) -> pb.CreateInviteResponse:
-        """Raises InvalidArgument, MemberExists."""
+        """Creates an invite in the name of the administrator `by`, and returns it with its token.
+
+        Raises InvalidArgument, and MemberExists if an active member has the name.
+        """
         registry = self._registry_or_refuse()
         if request.role not in MEMBER_ROLES_BACK:
             raise InvalidArgument(field="role", problem="must be CLIENT, OBSERVER or ADMIN")
@@ -79,12 +88,15 @@ class MemberOperations:
         )
 
     async def approve(self, by: Principal, name: str) -> resources_pb2.Member:
-        """Raises NotFound."""
+        """Approves a member that waits for approval, and returns the member. Raises NotFound."""
         registry = self._registry_or_refuse()
         return self._message(registry, await registry.approve(by, MemberName.parse(name).member))
 
     async def revoke(self, by: Principal, name: str, reason: str) -> resources_pb2.Member:
-        """Raises NotFound, LastAdmin."""
+        """Revokes a member or its open invite, removes the client from all runs, and returns the member.
+
+        Raises NotFound, and LastAdmin if no administrator would remain.
+        """
         registry = self._registry_or_refuse()
         client = MemberName.parse(name).member
         member = await registry.revoke(by, client, reason)
@@ -94,7 +106,7 @@ class MemberOperations:
         return self._message(registry, member)
 
     async def everyone(self) -> list[resources_pb2.Member]:
-        """Members, open invites and clients seen in plain text only, sorted by name."""
+        """Returns members, open invites and clients that connected without a certificate, sorted by name."""
         clients = {client.client: client for client in await self._store.clients()}
         messages: dict[ClientId, resources_pb2.Member] = {
             name: member_message(name, None, MemberState.UNPROVEN, None, client) for name, client in clients.items()

@@ -1,4 +1,4 @@
-"""Makes protobuf messages from the coordinator's records."""
+"""Converts the coordinator's records and states into protobuf messages."""
 
 from collections.abc import Sequence
 
@@ -68,7 +68,11 @@ PARTICIPANT_STATES = {
 def run_message(
     run: LiveRun, status: RunStatus, latest: Sequence[EvaluationRecord], previous: Sequence[EvaluationRecord]
 ) -> pb.Run:
-    """Makes a run's message. `latest` and `previous` are the evaluations of the two newest evaluated versions."""
+    """Returns a run's message.
+
+    `latest` are the evaluations of the newest evaluated model version, and `previous` are the evaluations of the evaluated
+    version before it.
+    """
     state = run.state
     message = pb.Run(
         name=str(RunName(run.id)),
@@ -133,7 +137,7 @@ def evaluation_message(record: EvaluationRecord) -> pb.GroupEvaluation:
 
 
 def fairness_message(latest: Sequence[EvaluationRecord]) -> pb.Fairness | None:
-    """Fairness over all groups of one version; None before the first evaluation."""
+    """Returns the fairness over all groups for one model version, or None before the first evaluation."""
     if not latest:
         return None
     scores = [record.score.alignment_score for record in latest]
@@ -208,7 +212,11 @@ def member_message(
     certificate: IssuedCertificate | None,
     client: ClientRecord | None,
 ) -> pb.Member:
-    """A message for a member, an open invite (`member` is the invite) or a client of plain text only (`member` is None)."""
+    """Returns the message of a member, of an open invite, or of a client without a certificate.
+
+    `member` is the member, the invite, or None for a client that is no member. `client` is None if the member has never
+    connected.
+    """
     message = pb.Member(name=str(MemberName(name)), state=MEMBER_STATES[state])
     if client is not None:
         message.role, message.group, message.group_role = pb.MEMBER_ROLE_CLIENT, client.group, ROLES[client.role]
@@ -250,7 +258,7 @@ def event_message(record: EventRecord) -> pb.RunEvent:
 
 
 def duration(length_s: float) -> Duration:
-    """Seconds as a protobuf duration, to the millisecond."""
+    """Converts seconds into a protobuf duration, rounded to milliseconds."""
     message = Duration()
     message.FromMilliseconds(round(length_s * 1000))
     return message

@@ -44,7 +44,7 @@ Row = TypeVar("Row")
 
 
 class Operations(pb_grpc.OperationsServiceServicer):
-    """Steers and reads runs; calls about members go to `members`."""
+    """Changes and reads runs. The object `members` answers the RPCs about members."""
 
     def __init__(
         self,
@@ -187,11 +187,11 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return self._clock.now_s()
 
     def _named(self, name: str) -> LiveRun:
-        """Raises InvalidArgument, NotFound."""
+        """Returns the run with a resource name such as "runs/demo". Raises InvalidArgument, NotFound."""
         return self._run(RunName.parse(name).run)
 
     def _run(self, run: RunId) -> LiveRun:
-        """Raises NotFound."""
+        """Returns the run with the given id, or the newest run if the id is NEWEST. Raises NotFound if there is none."""
         if run != NEWEST:
             return self._runs.get(run)
         if not (runs := self._runs.all()):
@@ -211,27 +211,39 @@ class Operations(pb_grpc.OperationsServiceServicer):
 def split_by_version(
     records: Sequence[EvaluationRecord],
 ) -> tuple[list[EvaluationRecord], list[EvaluationRecord]]:
-    """The evaluations of the newest version, and those of the evaluated version before it."""
+    """Returns two lists: the evaluations of the newest model version, and of the evaluated version before it.
+
+    A list is empty if there is no such version.
+    """
     versions = sorted({record.score.version for record in records}, reverse=True)
     by_version = [[record for record in records if record.score.version == version] for version in versions[:2]]
     return by_version[0] if by_version else [], by_version[1] if len(by_version) > 1 else []
 
 
 def page_size(asked: int) -> int:
-    """The number of rows in a page; 0 asks for the default (aip.dev/158). Raises InvalidArgument."""
+    """Returns the number of rows in a page. `asked` is the number in the request; 0 means the default (aip.dev/158).
+
+    Raises InvalidArgument if the number is negative.
+    """
     if asked < 0:
         raise InvalidArgument(field="page_size", problem=f"is {asked}, must not be negative")
     return min(asked or PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 def cursor(token: str) -> int:
-    """The position that a page token names. Raises InvalidArgument for a token that this server did not give."""
+    """Returns the position in a list that a page token stands for; 0 for an empty token.
+
+    Raises InvalidArgument for a token that the server did not issue.
+    """
     if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
         raise InvalidArgument(field="page_token", problem="was not given by this coordinator")
     return int(token or 0)
 
 
 def page_of(rows: Sequence[Row], asked: int, token: str) -> tuple[Sequence[Row], str]:
-    """One page of a list in memory, and the token of the next page."""
+    """Returns one page of a list in memory, and the token of the next page ("" after the last page).
+
+    `asked` is the page size in the request, and `token` is the page token in the request.
+    """
     start, size = cursor(token), page_size(asked)
     return rows[start : start + size], str(start + size) if len(rows) > start + size else ""

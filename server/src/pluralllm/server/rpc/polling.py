@@ -1,4 +1,4 @@
-"""Holds the clients' polls until there is something to report to them, or to the end of their time."""
+"""Holds each client's poll open until the server has something to report, or until the poll's time is over."""
 
 import asyncio
 
@@ -28,7 +28,10 @@ TASK_KINDS = {
 
 
 class Polls:
-    """Answers Poll. `generation` is that of this process: a client with another one has to say Hello again."""
+    """Answers the RPC Poll.
+
+    `generation` identifies the coordinator's process. A client that reports another generation must call Hello again.
+    """
 
     def __init__(
         self,
@@ -42,13 +45,16 @@ class Polls:
         generation: str,
         hold_s: float,
     ) -> None:
-        """`hold_s` is the longest time that a poll is held."""
+        """Stores the arguments. `hold_s` is the longest time in seconds that the server holds a poll open."""
         self._coordinator, self._runs, self._sessions, self._leases = coordinator, runs, sessions, leases
         self._client_bells, self._clock = client_bells, clock
         self.generation, self.hold_s = generation, hold_s
 
     async def answer(self, request: pb.PollRequest, client: ClientId) -> pb.PollResponse:
-        """Returns the answer when there is one. Raises StaleSession, SessionReplaced."""
+        """Waits until there is an answer to the client's poll, and returns it.
+
+        Raises StaleSession if the client must call Hello, and SessionReplaced if a newer daemon of the client has connected.
+        """
         if not PROTOCOL_MIN <= request.protocol <= PROTOCOL_MAX:
             return pb.PollResponse(upgrade=pb.Upgrade(protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX)))
         if request.generation != self.generation:
@@ -83,7 +89,10 @@ class Polls:
     def _look(
         self, request: pb.PollRequest, session: Session, *, stopping: bool, is_last: bool
     ) -> pb.PollResponse | None:
-        """The answer now, or None to hold the poll on."""
+        """Returns the answer to a poll, or None if the server must keep the poll open.
+
+        `stopping` is true while the coordinator stops, and `is_last` is true when the poll must be answered now.
+        """
         ended = [run.id for run in self._runs.all() if run.is_over and run.id in request.following]
         lease = self._leases.of(session.client)
         leased = None if lease is None else lease.task

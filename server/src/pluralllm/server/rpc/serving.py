@@ -1,4 +1,4 @@
-"""The gRPC servers: members use the main port, new members the enrolment port."""
+"""The gRPC servers: members use the main port, and new members use the enrolment port."""
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -55,9 +55,10 @@ CONNECTION_GRACE_MS = 120_000
 def bind_main(
     config: ServerConfig, door: Door, fail_stop: FailStop, credentials: grpc.ServerCredentials | None
 ) -> tuple[grpc.aio.Server, str]:
-    """Makes a server that does not serve yet, and its address host:port. Without credentials it is plain text on loopback.
+    """Creates the server of the main port without starting it. Returns the server and its address (host:port).
 
-    Raises NotLoopback, InUse.
+    `door` is the check before every call. If `credentials` is None, the server uses plain text and the address must be a
+    loopback address. Raises NotLoopback, InUse.
     """
     age = (
         ("grpc.max_connection_age_ms", round(config.connection_age_s * 1000)),
@@ -74,7 +75,10 @@ def bind_main(
 def bind_enrolment(
     config: ServerConfig, door: Door, fail_stop: FailStop, credentials: grpc.ServerCredentials
 ) -> tuple[grpc.aio.Server, str]:
-    """Makes the server of the enrolment port, with small limits, and returns its address too. Raises InUse."""
+    """Creates the server of the enrolment port without starting it. Returns the server and its address (host:port).
+
+    The server accepts only small messages and few calls at a time. `door` is the check before every call. Raises InUse.
+    """
     server = grpc.aio.server(
         interceptors=[Boundary(door, fail_stop)], options=ENROLMENT_OPTIONS, maximum_concurrent_rpcs=ENROLMENT_RPCS
     )
@@ -94,7 +98,7 @@ def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredenti
 async def start_main(
     server: grpc.aio.Server, federation: Federation, operations: Operations, enrolment: Enrolment | None
 ) -> None:
-    """Registers the services and starts the server of the main port. `enrolment` is None in plain text."""
+    """Registers the services and starts the server of the main port. `enrolment` is None without certificates."""
     federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, server)
     operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
     if enrolment is not None:
@@ -108,6 +112,6 @@ async def start_main(
 
 
 async def start_enrolment(server: grpc.aio.Server, enrolment: Enrolment) -> None:
-    """Registers the service and starts the server of the enrolment port."""
+    """Registers EnrolmentService and starts the server of the enrolment port."""
     enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)
     await server.start()
