@@ -1,5 +1,5 @@
-"""Shows the coordinator's state: Prometheus gauges and the page for people. Reads only.
+"""Shows the coordinator's state as Prometheus gauges and as a web page. The package changes nothing.
 
-May touch: HTTP on loopback, the Prometheus registry.
-Start reading at page_facts.py, which is pure.
+The package may touch HTTP on a loopback address and the Prometheus registry.
+Start reading at page_facts.py, which does no input or output.
 """

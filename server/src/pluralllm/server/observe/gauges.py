@@ -1,6 +1,7 @@
-"""The coordinator's state as gauges for Prometheus, read anew every few seconds.
+"""The coordinator's state as gauges for Prometheus. The values are updated every few seconds.
 
-Labels are bounded: the newest runs that are open (and the newest of all), and at most MAX_GROUPS groups of each.
+The number of labels is limited: the newest open runs (or the newest run if none is open), and at most MAX_GROUPS groups of each
+run.
 """
 
 import asyncio
@@ -69,7 +70,10 @@ log = structlog.get_logger()
 
 
 class Gauges(Collector):
-    """The values that a scrape reads, all from one moment. There are none before the first reading."""
+    """The metrics that Prometheus collects. All values of a collection come from one reading of the state.
+
+    There are no values before the first reading.
+    """
 
     def __init__(
         self,
@@ -84,7 +88,10 @@ class Gauges(Collector):
         registry: Registry | None,
         wall_s: Callable[[], float],
     ) -> None:
-        """`registry` is None without certificates."""
+        """Stores the arguments. `registry`, the registry of members, is None without certificates.
+
+        `wall_s` returns the time of day in seconds since 1970.
+        """
         self._runs, self._store, self._sessions, self._leases = runs, store, sessions, leases
         self._clock, self._troubles, self._traffic = clock, troubles, traffic
         self._registry, self._wall_s = registry, wall_s
@@ -94,7 +101,7 @@ class Gauges(Collector):
         return self._values
 
     async def watch(self) -> None:
-        """Reads all gauges every few seconds. Runs until cancelled."""
+        """Updates all gauges every few seconds until the task is cancelled."""
         while True:
             try:
                 self._values = await self.read()
@@ -103,7 +110,7 @@ class Gauges(Collector):
             await asyncio.sleep(READ_EVERY_S)
 
     async def read(self) -> tuple[Metric, ...]:
-        """All gauges and counters now. Raises what the store fails with."""
+        """Returns the current value of all gauges and counters. Raises StoreFailed if the database cannot be read."""
         runs, now_s = self._runs.all(), self._clock.now_s()
         shown = _newest(runs)
         scores = {run.id: await self._scores(run) for run in shown}
@@ -135,7 +142,7 @@ class Gauges(Collector):
         )
 
     async def _scores(self, run: LiveRun) -> dict[str, float]:
-        """Alignment scores by group, of the newest version whose evaluation has ended."""
+        """Returns the alignment score of each group for the newest model version whose evaluation has ended."""
         rows = ended_evaluations(run, await self._store.latest_evaluations(run.id, 2))
         newest = max((row.score.version for row in rows), default=None)
         scores = sorted((row.score.group, row.score.alignment_score) for row in rows if row.score.version == newest)
@@ -167,7 +174,7 @@ class Gauges(Collector):
 
 
 async def measure_lag() -> None:
-    """Measures again and again how late the event loop wakes a sleeper. Runs until cancelled."""
+    """Measures how late the event loop wakes a sleeping task, again and again until the task is cancelled."""
     while True:
         asked_s = time.monotonic()
         await asyncio.sleep(LAG_EVERY_S)
@@ -175,7 +182,7 @@ async def measure_lag() -> None:
 
 
 def _newest(runs: Sequence[LiveRun]) -> list[LiveRun]:
-    """The newest open runs, or the newest run if none is open. `runs` are oldest first."""
+    """Returns the newest open runs, or the newest run if none is open. `runs` must be sorted, the oldest first."""
     shown = [run for run in runs if not run.is_over][-MAX_RUNS:]
     return shown or list(runs[-1:])
 

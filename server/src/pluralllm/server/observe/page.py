@@ -1,7 +1,8 @@
-"""The page: the federation at a glance, over HTTP on a loopback address, read-only.
+"""The read-only web page about the federation, served over HTTP on a loopback address.
 
-Nobody can steer anything here, but everybody who reaches the address may read. So the address is a loopback one, and the Host
-header must name this machine: a foreign page cannot read it through the visitor's browser (DNS rebinding). Use ssh -L from afar.
+The page changes nothing, but everybody who reaches the address can read it. So the address must be a loopback address, and the
+Host header must name the local machine. Otherwise a foreign web page could read the data through a visitor's browser (DNS
+rebinding). To read the page from another machine, use ssh -L.
 """
 
 import asyncio
@@ -60,7 +61,7 @@ STOP_S = 3
 
 
 class Page:
-    """One for each process; runs on the coordinator's event loop."""
+    """The web application behind the page. A process has one, and it runs on the coordinator's event loop."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Page:
         audit: AuditLog,
         authority: Authority | None,
     ) -> None:
-        """`authority` is None in plain text, where the federation has no name."""
+        """Stores the arguments. The certificate authority is None without certificates; the federation then has no name."""
         self._runs, self._status, self._store, self._run_bell, self._audit = runs, status, store, run_bell, audit
         self._federation = "" if authority is None else authority.federation
         self._histories: dict[str, History] = {}
@@ -119,7 +120,10 @@ class Page:
         return JSONResponse(history_facts(run, history, rounds, await self._store.versions(run.id)), headers=HEADERS)
 
     async def _grown(self, run: LiveRun) -> History:
-        """Reads what is new since the last look; distances of the newest rounds only."""
+        """Adds the new alignment scores and distances (training losses) to the run's history and returns the history.
+
+        Distances are read for the newest MAX_POINTS rounds only.
+        """
         store, history = self._store, self._histories.setdefault(run.id, History())
         while rows := await store.evaluations(run.id, history.after, PAGE):
             history.add_scores(rows)
@@ -136,7 +140,10 @@ class Page:
         return StreamingResponse(self._stream(run), media_type="text/event-stream", headers=HEADERS)
 
     async def _stream(self, run: LiveRun) -> AsyncIterator[str]:
-        """Yields the run's state when something has changed and every LOOK_EVERY_S, until the coordinator stops."""
+        """Yields the run's state as server-sent events, until the coordinator stops.
+
+        The state is sent when the run has changed, and at least about every LOOK_EVERY_S seconds.
+        """
         yield "retry: 1000\n\n"
         while not self._run_bell.closed:
             heard = self._run_bell.rings
@@ -151,7 +158,7 @@ async def _not_found(_: Request, error: Exception) -> Response:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to the process."""
+    """A uvicorn server that does not handle signals, because the process handles them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -160,7 +167,10 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def showing(listen: str, app: Starlette) -> AsyncIterator[str]:
-    """Serves at host:port (0: a free one) until the block ends; yields the address. Raises NotLoopback, InUse."""
+    """Serves a web application at `listen` (host:port) until the block ends, and yields the actual address.
+
+    Port 0 selects a free port. Raises NotLoopback, InUse.
+    """
     check_loopback(listen)
     host, _, port = listen.rpartition(":")
     config: Any = uvicorn.Config(

@@ -1,4 +1,7 @@
-"""The page's facts as JSON-ready values. Pure. Curves are thinned here, so that a long run stays small."""
+"""The content of the web page as values that can be written as JSON. The module is pure: it does no input or output.
+
+Curves are reduced to at most MAX_POINTS points, so that the content of a long run stays small.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +16,13 @@ from pluralllm.server.storage.store import EvaluationRecord, ReceiptRecord, Roun
 
 Facts = dict[str, Any]
 
-MAX_POINTS = 200  # of a curve
-SHOWN = 25  # newest rounds, versions and refusals
+MAX_POINTS = 200  # largest number of points of a curve
+SHOWN = 25  # number of newest rounds, versions and refusals on the page
 TIMED = (Phase.COLLECTING, Phase.EVALUATING)
 
 
 def run_row(run: LiveRun) -> Facts:
-    """One run in the list of runs."""
+    """Returns the entry of one run in the page's list of runs."""
     state = run.state
     return {
         "name": run.id,
@@ -34,7 +37,7 @@ def run_row(run: LiveRun) -> Facts:
 
 
 def run_now(run: LiveRun, status: RunStatus) -> Facts:
-    """A run at this moment: phase, countdown, participants, who is late and why."""
+    """Returns the current state of a run: phase, deadline, participants, and which of them are late and why."""
     state = run.state
     return {
         **run_row(run),
@@ -74,7 +77,10 @@ def run_now(run: LiveRun, status: RunStatus) -> Facts:
 
 @dataclass(slots=True)
 class History:
-    """Scores and distances of a run so far."""
+    """The alignment scores and distances of a run so far, kept in memory between two visits of the page.
+
+    A distance is the training loss that clients report with their updates; the history keeps the mean for each round.
+    """
 
     scores: dict[int, dict[str, float]] = field(default_factory=dict)  # by version, then group
     roles: dict[str, str] = field(default_factory=dict)  # by group
@@ -98,7 +104,10 @@ class History:
 def history_facts(
     run: LiveRun, history: History, rounds: Sequence[RoundRecord], versions: Sequence[VersionRecord]
 ) -> Facts:
-    """Curves by group, fairness and loss; the newest rounds and versions. A version half evaluated is not shown."""
+    """Returns the curves of a run (score by group, fairness, loss) and its newest rounds and model versions.
+
+    The curves leave out a version whose evaluation has not ended.
+    """
     ended = -1 if run.state.evaluated is None else run.state.evaluated
     shown = thinned(sorted(version for version in history.scores if version <= ended))
     groups = {name: [history.scores[version].get(name) for version in shown] for name in sorted(history.roles)}
@@ -119,7 +128,7 @@ def history_facts(
 
 
 def thinned(numbers: Sequence[int]) -> list[int]:
-    """At most MAX_POINTS of the numbers, evenly spread, with the first and the last."""
+    """Returns at most MAX_POINTS of the numbers, evenly spaced, including the first and the last."""
     if len(numbers) <= MAX_POINTS:
         return list(numbers)
     last = len(numbers) - 1
@@ -127,7 +136,7 @@ def thinned(numbers: Sequence[int]) -> list[int]:
 
 
 def audit_row(entry: AuditEntry) -> Facts:
-    """One audit entry as a row of the page."""
+    """Returns one entry of the audit log as a row of the page."""
     about: Mapping[str, Any] = {"at_s": entry.at_us / 1e6, "actor": entry.actor, "action": entry.action}
     return {**about, "object": entry.object, "result": entry.result}
 
