@@ -1,4 +1,7 @@
-"""pluralllm-server: the command line. A room of the server is loaded when a command needs it, so that help answers at once."""
+"""The command line `pluralllm-server`.
+
+A command imports the packages that it needs only when it runs, so that help texts appear at once.
+"""
 
 import asyncio
 from pathlib import Path
@@ -83,7 +86,7 @@ def serve(
 
 @app.command()
 def healthy(config: ConfigFile = None, state_dir: StateDir = None) -> None:
-    """Check whether the coordinator of this state directory is alive or a standby, for a container's health check."""
+    """Check whether the configured coordinator is alive or a standby, for the health check of a container."""
     check_alive(load_config(ServerConfig, config, {"state_dir": state_dir}).state_dir)
 
 
@@ -95,7 +98,7 @@ def show_config(config: ConfigFile = None, origin: Origin = False, as_json: Json
 
 
 def main() -> None:
-    """The entry point."""
+    """Runs the command line. An error becomes a message on stderr and an exit code."""
     run_command(app)
 
 

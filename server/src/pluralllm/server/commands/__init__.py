@@ -1,6 +1,6 @@
-"""The operator's commands beside `serve`: init, admin, renew-issuer, backup, restore, verify, doctor, support-bundle.
+"""The operator's commands apart from `serve`: init, admin, renew-issuer, backup, restore, verify, doctor, support-bundle.
 
-May touch: the state directory, the database and the terminal.
-Start reading at check_commands.py, backup_commands.py and authority_commands.py: options and output of the commands. They load
-the module that does the work only when a command runs.
+The package may touch the state directory, the database, the blob store and the terminal.
+Start reading at check_commands.py, backup_commands.py and authority_commands.py: they define the options and the output of the
+commands. They import the module that does the work only when a command runs.
 """

@@ -1,4 +1,4 @@
-"""Makes an administrator on the coordinator's own machine, while no coordinator serves."""
+"""Creates an administrator on the coordinator's own machine. The coordinator must be stopped."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,10 @@ from pluralllm.server.storage.state_directory import StateDirectory
 async def make_admin(
     config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path, key: PrivateKey
 ) -> None:
-    """Registers the administrator as a member and saves the identity in `folder`. Raises InUse, MemberExists, StorageFull."""
+    """Registers an administrator as a member and saves the identity in `folder`.
+
+    `key` is the administrator's private key. Raises InUse while a coordinator serves, MemberExists, StorageFull.
+    """
     async with opened_alone(config, state) as store:
         membership = SqlMembership(store)
         audit_log = AuditLog(membership, time.time)

@@ -1,4 +1,4 @@
-"""`pluralllm-server init`, `admin`, `renew-issuer`: commands for the person who can write to the coordinator's disk."""
+"""Commands `init`, `admin` and `renew-issuer`, for the person who may write to the coordinator's disk."""
 
 import asyncio
 import time
@@ -81,7 +81,7 @@ def admin(
     listen: Listen = None,
     enrolment_listen: EnrolmentListen = None,
 ) -> None:
-    """Make an administrator on this machine, for when no other one can invite. The server must be stopped."""
+    """Make an administrator on this machine, if no administrator can send an invite. The server must be stopped."""
     from pluralllm.server.commands.administrators import make_admin  # noqa: PLC0415 - the database comes with it
     from pluralllm.server.storage.state_directory import StateDirectory  # noqa: PLC0415
 
@@ -101,7 +101,7 @@ def renew_issuer(
     config: ConfigFile = None,
     state_dir: StateDir = None,
 ) -> None:
-    """Make a new intermediate and server certificate; --host replaces the names. A running server loads them by itself."""
+    """Make a new intermediate and server certificate. --host replaces the host names. A running server loads the new files."""
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     folder = settings.state_dir.absolute() / "authority"
     key = root_key or folder / "root-key.pem"
@@ -110,9 +110,10 @@ def renew_issuer(
 
 
 def _admin_key(name: str, folder: Path) -> PrivateKey:
-    """Makes the administrator's key before anything else: if the folder is not writable, there is no authority yet.
+    """Makes and saves the new administrator's private key in `folder`, and returns the key.
 
-    Raises InvalidArgument, AlreadyJoined, InvalidConfig, StorageFull.
+    The command makes the key first: if the folder is not writable, the command fails before an authority exists. Raises
+    InvalidArgument, AlreadyJoined, InvalidConfig, StorageFull.
     """
     if not is_id(name):
         raise InvalidArgument(field="--admin", problem=f"is {name!r}, allowed: {ID_HELP}")
@@ -122,7 +123,11 @@ def _admin_key(name: str, folder: Path) -> PrivateKey:
 
 
 def _passphrase(file: Path | None, *, confirm: bool) -> bytes | None:
-    """Reads or asks for the passphrase of the root's key. Without a file None: only the file mode protects the key then."""
+    """Returns the passphrase of the root's key: the content of `file`, or typed by the operator if `file` is "-".
+
+    Returns None if no file is given; only the file mode then protects the key. `confirm` asks the operator to type the
+    passphrase twice.
+    """
     if file is None:
         return None
     if str(file) == "-":

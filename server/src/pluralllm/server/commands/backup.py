@@ -1,8 +1,9 @@
-"""Makes a backup: a state directory with SQLite and files, consistent although a coordinator may write meanwhile.
+"""Makes a backup: a state directory with an SQLite database and files. The coordinator may run meanwhile.
 
-It copies the rows of one moment, then the blobs that they name. A blob is stored before a row names it, so every named blob
-existed at that moment. If retention has deleted a needed blob since, the rows of a newer moment are copied. The directory gets
-its final name when everything in it is checked and on the disk.
+The command first copies the database rows of one moment, then the blobs that the rows refer to. The coordinator stores a blob
+before it writes a row that refers to the blob, so every such blob existed at the moment of the copy. If the coordinator has
+since deleted a needed blob, the command copies the rows again. The directory gets its final name after everything in it is
+verified and synced to disk.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ ReportProgress = Callable[[str, int, int], None]  # what is copied, how many are
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Summary of a backup: its blobs, its keys, and the result of its verification."""
+    """Summary of a backup: its blobs, its keys and the result of its verification."""
 
     report: Report
     blobs: int
@@ -54,17 +55,20 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Digests of the blobs that rows name."""
+    """Digests of the blobs that database rows refer to.
+
+    The blobs in `needed` are the blobs without which a run cannot continue or its history is incomplete.
+    """
 
     all: frozenset[Digest]
     needed: frozenset[Digest]  # blobs without which a run cannot go on or its history is incomplete
 
 
 async def back_up(config: ServerConfig, target: Path, report_progress: ReportProgress) -> Contents:
-    """Backs up a coordinator into the new directory `target`. A coordinator may run meanwhile.
+    """Backs up a coordinator into the new directory `target` and returns a summary. The coordinator may run meanwhile.
 
-    Raises InvalidArgument, InvalidConfig, InUse, StorageFull, StoreFailed, Corrupt, BackupUnusable. The unfinished backup then
-    stays beside the target, under a name that ends with PARTIAL, and the next call goes on with it.
+    Raises InvalidArgument, InvalidConfig, InUse, StorageFull, StoreFailed, Corrupt, BackupUnusable. After an error, the
+    unfinished backup stays beside `target` under a name that ends with PARTIAL, and the next call continues it.
     """
     origin = StateDirectory(config.state_dir)
     if config.database_url is None and not database_file(origin).is_file():
@@ -83,7 +87,11 @@ async def back_up(config: ServerConfig, target: Path, report_progress: ReportPro
 async def _copy_moment(
     config: ServerConfig, origin: StateDirectory, draft: StateDirectory, report_progress: ReportProgress
 ) -> None:
-    """Copies the rows of one moment and their blobs. Raises BackupUnusable if needed blobs are missing at MOMENTS moments."""
+    """Copies the database rows of one moment and the blobs that the rows refer to.
+
+    If needed blobs are missing, the function copies the rows of a later moment. Raises BackupUnusable if needed blobs are
+    missing after MOMENTS attempts.
+    """
     kept = LocalBlobs(draft.blobs)
     source: Blobs = LocalBlobs(origin.blobs)
     if config.blob_url is not None:  # read from the bucket itself, not from the coordinator's local copies
@@ -106,9 +114,9 @@ async def _copy_moment(
 async def copy_blobs(
     source: Blobs, target: Blobs, named: Named, scratch: Path, report_progress: ReportProgress
 ) -> set[Digest]:
-    """Copies the named blobs, checks their digests, and returns needed blobs that are missing. The others may be missing.
+    """Copies the blobs in `named` and verifies their digests. Returns the needed blobs that are missing in `source`.
 
-    Raises Corrupt, StorageFull, StoreFailed.
+    Blobs that are not in `named.needed` may be missing. Raises Corrupt, StorageFull, StoreFailed.
     """
     stored = set(await source.digests())
     missing, copied = set(named.needed - stored), sorted(named.all & stored)
@@ -128,7 +136,10 @@ async def copy_blobs(
 
 
 async def _is_sound(target: Blobs, digest: Digest) -> bool:
-    """True if a blob of the target is whole. A corrupt file is deleted, to be copied again; a bucket checks what it receives."""
+    """Returns whether the bytes of a blob in `target` match its digest. Deletes a corrupt file, so that it is copied again.
+
+    Blobs in a bucket are not checked, because a bucket verifies what it receives.
+    """
     if isinstance(target, LocalBlobs):
         try:
             await asyncio.to_thread(verify, await target.path(digest), digest)
@@ -153,7 +164,10 @@ async def _copy_blob(source: Blobs, target: Blobs, digest: Digest, scratch: Path
 
 
 async def named_blobs(store: SqlStore) -> Named:
-    """Reads which blobs the rows name. Raises Corrupt, and the errors of a log that cannot be replayed."""
+    """Returns the digests of the blobs that the database rows refer to.
+
+    Raises Corrupt if a stored spec is damaged, and the round machine's errors if an event log cannot be replayed.
+    """
     over: set[RunId] = set()
     for record in await store.runs():
         run, _ = await recover(store, record)
@@ -163,7 +177,7 @@ async def named_blobs(store: SqlStore) -> Named:
 
 
 async def look_through(state: StateDirectory, scratch: Path, report_progress: ReportProgress) -> Contents:
-    """Verifies a backup and summarizes it. Raises InvalidConfig for a damaged authority."""
+    """Verifies a backup and returns a summary. Raises InvalidConfig if the files of the authority are damaged."""
     report_progress("verifying", 0, 0)
     async with opened(state) as store:
         report = await verify_state(store, SqlMembership(store), LocalBlobs(state.blobs), scratch)
@@ -175,7 +189,7 @@ async def look_through(state: StateDirectory, scratch: Path, report_progress: Re
 
 
 def findings(report: Report) -> str:
-    """The first findings of a report, on one line for a person."""
+    """Returns the first findings of a verification as one line of text for a person."""
     more = len(report.findings) - MAX_FINDINGS
     first = "; ".join(f"{finding.run}: {finding.problem}" for finding in report.findings[:MAX_FINDINGS])
     return f"its verification finds {first}" + (f"; and {more} more" if more > 0 else "")
@@ -187,7 +201,10 @@ def database_file(state: StateDirectory) -> Path:
 
 @contextlib.asynccontextmanager
 async def opened(state: StateDirectory) -> AsyncIterator[SqlStore]:
-    """Opens the database of a backup. A database of an older release gets this release's schema."""
+    """Opens the database of a backup for the time of the block.
+
+    If an older release made the database, its schema is migrated to the current release.
+    """
     store = await open_store(state.database_url)
     try:
         yield store
@@ -196,7 +213,10 @@ async def opened(state: StateDirectory) -> AsyncIterator[SqlStore]:
 
 
 def copy_authority(source: Path, target: Path) -> None:
-    """Copies an authority's files, readable for the owner only; COMPLETE_MARK is the last. Raises StorageFull."""
+    """Copies the files of a certificate authority, readable for the owner only. Raises StorageFull.
+
+    The file COMPLETE_MARK is copied last: an authority without the file is not complete.
+    """
     shutil.rmtree(target, ignore_errors=True)  # files of a backup or restore that was stopped
     target.mkdir(mode=0o700)
     names = [path.name for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
@@ -207,7 +227,10 @@ def copy_authority(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _unfinished(target: Path) -> Iterator[StateDirectory]:
-    """Opens the folder of the unfinished backup, beside the target. Raises InvalidArgument, InUse, InvalidConfig."""
+    """Creates or opens the folder of the unfinished backup, which is beside `target`, for the time of the block.
+
+    Raises InvalidArgument if `target` exists or the folder is not usable, InUse, InvalidConfig.
+    """
     if target.exists() or target.is_symlink():
         raise InvalidArgument(field="DIRECTORY", problem=f"{target} is there already; a backup makes a new directory")
     draft = target.with_name(target.name + PARTIAL)
@@ -224,7 +247,10 @@ def _unfinished(target: Path) -> Iterator[StateDirectory]:
 
 @contextlib.contextmanager
 def _space(target: Path) -> Iterator[None]:
-    """Reports a full disk as that of the backup, not of the coordinator. Raises StorageFull."""
+    """Converts a full disk in the block into an error about the backup's disk, not the coordinator's.
+
+    Raises StorageFull.
+    """
     what = f"the backup {target} (what is there goes on with the next try, as {target.name}{PARTIAL})"
     try:
         yield
@@ -237,7 +263,7 @@ def _space(target: Path) -> Iterator[None]:
 
 
 def _finish(draft: Path, target: Path) -> None:
-    """Syncs all files to the disk, then gives the backup its name."""
+    """Syncs all files of the backup to disk, then gives the backup its final name."""
     for folder, _, files in os.walk(draft):
         for name in files:
             sync_file(Path(folder) / name)

@@ -1,4 +1,4 @@
-"""`pluralllm-server backup` and `restore`: their options and their output."""
+"""Commands `backup` and `restore`: their options and their output."""
 
 import asyncio
 import time
@@ -28,9 +28,9 @@ def backup(
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Copy the records, blobs and authority of a coordinator into a new directory and verify it. The coordinator may run.
+    """Copy the records, blobs and authority of a coordinator into a new directory and verify the copy.
 
-    The backup holds the authority's keys: keep it as secret as the state directory.
+    The coordinator may run meanwhile. The backup holds the authority's keys: keep it as secret as the state directory.
     """
     from pluralllm.server.commands.backup import back_up  # noqa: PLC0415 - the database comes with it
 
@@ -52,7 +52,8 @@ def restore(
 ) -> None:
     """Verify a backup and copy it into the database, blob store and state directory of the configuration, which must be empty.
 
-    Their kinds may differ from the backup's: so a federation moves from SQLite and files to PostgreSQL and a bucket, or back.
+    The configuration may name other kinds of stores than the backup has. So a restore can move a federation from SQLite and
+    files to PostgreSQL and a bucket, or back.
     """
     from pluralllm.server.commands.restore import restore as restore_from  # noqa: PLC0415 - the database comes with it
 

@@ -1,4 +1,4 @@
-"""`pluralllm-server doctor`, `verify`, `support-bundle`: the commands that look and change nothing."""
+"""Commands `doctor`, `verify` and `support-bundle`, which read the coordinator's state and do not change it."""
 
 import asyncio
 from functools import partial
@@ -27,7 +27,7 @@ def doctor(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json 
 
 
 def verify(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
-    """Check everything on disk against the invariants. The server must be stopped."""
+    """Check all stored data: no update is lost or counted twice, and every hash is right. The server must be stopped."""
     from pluralllm.server.commands.verify import verify_stopped  # noqa: PLC0415 - the database comes with it
 
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
@@ -43,7 +43,7 @@ def verify(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json 
 
 
 def audit() -> None:
-    """Answer that this command is now `verify`; `pluralllm audit` shows who did what."""
+    """Report that the command is now named `verify`; `pluralllm audit` shows who did what."""
     typer.echo("error: pluralllm-server audit is now pluralllm-server verify, with the same options.", err=True)
     raise typer.Exit(USAGE)
 

@@ -1,4 +1,7 @@
-"""`pluralllm-server doctor`: checks for problems that keep the coordinator from serving or partners from reaching it."""
+"""Checks for problems that prevent the coordinator from serving or partners from reaching it.
+
+The command `pluralllm-server doctor` prints the results.
+"""
 
 import asyncio
 import shutil
@@ -23,7 +26,7 @@ SECRETS = ("root-key.pem", "issuer.pem", "server.pem")
 
 
 def checks_of(settings: ServerConfig) -> list[Check]:
-    """Runs all checks that apply to this configuration. Changes nothing."""
+    """Runs all checks that apply to the configuration and returns their results. The checks change nothing."""
     probes: dict[str, Callable[[ServerConfig], Check]] = {"state directory": _state, "disk": _disk}
     if not settings.plain_text:
         probes |= {
@@ -114,7 +117,10 @@ def _names(config: ServerConfig) -> Check:
 
 
 def _advertised(config: ServerConfig) -> Check:
-    """Checks the addresses in invites: the server certificate must cover their names, and the names must resolve."""
+    """Checks the addresses that invites contain.
+
+    The server certificate must cover the host names, and DNS must resolve the names.
+    """
     authority = load_authority(_folder(config))
     addresses = [address for address in (config.advertise, config.advertise_enrolment) if address is not None]
     if wrong := authority.uncovered(addresses):
@@ -137,7 +143,11 @@ def _enrolment_port(config: ServerConfig) -> Check:
 
 
 def _port(config: ServerConfig, name: str, file: str, configured: str) -> Check:
-    """Connects to the running coordinator on this port and reports its version."""
+    """Connects to the running coordinator on one of its ports and reports its version.
+
+    `name` is the name of the check. `file` is the file in the state directory that holds the port's address. `configured` is
+    the address if the file does not exist.
+    """
     written = config.state_dir / file
     address = written.read_text() if written.is_file() else configured
     host, port = split(address)

@@ -1,7 +1,8 @@
-"""Restores a backup into the database, blob store and state directory of the configuration: all of it or nothing.
+"""Restores a backup into the configured database, blob store and state directory: completely or not at all.
 
-It writes the blobs first, which no row names yet, then the authority, then all rows in one transaction. A restore that was
-stopped before the rows can be repeated: it recognizes its blobs by their digests, and its authority by the root certificate.
+The command first writes the blobs, to which no database row refers yet. It then writes the files of the certificate authority,
+and last all rows in one transaction. A restore that stopped before the last step can be repeated: the command recognizes its
+own blobs by their digests, and the authority by the root certificate.
 """
 
 import contextlib
@@ -51,7 +52,10 @@ MARK = "restoring"  # file in the state directory while the blob store holds blo
 
 
 class Source(StateDirectory):
-    """A backup that is only read. Its blobs and authority stay where they are; its database is a copy, which may be migrated."""
+    """A backup from which a restore reads. The restore uses the blobs and the authority where they are.
+
+    The database is a copy of the backup's database, because opening the database may migrate its schema.
+    """
 
     def __init__(self, path: Path, database: Path) -> None:
         super().__init__(path)
@@ -63,10 +67,10 @@ class Source(StateDirectory):
 
 
 async def restore(config: ServerConfig, directory: Path, now_s: float, report_progress: ReportProgress) -> Contents:
-    """Restores the backup in `directory` into the configuration's stores, which must be empty.
+    """Restores the backup in `directory` into the configured stores, which must be empty. Returns a summary of the backup.
 
-    Raises BackupUnusable, NotEmpty, InUse, and what the stores raise. No row is written then, so no row names the blobs that
-    were copied.
+    Raises BackupUnusable, NotEmpty, InUse, and the errors of the stores. After an error no database row is written, so no row
+    refers to the copied blobs.
     """
     backup = StateDirectory(directory)
     with _standing_still(backup), _target(config.state_dir) as state:
@@ -106,13 +110,16 @@ def _mark(config: ServerConfig) -> bytes:
 
 
 def _begun(config: ServerConfig, state: StateDirectory) -> bool:
-    """True if an earlier restore into this blob store was stopped."""
+    """Returns whether an earlier restore into the configured blob store was started and not finished."""
     mark = state.path / MARK
     return mark.is_file() and mark.read_bytes() == _mark(config)
 
 
 async def _copy_database(backup: StateDirectory, copy: Path) -> None:
-    """Copies the backup's database to `copy`. Raises BackupUnusable if it cannot be read or no release up to this one made it."""
+    """Copies the backup's database to the file `copy`.
+
+    Raises BackupUnusable if the database cannot be read, or if neither the current release nor an earlier one made it.
+    """
     try:
         await take_snapshot(backup.database_url, copy)
         release = await release_of_file(copy)
@@ -123,7 +130,10 @@ async def _copy_database(backup: StateDirectory, copy: Path) -> None:
 
 
 async def _check_empty(config: ServerConfig, state: StateDirectory, source: Source, named: frozenset[Digest]) -> None:
-    """Checks that the target holds nothing but parts of this same backup. Raises NotEmpty."""
+    """Checks that the configured stores hold nothing except parts of the backup from an earlier attempt.
+
+    `named` are the blobs that the backup's rows refer to. Raises NotEmpty.
+    """
     url = database_url(config, state)
     if filled := await tables_with_rows(url):
         name = str(file_of(url)) if config.database_url is None else url.render_as_string(hide_password=True)
@@ -142,7 +152,10 @@ async def _check_empty(config: ServerConfig, state: StateDirectory, source: Sour
 
 
 def _restore_authority(source: Source, state: StateDirectory) -> None:
-    """Copies the authority, unless there is one: that one may be newer, with another certificate for this machine."""
+    """Copies the certificate authority of the backup, if the backup has one and the state directory has none.
+
+    An existing authority stays: it may be newer and may hold another server certificate for the machine.
+    """
     if (source.authority / COMPLETE_MARK).exists() and not (state.authority / COMPLETE_MARK).exists():
         copy_authority(source.authority, state.authority)
 
@@ -167,9 +180,9 @@ async def _write_rows(source: Source, store: SqlStore, now_s: float) -> None:
 
 @contextlib.contextmanager
 def _standing_still(backup: StateDirectory) -> Iterator[None]:
-    """Locks a backup while it is read; writes nothing into it.
+    """Locks a backup during the block, so that no other process changes it. The function writes nothing into the backup.
 
-    Raises BackupUnusable, or InUse while a coordinator serves from it or the backup is being made.
+    Raises BackupUnusable if the directory is no finished backup. Raises InUse while a coordinator serves from the directory.
     """
     problem = ""
     if not backup.path.is_dir():
@@ -192,7 +205,10 @@ def _standing_still(backup: StateDirectory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _target(path: Path) -> Iterator[StateDirectory]:
-    """Opens the state directory for this process alone. After an error, removes it if it is new and empty. Raises InUse."""
+    """Opens the configured state directory for the time of the block and locks out other processes. Raises InUse.
+
+    After an error in the block, the directory is removed again if it is new and empty.
+    """
     is_new = not path.exists()
     with StateDirectory(path) as state:
         try:

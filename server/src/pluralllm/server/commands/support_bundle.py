@@ -1,4 +1,4 @@
-"""The parts of a support bundle that come from the coordinator's database, whether a coordinator runs or not."""
+"""The part of a support bundle that comes from the coordinator's database. The coordinator may run or be stopped."""
 
 import re
 from dataclasses import asdict
@@ -17,12 +17,15 @@ from pluralllm.server.storage.sql_store import SqlStore
 from pluralllm.server.storage.state_directory import StateDirectory
 from pluralllm.server.storage.store import RunRecord
 
-NEWEST_ROUNDS = 50  # of each run
+NEWEST_ROUNDS = 50  # rounds of each run in the bundle
 NEWEST_EVENTS = 500
 
 
 def passwords_of(config: ServerConfig) -> list[str]:
-    """The database's password as the URL writes it and as it is, so that both are redacted."""
+    """Returns the password of the database in each form in which a text may contain it, so that all forms are redacted.
+
+    The forms are the plain password and the password as it is escaped in the URL. The list is empty without a database URL.
+    """
     if config.database_url is None:
         return []
     text = config.database_url.get_secret_value()
@@ -33,7 +36,10 @@ def passwords_of(config: ServerConfig) -> list[str]:
 
 
 async def read_database(config: ServerConfig) -> dict[str, Any]:
-    """Reads runs, clients, members and certificates. A coordinator may serve meanwhile. Migrates nothing. Raises StoreFailed."""
+    """Returns the runs, clients, members and certificates in the database as values that can be written as JSON.
+
+    The coordinator may run meanwhile. The function does not migrate the schema. Raises StoreFailed.
+    """
     url = database_url(config, StateDirectory(config.state_dir))
     if not await tables_with_rows(url):
         return {"runs": [], "members": []}

@@ -1,4 +1,4 @@
-"""Checks the data on disk against the invariants of the design. Every fault test ends with this check."""
+"""Checks the stored data against the invariants in INVARIANTS. Every fault test ends with the check."""
 
 import hashlib
 from collections import Counter
@@ -64,7 +64,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """Counts of what was checked, and the findings."""
+    """The result of a verification: counts of checked items, and the violations that were detected."""
 
     runs: int = 0
     versions: int = 0
@@ -80,7 +80,7 @@ class Report:
         return not self.findings
 
     def lines(self) -> list[str]:
-        """The report as lines for a person."""
+        """Returns the report as lines of text for a person."""
         checked = (
             f"{self.runs} runs, {self.versions} versions, {self.receipts} receipts; {self.aggregates_repeated} aggregates "
             f"repeated bit for bit, {self.aggregates_not_kept} not (updates past retention); {self.orphan_blobs} orphan blobs; "
@@ -105,7 +105,10 @@ class Report:
 
 @dataclass(slots=True)
 class Tables:
-    """The rows of one run by their keys: as they are stored, or as a replay of the event log makes them."""
+    """The rows of one run, each by its key.
+
+    One object holds the rows as they are stored. A second one holds the rows that a replay of the event log makes.
+    """
 
     versions: dict[int, VersionRecord] = field(default_factory=dict)
     rounds: dict[int, RoundRecord] = field(default_factory=dict)
@@ -113,7 +116,7 @@ class Tables:
     evaluations: dict[tuple[int, str], EvaluationRecord] = field(default_factory=dict)
 
     def write(self, change: Change) -> None:
-        """Applies a change as the store does."""
+        """Applies the rows of one event (`change`) in the same way as the store does."""
         self.versions |= {row.version: row for row in change.versions}
         self.rounds |= {row.round: row for row in change.rounds}
         self.receipts |= {(row.round, row.receipt.client): row for row in change.receipts}
@@ -122,22 +125,23 @@ class Tables:
         self.evaluations |= {(row.score.version, row.score.client): row for row in change.evaluations}
 
     def acknowledged(self, number: int) -> tuple[tuple[ClientId, Digest, int], ...]:
-        """Client, update and examples of a round's receipts, sorted by client."""
+        """Returns client, digest of the update and number of examples for each receipt of a round, sorted by client."""
         receipts = (row.receipt for row in self.receipts.values() if row.round == number)
         return tuple(sorted((receipt.client, receipt.digest, receipt.examples) for receipt in receipts))
 
 
 async def verify_stopped(config: ServerConfig) -> Report:
-    """Verifies the state that a configuration names. The coordinator must be stopped. Raises InUse while one serves."""
+    """Verifies the state of the configured coordinator, which must be stopped. Raises InUse while a coordinator serves."""
     with StateDirectory(config.state_dir) as state:
         async with opened_alone(config, state) as store:
             return await verify_state(store, SqlMembership(store), blobs_of(config, state), state.scratch)
 
 
 async def verify_state(store: Store, membership: MembershipStore, blobs: Blobs, scratch: Path) -> Report:
-    """Checks every run and the audit log. Nothing may write meanwhile.
+    """Checks every run and the audit log, and returns a report. No process may write to the stores meanwhile.
 
-    It reads much: each kept update once, each version up to three times.
+    The function reads much data: each kept update once, and each model version up to three times. `scratch` is the folder for
+    temporary files.
     """
     report = Report()
     for record in await store.runs():
@@ -244,9 +248,9 @@ def _check_members(
 def _check_replay(
     record: RunRecord, spec: RunSpec, tables: Tables, log: list[EventRecord]
 ) -> tuple[list[Problem], bool]:
-    """Makes every row again from the event log, with the coordinator's own code, and compares it with the stored row.
+    """Replays the event log with the coordinator's own code and compares each resulting row with the stored row.
 
-    Returns the problems, and whether the run is over. A run whose log cannot be replayed counts as over.
+    Returns the problems, and whether the run has ended. A run whose log cannot be replayed counts as ended.
     """
     if (newest := tables.versions.get(0)) is None:
         return [], True
@@ -280,7 +284,11 @@ def _differences(what: str, stored: Mapping[Any, Any], replayed: Mapping[Any, An
 
 
 async def _check_blobs(blobs: Blobs, tables: Tables, over: bool) -> list[Problem]:
-    """Checks the blobs of all versions, of the moments that the next round needs, and of the open round's updates."""
+    """Checks the blobs of all model versions, of the updates in the open round, and of the optimizer moments.
+
+    The optimizer moments are the state of the server's optimizer, which the next round needs. `over` is true if the run has
+    ended.
+    """
     problems: list[Problem] = []
     if tables.versions and not over:
         newest = tables.versions[max(tables.versions)]
