@@ -1,4 +1,4 @@
-"""The composition root of the coordinator's process: the one place that knows all classes."""
+"""The composition root of the coordinator's process: the only module that knows all classes and connects them."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A serving coordinator, for the caller that has started it."""
+    """A coordinator that serves, as the caller of `running` sees it."""
 
     parts: Assembly
     registry: Registry | None  # None in plain text
@@ -64,9 +64,10 @@ class Running:
 async def running(
     config: ServerConfig, clock: Clock, wall_s: Callable[[], float] = time.time
 ) -> AsyncIterator[Running]:
-    """Joins all rooms and serves until the block ends.
+    """Starts a coordinator, yields it, and serves until the block ends.
 
-    `wall_s` dates certificates. Everything else uses `clock`, which never jumps.
+    If another coordinator serves from the same database, the function waits as a standby. `wall_s` returns the time of day for
+    certificates, gauges and the audit log. Everything else uses `clock`, which never jumps.
     """
     async with contextlib.AsyncExitStack() as stack:
         state = stack.enter_context(StateDirectory(config.state_dir))
@@ -115,7 +116,7 @@ async def running(
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Everything that the two ports of a federation with certificates are made from."""
+    """The arguments from which the main port and the enrolment port of a federation with certificates are made."""
 
     config: ServerConfig
     parts: Assembly
@@ -129,7 +130,10 @@ class Ports:
 async def _serve_plain(
     stack: contextlib.AsyncExitStack, config: ServerConfig, parts: Assembly, audit_log: AuditLog, fail_stop: FailStop
 ) -> tuple[str, str]:
-    """Serves on one loopback port without certificates. Returns the address, and "" for the absent enrolment port."""
+    """Serves without certificates on one loopback port until `stack` closes.
+
+    Returns the address, and "" because there is no enrolment port.
+    """
     server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None)
     operations = operations_of(parts, audit_log, None, Advertised(address, ""))
     await start_main(server, federation_of(parts, config.poll_hold_s, config.chunk_idle_s), operations, None)
@@ -138,7 +142,10 @@ async def _serve_plain(
 
 
 async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tuple[str, str]:
-    """Serves on the main port and on the enrolment port. Returns both addresses."""
+    """Serves on the main port and on the enrolment port until `stack` closes.
+
+    Returns the address of the main port and the address of the enrolment port.
+    """
     config, authority, fail_stop = ports.config, ports.authority, ports.fail_stop
     joins, questions = (Attempts(config.joins_per_minute, 10 * config.joins_per_minute) for _ in range(2))
     enrolment = Enrolment(ports.registry, ports.audit_log, joins, questions, ports.wall_s)
@@ -157,7 +164,7 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
 
 
 def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float) -> Federation:
-    """The clients' service over these parts."""
+    """Makes the service for clients from the objects in `parts`."""
     polls = Polls(
         coordinator=parts.coordinator,
         runs=parts.runs,
@@ -186,7 +193,10 @@ def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float) -> F
 def operations_of(
     parts: Assembly, audit_log: AuditLog, registry: Registry | None, invited_to: Advertised
 ) -> Operations:
-    """The operators' service over these parts. `registry` is None in plain text."""
+    """Makes the service for administrators and observers from the objects in `parts`.
+
+    `registry`, the registry of members, is None without certificates. `invited_to` are the addresses that invites contain.
+    """
     members = MemberOperations(
         coordinator=parts.coordinator,
         registry=registry,
@@ -211,7 +221,7 @@ def operations_of(
 
 
 def gauges_of(parts: Assembly, registry: Registry | None, wall_s: Callable[[], float]) -> Gauges:
-    """The gauges over these parts. `registry` is None in plain text."""
+    """Makes the Prometheus gauges from the objects in `parts`. `registry` is None without certificates."""
     return Gauges(
         runs=parts.runs,
         store=parts.store,
@@ -226,7 +236,7 @@ def gauges_of(parts: Assembly, registry: Registry | None, wall_s: Callable[[], f
 
 
 def page_of(parts: Assembly, audit_log: AuditLog, authority: Authority | None) -> Page:
-    """The page over these parts. `authority` is None in plain text."""
+    """Makes the web page from the objects in `parts`. The certificate authority is None without certificates."""
     return Page(
         runs=parts.runs,
         status=parts.status,
@@ -239,7 +249,7 @@ def page_of(parts: Assembly, audit_log: AuditLog, authority: Authority | None) -
 
 @contextlib.asynccontextmanager
 async def _tended(registry: Registry, coordinator: Coordinator, wall_s: Callable[[], float]) -> AsyncIterator[None]:
-    """Loads the members and renews certificates in time, until the block ends."""
+    """Loads the members, removes revoked members from the runs, and renews certificates in time until the block ends."""
     await registry.start()
     for name in registry.revoked():  # a crash may have separated a revocation from its effect
         await coordinator.remove_client(name)
@@ -252,7 +262,7 @@ async def _tended(registry: Registry, coordinator: Coordinator, wall_s: Callable
 
 @contextlib.asynccontextmanager
 async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> AsyncIterator[None]:
-    """Serves the page for people, if it is configured, until the block ends. Raises NotLoopback, InUse."""
+    """Serves the web page until the block ends, if the page is configured. Raises NotLoopback, InUse."""
     if config.page_listen is None:
         yield
         return
@@ -263,7 +273,10 @@ async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> Asy
 
 @contextlib.asynccontextmanager
 async def _measured(config: ServerConfig, state: StateDirectory, gauges: Gauges) -> AsyncIterator[None]:
-    """Serves metrics for Prometheus, if configured, and keeps the gauges new until the block ends. Raises InUse."""
+    """Serves the metrics for Prometheus and updates the gauges until the block ends, if metrics are configured.
+
+    Raises InUse.
+    """
     if config.metrics_listen is None:
         yield
         return
@@ -280,12 +293,16 @@ async def _measured(config: ServerConfig, state: StateDirectory, gauges: Gauges)
 
 
 def timing_of(config: ServerConfig) -> Timing:
-    """The configured times of the coordinator's loop."""
+    """Returns the durations and the limit on kept updates that the configuration sets for the coordinator's loop."""
     return Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
 
 
 async def _until_ended(fail_stop: FailStop, leadership: Leadership | None, generation: int) -> PluralError:
-    """Waits until the coordinator can serve no longer: another one has taken over, or disk or database has failed."""
+    """Waits until the coordinator can no longer serve, and returns the reason as an error.
+
+    The reason is that another coordinator has taken over, or that the disk or the database has failed. `leadership` is None if
+    the database allows no standby. `generation` is the number of the coordinator's own term.
+    """
     ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(fail_stop.stopped())]
     if leadership is not None:
         ends.append(asyncio.ensure_future(leadership.until_lost()))
@@ -298,7 +315,11 @@ async def _until_ended(fail_stop: FailStop, leadership: Leadership | None, gener
 
 
 def advertised(config: ServerConfig, authority: Authority, address: str, enrolment_address: str) -> Advertised:
-    """The addresses in invites: as configured, else the first host of init with the ports in use."""
+    """Returns the addresses that invites contain.
+
+    The configuration decides. An address that is not configured consists of the first host name of `init` and the port that the
+    server has bound.
+    """
     host = authority.hosts[0]
     host = f"[{host}]" if ":" in host else host
     return Advertised(
@@ -308,7 +329,10 @@ def advertised(config: ServerConfig, authority: Authority, address: str, enrolme
 
 
 async def serve(config: ServerConfig, supervisor: Supervisor) -> None:
-    """Serves until SIGTERM or SIGINT. Raises Overtaken, DiskFailed or StoreFailed when this process can serve no longer."""
+    """Serves until SIGTERM or SIGINT arrives.
+
+    Raises Overtaken, DiskFailed or StoreFailed when the process can no longer serve.
+    """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

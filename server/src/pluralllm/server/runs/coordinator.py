@@ -47,7 +47,7 @@ from pluralllm.server.storage.store import ClientRecord, Store
 
 log = structlog.get_logger()
 
-MAX_STEPS_AT_ONCE = 100  # of one run before others get their turn
+MAX_STEPS_AT_ONCE = 100  # repetitions for one run before the other runs get their turn
 RETRY_S = 5.0
 
 

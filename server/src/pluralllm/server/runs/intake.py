@@ -48,7 +48,7 @@ from pluralllm.server.storage.store import ReceiptRecord, Store
 log = structlog.get_logger()
 
 TEND_S = 60.0
-BASE_DISTANCE = "base_distance"  # the one metric that counts for something: see weighting.py
+BASE_DISTANCE = "base_distance"  # the only metric that the weights of updates depend on: see weighting.py
 
 
 def parse_task(name: str, caller: ClientId) -> TaskName:

@@ -32,7 +32,7 @@ class Progress:
 
     state: Run
     newest: VersionRecord  # row of the current version
-    sequence: int = 0  # of the last event written
+    sequence: int = 0  # number of the last event written
     open_round: RoundRecord | None = None  # row of the open round, or of the last one
     updated_s: float = 0.0  # time of the last event
 

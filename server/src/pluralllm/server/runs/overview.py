@@ -15,7 +15,7 @@ from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.sessions import Session
 from pluralllm.server.storage.store import ClientRecord, EvaluationRecord
 
-LATE_AFTER = 0.5  # of the phase's time
+LATE_AFTER = 0.5  # a client is late after this share of the phase's time
 
 
 class ParticipantState(StrEnum):

@@ -36,7 +36,7 @@ class GroupRewards:
 
     group: str
     role: GroupRole
-    weight: float  # in the aggregate; the weights of a round sum to 1
+    weight: float  # the group's weight in the aggregate; the weights of a round sum to 1
     rewards: NDArray[np.float32] | None  # (candidates,); None if retention has deleted them
 
 
