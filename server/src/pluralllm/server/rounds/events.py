@@ -118,7 +118,7 @@ class UpdateRefused:
 
 @dataclass(frozen=True, slots=True)
 class PlaceLost:
-    """A client has lost its slot in the cohort: its lease expired, or it reported that it cannot do its task."""
+    """A client has lost its slot in the cohort: its lease expired, or the client reported that it cannot do its task."""
 
     at_s: float
     client: ClientId

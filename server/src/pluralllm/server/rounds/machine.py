@@ -20,12 +20,12 @@ Each line of the table holds the phase, the event with its condition, the next p
     EVALUATING   --all in, or ClockTicked, deadline-->        see below
     any but ENDED --RunCancelled-->                           ENDED        Abandon if a round is open, EndRun
 
-"See below" means: after a round or an evaluation the run is EVALUATING if an evaluation of the version is due. Otherwise it
-is WAITING, or, after the last round, ENDED (EndRun).
+"See below" means: after a round or an evaluation the run is EVALUATING if an evaluation of the version is due. Otherwise
+the run is WAITING, or, after the last round, ENDED (EndRun).
 A slot is the right of one client in the cohort to do the round's task. The base is the model version that the round trains
 from.
-"Enough" means: target_clients are idle (before the first evaluation also as many clients seen as the run spec names groups),
-or min_clients have been idle for gather_s. The quorum is min_clients receipts.
+"Enough" means: target_clients are idle (before the first evaluation also as many clients seen as the run spec names
+groups), or min_clients have been idle for gather_s. The quorum is min_clients receipts.
 
 A run that asks for rewards has no evaluations, and batches of rollouts (generated texts) open its rounds. Its clients take
 slots as they connect, clients of held-out groups too. There an update is one client's rewards, and a version is the
@@ -367,8 +367,8 @@ def _fill_free_slots(run: Run, clients: Sequence[ClientId]) -> Run:
 def _may_take_slot(run: Run, client: ClientId) -> bool:
     """Returns whether a client may get a slot in the cohort.
 
-    It may if it has no slot now, has delivered neither an update nor scores, and has lost fewer than MAX_SLOTS_LOST slots
-    in the round.
+    A client may get a slot if it has none now, has delivered neither an update nor scores, and has lost fewer than
+    MAX_SLOTS_LOST slots in the round.
     """
     has_delivered = client in run.reported or any(receipt.client == client for receipt in run.receipts)
     failures = sum(loss.client == client for loss in run.losses)
@@ -408,7 +408,7 @@ def _readmit(run: Run, event: ev.ClientReturned) -> Run:
 def _record_refusal(run: Run, event: ev.UpdateRefused) -> Run:
     """Adds the refusal of an update to the newest refusals, which the run keeps for people to see.
 
-    It ignores a repeated refusal, and more than MAX_REFUSALS_PER_CLIENT of one client in a round.
+    A repeated refusal is ignored, and so are more than MAX_REFUSALS_PER_CLIENT refusals of one client in a round.
     """
     of_this_client = sum(refusal.client == event.client and refusal.round == event.round for refusal in run.refusals)
     if event in run.refusals or of_this_client >= MAX_REFUSALS_PER_CLIENT:
