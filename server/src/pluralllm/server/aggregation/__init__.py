@@ -1,5 +1,6 @@
-"""Calculates the next model version from a round's updates, slice by slice, in a fixed order: the same bits each time.
+"""Calculates the next model version from a round's updates, slice by slice, in a fixed order: equal inputs give equal bits.
 
-May touch: it reads files and the blob store, and writes drafts. It decides nothing about rounds.
+The package may read files and the blob store, and it writes drafts (files that are not yet in the store). It decides
+nothing about rounds.
 Start reading at arithmetic.py (pure), then next_version.py.
 """

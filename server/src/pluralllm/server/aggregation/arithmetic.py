@@ -1,4 +1,7 @@
-"""The arithmetic of a round, slice by slice: float64 inside and clients in sorted order, so equal inputs give equal bits."""
+"""The arithmetic of a round: float64 inside and clients in sorted order, so that equal inputs give equal bits.
+
+The functions work on one slice (a range of the model's values) at a time.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import assert_never
@@ -21,10 +24,10 @@ ServerOptimizer = Callable[
 def weights_of(
     receipts: Sequence[Receipt], aggregation: Aggregation, recorded: Sequence[float] = ()
 ) -> NDArray[np.float64]:
-    """The clients' weights, shape [clients], in the order given.
+    """Returns the clients' weights, shape (clients,), in the order of `receipts`.
 
-    `recorded` are the weights that `weighting.weigh` gave. If there are none, a weight is the examples up to the cap, or 1 for
-    uniform weighting.
+    recorded: the weights that `weighting.weigh` returned. If `recorded` is empty, a weight is the client's number of
+    examples, at most the run spec's max_examples; for uniform weighting every weight is 1.
     """
     if recorded:
         return np.array(recorded, dtype=np.float64)
@@ -34,9 +37,10 @@ def weights_of(
 
 
 def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of the deltas, weighted (FedAvg): [clients, slice], [clients] -> [slice].
+    """Returns the mean of the deltas, weighted by `weights` (FedAvg): (clients, slice), (clients,) -> (slice,).
 
-    It adds one client after the other, so that the sum has a fixed order; a matrix product does not guarantee an order.
+    clients: number of clients. slice: number of values in the slice. The function adds one client after the other, so that
+    the sum has a fixed order; a matrix product does not guarantee an order.
     Source: McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1, last line of the server's loop.
     """
     total, term = np.zeros(deltas.shape[1]), np.empty(deltas.shape[1])  # (slice,) each
@@ -48,9 +52,11 @@ def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> 
 
 
 def first_moments(aggregation: Aggregation) -> tuple[float, ...]:
-    """Initial value of each moment of the server optimizer, the same for all parameters; () for fedavg, which has no moments.
+    """Returns the first value of each moment of the server optimizer, the same for all parameters; () for fedavg.
 
-    Source: Reddi et al. 2021, Algorithm 2, which needs second moments of at least tau^2: with less, the first steps are huge.
+    Moments are the optimizer's state; fedavg has none.
+    Source: Reddi et al. 2021, Algorithm 2, which needs second moments of at least tau^2: smaller ones make the first steps
+    huge.
     """
     match aggregation.optimizer:
         case "fedavg":
@@ -64,7 +70,10 @@ def first_moments(aggregation: Aggregation) -> tuple[float, ...]:
 
 
 def server_optimizer(aggregation: Aggregation) -> ServerOptimizer:
-    """The function that makes a slice of the next version from the base and the mean delta; shapes are at ServerOptimizer.
+    """Returns the function that makes a slice of the next version from the base version, the mean delta and the moments.
+
+    The base version is the model version that the round trains from; m and v are the moments. ServerOptimizer gives the
+    shapes.
 
     fedavg   next = base + rate * delta
     fedavgm  m = beta1 * m + delta;                next = base + rate * m                       (Hsu et al. 2019, section 4.3)

@@ -1,4 +1,7 @@
-"""Makes the files of the next version from a round's updates: for the coordinator the first time, for `verify` again."""
+"""Makes the files of the next model version from a round's updates.
+
+The coordinator makes them when the round ends; the command `verify` makes them again and compares the bits.
+"""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -20,7 +23,7 @@ from pluralllm.server.storage.store import VersionRecord
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A finished file that is not yet a blob."""
+    """A finished file that is not yet in the blob store."""
 
     path: Path
     manifest: Manifest
@@ -34,10 +37,14 @@ async def write_next(
     weights: Sequence[float],
     draft: Path,
 ) -> tuple[Draft, ...]:
-    """Writes the version after `base` to `draft` and the server optimizer's moments beside it; for rewards, their aggregate.
+    """Writes the files that a round makes: the next model version, or the aggregate of the clients' rewards.
 
-    `receipts` are sorted by client, `weights` are theirs as recorded. Raises BaseLost, UpdateLost, StorageFull; and Corrupt or
-    NotFound if every blob is whole when it is read again. No file is left then.
+    The version is written to `draft`, the server optimizer's moments (its state) to files beside `draft`. Returns these
+    files.
+    base: the model version that the round trains from. receipts: sorted by client. weights: as recorded, in the order of
+    `receipts`; empty if none are recorded.
+    Raises BaseLost or UpdateLost if a blob of the base or of an update is missing or corrupt; Corrupt or NotFound if all
+    blobs are whole when they are read again; StorageFull. After an error no file is left.
     """
     bases = () if spec.rewards is not None else (base.digest, *base.moments)
     try:
@@ -51,7 +58,7 @@ async def write_next(
 
 
 async def _first_lost(blobs: Blobs, digests: Iterable[Digest]) -> tuple[Digest, str] | None:
-    """The first of these blobs that is missing or corrupt, and the problem; None if all are whole."""
+    """Returns the first of these blobs that is missing or corrupt, with the problem; None if all blobs are whole."""
     for digest in digests:
         try:
             await asyncio.to_thread(verify, await blobs.path(digest), digest)

@@ -1,4 +1,7 @@
-"""Files of rewards: checks one client's file before it counts, and combines a round's files. Blocking; called in a thread."""
+"""Files of rewards: checks a client's file when it arrives, and combines the files of a round.
+
+The functions block, so the coordinator calls them in a thread.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +20,11 @@ from pluralllm.server.aggregation.update_files import StoredWeights
 
 
 def check_rewards(path: Path, rollouts: Path, max_candidates: int) -> float:
-    """Checks one client's rewards and returns their mean over the sampled candidates: how well the client's group is served.
+    """Checks one client's rewards and returns their mean over the batch, each candidate counted as often as it was sampled.
 
-    The file's form has been checked before. Raises InvalidArgument for a reward outside 0 .. 1.
+    The mean shows how well the client's group is served.
+    path: the file of rewards, whose form has been checked before. rollouts: the batch of texts that the rewards are for.
+    max_candidates: limit of the candidates in the batch. Raises InvalidArgument for a reward outside 0 .. 1.
     """
     batch = read_rollouts(rollouts.read_bytes(), max_candidates)
     values = flat_values(path, read_layout(path))  # (candidates,)
@@ -31,7 +36,10 @@ def check_rewards(path: Path, rollouts: Path, max_candidates: int) -> float:
 
 
 def read_rewards(stored: StoredWeights) -> NDArray[np.float32]:
-    """Reads rewards, shape (candidates,), from a file whose form was checked when it arrived. Raises Corrupt."""
+    """Reads one reward for each candidate of the batch, shape (candidates,), from a file whose form was checked on arrival.
+
+    Raises Corrupt if the file's bytes do not have its digest.
+    """
     raw = np.empty(stored.path.stat().st_size, np.uint8)
     with HashingReader(stored.path, stored.digest) as file:
         file.read_into(raw)
@@ -42,9 +50,10 @@ def read_rewards(stored: StoredWeights) -> NDArray[np.float32]:
 def write_aggregate(
     updates: Sequence[StoredWeights], weights: Sequence[float], settings: RewardAggregation, draft: Path
 ) -> Manifest:
-    """Combines a round's rewards into one file at `draft`, which is not yet durable.
+    """Combines a round's rewards into one file at `draft` and returns its manifest. The file is not yet durable.
 
-    `updates` are sorted by client, `weights` have the same order. Raises Corrupt, StorageFull.
+    updates: the clients' files of rewards, sorted by client. weights: one for each file, in the same order. Raises Corrupt
+    if a file's bytes do not have its digest; StorageFull.
     """
     with storage_errors("the rewards"):
         rows = np.stack([read_rewards(update).astype(np.float64) for update in updates])  # (clients, candidates)

@@ -1,7 +1,9 @@
-"""Checks the files of updates and averages them slice by slice. These functions block; the coordinator calls them in a thread.
+"""Checks the files of updates and averages them slice by slice. The functions block; the coordinator calls them in a thread.
 
-Memory: two slices of every update at a time, however large the model: one is read while the other is averaged. Files are read,
-not mapped: mapped pages would count as the coordinator's own, and a file cut short under a map kills the process.
+A slice is a range of the model's values.
+Memory: two slices of every update at a time, however large the model is: one slice is read while the other is averaged.
+Files are read, not mapped into memory: mapped pages would count as the coordinator's own, and a file cut short under a map
+kills the process.
 """
 
 import math
@@ -31,9 +33,10 @@ Floats = NDArray[np.float32]
 
 
 def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float:
-    """Checks names, shapes, dtypes, size, finiteness and L2 norm of an update. Returns the norm.
+    """Checks names, shapes, dtypes, size, finiteness and L2 norm of an update's file. Returns the norm.
 
-    Raises WrongLayout, NotFinite, NormTooLarge.
+    form: the format that the file must have. Raises WrongLayout if the file has another format, NotFinite for NaN or
+    infinity, NormTooLarge for a norm above `max_delta_norm`.
     """
     check_header(path, form.header, form.size_bytes)
     squares, bad, first_bad = 0.0, 0, -1
@@ -60,7 +63,7 @@ def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float
 
 
 def _square(values: Floats) -> float:
-    """Returns the squared L2 norm: short sums in float32, which vectorize, are added in float64."""
+    """Returns the squared L2 norm of the values. Short sums in float32, which vectorize, are added in float64."""
     whole = values[: values.size // SHORT * SHORT].reshape(-1, SHORT)
     rest = values[whole.size :]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -70,7 +73,7 @@ def _square(values: Floats) -> float:
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
-    """A weights file with the digest that it must have."""
+    """A file of weights or of an update, and the digest that its bytes must have."""
 
     path: Path
     digest: Digest
@@ -78,7 +81,7 @@ class StoredWeights:
 
 @dataclass(frozen=True, slots=True)
 class EqualValues:
-    """A source that holds one number everywhere; it is read like a file."""
+    """A source of values that is read like a file, but whose values are all one number."""
 
     value: float
 
@@ -89,7 +92,7 @@ class EqualValues:
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """The same slice of every file, as views of one buffer."""
+    """The same slice (range of the model's values) of every file that is averaged, as views of one buffer."""
 
     start: int  # position of the slice in the model's values
     base: Floats  # (slice,)
@@ -110,12 +113,13 @@ def average(
 ) -> tuple[Manifest, ...]:
     """Writes optimizer(base, aggregator(updates), moments) to `outs`: the next version, then each new moment.
 
-    moments: files, or before the first round one number for all values of a moment.
+    base: the model version that the round trains from.
+    moments: the server optimizer's state. Each moment is a file, or, before the first round, one number for all its values.
     updates: sorted by client; all have `encoding`.
-    weights: (clients,), in the order of `updates`.
-    outs: one path more than there are moments. What is written is not yet durable.
+    weights: (clients,), one number for each update, in the order of `updates`.
+    outs: one path for the version and one for each moment. The written files are not yet durable.
     Returns the manifests of `outs`. Every byte is hashed in the pass that uses it.
-    Raises: Corrupt if a digest does not fit, StorageFull; `outs` are removed then.
+    Raises Corrupt if a file's bytes do not have its digest; StorageFull. After an error no file of `outs` is left.
     """
     whole, sent = update_format(layout, "fp32"), update_format(layout, encoding)
     files: list[HashingReader] = []
@@ -151,7 +155,11 @@ def average(
 def _reader_of(
     source: StoredWeights | float, form: UpdateFormat, stack: ExitStack, files: list[HashingReader]
 ) -> SliceReader | EqualValues:
-    """Opens a source until `stack` is closed. A file is added to `files`, for its digest to be checked."""
+    """Opens a source of values for reading. A file stays open until `stack` is closed.
+
+    form: the format of a file. An opened file is added to the list `files`, so that the caller can check its digest at the
+    end.
+    """
     if isinstance(source, float):
         return EqualValues(source)
     file = stack.enter_context(HashingReader(source.path, source.digest))
@@ -163,7 +171,11 @@ def _reader_of(
 def _read_together(
     readers: Sequence[SliceReader | EqualValues], moments: int, values: int, threads: ThreadPoolExecutor
 ) -> Iterator[Slices]:
-    """Yields one slice after the other. The next one is read while the caller works on this one."""
+    """Yields one slice of all readers after the other. Threads read the next slice while the caller works on this one.
+
+    readers: for the base version, the moments and the updates, in this order. moments: number of moments. values: number of
+    values in the model.
+    """
     buffers = [np.empty((len(readers), SLICE), np.float32) for _ in range(2)]
 
     def begin(start: int) -> tuple[Slices, list[Future[None]]]:
