@@ -1,5 +1,5 @@
-"""The basis of the coordinator's process: configuration, metrics, cancellation, and its stop when a disk cannot be trusted.
+"""The basis of the coordinator's process: configuration, metrics, cancellation, and the stop after a disk failure.
 
-May touch: the C library's allocator, the Prometheus registry.
+The package may touch the C library's allocator and the Prometheus registry.
 Start reading at config.py.
 """

@@ -7,10 +7,11 @@ M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 def use_one_arena() -> None:
-    """Gives all threads one heap. Call it before a thread is started. Does nothing where the C library is not glibc.
+    """Makes all threads share one heap of the C library. Callers must use the function before they start a thread.
 
-    With a heap for each thread, every heap keeps the memory of chunks that it once held: with 8 clients that send 64 MB each,
-    the resident set grew by 340 MB instead of 100 MB, at the same speed (benchmarks/RESULTS.md).
+    The function does nothing if the C library is not glibc. With a heap for each thread, every heap keeps the memory of
+    chunks that it once held: with 8 clients that send 64 MB each, the resident set grew by 340 MB instead of 100 MB, at the
+    same speed (benchmarks/RESULTS.md).
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)

@@ -1,4 +1,4 @@
-"""Shields work that must not stop half-way from the cancellation of its caller, which may come at any moment."""
+"""Protects work that must not stop half-way from the cancellation of its caller, which may come at any moment."""
 
 import asyncio
 import functools
@@ -33,7 +33,10 @@ def unbroken(
 
 
 async def shielded(task: "asyncio.Task[Result]") -> Result:
-    """Waits for a task, which goes on if the caller is cancelled. If the task fails after that, the error is logged."""
+    """Waits for a task and returns its result. The task goes on if the caller is cancelled.
+
+    If the task fails after its caller was cancelled, the error is logged.
+    """
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -42,7 +45,7 @@ async def shielded(task: "asyncio.Task[Result]") -> Result:
 
 
 def _log_failure(task: "asyncio.Task[Any]") -> None:
-    """Logs the error of a task whose caller has gone."""
+    """Logs the error of a task whose caller was cancelled and so cannot receive it."""
     error = None if task.cancelled() else task.exception()
     if isinstance(error, PluralError):
         log.warning("call.failed_unheard", reason=error.reason, problem=str(error))

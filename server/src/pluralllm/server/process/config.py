@@ -10,7 +10,10 @@ from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, check_address
 
 
 def check_database_url(secret: SecretStr) -> SecretStr:
-    """Checks a PostgreSQL URL for pydantic. Raises ValueError, whose text leaves the password out."""
+    """Checks that a configured URL is one of PostgreSQL, and returns it unchanged. Pydantic calls this function.
+
+    Raises ValueError if the URL is of another kind. The error's text leaves the password out.
+    """
     import sqlalchemy as sa  # noqa: PLC0415 - takes half a second, which a configuration without a URL need not wait
 
     try:
@@ -29,7 +32,7 @@ DAY_S = 86_400.0
 
 
 class ServerConfig(ProcessConfig):
-    """All settings of the coordinator. Paths are relative to the working directory."""
+    """All settings of the coordinator. Relative paths start at the working directory."""
 
     env_prefix: ClassVar[str] = "PLURALLLM_SERVER_"
 

@@ -1,7 +1,7 @@
-"""Counters and histograms of the coordinator for Prometheus. The code bounds the values of all labels; callers add none.
+"""Counters and histograms of the coordinator for Prometheus. The code limits the values of all labels; callers add none.
 
-They start with the process. Gauges, which show the coordinator's state, are in observe/gauges.py. docs/reference/metrics.md
-lists both and is made from the code.
+The counts start at 0 with the process. Gauges, which show the coordinator's state, are in observe/gauges.py. The page
+docs/reference/metrics.md lists counters, histograms and gauges; docs/generate.py makes the page from the code.
 """
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
@@ -72,7 +72,10 @@ LOOP_LAG_SECONDS = Histogram(
 
 
 def note_step(before: Run, after: Run, event: ev.Event, effects: tuple[ev.Effect, ...]) -> None:
-    """Counts the effects of an event on a run. It is called once the event is durable."""
+    """Counts one event of a run in the metrics, once the event is durable.
+
+    before, after: the run's state before and after the event. effects: the effects that followed from the event.
+    """
     if after.phase is not before.phase:
         PHASE_SECONDS.labels(before.phase).observe(max(0.0, event.at_s - before.since_s))
     for effect in effects:
@@ -95,7 +98,10 @@ def note_step(before: Run, after: Run, event: ev.Event, effects: tuple[ev.Effect
 
 
 def note_call(rpc: str, code: str) -> None:
-    """Counts an answered RPC under its name, which is the last part of its path."""
+    """Counts an answered RPC by its name and its code (OK or an error code).
+
+    rpc: the RPC's path, whose last part is the name. A call about an update whose round had ended is also counted as late.
+    """
     CALLS.labels(rpc.rpartition("/")[2], code).inc()
     if code == ROUND_CLOSED and rpc.endswith(("/BeginUpdate", "/PutChunks", "/CommitUpdate")):
         UPDATES_LATE.inc()
