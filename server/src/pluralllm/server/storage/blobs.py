@@ -1,4 +1,7 @@
-"""Immutable files named by their digest: model versions and updates. The contract `Blobs`, and a store on local files."""
+"""Immutable files named by their digest (blobs), such as model versions and updates.
+
+The module has the protocol `Blobs` and the class `LocalBlobs`, a store on local files.
+"""
 
 import asyncio
 import time
@@ -15,17 +18,20 @@ SPARED_S = 3600.0  # files used in this time are not trimmed: a caller that aske
 
 
 class Blobs(Protocol):
-    """A store of immutable files. A change is durable when its method returns.
+    """A store of immutable files (blobs), each named by its digest. A change is durable when its method returns.
 
     A digest always names the same bytes, so every call may be repeated.
     """
 
     async def put(self, digest: Digest, source: Path) -> None:
-        """Moves a finished local file into the store. The caller has computed its digest. Raises StorageFull."""
+        """Moves a finished local file into the store.
+
+        digest: the file's digest, which the caller has computed. Raises StorageFull.
+        """
         ...
 
     async def path(self, digest: Digest) -> Path:
-        """Returns a local file with the blob's bytes. Raises NotFound."""
+        """Returns the path of a local file with the blob's bytes. Raises NotFound if the store has no such blob."""
         ...
 
     async def exists(self, digest: Digest) -> bool: ...
@@ -35,12 +41,12 @@ class Blobs(Protocol):
         ...
 
     async def digests(self) -> Sequence[Digest]:
-        """Digests of all blobs, sorted."""
+        """Returns the digests of all blobs, sorted."""
         ...
 
 
 class LocalBlobs:
-    """Blobs as files, in 256 folders by the first byte of the digest."""
+    """A store of blobs as local files, in 256 folders by the first byte of the digest."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -64,7 +70,10 @@ class LocalBlobs:
         return await asyncio.to_thread(lambda: sorted(Digest(path.name) for path in self._folder.glob("??/*")))
 
     async def trim(self, limit_bytes: int) -> None:
-        """Deletes the least recently used blobs until the rest fits in `limit_bytes`. Spares blobs used within SPARED_S."""
+        """Deletes the least recently used blobs until the rest fits in `limit_bytes`.
+
+        Blobs that were used within the last SPARED_S seconds are kept in any case.
+        """
         await asyncio.to_thread(self._trim, limit_bytes)
 
     def _trim(self, limit_bytes: int) -> None:
@@ -89,7 +98,7 @@ class LocalBlobs:
 
 
 def verify(path: Path, digest: Digest) -> None:
-    """Compares a blob's bytes with its digest. Raises Corrupt."""
+    """Checks that a blob's bytes have the given digest. Raises Corrupt if they do not."""
     actual = manifest_of(path).digest
     if actual != digest:
         raise Corrupt(what=f"blob {path.name[:12]}", expected=digest, got=actual)

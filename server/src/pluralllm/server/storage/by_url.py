@@ -1,4 +1,4 @@
-"""Opens the database and the blob store that the configuration names: embedded in the state directory, or by URL."""
+"""Opens the configured database and blob store: files in the state directory, or services that a URL names."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -19,14 +19,17 @@ BLOB_CACHE_BYTES = 20_000_000_000
 
 
 def database_url(config: ServerConfig, state: StateDirectory) -> sa.URL:
-    """URL of the configured PostgreSQL database, or of the SQLite file in the state directory."""
+    """Returns the URL of the configured PostgreSQL database; without one, of the SQLite file in the state directory."""
     if config.database_url is None:
         return state.database_url
     return sa.make_url(config.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
 
 
 def blobs_of(config: ServerConfig, state: StateDirectory) -> Blobs:
-    """The configured bucket with local copies in the state directory; without one, files there. Raises InvalidConfig."""
+    """Returns the blob store: the configured bucket with local copies, or local files if no bucket is configured.
+
+    Copies and files are in the state directory. Raises InvalidConfig if the bucket's URL is not valid.
+    """
     local = LocalBlobs(state.blobs)
     if config.blob_url is None:
         return local
@@ -35,7 +38,10 @@ def blobs_of(config: ServerConfig, state: StateDirectory) -> Blobs:
 
 
 async def database_answers(config: ServerConfig, state: StateDirectory) -> str:
-    """Connects to the database and returns its URL, without the password, and its version. Raises StoreFailed."""
+    """Connects to the database and returns its URL without the password, and its version, as one text.
+
+    Raises StoreFailed if the database does not answer.
+    """
     url = database_url(config, state)
     engine = new_engine(url)
     try:
@@ -51,9 +57,9 @@ async def database_answers(config: ServerConfig, state: StateDirectory) -> str:
 
 @contextlib.asynccontextmanager
 async def opened_alone(config: ServerConfig, state: StateDirectory) -> AsyncIterator[SqlStore]:
-    """Opens the database for a command that must not run beside a coordinator.
+    """Opens the database for a command that must not run beside a coordinator, and closes it when the block ends.
 
-    Raises InUse while a coordinator serves, and what open_store raises.
+    Raises InUse while a coordinator serves; StoreFailed, StorageFull or InvalidConfig if the database cannot be opened.
     """
     url = database_url(config, state)
     async with alone(url):

@@ -1,7 +1,7 @@
-"""Lets one of several coordinators on a PostgreSQL database serve: it holds an advisory lock, the others stand by.
+"""Lets only one of several coordinators on a PostgreSQL database serve: one holds an advisory lock, the others stand by.
 
-The lock decides which coordinator may begin. The generation in the database makes this safe: every transaction checks it
-(sql_store.py), so a coordinator that was overtaken reads and writes nothing more, however late it wakes up.
+The lock decides which coordinator may begin. The generation, a number in the database, makes this safe: every transaction
+checks it (sql_store.py). So a coordinator that was overtaken can neither read nor write, however late it wakes up.
 """
 
 import asyncio
@@ -27,9 +27,10 @@ REFUSED_LIMIT_S = 10.0  # longer than IDLE_LIMIT
 
 
 class Leadership:
-    """The advisory lock that lets this coordinator serve; see `leading`.
+    """The advisory lock in a PostgreSQL database, which a coordinator must hold to serve. `leading` takes and frees it.
 
-    SQLite needs none: its file is on one machine, where the lock on the state directory does the same.
+    SQLite needs no such lock: its file is on one machine, where the lock on the state directory keeps a second coordinator
+    out.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -37,9 +38,9 @@ class Leadership:
         self._connection: AsyncConnection | None = None
 
     async def take(self, *, wait: bool) -> None:
-        """Takes the lock. If another coordinator holds it, waits for it, or raises InUse without `wait`.
+        """Takes the lock. If another coordinator holds the lock, waits for it, or raises InUse if `wait` is false.
 
-        Raises StoreFailed if the database does not answer at the start.
+        Raises StoreFailed if the database does not answer at the first attempt.
         """
         if await self._try():
             return
@@ -53,11 +54,11 @@ class Leadership:
                 taken = await self._try()
 
     async def until_lost(self) -> None:
-        """Returns when another coordinator holds the lock. While the database does not answer, it waits.
+        """Returns when another coordinator holds the lock. While the database does not answer, the method waits.
 
-        After our connection broke, the database may keep its session, and the lock, for some seconds. So the lock is lost only
-        if it is refused for longer than REFUSED_LIMIT_S. This is safe: a coordinator that begins meanwhile increases the
-        generation, and our next transaction notices that.
+        After the connection broke, the database may keep the old session, and the lock, for some seconds. So the lock
+        counts as lost only if the database refuses it for longer than REFUSED_LIMIT_S. The delay is safe: a coordinator
+        that begins meanwhile increases the generation in the database, and this coordinator's next transaction fails.
         """
         refused_s: float | None = None  # time of the first refusal since the lock was ours
         while True:
@@ -89,7 +90,10 @@ class Leadership:
         return True
 
     async def _try(self) -> bool:
-        """Tries to take the lock on a new connection; true if it is ours now. Raises StoreFailed."""
+        """Tries to take the lock on a new connection. Returns whether this process holds the lock now.
+
+        Raises StoreFailed if the database does not answer.
+        """
         try:
             async with asyncio.timeout(LOOK_LIMIT_S + 10):
                 await self.release()
@@ -103,7 +107,7 @@ class Leadership:
             raise StoreFailed(problem=str(getattr(error, "orig", "no answer in time")).strip()) from error
 
     async def release(self) -> None:
-        """Closes the connection, which frees the lock."""
+        """Closes the connection to the database, which frees the lock."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
             with contextlib.suppress(DBAPIError):
@@ -113,9 +117,10 @@ class Leadership:
 
 @contextlib.asynccontextmanager
 async def leading(url: sa.URL, *, wait: bool) -> "AsyncIterator[Leadership | None]":
-    """Enters the block when this process holds the lock, and frees the lock when the block ends. Yields None for SQLite.
+    """Runs the block while this process holds the lock that lets a coordinator serve, and frees the lock when the block ends.
 
-    Raises StoreFailed, or InUse if another coordinator serves and `wait` is false.
+    Yields the lock; None for SQLite, which needs no lock. wait: whether to wait while another coordinator holds the lock.
+    Raises InUse if `wait` is false and another coordinator holds the lock; StoreFailed if the database does not answer.
     """
     if url.get_backend_name() != "postgresql":
         yield None
@@ -132,9 +137,10 @@ async def leading(url: sa.URL, *, wait: bool) -> "AsyncIterator[Leadership | Non
 
 @contextlib.asynccontextmanager
 async def alone(url: sa.URL) -> AsyncIterator[None]:
-    """Keeps coordinators off the database while a command runs. Raises StoreFailed, or InUse while a coordinator serves.
+    """Keeps coordinators from serving while a command uses the database: the block holds their lock. SQLite needs no lock.
 
-    A task checks the lock meanwhile, because the database ends the session of a leader that does not.
+    A task checks the lock meanwhile, because PostgreSQL ends the session of a holder that is silent for too long. Raises
+    InUse while a coordinator serves; StoreFailed if the database does not answer.
     """
     async with leading(url, wait=False) as leadership:
         looking = None if leadership is None else asyncio.create_task(leadership.until_lost())

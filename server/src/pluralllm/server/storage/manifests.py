@@ -1,4 +1,4 @@
-"""Chunk lists of model versions, computed from the stored bytes and cached for the versions served lately."""
+"""Manifests (chunk lists) of model versions, computed from the stored bytes and cached for the versions served lately."""
 
 import asyncio
 
@@ -13,14 +13,18 @@ KEPT = 64  # chunk lists in the cache
 
 
 class Manifests:
-    """Chunk lists of all runs' model versions, cached by digest."""
+    """The manifests (chunk lists) of all runs' model versions. Recently used manifests are cached by digest."""
 
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store, self._blobs = store, blobs
         self._kept: dict[Digest, Manifest] = {}  # oldest first
 
     async def of(self, run: RunId, version: ModelVersion) -> tuple[VersionRecord, Manifest]:
-        """A version's row and chunk list. Raises NotFound, Corrupt."""
+        """Returns the record and the manifest of a model version.
+
+        Raises NotFound if the version or its file does not exist; Corrupt if the file's bytes do not have the recorded
+        digest.
+        """
         record = await self._store.version(run, version)
         if record is None:
             raise NotFound(what="model version", name=str(ModelName(run, version)))
@@ -32,7 +36,7 @@ class Manifests:
         return record, manifest
 
     def keep(self, manifest: Manifest) -> None:
-        """Caches the chunk list of a version about to be served, so that its bytes are not read again."""
+        """Caches the manifest of a version that clients will soon fetch, so that the version's file is not read again."""
         self._kept[manifest.digest] = manifest
         while len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]

@@ -1,4 +1,4 @@
-"""Records of members, certificates and invites, and the contract of the store that keeps them."""
+"""Records of members, certificates and invites, and the protocol of the store that keeps them."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class MemberState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An organisation's identity. Its rights come from this record; the certificate only proves the name."""
+    """A member of the federation: an organisation. Its rights come from this record; its certificate only proves the name."""
 
     name: ClientId
     role: MemberRole
@@ -47,7 +47,7 @@ class IssuedCertificate:
 
 @dataclass(frozen=True, slots=True)
 class InviteRecord:
-    """An invite; the token itself is kept nowhere."""
+    """An invite by which somebody may become a member. Only the hash of its secret token is kept."""
 
     token_sha256: str
     name: ClientId
@@ -66,7 +66,7 @@ class InviteRecord:
 
 @dataclass(frozen=True, slots=True)
 class NewAuditEntry:
-    """An entry for the audit log; the store chains it to the entries before it."""
+    """An entry that is not yet in the audit log. The store links it to the entry before it by that entry's hash."""
 
     at_s: float
     actor: str
@@ -84,7 +84,7 @@ class NewAuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class MembershipChange:
-    """A change of the membership with its audit entry, written in one transaction."""
+    """A change of members, certificates or invites, with its audit entry. The store writes all of it in one transaction."""
 
     entry: NewAuditEntry
     members: tuple[Member, ...] = ()  # inserted or replaced
@@ -109,18 +109,21 @@ class MembershipStore(Protocol):
     async def everyone(self) -> Everyone: ...
 
     async def change_membership(self, change: MembershipChange) -> AuditEntry:
-        """Writes a change and its audit entry. Raises InviteUsed if its invite is spent already; nothing is written then."""
+        """Writes a change and its audit entry in one transaction, and returns the entry.
+
+        Raises InviteUsed if the change uses an invite that has been used already; nothing is written then.
+        """
         ...
 
     async def audit_entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
-        """Audit entries with sequence > after, in order, each with its stored hash; at most `limit`."""
+        """Returns audit entries whose sequence number is above `after`, in order, each with its stored hash; at most `limit`."""
         ...
 
     async def audit_head(self) -> tuple[int, str]:
-        """Sequence number and hash of the newest audit entry; (0, "") if there is none."""
+        """Returns the sequence number and the hash of the newest audit entry; (0, "") if the audit log is empty."""
         ...
 
 
 def facts_of(**facts: Any) -> tuple[tuple[str, str | int | bool], ...]:
-    """Sorts the facts of a NewAuditEntry: names and plain values, never a token, a key or anything private."""
+    """Returns the facts of a NewAuditEntry, sorted by name. They are plain values: never a token, a key or anything private."""
     return tuple(sorted(facts.items()))

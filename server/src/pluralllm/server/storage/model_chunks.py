@@ -1,4 +1,4 @@
-"""Chunk messages of model versions, read and serialized once for all clients that fetch them at about the same time."""
+"""Messages with the chunks of model versions, read and serialized once for all clients that fetch them together."""
 
 import asyncio
 import hashlib
@@ -16,13 +16,16 @@ BLOCKS_KEPT = 6  # 24 MiB: the first client of a round may be so far ahead of th
 
 
 class ModelChunks:
-    """Cache of the most recently used blocks of serialized GetChunksResponse messages."""
+    """A cache of serialized GetChunksResponse messages. The cache keeps the most recently used blocks of BLOCK messages each."""
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple[Digest, int], asyncio.Task[list[bytes]]] = OrderedDict()
 
     async def message(self, path: Path, manifest: Manifest, index: int) -> bytes:
-        """The message of one chunk, read from the blob's file. Raises OSError; Corrupt if the chunk's hash has changed."""
+        """Returns the message with chunk number `index` of the blob at `path`.
+
+        Raises OSError if the file cannot be read; Corrupt if the chunk's hash differs from the hash in the manifest.
+        """
         number, offset = divmod(index, BLOCK)
         key = (manifest.digest, number)
         block = self._blocks.get(key)

@@ -1,4 +1,4 @@
-"""Reads model versions for clients: the chunk list of a version, and its chunks as messages that are made once for all."""
+"""Reads model versions for clients: a version's manifest (chunk list), and its chunks as messages that clients share."""
 
 from collections.abc import AsyncIterator
 
@@ -12,19 +12,24 @@ from pluralllm.server.storage.store import VersionRecord
 
 
 class ModelReader:
-    """One for each process, so that the clients of a round share what is read."""
+    """The reader of model versions. The process has one reader, so that the clients of a round share its caches."""
 
     def __init__(self, manifests: Manifests, blobs: Blobs) -> None:
         self._manifests, self._blobs, self._chunks = manifests, blobs, ModelChunks()
 
     async def manifest(self, run: RunId, version: ModelVersion) -> tuple[VersionRecord, Manifest]:
-        """A version's row and chunk list. Raises NotFound, Corrupt."""
+        """Returns the record and the manifest of a model version.
+
+        Raises NotFound if the version or its file does not exist; Corrupt if the file's bytes do not have the recorded
+        digest.
+        """
         return await self._manifests.of(run, version)
 
     async def chunks(self, run: RunId, version: ModelVersion, first: int) -> AsyncIterator[tuple[bytes, int]]:
-        """The messages of a version's chunks from number `first` on, each with its chunk's size in bytes.
+        """Yields the messages of a version's chunks from number `first` on, each with the size of its chunk in bytes.
 
-        Raises NotFound, Corrupt, OverLimit.
+        Raises NotFound if there is no such version; Corrupt if its file has changed; OverLimit if there is no chunk
+        `first`.
         """
         record, manifest = await self._manifests.of(run, version)
         if not 0 <= first < manifest.chunks:

@@ -29,9 +29,10 @@ RETRY_LIMIT = timedelta(seconds=60)
 
 
 def open_bucket(url: str, endpoint: str | None) -> ObjectStore:
-    """Opens the bucket at s3://BUCKET/PREFIX, gs:// or az://. `endpoint` is the address of an S3-compatible store.
+    """Opens the bucket at a URL: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://BUCKET/PREFIX.
 
-    Credentials come from the environment. Raises InvalidConfig.
+    endpoint: the address of an S3-compatible store; None for the provider's own. Credentials come from the environment.
+    Raises InvalidConfig if the URL or a setting is not valid.
     """
     is_plain = endpoint is not None and endpoint.startswith("http://")
     options: ClientConfig = {"timeout": REQUEST_LIMIT, "allow_http": is_plain}
@@ -44,16 +45,20 @@ def open_bucket(url: str, endpoint: str | None) -> ObjectStore:
 
 
 async def look_into(bucket: ObjectStore) -> None:
-    """Lists the bucket's first blobs, to check that it answers. Raises NotFound (no such bucket), StoreFailed."""
+    """Lists the bucket's first blobs, to check that the bucket answers.
+
+    Raises NotFound if there is no such bucket; StoreFailed for any other failure.
+    """
     with _failures("the bucket"):
         async for _ in obstore.list(bucket, chunk_size=10):
             return
 
 
 class ObjectBlobs:
-    """Blobs in a bucket; see blobs.Blobs.
+    """A store of blobs in a bucket of an object store. blobs.Blobs describes its methods.
 
-    A blob that was put or fetched has a copy in `kept`, too. Above `kept_bytes` the least recently used copies are deleted.
+    Each blob that is stored or fetched also gets a local copy in `kept`. If the copies have more than `kept_bytes`, the
+    least recently used ones are deleted. drafts: the folder for files that are being fetched.
     """
 
     def __init__(self, bucket: ObjectStore, kept: LocalBlobs, drafts: Path, kept_bytes: int) -> None:
@@ -119,7 +124,7 @@ class ObjectBlobs:
 
 @contextlib.contextmanager
 def _failures(name: str) -> Iterator[None]:
-    """Turns the object store's errors into errors of this project's tree."""
+    """Turns the object store's errors in the block into NotFound, which names `name`, or StoreFailed."""
     try:
         yield
     except FileNotFoundError as error:

@@ -1,4 +1,7 @@
-"""Deletes blobs that are no longer needed: updates of old rounds, unused moments of server optimizers, and unnamed blobs."""
+"""Deletes blobs that are no longer needed: updates of old rounds, unused optimizer moments, and blobs without a record.
+
+Optimizer moments are the server optimizer's state. A blob without a record is one that no row of the database refers to.
+"""
 
 import asyncio
 import contextlib
@@ -10,10 +13,12 @@ from pluralllm.server.storage.store import RoundOutcome, Store
 
 
 async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = ()) -> set[Digest]:
-    """Digests to keep: versions, moments, and the updates of each run's open rounds and newest `keep_updates` ended rounds.
+    """Returns the digests of all blobs that must be kept.
 
-    The next round needs the newest version's moments, unless the run is `over`; `verify` needs those that a round began with
-    whose updates are kept.
+    Kept are all model versions, and the updates and rollouts of each run's open round and newest `keep_updates` ended
+    rounds. Two kinds of optimizer moments (the server optimizer's state) are also kept: the newest version's moments, which
+    the next round needs, and the moments that the kept rounds began with, which the command `verify` needs.
+    over: runs that have ended, which need no moments for a next round.
     """
     keep: set[Digest] = set()
     for run in await store.runs():
@@ -39,7 +44,10 @@ async def _moments(store: Store, run: RunId, number: ModelVersion) -> tuple[Dige
 
 
 async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collection[RunId] = ()) -> None:
-    """Deletes every blob outside `kept_blobs`. No blob may be stored meanwhile: no row names it yet, so it would be deleted."""
+    """Deletes every blob that is not among `kept_blobs`. over: runs that have ended.
+
+    No blob may be stored meanwhile: no record refers to a new blob yet, so it would be deleted.
+    """
     keep = await kept_blobs(store, keep_updates, over)
     for digest in await blobs.digests():
         if digest not in keep:
@@ -47,7 +55,7 @@ async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collectio
 
 
 class Retention:
-    """Deletes blobs only while none is being stored, so that a blob is never deleted before a row names it."""
+    """Deletes blobs only while no blob is being stored, so that a new blob is not deleted before a record refers to it."""
 
     def __init__(self, store: Store, blobs: Blobs, keep_updates: int) -> None:
         self._store, self._blobs, self._keep_updates = store, blobs, keep_updates
@@ -56,7 +64,10 @@ class Retention:
 
     @contextlib.asynccontextmanager
     async def storing(self) -> AsyncIterator[None]:
-        """Prevents deletion in the block, which stores a blob and then the row that names it. Keep it short: `collect` waits."""
+        """Prevents deletion during the block, which stores a blob and then the record that refers to it.
+
+        The block should be short, because `collect` waits for its end.
+        """
         async with self._changed:
             self._storing += 1
         try:
@@ -67,7 +78,10 @@ class Retention:
                 self._changed.notify_all()
 
     async def collect(self, over: Collection[RunId]) -> None:
-        """Deletes unneeded blobs as soon as none is being stored. New `storing` blocks wait until this is done."""
+        """Deletes blobs that are not needed, as soon as no `storing` block runs. New `storing` blocks wait until this is done.
+
+        over: runs that have ended, which no longer need their newest optimizer moments (the server optimizer's state).
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: not self._storing)
             await collect(self._store, self._blobs, self._keep_updates, over)

@@ -30,12 +30,15 @@ def sqlite_url(path: Path) -> sa.URL:
 
 
 def file_of(url: sa.URL) -> Path:
-    """File of an SQLite database."""
+    """Returns the path of the file that an SQLite URL names."""
     return Path(url.database or "")
 
 
 async def take_snapshot(url: sa.URL, target: Path) -> None:
-    """Copies the database at `url` into a new SQLite file, which is durable on return. Raises StoreFailed, StorageFull."""
+    """Copies the database at `url` into a new SQLite file at `target`, which is durable on return.
+
+    An old file at `target` is deleted. Raises StoreFailed if the database cannot be read; StorageFull.
+    """
     await asyncio.to_thread(target.unlink, missing_ok=True)
     if url.get_backend_name() == "sqlite":
         await asyncio.to_thread(_copy_pages, file_of(url), target)
@@ -45,9 +48,9 @@ async def take_snapshot(url: sa.URL, target: Path) -> None:
 
 
 def _copy_pages(source: Path, target: Path) -> None:
-    """Copies an SQLite file by its online backup, in one step: in several, each of the coordinator's commits would restart it.
+    """Copies an SQLite file by SQLite's online backup, in one step. The coordinator's next commit waits until the file is read.
 
-    The coordinator's next commit waits until the file is read.
+    With several steps, each of the coordinator's commits would restart the copy. Raises StoreFailed, StorageFull.
     """
     end_s = time.monotonic() + COPY_LIMIT_S
 
@@ -73,7 +76,11 @@ def _copy_pages(source: Path, target: Path) -> None:
 
 
 async def _copy_from_server(url: sa.URL, target: Path) -> None:
-    """Copies all rows in one read-only transaction, which sees one moment (PostgreSQL's REPEATABLE READ)."""
+    """Copies all rows of a PostgreSQL database into an SQLite file, in one read-only transaction.
+
+    With the isolation level REPEATABLE READ, all rows show one moment. Raises StoreFailed if another release made the
+    tables or the database fails.
+    """
     origin, copy = new_engine(url, **PATIENT), new_engine(sqlite_url(target))
     try:
         async with origin.connect() as source, copy.begin() as made:
@@ -91,7 +98,7 @@ async def _copy_from_server(url: sa.URL, target: Path) -> None:
 
 
 async def copy_rows(source: AsyncConnection, target: AsyncConnection) -> None:
-    """Replaces all rows in `target` by those in `source`. Both have this release's schema."""
+    """Replaces all rows in `target` by the rows in `source`. Both databases must have this release's tables."""
     for table in t.metadata.sorted_tables:
         await target.execute(sa.delete(table))
         rows = await source.stream(sa.select(table), execution_options={"yield_per": ROWS_AT_ONCE})
@@ -110,7 +117,10 @@ async def count_on(target: AsyncConnection) -> None:
 
 
 async def tables_with_rows(url: sa.URL) -> tuple[str, ...]:
-    """Names of our tables that have rows, except `leadership`, which holds no data. Creates no file. Raises StoreFailed."""
+    """Returns the names of the coordinator's tables that have rows, except `leadership`, which holds no data.
+
+    The function does not create an SQLite file that is missing. Raises StoreFailed if the database cannot be read.
+    """
     if url.get_backend_name() == "sqlite" and not file_of(url).exists():
         return ()
     engine = new_engine(url)
@@ -124,7 +134,7 @@ async def tables_with_rows(url: sa.URL) -> tuple[str, ...]:
 
 
 def filled_tables(connection: Connection) -> tuple[str, ...]:
-    """See `tables_with_rows`."""
+    """Returns the names of the coordinator's tables that have rows, except `leadership`, on an open connection."""
     existing = set(sa.inspect(connection).get_table_names())
     ours = [table for table in t.metadata.sorted_tables if table.name in existing and table is not t.leadership]
     return tuple(
@@ -133,7 +143,7 @@ def filled_tables(connection: Connection) -> tuple[str, ...]:
 
 
 def release_of(connection: Connection) -> str:
-    """The release that made a database's tables, relative to this one: "this", "an older", "a newer" or "no" release."""
+    """Returns which release made a database's tables, seen from this release: "this", "an older", "a newer" or "no" release."""
     script = ScriptDirectory(str(Path(migrations.__file__).parent))
     current = MigrationContext.configure(connection).get_current_revision()
     revisions = [revision.revision for revision in script.walk_revisions()]  # newest first
@@ -143,7 +153,10 @@ def release_of(connection: Connection) -> str:
 
 
 async def release_of_file(path: Path) -> str:
-    """See `release_of`; for an SQLite file. Raises StoreFailed if the file is not a database."""
+    """Returns which release made an SQLite file's tables: "this", "an older", "a newer" or "no" release.
+
+    Raises StoreFailed if the file is not a database.
+    """
     engine = new_engine(sqlite_url(path))
     try:
         async with engine.connect() as connection:

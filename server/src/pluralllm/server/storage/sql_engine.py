@@ -1,4 +1,7 @@
-"""Connections to the database, SQLite or PostgreSQL: durable rather than fast, every wait limited, errors as ours."""
+"""Connections to the database, SQLite or PostgreSQL: durable rather than fast, and with a limit on every wait.
+
+The module also turns the database's errors into the project's errors.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,10 @@ POSTGRES_CLIENT = {
 
 
 def new_engine(url: sa.URL, **limits: str) -> AsyncEngine:
-    """An engine with one connection, opened when it is first needed. `limits` are further PostgreSQL session settings."""
+    """Returns an engine with one connection, which opens when it is first needed.
+
+    limits: further settings of the PostgreSQL session by name; SQLite ignores them.
+    """
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
         sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
@@ -49,7 +55,7 @@ def new_engine(url: sa.URL, **limits: str) -> AsyncEngine:
 
 
 def failure(error: DBAPIError) -> PluralError:
-    """Turns a database error into StorageFull or StoreFailed."""
+    """Turns a database error into StorageFull, if no space is left, or into StoreFailed."""
     if isinstance(error, IntegrityError):
         return StoreFailed(problem=f"another writer was there first ({error.orig})")
     if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL" or sqlstate(error) == DISK_FULL:
@@ -58,13 +64,13 @@ def failure(error: DBAPIError) -> PluralError:
 
 
 def is_broken(error: DBAPIError) -> bool:
-    """True if the database can no longer be trusted: SQLite could not read or write its file, or the file is damaged."""
+    """Returns whether the database can no longer be trusted: SQLite could not read or write its file, or the file is damaged."""
     name = getattr(error.orig, "sqlite_errorname", "")
     return name.startswith(("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 def sqlstate(error: DBAPIError) -> str:
-    """PostgreSQL's code of an error (SQLSTATE), or "" for another database's error."""
+    """Returns PostgreSQL's code of an error (SQLSTATE), or "" for an error of another database."""
     return getattr(error.orig, "sqlstate", None) or ""
 
 
@@ -81,7 +87,10 @@ def migrate(connection: Connection) -> None:
 
 
 def _tune_sqlite(connection: Any, _: Any) -> None:
-    """Makes SQLite durable. It uses the rollback journal: WAL can corrupt files up to SQLite 3.51.2 (sqlite.org/wal.html)."""
+    """Makes a new SQLite connection durable: a commit returns only when its data is on the disk.
+
+    SQLite then uses the rollback journal, because WAL can corrupt files up to SQLite 3.51.2 (sqlite.org/wal.html).
+    """
     connection.isolation_level = None  # _begin_immediate sends BEGIN
     cursor = connection.cursor()
     for pragma in ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):

@@ -26,7 +26,7 @@ from pluralllm.server.storage.sql_store import SqlStore, replace_row
 
 
 class SqlMembership:
-    """The membership store in SQL; see membership.MembershipStore."""
+    """The membership store in SQL. membership.MembershipStore describes its methods."""
 
     def __init__(self, store: SqlStore) -> None:
         self._store = store
@@ -113,7 +113,7 @@ class SqlMembership:
 async def _check_unspent(connection: AsyncConnection, token_sha256: str) -> None:
     """Raises InviteUsed if an invite is used, withdrawn or missing.
 
-    The database decides, not this process's memory, so that only one of two coordinators can use an invite.
+    The function asks the database, not this process's memory, so that only one of two coordinators can use an invite.
     """
     table = t.invites
     invite = (await connection.execute(sa.select(table).where(table.c.token_sha256 == token_sha256))).first()
@@ -143,7 +143,7 @@ def _chained(new: NewAuditEntry, sequence: int, sha256: str) -> AuditEntry:
 
 
 def _values(record: Member | IssuedCertificate | InviteRecord) -> dict[str, Any]:
-    """A record's fields as column values. `group` is a reserved word in SQL, so its column is `group_name`."""
+    """Returns a record's fields as column values. `group` is a reserved word in SQL, so its column is `group_name`."""
     values = dataclasses.asdict(record)
     if "group" in values:
         values["group_name"] = values.pop("group")

@@ -1,4 +1,4 @@
-"""Converts the store's records into rows of the tables, and back."""
+"""Converts the store's records into rows of the database's tables, and rows into records."""
 
 import json
 from typing import Any

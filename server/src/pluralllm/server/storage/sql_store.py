@@ -1,4 +1,4 @@
-"""The store in SQL: SQLAlchemy async Core, over SQLite or PostgreSQL."""
+"""The store of the coordinator's records in SQL: SQLAlchemy async Core, over SQLite or PostgreSQL."""
 
 import asyncio
 import contextlib
@@ -33,9 +33,10 @@ from pluralllm.server.storage.store import (
 
 
 async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "SqlStore":
-    """Opens the database and brings its schema up to date. Raises StoreFailed, StorageFull or InvalidConfig (newer schema).
+    """Opens the database and brings its schema up to date.
 
-    A command that only reads needs no `fail_stop`, because it ends anyway.
+    fail_stop: receives errors after which the database cannot be trusted. A command that only reads needs none, because it
+    ends anyway. Raises StoreFailed, StorageFull, or InvalidConfig if a newer release made the schema.
     """
     engine = new_engine(sa.make_url(url))
     store = SqlStore(engine, fail_stop or FailStop())
@@ -49,10 +50,11 @@ async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "S
 
 
 class SqlStore:
-    """The store in SQL; see store.Store. It has one connection, so its transactions wait for one another.
+    """The store in SQL. store.Store describes its methods. It has one connection, so its transactions wait for one another.
 
-    Every transaction first checks the generation, which locks that row. So if two coordinators use one database, their
-    transactions run one after the other, and those of the older coordinator are refused.
+    The generation is the number of the coordinator that may write, in one row of the database. Every transaction first
+    checks the generation, which locks that row. So if two coordinators use one database, their transactions run one after
+    the other, and the older coordinator's transactions are refused.
     """
 
     def __init__(self, engine: AsyncEngine, fail_stop: FailStop) -> None:
@@ -62,7 +64,10 @@ class SqlStore:
         self._generation = 0  # 0 = not checked: the store is only read, or a command has the database to itself
 
     async def take_over(self) -> int:
-        """Makes this store the one that may write, and returns its generation. Every older store raises Overtaken from now on."""
+        """Makes this store the one that may read and write, and returns its generation (a new number in the database).
+
+        Every store with an older generation raises Overtaken from now on.
+        """
         async with self.writing() as connection:
             chosen = sa.select(t.leadership.c.generation).with_for_update()
             newest: int = (await connection.execute(chosen)).scalar_one() + 1
@@ -72,7 +77,11 @@ class SqlStore:
 
     @contextlib.asynccontextmanager
     async def writing(self, kind: str = "write") -> AsyncIterator[AsyncConnection]:
-        """One transaction, committed if the block ends without an error. Raises StoreFailed, StorageFull or Overtaken."""
+        """Runs the block in one transaction, which is committed if the block ends without an error.
+
+        kind: "read" or "write", for the metric. Raises StoreFailed, StorageFull, or Overtaken if a newer coordinator has
+        taken over.
+        """
         try:
             with STORE_SECONDS.labels(kind).time():
                 async with self._one_at_a_time, self._engine.begin() as connection:
@@ -224,6 +233,9 @@ class SqlStore:
 async def replace_row(
     connection: AsyncConnection, table: sa.Table, key: tuple[str, ...], values: dict[str, Any]
 ) -> None:
-    """Inserts a row in place of the one with the same key."""
+    """Inserts a row in place of the row with the same key.
+
+    key: the names of the key's columns. values: the new row's values by column.
+    """
     await connection.execute(sa.delete(table).where(*(table.c[name] == values[name] for name in key)))
     await connection.execute(sa.insert(table).values(values))

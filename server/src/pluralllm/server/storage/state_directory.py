@@ -1,4 +1,4 @@
-"""The coordinator's directory on disk: its lock and its layout."""
+"""The coordinator's state directory: its lock, and where its files are."""
 
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +11,7 @@ from pluralllm.common.process.lock import DirectoryLock
 
 
 class StateDirectory:
-    """The state directory. One process at a time may enter it: a second coordinator on the same state would lose updates."""
+    """The coordinator's state directory. Only one process may enter it at a time: a second coordinator would lose updates."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -23,11 +23,18 @@ class StateDirectory:
 
     @property
     def database_url(self) -> URL:
-        """URL of the SQLite file. It is not built as text: "?" or "%" in the path would change where the file is created."""
+        """The URL of the SQLite file in the directory.
+
+        The URL is not built as text: "?" or "%" in the path would change where the file is created.
+        """
         return URL.create("sqlite+aiosqlite", database=str(self.path / "coordinator.sqlite3"))
 
     def __enter__(self) -> Self:
-        """Locks the directory and creates missing folders. Raises InUse with the process, InvalidConfig, StorageFull."""
+        """Locks the directory, creates missing folders and deletes the remains of a process that was killed.
+
+        Raises InUse, which names the process that holds the lock; InvalidConfig if the directory cannot be used;
+        StorageFull.
+        """
         self._lock.__enter__()
         with storage_errors(f"the state directory {self.path}"):
             for folder in (self.blobs, self.uploads, self.scratch):

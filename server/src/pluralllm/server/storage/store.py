@@ -1,4 +1,4 @@
-"""The coordinator's records, and the contract of the store that keeps them. The SQL is in sql_store.py."""
+"""The coordinator's records, and the protocol of the store that keeps them. sql_store.py is the store in SQL."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ class RoundOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as it was created. All that happened to it later is in its events."""
+    """A run as it was created. Everything that happened to the run later is in its events."""
 
     id: RunId
     spec_json: bytes  # canonical JSON; sha256(spec_json) == spec_sha256
@@ -30,7 +30,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """A model version in the hash chain."""
+    """A model version as a link of its run's hash chain."""
 
     run: RunId
     version: ModelVersion
@@ -46,10 +46,10 @@ class VersionRecord:
 
     @property
     def record_sha256(self) -> str:
-        """The hash that links the chain. It leaves the time out: two runs of one spec with the same updates have one history.
+        """The hash of this record, which the next version's record holds as `parent_sha256`.
 
-        Moments and weights are hashed only if there are any, so that other records have the same hash as in older releases,
-        which had neither.
+        The hash leaves the time out, so that two runs of one spec with the same updates have the same chain. Moments and
+        weights are hashed only if there are any: records of older releases, which had neither, keep their hash.
         """
         facts: list[Any] = [
             self.version,
@@ -102,7 +102,7 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
-    """A client that has called Hello. The record is kept for ever, and each Hello updates it."""
+    """A client that has called Hello. The record is kept for ever, and each call of Hello updates it."""
 
     client: ClientId
     group: GroupName
@@ -115,7 +115,7 @@ class ClientRecord:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An event and all rows that are written with it, in one transaction."""
+    """A change of a run's stored state: one event and all rows that are written with it, in one transaction."""
 
     run: RunId
     sequence: int  # the event's number in its run; a second writer with the same number fails
@@ -134,29 +134,35 @@ class Store(Protocol):
     """
 
     async def create_run(self, run: RunRecord, first_version: VersionRecord) -> None:
-        """Inserts a run and its first version in one transaction. Raises StoreFailed if the id exists; callers check before."""
+        """Inserts a run and its first model version in one transaction.
+
+        Raises StoreFailed if a run with this id exists; callers check the id before.
+        """
         ...
 
     async def runs(self) -> Sequence[RunRecord]:
-        """All runs, oldest first."""
+        """Returns all runs, oldest first."""
         ...
 
     async def apply(self, change: Change) -> None:
-        """Writes one event and the rows that follow from it. If the sequence is taken, raises StoreFailed, writes nothing."""
+        """Writes one event and the rows that follow from it, in one transaction.
+
+        Raises StoreFailed if the run already has an event with this sequence number; nothing is written then.
+        """
         ...
 
     async def events(self, run: RunId, after: int, limit: int) -> Sequence[EventRecord]:
-        """Events with sequence > after, in order; at most `limit`."""
+        """Returns a run's events whose sequence number is above `after`, in order; at most `limit`."""
         ...
 
     async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None: ...
 
     async def rounds(self, run: RunId, before: int | None, limit: int) -> Sequence[RoundRecord]:
-        """Rounds with number < before (None: all), newest first; at most `limit`."""
+        """Returns a run's rounds with a number below `before` (None: all rounds), newest first; at most `limit`."""
         ...
 
     async def receipts(self, run: RunId, number: RoundNumber) -> Sequence[ReceiptRecord]:
-        """Receipts of one round, sorted by client."""
+        """Returns the receipts of one round, sorted by client."""
         ...
 
     async def receipt(self, run: RunId, number: RoundNumber, client: ClientId) -> ReceiptRecord | None: ...
@@ -164,30 +170,37 @@ class Store(Protocol):
     async def version(self, run: RunId, number: ModelVersion) -> VersionRecord | None: ...
 
     async def versions(self, run: RunId) -> Sequence[VersionRecord]:
-        """All versions of a run, oldest first."""
+        """Returns all model versions of a run, oldest first."""
         ...
 
     async def model_digests(self, run: RunId) -> Sequence[Digest]:
-        """Model digests of all versions, oldest first. Version numbers have no gaps: a version's number is its index here."""
+        """Returns the digests of all model versions of a run, oldest first.
+
+        Version numbers have no gaps, so a version's number is its index in the result.
+        """
         ...
 
     async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
-        """Evaluations with a cursor > after, oldest first, each with its cursor; at most `limit`.
+        """Returns a run's evaluations with a cursor above `after`, oldest first, each with its cursor; at most `limit`.
 
-        Each (version, client) has one: a newer evaluation replaces the older one.
+        A cursor is the number that an evaluation gets when it is stored. The store keeps one evaluation for each version
+        and client: a newer evaluation replaces the older one and gets a new cursor.
         """
         ...
 
     async def latest_evaluations(self, run: RunId, versions: int) -> Sequence[EvaluationRecord]:
-        """Evaluations of the newest `versions` evaluated versions, sorted by version, then group."""
+        """Returns the evaluations of the newest evaluated model versions, sorted by version, then by group.
+
+        versions: number of versions.
+        """
         ...
 
     async def save_client(self, client: ClientRecord) -> None:
-        """Inserts a client, or updates all its fields except created_s."""
+        """Inserts a client's record, or updates all fields except created_s if the client has a record."""
         ...
 
     async def clients(self) -> Sequence[ClientRecord]:
-        """All clients, sorted by name."""
+        """Returns the records of all clients, sorted by name."""
         ...
 
     async def close(self) -> None: ...

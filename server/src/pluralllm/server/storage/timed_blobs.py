@@ -1,4 +1,4 @@
-"""Measures the time of each call to a blob store, of whatever kind."""
+"""Measures the time of each call to a blob store, whatever kind of store it is."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from pluralllm.server.storage.blobs import Blobs
 
 
 class TimedBlobs:
-    """A blob store that measures the calls to another one; see blobs.Blobs."""
+    """A blob store that hands each call on to the store `inner` and measures its time. blobs.Blobs describes its methods."""
 
     def __init__(self, inner: Blobs) -> None:
         self._inner = inner

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that sql_store.py hands over."""
+"""The module that Alembic starts: it runs the migrations on the connection that sql_engine.py hands over."""
 
 from alembic import context
 

@@ -1,4 +1,7 @@
-"""Adds members with certificates, invites and the audit log. The old table `members` becomes `clients`: it lists Hello calls."""
+"""Adds tables of members, certificates, invites and the audit log.
+
+The old table `members` lists the clients that have called Hello; the migration renames the table to `clients`.
+"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Adds server optimizers' moments and fairness-aware weights. Earlier versions have neither."""
+"""Adds columns for the server optimizer's moments (its state) and for fairness-aware weights. Existing rows have neither."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Adds the generation of the coordinator that may write: among several, the newest generation writes."""
+"""Adds a table with the generation of the coordinator that may write: among several coordinators, the newest one."""
 
 import sqlalchemy as sa
 from alembic import op

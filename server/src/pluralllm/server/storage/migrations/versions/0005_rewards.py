@@ -1,4 +1,4 @@
-"""Adds the digest of the rollouts that a round scored. All earlier rounds trained."""
+"""Adds a column for the digest of the rollouts (generated texts) that a round scored. All earlier rounds trained."""
 
 import sqlalchemy as sa
 from alembic import op
