@@ -1,4 +1,4 @@
-"""The table of calls that each role may make; everything else is refused. A test compares it with the service descriptors."""
+"""The table of calls that each role may make. Every other call is refused. A test compares the table with the gRPC services."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ ANY = frozenset(MemberRole)
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The identity that a connection has proven."""
+    """The identity that a caller has proven."""
 
     name: ClientId
     role: MemberRole
@@ -24,13 +24,13 @@ class Principal:
 
     @property
     def group_and_role(self) -> tuple[str | None, GroupRole]:
-        """The group that this member answers for, and whether that group trains."""
+        """The group that this member answers for, and whether that group trains or is held out."""
         return self.group, self.group_role
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The rule for one method."""
+    """The roles that may call one gRPC method, and whether the audit log gets an entry for each call."""
 
     roles: frozenset[MemberRole]
     # The audit log gets an entry before the call is answered. Changes of the membership write their own entries.
@@ -93,7 +93,10 @@ RULES: Mapping[str, Rule] = {
 
 
 def check_role(principal: Principal, method: str) -> Rule:
-    """Returns the rule of a method. Raises RoleForbids, also for a method that has no rule."""
+    """Returns the rule of a gRPC method.
+
+    Raises RoleForbids if the principal's role may not call the method, or if the method has no rule.
+    """
     rule = RULES.get(method)
     if rule is None or principal.role not in rule.roles:
         allowed = ", ".join(sorted(rule.roles)) if rule is not None else ""

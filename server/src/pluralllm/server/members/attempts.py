@@ -1,4 +1,4 @@
-"""Limits on attempts at the enrolment port, and on log entries about them. Pure: time comes as an argument."""
+"""Limits on attempts at the enrolment port, and on log entries about them. The classes read no clock: callers pass the time."""
 
 from collections import deque
 
@@ -9,7 +9,10 @@ MAX_PEERS = 10_000
 
 
 class Attempts:
-    """Counts attempts in a sliding minute, for each peer and for all peers together."""
+    """Counts attempts within the last minute and limits them, for each peer (network address) and for all peers together.
+
+    per_peer: largest number of attempts of one peer. together: largest number of attempts of all peers.
+    """
 
     def __init__(self, per_peer: int, together: int) -> None:
         self._per_peer = per_peer
@@ -18,7 +21,10 @@ class Attempts:
         self._all: deque[float] = deque()
 
     def note(self, peer: str, now_s: float) -> None:
-        """Counts one attempt. Raises TooManyAttempts; a refused attempt does not count."""
+        """Counts one attempt of a peer (network address).
+
+        Raises TooManyAttempts if a limit is reached; the refused attempt does not count.
+        """
         since_s = now_s - WINDOW_S
         if len(self._by_peer) > MAX_PEERS:
             self._by_peer = {other: times for other, times in self._by_peer.items() if times and times[-1] > since_s}
@@ -33,13 +39,13 @@ class Attempts:
 
 
 class News:
-    """Allows one log entry a minute about each peer, so that a stranger cannot fill the log."""
+    """Allows one log entry a minute about each peer (network address), so that a stranger cannot fill the log."""
 
     def __init__(self) -> None:
         self._logged_s: dict[str, float] = {}  # time of the last log entry, by peer
 
     def is_news(self, peer: str, now_s: float) -> bool:
-        """Returns whether to log this peer now. If so, it counts as logged for a minute."""
+        """Returns whether to log this peer (network address) now. If so, the peer counts as logged for a minute."""
         since_s = now_s - WINDOW_S
         if self._logged_s.get(peer, since_s) > since_s:
             return False

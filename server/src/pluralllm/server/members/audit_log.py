@@ -1,7 +1,7 @@
-"""The hash-chained audit log of who did what. An entry is durable before the action begins.
+"""The hash-chained audit log of who did what. The entry of an action is durable before the action begins.
 
-Every refusal goes to the process log. The audit log gets one entry an hour for each (actor, action, object, reason), up to a
-limit for each actor: nobody who is refused can fill the disk, or use up the limit of another actor.
+Every refusal goes to the process log. The audit log gets one entry an hour for each (actor, action, object, reason), up to
+a limit for each actor: a caller who is refused cannot fill the disk or use up the limit of another actor.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ MAX_OBJECT = 200
 
 
 class AuditLog:
-    """The audit log of one process. Every change of the membership goes through it, so that `head` is the newest entry."""
+    """The audit log of one process. Every change of the membership goes through it, so that `head` is always the newest entry."""
 
     def __init__(self, store: MembershipStore, wall_s: Callable[[], float]) -> None:
         self._store = store
@@ -34,22 +34,32 @@ class AuditLog:
         self.head: tuple[int, str] = (0, "")  # sequence and hash
 
     async def start(self) -> None:
-        """Reads the newest entry's sequence and hash from the store."""
+        """Reads the newest entry's sequence number and hash from the store into `head`."""
         self.head = await self._store.audit_head()
 
     async def change(self, change: MembershipChange) -> None:
-        """Writes a change and its entry in one transaction. Raises InviteUsed, StoreFailed, StorageFull."""
+        """Writes a change of the membership and its audit entry in one transaction.
+
+        Raises InviteUsed if the change uses an invite that has been used already; StoreFailed, StorageFull.
+        """
         entry = await self._store.change_membership(change)
         self.head = max(self.head, (entry.sequence, entry.sha256))
         facts = dict(change.entry.facts)
         log.info("audit", actor=entry.actor, action=entry.action, object=entry.object, result=entry.result, **facts)
 
     async def record(self, actor: Principal, action: str, about: str) -> None:
-        """Records that `actor` does this now; the entry is durable when this returns."""
+        """Records that `actor` begins an action now. The entry is durable when the method returns.
+
+        action: the name of the call. about: the name of the run, task or member that the call concerns.
+        """
         await self.change(MembershipChange(self.new_entry(actor, action, about)))
 
     async def refused(self, actor: Principal | None, action: str, about: str, error: PluralError) -> None:
-        """Records a refusal. `actor` is None if the caller has proven no identity."""
+        """Records the refusal of an action. `actor` is None if the caller has proven no identity.
+
+        action: the name of the call. about: the name of the run, task or member that the call concerns. If the same refusal
+        is repeated within an hour, or the actor has too many refusals, only the process log records it.
+        """
         about = about[:MAX_OBJECT]
         name = actor.name if actor is not None else None
         log.warning("audit.refused", actor=name or NOBODY, action=action, object=about, reason=error.reason)
@@ -65,12 +75,16 @@ class AuditLog:
         await self.change(MembershipChange(self.new_entry(actor, action, about, error.reason)))
 
     async def entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
-        """Returns entries with sequence > after, each with its stored hash."""
+        """Returns audit entries whose sequence number is above `after`, each with its stored hash; at most `limit`."""
         return await self._store.audit_entries(after, limit)
 
     def new_entry(
         self, actor: Principal | None, action: str, about: str, result: str = ACCEPTED, **facts: str | int | bool
     ) -> NewAuditEntry:
-        """Makes an entry with the present time, for a MembershipChange."""
+        """Makes an audit entry with the present time, for a MembershipChange.
+
+        actor: None if the caller has no proven identity. action: the name of the call. about: the name of the resource that
+        the call concerns. result: ACCEPTED or an error code. facts: further values to record.
+        """
         name, serial = (actor.name, actor.serial) if actor is not None else (NOBODY, "")
         return NewAuditEntry(self._wall_s(), name, serial, action, about[:MAX_OBJECT], result, facts_of(**facts))

@@ -1,6 +1,7 @@
 """The federation's certificate authority (RFC 5280): a root that may be kept elsewhere, and the intermediate that signs here.
 
-STATE/authority/
+These files are in the folder STATE/authority/:
+
 federation.json              name and advertised hosts; written last, so that it marks a complete folder
 root.pem, root-key.pem       the root; its key is needed once a year and may be moved to a safe place
 issuer.pem                   key and certificate of the intermediate, valid for one year; it signs members and this server
@@ -68,7 +69,11 @@ HOST_PATTERN = r"(?!-)[a-z0-9-]{1,63}(\.(?!-)[a-z0-9-]{1,63})*"
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """The intermediate that signs, as `load_authority` has read it from its files."""
+    """The federation's certificate authority, as `load_authority` has read it from its files.
+
+    The root is its own issuer. The intermediate (`issuer`), which the root has signed, signs the certificates of members
+    and server.
+    """
 
     folder: Path
     federation: str
@@ -96,15 +101,19 @@ class Authority:
     def issue_member(
         self, key: ec.EllipticCurvePublicKey, name: str, role: MemberRole, life_s: float, now_s: float
     ) -> bytes:
-        """Issues a member's certificate. It ends with the intermediate's certificate at the latest.
+        """Issues a member's certificate for `life_s` seconds, but not beyond the end of the intermediate's certificate.
 
-        Returns the certificate and the intermediate's, PEM. Raises IssuerExpired.
+        Returns the member's and the intermediate's certificate as PEM. Raises IssuerExpired if the intermediate's has
+        expired.
         """
         uri = x509.UniformResourceIdentifier(member_uri(self.federation, role, name))
         return self._issue(key, name, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, life_s, now_s)
 
     def renew_server(self, now_s: float) -> None:
-        """Replaces server.pem, with a new key. Raises IssuerExpired, StorageFull."""
+        """Replaces server.pem by a new key with a new server certificate.
+
+        Raises IssuerExpired if the intermediate's certificate has expired; StorageFull.
+        """
         key = new_key()
         names = [general_name(host) for host in dict.fromkeys((*self.hosts, *LOOPBACK_NAMES))]
         usage = ExtendedKeyUsageOID.SERVER_AUTH
@@ -112,13 +121,13 @@ class Authority:
         write_durably(self.server_file, key_to_pem(key) + chain, SECRET)
 
     def server_certificate(self) -> x509.Certificate:
-        """Reads the certificate in server.pem. Raises InvalidConfig."""
+        """Reads the server certificate from server.pem. Raises InvalidConfig if the file is damaged."""
         return read_pair(self.server_file)[2]
 
     def uncovered(self, addresses: Iterable[str]) -> tuple[str, ...]:
         """Returns hosts among `addresses` that the server certificate does not cover; clients would reject the connection.
 
-        Raises InvalidConfig.
+        Raises InvalidConfig if server.pem is damaged.
         """
         extensions = self.server_certificate().extensions
         names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
@@ -126,18 +135,21 @@ class Authority:
         return tuple(host for host in hosts if not host.isascii() or general_name(host) not in names)
 
     def covering(self, hosts: Iterable[str]) -> str:
-        """Returns the command that makes a server certificate for these hosts, too. It repeats the present names."""
+        """Returns the command that makes a server certificate for these hosts in addition to its present names."""
         return " ".join(["pluralllm-server renew-issuer", *(f"--host {host}" for host in (*self.hosts, *hosts))])
 
     def is_server_renewal_due(self, now_s: float) -> bool:
-        """Returns whether two thirds of the server certificate's life are over, or an older intermediate has signed it."""
+        """Returns whether the server certificate must be renewed.
+
+        A renewal is due if two thirds of the life are over, or if an older intermediate has signed it.
+        """
         certificate = self.server_certificate()
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         due_s = end.timestamp() - (1 - RENEW_AT) * ((end - start).total_seconds() - BACKDATE_S)
         return now_s >= due_s or not is_signed_by(certificate, self.issuer)
 
     def check_member(self, chain_pem: bytes, now_s: float) -> CertificateFacts:
-        """Makes the same checks as the TLS handshake, with a reason for each refusal.
+        """Checks a member's certificate as TLS does, with a reason for each refusal, and returns the certificate's facts.
 
         Raises CertificateInvalid, CertificateForeign, CertificateWrongUse, CertificateNotYetValid, CertificateExpired.
         """
@@ -167,7 +179,11 @@ class Authority:
         life_s: float,
         now_s: float,
     ) -> bytes:
-        """Signs one certificate. Returns it with the intermediate's, PEM. Raises IssuerExpired."""
+        """Signs one certificate. Returns it, followed by the intermediate's certificate, as PEM.
+
+        names: the names or URIs that the certificate proves. usage: client or server authentication. Raises IssuerExpired
+        if the intermediate's certificate has expired.
+        """
         end_s = min(now_s + life_s, self.issuer_expires_s)
         if end_s <= now_s:
             raise IssuerExpired(expired=day(self.issuer_expires_s))
@@ -185,7 +201,7 @@ class Authority:
 
 
 def check_dates(facts: CertificateFacts, now_s: float) -> None:
-    """Checks that a certificate is valid now. Raises CertificateNotYetValid, CertificateExpired."""
+    """Checks that a certificate is valid now. Raises CertificateNotYetValid or CertificateExpired otherwise."""
     if now_s < facts.not_before_s:
         raise CertificateNotYetValid(name=facts.name, valid_from=day(facts.not_before_s))
     if now_s >= facts.not_after_s:
@@ -195,7 +211,11 @@ def check_dates(facts: CertificateFacts, now_s: float) -> None:
 def create_authority(
     folder: Path, federation: str, hosts: Sequence[str], passphrase: bytes | None, now_s: float
 ) -> Authority:
-    """Creates root, intermediate and server certificate. Raises AlreadyInitialised, InvalidArgument, StorageFull."""
+    """Creates root, intermediate and server certificate in `folder`, and returns the new authority.
+
+    hosts: names by which clients reach the server. passphrase: encrypts the root's key; None leaves the key unencrypted.
+    Raises AlreadyInitialised if the folder has an authority; InvalidArgument if a name is not allowed; StorageFull.
+    """
     if (folder / "federation.json").exists():
         raise AlreadyInitialised(state_dir=str(folder.parent))
     federation, checked = check_names(federation, hosts)
@@ -218,9 +238,11 @@ def create_authority(
 def renew_issuer(
     folder: Path, hosts: Sequence[str], root_key_file: Path, passphrase: bytes | None, now_s: float
 ) -> Authority:
-    """Makes a new intermediate and server certificate under the same root. `hosts`, unless empty, replace the old names.
+    """Makes a new intermediate and a new server certificate under the same root, and returns the renewed authority.
 
-    Members' certificates stay valid to their end. Raises NotInitialised, InvalidConfig (the root's key), InvalidArgument.
+    hosts: new names of the server; if empty, the old names stay. Members' certificates stay valid to their end. Raises
+    NotInitialised if there is no authority; InvalidConfig if the root's key cannot be read or belongs to another root;
+    InvalidArgument if a host is not allowed.
     """
     old = load_authority(folder)
     _, checked = check_names(old.federation, hosts or old.hosts)
@@ -241,7 +263,11 @@ def renew_issuer(
 
 
 def load_authority(folder: Path, about: dict[str, Any] | None = None) -> Authority:
-    """Reads the authority from its folder. Raises NotInitialised, and InvalidConfig, which names the damaged file."""
+    """Reads the authority from its folder.
+
+    about: the content of federation.json, if the file is not written yet. Raises NotInitialised if there is no authority;
+    InvalidConfig, which names the damaged file.
+    """
     path = folder / "federation.json"
     if about is None and not path.exists():
         raise NotInitialised(state_dir=str(folder.parent))
@@ -260,7 +286,10 @@ def load_authority(folder: Path, about: dict[str, Any] | None = None) -> Authori
 
 
 def read_pair(path: Path) -> tuple[PrivateKey, bytes, x509.Certificate]:
-    """Reads key, chain (PEM) and first certificate from a file that holds them all. Raises InvalidConfig."""
+    """Reads a private key, its certificate chain (PEM) and the chain's first certificate from one file.
+
+    Raises InvalidConfig if the file is damaged, or if key and certificate do not belong together.
+    """
     try:
         key_pem, mark, chain = path.read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
         key, certificate = key_from_pem(key_pem), x509.load_pem_x509_certificate(mark + chain)
@@ -272,7 +301,10 @@ def read_pair(path: Path) -> tuple[PrivateKey, bytes, x509.Certificate]:
 
 
 def check_names(federation: str, hosts: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """Returns the names of federation and hosts in lower case. Raises InvalidArgument."""
+    """Checks the names of the federation and of the server's hosts, and returns them in lower case.
+
+    Raises InvalidArgument if a name is not allowed, or if there is no host.
+    """
     if not hosts:
         raise InvalidArgument(field="--host", problem="give at least one name that partners reach this machine by")
     for host in hosts:
@@ -286,12 +318,12 @@ def check_names(federation: str, hosts: Sequence[str]) -> tuple[str, tuple[str, 
 
 
 def day(time_s: float) -> str:
-    """Formats a time for people: 2026-11-24 17:05 UTC."""
+    """Formats a time (seconds since 1970) for people: 2026-11-24 17:05 UTC."""
     return datetime.datetime.fromtimestamp(time_s, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _write_issuer(folder: Path, federation: str, root: x509.Certificate, root_key: PrivateKey, now_s: float) -> None:
-    """Makes a new intermediate, which ends with the root at the latest, and writes issuer.pem."""
+    """Makes a new intermediate and writes its key and certificate to issuer.pem. The certificate never outlives the root."""
     key = new_key()
     end_s = min(ISSUER_LIFE_S, root.not_valid_after_utc.timestamp() - now_s)
     issuer = sign_authority(f"PluralLLM {federation} issuer", key, root, root_key, end_s, now_s)

@@ -1,6 +1,6 @@
 """The check of every caller's identity and role, before any handler runs and at each message of a stream.
 
-With certificates the certificate alone proves the identity. In plain text, on loopback only, the call itself names its caller.
+With TLS, the certificate alone proves the identity. In plain text, on loopback only, the call itself names its caller.
 """
 
 import contextlib
@@ -32,23 +32,30 @@ _caller: ContextVar[Principal] = ContextVar("caller")
 
 
 def caller() -> Principal:
-    """Returns the caller of the current call. Raises LookupError (an incident) if no door has let the call in."""
+    """Returns the caller of the current call.
+
+    Raises LookupError, an internal error, if the check before the call has not admitted it.
+    """
     return _caller.get()
 
 
 class Identify(Protocol):
-    """A way to find out who is calling."""
+    """A function that finds out who is calling."""
 
     def __call__(self, context: Context) -> Callable[[], Principal]:
-        """Reads the identity that a call presents, once. The returned function looks up its present rights at each use.
+        """Reads the identity that a call presents. The returned function looks up the identity's present rights at each use.
 
-        Both raise Unidentified, IdentityMismatch or a leaf about the certificate.
+        Both functions, `__call__` and the returned one, raise Unidentified, IdentityMismatch or an error about the
+        certificate.
         """
         ...
 
 
 class MainDoor:
-    """Admits a call after checks of identity, role and number of open calls. Steering calls are audited before they begin."""
+    """The check before every call of the main port: identity, role, and number of the member's open calls.
+
+    A call that changes a run is recorded in the audit log before it begins.
+    """
 
     def __init__(self, identify: Identify, audit: AuditLog, calls_per_member: int) -> None:
         self._identify = identify
@@ -58,10 +65,11 @@ class MainDoor:
 
     @contextlib.asynccontextmanager
     async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[Callable[[], None]]:
-        """Surrounds the handler of a call. Yields a check that a stream repeats at each message.
+        """Admits a call and surrounds its handler. Yields a function that a stream calls at each message to check the role again.
 
-        A certificate may be revoked or expire in the middle of a stream. Both raise the refusals of identity and role; entering
-        raises OverLimit, too.
+        The repeated check is needed because a certificate may be revoked or expire in the middle of a stream. Entering and
+        the function raise the errors of identity and role. Entering also raises OverLimit if the member has too many open
+        calls.
         """
         rpc, about = method.rpartition("/")[2], about_of(request)
         try:
@@ -94,14 +102,17 @@ class MainDoor:
 
 
 class EnrolmentDoor:
-    """The door of the enrolment port: callers have no identity yet and may make two calls."""
+    """The check before every call of the enrolment port. Callers, who have no identity yet, may call Join and GetMembership."""
 
     def __init__(self) -> None:
         self._news = News()
 
     @contextlib.asynccontextmanager
     async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[Callable[[], None]]:  # noqa: ARG002
-        """Surrounds the handler of a call. Raises RoleForbids."""
+        """Admits a call and surrounds its handler. Raises RoleForbids for a method that this port does not offer.
+
+        The yielded function does nothing, because no call on this port is a stream.
+        """
         if method not in ON_ENROLMENT_PORT:
             rpc, peer = method.rpartition("/")[2], peer_of(context)
             if self._news.is_news(peer, time.monotonic()):
@@ -111,7 +122,7 @@ class EnrolmentDoor:
 
 
 def by_certificate(registry: Registry) -> Identify:
-    """Identifies callers with mutual TLS, by the certificate of the connection."""
+    """Returns a function that identifies callers by the client certificate of their TLS connection."""
 
     def identify(context: Context) -> Callable[[], Principal]:
         pem, claimed = certificate_of(context), claimed_id(context)
@@ -130,7 +141,10 @@ def by_certificate(registry: Registry) -> Identify:
 
 
 def by_word(context: Context) -> Callable[[], Principal]:
-    """Identifies callers in plain text on loopback: a call that names a client is that client's, any other may steer."""
+    """Identifies callers in plain text on loopback. A call that names a client is that client's; any other is an administrator's.
+
+    Raises Unidentified if the name is not a valid id.
+    """
     claimed = claimed_id(context)
     if claimed is None:
         return lambda: Principal(LOCAL, MemberRole.ADMIN)
@@ -140,13 +154,13 @@ def by_word(context: Context) -> Callable[[], Principal]:
 
 
 def certificate_of(context: Context) -> bytes | None:
-    """Returns the peer's certificate (PEM); TLS has checked its signature. None in plain text."""
+    """Returns the client certificate of a connection as PEM; None in plain text. TLS has checked the certificate's signature."""
     certificates: list[bytes] = context.auth_context().get("x509_pem_cert", [])
     return certificates[0] if certificates else None
 
 
 def claimed_id(context: Context) -> str | None:
-    """Returns the id that a call claims in its metadata; None if it claims none."""
+    """Returns the client id that a call claims in its metadata; None if the metadata has no client id."""
     for key, value in context.invocation_metadata() or ():
         if key == CLIENT_ID_KEY:
             return value if isinstance(value, str) else ""
@@ -154,13 +168,13 @@ def claimed_id(context: Context) -> str | None:
 
 
 def peer_of(context: Context) -> str:
-    """Returns the address of a peer without its port: ipv4:192.0.2.1 for ipv4:192.0.2.1:5000."""
+    """Returns the network address of a caller without its port: ipv4:192.0.2.1 for ipv4:192.0.2.1:5000."""
     peer: str = context.peer()
     return peer.rpartition(":")[0] or peer
 
 
 def about_of(request: object) -> str:
-    """Returns the resource that a request names, for the audit log."""
+    """Returns the name of the run, task or member that a request concerns, for the audit log; "" if there is no name."""
     if run := getattr(request, "run_id", ""):
         about = str(RunName(RunId(run)))
     else:
@@ -169,7 +183,10 @@ def about_of(request: object) -> str:
 
 
 def _claimed(context: Context) -> Principal | None:
-    """Reads the name from a refused certificate; TLS has checked who signed it. None if there is none to read."""
+    """Returns the identity in the certificate of a refused call; None if there is no certificate that can be read.
+
+    TLS has checked who signed the certificate.
+    """
     pem = certificate_of(context)
     if pem is None:
         return None

@@ -62,7 +62,7 @@ class InviteOrder:
 
 
 class Registry:
-    """The registry of one process. Every method runs on its event loop; changes run one after the other."""
+    """The members, invites and certificates in one process. Methods run on its event loop; changes run one after the other."""
 
     def __init__(
         self,
@@ -90,9 +90,10 @@ class Registry:
     # Reading
 
     def principal(self, certificate_pem: bytes) -> Principal:
-        """Looks up the member that may call with this certificate now; TLS has checked the signature.
+        """Returns the member that may call with this certificate now. TLS has checked the certificate's signature.
 
-        Raises CertificateUnknown, CertificateNotYetValid, CertificateExpired, CertificateRevoked, AwaitingApproval.
+        Raises CertificateUnknown, CertificateNotYetValid, CertificateExpired, CertificateRevoked; AwaitingApproval if an
+        administrator must approve the member first.
         """
         facts = read_known_certificate(certificate_pem)
         issued, member = self._certificates.get(facts.serial), self._members.get(facts.name)
@@ -110,16 +111,16 @@ class Registry:
         return tuple(member for _, member in sorted(self._members.items()))
 
     def open_invites(self) -> tuple[InviteRecord, ...]:
-        """Returns the open invites, sorted by name; at most one for each name."""
+        """Returns the invites that may still be used, sorted by name; at most one for each name."""
         now_s = self._wall_s()
         return tuple(sorted((i for i in self._invites.values() if i.is_open(now_s)), key=lambda invite: invite.name))
 
     def newest_certificate(self, name: ClientId) -> IssuedCertificate | None:
-        """Returns the certificate that a member got last."""
+        """Returns the certificate that a member got last; None if the member has no certificate."""
         return max(self._of(name), key=lambda issued: (issued.issued_s, issued.not_after_s), default=None)
 
     def state_of(self, member: Member) -> MemberState:
-        """Returns the state of a member now."""
+        """Returns the present state of a member: revoked, expired, active or awaiting approval."""
         newest = self.newest_certificate(member.name)
         if member.revoked_s is not None:
             return MemberState.REVOKED
@@ -135,7 +136,11 @@ class Registry:
 
     @unbroken
     async def invite(self, by: Principal, order: InviteOrder) -> tuple[InviteRecord, str]:
-        """Makes an invite. Returns it with its token, which is kept nowhere. Raises InvalidArgument, MemberExists."""
+        """Makes an invite, and withdraws open invites of the same name. Returns the invite and its secret token.
+
+        by: the administrator. The token is kept nowhere. Raises InvalidArgument if the order is not allowed; MemberExists
+        if the name belongs to a member that is neither revoked nor expired.
+        """
         _check_order(order)
         name, now_s = ClientId(order.name), self._wall_s()
         async with self._changing:
@@ -166,9 +171,12 @@ class Registry:
 
     @unbroken
     async def join(self, name: str, token: str, request_der: bytes) -> tuple[Member, bytes]:
-        """Makes a member of an invited name. Returns it with its certificate chain; a repetition with the same key gets the same.
+        """Makes an invited name a member. Returns the member and its certificate chain (PEM).
 
-        Raises InvalidArgument, CertificateInvalid, InviteUnknown, InviteForAnother, InviteExpired, InviteUsed, IssuerExpired.
+        token: the secret of the invite. request_der: the certificate request. A repeated call with the same key returns the
+        same chain.
+        Raises InvalidArgument, CertificateInvalid, InviteUnknown, InviteForAnother, InviteExpired, InviteUsed,
+        IssuerExpired; CertificateRevoked if the call is repeated and the certificate is no longer valid.
         """
         if not is_id(name):
             raise InvalidArgument(field="name", problem=f"allowed: {ID_HELP}")
@@ -197,9 +205,11 @@ class Registry:
 
     @unbroken
     async def renew(self, by: Principal, request_der: bytes) -> bytes:
-        """Issues the next certificate of a member. Returns its chain; a repetition with the same key gets the same.
+        """Issues the next certificate of a member and returns its chain (PEM).
 
-        Raises CertificateInvalid, CertificateRevoked, OverLimit, IssuerExpired.
+        by: the member. request_der: the certificate request. A repeated call with the same key returns the same chain.
+        Raises CertificateInvalid, CertificateRevoked, IssuerExpired; OverLimit if the member has too many valid
+        certificates.
         """
         key = public_key_of(request_der)
         key_sha256, now_s = fingerprint(key), self._wall_s()
@@ -223,7 +233,7 @@ class Registry:
 
     @unbroken
     async def approve(self, by: Principal, name: str) -> Member:
-        """Approves a member. Repeatable. Raises NotFound."""
+        """Approves a member, so that it may call. A repeated call changes nothing. Raises NotFound if there is no such member."""
         async with self._changing:
             member = self._member(name)
             if not member.approved:
@@ -236,11 +246,10 @@ class Registry:
 
     @unbroken
     async def revoke(self, by: Principal, name: str, reason: str) -> Member | None:
-        """Revokes every certificate and withdraws every open invite of a name. Repeatable.
+        """Revokes all certificates and withdraws all open invites of a name. A repeated call changes nothing.
 
-        Returns the member; None if the name had an open invite only.
-
-        Raises NotFound, LastAdmin.
+        Returns the member; None if the name had an open invite only. Raises NotFound if the name has no member and no open
+        invite; LastAdmin if no other active administrator would be left.
         """
         async with self._changing:
             member, withdrawn = self._members.get(ClientId(name)), self._withdrawn(ClientId(name))
@@ -260,7 +269,10 @@ class Registry:
         return gone
 
     async def make_admin(self, name: ClientId, key: ec.EllipticCurvePublicKey) -> bytes:
-        """Makes an administrator without an invite, on the coordinator's own machine. Returns its chain. Raises MemberExists."""
+        """Makes an administrator without an invite, on the coordinator's own machine. Returns the certificate chain (PEM).
+
+        Raises MemberExists if the name belongs to a member that is neither revoked nor expired.
+        """
         now_s = self._wall_s()
         async with self._changing:
             self._check_name_is_free(name)
@@ -293,7 +305,10 @@ class Registry:
         return IssuedCertificate(facts.serial, name, facts.key_sha256, facts.not_after_s, now_s, chain_pem)
 
     def _again(self, invite: InviteRecord, key_sha256: str, now_s: float) -> tuple[Member, bytes]:
-        """Answers a join that is repeated because the first answer was lost. Raises InviteUsed, CertificateRevoked."""
+        """Answers a join that is repeated because the first answer was lost. Returns the member and its certificate chain (PEM).
+
+        Raises InviteUsed if the invite was used with another key; CertificateRevoked if the certificate is no longer valid.
+        """
         if invite.used_by_key != key_sha256:
             raise InviteUsed(name=invite.name)
         with_key = [c for c in self._of(invite.name) if c.key_sha256 == key_sha256]
@@ -316,7 +331,7 @@ class Registry:
         return tuple(replace(i, withdrawn=True) for i in self._invites.values() if i.name == name and i.is_open(now_s))
 
     def _check_name_is_free(self, name: ClientId) -> None:
-        """Raises MemberExists unless the member of this name, if there is one, is revoked or expired."""
+        """Raises MemberExists if the name belongs to a member that is neither revoked nor expired."""
         if (member := self._members.get(name)) is None:
             return
         state = self.state_of(member)
@@ -324,7 +339,10 @@ class Registry:
             raise MemberExists(name=name, state=state.value.replace("_", " "))
 
     def _check_key_is_new(self, key_sha256: str, owner: ClientId | None) -> None:
-        """Raises CertificateInvalid if a certificate has this key already, unless it is the owner's."""
+        """Raises CertificateInvalid if a certificate of a member other than `owner` has this key.
+
+        owner: None if no member may have the key.
+        """
         if any(c.key_sha256 == key_sha256 and c.member != owner for c in self._certificates.values()):
             raise CertificateInvalid(what="the certificate request", problem="its key is in use; make a new one")
 

@@ -1,4 +1,4 @@
-"""Construction and signing of certificates (RFC 5280); authority.py decides their content."""
+"""Builds and signs certificates (RFC 5280). authority.py decides what they contain."""
 
 import datetime
 import ipaddress
@@ -15,7 +15,10 @@ from pluralllm.common.trust.certificates import BACKDATE_S, PrivateKey
 def sign_authority(
     name: str, key: PrivateKey, parent: x509.Certificate | None, signer: PrivateKey, life_s: float, now_s: float
 ) -> x509.Certificate:
-    """Signs the certificate of a root (`parent` is None) or of an intermediate."""
+    """Signs the certificate of a root (`parent` is None) or of an intermediate (`parent` is the root's certificate).
+
+    key: the key of the new certificate. signer: the key that signs.
+    """
     common_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
     issuer_name = common_name if parent is None else parent.subject
     builder = builder_for(name, issuer_name, key.public_key(), now_s - BACKDATE_S, now_s + life_s)
@@ -31,7 +34,7 @@ def sign_authority(
 def builder_for(
     name: str, issuer: x509.Name, key: ec.EllipticCurvePublicKey, start_s: float, end_s: float
 ) -> x509.CertificateBuilder:
-    """Returns a builder with subject, issuer, key, serial number and dates."""
+    """Returns a certificate builder with subject (`name`), issuer, key, a new serial number, and the dates of validity."""
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])]))
@@ -45,7 +48,7 @@ def builder_for(
 
 
 def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    """Returns the key usage of an authority, or of a member or server."""
+    """Returns the key usage of a certificate authority if `signs_certificates`, otherwise that of a member or server."""
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         key_cert_sign=signs_certificates,
@@ -78,7 +81,7 @@ def is_ip(host: str) -> bool:
 
 
 def general_name(host: str) -> x509.GeneralName:
-    """Returns a host as a name for a certificate."""
+    """Returns a host in the form that a certificate holds: as an IP address or a DNS name."""
     return x509.IPAddress(ipaddress.ip_address(host)) if is_ip(host) else x509.DNSName(host)
 
 

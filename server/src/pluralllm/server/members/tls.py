@@ -1,4 +1,4 @@
-"""TLS of the server: credentials that follow their file, and the renewal of certificates before they expire.
+"""TLS of the server: credentials that are read again when their file changes, and the renewal of certificates before their end.
 
 gRPC accepts only TLS 1.2 and 1.3, and asks the credentials for changes at each handshake.
 """
@@ -23,7 +23,10 @@ ISSUER_WARNING_S = 30 * 86_400.0
 
 
 class ServerFile:
-    """The server.pem for gRPC, read again when it has changed. A damaged file is logged, and the old one stays in use."""
+    """The file server.pem, which gRPC reads again when it has changed.
+
+    If the changed file is damaged, an error is logged and the old certificate stays in use.
+    """
 
     def __init__(self, path: Path, root_pem: bytes) -> None:
         self._path = path
@@ -31,12 +34,15 @@ class ServerFile:
         self._seen_ns = path.stat().st_mtime_ns
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """Reads the file. Raises InvalidConfig."""
+        """Reads key and certificates from the file for gRPC. Raises InvalidConfig if the file is damaged."""
         key, chain_pem, _ = read_pair(self._path)
         return grpc.ssl_server_certificate_configuration([(key_to_pem(key), chain_pem)], self._root_pem)
 
     def news(self) -> grpc.ServerCertificateConfiguration | None:
-        """Reads the file if it has changed; else returns None. gRPC calls this at each handshake, from a thread of its own."""
+        """Returns the new certificate if the file has changed; None if it has not changed or is damaged.
+
+        gRPC calls the method at each handshake, from a thread of its own.
+        """
         try:
             seen_ns = self._path.stat().st_mtime_ns
             if seen_ns == self._seen_ns:
@@ -51,7 +57,10 @@ class ServerFile:
 
 
 def server_credentials(authority: Authority, *, members_only: bool) -> grpc.ServerCredentials:
-    """Returns the credentials of one port. Raises InvalidConfig."""
+    """Returns the TLS credentials of one port. Raises InvalidConfig if server.pem is damaged.
+
+    members_only: whether every client must present a certificate of this federation.
+    """
     file = ServerFile(authority.server_file, authority.root_pem)
     news: Any = file.news  # the type stubs do not know that None means "no change"
     credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(file.read(), news, members_only)
@@ -59,13 +68,19 @@ def server_credentials(authority: Authority, *, members_only: bool) -> grpc.Serv
 
 
 def warn_of_uncovered(authority: Authority, addresses: Iterable[str]) -> None:
-    """Logs hosts of invites that the server certificate does not cover: nobody could join there. Raises InvalidConfig."""
+    """Logs a warning about hosts in invites that the server certificate does not cover: nobody could join there.
+
+    addresses: the addresses that invites name. Raises InvalidConfig if server.pem is damaged.
+    """
     if wrong := authority.uncovered(addresses):
         log.warning("tls.advertised_name_not_covered", hosts=wrong, fix=authority.covering(wrong))
 
 
 async def tend_certificates(registry: Registry, wall_s: Callable[[], float]) -> None:
-    """Renews the server certificate in time, loads a renewed intermediate, and warns before it ends. Runs until cancelled."""
+    """Renews the server certificate in time, loads a renewed intermediate, and logs a warning before the intermediate expires.
+
+    The coroutine runs until it is cancelled. wall_s: returns the present time in seconds since 1970.
+    """
     warned = ""
     while True:
         try:
