@@ -18,8 +18,8 @@ from support.process_harness import WIDTH, tiny_embedding_model
 
 from pluralllm.client.data.sample_survey import sample_groups
 
-pytestmark = [pytest.mark.timeout(600)]
-LIMIT_S = 300.0
+pytestmark = [pytest.mark.timeout(900)]
+LIMIT_S = 600.0  # an experiment of a minute, on a machine that has much else to do
 REPOSITORY = Path(__file__).parents[2]
 SMALL = """
 predictor = {d_model = 16, layers = 2, heads = 2, feedforward = 16, embedder_layers = 2}
