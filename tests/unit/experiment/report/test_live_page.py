@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pluralllm.experiment.report.live import Told, at_round, common_rounds, live_run, moved_bytes
+from pluralllm.experiment.report.live import Answers, at_round, common_rounds, live_run, moved_bytes
 from pluralllm.experiment.report.live_page import live_findings, live_page
 from pluralllm.experiment.report.page import html_of
 
@@ -54,7 +54,7 @@ def score(group: str, version: int, value: float) -> dict[str, Any]:
     }
 
 
-def told(**changes: Any) -> Told:
+def told(**changes: Any) -> Answers:
     values: dict[str, Any] = {
         "run": run(),
         "rounds": [
@@ -75,7 +75,7 @@ def told(**changes: Any) -> Told:
         "model_bytes": 1_000_000,
         "spec": {"seed": 1, "embedding": {"model": "m", "probes": ["a long vector"]}},
     }
-    return Told(**(values | changes))
+    return Answers(**(values | changes))
 
 
 def test_scores_stand_at_the_round_that_made_their_version() -> None:

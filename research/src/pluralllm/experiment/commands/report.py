@@ -31,7 +31,7 @@ def report(
     The page shows the run up to now, round by round. The command needs no torch.
     """
     need_report()
-    from pluralllm.experiment.report.live import Told  # noqa: PLC0415 - matplotlib, only here
+    from pluralllm.experiment.report.live import Answers  # noqa: PLC0415 - matplotlib, only here
     from pluralllm.experiment.report.live_page import live_page  # noqa: PLC0415
     from pluralllm.experiment.report.page import write_page  # noqa: PLC0415
 
@@ -43,7 +43,7 @@ def report(
         raise InvalidArgument(field="--out", problem=f"{folder} is a file, must be a folder")
     with showing_progress("reading rounds and scores") as report_progress:
         rounds, evaluations = connection.rounds(name, MOST_ROUNDS), connection.evaluations(name)
-        facts = Told(run_facts, rounds, evaluations, _members(connection), *_current_model(connection, name))
+        facts = Answers(run_facts, rounds, evaluations, _members(connection), *_current_model(connection, name))
         report_progress("drawing", 0, 0)
         page = write_page(live_page(facts, f"{now():%Y-%m-%d %H:%M} UTC"), folder)
     typer.echo(str(page))

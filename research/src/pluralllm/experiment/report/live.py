@@ -14,7 +14,7 @@ Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Answers:
     """Answers of the coordinator about a run; an answer is None if the caller's role may not read it."""
 
     run: Values
@@ -55,7 +55,7 @@ class Series:
 class LiveRun:
     """Rounds and scores of a live run, ready for figures and tables. `live_run` makes it from the coordinator's answers."""
 
-    told: Told
+    answers: Answers
     name: str
     rounds: tuple[RoundRow, ...]  # oldest first
     series: tuple[Series, ...]  # by role and group
@@ -64,7 +64,7 @@ class LiveRun:
         return tuple(series for series in self.series if series.role == role)
 
 
-def live_run(answers: Told) -> LiveRun:
+def live_run(answers: Answers) -> LiveRun:
     """Sorts the rounds and evaluations in the coordinator's answers, and returns them ready for figures and tables.
 
     If a group has several scores for the same round, the scores are averaged.
@@ -103,7 +103,7 @@ def moved_bytes(live: LiveRun) -> list[int] | None:
     A round moves one model version to each client of its cohort, and as many bytes back with each update.
     Returns None if the size of a model version is not known.
     """
-    size = live.told.model_bytes
+    size = live.answers.model_bytes
     if size is None:
         return None
     totals, total = [], 0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
 from pluralllm.common.words.names import MemberName
 from pluralllm.experiment.report.findings import amount
-from pluralllm.experiment.report.live import LiveRun, Series, Told, at_round, common_rounds, live_run, moved_bytes
+from pluralllm.experiment.report.live import Answers, LiveRun, Series, at_round, common_rounds, live_run, moved_bytes
 from pluralllm.experiment.report.live_figures import (
     ROLES,
     fairness_over_rounds,
@@ -23,7 +23,7 @@ PRIVATE = (
 )
 
 
-def live_page(answers: Told, made: str) -> Page:
+def live_page(answers: Answers, made: str) -> Page:
     """Returns the report page of a run, with everything that the coordinator's answers hold so far.
 
     made: the time at which the report was made, as text.
@@ -68,7 +68,7 @@ def live_findings(live: LiveRun) -> Iterator[Finding]:
         yield Finding(f"{closed} rounds closed, {len(abandoned)} abandoned; {updates} updates received.", reasons)
     moved = moved_bytes(live)
     if moved:
-        run = live.told.run
+        run = live.answers.run
         yield Finding(
             f"Weights moved by the rounds: {amount('moved_bytes', moved[-1])}. The coordinator's process has received "
             f"{amount('moved_bytes', run['received_bytes'])} and sent {amount('moved_bytes', run['sent_bytes'])} since its start."
@@ -118,7 +118,7 @@ def rounds_table(live: LiveRun) -> Table:
     return Table(("round", "outcome", "version made", "updates of cohort", "seconds", "reason"), tuple(rows))
 
 
-def members_table(answers: Told) -> Table:
+def members_table(answers: Answers) -> Table:
     rows = [
         Row(
             (
@@ -136,7 +136,7 @@ def members_table(answers: Told) -> Table:
 
 
 def provenance_table(live: LiveRun) -> Table:
-    run, model = live.told.run, live.told.model
+    run, model = live.answers.run, live.answers.model
     pairs = [
         ("run spec, sha256", str(run["spec_sha256"])),
         ("model version", f"{run['version']}, digest {run['version_digest']}"),
@@ -148,7 +148,7 @@ def provenance_table(live: LiveRun) -> Table:
     return Table(("", ""), tuple(Row(pair) for pair in pairs))
 
 
-def spec_text(answers: Told) -> str:
+def spec_text(answers: Answers) -> str:
     """Returns the run spec as JSON text; an empty text if the caller's role may not read the run spec.
 
     The text leaves out the long vectors of the probe texts, by which a client checks that it has the right embedding model.
