@@ -29,7 +29,7 @@ class ResearchCommand:
 
     name: str
     summary: str
-    extra: str = ""  # of pluralllm-research; empty where the command needs none
+    extra: str = ""  # the extra of pluralllm-research that the command needs; empty if it needs none
 
     @property
     def requirement(self) -> str:

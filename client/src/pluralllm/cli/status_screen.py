@@ -186,7 +186,7 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
 def keys_table(members: Sequence[Mapping[str, Any]], authority: str) -> Table:
     """Returns a table of the members' whole key fingerprints, for a comparison by phone.
 
-    authority: fingerprint of the certificate authority, which becomes the last line; empty in plain text, where there is none.
+    authority: fingerprint of the certificate authority, which becomes the last line; empty if the connection is in plain text.
     """
     table = Table("member", "fingerprint of the key", box=None, pad_edge=False)
     keys = [(MemberName.parse(member["name"]).member, member["key_sha256"]) for member in members]

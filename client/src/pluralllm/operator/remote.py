@@ -163,8 +163,8 @@ class Remote:
     ) -> Invite:
         """Invites a member, and returns the invite. The invite is secret, and valid for `ttl_s` seconds.
 
-        group_role: train or held_out (evaluated, never trained); None leaves it to the coordinator. needs_approval: whether an
-        administrator must approve the member after it has joined.
+        group_role: train or held_out (evaluated, never trained); None means train. needs_approval: whether an administrator
+        must approve the member after the member has joined.
         """
         request = pb.CreateInviteRequest(name=name, role=MEMBER_ROLES[role], group=group, needs_approval=needs_approval)
         if group_role is not None:

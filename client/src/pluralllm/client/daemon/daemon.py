@@ -226,7 +226,7 @@ class Daemon:
     async def _drop_work(self, reason: str) -> None:
         """Stops the work on the current task. An upload of the task's result first gets a short time to end.
 
-        The coordinator often needs no more work because it has just received that result.
+        Often the coordinator needs no more work on a task because the coordinator has just received the task's result.
         """
         assert self._work is not None
         if self._work.stage == HANDING_IN:

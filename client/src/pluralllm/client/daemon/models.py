@@ -1,4 +1,7 @@
-"""The model versions that this client has downloaded. Each is verified against the run's history; only the last few are kept."""
+"""The model versions that this client has downloaded. Every version is verified against the run's history.
+
+The folder keeps only the last few versions.
+"""
 
 from pathlib import Path
 

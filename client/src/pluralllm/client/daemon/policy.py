@@ -26,9 +26,9 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_local_steps: PositiveInt = 1_000  # of one round
-    max_rounds: PositiveInt = 10_000  # of one run
-    min_cohort: PositiveInt = 2  # smallest cohort to train in: alone, the published model shows this group's update
+    max_local_steps: PositiveInt = 1_000  # largest number of training steps in one round
+    max_rounds: PositiveInt = 10_000  # largest number of rounds in one run
+    min_cohort: PositiveInt = 2  # smallest cohort to train in: with one client, the published model shows its update
     max_learning_rate: Annotated[float, Field(gt=0)] = 1.0
     allowed_embedding_models: tuple[str, ...] = ("*",)  # patterns as in a shell
     allow_evaluation: bool = True

@@ -104,9 +104,9 @@ def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
 def ranked_pairs(
     question: Question, shares: "Sequence[float] | NDArray[np.floating]", margin: float, *, every: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yields pairs of a question's candidates as rows for DPO: prompt, chosen, rejected, margin.
+    """Yields pairs of a question's candidates as rows for DPO (direct preference optimization).
 
-    In a row, margin is the difference of the two candidates' shares.
+    A row has prompt, chosen, rejected and margin; margin is the difference of the two candidates' shares.
     shares: one share for each candidate. every: yields all pairs of candidates; otherwise only the best candidate with the
     worst one.
     A pair whose shares are equal or differ by less than the parameter `margin` is left out.

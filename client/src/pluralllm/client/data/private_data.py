@@ -183,7 +183,10 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _explain(detail: Any) -> str:
-    """Returns a validation error of pydantic as a sentence for the person who corrects the file."""
+    """Turns an error of pydantic's validation into a sentence for the person who corrects the file.
+
+    detail: one item of the list that ValidationError.errors() returns.
+    """
     key = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":

@@ -148,13 +148,16 @@ def sample_groups(count: int, questions_per_group: int, seed: int) -> dict[Group
 
 
 def _settlements() -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """Yields more invented groups without end: a name, and the group's position on each of the values, shape (values,)."""
+    """Yields more invented groups without end: a name, and the group's position on each of the five values, shape (values,)."""
     for number in itertools.count(len(GROUPS) + 1):
         yield f"Settlement {number}", np.random.default_rng(number).uniform(-1, 1, len(VALUES))
 
 
 def _items() -> list[_Item]:
-    """Returns all questions of the survey: first every statement in every frame, then the choices between options."""
+    """Returns all questions of the survey: first each statement in each frame, then the choices between options.
+
+    A frame is the wording of a question with a gap for a statement, and the question's options.
+    """
     items = []
     for (frame, options, off_scale), (statement, loadings) in itertools.product(FRAMES, STATEMENTS):
         items.append(_Item(frame.format(s=statement), options, np.array(loadings), off_scale))
@@ -166,7 +169,10 @@ def _items() -> list[_Item]:
 
 
 def _answer(item: _Item, values: NDArray[np.float64], rng: np.random.Generator) -> Question:
-    """Returns the item as a question with the shares of a group. values: the group's position on each value, shape (values,)."""
+    """Returns the item as a question with the shares of a group.
+
+    values: the group's position on each of the five values, shape (values,). rng: random numbers for the shift of the answers.
+    """
     if item.is_choice:
         appeal = item.loadings @ values + rng.normal(0, 3 * DISTURBANCE, len(item.options))
         shares = np.exp(1.4 * appeal)

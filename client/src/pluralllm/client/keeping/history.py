@@ -21,7 +21,8 @@ class History:
     def check(self, run: RunId, link: VersionLink, task_record_sha256: str) -> None:
         """Compares a model version with the versions seen before, then adds it to the history.
 
-        link: the version's record and the record of its parent, as the coordinator states them.
+        link: the version's record and the record of its parent, as the coordinator states them. task_record_sha256: hash of the
+        record in the task that uses the version.
         Raises HistoryDiverged if the task names another record for this version, or if this client saw another record for the
         version or for its parent before.
         """

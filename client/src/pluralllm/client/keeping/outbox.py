@@ -20,7 +20,7 @@ class Entry:
     run: RunId
     spec_sha256: Digest
     base_digest: Digest
-    digest: Digest  # SHA-256 of the delta's file
+    digest: Digest  # digest in the manifest of the delta's file
     examples: int
     metrics: Mapping[str, float]
 

@@ -1,4 +1,7 @@
-"""The daemon's calls to FederationService. Every call has a deadline, and calls that may be repeated are retried."""
+"""The daemon's calls to the coordinator's gRPC services.
+
+Every call has a deadline. Calls that may be repeated are retried.
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The daemon's Prometheus metrics, for the partner's own monitoring. The daemon sends none of them to the coordinator.
+"""The daemon's Prometheus metrics, for the partner's own monitoring. None of the metrics goes to the coordinator.
 
 Every label has a small, fixed set of values. docs/generate.py makes docs/reference/metrics.md from this module.
 """

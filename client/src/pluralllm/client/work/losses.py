@@ -1,7 +1,7 @@
 """Loss functions of training, for a batch with rows of many clients, and each client's distance from the base model of a round.
 
-Shapes: B rows of the batch, T target points (one for each option of each target question), Q target questions. Rows with fewer
-points are padded; padding does not count.
+A round's base model is the model version that the round trains from. Shapes: B rows of the batch, T target points (one for each
+option of each target question), Q target questions. Rows with fewer points are padded; padding does not count.
 """
 
 import math
@@ -22,15 +22,16 @@ MIN_LOG_STD, MAX_LOG_STD = -7.0, 4.0  # keeps the likelihood finite; 0.001 .. 55
 def prediction_loss(predicted: Prediction, batch: Batch, training: Training, clients: int) -> Tensor:
     """Returns the mean loss of each client, weighted by the weights of the questions; shape (clients,).
 
-    The batch has equally many rows for each client: first the rows of the first client, then the rows of the second, and so on.
+    clients: number of clients in the batch. The batch has equally many rows for each client: first the rows of the first
+    client, then the rows of the second, and so on.
     training.loss selects the loss. In every loss, the predicted shares of a question are the softmax of its predicted means.
     gaussian: mean over target points of -log N(share; predicted share, exp(log-std)), arXiv 2310.11523.
     cross_entropy: mean over target questions of the cross-entropy between true and predicted shares. The gaussian loss on
     detached predicted shares is added, so that the predicted spread is trained, too.
     alignment: the loss cross_entropy, plus the Jensen-Shannon distance of each question; the alignment score is 1 minus this
     distance.
-    The last two losses compare with true shares that `target_temperature` softens; the gaussian loss uses the true shares
-    unchanged.
+    The losses cross_entropy and alignment compare with true shares that `target_temperature` softens; the gaussian loss uses
+    the true shares unchanged.
     """
     log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (B, T)
     y = batch.target_shares  # (B, T)

@@ -17,7 +17,7 @@ from pluralllm.common.words.spec import GroupRole
 class Prepare:
     """The order to read, check and embed the private data for one run. Only the first order for a run takes long."""
 
-    spec_json: str  # canonical; its SHA-256 names the run in the orders below
+    spec_json: str  # canonical JSON; its SHA-256 names the run in the orders below
     data: Path  # the private file
     group: str
     role: GroupRole
@@ -73,7 +73,7 @@ class Rewards:
     """The result of Reward. The shares themselves are in the order's file `out`."""
 
     digest: Digest
-    examples: int  # context questions
+    examples: int  # number of context questions
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def pick_device(name: str) -> torch.device:
 class Trained:
     """The facts about one training. The delta itself is in a file."""
 
-    manifest: Manifest  # of the delta's file
+    manifest: Manifest  # size and hashes of the delta's file
     examples: int  # training questions of the group: the update's weight, the same in every round
     steps: int
     mean_loss: float
@@ -151,7 +151,7 @@ def _write(out: Path, spec: RunSpec, layout: Layout, delta: Delta, seed: int, re
 
 
 def _kept(residual: Path, values: int) -> Delta:
-    """Returns the residual of earlier rounds, shape (values,).
+    """Returns the residual of earlier rounds, shape (values,): one value for each parameter of the model.
 
     Returns zeros if there is no file, or if the file has another number of values.
     """
@@ -309,8 +309,8 @@ def _restore_moments(model: PreferencePredictor, optimizer: torch.optim.Optimize
 def repeatable(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch (for dropout) and selects deterministic kernels until the block ends.
 
-    Torch warns if a device has no deterministic kernel for an operation. CUDA's fast attention has none, so its plain
-    implementation is used.
+    Torch warns if a device has no deterministic kernel for an operation. CUDA's fast attention has no such kernel, so torch's
+    plain attention is used.
     """
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("warn")

@@ -50,7 +50,7 @@ class PreparedRun:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A predictor for rewards, loaded from one file of weights."""
+    """A predictor for rewards, loaded from one file of weights, and the number of context questions that it predicts from."""
 
     weights: Path
     predictor: GroupPredictor
