@@ -48,7 +48,7 @@ RESEARCH_COMMANDS = (
 
 
 class PackageCommand(TyperCommand):
-    """A command that is loaded when it is typed. Before that, it consists of its name and one help line."""
+    """A command that is loaded when it is typed. Before that, only the command's name and one help line exist."""
 
     def __init__(self, name: str, summary: str, load: Callable[[], TyperCommand | TyperGroup]) -> None:
         super().__init__(name, help=summary)
@@ -85,9 +85,10 @@ def add_package_commands(group: TyperGroup, entry_points: Iterable[EntryPoint]) 
 
 
 def _place_of(name: str, group: TyperGroup) -> tuple[TyperGroup, str]:
-    """Returns the command group that a command belongs to, and the command's name in that group.
+    """Returns the command group that a command belongs to, and the command's name in that command group.
 
-    `model.export` is `export` in the group `model`. If there is no group `model`, it is `model.export` in `group`.
+    group: the whole command line. The command `model.export` is `export` in the command group `model`. Without a command group
+    `model`, the command is `model.export` in `group`.
     """
     first, _, rest = name.partition(".")
     inner = group.commands.get(first)
