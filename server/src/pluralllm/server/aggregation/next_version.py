@@ -41,8 +41,8 @@ async def write_next(
 
     The version is written to `draft`, the server optimizer's moments (its state) to files beside `draft`. Returns these
     files.
-    base: the model version that the round trains from. receipts: sorted by client. weights: as recorded, in the order of
-    `receipts`; empty if none are recorded.
+    base: the model version that the round trains from. receipts: sorted by client. weights: the weights that the round has
+    recorded, in the order of `receipts`; empty if it has recorded none.
     Raises BaseLost or UpdateLost if a blob of the base or of an update is missing or corrupt; Corrupt or NotFound if all
     blobs are whole when they are read again; StorageFull. After an error no file is left.
     """

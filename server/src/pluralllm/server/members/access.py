@@ -24,7 +24,7 @@ class Principal:
 
     @property
     def group_and_role(self) -> tuple[str | None, GroupRole]:
-        """The group that this member answers for, and whether that group trains or is held out."""
+        """The group that this member answers for (None in plain text), and whether that group trains or is held out."""
         return self.group, self.group_role
 
 

@@ -34,7 +34,7 @@ _caller: ContextVar[Principal] = ContextVar("caller")
 def caller() -> Principal:
     """Returns the caller of the current call.
 
-    Raises LookupError, an internal error, if the check before the call has not admitted it.
+    Raises LookupError, an internal error, if no check has admitted the call.
     """
     return _caller.get()
 
@@ -141,9 +141,10 @@ def by_certificate(registry: Registry) -> Identify:
 
 
 def by_word(context: Context) -> Callable[[], Principal]:
-    """Identifies callers in plain text on loopback. A call that names a client is that client's; any other is an administrator's.
+    """Identifies callers in plain text on loopback, where no certificate proves a name.
 
-    Raises Unidentified if the name is not a valid id.
+    Returns a function that returns the caller's identity. A call that names a client acts as this client; any other call
+    acts as an administrator. Raises Unidentified if the name is not a valid id.
     """
     claimed = claimed_id(context)
     if claimed is None:

@@ -1,6 +1,6 @@
 """The members of the federation with their invites and certificates, in memory and durably in the store.
 
-A certificate proves a name. Everything else (role, group, approval, revocation) is looked up here at each call.
+A certificate proves a name. Everything else (role, group, approval, revocation) is looked up in the registry at each call.
 """
 
 import asyncio

@@ -45,7 +45,7 @@ async def shielded(task: "asyncio.Task[Result]") -> Result:
 
 
 def _log_failure(task: "asyncio.Task[Any]") -> None:
-    """Logs the error of a task whose caller was cancelled and so cannot receive it."""
+    """Logs the error of a task whose caller was cancelled, so that the error is not lost."""
     error = None if task.cancelled() else task.exception()
     if isinstance(error, PluralError):
         log.warning("call.failed_unheard", reason=error.reason, problem=str(error))

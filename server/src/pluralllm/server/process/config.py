@@ -1,4 +1,4 @@
-"""The coordinator's configuration: flag > environment (PLURALLLM_SERVER_*) > TOML file > default."""
+"""The coordinator's configuration. Its sources, strongest first: flag, environment (PLURALLLM_SERVER_*), TOML file, default."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal

@@ -15,7 +15,7 @@ DISK_ERRORS = frozenset({errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV})
 class FailStop:
     """The stop signal of the process, for errors after which disk or database can no longer be trusted.
 
-    Code that meets such an error reports it here, and the composition root (composition.py) ends the process.
+    Code that meets such an error reports the error by `stop`, and the composition root (composition.py) ends the process.
     """
 
     def __init__(self) -> None:

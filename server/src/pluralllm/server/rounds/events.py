@@ -165,8 +165,7 @@ class AveragingFailed:
     """A round's updates cannot be averaged, and another attempt would not help.
 
     A stored file is corrupt or lost: an update, the base version (the model version that the round trains from) or one of
-    the
-    server optimizer's moments (its state).
+    the server optimizer's moments (its state).
     """
 
     at_s: float
@@ -292,7 +291,7 @@ def event_to_facts(event: Event) -> dict[str, Any]:
 def event_from_facts(kind: str, facts: dict[str, Any]) -> Event:
     """Makes an event from its kind and the facts that `event_to_facts` returned.
 
-    Raises KeyError for an unknown kind and ValueError for facts that do not fit, if this release cannot read the event log.
+    Raises KeyError for an unknown kind and ValueError for facts that do not fit: this release cannot read such an event.
     """
     event: Event = _ADAPTERS[kind].validate_python(facts)
     return event

@@ -17,18 +17,19 @@ Each line of the table holds the phase, the event with its condition, the next p
     AGGREGATING  --ModelAveraged-->                           see below    Publish
     AGGREGATING  --AveragingFailed-->                         see below    Abandon; ENDED, EndRun as well if the base is lost
     EVALUATING   --EvaluationArrived-->                       EVALUATING   RecordEvaluation
-    EVALUATING   --all in, or ClockTicked, deadline-->        see below
+    EVALUATING   --all scored, or ClockTicked, deadline-->    see below
     any but ENDED --RunCancelled-->                           ENDED        Abandon if a round is open, EndRun
 
 "See below" means: after a round or an evaluation the run is EVALUATING if an evaluation of the version is due. Otherwise
 the run is WAITING, or, after the last round, ENDED (EndRun).
 A slot is the right of one client in the cohort to do the round's task. The base is the model version that the round trains
 from.
-"Enough" means: target_clients are idle (before the first evaluation also as many clients seen as the run spec names
-groups), or min_clients have been idle for gather_s. The quorum is min_clients receipts.
+"Enough" means: target_clients are idle, or min_clients have been idle for gather_s. Before the first evaluation,
+target_clients are enough only if at least as many clients have been seen as the run spec names groups. The quorum is
+min_clients receipts.
 
 A run that asks for rewards has no evaluations, and batches of rollouts (generated texts) open its rounds. Its clients take
-slots as they connect, clients of held-out groups too. There an update is one client's rewards, and a version is the
+slots as they connect, clients of held-out groups too. In such a run an update is one client's rewards, and a version is the
 aggregate of all clients' rewards.
 
 A refused event raises and leaves the state untouched. For a repeated identical event `step` returns (state, ()).

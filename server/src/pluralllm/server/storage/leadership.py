@@ -1,7 +1,8 @@
 """Lets only one of several coordinators on a PostgreSQL database serve: one holds an advisory lock, the others stand by.
 
-The lock decides which coordinator may begin. The generation, a number in the database, makes this safe: every transaction
-checks it (sql_store.py). So a coordinator that was overtaken can neither read nor write, however late it wakes up.
+The lock decides which coordinator may begin. The generation, a number in the database, protects the data: every transaction
+checks the generation (sql_store.py). So a coordinator that was overtaken can neither read nor write, however late it wakes
+up.
 """
 
 import asyncio

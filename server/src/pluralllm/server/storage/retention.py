@@ -15,9 +15,9 @@ from pluralllm.server.storage.store import RoundOutcome, Store
 async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = ()) -> set[Digest]:
     """Returns the digests of all blobs that must be kept.
 
-    Kept are all model versions, and the updates and rollouts of each run's open round and newest `keep_updates` ended
-    rounds. Two kinds of optimizer moments (the server optimizer's state) are also kept: the newest version's moments, which
-    the next round needs, and the moments that the kept rounds began with, which the command `verify` needs.
+    The list has all model versions, and the updates and rollouts of each run's open round and newest `keep_updates` ended
+    rounds. Two kinds of optimizer moments (the server optimizer's state) are also in the list: the newest version's
+    moments, which the next round needs, and the moments that the kept rounds began with, which the command `verify` needs.
     over: runs that have ended, which need no moments for a next round.
     """
     keep: set[Digest] = set()
@@ -78,8 +78,9 @@ class Retention:
                 self._changed.notify_all()
 
     async def collect(self, over: Collection[RunId]) -> None:
-        """Deletes blobs that are not needed, as soon as no `storing` block runs. New `storing` blocks wait until this is done.
+        """Deletes blobs that are not needed, as soon as no `storing` block runs.
 
+        New `storing` blocks wait for the end of the deletion.
         over: runs that have ended, which no longer need their newest optimizer moments (the server optimizer's state).
         """
         async with self._changed:

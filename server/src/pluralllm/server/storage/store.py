@@ -191,7 +191,7 @@ class Store(Protocol):
     async def latest_evaluations(self, run: RunId, versions: int) -> Sequence[EvaluationRecord]:
         """Returns the evaluations of the newest evaluated model versions, sorted by version, then by group.
 
-        versions: number of versions.
+        versions: how many model versions are included.
         """
         ...
 
