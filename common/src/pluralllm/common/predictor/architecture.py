@@ -1,7 +1,8 @@
 """The predictor's parameters: names, shapes and initial values, without torch.
 
-The coordinator makes model version 0 from this module. model.py must have exactly these parameters; a test checks the agreement.
-The names are those of torch's state dict. Initial values follow torch's defaults for Linear and MultiheadAttention:
+The coordinator makes model version 0 from this module. model.py must have exactly these parameters; a test compares
+the two modules. The names are the names in torch's state dict.
+Initial values follow torch's defaults for Linear and MultiheadAttention:
 U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, Xavier-uniform for the attention's input projection, zeros for the
 attention's biases. A LayerNorm starts with ones as its weight and zeros as its bias.
 Source: arXiv 2310.11523 (GPO), arXiv 2207.04179 (TNP-D).
@@ -66,8 +67,8 @@ def parameters(predictor: Predictor, embedding_dimension: int) -> tuple[Paramete
 def layout_for(spec: RunSpec) -> Layout:
     """Returns the layout (names and shapes of the tensors) of a run's model.
 
-    The layout depends only on the spec's predictor and on the dimension of its embeddings, so every process computes the same
-    one.
+    The layout depends only on the spec's predictor and on the dimension of its embeddings, so every process computes
+    the same layout.
     """
     return layout_of((tensor.name, tensor.shape) for tensor in parameters(spec.predictor, spec.embedding.dimension))
 

@@ -1,4 +1,4 @@
-"""Holds a group's questions as arrays, draws training episodes from them, and pads episodes to batches.
+"""Holds a group's questions as arrays, draws training episodes from the questions, and pads episodes to batches.
 
 A point is one option of one question. All options of a question always stay together. Masks mark which points are real and which
 are padding; code must never guess from a point's content whether the point is padding.
@@ -44,7 +44,7 @@ class GroupData:
     def split(self, holdout_share: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns two tuples of question indices: the questions for training, and the questions that are held out from training.
 
-        A hash of the question decides, so every group holds out the same questions.
+        A hash of each question decides whether the question is held out, so every group holds out the same questions.
         holdout_share: share of all questions to hold out, 0 .. 1.
         """
         held_out = [is_held_out(question.id, holdout_share) for question in self.questions]
@@ -56,7 +56,7 @@ def group_data(group: str, questions: Sequence[Question], embedded: Sequence[NDA
     """Joins a group's questions with their embeddings.
 
     embedded: for each question, one array with an embedding for each option. Shape of each array: (options, D) with D numbers in
-    an embedding. Raises TooFewQuestions if there is no question. Raises ValueError if questions and arrays do not fit together,
+    an embedding. Raises TooFewQuestions if there is no question. Raises ValueError if an array does not have the right shape,
     or if a question occurs twice: an episode could then have the question in its context and among its targets.
     """
     if not questions:
@@ -72,7 +72,7 @@ def group_data(group: str, questions: Sequence[Question], embedded: Sequence[NDA
 
 
 def sharpen(data: GroupData, power: float) -> GroupData:
-    """Returns a copy of the data, changed to an imagined group whose members agree more (power > 1) or less (power < 1).
+    """Returns a copy of the data as if the members of the group agreed more (power > 1) or less (power < 1).
 
     Every share is raised to `power`; then the shares of each question are scaled to sum 1 again.
     """
@@ -84,7 +84,7 @@ def sharpen(data: GroupData, power: float) -> GroupData:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One training episode: the indices of its context questions and of its target questions; no question is in both lists."""
+    """One training episode: the indices of its context questions and of its target questions. No question has both roles."""
 
     context: tuple[int, ...]
     targets: tuple[int, ...]
@@ -106,10 +106,10 @@ def draw_episode(
 ) -> Episode:
     """Draws the numbers of context and target questions first, and then the questions themselves without repetition.
 
-    Each number is uniform in the range of `episodes`; a range is cut to the number of questions that the group has.
-    usable: indices of the questions to draw from. The caller has checked with `check_enough` that there are enough of them.
+    Each of the two numbers is uniform in its range, which `episodes` gives. A range ends at the number of usable questions.
+    usable: indices of the questions to draw from. The caller has checked with `check_enough` that there are enough questions.
     sizes: random stream for the two numbers. Every draw takes exactly two values from this stream. Clients with the same stream
-    therefore have episodes of nearly the same size in the same step, and a batch of these episodes needs little padding.
+    therefore draw episodes of nearly the same size in the same step. A batch of such episodes needs little padding.
     rng: random stream for the questions.
     """
     of_context, of_targets = sizes.random(2).tolist()
@@ -124,13 +124,13 @@ def draw_episode(
 def step_sizes(seed: int, step: int) -> np.random.Generator:
     """Returns the random stream that decides how many questions the episodes of a training step have.
 
-    The stream depends only on the run's seed and the number of the step, so it is the same for all clients.
+    The stream depends only on the run's seed and the number of the step, so all clients have the same stream.
     """
     return np.random.default_rng([seed, step])
 
 
 def _within(least: int, most: int, fraction: float) -> int:
-    """Returns the integer at a fraction (0 <= fraction < 1) of the range least .. most, both ends included."""
+    """Returns an integer from `least` to `most`: `least` for fraction 0, and `most` for a fraction just below 1."""
     return least + int(fraction * (most - least + 1))
 
 
@@ -138,8 +138,8 @@ def _within(least: int, most: int, fraction: float) -> int:
 class Batch:
     """Episodes that are padded to the same size and joined to tensors.
 
-    Shapes: B episodes, D numbers in an embedding. C is the greatest number of context points in one episode, T the greatest
-    number of target points, and Q the greatest number of target questions; shorter episodes are padded to these sizes.
+    Shapes: B episodes, D numbers in an embedding. C, T and Q are the greatest numbers of context points, target points
+    and target questions in one episode. Shorter episodes are padded to these sizes.
     """
 
     context: Tensor  # (B, C, D)
@@ -162,7 +162,7 @@ class Batch:
 
 
 def make_batch(pairs: Sequence[tuple[GroupData, Episode]]) -> Batch:
-    """Pads episodes of one or several groups to the longest episode, and joins them to one batch on the CPU.
+    """Pads episodes of one or several groups to the longest episode, and joins the episodes to one batch on the CPU.
 
     pairs: for each episode, the data of its group and the episode.
     """
@@ -185,7 +185,7 @@ def make_batch(pairs: Sequence[tuple[GroupData, Episode]]) -> Batch:
 
 
 def _padded(rows: Sequence[NDArray[np.generic]], fill: int = 0) -> Tensor:
-    """Joins B arrays to one tensor. The arrays may differ in their first dimension N; shorter ones are padded with `fill`.
+    """Joins B arrays to one tensor. The arrays may differ in their first dimension N; shorter arrays are padded with `fill`.
 
     Shapes: B arrays (N, ...) -> (B, greatest N, ...).
     """
@@ -205,11 +205,11 @@ def sum_by_question(values: Tensor, question: Tensor, questions: int) -> Tensor:
 
 
 def log_softmax_by_question(scores: Tensor, question: Tensor, questions: int) -> Tensor:
-    """Log-softmax of the scores among the options of each question.
+    """Returns the log-softmax of the scores, computed among the options of each question.
 
     Shapes: B episodes, T target points; scores (B, T), question (B, T) int64 -> (B, T).
-    question: for each point, the index of its question. Padded points have the index `questions`, so they do not influence the
-    real questions; the results for padded points mean nothing.
+    question: for each point, the index of its question. Padded points have the index `questions`, so these points do
+    not influence the real questions. The results for padded points mean nothing.
     """
     batch, slots = scores.shape[0], questions + 1
     highest = scores.new_full((batch, slots), -torch.inf).scatter_reduce(1, question, scores.detach(), "amax")

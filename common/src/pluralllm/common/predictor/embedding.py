@@ -1,4 +1,4 @@
-"""Turns texts into vectors with the transformer that the run spec's embedding contract names, and caches the vectors on disk.
+"""Turns texts into vectors with the transformer that the run spec's [embedding] section names, and caches the vectors on disk.
 
 The cache is one SQLite file. The key of a vector is made from model, revision, model files, pooling, maximum length and text.
 Several processes may use the cache at once. If the cache has the vectors of all texts, the transformer is not loaded.
@@ -30,16 +30,16 @@ Progress = Callable[[int, int], None]  # called with the number of texts done an
 
 
 class Embedder:
-    """Embeds texts with the model of a run spec's embedding contract, on this machine.
+    """Embeds texts on this machine with the model that the run spec's [embedding] section names.
 
     The model is loaded only when the cache lacks the vector of a text.
     """
 
     def __init__(self, contract: Embedding, model_path: Path | None, cache: Path, device: torch.device) -> None:
-        """Opens the cache file, or creates it if it does not exist.
+        """Opens the cache file, or creates the file if there is none.
 
-        contract: the part of the run spec that says how texts are embedded. cache: folder for the cache file.
-        model_path: local folder with the model; None makes the library `transformers` look up the contract's model id.
+        contract: the run spec's [embedding] section, which says how texts are embedded. cache: folder for the cache file.
+        model_path: local folder with the model; None makes the library `transformers` look up the model id in `contract`.
         Raises ModelUnavailable if `model_path` has no config.json.
         """
         self.contract = contract
@@ -65,7 +65,7 @@ class Embedder:
 
     @property
     def truncated(self) -> int:
-        """The number of texts that were cut at the contract's `max_tokens`, without the texts that the cache held."""
+        """The number of texts cut at the run spec's `max_tokens`, not counting texts whose vectors the cache held."""
         return 0 if self._encoder is None else self._encoder.truncated
 
     def close(self) -> None:
@@ -75,11 +75,11 @@ class Embedder:
     def embed_questions(self, questions: Sequence[Question], on_progress: Progress) -> list[NDArray[np.float32]]:
         """Returns one array for each question, with one vector for each option of the question.
 
-        Each template of the contract is filled in and embedded; an option's vector is the concatenation of the vectors of all
-        templates.
-        Shapes: (options, dimension) float32 for each question, with the contract's dimension.
+        Each template of the run spec's [embedding] section is filled in and embedded. An option's vector is the concatenation
+        of the vectors of all templates.
+        Shapes: (options, dimension) float32 for each question; the [embedding] section gives `dimension`.
         on_progress: called with the number of texts done and the number of all texts. Raises ModelUnavailable if the model cannot
-        be loaded, EmbeddingMismatch if its vectors do not have the contract's dimension.
+        be loaded; EmbeddingMismatch if the model's vectors do not give `dimension` numbers for an option.
         """
         filled = [
             [fill(template, question, index) for template in self.contract.templates]
@@ -96,8 +96,8 @@ class Embedder:
         """Checks that this machine's model gives the expected vectors for the run spec's probes.
 
         A probe is a text with the vector that the model must give for the text.
-        Raises EmbeddingMismatch if the cosine of a probe's two vectors is below the contract's `min_cosine`. Raises
-        ModelUnavailable if the model cannot be loaded.
+        Raises EmbeddingMismatch if the cosine between a probe's expected and actual vectors is below the run spec's
+        `min_cosine`. Raises ModelUnavailable if the model cannot be loaded.
         """
         if not self.contract.probes:
             return
@@ -111,8 +111,9 @@ class Embedder:
                 raise EmbeddingMismatch(model=self.contract.model, cosine=cosine, needed=self.contract.min_cosine)
 
     def embed_texts(self, texts: Sequence[str], on_progress: Progress) -> NDArray[np.float32]:
-        """Returns the vectors of texts, scaled to length 1 if the contract says so. Equal texts are embedded once.
+        """Returns the vectors of texts. Equal texts are embedded once.
 
+        The vectors are scaled to length 1 if the run spec's [embedding] section sets `normalize`.
         Shapes: (texts, w) float32, where w is the number of values in the model's hidden state.
         on_progress: called with the number of texts done and the number of all texts. Raises ModelUnavailable if the model cannot
         be loaded.
@@ -154,7 +155,8 @@ class Embedder:
 def make_probes(contract: Embedding, model_path: Path | None, cache: Path, device: torch.device) -> tuple[Probe, ...]:
     """Makes the probes of a run spec: a few fixed texts with the vectors that the operator's copy of the model gives.
 
-    model_path, cache: as in `Embedder`. Raises ModelUnavailable if the model cannot be loaded.
+    contract: the run spec's [embedding] section. model_path: local folder with the model; None looks up the model id.
+    cache: folder for the cache file. Raises ModelUnavailable if the model cannot be loaded.
     """
     embedder = Embedder(contract, model_path, cache, device)
     try:
@@ -185,9 +187,9 @@ def _points(questions: Sequence[Question]) -> list[tuple[Question, int]]:
 
 
 def _fingerprint(model_path: Path | None) -> str:
-    """Returns a text that differs between copies of a model, without reading the gigabytes of the model files.
+    """Returns a text that changes when the files of the local model change. The function does not read the files' contents.
 
-    The text lists names, sizes and modification times of the files in the folder; it is empty if `model_path` is None.
+    The text lists names, sizes and modification times of the files in the folder. The text is empty if `model_path` is None.
     """
     if model_path is None:
         return ""

@@ -1,11 +1,11 @@
 """Turns texts into vectors with a transformer: the vector of a text is the mean of its tokens' last hidden states.
 
 In a causal model, the hidden states of a text's beginning do not depend on the tokens that follow. So texts with a common
-beginning (one prompt, several answers) share its computation: the beginning is encoded once, and each text's end uses the keys
-and values of the beginning (arXiv 2503.09925 embeds each answer together with the whole prompt). Not every model allows this; a
-trial decides when the model is loaded.
+beginning (one prompt, several answers) can share the computation of the beginning. The beginning is encoded once, and each
+text's end uses the keys and values of the beginning. (arXiv 2503.09925 embeds each answer together with the whole prompt.) Not
+every model allows a shared beginning, so the encoder tests each model after loading.
 
-Shapes: R texts in a batch, S tokens in the longest of them, F families in a batch, w numbers in a hidden state. A family is a
+Shapes: R texts in a batch, S tokens in the longest text, F families in a batch, w numbers in a hidden state. A family is a
 set of texts with a common beginning.
 """
 
@@ -45,13 +45,13 @@ class Family:
 
 
 class Encoder:
-    """A transformer with its tokenizer, on one device. It turns texts into vectors."""
+    """A transformer with its tokenizer, on one device. The encoder turns texts into vectors."""
 
     def __init__(self, source: str, revision: str, max_tokens: int, device: torch.device) -> None:
         """Loads the model and tests whether texts may share the computation of a common prefix.
 
-        source: a model id, or a local folder. revision: the version of the model, for a model id. max_tokens: longer texts are
-        cut.
+        source: a model id, or a local folder. revision: the version of the model, if `source` is an id.
+        max_tokens: longer texts are cut.
         Raises ModelUnavailable if the model cannot be loaded.
         """
         self.truncated = 0  # number of texts that were cut at max_tokens
@@ -110,13 +110,13 @@ class Encoder:
 
         Shapes: R rows, S tokens, w numbers in a hidden state; tokens (R, S), real (R, S) -> (R, w). real: 1 for a real token, 0
         for padding.
-        mask: the attention mask; None uses `real`. more: further arguments of the model's forward call.
+        mask: the attention mask; None means that `real` is the mask. more: further arguments of the model's forward call.
         """
         output = self._model(input_ids=tokens, attention_mask=real if mask is None else mask, **more)
         return _masked_sum(output.last_hidden_state, real)
 
     def _padded(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        """Pads R rows of tokens to the longest row, of S tokens. Returns the tokens and the mask.
+        """Pads R rows of tokens to the length S of the longest row. Returns the tokens and the mask.
 
         Shapes: (R, S) for both tensors. The mask is 1 for a real token and 0 for padding.
         """
@@ -127,9 +127,9 @@ class Encoder:
         return tokens.to(self._device), mask.to(self._device)
 
     def _try_prefixes(self) -> bool:
-        """Encodes a few texts with and without a shared prefix. Returns whether the vectors are the same except for rounding.
+        """Returns whether texts have the same vectors, except for rounding, if they are encoded with a shared prefix.
 
-        Returns False, too, if the tokenizer gives the texts no common prefix, or if the model cannot continue from a prefix.
+        Also returns False if the tokenizer gives the texts no common prefix, or if the model cannot continue from a prefix.
         """
         tokens = self._tokenize(TRIAL_TEXTS)
         self.truncated = 0
@@ -156,7 +156,7 @@ def families_of(tokens: Sequence[Tokens]) -> list[Family]:
     """Groups texts into families by their common beginning. tokens: the tokens of each text.
 
     The common prefix of a family with several texts has at least SHORTEST_PREFIX tokens. A text that would cut the family's
-    prefix to less than half begins a new family.
+    prefix to less than half its length begins a new family.
     """
     order = sorted(range(len(tokens)), key=lambda number: tokens[number])
     families: list[Family] = []
@@ -183,12 +183,12 @@ def families_of(tokens: Sequence[Tokens]) -> list[Family]:
 
 
 def _common(one: Tokens, other: Tokens) -> int:
-    """Returns the number of tokens with which both texts begin."""
+    """Returns how many tokens at the start of the two texts are equal."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _batches(families: Sequence[Family]) -> Iterator[list[Family]]:
-    """Groups families of similar length into batches of at most BATCH_TOKENS tokens. A longer family gets a batch of its own.
+    """Groups families of similar length into batches of at most BATCH_TOKENS tokens. A larger family gets a batch of its own.
 
     The families of a batch either all have a prefix or all have none.
     """
@@ -218,7 +218,7 @@ def _masked_sum(hidden: Tensor, mask: Tensor) -> Tensor:
 def _load(source: str, revision: str, device: torch.device) -> tuple[Any, Any]:
     """Returns tokenizer and model, loaded from disk if possible, otherwise over the network.
 
-    Raises ModelUnavailable if neither works.
+    Raises ModelUnavailable if the model can be loaded neither from disk nor over the network.
     """
     from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 - seconds, and often not needed at all
 

@@ -1,4 +1,4 @@
-"""A predictor for one group: it encodes the group's known answers once, and then predicts the group's other answers.
+"""A predictor for one group. The predictor encodes the group's known answers once, and then predicts the group's other answers.
 
 Shapes: P points (one for each option of each question), D numbers in an embedding.
 """
@@ -28,7 +28,7 @@ class PredictedAnswer:
 
 
 class GroupPredictor:
-    """A model version together with one group's context. It keeps the context's attention keys and values for all predictions."""
+    """A model version with one group's context. The object keeps the context's attention keys and values for all predictions."""
 
     @torch.no_grad()
     def __init__(
@@ -42,8 +42,8 @@ class GroupPredictor:
     ) -> None:
         """Embeds and encodes the context: questions with the group's own answers.
 
-        Raises TooFewQuestions if `context` has fewer than `min_context` questions. Raises ModelUnavailable if the embedding model
-        cannot be loaded, EmbeddingMismatch if its vectors do not have the dimension of the run spec.
+        Raises TooFewQuestions if `context` has fewer than `min_context` questions; ModelUnavailable if the embedding model cannot
+        be loaded; EmbeddingMismatch if the embedding model's vectors do not have the run spec's `dimension`.
         """
         if len(context) < max(1, min_context):
             use = "predicting its other answers"
@@ -59,8 +59,8 @@ class GroupPredictor:
     def predict(self, questions: Sequence[Question]) -> list[PredictedAnswer]:
         """Predicts the group's answer to each question. The shares in the `questions` are ignored.
 
-        Raises ModelUnavailable if the embedding model cannot be loaded, EmbeddingMismatch if its vectors do not have the
-        dimension of the run spec.
+        Raises ModelUnavailable if the embedding model cannot be loaded; EmbeddingMismatch if the embedding model's vectors do
+        not have the run spec's `dimension`.
         """
         if not questions:
             return []
@@ -70,8 +70,8 @@ class GroupPredictor:
         """Yields the group's predicted answers to questions that are embedded already.
 
         The model predicts a bounded number of points at once, so memory is bounded for any number of questions.
-        Shapes: points (P, D) float32, with D numbers in each embedding; the P points are the options of the first question, then
-        those of the next. options: the number of options of each question; the sum is P.
+        Shapes: points (P, D) float32, with D numbers in each embedding. The P points are the options of all questions, one
+        question after another. options: the number of options of each question; the sum is P.
         """
         ends = np.cumsum(options)
         first = done = 0  # number of the next question, and of its first point
@@ -88,7 +88,7 @@ class GroupPredictor:
     def _pass(self, points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Predicts the mean and the logarithm of the standard deviation for P points in one call of the model.
 
-        Shapes: points (P, D), with D numbers in each embedding -> (P,), (P,).
+        Shapes: points (P, D), with D numbers in each embedding -> means (P,), logarithms (P,).
         """
         predicted = self._model.predict_targets(self._context, torch.from_numpy(points).to(self._device)[None])
         return predicted.mean[0].cpu().numpy(), predicted.log_std[0].cpu().numpy()

@@ -1,6 +1,6 @@
 """Measures how well predictions fit the true answers of a question and of a group, and how even the groups' scores are.
 
-This module uses only numpy, because the coordinator computes fairness too and has no torch.
+This module uses only numpy, because the coordinator also computes fairness and has no torch.
 Sources: arXiv 2503.09925 (alignment score, fairness index); Lin 1991 (Jensen-Shannon); Jain et al. 1984 (Jain's index).
 """
 
@@ -16,12 +16,12 @@ MAX_JS_DISTANCE = math.sqrt(math.log(2))  # the distance between shares that hav
 
 
 def js_distance(predicted: Shares, true: Shares) -> float:
-    """Jensen-Shannon distance between predicted and true shares: 0 (equal) .. sqrt(ln 2) (no option in common).
+    """Jensen-Shannon distance between predicted and true shares: 0 (equal shares) .. sqrt(ln 2) (no option in common).
 
-    The distance is the square root of the divergence, with natural logarithms. Dividing it by sqrt(ln 2) gives the distance with
-    logarithms to base 2. Shapes: predicted (options,), true (options,); each array is scaled to sum 1 first.
-    Raises ValueError for different lengths, or for shares that are NaN, negative or all 0: such shares have no distance, and a
-    result of 0 would mean a perfect prediction.
+    The distance is the square root of the divergence, with natural logarithms. The distance divided by sqrt(ln 2) is the
+    distance with logarithms to base 2. Shapes: predicted (options,), true (options,); each array is scaled to sum 1 first.
+    Raises ValueError if the arrays have different lengths, or if shares are NaN, negative or all 0. Such shares have no distance,
+    and a result of 0 would mean a perfect prediction.
     """
     p, q = _distribution(predicted), _distribution(true)
     if p.shape != q.shape:
@@ -35,8 +35,9 @@ def js_distances(
 ) -> NDArray[np.float64]:
     """Jensen-Shannon distances of many questions at once, as `js_distance` computes them for one question.
 
-    Shapes: Q questions with P options in all; predicted (P,), true (P,): the options of the first question, then those of the
-    next; starts (Q,): the index of each question's first option -> (Q,). Raises ValueError for the same reasons as `js_distance`.
+    Shapes: Q questions with P options in all; predicted (P,), true (P,), starts (Q,) -> (Q,). `predicted` and `true` hold the
+    options of all questions, one question after another. starts: the index of each question's first option in these arrays.
+    Raises ValueError for the same reasons as `js_distance`.
     """
     if predicted.shape != true.shape:
         raise ValueError(f"{predicted.size} shares predicted, {true.size} given")
@@ -50,8 +51,8 @@ def wasserstein_score(predicted: Shares, true: Shares, scale: Sequence[float | N
     """Wasserstein score of a question whose options are ordered: 1 is perfect, 0 means that all shares are at the wrong end.
 
     The score is 1 - W1 / greatest possible W1, where W1 is the Wasserstein-1 distance between predicted and true shares.
-    scale: position of each option on the scale; None for an option that is not on the scale (for example "refused"). Both
-    distributions leave out options that are not on the scale, and the rest is scaled to sum 1.
+    scale: position of each option on the scale; None for an option that is not on the scale (for example "refused"). Options
+    that are not on the scale are left out. The other predicted shares, and the other true shares, are scaled to sum 1.
     Returns None if the options have fewer than two different positions, or if no true share is on the scale. Returns 0 if no
     predicted share is on the scale, so that such a bad prediction still counts in a mean.
     """
@@ -70,7 +71,7 @@ def wasserstein_score(predicted: Shares, true: Shares, scale: Sequence[float | N
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """The scores of one group, as sums over its questions. Begin with Alignment() and call `add` for each question."""
+    """The scores of one group, as sums over the group's questions. Begin with Alignment() and call `add` for each question."""
 
     questions: int = 0
     js_total: float = 0.0  # sum of the Jensen-Shannon distances, natural logarithm
@@ -117,8 +118,9 @@ class Alignment:
 
 
 def coefficient_of_variation(scores: Sequence[float]) -> float:
-    """Coefficient of variation: the population's standard deviation divided by the mean; 0 when all scores are equal.
+    """Coefficient of variation: the scores' standard deviation divided by their mean; 0 when all scores are equal.
 
+    For n scores, the standard deviation is computed with the divisor n, not n - 1.
     Raises ValueError if there is no score, or if a score is not finite.
     """
     values = np.asarray(scores, dtype=np.float64)
@@ -139,7 +141,7 @@ def fairness_index(scores: Sequence[float]) -> float:
 def _distribution(shares: Shares) -> NDArray[np.float64]:
     """Returns the shares of one question, scaled to sum 1. Shape: (options,).
 
-    Raises ValueError if a share is not finite or negative, or if all shares are 0.
+    Raises ValueError if a share is negative or not finite, or if all shares are 0.
     """
     values = np.asarray(shares, dtype=np.float64)
     if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
@@ -151,8 +153,9 @@ def _distribution(shares: Shares) -> NDArray[np.float64]:
 def _distributions(shares: NDArray[np.floating], starts: NDArray[np.integer]) -> NDArray[np.float64]:
     """Returns the shares of Q questions, scaled to sum 1 for each question.
 
-    Shapes: shares (P,) for P options in all, starts (Q,): the index of each question's first option -> (P,).
-    Raises ValueError if a share is not finite or negative, or if all shares of a question are 0.
+    Shapes: shares (P,) for P options in all, starts (Q,) -> (P,). `shares` holds the options of all questions, one question after
+    another. starts: the index of each question's first option in `shares`.
+    Raises ValueError if a share is negative or not finite, or if all shares of a question are 0.
     """
     values = shares.astype(np.float64)  # (P,)
     totals = np.add.reduceat(values, starts)  # (Q,)

@@ -1,7 +1,7 @@
 """The predictor: a transformer neural process (TNP-D) that skips all attention which its mask forbids.
 
 A point is [embedding ; y]: for a context point, y is the group's share; for a target point, y is 0. Every point attends only to
-the context points, with the same weights for context and target points. So targets do not influence one another, and one pass
+the context points, with the same weights for context and target points. So targets do not influence one another. One pass
 predicts all T targets from C context points at a cost of C^2 + C*T instead of (C + T)^2. The context's keys and values can be
 kept for later targets. Points have no positions: the order of the context does not matter. Layers are post-norm with ReLU.
 
@@ -55,7 +55,7 @@ class PreferencePredictor(nn.Module):
     def __init__(self, config: Predictor, embedding: Embedding) -> None:
         """Creates the layers with torch's unseeded initial values.
 
-        `load_weights` replaces these values by those of a model version.
+        `load_weights` replaces these values by the values of a model version.
         """
         super().__init__()
         widths = [embedding.dimension + 1, *[config.d_model] * config.embedder_layers]  # +1: the share y of the point
@@ -74,7 +74,7 @@ class PreferencePredictor(nn.Module):
         return self.predict_targets(self.encode_context(context, shares, mask), targets)
 
     def encode_context(self, context: Tensor, shares: Tensor, mask: Tensor) -> EncodedContext:
-        """Encodes the context points without any target. The result can be used in any number of calls of `predict_targets`.
+        """Encodes the context points. The result can be used in any number of calls of `predict_targets`.
 
         Shapes: B episodes, C context points, D numbers in an embedding; context (B, C, D), shares (B, C), mask (B, C) bool with
         True for a real point. Each episode must have at least one real context point.
@@ -119,7 +119,7 @@ class PreferencePredictor(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One post-norm transformer layer, whose input points may differ from the points that they attend to."""
+    """One post-norm transformer layer, whose input points may differ from the points that the input points attend to."""
 
     def __init__(self, config: Predictor) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class EncoderLayer(nn.Module):
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the attention keys and values of context points.
 
-        Shapes: B episodes, C context points, d = d_model, H heads; context (B, C, d) -> (B, H, C, d/H), (B, H, C, d/H).
+        Shapes: B episodes, C context points, d = d_model, H heads; context (B, C, d) -> keys and values, each (B, H, C, d/H).
         """
         d = context.shape[-1]
         both = F.linear(context, self.attention_in.weight[d:], self.attention_in.bias[d:])  # (B, C, 2d)
