@@ -141,7 +141,7 @@ def _json(value: object, limit_bytes: int) -> str:
 
 
 def _cut(text: str, limit_bytes: int) -> str:
-    """Returns the text if it has at most `limit_bytes` bytes of UTF-8, otherwise its beginning and an ellipsis."""
+    """Returns the text if it has at most `limit_bytes` bytes of UTF-8, otherwise the text's beginning and an ellipsis."""
     raw = text.encode(errors="replace")
     return (
         raw.decode()
@@ -171,7 +171,7 @@ def _typed_error(call: grpc.Call) -> e.PluralError | None:
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
-    """Returns the typed error that a failed RPC means. address: the coordinator's address, for the message of Unreachable.
+    """Returns the typed error for a failed RPC. address: the coordinator's address, for the message of the error Unreachable.
 
     If the status carries no typed error, the result is Unreachable for a broken connection, StorageFull for RESOURCE_EXHAUSTED,
     and Internal for everything else.

@@ -3,7 +3,7 @@
 Refused
 |- CertificateInvalid      a key, request or certificate cannot be read, or is of the wrong kind
 |- CertificateExpired      the certificate's validity has ended
-|- CertificateNotYetValid  the certificate's validity has not begun: the clock of one of the two machines is wrong
+|- CertificateNotYetValid  the certificate's validity has not begun: the member's or the coordinator's clock is wrong
 |- CertificateRevoked      an administrator has revoked the member
 |- CertificateUnknown      the right authority signed the certificate, but this coordinator has no record of it
 |- CertificateForeign      another authority signed the certificate
@@ -12,7 +12,7 @@ Refused
 |- IdentityMismatch        a message and the caller's certificate name different members
 |- AwaitingApproval        the member has joined, but no administrator has approved it yet
 |- InviteInvalid           the text of an invite cannot be read
-|- InviteForOtherCommand   the invite is for another command: the client's or the operator's
+|- InviteForOtherCommand   a member of the invited role joins with another command
 |- InviteUnknown           no invite has this token, or the invite was withdrawn
 |- InviteForAnother        the token belongs to the invite of another member
 |- InviteExpired           the invite's validity has ended
@@ -24,12 +24,12 @@ Refused
 |- AlreadyInitialised      the state directory has a certificate authority already
 |- NotJoined               the folder holds no certificate
 |- AlreadyJoined           the folder holds the certificate of another member
-|- ForeignAuthority        the authority of the invite did not sign the other side's certificate
+|- ForeignAuthority        the authority in the invite did not sign the coordinator's certificate
 |- WrongHost               the coordinator's certificate is for other host names than the one used
 |- ServerCertificateOutOfDate  the coordinator's certificate is not valid now, or this machine's clock is wrong
 |- ClockWrong              this machine's clock differs too much from the coordinator's
 |- IssuerExpired           the validity of the coordinator's intermediate certificate has ended
-`- AuditBroken             the audit log differs from the log that was seen before, or its hash chain is broken
+`- AuditBroken             the audit log's hash chain is broken, or the log differs from what an earlier reading showed
 """
 
 from dataclasses import dataclass

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 class PluralError(Exception):
     """Base class of every error of this project.
 
-    A subclass has its facts as dataclass fields. `why` and `fix` are templates that are filled in with the facts; the message is
-    `why`, then `fix`.
+    A subclass declares its facts, the values that describe one error, as dataclass fields. `why` and `fix` are templates that
+    are filled in with the facts. The message is `why`, then `fix`.
     """
 
     why: ClassVar[str]
@@ -35,7 +35,7 @@ def reason_of(leaf: type[PluralError]) -> str:
 
 
 def fields_of(leaf: type[PluralError]) -> dict[str, type]:
-    """Returns the facts that an error class carries: the type of each fact, by field name."""
+    """Returns the type of each fact that an error class carries, by the fact's field name."""
     return {f.name: f.type for f in fields(leaf)} if hasattr(leaf, "__dataclass_fields__") else {}  # type: ignore[arg-type,misc]
 
 

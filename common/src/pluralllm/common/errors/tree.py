@@ -34,7 +34,7 @@ PluralError
 |  |- CommandBroken        the package with this command cannot be loaded
 |  |- HistoryDiverged      the coordinator's model versions differ from those that this client saw before
 |  |- InUse                another process uses the state directory or the port already
-|  |- NotLoopback          a connection in plain text to another machine was asked for
+|  |- NotLoopback          a connection in plain text to another machine was requested
 |  |- Unreachable          the coordinator does not answer
 |  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py
 `- Broken                  this program is at fault

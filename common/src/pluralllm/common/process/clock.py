@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """A source of time. It gives seconds since the epoch, which never decrease, and it can wait for a duration."""
+    """A source of time. The time is in seconds since the epoch and never decreases. A clock can also wait for a duration."""
 
     def now_s(self) -> float: ...
 

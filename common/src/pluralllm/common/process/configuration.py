@@ -32,7 +32,7 @@ Config = TypeVar("Config", bound=ProcessConfig)
 def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any]) -> Config:
     """Reads and merges the configuration of a process. kind: the process's configuration class.
 
-    flags: values of the command line by key; None means that the flag was not set. file: TOML file, or None.
+    flags: values of the command line by key; None means that the flag was not set. file: the TOML file; None if there is no file.
     Raises InvalidConfig if the file cannot be read or a value is not valid; the error names file, keys and allowed values.
     """
     name = str(file) if file is not None else "(flags and environment)"

@@ -30,7 +30,7 @@ class Check:
 def checked(name: str, probe: Callable[[], Check]) -> Check:
     """Runs one check of a `doctor` command and returns its result. name: the name of the check. probe: the function that checks.
 
-    If `probe` raises a PluralError, the check has failed; the error's cause and fix become the check's result and fix.
+    If `probe` raises a PluralError, the check has failed. The error's cause and fix become the check's result and fix.
     """
     try:
         return probe()
@@ -41,9 +41,9 @@ def checked(name: str, probe: Callable[[], Check]) -> Check:
 
 @contextlib.contextmanager
 def showing_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows a progress line on stderr while its block runs, if stderr is a terminal. what: the text of the line at the start.
+    """Shows a progress line on stderr while the `with` block runs, if stderr is a terminal. what: the line's first text.
 
-    Yields a function (what, done, total) that updates the line; with total = 0 the line shows no numbers.
+    Yields a function (what, done, total) that updates the line. If total is 0, the line does not show `done` and `total`.
     """
     console = Console(stderr=True)
     with console.status(what) if console.is_terminal else contextlib.nullcontext() as status:
@@ -64,7 +64,7 @@ def print_json(form: Form, value: Mapping[str, Any]) -> None:
 
 
 def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
-    """Prints the checks of a `doctor` command as a table or as JSON. Returns whether all of them passed."""
+    """Prints the checks of a `doctor` command as a table or as JSON. Returns whether all checks passed."""
     all_checks = list(checks)
     if as_json:
         print_json(CHECKS, {"checks": [asdict(check) for check in all_checks]})

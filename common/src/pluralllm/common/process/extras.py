@@ -6,7 +6,7 @@ from pluralllm.common.errors.tree import ExtraMissing
 
 
 def need_torch(distribution: str = "client", extra: str = "train") -> None:
-    """Checks that torch and transformers are installed. Raises ExtraMissing if one is not.
+    """Checks that torch and transformers are installed. Raises ExtraMissing if one of the two packages is missing.
 
     distribution, extra: the parts of the `pip install` line that the error suggests. Commands call this check before any work.
     """
@@ -16,7 +16,7 @@ def need_torch(distribution: str = "client", extra: str = "train") -> None:
 def need_align() -> None:
     """Checks that the packages for scoring with the predictor are installed: torch and transformers.
 
-    Raises ExtraMissing if one is not; the error suggests the extra `align`.
+    Raises ExtraMissing if one of the two packages is missing; the error suggests the extra `align`.
     """
     need_torch("research", "align")
 
@@ -24,14 +24,14 @@ def need_align() -> None:
 def need_experiment() -> None:
     """Checks that the packages for experiments are installed: torch, transformers and pluralllm-server.
 
-    Raises ExtraMissing if one is not. Experiments need the server package because they run its round machine.
+    Raises ExtraMissing if a package is missing. Experiments need the server package because experiments run its round machine.
     """
     need_torch("research", "experiment")
     _need("research", "experiment", "pluralllm.server")
 
 
 def need_report() -> None:
-    """Checks that the packages for reports are installed: matplotlib and jinja2. Raises ExtraMissing if one is not."""
+    """Checks that the packages for reports are installed: matplotlib and jinja2. Raises ExtraMissing if a package is missing."""
     _need("research", "experiment", "matplotlib", "jinja2")
 
 

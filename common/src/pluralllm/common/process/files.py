@@ -1,4 +1,4 @@
-"""Durable file operations: after one of these functions has returned, its effect survives a power loss."""
+"""Durable file operations: the effect of a function survives a power loss after the function has returned."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_data(path: Path) -> None:
-    """Makes the content that a file has at this moment durable, without its times (fdatasync, which is faster than fsync)."""
+    """Makes a file's present content durable, but not the file's times (fdatasync, which is faster than fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         getattr(os, "fdatasync", os.fsync)(handle)  # macOS has no fdatasync
@@ -68,7 +68,7 @@ def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
 
 @contextlib.contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turns an OSError of its block into StorageFull if the disk is full or a quota is exceeded.
+    """Turns an OSError of the `with` block into StorageFull if the disk is full or a quota is exceeded.
 
     Other errors are raised unchanged. what: a description of the data that the block writes, for the message.
     """

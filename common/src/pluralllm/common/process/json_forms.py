@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One form of JSON output: its name, the commands that print it, its top-level fields and its version."""
+    """One form of JSON output: its name, the commands that print this form, its top-level fields and its version."""
 
     name: str
     commands: tuple[str, ...]
@@ -28,7 +28,7 @@ class Form:
     def dressed(self, value: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the object to print: the field `schema`, and then the fields of `value`.
 
-        Raises AssertionError if `value` does not have the form's fields, because such a difference is a mistake in the program.
+        Raises AssertionError if `value` has other fields than the form, because such a difference is a mistake in the program.
         """
         wrong = set(self.fields) - set(value) if self.message else set(self.fields) ^ set(value)
         if wrong:

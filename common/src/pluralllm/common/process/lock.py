@@ -11,9 +11,10 @@ from pluralllm.common.process.files import storage_errors
 
 
 class DirectoryLock:
-    """A context manager that locks a folder for this process until the block ends (flock). It creates the folder if necessary.
+    """A context manager that locks a folder for this process until the block ends (flock).
 
-    Only the owner can read a new folder. If the process is killed, the kernel releases the lock.
+    The manager creates the folder if necessary. Only the owner can read a new folder. If the process is
+    killed, the kernel releases the lock.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The port on which Prometheus reads a process's metrics. A separate thread answers on this port.
 
-Metrics can therefore be read while the event loop is busy; gauges that the loop sets then show their last values.
+Metrics can therefore be read while the event loop is busy. Gauges that the event loop sets then show their last values.
 """
 
 import contextlib

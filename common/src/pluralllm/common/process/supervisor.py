@@ -2,7 +2,7 @@
 
 systemd receives messages of its protocol (sd_notify(3)). Any other supervisor can check a file in the state directory, whose
 modification time the process renews; the commands `pluralllm-server healthy` and `pluralllm-client healthy` check this file. The
-event loop does the work, so no notification comes from a process whose loop hangs.
+event loop sends the notifications, so no notification comes from a process whose event loop hangs.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class Supervisor:
         self._watchdog_s = None if watchdog_usec is None else watchdog_usec / 1e6
 
     def tell(self, *facts: str) -> None:
-        """Sends facts to systemd, for example READY=1. Without systemd, does nothing.
+        """Sends facts to systemd, for example READY=1. Does nothing if the process has no notify socket.
 
         A failure is logged and does not stop the process.
         """
@@ -48,7 +48,7 @@ class Supervisor:
             log.warning("supervisor.not_told", problem=str(error))
 
     async def reassure(self) -> None:
-        """Renews the file's time and notifies systemd's watchdog at regular intervals, until the task is cancelled."""
+        """Renews the file's time and notifies systemd's watchdog at regular intervals, until the coroutine is cancelled."""
         pause_s = SIGN_EVERY_S if self._watchdog_s is None else min(SIGN_EVERY_S, self._watchdog_s / SIGNS_A_LIFETIME)
         while True:
             with contextlib.suppress(OSError):  # the state directory may not be there yet, or its disk be full

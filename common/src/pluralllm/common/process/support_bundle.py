@@ -56,8 +56,8 @@ Redaction = Callable[[str], str]
 def without_secrets(text: str, secrets: Collection[str] = ()) -> str:
     """Returns a copy of the text in which a mark replaces everything that is a secret or looks like a secret.
 
-    secrets: texts to remove, both unchanged and as JSON writes them. The function also removes private keys, invites, users and
-    queries in URLs, and long base64 texts.
+    secrets: texts to remove, in their plain form and in the form that JSON gives them. The function also removes private keys,
+    invites, long base64 texts, and the user names, passwords and query strings in URLs.
     """
     for secret in secrets:
         for form in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]} - {""}:
@@ -143,7 +143,7 @@ def _text_of(make_part: Part) -> str:
 
 
 def _tail(log: Path) -> str:
-    """Returns the last LOG_TAIL_BYTES of a log file. If the file is longer, the result begins after the first line break."""
+    """Returns the last LOG_TAIL_BYTES of a log file. If the file is longer, the incomplete first line is left out."""
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL_BYTES))

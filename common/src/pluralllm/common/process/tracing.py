@@ -1,7 +1,7 @@
-"""Traces of rounds with OpenTelemetry. The spans hold names, numbers and times, and never private content.
+"""Traces of rounds with OpenTelemetry. The spans hold names, counts and times, and never private content.
 
 Tracing is off unless an endpoint is configured. The ids of a round's trace and of its first span are computed from the names of
-run and round, so every process adds to the same trace: clients read the ids from the `traceparent` of their tasks, and a
+run and round. So every process adds to the same trace: clients read the ids from the `traceparent` of their tasks, and a
 coordinator that was restarted computes the same ids again.
 Source: W3C Trace Context, section 3.2 (traceparent); OTLP over HTTP.
 """
@@ -29,13 +29,13 @@ Fact = str | int | float
 
 
 def traceparent(key: str) -> str:
-    """Returns the traceparent header for a round. It is the same in every process. key: the text that identifies the round."""
+    """Returns the traceparent header for a round, the same in every process. key: the text that identifies the round."""
     trace_id, span_id = _ids(key)
     return f"00-{trace_id:032x}-{span_id:016x}-01"
 
 
 def context_of(parent: str) -> Context:
-    """Returns the parent context encoded in a traceparent header; an empty context if it is missing or malformed."""
+    """Returns the parent context encoded in a traceparent header; an empty context if the header is empty or malformed."""
     return TraceContextTextMapPropagator().extract({"traceparent": parent}, Context())
 
 
@@ -48,7 +48,7 @@ def round_context(key: str) -> Context:
 
 @contextlib.contextmanager
 def span(name: str, context: Context | None = None, **facts: Fact) -> Iterator[None]:
-    """Records a span while its block runs. The span's parent is `context`, or the current span if `context` is None.
+    """Records a span while the `with` block runs. The span's parent is `context`, or the current span if `context` is None.
 
     facts: attributes of the span. If the block raises an error, the span records the error's code and never its text.
     """
@@ -88,7 +88,7 @@ def tracing(endpoint: str | None, service: str, name: str) -> Iterator[None]:
     """Sends the spans of this process to a trace collector until the block ends.
 
     endpoint: the collector's http://host:port (OTLP); None sends nothing. service: the kind of process. name: the name of this
-    process among those of its kind. Raises ExtraMissing if the packages for tracing are not installed.
+    process among the processes of its kind. Raises ExtraMissing if the packages for tracing are not installed.
     """
     if endpoint is None:
         yield
@@ -103,7 +103,7 @@ def tracing(endpoint: str | None, service: str, name: str) -> Iterator[None]:
         raise ExtraMissing(package="opentelemetry", extra="tracing", part="common") from error
 
     class Ids(RandomIdGenerator):
-        """A generator of ids for traces and spans. The ids are random, except for a round's own span, whose ids are computed."""
+        """A generator of ids for traces and spans. Ids are random, except for the ids of a round's own span."""
 
         def generate_trace_id(self) -> int:
             ids = _fixed_ids.get()

@@ -1,7 +1,7 @@
 """Combines the rewards that several groups give to the same items into one reward for each item.
 
-An item is one candidate answer of a batch of rollouts. words/reward_weights.py describes the rules and computes how much each
-group counts. Shapes: G groups, N items.
+An item is one candidate answer of a batch of rollouts. words/reward_weights.py describes the rules and computes the weight of
+each group. Shapes: G groups, N items.
 """
 
 import math
@@ -29,8 +29,9 @@ class Aggregated:
 def aggregate(settings: RewardAggregation, rewards: Rewards, history: History = ()) -> Aggregated:
     """Combines the rewards of all groups by the rule and the group weights in `settings`.
 
-    An item that a group could not score gets its reward from the other groups alone. rewards: by group, one reward for each item.
-    history: the `history` of the previous batch's result; the rule `adaptive` weighs groups by their past rewards.
+    An item that a group could not score gets its reward from the other groups alone.
+    rewards: for each group, one reward for each item, or None for an item that the group could not score.
+    history: the field `history` of the previous batch's result. The rule `adaptive` weighs groups by their past rewards.
     Raises ValueError if there is no group, or if the groups have different numbers of rewards.
     """
     if not rewards or len({len(values) for values in rewards.values()}) != 1:
@@ -49,7 +50,7 @@ def aggregate(settings: RewardAggregation, rewards: Rewards, history: History = 
 def combine(
     settings: RewardAggregation, rewards: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Combines a table of rewards into one reward for each item. weights: how much each group counts; the sum is 1.
+    """Combines a table of rewards into one reward for each item. weights: the weight of each group; the sum is 1.
 
     Shapes: G groups, N items; rewards (G, N), weights (G,) -> (N,), float64. NaN in `rewards` marks an item that the group could
     not score; NaN in the result marks an item that no group could score.

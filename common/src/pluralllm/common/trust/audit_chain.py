@@ -1,7 +1,7 @@
 """The audit log's hash chain: the hash of each entry covers the entry and the hash of the previous entry.
 
-A change or removal of one entry would change the hashes of all later entries. The coordinator writes the chain; readers of the
-log check it.
+A change or removal of one entry would change the hashes of all later entries. The coordinator writes the chain, and readers of
+the log check the chain.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class AuditEntry:
 
     @property
     def sha256(self) -> str:
-        """The entry's hash in lower-case hex. The next entry repeats this hash as `previous_sha256`."""
+        """The entry's hash in lower-case hex. The next entry repeats the hash as `previous_sha256`."""
         return hashlib.sha256(
             json.dumps(
                 [
@@ -55,7 +55,8 @@ def check_chain(
     """Checks that entries continue a hash chain from its known end. Returns the new end: the last entry's number and hash.
 
     entries: each entry with its stored hash, oldest first. sequence, sha256: number and hash of the last entry that was checked
-    before; the defaults mean that no entry was checked before. Raises AuditBroken at the first entry that does not fit.
+    before; the defaults mean that no entry was checked before.
+    Raises AuditBroken at the first entry that does not continue the chain.
     """
     for entry, stored in entries:
         if entry.sequence != sequence + 1:

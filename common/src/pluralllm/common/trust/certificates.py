@@ -135,7 +135,7 @@ def fingerprint_of_certificate(pem: bytes) -> str:
 
 
 def spoken(key_sha256: str) -> str:
-    """Returns a key's fingerprint in groups of 4 characters, so that people can compare it on the phone."""
+    """Returns a key's fingerprint in groups of 4 characters, so that people can compare the fingerprint on the phone."""
     return " ".join(re.findall(f".{{1,{FINGERPRINT_GROUP}}}", key_sha256))
 
 
@@ -147,7 +147,7 @@ def member_uri(federation: str, role: MemberRole, name: str) -> str:
 def read_certificate(pem: bytes) -> CertificateFacts:
     """Reads the facts of the first certificate in a PEM text. The signature and the dates are not checked.
 
-    Raises CertificateInvalid if the certificate cannot be read, or if it is not a member's certificate.
+    Raises CertificateInvalid if the certificate cannot be read or is not a member's certificate.
     """
     try:
         certificate = x509.load_pem_x509_certificate(pem)

@@ -33,7 +33,7 @@ class Handshake:
 
 
 def resolve(address: str) -> tuple[str, ...]:
-    """Returns the IP addresses of a host, each once. address: host:port.
+    """Returns the IP addresses of a host, each address once. address: host:port.
 
     Raises Unreachable if the host name is not known.
     """
@@ -50,8 +50,8 @@ def handshake(address: str, authority_pem: bytes, credentials: Path | None = Non
 
     authority_pem: the root certificate that must have signed the server's certificate. credentials: a file with this member's key
     and certificate chain; None shows the server no client certificate.
-    Raises Unreachable if there is no TLS connection, ForeignAuthority if another authority signed the server's certificate,
-    WrongHost if the certificate is for other names, ServerCertificateOutOfDate if it is not valid now.
+    Raises Unreachable if there is no TLS connection. Raises ForeignAuthority if another authority signed the server's
+    certificate, WrongHost if the certificate is for other hosts, ServerCertificateOutOfDate if the certificate is not valid now.
     """
     try:
         return _shake(address, _context(authority_pem, credentials))

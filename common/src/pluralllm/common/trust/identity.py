@@ -68,7 +68,7 @@ class Identity:
         return self.folder / "credentials.pem"
 
     def at(self, coordinator: str | None) -> "Identity":
-        """Returns a copy of this identity with another address for the coordinator. None returns the identity unchanged."""
+        """Returns a copy of this identity with another coordinator (host:port). None returns the identity unchanged."""
         if coordinator is None:
             return self
         return replace(self, membership=self.membership.model_copy(update={"coordinator": coordinator}))
@@ -116,8 +116,8 @@ def check_free(folder: Path, federation: str, name: str) -> bool:
 def next_key(folder: Path) -> PrivateKey:
     """Returns the key for the member's next certificate request, from the file next-key.pem.
 
-    Without such a file, a new key is made and stored. The file stays until `save_identity` or
-    `save_renewal` stores a certificate for the key.
+    If there is no such file, the function makes a new key and stores the key in the file. The file stays until
+    `save_identity` or `save_renewal` stores a certificate for the key.
     Raises InvalidConfig if the folder cannot be used, StorageFull if the disk is full.
     """
     path = folder / "next-key.pem"
@@ -163,7 +163,7 @@ def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Ident
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Turns an OSError of its block into StorageFull for a full disk, otherwise into InvalidConfig, which names the folder."""
+    """Turns an OSError of the block into StorageFull for a full disk, or else into InvalidConfig, which names the folder."""
     try:
         with storage_errors(f"the identity in {folder}"):
             yield
@@ -194,7 +194,7 @@ def _check_pair(key: PrivateKey, facts: CertificateFacts) -> None:
 
 
 def der_to_pem(certificate_der: bytes) -> bytes:
-    """Converts an authority's certificate from DER to PEM. Raises CertificateInvalid if it cannot be read."""
+    """Converts an authority's certificate from DER to PEM. Raises CertificateInvalid if the certificate cannot be read."""
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
     except ValueError as error:

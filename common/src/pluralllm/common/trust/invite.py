@@ -1,8 +1,8 @@
 """An invite: everything that a new member needs to find its coordinator, to recognise the coordinator, and to join once.
 
-An invite contains the authority's root certificate, so a member never has to trust a certificate only because it saw it first.
-An invite has two forms: a JSON file, which a person can read before using it, and one line of text, which fits into a chat or a
-mail. Both forms are secret until the invite is used.
+An invite contains the authority's root certificate, so a member never has to trust an unknown certificate.
+An invite has two forms: a JSON file, or one line of text. A person can read the file before the invite is used. The line fits
+into a chat or a mail. Both forms are secret until the invite is used.
 """
 
 import base64
@@ -29,7 +29,7 @@ Address = Annotated[str, AfterValidator(check_address)]
 
 
 class Invite(BaseModel):
-    """An invite for one new member. The coordinator's administrator makes it."""
+    """An invite for one new member. An administrator of the coordinator makes the invite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

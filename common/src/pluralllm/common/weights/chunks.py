@@ -52,9 +52,9 @@ def digest_of(chunk_hashes: Iterable[bytes]) -> Digest:
 def checked_manifest(
     digest: str, size_bytes: int, chunk_bytes: int, chunk_hashes: Sequence[bytes], limit: int
 ) -> Manifest:
-    """Returns a manifest whose values came over the network, after checking them. limit: the greatest allowed size in bytes.
+    """Checks the values of a manifest that came over the network, and returns the manifest.
 
-    chunk_bytes: the sender's chunk size, which must be CHUNK_BYTES.
+    limit: the greatest allowed size in bytes. chunk_bytes: the sender's chunk size, which must be CHUNK_BYTES.
     Raises OverLimit if the size, the chunk size, or the number or length of the hashes is wrong. Raises DigestMismatch if
     `digest` is not the digest of the chunk hashes.
     """
@@ -71,7 +71,7 @@ def checked_manifest(
 
 
 def manifest_of(path: Path) -> Manifest:
-    """Reads a file once and returns its manifest. Memory: one chunk."""
+    """Reads a file once and returns its manifest. The function keeps only one chunk in memory."""
     with path.open("rb") as file:
         hashes = tuple(hashlib.sha256(chunk).digest() for chunk in iter(lambda: file.read(CHUNK_BYTES), b""))
     return Manifest(digest_of(hashes), path.stat().st_size, hashes)
@@ -80,7 +80,7 @@ def manifest_of(path: Path) -> Manifest:
 def keep_good_chunks(partial: Path, manifest: Manifest) -> int:
     """Returns the number of good chunks at the start of a partly downloaded file, and cuts off the rest of the file.
 
-    A chunk is good if it has the hash that the manifest gives. The file is created if it does not exist.
+    A chunk is good if its hash is the hash in the manifest. If there is no file, the function creates an empty file.
     """
     partial.touch()
     good = 0
@@ -107,7 +107,7 @@ def missing_ranges(missing: Iterable[int]) -> tuple[tuple[int, int], ...]:
 class HashingWriter:
     """Writes a file from front to back and hashes its chunks at the same time.
 
-    The file does not survive a power loss until `process.files.publish` has moved it to its final name.
+    The file does not survive a power loss until `process.files.publish` has moved the file to its final name.
     """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
@@ -155,7 +155,7 @@ class HashingWriter:
 
 
 class HashingReader:
-    """Reads a file from front to back and hashes it in the same pass.
+    """Reads a file from front to back and hashes the file in the same pass.
 
     A caller that passed a digest must call `check` before it trusts the bytes that it has read.
     """
@@ -189,7 +189,7 @@ class HashingReader:
                 self._close_chunk()
 
     def check(self) -> None:
-        """Compares the digest of the bytes read with the expected digest; call it after the last byte is read.
+        """Compares the digest of the bytes read with the expected digest. Call the method after the last byte is read.
 
         Raises Corrupt if the digests differ. Does nothing if the reader has no expected digest.
         """

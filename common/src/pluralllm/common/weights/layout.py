@@ -85,9 +85,9 @@ def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
 
 
 def read_header(file: IO[bytes]) -> bytes:
-    """Returns the header at the start of a safetensors file, with its 8-byte length.
+    """Returns the start of a safetensors file: the 8 bytes that give the header's length, and then the header.
 
-    Raises WrongLayout if the file has no such length, or if the length is above MAX_HEADER_BYTES.
+    Raises WrongLayout if the file has fewer than 8 bytes, or if the length is above MAX_HEADER_BYTES.
     """
     start = file.read(8)
     length = int.from_bytes(start, "little")
@@ -114,9 +114,10 @@ def read_layout(path: Path) -> Layout:
 
 
 def _checked(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
-    """Returns the name and the shape of one entry of a header, after checking them: the header may come over the network.
+    """Checks one entry of a header, which may come over the network. Returns the name and the shape of the entry's tensor.
 
-    A malicious header may give 1.0, true, -1 or "x" as a size; "x" times a large number is a text that fills the memory.
+    A malicious header may give 1.0, true, -1 or "x" as a size. In Python, "x" times a large number is a text that fills
+    the memory.
     Raises ValueError, TypeError or KeyError for a bad entry.
     """
     name.encode()  # fails for half of a surrogate pair
@@ -129,9 +130,9 @@ def _checked(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
 
 
 def check_header(path: Path, header: bytes, size_bytes: int) -> None:
-    """Checks that a file from the network has the header and the size that it must have.
+    """Checks that a file from the network begins with `header` and has `size_bytes` bytes.
 
-    Raises WrongLayout, which names the first difference.
+    Raises WrongLayout, which names the first difference, if a check fails.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -147,7 +148,7 @@ def check_header(path: Path, header: bytes, size_bytes: int) -> None:
 
 
 def _tensors_in(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Returns dtype and shape of each tensor in a file, by name. Raises WrongLayout if it is not a valid safetensors file."""
+    """Returns dtype and shape of each tensor in a file, by name. Raises WrongLayout if the file is not valid safetensors."""
     try:
         with safe_open(path, framework="numpy") as opened:
             pieces = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping

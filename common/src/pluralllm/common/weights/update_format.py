@@ -1,8 +1,8 @@
-"""Encodings of an update's numbers: float32, bf16 (half the bytes), or int8 in blocks with one scale each (a quarter).
+"""Encodings of an update's numbers: float32 (4 bytes), bf16 (2 bytes), or int8 (1 byte) in blocks with one scale each.
 
-The file is safetensors. With float32 and bf16 it has the model's names and shapes. With int8 it has the tensor `scales`, one
-float32 for each block of 1,024 values, and then the tensor `values`, the numbers in layout order. The scales come first, so a
-delta can be decoded from front to back, slice by slice. A slice is SLICE numbers, or the rest at the end.
+The file is safetensors. With float32 and bf16, the file has the model's names and shapes. With int8, the file has two
+tensors: `scales`, one float32 for each block of 1,024 values, and `values`, the numbers in layout order. The scales come first,
+so a delta can be decoded from front to back, slice by slice. A slice is SLICE numbers, or the rest at the end.
 
 bf16 rounds to nearest, ties to even. int8 rounds at random, so that the expected value of a rounded number is the number itself
 (Alistarh et al. 2017, arXiv 1610.02132, section 3.1). A client adds the rounding error of one update to its next update (error
@@ -34,7 +34,7 @@ ReadInto = Callable[
 
 @dataclass(frozen=True, slots=True)
 class UpdateFormat:
-    """The required form of an update's file. It follows from the model's layout and the encoding that the run spec names."""
+    """The required form of an update's file, which depends on the model's layout and on the encoding that the run spec names."""
 
     layout: Layout  # the model's
     encoding: UpdateEncoding
@@ -68,7 +68,7 @@ def update_format(layout: Layout, encoding: UpdateEncoding) -> UpdateFormat:
 
 
 def write_update(path: Path, form: UpdateFormat, delta: Floats, rng: np.random.Generator) -> tuple[Manifest, Floats]:
-    """Writes a delta to a new file. The file does not survive a power loss until `process.files.publish` has moved it.
+    """Writes a delta to a new file. The file does not survive a power loss until `process.files.publish` moves the file.
 
     Shape: delta (n,), finite, with n values in layout order. rng: random stream for the rounding of int8.
     Returns the file's manifest, and the delta with its rounding errors, as a reader will decode it.
@@ -105,7 +105,7 @@ def _encoded(
 class SliceReader:
     """Reads and decodes the numbers of an update, slice by slice, from front to back.
 
-    Memory: the scales of the whole update. For bf16 and int8, also the bytes of one slice.
+    The reader keeps the scales of the whole update in memory. For bf16 and int8, the reader also keeps the bytes of one slice.
     """
 
     def __init__(self, form: UpdateFormat, read_into: ReadInto) -> None:
@@ -121,7 +121,9 @@ class SliceReader:
         read_into(self._scales.view(np.uint8))
 
     def read(self, row: Floats) -> None:
-        """Fills `row` with the next numbers of the update. `row` must have SLICE elements, or as many as are left."""
+        """Fills `row` with the next numbers of the update.
+
+        `row` must have SLICE elements. At the end of the update, `row` must have as many elements as there are numbers left."""
         if self._encoding == "fp32":
             self._read_into(row.view(np.uint8))
             return

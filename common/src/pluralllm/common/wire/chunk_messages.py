@@ -43,8 +43,8 @@ def model_chunk(index: int, data: bytes) -> bytes:
 def chunk_reader(kind: type[M]) -> Callable[[bytes], ChunkMessage[M]]:
     """Returns a function that parses serialized messages of one type, written by `write_chunk` or by any protobuf library.
 
-    kind: the message type. The function raises DecodeError for bytes that are not a message of this type. It copies the data only
-    if they are not a whole chunk at the end of the message.
+    kind: the message type. The returned function raises DecodeError for bytes that are not a message of this type. The
+    function copies the bytes of `data` only if these bytes are not a whole chunk at the end of the message.
     """
     mark = _mark(kind, CHUNK_BYTES)
 

@@ -50,7 +50,7 @@ def timestamp(time_s: float) -> Timestamp:
 def seconds(message: Timestamp) -> float:
     """Converts a protobuf timestamp to seconds since the epoch.
 
-    The function never raises, but protobuf's own conversion does if a peer sends a timestamp that is not a valid date.
+    The function never raises an error. Protobuf's own conversion raises an error if the timestamp is not a valid date.
     """
     return (message.seconds * 10**6 + message.nanos // 1000) / 1e6
 
@@ -66,7 +66,7 @@ def manifest_message(manifest: Manifest) -> pb.BlobManifest:
 
 
 def manifest_from(message: pb.BlobManifest, limit_bytes: int) -> Manifest:
-    """Converts a message from a peer to a manifest (digest, size and chunk hashes of a file), after checking it.
+    """Converts a message from a peer to a manifest (digest, size and chunk hashes of a file), and checks the values.
 
     Raises OverLimit if the file has more than `limit_bytes` bytes, another chunk size, or not the right number of chunk hashes.
     Raises DigestMismatch if the digest is not the digest of the chunk hashes.

@@ -21,7 +21,7 @@ def check_address(address: str) -> str:
 def check_loopback(address: str) -> None:
     """Checks that an address is on the loopback interface, before a connection in plain text is made.
 
-    On any other interface, others could read and forge identities and weights. Raises NotLoopback for such an address.
+    On any other interface, strangers could read and forge identities and weights. Raises NotLoopback for such an address.
     """
     host = address.rpartition(":")[0].strip("[]")
     try:

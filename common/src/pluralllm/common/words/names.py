@@ -120,7 +120,7 @@ class ModelName:
 
 @dataclass(frozen=True, slots=True)
 class TaskName:
-    """The resource name of a task. If a task is handed out again, it keeps its name, because the work is the same."""
+    """The resource name of a task. A task that is handed out again keeps its name, because the work is the same."""
 
     run: RunId
     round: RoundNumber

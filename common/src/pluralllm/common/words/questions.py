@@ -18,7 +18,9 @@ class Question:
 
     @property
     def id(self) -> str:
-        """Hash of the question's text and options. It is the same in every group, so splits and caches can use it as a key."""
+        """Hash of the question's text and options.
+
+        The hash is the same in every group, so splits and caches can use the hash as a key."""
         text = "\x1f".join([self.text, *self.options])
         return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()
 
@@ -27,9 +29,9 @@ class Question:
 
 
 def is_held_out(question_id: str, share: float) -> bool:
-    """Returns whether a question is held out, so that no group trains on it.
+    """Returns whether a question is held out. No group trains on a question that is held out.
 
-    A hash of the question's id decides, so all groups hold out the same questions.
+    A hash of the question's id decides the result, so all groups hold out the same questions.
     share: the share of all questions to hold out, 0 .. 1.
     """
     return int(hashlib.sha256(f"holdout/{question_id}".encode()).hexdigest()[:8], 16) < share * 2**32

@@ -1,8 +1,8 @@
 """Settings of runs that ask groups for rewards, and the weight of each group's rewards. This module has no I/O and no numpy.
 
-arXiv 2512.08786 and arXiv 2604.04261 (APPA) compare the rules `mean`, `min`, `max`, and `adaptive`, which weighs groups by how
-well the model has served them so far. The rule `alpha` is the family of arXiv 2405.00254: its number alpha gives the min at
--infinity, the mean at 0 and the max at +infinity.
+arXiv 2512.08786 and arXiv 2604.04261 (APPA) compare the rules `mean`, `min`, `max` and `adaptive`. The rule `adaptive` gives
+more weight to groups whose past rewards were lower. The rule `alpha` is the family of arXiv 2405.00254: its number alpha gives
+the min at -infinity, the mean at 0 and the max at +infinity.
 """
 
 import math
@@ -20,7 +20,7 @@ DIGITS = 12  # weights and histories are rounded, because exp may differ in its 
 
 
 class RewardAggregation(BaseModel):
-    """The rule that combines the rewards of several groups into one reward, with the numbers that the rule uses."""
+    """The rule that combines the rewards of several groups into one reward, with the rule's parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,7 +66,7 @@ class RewardOptions:
 
 
 def mean_reward(rewards: Sequence[float | None]) -> float | None:
-    """Mean of a group's rewards for a batch, without the items that the group could not score (None).
+    """Mean of a group's rewards for a batch, not counting the items that the group could not score (None).
 
     Returns None if the group could score no item.
     """
@@ -77,7 +77,8 @@ def mean_reward(rewards: Sequence[float | None]) -> float | None:
 def remember(settings: RewardAggregation, newest: Mapping[str, float | None], history: History) -> History:
     """Returns each group's history (decayed mean of its rewards) after one more batch.
 
-    newest: by group, the mean reward of the new batch, or None. history: the histories before the batch.
+    newest: for each group, the mean reward of the new batch; None if the group scored no item. history: the histories before
+    the batch.
     The history of a new group begins with its first reward. A group without a new reward keeps its history.
     """
     past = dict(history)
@@ -91,8 +92,8 @@ def remember(settings: RewardAggregation, newest: Mapping[str, float | None], hi
 def weigh_groups(settings: RewardAggregation, groups: Sequence[str], history: History) -> tuple[float, ...]:
     """Returns the weight of each group, in the order of `groups`; the sum is 1. history: decayed mean reward of each group.
 
-    The weights are equal unless the rule is `adaptive`, every group has a history, and the histories are not even enough
-    (`fair_from`).
+    The weights differ only if the rule is `adaptive`, every group has a history, and the histories' fairness index is below
+    `fair_from`.
     """
     by_group = dict(history)
     if settings.rule != "adaptive" or not all(group in by_group for group in groups):
@@ -106,6 +107,6 @@ def weigh_groups(settings: RewardAggregation, groups: Sequence[str], history: Hi
 
 
 def _fairness_index(values: Sequence[float]) -> float:
-    """Jain's fairness index, 1 for even values; the same formula as metrics.fairness_index. Returns 1 if all values are 0."""
+    """Returns Jain's fairness index by the formula of metrics.fairness_index: 1 for equal values, and 1 if all values are 0."""
     total, squares = math.fsum(values), math.fsum(value * value for value in values)
     return 1.0 if squares == 0 else total * total / (len(values) * squares)

@@ -40,7 +40,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200), NoNul]
 
 
 class GroupRole(StrEnum):
-    """The role of a group in a run: the run trains on the group, or it never trains on the group and only evaluates it."""
+    """The role of a group in a run: the run trains on the group's data, or only evaluates models on the group's data."""
 
     TRAIN = "train"
     HELD_OUT = "held_out"
@@ -71,7 +71,7 @@ class Groups(SpecPart):
         return bool(self.train or self.held_out)
 
     def role_of(self, group: str, declared: GroupRole) -> GroupRole | None:
-        """Returns the role of a group in this run: held out if the spec lists it so, otherwise the role that its client declares.
+        """Returns the role of a group in this run: held out if the run spec lists the group as held out, otherwise `declared`.
 
         Returns None if the spec names groups and this group is not among them, so that the group takes no part.
         """
@@ -128,7 +128,8 @@ class Predictor(SpecPart):
 class Episodes(SpecPart):
     """The numbers of context and target questions in one training episode. The questions are drawn anew for each episode.
 
-    No question is both context and target. If a group has too few questions, it uses smaller upper bounds.
+    No question is both context and target. If a group has too few questions for the upper bounds, its
+    episodes are smaller.
     """
 
     min_context: Count = 10
@@ -180,7 +181,7 @@ class Aggregation(SpecPart):
     """The computation of the next model version from updates: client weights, the mean delta, and the server optimizer's step.
 
     Sources: Hsu et al. 2019 (arXiv 1909.06335) for fedavgm; Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2, for fedadam and
-    fedyogi. The mean delta is their pseudo-gradient with the opposite sign, and there is no bias correction.
+    fedyogi. The mean delta is these papers' pseudo-gradient with the opposite sign, and there is no bias correction.
     """
 
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
@@ -222,7 +223,7 @@ MIN_COSINE = 0.999
 
 
 class Embedding(SpecPart):
-    """The embedding contract: all clients must turn a text into the same vector, otherwise the shared weights have no meaning.
+    """The rules by which all clients turn a text into the same vector; otherwise the shared weights would have no meaning.
 
     Each (question, option) becomes one vector: every template is filled in and embedded, and the vectors are concatenated.
     The fields of a template are {question}, {options} ("A. .. B. .."), {letter} and {option}.
@@ -295,7 +296,7 @@ class RunSpec(SpecPart):
         return self
 
     def for_rewards(self, model: ModelName, digest: Digest, options: RewardOptions, file: str) -> "RunSpec":
-        """Returns the spec of a new run that asks for rewards; call it on the spec of the run that trained `model`.
+        """Returns the spec of a new run that asks for rewards. Call the method on the spec of the run that trained `model`.
 
         Predictor, embedding, evaluation, training, seed and title are copied. Any group may take part, and rewards are sent as
         float32.
@@ -340,7 +341,7 @@ class RunSpec(SpecPart):
 def parse_spec(text: bytes, file: str) -> RunSpec:
     """Reads a spec from JSON. file: the name under which an error reports the spec.
 
-    Raises InvalidSpec, which lists every problem with its key and the allowed values.
+    Raises InvalidSpec if the spec is not valid; the error lists every problem with its key and the allowed values.
     """
     try:
         return RunSpec.model_validate_json(text)
@@ -351,7 +352,7 @@ def parse_spec(text: bytes, file: str) -> RunSpec:
 def load_spec(path: Path) -> RunSpec:
     """Reads a spec from a TOML file. A preset gives the values that the file leaves out.
 
-    The file names the preset at the top: `preset = "default"` or `preset = "paper"`. Without a name the preset is "default".
+    The file may name the preset at the top: `preset = "default"` or `preset = "paper"`. Otherwise the preset is "default".
     Raises InvalidSpec if the file cannot be read, or if the spec is not valid; the error names file, keys and allowed values.
     """
     try:
