@@ -21,7 +21,8 @@ async def make_admin(
 ) -> None:
     """Registers an administrator as a member and saves the identity in `folder`.
 
-    `key` is the administrator's private key. Raises InUse while a coordinator serves, MemberExists, StorageFull.
+    `key` is the administrator's private key. Raises InUse while a coordinator serves; MemberExists if
+    the name is in use; StorageFull if the disk is full.
     """
     async with opened_alone(config, state) as store:
         membership = SqlMembership(store)

@@ -113,7 +113,8 @@ def _admin_key(name: str, folder: Path) -> PrivateKey:
     """Makes and saves the new administrator's private key in `folder`, and returns the key.
 
     The command makes the key first: if the folder is not writable, the command fails before an authority exists. Raises
-    InvalidArgument, AlreadyJoined, InvalidConfig, StorageFull.
+    InvalidArgument if the name is not allowed; AlreadyJoined if the folder holds an identity; InvalidConfig if the folder is
+    not writable; StorageFull if the disk is full.
     """
     if not is_id(name):
         raise InvalidArgument(field="--admin", problem=f"is {name!r}, allowed: {ID_HELP}")

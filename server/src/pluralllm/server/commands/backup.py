@@ -1,9 +1,9 @@
 """Makes a backup: a state directory with an SQLite database and files. The coordinator may run meanwhile.
 
 The command first copies the database rows of one moment, then the blobs that the rows refer to. The coordinator stores a blob
-before it writes a row that refers to the blob, so every such blob existed at the moment of the copy. If the coordinator has
-since deleted a needed blob, the command copies the rows again. The directory gets its final name after everything in it is
-verified and synced to disk.
+before the rows that refer to the blob, so every such blob existed when the rows were copied. If the coordinator has
+deleted a needed blob after that, the command copies the rows again. The backup's directory gets its final name after all files
+in the directory are verified and synced to disk.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ ReportProgress = Callable[[str, int, int], None]  # what is copied, how many are
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Summary of a backup: its blobs, its keys and the result of its verification."""
+    """Summary of a backup: the verification's result, the blobs, and whether the backup has the authority and the root's key."""
 
     report: Report
     blobs: int
@@ -57,7 +57,7 @@ class Contents:
 class Named:
     """Digests of the blobs that database rows refer to.
 
-    The blobs in `needed` are the blobs without which a run cannot continue or its history is incomplete.
+    If a blob in `needed` is lost, a run cannot continue or its history is incomplete.
     """
 
     all: frozenset[Digest]
@@ -67,8 +67,8 @@ class Named:
 async def back_up(config: ServerConfig, target: Path, report_progress: ReportProgress) -> Contents:
     """Backs up a coordinator into the new directory `target` and returns a summary. The coordinator may run meanwhile.
 
-    Raises InvalidArgument, InvalidConfig, InUse, StorageFull, StoreFailed, Corrupt, BackupUnusable. After an error, the
-    unfinished backup stays beside `target` under a name that ends with PARTIAL, and the next call continues it.
+    Raises InvalidArgument, InvalidConfig, InUse, StorageFull, StoreFailed, Corrupt or BackupUnusable. After an error, the
+    unfinished backup stays beside `target` under a name that ends with PARTIAL, and the next call continues the backup.
     """
     origin = StateDirectory(config.state_dir)
     if config.database_url is None and not database_file(origin).is_file():
@@ -116,7 +116,8 @@ async def copy_blobs(
 ) -> set[Digest]:
     """Copies the blobs in `named` and verifies their digests. Returns the needed blobs that are missing in `source`.
 
-    Blobs that are not in `named.needed` may be missing. Raises Corrupt, StorageFull, StoreFailed.
+    Blobs that are not in `named.needed` may be missing. Raises Corrupt if a copied blob does not match its digest;
+    StorageFull if the disk is full; StoreFailed if a bucket does not work.
     """
     stored = set(await source.digests())
     missing, copied = set(named.needed - stored), sorted(named.all & stored)
@@ -136,9 +137,10 @@ async def copy_blobs(
 
 
 async def _is_sound(target: Blobs, digest: Digest) -> bool:
-    """Returns whether the bytes of a blob in `target` match its digest. Deletes a corrupt file, so that it is copied again.
+    """Returns whether the bytes of a blob in `target` match its digest.
 
-    Blobs in a bucket are not checked, because a bucket verifies what it receives.
+    Deletes a corrupt file, so that the caller copies the blob again. Blobs in a bucket are not checked, because a bucket
+    verifies the bytes that it receives.
     """
     if isinstance(target, LocalBlobs):
         try:
@@ -166,7 +168,7 @@ async def _copy_blob(source: Blobs, target: Blobs, digest: Digest, scratch: Path
 async def named_blobs(store: SqlStore) -> Named:
     """Returns the digests of the blobs that the database rows refer to.
 
-    Raises Corrupt if a stored spec is damaged, and the round machine's errors if an event log cannot be replayed.
+    Raises Corrupt if a stored run spec is damaged. If an event log cannot be replayed, the round machine's error is raised.
     """
     over: set[RunId] = set()
     for record in await store.runs():
@@ -213,7 +215,7 @@ async def opened(state: StateDirectory) -> AsyncIterator[SqlStore]:
 
 
 def copy_authority(source: Path, target: Path) -> None:
-    """Copies the files of a certificate authority, readable for the owner only. Raises StorageFull.
+    """Copies the files of a certificate authority, readable for the owner only. Raises StorageFull if the disk is full.
 
     The file COMPLETE_MARK is copied last: an authority without the file is not complete.
     """
@@ -229,7 +231,7 @@ def copy_authority(source: Path, target: Path) -> None:
 def _unfinished(target: Path) -> Iterator[StateDirectory]:
     """Creates or opens the folder of the unfinished backup, which is beside `target`, for the time of the block.
 
-    Raises InvalidArgument if `target` exists or the folder is not usable, InUse, InvalidConfig.
+    Raises InvalidArgument if `target` exists or the folder is not usable; InUse if another process uses the folder.
     """
     if target.exists() or target.is_symlink():
         raise InvalidArgument(field="DIRECTORY", problem=f"{target} is there already; a backup makes a new directory")
@@ -247,9 +249,9 @@ def _unfinished(target: Path) -> Iterator[StateDirectory]:
 
 @contextlib.contextmanager
 def _space(target: Path) -> Iterator[None]:
-    """Converts a full disk in the block into an error about the backup's disk, not the coordinator's.
+    """Raises StorageFull if the disk becomes full in the block.
 
-    Raises StorageFull.
+    The error's message names the backup, because the backup's disk is full and not the coordinator's disk.
     """
     what = f"the backup {target} (what is there goes on with the next try, as {target.name}{PARTIAL})"
     try:

@@ -30,7 +30,8 @@ def backup(
 ) -> None:
     """Copy the records, blobs and authority of a coordinator into a new directory and verify the copy.
 
-    The coordinator may run meanwhile. The backup holds the authority's keys: keep it as secret as the state directory.
+    The coordinator may run meanwhile. The backup holds the authority's keys: keep the backup as secret as the state
+    directory.
     """
     from pluralllm.server.commands.backup import back_up  # noqa: PLC0415 - the database comes with it
 

@@ -1,4 +1,4 @@
-"""Checks for problems that prevent the coordinator from serving or partners from reaching it.
+"""Checks for problems that prevent the coordinator from serving, or prevent partners from reaching the coordinator.
 
 The command `pluralllm-server doctor` prints the results.
 """
@@ -143,7 +143,7 @@ def _enrolment_port(config: ServerConfig) -> Check:
 
 
 def _port(config: ServerConfig, name: str, file: str, configured: str) -> Check:
-    """Connects to the running coordinator on one of its ports and reports its version.
+    """Connects to one port of the running coordinator. Returns a check with the coordinator's version as the result.
 
     `name` is the name of the check. `file` is the file in the state directory that holds the port's address. `configured` is
     the address if the file does not exist.

@@ -1,8 +1,8 @@
 """Restores a backup into the configured database, blob store and state directory: completely or not at all.
 
-The command first writes the blobs, to which no database row refers yet. It then writes the files of the certificate authority,
-and last all rows in one transaction. A restore that stopped before the last step can be repeated: the command recognizes its
-own blobs by their digests, and the authority by the root certificate.
+The command first writes the blobs, to which no database row refers yet. Then it writes the files of the certificate
+authority, and at the end all rows in one transaction. A restore that stopped before the last step can be repeated: the
+command recognizes its own blobs by their digests, and the authority by the root certificate.
 """
 
 import contextlib
@@ -52,9 +52,9 @@ MARK = "restoring"  # file in the state directory while the blob store holds blo
 
 
 class Source(StateDirectory):
-    """A backup from which a restore reads. The restore uses the blobs and the authority where they are.
+    """A backup from which a restore reads. The restore reads the blobs and the authority's files in the backup's directory.
 
-    The database is a copy of the backup's database, because opening the database may migrate its schema.
+    The database is a copy of the backup's database, because the schema of an opened database may be migrated.
     """
 
     def __init__(self, path: Path, database: Path) -> None:
@@ -69,8 +69,8 @@ class Source(StateDirectory):
 async def restore(config: ServerConfig, directory: Path, now_s: float, report_progress: ReportProgress) -> Contents:
     """Restores the backup in `directory` into the configured stores, which must be empty. Returns a summary of the backup.
 
-    Raises BackupUnusable, NotEmpty, InUse, and the errors of the stores. After an error no database row is written, so no row
-    refers to the copied blobs.
+    Raises BackupUnusable, NotEmpty, InUse, InvalidConfig, StoreFailed, StorageFull or Corrupt. After an error no
+    database row is written, so no row refers to the copied blobs.
     """
     backup = StateDirectory(directory)
     with _standing_still(backup), _target(config.state_dir) as state:
@@ -132,7 +132,7 @@ async def _copy_database(backup: StateDirectory, copy: Path) -> None:
 async def _check_empty(config: ServerConfig, state: StateDirectory, source: Source, named: frozenset[Digest]) -> None:
     """Checks that the configured stores hold nothing except parts of the backup from an earlier attempt.
 
-    `named` are the blobs that the backup's rows refer to. Raises NotEmpty.
+    `named` are the blobs that the backup's rows refer to. Raises NotEmpty if the stores hold anything else.
     """
     url = database_url(config, state)
     if filled := await tables_with_rows(url):
@@ -182,7 +182,7 @@ async def _write_rows(source: Source, store: SqlStore, now_s: float) -> None:
 def _standing_still(backup: StateDirectory) -> Iterator[None]:
     """Locks a backup during the block, so that no other process changes it. The function writes nothing into the backup.
 
-    Raises BackupUnusable if the directory is no finished backup. Raises InUse while a coordinator serves from the directory.
+    Raises BackupUnusable if the directory is not a finished backup; InUse while a coordinator serves from the directory.
     """
     problem = ""
     if not backup.path.is_dir():
@@ -205,9 +205,10 @@ def _standing_still(backup: StateDirectory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _target(path: Path) -> Iterator[StateDirectory]:
-    """Opens the configured state directory for the time of the block and locks out other processes. Raises InUse.
+    """Opens the configured state directory for the time of the block, and locks the directory against other processes.
 
-    After an error in the block, the directory is removed again if it is new and empty.
+    Raises InUse if another process uses the directory. After an error in the block, the function removes the directory if
+    the directory is new and empty.
     """
     is_new = not path.exists()
     with StateDirectory(path) as state:

@@ -24,7 +24,8 @@ NEWEST_EVENTS = 500
 def passwords_of(config: ServerConfig) -> list[str]:
     """Returns the password of the database in each form in which a text may contain it, so that all forms are redacted.
 
-    The forms are the plain password and the password as it is escaped in the URL. The list is empty without a database URL.
+    The forms are the plain password and the password as it is escaped in the URL. The list is empty if the
+    configuration has no database URL.
     """
     if config.database_url is None:
         return []
@@ -38,7 +39,8 @@ def passwords_of(config: ServerConfig) -> list[str]:
 async def read_database(config: ServerConfig) -> dict[str, Any]:
     """Returns the runs, clients, members and certificates in the database as values that can be written as JSON.
 
-    The coordinator may run meanwhile. The function does not migrate the schema. Raises StoreFailed.
+    The coordinator may run meanwhile. The function does not migrate the schema. Raises StoreFailed if the
+    database cannot be read.
     """
     url = database_url(config, StateDirectory(config.state_dir))
     if not await tables_with_rows(url):

@@ -105,9 +105,9 @@ class Report:
 
 @dataclass(slots=True)
 class Tables:
-    """The rows of one run, each by its key.
+    """The database rows of one run, by the rows' keys.
 
-    One object holds the rows as they are stored. A second one holds the rows that a replay of the event log makes.
+    One object holds the rows as they are stored. A second object holds the rows that a replay of the event log makes.
     """
 
     versions: dict[int, VersionRecord] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Tables:
     evaluations: dict[tuple[int, str], EvaluationRecord] = field(default_factory=dict)
 
     def write(self, change: Change) -> None:
-        """Applies the rows of one event (`change`) in the same way as the store does."""
+        """Adds and removes the rows that one event changes (`change`), in the same way as the store does."""
         self.versions |= {row.version: row for row in change.versions}
         self.rounds |= {row.round: row for row in change.rounds}
         self.receipts |= {(row.round, row.receipt.client): row for row in change.receipts}

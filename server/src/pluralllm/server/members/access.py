@@ -24,7 +24,10 @@ class Principal:
 
     @property
     def group_and_role(self) -> tuple[str | None, GroupRole]:
-        """The group that this member answers for (None in plain text), and whether that group trains or is held out."""
+        """The group whose data this member holds, and whether runs train on the group or hold it out.
+
+        The group is None in plain text, where the client itself names its group.
+        """
         return self.group, self.group_role
 
 

@@ -1,4 +1,7 @@
-"""Limits on attempts at the enrolment port, and on log entries about them. The classes read no clock: callers pass the time."""
+"""Limits on attempts at the enrolment port, and on log entries about the attempts.
+
+The classes read no clock: callers pass the time.
+"""
 
 from collections import deque
 
@@ -9,7 +12,7 @@ MAX_PEERS = 10_000
 
 
 class Attempts:
-    """Counts attempts within the last minute and limits them, for each peer (network address) and for all peers together.
+    """Counts and limits the attempts of the last minute, for each peer (network address) and for all peers together.
 
     per_peer: largest number of attempts of one peer. together: largest number of attempts of all peers.
     """
@@ -45,7 +48,10 @@ class News:
         self._logged_s: dict[str, float] = {}  # time of the last log entry, by peer
 
     def is_news(self, peer: str, now_s: float) -> bool:
-        """Returns whether to log this peer (network address) now. If so, the peer counts as logged for a minute."""
+        """Returns whether to log an event of this peer (network address) now.
+
+        After the result True, the result for this peer is False for a minute.
+        """
         since_s = now_s - WINDOW_S
         if self._logged_s.get(peer, since_s) > since_s:
             return False

@@ -1,7 +1,7 @@
 """The hash-chained audit log of who did what. The entry of an action is durable before the action begins.
 
 Every refusal goes to the process log. The audit log gets one entry an hour for each (actor, action, object, reason), up to
-a limit for each actor: a caller who is refused cannot fill the disk or use up the limit of another actor.
+a limit for each actor. So a caller who is refused cannot fill the disk or use up the limit of another actor.
 """
 
 from collections import defaultdict
@@ -25,7 +25,10 @@ MAX_OBJECT = 200
 
 
 class AuditLog:
-    """The audit log of one process. Every change of the membership goes through it, so that `head` is always the newest entry."""
+    """The audit log of one process.
+
+    Every change of the membership goes through this object. So its field `head` always holds the sequence number and the hash
+    of the newest entry."""
 
     def __init__(self, store: MembershipStore, wall_s: Callable[[], float]) -> None:
         self._store = store
@@ -40,7 +43,8 @@ class AuditLog:
     async def change(self, change: MembershipChange) -> None:
         """Writes a change of the membership and its audit entry in one transaction.
 
-        Raises InviteUsed if the change uses an invite that has been used already; StoreFailed, StorageFull.
+        Raises InviteUsed if the change uses an invite that has been used already; StoreFailed if the database fails;
+        StorageFull if the disk is full.
         """
         entry = await self._store.change_membership(change)
         self.head = max(self.head, (entry.sequence, entry.sha256))
@@ -57,8 +61,8 @@ class AuditLog:
     async def refused(self, actor: Principal | None, action: str, about: str, error: PluralError) -> None:
         """Records the refusal of an action. `actor` is None if the caller has proven no identity.
 
-        action: the name of the call. about: the name of the run, task or member that the call concerns. If the same refusal
-        is repeated within an hour, or the actor has too many refusals, only the process log records it.
+        action: the name of the call. about: the name of the run, task or member that the call concerns. Only the
+        process log records a refusal that is repeated within an hour, or a refusal of an actor who has too many refusals.
         """
         about = about[:MAX_OBJECT]
         name = actor.name if actor is not None else None

@@ -2,9 +2,9 @@
 
 These files are in the folder STATE/authority/:
 
-federation.json              name and advertised hosts; written last, so that it marks a complete folder
-root.pem, root-key.pem       the root; its key is needed once a year and may be moved to a safe place
-issuer.pem                   key and certificate of the intermediate, valid for one year; it signs members and this server
+federation.json              name and advertised hosts; written last, so that the file marks a complete folder
+root.pem, root-key.pem       the root; the root's key is needed once a year and may be moved to a safe place
+issuer.pem                   key and certificate of the intermediate, valid for one year; signs members' and server's certificates
 server.pem                   this server's key, certificate and intermediate; replaced as a whole, read again without a restart
 """
 
@@ -103,8 +103,8 @@ class Authority:
     ) -> bytes:
         """Issues a member's certificate for `life_s` seconds, but not beyond the end of the intermediate's certificate.
 
-        Returns the member's and the intermediate's certificate as PEM. Raises IssuerExpired if the intermediate's has
-        expired.
+        Returns the member's and the intermediate's certificate as PEM. Raises IssuerExpired if the intermediate's
+        certificate has expired.
         """
         uri = x509.UniformResourceIdentifier(member_uri(self.federation, role, name))
         return self._issue(key, name, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, life_s, now_s)
@@ -112,7 +112,7 @@ class Authority:
     def renew_server(self, now_s: float) -> None:
         """Replaces server.pem by a new key with a new server certificate.
 
-        Raises IssuerExpired if the intermediate's certificate has expired; StorageFull.
+        Raises IssuerExpired if the intermediate's certificate has expired; StorageFull if the disk is full.
         """
         key = new_key()
         names = [general_name(host) for host in dict.fromkeys((*self.hosts, *LOOPBACK_NAMES))]
@@ -135,13 +135,14 @@ class Authority:
         return tuple(host for host in hosts if not host.isascii() or general_name(host) not in names)
 
     def covering(self, hosts: Iterable[str]) -> str:
-        """Returns the command that makes a server certificate for these hosts in addition to its present names."""
+        """Returns the operator's command for a new server certificate that covers its present hosts and these `hosts`."""
         return " ".join(["pluralllm-server renew-issuer", *(f"--host {host}" for host in (*self.hosts, *hosts))])
 
     def is_server_renewal_due(self, now_s: float) -> bool:
         """Returns whether the server certificate must be renewed.
 
-        A renewal is due if two thirds of the life are over, or if an older intermediate has signed it.
+        A renewal is due if two thirds of the certificate's life are over, or if an older intermediate has signed the
+        certificate.
         """
         certificate = self.server_certificate()
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -151,7 +152,7 @@ class Authority:
     def check_member(self, chain_pem: bytes, now_s: float) -> CertificateFacts:
         """Checks a member's certificate as TLS does, with a reason for each refusal, and returns the certificate's facts.
 
-        Raises CertificateInvalid, CertificateForeign, CertificateWrongUse, CertificateNotYetValid, CertificateExpired.
+        Raises CertificateInvalid, CertificateForeign, CertificateWrongUse, CertificateNotYetValid or CertificateExpired.
         """
         facts = read_certificate(chain_pem)
         try:
@@ -179,7 +180,7 @@ class Authority:
         life_s: float,
         now_s: float,
     ) -> bytes:
-        """Signs one certificate. Returns it, followed by the intermediate's certificate, as PEM.
+        """Signs one certificate. Returns the certificate, followed by the intermediate's certificate, as PEM.
 
         names: the names or URIs that the certificate proves. usage: client or server authentication. Raises IssuerExpired
         if the intermediate's certificate has expired.
@@ -214,7 +215,8 @@ def create_authority(
     """Creates root, intermediate and server certificate in `folder`, and returns the new authority.
 
     hosts: names by which clients reach the server. passphrase: encrypts the root's key; None leaves the key unencrypted.
-    Raises AlreadyInitialised if the folder has an authority; InvalidArgument if a name is not allowed; StorageFull.
+    Raises AlreadyInitialised if the folder has an authority; InvalidArgument if a name is not allowed; StorageFull if the
+    disk is full.
     """
     if (folder / "federation.json").exists():
         raise AlreadyInitialised(state_dir=str(folder.parent))
@@ -266,7 +268,7 @@ def load_authority(folder: Path, about: dict[str, Any] | None = None) -> Authori
     """Reads the authority from its folder.
 
     about: the content of federation.json, if the file is not written yet. Raises NotInitialised if there is no authority;
-    InvalidConfig, which names the damaged file.
+    InvalidConfig, which names the file, if a file is damaged.
     """
     path = folder / "federation.json"
     if about is None and not path.exists():
@@ -301,7 +303,7 @@ def read_pair(path: Path) -> tuple[PrivateKey, bytes, x509.Certificate]:
 
 
 def check_names(federation: str, hosts: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """Checks the names of the federation and of the server's hosts, and returns them in lower case.
+    """Checks the names of the federation and of the server's hosts, and returns the names in lower case.
 
     Raises InvalidArgument if a name is not allowed, or if there is no host.
     """
@@ -318,7 +320,7 @@ def check_names(federation: str, hosts: Sequence[str]) -> tuple[str, tuple[str, 
 
 
 def day(time_s: float) -> str:
-    """Formats a time (seconds since 1970) for people: 2026-11-24 17:05 UTC."""
+    """Formats a time (seconds since 1970) for people, for example as 2026-11-24 17:05 UTC."""
     return datetime.datetime.fromtimestamp(time_s, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 

@@ -45,7 +45,7 @@ class Identify(Protocol):
     def __call__(self, context: Context) -> Callable[[], Principal]:
         """Reads the identity that a call presents. The returned function looks up the identity's present rights at each use.
 
-        Both functions, `__call__` and the returned one, raise Unidentified, IdentityMismatch or an error about the
+        Both `__call__` and the returned function raise Unidentified, IdentityMismatch or an error about the
         certificate.
         """
         ...
@@ -54,7 +54,7 @@ class Identify(Protocol):
 class MainDoor:
     """The check before every call of the main port: identity, role, and number of the member's open calls.
 
-    A call that changes a run is recorded in the audit log before it begins.
+    If the table in access.py says that the method is audited, an entry in the audit log is written before the call begins.
     """
 
     def __init__(self, identify: Identify, audit: AuditLog, calls_per_member: int) -> None:
@@ -67,9 +67,10 @@ class MainDoor:
     async def enter(self, method: str, context: Context, request: object) -> AsyncIterator[Callable[[], None]]:
         """Admits a call and surrounds its handler. Yields a function that a stream calls at each message to check the role again.
 
-        The repeated check is needed because a certificate may be revoked or expire in the middle of a stream. Entering and
-        the function raise the errors of identity and role. Entering also raises OverLimit if the member has too many open
-        calls.
+        The repeated check is needed because a certificate may be revoked or expire in the middle of a stream. The entry into
+        the block and the yielded function raise RoleForbids if the caller's role may not make the call. They raise
+        Unidentified, IdentityMismatch or an error about the certificate if the caller's identity is not accepted. The entry
+        also raises OverLimit if the member has too many open calls.
         """
         rpc, about = method.rpartition("/")[2], about_of(request)
         try:
@@ -155,7 +156,7 @@ def by_word(context: Context) -> Callable[[], Principal]:
 
 
 def certificate_of(context: Context) -> bytes | None:
-    """Returns the client certificate of a connection as PEM; None in plain text. TLS has checked the certificate's signature."""
+    """Returns the client certificate of a connection as PEM; None if there is no certificate. TLS has checked the signature."""
     certificates: list[bytes] = context.auth_context().get("x509_pem_cert", [])
     return certificates[0] if certificates else None
 
@@ -184,9 +185,9 @@ def about_of(request: object) -> str:
 
 
 def _claimed(context: Context) -> Principal | None:
-    """Returns the identity in the certificate of a refused call; None if there is no certificate that can be read.
+    """Returns the identity in the caller's certificate, for a call that is refused.
 
-    TLS has checked who signed the certificate.
+    Returns None if the caller has no certificate that can be read. TLS has checked who signed the certificate.
     """
     pem = certificate_of(context)
     if pem is None:

@@ -62,7 +62,10 @@ class InviteOrder:
 
 
 class Registry:
-    """The members, invites and certificates in one process. Methods run on its event loop; changes run one after the other."""
+    """The members, invites and certificates, in the memory of one process.
+
+    The methods run on the event loop of this process. Changes run one after another.
+    """
 
     def __init__(
         self,
@@ -92,8 +95,8 @@ class Registry:
     def principal(self, certificate_pem: bytes) -> Principal:
         """Returns the member that may call with this certificate now. TLS has checked the certificate's signature.
 
-        Raises CertificateUnknown, CertificateNotYetValid, CertificateExpired, CertificateRevoked; AwaitingApproval if an
-        administrator must approve the member first.
+        Raises CertificateUnknown, CertificateNotYetValid, CertificateExpired or CertificateRevoked if the certificate may not
+        be used now. Raises AwaitingApproval if an administrator must approve the member first.
         """
         facts = read_known_certificate(certificate_pem)
         issued, member = self._certificates.get(facts.serial), self._members.get(facts.name)
@@ -111,7 +114,7 @@ class Registry:
         return tuple(member for _, member in sorted(self._members.items()))
 
     def open_invites(self) -> tuple[InviteRecord, ...]:
-        """Returns the invites that may still be used, sorted by name; at most one for each name."""
+        """Returns the invites that may still be used, sorted by name. Each name has at most one such invite."""
         now_s = self._wall_s()
         return tuple(sorted((i for i in self._invites.values() if i.is_open(now_s)), key=lambda invite: invite.name))
 
@@ -173,10 +176,11 @@ class Registry:
     async def join(self, name: str, token: str, request_der: bytes) -> tuple[Member, bytes]:
         """Makes an invited name a member. Returns the member and its certificate chain (PEM).
 
-        token: the secret of the invite. request_der: the certificate request. A repeated call with the same key returns the
-        same chain.
-        Raises InvalidArgument, CertificateInvalid, InviteUnknown, InviteForAnother, InviteExpired, InviteUsed,
-        IssuerExpired; CertificateRevoked if the call is repeated and the certificate is no longer valid.
+        token: the secret of the invite. request_der: the certificate request. A repeated call with the key of the first
+        call returns the first call's chain.
+
+        Raises InvalidArgument, CertificateInvalid, InviteUnknown, InviteForAnother, InviteExpired, InviteUsed or
+        IssuerExpired. Raises CertificateRevoked if the call is repeated and the certificate is no longer valid.
         """
         if not is_id(name):
             raise InvalidArgument(field="name", problem=f"allowed: {ID_HELP}")
@@ -207,8 +211,11 @@ class Registry:
     async def renew(self, by: Principal, request_der: bytes) -> bytes:
         """Issues the next certificate of a member and returns its chain (PEM).
 
-        by: the member. request_der: the certificate request. A repeated call with the same key returns the same chain.
-        Raises CertificateInvalid, CertificateRevoked, IssuerExpired; OverLimit if the member has too many valid
+        by: the member. request_der: the certificate request. A repeated call with the key of an earlier
+        call returns the earlier call's chain.
+
+        Raises CertificateInvalid if the request cannot be used; CertificateRevoked if the member's certificate is revoked.
+        Raises IssuerExpired if the intermediate's certificate has expired; OverLimit if the member has too many valid
         certificates.
         """
         key = public_key_of(request_der)
@@ -233,7 +240,10 @@ class Registry:
 
     @unbroken
     async def approve(self, by: Principal, name: str) -> Member:
-        """Approves a member, so that it may call. A repeated call changes nothing. Raises NotFound if there is no such member."""
+        """Approves a member, so that the member may call. A repeated call changes nothing.
+
+        Raises NotFound if there is no such member.
+        """
         async with self._changing:
             member = self._member(name)
             if not member.approved:
@@ -305,7 +315,9 @@ class Registry:
         return IssuedCertificate(facts.serial, name, facts.key_sha256, facts.not_after_s, now_s, chain_pem)
 
     def _again(self, invite: InviteRecord, key_sha256: str, now_s: float) -> tuple[Member, bytes]:
-        """Answers a join that is repeated because the first answer was lost. Returns the member and its certificate chain (PEM).
+        """Returns the answer to a repeated call of `join`: the member and its certificate chain (PEM).
+
+        A client repeats the call if the first answer was lost.
 
         Raises InviteUsed if the invite was used with another key; CertificateRevoked if the certificate is no longer valid.
         """

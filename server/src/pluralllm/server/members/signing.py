@@ -1,4 +1,4 @@
-"""Builds and signs certificates (RFC 5280). authority.py decides what they contain."""
+"""Builds and signs certificates (RFC 5280). authority.py decides what the certificates contain."""
 
 import datetime
 import ipaddress
@@ -48,7 +48,7 @@ def builder_for(
 
 
 def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    """Returns the key usage of a certificate authority if `signs_certificates`, otherwise that of a member or server."""
+    """Returns the key usage of an authority if `signs_certificates`, otherwise the key usage of a member or server."""
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         key_cert_sign=signs_certificates,

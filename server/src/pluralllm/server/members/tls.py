@@ -23,7 +23,7 @@ ISSUER_WARNING_S = 30 * 86_400.0
 
 
 class ServerFile:
-    """The file server.pem, which gRPC reads again when it has changed.
+    """The file server.pem, which gRPC reads again when the file has changed.
 
     If the changed file is damaged, an error is logged and the old certificate stays in use.
     """
@@ -39,7 +39,7 @@ class ServerFile:
         return grpc.ssl_server_certificate_configuration([(key_to_pem(key), chain_pem)], self._root_pem)
 
     def news(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns the new certificate if the file has changed; None if it has not changed or is damaged.
+        """Returns the new certificate if the file has changed; None if the file has not changed or is damaged.
 
         gRPC calls the method at each handshake, from a thread of its own.
         """
@@ -77,9 +77,10 @@ def warn_of_uncovered(authority: Authority, addresses: Iterable[str]) -> None:
 
 
 async def tend_certificates(registry: Registry, wall_s: Callable[[], float]) -> None:
-    """Renews the server certificate in time, loads a renewed intermediate, and logs a warning before the intermediate expires.
+    """Renews the server certificate before it expires, and loads an intermediate that the operator has renewed.
 
-    The coroutine runs until it is cancelled. wall_s: returns the present time in seconds since 1970.
+    The coroutine also logs a warning before the intermediate expires. It runs until it is cancelled.
+    wall_s: returns the present time in seconds since 1970.
     """
     warned = ""
     while True:
