@@ -1,7 +1,7 @@
 """Verifies the audit log on the reader's machine, by its hash chain.
 
 Each audit entry holds the hash of the entry before it. The head is the hash of the last entry. An intruder in the coordinator
-can write a new chain that is consistent, but that chain does not contain the head that the reader saw at the last reading.
+can write a new chain that is consistent. But the new chain does not contain the head that the reader saw at the last reading.
 """
 
 import datetime
@@ -20,9 +20,9 @@ def verified_entries(remote: Remote, identity_folder: Path | None) -> tuple[list
     """Reads the audit log and verifies its hash chain.
 
     Returns the entries (oldest first), the hash of the last entry, and whether these entries are the whole log.
-    identity_folder: folder that keeps the last hash for the next reading; None in plain text, where no coordinator proves its
-    identity.
-    Raises AuditBroken if the chain is broken, or if an entry is not the one that this machine saw at the last reading.
+    identity_folder: folder that keeps the last hash for the next reading. None for a connection in plain text, over which the
+    coordinator does not prove its identity.
+    Raises AuditBroken if the chain is broken, or if the entry that came last at the previous reading has another hash now.
     """
     events, whole = remote.audit_events()
     pairs = [(_entry(event), event["sha256"]) for event in events]

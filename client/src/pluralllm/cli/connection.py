@@ -84,9 +84,9 @@ def my_identity(coordinator: str | None = None) -> Identity:
 def remote(coordinator: str | None) -> "Remote":
     """Returns an open connection to the coordinator, made with this person's identity.
 
-    A certificate that is due for renewal is renewed first. coordinator: an address that replaces the usual one; None keeps the
-    usual one.
-    Raises NotJoined if the folder holds no identity; NotLoopback for plain text to another machine.
+    A certificate that is due for renewal is renewed first.
+    coordinator: an address that replaces the coordinator's usual address; None keeps the usual address.
+    Raises NotJoined if the folder holds no identity; NotLoopback if plain text is used and the address is on another machine.
     """
     from pluralllm.operator.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it
 

@@ -2,8 +2,8 @@
 
 A package declares each command as an entry point of the group `pluralllm.commands`. The entry point's name is the command's
 name; `model.export` is the command `export` in the command group `model`. The entry point's value is a Typer application or a
-function with Typer's annotations. A command is imported only when it is typed, so `--help` stays quick, and a command that
-cannot be imported does no harm to the other commands.
+function with Typer's annotations. A command is imported only when it is typed, so `--help` stays quick. A command that
+cannot be imported does no harm to any other command.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +25,7 @@ PURPOSE_OF_RESEARCH = "experiments, reports and rewards; partners and operators 
 
 @dataclass(frozen=True, slots=True)
 class ResearchCommand:
-    """A command of pluralllm-research. Its help line is stored here, so that `--help` can show the line without an import."""
+    """A command of pluralllm-research. Its help line is stored here, so that `--help` can show the line and imports nothing."""
 
     name: str
     summary: str
@@ -33,7 +33,7 @@ class ResearchCommand:
 
     @property
     def requirement(self) -> str:
-        """The requirement for pip that installs the command and all its dependencies."""
+        """The requirement that makes pip install the command and all its dependencies."""
         return f"{RESEARCH}[{self.extra}]" if self.extra else RESEARCH
 
 
@@ -48,7 +48,7 @@ RESEARCH_COMMANDS = (
 
 
 class PackageCommand(TyperCommand):
-    """A command that is loaded when it is typed. Before that, only the command's name and one help line exist."""
+    """A command that is loaded when it is typed. Until the command is loaded, only its name and one help line exist."""
 
     def __init__(self, name: str, summary: str, load: Callable[[], TyperCommand | TyperGroup]) -> None:
         super().__init__(name, help=summary)
@@ -71,8 +71,8 @@ class PackageCommand(TyperCommand):
 def add_package_commands(group: TyperGroup, entry_points: Iterable[EntryPoint]) -> None:
     """Adds the commands of installed packages to the command line.
 
-    The commands of pluralllm-research are always added; without the package, such a command explains how to install it. A
-    command that the command line already has is not replaced.
+    The commands of pluralllm-research are always added. If pluralllm-research is not installed, such a command explains how to
+    install the package. A command that the command line already has is not replaced.
     """
     by_name: dict[str, list[EntryPoint]] = {}
     for entry_point in entry_points:
@@ -87,8 +87,8 @@ def add_package_commands(group: TyperGroup, entry_points: Iterable[EntryPoint]) 
 def _place_of(name: str, group: TyperGroup) -> tuple[TyperGroup, str]:
     """Returns the command group that a command belongs to, and the command's name in that command group.
 
-    group: the whole command line. The command `model.export` is `export` in the command group `model`. Without a command group
-    `model`, the command is `model.export` in `group`.
+    group: the whole command line. The command `model.export` is `export` in the command group `model`. If there is no command
+    group `model`, the command is `model.export` in `group`.
     """
     first, _, rest = name.partition(".")
     inner = group.commands.get(first)

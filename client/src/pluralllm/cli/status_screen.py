@@ -83,9 +83,9 @@ def _people(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _reasons(run: Mapping[str, Any]) -> list[RenderableType]:
-    """Returns a line with the reason for each client that is late, lost or away.
+    """Returns one line with the reason for each client that is late, lost or away.
 
-    There are at most MAX_REASONS such lines; another line then counts the other clients.
+    Only the first MAX_REASONS clients get a line. A last line gives the number of clients that are left out, if there are any.
     """
     lines: list[RenderableType] = [
         cell(f"{person['client']}: {person['reason']}", "red" if person["state"] == "lost" else "yellow")
@@ -231,7 +231,7 @@ def short(value: Any) -> str:
 
 
 def left(time: str | None, now: datetime.datetime) -> str:
-    """Returns the time left until `time` as text, in days or hours: "over" if it has passed, "-" for None."""
+    """Returns the time left until `time` as text, in days or hours: "over" if `time` has passed, "-" for None."""
     if time is None:
         return "-"
     seconds = (datetime.datetime.fromisoformat(time) - now).total_seconds()

@@ -109,7 +109,7 @@ def check(
     spec: Annotated[Path | None, typer.Option(help="A run spec to check the number of questions against.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List every problem with its line number, and count the questions for a run. Exit code 3 if there is a problem."""
+    """List every problem with its line number, and count the questions for a run. The exit code is 3 if there is a problem."""
     checked = check_file(file)
     facts = _facts(checked, load_spec(spec) if spec is not None else None)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]

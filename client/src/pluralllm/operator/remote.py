@@ -50,7 +50,7 @@ class Remote:
     """A connection to one coordinator, with a method for each call.
 
     A call raises the typed error that the coordinator answered with. If there is no answer, it raises the cause that a
-    diagnosis finds, or Unreachable. Where a method takes a run's name, `-` means the newest run.
+    diagnosis finds, or Unreachable. In every method that takes a run's name, `-` means the newest run.
     """
 
     def __init__(self, address: str, channel: grpc.Channel, identity: Identity | None) -> None:
@@ -97,7 +97,7 @@ class Remote:
         return self._run("ResumeRun", pb.ResumeRunRequest(name=_run_name(run)))
 
     def cancel_run(self, run: str, reason: str) -> Values:
-        """Ends a run for good, and returns the run. reason: text for the record and for the clients."""
+        """Ends a run for good, and returns the run. reason: text that is stored with the run and reported to the clients."""
         return self._run("CancelRun", pb.CancelRunRequest(name=_run_name(run), reason=reason))
 
     def ask_rewards(self, run: str, rollouts_json: bytes) -> str:
@@ -206,7 +206,7 @@ class Remote:
     def renewed(self) -> "Remote":
         """Renews the member's certificate, and returns a new connection that uses the new certificate.
 
-        Raises the errors that the proto lists for EnrolmentService.Renew; Unreachable, StorageFull.
+        Raises Unreachable, StorageFull, or an error that the proto file lists for EnrolmentService.Renew.
         """
         assert self._identity is not None  # nothing to renew in plain text
         key = next_key(self._identity.folder)
@@ -232,7 +232,7 @@ class Remote:
             stream.cancel()
 
     def model_record(self, model: ModelName) -> tuple[Values, int, bytes]:
-        """Returns a model version's record, the size of its weights in bytes, and the run spec as JSON.
+        """Returns a model version's record (how it was made), the size of its weights in bytes, and the run spec as JSON.
 
         Raises RoleForbids if the caller is an observer.
         """
@@ -243,7 +243,7 @@ class Remote:
         """Downloads a model version to folder/model.safetensors. Returns the version's record and the run spec as JSON.
 
         on_bytes: callback (bytes done, bytes in all). A download that breaks off leaves a partial file in the folder, and the
-        next call continues from this file. Raises Corrupt, StorageFull.
+        next call continues from this file. Raises Corrupt if a chunk is wrong; StorageFull if the disk is full.
         """
         answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)))
         manifest = manifest_from(answer.manifest, MAX_MODEL_BYTES)
@@ -291,9 +291,10 @@ class Remote:
     def _read(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
     ) -> tuple[list[Values], bool]:
-        """Returns the items of at most MAX_PAGES pages, and whether they are complete: all items, or the first `limit` items.
+        """Returns the items of at most MAX_PAGES pages, and whether the items are complete.
 
-        The parameters are those of `_pages`.
+        The items are complete if they are all items of the list, or its first `limit` items. The method has the parameters of
+        `_pages`.
         """
         items: list[Values] = []
         token = ""
@@ -314,7 +315,7 @@ class Remote:
     def _failure(self, error: grpc.RpcError) -> PluralError:
         """Returns the typed error of a failed call.
 
-        A refused TLS handshake looks like a dead coordinator. For an unanswered call, the true cause is therefore looked up.
+        A refused TLS handshake looks like a dead coordinator. If there was no answer, a diagnosis therefore finds out why.
         """
         failure = from_rpc_error(error, self.address)
         if self._identity is None or not isinstance(failure, Unreachable):

@@ -1,4 +1,4 @@
-"""The daemon's loop: poll for a task, fetch the model, check the policy, work, store the result in the outbox, upload it.
+"""The daemon's loop: poll for a task, fetch the model, check the policy, work, store the result, upload the result.
 
 Polling goes on during the work. Each poll renews the task's lease, and the work stops at once when the coordinator no longer
 needs the task's result.
@@ -78,7 +78,7 @@ class Work:
 
 @dataclass(slots=True)
 class JoinedRun:
-    """The run spec of a run that this client takes part in, parsed and as canonical JSON."""
+    """The run spec of a run that this client takes part in, in two forms: parsed, and as canonical JSON."""
 
     spec: RunSpec
     spec_json: bytes
@@ -141,7 +141,7 @@ class Daemon:
     async def _finish(self) -> None:
         """Ends the daemon's work: waits a short time for an upload under way, and stops any other work.
 
-        The coordinator gets a report about work that was stopped.
+        If work is stopped, the coordinator gets a report about the stop.
         """
         if self._work is not None and self.is_working:
             if self._work.stage == HANDING_IN:
@@ -191,7 +191,7 @@ class Daemon:
             log.warning("client.clock_differs", skew_s=round(skew_s, 1))
 
     async def _take(self, answer: Answer) -> bool:
-        """Acts on one answer of the coordinator. Returns whether the daemon must end."""
+        """Acts on the coordinator's answer to one poll. Returns whether the daemon must end."""
         match answer:
             case Task():
                 if self._work is not None and not self._work.doing.done():
@@ -281,9 +281,9 @@ class Daemon:
             await self._transport.report_failure(task.name, reason, message, permanent=permanent)
 
     async def _joined_run(self, task: Task) -> JoinedRun:
-        """Returns the run of a task. The run spec is fetched once for each run.
+        """Returns the run that a task belongs to. The run spec is fetched once for each run.
 
-        Raises SpecMismatch if the run spec's hash is not the hash in the task.
+        Raises SpecMismatch if the run spec's hash differs from the hash that the task states.
         """
         run = self._runs.get(task.run)
         if run is None:
@@ -296,7 +296,7 @@ class Daemon:
         return run
 
     async def _deliver(self, task: Task, run: JoinedRun) -> None:
-        """Makes an update or rewards, stores them in the outbox, and uploads them until the coordinator gives a receipt."""
+        """Makes an update or rewards, stores the result in the outbox, and uploads it until the coordinator gives a receipt."""
         waiting = await asyncio.to_thread(self._outbox.get, task.name)
         if waiting is None or waiting[0].base_digest != task.base_digest:
             base = await self._fetch(task)

@@ -1,4 +1,4 @@
-"""Renews this member's certificate in time, and finds the true cause when the coordinator does not answer."""
+"""Renews this member's certificate before it expires, and finds out why the coordinator does not answer a call."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 
 
 class Renewal:
-    """Keeps one member's certificate valid. Does nothing in plain text, where there is no identity."""
+    """Keeps one member's certificate valid. Does nothing if the client uses plain text and therefore has no certificate."""
 
     def __init__(self, identity: Identity | None, transport: Transport) -> None:
         self._identity = identity
@@ -51,10 +51,10 @@ class Renewal:
         return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
 
     async def true_cause(self, error: PluralError) -> PluralError:
-        """Returns the cause behind the error of a call, or the error itself if no other cause is found.
+        """Returns the error that explains why a call failed with `error`, or `error` itself if no other explanation is found.
 
         A refused TLS handshake looks like a dead coordinator, and a wrong clock looks like an expired certificate.
-        Raises the cause instead if it is one that no retry can mend.
+        If no retry can mend the error that was found, the method raises this error instead of returning it.
         """
         if self._identity is None or not isinstance(error, Unreachable | CertificateExpired | CertificateNotYetValid):
             return error
@@ -69,8 +69,8 @@ class Renewal:
 async def renew(identity: Identity, transport: Transport) -> Identity:
     """Gets the member's next certificate, stores it on disk, and then uses it for new calls. Returns the new identity.
 
-    Calls under way end on the old channel.
-    Raises the errors that the proto lists for EnrolmentService.Renew; Unreachable, StorageFull.
+    Calls that are under way end on the old channel, with the old certificate.
+    Raises Unreachable, StorageFull, or an error that the proto file lists for EnrolmentService.Renew.
     """
     key = await asyncio.to_thread(next_key, identity.folder)
     chain_pem = await transport.renew(make_request(key, identity.membership.name))

@@ -19,9 +19,10 @@ MAX_NAMES_SHOWN = 8
 def import_globalopinionqa(path: Path, group: str) -> tuple[Question, ...]:
     """Imports one country (`group`) of the data set `Anthropic/llm_global_opinions` (arXiv 2306.16388) from its CSV file.
 
-    A row is left out if its question or an option is empty, if it has fewer than two options or two equal options, or if the
-    row has no answers of the country. A question that occurs in several survey waves with the same options becomes one question
-    with the mean of the waves' shares. Raises InvalidData.
+    A row is left out if its question or an option is empty, or if it has fewer than two options or two equal options. A row is
+    also left out if it has no answers of the country. A question that occurs in several survey waves with the same options
+    becomes one question with the mean of the waves' shares.
+    Raises InvalidData if the file cannot be read, has another layout, or does not name the group.
     """
     waves: dict[tuple[str, tuple[str, ...]], list[list[float]]] = {}
     groups: set[str] = set()
@@ -50,7 +51,8 @@ def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question
     folder: the folder human_resp, or one survey wave in it. Each wave has two files. info.csv has the columns key, question,
     references (a list of options) and perhaps option_ordinal. responses.csv has one column for each key, columns for attributes
     such as POLPARTY, and perhaps weights in a column WEIGHT_*.
-    attribute, value: only rows with this value in the column `attribute` count. Raises InvalidData.
+    attribute, value: only rows with this value in the column `attribute` count.
+    Raises InvalidData if a file cannot be read, has another layout, or if no row has this value.
     """
     infos = sorted(folder.glob("*/info.csv")) or sorted(folder.glob("info.csv"))
     if not infos:
@@ -92,7 +94,8 @@ def import_responses(path: Path, group: str | None, options: Path | None) -> tup
     group: only rows with this group count; with None, all rows count.
     options: JSON file with an object that maps each question to its list of options. If it is None, the options of a question
     are its answers in order of their first appearance.
-    Rows with an empty answer are left out. Raises InvalidData.
+    Rows with an empty answer are left out.
+    Raises InvalidData if a file cannot be read, if a row's answer or weight is not allowed, or if no row has this group.
     """
     rows = table_rows(path, {"question", "answer"})
     listed_options: dict[str, list[str]] = (
@@ -140,7 +143,7 @@ def _mean(distributions: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _selections(text: str) -> dict[str, list[float]]:
-    """Parses the column `selections`: for each country, the numbers of its answers by option.
+    """Parses the column `selections`. Returns, for each country, the share of people who chose each option.
 
     The data set writes the column as the text of a Python defaultdict. The text between the outer braces is a dict literal.
     """
@@ -161,7 +164,7 @@ def _ordinal_scale(ordinal: Any, options: tuple[str, ...]) -> tuple[float | None
 
 
 def _weight(value: Any) -> float | None:
-    """Returns the weight in a row's field: 1 for an empty field, and None for a value that is no number of 0 or more."""
+    """Returns the weight in a row's field: 1 for an empty field, and None for a value that is negative or not a number."""
     if value in (None, ""):
         return 1.0
     try:

@@ -28,7 +28,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def question_table(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Returns the bytes of a Parquet file with these rows. A row has the fields of a private file."""
+    """Returns the bytes of a Parquet file with these rows. Each row has the fields of a row in a private file."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), sink)
     content: bytes = sink.getvalue().to_pybytes()

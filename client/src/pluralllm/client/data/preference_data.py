@@ -36,7 +36,7 @@ def candidates_of(row: Mapping[str, Any], group: str | None = None) -> tuple[Que
     be two numbers.
     Votes may be listed by group: {"group": [..]}; `group` then selects a list. A candidate may be a conversation: its last
     message is the candidate, and the messages before it are the prompt.
-    Raises ValueError with a message about what is wrong and what is expected.
+    Raises ValueError if the row has another layout; the message says what is wrong and what is expected.
     """
     if "chosen" in row and "rejected" in row:
         options = [_last_text(row["chosen"]), _last_text(row["rejected"])]
@@ -65,10 +65,10 @@ def candidates_of(row: Mapping[str, Any], group: str | None = None) -> tuple[Que
 
 
 def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
-    """Imports the preferences of one group from JSONL, Parquet or CSV; votes of rows with the same candidates are added up.
+    """Imports the preferences of one group from JSONL, Parquet or CSV; adds up the votes of rows with equal candidates.
 
     group: only rows with this value in the column `group` count, or this group's votes if votes are listed by group. With None,
-    all rows count. Raises InvalidData.
+    all rows count. Raises InvalidData if the file cannot be read, a row is faulty, or no row belongs to the group.
     """
     counts: dict[tuple[str, tuple[str, ...]], dict[str, float]] = {}
     groups: set[str] = set()
@@ -107,8 +107,8 @@ def ranked_pairs(
     """Yields pairs of a question's candidates as rows for DPO (direct preference optimization).
 
     A row has prompt, chosen, rejected and margin; margin is the difference of the two candidates' shares.
-    shares: one share for each candidate. every: yields all pairs of candidates; otherwise only the best candidate with the
-    worst one.
+    shares: one share for each candidate. every: whether all pairs of candidates are yielded; if not, only the
+    pair of the best and the worst candidate.
     A pair whose shares are equal or differ by less than the parameter `margin` is left out.
     """
     order = sorted(range(len(shares)), key=lambda number: (-float(shares[number]), number))
@@ -143,7 +143,7 @@ def _last_text(value: Any) -> str:
 def _before_last(conversation: Any) -> str:
     """Returns the messages of a conversation before its last message, as one text.
 
-    Some data sets have no column for the prompt and repeat the prompt in both conversations.
+    Some data sets have no column for the prompt. They repeat the prompt in the chosen and in the rejected conversation.
     """
     return (
         "\n".join(_last_text(message) for message in conversation[:-1])
@@ -155,8 +155,8 @@ def _before_last(conversation: Any) -> str:
 def _raw_votes(row: Mapping[str, Any], group: str | None) -> Any:
     """Returns the votes of a row as the row has them, or None if the row has no votes.
 
-    If votes are listed by group, returns the votes of `group`. Raises ValueError if `group` is None then, or if the text of a
-    CSV field is not JSON.
+    If votes are listed by group, returns the votes of `group`. Raises ValueError if votes are listed by group and `group` is
+    None, or if the text of a CSV field is not JSON.
     """
     votes = next((row[name] for name in VOTES if row.get(name) not in (None, "")), None)
     if isinstance(votes, str):  # a field of a CSV file

@@ -84,7 +84,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The result of reading a private file: its good questions and all its problems."""
+    """The result of reading a private file: the questions of its valid rows, and all its problems."""
 
     questions: tuple[Question, ...]
     problems: tuple[Problem, ...]
@@ -130,9 +130,9 @@ def read_group(path: Path) -> tuple[Question, ...]:
 
 
 def write_group(path: Path, questions: Iterable[Question]) -> None:
-    """Writes questions as a private file: as Parquet if the path ends in .parquet, otherwise as JSONL. Raises StorageFull.
+    """Writes questions as a private file: as Parquet if the path ends in .parquet, otherwise as JSONL.
 
-    An interruption leaves either the complete new file or the file as it was before.
+    Raises StorageFull if the disk is full. An interruption leaves either the complete new file or the file as it was before.
     """
     rows = [_record(question) for question in questions]
     if path.suffix == ".parquet":
@@ -147,7 +147,7 @@ def write_group(path: Path, questions: Iterable[Question]) -> None:
 
 
 def _record(question: Question) -> dict[str, Any]:
-    """Returns a question as a row of the private file; optional fields without a value are None."""
+    """Returns a question as a row of the private file; optional fields that have no value are None."""
     return {
         "question": question.text,
         "options": list(question.options),

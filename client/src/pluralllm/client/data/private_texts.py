@@ -44,9 +44,9 @@ class PrivateTexts:
         )
 
     def redacted_log(self, text: str) -> str:
-        """Returns a log after `redacted`, and without its lines that are no JSON objects.
+        """Returns the text of a log as `redacted` does, but leaves out all lines that are not JSON objects.
 
-        A line that is no JSON (a library's warning, a stack trace) may quote a private text in any form.
+        A line that is not JSON (a library's warning, a stack trace) may quote a private text in any form.
         """
         kept = [line for line in text.splitlines(keepends=True) if _facts(line) is not None]
         left_out = len(text.splitlines()) - len(kept)
@@ -75,9 +75,9 @@ def _facts(line: str) -> Any:
 
 
 def _opened(line: str) -> str:
-    """Returns a line followed by all its strings without JSON's escapes.
+    """Returns a line of JSON followed by all its strings without JSON's escapes, and any other line unchanged.
 
-    A string that contains a JSON object is treated in the same way.
+    If a string is itself a JSON object, the strings inside this object follow, too.
     """
     facts = _facts(line)
     return line if facts is None else " ".join([line, *_strings(facts)])

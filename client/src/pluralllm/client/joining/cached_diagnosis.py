@@ -1,6 +1,6 @@
 """Keeps the result of a diagnosis for a while, because the coordinator limits the calls to its enrolment port.
 
-A diagnosis finds the cause when the coordinator does not answer.
+A diagnosis finds out why the coordinator does not answer.
 """
 
 import time
@@ -24,7 +24,7 @@ class CachedDiagnosis:
         self._ends_s = -1.0  # monotonic time at which the kept answer becomes too old; negative before the first answer
 
     def cause(self, identity: Identity) -> Cause | None:
-        """Returns the cause that keeps this member from its coordinator; None if no cause was found.
+        """Returns the cause that keeps this member from reaching its coordinator; None if no cause was found.
 
         The call may block for some seconds.
         """

@@ -80,7 +80,7 @@ def _clock(identity: Identity) -> Check:
 
 
 def _membership(identity: Identity) -> Check:
-    """Checks that the coordinator accepts this certificate. Raises the coordinator's error if it rejects the certificate."""
+    """Checks that the coordinator accepts this certificate. If it does not, raises the error that a diagnosis finds."""
     cause = diagnose(identity)
     if cause is not None and not isinstance(cause.error, Unreachable):
         raise cause.error

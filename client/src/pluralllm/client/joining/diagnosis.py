@@ -36,14 +36,14 @@ FINAL = (
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A cause that keeps a member from its coordinator."""
+    """A cause that keeps a member from reaching its coordinator."""
 
     error: PluralError
     final: bool  # the coordinator itself has rejected the certificate, so no retry will help
 
 
 def diagnose(identity: Identity) -> Cause | None:
-    """Finds the cause that keeps this member from its coordinator. Returns None if it finds no cause.
+    """Finds the cause that keeps this member from reaching its coordinator. Returns None if no cause is found.
 
     The diagnosis asks the coordinator's enrolment port first, which knows whether the certificate is revoked and what time it
     is. Then the diagnosis tries a TLS handshake with the main port. A diagnosis takes some seconds at most and changes nothing.
@@ -80,7 +80,8 @@ def own_dates(identity: Identity) -> PluralError | None:
 def facts_of_server(identity: Identity) -> ServerFacts:
     """Asks the coordinator's enrolment port for the coordinator's time and protocol versions.
 
-    Raises the true cause if the port does not answer: an error of the TLS handshake, or Unreachable.
+    If the port does not answer, raises the error of a TLS handshake with the port, or Unreachable if the handshake finds no
+    error.
     """
     address = identity.membership.enrolment
     try:
@@ -94,7 +95,7 @@ def _ask(identity: Identity) -> Cause | None:
     """Asks the coordinator whether it accepts this member's certificate, and returns the cause if it does not.
 
     Returns None if the coordinator accepts the certificate, limits the calls, or does not answer although TLS works.
-    Raises the true cause if TLS does not work.
+    If the TLS handshake fails, raises the error of the handshake.
     """
     address = identity.membership.enrolment
     try:

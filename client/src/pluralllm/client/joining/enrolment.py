@@ -45,7 +45,7 @@ def join(address: str, authority_pem: bytes, name: str, token: str, request_der:
     """Uses the token of an invite to get the member's first certificate.
 
     authority_pem: certificate of the federation's authority. request_der: certificate request, made with the member's key.
-    Raises the errors that the proto lists for EnrolmentService.Join, and Unreachable.
+    Raises Unreachable, or an error that the proto file lists for EnrolmentService.Join.
     """
     request = pb.JoinRequest(name=name, token=token, certificate_request_der=request_der)
     with _stub(address, authority_pem) as stub:
@@ -70,7 +70,7 @@ def ask_server(address: str, authority_pem: bytes) -> ServerFacts:
 def check_membership(address: str, authority_pem: bytes, chain_pem: bytes) -> None:
     """Asks the coordinator whether it accepts the certificate chain.
 
-    Raises the coordinator's error if it rejects the certificate, and Unreachable if there is no answer.
+    Raises the coordinator's error if the coordinator rejects the certificate; Unreachable if there is no answer.
     """
     with _stub(address, authority_pem) as stub:
         stub.GetMembership(pb.GetMembershipRequest(certificate_chain_pem=chain_pem), timeout=DEADLINE_S)

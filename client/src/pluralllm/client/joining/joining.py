@@ -41,9 +41,10 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
 
     command: name of the command that joins, for error texts. roles: the roles that this command may join with.
     Returns the identity, and whether an administrator must still approve the member.
-    Raises InviteForOtherCommand if the invite's role is not in `roles`; AlreadyJoined if the folder holds another identity; the
-    errors that the proto lists for EnrolmentService.Join; ForeignAuthority, WrongHost, ServerCertificateOutOfDate, Unreachable,
-    InvalidConfig.
+    Raises InviteForOtherCommand if the invite's role is not in `roles`; AlreadyJoined if the folder holds another identity;
+    InvalidConfig if the folder cannot be written or a file of the identity is damaged. If the call to the coordinator fails,
+    raises ForeignAuthority, WrongHost, ServerCertificateOutOfDate, Unreachable, or an error that the proto file lists for
+    EnrolmentService.Join.
     """
     if invite.role not in roles:
         other = "pluralllm-client" if invite.role is MemberRole.CLIENT else "pluralllm"
@@ -82,7 +83,7 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
 def read_invite(source: str) -> Invite:
     """Reads an invite from a file's path, from the invite's one line, or from standard input if `source` is "-".
 
-    Standard input keeps the invite out of the shell's history. Raises InviteInvalid.
+    Standard input keeps the invite out of the shell's history. Raises InviteInvalid for a damaged invite.
     """
     return parse_invite(sys.stdin.read(MAX_INVITE_BYTES + 1)) if source == "-" else load_invite(source)
 

@@ -28,7 +28,7 @@ def load_partner(config: ClientConfig) -> Partner:
     """Reads this daemon's name, group and role, and checks that its configuration agrees with its certificate.
 
     Raises NotJoined if there is no certificate; NotLoopback for plain text to another machine; InvalidConfig if configuration
-    and certificate contradict each other, or if client_id or group is missing in plain text.
+    and certificate contradict each other, or if plain text is used and client_id or group is missing.
     """
     if config.plain_text:
         address = config.coordinator or PLAIN_TEXT_ADDRESS

@@ -40,7 +40,7 @@ class Drafts:
             next_state(state).unlink(missing_ok=True)
 
     def keep_states(self, run: RunId) -> None:
-        """Makes the new states of a round the states that the next round starts from. Call it when the update has its receipt."""
+        """Replaces the run's old states by the new states of a round. Call this method when the update has its receipt."""
         for state in (self.optimizer_state(run), self.residual(run)):
             following = next_state(state)
             if following.is_file():

@@ -1,4 +1,4 @@
-"""The history of model versions that this client has seen, for each run: a coordinator cannot change its past unnoticed."""
+"""The history of model versions that this client has seen, for each run. A coordinator cannot change it unnoticed."""
 
 import json
 from pathlib import Path
@@ -12,19 +12,22 @@ OVER = "over"  # a key beside the version numbers: the run has ended
 
 
 class History:
-    """A folder with one file for each run. The file holds the SHA-256 of the record of every model version seen."""
+    """A folder with one file for each run. The file holds one hash for each model version that this client has seen.
+
+    The hash is the SHA-256 of the version record (the coordinator's record of how the model version was made).
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def check(self, run: RunId, link: VersionLink, task_record_sha256: str) -> None:
-        """Compares a model version with the versions seen before, then adds it to the history.
+        """Compares the hashes of a model version with the run's history, then adds the model version to the history.
 
-        link: the version's record and the record of its parent, as the coordinator states them. task_record_sha256: hash of the
-        record in the task that uses the version.
-        Raises HistoryDiverged if the task names another record for this version, or if this client saw another record for the
-        version or for its parent before.
+        link: the hashes of the version's record and of its parent's record, which came with the model version.
+        task_record_sha256: the hash of the version's record that the client's task states.
+        Raises HistoryDiverged if the task states another hash than `link`, or if the history already holds another hash for the
+        version or for its parent.
         """
         path = self._folder / f"{run}.json"
         seen: dict[str, str] = json.loads(path.read_bytes()) if path.is_file() else {}
@@ -39,7 +42,7 @@ class History:
             write_durably(path, json.dumps({**seen, str(link.version): link.record_sha256}).encode())
 
     def close(self, run: RunId) -> None:
-        """Marks a run as ended. The run's history stays, in case the coordinator later shows another past."""
+        """Marks a run as ended. The run's history stays, in case the coordinator later shows another history."""
         path = self._folder / f"{run}.json"
         if path.is_file():
             write_durably(path, json.dumps({**json.loads(path.read_bytes()), OVER: OVER}).encode())

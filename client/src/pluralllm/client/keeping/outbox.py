@@ -26,9 +26,9 @@ class Entry:
 
 
 class Outbox:
-    """A folder with two files for each update: the delta, and a JSON file with the facts about the delta.
+    """A folder with two files for each result of a task: the delta or rewards, and a JSON file with the facts about them.
 
-    The JSON file is written last, so that an update is either complete or absent.
+    The methods call every result an update. The JSON file is written last, so that an update is either complete or absent.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,10 @@ class Outbox:
         self._count()
 
     def put(self, entry: Entry, delta: Path) -> None:
-        """Moves the file `delta` into the outbox. The update is durable when this method returns. Raises StorageFull."""
+        """Moves the file `delta` into the outbox. The update is durable when this method returns.
+
+        entry: the facts about the update. Raises StorageFull if the disk is full.
+        """
         with storage_errors("the outbox"):
             publish(delta, self.delta(entry.task))
         write_durably(self._facts(entry.task), json.dumps(asdict(entry)).encode())
@@ -47,7 +50,7 @@ class Outbox:
     def get(self, task: TaskId) -> tuple[Entry, Manifest] | None:
         """Returns the update of a task: its facts and the manifest of its delta. Returns None if the outbox has no such update.
 
-        An update whose delta no longer has its digest is deleted, and None is returned.
+        If the delta's file no longer has the digest in the facts, deletes the update and returns None.
         """
         facts = self._facts(task)
         if not facts.is_file():

@@ -1,4 +1,4 @@
-"""Calls the coordinator: RPCs, retries, deadlines and the connection. The operator's package uses the model download, too.
+"""Calls the coordinator, with deadlines and retries. The package `operator` uses the module model_download, too.
 
 The package may touch grpc and protobuf. Private data never enters the package.
 Start reading at transport.py.

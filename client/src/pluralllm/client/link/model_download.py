@@ -1,6 +1,6 @@
 """The download of a model version into a file, for the daemon and for the operator's commands.
 
-The module knows no gRPC: the caller reads the stream, blocking or not, and passes on each chunk.
+The module does not use gRPC: the caller reads the coordinator's stream of chunks and passes on each chunk.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ class ModelDownload:
     """A partial file that grows by verified chunks. A new download continues after the good chunks of an earlier attempt."""
 
     def __init__(self, name: str, manifest: Manifest, draft: Path) -> None:
-        """Checks the chunks that the file `draft` already has, and removes what follows the good ones.
+        """Checks the chunks that the file `draft` already has, and removes all bytes after the last good chunk.
 
-        name: name of the model version in error texts. manifest: size and chunk hashes of the complete file. Raises
-        StorageFull.
+        name: name of the model version in error texts. manifest: size and chunk hashes of the complete file.
+        Raises StorageFull if the disk is full.
         """
         self._name, self._manifest, self._draft = name, manifest, draft
         self._file: BinaryIO | None = None
@@ -49,12 +49,12 @@ class ModelDownload:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Keeps the partial file open for `write` until the block ends. Raises StorageFull."""
+        """Keeps the partial file open for `write` until the block ends. Raises StorageFull if the disk is full."""
         with storage_errors(self._name), self._draft.open("ab") as self._file:
             yield
 
     def write(self, index: int, chunk: bytes | memoryview) -> None:
-        """Appends the next chunk. Raises Corrupt if `index` is not the next chunk's number, or if the bytes are wrong."""
+        """Appends the next chunk. Raises Corrupt if `index` is not the next chunk's number, or if the bytes have another hash."""
         assert self._file is not None
         what = f"chunk {index} of {self._name}"
         if self.is_complete or index != self.next_chunk:
@@ -67,7 +67,7 @@ class ModelDownload:
         self.next_chunk += 1
 
     def publish(self, target: Path) -> None:
-        """Moves the complete file to `target`. Raises StorageFull."""
+        """Moves the complete file to `target`. Raises StorageFull if the disk is full."""
         assert self.is_complete
         with storage_errors(self._name):
             self._draft.replace(target)

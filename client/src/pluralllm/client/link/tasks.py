@@ -25,7 +25,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The answer that there is no task now, and that the client polls again after `after_s` seconds."""
+    """The answer that there is no task now, and that the client must poll again after `after_s` seconds."""
 
     after_s: float
     reason: str
@@ -47,7 +47,7 @@ Answer = Task | Wait | RunOver
 
 @dataclass(frozen=True, slots=True)
 class VersionLink:
-    """A model version and its parent in the run's hash chain of records, as the coordinator states them."""
+    """A link of a run's hash chain: the hashes of a version record and of its parent's record, stated by the coordinator."""
 
     version: ModelVersion
     digest: Digest
@@ -59,7 +59,7 @@ class VersionLink:
 class Scores:
     """The scores of one evaluation.
 
-    wasserstein_score is None if no question has a scale, or if the partner's policy does not allow it to leave this machine.
+    wasserstein_score is None if no question has a scale, or if the partner's policy keeps the score on this machine.
     """
 
     alignment_score: float

@@ -144,7 +144,7 @@ class Transport:
     async def renew(self, request_der: bytes) -> bytes:
         """Returns the member's next certificate chain as PEM. request_der: certificate request, made with the next key.
 
-        Raises CertificateInvalid, OverLimit, IssuerExpired.
+        Raises CertificateInvalid, OverLimit or IssuerExpired.
         """
         request = enrolment_pb2.RenewRequest(certificate_request_der=request_der)
         response: enrolment_pb2.RenewResponse = await self._answer(
@@ -175,7 +175,7 @@ class Transport:
 
         held: the task that this client works on; None if there is none. following: runs whose end this client waits for.
         Raises StaleSession if the coordinator does not know the session (call `hello` again); SessionReplaced if a newer daemon
-        of this client has connected; ProtocolUnsupported.
+        of this client has connected; ProtocolUnsupported if client and coordinator have no protocol version in common.
         """
         request = pb.PollRequest(
             protocol=PROTOCOL_MAX,
@@ -211,7 +211,7 @@ class Transport:
     async def rollouts(self, task: TaskId) -> bytes:
         """Returns the batch of rollouts that a reward task scores, as JSON for `read_rollouts`.
 
-        Raises LeaseLost if the task is no longer this client's.
+        Raises LeaseLost if this client no longer holds the task's lease.
         """
         response: pb.GetRolloutsResponse = await self._call("GetRollouts", pb.GetRolloutsRequest(task=task))
         return response.rollouts_json
@@ -220,7 +220,7 @@ class Transport:
         """Downloads a model version to `target` unless the file is there, and returns the version's link in the hash chain.
 
         A download that breaks off leaves a partial file beside `target`, and the next call continues from this file.
-        Raises DigestMismatch if the coordinator's version does not have the expected `digest`; StorageFull.
+        Raises DigestMismatch if the coordinator's version does not have the expected `digest`; StorageFull if the disk is full.
         """
         response: pb.GetManifestResponse = await self._call(
             "GetManifest", pb.GetManifestRequest(run=run, version=version)
@@ -270,9 +270,9 @@ class Transport:
 
         path: file of the delta. manifest: size and hashes of that file. base: digest of the model version that the update
         starts from. examples: the update's weight in the mean.
-        After an unclear answer the upload starts again with BeginUpdate, whose answer says whether there is a receipt. In this
-        way a coordinator that was restarted gets the update again, and a coordinator whose disk is full gets time.
-        Raises the errors that the proto lists for BeginUpdate, PutChunks and CommitUpdate.
+        If a call fails for a reason that may pass, the upload starts again with BeginUpdate. The coordinator's answer to
+        BeginUpdate says whether there is a receipt already. So a restarted coordinator gets the update again, and a coordinator
+        whose disk is full gets time. Raises the errors that the proto file lists for BeginUpdate, PutChunks and CommitUpdate.
         """
         begin = pb.BeginUpdateRequest(
             task=task,
@@ -304,7 +304,7 @@ class Transport:
                 SENT_BYTES.inc(len(data))
 
     async def report_scores(self, task: TaskId, scores: Scores) -> None:
-        """Reports the scores of an evaluation. Raises the errors that the proto lists for ReportEvaluation."""
+        """Reports the scores of an evaluation. Raises the errors that the proto file lists for ReportEvaluation."""
         request = pb.ReportEvaluationRequest(
             task=task,
             alignment_score=scores.alignment_score,
@@ -361,9 +361,9 @@ def _secure(identity: Identity) -> OpenChannel:
 
 
 def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
-    """Yields attempts at work that may be repeated after these errors.
+    """Yields attempts at a call. A new attempt follows if the call in the previous attempt raised one of `errors`.
 
-    The waits between attempts grow and are partly random. After RETRY_FOR_S seconds the last error is raised.
+    The waits between attempts grow and are partly random. After RETRY_FOR_S seconds the error of the last attempt is raised.
     """
     return stamina.retry_context(
         on=errors,

@@ -1,4 +1,4 @@
-"""Trains, evaluates and scores rollouts in a worker process, which the daemon controls through a pipe.
+"""Trains and evaluates the predictor, and scores rollouts, in a worker process that the daemon controls through a pipe.
 
 In the worker process, the package may touch torch and the private data. In the daemon, the package only writes orders and reads
 results.

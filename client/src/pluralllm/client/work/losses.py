@@ -81,7 +81,7 @@ def smooth_js_distances(log_shares: Tensor, y: Tensor, batch: Batch) -> Tensor:
 
 
 def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[float, ...]:
-    """Returns each client's mean Jensen-Shannon distance between predicted and true shares, over its target questions.
+    """Returns each client's mean Jensen-Shannon distance between predicted and true shares, over the client's target questions.
 
     The distance uses the natural logarithm, so its range is 0 .. sqrt(ln 2). The batch's rows are ordered as in
     `prediction_loss`.
@@ -106,7 +106,7 @@ def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[f
 def gaussian_loss(mean: Tensor, log_std: Tensor, y: Tensor) -> Tensor:
     """Returns the negative log-likelihood of y under N(mean, exp(log_std)) for each element; log_std is clamped first.
 
-    Shapes: mean, log_std, y and the result are all equal.
+    The tensors mean, log_std, y and the result have the same shape.
     """
     log_std = log_std.clamp(MIN_LOG_STD, MAX_LOG_STD)
     return 0.5 * ((y - mean) * torch.exp(-log_std)) ** 2 + log_std + 0.5 * math.log(2 * math.pi)

@@ -88,13 +88,13 @@ def train(
 ) -> Trained:
     """Trains the weights in the file `base`, and writes delta = local - global to the file `out` (not yet durable).
 
-    first_step: number of local steps of the run before this round; learning rate and episode sizes depend on it.
+    first_step: number of local steps of the run before this round; learning rate and episode sizes depend on this number.
     optimizer_state: file of this client's optimizer moments in this run. If the run spec keeps the moments, the file is read
-    where it exists, and the new moments are written to `next_state(optimizer_state)`.
+    if it exists, and the new moments are written to `next_state(optimizer_state)`.
     residual: file of the part of earlier updates that rounding took away. If the run spec's encoding rounds updates, the new
     residual is written to `next_state(residual)`.
     on_step: callback (steps done, steps in all); it may raise an error to cancel the training.
-    Raises TooFewQuestions, NotFinite, WrongLayout, StorageFull, or the error that `on_step` raises; `out` is not written then.
+    Raises TooFewQuestions, NotFinite, WrongLayout, StorageFull, or the error that `on_step` raises. Then `out` is not written.
     """
     training = spec.training
     usable, _ = data.split(spec.evaluation.holdout_share)
@@ -182,7 +182,9 @@ def draw_episodes(
 
 @torch.no_grad()
 def pull_to_base(parameters: Iterable[Tensor], anchors: Iterable[Tensor], proximal_mu: float) -> None:
-    """Adds the gradient of (mu / 2) * |local - global|^2 to each parameter's gradient. anchors: the global values.
+    """Adds the gradient of (mu / 2) * |local - global|^2 to each parameter's gradient.
+
+    local: the value of the parameter. global: its value in the base model of the round, which `anchors` holds.
 
     Source: FedProx, Li et al. 2020 (arXiv 1812.06127), equation 2.
     """
@@ -234,10 +236,10 @@ def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: in
 
     The episode depends only on the run's seed, the group and the draw, so that scores of different versions can be compared.
     For a held-out group (one that never trains), the context is drawn from all questions, and all other questions are targets.
-    For a training group, the context is drawn from the questions that it trains on, and the targets are the held-out questions,
+    For a training group, the context is drawn from the questions that it trains on. Its targets are the held-out questions,
     which no group trains on. If the run spec holds out no questions (holdout_share = 0), a training group is treated like a
     held-out group; its targets are then questions that it trains on.
-    Raises TooFewQuestions.
+    Raises TooFewQuestions if the group has too few questions for an episode.
     """
     size = spec.evaluation.context_questions
     use = f"an evaluation ({size} context questions and at least 1 to predict)"

@@ -1,4 +1,4 @@
-"""The daemon's end of the pipe to its worker process: starts the process, sends orders, stops it, and notices when it dies."""
+"""The daemon's end of the pipe to its worker process: starts and stops the process, sends orders, and notices its death."""
 
 import asyncio
 import contextlib
@@ -69,7 +69,7 @@ class WorkerProcess:
                 raise
 
     async def stop(self) -> None:
-        """Ends the worker: closes its input, and kills the process if it does not end in time."""
+        """Ends the worker: closes its input, and kills the process if it has not ended after END_WAIT_S seconds."""
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -110,7 +110,7 @@ class WorkerProcess:
                 return result
 
     async def _cancel(self, number: int) -> None:
-        """Asks the worker to cancel a command, and kills the process if it does not answer in time.
+        """Asks the worker to cancel a command, and kills the process if no answer comes within CANCEL_WAIT_S seconds.
 
         number: the command's id.
         """
