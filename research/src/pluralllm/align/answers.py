@@ -1,4 +1,4 @@
-"""Reads a completion as an answer: one of the candidate options, a ranking of them, or a share for each.
+"""Reads a completion as an answer: one of the options, a ranking of the options, or a share for each option.
 
 The module parses text only; it uses no model.
 """
@@ -33,7 +33,8 @@ def text_of(message: str | Messages) -> str:
 def read_answer(completion: str, options: Sequence[str]) -> NDArray[np.float64] | None:
     """Returns the share that a completion gives to each option, or None if the completion names no option.
 
-    "B", "B. Agree" and "Agree because ..." choose one option. "B > A > C" is a ranking; its shares are Borda points.
+    "B", "B. Agree" and "Agree because ..." choose one option. "B > A > C" is a ranking; its shares are proportional to Borda
+    points (one point for each option that is ranked lower).
     "A: 0.7, B: 0.3" or a JSON object gives shares. Letters and options may be in upper or lower case.
     Shape: (options,); the shares sum to 1.
     """

@@ -50,7 +50,7 @@ class FederatedReward:
         columns: names of the data set's columns. form: name of the reward form, see reward_forms.
         no_option: reward of a completion that names no option; None leaves the completion out of the training step.
         timeout_s: longest time for one batch, in seconds; the time in which earlier batches are answered counts too.
-        Raises InvalidArgument for an unknown form, and InvalidConfig for a damaged identity.
+        Raises InvalidArgument for an unknown form; InvalidConfig for a damaged identity.
         """
         self._remote = coordinator if isinstance(coordinator, Remote) else _connected(Path(coordinator).expanduser())
         self._run, self._columns, self._timeout_s = run, columns, timeout_s
@@ -65,7 +65,7 @@ class FederatedReward:
         """Returns one reward for each completion; None for a completion that cannot be scored.
 
         Every reward is None if too few groups answered. columns: further columns of the data set, by name, as TRL passes them.
-        Raises the refusals of the RPC AskRewards, and Unreachable if the batch takes longer than timeout_s.
+        Raises the coordinator's error if it refuses the batch; Unreachable if the batch takes longer than timeout_s.
         """
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
         asked = _asked(rollouts)

@@ -1,4 +1,4 @@
-"""Rewards a completion by the share of a group that is predicted to prefer it, for GRPOTrainer, RLOOTrainer and others of TRL.
+"""Rewards a completion by the share of a group that is predicted to prefer it, for GRPOTrainer and other trainers of TRL.
 
 Cost: each group's context is read once; a call embeds only new texts and scores all texts in one pass.
 """
@@ -59,7 +59,7 @@ class GroupReward:
         no_option: reward of a completion that names no option; None leaves the completion out of the training step.
         embedding_model_path: folder of the embedding model; None looks it up by the model's own name.
         cache: folder of embedded texts. device: device for torch; "auto" picks one.
-        Raises InvalidArgument, InvalidData, InvalidModel, TooFewQuestions, ModelUnavailable, EmbeddingMismatch.
+        Raises InvalidArgument, InvalidData, InvalidModel, TooFewQuestions, ModelUnavailable or EmbeddingMismatch.
         """
         if not contexts:
             raise InvalidArgument(field="contexts", problem="is empty; give a few answered questions of a group")
@@ -86,7 +86,7 @@ class GroupReward:
         """Returns one reward for each completion; None for a completion that cannot be scored.
 
         columns: further columns of the data set, by name, as TRL passes them.
-        Raises InvalidArgument for a group without a context.
+        Raises InvalidArgument for a group that has no context.
         """
         scores = self.score(prompts, completions, **columns)
         if (log_metric := columns.get("log_metric")) is not None:
@@ -98,9 +98,10 @@ class GroupReward:
     ) -> list[Scored | None]:
         """Returns a reward and its predicted spread for each completion; None for a completion that cannot be scored.
 
-        The attribute `unscored` counts the reasons. columns: further columns of the data set, by name, as TRL passes them.
-        of_group: the group that every completion is scored for; None: the group that was given at creation, or that the
-        examples name.
+        The attribute `unscored` counts the completions that could not be scored, by reason.
+        columns: further columns of the data set, by name, as TRL passes them. of_group: the group that every completion is
+        scored for. If it is None, the group is the one given to the constructor or, if none was given, the one that each
+        example names.
         """
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
         groups = self._groups(len(rollouts), columns) if of_group is None else [of_group] * len(rollouts)

@@ -60,7 +60,7 @@ class PluralConfig(PretrainedConfig):  # type: ignore[misc]
 class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
     """Published model version as a transformers model.
 
-    GroupReward and the command `score` use its attribute `predictor`. The parameters have the names of the published file.
+    GroupReward and the command `score` use its attribute `predictor`. The parameters keep the names of the published file.
     """
 
     config_class = PluralConfig
@@ -93,16 +93,16 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
         return prediction
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Does nothing, because transformers must not overwrite the first values.
+        """Does nothing, because transformers must not overwrite the parameters' initial values.
 
-        Loading replaces the first values; a model that is not loaded keeps the values that torch drew.
+        Loading a model replaces the initial values. A model that is not loaded keeps the initial values that torch drew.
         """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *arguments: Any, **options: Any) -> Self:
         """Loads a model from a folder or the Hub after checking that the weights have the digest in config.json.
 
-        Raises InvalidModel if the model is missing, has another format, or its weights have another digest.
+        Raises InvalidModel if the model is missing or has another format, or if its weights have another digest.
         """
         name = str(pretrained_model_name_or_path)
         hub = {key: options[key] for key in HUB_OPTIONS if key in options}

@@ -18,15 +18,19 @@ Form = Callable[[Shares, Shares, Scale], float]
 
 
 def probability(answer: Shares, group: Shares, _scale: Scale = None) -> float:
-    """Share of the group that chose the answered option; for several options the mean of their shares, weighted by the answer."""
+    """Returns the group's share of the answered option.
+
+    If the answer gives shares to several options, the group's shares of these options are averaged with the answer's shares as
+    weights.
+    """
     return float(answer @ group)
 
 
 def wasserstein(answer: Shares, group: Shares, scale: Scale = None) -> float:
     """Returns 1 minus the Wasserstein-1 distance between answer and group, divided by the greatest possible distance.
 
-    An answer close to the group's on the scale gets a high reward. scale: positions of the options; None: the options' order
-    is the scale. If fewer than two options have a position, the reward is 0.
+    An answer close to the group's answer on the scale gets a high reward. scale: positions of the options; None: the order of
+    the options is the scale. If fewer than two options have a position, the reward is 0.
     """
     score = wasserstein_score(answer, group, tuple(range(len(group))) if scale is None else scale)
     return 0.0 if score is None else score

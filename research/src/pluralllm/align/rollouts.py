@@ -41,7 +41,7 @@ class Rollout:
 class Judging:
     """Settings for turning the predicted shares of the candidates into a completion's reward.
 
-    The candidates are the options of a question or, without options, the completions that were sampled for one prompt.
+    The candidates are the options of a question or, if it has no options, the completions that were sampled for one prompt.
     """
 
     form: str = "probability"  # a name in reward_forms.FORMS

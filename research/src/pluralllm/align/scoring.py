@@ -72,8 +72,9 @@ def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict
 
 
 def write_pairs(reward: GroupReward, source: Path, out: Path, margin: float, every: bool, seen: Seen) -> dict[str, Any]:
-    """Writes pairs of options (prompt, chosen, rejected) whose predicted shares differ by at least `margin`; returns counts.
+    """Writes pairs of options (prompt, chosen, rejected) whose predicted shares differ by at least `margin`.
 
+    Returns the path of the file, and the numbers of rows, of rows that could not be scored, and of pairs.
     every: whether all pairs of a question's options are compared, not only the best option with the worst.
     seen: is called with the number of bytes scored so far.
     Raises InvalidData if the source cannot be read at all, and StorageFull if the disk is full.

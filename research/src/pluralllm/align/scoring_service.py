@@ -52,8 +52,8 @@ class Scoring(pb_grpc.ScoringServiceServicer):
     def _score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         """Returns the predicted shares for each question of the request.
 
-        Raises NotFound for a group without a context, OverLimit for too many options, InvalidArgument for a question that is not
-        valid, and the errors of the embedding model.
+        Raises NotFound for a group that has no context; OverLimit for too many options; InvalidArgument for a question that is
+        not valid; the embedding model's error if the texts cannot be embedded.
         """
         options = sum(len(question.options) for question in request.questions)
         if options > MAX_OPTIONS:
@@ -74,7 +74,7 @@ def serve_scores(reward: GroupReward, listen: str, tell: Callable[[str], None]) 
     """Serves predicted shares on the address `listen` until the process gets SIGINT or SIGTERM.
 
     tell: is called with the address when the server accepts calls.
-    Raises NotLoopback if the address can be reached from other machines, and InUse if it is taken.
+    Raises NotLoopback if the address can be reached from other machines; InUse if the address is taken.
     """
     check_loopback(listen)
     server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))

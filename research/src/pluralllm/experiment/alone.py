@@ -1,4 +1,4 @@
-"""Training without a federation: one model on all groups' data, or one model for each group on its own data.
+"""Training without a federation: one model on all groups' data, or one model for each group on the group's own data.
 
 After a federation has ended, a method may also adapt the federated model to each group on the group's own data.
 """
@@ -45,8 +45,8 @@ def centralize(
 def episode_stream(spec: RunSpec, number: int) -> np.random.Generator:
     """Returns the random generator that draws the training episodes of predictor `number`.
 
-    Its seed consists of three numbers. The generators of episode sizes have seeds of two numbers, the run's seed and the step
-    (`step_sizes` in common/predictor/data.py), so no generator repeats the numbers of another.
+    The generator's seed consists of three numbers. The generators of episode sizes (`step_sizes` in common/predictor/data.py)
+    have seeds of two numbers, the run's seed and the step. So no generator repeats the numbers of another generator.
     """
     return np.random.default_rng([spec.seed, number, 1])
 

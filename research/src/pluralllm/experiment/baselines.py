@@ -58,9 +58,10 @@ class TrainingMean:
         return uniform(data, context, question) if answers is None else np.mean(answers, axis=0)
 
     def kind_of(self, data: GroupData, question: int) -> QuestionKind:
-        """Returns whether training could use a question.
+        """Returns the kind of a question, which says whether training could use the question.
 
-        A question was answered by a training group, was answered by none of them, or is withheld from all training.
+        Either a training group answered the question, or no training group answered it, or the question is withheld from all
+        training.
         """
         question_id = data.questions[question].id
         if is_held_out(question_id, self._holdout_share):
@@ -71,7 +72,7 @@ class TrainingMean:
 def score_guesses(guess: Guesser, data: GroupData, episodes: list[Episode]) -> list[list[Scored]]:
     """Returns, for each episode, the scores of a baseline's guesses for the target questions.
 
-    `Scorer` in scoring.py does the same for a predictor.
+    `Scorer` in scoring.py computes such scores for a predictor.
     """
     scores = []
     for episode in episodes:

@@ -71,11 +71,11 @@ def points_of(result: Result, axis: str, groups: Collection[str], measure: Measu
 
 
 def curve_of(runs: Sequence[Result], axis: str, groups: Collection[str], measure: Measure) -> Curve | None:
-    """Returns the curve over a method's seeds; None if no seed was scored on this axis of cost.
+    """Returns a method's curve of the measure against one axis of cost; None if no seed was scored on this axis.
 
     runs: the method's results, one for each seed. measure: combines the groups' scores at one moment into one number.
-    If every seed has the same costs, the curve has points at these costs. Otherwise, as for seconds, the points are spread
-    evenly.
+    If every seed has the same costs, the curve has points at these costs. If the seeds' costs differ, as they do on the axis of
+    seconds, the curve has evenly spaced points.
     """
     seed_points = [points for result in runs if (points := points_of(result, axis, groups, measure)) is not None]
     if not seed_points:
@@ -92,9 +92,9 @@ def curve_of(runs: Sequence[Result], axis: str, groups: Collection[str], measure
 
 
 def first_reach(x: Floats, y: Floats, threshold: float) -> float:
-    """Returns the lowest cost at which a measure reaches the threshold, or NOT_REACHED if it never does.
+    """Returns the lowest cost at which a measure reaches the threshold, or NOT_REACHED if no cost is enough.
 
-    x: costs in rising order. y: the measure at each cost; between two costs it is interpolated linearly.
+    x: costs in rising order. y: the measure at each cost. Between two costs, the measure is interpolated linearly.
     """
     above = np.flatnonzero(y >= threshold)
     if not above.size:
@@ -125,7 +125,7 @@ def reach_of(runs: Sequence[Result], axis: str, groups: Collection[str], thresho
 def last_score(runs: Sequence[Result], groups: Collection[str]) -> float | None:
     """Returns the mean alignment over `groups` at the end of training, averaged over the seeds.
 
-    runs: a method's results, one for each seed. Returns None if these groups were never scored together.
+    runs: a method's results, one for each seed. Returns None if there is no moment at which all these groups were scored.
     """
     seed_points = [
         points for result in runs if (points := points_of(result, "gradient_steps", groups, mean_score)) is not None

@@ -169,7 +169,7 @@ def aggregate(
 
 
 def _pass_evaluation(run: Run, clients: tuple[ClientId, ...]) -> Run:
-    """Returns the run after its evaluation: each client sends an empty evaluation, because the round machine waits for them.
+    """Returns the run after its evaluation, in which each client sends an empty evaluation to the waiting round machine.
 
     The experiment itself scores the models.
     """

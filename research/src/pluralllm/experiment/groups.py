@@ -63,7 +63,7 @@ def embed_groups(
     device: torch.device,
     on_group: Progress,
 ) -> Groups:
-    """Embeds every group's questions, or reads the vectors from the cache. Raises ModelUnavailable without an embedding model.
+    """Embeds every group's questions, or reads the vectors from the cache. Raises ModelUnavailable if there is no model.
 
     model_path: folder of the embedding model; None: the model is looked up by the name in the run spec.
     on_group: is called before each group with the number of embedded groups and the number of all groups.

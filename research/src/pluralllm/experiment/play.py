@@ -48,9 +48,10 @@ class Player:
         self._embedded: dict[Embedding, Groups] = {}
 
     def groups(self, spec: RunSpec, tell: Progress) -> Groups:
-        """Returns each group's questions, embedded as the run spec demands. Raises ModelUnavailable without an embedding model.
+        """Returns each group's questions, embedded as the run spec demands.
 
         tell: is called before each group with the number of embedded groups and the number of all groups.
+        Raises ModelUnavailable if there is no embedding model.
         """
         if spec.embedding not in self._embedded:
             setting = self._setting
@@ -62,8 +63,8 @@ class Player:
         """Trains and scores a method with one seed; returns the result records by the name of their line in the results table.
 
         The method has one line, and a second line if its model is then adapted to each training group.
-        on_embedded: reports embedded groups. on_step: reports gradient steps. Their exceptions are passed on.
-        Raises ModelUnavailable without an embedding model, and NotFinite if training gives infinite values or NaN.
+        on_embedded: reports embedded groups. on_step: reports gradient steps. An exception of these callbacks ends the play.
+        Raises ModelUnavailable if there is no embedding model; NotFinite if training gives infinite values or NaN.
         """
         setting = self._setting
         spec = setting.experiment.run_spec(method, seed)

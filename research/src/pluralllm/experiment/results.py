@@ -25,7 +25,11 @@ COLUMNS = 5  # of a scored question: id, kind, distance, log standard deviation,
 
 
 class QuestionKind(StrEnum):
-    """Kind of a scored question: answered by a training group, by none, or withheld from all training."""
+    """Kind of a scored question, which says whether training could use the question.
+
+    Either a training group answered the question, or no training group answered it, or the question is withheld from all
+    training.
+    """
 
     ANSWERED = "a"  # some training group trains on it
     UNANSWERED = "u"  # no training group answered it
@@ -95,8 +99,8 @@ class Result:
 def read_results(folder: Path) -> tuple[Result, ...]:
     """Returns every result in a folder, sorted by method and seed.
 
-    Raises InvalidResults if there is no result, if a result is incomplete, if two results belong to different experiments or
-    data, or if two results have the same method and seed.
+    Raises InvalidResults if there is no result, or if a result is incomplete. Also raises InvalidResults if two results belong
+    to different experiments or data, or have the same method and seed.
     """
     if not folder.is_dir():
         raise InvalidResults(path=str(folder), problem="there is no such folder")

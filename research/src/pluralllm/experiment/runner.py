@@ -54,8 +54,8 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
     """Writes a result for each method and seed into the folder `plan.out`; keeps results that are already there.
 
     tell: is called with the present stage, the work done and the whole work.
-    Raises InvalidArgument, InvalidData, TooFewQuestions, ModelUnavailable, StorageFull, WorkerDied, and InvalidSpec if the
-    folder holds results of another experiment.
+    Raises InvalidSpec if the folder holds results of another experiment. Also raises InvalidArgument, InvalidData,
+    TooFewQuestions, ModelUnavailable, StorageFull or WorkerDied.
     """
     experiment = plan.experiment
     device = pick_device(plan.device)
@@ -86,7 +86,7 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
 async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> None:
     """Starts `plan.jobs` worker processes; each process trains and scores the next method and seed until none is left.
 
-    todo: the methods and seeds without a result. total: number of all methods and seeds, for the progress.
+    todo: the methods and seeds that have no result. total: number of all methods and seeds, for the progress.
     The first error of a worker stops all workers and is raised.
     """
     waiting = iter(todo)

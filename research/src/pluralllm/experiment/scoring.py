@@ -1,10 +1,11 @@
 """Scores how well a predictor fits each question of a group, given a few of the group's other answers as context.
 
 The context is drawn at random several times; each choice is called a draw. A context with its target questions is called
-an episode. The seed of a draw is the sha256 of the group, the size of the context and the number of the draw, so every
+an episode. The seed of a draw is the sha256 of the group, the size of the context and the number of the draw. So every
 method and every training seed gets the same contexts. Validation and test groups are scored on all questions outside the
-context. Questions that are withheld from all training are marked in the results, and do not count in the own score of
-such a group. A training group gets its context from the questions that it trains on, and is scored on the withheld ones.
+context. Questions that are withheld from all training are marked in the results, and do not count in the score of a
+validation or test group. A training group gets its context from the questions that it trains on, and is scored on the
+withheld questions.
 
 In shapes, P is the group's option points, C context points, T target points, Q target questions, D the embedding dimension
 and d the model's width d_model. A point is one option of one question.
@@ -38,8 +39,8 @@ class Scored:
 def context_episode(data: GroupData, size: int, draw: int, pool: Iterable[int], targets: Iterable[int]) -> Episode:
     """Returns an episode whose context is `size` questions drawn at random from `pool`.
 
-    draw: number of the draw, which decides the random choice. The episode's target questions are those of `targets` that
-    were not drawn as context.
+    draw: number of the draw, which decides the random choice. The episode's target questions are the questions of
+    `targets` that were not drawn as context.
     """
     key = hashlib.sha256(f"experiment/{data.group}/{size}/{draw}".encode()).digest()
     drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(np.asarray(list(pool))).tolist()
@@ -63,8 +64,8 @@ def episode_of(spec: RunSpec, data: GroupData, group_part: str, size: int, draw:
 def own_episode(spec: RunSpec, data: GroupData, group_part: str, size: int, draw: int) -> Episode:
     """Returns the episode that a group is scored on, with only the target questions that count in the group's own score.
 
-    The arguments are those of `episode_of`. For a training group all targets count; for any other group, those that are not
-    withheld from training.
+    The function has the parameters of `episode_of`. For a training group all target questions count. For any other group, only
+    target questions that are not withheld from training count.
     """
     episode = episode_of(spec, data, group_part, size, draw)
     if group_part == "train":
@@ -133,9 +134,10 @@ def scored(
 
 
 def starts_of(data: GroupData, targets: Sequence[int]) -> NDArray[np.int64]:
-    """Returns the index of each target question's first option, if the options of all target questions stand in one array.
+    """Returns the index of each target question's first option in one array that holds the options of all target questions.
 
-    Shape: (Q,), Q target questions.
+    The array holds the options of the first target question, then the options of the second, and so on.
+    targets: numbers of the target questions within the group. Shape of the result: (Q,), Q target questions.
     """
     sizes = np.diff(data.offsets)[list(targets)]
     starts: NDArray[np.int64] = np.cumsum(sizes) - sizes

@@ -31,7 +31,10 @@ QUERY, KEY_VALUE = ".query", ".key_value"  # the rows of attention_in in two ten
 
 
 class StackedPredictors:
-    """Stack of K predictors of the same shape. `values` maps each parameter's name to a tensor of shape (K, *shape)."""
+    """Stack of K predictors whose parameters have equal names and shapes. `values` maps the name of each parameter to one tensor.
+
+    Along its first axis, of length K, the tensor holds the parameter's values in each predictor.
+    """
 
     def __init__(self, spec: RunSpec, starts: Sequence[Flat], device: torch.device) -> None:
         self.count = len(starts)
@@ -169,7 +172,7 @@ class Learners:
     def learn(self, episodes: Sequence[tuple[GroupData, Episode]], rate: float) -> Learnt:
         """Takes one gradient step with every predictor.
 
-        episodes: the episodes of the first predictor, then those of the second, and so on; each predictor has the same number.
+        episodes: the episodes of the first predictor, then the episodes of the second, and so on, equally many for each.
         rate: learning rate of the step. Returns the batch and the predictions before the step.
         """
         for group in self._optimizer.param_groups:

@@ -2,8 +2,9 @@
 
 A group's score is 1 minus the mean distance over its questions, for all draws of the context and all seeds. The interval
 of a score comes from a bootstrap over questions. A question that is drawn twice in a resample counts twice in every group,
-draw and seed in which it appears, because the difficulty of a question affects all of them. So the interval shows how much
-other questions would change the score. The standard deviation over seeds shows how much other seeds would change it.
+draw and seed in which it appears. The reason is that the difficulty of a question affects every group. So the interval
+shows how much other questions would change the score. The standard deviation over seeds shows how much other seeds would
+change the score.
 
 Source: Efron and Tibshirani 1993, chapter 13 (percentile interval), chapter 8 (resample what is independent).
 Shapes: G groups, Q questions, S seeds, R resamples.
@@ -115,7 +116,7 @@ def left_out(results: Sequence[Result], group_part: str, context: int) -> tuple[
 
 
 def table(results: Sequence[Result], selection: Selection) -> list[Line]:
-    """Returns one line for each method, best mean score first; a method without a score for the selection has no line.
+    """Returns one line for each method, best mean score first; a method that has no score for the selection has no line.
 
     All lines use the same resamples, so that `difference` can compare two methods question by question.
     """
@@ -205,7 +206,7 @@ def tally_of(runs: Sequence[Result], selection: Selection, questions: NDArray[np
 
 
 def selected(result: Result, selection: Selection) -> Iterator[tuple[Scores, NDArray[np.bool_]]]:
-    """Yields each group's scores with a mask that is true for the rows of the selection; leaves out groups without such a row."""
+    """Yields each group's scores with a mask that is true for the rows of the selection; leaves out groups with no such row."""
     for scores in result.scores:
         if (scores.part, scores.context) != (selection.part, selection.context):
             continue

@@ -27,7 +27,7 @@ MAX_ROUNDS = 100_000
 def export(model: Model, folder: Folder, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Writes a model version as a Hugging Face folder.
 
-    PluralPredictor.from_pretrained reads it. A model card, scores and the chain of versions lie beside the weights.
+    PluralPredictor.from_pretrained reads the folder. A model card, scores and the chain of versions lie beside the weights.
     """
     name = ModelName.parse_short(model)
     connection = remote(coordinator)

@@ -55,8 +55,8 @@ def predicted_and_true(study: Study) -> Picture | None:
 def chosen_answers(study: Study, methods: Sequence[str]) -> list[Answers]:
     """Returns the questions to draw, each with its true shares and the shares that every method predicts.
 
-    The questions are spread evenly over all questions with shares, those of test groups first. The result is sorted by the
-    height of the panel that a question needs, the lowest first.
+    The questions are spread evenly over the list of all questions with shares, in which the questions of test groups come
+    first. The result is sorted by the height of the panel that a question needs, the lowest panel first.
     """
     by_question: dict[tuple[str, str, tuple[float, ...]], dict[str, Distribution]] = {}
     for method in methods:

@@ -72,7 +72,7 @@ def curves_of(study: Study, axis: str, groups: Collection[str], measure: Measure
     """Returns the curve of each method that has a cost on this axis, by the method's name.
 
     measure: combines the groups' scores at one moment of training into one number.
-    The methods that are drawn in colour come last, so that their lines lie over the others.
+    The methods that are drawn in colour come last, so that their lines lie over all other lines.
     """
     curves = {name: curve_of(study.methods[name], axis, groups, measure) for name in reversed(study.learned)}
     return {name: curve for name, curve in curves.items() if curve is not None}
@@ -121,7 +121,7 @@ def limits(study: Study, curves: Sequence[dict[str, Curve]], levels: Sequence[fl
 def draw_curves(axes: Axes, study: Study, curves: dict[str, Curve], factor: float = 1) -> None:
     """Draws the curves of methods: coloured lines with bands over seeds for the main methods, thin grey lines for all others.
 
-    The main methods are those that the report draws in colour. factor: the costs are divided by it.
+    The main methods are the methods that the report draws in colour. factor: every cost is divided by this number.
     """
     for name, curve in curves.items():
         look = study.look(name)

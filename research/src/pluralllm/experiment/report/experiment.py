@@ -27,7 +27,7 @@ def experiment_page(folder: Path, main: Sequence[str] = (), thresholds: Sequence
 
     main: methods to draw in colour; empty: the methods of the paper's comparison and the best on validation groups.
     thresholds: alignment scores whose costs are shown in tables; empty: USUAL_THRESHOLDS.
-    Raises InvalidResults for damaged or missing results, and InvalidArgument for a method in `main` without results.
+    Raises InvalidResults for damaged or missing results; InvalidArgument for a method in `main` that has no results.
     """
     study = study_of(read_results(folder), main)
     seeds = sorted({result.seed for name in study.learned for result in study.methods[name]})

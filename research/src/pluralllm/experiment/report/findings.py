@@ -144,7 +144,7 @@ def _quickness(study: Study) -> Iterator[Finding]:
 def quick(reach: Reach, whole: float, axis: str) -> str:
     """Returns a sentence that compares, on one axis of cost, reaching a score with the whole training of another method.
 
-    reach: the cost at which one method reaches the other method's final score. whole: the cost of the other's whole training.
+    reach: the cost at which one method reaches the other method's final score. whole: the cost of that other method's training.
     """
     if reach.median == NOT_REACHED:
         return f"{AXIS_WORDS[axis]}: not reached ({reach.reached} of {reach.seeds} seeds reach it)"

@@ -129,8 +129,9 @@ def _key(axes: Axes, labels: Sequence[tuple[EndLabel, str]], rows: int) -> None:
 def by_kind(study: Study) -> Picture | None:
     """Returns the figure of scores by kind of group and question.
 
-    The kinds are test groups on questions that training used, on questions that no training group has and on withheld
-    questions, and training groups on withheld questions. Returns None if the results contain fewer than two kinds.
+    The four kinds are: test groups on questions that training used; test groups on questions that no training group has; test
+    groups on withheld questions; training groups on withheld questions.
+    Returns None if the results contain fewer than two of these kinds.
     """
     tables = [(table(study.results, study.selection(group_part, kinds)), label) for group_part, kinds, label in KINDS]
     if sum(bool(lines) for lines, _ in tables) < 2:

@@ -85,7 +85,7 @@ def live_run(answers: Answers) -> LiveRun:
 
 
 def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:
-    """Returns the rounds in which all groups of `series` were evaluated, so that their mean or worst score is comparable."""
+    """Returns the rounds in which all groups of `series` were evaluated, so that these rounds can be compared."""
     if not series:
         return ()
     shared = set(series[0].rounds).intersection(*(other.rounds for other in series[1:]))
@@ -93,12 +93,12 @@ def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:
 
 
 def at_round(series: Sequence[Series], number: int) -> dict[str, float]:
-    """Returns the score of each group in round `number`, by group; leaves out groups without a score in this round."""
+    """Returns the score of each group in round `number`, by group; leaves out groups that have no score there."""
     return {curve.group: curve.scores[curve.rounds.index(number)] for curve in series if number in curve.rounds}
 
 
 def moved_bytes(live: LiveRun) -> list[int] | None:
-    """Returns, for each round, the bytes of weights moved from the first round to this one.
+    """Returns, for each round, the bytes of weights moved up to the end of this round.
 
     A round moves one model version to each client of its cohort, and as many bytes back with each update.
     Returns None if the size of a model version is not known.

@@ -77,8 +77,8 @@ def _draw_groups(figure: Figure, live: LiveRun, roles: Sequence[str], heights: S
 def fairness_over_rounds(live: LiveRun) -> Picture | None:
     """Returns the figure of the worst group's score and of the coefficient of variation over rounds.
 
-    Groups have the role training or held out. Returns None until, for one role, at least two groups exist and all of them
-    have been evaluated in the same two rounds.
+    Groups have the role training or held out. Returns None until one of the two roles has at least two groups
+    and two rounds in which all groups of the role were evaluated.
     """
     shown = {role: live.of_role(role) for role in ROLES if len(live.of_role(role)) > 1}
     shown = {role: series for role, series in shown.items() if len(common_rounds(series)) > 1}

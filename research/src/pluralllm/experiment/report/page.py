@@ -55,7 +55,7 @@ class Page:
 def html_of(page: Page) -> str:
     """Renders the page as HTML.
 
-    All texts are escaped, because other people wrote some of them; the figures are not escaped.
+    All texts are escaped, because other people wrote some texts; the figures are not escaped.
     """
     source = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(

@@ -65,7 +65,7 @@ def study_of(results: tuple[Result, ...], main: Sequence[str] = ()) -> Study:
     """Prepares the results for a report.
 
     main: methods to draw in colour; empty: the methods of the paper's comparison and the best on validation groups.
-    Raises InvalidArgument for a method in `main` without results, or for more methods than there are colours.
+    Raises InvalidArgument if a method in `main` has no results, or if there are more methods in `main` than colours.
     """
     methods = methods_of(results)
     experiment: Record = next((r.header["experiment"] for r in results if r.header.get("experiment")), {})
@@ -97,7 +97,7 @@ def study_of(results: tuple[Result, ...], main: Sequence[str] = ()) -> Study:
 
 
 def is_baseline(result: Result) -> bool:
-    """Returns whether a result belongs to a baseline, which guesses without training."""
+    """Returns whether a result belongs to a baseline, which guesses and is not trained."""
     kind = result.header.get("method_kind")
     return bool(kind == "baseline") if kind else result.header.get("spec") is None
 
@@ -106,7 +106,7 @@ def roles_of(methods: Mapping[str, list[Result]], baselines: Sequence[str], expe
     """Returns the methods that have a role in the paper's comparison, such as the paper's own FedAvg.
 
     experiment: the experiment's settings, by which the methods are found; if it is empty, they are found by their names.
-    If several methods fit a role, the method that changes the fewest settings gets the role.
+    If several methods fit a role, the method that changes the fewest settings of its run spec gets the role.
     """
     settings: list[Record] = [
         m for m in experiment.get("methods", ()) if m["name"] in methods and m["name"] not in baselines

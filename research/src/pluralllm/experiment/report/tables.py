@@ -16,7 +16,7 @@ NOT_THERE = "–"
 
 
 def methods_table(study: Study) -> Table:
-    """Returns the table of all methods on the test groups, best first; without test groups, on the training groups.
+    """Returns the table of all methods on the test groups, best first; on the training groups if there are no test groups.
 
     A further column has the score on validation groups, by which methods are chosen.
     """
@@ -67,7 +67,7 @@ def methods_table(study: Study) -> Table:
 
 
 def thresholds_tables(study: Study, thresholds: Sequence[float] = USUAL_THRESHOLDS) -> tuple[Table, ...]:
-    """Returns one table for each threshold of mean alignment: the costs at which each method reaches it on the test groups.
+    """Returns one table for each threshold of mean alignment: the costs at which methods reach the threshold on the test groups.
 
     A last table has the final score of the paper's FedAvg as its threshold, if the results hold this method.
     """

@@ -1,8 +1,8 @@
 """Look of the figures: colours, markers, sizes and labels.
 
-The colours are those of the light page. In the page's SVG each colour becomes a CSS variable, so that the page also works
-with a dark background. People with any kind of colour blindness can distinguish the colours of the series (after Okabe and
-Ito 2008, darkened for text on white), and each series has its own marker.
+The module holds the colours of the light page. In the page's SVG each colour becomes a CSS variable, so that the page also
+works with a dark background. People with any kind of colour blindness can distinguish the colours of the series (after Okabe
+and Ito 2008, darkened for text on white). Each series also has its own marker.
 """
 
 import io
@@ -103,8 +103,8 @@ def picture(name: str, caption: str, alt: str, height_in: float, draw: Callable[
 def inline(svg: str, name: str, alt: str) -> str:
     """Turns the text of an SVG file into an element of an HTML page.
 
-    The function removes prolog and comments, replaces colours by CSS variables, makes ids unique on the page by the prefix
-    `name`, and adds the alternative text `alt`.
+    The function removes prolog and comments, replaces colours by CSS variables, and adds the alternative text `alt`. The prefix
+    `name` makes every id unique on the page.
     """
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
