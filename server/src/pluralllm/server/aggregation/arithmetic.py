@@ -26,8 +26,8 @@ def weights_of(
 ) -> NDArray[np.float64]:
     """Returns the clients' weights, shape (clients,), in the order of `receipts`.
 
-    recorded: the weights that `weighting.weigh` returned. If `recorded` is empty, a weight is the client's number of
-    examples, at most the run spec's max_examples; for uniform weighting every weight is 1.
+    recorded: the weights that `weighting.weigh` returned for the round. If `recorded` is empty, a client's weight is its number
+    of examples, but at most max_examples of the run spec. For uniform weighting every weight is then 1.
     """
     if recorded:
         return np.array(recorded, dtype=np.float64)
@@ -37,10 +37,11 @@ def weights_of(
 
 
 def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the mean of the deltas, weighted by `weights` (FedAvg): (clients, slice), (clients,) -> (slice,).
+    """Returns the mean of the clients' deltas, weighted by `weights` (FedAvg).
 
-    clients: number of clients. slice: number of values in the slice. The function adds one client after the other, so that
-    the sum has a fixed order; a matrix product does not guarantee an order.
+    Shapes: deltas (clients, slice), weights (clients,), result (slice,). clients: number of clients. slice: number of values in
+    the slice. The function adds one client after the other, so that the sum has a fixed order. A matrix product does not
+    guarantee an order.
     Source: McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1, last line of the server's loop.
     """
     total, term = np.zeros(deltas.shape[1]), np.empty(deltas.shape[1])  # (slice,) each
@@ -52,11 +53,11 @@ def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> 
 
 
 def first_moments(aggregation: Aggregation) -> tuple[float, ...]:
-    """Returns the first value of each moment of the server optimizer, the same for all parameters; () for fedavg.
+    """Returns the number with which each moment of the server optimizer starts; () for fedavg, which has no moments.
 
-    Moments are the optimizer's state; fedavg has none.
-    Source: Reddi et al. 2021, Algorithm 2, which needs second moments of at least tau^2: smaller ones make the first steps
-    huge.
+    Moments are the optimizer's state. Each moment starts with one number for all parameters of the model.
+    Source: Reddi et al. 2021, Algorithm 2. The algorithm needs second moments of at least tau^2, because smaller second moments
+    make the first steps huge.
     """
     match aggregation.optimizer:
         case "fedavg":
@@ -72,8 +73,8 @@ def first_moments(aggregation: Aggregation) -> tuple[float, ...]:
 def server_optimizer(aggregation: Aggregation) -> ServerOptimizer:
     """Returns the function that makes a slice of the next version from the base version, the mean delta and the moments.
 
-    The base version is the model version that the round trains from; m and v are the moments. ServerOptimizer gives the
-    shapes.
+    The base version (base) is the model version that the round trains from. delta is the mean delta, and m and v are the
+    moments. The run spec sets rate, beta1, beta2 and tau. The type ServerOptimizer describes the arrays' shapes.
 
     fedavg   next = base + rate * delta
     fedavgm  m = beta1 * m + delta;                next = base + rate * m                       (Hsu et al. 2019, section 4.3)

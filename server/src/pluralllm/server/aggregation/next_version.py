@@ -1,6 +1,6 @@
 """Makes the files of the next model version from a round's updates.
 
-The coordinator makes them when the round ends; the command `verify` makes them again and compares the bits.
+The coordinator makes the files when the round ends. The command `verify` makes the files again and compares the bits.
 """
 
 import asyncio
@@ -39,12 +39,13 @@ async def write_next(
 ) -> tuple[Draft, ...]:
     """Writes the files that a round makes: the next model version, or the aggregate of the clients' rewards.
 
-    The version is written to `draft`, the server optimizer's moments (its state) to files beside `draft`. Returns these
-    files.
+    The version is written to `draft`, and each moment of the server optimizer (its state) to a file beside `draft`. Returns
+    the written files.
     base: the model version that the round trains from. receipts: sorted by client. weights: the weights that the round has
-    recorded, in the order of `receipts`; empty if it has recorded none.
-    Raises BaseLost or UpdateLost if a blob of the base or of an update is missing or corrupt; Corrupt or NotFound if all
-    blobs are whole when they are read again; StorageFull. After an error no file is left.
+    recorded, in the order of `receipts`; empty if the round has recorded no weights.
+    Raises BaseLost or UpdateLost if a blob of the base version or of an update is missing or corrupt. Raises Corrupt or
+    NotFound if reading failed once but all blobs are whole in a second check. Raises StorageFull if no space is left. After an
+    error no file is left.
     """
     bases = () if spec.rewards is not None else (base.digest, *base.moments)
     try:
@@ -58,7 +59,7 @@ async def write_next(
 
 
 async def _first_lost(blobs: Blobs, digests: Iterable[Digest]) -> tuple[Digest, str] | None:
-    """Returns the first of these blobs that is missing or corrupt, with the problem; None if all blobs are whole."""
+    """Returns the first of the blobs that is missing or corrupt, and a text about its problem; None if all blobs are whole."""
     for digest in digests:
         try:
             await asyncio.to_thread(verify, await blobs.path(digest), digest)

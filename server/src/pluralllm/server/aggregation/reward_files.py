@@ -1,4 +1,4 @@
-"""Files of rewards: checks a client's file when it arrives, and combines the files of a round.
+"""Checks a client's file of rewards when the file arrives, and combines the files of a round.
 
 The functions block, so the coordinator calls them in a thread.
 """
@@ -22,9 +22,10 @@ from pluralllm.server.aggregation.update_files import StoredWeights
 def check_rewards(path: Path, rollouts: Path, max_candidates: int) -> float:
     """Checks one client's rewards and returns their mean over the batch, each candidate counted as often as it was sampled.
 
-    The mean shows how well the client's group is served.
-    path: the file of rewards, whose form has been checked before. rollouts: the batch of texts that the rewards are for.
-    max_candidates: limit of the candidates in the batch. Raises InvalidArgument for a reward outside 0 .. 1.
+    The mean shows how well the language model serves the client's group.
+    path: the file of rewards, whose size, names and dtypes have been checked before. rollouts: the file of the batch of
+    generated texts that the rewards are for. max_candidates: the largest allowed number of candidates in the batch. Raises
+    InvalidArgument for a reward outside 0 .. 1.
     """
     batch = read_rollouts(rollouts.read_bytes(), max_candidates)
     values = flat_values(path, read_layout(path))  # (candidates,)
@@ -36,9 +37,9 @@ def check_rewards(path: Path, rollouts: Path, max_candidates: int) -> float:
 
 
 def read_rewards(stored: StoredWeights) -> NDArray[np.float32]:
-    """Reads one reward for each candidate of the batch, shape (candidates,), from a file whose form was checked on arrival.
+    """Reads a file with one reward for each candidate of the batch, and returns the rewards, shape (candidates,).
 
-    Raises Corrupt if the file's bytes do not have its digest.
+    The file's names, size and dtype were checked on arrival. Raises Corrupt if the file's bytes do not have its digest.
     """
     raw = np.empty(stored.path.stat().st_size, np.uint8)
     with HashingReader(stored.path, stored.digest) as file:
@@ -52,8 +53,9 @@ def write_aggregate(
 ) -> Manifest:
     """Combines a round's rewards into one file at `draft` and returns its manifest. The file is not yet durable.
 
-    updates: the clients' files of rewards, sorted by client. weights: one for each file, in the same order. Raises Corrupt
-    if a file's bytes do not have its digest; StorageFull.
+    updates: the clients' files of rewards, sorted by client. weights: one weight for each file, in the order of `updates`.
+    settings: the run spec's method of combining rewards. Raises Corrupt if a file's bytes do not have its digest; StorageFull
+    if no space is left.
     """
     with storage_errors("the rewards"):
         rows = np.stack([read_rewards(update).astype(np.float64) for update in updates])  # (clients, candidates)

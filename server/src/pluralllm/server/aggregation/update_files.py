@@ -1,9 +1,9 @@
 """Checks the files of updates and averages them slice by slice. The functions block; the coordinator calls them in a thread.
 
 A slice is a range of the model's values.
-Memory: two slices of every update at a time, however large the model is: one slice is read while the other is averaged.
-Files are read, not mapped into memory: mapped pages would count as the coordinator's own, and a file cut short under a map
-kills the process.
+Memory holds two slices of every update at a time, however large the model is: one slice is read while the other slice is
+averaged. Files are read, not mapped into memory. Mapped pages would count as the coordinator's own memory, and the process
+would die if a mapped file became shorter.
 """
 
 import math
@@ -35,8 +35,8 @@ Floats = NDArray[np.float32]
 def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float:
     """Checks names, shapes, dtypes, size, finiteness and L2 norm of an update's file. Returns the norm.
 
-    form: the format that the file must have. Raises WrongLayout if the file has another format, NotFinite for NaN or
-    infinity, NormTooLarge for a norm above `max_delta_norm`.
+    form: the format that the file must have. Raises WrongLayout if the file has another format, NotFinite if a value is NaN or
+    infinite, NormTooLarge if the norm is above `max_delta_norm`.
     """
     check_header(path, form.header, form.size_bytes)
     squares, bad, first_bad = 0.0, 0, -1
@@ -63,7 +63,10 @@ def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float
 
 
 def _square(values: Floats) -> float:
-    """Returns the squared L2 norm of the values. Short sums in float32, which vectorize, are added in float64."""
+    """Returns the squared L2 norm of the values.
+
+    The function adds short sums in float32, which is fast, and adds the short sums in float64.
+    """
     whole = values[: values.size // SHORT * SHORT].reshape(-1, SHORT)
     rest = values[whole.size :]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -81,18 +84,18 @@ class StoredWeights:
 
 @dataclass(frozen=True, slots=True)
 class EqualValues:
-    """A source of values that is read like a file, but whose values are all one number."""
+    """A source of values that is read like a file, but all its values are one number."""
 
     value: float
 
     def read(self, row: Floats) -> None:
-        """Fills `row` with the number."""
+        """Fills the array `row` with the number."""
         row.fill(self.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """The same slice (range of the model's values) of every file that is averaged, as views of one buffer."""
+    """One slice (range of the model's values) of every file that is averaged. The arrays are views of one buffer."""
 
     start: int  # position of the slice in the model's values
     base: Floats  # (slice,)
@@ -111,15 +114,16 @@ def average(
     outs: Sequence[Path],
     encoding: UpdateEncoding = "fp32",
 ) -> tuple[Manifest, ...]:
-    """Writes optimizer(base, aggregator(updates), moments) to `outs`: the next version, then each new moment.
+    """Writes optimizer(base, aggregator(updates, weights), moments) to `outs`: the next version, then each new moment.
 
     base: the model version that the round trains from.
     moments: the server optimizer's state. Each moment is a file, or, before the first round, one number for all its values.
     updates: sorted by client; all have `encoding`.
     weights: (clients,), one number for each update, in the order of `updates`.
-    outs: one path for the version and one for each moment. The written files are not yet durable.
-    Returns the manifests of `outs`. Every byte is hashed in the pass that uses it.
-    Raises Corrupt if a file's bytes do not have its digest; StorageFull. After an error no file of `outs` is left.
+    outs: one path for the version and one path for each moment. The written files are not yet durable.
+    Returns the manifests of `outs`. Every byte is hashed while it is read or written for the average, not in a second pass.
+    Raises Corrupt if a file's bytes do not have its digest; StorageFull if no space is left. After an error no file of `outs`
+    is left.
     """
     whole, sent = update_format(layout, "fp32"), update_format(layout, encoding)
     files: list[HashingReader] = []
@@ -155,10 +159,10 @@ def average(
 def _reader_of(
     source: StoredWeights | float, form: UpdateFormat, stack: ExitStack, files: list[HashingReader]
 ) -> SliceReader | EqualValues:
-    """Opens a source of values for reading. A file stays open until `stack` is closed.
+    """Opens a source of values for reading. An opened file stays open until `stack` is closed.
 
-    form: the format of a file. An opened file is added to the list `files`, so that the caller can check its digest at the
-    end.
+    source: a file, or one number that stands for all values. form: the format of a file. An opened file is added to the list
+    `files`, so that the caller can check the file's digest at the end.
     """
     if isinstance(source, float):
         return EqualValues(source)
@@ -171,10 +175,10 @@ def _reader_of(
 def _read_together(
     readers: Sequence[SliceReader | EqualValues], moments: int, values: int, threads: ThreadPoolExecutor
 ) -> Iterator[Slices]:
-    """Yields one slice of all readers after the other. Threads read the next slice while the caller works on this one.
+    """Yields one slice of all readers after the other. Threads read the next slice while the caller works on the current slice.
 
-    readers: for the base version, the moments and the updates, in this order. moments: number of moments. values: number of
-    values in the model.
+    readers: the readers of the base version (the model version that the round trains from), the moments and the updates, in
+    this order. moments: number of moments. values: number of values in the model.
     """
     buffers = [np.empty((len(readers), SLICE), np.float32) for _ in range(2)]
 

@@ -1,4 +1,7 @@
-"""Events of a run (past tense), the effects that must follow (imperative), and the JSON form of events in the event log."""
+"""Events of a run, the effects that must follow an event, and the JSON form of events in the event log.
+
+Names of events are in the past tense (RunStarted). Names of effects are imperatives (OpenRound).
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +26,10 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One group's scores of a model version. People read the scores; no decision about the run depends on them."""
+    """The scores that the client of one group has calculated for a model version.
+
+    People read the scores; no decision about the run depends on them.
+    """
 
     client: ClientId
     group: GroupName
@@ -37,28 +43,28 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """An operator has started the run."""
+    """The event that an operator has started the run."""
 
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class RunPaused:
-    """An operator has paused the run: no new round opens until the run is resumed."""
+    """The event that an operator has paused the run: no new round opens until the run is resumed."""
 
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class RunResumed:
-    """An operator has resumed the paused run: rounds open again."""
+    """The event that an operator has resumed the paused run: rounds open again."""
 
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class RunCancelled:
-    """An operator has cancelled the run, which ends it."""
+    """The event that an operator has cancelled the run, which ends the run."""
 
     at_s: float
     reason: str
@@ -66,7 +72,7 @@ class RunCancelled:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorStarted:
-    """The coordinator has restarted. Every deadline begins anew, so that clients lose no time by the coordinator's absence."""
+    """The event that the coordinator has restarted. Every deadline of the run begins anew, so that clients lose no time."""
 
     at_s: float
 
@@ -87,7 +93,7 @@ class ClientsSeen:
 class RolloutsAsked:
     """An operator has asked for rewards of a batch of rollouts (texts that a language model has generated).
 
-    The batch is durable, and a round opens in which clients score it. Only a run that asks for rewards has this event.
+    The batch is durable. A round then opens in which clients score the batch. Only a run that asks for rewards has this event.
     """
 
     at_s: float
@@ -107,7 +113,7 @@ class UpdateArrived:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRefused:
-    """A client's update was refused. People see the refusal; the round goes on as if no update had arrived."""
+    """A client's update was refused. The event is for people to see; the round goes on as if no update had arrived."""
 
     at_s: float
     round: RoundNumber
@@ -128,7 +134,7 @@ class PlaceLost:
 
 @dataclass(frozen=True, slots=True)
 class ClientReturned:
-    """A client that was excluded from the run has called Hello again, so that it may take part again."""
+    """A client that was excluded from the run has called Hello again. The client may take part in the run again."""
 
     at_s: float
     client: ClientId
@@ -136,7 +142,7 @@ class ClientReturned:
 
 @dataclass(frozen=True, slots=True)
 class MemberRevoked:
-    """A client's membership was revoked. Its update to the open round does not count, unless averaging has begun."""
+    """A client's membership was revoked. The client's update to the open round does not count, unless averaging has begun."""
 
     at_s: float
     client: ClientId
@@ -144,7 +150,7 @@ class MemberRevoked:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationArrived:
-    """A client has scored the run's current model version for its group."""
+    """A client has scored the run's current model version for the client's group."""
 
     at_s: float
     score: Score
@@ -152,7 +158,7 @@ class EvaluationArrived:
 
 @dataclass(frozen=True, slots=True)
 class ModelAveraged:
-    """The next model version is made from a round's updates: its file and the server optimizer's state (moments) are durable."""
+    """The next model version is made from a round's updates. Its file and the server optimizer's moments (state) are durable."""
 
     at_s: float
     round: RoundNumber
@@ -164,8 +170,8 @@ class ModelAveraged:
 class AveragingFailed:
     """A round's updates cannot be averaged, and another attempt would not help.
 
-    A stored file is corrupt or lost: an update, the base version (the model version that the round trains from) or one of
-    the server optimizer's moments (its state).
+    A stored file is corrupt or lost. The file is an update, the base version (the model version that the round trains from) or
+    one of the server optimizer's moments (its state).
     """
 
     at_s: float
@@ -176,7 +182,7 @@ class AveragingFailed:
 
 @dataclass(frozen=True, slots=True)
 class ClockTicked:
-    """Time has passed, so that a deadline of the run may be over."""
+    """Time has passed. The round machine then checks whether a deadline of the run is over."""
 
     at_s: float
 
@@ -213,7 +219,7 @@ class OpenRound:
 
 @dataclass(frozen=True, slots=True)
 class RecordReceipt:
-    """Stores a receipt durably. The client's update is acknowledged only after this effect."""
+    """Stores a receipt durably. The coordinator acknowledges the client's update only after this effect."""
 
     round: RoundNumber
     receipt: Receipt
@@ -221,7 +227,7 @@ class RecordReceipt:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawReceipt:
-    """Deletes a receipt durably, so that the client's update no longer counts. The event log keeps the update's arrival."""
+    """Deletes a receipt durably, so that the client's update no longer counts. The event log still has the update's arrival."""
 
     round: RoundNumber
     client: ClientId
@@ -236,7 +242,7 @@ class RecordEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """Starts to average a round's updates. The averaging ends with the event ModelAveraged or AveragingFailed."""
+    """Starts the averaging of a round's updates. The averaging ends with the event ModelAveraged or AveragingFailed."""
 
     round: RoundNumber
     base_version: ModelVersion
@@ -258,7 +264,10 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Ends the round durably without a new model version. The round's receipts stay on record as unused, with the reason."""
+    """Ends the round durably without a new model version.
+
+    The round's receipts are kept as records, but their updates are not used. The round's record has the reason.
+    """
 
     round: RoundNumber
     reason: str
@@ -266,7 +275,7 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class EndRun:
-    """Ends the run durably, with the outcome and its reason."""
+    """Ends the run durably, and records the run's outcome and the reason for it."""
 
     outcome: str
     reason: str
@@ -278,7 +287,7 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for k
 
 
 def event_kind(event: Event) -> str:
-    """Returns the name under which the event log stores an event: the name of its class."""
+    """Returns the name under which the event log stores an event: the name of the event's class."""
     return type(event).__name__
 
 
@@ -291,7 +300,8 @@ def event_to_facts(event: Event) -> dict[str, Any]:
 def event_from_facts(kind: str, facts: dict[str, Any]) -> Event:
     """Makes an event from its kind and the facts that `event_to_facts` returned.
 
-    Raises KeyError for an unknown kind and ValueError for facts that do not fit: this release cannot read such an event.
+    Raises KeyError for an unknown kind and ValueError for facts that do not fit the kind. Both errors mean that this release
+    cannot read the event.
     """
     event: Event = _ADAPTERS[kind].validate_python(facts)
     return event

@@ -25,14 +25,15 @@ the run is WAITING, or, after the last round, ENDED (EndRun).
 A slot is the right of one client in the cohort to do the round's task. The base is the model version that the round trains
 from.
 "Enough" means: target_clients are idle, or min_clients have been idle for gather_s. Before the first evaluation,
-target_clients are enough only if at least as many clients have been seen as the run spec names groups. The quorum is
-min_clients receipts.
+target_clients are enough only if at least as many clients have been seen as there are groups in the run spec. The quorum
+is min_clients receipts.
 
 A run that asks for rewards has no evaluations, and batches of rollouts (generated texts) open its rounds. Its clients take
 slots as they connect, clients of held-out groups too. In such a run an update is one client's rewards, and a version is the
 aggregate of all clients' rewards.
 
-A refused event raises and leaves the state untouched. For a repeated identical event `step` returns (state, ()).
+If an event is not allowed, `step` raises an error and the state stays as it was. If an identical event is repeated, `step`
+returns (state, ()).
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ Step = tuple[Run, tuple[ev.Effect, ...]]
 
 
 def step(run: Run, event: ev.Event) -> Step:
-    """Returns the run's next state, and the effects in the order in which they must happen.
+    """Returns the run's next state, and the effects in the order in which the caller must carry them out.
 
     Raises a subclass of Refused for an event that the state does not allow.
     """
@@ -124,9 +125,10 @@ def _cancel(run: Run, event: ev.RunCancelled) -> Step:
 
 
 def _meet(run: Run, event: ev.ClientsSeen) -> Step:
-    """Adds idle clients to the roster (the clients that the run believes to be connected).
+    """Adds idle clients to the roster (the clients that the run believes to be connected). Returns the next state and effects.
 
-    A waiting run may then open a round or its first evaluation. In an open round or evaluation the clients get free slots.
+    A waiting run may then open a round or its first evaluation. In an open round the clients may get free slots. In an open
+    evaluation each new client gets a slot.
     """
     if run.phase in (Phase.CREATED, Phase.ENDED):
         return run, ()
@@ -359,7 +361,10 @@ def _restart_deadlines(run: Run, at_s: float) -> Run:
 
 
 def _fill_free_slots(run: Run, clients: Sequence[ClientId]) -> Run:
-    """Assigns the open round's free slots to clients that may take one. The run's seed decides which clients are drawn."""
+    """Assigns the open round's free slots to clients that may take a slot, and returns the changed run.
+
+    The run's seed decides which clients get the slots if there are more clients than slots.
+    """
     free = run.slots - len(run.receipts) - len(run.active)
     willing = [client for client in clients if _may_take_slot(run, client)]
     return _assign_slots(run, draw_cohort(run.seed, run.round, willing, free)) if free > 0 and willing else run
@@ -368,7 +373,7 @@ def _fill_free_slots(run: Run, clients: Sequence[ClientId]) -> Run:
 def _may_take_slot(run: Run, client: ClientId) -> bool:
     """Returns whether a client may get a slot in the cohort.
 
-    A client may get a slot if it has none now, has delivered neither an update nor scores, and has lost fewer than
+    The client must have no slot now and must have delivered neither an update nor scores. It must also have lost fewer than
     MAX_SLOTS_LOST slots in the round.
     """
     has_delivered = client in run.reported or any(receipt.client == client for receipt in run.receipts)
@@ -377,7 +382,7 @@ def _may_take_slot(run: Run, client: ClientId) -> bool:
 
 
 def _assign_slots(run: Run, clients: Sequence[ClientId]) -> Run:
-    """Gives each of these clients a slot in the cohort."""
+    """Gives each of the clients a slot in the cohort, and returns the changed run."""
     away = tuple(client for client in run.away if client not in clients)
     return replace(run, cohort=tuple(sorted({*run.cohort, *clients})), away=away)
 
@@ -385,8 +390,8 @@ def _assign_slots(run: Run, clients: Sequence[ClientId]) -> Run:
 def _withdraw_slot(run: Run, event: ev.PlaceLost) -> Run:
     """Returns the run without the client's slot, or the very same `run` object if the event changes nothing.
 
-    A client that had no slot is gone, so it leaves the roster (the clients that the run believes to be connected). A client
-    that fails permanently leaves the roster, too, and is excluded from the run.
+    A client that had no slot leaves the roster (the clients that the run believes to be connected), because the client is gone.
+    A client that fails permanently also leaves the roster, and is excluded from the run.
     """
     before = run
     had_slot = event.client in run.active
@@ -400,7 +405,7 @@ def _withdraw_slot(run: Run, event: ev.PlaceLost) -> Run:
 
 
 def _readmit(run: Run, event: ev.ClientReturned) -> Run:
-    """Lets a client that was excluded from the run take part again."""
+    """Returns the run in which the client is no longer excluded, so that the client may take part again."""
     if not run.is_excluded(event.client):
         return run
     return replace(run, excluded=tuple(loss for loss in run.excluded if loss.client != event.client))
@@ -409,7 +414,8 @@ def _readmit(run: Run, event: ev.ClientReturned) -> Run:
 def _record_refusal(run: Run, event: ev.UpdateRefused) -> Run:
     """Adds the refusal of an update to the newest refusals, which the run keeps for people to see.
 
-    A repeated refusal is ignored, and so are more than MAX_REFUSALS_PER_CLIENT refusals of one client in a round.
+    A refusal that the run already keeps is ignored. Refusals of one client in a round beyond MAX_REFUSALS_PER_CLIENT are ignored,
+    too.
     """
     of_this_client = sum(refusal.client == event.client and refusal.round == event.round for refusal in run.refusals)
     if event in run.refusals or of_this_client >= MAX_REFUSALS_PER_CLIENT:

@@ -23,7 +23,7 @@ class Phase(StrEnum):
 
 
 class Outcome(StrEnum):
-    """The way in which a run has ended."""
+    """The outcome of an ended run: completed, cancelled or aborted."""
 
     COMPLETED = "completed"
     CANCELLED = "cancelled"
@@ -32,7 +32,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The state of a run as the round machine sees it: frozen values, without tensors and connections."""
+    """The state of a run as the round machine sees it: frozen values. No value is a tensor or a connection."""
 
     id: RunId
     seed: int
@@ -72,18 +72,18 @@ class Run:
 
     @property
     def active(self) -> tuple[ClientId, ...]:
-        """The clients that have a slot in the cohort and have not yet delivered their update or scores."""
+        """The clients that have a slot in the cohort and have not yet delivered an update or scores."""
         done = {*(receipt.client for receipt in self.receipts), *self.reported, *self.away}
         return tuple(client for client in self.cohort if client not in done)
 
     def is_excluded(self, client: ClientId) -> bool:
-        """Returns whether the client has failed permanently in this run and has not called Hello since."""
+        """Returns whether the client has failed permanently in this run and has not called Hello since the failure."""
         return any(loss.client == client for loss in self.excluded)
 
     def cleared(self) -> Self:
         """Returns the run without the state of its round or evaluation, such as the cohort and the receipts.
 
-        If a client then repeats a commit, the coordinator finds the receipt in the store.
+        If a client then repeats the commit of its update, the coordinator finds the receipt in the store.
         """
         return replace(
             self,

@@ -3,16 +3,18 @@
 The functions are pure and use no numpy, because the round machine calls them. The base version is the model version that
 the round trains from.
 
-A client's distance is the mean Jensen-Shannon distance between the base version's predictions and the client's answers. It
-is measured on the target questions of the client's first local step, before any training, and equals 1 - alignment score.
-The answers are taken as this step uses them (sharpened, and predicted with dropout, if the run spec says so), so the
-distance of a single round is noisy. A client may report a false distance or none. A client without a distance gets the mean
-of the reported distances. If no client reports a distance, the weights follow the numbers of examples, and the history
-stays as it was. Whatever the distances are, every weight stays within even share / MAX_LEANING .. even share * MAX_LEANING;
-an even share is 1 / clients.
+A client's distance is the mean Jensen-Shannon distance between the base version's predictions and the client's answers. The
+distance is measured on the target questions of the client's first local step, before any training. The distance equals
+1 - alignment score. The first step may sharpen the answers and may predict with dropout, as the run spec says. So the
+distance of a single round is noisy. A client may report a false distance or no distance. A client that reports no distance
+gets the mean of the reported distances. If no client reports a distance, the weights follow the numbers of examples, and the
+history stays as it was. Whatever the distances are, every weight stays within
+even share / MAX_LEANING .. even share * MAX_LEANING; an even share is 1 / number of clients.
 
-    q_fair    weight ~ examples * distance^q. This is q-FFL (Li et al. 2020, arXiv 1905.10497) without the normalisation of its
-              steps by a Lipschitz constant: the normalisation holds for gradients, and local steps of Adam are not gradients.
+In the formulas, "~" means "is proportional to". q, gamma and fairness all stand for the run spec's setting `fairness`.
+
+    q_fair    weight ~ examples * distance^q. This is q-FFL (Li et al. 2020, arXiv 1905.10497), but the steps are not normalised
+              by a Lipschitz constant: the normalisation holds for gradients, and local steps of Adam are not gradients.
               With q -> 0 the weights follow the examples.
     agnostic  lambda ~ lambda * exp(gamma * distance) over the clients seen so far, weight ~ lambda: the exponentiated-gradient
               form of agnostic federated learning (Mohri et al. 2019, arXiv 1902.00146). A client that is not in the round
@@ -48,8 +50,9 @@ def weigh(
 ) -> tuple[tuple[float, ...], FairnessHistory]:
     """Returns the weights of the receipts (in their order, sum 1) and the fairness history after this round.
 
-    The weights are () for the weightings "examples" and "uniform": `arithmetic.weights_of` derives them from the receipts.
-    history: the number that earlier rounds left for each client; see FairnessHistory.
+    The weights are () if the weighting is "examples" or "uniform": `arithmetic.weights_of` then calculates the weights.
+    history: for each client, the number that earlier rounds have left. The number is lambda for the weighting "agnostic", and
+    the exponential mean of the client's distances for "adaptive".
     """
     sizes = [math.log(min(receipt.examples, aggregation.max_examples)) for receipt in receipts]
     distances = _distances(receipts)
@@ -73,7 +76,7 @@ def weigh(
 
 
 def _distances(receipts: Sequence[Receipt]) -> dict[ClientId, float]:
-    """Returns distances by client, in the order of the receipts; an empty dict if no client reports a distance.
+    """Returns each client's distance, in the order of the receipts; an empty dict if no client reports a distance.
 
     A client that reports no distance gets the mean of the reported distances.
     """
@@ -87,9 +90,10 @@ def _distances(receipts: Sequence[Receipt]) -> dict[ClientId, float]:
 def _mixture(
     before: Mapping[ClientId, float], distances: Mapping[ClientId, float], step: float
 ) -> dict[ClientId, float]:
-    """Returns each client's lambda (its agnostic weight) after one step, over all clients seen so far; the sum is 1.
+    """Returns the lambda (weight in agnostic federated learning) of every client seen so far, after one step. The sum is 1.
 
-    before: each client's lambda before this step; a new client starts with an even share. step: the step size gamma.
+    before: each client's lambda before this step; a new client starts with an even share. distances: the distances of this
+    round's clients. step: the step size gamma.
     """
     even = sum(before.values()) / len(before) if before else 1.0
     mean = sum(distances.values()) / len(distances)
@@ -103,10 +107,10 @@ def _sorted(numbers: Mapping[ClientId, float]) -> FairnessHistory:
 
 
 def _shares(scores: Sequence[float]) -> tuple[float, ...]:
-    """Returns shares proportional to exp(score), sum 1, each between even share / MAX_LEANING and even share * MAX_LEANING.
+    """Returns shares proportional to exp(score), whose sum is 1. An even share is 1 / number of scores.
 
-    The function adds one offset to all scores and limits the shares. Their sum never falls when the offset rises, so
-    bisection finds the offset for which the sum is 1.
+    Each share is limited to even share / MAX_LEANING .. even share * MAX_LEANING. The function adds one offset to all scores,
+    and limits the shares. The sum of the shares never falls when the offset rises, so bisection finds the offset for sum 1.
     """
     low, high = math.log(1 / len(scores) / MAX_LEANING), math.log(MAX_LEANING / len(scores))
     top = max(scores)
