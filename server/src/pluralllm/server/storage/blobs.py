@@ -24,9 +24,9 @@ class Blobs(Protocol):
     """
 
     async def put(self, digest: Digest, source: Path) -> None:
-        """Moves a finished local file into the store.
+        """Moves the finished local file `source` into the store.
 
-        digest: the file's digest, which the caller has computed. Raises StorageFull.
+        digest: the file's digest, which the caller has computed. Raises StorageFull if no space is left.
         """
         ...
 
@@ -37,7 +37,7 @@ class Blobs(Protocol):
     async def exists(self, digest: Digest) -> bool: ...
 
     async def delete(self, digest: Digest) -> None:
-        """Deletes a blob. Does nothing if there is none with this digest."""
+        """Deletes a blob. The method does nothing if the store has no blob with this digest."""
         ...
 
     async def digests(self) -> Sequence[Digest]:
@@ -46,7 +46,7 @@ class Blobs(Protocol):
 
 
 class LocalBlobs:
-    """A store of blobs as local files, in 256 folders by the first byte of the digest."""
+    """A store of blobs as local files. The first byte of a blob's digest selects one of 256 folders."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -70,9 +70,9 @@ class LocalBlobs:
         return await asyncio.to_thread(lambda: sorted(Digest(path.name) for path in self._folder.glob("??/*")))
 
     async def trim(self, limit_bytes: int) -> None:
-        """Deletes the least recently used blobs until the rest fits in `limit_bytes`.
+        """Deletes the least recently used blobs until the other blobs fit in `limit_bytes`.
 
-        Blobs that were used within the last SPARED_S seconds are kept in any case.
+        Blobs that were used within the last SPARED_S seconds are never deleted.
         """
         await asyncio.to_thread(self._trim, limit_bytes)
 
@@ -98,7 +98,7 @@ class LocalBlobs:
 
 
 def verify(path: Path, digest: Digest) -> None:
-    """Checks that a blob's bytes have the given digest. Raises Corrupt if they do not."""
+    """Checks that the bytes of the file at `path` have the given digest. Raises Corrupt if the bytes have another digest."""
     actual = manifest_of(path).digest
     if actual != digest:
         raise Corrupt(what=f"blob {path.name[:12]}", expected=digest, got=actual)

@@ -19,7 +19,10 @@ BLOB_CACHE_BYTES = 20_000_000_000
 
 
 def database_url(config: ServerConfig, state: StateDirectory) -> sa.URL:
-    """Returns the URL of the configured PostgreSQL database; without one, of the SQLite file in the state directory."""
+    """Returns the URL of the configured PostgreSQL database.
+
+    If no database is configured, returns the URL of the SQLite file in the state directory.
+    """
     if config.database_url is None:
         return state.database_url
     return sa.make_url(config.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
@@ -28,7 +31,7 @@ def database_url(config: ServerConfig, state: StateDirectory) -> sa.URL:
 def blobs_of(config: ServerConfig, state: StateDirectory) -> Blobs:
     """Returns the blob store: the configured bucket with local copies, or local files if no bucket is configured.
 
-    Copies and files are in the state directory. Raises InvalidConfig if the bucket's URL is not valid.
+    Local copies and local files are in the state directory. Raises InvalidConfig if the bucket's URL is not valid.
     """
     local = LocalBlobs(state.blobs)
     if config.blob_url is None:
@@ -38,7 +41,7 @@ def blobs_of(config: ServerConfig, state: StateDirectory) -> Blobs:
 
 
 async def database_answers(config: ServerConfig, state: StateDirectory) -> str:
-    """Connects to the database and returns its URL without the password, and its version, as one text.
+    """Connects to the database and returns one text: the database's URL, but not the password in it, and the database's version.
 
     Raises StoreFailed if the database does not answer.
     """
@@ -57,7 +60,7 @@ async def database_answers(config: ServerConfig, state: StateDirectory) -> str:
 
 @contextlib.asynccontextmanager
 async def opened_alone(config: ServerConfig, state: StateDirectory) -> AsyncIterator[SqlStore]:
-    """Opens the database for a command that must not run beside a coordinator, and closes it when the block ends.
+    """Opens the database for a command that must not run beside a coordinator, and closes the database when the block ends.
 
     Raises InUse while a coordinator serves; StoreFailed, StorageFull or InvalidConfig if the database cannot be opened.
     """

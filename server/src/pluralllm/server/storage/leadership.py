@@ -1,8 +1,8 @@
-"""Lets only one of several coordinators on a PostgreSQL database serve: one holds an advisory lock, the others stand by.
+"""Lets only one of several coordinators on a PostgreSQL database serve.
 
-The lock decides which coordinator may begin. The generation, a number in the database, protects the data: every transaction
-checks the generation (sql_store.py). So a coordinator that was overtaken can neither read nor write, however late it wakes
-up.
+One coordinator holds an advisory lock, and the other coordinators stand by. The lock decides which coordinator may begin. The
+generation, a number in the database, protects the data: every transaction checks the generation (sql_store.py). So a
+coordinator that was overtaken can neither read nor write, however late it wakes up.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ REFUSED_LIMIT_S = 10.0  # longer than IDLE_LIMIT
 
 
 class Leadership:
-    """The advisory lock in a PostgreSQL database, which a coordinator must hold to serve. `leading` takes and frees it.
+    """The advisory lock in a PostgreSQL database, which a coordinator must hold to serve. `leading` takes and frees the lock.
 
-    SQLite needs no such lock: its file is on one machine, where the lock on the state directory keeps a second coordinator
+    SQLite needs no such lock: an SQLite file is on one machine, where the lock on the state directory keeps a second coordinator
     out.
     """
 
@@ -39,9 +39,10 @@ class Leadership:
         self._connection: AsyncConnection | None = None
 
     async def take(self, *, wait: bool) -> None:
-        """Takes the lock. If another coordinator holds the lock, waits for it, or raises InUse if `wait` is false.
+        """Takes the lock. If another coordinator holds the lock and `wait` is true, waits until the lock is free.
 
-        Raises StoreFailed if the database does not answer at the first attempt.
+        Raises InUse if another coordinator holds the lock and `wait` is false; StoreFailed if the database does not answer at the
+        first attempt.
         """
         if await self._try():
             return
@@ -57,8 +58,8 @@ class Leadership:
     async def until_lost(self) -> None:
         """Returns when another coordinator holds the lock. While the database does not answer, the method waits.
 
-        After the connection broke, the database may keep the old session, and the lock, for some seconds. So the lock
-        counts as lost only if the database refuses it for longer than REFUSED_LIMIT_S. The delay is safe: a coordinator
+        After the connection broke, the database may keep the old session, and with it the lock, for some seconds. So the lock
+        counts as lost only if the database refuses the lock for longer than REFUSED_LIMIT_S. The delay is safe: a coordinator
         that begins meanwhile increases the generation in the database, and this coordinator's next transaction fails.
         """
         refused_s: float | None = None  # time of the first refusal since the lock was ours
@@ -138,10 +139,10 @@ async def leading(url: sa.URL, *, wait: bool) -> "AsyncIterator[Leadership | Non
 
 @contextlib.asynccontextmanager
 async def alone(url: sa.URL) -> AsyncIterator[None]:
-    """Keeps coordinators from serving while a command uses the database: the block holds their lock. SQLite needs no lock.
+    """Keeps coordinators from serving while a command uses the database, because the block holds the coordinators' lock.
 
-    A task checks the lock meanwhile, because PostgreSQL ends the session of a holder that is silent for too long. Raises
-    InUse while a coordinator serves; StoreFailed if the database does not answer.
+    For SQLite the function takes no lock. During the block a task checks the lock again and again, because PostgreSQL ends a
+    session that is silent for too long. Raises InUse while a coordinator serves; StoreFailed if the database does not answer.
     """
     async with leading(url, wait=False) as leadership:
         looking = None if leadership is None else asyncio.create_task(leadership.until_lost())

@@ -1,4 +1,4 @@
-"""Manifests (chunk lists) of model versions, computed from the stored bytes and cached for the versions served lately."""
+"""Manifests (chunk lists) of model versions, computed from the stored bytes. Recently used manifests are cached."""
 
 import asyncio
 
@@ -20,10 +20,9 @@ class Manifests:
         self._kept: dict[Digest, Manifest] = {}  # oldest first
 
     async def of(self, run: RunId, version: ModelVersion) -> tuple[VersionRecord, Manifest]:
-        """Returns the record and the manifest of a model version.
+        """Returns the version record (its digest, its parent and its updates) and the manifest of a model version.
 
-        Raises NotFound if the version or its file does not exist; Corrupt if the file's bytes do not have the recorded
-        digest.
+        Raises NotFound if the version or its file does not exist; Corrupt if the file's bytes do not have the recorded digest.
         """
         record = await self._store.version(run, version)
         if record is None:

@@ -1,4 +1,4 @@
-"""Records of members, certificates and invites, and the protocol of the store that keeps them."""
+"""Records of members, certificates and invites, and the protocol of the store that keeps the records."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,10 @@ class MemberState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of the federation: an organisation. Its rights come from this record; its certificate only proves the name."""
+    """A member of the federation: an organisation.
+
+    This record decides the member's rights. The member's certificate only proves its name.
+    """
 
     name: ClientId
     role: MemberRole
@@ -47,7 +50,7 @@ class IssuedCertificate:
 
 @dataclass(frozen=True, slots=True)
 class InviteRecord:
-    """An invite by which somebody may become a member. Only the hash of its secret token is kept."""
+    """An invite, with which an organisation may become a member. The record has only the hash of the invite's secret token."""
 
     token_sha256: str
     name: ClientId
@@ -66,7 +69,10 @@ class InviteRecord:
 
 @dataclass(frozen=True, slots=True)
 class NewAuditEntry:
-    """An entry that is not yet in the audit log. The store links it to the entry before it by that entry's hash."""
+    """An entry that is not yet in the audit log.
+
+    When the store adds the entry, it also stores the hash of the entry before. So the entries form a chain.
+    """
 
     at_s: float
     actor: str
@@ -78,13 +84,16 @@ class NewAuditEntry:
 
     @property
     def facts_json(self) -> str:
-        """The facts as one line of JSON with sorted keys."""
+        """The entry's facts as one line of JSON with sorted keys."""
         return json.dumps(dict(self.facts), sort_keys=True, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
 class MembershipChange:
-    """A change of members, certificates or invites, with its audit entry. The store writes all of it in one transaction."""
+    """A change of members, certificates or invites, with its audit entry.
+
+    The store writes the whole change and the entry in one transaction.
+    """
 
     entry: NewAuditEntry
     members: tuple[Member, ...] = ()  # inserted or replaced
@@ -111,12 +120,12 @@ class MembershipStore(Protocol):
     async def change_membership(self, change: MembershipChange) -> AuditEntry:
         """Writes a change and its audit entry in one transaction, and returns the entry.
 
-        Raises InviteUsed if the change uses an invite that has been used already; nothing is written then.
+        Raises InviteUsed if the change uses an invite that has been used already. Then nothing is written.
         """
         ...
 
     async def audit_entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
-        """Returns audit entries whose sequence number is above `after`, in order, each with its stored hash; at most `limit`."""
+        """Returns at most `limit` audit entries whose sequence number is above `after`, in order, each with its stored hash."""
         ...
 
     async def audit_head(self) -> tuple[int, str]:
@@ -125,5 +134,5 @@ class MembershipStore(Protocol):
 
 
 def facts_of(**facts: Any) -> tuple[tuple[str, str | int | bool], ...]:
-    """Returns the facts of a NewAuditEntry, sorted by name. They are plain values: never a token, a key or anything private."""
+    """Returns the facts of a NewAuditEntry, sorted by name. Callers must not pass tokens, keys or private data as facts."""
     return tuple(sorted(facts.items()))

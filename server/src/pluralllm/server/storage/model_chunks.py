@@ -1,4 +1,4 @@
-"""Messages with the chunks of model versions, read and serialized once for all clients that fetch them together."""
+"""Messages with the chunks of model versions. Clients that fetch a version at the same time share the serialized messages."""
 
 import asyncio
 import hashlib
@@ -16,7 +16,10 @@ BLOCKS_KEPT = 6  # 24 MiB: the first client of a round may be so far ahead of th
 
 
 class ModelChunks:
-    """A cache of serialized GetChunksResponse messages. The cache keeps the most recently used blocks of BLOCK messages each."""
+    """A cache of serialized GetChunksResponse messages.
+
+    Each cache entry is a block of BLOCK messages. The cache keeps the most recently used blocks.
+    """
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple[Digest, int], asyncio.Task[list[bytes]]] = OrderedDict()

@@ -18,18 +18,17 @@ class ModelReader:
         self._manifests, self._blobs, self._chunks = manifests, blobs, ModelChunks()
 
     async def manifest(self, run: RunId, version: ModelVersion) -> tuple[VersionRecord, Manifest]:
-        """Returns the record and the manifest of a model version.
+        """Returns the version record (its digest, its parent and its updates) and the manifest of a model version.
 
-        Raises NotFound if the version or its file does not exist; Corrupt if the file's bytes do not have the recorded
-        digest.
+        Raises NotFound if the version or its file does not exist; Corrupt if the file's bytes do not have the recorded digest.
         """
         return await self._manifests.of(run, version)
 
     async def chunks(self, run: RunId, version: ModelVersion, first: int) -> AsyncIterator[tuple[bytes, int]]:
-        """Yields the messages of a version's chunks from number `first` on, each with the size of its chunk in bytes.
+        """Yields the messages with a version's chunks, from chunk number `first` on, each with the size of its chunk in bytes.
 
-        Raises NotFound if there is no such version; Corrupt if its file has changed; OverLimit if there is no chunk
-        `first`.
+        Raises NotFound if the version or its file does not exist; Corrupt if the file's bytes do not have the recorded digest;
+        OverLimit if the version has no chunk number `first`.
         """
         record, manifest = await self._manifests.of(run, version)
         if not 0 <= first < manifest.chunks:

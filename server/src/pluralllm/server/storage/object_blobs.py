@@ -1,4 +1,4 @@
-"""Blobs in an object store (S3 and compatible stores, Google Cloud, Azure), with local copies to read from."""
+"""Blobs in an object store (S3 and compatible stores, Google Cloud, Azure), with local copies from which blobs are read."""
 
 import asyncio
 import contextlib
@@ -31,8 +31,8 @@ RETRY_LIMIT = timedelta(seconds=60)
 def open_bucket(url: str, endpoint: str | None) -> ObjectStore:
     """Opens the bucket at a URL: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://BUCKET/PREFIX.
 
-    endpoint: the address of an S3-compatible store; None for the provider's own. Credentials come from the environment.
-    Raises InvalidConfig if the URL or a setting is not valid.
+    endpoint: the address of an S3-compatible store; None for the cloud provider's own address. Credentials come from the
+    environment. Raises InvalidConfig if the URL or a setting is not valid.
     """
     is_plain = endpoint is not None and endpoint.startswith("http://")
     options: ClientConfig = {"timeout": REQUEST_LIMIT, "allow_http": is_plain}
@@ -47,7 +47,7 @@ def open_bucket(url: str, endpoint: str | None) -> ObjectStore:
 async def look_into(bucket: ObjectStore) -> None:
     """Lists the bucket's first blobs, to check that the bucket answers.
 
-    Raises NotFound if there is no such bucket; StoreFailed for any other failure.
+    Raises NotFound if there is no such bucket; StoreFailed if the object store fails in another way.
     """
     with _failures("the bucket"):
         async for _ in obstore.list(bucket, chunk_size=10):
@@ -55,10 +55,10 @@ async def look_into(bucket: ObjectStore) -> None:
 
 
 class ObjectBlobs:
-    """A store of blobs in a bucket of an object store. blobs.Blobs describes its methods.
+    """A store of blobs in a bucket of an object store. The protocol blobs.Blobs describes the methods.
 
-    Each blob that is stored or fetched also gets a local copy in `kept`. If the copies have more than `kept_bytes`, the
-    least recently used ones are deleted. drafts: the folder for files that are being fetched.
+    Each blob that is stored or fetched also gets a local copy in the store `kept`. If the copies have more than `kept_bytes`
+    in all, the least recently used copies are deleted. drafts: the folder for files that are being fetched.
     """
 
     def __init__(self, bucket: ObjectStore, kept: LocalBlobs, drafts: Path, kept_bytes: int) -> None:
@@ -124,7 +124,10 @@ class ObjectBlobs:
 
 @contextlib.contextmanager
 def _failures(name: str) -> Iterator[None]:
-    """Turns the object store's errors in the block into NotFound, which names `name`, or StoreFailed."""
+    """Turns an error of the object store in the block into NotFound or StoreFailed.
+
+    The error becomes NotFound if the object store has no object `name`; every other error becomes StoreFailed.
+    """
     try:
         yield
     except FileNotFoundError as error:

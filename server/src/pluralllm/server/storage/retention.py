@@ -1,6 +1,6 @@
 """Deletes blobs that are no longer needed: updates of old rounds, unused optimizer moments, and blobs without a record.
 
-Optimizer moments are the server optimizer's state. A blob without a record is one that no row of the database refers to.
+Optimizer moments are the server optimizer's state. A blob has no record if no row of the database refers to it.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from pluralllm.server.storage.store import RoundOutcome, Store
 async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = ()) -> set[Digest]:
     """Returns the digests of all blobs that must be kept.
 
-    The list has all model versions, and the updates and rollouts of each run's open round and newest `keep_updates` ended
-    rounds. Two kinds of optimizer moments (the server optimizer's state) are also in the list: the newest version's
-    moments, which the next round needs, and the moments that the kept rounds began with, which the command `verify` needs.
+    The set has all model versions, and the updates and rollouts of each run's open round and newest `keep_updates` ended
+    rounds. The set also has two kinds of optimizer moments (the server optimizer's state). The next round needs the newest
+    version's moments. The command `verify` needs the moments with which the kept rounds began.
     over: runs that have ended, which need no moments for a next round.
     """
     keep: set[Digest] = set()
@@ -44,9 +44,10 @@ async def _moments(store: Store, run: RunId, number: ModelVersion) -> tuple[Dige
 
 
 async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collection[RunId] = ()) -> None:
-    """Deletes every blob that is not among `kept_blobs`. over: runs that have ended.
+    """Deletes every blob whose digest `kept_blobs` does not return. over: runs that have ended.
 
-    No blob may be stored meanwhile: no record refers to a new blob yet, so it would be deleted.
+    The caller must make sure that no blob is stored meanwhile. No record refers to a new blob yet, so the function would delete
+    the new blob.
     """
     keep = await kept_blobs(store, keep_updates, over)
     for digest in await blobs.digests():
@@ -64,9 +65,9 @@ class Retention:
 
     @contextlib.asynccontextmanager
     async def storing(self) -> AsyncIterator[None]:
-        """Prevents deletion during the block, which stores a blob and then the record that refers to it.
+        """Prevents the deletion of blobs during the block, in which the caller stores a blob and its record.
 
-        The block should be short, because `collect` waits for its end.
+        The block should be short, because `collect` waits for the end of the block.
         """
         async with self._changed:
             self._storing += 1
@@ -81,7 +82,7 @@ class Retention:
         """Deletes blobs that are not needed, as soon as no `storing` block runs.
 
         New `storing` blocks wait for the end of the deletion.
-        over: runs that have ended, which no longer need their newest optimizer moments (the server optimizer's state).
+        over: runs that have ended. Such a run no longer needs its newest optimizer moments (the server optimizer's state).
         """
         async with self._changed:
             await self._changed.wait_for(lambda: not self._storing)

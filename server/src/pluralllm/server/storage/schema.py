@@ -1,4 +1,4 @@
-"""The tables of the database. A change of a table here needs a migration; a test compares tables and migrations."""
+"""The tables of the database. A change of a table here needs a migration, and a test compares the tables with the migrations."""
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
 

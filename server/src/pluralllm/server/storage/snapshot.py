@@ -1,4 +1,7 @@
-"""Copies all rows of a database, as of one moment, into an SQLite file and back. A coordinator may write meanwhile."""
+"""Copies all rows of a database into an SQLite file, and back from the file. The rows show the database at one moment.
+
+A coordinator may write to the database during the copy.
+"""
 
 import asyncio
 import sqlite3
@@ -35,9 +38,9 @@ def file_of(url: sa.URL) -> Path:
 
 
 async def take_snapshot(url: sa.URL, target: Path) -> None:
-    """Copies the database at `url` into a new SQLite file at `target`, which is durable on return.
+    """Copies the database at `url` into a new SQLite file at `target`, which is durable when the function returns.
 
-    An old file at `target` is deleted. Raises StoreFailed if the database cannot be read; StorageFull.
+    An old file at `target` is deleted. Raises StoreFailed if the database cannot be read; StorageFull if no space is left.
     """
     await asyncio.to_thread(target.unlink, missing_ok=True)
     if url.get_backend_name() == "sqlite":
@@ -50,7 +53,8 @@ async def take_snapshot(url: sa.URL, target: Path) -> None:
 def _copy_pages(source: Path, target: Path) -> None:
     """Copies an SQLite file by SQLite's online backup, in one step. The coordinator's next commit waits until the file is read.
 
-    With several steps, each of the coordinator's commits would restart the copy. Raises StoreFailed, StorageFull.
+    If the copy had several steps, each commit of the coordinator would restart the copy. Raises StoreFailed if the file cannot
+    be read; StorageFull if no space is left.
     """
     end_s = time.monotonic() + COPY_LIMIT_S
 
@@ -78,8 +82,8 @@ def _copy_pages(source: Path, target: Path) -> None:
 async def _copy_from_server(url: sa.URL, target: Path) -> None:
     """Copies all rows of a PostgreSQL database into an SQLite file, in one read-only transaction.
 
-    With the isolation level REPEATABLE READ, all rows show one moment. Raises StoreFailed if another release made the
-    tables or the database fails.
+    With the isolation level REPEATABLE READ, all rows show one moment. Raises StoreFailed if the tables are not those of this
+    release or if the database fails.
     """
     origin, copy = new_engine(url, **PATIENT), new_engine(sqlite_url(target))
     try:
@@ -98,7 +102,7 @@ async def _copy_from_server(url: sa.URL, target: Path) -> None:
 
 
 async def copy_rows(source: AsyncConnection, target: AsyncConnection) -> None:
-    """Replaces all rows in `target` by the rows in `source`. Both databases must have this release's tables."""
+    """Replaces all rows in `target` by the rows in `source`. Both databases must have the tables of this release."""
     for table in t.metadata.sorted_tables:
         await target.execute(sa.delete(table))
         rows = await source.stream(sa.select(table), execution_options={"yield_per": ROWS_AT_ONCE})
@@ -107,7 +111,10 @@ async def copy_rows(source: AsyncConnection, target: AsyncConnection) -> None:
 
 
 async def count_on(target: AsyncConnection) -> None:
-    """Sets the database's counters so that new rows are numbered after the highest existing row. SQLite does so by itself."""
+    """Sets PostgreSQL's counters so that a new row gets a number above the highest existing number.
+
+    SQLite needs no such setting, so the function then does nothing.
+    """
     if target.dialect.name != "postgresql":
         return
     for column in (t.runs.c.position, t.evaluations.c.position):
@@ -117,9 +124,9 @@ async def count_on(target: AsyncConnection) -> None:
 
 
 async def tables_with_rows(url: sa.URL) -> tuple[str, ...]:
-    """Returns the names of the coordinator's tables that have rows, except `leadership`, which holds no data.
+    """Returns the names of the coordinator's tables that have rows. The table `leadership`, which holds no data, is left out.
 
-    The function does not create an SQLite file that is missing. Raises StoreFailed if the database cannot be read.
+    If the SQLite file is missing, returns () and does not create the file. Raises StoreFailed if the database cannot be read.
     """
     if url.get_backend_name() == "sqlite" and not file_of(url).exists():
         return ()
@@ -134,7 +141,10 @@ async def tables_with_rows(url: sa.URL) -> tuple[str, ...]:
 
 
 def filled_tables(connection: Connection) -> tuple[str, ...]:
-    """Returns the names of the coordinator's tables that have rows, except `leadership`, on an open connection."""
+    """Returns the names of the coordinator's tables that have rows. The table `leadership`, which holds no data, is left out.
+
+    The function reads on an open connection; `tables_with_rows` opens the connection itself.
+    """
     existing = set(sa.inspect(connection).get_table_names())
     ours = [table for table in t.metadata.sorted_tables if table.name in existing and table is not t.leadership]
     return tuple(
@@ -143,7 +153,7 @@ def filled_tables(connection: Connection) -> tuple[str, ...]:
 
 
 def release_of(connection: Connection) -> str:
-    """Returns which release made a database's tables, seen from this release: "this", "an older", "a newer" or "no" release."""
+    """Returns which release made a database's tables: "this", "an older" or "a newer" release; "no" if there are no tables."""
     script = ScriptDirectory(str(Path(migrations.__file__).parent))
     current = MigrationContext.configure(connection).get_current_revision()
     revisions = [revision.revision for revision in script.walk_revisions()]  # newest first
@@ -153,7 +163,7 @@ def release_of(connection: Connection) -> str:
 
 
 async def release_of_file(path: Path) -> str:
-    """Returns which release made an SQLite file's tables: "this", "an older", "a newer" or "no" release.
+    """Returns which release made an SQLite file's tables: "this", "an older" or "a newer" release; "no" if there are no tables.
 
     Raises StoreFailed if the file is not a database.
     """

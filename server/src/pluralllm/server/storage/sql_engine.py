@@ -1,4 +1,4 @@
-"""Connections to the database, SQLite or PostgreSQL: durable rather than fast, and with a limit on every wait.
+"""Connections to the database, SQLite or PostgreSQL. Commits are durable rather than fast, and every wait has a limit.
 
 The module also turns the database's errors into the project's errors.
 """
@@ -40,9 +40,9 @@ POSTGRES_CLIENT = {
 
 
 def new_engine(url: sa.URL, **limits: str) -> AsyncEngine:
-    """Returns an engine with one connection, which opens when it is first needed.
+    """Returns an engine with one connection. The connection opens when it is first needed.
 
-    limits: further settings of the PostgreSQL session by name; SQLite ignores them.
+    limits: further settings of the PostgreSQL session by name, such as time limits; SQLite ignores them.
     """
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
@@ -55,7 +55,7 @@ def new_engine(url: sa.URL, **limits: str) -> AsyncEngine:
 
 
 def failure(error: DBAPIError) -> PluralError:
-    """Turns a database error into StorageFull, if no space is left, or into StoreFailed."""
+    """Turns a database error into StorageFull if no space is left, or into StoreFailed otherwise."""
     if isinstance(error, IntegrityError):
         return StoreFailed(problem=f"another writer was there first ({error.orig})")
     if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL" or sqlstate(error) == DISK_FULL:
@@ -64,7 +64,10 @@ def failure(error: DBAPIError) -> PluralError:
 
 
 def is_broken(error: DBAPIError) -> bool:
-    """Returns whether the database can no longer be trusted: SQLite could not read or write its file, or the file is damaged."""
+    """Returns whether the error means that the database can no longer be trusted.
+
+    The database is not trusted if SQLite could not read or write its file, or if the file is damaged.
+    """
     name = getattr(error.orig, "sqlite_errorname", "")
     return name.startswith(("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
@@ -75,7 +78,10 @@ def sqlstate(error: DBAPIError) -> str:
 
 
 def migrate(connection: Connection) -> None:
-    """Brings the schema up to date in the connection's transaction. Raises InvalidConfig if a newer release made the schema."""
+    """Brings the database schema up to date in the connection's transaction.
+
+    Raises InvalidConfig if a newer release made the schema.
+    """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
@@ -89,7 +95,8 @@ def migrate(connection: Connection) -> None:
 def _tune_sqlite(connection: Any, _: Any) -> None:
     """Makes a new SQLite connection durable: a commit returns only when its data is on the disk.
 
-    SQLite then uses the rollback journal, because WAL can corrupt files up to SQLite 3.51.2 (sqlite.org/wal.html).
+    The connection uses the rollback journal, because the other mode, WAL, can corrupt files up to SQLite 3.51.2
+    (sqlite.org/wal.html).
     """
     connection.isolation_level = None  # _begin_immediate sends BEGIN
     cursor = connection.cursor()

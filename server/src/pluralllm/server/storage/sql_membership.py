@@ -1,4 +1,4 @@
-"""Members, certificates, invites and the audit log in SQL, through the one connection of sql_store.py."""
+"""The store of members, certificates, invites and the audit log in SQL. It uses the one connection of sql_store.py."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from pluralllm.server.storage.sql_store import SqlStore, replace_row
 
 
 class SqlMembership:
-    """The membership store in SQL. membership.MembershipStore describes its methods."""
+    """The membership store in SQL. The protocol membership.MembershipStore describes the methods."""
 
     def __init__(self, store: SqlStore) -> None:
         self._store = store
@@ -111,7 +111,7 @@ class SqlMembership:
 
 
 async def _check_unspent(connection: AsyncConnection, token_sha256: str) -> None:
-    """Raises InviteUsed if an invite is used, withdrawn or missing.
+    """Checks that an invite can be used. Raises InviteUsed if the invite is used, withdrawn or missing.
 
     The function asks the database, not this process's memory, so that only one of two coordinators can use an invite.
     """
@@ -143,7 +143,10 @@ def _chained(new: NewAuditEntry, sequence: int, sha256: str) -> AuditEntry:
 
 
 def _values(record: Member | IssuedCertificate | InviteRecord) -> dict[str, Any]:
-    """Returns a record's fields as column values. `group` is a reserved word in SQL, so its column is `group_name`."""
+    """Returns a record's fields as column values, by column. The field `group` is in the column `group_name`.
+
+    The two names differ because `group` is a reserved word in SQL.
+    """
     values = dataclasses.asdict(record)
     if "group" in values:
         values["group_name"] = values.pop("group")

@@ -35,8 +35,9 @@ from pluralllm.server.storage.store import (
 async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "SqlStore":
     """Opens the database and brings its schema up to date.
 
-    fail_stop: receives errors after which the database cannot be trusted. A command that only reads needs none, because it
-    ends anyway. Raises StoreFailed, StorageFull, or InvalidConfig if a newer release made the schema.
+    fail_stop: the stop signal, which gets errors after which the database cannot be trusted. None for a command that only
+    reads, because the command ends anyway. Raises StoreFailed if the database fails; StorageFull if no space is left;
+    InvalidConfig if a newer release made the schema.
     """
     engine = new_engine(sa.make_url(url))
     store = SqlStore(engine, fail_stop or FailStop())
@@ -50,7 +51,7 @@ async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "S
 
 
 class SqlStore:
-    """The store in SQL. store.Store describes its methods. It has one connection, so its transactions wait for one another.
+    """The store in SQL. The protocol store.Store describes the methods. Transactions wait for one another on the one connection.
 
     The generation is the number of the coordinator that may write, in one row of the database. Every transaction first
     checks the generation, which locks that row. So if two coordinators use one database, their transactions run one after
@@ -64,9 +65,9 @@ class SqlStore:
         self._generation = 0  # 0 = not checked: the store is only read, or a command has the database to itself
 
     async def take_over(self) -> int:
-        """Makes this store the one that may read and write, and returns its generation (a new number in the database).
+        """Gives this store a new generation (a number in the database), and returns the generation.
 
-        Every store with an older generation raises Overtaken from now on.
+        From now on only this store may read and write: every store with an older generation raises Overtaken.
         """
         async with self.writing() as connection:
             chosen = sa.select(t.leadership.c.generation).with_for_update()
@@ -79,8 +80,8 @@ class SqlStore:
     async def writing(self, kind: str = "write") -> AsyncIterator[AsyncConnection]:
         """Runs the block in one transaction, which is committed if the block ends without an error.
 
-        kind: "read" or "write", for the metric. Raises StoreFailed, StorageFull, or Overtaken if a newer coordinator has
-        taken over.
+        kind: "read" or "write", a label in the metrics. Raises StoreFailed if the database fails; StorageFull if no space is
+        left; Overtaken if a newer coordinator has taken over.
         """
         try:
             with STORE_SECONDS.labels(kind).time():
@@ -233,7 +234,7 @@ class SqlStore:
 async def replace_row(
     connection: AsyncConnection, table: sa.Table, key: tuple[str, ...], values: dict[str, Any]
 ) -> None:
-    """Inserts a row in place of the row with the same key.
+    """Inserts a row. If the table has a row with the same key, the new row replaces the old row.
 
     key: the names of the key's columns. values: the new row's values by column.
     """

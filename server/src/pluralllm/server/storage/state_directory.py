@@ -1,4 +1,4 @@
-"""The coordinator's state directory: its lock, and where its files are."""
+"""The coordinator's state directory: its lock, and the paths of its files."""
 
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +11,10 @@ from pluralllm.common.process.lock import DirectoryLock
 
 
 class StateDirectory:
-    """The coordinator's state directory. Only one process may enter it at a time: a second coordinator would lose updates."""
+    """The coordinator's state directory. Only one process may use the directory at a time.
+
+    If two coordinators used one directory, updates would be lost.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -25,15 +28,15 @@ class StateDirectory:
     def database_url(self) -> URL:
         """The URL of the SQLite file in the directory.
 
-        The URL is not built as text: "?" or "%" in the path would change where the file is created.
+        The URL is made from its components, because "?" or "%" in a path has a meaning in the text of a URL.
         """
         return URL.create("sqlite+aiosqlite", database=str(self.path / "coordinator.sqlite3"))
 
     def __enter__(self) -> Self:
         """Locks the directory, creates missing folders and deletes the remains of a process that was killed.
 
-        Raises InUse, which names the process that holds the lock; InvalidConfig if the directory cannot be used;
-        StorageFull.
+        Raises InUse if another process holds the lock; the error names the process. Raises InvalidConfig if the directory
+        cannot be used; StorageFull if no space is left.
         """
         self._lock.__enter__()
         with storage_errors(f"the state directory {self.path}"):

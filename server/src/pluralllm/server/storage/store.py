@@ -1,4 +1,4 @@
-"""The coordinator's records, and the protocol of the store that keeps them. sql_store.py is the store in SQL."""
+"""The coordinator's records, and the protocol of the store that keeps the records. sql_store.py is the store in SQL."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ class RoundOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as it was created. Everything that happened to the run later is in its events."""
+    """A run as it was created. The run's events record everything that happened to the run later."""
 
     id: RunId
     spec_json: bytes  # canonical JSON; sha256(spec_json) == spec_sha256
@@ -30,7 +30,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """A model version as a link of its run's hash chain."""
+    """The record of a model version: its digest, its updates, and the hash of the version before, which makes a chain."""
 
     run: RunId
     version: ModelVersion
@@ -46,10 +46,11 @@ class VersionRecord:
 
     @property
     def record_sha256(self) -> str:
-        """The hash of this record, which the next version's record holds as `parent_sha256`.
+        """The hash of this version record. The record of the next version holds the hash as `parent_sha256`.
 
         The hash leaves the time out, so that two runs of one spec with the same updates have the same chain. Moments and
-        weights are hashed only if there are any: records of older releases, which had neither, keep their hash.
+        weights are hashed only if the record has moments or weights. So records of older releases, which had neither moments nor
+        weights, keep their hash.
         """
         facts: list[Any] = [
             self.version,
@@ -115,7 +116,7 @@ class ClientRecord:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of a run's stored state: one event and all rows that are written with it, in one transaction."""
+    """A change of a run's stored state: one event and all rows that the store writes with the event, in one transaction."""
 
     run: RunId
     sequence: int  # the event's number in its run; a second writer with the same number fails
@@ -136,7 +137,7 @@ class Store(Protocol):
     async def create_run(self, run: RunRecord, first_version: VersionRecord) -> None:
         """Inserts a run and its first model version in one transaction.
 
-        Raises StoreFailed if a run with this id exists; callers check the id before.
+        Raises StoreFailed if a run with the same id exists. Callers check the id before the call.
         """
         ...
 
@@ -145,20 +146,23 @@ class Store(Protocol):
         ...
 
     async def apply(self, change: Change) -> None:
-        """Writes one event and the rows that follow from it, in one transaction.
+        """Writes one event and the rows that follow from the event, in one transaction.
 
-        Raises StoreFailed if the run already has an event with this sequence number; nothing is written then.
+        Raises StoreFailed if the run already has an event with the same sequence number. Then nothing is written.
         """
         ...
 
     async def events(self, run: RunId, after: int, limit: int) -> Sequence[EventRecord]:
-        """Returns a run's events whose sequence number is above `after`, in order; at most `limit`."""
+        """Returns at most `limit` of a run's events whose sequence number is above `after`, in order."""
         ...
 
     async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None: ...
 
     async def rounds(self, run: RunId, before: int | None, limit: int) -> Sequence[RoundRecord]:
-        """Returns a run's rounds with a number below `before` (None: all rounds), newest first; at most `limit`."""
+        """Returns at most `limit` of a run's rounds, newest first.
+
+        Only rounds with a number below `before` are returned; all rounds if `before` is None.
+        """
         ...
 
     async def receipts(self, run: RunId, number: RoundNumber) -> Sequence[ReceiptRecord]:
@@ -181,17 +185,17 @@ class Store(Protocol):
         ...
 
     async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
-        """Returns a run's evaluations with a cursor above `after`, oldest first, each with its cursor; at most `limit`.
+        """Returns at most `limit` of a run's evaluations, oldest first, each with its cursor. Every cursor is above `after`.
 
         A cursor is the number that an evaluation gets when it is stored. The store keeps one evaluation for each version
-        and client: a newer evaluation replaces the older one and gets a new cursor.
+        and client: a newer evaluation replaces the older evaluation and gets a new cursor.
         """
         ...
 
     async def latest_evaluations(self, run: RunId, versions: int) -> Sequence[EvaluationRecord]:
         """Returns the evaluations of the newest evaluated model versions, sorted by version, then by group.
 
-        versions: how many model versions are included.
+        versions: the number of model versions to include.
         """
         ...
 

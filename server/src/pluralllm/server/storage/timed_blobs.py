@@ -9,7 +9,10 @@ from pluralllm.server.storage.blobs import Blobs
 
 
 class TimedBlobs:
-    """A blob store that hands each call on to the store `inner` and measures its time. blobs.Blobs describes its methods."""
+    """A blob store that passes each call on to the store `inner` and measures the call's time.
+
+    The protocol blobs.Blobs describes the methods.
+    """
 
     def __init__(self, inner: Blobs) -> None:
         self._inner = inner

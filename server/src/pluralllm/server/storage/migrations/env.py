@@ -1,4 +1,4 @@
-"""The module that Alembic starts: it runs the migrations on the connection that sql_engine.py hands over."""
+"""The module that Alembic starts. It runs the migrations on the connection that sql_engine.py passes to Alembic."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Adds columns for the server optimizer's moments (its state) and for fairness-aware weights. Existing rows have neither."""
+"""Adds columns for the server optimizer's moments (its state) and for fairness-aware weights. Both are empty in existing rows."""
 
 import sqlalchemy as sa
 from alembic import op

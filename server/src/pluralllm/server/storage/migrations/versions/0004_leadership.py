@@ -1,4 +1,4 @@
-"""Adds a table with the generation of the coordinator that may write: among several coordinators, the newest one."""
+"""Adds a table with one number, the generation: among several coordinators, the coordinator with this generation may write."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Adds a column for the digest of the rollouts (generated texts) that a round scored. All earlier rounds trained."""
+"""Adds a column for the digest of the rollouts (generated texts) that a round scored. The column is empty in existing rows."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,1 +1,1 @@
-"""The steps of the database schema, one module for each, in order. A step that has been released is never changed."""
+"""The steps of the database schema, one module for each step, in order. A step that has been released is never changed."""
