@@ -3,5 +3,6 @@
 The round machine (rounds/machine.py) is the pure state machine of a run.
 The package may touch the store, the blobs and the clock. It holds the runs in memory.
 Start reading at coordinator.py (the loop). Then read live_run.py (one run), intake.py (receipt of an update) and what_now.py (the
-answer to a poll). assembly.py makes these objects once, and the composition root passes them to the other packages.
+answer to a poll). assembly.py makes these objects once, and the composition root (composition.py) passes the objects to the
+other packages.
 """

@@ -1,4 +1,4 @@
-"""Makes the coordinator's loop and the objects that the loop shares with the packages `rpc` and `observe`, each once."""
+"""Makes the coordinator's loop and the objects that the packages `rpc` and `observe` also use. Each object is made once."""
 
 import secrets
 from pathlib import Path
@@ -24,10 +24,10 @@ from pluralllm.server.storage.store import Store
 
 
 class Assembly:
-    """The objects of the package `runs`, for the composition root.
+    """The objects of the package `runs`, for the composition root (composition.py).
 
-    The composition root passes each other package only the objects that the package uses. No other package may keep the
-    assembly; a test checks the rule.
+    The composition root passes to each other package only the objects that this package uses. No other package may keep the
+    assembly; a test checks this rule.
     """
 
     def __init__(

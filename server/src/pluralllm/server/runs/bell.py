@@ -8,7 +8,7 @@ from pluralllm.common.words.ids import ClientId
 class Bell:
     """A notifier: it wakes the calls that wait for a change.
 
-    A call that waits is woken by the next ring only, and waits no longer than the time limit that it passes.
+    A waiting call is woken by the next ring, or when the call's own time limit is over.
     """
 
     def __init__(self, *, closed: bool = False) -> None:
@@ -17,22 +17,22 @@ class Bell:
         self.closed = closed  # the process is about to stop: a call that is held answers now
 
     def ring(self) -> None:
-        """Wakes every waiting call and counts the ring."""
+        """Wakes every waiting call and adds 1 to `rings`, the number of rings so far."""
         self.rings += 1
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
         self._next = None
 
     def close(self) -> None:
-        """Wakes every waiting call and sets `closed`, because the process is about to stop."""
+        """Wakes every waiting call and sets the attribute `closed`, because the process is about to stop."""
         self.closed = True
         self.ring()
 
     async def wait(self, heard: int, timeout_s: float) -> None:
         """Waits for the next ring, but at most `timeout_s` seconds.
 
-        Returns at once if the notifier has rung since the caller read `rings` as `heard`. So the caller misses no ring between
-        its check of the state and its wait.
+        heard: the value of the attribute `rings` (the number of rings so far) that the caller read before it checked the state.
+        If the notifier has rung since then, the method returns at once. So the caller misses no ring between check and wait.
         """
         if self.rings != heard or timeout_s <= 0:
             return
@@ -42,14 +42,14 @@ class Bell:
 
 
 class ClientBells:
-    """One notifier for each client, so that a change wakes only the calls of the client that the change concerns."""
+    """One notifier for each client, so that a change wakes only the waiting calls of the client that the change concerns."""
 
     def __init__(self) -> None:
         self._bells: dict[ClientId, Bell] = {}
         self._closed = False
 
     def of(self, client: ClientId) -> Bell:
-        """Returns the client's notifier. The first call for a client makes the notifier."""
+        """Returns the client's notifier. The first call for a client makes the client's notifier."""
         if (bell := self._bells.get(client)) is None:
             bell = self._bells[client] = Bell(closed=self._closed)
         return bell

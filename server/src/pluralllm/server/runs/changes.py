@@ -1,4 +1,4 @@
-"""Converts an event and its effects into database rows, so that the store can make them durable.
+"""Converts an event and its effects into database rows, which the store then makes durable.
 
 The module is pure: it does no input or output.
 """
@@ -29,8 +29,9 @@ def change_of(
 ) -> Change:
     """Returns the database rows that the store must write for one event of a run.
 
-    `after` is the run's state after the event, and `sequence` is the event's number in the run. `open_round` is the row of the
-    newest round before the event (None before the first round), and `newest` is the row of the run's current model version.
+    `record` is the run's row. `after` is the run's state after the event, and `sequence` is the event's number in the run.
+    `open_round` is the row of the newest round before the event (None before the first round). `newest` is the row of the run's
+    current model version.
     """
     change = Change(run=record.id, sequence=sequence, event=event)
     round_row = open_round

@@ -1,7 +1,7 @@
 """The loop that joins the round machine, the store, the blobs and the connected clients.
 
-The round machine (rounds/machine.py) decides, and the store keeps the state. The coordinator passes events to the round machine
-and carries out the effects that the round machine returns.
+The round machine (rounds/machine.py) makes the decisions, and the store keeps the state. The coordinator passes events to the
+round machine and carries out the effects that the round machine returns.
 """
 
 import asyncio
@@ -64,7 +64,8 @@ class Timing:
 class Coordinator:
     """The loop over all runs of one state directory. A process has one coordinator, and all its methods run on one event loop.
 
-    The coordinator offers actions only. Another package that needs the store or the clock receives them as its own arguments.
+    The coordinator offers actions only. A package that needs the store or the clock gets the store or the clock as its own
+    argument, not through the coordinator.
     """
 
     def __init__(
@@ -85,10 +86,10 @@ class Coordinator:
         run_bell: Bell,
         client_bells: ClientBells,
     ) -> None:
-        """Prepares a coordinator that does nothing before `start`.
+        """Stores the arguments. The coordinator does nothing before `start`.
 
-        The coordinator rings `run_bell` when a run has changed. It rings a client's notifier in `client_bells` when the
-        client's task or session has changed. `scratch` is the folder for files that are not finished.
+        The coordinator rings the notifier `run_bell` when a run has changed. In `client_bells` it rings a client's notifier when
+        the client's task or session has changed. `scratch` is the folder for files that are not finished.
         """
         self._store, self._blobs, self._scratch = store, blobs, scratch
         self._clock, self._timing, self._fail_stop = clock, timing, fail_stop
@@ -104,7 +105,7 @@ class Coordinator:
     # Life
 
     async def start(self) -> None:
-        """Rebuilds every run from its event log, continues each run where it stopped, and starts the loop."""
+        """Rebuilds every run from its event log, continues each open run where the run stopped, and starts the loop."""
         self._started_s = self._clock.now_s()
         for record in await self._store.runs():
             run, pending = await recover(self._store, record)
@@ -120,7 +121,7 @@ class Coordinator:
         self._spawn(self._collect())  # a stop between a round's end and its collection leaves blobs
 
     def drain(self) -> None:
-        """Makes every call that the server holds open answer now, because the process is about to stop."""
+        """Makes the server answer every call that it holds open, because the process is about to stop."""
         self._run_bell.close()
         self._client_bells.close()
 
@@ -137,9 +138,9 @@ class Coordinator:
         return task
 
     async def _drive(self) -> None:
-        """Runs `advance` for every run again and again, until the task is cancelled.
+        """Runs `advance` for every run again and again, until its task is cancelled.
 
-        The loop runs once every `tick_s` seconds, and at once when something has changed.
+        The loop runs once every `tick_s` seconds (a setting in Timing), and at once when `wake` is called.
         """
         while True:
             heard = self._wake.rings
@@ -169,8 +170,8 @@ class Coordinator:
     async def create_run(self, run_id: str, spec_json: bytes) -> LiveRun:
         """Creates a run with model version 0 and returns the run. If the run exists with the same spec, returns the existing run.
 
-        Raises InvalidArgument for a bad run id, InvalidSpec, SpecMismatch if the run exists with another spec, NotFound if the
-        spec names a model version that does not exist, and StorageFull.
+        Raises InvalidArgument for a bad run id; InvalidSpec for a bad spec; SpecMismatch if the run exists with another spec;
+        NotFound if the spec names a model version that does not exist; StorageFull if no space is left.
         """
         if not is_id(run_id):
             raise InvalidArgument(field="run_id", problem=f"is {run_id!r}, allowed: {ID_HELP}")
@@ -200,7 +201,7 @@ class Coordinator:
     async def dispatch(self, run: LiveRun, event: ev.Event) -> None:
         """Passes an event to the run's round machine, makes the result durable, then starts the effects.
 
-        Raises the round machine's refusal if the event is not allowed now.
+        Raises a subclass of Refused if the round machine does not allow the event now.
         """
         was_over = run.is_over
         effects = await run.dispatch(self._store, event)
@@ -225,7 +226,7 @@ class Coordinator:
     async def advance(self, run: LiveRun) -> None:
         """Reports the time and the connected clients to the round machine as events, until no event changes the run.
 
-        The method stops after at most MAX_STEPS_AT_ONCE repetitions, so that other runs get their turn.
+        After MAX_STEPS_AT_ONCE repetitions the method stops in any case, so that other runs get their turn.
         """
         for _ in range(MAX_STEPS_AT_ONCE):
             before = run.sequence
@@ -259,7 +260,8 @@ class Coordinator:
     def _reconcile(self, run: LiveRun) -> None:
         """Makes the leases agree with the round machine's state.
 
-        A client that has to do a task in the run gets a lease. A client without such a task loses its lease in the run.
+        A client that has a task in the run gets a lease on the task. A client that has no task in the run loses its lease in the
+        run.
         """
         active = set(run.state.active) if run.state.phase in (Phase.COLLECTING, Phase.EVALUATING) else set()
         for client, lease in self._leases.held_in(run.id).items():
@@ -271,7 +273,7 @@ class Coordinator:
                 self._client_bells.ring(client)
 
     def release(self, client: ClientId) -> None:
-        """Ends the client's lease and wakes the client's poll that the server holds open."""
+        """Ends the client's lease and makes the server answer the client's open poll."""
         self._leases.release(client)
         self._client_bells.ring(client)
 
@@ -303,8 +305,9 @@ class Coordinator:
     async def _make_next_version(self, run: LiveRun, effect: ev.Average) -> None:
         """Averages the updates, stores the new model version and the optimizer moments, and records the version.
 
-        The optimizer moments are the state of the server's optimizer. Raises BaseLost or UpdateLost if an input is lost for
-        good, and RoundClosed if the round has ended meanwhile. Any other error may be temporary, so the caller tries again.
+        The optimizer moments are the state of the server's optimizer. Raises BaseLost or UpdateLost if a stored file that the
+        average needs is lost or corrupt; RoundClosed if the round has ended meanwhile. Any other error may be temporary, so the
+        caller tries again.
         """
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         trace = round_context(trace_key(run.record, effect.round))
@@ -325,7 +328,7 @@ class Coordinator:
         await self.dispatch(run, failed)
 
     async def _collect(self) -> None:
-        """Deletes the blobs that no run needs any more. If the deletion fails, the next end of a round tries again."""
+        """Deletes the blobs that no run needs any more. If the deletion fails, the next end of a round starts another attempt."""
         try:
             await self._retention.collect({run.id for run in self._runs.all() if run.is_over})
         except (PluralError, OSError) as error:
@@ -337,7 +340,7 @@ class Coordinator:
     async def say_hello(self, session: Session) -> None:
         """Opens a session for a client that has called Hello, and makes the client's database row durable.
 
-        A client that a run has excluded after a permanent failure may take part in the run again.
+        If a run has excluded the client after a permanent failure, the client may take part in the run again.
         """
         member = ClientRecord(
             client=session.client,
@@ -358,7 +361,7 @@ class Coordinator:
         self.wake()
 
     async def remove_client(self, client: ClientId) -> None:
-        """Removes a revoked member from every run that has not ended, and closes its session.
+        """Removes a revoked member from every run that has not ended, and closes the member's session.
 
         The member's update in an open round does not count, unless averaging has begun.
         """

@@ -1,7 +1,7 @@
-"""Receives updates: a client announces an update, sends its chunks and commits it, and gets a receipt.
+"""Receives updates: a client announces an update, sends its chunks and commits the update, and gets a receipt.
 
-The steps for one update: verify each chunk; verify the whole file; move the file into the blob store and sync it to disk; write
-the receipt in one transaction; answer the client.
+The coordinator does the following for each update. It verifies each chunk, then the whole file. It moves the file into the
+blob store and syncs the file to disk. It writes the receipt in one transaction, and answers the client.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ BASE_DISTANCE = "base_distance"  # the only metric that the weights of updates d
 def parse_task(name: str, caller: ClientId) -> TaskName:
     """Parses a task name and checks that the task belongs to the client `caller`.
 
-    Raises InvalidArgument for an unreadable name, and IdentityMismatch if the task belongs to another client.
+    Raises InvalidArgument for an unreadable name; IdentityMismatch if the task belongs to another client.
     """
     task = TaskName.parse(name)
     if task.client != caller:
@@ -72,7 +72,7 @@ class Announced:
 
 
 class Intake:
-    """The uploads in progress: announces, receives and commits the updates of all clients.
+    """The receiver of updates: it handles the announcements, chunks and commits of all clients.
 
     Announcements are not durable: after a restart of the coordinator, the client announces its update again.
     """
@@ -110,9 +110,9 @@ class Intake:
     ) -> ReceiptRecord | frozenset[int]:
         """Announces an update. Returns the numbers of the missing chunks, or the receipt if the update is already committed.
 
-        `base_digest` is the digest of the model version that the client trained from, and `examples` is the update's weight. A
-        client may repeat the call. Raises RoundClosed, LeaseLost, AlreadyCommitted, SpecMismatch, WrongBase, WrongLayout,
-        InvalidArgument, StorageFull.
+        `spec_sha256` is the hash of the run spec that the client knows. `base_digest` is the digest of the model version that the
+        client trained from. `examples` is the client's number of training questions. A client may repeat the call. Raises
+        RoundClosed, LeaseLost, AlreadyCommitted, SpecMismatch, WrongBase, WrongLayout, InvalidArgument or StorageFull.
         """
         run = self._runs.get(task.run)
         if (receipt_row := await self._receipt(run, task, manifest.digest)) is not None:
@@ -131,8 +131,9 @@ class Intake:
     async def put(self, task: TaskName, digest: str, index: int, data: bytes | memoryview) -> None:
         """Verifies one chunk of an announced update and writes the chunk to disk.
 
-        `digest` identifies the update. Raises RoundClosed, LeaseLost, ChunksMissing if the update is not announced,
-        DigestMismatch, OverLimit and StorageFull.
+        `digest` is the update's digest, and `index` is the chunk's number. Raises ChunksMissing if the update is not announced;
+        RoundClosed or LeaseLost if the client may not deliver the update now; OverLimit or DigestMismatch if the chunk is wrong;
+        StorageFull if no space is left.
         """
         run = self._runs.get(task.run)
         self._check_slot(run, task)
@@ -142,14 +143,17 @@ class Intake:
         self._leases.renew(task.client, self._clock.now_s())
 
     async def missing(self, task: TaskName) -> frozenset[int]:
-        """Returns the numbers of the chunks of an announced update that have not arrived."""
+        """Returns the numbers of the chunks of an announced update that have not arrived.
+
+        Raises ChunksMissing if the update is not announced.
+        """
         return await self._uploads.missing(upload_key(task))
 
     async def commit(self, task: TaskName, digest: str) -> ReceiptRecord:
         """Makes an update durable and returns its receipt. A repeated call returns the same receipt.
 
-        A commit that has begun runs to its end even if the client's connection breaks. Raises ChunksMissing if the update is
-        not announced or not complete.
+        A commit that has begun runs to its end even if the client's connection breaks. Raises ChunksMissing if the update is not
+        announced or not complete; another subclass of Refused if the update is not accepted; StorageFull if no space is left.
         """
         run = self._runs.get(task.run)
         if (receipt_row := await self._receipt(run, task, digest)) is not None:
@@ -215,7 +219,7 @@ class Intake:
         return receipt_row
 
     async def _receipt(self, run: LiveRun, task: TaskName, digest: str) -> ReceiptRecord | None:
-        """Returns the receipt of the task's client in the task's round, or None if the client has none.
+        """Returns the receipt of the task's client in the task's round, or None if the client has no receipt in the round.
 
         Raises AlreadyCommitted if the receipt belongs to an update with another digest.
         """
@@ -235,8 +239,8 @@ class Intake:
     def _check_slot(self, run: LiveRun, task: TaskName) -> None:
         """Checks that the client has or had a slot in the open round.
 
-        An expired lease is no reason to refuse, so that the client's finished update is not wasted. Raises RoundClosed if the
-        round is not open, and LeaseLost if the client has no right to the task.
+        The client may deliver after its lease has expired, so that a finished update is not wasted. Raises RoundClosed if the
+        round is not open; LeaseLost if the client has no right to the task.
         """
         state = run.state
         if state.phase is not Phase.COLLECTING or state.round != task.round:
@@ -277,5 +281,5 @@ def _check_distance(metrics: Mapping[str, float]) -> None:
 
 
 def upload_key(task: TaskName) -> str:
-    """Returns the file name of one client's upload in one round, without the extension."""
+    """Returns the file name of one client's upload in one round. The name has no extension."""
     return f"{task.run}.{task.round}.{task.client}"

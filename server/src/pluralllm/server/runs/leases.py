@@ -1,4 +1,4 @@
-"""The leases: each says which task a client holds and until when. The current time is always an argument."""
+"""The leases: each lease says which task a client holds and until when. The current time is always an argument."""
 
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,7 @@ from pluralllm.common.words.names import TaskName
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A client's right to work on one task until `expires_s`."""
+    """A client's right to work on one task until the time `expires_s`."""
 
     run: RunId
     task: TaskName
@@ -20,7 +20,7 @@ class Lease:
 
 
 class Leases:
-    """The leases of all clients. A client has at most one lease over all runs.
+    """The leases of all clients. A client has at most one lease, whatever the number of runs.
 
     Leases are not durable: after a restart the coordinator grants new leases.
     """

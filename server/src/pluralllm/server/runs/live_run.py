@@ -28,7 +28,10 @@ REPLAY_PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The changeable part of a run: the round machine's state, the newest rows and the number of the last event."""
+    """The changeable state of a run: the round machine's state, the number of the last event, and two database rows.
+
+    The rows are the row of the newest model version and the row of the newest round.
+    """
 
     state: Run
     newest: VersionRecord  # row of the current version
@@ -55,7 +58,7 @@ class LiveRun:
 
     @property
     def state(self) -> Run:
-        """The round machine's state of the run."""
+        """The run's current state, which the round machine has made."""
         return self.progress.state
 
     @property
@@ -70,7 +73,7 @@ class LiveRun:
 
     @property
     def examples(self) -> Mapping[ClientId, int]:
-        """The number of examples in each client's first update of the run.
+        """The number of examples (training questions) in each client's first update of the run.
 
         Every later update of the client must have the same number.
         """
@@ -78,7 +81,7 @@ class LiveRun:
 
     @property
     def update_format(self) -> UpdateFormat:
-        """The required format of an update's file.
+        """The format that the file of an update must have: names, shapes and types of the tensors.
 
         In a run that asks for rewards, the format depends on the batch of the open round.
         """
@@ -89,8 +92,8 @@ class LiveRun:
     def base(self) -> VersionRecord:
         """The database row of the model version that clients work with now.
 
-        In a training run, it is the newest version. In a run that asks for rewards, it is version 0, the model that clients
-        score with.
+        In a training run, clients work with the newest version. In a run that asks for rewards, clients calculate rewards with
+        version 0.
         """
         return self.newest if self.spec.rewards is None else self.first
 
@@ -104,15 +107,15 @@ class LiveRun:
         return TaskKind.TRAIN if self.spec.rewards is None else TaskKind.REWARD
 
     def task_name(self, client: ClientId) -> TaskName:
-        """Returns the name of the client's task in the open round or evaluation. Equal work has an equal name."""
+        """Returns the name of the client's task in the open round or evaluation. The same task always has the same name."""
         kind = TaskKind.EVALUATE if self.state.phase is Phase.EVALUATING else self.work_kind
         return TaskName(self.id, RoundNumber(self.state.round), kind, client)
 
     async def dispatch(self, store: Store, event: ev.Event) -> tuple[ev.Effect, ...] | None:
         """Passes one event to the round machine and makes the result durable before it returns.
 
-        Returns the effects that the caller must start, or None if the event changes nothing. Raises the round machine's
-        refusal, or the store's error; the run is then unchanged.
+        Returns the effects that the caller must start, or None if the event changes nothing. Raises a subclass of Refused if the
+        round machine does not allow the event, or the store's error. After an error the run is unchanged.
         """
         async with self._lock:
             before = self.progress
@@ -152,10 +155,10 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
 
 
 async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average | None]:
-    """Rebuilds a run from its event log with the round machine's own function `step`.
+    """Rebuilds a run: calls the round machine's function `step` for each event in the run's event log.
 
-    Returns the run, and the effect of an averaging that had not ended (None if there was none). Raises Corrupt if the stored
-    spec does not match its recorded hash.
+    Returns the run, and the effect Average if the averaging of a round had not ended (None otherwise). Raises Corrupt if the
+    stored spec does not match its recorded hash.
     """
     spec = parse_spec(record.spec_json, f"of run {record.id}")
     spec_sha256 = hashlib.sha256(record.spec_json).hexdigest()  # of the bytes: a later release may know more keys
@@ -182,9 +185,9 @@ async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average 
 
 
 def write_first_version(draft: Path, spec: RunSpec) -> Manifest:
-    """Writes the file of model version 0 to `draft` and returns its manifest. Raises StorageFull.
+    """Writes the file of model version 0 to `draft` and returns its manifest. Raises StorageFull if no space is left.
 
-    The initial parameter values follow from the seed in the spec.
+    The initial parameter values are random numbers, which follow from the seed in the spec.
     """
     tensors = parameters(spec.predictor, spec.embedding.dimension)
     with storage_errors("the first model version"):

@@ -1,4 +1,4 @@
-"""Describes a run for people: its participants, which of them are late and why, and the next step.
+"""Describes a run for people: its participants, which participants are late and why, and the next step.
 
 The module is pure: it does no input or output.
 """
@@ -30,7 +30,7 @@ class ParticipantState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """One client in a run, as the status shows it to people."""
+    """One client in a run, with the facts that the run's status shows to people."""
 
     client: ClientId
     group: str
@@ -43,9 +43,9 @@ class Participant:
 
 
 def ended_evaluations(run: LiveRun, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
-    """Returns the records of model versions whose evaluation has ended.
+    """Returns the records that belong to a model version whose evaluation has ended.
 
-    The other records are left out, because a fairness index over only some of the groups would be wrong.
+    While an evaluation is open, only some groups have reported scores, and a fairness index over these groups would be wrong.
     """
     ended = -1 if run.state.evaluated is None else run.state.evaluated
     return [record for record in records if record.score.version <= ended]
@@ -58,7 +58,10 @@ def participants(
     leases: Mapping[ClientId, Lease],
     now_s: float,
 ) -> tuple[Participant, ...]:
-    """Returns every client that takes part in the run, sorted by client. `members` are all clients that have ever connected."""
+    """Returns every client that takes part in the run, sorted by client.
+
+    `members` are all clients that have ever connected. `sessions` and `leases` have the clients' sessions and leases.
+    """
     people = []
     for member in members:
         session = sessions.get(member.client)

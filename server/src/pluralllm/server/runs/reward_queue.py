@@ -1,6 +1,6 @@
 """Serves the trainers of language models: accepts batches of rollouts and returns the groups' rewards.
 
-Each batch is scored in one round.
+A rollout is a text that a language model has generated. Each batch is scored in one round.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from pluralllm.server.storage.store import ClientRecord, ReceiptRecord, RoundOut
 
 @dataclass(frozen=True, slots=True)
 class GroupRewards:
-    """The rewards that one group gave to a batch of rollouts."""
+    """The rewards that one group gave to a batch of rollouts (generated texts), and the group's weight in the aggregate."""
 
     group: str
     role: GroupRole
@@ -42,7 +42,7 @@ class GroupRewards:
 
 @dataclass(frozen=True, slots=True)
 class RoundRewards:
-    """The rewards of one batch: the aggregate over all groups, and the rewards of each group."""
+    """The rewards of one batch of rollouts: the aggregate over all groups, and each group's own rewards."""
 
     record: RoundRecord
     # (candidates,), in the batch's order; None while the round is open and if it was abandoned.
@@ -51,7 +51,7 @@ class RoundRewards:
 
 
 class RewardQueue:
-    """The batches of rollouts in all runs that ask for rewards. A run has at most one open batch."""
+    """The batches of rollouts (generated texts) in all runs that ask for rewards. A run has at most one open batch."""
 
     def __init__(
         self,
@@ -70,10 +70,11 @@ class RewardQueue:
         self._clock, self._run_bell, self._scratch, self._hold_s = clock, run_bell, scratch, hold_s
 
     async def ask(self, run: LiveRun, rollouts_json: bytes) -> RoundNumber:
-        """Opens a round for a batch of rollouts and returns the round's number.
+        """Opens a round in which clients score a batch of rollouts (generated texts), and returns the round's number.
 
-        If the open round has the same batch already, returns that round's number. Raises WrongPhase (a training run, a run that
-        is not started, or another batch is in progress), InvalidArgument, OverLimit, StorageFull.
+        If the open round already has an equal batch, returns that round's number. Raises WrongPhase for a training run, for a
+        run that is not started, or if another batch is in progress. Raises InvalidArgument or OverLimit if the batch is not
+        valid or too large; StorageFull if no space is left.
         """
         if run.spec.rewards is None:
             raise WrongPhase(run=run.id, phase="a run that trains", wanted="asked for rewards")
@@ -102,7 +103,7 @@ class RewardQueue:
         """Returns the rewards of a round. Waits up to `hold_s` seconds until the round has ended.
 
         If the round is still open after the wait or was abandoned, the result has no rewards. Raises NotFound if the round does
-        not exist or has no batch, and Corrupt.
+        not exist or has no batch; Corrupt if a stored file of rewards has been changed.
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + min(hold_s, self._hold_s)

@@ -1,6 +1,6 @@
 """Reports the OpenTelemetry spans of a round when the state of the round changes.
 
-The code that does the work within a round reports the spans of the work.
+Other modules report the spans of single steps within a round, such as the averaging.
 """
 
 from pluralllm.common.process.tracing import Fact, round_context, tell, tell_round
@@ -9,7 +9,7 @@ from pluralllm.server.storage.store import RoundRecord, RunRecord
 
 
 def trace_key(run: RunRecord, number: int) -> str:
-    """Returns a name for a round that no other federation has.
+    """Returns a name for a round that no round of another run or federation has.
 
     The run's name alone is not enough, because two federations may have runs with equal names.
     """
@@ -17,9 +17,10 @@ def trace_key(run: RunRecord, number: int) -> str:
 
 
 def trace_step(run: RunRecord, record: RoundRecord | None, event: ev.Event, effects: tuple[ev.Effect, ...]) -> None:
-    """Reports the spans that an event completes: the delivery of an update, or a whole round.
+    """Reports the OpenTelemetry spans that end with an event: the delivery of an update, or a whole round.
 
-    `record` is the row of the round that is open or has just ended; None before the first round.
+    `record` is the row of the round that is open or has just ended; None before the first round. `effects` are the effects that
+    followed from the event.
     """
     if record is None:
         return

@@ -1,4 +1,4 @@
-"""The sessions of the connected clients. A client has one session, and a newer daemon of the client replaces the older one."""
+"""The sessions of the connected clients. A client has one session. A newer daemon of the client replaces the older session."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ GRACE_S = 5.0  # a client is silent for a moment between two polls
 
 @dataclass(slots=True)
 class Session:
-    """A client daemon that has called Hello since the coordinator's process started."""
+    """The session of a client daemon that has called Hello since the coordinator's process started."""
 
     client: ClientId
     instance: str
@@ -26,7 +26,8 @@ class Session:
     def is_live(self, now_s: float) -> bool:
         """Returns whether the client counts as connected.
 
-        A client is connected while it holds a poll open, and for `silence_s` seconds after its last message.
+        A client is connected while its poll is open, and for `silence_s` seconds after its last message. `silence_s` is a setting
+        of the server.
         """
         return self.polls_open > 0 or now_s - self.last_seen_s <= self.silence_s
 
@@ -50,9 +51,9 @@ class Sessions:
         return session
 
     def check(self, client: ClientId, instance: str) -> Session:
-        """Returns the client's session if it belongs to the daemon with the id `instance`.
+        """Returns the client's session if the session belongs to the daemon with the id `instance`.
 
-        Raises StaleSession if the client has no session, and SessionReplaced if a newer daemon of the client has connected.
+        Raises StaleSession if the client has no session; SessionReplaced if a newer daemon of the client has connected.
         """
         session = self.of(client)
         if session.instance != instance:

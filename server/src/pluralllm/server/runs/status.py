@@ -1,4 +1,4 @@
-"""The status of a run for people: participants, next step, problem and traffic at one moment."""
+"""The status of a run for people: participants, next step, problem and bytes transferred, as of one moment."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from pluralllm.server.storage.store import Store
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """The status of one run at the time `at_s`."""
+    """The status of one run at the time `at_s`: participants, next step, problem and bytes transferred."""
 
     at_s: float
     participants: tuple[Participant, ...]  # sorted by client
@@ -26,7 +26,7 @@ class RunStatus:
 
 
 class Status:
-    """Reads the status of runs for people. It changes nothing."""
+    """Reads the status of runs for people. The class changes no state."""
 
     def __init__(
         self, store: Store, sessions: Sessions, leases: Leases, clock: Clock, troubles: Troubles, traffic: Traffic

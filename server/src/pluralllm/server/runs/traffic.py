@@ -1,4 +1,4 @@
-"""Counts the bytes of updates received and of model versions sent, for each run, since the process started."""
+"""Counts, for each run, the bytes of updates received and of model versions sent since the process started."""
 
 from collections import Counter
 
@@ -13,11 +13,11 @@ class Traffic:
         self._sent: Counter[RunId] = Counter()
 
     def count_received(self, run: RunId, size_bytes: int) -> None:
-        """Adds to the bytes received in the updates of a run."""
+        """Adds `size_bytes` to the bytes received in the updates of a run."""
         self._received[run] += size_bytes
 
     def count_sent(self, run: RunId, size_bytes: int) -> None:
-        """Adds to the bytes sent in the model versions of a run."""
+        """Adds `size_bytes` to the bytes sent in the model versions of a run."""
         self._sent[run] += size_bytes
 
     def received_bytes(self, run: RunId) -> int:

@@ -4,13 +4,13 @@ from pluralllm.common.words.ids import RunId
 
 
 class Troubles:
-    """The current problem of each run, as a text for people. Only the coordinator writes it."""
+    """The current problem of each run, as a text for people. Only the coordinator records and removes problems."""
 
     def __init__(self) -> None:
         self._by_run: dict[RunId, str] = {}
 
     def note(self, run: RunId, problem: str) -> bool:
-        """Records the run's current problem. Returns whether the problem differs from the recorded one."""
+        """Records the run's current problem. Returns whether the problem differs from the one recorded before."""
         is_new = self.of(run) != problem
         self._by_run[run] = problem
         return is_new

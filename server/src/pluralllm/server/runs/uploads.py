@@ -21,9 +21,9 @@ FLUSH_BYTES = 16 * CHUNK_BYTES
 
 
 class Uploads:
-    """All uploads, by the name of their file (`key`).
+    """All uploads in progress, each under a key: the name of its file.
 
-    Several streams may write to one upload: they take turns. Different uploads do not wait for each other.
+    Callers that write to the same upload take turns. Different uploads do not wait for each other.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,15 +33,15 @@ class Uploads:
     async def begin(self, key: str, manifest: Manifest) -> frozenset[int]:
         """Begins an upload, or continues the upload if it was begun with an equal manifest.
 
-        Returns the numbers of the missing chunks. Raises StorageFull.
+        Returns the numbers of the missing chunks. Raises StorageFull if no space is left.
         """
         return await self._in_turn(key, lambda upload: upload.prepare(manifest))
 
     async def put(self, key: str, index: int, data: bytes | memoryview) -> None:
-        """Verifies one chunk and writes it to the file. A chunk that has arrived before is ignored.
+        """Verifies chunk number `index` and writes the chunk to the file. A chunk that has arrived before is ignored.
 
-        Raises ChunksMissing if the upload was not begun, OverLimit for a wrong number or size of the chunk, DigestMismatch,
-        StorageFull.
+        Raises ChunksMissing if the upload was not begun; OverLimit if `index` or the chunk's size is wrong; DigestMismatch if the
+        chunk's hash is wrong; StorageFull if no space is left.
         """
         upload = await self._in_turn(key, lambda upload: upload.write(index, data))
         if upload.unsynced_bytes >= FLUSH_BYTES and (upload.flushing is None or upload.flushing.done()):
@@ -52,14 +52,17 @@ class Uploads:
         return await self._in_turn(key, _Upload.still_missing)
 
     async def finish(self, key: str) -> Path:
-        """Returns the path of the complete file, in which every chunk is verified. Raises ChunksMissing if it is incomplete."""
+        """Returns the path of the complete file, in which every chunk is verified.
+
+        Raises ChunksMissing if the file is incomplete.
+        """
         upload = self._open.get(key)
         if upload is not None and upload.flushing is not None:
             await asyncio.wait([upload.flushing])
         return await self._in_turn(key, _Upload.finished)
 
     async def drop(self, key: str) -> None:
-        """Deletes an upload and its file. Does nothing if the upload does not exist."""
+        """Deletes an upload and its file. The method does nothing if the upload does not exist."""
         await self._in_turn(key, _Upload.remove)
 
     async def sweep(self, keep: Collection[str]) -> None:
@@ -70,7 +73,10 @@ class Uploads:
 
     @unbroken
     async def _in_turn(self, key: str, work: "Callable[[_Upload], T]") -> T:
-        """Runs `work` on an upload in a thread and returns its result. The pieces of work on one upload run one after another."""
+        """Runs the function `work` on an upload in a thread and returns the function's result.
+
+        For each upload, one function runs at a time.
+        """
         upload = self._open.setdefault(key, _Upload(self._folder / f"{key}.part"))
         upload.users += 1
         try:
@@ -85,7 +91,7 @@ class Uploads:
 class _Upload:
     """One upload and its file. The methods block the calling thread.
 
-    The caller must hold the lock `turn`, except for `flush`.
+    The caller of a method must hold the lock `turn`; only `flush` needs no lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,8 +140,8 @@ class _Upload:
     def flush(self) -> None:
         """Syncs the file to disk while more chunks arrive, so that the sync at the end takes less time.
 
-        The caller need not hold `turn`. The operating system reports a failed sync only once. So the method sets
-        `flush_failed`, and `finished` then discards the whole file.
+        The caller need not hold the lock `turn`. The operating system reports a failed sync only once. So the method records a
+        failure in `flush_failed`, and the method `finished` then discards the whole file.
         """
         self.unsynced_bytes = 0
         try:
@@ -166,18 +172,18 @@ class _Upload:
         self.path.unlink(missing_ok=True)
 
     def _gone(self, manifest: Manifest) -> ChunksMissing:
-        """Marks the upload as not begun, because its file no longer exists, and returns the error to raise.
+        """Marks the upload as not begun, because its file no longer exists. Returns the error that the caller must raise.
 
-        The file is missing if it was moved to the blob store but writing the receipt failed.
+        The file is missing if it was moved to the blob store but the receipt could not be written.
         """
         self.manifest = None
         return ChunksMissing(missing=manifest.chunks)
 
 
 def _prepare_file(path: Path, manifest: Manifest) -> set[int]:
-    """Creates the file with its full size if necessary, and returns the numbers of the chunks that are missing in it.
+    """Creates the file with its full size if necessary, and returns the numbers of the chunks that are missing in the file.
 
-    Chunks that an existing file already holds are verified by their hashes. Raises StorageFull.
+    If the file exists already, the function verifies its chunks by their hashes. Raises StorageFull if no space is left.
     """
     with storage_errors("an update"):
         fresh = not path.exists() or path.stat().st_size != manifest.size_bytes

@@ -1,6 +1,6 @@
 """Decides the answer to a poll. The module is pure: it does no input or output.
 
-The first row that matches decides the answer.
+The first row that matches decides the answer. "It" is the client.
 
 state of the client                                               answer to its poll
 ------------------------------------------------------------------------------------------------------
@@ -28,21 +28,21 @@ IDLE_HINT_S = 0.5  # idle clients spread their next polls over this time
 
 @dataclass(frozen=True, slots=True)
 class RunOver:
-    """An answer: the run has ended, and the client must forget the run."""
+    """The answer to a poll that the run has ended: the client must forget the run."""
 
     run: RunId
 
 
 @dataclass(frozen=True, slots=True)
 class DoTask:
-    """An answer: the client must do the task."""
+    """The answer to a poll that the client must do the task."""
 
     task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """An answer: the client has nothing to do and must poll again after `after_s` seconds."""
+    """The answer to a poll that the client has nothing to do, and must poll again after `after_s` seconds."""
 
     after_s: float
 
@@ -55,9 +55,9 @@ def what_now(
 ) -> Answer | None:
     """Returns the answer to a client's poll, or None if the server must keep the poll open.
 
-    `ended` are the runs that the client follows and that have ended. `leased` is the task on which the client has a lease.
-    `works_on` is the name of the task that the client reports ("" if it has none). `spread` (0 <= spread < 1) varies the
-    waiting time. `is_last` is true when the poll's time is over and the server must answer.
+    `ended` has the runs that the client follows and that have ended. `leased` is the task on which the client has a lease (None
+    if it has no lease). `works_on` is the name of the task that the client reports ("" if it reports no task). `spread` (0 <=
+    spread < 1) varies the waiting time. `is_last` is true when the poll's time is over and the server must answer.
     """
     if ended:
         return RunOver(ended[0])
@@ -71,7 +71,7 @@ def what_now(
 def spread_of(client: ClientId, now_s: float) -> float:
     """Returns a number x (0 <= x < 1) that varies between clients and between polls. Equal arguments give an equal number.
 
-    The number spreads the waiting times, so that a thousand idle clients do not poll at one moment.
+    The server multiplies waiting times by the number, so that a thousand idle clients do not poll at the same moment.
     """
     drawn = hashlib.sha256(f"{client}/{now_s!r}".encode()).digest()
     return int.from_bytes(drawn[:4]) / 2**32
@@ -80,8 +80,8 @@ def spread_of(client: ClientId, now_s: float) -> float:
 def reason_to_wait(session: Session, works_on: str, runs: Sequence[LiveRun], *, stopping: bool) -> str:
     """Returns the reason why the client has nothing to do now, as a text for people.
 
-    `works_on` is the name of the task that the client reports ("" if it has none). `stopping` is true while the coordinator
-    stops.
+    `works_on` is the name of the task that the client reports ("" if it reports no task). `runs` are the coordinator's runs.
+    `stopping` is true while the coordinator stops.
     """
     if works_on:
         return f"task {works_on} is no longer wanted"
