@@ -1,6 +1,6 @@
 """The command line `pluralllm-server`.
 
-A command imports the packages that it needs only when it runs, so that help texts appear at once.
+Each command imports its packages when the command runs and not before, so that help texts appear at once.
 """
 
 import asyncio
@@ -86,13 +86,13 @@ def serve(
 
 @app.command()
 def healthy(config: ConfigFile = None, state_dir: StateDir = None) -> None:
-    """Check whether the configured coordinator is alive or a standby, for the health check of a container."""
+    """Check whether the configured coordinator serves or waits as a standby. A container can use this command as health check."""
     check_alive(load_config(ServerConfig, config, {"state_dir": state_dir}).state_dir)
 
 
 @app.command("config")
 def show_config(config: ConfigFile = None, origin: Origin = False, as_json: Json = False) -> None:
-    """Show the effective configuration."""
+    """Show the coordinator's effective configuration."""
     values = load_config(ServerConfig, config, {}).model_dump(mode="json")
     print_config(values, origins_of(ServerConfig, config) if origin else None, as_json=as_json)
 

@@ -1,4 +1,4 @@
-"""The composition root of the coordinator's process: the only module that knows all classes and connects them."""
+"""The composition root of the coordinator's process: the only module that knows all classes and connects their objects."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A coordinator that serves, as the caller of `running` sees it."""
+    """A coordinator that serves: its objects and addresses, for the caller of `running`."""
 
     parts: Assembly
     registry: Registry | None  # None in plain text
@@ -66,8 +66,8 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Starts a coordinator, yields it, and serves until the block ends.
 
-    If another coordinator serves from the same database, the function waits as a standby. `wall_s` returns the time of day for
-    certificates, gauges and the audit log. Everything else uses `clock`, which never jumps.
+    If another coordinator serves from the same database, the function waits as a standby until it may serve. `wall_s` returns
+    the time of day for certificates, gauges and the audit log. All other code uses `clock`, which never jumps.
     """
     async with contextlib.AsyncExitStack() as stack:
         state = stack.enter_context(StateDirectory(config.state_dir))
@@ -116,7 +116,7 @@ async def running(
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The arguments from which the main port and the enrolment port of a federation with certificates are made."""
+    """The arguments with which `_serve_members` makes the main port and the enrolment port of a federation with certificates."""
 
     config: ServerConfig
     parts: Assembly
@@ -132,7 +132,7 @@ async def _serve_plain(
 ) -> tuple[str, str]:
     """Serves without certificates on one loopback port until `stack` closes.
 
-    Returns the address, and "" because there is no enrolment port.
+    Returns the port's address and "". The empty text stands for the enrolment port, which does not exist without certificates.
     """
     server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None)
     operations = operations_of(parts, audit_log, None, Advertised(address, ""))
@@ -142,7 +142,7 @@ async def _serve_plain(
 
 
 async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tuple[str, str]:
-    """Serves on the main port and on the enrolment port until `stack` closes.
+    """Serves with certificates on the main port and on the enrolment port until `stack` closes.
 
     Returns the address of the main port and the address of the enrolment port.
     """
@@ -164,7 +164,11 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
 
 
 def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float) -> Federation:
-    """Makes the service for clients from the objects in `parts`."""
+    """Makes the service for clients from the objects in `parts`.
+
+    poll_hold_s: the longest time in seconds that a poll stays open. chunk_idle_s: the longest wait in seconds for the next chunk
+    of an upload.
+    """
     polls = Polls(
         coordinator=parts.coordinator,
         runs=parts.runs,
@@ -195,7 +199,8 @@ def operations_of(
 ) -> Operations:
     """Makes the service for administrators and observers from the objects in `parts`.
 
-    `registry`, the registry of members, is None without certificates. `invited_to` are the addresses that invites contain.
+    `registry`, the registry of members, is None if the server uses no certificates. `invited_to` has the addresses that invites
+    contain.
     """
     members = MemberOperations(
         coordinator=parts.coordinator,
@@ -221,7 +226,10 @@ def operations_of(
 
 
 def gauges_of(parts: Assembly, registry: Registry | None, wall_s: Callable[[], float]) -> Gauges:
-    """Makes the Prometheus gauges from the objects in `parts`. `registry` is None without certificates."""
+    """Makes the Prometheus gauges from the objects in `parts`.
+
+    `registry`, the registry of members, is None if the server uses no certificates. `wall_s` returns the time of day.
+    """
     return Gauges(
         runs=parts.runs,
         store=parts.store,
@@ -236,7 +244,7 @@ def gauges_of(parts: Assembly, registry: Registry | None, wall_s: Callable[[], f
 
 
 def page_of(parts: Assembly, audit_log: AuditLog, authority: Authority | None) -> Page:
-    """Makes the web page from the objects in `parts`. The certificate authority is None without certificates."""
+    """Makes the web page from the objects in `parts`. `authority` is None if the server uses no certificates."""
     return Page(
         runs=parts.runs,
         status=parts.status,
@@ -249,7 +257,10 @@ def page_of(parts: Assembly, audit_log: AuditLog, authority: Authority | None) -
 
 @contextlib.asynccontextmanager
 async def _tended(registry: Registry, coordinator: Coordinator, wall_s: Callable[[], float]) -> AsyncIterator[None]:
-    """Loads the members, removes revoked members from the runs, and renews certificates in time until the block ends."""
+    """Loads the members, removes revoked members from the runs, and renews certificates before they expire.
+
+    The renewal goes on until the block ends.
+    """
     await registry.start()
     for name in registry.revoked():  # a crash may have separated a revocation from its effect
         await coordinator.remove_client(name)
@@ -262,7 +273,10 @@ async def _tended(registry: Registry, coordinator: Coordinator, wall_s: Callable
 
 @contextlib.asynccontextmanager
 async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> AsyncIterator[None]:
-    """Serves the web page until the block ends, if the page is configured. Raises NotLoopback, InUse."""
+    """Serves the web page until the block ends, if the page is configured.
+
+    Raises NotLoopback if the configured address is no loopback address; InUse if another process uses the port.
+    """
     if config.page_listen is None:
         yield
         return
@@ -275,7 +289,7 @@ async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> Asy
 async def _measured(config: ServerConfig, state: StateDirectory, gauges: Gauges) -> AsyncIterator[None]:
     """Serves the metrics for Prometheus and updates the gauges until the block ends, if metrics are configured.
 
-    Raises InUse.
+    Raises InUse if another process uses the port.
     """
     if config.metrics_listen is None:
         yield
@@ -293,7 +307,7 @@ async def _measured(config: ServerConfig, state: StateDirectory, gauges: Gauges)
 
 
 def timing_of(config: ServerConfig) -> Timing:
-    """Returns the durations and the limit on kept updates that the configuration sets for the coordinator's loop."""
+    """Returns the configured settings of the coordinator's loop: durations, and the number of rounds whose updates are kept."""
     return Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
 
 
@@ -301,7 +315,7 @@ async def _until_ended(fail_stop: FailStop, leadership: Leadership | None, gener
     """Waits until the coordinator can no longer serve, and returns the reason as an error.
 
     The reason is that another coordinator has taken over, or that the disk or the database has failed. `leadership` is None if
-    the database allows no standby. `generation` is the number of the coordinator's own term.
+    the database allows no standby coordinator. `generation` is the number that this coordinator got when it took over.
     """
     ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(fail_stop.stopped())]
     if leadership is not None:
@@ -315,10 +329,10 @@ async def _until_ended(fail_stop: FailStop, leadership: Leadership | None, gener
 
 
 def advertised(config: ServerConfig, authority: Authority, address: str, enrolment_address: str) -> Advertised:
-    """Returns the addresses that invites contain.
+    """Returns the addresses that invites contain: `address` of the main port and `enrolment_address`, as partners reach them.
 
-    The configuration decides. An address that is not configured consists of the first host name of `init` and the port that the
-    server has bound.
+    An address in the configuration is returned unchanged. An address that is not configured consists of the first host name that
+    `init` was given and the port that the server has bound.
     """
     host = authority.hosts[0]
     host = f"[{host}]" if ":" in host else host
@@ -329,9 +343,10 @@ def advertised(config: ServerConfig, authority: Authority, address: str, enrolme
 
 
 async def serve(config: ServerConfig, supervisor: Supervisor) -> None:
-    """Serves until SIGTERM or SIGINT arrives.
+    """Runs a coordinator until SIGTERM or SIGINT arrives.
 
-    Raises Overtaken, DiskFailed or StoreFailed when the process can no longer serve.
+    supervisor: reports to the process supervisor (systemd) that the coordinator is ready and alive. Raises Overtaken if another
+    coordinator has taken over; DiskFailed or StoreFailed if the disk or the database has failed.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

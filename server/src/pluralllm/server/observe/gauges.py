@@ -1,7 +1,7 @@
 """The coordinator's state as gauges for Prometheus. The values are updated every few seconds.
 
-The number of labels is limited: the newest open runs (or the newest run if none is open), and at most MAX_GROUPS groups of each
-run.
+The number of label values is limited. The gauges cover the newest open runs (or the newest run if no run is open), and at
+most MAX_GROUPS groups of each run.
 """
 
 import asyncio
@@ -70,9 +70,9 @@ log = structlog.get_logger()
 
 
 class Gauges(Collector):
-    """The metrics that Prometheus collects. All values of a collection come from one reading of the state.
+    """The metrics that Prometheus collects. All values of a collection come from one reading of the coordinator's state.
 
-    There are no values before the first reading.
+    Before the first reading there are no values.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Gauges(Collector):
         registry: Registry | None,
         wall_s: Callable[[], float],
     ) -> None:
-        """Stores the arguments. `registry`, the registry of members, is None without certificates.
+        """Stores the arguments. `registry`, the registry of members, is None if the server uses no certificates.
 
         `wall_s` returns the time of day in seconds since 1970.
         """
@@ -101,7 +101,7 @@ class Gauges(Collector):
         return self._values
 
     async def watch(self) -> None:
-        """Updates all gauges every few seconds until the task is cancelled."""
+        """Updates all gauges every few seconds until its task is cancelled."""
         while True:
             try:
                 self._values = await self.read()
@@ -142,7 +142,10 @@ class Gauges(Collector):
         )
 
     async def _scores(self, run: LiveRun) -> dict[str, float]:
-        """Returns the alignment score of each group for the newest model version whose evaluation has ended."""
+        """Returns the run's alignment score of each group, by group, for at most MAX_GROUPS groups.
+
+        The scores are for the newest model version whose evaluation has ended.
+        """
         rows = ended_evaluations(run, await self._store.latest_evaluations(run.id, 2))
         newest = max((row.score.version for row in rows), default=None)
         scores = sorted((row.score.group, row.score.alignment_score) for row in rows if row.score.version == newest)
@@ -174,7 +177,10 @@ class Gauges(Collector):
 
 
 async def measure_lag() -> None:
-    """Measures how late the event loop wakes a sleeping task, again and again until the task is cancelled."""
+    """Measures by how many seconds the event loop wakes a sleeping task too late.
+
+    The function repeats the measurement until its task is cancelled.
+    """
     while True:
         asked_s = time.monotonic()
         await asyncio.sleep(LAG_EVERY_S)
@@ -182,7 +188,10 @@ async def measure_lag() -> None:
 
 
 def _newest(runs: Sequence[LiveRun]) -> list[LiveRun]:
-    """Returns the newest open runs, or the newest run if none is open. `runs` must be sorted, the oldest first."""
+    """Returns the newest open runs, at most MAX_RUNS; or the newest run if no run is open.
+
+    `runs` must be sorted, the oldest first.
+    """
     shown = [run for run in runs if not run.is_over][-MAX_RUNS:]
     return shown or list(runs[-1:])
 

@@ -1,7 +1,7 @@
 """The read-only web page about the federation, served over HTTP on a loopback address.
 
-The page changes nothing, but everybody who reaches the address can read it. So the address must be a loopback address, and the
-Host header must name the local machine. Otherwise a foreign web page could read the data through a visitor's browser (DNS
+Everybody who reaches the address can read the page. So the address must be a loopback address, and the Host header of a
+request must name the local machine. Otherwise a foreign web page could read the data through a visitor's browser (DNS
 rebinding). To read the page from another machine, use ssh -L.
 """
 
@@ -61,7 +61,7 @@ STOP_S = 3
 
 
 class Page:
-    """The web application behind the page. A process has one, and it runs on the coordinator's event loop."""
+    """The web application behind the page. A process has one such object, which runs on the coordinator's event loop."""
 
     def __init__(
         self,
@@ -73,7 +73,11 @@ class Page:
         audit: AuditLog,
         authority: Authority | None,
     ) -> None:
-        """Stores the arguments. The certificate authority is None without certificates; the federation then has no name."""
+        """Stores the arguments. The page reads the runs, their status, the store and the audit log.
+
+        run_bell: the notifier that rings when a run has changed. authority: the certificate authority, which knows the
+        federation's name; None if the server uses no certificates, and the page then shows no name.
+        """
         self._runs, self._status, self._store, self._run_bell, self._audit = runs, status, store, run_bell, audit
         self._federation = "" if authority is None else authority.federation
         self._histories: dict[str, History] = {}
@@ -120,9 +124,10 @@ class Page:
         return JSONResponse(history_facts(run, history, rounds, await self._store.versions(run.id)), headers=HEADERS)
 
     async def _grown(self, run: LiveRun) -> History:
-        """Adds the new alignment scores and distances (training losses) to the run's history and returns the history.
+        """Adds new alignment scores and distances to the run's history in memory, and returns the history.
 
-        Distances are read for the newest MAX_POINTS rounds only.
+        A distance is the loss that a client reports with its update. The method reads distances for the newest MAX_POINTS rounds
+        only.
         """
         store, history = self._store, self._histories.setdefault(run.id, History())
         while rows := await store.evaluations(run.id, history.after, PAGE):
@@ -158,7 +163,7 @@ async def _not_found(_: Request, error: Exception) -> Response:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that does not handle signals, because the process handles them."""
+    """A uvicorn server that does not handle signals, because the coordinator's process handles them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -169,7 +174,7 @@ class _Server(uvicorn.Server):
 async def showing(listen: str, app: Starlette) -> AsyncIterator[str]:
     """Serves a web application at `listen` (host:port) until the block ends, and yields the actual address.
 
-    Port 0 selects a free port. Raises NotLoopback, InUse.
+    Port 0 selects a free port. Raises NotLoopback if the host is no loopback address; InUse if the port is not free.
     """
     check_loopback(listen)
     host, _, port = listen.rpartition(":")

@@ -1,6 +1,6 @@
 """The content of the web page as values that can be written as JSON. The module is pure: it does no input or output.
 
-Curves are reduced to at most MAX_POINTS points, so that the content of a long run stays small.
+Each curve has at most MAX_POINTS points, so that the content of a long run stays small.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ def run_row(run: LiveRun) -> Facts:
 
 
 def run_now(run: LiveRun, status: RunStatus) -> Facts:
-    """Returns the current state of a run: phase, deadline, participants, and which of them are late and why."""
+    """Returns the current state of a run: phase, deadline and participants, and for each late participant why it is late."""
     state = run.state
     return {
         **run_row(run),
@@ -77,9 +77,9 @@ def run_now(run: LiveRun, status: RunStatus) -> Facts:
 
 @dataclass(slots=True)
 class History:
-    """The alignment scores and distances of a run so far, kept in memory between two visits of the page.
+    """The alignment scores and distances of a run so far. The page keeps this history in memory between two visits.
 
-    A distance is the training loss that clients report with their updates; the history keeps the mean for each round.
+    A distance is the loss that a client reports with its update. The history keeps the mean distance of each round.
     """
 
     scores: dict[int, dict[str, float]] = field(default_factory=dict)  # by version, then group
@@ -104,9 +104,10 @@ class History:
 def history_facts(
     run: LiveRun, history: History, rounds: Sequence[RoundRecord], versions: Sequence[VersionRecord]
 ) -> Facts:
-    """Returns the curves of a run (score by group, fairness, loss) and its newest rounds and model versions.
+    """Returns the curves of a run, and its newest rounds and model versions.
 
-    The curves leave out a version whose evaluation has not ended.
+    The curves are the groups' scores and their fairness by model version, and the loss by round. A version whose evaluation has
+    not ended is left out of the curves.
     """
     ended = -1 if run.state.evaluated is None else run.state.evaluated
     shown = thinned(sorted(version for version in history.scores if version <= ended))
@@ -128,7 +129,7 @@ def history_facts(
 
 
 def thinned(numbers: Sequence[int]) -> list[int]:
-    """Returns at most MAX_POINTS of the numbers, evenly spaced, including the first and the last."""
+    """Returns at most MAX_POINTS of the numbers, evenly spaced, with the first and the last number among them."""
     if len(numbers) <= MAX_POINTS:
         return list(numbers)
     last = len(numbers) - 1

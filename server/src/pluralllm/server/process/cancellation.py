@@ -1,4 +1,4 @@
-"""Protects work that must not stop half-way from the cancellation of its caller, which may come at any moment."""
+"""Lets work that must not stop half-way run to its end, although its caller may be cancelled at any moment."""
 
 import asyncio
 import functools
@@ -20,7 +20,10 @@ _running: set[asyncio.Task[Any]] = set()  # keeps the tasks alive: the event loo
 def unbroken(
     method: Callable[Arguments, Coroutine[Any, Any, Result]],
 ) -> Callable[Arguments, Coroutine[Any, Any, Result]]:
-    """Makes a method run to its end even if its caller is cancelled, so that disk and memory stay consistent."""
+    """Makes a method run to its end even if its caller is cancelled, so that disk and memory stay consistent.
+
+    Returns the method with the same arguments and result.
+    """
 
     @functools.wraps(method)
     async def run(*positional: Arguments.args, **named: Arguments.kwargs) -> Result:
@@ -33,9 +36,9 @@ def unbroken(
 
 
 async def shielded(task: "asyncio.Task[Result]") -> Result:
-    """Waits for a task and returns its result. The task goes on if the caller is cancelled.
+    """Waits for a task and returns its result. If the caller is cancelled, the task goes on.
 
-    If the task fails after its caller was cancelled, the error is logged.
+    If the task fails after the caller was cancelled, the task's error is logged.
     """
     try:
         return await asyncio.shield(task)

@@ -10,9 +10,9 @@ from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, check_address
 
 
 def check_database_url(secret: SecretStr) -> SecretStr:
-    """Checks that a configured URL is one of PostgreSQL, and returns it unchanged. Pydantic calls this function.
+    """Checks that a configured URL is the URL of a PostgreSQL database, and returns it unchanged. Pydantic calls this function.
 
-    Raises ValueError if the URL is of another kind. The error's text leaves the password out.
+    Raises ValueError if the URL is of another kind. The error's text does not contain the URL's password.
     """
     import sqlalchemy as sa  # noqa: PLC0415 - takes half a second, which a configuration without a URL need not wait
 
@@ -32,7 +32,7 @@ DAY_S = 86_400.0
 
 
 class ServerConfig(ProcessConfig):
-    """All settings of the coordinator. Relative paths start at the working directory."""
+    """All settings of the coordinator. Relative paths are relative to the working directory."""
 
     env_prefix: ClassVar[str] = "PLURALLLM_SERVER_"
 

@@ -1,7 +1,8 @@
-"""Counters and histograms of the coordinator for Prometheus. The code limits the values of all labels; callers add none.
+"""Counters and histograms of the coordinator for Prometheus.
 
-The counts start at 0 with the process. Gauges, which show the coordinator's state, are in observe/gauges.py. The page
-docs/reference/metrics.md lists counters, histograms and gauges; docs/generate.py makes the page from the code.
+The code of this project limits the values of all labels; callers cannot add values. The counts start at 0 with the process.
+Gauges, which show the coordinator's state, are in observe/gauges.py. The page docs/reference/metrics.md lists counters,
+histograms and gauges; docs/generate.py makes the page from the code.
 """
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
@@ -72,7 +73,7 @@ LOOP_LAG_SECONDS = Histogram(
 
 
 def note_step(before: Run, after: Run, event: ev.Event, effects: tuple[ev.Effect, ...]) -> None:
-    """Counts one event of a run in the metrics, once the event is durable.
+    """Counts one event of a run in the metrics. The caller calls the function when the event is durable.
 
     before, after: the run's state before and after the event. effects: the effects that followed from the event.
     """
@@ -100,7 +101,7 @@ def note_step(before: Run, after: Run, event: ev.Event, effects: tuple[ev.Effect
 def note_call(rpc: str, code: str) -> None:
     """Counts an answered RPC by its name and its code (OK or an error code).
 
-    rpc: the RPC's path, whose last part is the name. A call about an update whose round had ended is also counted as late.
+    rpc: the RPC's path, whose last component is the name. A call about an update whose round had ended is also counted as late.
     """
     CALLS.labels(rpc.rpartition("/")[2], code).inc()
     if code == ROUND_CLOSED and rpc.endswith(("/BeginUpdate", "/PutChunks", "/CommitUpdate")):

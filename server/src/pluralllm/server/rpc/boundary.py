@@ -1,6 +1,6 @@
 """The wrapper around every RPC: it checks the caller, runs the handler and converts errors.
 
-An error of the project's error tree becomes a gRPC status. Any other exception becomes INTERNAL with an incident id.
+An exception of a class in common.errors.tree becomes a gRPC status. Any other exception becomes INTERNAL with an incident id.
 """
 
 import inspect
@@ -31,17 +31,17 @@ Handler = Any  # grpc.RpcMethodHandler; its type parameters differ for every met
 class Door(Protocol):
     """The check before every call: it decides whether the caller may make the call.
 
-    MainDoor and EnrolmentDoor in members/door.py implement the protocol.
+    MainDoor and EnrolmentDoor in members/door.py implement this protocol for the two ports.
     """
 
     def enter(self, method: str, context: Any, request: object) -> AbstractAsyncContextManager[Callable[[], None]]: ...
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """The gRPC interceptor that wraps every handler.
+    """The gRPC interceptor that wraps every handler: it checks the caller and converts the handler's errors.
 
-    The interceptor hides stack traces and texts of unknown exceptions from callers. The log has the details under the incident
-    id.
+    Callers do not see stack traces or texts of unknown exceptions. Callers get an incident id, and the log has the details under
+    this id.
     """
 
     def __init__(self, door: Door, fail_stop: FailStop) -> None:
@@ -122,7 +122,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
 
 def _serializer(inner: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Returns a response serializer that also accepts bytes and passes them on unchanged.
+    """Returns a response serializer that also accepts bytes and returns the bytes unchanged.
 
     So a handler can serialize a message once and send the bytes to many clients.
     """
@@ -130,9 +130,10 @@ def _serializer(inner: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
 
 
 def _checked(request: Any, check: Callable[[], None]) -> Any:
-    """Checks a request and returns it. For a stream, returns a stream that checks each message when it arrives.
+    """Checks a request and returns it. For a stream, returns a stream that checks each message when the message arrives.
 
-    `check` verifies for each message of a stream that the caller may still make the call.
+    `check` raises an error if the caller may no longer make the call. The function uses `check` for the messages of a stream
+    only, because a single request was checked before.
     """
     if not hasattr(request, "__aiter__"):
         check_request(request)

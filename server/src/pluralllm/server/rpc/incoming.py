@@ -18,16 +18,16 @@ NUL = "\0"
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A placeholder for a request whose bytes are no valid message. `check_request` refuses it."""
+    """A placeholder for a request whose bytes are no valid message. `check_request` refuses the placeholder."""
 
     method: str
 
 
 def forgiving(method: str, inner: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Wraps the parser `inner` of an RPC's requests.
+    """Wraps `inner`, the parser of an RPC's requests. `method` is the RPC's name.
 
-    The returned parser returns Unreadable where `inner` raises DecodeError, so that the handler's wrapper can refuse the
-    request.
+    If `inner` raises DecodeError, the returned parser returns Unreadable instead, so that the wrapper around the RPC's handler
+    can refuse the request.
     """
 
     def read(raw: bytes) -> Any:
@@ -40,7 +40,7 @@ def forgiving(method: str, inner: Callable[[bytes], Any]) -> Callable[[bytes], A
 
 
 def check_request(request: Any) -> None:
-    """Raises InvalidArgument if the request is unreadable or one of its texts contains a NUL character."""
+    """Checks a request's form. Raises InvalidArgument if the request is unreadable or one of its texts has a NUL character."""
     if isinstance(request, Unreadable):
         raise InvalidArgument(field="request", problem=f"its bytes are no message that {request.method} takes")
     message = request.facts if isinstance(request, ChunkMessage) else request
@@ -51,7 +51,7 @@ def check_request(request: Any) -> None:
 
 
 def _texts(message: Message) -> Iterator[tuple[str, str]]:
-    """Yields the field name and the value of every text in a message, including nested messages."""
+    """Yields the field name and the value of every text in a message. Texts in nested messages are included."""
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             yield from ((field.name, key) for key in value if isinstance(key, str))

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Advertised:
-    """The addresses (host:port) that an invite contains.
+    """The addresses (host:port) that an invite contains: of the main port and of the enrolment port.
 
     Partners connect to these addresses. The server may bind other addresses, for example behind a proxy.
     """
@@ -37,9 +37,10 @@ class Advertised:
 
 
 class MemberOperations:
-    """Changes and lists the members.
+    """Changes and lists the members of the federation.
 
-    Without certificates (plain text) no registry of members exists. The list then contains the clients that have called Hello.
+    If the server uses no certificates (plain text), no registry of members exists. The list then contains the clients that have
+    called Hello.
     """
 
     def __init__(
@@ -57,9 +58,9 @@ class MemberOperations:
         self._store, self._sessions, self._leases, self._clock = store, sessions, leases, clock
 
     async def invite(self, by: Principal, request: pb.CreateInviteRequest) -> pb.CreateInviteResponse:
-        """Creates an invite in the name of the administrator `by`, and returns it with its token.
+        """Creates an invite in the name of the administrator `by`, and returns the invite with its secret token.
 
-        Raises InvalidArgument, and MemberExists if an active member has the name.
+        Raises InvalidArgument if a field of the request is not valid; MemberExists if an active member has the name.
         """
         registry = self._registry_or_refuse()
         if request.role not in MEMBER_ROLES_BACK:
@@ -88,14 +89,18 @@ class MemberOperations:
         )
 
     async def approve(self, by: Principal, name: str) -> resources_pb2.Member:
-        """Approves a member that waits for approval, and returns the member. Raises NotFound."""
+        """Approves a member, so that the member may make calls, and returns the member. A repeated call changes nothing.
+
+        by: the administrator who approves. Raises NotFound if there is no such member.
+        """
         registry = self._registry_or_refuse()
         return self._message(registry, await registry.approve(by, MemberName.parse(name).member))
 
     async def revoke(self, by: Principal, name: str, reason: str) -> resources_pb2.Member:
         """Revokes a member or its open invite, removes the client from all runs, and returns the member.
 
-        Raises NotFound, and LastAdmin if no administrator would remain.
+        by: the administrator who revokes. Raises NotFound if there is neither such a member nor such an invite; LastAdmin if no
+        administrator would remain.
         """
         registry = self._registry_or_refuse()
         client = MemberName.parse(name).member

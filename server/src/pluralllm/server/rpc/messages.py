@@ -68,9 +68,9 @@ PARTICIPANT_STATES = {
 def run_message(
     run: LiveRun, status: RunStatus, latest: Sequence[EvaluationRecord], previous: Sequence[EvaluationRecord]
 ) -> pb.Run:
-    """Returns a run's message.
+    """Returns the protobuf message that describes a run.
 
-    `latest` are the evaluations of the newest evaluated model version, and `previous` are the evaluations of the evaluated
+    `latest` has the evaluations of the newest evaluated model version, and `previous` has the evaluations of the evaluated
     version before it.
     """
     state = run.state
@@ -137,7 +137,10 @@ def evaluation_message(record: EvaluationRecord) -> pb.GroupEvaluation:
 
 
 def fairness_message(latest: Sequence[EvaluationRecord]) -> pb.Fairness | None:
-    """Returns the fairness over all groups for one model version, or None before the first evaluation."""
+    """Returns the fairness over all groups for one model version, or None if `latest` is empty.
+
+    `latest` has the groups' evaluations of the version.
+    """
     if not latest:
         return None
     scores = [record.score.alignment_score for record in latest]
@@ -212,10 +215,10 @@ def member_message(
     certificate: IssuedCertificate | None,
     client: ClientRecord | None,
 ) -> pb.Member:
-    """Returns the message of a member, of an open invite, or of a client without a certificate.
+    """Returns the protobuf message of a member, of an open invite, or of a client that connected without a certificate.
 
-    `member` is the member, the invite, or None for a client that is no member. `client` is None if the member has never
-    connected.
+    `member` is the member or the invite; None for a client that is no member. `certificate` is the member's newest certificate,
+    if any. `client` is None if the member has never connected.
     """
     message = pb.Member(name=str(MemberName(name)), state=MEMBER_STATES[state])
     if client is not None:

@@ -44,7 +44,7 @@ Row = TypeVar("Row")
 
 
 class Operations(pb_grpc.OperationsServiceServicer):
-    """Changes and reads runs. The object `members` answers the RPCs about members."""
+    """Answers the RPCs that change and read runs. The object `members` answers the RPCs about members."""
 
     def __init__(
         self,
@@ -187,11 +187,14 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return self._clock.now_s()
 
     def _named(self, name: str) -> LiveRun:
-        """Returns the run with a resource name such as "runs/demo". Raises InvalidArgument, NotFound."""
+        """Returns the run with a resource name such as "runs/demo".
+
+        Raises InvalidArgument if the text is no resource name of a run; NotFound if there is no such run.
+        """
         return self._run(RunName.parse(name).run)
 
     def _run(self, run: RunId) -> LiveRun:
-        """Returns the run with the given id, or the newest run if the id is NEWEST. Raises NotFound if there is none."""
+        """Returns the run with the given id, or the newest run if the id is NEWEST. Raises NotFound if there is no such run."""
         if run != NEWEST:
             return self._runs.get(run)
         if not (runs := self._runs.all()):
@@ -211,9 +214,9 @@ class Operations(pb_grpc.OperationsServiceServicer):
 def split_by_version(
     records: Sequence[EvaluationRecord],
 ) -> tuple[list[EvaluationRecord], list[EvaluationRecord]]:
-    """Returns two lists: the evaluations of the newest model version, and of the evaluated version before it.
+    """Returns two lists: the evaluations of the newest model version in `records`, and of the version before it in `records`.
 
-    A list is empty if there is no such version.
+    A list is empty if `records` has no such version.
     """
     versions = sorted({record.score.version for record in records}, reverse=True)
     by_version = [[record for record in records if record.score.version == version] for version in versions[:2]]
@@ -221,9 +224,9 @@ def split_by_version(
 
 
 def page_size(asked: int) -> int:
-    """Returns the number of rows in a page. `asked` is the number in the request; 0 means the default (aip.dev/158).
+    """Returns the number of rows in a page, which is at most MAX_PAGE_SIZE.
 
-    Raises InvalidArgument if the number is negative.
+    `asked` is the number in the request; 0 means the default (aip.dev/158). Raises InvalidArgument if the number is negative.
     """
     if asked < 0:
         raise InvalidArgument(field="page_size", problem=f"is {asked}, must not be negative")
@@ -241,9 +244,10 @@ def cursor(token: str) -> int:
 
 
 def page_of(rows: Sequence[Row], asked: int, token: str) -> tuple[Sequence[Row], str]:
-    """Returns one page of a list in memory, and the token of the next page ("" after the last page).
+    """Returns one page of `rows`, and the token of the next page ("" after the last page).
 
-    `asked` is the page size in the request, and `token` is the page token in the request.
+    `asked` is the page size in the request, and `token` is the page token in the request. Raises InvalidArgument if the page
+    size is negative or the server did not issue the token.
     """
     start, size = cursor(token), page_size(asked)
     return rows[start : start + size], str(start + size) if len(rows) > start + size else ""

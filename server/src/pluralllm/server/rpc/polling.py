@@ -28,7 +28,7 @@ TASK_KINDS = {
 
 
 class Polls:
-    """Answers the RPC Poll.
+    """Answers the RPC Poll, with which clients ask for tasks.
 
     `generation` identifies the coordinator's process. A client that reports another generation must call Hello again.
     """
@@ -51,9 +51,9 @@ class Polls:
         self.generation, self.hold_s = generation, hold_s
 
     async def answer(self, request: pb.PollRequest, client: ClientId) -> pb.PollResponse:
-        """Waits until there is an answer to the client's poll, and returns it.
+        """Waits until there is an answer to the client's poll, and returns the answer.
 
-        Raises StaleSession if the client must call Hello, and SessionReplaced if a newer daemon of the client has connected.
+        Raises StaleSession if the client must call Hello; SessionReplaced if a newer daemon of the client has connected.
         """
         if not PROTOCOL_MIN <= request.protocol <= PROTOCOL_MAX:
             return pb.PollResponse(upgrade=pb.Upgrade(protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX)))
@@ -91,7 +91,7 @@ class Polls:
     ) -> pb.PollResponse | None:
         """Returns the answer to a poll, or None if the server must keep the poll open.
 
-        `stopping` is true while the coordinator stops, and `is_last` is true when the poll must be answered now.
+        `stopping` is true while the coordinator stops. `is_last` is true when the poll's time is over and the server must answer.
         """
         ended = [run.id for run in self._runs.all() if run.is_over and run.id in request.following]
         lease = self._leases.of(session.client)

@@ -55,10 +55,10 @@ CONNECTION_GRACE_MS = 120_000
 def bind_main(
     config: ServerConfig, door: Door, fail_stop: FailStop, credentials: grpc.ServerCredentials | None
 ) -> tuple[grpc.aio.Server, str]:
-    """Creates the server of the main port without starting it. Returns the server and its address (host:port).
+    """Creates the server of the main port but does not start it. Returns the server and its bound address (host:port).
 
-    `door` is the check before every call. If `credentials` is None, the server uses plain text and the address must be a
-    loopback address. Raises NotLoopback, InUse.
+    `door` is the check before every call. If `credentials` is None, the server uses plain text. Raises NotLoopback if a
+    plain-text address is no loopback address; InUse if the port is not free.
     """
     age = (
         ("grpc.max_connection_age_ms", round(config.connection_age_s * 1000)),
@@ -75,9 +75,10 @@ def bind_main(
 def bind_enrolment(
     config: ServerConfig, door: Door, fail_stop: FailStop, credentials: grpc.ServerCredentials
 ) -> tuple[grpc.aio.Server, str]:
-    """Creates the server of the enrolment port without starting it. Returns the server and its address (host:port).
+    """Creates the server of the enrolment port but does not start it. Returns the server and its bound address (host:port).
 
-    The server accepts only small messages and few calls at a time. `door` is the check before every call. Raises InUse.
+    The server accepts only small messages and few calls at a time. `door` is the check before every call. Raises InUse if the
+    port is not free.
     """
     server = grpc.aio.server(
         interceptors=[Boundary(door, fail_stop)], options=ENROLMENT_OPTIONS, maximum_concurrent_rpcs=ENROLMENT_RPCS
@@ -98,7 +99,10 @@ def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredenti
 async def start_main(
     server: grpc.aio.Server, federation: Federation, operations: Operations, enrolment: Enrolment | None
 ) -> None:
-    """Registers the services and starts the server of the main port. `enrolment` is None without certificates."""
+    """Registers the services and starts the server of the main port.
+
+    `enrolment` is None if the server uses no certificates.
+    """
     federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, server)
     operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
     if enrolment is not None:
