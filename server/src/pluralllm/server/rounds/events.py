@@ -72,7 +72,10 @@ class RunCancelled:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorStarted:
-    """The event that the coordinator has restarted. Every deadline of the run begins anew, so that clients lose no time."""
+    """The event that the coordinator has restarted.
+
+    Every deadline of the run begins anew, so that clients lose no time by the coordinator's absence.
+    """
 
     at_s: float
 

@@ -115,7 +115,8 @@ class LiveRun:
         """Passes one event to the round machine and makes the result durable before it returns.
 
         Returns the effects that the caller must start, or None if the event changes nothing. Raises a subclass of Refused if the
-        round machine does not allow the event, or the store's error. After an error the run is unchanged.
+        round machine does not allow the event; StoreFailed, StorageFull or Overtaken if the store cannot write. After an error
+        the run is unchanged.
         """
         async with self._lock:
             before = self.progress

@@ -112,7 +112,7 @@ class Everyone:
 class MembershipStore(Protocol):
     """A store of members, certificates, invites and the audit log. A change is durable when its method returns.
 
-    Every method raises StoreFailed or StorageFull when the database fails.
+    Every method raises StoreFailed if the database fails; StorageFull if no space is left.
     """
 
     async def everyone(self) -> Everyone: ...

@@ -131,7 +131,7 @@ class Change:
 class Store(Protocol):
     """A store of the coordinator's records. A change is durable when its method returns.
 
-    Every method raises StoreFailed or StorageFull when the database fails.
+    Every method raises StoreFailed if the database fails; StorageFull if no space is left.
     """
 
     async def create_run(self, run: RunRecord, first_version: VersionRecord) -> None:
