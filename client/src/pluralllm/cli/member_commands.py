@@ -137,8 +137,8 @@ def audit(
 ) -> None:
     """Shows the audit log: the actions, and the members who took them.
 
-    The command verifies the hash chain from the first entry, and compares the chain with the last hash that this machine saw
-    before.
+    The command verifies the hash chain from the first entry, and compares the chain with the hash that this machine stored
+    at the last reading.
     """
     from pluralllm.cli.audit_trail import verified_entries  # noqa: PLC0415
     from pluralllm.cli.status_screen import audit_table  # noqa: PLC0415

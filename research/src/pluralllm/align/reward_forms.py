@@ -27,7 +27,7 @@ def probability(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 
 
 def wasserstein(answer: Shares, group: Shares, scale: Scale = None) -> float:
-    """Returns 1 minus the Wasserstein-1 distance between answer and group, divided by the greatest possible distance.
+    """Returns 1 - d / m: d is the Wasserstein-1 distance between answer and group, m the greatest possible distance.
 
     An answer close to the group's answer on the scale gets a high reward. scale: positions of the options; None: the order of
     the options is the scale. If fewer than two options have a position, the reward is 0.

@@ -113,7 +113,7 @@ class Player:
                 yield final_record(groups[name], group_part, context, list(map(scorer.score, episodes)), mean.kind_of)
 
     def _distributions(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
-        """Yields records of predicted and true shares, for the questions that most test groups answered."""
+        """Yields records of predicted and true shares, for the questions that were answered by the most test groups."""
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
         test_groups = {name: groups[name] for name in data.test if name in models}
         chosen = chosen_questions(test_groups, scoring.shown_questions)

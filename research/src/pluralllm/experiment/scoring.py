@@ -111,7 +111,10 @@ class Scorer:
 
 
 def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:
-    """Returns the ids of the `count` questions that the most of these groups answered; among equals, the lower id comes first."""
+    """Returns the ids of the `count` questions that were answered by the most groups.
+
+    Of two questions that equally many groups answered, the question with the lower id comes first.
+    """
     answered = Counter(question.id for data in groups.values() for question in data.questions)
     return set(sorted(answered, key=lambda question_id: (-answered[question_id], question_id))[:count])
 

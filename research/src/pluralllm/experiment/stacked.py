@@ -194,7 +194,7 @@ class Learners:
 def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
     """Clips the gradient of each client to a norm of at most `limit`, in place, as torch's clip_grad_norm_ does for one model.
 
-    gradients: for each parameter, a tensor whose first axis is the client.
+    gradients: for each parameter, a tensor that holds the gradients of all clients along its first axis.
     """
     squares = torch.stack([(gradient.flatten(1) ** 2).sum(1) for gradient in gradients]).sum(0)  # (K,)
     factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)  # (K,)

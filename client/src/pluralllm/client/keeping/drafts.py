@@ -34,7 +34,7 @@ class Drafts:
         return self._folder / f"{run}.residual"
 
     def drop_run(self, run: RunId) -> None:
-        """Deletes the states of a run that has ended."""
+        """Deletes the optimizer state and the residual of a run that has ended."""
         for state in (self.optimizer_state(run), self.residual(run)):
             state.unlink(missing_ok=True)
             next_state(state).unlink(missing_ok=True)

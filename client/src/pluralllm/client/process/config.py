@@ -1,4 +1,8 @@
-"""The configuration of the client daemon: flag > environment (PLURALLLM_CLIENT_*) > TOML file > default."""
+"""The configuration of the client daemon.
+
+A flag overrides an environment variable (PLURALLLM_CLIENT_*), a variable overrides the TOML file, and the file overrides the
+default.
+"""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal

@@ -55,8 +55,9 @@ def prediction_loss(predicted: Prediction, batch: Batch, training: Training, cli
 
 
 def softened(batch: Batch, temperature: float) -> Tensor:
-    """Returns the target shares to the power 1 / temperature, scaled to the sum 1 over each question; shape (B, T).
+    """Returns the target shares to the power 1 / temperature, scaled to the sum 1 over each question.
 
+    Shape: (B, T), B rows of the batch, T target points.
     Source: Hinton et al. 2015 (arXiv 1503.02531), section 2. A softmax of logits / temperature changes shares in the same way.
     """
     if temperature == 1:
@@ -70,7 +71,8 @@ def softened(batch: Batch, temperature: float) -> Tensor:
 def smooth_js_distances(log_shares: Tensor, y: Tensor, batch: Batch) -> Tensor:
     """Returns the Jensen-Shannon distance of each question as a loss; shape (B, Q), natural logarithm.
 
-    log_shares: logarithms of the predicted shares, (B, T). y: true shares, (B, T).
+    log_shares: logarithms of the predicted shares, (B, T). y: true shares, (B, T). B is the number of rows of the batch, T the
+    number of target points and Q the number of target questions.
     The loss has a finite slope at 0, and is therefore up to 0.001 larger than the distance.
     """
     shares = log_shares.exp()  # (B, T)

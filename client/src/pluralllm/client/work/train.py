@@ -257,9 +257,10 @@ def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: in
 
 
 def reward_context(spec: RunSpec, data: GroupData) -> list[Question]:
-    """Returns the group's answers from which its rewards are predicted: as many as the run spec says, at most all.
+    """Returns a selection of the group's answered questions, from which the group's rewards are predicted.
 
-    The selection depends only on the run's seed and the group.
+    The run spec sets the number of questions; a group that has fewer gives all its questions. The selection depends only on the
+    run's seed and the group.
     """
     assert spec.rewards is not None
     key = hashlib.sha256(f"rewards/{spec.seed}/{data.group}".encode()).digest()
@@ -311,8 +312,8 @@ def _restore_moments(model: PreferencePredictor, optimizer: torch.optim.Optimize
 def repeatable(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch (for dropout) and selects deterministic kernels until the block ends.
 
-    Torch warns if a device has no deterministic kernel for an operation. CUDA's fast attention has no such kernel, so torch's
-    plain attention is used.
+    Torch warns if a device has no deterministic kernel for an operation. CUDA's fast attention has no deterministic
+    kernel, so torch's plain attention is used.
     """
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("warn")

@@ -52,7 +52,7 @@ def report(
 def _current_model(connection: "Remote", run: RunId) -> tuple[dict[str, Any] | None, int | None, dict[str, Any] | None]:
     """Returns the record, the size in bytes and the run spec of the run's current model version.
 
-    Each of the three is None if the caller's role may not read them.
+    Each of the three values is None if the caller's role may not read it.
     """
     try:
         record, size_bytes, spec_json = connection.model_record(ModelName(run, None))

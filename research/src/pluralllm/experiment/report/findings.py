@@ -103,8 +103,8 @@ def _comparisons(study: Study) -> Iterator[Finding]:
 def compared(one: str, other: str, estimate: Estimate) -> str:
     """Returns a sentence about the difference between two methods.
 
-    estimate: the score of `one` minus the score of `other`. If the interval contains 0, or if the difference is too small to
-    matter, the sentence reports no difference.
+    estimate: the score of `one` minus the score of `other`. If the estimate's interval contains 0, or if the difference is too
+    small to matter, the sentence reports no difference.
     """
     if abs(estimate.value) < SMALLEST_DIFFERENCE:
         return f"{one} and {other} are alike: they differ by less than {SMALLEST_DIFFERENCE}."
