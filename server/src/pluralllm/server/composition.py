@@ -51,7 +51,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A coordinator that serves: its objects and addresses, for the caller of `running`."""
+    """A running coordinator: its objects, and the addresses on which it serves. The function `running` yields it."""
 
     parts: Assembly
     registry: Registry | None  # None in plain text
@@ -64,7 +64,7 @@ class Running:
 async def running(
     config: ServerConfig, clock: Clock, wall_s: Callable[[], float] = time.time
 ) -> AsyncIterator[Running]:
-    """Starts a coordinator, yields it, and serves until the block ends.
+    """Starts a coordinator, yields it, and serves until the caller's `with` block ends.
 
     If another coordinator serves from the same database, the function waits as a standby until it may serve. `wall_s` returns
     the time of day for certificates, gauges and the audit log. All other code uses `clock`, which never jumps.
@@ -116,7 +116,7 @@ async def running(
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The arguments with which `_serve_members` makes the main port and the enrolment port of a federation with certificates."""
+    """The arguments of `_serve_members`, which serves with certificates on the main port and on the enrolment port."""
 
     config: ServerConfig
     parts: Assembly
@@ -132,7 +132,8 @@ async def _serve_plain(
 ) -> tuple[str, str]:
     """Serves without certificates on one loopback port until `stack` closes.
 
-    Returns the port's address and "". The empty text stands for the enrolment port, which does not exist without certificates.
+    Returns the port's address and an empty text. The empty text replaces the address of the enrolment port, because this port
+    does not exist without certificates.
     """
     server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None)
     operations = operations_of(parts, audit_log, None, Advertised(address, ""))
@@ -199,8 +200,8 @@ def operations_of(
 ) -> Operations:
     """Makes the service for administrators and observers from the objects in `parts`.
 
-    `registry`, the registry of members, is None if the server uses no certificates. `invited_to` has the addresses that invites
-    contain.
+    `registry`, the registry of members, is None if the server uses no certificates. `invited_to` has the addresses that the
+    server writes into invites.
     """
     members = MemberOperations(
         coordinator=parts.coordinator,
@@ -244,7 +245,10 @@ def gauges_of(parts: Assembly, registry: Registry | None, wall_s: Callable[[], f
 
 
 def page_of(parts: Assembly, audit_log: AuditLog, authority: Authority | None) -> Page:
-    """Makes the web page from the objects in `parts`. `authority` is None if the server uses no certificates."""
+    """Makes the web page from the objects in `parts`.
+
+    `authority`, the certificate authority, is None if the server uses no certificates.
+    """
     return Page(
         runs=parts.runs,
         status=parts.status,
@@ -314,8 +318,9 @@ def timing_of(config: ServerConfig) -> Timing:
 async def _until_ended(fail_stop: FailStop, leadership: Leadership | None, generation: int) -> PluralError:
     """Waits until the coordinator can no longer serve, and returns the reason as an error.
 
-    The reason is that another coordinator has taken over, or that the disk or the database has failed. `leadership` is None if
-    the database allows no standby coordinator. `generation` is the number that this coordinator got when it took over.
+    There are two possible reasons: another coordinator has taken over, or the disk or the database has failed.
+    leadership: None if the database allows no standby coordinator. generation: the number that this coordinator got when it
+    took over.
     """
     ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(fail_stop.stopped())]
     if leadership is not None:
@@ -329,10 +334,12 @@ async def _until_ended(fail_stop: FailStop, leadership: Leadership | None, gener
 
 
 def advertised(config: ServerConfig, authority: Authority, address: str, enrolment_address: str) -> Advertised:
-    """Returns the addresses that invites contain: `address` of the main port and `enrolment_address`, as partners reach them.
+    """Returns the two addresses that the server writes into invites. Partners connect to these addresses.
 
-    An address in the configuration is returned unchanged. An address that is not configured consists of the first host name that
-    `init` was given and the port that the server has bound.
+    One address is for the main port and the other one is for the enrolment port. If the configuration has an address, this
+    address is returned unchanged. Otherwise the address consists of the authority's first host name and the number of the port
+    on which the server listens.
+    address, enrolment_address: the addresses (host:port) on which the server listens.
     """
     host = authority.hosts[0]
     host = f"[{host}]" if ":" in host else host

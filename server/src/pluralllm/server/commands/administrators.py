@@ -19,7 +19,7 @@ from pluralllm.server.storage.state_directory import StateDirectory
 async def make_admin(
     config: ServerConfig, state: StateDirectory, authority: Authority, name: str, folder: Path, key: PrivateKey
 ) -> None:
-    """Registers an administrator as a member and saves the identity in `folder`.
+    """Registers an administrator as a member and saves the administrator's identity in `folder`.
 
     `key` is the administrator's private key. Raises InUse while a coordinator serves; MemberExists if
     the name is in use; StorageFull if the disk is full.

@@ -124,10 +124,10 @@ def _admin_key(name: str, folder: Path) -> PrivateKey:
 
 
 def _passphrase(file: Path | None, *, confirm: bool) -> bytes | None:
-    """Returns the passphrase of the root's key: the content of `file`, or typed by the operator if `file` is "-".
+    """Reads the passphrase of the root's key from `file` and returns the passphrase.
 
-    Returns None if no file is given; only the file mode then protects the key. `confirm` asks the operator to type the
-    passphrase twice.
+    If `file` is "-", the operator types the passphrase. If `confirm` is true, the operator must type it twice. Returns None if
+    `file` is None: the key then has no passphrase, and only the permissions of the key's file protect it.
     """
     if file is None:
         return None

@@ -44,7 +44,7 @@ ReportProgress = Callable[[str, int, int], None]  # what is copied, how many are
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Summary of a backup: the verification's result, the blobs, and whether the backup has the authority and the root's key."""
+    """Summary of a backup: the verification's result, the blobs, and whether the authority and the root's key are included."""
 
     report: Report
     blobs: int
@@ -68,7 +68,7 @@ async def back_up(config: ServerConfig, target: Path, report_progress: ReportPro
     """Backs up a coordinator into the new directory `target` and returns a summary. The coordinator may run meanwhile.
 
     Raises InvalidArgument, InvalidConfig, InUse, StorageFull, StoreFailed, Corrupt or BackupUnusable. After an error, the
-    unfinished backup stays beside `target` under a name that ends with PARTIAL, and the next call continues the backup.
+    unfinished backup stays beside `target` under a name that ends with the constant PARTIAL. The next call continues this backup.
     """
     origin = StateDirectory(config.state_dir)
     if config.database_url is None and not database_file(origin).is_file():
@@ -203,7 +203,7 @@ def database_file(state: StateDirectory) -> Path:
 
 @contextlib.asynccontextmanager
 async def opened(state: StateDirectory) -> AsyncIterator[SqlStore]:
-    """Opens the database of a backup for the time of the block.
+    """Opens the database of a backup, and closes it when the block ends.
 
     If an older release made the database, its schema is migrated to the current release.
     """
@@ -215,7 +215,7 @@ async def opened(state: StateDirectory) -> AsyncIterator[SqlStore]:
 
 
 def copy_authority(source: Path, target: Path) -> None:
-    """Copies the files of a certificate authority, readable for the owner only. Raises StorageFull if the disk is full.
+    """Copies the files of a certificate authority. Only the owner can read the copies. Raises StorageFull if the disk is full.
 
     The file COMPLETE_MARK is copied last: an authority without the file is not complete.
     """
@@ -249,7 +249,7 @@ def _unfinished(target: Path) -> Iterator[StateDirectory]:
 
 @contextlib.contextmanager
 def _space(target: Path) -> Iterator[None]:
-    """Raises StorageFull if the disk becomes full in the block.
+    """Raises StorageFull if the disk becomes full during the block.
 
     The error's message names the backup, because the backup's disk is full and not the coordinator's disk.
     """

@@ -69,8 +69,8 @@ class Source(StateDirectory):
 async def restore(config: ServerConfig, directory: Path, now_s: float, report_progress: ReportProgress) -> Contents:
     """Restores the backup in `directory` into the configured stores, which must be empty. Returns a summary of the backup.
 
-    Raises BackupUnusable, NotEmpty, InUse, InvalidConfig, StoreFailed, StorageFull or Corrupt. After an error no
-    database row is written, so no row refers to the copied blobs.
+    Raises BackupUnusable, NotEmpty, InUse, InvalidConfig, StoreFailed, StorageFull or Corrupt. If the function
+    raises an error, it has written no database row.
     """
     backup = StateDirectory(directory)
     with _standing_still(backup), _target(config.state_dir) as state:
@@ -132,7 +132,7 @@ async def _copy_database(backup: StateDirectory, copy: Path) -> None:
 async def _check_empty(config: ServerConfig, state: StateDirectory, source: Source, named: frozenset[Digest]) -> None:
     """Checks that the configured stores hold nothing except parts of the backup from an earlier attempt.
 
-    `named` are the blobs that the backup's rows refer to. Raises NotEmpty if the stores hold anything else.
+    `named` has the digests of the blobs that the backup's rows refer to. Raises NotEmpty if the stores hold anything else.
     """
     url = database_url(config, state)
     if filled := await tables_with_rows(url):

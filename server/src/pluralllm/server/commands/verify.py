@@ -1,4 +1,4 @@
-"""Checks the stored data against the invariants in INVARIANTS. Every fault test ends with the check."""
+"""Checks that the stored data satisfies every rule in the constant INVARIANTS. Every fault test ends with this check."""
 
 import hashlib
 from collections import Counter
@@ -105,9 +105,9 @@ class Report:
 
 @dataclass(slots=True)
 class Tables:
-    """The database rows of one run, by the rows' keys.
+    """The database rows of one run: one dictionary for each kind of row.
 
-    One object holds the rows as they are stored. A second object holds the rows that a replay of the event log makes.
+    One object of the class holds the rows in the database. A second object holds the rows that a replay of the event log makes.
     """
 
     versions: dict[int, VersionRecord] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Tables:
     evaluations: dict[tuple[int, str], EvaluationRecord] = field(default_factory=dict)
 
     def write(self, change: Change) -> None:
-        """Adds and removes the rows that one event changes (`change`), in the same way as the store does."""
+        """Adds, replaces and removes rows in this object. `change` lists the new rows and the removed rows of one event."""
         self.versions |= {row.version: row for row in change.versions}
         self.rounds |= {row.round: row for row in change.rounds}
         self.receipts |= {(row.round, row.receipt.client): row for row in change.receipts}
@@ -125,7 +125,10 @@ class Tables:
         self.evaluations |= {(row.score.version, row.score.client): row for row in change.evaluations}
 
     def acknowledged(self, number: int) -> tuple[tuple[ClientId, Digest, int], ...]:
-        """Returns client, digest of the update and number of examples for each receipt of a round, sorted by client."""
+        """Returns a triple for each receipt of round `number`, sorted by client.
+
+        A triple has the client, the digest of the client's update, and the client's number of examples.
+        """
         receipts = (row.receipt for row in self.receipts.values() if row.round == number)
         return tuple(sorted((receipt.client, receipt.digest, receipt.examples) for receipt in receipts))
 
@@ -250,7 +253,7 @@ def _check_replay(
 ) -> tuple[list[Problem], bool]:
     """Replays the event log with the coordinator's own code and compares each resulting row with the stored row.
 
-    Returns the problems, and whether the run has ended. A run whose log cannot be replayed counts as ended.
+    Returns the problems, and whether the run has ended. If the log cannot be replayed, the run counts as ended.
     """
     if (newest := tables.versions.get(0)) is None:
         return [], True

@@ -70,9 +70,9 @@ log = structlog.get_logger()
 
 
 class Gauges(Collector):
-    """The metrics that Prometheus collects. All values of a collection come from one reading of the coordinator's state.
+    """The metrics that Prometheus collects. Before the first reading of the coordinator's state there are no values.
 
-    Before the first reading there are no values.
+    All values that Prometheus gets in one request come from the same reading.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Gauges(Collector):
         )
 
     async def _scores(self, run: LiveRun) -> dict[str, float]:
-        """Returns the run's alignment score of each group, by group, for at most MAX_GROUPS groups.
+        """Returns a dictionary from a group's name to the group's alignment score, for at most MAX_GROUPS groups.
 
         The scores are for the newest model version whose evaluation has ended.
         """
@@ -177,7 +177,7 @@ class Gauges(Collector):
 
 
 async def measure_lag() -> None:
-    """Measures by how many seconds the event loop wakes a sleeping task too late.
+    """Measures the event loop's delay: how many seconds too late the loop wakes a sleeping task.
 
     The function repeats the measurement until its task is cancelled.
     """

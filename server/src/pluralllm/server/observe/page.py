@@ -147,7 +147,7 @@ class Page:
     async def _stream(self, run: LiveRun) -> AsyncIterator[str]:
         """Yields the run's state as server-sent events, until the coordinator stops.
 
-        The state is sent when the run has changed, and at least about every LOOK_EVERY_S seconds.
+        The state is sent when the run has changed. Without a change, it is sent again about every LOOK_EVERY_S seconds.
         """
         yield "retry: 1000\n\n"
         while not self._run_bell.closed:

@@ -39,8 +39,8 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
     """Answers the RPCs with which members join, check their membership and renew their certificates.
 
     The table in access.py assigns each RPC to a port. Join and GetMembership need no identity, so the number of calls a minute
-    is limited for each of the two RPCs. The two limits are separate: members behind one address who call GetMembership must not
-    prevent another member from joining.
+    is limited for each of the two RPCs. The two limits are separate. Otherwise many calls of GetMembership could prevent a new
+    member from joining.
     """
 
     def __init__(

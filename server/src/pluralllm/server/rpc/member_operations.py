@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Advertised:
-    """The addresses (host:port) that an invite contains: of the main port and of the enrolment port.
+    """The two addresses (host:port) that an invite contains: one for the main port, one for the enrolment port.
 
     Partners connect to these addresses. The server may bind other addresses, for example behind a proxy.
     """

@@ -137,7 +137,7 @@ def evaluation_message(record: EvaluationRecord) -> pb.GroupEvaluation:
 
 
 def fairness_message(latest: Sequence[EvaluationRecord]) -> pb.Fairness | None:
-    """Returns the fairness over all groups for one model version, or None if `latest` is empty.
+    """Returns the protobuf message about the fairness of one model version, or None if `latest` is empty.
 
     `latest` has the groups' evaluations of the version.
     """

@@ -29,10 +29,11 @@ class Bell:
         self.ring()
 
     async def wait(self, heard: int, timeout_s: float) -> None:
-        """Waits for the next ring, but at most `timeout_s` seconds.
+        """Waits for the next ring.
 
-        heard: the value of the attribute `rings` (the number of rings so far) that the caller read before it checked the state.
-        If the notifier has rung since then, the method returns at once. So the caller misses no ring between check and wait.
+        timeout_s: the longest wait in seconds. heard: the value of the attribute `rings` (the number of rings so far) that the
+        caller read before it checked the state. If the notifier has rung since then, the method returns at once. So the caller
+        misses no ring between check and wait.
         """
         if self.rings != heard or timeout_s <= 0:
             return

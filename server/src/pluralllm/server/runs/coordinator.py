@@ -105,7 +105,7 @@ class Coordinator:
     # Life
 
     async def start(self) -> None:
-        """Rebuilds every run from its event log, continues each open run where the run stopped, and starts the loop."""
+        """Rebuilds every run from its event log, continues the runs that have not ended, and starts the loop."""
         self._started_s = self._clock.now_s()
         for record in await self._store.runs():
             run, pending = await recover(self._store, record)
@@ -121,7 +121,7 @@ class Coordinator:
         self._spawn(self._collect())  # a stop between a round's end and its collection leaves blobs
 
     def drain(self) -> None:
-        """Makes the server answer every call that it holds open, because the process is about to stop."""
+        """Makes the server answer every waiting call now, because the process is about to stop."""
         self._run_bell.close()
         self._client_bells.close()
 
@@ -140,7 +140,8 @@ class Coordinator:
     async def _drive(self) -> None:
         """Runs `advance` for every run again and again, until its task is cancelled.
 
-        The loop runs once every `tick_s` seconds (a setting in Timing), and at once when `wake` is called.
+        The loop runs at regular intervals, and at once when `wake` is called. The setting `tick_s` in Timing is the interval in
+        seconds.
         """
         while True:
             heard = self._wake.rings
@@ -224,7 +225,7 @@ class Coordinator:
         self.wake()
 
     async def advance(self, run: LiveRun) -> None:
-        """Reports the time and the connected clients to the round machine as events, until no event changes the run.
+        """Repeatedly reports the time and the connected clients to the round machine, until no report changes the run.
 
         After MAX_STEPS_AT_ONCE repetitions the method stops in any case, so that other runs get their turn.
         """

@@ -237,10 +237,10 @@ class Intake:
         return announced
 
     def _check_slot(self, run: LiveRun, task: TaskName) -> None:
-        """Checks that the client has or had a slot in the open round.
+        """Checks that the open round expects an update from the client.
 
-        The client may deliver after its lease has expired, so that a finished update is not wasted. Raises RoundClosed if the
-        round is not open; LeaseLost if the client has no right to the task.
+        The client may deliver its update after its lease has expired, so that a finished update is not wasted. Raises
+        RoundClosed if the round is not open; LeaseLost if the client has no right to the task.
         """
         state = run.state
         if state.phase is not Phase.COLLECTING or state.round != task.round:

@@ -34,7 +34,7 @@ class Leases:
         return self._held.get(client)
 
     def is_held(self, task: TaskName) -> bool:
-        """Returns whether the client that the task names has a lease on the task."""
+        """Returns whether the task's client has a lease on this task."""
         lease = self._held.get(task.client)
         return lease is not None and lease.task == task
 
@@ -46,8 +46,9 @@ class Leases:
             self._held[client] = replace(lease, expires_s=now_s + self.duration_s)
 
     def note(self, client: ClientId, stage: str, progress: float) -> None:
-        """Records the client's progress report in its lease. `progress` is in 0..1, and `stage` is a text for people.
+        """Records the client's progress report in its lease.
 
+        progress: the finished part of the task, a number from 0 to 1. stage: a text for people about the current step.
         The report also proves that the client has received the task.
         """
         if (lease := self._held.get(client)) is not None:

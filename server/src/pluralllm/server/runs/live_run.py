@@ -83,7 +83,7 @@ class LiveRun:
     def update_format(self) -> UpdateFormat:
         """The format that the file of an update must have: names, shapes and types of the tensors.
 
-        In a run that asks for rewards, the format depends on the batch of the open round.
+        In a run that asks for rewards, the format depends on the batch of texts in the open round.
         """
         layout = self.layout if self.spec.rewards is None else rewards_layout(self.state.candidates)
         return update_format(layout, self.spec.updates.encoding)
@@ -188,7 +188,7 @@ async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average 
 def write_first_version(draft: Path, spec: RunSpec) -> Manifest:
     """Writes the file of model version 0 to `draft` and returns its manifest. Raises StorageFull if no space is left.
 
-    The initial parameter values are random numbers, which follow from the seed in the spec.
+    The initial parameter values are random numbers. The seed in the spec determines these numbers.
     """
     tensors = parameters(spec.predictor, spec.embedding.dimension)
     with storage_errors("the first model version"):

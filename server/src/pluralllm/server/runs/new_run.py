@@ -28,8 +28,9 @@ async def make_run(
     """Creates a run, writes its database rows and returns the run.
 
     Version 0 of a training run has the initial values. A run that asks for rewards takes version 0 from one of the runs in
-    `sources`. The caller must prevent the deletion of blobs during the call. Raises InvalidSpec or NotFound if the version that
-    the spec names does not fit or does not exist; StorageFull or StoreFailed if the run cannot be stored.
+    `sources`. The caller must prevent the deletion of blobs during the call. Raises NotFound if the
+    version that the spec names does not exist; InvalidSpec if the version does not fit the spec; StorageFull or StoreFailed if
+    the run cannot be stored.
     """
     if spec.rewards is None:
         digest = await _first_values(blobs, scratch, run_id, spec)
@@ -50,9 +51,10 @@ async def _first_values(blobs: Blobs, scratch: Path, run_id: RunId, spec: RunSpe
 
 
 async def _source_of(store: Store, sources: Mapping[RunId, LiveRun], spec: RunSpec, rewards: RewardRun) -> Digest:
-    """Returns the digest of the model version with which the clients of a run of rewards calculate rewards.
+    """Returns the digest of the model version with which clients calculate the rewards of a new run.
 
-    The version must belong to a training run of the same coordinator, with the same predictor and embedding as in `spec`.
+    `rewards`, a part of the spec, names the version. The version must belong to a training run of the same coordinator. The
+    predictor and the embedding in `spec` must be equal to those of the training run.
     Raises NotFound if the version does not exist; InvalidSpec if the version does not fit.
     """
     source = ModelName.parse(rewards.source)

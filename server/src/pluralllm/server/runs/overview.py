@@ -30,7 +30,7 @@ class ParticipantState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """One client in a run, with the facts that the run's status shows to people."""
+    """The values that the status of a run shows about one client."""
 
     client: ClientId
     group: str
@@ -43,9 +43,10 @@ class Participant:
 
 
 def ended_evaluations(run: LiveRun, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
-    """Returns the records that belong to a model version whose evaluation has ended.
+    """Returns the evaluation records of all model versions whose evaluation has ended.
 
-    While an evaluation is open, only some groups have reported scores, and a fairness index over these groups would be wrong.
+    The records of an open evaluation are left out, because only some groups have reported scores. A fairness index over these
+    groups would be wrong.
     """
     ended = -1 if run.state.evaluated is None else run.state.evaluated
     return [record for record in records if record.score.version <= ended]
@@ -58,7 +59,7 @@ def participants(
     leases: Mapping[ClientId, Lease],
     now_s: float,
 ) -> tuple[Participant, ...]:
-    """Returns every client that takes part in the run, sorted by client.
+    """Returns one entry for every client that takes part in the run, sorted by client.
 
     `members` are all clients that have ever connected. `sessions` and `leases` have the clients' sessions and leases.
     """

@@ -32,7 +32,7 @@ from pluralllm.server.storage.store import ClientRecord, ReceiptRecord, RoundOut
 
 @dataclass(frozen=True, slots=True)
 class GroupRewards:
-    """The rewards that one group gave to a batch of rollouts (generated texts), and the group's weight in the aggregate."""
+    """The rewards that one group gave to a batch of rollouts (generated texts), and the group's weight."""
 
     group: str
     role: GroupRole
@@ -42,7 +42,7 @@ class GroupRewards:
 
 @dataclass(frozen=True, slots=True)
 class RoundRewards:
-    """The rewards of one batch of rollouts: the aggregate over all groups, and each group's own rewards."""
+    """The rewards of one batch of rollouts: the combined rewards of all groups, and each group's own rewards."""
 
     record: RoundRecord
     # (candidates,), in the batch's order; None while the round is open and if it was abandoned.
@@ -72,9 +72,9 @@ class RewardQueue:
     async def ask(self, run: LiveRun, rollouts_json: bytes) -> RoundNumber:
         """Opens a round in which clients score a batch of rollouts (generated texts), and returns the round's number.
 
-        If the open round already has an equal batch, returns that round's number. Raises WrongPhase for a training run, for a
-        run that is not started, or if another batch is in progress. Raises InvalidArgument or OverLimit if the batch is not
-        valid or too large; StorageFull if no space is left.
+        If the open round already has an equal batch, the method returns that round's number. Raises WrongPhase for a training
+        run, for a run that is not started, or if another batch is in progress. Raises InvalidArgument or OverLimit if the batch
+        is not valid or too large; StorageFull if no space is left.
         """
         if run.spec.rewards is None:
             raise WrongPhase(run=run.id, phase="a run that trains", wanted="asked for rewards")
@@ -100,10 +100,11 @@ class RewardQueue:
         return await asyncio.to_thread(path.read_bytes)
 
     async def rewards(self, run: LiveRun, number: RoundNumber, hold_s: float) -> RoundRewards:
-        """Returns the rewards of a round. Waits up to `hold_s` seconds until the round has ended.
+        """Waits until a round has ended, and returns the round's rewards.
 
-        If the round is still open after the wait or was abandoned, the result has no rewards. Raises NotFound if the round does
-        not exist or has no batch; Corrupt if a stored file of rewards has been changed.
+        hold_s: the longest wait in seconds. If the round is still open after the wait or was abandoned, the result has no
+        rewards. Raises NotFound if the round does not exist or has no batch; Corrupt if a stored file of rewards has been
+        changed.
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + min(hold_s, self._hold_s)

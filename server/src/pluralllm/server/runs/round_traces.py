@@ -9,7 +9,7 @@ from pluralllm.server.storage.store import RoundRecord, RunRecord
 
 
 def trace_key(run: RunRecord, number: int) -> str:
-    """Returns a name for a round that no round of another run or federation has.
+    """Returns a unique name for a round: no other round of any run or federation has the name.
 
     The run's name alone is not enough, because two federations may have runs with equal names.
     """

@@ -26,8 +26,8 @@ class Session:
     def is_live(self, now_s: float) -> bool:
         """Returns whether the client counts as connected.
 
-        A client is connected while its poll is open, and for `silence_s` seconds after its last message. `silence_s` is a setting
-        of the server.
+        A client is connected while its poll is open, and for some time after its last message. The server's setting `silence_s`
+        is this time in seconds.
         """
         return self.polls_open > 0 or now_s - self.last_seen_s <= self.silence_s
 

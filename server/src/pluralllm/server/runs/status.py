@@ -26,7 +26,7 @@ class RunStatus:
 
 
 class Status:
-    """Reads the status of runs for people. The class changes no state."""
+    """Collects the status of a run, which is shown to people. The class changes no state."""
 
     def __init__(
         self, store: Store, sessions: Sessions, leases: Leases, clock: Clock, troubles: Troubles, traffic: Traffic

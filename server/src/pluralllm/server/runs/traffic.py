@@ -13,11 +13,11 @@ class Traffic:
         self._sent: Counter[RunId] = Counter()
 
     def count_received(self, run: RunId, size_bytes: int) -> None:
-        """Adds `size_bytes` to the bytes received in the updates of a run."""
+        """Increases the run's counter of bytes received in updates."""
         self._received[run] += size_bytes
 
     def count_sent(self, run: RunId, size_bytes: int) -> None:
-        """Adds `size_bytes` to the bytes sent in the model versions of a run."""
+        """Increases the run's counter of bytes sent in model versions."""
         self._sent[run] += size_bytes
 
     def received_bytes(self, run: RunId) -> int:

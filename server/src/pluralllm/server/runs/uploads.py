@@ -21,7 +21,7 @@ FLUSH_BYTES = 16 * CHUNK_BYTES
 
 
 class Uploads:
-    """All uploads in progress, each under a key: the name of its file.
+    """All uploads in progress. The key of an upload is the name of its file.
 
     Callers that write to the same upload take turns. Different uploads do not wait for each other.
     """
@@ -38,10 +38,10 @@ class Uploads:
         return await self._in_turn(key, lambda upload: upload.prepare(manifest))
 
     async def put(self, key: str, index: int, data: bytes | memoryview) -> None:
-        """Verifies chunk number `index` and writes the chunk to the file. A chunk that has arrived before is ignored.
+        """Verifies one chunk and writes it to the file. A chunk that has arrived before is ignored.
 
-        Raises ChunksMissing if the upload was not begun; OverLimit if `index` or the chunk's size is wrong; DigestMismatch if the
-        chunk's hash is wrong; StorageFull if no space is left.
+        index: the chunk's number. data: the chunk's bytes. Raises ChunksMissing if the upload was not begun; OverLimit if
+        `index` or the chunk's size is wrong; DigestMismatch if the chunk's hash is wrong; StorageFull if no space is left.
         """
         upload = await self._in_turn(key, lambda upload: upload.write(index, data))
         if upload.unsynced_bytes >= FLUSH_BYTES and (upload.flushing is None or upload.flushing.done()):

@@ -28,21 +28,21 @@ IDLE_HINT_S = 0.5  # idle clients spread their next polls over this time
 
 @dataclass(frozen=True, slots=True)
 class RunOver:
-    """The answer to a poll that the run has ended: the client must forget the run."""
+    """An answer to a poll: the run has ended, and the client must forget the run."""
 
     run: RunId
 
 
 @dataclass(frozen=True, slots=True)
 class DoTask:
-    """The answer to a poll that the client must do the task."""
+    """An answer to a poll: the client must do the task."""
 
     task: TaskName
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The answer to a poll that the client has nothing to do, and must poll again after `after_s` seconds."""
+    """An answer to a poll: the client has nothing to do, and must poll again later. `after_s` is the wait in seconds."""
 
     after_s: float
 
@@ -55,7 +55,7 @@ def what_now(
 ) -> Answer | None:
     """Returns the answer to a client's poll, or None if the server must keep the poll open.
 
-    `ended` has the runs that the client follows and that have ended. `leased` is the task on which the client has a lease (None
+    `ended` has those of the client's runs that have ended. `leased` is the task on which the client has a lease (None
     if it has no lease). `works_on` is the name of the task that the client reports ("" if it reports no task). `spread` (0 <=
     spread < 1) varies the waiting time. `is_last` is true when the poll's time is over and the server must answer.
     """
