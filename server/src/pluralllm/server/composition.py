@@ -200,8 +200,8 @@ def operations_of(
 ) -> Operations:
     """Makes the service for administrators and observers from the objects in `parts`.
 
-    `registry`, the registry of members, is None if the server uses no certificates. `invited_to` has the addresses that the
-    server writes into invites.
+    `registry`, the registry of members, is None if the server uses no certificates. invited_to: the addresses that the server
+    writes into invites.
     """
     members = MemberOperations(
         coordinator=parts.coordinator,

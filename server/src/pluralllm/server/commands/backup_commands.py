@@ -51,7 +51,7 @@ def restore(
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a backup and copy it into the database, blob store and state directory of the configuration, which must be empty.
+    """Verify a backup and copy it into the configured database, blob store and state directory, which must be empty.
 
     The configuration may name other kinds of stores than the backup has. So a restore can move a federation from SQLite and
     files to PostgreSQL and a bucket, or back.

@@ -22,7 +22,7 @@ NEWEST_EVENTS = 500
 
 
 def passwords_of(config: ServerConfig) -> list[str]:
-    """Returns the password of the database in each form in which a text may contain it, so that all forms are redacted.
+    """Returns all forms of the database's password, so that the caller can remove each form from a text.
 
     The forms are the plain password and the password as it is escaped in the URL. The list is empty if the
     configuration has no database URL.

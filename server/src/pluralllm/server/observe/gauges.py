@@ -1,7 +1,7 @@
 """The coordinator's state as gauges for Prometheus. The values are updated every few seconds.
 
-The number of label values is limited. The gauges cover the newest open runs (or the newest run if no run is open), and at
-most MAX_GROUPS groups of each run.
+The number of runs and groups in the gauges is limited. The gauges cover the newest open runs (or the newest run if no run is
+open), and at most MAX_GROUPS groups of each run.
 """
 
 import asyncio

@@ -37,7 +37,7 @@ def run_row(run: LiveRun) -> Facts:
 
 
 def run_now(run: LiveRun, status: RunStatus) -> Facts:
-    """Returns the current state of a run: phase, deadline and participants, and for each late participant why it is late."""
+    """Returns the current state of a run: phase, deadline, participants, and the reasons why participants are late."""
     state = run.state
     return {
         **run_row(run),

@@ -122,7 +122,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
 
 def _serializer(inner: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Returns a response serializer that also accepts bytes and returns the bytes unchanged.
+    """Wraps the serializer `inner` of an RPC's responses. The new serializer returns bytes unchanged.
 
     So a handler can serialize a message once and send the bytes to many clients.
     """

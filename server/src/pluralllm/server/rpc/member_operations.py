@@ -91,7 +91,7 @@ class MemberOperations:
     async def approve(self, by: Principal, name: str) -> resources_pb2.Member:
         """Approves a member, so that the member may make calls, and returns the member. A repeated call changes nothing.
 
-        by: the administrator who approves. Raises NotFound if there is no such member.
+        by: the administrator who approves. Raises NotFound if no member has the name.
         """
         registry = self._registry_or_refuse()
         return self._message(registry, await registry.approve(by, MemberName.parse(name).member))
@@ -99,7 +99,7 @@ class MemberOperations:
     async def revoke(self, by: Principal, name: str, reason: str) -> resources_pb2.Member:
         """Revokes a member or its open invite, removes the client from all runs, and returns the member.
 
-        by: the administrator who revokes. Raises NotFound if there is neither such a member nor such an invite; LastAdmin if no
+        by: the administrator who revokes. Raises NotFound if neither a member nor an open invite has the name; LastAdmin if no
         administrator would remain.
         """
         registry = self._registry_or_refuse()

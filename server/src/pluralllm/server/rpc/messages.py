@@ -1,4 +1,4 @@
-"""Converts the coordinator's records and states into protobuf messages."""
+"""Converts database rows and the states of runs into protobuf messages."""
 
 from collections.abc import Sequence
 

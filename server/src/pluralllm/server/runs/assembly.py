@@ -26,7 +26,7 @@ from pluralllm.server.storage.store import Store
 class Assembly:
     """The objects of the package `runs`, for the composition root (composition.py).
 
-    The composition root passes to each other package only the objects that this package uses. No other package may keep the
+    Each package gets from the composition root only the objects that the package uses. No other package may keep the
     assembly; a test checks this rule.
     """
 

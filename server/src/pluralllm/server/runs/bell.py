@@ -43,7 +43,7 @@ class Bell:
 
 
 class ClientBells:
-    """One notifier for each client, so that a change wakes only the waiting calls of the client that the change concerns."""
+    """One notifier for each client. A ring wakes only the waiting calls of this client."""
 
     def __init__(self) -> None:
         self._bells: dict[ClientId, Bell] = {}

@@ -64,8 +64,8 @@ class Timing:
 class Coordinator:
     """The loop over all runs of one state directory. A process has one coordinator, and all its methods run on one event loop.
 
-    The coordinator offers actions only. A package that needs the store or the clock gets the store or the clock as its own
-    argument, not through the coordinator.
+    The coordinator offers actions only. A package that needs the store or the clock gets it as an argument, not from the
+    coordinator.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Coordinator:
 
     @unbroken
     async def create_run(self, run_id: str, spec_json: bytes) -> LiveRun:
-        """Creates a run with model version 0 and returns the run. If the run exists with the same spec, returns the existing run.
+        """Creates a run with model version 0 and returns the run. If the run exists with the same spec, the method returns it.
 
         Raises InvalidArgument for a bad run id; InvalidSpec for a bad spec; SpecMismatch if the run exists with another spec;
         NotFound if the spec names a model version that does not exist; StorageFull if no space is left.

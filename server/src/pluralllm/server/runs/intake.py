@@ -219,7 +219,7 @@ class Intake:
         return receipt_row
 
     async def _receipt(self, run: LiveRun, task: TaskName, digest: str) -> ReceiptRecord | None:
-        """Returns the receipt of the task's client in the task's round, or None if the client has no receipt in the round.
+        """Returns the receipt of the task's client in the task's round, or None if no receipt exists.
 
         Raises AlreadyCommitted if the receipt belongs to an update with another digest.
         """

@@ -65,5 +65,5 @@ class Leases:
         return {client: lease for client, lease in self._held.items() if lease.run == run}
 
     def expired(self, run: RunId, now_s: float) -> tuple[ClientId, ...]:
-        """Returns the clients of a run whose lease has expired by `now_s`, sorted by client."""
+        """Returns the clients of a run whose leases have expired at the time `now_s`, sorted by client."""
         return tuple(sorted(client for client, lease in self.held_in(run).items() if now_s >= lease.expires_s))

@@ -28,9 +28,8 @@ async def make_run(
     """Creates a run, writes its database rows and returns the run.
 
     Version 0 of a training run has the initial values. A run that asks for rewards takes version 0 from one of the runs in
-    `sources`. The caller must prevent the deletion of blobs during the call. Raises NotFound if the
-    version that the spec names does not exist; InvalidSpec if the version does not fit the spec; StorageFull or StoreFailed if
-    the run cannot be stored.
+    `sources`. The caller must prevent the deletion of blobs during the call. Raises NotFound if the version that the spec names
+    does not exist; InvalidSpec if the version does not fit the spec; StorageFull or StoreFailed if the run cannot be stored.
     """
     if spec.rewards is None:
         digest = await _first_values(blobs, scratch, run_id, spec)

@@ -1,4 +1,4 @@
-"""The status of a run for people: participants, next step, problem and bytes transferred, as of one moment."""
+"""The status of a run for people: participants, next step, problem and bytes transferred. All values are from one moment."""
 
 from dataclasses import dataclass
 

@@ -13,11 +13,11 @@ class Traffic:
         self._sent: Counter[RunId] = Counter()
 
     def count_received(self, run: RunId, size_bytes: int) -> None:
-        """Increases the run's counter of bytes received in updates."""
+        """Increases the run's counter of bytes received in updates by `size_bytes`."""
         self._received[run] += size_bytes
 
     def count_sent(self, run: RunId, size_bytes: int) -> None:
-        """Increases the run's counter of bytes sent in model versions."""
+        """Increases the run's counter of bytes sent in model versions by `size_bytes`."""
         self._sent[run] += size_bytes
 
     def received_bytes(self, run: RunId) -> int:

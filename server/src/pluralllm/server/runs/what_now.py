@@ -55,9 +55,9 @@ def what_now(
 ) -> Answer | None:
     """Returns the answer to a client's poll, or None if the server must keep the poll open.
 
-    `ended` has those of the client's runs that have ended. `leased` is the task on which the client has a lease (None
-    if it has no lease). `works_on` is the name of the task that the client reports ("" if it reports no task). `spread` (0 <=
-    spread < 1) varies the waiting time. `is_last` is true when the poll's time is over and the server must answer.
+    `ended` lists the client's runs that have ended. `leased` is the task on which the client has a lease (None if it has no
+    lease). `works_on` is the name of the task that the client reports ("" if it reports no task). `spread` (0 <= spread < 1)
+    varies the waiting time. `is_last` is true when the poll's time is over and the server must answer.
     """
     if ended:
         return RunOver(ended[0])
