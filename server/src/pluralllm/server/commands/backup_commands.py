@@ -28,7 +28,7 @@ def backup(
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Copy the records, blobs and authority of a coordinator into a new directory and verify the copy.
+    """Copy a coordinator's database rows, blobs and authority into a new directory, and verify the copy.
 
     The coordinator may run meanwhile. The backup holds the authority's keys: keep the backup as secret as the state
     directory.

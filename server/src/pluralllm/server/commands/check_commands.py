@@ -43,7 +43,7 @@ def verify(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json 
 
 
 def audit() -> None:
-    """Report that the command is now named `verify`; `pluralllm audit` shows who did what."""
+    """Report that this command is now named `verify`. Another command, `pluralllm audit`, shows who did what."""
     typer.echo("error: pluralllm-server audit is now pluralllm-server verify, with the same options.", err=True)
     raise typer.Exit(USAGE)
 

@@ -143,10 +143,10 @@ def _enrolment_port(config: ServerConfig) -> Check:
 
 
 def _port(config: ServerConfig, name: str, file: str, configured: str) -> Check:
-    """Connects to one port of the running coordinator. Returns a check with the coordinator's version as the result.
+    """Checks that one port of the running coordinator answers. The result includes the connection's TLS version, if TLS is used.
 
-    `name` is the name of the check. `file` is the file in the state directory that holds the port's address. `configured` is
-    the address if the file does not exist.
+    name: the name of the check. file: the name of the file in the state directory that holds the port's address. configured: the
+    port's address if this file does not exist.
     """
     written = config.state_dir / file
     address = written.read_text() if written.is_file() else configured

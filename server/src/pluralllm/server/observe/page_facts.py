@@ -22,7 +22,7 @@ TIMED = (Phase.COLLECTING, Phase.EVALUATING)
 
 
 def run_row(run: LiveRun) -> Facts:
-    """Returns the entry of one run in the page's list of runs."""
+    """Returns the content of the page's row that shows one run in the list of runs."""
     state = run.state
     return {
         "name": run.id,
@@ -137,7 +137,7 @@ def thinned(numbers: Sequence[int]) -> list[int]:
 
 
 def audit_row(entry: AuditEntry) -> Facts:
-    """Returns one entry of the audit log as a row of the page."""
+    """Returns the content of the page's row that shows one entry of the audit log."""
     about: Mapping[str, Any] = {"at_s": entry.at_us / 1e6, "actor": entry.actor, "action": entry.action}
     return {**about, "object": entry.object, "result": entry.result}
 

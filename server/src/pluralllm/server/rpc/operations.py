@@ -214,9 +214,9 @@ class Operations(pb_grpc.OperationsServiceServicer):
 def split_by_version(
     records: Sequence[EvaluationRecord],
 ) -> tuple[list[EvaluationRecord], list[EvaluationRecord]]:
-    """Returns two lists: the evaluations of the newest model version in `records`, and of the version before it in `records`.
+    """Returns two lists: the evaluations of the newest model version, and the evaluations of the version before it.
 
-    A list is empty if `records` has no such version.
+    All other evaluations in `records` are left out. A list is empty if `records` has no evaluation of the version.
     """
     versions = sorted({record.score.version for record in records}, reverse=True)
     by_version = [[record for record in records if record.score.version == version] for version in versions[:2]]

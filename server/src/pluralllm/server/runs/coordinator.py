@@ -169,7 +169,7 @@ class Coordinator:
 
     @unbroken
     async def create_run(self, run_id: str, spec_json: bytes) -> LiveRun:
-        """Creates a run with model version 0 and returns the run. If the run exists with the same spec, the method returns it.
+        """Creates a run with model version 0 and returns the run. An existing run with an equal spec is returned.
 
         Raises InvalidArgument for a bad run id; InvalidSpec for a bad spec; SpecMismatch if the run exists with another spec;
         NotFound if the spec names a model version that does not exist; StorageFull if no space is left.
