@@ -229,7 +229,7 @@ def copy_authority(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _unfinished(target: Path) -> Iterator[StateDirectory]:
-    """Creates or opens the folder of the unfinished backup, which is beside `target`, for the time of the block.
+    """Creates or opens the unfinished backup's folder beside `target`, and locks the folder until the block ends.
 
     Raises InvalidArgument if `target` exists or the folder is not usable; InUse if another process uses the folder.
     """

@@ -52,9 +52,9 @@ MARK = "restoring"  # file in the state directory while the blob store holds blo
 
 
 class Source(StateDirectory):
-    """A backup from which a restore reads. The restore reads the blobs and the authority's files in the backup's directory.
+    """The backup that is restored. Its blobs and the authority's files are read from the backup's directory.
 
-    The database is a copy of the backup's database, because the schema of an opened database may be migrated.
+    The rows are read from a copy of the backup's database. A copy is needed because opening a database may migrate its schema.
     """
 
     def __init__(self, path: Path, database: Path) -> None:
@@ -154,7 +154,7 @@ async def _check_empty(config: ServerConfig, state: StateDirectory, source: Sour
 def _restore_authority(source: Source, state: StateDirectory) -> None:
     """Copies the certificate authority of the backup, if the backup has one and the state directory has none.
 
-    An existing authority stays: it may be newer and may hold another server certificate for the machine.
+    An existing authority is kept, because it may be newer and may hold another server certificate for the machine.
     """
     if (source.authority / COMPLETE_MARK).exists() and not (state.authority / COMPLETE_MARK).exists():
         copy_authority(source.authority, state.authority)

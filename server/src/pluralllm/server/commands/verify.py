@@ -287,7 +287,7 @@ def _differences(what: str, stored: Mapping[Any, Any], replayed: Mapping[Any, An
 
 
 async def _check_blobs(blobs: Blobs, tables: Tables, over: bool) -> list[Problem]:
-    """Checks the blobs of all model versions, of the updates in the open round, and of the optimizer moments.
+    """Checks the blobs of all model versions, the open round's updates, and the optimizer moments.
 
     The optimizer moments are the state of the server's optimizer, which the next round needs. `over` is true if the run has
     ended.

@@ -1,4 +1,4 @@
-"""The leases: each lease says which task a client holds and until when. The current time is always an argument."""
+"""The leases: a lease gives a client the right to work on one task until a given time. The current time is always an argument."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""Describes a run for people: its participants, which participants are late and why, and the next step.
+"""Describes a run for people: the participants, the reasons why participants are late, and the next step.
 
 The module is pure: it does no input or output.
 """

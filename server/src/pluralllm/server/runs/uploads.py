@@ -23,7 +23,7 @@ FLUSH_BYTES = 16 * CHUNK_BYTES
 class Uploads:
     """All uploads in progress. The key of an upload is the name of its file.
 
-    Callers that write to the same upload take turns. Different uploads do not wait for each other.
+    Calls for the same upload run one after another. Calls for different uploads run at the same time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class Uploads:
         return await self._in_turn(key, _Upload.still_missing)
 
     async def finish(self, key: str) -> Path:
-        """Returns the path of the complete file, in which every chunk is verified.
+        """Returns the path of the complete file. Every chunk in the file is verified.
 
         Raises ChunksMissing if the file is incomplete.
         """
