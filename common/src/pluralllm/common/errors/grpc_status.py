@@ -1,7 +1,7 @@
 """Converts the errors of the tree to gRPC statuses and back; one table gives each error class its status code.
 
-An error is sent as a google.rpc.Status (aip.dev/193) with one ErrorInfo: `reason` is the name of the error class, and `metadata`
-holds the error's facts as JSON.
+An error is sent as a google.rpc.Status (aip.dev/193) with one ErrorInfo. The ErrorInfo's `reason` is the name of the error
+class. Its `metadata` holds the error's facts (the values that describe the error) as JSON.
 """
 
 import json
@@ -117,9 +117,10 @@ MAX_MESSAGE_BYTES = 700  # UTF-8 bytes; it travels twice, once with 3 characters
 
 
 def to_status(error: e.PluralError) -> Any:
-    """Returns the gRPC status of an error with its typed facts, in the form that grpc's abort_with_status takes.
+    """Returns the gRPC status of an error, in the form that grpc's abort_with_status takes.
 
-    Long facts and a long message are cut, so that the status fits into gRPC's limit for metadata.
+    The status carries the error's facts (the values that describe the error). Long facts and a long message are cut, so that
+    the status fits into gRPC's limit for metadata.
     """
     fact_values = error.facts
     limit_bytes = MAX_FACTS_BYTES // max(1, len(fact_values))
@@ -134,14 +135,14 @@ def to_status(error: e.PluralError) -> Any:
 
 
 def _json(value: object, limit_bytes: int) -> str:
-    """Returns a fact as JSON. If the fact is a text, the text is cut until its JSON has at most `limit_bytes` bytes."""
+    """Returns one value of an error as JSON. A text is cut until its JSON has at most `limit_bytes` bytes."""
     while len(encoded := json.dumps(value)) > limit_bytes and isinstance(value, str):
         value = _cut(value, min(limit_bytes, len(value.encode(errors="replace")) * limit_bytes // len(encoded)))
     return encoded
 
 
 def _cut(text: str, limit_bytes: int) -> str:
-    """Returns the text if it has at most `limit_bytes` bytes of UTF-8, otherwise the text's beginning and an ellipsis."""
+    """Returns a text unchanged if its UTF-8 has at most `limit_bytes` bytes, otherwise the text's beginning and an ellipsis."""
     raw = text.encode(errors="replace")
     return (
         raw.decode()
@@ -173,8 +174,8 @@ def _typed_error(call: grpc.Call) -> e.PluralError | None:
 def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
     """Returns the typed error for a failed RPC. address: the coordinator's address, for the message of the error Unreachable.
 
-    If the status carries no typed error, the result is Unreachable for a broken connection, StorageFull for RESOURCE_EXHAUSTED,
-    and Internal for everything else.
+    If the status carries no typed error, the result is Unreachable for a broken connection, StorageFull for
+    RESOURCE_EXHAUSTED, and Internal for every other status.
     """
     call = typing.cast(grpc.Call, error)  # grpc raises its calls
     code: Callable[[], grpc.StatusCode] = call.code

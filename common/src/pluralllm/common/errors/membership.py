@@ -5,12 +5,12 @@ Refused
 |- CertificateExpired      the certificate's validity has ended
 |- CertificateNotYetValid  the certificate's validity has not begun: the member's or the coordinator's clock is wrong
 |- CertificateRevoked      an administrator has revoked the member
-|- CertificateUnknown      the right authority signed the certificate, but this coordinator has no record of it
+|- CertificateUnknown      the right authority signed the certificate, but this coordinator has no record of the certificate
 |- CertificateForeign      another authority signed the certificate
 |- CertificateWrongUse     the certificate is not for TLS clients
 |- RoleForbids             the member's role does not allow this call
 |- IdentityMismatch        a message and the caller's certificate name different members
-|- AwaitingApproval        the member has joined, but no administrator has approved it yet
+|- AwaitingApproval        the member has joined, but no administrator has approved the member yet
 |- InviteInvalid           the text of an invite cannot be read
 |- InviteForOtherCommand   a member of the invited role joins with another command
 |- InviteUnknown           no invite has this token, or the invite was withdrawn
@@ -18,14 +18,14 @@ Refused
 |- InviteExpired           the invite's validity has ended
 |- InviteUsed              another key has used the token already
 |- TooManyAttempts         the enrolment port limits the rate of calls
-|- MemberExists            a member has the name already
+|- MemberExists            a member with this name exists already
 |- LastAdmin               the member is the only administrator, so it cannot be revoked
 |- NotInitialised          the state directory has no certificate authority
 |- AlreadyInitialised      the state directory has a certificate authority already
 |- NotJoined               the folder holds no certificate
 |- AlreadyJoined           the folder holds the certificate of another member
 |- ForeignAuthority        the authority in the invite did not sign the coordinator's certificate
-|- WrongHost               the coordinator's certificate is for other host names than the one used
+|- WrongHost               the coordinator's certificate is not valid for the host name that was used
 |- ServerCertificateOutOfDate  the coordinator's certificate is not valid now, or this machine's clock is wrong
 |- ClockWrong              this machine's clock differs too much from the coordinator's
 |- IssuerExpired           the validity of the coordinator's intermediate certificate has ended

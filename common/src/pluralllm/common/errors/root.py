@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 class PluralError(Exception):
     """Base class of every error of this project.
 
-    A subclass declares its facts, the values that describe one error, as dataclass fields. `why` and `fix` are templates that
-    are filled in with the facts. The message is `why`, then `fix`.
+    A subclass declares its facts (the values that describe one error) as dataclass fields. The templates `why` (the cause)
+    and `fix` (the advice to the caller) are filled in with the facts. The error's message is the filled `why`, then the
+    filled `fix`.
     """
 
     why: ClassVar[str]
@@ -21,7 +22,7 @@ class PluralError(Exception):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The values of the error's facts, by field name."""
+        """The values that describe this error, by field name."""
         return {name: getattr(self, name) for name in fields_of(type(self))}
 
     def __str__(self) -> str:
@@ -35,7 +36,7 @@ def reason_of(leaf: type[PluralError]) -> str:
 
 
 def fields_of(leaf: type[PluralError]) -> dict[str, type]:
-    """Returns the type of each fact that an error class carries, by the fact's field name."""
+    """Returns the type of each fact (a value that describes the error) of an error class, by the fact's field name."""
     return {f.name: f.type for f in fields(leaf)} if hasattr(leaf, "__dataclass_fields__") else {}  # type: ignore[arg-type,misc]
 
 
@@ -44,4 +45,4 @@ class Refused(PluralError):
 
 
 class Broken(PluralError):
-    """Base class of failures for which this program is responsible, not the caller."""
+    """Base class of failures that this program causes, not the caller."""

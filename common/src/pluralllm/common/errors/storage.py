@@ -6,8 +6,8 @@
 |  `- NotEmpty        the target of a restore already holds data
 `- Broken
    |- Corrupt      stored bytes do not have the digest that they should have
-   |- BaseLost     a stored file that the next averaging needs is missing or corrupt, so no later round can be averaged: the
-   |               model version that the round trains from, or the server optimizer's state
+   |- BaseLost     a stored file that the next averaging needs is missing or corrupt. The file holds the model version that
+   |               the round trains from, or the server optimizer's state. No later round can be averaged
    |- UpdateLost   an acknowledged update is missing or corrupt, so its round cannot be averaged
    |- StoreFailed  the database failed to do an operation
    |- DiskFailed   the coordinator's disk failed, so the coordinator stops

@@ -12,7 +12,7 @@ PluralError
 |  |- NotFound             the named run, round, model or task does not exist
 |  |- WrongPhase           the run's phase does not allow the command
 |  |- RoundClosed          the update's round has ended
-|  |- WrongBase            the update was trained on another model version than the round's
+|  |- WrongBase            the update was trained from another model version than the version that its round trains from
 |  |- SpecMismatch         the run was created with another run spec
 |  |- AlreadyCommitted     another update of this client is committed in this round already
 |  |- LeaseLost            the task is no longer leased to the caller
@@ -42,8 +42,8 @@ PluralError
    |- Internal             any other failure; the details are in the log under the incident id
    `- ...                  disk, database and stored data: storage.py
 
-Each error carries typed facts as fields. `why` and `fix` are templates that are filled in with the facts; the message to a person
-is `why`, then `fix`.
+Each error carries its facts (the values that describe the error) as dataclass fields. The templates `why` (the cause) and `fix`
+(the advice to the caller) are filled in with the facts. The message to a person is the filled `why`, then the filled `fix`.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
 """The predictor's parameters: names, shapes and initial values, without torch.
 
-The coordinator makes model version 0 from this module. model.py must have exactly these parameters; a test compares
-the two modules. The names are the names in torch's state dict.
-Initial values follow torch's defaults for Linear and MultiheadAttention:
-U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, Xavier-uniform for the attention's input projection, zeros for the
-attention's biases. A LayerNorm starts with ones as its weight and zeros as its bias.
+The coordinator makes model version 0 from this module. model.py must have exactly these parameters; a test compares the two
+modules. The names are the names in torch's state dict.
+Initial values follow torch's defaults for Linear and MultiheadAttention: weights and biases are uniform between
+-1/sqrt(fan_in) and 1/sqrt(fan_in). The attention's input projection is Xavier-uniform, and the attention's biases are zeros.
+A LayerNorm starts with ones as its weight and zeros as its bias.
 Source: arXiv 2310.11523 (GPO), arXiv 2207.04179 (TNP-D).
 """
 
@@ -35,7 +35,7 @@ class Parameter:
 def parameters(predictor: Predictor, embedding_dimension: int) -> tuple[Parameter, ...]:
     """Returns all parameters of a predictor, sorted by name.
 
-    An example of the size: the paper's predictor with embeddings of 384 dimensions has 713,218 numbers.
+    For example, the paper's predictor with embeddings of 384 numbers has parameters with 713,218 values in all.
     """
     d = predictor.d_model
     tensors: list[Parameter] = []

@@ -55,9 +55,10 @@ class GroupData:
 def group_data(group: str, questions: Sequence[Question], embedded: Sequence[NDArray[np.float32]]) -> GroupData:
     """Joins a group's questions with their embeddings.
 
-    embedded: for each question, one array with an embedding for each option. Shape of each array: (options, D) with D numbers in
-    an embedding. Raises TooFewQuestions if there is no question. Raises ValueError if an array does not have the right shape,
-    or if a question occurs twice: an episode could then have the question in its context and among its targets.
+    embedded: for each question, one array with an embedding for each option. Shape of each array: (options, D) with D numbers
+    in an embedding. Raises TooFewQuestions if there is no question. Raises ValueError if an array has another shape, or if a
+    question occurs twice. A question that occurs twice could be in an episode's context and also among the episode's target
+    questions.
     """
     if not questions:
         raise TooFewQuestions(group=group, usable=0, needed=2, use="training")
@@ -72,9 +73,9 @@ def group_data(group: str, questions: Sequence[Question], embedded: Sequence[NDA
 
 
 def sharpen(data: GroupData, power: float) -> GroupData:
-    """Returns a copy of the data as if the members of the group agreed more (power > 1) or less (power < 1).
+    """Returns a copy of the data as if the group's members agreed more (for a power above 1) or less (below 1).
 
-    Every share is raised to `power`; then the shares of each question are scaled to sum 1 again.
+    Each option's share of the answers is raised to the power `power`. Then the shares of each question are scaled to sum 1.
     """
     question = np.repeat(np.arange(len(data.questions)), np.diff(data.offsets))  # (P,)
     raised = data.shares.astype(np.float64) ** power  # (P,)
@@ -91,7 +92,7 @@ class Episode:
 
 
 def check_enough(group: str, usable: int, episodes: Episodes) -> None:
-    """Checks that a group has enough questions for the smallest episode. Raises TooFewQuestions if the group has fewer.
+    """Checks that a group has enough questions for the smallest episode. Raises TooFewQuestions otherwise.
 
     usable: the number of questions that the group could use. episodes: the bounds of the episode sizes, from the run spec.
     """
@@ -104,12 +105,13 @@ def check_enough(group: str, usable: int, episodes: Episodes) -> None:
 def draw_episode(
     usable: Sequence[int], episodes: Episodes, sizes: np.random.Generator, rng: np.random.Generator
 ) -> Episode:
-    """Draws the numbers of context and target questions first, and then the questions themselves without repetition.
+    """Draws one episode: first the number of context and of target questions, and then the questions, each at most once.
 
-    Each of the two numbers is uniform in its range, which `episodes` gives. A range ends at the number of usable questions.
+    episodes: the least and greatest numbers of context and target questions. Each number is drawn uniformly between its
+    bounds. The greatest numbers are lowered if there are too few usable questions.
     usable: indices of the questions to draw from. The caller has checked with `check_enough` that there are enough questions.
-    sizes: random stream for the two numbers. Every draw takes exactly two values from this stream. Clients with the same stream
-    therefore draw episodes of nearly the same size in the same step. A batch of such episodes needs little padding.
+    sizes: random stream for the two numbers. Every draw takes exactly two values from this stream. Clients with the same
+    stream therefore draw episodes of nearly the same size in the same step. A batch of such episodes needs little padding.
     rng: random stream for the questions.
     """
     of_context, of_targets = sizes.random(2).tolist()
@@ -130,7 +132,7 @@ def step_sizes(seed: int, step: int) -> np.random.Generator:
 
 
 def _within(least: int, most: int, fraction: float) -> int:
-    """Returns an integer from `least` to `most`: `least` for fraction 0, and `most` for a fraction just below 1."""
+    """Returns an integer between two bounds: the lower bound for fraction 0, the upper bound for a fraction just below 1."""
     return least + int(fraction * (most - least + 1))
 
 
@@ -162,7 +164,7 @@ class Batch:
 
 
 def make_batch(pairs: Sequence[tuple[GroupData, Episode]]) -> Batch:
-    """Pads episodes of one or several groups to the longest episode, and joins the episodes to one batch on the CPU.
+    """Pads episodes of one or several groups to the size of the largest episode, and joins the episodes to one batch on the CPU.
 
     pairs: for each episode, the data of its group and the episode.
     """
@@ -185,9 +187,9 @@ def make_batch(pairs: Sequence[tuple[GroupData, Episode]]) -> Batch:
 
 
 def _padded(rows: Sequence[NDArray[np.generic]], fill: int = 0) -> Tensor:
-    """Joins B arrays to one tensor. The arrays may differ in their first dimension N; shorter arrays are padded with `fill`.
+    """Joins B arrays to one tensor. The arrays may differ in their first dimension N; shorter arrays are padded.
 
-    Shapes: B arrays (N, ...) -> (B, greatest N, ...).
+    Shapes: B arrays (N, ...) -> (B, greatest N, ...). fill: the value of the padding.
     """
     whole = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), fill, dtype=rows[0].dtype)
     for slot, row in zip(whole, rows, strict=True):
@@ -198,7 +200,7 @@ def _padded(rows: Sequence[NDArray[np.generic]], fill: int = 0) -> Tensor:
 def sum_by_question(values: Tensor, question: Tensor, questions: int) -> Tensor:
     """Sums the values of each question's points.
 
-    Shapes: B episodes, T target points, Q = `questions`; values (B, T), question (B, T) int64 -> (B, Q).
+    Shapes: B episodes, T target points, Q questions; values (B, T), question (B, T) int64 -> (B, Q).
     question: for each point, the index of its question, 0 .. Q - 1. Padded points have index Q and are left out of the sums.
     """
     return values.new_zeros((values.shape[0], questions + 1)).scatter_add(1, question, values)[:, :questions]
@@ -208,8 +210,8 @@ def log_softmax_by_question(scores: Tensor, question: Tensor, questions: int) ->
     """Returns the log-softmax of the scores, computed among the options of each question.
 
     Shapes: B episodes, T target points; scores (B, T), question (B, T) int64 -> (B, T).
-    question: for each point, the index of its question. Padded points have the index `questions`, so these points do
-    not influence the real questions. The results for padded points mean nothing.
+    question: for each point, the index of its question. questions: the number of questions. Padded points have this number as
+    their index, so these points do not influence the real questions. The results for padded points mean nothing.
     """
     batch, slots = scores.shape[0], questions + 1
     highest = scores.new_full((batch, slots), -torch.inf).scatter_reduce(1, question, scores.detach(), "amax")

@@ -39,7 +39,8 @@ class Embedder:
         """Opens the cache file, or creates the file if there is none.
 
         contract: the run spec's [embedding] section, which says how texts are embedded. cache: folder for the cache file.
-        model_path: local folder with the model; None makes the library `transformers` look up the model id in `contract`.
+        model_path: local folder with the model; None means that the library `transformers` looks up the model id that
+        `contract` names.
         Raises ModelUnavailable if `model_path` has no config.json.
         """
         self.contract = contract
@@ -65,7 +66,10 @@ class Embedder:
 
     @property
     def truncated(self) -> int:
-        """The number of texts cut at the run spec's `max_tokens`, not counting texts whose vectors the cache held."""
+        """The number of texts that were cut because they have more tokens than the run spec allows.
+
+        Texts whose vectors the cache held are not counted.
+        """
         return 0 if self._encoder is None else self._encoder.truncated
 
     def close(self) -> None:
@@ -77,9 +81,9 @@ class Embedder:
 
         Each template of the run spec's [embedding] section is filled in and embedded. An option's vector is the concatenation
         of the vectors of all templates.
-        Shapes: (options, dimension) float32 for each question; the [embedding] section gives `dimension`.
-        on_progress: called with the number of texts done and the number of all texts. Raises ModelUnavailable if the model cannot
-        be loaded; EmbeddingMismatch if the model's vectors do not give `dimension` numbers for an option.
+        Shapes: (options, D) float32 for each question; the [embedding] section sets D in its field `dimension`.
+        on_progress: called with the number of texts done and the number of all texts. Raises ModelUnavailable if the model
+        cannot be loaded; EmbeddingMismatch if an option's vector has more or fewer than D numbers.
         """
         filled = [
             [fill(template, question, index) for template in self.contract.templates]
@@ -96,8 +100,8 @@ class Embedder:
         """Checks that this machine's model gives the expected vectors for the run spec's probes.
 
         A probe is a text with the vector that the model must give for the text.
-        Raises EmbeddingMismatch if the cosine between a probe's expected and actual vectors is below the run spec's
-        `min_cosine`. Raises ModelUnavailable if the model cannot be loaded.
+        Raises EmbeddingMismatch if the cosine between a probe's expected and actual vectors is below the limit `min_cosine`
+        in the run spec. Raises ModelUnavailable if the model cannot be loaded.
         """
         if not self.contract.probes:
             return
@@ -155,7 +159,8 @@ class Embedder:
 def make_probes(contract: Embedding, model_path: Path | None, cache: Path, device: torch.device) -> tuple[Probe, ...]:
     """Makes the probes of a run spec: a few fixed texts with the vectors that the operator's copy of the model gives.
 
-    contract: the run spec's [embedding] section. model_path: local folder with the model; None looks up the model id.
+    contract: the run spec's [embedding] section. model_path: local folder with the model; None means that the library
+    `transformers` looks up the model id in `contract`.
     cache: folder for the cache file. Raises ModelUnavailable if the model cannot be loaded.
     """
     embedder = Embedder(contract, model_path, cache, device)

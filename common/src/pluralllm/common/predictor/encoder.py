@@ -2,8 +2,8 @@
 
 In a causal model, the hidden states of a text's beginning do not depend on the tokens that follow. So texts with a common
 beginning (one prompt, several answers) can share the computation of the beginning. The beginning is encoded once, and each
-text's end uses the keys and values of the beginning. (arXiv 2503.09925 embeds each answer together with the whole prompt.) Not
-every model allows a shared beginning, so the encoder tests each model after loading.
+text's end uses the attention keys and values of the beginning. (arXiv 2503.09925 embeds each answer together with the whole
+prompt.) Not every model allows a shared beginning, so the encoder tests each model after loading.
 
 Shapes: R texts in a batch, S tokens in the longest text, F families in a batch, w numbers in a hidden state. A family is a
 set of texts with a common beginning.
@@ -51,7 +51,7 @@ class Encoder:
         """Loads the model and tests whether texts may share the computation of a common prefix.
 
         source: a model id, or a local folder. revision: the version of the model, if `source` is an id.
-        max_tokens: longer texts are cut.
+        max_tokens: the greatest number of tokens of a text; a longer text is cut.
         Raises ModelUnavailable if the model cannot be loaded.
         """
         self.truncated = 0  # number of texts that were cut at max_tokens
@@ -106,7 +106,7 @@ class Encoder:
         return vectors
 
     def _sums(self, tokens: Tensor, real: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
-        """Sums the last hidden states over the real tokens of each row.
+        """Sums the last hidden states over the real tokens of each row. A row is one text or a piece of a text.
 
         Shapes: R rows, S tokens, w numbers in a hidden state; tokens (R, S), real (R, S) -> (R, w). real: 1 for a real token, 0
         for padding.
@@ -127,7 +127,7 @@ class Encoder:
         return tokens.to(self._device), mask.to(self._device)
 
     def _try_prefixes(self) -> bool:
-        """Returns whether texts have the same vectors, except for rounding, if they are encoded with a shared prefix.
+        """Returns whether trial texts get the same vectors with a shared prefix as without a shared prefix, except for rounding.
 
         Also returns False if the tokenizer gives the texts no common prefix, or if the model cannot continue from a prefix.
         """
@@ -155,8 +155,8 @@ def alone(tokens: Sequence[Tokens]) -> list[Family]:
 def families_of(tokens: Sequence[Tokens]) -> list[Family]:
     """Groups texts into families by their common beginning. tokens: the tokens of each text.
 
-    The common prefix of a family with several texts has at least SHORTEST_PREFIX tokens. A text that would cut the family's
-    prefix to less than half its length begins a new family.
+    The common prefix of a family with several texts has at least SHORTEST_PREFIX tokens. A text begins a new family if the
+    family's prefix would otherwise shrink to less than half of its length.
     """
     order = sorted(range(len(tokens)), key=lambda number: tokens[number])
     families: list[Family] = []

@@ -42,8 +42,8 @@ class GroupPredictor:
     ) -> None:
         """Embeds and encodes the context: questions with the group's own answers.
 
-        Raises TooFewQuestions if `context` has fewer than `min_context` questions; ModelUnavailable if the embedding model cannot
-        be loaded; EmbeddingMismatch if the embedding model's vectors do not have the run spec's `dimension`.
+        Raises TooFewQuestions if `context` has fewer than `min_context` questions; ModelUnavailable if the embedding model
+        cannot be loaded; EmbeddingMismatch if the embedding model's vectors have another length than the run spec sets.
         """
         if len(context) < max(1, min_context):
             use = "predicting its other answers"
@@ -57,10 +57,10 @@ class GroupPredictor:
         )
 
     def predict(self, questions: Sequence[Question]) -> list[PredictedAnswer]:
-        """Predicts the group's answer to each question. The shares in the `questions` are ignored.
+        """Predicts the group's answer to each question. The answers that `questions` may contain are ignored.
 
-        Raises ModelUnavailable if the embedding model cannot be loaded; EmbeddingMismatch if the embedding model's vectors do
-        not have the run spec's `dimension`.
+        Raises ModelUnavailable if the embedding model cannot be loaded; EmbeddingMismatch if the embedding model's vectors
+        have another length than the run spec sets.
         """
         if not questions:
             return []

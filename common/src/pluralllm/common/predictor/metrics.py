@@ -33,11 +33,11 @@ def js_distance(predicted: Shares, true: Shares) -> float:
 def js_distances(
     predicted: NDArray[np.floating], true: NDArray[np.floating], starts: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """Jensen-Shannon distances of many questions at once, as `js_distance` computes them for one question.
+    """Jensen-Shannon distances between the predicted and the true shares of many questions, one distance for each question.
 
     Shapes: Q questions with P options in all; predicted (P,), true (P,), starts (Q,) -> (Q,). `predicted` and `true` hold the
     options of all questions, one question after another. starts: the index of each question's first option in these arrays.
-    Raises ValueError for the same reasons as `js_distance`.
+    Raises ValueError if `predicted` and `true` have different lengths, or if a question's shares are NaN, negative or all 0.
     """
     if predicted.shape != true.shape:
         raise ValueError(f"{predicted.size} shares predicted, {true.size} given")
@@ -81,8 +81,8 @@ class Alignment:
     def add(self, predicted: Shares, true: Shares, scale: Sequence[float | None] | None) -> "Alignment":
         """Returns new sums that include one more question.
 
-        Shapes: predicted, true and scale (options,). scale: the position of each option, as in `wasserstein_score`; None if the
-        question has no scale.
+        Shapes: predicted, true and scale (options,). scale: the position of each option on the question's scale, or None for
+        an option that is not on the scale. The whole argument is None if the question has no scale.
         """
         ordinal = None if scale is None else wasserstein_score(predicted, true, scale)
         return Alignment(

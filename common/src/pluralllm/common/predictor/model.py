@@ -1,12 +1,12 @@
-"""The predictor: a transformer neural process (TNP-D) that skips all attention which its mask forbids.
+"""The predictor: a transformer neural process (TNP-D) that computes attention to context points only.
 
-A point is [embedding ; y]: for a context point, y is the group's share; for a target point, y is 0. Every point attends only to
-the context points, with the same weights for context and target points. So targets do not influence one another. One pass
+A point is [embedding ; y]: for a context point, y is the group's share; for a target point, y is 0. Every point attends only
+to the context points, with the same weights for context and target points. So targets do not influence one another. One pass
 predicts all T targets from C context points at a cost of C^2 + C*T instead of (C + T)^2. The context's keys and values can be
 kept for later targets. Points have no positions: the order of the context does not matter. Layers are post-norm with ReLU.
 
-Shapes: B episodes, C context points, T target points, N points of either kind, D numbers in an embedding, d = d_model, H heads.
-Names, shapes and initial values of the parameters are in architecture.py.
+Shapes: B episodes, C context points, T target points, N points of either kind, D numbers in an embedding, d = d_model, H
+heads. Names, shapes and initial values of the parameters are in architecture.py.
 Sources: arXiv 2503.09925 (PluralLLM), arXiv 2310.11523 (GPO), arXiv 2207.04179 (TNP-D).
 """
 
@@ -53,7 +53,7 @@ class PreferencePredictor(nn.Module):
     """The neural network that predicts a group's share of each target option from the group's answers to other questions."""
 
     def __init__(self, config: Predictor, embedding: Embedding) -> None:
-        """Creates the layers with torch's unseeded initial values.
+        """Creates the layers with random initial values from torch.
 
         `load_weights` replaces these values by the values of a model version.
         """
@@ -105,9 +105,10 @@ class PreferencePredictor(nn.Module):
         return Prediction(mean, log_std)
 
     def _embed(self, embeddings: Tensor, shares: Tensor) -> Tensor:
-        """Joins each scaled embedding with its share to one point, and applies the embedder, the input layers of the model.
+        """Joins each scaled embedding with its share to one point, and applies the model's input layers.
 
-        Shapes: B episodes, N points, D numbers in an embedding, d = d_model; embeddings (B, N, D), shares (B, N) -> (B, N, d).
+        Shapes: B episodes, N points, D numbers in an embedding, d = d_model; embeddings (B, N, D), shares (B, N) ->
+        (B, N, d).
         """
         y = shares.unsqueeze(-1) * self.share_scale  # (B, N, 1)
         x = torch.cat([embeddings * self.input_scale, y], dim=-1)  # (B, N, D + 1)
@@ -119,7 +120,7 @@ class PreferencePredictor(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One post-norm transformer layer, whose input points may differ from the points that the input points attend to."""
+    """One post-norm transformer layer. Its input points attend to the context points, which may be other points."""
 
     def __init__(self, config: Predictor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Clocks, which functions take as an argument: a real clock, and a fake clock for tests."""
+"""Clocks: a real clock, and a fake clock for tests. A function that needs the time takes its clock as an argument."""
 
 import asyncio
 import time

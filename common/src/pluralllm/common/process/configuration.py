@@ -1,4 +1,4 @@
-"""Configuration of a process from four sources: a flag wins over the environment, the TOML file and the default, in this order.
+"""Configuration of a process from four sources: flags, environment, TOML file, defaults. An earlier source wins.
 
 Only a process's `__main__` reads the configuration, once.
 """
@@ -72,7 +72,7 @@ def _values_of_file(file: Path) -> dict[str, Any]:
 def _values_of_environment(kind: type[ProcessConfig]) -> dict[str, str]:
     """Returns the values of the fields for which an environment variable is set, by field name.
 
-    The comparison of the variables' names ignores upper and lower case. kind: the process's configuration class.
+    The function does not distinguish upper and lower case in the variables' names. kind: the process's configuration class.
     """
     variables = {name.lower(): value for name, value in os.environ.items()}
     names = {key: f"{kind.env_prefix}{key}".lower() for key in kind.model_fields}

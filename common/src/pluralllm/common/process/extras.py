@@ -8,7 +8,8 @@ from pluralllm.common.errors.tree import ExtraMissing
 def need_torch(distribution: str = "client", extra: str = "train") -> None:
     """Checks that torch and transformers are installed. Raises ExtraMissing if one of the two packages is missing.
 
-    distribution, extra: the parts of the `pip install` line that the error suggests. Commands call this check before any work.
+    distribution, extra: the package and its extra in the `pip install` line that the error suggests. Commands call this check
+    before any work.
     """
     _need(distribution, extra, "torch", "transformers")
 

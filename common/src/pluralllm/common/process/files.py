@@ -39,8 +39,8 @@ def sync_data(path: Path) -> None:
 def publish(source: Path, target: Path) -> None:
     """Moves a finished file to its final name so that the move survives a power loss: fsync, rename, fsync of the directory.
 
-    If the fsync of the file fails, the file is removed and the OSError is raised: a second fsync could succeed although bytes are
-    lost.
+    If the fsync of the file fails, the file is removed and the OSError is raised. The file is removed because a second fsync
+    could succeed although bytes are lost.
     """
     try:
         sync_file(source)

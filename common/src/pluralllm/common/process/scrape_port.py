@@ -1,6 +1,7 @@
 """The port on which Prometheus reads a process's metrics. A separate thread answers on this port.
 
-Metrics can therefore be read while the event loop is busy. Gauges that the event loop sets then show their last values.
+Metrics can therefore be read while the event loop is busy. During that time, a gauge that the event loop sets shows its last
+value.
 """
 
 import contextlib

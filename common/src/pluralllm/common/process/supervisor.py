@@ -1,7 +1,7 @@
 """Notifies the supervisor of a process that the process is ready, alive or stopping.
 
-systemd receives messages of its protocol (sd_notify(3)). Any other supervisor can check a file in the state directory, whose
-modification time the process renews; the commands `pluralllm-server healthy` and `pluralllm-client healthy` check this file. The
+systemd receives messages of its protocol (sd_notify(3)). For every other supervisor, the process renews the modification time
+of a file in its state directory. The commands `pluralllm-server healthy` and `pluralllm-client healthy` check this file. The
 event loop sends the notifications, so no notification comes from a process whose event loop hangs.
 """
 
@@ -26,7 +26,11 @@ SIGN = "alive"  # name of the file
 
 
 class Supervisor:
-    """The connection of a process to its supervisor: notifies systemd if there is a notify socket, and renews a file's time."""
+    """The connection of a process to its supervisor.
+
+    The object notifies systemd if the process has a notify socket. It also renews the modification time of a file in the
+    state directory.
+    """
 
     def __init__(self, state_dir: Path, notify_socket: str | None, watchdog_usec: int | None) -> None:
         self._sign = state_dir / SIGN
@@ -34,7 +38,7 @@ class Supervisor:
         self._watchdog_s = None if watchdog_usec is None else watchdog_usec / 1e6
 
     def tell(self, *facts: str) -> None:
-        """Sends facts to systemd, for example READY=1. Does nothing if the process has no notify socket.
+        """Sends lines of the form NAME=VALUE to systemd, for example READY=1. Does nothing if the process has no notify socket.
 
         A failure is logged and does not stop the process.
         """
@@ -48,7 +52,7 @@ class Supervisor:
             log.warning("supervisor.not_told", problem=str(error))
 
     async def reassure(self) -> None:
-        """Renews the file's time and notifies systemd's watchdog at regular intervals, until the coroutine is cancelled."""
+        """Renews the file's modification time and notifies systemd's watchdog at regular intervals, until cancellation."""
         pause_s = SIGN_EVERY_S if self._watchdog_s is None else min(SIGN_EVERY_S, self._watchdog_s / SIGNS_A_LIFETIME)
         while True:
             with contextlib.suppress(OSError):  # the state directory may not be there yet, or its disk be full

@@ -1,8 +1,8 @@
 """Writes a support bundle: a zip file with facts about a process, for people who help to find a problem.
 
-A bundle contains no keys, tokens or passwords. Its parts are made from facts and are not copies of files of the state directory;
-only the ends of log files that the user names are copied. Every part goes through a `Redaction`, a function that removes secrets.
-A client's redaction also removes the texts of its private file (client/data/private_texts.py).
+A bundle contains no keys, tokens or passwords. The program makes the parts of a bundle itself and copies no file of the state
+directory. Only the ends of log files that the user names are copied. Every part goes through a `Redaction`, a function that
+removes secrets. A client's redaction also removes the texts of its private file (client/data/private_texts.py).
 """
 
 import datetime
@@ -56,8 +56,8 @@ Redaction = Callable[[str], str]
 def without_secrets(text: str, secrets: Collection[str] = ()) -> str:
     """Returns a copy of the text in which a mark replaces everything that is a secret or looks like a secret.
 
-    secrets: texts to remove, in their plain form and in the form that JSON gives them. The function also removes private keys,
-    invites, long base64 texts, and the user names, passwords and query strings in URLs.
+    secrets: texts to remove, both in plain form and with JSON's escapes. The function also removes private keys, invites,
+    long base64 texts, and the user names, passwords and query strings in URLs.
     """
     for secret in secrets:
         for form in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]} - {""}:
@@ -70,8 +70,8 @@ def without_secrets(text: str, secrets: Collection[str] = ()) -> str:
 def _unless_harmless(match: re.Match[str]) -> str:
     """Returns the matched base64 text if it cannot be a token, otherwise the mark REMOVED.
 
-    Digests and names have letters of one case only; a token of 43 characters has letters of both cases. A path is split, and each
-    name in the path is checked separately.
+    Text with letters of one case only is harmless, for example digests and names. A token of 43 characters has letters of
+    both cases. A path is split, and each name in the path is checked separately.
     """
     if not match[0].startswith("/"):
         return REMOVED if _has_both(match[0]) else match[0]
@@ -131,7 +131,7 @@ def write_bundle(
 def _text_of(make_part: Part) -> str:
     """Makes the content of a part and returns the content as text.
 
-    Content that is not a text becomes JSON. If the part fails, the text names the error.
+    Content that is not a text becomes JSON. If `make_part` raises an error, the text names the error.
     """
     try:
         content = make_part()
@@ -143,7 +143,10 @@ def _text_of(make_part: Part) -> str:
 
 
 def _tail(log: Path) -> str:
-    """Returns the last LOG_TAIL_BYTES of a log file. If the file is longer, the incomplete first line is left out."""
+    """Returns the last bytes of a log file, at most LOG_TAIL_BYTES.
+
+    If the file is longer, the incomplete first line is left out.
+    """
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL_BYTES))
@@ -152,7 +155,7 @@ def _tail(log: Path) -> str:
 
 
 def about() -> dict[str, object]:
-    """Returns facts about the machine, and the versions of Python and of the packages."""
+    """Returns the present time, the machine's platform and number of cores, and the versions of Python and of packages."""
     return {
         "made": datetime.datetime.now(tz=datetime.UTC).isoformat(),
         "python": platform.python_version(),

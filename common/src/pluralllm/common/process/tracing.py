@@ -1,8 +1,8 @@
 """Traces of rounds with OpenTelemetry. The spans hold names, counts and times, and never private content.
 
-Tracing is off unless an endpoint is configured. The ids of a round's trace and of its first span are computed from the names of
-run and round. So every process adds to the same trace: clients read the ids from the `traceparent` of their tasks, and a
-coordinator that was restarted computes the same ids again.
+Tracing is off unless an endpoint is configured. The ids of a round's trace and of its first span are computed from the names
+of run and round. So every process adds its spans to the same trace. Clients read the ids from the `traceparent` of their
+tasks. A coordinator that was restarted computes the same ids again.
 Source: W3C Trace Context, section 3.2 (traceparent); OTLP over HTTP.
 """
 
@@ -50,7 +50,7 @@ def round_context(key: str) -> Context:
 def span(name: str, context: Context | None = None, **facts: Fact) -> Iterator[None]:
     """Records a span while the `with` block runs. The span's parent is `context`, or the current span if `context` is None.
 
-    facts: attributes of the span. If the block raises an error, the span records the error's code and never its text.
+    facts: attributes of the span. If the block raises an error, the span records the error's code but not the error's text.
     """
     with TRACER.start_as_current_span(
         name, context, attributes=facts, record_exception=False, set_status_on_exception=False

@@ -1,7 +1,7 @@
 """Combines the rewards that several groups give to the same items into one reward for each item.
 
-An item is one candidate answer of a batch of rollouts. words/reward_weights.py describes the rules and computes the weight of
-each group. Shapes: G groups, N items.
+An item is one candidate answer of a batch of rollouts. words/reward_weights.py describes the rules by which rewards are
+combined, and computes the weight of each group. Shapes: G groups, N items.
 """
 
 import math
@@ -31,7 +31,8 @@ def aggregate(settings: RewardAggregation, rewards: Rewards, history: History = 
 
     An item that a group could not score gets its reward from the other groups alone.
     rewards: for each group, one reward for each item, or None for an item that the group could not score.
-    history: the field `history` of the previous batch's result. The rule `adaptive` weighs groups by their past rewards.
+    history: the field `history` of the result for the previous batch of items. The rule `adaptive` weighs groups by their
+    past rewards.
     Raises ValueError if there is no group, or if the groups have different numbers of rewards.
     """
     if not rewards or len({len(values) for values in rewards.values()}) != 1:

@@ -1,7 +1,8 @@
 """Batches of rollouts as JSON: prompts with candidate answers, which a trainer sends to the groups that score them.
 
-The format is [["prompt", ["candidate", "candidate"], [3, 1]], ...]. The numbers say how often each candidate was sampled; a row
-may leave the numbers out. The JSON has no spaces, so that equal batches always have the same bytes and the same digest.
+The format is [["prompt", ["candidate", "candidate"], [3, 1]], ...]. The numbers say how often each candidate was sampled; the
+entry of a prompt may leave the numbers out. The JSON has no spaces, so that equal batches always have the same bytes and the
+same digest.
 """
 
 import json
@@ -32,7 +33,7 @@ class Candidates:
 
 
 def write_rollouts(batch: Iterable[Candidates]) -> bytes:
-    """Returns a batch as the bytes of its JSON (UTF-8, no spaces)."""
+    """Returns a batch of rollouts as JSON bytes (UTF-8, no spaces)."""
     rows = [
         [candidates.prompt, list(candidates.options), *([list(candidates.counts)] if candidates.counts else [])]
         for candidates in batch
@@ -41,10 +42,10 @@ def write_rollouts(batch: Iterable[Candidates]) -> bytes:
 
 
 def read_rollouts(raw: bytes, max_candidates: int) -> tuple[Candidates, ...]:
-    """Reads a batch from JSON that comes from an untrusted sender.
+    """Reads a batch of rollouts from JSON that comes from an untrusted sender.
 
-    Raises InvalidArgument if the JSON is not a valid batch; the error names the first bad row. Raises OverLimit if the JSON has
-    more than MAX_BYTES bytes or more than `max_candidates` candidates.
+    Raises InvalidArgument if the JSON is not a valid batch; the error names the first bad entry (a prompt with its
+    candidates). Raises OverLimit if the JSON has more than MAX_BYTES bytes or more than `max_candidates` candidates.
     """
     if len(raw) > MAX_BYTES:
         raise OverLimit(what="bytes of rollouts", got=len(raw), limit=MAX_BYTES)

@@ -48,10 +48,11 @@ def resolve(address: str) -> tuple[str, ...]:
 def handshake(address: str, authority_pem: bytes, credentials: Path | None = None) -> Handshake:
     """Makes a TLS handshake with the server at host:port and checks the server's certificate.
 
-    authority_pem: the root certificate that must have signed the server's certificate. credentials: a file with this member's key
-    and certificate chain; None shows the server no client certificate.
+    authority_pem: the root certificate that must have signed the server's certificate. credentials: a file with this member's
+    key and certificate chain; None shows the server no client certificate.
     Raises Unreachable if there is no TLS connection. Raises ForeignAuthority if another authority signed the server's
-    certificate, WrongHost if the certificate is for other hosts, ServerCertificateOutOfDate if the certificate is not valid now.
+    certificate. Raises WrongHost if the certificate is for other hosts; ServerCertificateOutOfDate if the certificate is not
+    valid now.
     """
     try:
         return _shake(address, _context(authority_pem, credentials))
@@ -80,7 +81,7 @@ def split(address: str) -> tuple[str, int]:
 
 
 def _context(authority_pem: bytes, credentials: Path | None) -> ssl.SSLContext:
-    """Returns TLS settings as a gRPC client uses them. The only trusted root certificate is `authority_pem`.
+    """Returns the TLS settings that a gRPC client uses. The only trusted root certificate is `authority_pem`.
 
     credentials: a file with the client's key and certificate chain; None means no client certificate.
     """

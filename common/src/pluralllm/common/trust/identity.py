@@ -78,7 +78,7 @@ class Identity:
 
 
 def load_identity(folder: Path, command: str) -> Identity:
-    """Reads the identity in a folder. command: the command that joins a federation, for the message of NotJoined.
+    """Reads the identity in a folder. command: the command that joins a federation; the message of NotJoined names this command.
 
     Raises NotJoined if the folder has no credentials; InvalidConfig, which names the file, if a file is missing or damaged.
     """
@@ -163,7 +163,7 @@ def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Ident
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Turns an OSError of the block into StorageFull for a full disk, or else into InvalidConfig, which names the folder."""
+    """Turns an OSError of the `with` block into StorageFull if the disk is full, otherwise into InvalidConfig with the folder."""
     try:
         with storage_errors(f"the identity in {folder}"):
             yield

@@ -60,8 +60,8 @@ class Invite(BaseModel):
     def to_line(self) -> str:
         """Returns the invite as one line of about 1,000 characters.
 
-        After a prefix, the line has the invite's facts as JSON, a dot, and the root certificate; facts and certificate are
-        base64url.
+        The line has a prefix, the invite's other fields as JSON, a dot, and the root certificate. The JSON and the
+        certificate are encoded as base64url.
         """
         facts = self.model_dump(mode="json", exclude_none=True, exclude={"authority"})
         compact = json.dumps(facts, separators=(",", ":"), ensure_ascii=False)

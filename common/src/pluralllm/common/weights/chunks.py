@@ -139,7 +139,7 @@ class HashingWriter:
     def finish(self) -> Manifest:
         """Closes the file and returns its manifest.
 
-        Raises WrongLayout if the number of written bytes is not the size that the constructor was given.
+        Raises WrongLayout if the number of written bytes is not the size that was passed to the constructor.
         """
         size = self._file.tell()
         self._file.close()
@@ -175,7 +175,7 @@ class HashingReader:
         self._file.close()
 
     def read_into(self, target: "NDArray[np.uint8]") -> None:
-        """Fills `target` with the next bytes of the file. Raises Corrupt if the file has too few bytes left."""
+        """Fills the array `target` with the next bytes of the file. Raises Corrupt if the file has too few bytes left."""
         view = target.data
         while view:
             count = self._file.readinto(view[: self._room]) or 0

@@ -116,8 +116,8 @@ def read_layout(path: Path) -> Layout:
 def _checked(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
     """Checks one entry of a header, which may come over the network. Returns the name and the shape of the entry's tensor.
 
-    A malicious header may give 1.0, true, -1 or "x" as a size. In Python, "x" times a large number is a text that fills
-    the memory.
+    The check is needed because a malicious header may give 1.0, true, -1 or "x" as a size. In Python, "x" times a large
+    number is a text that fills the memory.
     Raises ValueError, TypeError or KeyError for a bad entry.
     """
     name.encode()  # fails for half of a surrogate pair
@@ -130,8 +130,9 @@ def _checked(name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
 
 
 def check_header(path: Path, header: bytes, size_bytes: int) -> None:
-    """Checks that a file from the network begins with `header` and has `size_bytes` bytes.
+    """Checks that a file from the network has the expected header and size.
 
+    header: the bytes with which the file must begin. size_bytes: the size that the file must have.
     Raises WrongLayout, which names the first difference, if a check fails.
     """
     size = path.stat().st_size

@@ -1,12 +1,13 @@
 """Encodings of an update's numbers: float32 (4 bytes), bf16 (2 bytes), or int8 (1 byte) in blocks with one scale each.
 
 The file is safetensors. With float32 and bf16, the file has the model's names and shapes. With int8, the file has two
-tensors: `scales`, one float32 for each block of 1,024 values, and `values`, the numbers in layout order. The scales come first,
-so a delta can be decoded from front to back, slice by slice. A slice is SLICE numbers, or the rest at the end.
+tensors: `scales`, one float32 for each block of 1,024 values, and `values`, the numbers in layout order. The scales come
+first, so a delta (the numbers of an update) can be decoded from front to back, slice by slice. The constant SLICE sets the
+length of a slice; the last slice may be shorter.
 
-bf16 rounds to nearest, ties to even. int8 rounds at random, so that the expected value of a rounded number is the number itself
-(Alistarh et al. 2017, arXiv 1610.02132, section 3.1). A client adds the rounding error of one update to its next update (error
-feedback: Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 2).
+bf16 rounds to nearest, ties to even. int8 rounds at random, so that the expected value of a rounded number is the number
+itself (Alistarh et al. 2017, arXiv 1610.02132, section 3.1). A client adds the rounding error of one update to its next
+update (error feedback: Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 2).
 """
 
 from collections.abc import Callable, Iterator
@@ -121,9 +122,11 @@ class SliceReader:
         read_into(self._scales.view(np.uint8))
 
     def read(self, row: Floats) -> None:
-        """Fills `row` with the next numbers of the update.
+        """Fills an array with the numbers of the next slice of the update.
 
-        `row` must have SLICE elements. At the end of the update, `row` must have as many elements as there are numbers left."""
+        row: the array to fill; its length must be the length of the slice. The constant SLICE sets this length, but the last
+        slice may be shorter.
+        """
         if self._encoding == "fp32":
             self._read_into(row.view(np.uint8))
             return

@@ -31,7 +31,10 @@ class ChunkMessage(Generic[M]):
 
 
 def write_chunk(facts: M, data: bytes) -> bytes:
-    """Returns the serialized message `facts` with the bytes `data` in its field `data`, which must be empty in `facts`."""
+    """Returns a serialized message with the bytes of a chunk in its field `data`.
+
+    facts: the message with all other fields; its field `data` must be empty. data: the bytes of the chunk.
+    """
     return b"".join((facts.SerializeToString(), _mark(type(facts), len(data)), data))
 
 

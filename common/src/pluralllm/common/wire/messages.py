@@ -68,7 +68,8 @@ def manifest_message(manifest: Manifest) -> pb.BlobManifest:
 def manifest_from(message: pb.BlobManifest, limit_bytes: int) -> Manifest:
     """Converts a message from a peer to a manifest (digest, size and chunk hashes of a file), and checks the values.
 
-    Raises OverLimit if the file has more than `limit_bytes` bytes, another chunk size, or not the right number of chunk hashes.
+    limit_bytes: the greatest allowed size of the file. Raises OverLimit if the file is larger, or if the chunk size or the
+    number or length of the chunk hashes is wrong.
     Raises DigestMismatch if the digest is not the digest of the chunk hashes.
     """
     return checked_manifest(message.digest, message.size_bytes, message.chunk_bytes, message.chunk_sha256, limit_bytes)

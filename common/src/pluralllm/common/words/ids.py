@@ -20,5 +20,8 @@ ID_HELP = "1 to 40 of a-z, 0-9 and '-', the first a letter"
 
 
 def is_id(text: str) -> bool:
-    """Returns whether a text has the form of a run's or client's id: 1 to 40 characters a-z, 0-9 or '-', the first a letter."""
+    """Returns whether a text has the form of a run's or client's id.
+
+    An id has 1 to 40 characters. Each character is a-z, 0-9 or '-'; the first character is a letter.
+    """
     return re.fullmatch(ID_PATTERN, text) is not None

@@ -1,8 +1,8 @@
 """Settings of runs that ask groups for rewards, and the weight of each group's rewards. This module has no I/O and no numpy.
 
 arXiv 2512.08786 and arXiv 2604.04261 (APPA) compare the rules `mean`, `min`, `max` and `adaptive`. The rule `adaptive` gives
-more weight to groups whose past rewards were lower. The rule `alpha` is the family of arXiv 2405.00254: its number alpha gives
-the min at -infinity, the mean at 0 and the max at +infinity.
+more weight to groups whose past rewards were lower. The rule `alpha` is the family of arXiv 2405.00254 and has a parameter
+alpha. The rule gives the minimum if alpha is -infinity, the mean if alpha is 0, and the maximum if alpha is +infinity.
 """
 
 import math
@@ -53,7 +53,10 @@ class RewardRun(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RewardOptions:
-    """The settings of a reward run that its creator chooses. Other settings follow from the model that scores the rollouts."""
+    """The settings of a reward run that its creator chooses.
+
+    The run's other settings follow from the model that scores the rollouts.
+    """
 
     rule: str = "mean"
     temperature: float = 0.1  # for rule adaptive
@@ -93,7 +96,7 @@ def weigh_groups(settings: RewardAggregation, groups: Sequence[str], history: Hi
     """Returns the weight of each group, in the order of `groups`; the sum is 1. history: decayed mean reward of each group.
 
     The weights differ only if the rule is `adaptive`, every group has a history, and the histories' fairness index is below
-    `fair_from`.
+    the limit `fair_from` in `settings`.
     """
     by_group = dict(history)
     if settings.rule != "adaptive" or not all(group in by_group for group in groups):
@@ -107,6 +110,6 @@ def weigh_groups(settings: RewardAggregation, groups: Sequence[str], history: Hi
 
 
 def _fairness_index(values: Sequence[float]) -> float:
-    """Returns Jain's fairness index by the formula of metrics.fairness_index: 1 for equal values, and 1 if all values are 0."""
+    """Returns Jain's fairness index of n values: 1 if all values are equal (or all 0), 1/n if only one value is not 0."""
     total, squares = math.fsum(values), math.fsum(value * value for value in values)
     return 1.0 if squares == 0 else total * total / (len(values) * squares)

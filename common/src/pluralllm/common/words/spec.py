@@ -22,7 +22,7 @@ YEAR_S = 366 * 86_400.0  # a later deadline has no use, and one far enough in th
 
 
 def _without_nul(text: str) -> str:
-    """Returns the text if it has no NUL character, because PostgreSQL cannot store NUL in text. Raises ValueError otherwise."""
+    """Returns a text unchanged. Raises ValueError if the text has a NUL character, because PostgreSQL cannot store NUL."""
     if "\0" in text:
         raise ValueError("has a NUL character (U+0000); leave it out")
     return text
@@ -71,9 +71,10 @@ class Groups(SpecPart):
         return bool(self.train or self.held_out)
 
     def role_of(self, group: str, declared: GroupRole) -> GroupRole | None:
-        """Returns the role of a group in this run: held out if the run spec lists the group as held out, otherwise `declared`.
+        """Returns the role of a group in this run: held out if the run spec says so, otherwise the declared role.
 
-        Returns None if the spec names groups and this group is not among them, so that the group takes no part.
+        declared: the role that the group's client declares.
+        Returns None if the group takes no part, because the spec names groups and this group is not one of the named groups.
         """
         if group in self.held_out:
             return GroupRole.HELD_OUT
@@ -104,7 +105,7 @@ class RoundPolicy(SpecPart):
 class Predictor(SpecPart):
     """The shape of the predictor, the transformer neural process of arXiv 2503.09925.
 
-    `architecture` names the version of the code that defines the predictor; this code never changes for a version.
+    `architecture` names the version of the code that defines the predictor. The code of a version never changes.
     """
 
     architecture: Literal["tnp-d/1"] = "tnp-d/1"
@@ -181,7 +182,7 @@ class Aggregation(SpecPart):
     """The computation of the next model version from updates: client weights, the mean delta, and the server optimizer's step.
 
     Sources: Hsu et al. 2019 (arXiv 1909.06335) for fedavgm; Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2, for fedadam and
-    fedyogi. The mean delta is these papers' pseudo-gradient with the opposite sign, and there is no bias correction.
+    fedyogi. The mean delta is these papers' pseudo-gradient with the opposite sign. The optimizers do no bias correction.
     """
 
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
@@ -225,8 +226,9 @@ MIN_COSINE = 0.999
 class Embedding(SpecPart):
     """The rules by which all clients turn a text into the same vector; otherwise the shared weights would have no meaning.
 
-    Each (question, option) becomes one vector: every template is filled in and embedded, and the vectors are concatenated.
-    The fields of a template are {question}, {options} ("A. .. B. .."), {letter} and {option}.
+    Each option of a question becomes one vector. For this vector, every template is filled in and embedded, and the vectors
+    of all templates are concatenated. The fields of a template are {question}, {options} ("A. .. B. .."), {letter} and
+    {option}.
     """
 
     model: Name  # model id; a client may map it to a local folder
@@ -390,7 +392,10 @@ def preset_values(name: str) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Returns a copy of `base` with the values of `over`. Nested tables are merged key by key; any other value is replaced."""
+    """Returns a copy of the table `base` with all values of the table `over`.
+
+    Nested tables are merged key by key. If both tables have another value under the same key, the value of `over` is taken.
+    """
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -399,7 +404,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, secret: Collection[str] = ()) -> str:
-    """Returns the text of a validation error: one line for each problem with the key, the problem and the value.
+    """Returns the text of a validation error: one line for each problem. The line has the key, the problem and the value.
 
     secret: keys whose values the text must not contain.
     """
