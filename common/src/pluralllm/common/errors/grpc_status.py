@@ -172,7 +172,7 @@ def _typed_error(call: grpc.Call) -> e.PluralError | None:
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
-    """Returns the typed error for a failed RPC. address: the coordinator's address, for the message of the error Unreachable.
+    """Returns the typed error for a failed RPC. address: the coordinator's address; the error Unreachable names it.
 
     If the status carries no typed error, the result is Unreachable for a broken connection, StorageFull for
     RESOURCE_EXHAUSTED, and Internal for every other status.

@@ -27,7 +27,7 @@ class Aggregated:
 
 
 def aggregate(settings: RewardAggregation, rewards: Rewards, history: History = ()) -> Aggregated:
-    """Combines the rewards of all groups by the rule and the group weights in `settings`.
+    """Combines the rewards of all groups by the rule in `settings`, after computing the weight of each group.
 
     An item that a group could not score gets its reward from the other groups alone.
     rewards: for each group, one reward for each item, or None for an item that the group could not score.
