@@ -1,8 +1,8 @@
 """Batches of rollouts as JSON: prompts with candidate answers, which a trainer sends to the groups that score them.
 
-The format is [["prompt", ["candidate", "candidate"], [3, 1]], ...]. The numbers 3 and 1 say how often each candidate was sampled; the
-entry of a prompt may leave the numbers out. The JSON has no spaces, so that equal batches always have the same bytes and the
-same digest.
+The format is [["prompt", ["candidate", "candidate"], [3, 1]], ...]. The numbers 3 and 1 say how often each candidate was
+sampled; the entry of a prompt may leave the numbers out. The JSON has no spaces, so that equal batches always have the same
+bytes and the same digest.
 """
 
 import json
