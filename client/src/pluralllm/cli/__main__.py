@@ -106,10 +106,10 @@ def rewards(
         str, typer.Argument(help="RUN or RUN@VERSION whose predictor scores; without a version, the current one.")
     ],
     rule: Annotated[
-        str, typer.Option(help="Rule that makes one reward of the groups' rewards: mean, min, max, alpha or adaptive.")
+        str, typer.Option(help="Rule that combines the groups' rewards: mean, min, max, alpha or adaptive.")
     ] = "mean",
     temperature: Annotated[
-        float, typer.Option(help="Parameter of the rule adaptive: the lower, the more the badly served groups count.")
+        float, typer.Option(help="Parameter of the rule adaptive: lower gives badly served groups more weight.")
     ] = 0.1,
     alpha: Annotated[
         float, typer.Option(help="Parameter of the rule alpha: low approaches min, 0 is mean, high approaches max.")
@@ -130,7 +130,7 @@ def rewards(
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Creates a run that asks the clients of the groups to score rollouts (answers of a language model) with rewards.
+    """Creates a run whose clients give rewards to rollouts (answers of a language model).
 
     A trainer sends its rollouts to the run with pluralllm.align.FederatedReward.
     """
@@ -251,7 +251,7 @@ def spec_new(
 
 
 def new_spec(model: str = MODEL, width: int = WIDTH, preset: str = "default") -> str:
-    """Returns a run spec to start from, as TOML text: any group may take part, and a round needs at least two clients.
+    """Returns the text of a new run spec in TOML. Its values allow any group, and a round needs at least two clients.
 
     model: id of the embedding model. width: length of that model's vectors. preset: name of a set of default values.
     """

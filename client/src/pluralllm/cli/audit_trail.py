@@ -1,7 +1,8 @@
 """Verifies the audit log on the reader's machine, by its hash chain.
 
-Each audit entry holds the hash of the entry before it. The head is the hash of the last entry. An intruder in the coordinator
-can write a new chain that is consistent. But the new chain does not contain the head that the reader saw at the last reading.
+Each audit entry holds the hash of the entry before it. The head is the hash of the last entry. The reader's machine keeps the
+head of the last reading, because an intruder in the coordinator can write a new, consistent chain. Such a chain does not
+contain the head that the reader's machine kept.
 """
 
 import datetime
@@ -20,8 +21,8 @@ def verified_entries(remote: Remote, identity_folder: Path | None) -> tuple[list
     """Reads the audit log and verifies its hash chain.
 
     Returns the entries (oldest first), the hash of the last entry, and whether these entries are the whole log.
-    identity_folder: folder that keeps the last hash for the next reading. None for a connection in plain text, over which the
-    coordinator does not prove its identity.
+    identity_folder: folder that keeps the hash of the last entry for the next reading. None keeps no hash; use None for a
+    connection in plain text, because the coordinator does not prove its identity there.
     Raises AuditBroken if the chain is broken, or if the entry that came last at the previous reading has another hash now.
     """
     events, whole = remote.audit_events()

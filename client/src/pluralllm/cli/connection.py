@@ -85,7 +85,7 @@ def remote(coordinator: str | None) -> "Remote":
     """Returns an open connection to the coordinator, made with this person's identity.
 
     A certificate that is due for renewal is renewed first.
-    coordinator: an address that replaces the coordinator's usual address; None keeps the usual address.
+    coordinator: the address to connect to. None means the address in the identity or, in plain text, the default address.
     Raises NotJoined if the folder holds no identity; NotLoopback if plain text is used and the address is on another machine.
     """
     from pluralllm.operator.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it

@@ -38,9 +38,9 @@ def explain(
 
 
 def template(leaf: type[PluralError], name: str) -> str:
-    """Returns a sentence of an error class, with the name of each fact in angle brackets, such as <file>, in place of its value.
+    """Returns a text of an error class, in which placeholders such as <file> stand for the values of the error's fields.
 
-    leaf: the error class. name: the sentence to return, `why` or `fix`.
+    leaf: the error class. name: the text to return, `why` or `fix`.
     """
     pieces = string.Formatter().parse(str(getattr(leaf, name, "")))
     return "".join(text + ("" if field is None else f"<{field}>") for text, field, _, _ in pieces)

@@ -19,8 +19,8 @@ def now() -> datetime.datetime:
 def show(form: Form, value: Mapping[str, Any], *, as_json: bool, screen: Callable[[Any], Any]) -> None:
     """Prints a command's result: as JSON if `as_json` is set, otherwise as a screen for people.
 
-    form: name and fields of the JSON object. screen: makes the screen from the value, as text or as an object that rich can
-    print.
+    form: name and fields of the JSON object. value: the result. screen: function that turns the result into text, or into an
+    object that the library rich can print.
     """
     if as_json:
         print_json(form, value)

@@ -1,9 +1,9 @@
-"""The commands of `pluralllm` that other packages add, such as pluralllm-research.
+"""The commands that other packages, such as pluralllm-research, add to `pluralllm`.
 
 A package declares each command as an entry point of the group `pluralllm.commands`. The entry point's name is the command's
 name; `model.export` is the command `export` in the command group `model`. The entry point's value is a Typer application or a
-function with Typer's annotations. A command is imported only when it is typed, so `--help` stays quick. A command that
-cannot be imported does no harm to any other command.
+function with Typer's annotations. A command is imported only when it is typed, so `--help` stays quick. If a command cannot be
+imported, all other commands still work.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +25,7 @@ PURPOSE_OF_RESEARCH = "experiments, reports and rewards; partners and operators 
 
 @dataclass(frozen=True, slots=True)
 class ResearchCommand:
-    """A command of pluralllm-research. Its help line is stored here, so that `--help` can show the line and imports nothing."""
+    """A command of pluralllm-research. Its help line is stored here, so `--help` need not import the command."""
 
     name: str
     summary: str
@@ -33,7 +33,7 @@ class ResearchCommand:
 
     @property
     def requirement(self) -> str:
-        """The requirement that makes pip install the command and all its dependencies."""
+        """The text after `pip install` that installs the command and all its dependencies."""
         return f"{RESEARCH}[{self.extra}]" if self.extra else RESEARCH
 
 
@@ -87,8 +87,8 @@ def add_package_commands(group: TyperGroup, entry_points: Iterable[EntryPoint]) 
 def _place_of(name: str, group: TyperGroup) -> tuple[TyperGroup, str]:
     """Returns the command group that a command belongs to, and the command's name in that command group.
 
-    group: the whole command line. The command `model.export` is `export` in the command group `model`. If there is no command
-    group `model`, the command is `model.export` in `group`.
+    name: the command's full name. The name `model.export` means the command `export` in the command group `model`.
+    group: the whole command line. If it has no command group `model`, returns `group` and the full name `model.export`.
     """
     first, _, rest = name.partition(".")
     inner = group.commands.get(first)
@@ -117,8 +117,9 @@ def _refuse_missing(command: ResearchCommand) -> TyperCommand:
 
 
 def load_command(word: str, entry_points: list[EntryPoint]) -> TyperCommand | TyperGroup:
-    """Imports a command and returns it. word: the name under which the command was typed.
+    """Imports a command and returns it.
 
+    word: the name under which the command was typed. entry_points: all entry points that declare this command.
     Raises CommandBroken if the import fails, or if more than one package declares the command.
     """
     broken = partial(CommandBroken, command=_typed(entry_points[0].name), distribution=_providers(entry_points))

@@ -83,9 +83,9 @@ def _people(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _reasons(run: Mapping[str, Any]) -> list[RenderableType]:
-    """Returns one line with the reason for each client that is late, lost or away.
+    """Returns one line for each client that is late, lost or away. The line gives the reason.
 
-    Only the first MAX_REASONS clients get a line. A last line gives the number of clients that are left out, if there are any.
+    Only the first MAX_REASONS clients get a line. If there are more such clients, a last line gives the number of the others.
     """
     lines: list[RenderableType] = [
         cell(f"{person['client']}: {person['reason']}", "red" if person["state"] == "lost" else "yellow")
@@ -97,14 +97,14 @@ def _reasons(run: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def state(person: Mapping[str, Any]) -> str:
-    """Returns the state of a participant as text; while the participant works, the stage of the work and its progress."""
+    """Returns the state of a participant as text. While it works, the text is the stage and the progress of its work."""
     if person["state"] == "working" and person["stage"]:
         return f"{person['stage']} {person['progress']:.0%}"
     return str(person["state"])
 
 
 def trend(score: Mapping[str, Any] | None, earlier: Mapping[str, Any] | None) -> Text:
-    """Returns the change of an alignment score since the last evaluation, with an arrow; an empty text if a score is missing."""
+    """Returns an arrow and the change from the score `earlier` to `score`; an empty text if one of the two is None."""
     if score is None or earlier is None:
         return Text("")
     change = score["alignment_score"] - earlier["alignment_score"]
@@ -186,7 +186,8 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
 def keys_table(members: Sequence[Mapping[str, Any]], authority: str) -> Table:
     """Returns a table of the members' whole key fingerprints, for a comparison by phone.
 
-    authority: fingerprint of the certificate authority, which becomes the last line; empty if the connection is in plain text.
+    authority: fingerprint of the certificate authority, for the last line of the table. It is empty for a connection in plain
+    text.
     """
     table = Table("member", "fingerprint of the key", box=None, pad_edge=False)
     keys = [(MemberName.parse(member["name"]).member, member["key_sha256"]) for member in members]
@@ -231,7 +232,10 @@ def short(value: Any) -> str:
 
 
 def left(time: str | None, now: datetime.datetime) -> str:
-    """Returns the time left until `time` as text, in days or hours: "over" if `time` has passed, "-" for None."""
+    """Returns the remaining time until a moment as text, in days or hours.
+
+    time: the moment. The text is "over" if the moment has passed, and "-" if `time` is None.
+    """
     if time is None:
         return "-"
     seconds = (datetime.datetime.fromisoformat(time) - now).total_seconds()
@@ -241,7 +245,10 @@ def left(time: str | None, now: datetime.datetime) -> str:
 
 
 def age(time: str | None, now: datetime.datetime) -> str:
-    """Returns the time since `time` as text, in the largest unit that fits; "-" for None."""
+    """Returns the time that has passed since a moment as text, in the largest unit that fits.
+
+    time: the moment. The text is "-" if `time` is None.
+    """
     if time is None:
         return "-"
     seconds = max(0.0, (now - datetime.datetime.fromisoformat(time)).total_seconds())
@@ -262,6 +269,6 @@ def size(count: int) -> str:
 
 
 def cell(text: str, style: str = "") -> Text:
-    """Returns text from outside as one safe line: without markup and control characters, cut at the terminal's edge."""
+    """Returns a text as one line that is safe to print: markup has no effect, and a line that is too long is cut."""
     line = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
     return Text(line, style, no_wrap=True, overflow="ellipsis")

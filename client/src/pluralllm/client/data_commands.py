@@ -81,7 +81,7 @@ def pairs(
     out: Annotated[Path, typer.Option("--out", help="The JSONL file to write.")],
     margin: Annotated[float, typer.Option(min=0, max=1, help="Smallest difference of the two shares.")] = 0.05,
 ) -> None:
-    """Write the file's own preferences as pairs (prompt, chosen, rejected): each question's best and worst option."""
+    """Write the preferences in a private file as pairs (prompt, chosen, rejected): each question's best and worst option."""
     rows = [
         row for question in read_group(file) for row in ranked_pairs(question, question.shares, margin, every=False)
     ]
@@ -109,7 +109,7 @@ def check(
     spec: Annotated[Path | None, typer.Option(help="A run spec to check the number of questions against.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List every problem with its line number, and count the questions for a run. The exit code is 3 if there is a problem."""
+    """List every problem with its line number, and count the usable questions. The exit code is 3 if there is a problem."""
     checked = check_file(file)
     facts = _facts(checked, load_spec(spec) if spec is not None else None)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]

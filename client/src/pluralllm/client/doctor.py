@@ -28,7 +28,7 @@ def doctor(
     config: Annotated[Path | None, typer.Option("--config", help="The daemon's TOML file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check configuration, data, policy, disk, device, model folder and coordinator. The exit code is 3 if one is wrong."""
+    """Check configuration, data, policy, disk, device, model folder and coordinator. The exit code is 3 if a check fails."""
     if not print_checks(checks_of(load_config(ClientConfig, config, {})), as_json=as_json):
         raise typer.Exit(3)
 

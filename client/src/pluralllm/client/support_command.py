@@ -53,8 +53,8 @@ def _files(state: Path) -> Iterator[dict[str, Any]]:
 def _questions(data: Path, *, whole: bool) -> tuple[Question, ...]:
     """Returns the questions of the private file, which must not appear in the bundle.
 
-    whole: the bundle includes a log, so every question must be readable; InvalidArgument is raised if one is not. Without
-    `whole`, unreadable questions are left out.
+    whole: whether every question must be readable, because the bundle includes a log. If true, an unreadable question raises
+    InvalidArgument. If false, unreadable questions are left out.
     """
     try:
         checked = check_file(data)

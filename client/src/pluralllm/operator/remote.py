@@ -49,8 +49,9 @@ Values = dict[str, Any]
 class Remote:
     """A connection to one coordinator, with a method for each call.
 
-    A call raises the typed error that the coordinator answered with. If there is no answer, it raises the cause that a
-    diagnosis finds, or Unreachable. In every method that takes a run's name, `-` means the newest run.
+    A call raises the typed error that the coordinator answered with. If there is no answer, a diagnosis looks for the cause;
+    the call raises the error that the diagnosis finds, or Unreachable. In every method that takes a run's name, `-` means the
+    newest run.
     """
 
     def __init__(self, address: str, channel: grpc.Channel, identity: Identity | None) -> None:
@@ -128,7 +129,7 @@ class Remote:
         return self._pages("ListRuns", lambda token: pb.ListRunsRequest(page_size=PAGE_SIZE, page_token=token), "runs")
 
     def rounds(self, run: str, limit: int) -> list[Values]:
-        """Returns at most `limit` rounds of a run, newest first."""
+        """Returns the newest rounds of a run, newest first. limit: largest number of rounds to return."""
         size = min(limit, PAGE_SIZE)
         return self._pages(
             "ListRounds",
@@ -161,10 +162,10 @@ class Remote:
         *,
         needs_approval: bool,
     ) -> Invite:
-        """Invites a member, and returns the invite. The invite is secret, and valid for `ttl_s` seconds.
+        """Invites a member, and returns the invite, which is secret.
 
-        group_role: train or held_out (evaluated, never trained); None means train. needs_approval: whether an administrator
-        must approve the member after the member has joined.
+        ttl_s: time for which the invite is valid, in seconds. group_role: train or held_out (evaluated, never trained); None
+        means train. needs_approval: whether an administrator must approve the member after the member has joined.
         """
         request = pb.CreateInviteRequest(name=name, role=MEMBER_ROLES[role], group=group, needs_approval=needs_approval)
         if group_role is not None:
@@ -220,7 +221,10 @@ class Remote:
         return Remote.of_member(save_renewal(self._identity, key, response.certificate_chain_pem))
 
     def wait_for_event(self, run: str, after: int) -> None:
-        """Waits until the run has an event after sequence number `after`. Returns after WATCH_DEADLINE_S seconds in any case."""
+        """Waits for a new event of the run. Returns after WATCH_DEADLINE_S seconds in any case.
+
+        after: the sequence number of the last event that the caller knows; an event with a higher number is new.
+        """
         request = pb.WatchRunRequest(name=_run_name(run), after_sequence=after)
         stream = self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S)
         try:
@@ -240,10 +244,11 @@ class Remote:
         return plain(answer.model), answer.manifest.size_bytes, answer.spec_json
 
     def pull_model(self, model: ModelName, folder: Path, on_bytes: Callable[[int, int], None]) -> tuple[Values, bytes]:
-        """Downloads a model version to folder/model.safetensors. Returns the version's record and the run spec as JSON.
+        """Downloads a model version, and returns the version's record and the run spec as JSON.
 
-        on_bytes: callback (bytes done, bytes in all). A download that breaks off leaves a partial file in the folder, and the
-        next call continues from this file. Raises Corrupt if a chunk is wrong; StorageFull if the disk is full.
+        folder: the weights go to the file model.safetensors in this folder. on_bytes: callback (bytes done, bytes in all).
+        A download that breaks off leaves a partial file in the folder, and the next call continues from this file. Raises
+        Corrupt if a chunk is wrong; StorageFull if the disk is full.
         """
         answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)))
         manifest = manifest_from(answer.manifest, MAX_MODEL_BYTES)
@@ -277,7 +282,7 @@ class Remote:
     def _pages(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None
     ) -> list[Values]:
-        """Returns the items of all pages of a list, or the first `limit` items.
+        """Returns the items of all pages of a list. limit: largest number of items to return; None returns all.
 
         method: name of the RPC. request: makes a request from a page token. field: the field of the response that holds the
         items.
@@ -293,8 +298,9 @@ class Remote:
     ) -> tuple[list[Values], bool]:
         """Returns the items of at most MAX_PAGES pages, and whether the items are complete.
 
-        The items are complete if they are all items of the list, or its first `limit` items. The method has the parameters of
-        `_pages`.
+        The items are complete if they are all items of the list, or as many as `limit` allows.
+        method: name of the RPC. request: makes a request from a page token. field: the field of the response that holds the
+        items. limit: largest number of items to return; None returns all.
         """
         items: list[Values] = []
         token = ""

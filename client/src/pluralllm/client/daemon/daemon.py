@@ -120,8 +120,9 @@ class Daemon:
         return self._work is not None and not self._work.doing.done()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Runs until `stop` is set, or until a run ends if the configuration sets exit_when_run_over.
+        """Runs the daemon until `stop` is set.
 
+        If the configuration sets exit_when_run_over, the daemon also ends when a run ends.
         Raises the first error that no retry can mend, such as SessionReplaced or CertificateRevoked.
         """
         await self._worker.start()
@@ -224,9 +225,10 @@ class Daemon:
         )
 
     async def _drop_work(self, reason: str) -> None:
-        """Stops the work on the current task. An upload of the task's result first gets a short time to end.
+        """Stops the work on the current task. If the result is being uploaded, the upload first gets a short time to end.
 
-        Often the coordinator needs no more work on a task because the coordinator has just received the task's result.
+        This time is needed because the coordinator may end the task at the moment when it has received the whole result.
+        reason: why the work stops, for the log.
         """
         assert self._work is not None
         if self._work.stage == HANDING_IN:
@@ -296,7 +298,7 @@ class Daemon:
         return run
 
     async def _deliver(self, task: Task, run: JoinedRun) -> None:
-        """Makes an update or rewards, stores the result in the outbox, and uploads it until the coordinator gives a receipt."""
+        """Makes an update or rewards, stores the result in the outbox, and uploads it until its receipt comes."""
         waiting = await asyncio.to_thread(self._outbox.get, task.name)
         if waiting is None or waiting[0].base_digest != task.base_digest:
             base = await self._fetch(task)
@@ -321,9 +323,10 @@ class Daemon:
         log.info("update.committed", task=task.name, digest=entry.digest, examples=entry.examples, **entry.metrics)
 
     async def _produce(self, task: Task, run: JoinedRun, weights: Path) -> Entry:
-        """Lets the worker process make an update or rewards, and returns the outbox entry that describes them.
+        """Lets the worker process make an update or rewards, and returns the outbox entry that describes the result.
 
-        weights: file of the model version that the task starts from. The worker writes its result to the file `Drafts.delta`.
+        weights: file of the model version that the task starts from. The worker writes the result to the draft file
+        (`Drafts.delta`).
         """
         on_progress = self._progress(task)
         await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)

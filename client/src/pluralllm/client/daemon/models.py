@@ -24,8 +24,8 @@ class Models:
     async def fetch(self, task: Task) -> Path:
         """Downloads the base version of a task (the model version that the work starts from), and returns its file.
 
-        Raises HistoryDiverged if the version contradicts the run's history. If the download fails, raises Corrupt,
-        DigestMismatch, StaleSession, StorageFull or Unreachable.
+        Raises HistoryDiverged if the version contradicts the history of versions that this client has seen. If the download
+        fails, raises Corrupt, DigestMismatch, StaleSession, StorageFull or Unreachable.
         """
         path = self._folder / task.base_digest
         link = await self._transport.fetch_model(task.run, task.base_version, task.base_digest, path)

@@ -1,4 +1,4 @@
-"""The partner's policy: limits that hold whatever a coordinator asks for.
+"""The partner's policy: limits on the tasks that this client does. No coordinator can change the limits.
 
 The partner writes the file policy.toml. `check_task` only compares values: it reads and changes no file.
 """

@@ -53,7 +53,8 @@ class Renewal:
     async def true_cause(self, error: PluralError) -> PluralError:
         """Returns the error that explains why a call failed with `error`, or `error` itself if no other explanation is found.
 
-        A refused TLS handshake looks like a dead coordinator, and a wrong clock looks like an expired certificate.
+        The explanation is needed because a refused TLS handshake looks like a dead coordinator. A wrong clock looks like an
+        expired certificate.
         If no retry can mend the error that was found, the method raises this error instead of returning it.
         """
         if self._identity is None or not isinstance(error, Unreachable | CertificateExpired | CertificateNotYetValid):

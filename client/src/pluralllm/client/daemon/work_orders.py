@@ -11,7 +11,7 @@ from pluralllm.common.words.spec import RunSpec
 
 
 class WorkOrders:
-    """Makes the orders for one client's worker process. It only makes values: it touches no file and no process."""
+    """Makes the orders for one client's worker process. The methods only return values: they touch no file and no process."""
 
     def __init__(self, config: ClientConfig, partner: Partner, state: Path, drafts: Drafts) -> None:
         self._config, self._partner, self._drafts = config, partner, drafts
@@ -20,8 +20,8 @@ class WorkOrders:
     def prepare(self, spec: RunSpec, spec_json: bytes) -> Prepare:
         """Returns the order to prepare a run: to read, check and embed the private data.
 
-        spec_json: the canonical JSON of `spec`. A role that the run spec gives to this group replaces the role in the partner's
-        identity.
+        spec_json: the canonical JSON of `spec`. If the run spec gives this group a role, the order has that role; otherwise the
+        order has the role in the partner's identity.
         """
         config, partner = self._config, self._partner
         model_path = config.embedding_model_path
@@ -37,7 +37,10 @@ class WorkOrders:
         )
 
     def train(self, task: Task, base: Path) -> Train:
-        """Returns the order to train from the weights in the file `base`; the worker writes the update to `Drafts.delta`."""
+        """Returns the order to train, and to write the update to the draft file (`Drafts.delta`).
+
+        base: file of the weights that the training starts from.
+        """
         return Train(
             spec_sha256=task.spec_sha256,
             base=base,
@@ -49,7 +52,10 @@ class WorkOrders:
         )
 
     def reward(self, task: Task, weights: Path, rollouts_json: bytes) -> Reward:
-        """Returns the order to score a batch of rollouts with the model in `weights`; the rewards go to `Drafts.delta`."""
+        """Returns the order to score a batch of rollouts, and to write the rewards to the draft file (`Drafts.delta`).
+
+        weights: file of the model version that scores. rollouts_json: the batch, as JSON text.
+        """
         return Reward(
             spec_sha256=task.spec_sha256,
             weights=weights,

@@ -19,9 +19,9 @@ MAX_NAMES_SHOWN = 8
 def import_globalopinionqa(path: Path, group: str) -> tuple[Question, ...]:
     """Imports one country (`group`) of the data set `Anthropic/llm_global_opinions` (arXiv 2306.16388) from its CSV file.
 
-    A row is left out if its question or an option is empty, or if it has fewer than two options or two equal options. A row is
-    also left out if it has no answers of the country. A question that occurs in several survey waves with the same options
-    becomes one question with the mean of the waves' shares.
+    A row is left out if its question or an option is empty, or if the country has no answers to it. A row is also left out if
+    it has fewer than two options, or if two of its options are equal. If several survey waves ask a question with the same
+    options, the result has one such question. Its shares are the mean of the waves' shares.
     Raises InvalidData if the file cannot be read, has another layout, or does not name the group.
     """
     waves: dict[tuple[str, tuple[str, ...]], list[list[float]]] = {}
@@ -51,7 +51,7 @@ def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question
     folder: the folder human_resp, or one survey wave in it. Each wave has two files. info.csv has the columns key, question,
     references (a list of options) and perhaps option_ordinal. responses.csv has one column for each key, columns for attributes
     such as POLPARTY, and perhaps weights in a column WEIGHT_*.
-    attribute, value: only rows with this value in the column `attribute` count.
+    attribute: name of a column in responses.csv. value: only rows with this value in that column count.
     Raises InvalidData if a file cannot be read, has another layout, or if no row has this value.
     """
     infos = sorted(folder.glob("*/info.csv")) or sorted(folder.glob("info.csv"))
@@ -91,7 +91,7 @@ def import_responses(path: Path, group: str | None, options: Path | None) -> tup
     """Imports single answers (one row for each respondent and question), and counts them for each question.
 
     path: CSV, JSONL or Parquet with the fields question and answer, and perhaps the fields group and weight.
-    group: only rows with this group count; with None, all rows count.
+    group: only rows of this group count. None means that all rows count.
     options: JSON file with an object that maps each question to its list of options. If it is None, the options of a question
     are its answers in order of their first appearance.
     Rows with an empty answer are left out.
@@ -143,7 +143,7 @@ def _mean(distributions: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _selections(text: str) -> dict[str, list[float]]:
-    """Parses the column `selections`. Returns, for each country, the share of people who chose each option.
+    """Parses the column `selections`. Returns one list for each country: the share of respondents who chose each option.
 
     The data set writes the column as the text of a Python defaultdict. The text between the outer braces is a dict literal.
     """
@@ -154,8 +154,8 @@ def _selections(text: str) -> dict[str, list[float]]:
 def _ordinal_scale(ordinal: Any, options: tuple[str, ...]) -> tuple[float | None, ...] | None:
     """Returns the position of each option on the question's scale, or None if the question has no scale.
 
-    OpinionQA lists fewer positions than options if the last options (such as "refused") are off the scale; their position is
-    None.
+    OpinionQA lists fewer positions than options if the last options (such as "refused") are off the scale. Such options get the
+    position None.
     """
     if not isinstance(ordinal, list) or not ordinal:
         return None

@@ -67,8 +67,9 @@ def candidates_of(row: Mapping[str, Any], group: str | None = None) -> tuple[Que
 def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
     """Imports the preferences of one group from JSONL, Parquet or CSV; adds up the votes of rows with equal candidates.
 
-    group: only rows with this value in the column `group` count, or this group's votes if votes are listed by group. With None,
-    all rows count. Raises InvalidData if the file cannot be read, a row is faulty, or no row belongs to the group.
+    group: only rows with this value in the column `group` count. If votes are listed by group, only this group's votes count.
+    None means that all rows count. Raises InvalidData if the file cannot be read, a row is faulty, or no row belongs to the
+    group.
     """
     counts: dict[tuple[str, tuple[str, ...]], dict[str, float]] = {}
     groups: set[str] = set()
@@ -143,7 +144,8 @@ def _last_text(value: Any) -> str:
 def _before_last(conversation: Any) -> str:
     """Returns the messages of a conversation before its last message, as one text.
 
-    Some data sets have no column for the prompt. They repeat the prompt in the chosen and in the rejected conversation.
+    These messages serve as the prompt, because some data sets have no column for the prompt. Such data sets repeat the prompt
+    in the chosen and in the rejected conversation.
     """
     return (
         "\n".join(_last_text(message) for message in conversation[:-1])
@@ -153,7 +155,7 @@ def _before_last(conversation: Any) -> str:
 
 
 def _raw_votes(row: Mapping[str, Any], group: str | None) -> Any:
-    """Returns the votes of a row as the row has them, or None if the row has no votes.
+    """Returns the votes of a row unchanged and unchecked, or None if the row has no votes.
 
     If votes are listed by group, returns the votes of `group`. Raises ValueError if votes are listed by group and `group` is
     None, or if the text of a CSV field is not JSON.
@@ -199,6 +201,9 @@ def _groups_of(row: Mapping[str, Any]) -> set[str]:
 
 
 def _scale(row: Mapping[str, Any], options: int) -> tuple[float | None, ...] | None:
-    """Returns the row's scale if the scale has one position for each option, otherwise None. options: number of options."""
+    """Returns the position of each option on the row's scale, or None if the scale has not one position for each option.
+
+    options: number of options.
+    """
     scale = row.get("scale")
     return tuple(scale) if isinstance(scale, list | tuple) and len(scale) == options else None

@@ -44,9 +44,10 @@ class PrivateTexts:
         )
 
     def redacted_log(self, text: str) -> str:
-        """Returns the text of a log as `redacted` does, but leaves out all lines that are not JSON objects.
+        """Returns a log without secrets such as keys; a mark replaces each line that contains a text of the private file.
 
-        A line that is not JSON (a library's warning, a stack trace) may quote a private text in any form.
+        Lines that are not JSON objects are left out, because such a line (a library's warning, a stack trace) may quote a
+        private text in any form.
         """
         kept = [line for line in text.splitlines(keepends=True) if _facts(line) is not None]
         left_out = len(text.splitlines()) - len(kept)
@@ -65,7 +66,7 @@ def _unescaped(escaped: re.Match[str]) -> str:
 
 
 def _facts(line: str) -> Any:
-    """Returns the value of a line that is a JSON object, and None for any other line."""
+    """Parses a line of a log. Returns the JSON object in the line, or None if the line is no JSON object."""
     if not line.lstrip().startswith("{"):
         return None
     try:
@@ -75,7 +76,7 @@ def _facts(line: str) -> Any:
 
 
 def _opened(line: str) -> str:
-    """Returns a line of JSON followed by all its strings without JSON's escapes, and any other line unchanged.
+    """Returns a JSON line, followed by all its strings without JSON's escapes. Returns any other line unchanged.
 
     If a string is itself a JSON object, the strings inside this object follow, too.
     """

@@ -148,15 +148,16 @@ def sample_groups(count: int, questions_per_group: int, seed: int) -> dict[Group
 
 
 def _settlements() -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """Yields more invented groups without end: a name, and the group's position on each of the five values, shape (values,)."""
+    """Yields invented groups without end: each group's name, and its position on each of the five values, shape (values,)."""
     for number in itertools.count(len(GROUPS) + 1):
         yield f"Settlement {number}", np.random.default_rng(number).uniform(-1, 1, len(VALUES))
 
 
 def _items() -> list[_Item]:
-    """Returns all questions of the survey: first each statement in each frame, then the choices between options.
+    """Returns all questions of the survey: first the questions about a statement, then the questions about a first concern.
 
-    A frame is the wording of a question with a gap for a statement, and the question's options.
+    Every statement is put into every frame. A frame is the wording of a question with a gap for a statement, and the question's
+    options.
     """
     items = []
     for (frame, options, off_scale), (statement, loadings) in itertools.product(FRAMES, STATEMENTS):
@@ -169,7 +170,7 @@ def _items() -> list[_Item]:
 
 
 def _answer(item: _Item, values: NDArray[np.float64], rng: np.random.Generator) -> Question:
-    """Returns the item as a question with the shares of a group.
+    """Returns the item's question with a group's answers: one share (a number from 0 to 1) for each option.
 
     values: the group's position on each of the five values, shape (values,). rng: random numbers for the shift of the answers.
     """
@@ -191,6 +192,6 @@ def _answer(item: _Item, values: NDArray[np.float64], rng: np.random.Generator) 
 
 
 def _normalized(shares: NDArray[np.float64]) -> tuple[float, ...]:
-    """Returns shares, shape (options,), scaled to the sum 1."""
+    """Returns the shares scaled to the sum 1. shares: one share for each option, shape (options,)."""
     exact = shares / shares.sum()
     return tuple(float(share) for share in exact)

@@ -11,7 +11,7 @@ from pluralllm.common.trust.identity import Identity
 
 
 class CachedDiagnosis:
-    """A cache around `diagnose`: it keeps the last result for `keep_s` seconds."""
+    """A cache around the function `diagnose`, which it calls again only when the last result is too old."""
 
     def __init__(
         self,

@@ -16,9 +16,9 @@ DAY_S = 86_400.0
 
 
 def connection_checks(load: Callable[[], Identity]) -> Iterator[Check]:
-    """Yields the check of the certificate, then all other checks of the connection, whether they pass or not.
+    """Runs the checks of the connection and yields the result of each: first of the certificate, then of all others.
 
-    load: reads the identity. If `load` fails, only the check of the certificate is yielded, as a failed one.
+    load: reads the identity. If `load` raises an error, the check of the certificate fails, and no other check runs.
     """
     identities: list[Identity] = []
 
@@ -73,7 +73,7 @@ def _enrolment_port(identity: Identity) -> Check:
 
 
 def _clock(identity: Identity) -> Check:
-    """Checks that this machine's clock is close to the coordinator's."""
+    """Checks that this machine's clock is close to the coordinator's clock."""
     skew_s = time.time() - facts_of_server(identity).time_s
     ok = abs(skew_s) < BACKDATE_S / 2
     return Check("clock", ok, f"{skew_s:+.1f} s off the coordinator's", "" if ok else "set the clock (NTP)")

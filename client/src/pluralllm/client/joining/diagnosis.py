@@ -45,8 +45,8 @@ class Cause:
 def diagnose(identity: Identity) -> Cause | None:
     """Finds the cause that keeps this member from reaching its coordinator. Returns None if no cause is found.
 
-    The diagnosis asks the coordinator's enrolment port first, which knows whether the certificate is revoked and what time it
-    is. Then the diagnosis tries a TLS handshake with the main port. A diagnosis takes some seconds at most and changes nothing.
+    First, the diagnosis asks the coordinator's enrolment port for the time and whether the certificate is revoked. Then the
+    diagnosis tries a TLS handshake with the main port. A diagnosis takes some seconds at most and changes nothing.
     """
     try:
         verdict = _ask(identity)

@@ -1,6 +1,6 @@
 """Calls to the coordinator's enrolment port.
 
-The calls need no client certificate, because the caller may have no certificate, or one that the main port refuses.
+The calls need no client certificate, because the caller may have no certificate, or a certificate that the main port refuses.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ DEADLINE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The coordinator's answer to a member that joins: its certificate chain, its role and its group."""
+    """The coordinator's answer to a member that joins: the member's certificate chain, role and group."""
 
     chain_pem: bytes  # certificate, then the intermediate
     role: MemberRole

@@ -8,8 +8,8 @@ from pluralllm.common.words.ids import RunId
 def next_state(path: Path) -> Path:
     """Returns the path of the new state that a training writes beside the state at `path`.
 
-    The new state replaces the old one when the round's update has its receipt. Until then, a repeated training of the round
-    starts from the old state again.
+    The new state replaces the old state when the coordinator has given the receipt for the round's update. Until then, a
+    repeated training of the round starts from the old state again.
     """
     return path.with_name(f"{path.name}.next")
 

@@ -1,4 +1,4 @@
-"""The history of model versions that this client has seen, for each run. A coordinator cannot change it unnoticed."""
+"""The history of model versions that this client has seen, for each run. The client notices if a coordinator changes it."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ class History:
         """Compares the hashes of a model version with the run's history, then adds the model version to the history.
 
         link: the hashes of the version's record and of its parent's record, which came with the model version.
-        task_record_sha256: the hash of the version's record that the client's task states.
+        task_record_sha256: the hash of the version's record, as stated in the client's task.
         Raises HistoryDiverged if the task states another hash than `link`, or if the history already holds another hash for the
         version or for its parent.
         """

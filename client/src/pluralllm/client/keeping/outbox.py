@@ -14,7 +14,7 @@ from pluralllm.common.words.ids import Digest, RunId, TaskId
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The facts about one finished update, or about the rewards of one batch."""
+    """The description of one finished update, or of the rewards for one batch of rollouts."""
 
     task: TaskId
     run: RunId
@@ -26,9 +26,10 @@ class Entry:
 
 
 class Outbox:
-    """A folder with two files for each result of a task: the delta or rewards, and a JSON file with the facts about them.
+    """A folder with two files for each result of a task: the delta or rewards, and a JSON file with the entry.
 
-    The methods call every result an update. The JSON file is written last, so that an update is either complete or absent.
+    The entry describes the result. The methods call every result an update, and its file a delta. The JSON file is written
+    last, so that an update is either complete or absent.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +41,7 @@ class Outbox:
     def put(self, entry: Entry, delta: Path) -> None:
         """Moves the file `delta` into the outbox. The update is durable when this method returns.
 
-        entry: the facts about the update. Raises StorageFull if the disk is full.
+        entry: the description of the update. Raises StorageFull if the disk is full.
         """
         with storage_errors("the outbox"):
             publish(delta, self.delta(entry.task))
@@ -48,9 +49,9 @@ class Outbox:
         self._count()
 
     def get(self, task: TaskId) -> tuple[Entry, Manifest] | None:
-        """Returns the update of a task: its facts and the manifest of its delta. Returns None if the outbox has no such update.
+        """Returns the update of a task: its entry and the manifest of its delta. Returns None if the outbox has no such update.
 
-        If the delta's file no longer has the digest in the facts, deletes the update and returns None.
+        If the digest of the delta's file differs from the digest in the entry, deletes the update and returns None.
         """
         facts = self._facts(task)
         if not facts.is_file():
@@ -63,7 +64,7 @@ class Outbox:
         return entry, manifest
 
     def pending(self) -> Iterator[Entry]:
-        """Yields the facts about every update that has no receipt yet."""
+        """Yields the entry of every update that has no receipt yet."""
         for path in sorted(self._folder.glob("*.json")):
             yield Entry(**json.loads(path.read_bytes()))
 

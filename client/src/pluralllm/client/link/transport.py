@@ -209,7 +209,7 @@ class Transport:
         return response.spec_json
 
     async def rollouts(self, task: TaskId) -> bytes:
-        """Returns the batch of rollouts that a reward task scores, as JSON for `read_rollouts`.
+        """Returns the batch of rollouts for a reward task, as JSON that the function `read_rollouts` reads.
 
         Raises LeaseLost if this client no longer holds the task's lease.
         """
@@ -217,7 +217,7 @@ class Transport:
         return response.rollouts_json
 
     async def fetch_model(self, run: RunId, version: ModelVersion, digest: Digest, target: Path) -> VersionLink:
-        """Downloads a model version to `target` unless the file is there, and returns the version's link in the hash chain.
+        """Downloads a model version to the file `target` unless this file exists. Returns the version's link in the hash chain.
 
         A download that breaks off leaves a partial file beside `target`, and the next call continues from this file.
         Raises DigestMismatch if the coordinator's version does not have the expected `digest`; StorageFull if the disk is full.
@@ -269,10 +269,11 @@ class Transport:
         """Uploads the missing chunks of an update and commits the update. Returns when the coordinator has given its receipt.
 
         path: file of the delta. manifest: size and hashes of that file. base: digest of the model version that the update
-        starts from. examples: the update's weight in the mean.
+        starts from. examples: the update's weight in the mean of all updates. metrics: numbers about the training, by name.
         If a call fails for a reason that may pass, the upload starts again with BeginUpdate. The coordinator's answer to
-        BeginUpdate says whether there is a receipt already. So a restarted coordinator gets the update again, and a coordinator
-        whose disk is full gets time. Raises the errors that the proto file lists for BeginUpdate, PutChunks and CommitUpdate.
+        BeginUpdate says whether there is a receipt already. An update therefore also reaches a coordinator that restarts, or
+        whose disk is full for some time. Raises the errors that the proto file lists for BeginUpdate, PutChunks and
+        CommitUpdate.
         """
         begin = pb.BeginUpdateRequest(
             task=task,
@@ -323,7 +324,10 @@ class Transport:
     async def report_failure(
         self, task: TaskId, reason: str, message: str, *, permanent: bool, deadline_s: float = CALL_DEADLINE_S
     ) -> None:
-        """Reports that a task failed. reason: the error's code. permanent: whether another attempt here would fail, too."""
+        """Reports that a task failed.
+
+        reason: the error's code. message: the error's text. permanent: whether another attempt on this machine would fail, too.
+        """
         kind = pb.FAILURE_KIND_PERMANENT if permanent else pb.FAILURE_KIND_TRANSIENT
         request = pb.ReportFailureRequest(task=task, kind=kind, reason=reason, message=message)
         request.instance_id = self._instance

@@ -69,6 +69,6 @@ class ClientConfig(ProcessConfig):
 
     @property
     def policy_file(self) -> Path | None:
-        """The file with the partner's policy; None if there is no file, so that the default policy holds."""
+        """The file with the partner's policy. None if there is no such file; then the default policy holds."""
         default = self.state_dir / "policy.toml"
         return self.policy or (default if default.is_file() else None)

@@ -22,7 +22,7 @@ CANCEL = "cancel"
 
 
 class Cancelled(Exception):
-    """The error that ends the work on a command which the parent process has cancelled."""
+    """The error that ends the work on a command after the parent process has cancelled the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,10 @@ class Action(Generic[OrderT, ResultT]):
     work: Callable[[Report, OrderT], ResultT]
 
     def answer(self, report: Report, fields: dict[str, Any]) -> dict[str, Any]:
-        """Does the work of one order. fields: the order's fields, as JSON values. Returns the fields of the result."""
+        """Does the work of one order, and returns the fields of the result.
+
+        report: callback (stage, done, all) for the progress. fields: the order's fields, as JSON values.
+        """
         return fields_of(self.work(report, self.command.read_order(fields)))
 
 

@@ -1,7 +1,8 @@
-"""Loss functions of training, for a batch with rows of many clients, and each client's distance from the base model of a round.
+"""Loss functions for training, and the distance between a base model's predictions and each client's answers.
 
-A round's base model is the model version that the round trains from. Shapes: B rows of the batch, T target points (one for each
-option of each target question), Q target questions. Rows with fewer points are padded; padding does not count.
+A round's base model is the model version that the round trains from. A batch has rows of one or more clients.
+Shapes: B rows of the batch, T target points (one for each option of each target question), Q target questions. Rows with fewer
+points are padded; padding does not count.
 """
 
 import math
@@ -30,8 +31,8 @@ def prediction_loss(predicted: Prediction, batch: Batch, training: Training, cli
     detached predicted shares is added, so that the predicted spread is trained, too.
     alignment: the loss cross_entropy, plus the Jensen-Shannon distance of each question; the alignment score is 1 minus this
     distance.
-    The losses cross_entropy and alignment compare with true shares that `target_temperature` softens; the gaussian loss uses
-    the true shares unchanged.
+    The losses cross_entropy and alignment compare with true shares that are softened by training.target_temperature. The
+    gaussian loss uses the true shares unchanged.
     """
     log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (B, T)
     y = batch.target_shares  # (B, T)
@@ -58,7 +59,7 @@ def softened(batch: Batch, temperature: float) -> Tensor:
     """Returns the target shares to the power 1 / temperature, scaled to the sum 1 over each question.
 
     Shape: (B, T), B rows of the batch, T target points.
-    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2. A softmax of logits / temperature changes shares in the same way.
+    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2. A softmax of logits / temperature gives the same shares.
     """
     if temperature == 1:
         return batch.target_shares
@@ -85,8 +86,8 @@ def smooth_js_distances(log_shares: Tensor, y: Tensor, batch: Batch) -> Tensor:
 def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[float, ...]:
     """Returns each client's mean Jensen-Shannon distance between predicted and true shares, over the client's target questions.
 
-    The distance uses the natural logarithm, so its range is 0 .. sqrt(ln 2). The batch's rows are ordered as in
-    `prediction_loss`.
+    The distance uses the natural logarithm, so its range is 0 .. sqrt(ln 2). The batch has equally many rows for each client:
+    first the rows of the first client, then the rows of the second, and so on.
     For the predictions of the first local step, the distance is 1 - alignment score of the round's base model. The distance
     costs almost nothing, because training makes these predictions anyway (with dropout, if the run spec sets any).
     """

@@ -60,7 +60,7 @@ class TrainedUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The order to predict the group's shares of the candidates of each prompt, and to write the shares to the file `out`."""
+    """The order to predict the group's share for each candidate of each prompt, and to write the shares to the file `out`."""
 
     spec_sha256: Digest
     weights: Path

@@ -86,7 +86,9 @@ def train(
     residual: Path,
     on_step: Progress,
 ) -> Trained:
-    """Trains the weights in the file `base`, and writes delta = local - global to the file `out` (not yet durable).
+    """Trains the weights in the file `base`, and writes the delta to the file `out` (not yet durable).
+
+    The delta is the trained weights minus the weights in `base`.
 
     first_step: number of local steps of the run before this round; learning rate and episode sizes depend on this number.
     optimizer_state: file of this client's optimizer moments in this run. If the run spec keeps the moments, the file is read
@@ -151,9 +153,9 @@ def _write(out: Path, spec: RunSpec, layout: Layout, delta: Delta, seed: int, re
 
 
 def _kept(residual: Path, values: int) -> Delta:
-    """Returns the residual of earlier rounds, shape (values,): one value for each parameter of the model.
+    """Returns the residual of earlier rounds (the part of earlier updates that rounding took away), shape (values,).
 
-    Returns zeros if there is no file, or if the file has another number of values.
+    values: number of the model's parameters. Returns zeros if there is no file, or if the file has another length.
     """
     if not residual.is_file() or residual.stat().st_size != values * np.dtype("<f4").itemsize:
         return np.zeros(values, np.float32)
@@ -161,7 +163,7 @@ def _kept(residual: Path, values: int) -> Delta:
 
 
 def rounding(seed: int) -> np.random.Generator:
-    """Returns the random numbers that round an update. They are independent of the random numbers that draw the episodes."""
+    """Returns the random generator for rounding an update. Its numbers are independent of those that draw the episodes."""
     return np.random.default_rng([seed, 1])
 
 
@@ -170,7 +172,7 @@ def draw_episodes(
 ) -> list[tuple[GroupData, Episode]]:
     """Draws the episodes of one local step, each with the group's data that it trains on.
 
-    usable: numbers of the questions to draw from. step: number of the local step, counted from 0 over the whole run. If the run
+    usable: indices of the questions to draw from. step: number of the local step, counted from 0 over the whole run. If the run
     spec sets sharpness_spread, an episode's data have shares that are randomly sharpened or flattened.
     """
     sizes, spread, episodes = step_sizes(spec.seed, step), spec.training.sharpness_spread, []
@@ -259,8 +261,8 @@ def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: in
 def reward_context(spec: RunSpec, data: GroupData) -> list[Question]:
     """Returns a selection of the group's answered questions, from which the group's rewards are predicted.
 
-    The run spec sets the number of questions; a group that has fewer gives all its questions. The selection depends only on the
-    run's seed and the group.
+    The run spec sets the number of questions; if the group has fewer, all its questions are returned. The selection depends
+    only on the run's seed and the group.
     """
     assert spec.rewards is not None
     key = hashlib.sha256(f"rewards/{spec.seed}/{data.group}".encode()).digest()

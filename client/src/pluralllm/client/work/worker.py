@@ -119,7 +119,7 @@ class LocalWork:
         )
 
     def reward(self, report: Report, order: Reward) -> Rewards:
-        """Predicts the group's shares of the candidates of each prompt, and writes the shares to the order's file `out`.
+        """Predicts the group's share for each candidate of each prompt, and writes the shares to the order's file `out`.
 
         The predictions start from a seeded selection of the group's answers.
         """
