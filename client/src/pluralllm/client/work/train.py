@@ -65,7 +65,7 @@ def pick_device(name: str) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The facts about one training. The delta itself is in a file."""
+    """The numbers that one training results in, and the manifest of the delta's file."""
 
     manifest: Manifest  # size and hashes of the delta's file
     examples: int  # training questions of the group: the update's weight, the same in every round
