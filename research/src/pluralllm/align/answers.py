@@ -18,7 +18,7 @@ _SHARE = re.compile(r"^(.+?)\s*[:=]\s*([0-9]*\.?[0-9]+)\s*(%?)$")
 
 
 def text_of(message: str | Messages) -> str:
-    """Returns a plain text as it is, or the text of the last message if `message` is a conversation.
+    """Returns the text of a message; for a conversation, the text of its last message.
 
     If the content of the last message is a list of parts, the texts of the parts are joined.
     """

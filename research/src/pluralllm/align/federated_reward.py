@@ -47,9 +47,9 @@ class FederatedReward:
 
         coordinator: an open connection, or the folder of an administrator's identity, which `pluralllm join` wrote.
         run: name of a run that `pluralllm run rewards` created; its spec holds quorum, deadline and aggregation rule.
-        columns: names of the data set's columns. form: name of the reward form, see reward_forms.
+        columns: names of the data set's columns. form: name of a reward form (a function in reward_forms.py).
         no_option: reward of a completion that names no option; None leaves the completion out of the training step.
-        timeout_s: longest time for one batch, in seconds; the time in which earlier batches are answered counts too.
+        timeout_s: longest time for one batch of completions, in seconds. The wait for earlier batches counts too.
         Raises InvalidArgument for an unknown form; InvalidConfig for a damaged identity.
         """
         self._remote = coordinator if isinstance(coordinator, Remote) else _connected(Path(coordinator).expanduser())
@@ -65,7 +65,8 @@ class FederatedReward:
         """Returns one reward for each completion; None for a completion that cannot be scored.
 
         Every reward is None if too few groups answered. columns: further columns of the data set, by name, as TRL passes them.
-        Raises the coordinator's error if it refuses the batch; Unreachable if the batch takes longer than timeout_s.
+        Raises the coordinator's error if the coordinator refuses the batch of completions. Raises Unreachable if the batch
+        takes longer than the timeout that the constructor got.
         """
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
         asked = _asked(rollouts)
@@ -79,7 +80,7 @@ class FederatedReward:
     async def _shares(self, asked: dict[Question, Candidates]) -> dict[Question, list[float]]:
         """Returns the aggregated shares of each question's candidates, by question; an empty dict if the round was abandoned.
 
-        asked: the batch's questions, each with its candidates. Raises Unreachable if there is no answer after timeout_s.
+        asked: the questions, each with its candidates. Raises Unreachable if there is no answer before the timeout.
         """
         raw = write_rollouts(asked.values())
         try:
@@ -97,9 +98,10 @@ class FederatedReward:
         return {question: shares.tolist() for question, shares in zip(asked, by_question, strict=True)}
 
     async def _answer(self, raw: bytes) -> dict[str, Any]:
-        """Sends the batch `raw` as a round of the reward run, and returns the result when the round has ended.
+        """Sends a batch of questions as a round of the reward run, and returns the result when the round has ended.
 
-        While the run works on another batch or the coordinator is unreachable, the method sends the batch again each second.
+        raw: the encoded batch. The method sends the batch again each second while the run works on another batch or the
+        coordinator is unreachable.
         Raises WrongPhase if the run is paused, has ended or has not started.
         """
         while True:

@@ -1,6 +1,6 @@
 """Rewards a completion by the share of a group that is predicted to prefer it, for GRPOTrainer and other trainers of TRL.
 
-Cost: each group's context is read once; a call embeds only new texts and scores all texts in one pass.
+Each group's context is read once. A call embeds only new texts and scores all texts in one pass.
 """
 
 from collections import Counter
@@ -100,8 +100,8 @@ class GroupReward:
 
         The attribute `unscored` counts the completions that could not be scored, by reason.
         columns: further columns of the data set, by name, as TRL passes them. of_group: the group that every completion is
-        scored for. If it is None, the group is the one given to the constructor or, if none was given, the one that each
-        example names.
+        scored for. None means the group that the constructor got; if the constructor got no group, each example names its
+        group.
         """
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
         groups = self._groups(len(rollouts), columns) if of_group is None else [of_group] * len(rollouts)
@@ -129,7 +129,7 @@ class GroupReward:
     def predict(self, keys: Sequence[Key]) -> dict[Key, PredictedAnswer]:
         """Returns the predicted answer for each key, a pair of a group and a question.
 
-        The shares that the question itself carries are not used.
+        If a question in `keys` has true shares, they are not used.
         """
         answers: dict[Key, PredictedAnswer] = {}
         for group, predictor in self._predictors.items():

@@ -42,7 +42,8 @@ class PluralConfig(PretrainedConfig):  # type: ignore[misc]
         """Creates the configuration of a published model; a section that is missing gets its default.
 
         predictor, embedding: sections of the run spec. They are validated when a PluralPredictor is made of the configuration.
-        context_questions: number of context questions the model was scored with. min_context: least number it can be used with.
+        context_questions: number of context questions that the model was scored with. min_context: least number of context
+        questions for a prediction.
         weights_sha256: digest of the weights. run, version: name of the run and number of the model version.
         others: further settings of transformers.
         """
@@ -78,7 +79,7 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
 
     @property
     def contract(self) -> Embedding:
-        """Embedding section of the run spec, by which texts become the predictor's inputs.
+        """Embedding section of the run spec, which says how texts become the predictor's inputs.
 
         The section names the embedding model and the templates that the texts are put into.
         """

@@ -1,8 +1,9 @@
 """Reward forms: functions that measure how well an answer suits a group, as a number between 0 and 1.
 
-The answer and the group's opinion are each given as shares of the same options. The forms come from the follow-up work on
-PluralLLM (arXiv 2512.08786, arXiv 2604.04261), scaled to one range. If the answer is a single option, `probability` and
-`kl` are equal. In shapes, O is the number of options.
+A form gets two arrays, the answer's shares and the group's shares. Each array has one share (a number from 0 to 1) for each
+option of a question. The forms come from the follow-up work on PluralLLM (arXiv 2512.08786, arXiv 2604.04261); here all of
+them are scaled to the range from 0 to 1. If the answer is a single option, the forms `probability` and `kl` give the same
+number. In shapes, O is the number of options.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,8 @@ def probability(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 def wasserstein(answer: Shares, group: Shares, scale: Scale = None) -> float:
     """Returns 1 - d / m: d is the Wasserstein-1 distance between answer and group, m the greatest possible distance.
 
-    An answer close to the group's answer on the scale gets a high reward. scale: positions of the options; None: the order of
-    the options is the scale. If fewer than two options have a position, the reward is 0.
+    An answer close to the group's answer on the scale gets a high reward. scale: the position of each option; None means that
+    the options are one step apart, in their order. If fewer than two options have a position, the reward is 0.
     """
     score = wasserstein_score(answer, group, tuple(range(len(group))) if scale is None else scale)
     return 0.0 if score is None else score
@@ -62,7 +63,7 @@ def borda(answer: Shares, group: Shares, _scale: Scale = None) -> float:
 def kendall(answer: Shares, group: Shares, _scale: Scale = None) -> float:
     """Kendall's tau-b (Kendall 1945) between the answer's and the group's ranking of the options, scaled to (tau + 1) / 2.
 
-    The reward is 0.5 if one of the rankings is all ties.
+    The reward is 0.5 if all options are tied in one of the two rankings.
     """
     upper = np.triu_indices(len(group), 1)
     one = np.sign(answer[:, None] - answer[None, :])[upper]  # (O * (O - 1) / 2,)

@@ -72,10 +72,11 @@ def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict
 
 
 def write_pairs(reward: GroupReward, source: Path, out: Path, margin: float, every: bool, seen: Seen) -> dict[str, Any]:
-    """Writes pairs of options (prompt, chosen, rejected) whose predicted shares differ by at least `margin`.
+    """Writes pairs of options as rows with the fields prompt, chosen and rejected.
 
     Returns the path of the file, and the numbers of rows, of rows that could not be scored, and of pairs.
-    every: whether all pairs of a question's options are compared, not only the best option with the worst.
+    margin: least difference between the predicted shares of the two options of a pair. every: whether all pairs of a
+    question's options are compared, not only the best option with the worst.
     seen: is called with the number of bytes scored so far.
     Raises InvalidData if the source cannot be read at all, and StorageFull if the disk is full.
     """
@@ -102,9 +103,10 @@ def _rewrite(
     seen: Seen,
     written: Callable[[Sequence[Line], Sequence[PredictedAnswer | None]], Iterator[dict[str, Any]]],
 ) -> None:
-    """Reads `source` in batches, and writes to `out` the rows that `written` makes of each batch and its predicted answers.
+    """Reads the file `source` in batches of rows, and writes new rows to the file `out`.
 
-    If an error occurs, the file `out` stays as it was.
+    written: gets the rows of a batch and their predicted answers, and yields the rows to write. If an error occurs, the file
+    `out` stays as it was.
     """
     temporary = out.with_name(f".{out.name}.part")
     with storage_errors("the scores"):

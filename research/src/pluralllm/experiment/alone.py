@@ -18,10 +18,11 @@ from pluralllm.experiment.stacked import Flat, Learners
 def centralize(
     spec: RunSpec, steps: int, every: int, groups: dict[str, GroupData], device: torch.device
 ) -> Iterator[Point]:
-    """Trains one model on the data of all training groups; each of the `steps` gradient steps uses every group's episodes.
+    """Trains one model on the data of all training groups; each gradient step uses every group's episodes.
 
-    Yields the model and its cost so far after each `every` steps. The paper's baseline has 100 steps, over which the learning
-    rate falls to 0 (arXiv 2503.09925). As in a federation, questions that the run spec holds out are not used.
+    steps: number of gradient steps. every: number of gradient steps between two yielded points. A point holds the model and
+    its cost so far. The paper's baseline has 100 steps, over which the learning rate falls to 0 (arXiv 2503.09925). Questions
+    that the run spec holds out are not used.
     """
     training_groups = [groups[name] for name in sorted(spec.groups.train)]
     usable = [data.split(spec.evaluation.holdout_share)[0] for data in training_groups]
@@ -43,10 +44,11 @@ def centralize(
 
 
 def episode_stream(spec: RunSpec, number: int) -> np.random.Generator:
-    """Returns the random generator that draws the training episodes of predictor `number`.
+    """Returns the random generator that draws the training episodes of one predictor.
 
-    The generator's seed consists of three numbers. The generators of episode sizes (`step_sizes` in common/predictor/data.py)
-    have seeds of two numbers, the run's seed and the step. So no generator repeats the numbers of another generator.
+    number: the predictor's number. The generator's seed consists of three numbers. The generators of episode sizes
+    (`step_sizes` in common/predictor/data.py) have seeds of two numbers, the run's seed and the step. So no generator repeats
+    the numbers of another generator.
     """
     return np.random.default_rng([spec.seed, number, 1])
 
@@ -54,9 +56,11 @@ def episode_stream(spec: RunSpec, number: int) -> np.random.Generator:
 def train_alone(
     spec: RunSpec, start: Flat, steps: int, every: int, groups: dict[str, GroupData], device: torch.device
 ) -> Iterator[tuple[Point, dict[str, Flat]]]:
-    """Trains one model for each training group on the group's own episodes only; every model begins with the values `start`.
+    """Trains one model for each training group on the group's own episodes only.
 
-    All models are trained in one batched pass. After each `every` steps, yields the cost so far and each group's model values.
+    start: parameter values that every model begins with. steps: number of gradient steps. All models are trained in one
+    batched pass. every: number of gradient steps between two results; each result is the cost so far and each group's model
+    values.
     """
     names = sorted(spec.groups.train)
     usable = [groups[name].split(spec.evaluation.holdout_share)[0] for name in names]

@@ -29,10 +29,11 @@ class Calibration:
 
 
 def calibration_of(runs: Sequence[Result], selection: Selection, bins: int = BINS) -> Calibration | None:
-    """Returns the calibration of one method over the selected questions of its `runs`; None if the method predicts no spread.
+    """Returns the calibration of one method over the selected questions; None if the method predicts no spread.
 
-    A question's spread is the root mean square of the standard deviations predicted for its options. A question's error is the
-    root mean square of the options' errors. The field `within` is the share of questions whose error is at most their spread.
+    runs: the method's results, one for each seed. bins: number of bins. A question's spread is the root mean square of the
+    standard deviations predicted for its options. A question's error is the root mean square of the options' errors.
+    The field `within` is the share of questions whose error is at most their spread.
     If errors were Gaussian with the predicted deviation, `within` would be 0.68 for questions with one option and 0.58 for
     questions with five options.
     """

@@ -56,11 +56,11 @@ def variation(scores: Sequence[float]) -> float:
 
 
 def points_of(result: Result, axis: str, groups: Collection[str], measure: Measure) -> tuple[Floats, Floats] | None:
-    """Returns the costs and the measures of all moments of training at which each of `groups` was scored.
+    """Returns the costs and the measures of all moments of training at which every group in `groups` was scored.
 
     axis: the axis of cost, such as rounds. measure: combines the groups' scores at one moment into one number.
-    Returns None if there is no such moment, or if the method has no cost on this axis: a model that is trained in one place
-    has no rounds and moves no bytes.
+    Returns None if there is no such moment, or if the method has no cost on this axis. For example, a model that is trained
+    in one place has no rounds and moves no bytes.
     """
     points = [point for point in result.points if groups and set(groups) <= set(point.alignment)]
     if not points or not any(point.cost[axis] > 0 for point in points):

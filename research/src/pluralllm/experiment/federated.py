@@ -47,7 +47,7 @@ def first_values(spec: RunSpec) -> Flat:
 def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) -> Iterator[Point]:
     """Runs a federation to its end; yields model version 0, then the model version of each round.
 
-    The round machine always gets time 0, because every client answers at once.
+    The round machine gets the time 0 in every step. Time plays no role here, because every client answers at once.
     """
     trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
     values = first_values(spec)
@@ -100,10 +100,12 @@ class LocalTraining:
         ]
 
     def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float]]:
-        """Trains every client from the values `base`, and returns each client's delta (local - global).
+        """Trains every client, and returns each client's delta (values after training minus values before training).
 
-        Also returns, for each client, the distance between the answers that the base model predicts and the group's true answers.
-        A client draws its episodes from the same task seed as in `pluralllm.client.work.train`, so the episodes are the same.
+        base: the parameter values that training starts from. Also returns, for each client, the distance between the answers
+        that the base model predicts and the group's true answers.
+        number: the round's number. A client draws the same episodes as a real client of the service, because both use the
+        same task seed.
         """
         training = self._spec.training
         deltas: dict[ClientId, Flat] = {}

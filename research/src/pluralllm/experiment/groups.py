@@ -94,7 +94,7 @@ def embedding_digest(groups: Groups) -> str:
 
 
 def data_digest(questions: dict[str, tuple[Question, ...]]) -> str:
-    """Returns the digest of the answers that were read, not of the file, so that the same answers give the same digest."""
+    """Returns the digest of the question ids and answers of all groups; the format of the data file does not change it."""
     digest = hashlib.sha256()
     for name in sorted(questions):
         digest.update(name.encode())

@@ -63,7 +63,8 @@ class Player:
         """Trains and scores a method with one seed; returns the result records by the name of their line in the results table.
 
         The method has one line, and a second line if its model is then adapted to each training group.
-        on_embedded: reports embedded groups. on_step: reports gradient steps. An exception of these callbacks ends the play.
+        on_embedded: reports embedded groups. on_step: reports gradient steps. An exception in one of these callbacks ends the
+        method's training.
         Raises ModelUnavailable if there is no embedding model; NotFinite if training gives infinite values or NaN.
         """
         setting = self._setting

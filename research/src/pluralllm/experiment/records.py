@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Experiment and digest of the data that a result depends on.
+    """Origin of a result: the experiment, and the digest of the data.
 
     Results with the same provenance belong to the same experiment.
     """
@@ -104,7 +104,8 @@ def final_record(
 
     draws: for each random choice of the context questions, the scores of the target questions.
     kind_of: returns whether training could use a question.
-    Each question becomes a row of id, kind, distance, logarithm of the predicted standard deviation, and error.
+    For each scored question the record has a row: id, kind, distance, logarithm of the predicted standard deviation, and
+    error.
     """
     rows = [
         [

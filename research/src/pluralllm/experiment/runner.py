@@ -53,7 +53,7 @@ class Plan:
 def run_experiment(plan: Plan, tell: Tell) -> None:
     """Writes a result for each method and seed into the folder `plan.out`; keeps results that are already there.
 
-    tell: is called with the present stage, the work done and the whole work.
+    tell: is called with the present stage, the amount of work done and the whole amount.
     Raises InvalidSpec if the folder holds results of another experiment. Also raises InvalidArgument, InvalidData,
     TooFewQuestions, ModelUnavailable, StorageFull or WorkerDied.
     """
@@ -84,9 +84,10 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
 
 
 async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> None:
-    """Starts `plan.jobs` worker processes; each process trains and scores the next method and seed until none is left.
+    """Starts worker processes; each process takes the next pair of method and seed until no pair is left.
 
-    todo: the methods and seeds that have no result. total: number of all methods and seeds, for the progress.
+    The number of processes is `plan.jobs`. A process trains and scores the method with the seed. todo: the pairs that have no
+    result. total: number of all pairs, for the progress.
     The first error of a worker stops all workers and is raised.
     """
     waiting = iter(todo)

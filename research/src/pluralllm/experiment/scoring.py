@@ -37,10 +37,10 @@ class Scored:
 
 
 def context_episode(data: GroupData, size: int, draw: int, pool: Iterable[int], targets: Iterable[int]) -> Episode:
-    """Returns an episode whose context is `size` questions drawn at random from `pool`.
+    """Returns an episode whose context questions are drawn at random from the questions of `pool`.
 
-    draw: number of the draw, which decides the random choice. The episode's target questions are the questions of
-    `targets` that were not drawn as context.
+    size: number of context questions. draw: number of the draw, which decides the random choice. targets: numbers of the
+    possible target questions; a question that was drawn as context is left out.
     """
     key = hashlib.sha256(f"experiment/{data.group}/{size}/{draw}".encode()).digest()
     drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(np.asarray(list(pool))).tolist()
@@ -49,10 +49,11 @@ def context_episode(data: GroupData, size: int, draw: int, pool: Iterable[int], 
 
 
 def episode_of(spec: RunSpec, data: GroupData, group_part: str, size: int, draw: int) -> Episode:
-    """Returns the episode that a group is scored on, for a context of `size` questions and the draw number `draw`.
+    """Returns the episode that a group is scored on, for one context size and one draw of the context.
 
-    group_part: train, validation or test. A training group gets its context from the questions that it trains on; its targets
-    are the withheld questions. Any other group gets its context from all its questions; its targets are all other questions.
+    group_part: train, validation or test. size: number of context questions. draw: number of the draw.
+    A training group gets its context from the questions that it trains on; its targets are the withheld questions. Any other
+    group gets its context from all its questions; its targets are the questions outside the context.
     """
     usable, withheld = data.split(spec.evaluation.holdout_share)
     if group_part == "train":
@@ -111,7 +112,7 @@ class Scorer:
 
 
 def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:
-    """Returns the ids of the `count` questions that were answered by the most groups.
+    """Returns the ids of the N questions that were answered by the most groups, where N is `count`.
 
     Of two questions that equally many groups answered, the question with the lower id comes first.
     """

@@ -31,9 +31,10 @@ QUERY, KEY_VALUE = ".query", ".key_value"  # the rows of attention_in in two ten
 
 
 class StackedPredictors:
-    """Stack of K predictors whose parameters have equal names and shapes. `values` maps the name of each parameter to one tensor.
+    """Stack of K predictors whose parameters have equal names and shapes.
 
-    Along its first axis, of length K, the tensor holds the parameter's values in each predictor.
+    `values` maps the name of each parameter to one tensor. The first axis of the tensor has length K, one entry for each
+    predictor.
     """
 
     def __init__(self, spec: RunSpec, starts: Sequence[Flat], device: torch.device) -> None:
@@ -48,14 +49,14 @@ class StackedPredictors:
 
     @torch.no_grad()
     def restart(self, starts: Sequence[Flat]) -> None:
-        """Replaces the values of each predictor with its own entry in `starts`, an array in layout order."""
+        """Replaces the parameter values of all predictors. starts: one array in layout order for each predictor."""
         for name, tensor in self._split(starts).items():
             self.values[name].copy_(tensor)
 
     def flat(self) -> list[Flat]:
         """Returns each predictor's values as one array in layout order (sorted by parameter name).
 
-        Raises NotFinite if a value is infinite or NaN, as the service does.
+        Raises NotFinite if a value is infinite or NaN.
         """
         whole = torch.cat([self.values[name].detach().reshape(self.count, -1) for name, _ in self._shapes], dim=1)
         if not whole.isfinite().all():
@@ -159,7 +160,7 @@ class Learners:
         self._anchors = [tensor.detach().clone() for tensor in tensors] if training.proximal_mu else tensors
 
     def restart(self, base: Flat) -> None:
-        """Sets the values of all predictors to `base`, as at the beginning of a round.
+        """Sets the parameter values of all predictors to the values `base`, when a round begins.
 
         The moments of the optimizers are kept or cleared, as the run spec says.
         """
@@ -192,7 +193,7 @@ class Learners:
 
 @torch.no_grad()
 def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
-    """Clips the gradient of each client to a norm of at most `limit`, in place, as torch's clip_grad_norm_ does for one model.
+    """Clips the gradient of each client in place, so that its norm is at most `limit`.
 
     gradients: for each parameter, a tensor that holds the gradients of all clients along its first axis.
     """

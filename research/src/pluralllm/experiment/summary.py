@@ -1,6 +1,6 @@
 """Summarises results as a table of methods: each method's alignment on one part of the groups, with intervals.
 
-A group's score is 1 minus the mean distance over its questions, for all draws of the context and all seeds. The interval
+A group's score is 1 minus the mean distance over its questions, all draws of the context and all seeds. The interval
 of a score comes from a bootstrap over questions. A question that is drawn twice in a resample counts twice in every group,
 draw and seed in which it appears. The reason is that the difficulty of a question affects every group. So the interval
 shows how much other questions would change the score. The standard deviation over seeds shows how much other seeds would
@@ -167,7 +167,7 @@ def difference(
 
 
 def population(results: Sequence[Result], selection: Selection) -> NDArray[np.int64]:
-    """Returns the numbers of all questions that the selection takes from any method, in rising order, shape (questions,)."""
+    """Returns the numbers of all selected questions of all methods, in rising order, shape (questions,)."""
     numbers = [scores.question[mask] for result in results for scores, mask in selected(result, selection)]
     return np.unique(np.concatenate(numbers)) if numbers else np.empty(0, dtype=np.int64)
 

@@ -26,7 +26,7 @@ class Playing:
     def play(self, report: Report, order: Play) -> Played:
         """Trains and scores one method with one seed, and writes its results. Every order must hold the same experiment.
 
-        report: is called with the present stage, the work done and the whole work.
+        report: is called with the present stage, the amount of work done and the whole amount.
         """
         experiment = Experiment.model_validate_json(order.experiment_json)
         if self._player is None:

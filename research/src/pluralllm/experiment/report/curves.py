@@ -90,7 +90,7 @@ def baseline_levels(study: Study) -> dict[str, float]:
 
 
 def units_of(axis: str, largest: float) -> Units:
-    """Returns the factor that the values of an axis are divided by, and the name of the axis with the unit that results.
+    """Returns a divisor for the values of an axis, and the name of the axis with the unit after the division.
 
     largest: the largest value on the axis, which decides the unit.
     """

@@ -1,6 +1,6 @@
 """Writes an experiment's findings: sentences that are computed from the results.
 
-A sentence that calls a method quicker names the axis of cost.
+If a sentence calls a method quicker, the sentence names the axis of cost.
 """
 
 from collections.abc import Iterator
@@ -119,8 +119,8 @@ def compared(one: str, other: str, estimate: Estimate) -> str:
 def _quickness(study: Study) -> Iterator[Finding]:
     """Compares this project's default method with FedAvg as in the paper, on every axis of cost.
 
-    Yields a finding about the cost at which the default method reaches the final score of the paper's FedAvg; yields none if
-    the results lack one of the two methods.
+    Yields a finding about the cost at which the default method reaches the final score of the paper's FedAvg. Yields nothing
+    if the results lack one of the two methods.
     """
     one, other = study.roles.default, study.roles.paper
     groups = study.groups["test"]
@@ -142,7 +142,7 @@ def _quickness(study: Study) -> Iterator[Finding]:
 
 
 def quick(reach: Reach, whole: float, axis: str) -> str:
-    """Returns a sentence that compares, on one axis of cost, reaching a score with the whole training of another method.
+    """Returns a sentence that compares two costs on one axis: reaching a score, and the whole training of another method.
 
     reach: the cost at which one method reaches the other method's final score. whole: the cost of that other method's training.
     """

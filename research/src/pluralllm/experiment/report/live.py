@@ -1,6 +1,6 @@
 """Turns the coordinator's answers about a live run into the series and rows that the report's figures and tables use.
 
-A series holds one group's scores over the rounds; a row holds the facts of one round.
+A series holds one group's scores over the rounds. A row holds the values of one round, such as its number and duration.
 """
 
 import datetime
@@ -85,7 +85,7 @@ def live_run(answers: Answers) -> LiveRun:
 
 
 def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:
-    """Returns the rounds in which all groups of `series` were evaluated, so that these rounds can be compared."""
+    """Returns the numbers of the rounds in which every group was evaluated, so that these rounds can be compared."""
     if not series:
         return ()
     shared = set(series[0].rounds).intersection(*(other.rounds for other in series[1:]))
@@ -93,7 +93,7 @@ def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:
 
 
 def at_round(series: Sequence[Series], number: int) -> dict[str, float]:
-    """Returns the score of each group in round `number`, by group; leaves out groups that have no score there."""
+    """Returns each group's score in one round, by group; leaves out groups that have no score in this round."""
     return {curve.group: curve.scores[curve.rounds.index(number)] for curve in series if number in curve.rounds}
 
 

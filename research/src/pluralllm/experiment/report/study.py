@@ -1,4 +1,4 @@
-"""Prepares an experiment's results for a report: its methods, the main ones among them, and the groups of each part.
+"""Prepares an experiment's results for a report: its methods, its main methods, and the groups of each part.
 
 The main methods are drawn in colour. The parts are the train, validation and test groups.
 """

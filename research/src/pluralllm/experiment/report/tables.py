@@ -149,7 +149,7 @@ def provenance_table(study: Study) -> Table:
 
 
 def setting_table(study: Study) -> Table:
-    """Returns the table of facts that all results share: digests, groups, scoring, versions and machines."""
+    """Returns the table of the experiment's setting: digests, groups, scoring, versions and machines."""
     headers = [result.header for result in study.results]
     first = headers[0]
     experiment = first.get("experiment") or {}
