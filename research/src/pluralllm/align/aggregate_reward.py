@@ -1,5 +1,6 @@
-"""Combines the rewards of several groups into one reward, when this process has the context of every group.
+"""Combines the rewards of several groups into one reward for each completion.
 
+The module needs the context of every group in this process.
 GroupReward computes the reward of each group; an aggregation rule combines them.
 """
 

@@ -39,8 +39,9 @@ def nearest(data: GroupData, context: tuple[int, ...], question: int) -> Guess:
 
 
 class TrainingMean:
-    """Guesses the mean of the training groups' answers to the same question; uniform if no training group trains on it.
+    """Guesses the mean of the training groups' answers to the same question.
 
+    If no training group trains on the question, the guess is the same share for every option.
     The guess needs the groups' data in one place, which no federation has. arXiv 2503.09925 does not report this baseline.
     """
 

@@ -173,7 +173,7 @@ def aggregate(
 def _pass_evaluation(run: Run, clients: tuple[ClientId, ...]) -> Run:
     """Returns the run after its evaluation, in which each client sends an empty evaluation to the waiting round machine.
 
-    The experiment itself scores the models.
+    The evaluations are empty because the experiment itself scores the models.
     """
     if run.phase is Phase.EVALUATING:
         run, _ = step(run, ev.ClientsSeen(0.0, clients, ()))

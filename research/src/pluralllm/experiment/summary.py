@@ -6,7 +6,7 @@ draw and seed in which it appears. The reason is that the difficulty of a questi
 shows how much other questions would change the score. The standard deviation over seeds shows how much other seeds would
 change the score.
 
-Source: Efron and Tibshirani 1993, chapter 13 (percentile interval), chapter 8 (resample what is independent).
+Source: Efron and Tibshirani 1993, chapter 13 (percentile intervals) and chapter 8 (resampling of independent units).
 Shapes: G groups, Q questions, S seeds, R resamples.
 """
 
