@@ -27,7 +27,8 @@ def weights_of(
     """Returns the clients' weights, shape (clients,), in the order of `receipts`.
 
     recorded: the weights that `weighting.weigh` returned for the round. If `recorded` is empty, a client's weight is its number
-    of examples, but at most max_examples of the run spec. For uniform weighting every weight is then 1.
+    of examples, but at most max_examples of the run spec. If `recorded` is empty and the weighting is "uniform", every weight
+    is 1.
     """
     if recorded:
         return np.array(recorded, dtype=np.float64)
@@ -53,9 +54,9 @@ def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> 
 
 
 def first_moments(aggregation: Aggregation) -> tuple[float, ...]:
-    """Returns the number with which each moment of the server optimizer starts; () for fedavg, which has no moments.
+    """Returns one start value for each moment of the server optimizer; () for fedavg, which has no moments.
 
-    Moments are the optimizer's state. Each moment starts with one number for all parameters of the model.
+    Moments are the optimizer's state. At the start, a moment has its start value at every parameter of the model.
     Source: Reddi et al. 2021, Algorithm 2. The algorithm needs second moments of at least tau^2, because smaller second moments
     make the first steps huge.
     """

@@ -23,8 +23,8 @@ def check_rewards(path: Path, rollouts: Path, max_candidates: int) -> float:
     """Checks one client's rewards and returns their mean over the batch, each candidate counted as often as it was sampled.
 
     The mean shows how well the language model serves the client's group.
-    path: the file of rewards, whose size, names and dtypes have been checked before. rollouts: the file of the batch of
-    generated texts that the rewards are for. max_candidates: the largest allowed number of candidates in the batch. Raises
+    path: the file of rewards, whose size, names and dtypes have been checked before. rollouts: the file of the generated
+    texts that the client has scored. max_candidates: the largest allowed number of candidates in the batch. Raises
     InvalidArgument for a reward outside 0 .. 1.
     """
     batch = read_rollouts(rollouts.read_bytes(), max_candidates)

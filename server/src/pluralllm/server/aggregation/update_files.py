@@ -175,8 +175,9 @@ def _reader_of(
 def _read_together(
     readers: Sequence[SliceReader | EqualValues], moments: int, values: int, threads: ThreadPoolExecutor
 ) -> Iterator[Slices]:
-    """Yields one slice of all readers after the other. Threads read the next slice while the caller works on the current slice.
+    """Yields the slices in order, each with the values of all readers.
 
+    Threads read the next slice while the caller works on the current slice.
     readers: the readers of the base version (the model version that the round trains from), the moments and the updates, in
     this order. moments: number of moments. values: number of values in the model.
     """

@@ -26,7 +26,7 @@ class Principal:
     def group_and_role(self) -> tuple[str | None, GroupRole]:
         """The group whose data this member holds, and whether runs train on the group or hold it out.
 
-        The group is None in plain text, where the client itself names its group.
+        The group is None without TLS, because the client itself then names its group.
         """
         return self.group, self.group_role
 

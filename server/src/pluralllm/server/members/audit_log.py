@@ -1,7 +1,8 @@
 """The hash-chained audit log of who did what. The entry of an action is durable before the action begins.
 
-Every refusal goes to the process log. The audit log gets one entry an hour for each (actor, action, object, reason), up to
-a limit for each actor. So a caller who is refused cannot fill the disk or use up the limit of another actor.
+Every refusal goes to the process log. The audit log gets at most one entry an hour for refusals with the same actor, action,
+object and reason. The number of such entries for each actor is limited, too. So a caller who is refused cannot fill the disk
+or use up the limit of another actor.
 """
 
 from collections import defaultdict
@@ -61,8 +62,8 @@ class AuditLog:
     async def refused(self, actor: Principal | None, action: str, about: str, error: PluralError) -> None:
         """Records the refusal of an action. `actor` is None if the caller has proven no identity.
 
-        action: the name of the call. about: the name of the run, task or member that the call concerns. Only the
-        process log records a refusal that is repeated within an hour, or a refusal of an actor who has too many refusals.
+        action: the name of the call. about: the name of the run, task or member that the call concerns. If a refusal is
+        repeated within an hour, or if the actor has too many refusals, only the process log records the refusal.
         """
         about = about[:MAX_OBJECT]
         name = actor.name if actor is not None else None

@@ -125,9 +125,9 @@ class Authority:
         return read_pair(self.server_file)[2]
 
     def uncovered(self, addresses: Iterable[str]) -> tuple[str, ...]:
-        """Returns hosts among `addresses` that the server certificate does not cover; clients would reject the connection.
+        """Returns the hosts that the server certificate does not cover. Clients would reject a connection to such a host.
 
-        Raises InvalidConfig if server.pem is damaged.
+        addresses: the addresses whose hosts are checked. Raises InvalidConfig if server.pem is damaged.
         """
         extensions = self.server_certificate().extensions
         names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
@@ -135,7 +135,7 @@ class Authority:
         return tuple(host for host in hosts if not host.isascii() or general_name(host) not in names)
 
     def covering(self, hosts: Iterable[str]) -> str:
-        """Returns the operator's command for a new server certificate that covers its present hosts and these `hosts`."""
+        """Returns the command with which the operator makes a server certificate that also covers `hosts`."""
         return " ".join(["pluralllm-server renew-issuer", *(f"--host {host}" for host in (*self.hosts, *hosts))])
 
     def is_server_renewal_due(self, now_s: float) -> bool:
@@ -150,7 +150,7 @@ class Authority:
         return now_s >= due_s or not is_signed_by(certificate, self.issuer)
 
     def check_member(self, chain_pem: bytes, now_s: float) -> CertificateFacts:
-        """Checks a member's certificate as TLS does, with a reason for each refusal, and returns the certificate's facts.
+        """Checks a member's certificate and returns the certificate's facts. Each reason for a refusal has its own error.
 
         Raises CertificateInvalid, CertificateForeign, CertificateWrongUse, CertificateNotYetValid or CertificateExpired.
         """
@@ -267,8 +267,8 @@ def renew_issuer(
 def load_authority(folder: Path, about: dict[str, Any] | None = None) -> Authority:
     """Reads the authority from its folder.
 
-    about: the content of federation.json, if the file is not written yet. Raises NotInitialised if there is no authority;
-    InvalidConfig, which names the file, if a file is damaged.
+    about: the content of federation.json if the file is not written yet; None if the file must be read. Raises NotInitialised
+    if there is no authority; InvalidConfig, which names the file, if a file is damaged.
     """
     path = folder / "federation.json"
     if about is None and not path.exists():

@@ -170,7 +170,7 @@ def claimed_id(context: Context) -> str | None:
 
 
 def peer_of(context: Context) -> str:
-    """Returns the network address of a caller without its port: ipv4:192.0.2.1 for ipv4:192.0.2.1:5000."""
+    """Returns the network address of a caller without its port, for example ipv4:192.0.2.1 for ipv4:192.0.2.1:5000."""
     peer: str = context.peer()
     return peer.rpartition(":")[0] or peer
 

@@ -174,7 +174,7 @@ class Registry:
 
     @unbroken
     async def join(self, name: str, token: str, request_der: bytes) -> tuple[Member, bytes]:
-        """Makes an invited name a member. Returns the member and its certificate chain (PEM).
+        """Makes the invited organisation a member. Returns the member and its certificate chain (PEM).
 
         token: the secret of the invite. request_der: the certificate request. A repeated call with the key of the first
         call returns the first call's chain.
@@ -351,9 +351,9 @@ class Registry:
             raise MemberExists(name=name, state=state.value.replace("_", " "))
 
     def _check_key_is_new(self, key_sha256: str, owner: ClientId | None) -> None:
-        """Raises CertificateInvalid if a certificate of a member other than `owner` has this key.
+        """Checks that no certificate of another member has this key. Raises CertificateInvalid if there is one.
 
-        owner: None if no member may have the key.
+        owner: the member that may have the key already; None if no member may have it.
         """
         if any(c.key_sha256 == key_sha256 and c.member != owner for c in self._certificates.values()):
             raise CertificateInvalid(what="the certificate request", problem="its key is in use; make a new one")

@@ -48,7 +48,10 @@ def builder_for(
 
 
 def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    """Returns the key usage of an authority if `signs_certificates`, otherwise the key usage of a member or server."""
+    """Returns the key usage that a certificate states.
+
+    signs_certificates: true for the certificate of an authority; false for the certificate of a member or server.
+    """
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         key_cert_sign=signs_certificates,

@@ -68,7 +68,7 @@ def server_credentials(authority: Authority, *, members_only: bool) -> grpc.Serv
 
 
 def warn_of_uncovered(authority: Authority, addresses: Iterable[str]) -> None:
-    """Logs a warning about hosts in invites that the server certificate does not cover: nobody could join there.
+    """Logs a warning about hosts that the server certificate does not cover. Nobody could join through such a host.
 
     addresses: the addresses that invites name. Raises InvalidConfig if server.pem is damaged.
     """

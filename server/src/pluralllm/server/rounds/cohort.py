@@ -7,9 +7,11 @@ from pluralllm.common.words.ids import ClientId, RoundNumber
 
 
 def draw_cohort(seed: int, round_number: RoundNumber, clients: Iterable[ClientId], size: int) -> tuple[ClientId, ...]:
-    """Returns the `size` clients with the smallest hashes of seed, round and client id, sorted by id.
+    """Returns the clients that are drawn for a round, sorted by id.
 
-    A client's hash does not depend on the other clients. If there are fewer than `size` clients, returns all clients.
+    The clients with the smallest hashes of seed, round and client id are drawn. A client's hash does not depend on the other
+    clients.
+    size: the number of clients to draw. If there are fewer clients, all clients are returned.
     """
     ranked = sorted(clients, key=lambda client: hashlib.sha256(f"{seed}/{round_number}/{client}".encode()).digest())
     return tuple(sorted(ranked[:size]))

@@ -51,7 +51,7 @@ def weigh(
     """Returns the weights of the receipts (in their order, sum 1) and the fairness history after this round.
 
     The weights are () if the weighting is "examples" or "uniform": `arithmetic.weights_of` then calculates the weights.
-    history: for each client, the number that earlier rounds have left. The number is lambda for the weighting "agnostic", and
+    history: for each client, one number from earlier rounds. The number is lambda for the weighting "agnostic", and
     the exponential mean of the client's distances for "adaptive".
     """
     sizes = [math.log(min(receipt.examples, aggregation.max_examples)) for receipt in receipts]
@@ -107,9 +107,10 @@ def _sorted(numbers: Mapping[ClientId, float]) -> FairnessHistory:
 
 
 def _shares(scores: Sequence[float]) -> tuple[float, ...]:
-    """Returns shares proportional to exp(score), whose sum is 1. An even share is 1 / number of scores.
+    """Returns one share (a number from 0 to 1) for each score, proportional to exp(score). The sum of the shares is 1.
 
-    Each share is limited to even share / MAX_LEANING .. even share * MAX_LEANING. The function adds one offset to all scores,
+    An even share is 1 / number of scores. Each share is limited to even share / MAX_LEANING .. even share * MAX_LEANING. The
+    function adds one offset to all scores,
     and limits the shares. The sum of the shares never falls when the offset rises, so bisection finds the offset for sum 1.
     """
     low, high = math.log(1 / len(scores) / MAX_LEANING), math.log(MAX_LEANING / len(scores))

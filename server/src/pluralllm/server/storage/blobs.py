@@ -70,7 +70,7 @@ class LocalBlobs:
         return await asyncio.to_thread(lambda: sorted(Digest(path.name) for path in self._folder.glob("??/*")))
 
     async def trim(self, limit_bytes: int) -> None:
-        """Deletes the least recently used blobs until the other blobs fit in `limit_bytes`.
+        """Deletes the least recently used blobs until the remaining blobs have at most `limit_bytes` bytes in all.
 
         Blobs that were used within the last SPARED_S seconds are never deleted.
         """

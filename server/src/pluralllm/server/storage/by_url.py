@@ -41,7 +41,7 @@ def blobs_of(config: ServerConfig, state: StateDirectory) -> Blobs:
 
 
 async def database_answers(config: ServerConfig, state: StateDirectory) -> str:
-    """Connects to the database and returns one text: the database's URL, but not the password in it, and the database's version.
+    """Connects to the database and returns a text with the database's URL (but not the password) and the database's version.
 
     Raises StoreFailed if the database does not answer.
     """

@@ -2,7 +2,7 @@
 
 One coordinator holds an advisory lock, and the other coordinators stand by. The lock decides which coordinator may begin. The
 generation, a number in the database, protects the data: every transaction checks the generation (sql_store.py). So a
-coordinator that was overtaken can neither read nor write, however late it wakes up.
+coordinator with an old generation can neither read nor write, even if it was suspended for a long time.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class Leadership:
     async def until_lost(self) -> None:
         """Returns when another coordinator holds the lock. While the database does not answer, the method waits.
 
-        After the connection broke, the database may keep the old session, and with it the lock, for some seconds. So the lock
+        When a connection breaks, the database may keep the old session and its lock for some seconds. So the lock
         counts as lost only if the database refuses the lock for longer than REFUSED_LIMIT_S. The delay is safe: a coordinator
         that begins meanwhile increases the generation in the database, and this coordinator's next transaction fails.
         """
@@ -139,7 +139,7 @@ async def leading(url: sa.URL, *, wait: bool) -> "AsyncIterator[Leadership | Non
 
 @contextlib.asynccontextmanager
 async def alone(url: sa.URL) -> AsyncIterator[None]:
-    """Keeps coordinators from serving while a command uses the database, because the block holds the coordinators' lock.
+    """Holds the coordinators' lock during the block, so that no coordinator serves while a command uses the database.
 
     For SQLite the function takes no lock. During the block a task checks the lock again and again, because PostgreSQL ends a
     session that is silent for too long. Raises InUse while a coordinator serves; StoreFailed if the database does not answer.

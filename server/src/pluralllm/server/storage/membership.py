@@ -71,7 +71,7 @@ class InviteRecord:
 class NewAuditEntry:
     """An entry that is not yet in the audit log.
 
-    When the store adds the entry, it also stores the hash of the entry before. So the entries form a chain.
+    When the store adds the entry, it also stores the hash of the previous entry. So the entries form a chain.
     """
 
     at_s: float
@@ -134,5 +134,8 @@ class MembershipStore(Protocol):
 
 
 def facts_of(**facts: Any) -> tuple[tuple[str, str | int | bool], ...]:
-    """Returns the facts of a NewAuditEntry, sorted by name. Callers must not pass tokens, keys or private data as facts."""
+    """Returns the arguments as (name, value) pairs, sorted by name. An audit entry stores the pairs as its facts.
+
+    Callers must not pass tokens, keys or private data.
+    """
     return tuple(sorted(facts.items()))

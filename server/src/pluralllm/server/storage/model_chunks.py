@@ -25,7 +25,7 @@ class ModelChunks:
         self._blocks: OrderedDict[tuple[Digest, int], asyncio.Task[list[bytes]]] = OrderedDict()
 
     async def message(self, path: Path, manifest: Manifest, index: int) -> bytes:
-        """Returns the message with chunk number `index` of the blob at `path`.
+        """Returns the message with one chunk of the blob at `path`. index: the chunk's number.
 
         Raises OSError if the file cannot be read; Corrupt if the chunk's hash differs from the hash in the manifest.
         """

@@ -25,7 +25,9 @@ class ModelReader:
         return await self._manifests.of(run, version)
 
     async def chunks(self, run: RunId, version: ModelVersion, first: int) -> AsyncIterator[tuple[bytes, int]]:
-        """Yields the messages with a version's chunks, from chunk number `first` on, each with the size of its chunk in bytes.
+        """Yields one pair for each chunk of a version: the message with the chunk, and the chunk's size in bytes.
+
+        first: the number of the chunk to begin with.
 
         Raises NotFound if the version or its file does not exist; Corrupt if the file's bytes do not have the recorded digest;
         OverLimit if the version has no chunk number `first`.

@@ -58,7 +58,7 @@ class ObjectBlobs:
     """A store of blobs in a bucket of an object store. The protocol blobs.Blobs describes the methods.
 
     Each blob that is stored or fetched also gets a local copy in the store `kept`. If the copies have more than `kept_bytes`
-    in all, the least recently used copies are deleted. drafts: the folder for files that are being fetched.
+    bytes in all, the least recently used copies are deleted. drafts: the folder for files that are being fetched.
     """
 
     def __init__(self, bucket: ObjectStore, kept: LocalBlobs, drafts: Path, kept_bytes: int) -> None:

@@ -15,10 +15,12 @@ from pluralllm.server.storage.store import RoundOutcome, Store
 async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = ()) -> set[Digest]:
     """Returns the digests of all blobs that must be kept.
 
-    The set has all model versions, and the updates and rollouts of each run's open round and newest `keep_updates` ended
-    rounds. The set also has two kinds of optimizer moments (the server optimizer's state). The next round needs the newest
-    version's moments. The command `verify` needs the moments with which the kept rounds began.
-    over: runs that have ended, which need no moments for a next round.
+    All model versions are kept. For each run, the updates and rollouts of the open round and of the newest N ended rounds are
+    kept.
+    Moments (the server optimizer's state) are kept for two purposes. The newest version's moments are the input of the next
+    round. The command `verify` repeats the kept rounds, so it needs the moments with which these rounds began.
+    keep_updates: the number N. over: the runs that have ended. These runs have no next round, so their newest moments are not
+    kept.
     """
     keep: set[Digest] = set()
     for run in await store.runs():
@@ -44,10 +46,11 @@ async def _moments(store: Store, run: RunId, number: ModelVersion) -> tuple[Dige
 
 
 async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collection[RunId] = ()) -> None:
-    """Deletes every blob whose digest `kept_blobs` does not return. over: runs that have ended.
+    """Deletes every blob that is not needed. The function `kept_blobs` decides which blobs are needed.
 
-    The caller must make sure that no blob is stored meanwhile. No record refers to a new blob yet, so the function would delete
-    the new blob.
+    The caller must make sure that no blob is stored during the call. Otherwise the function would delete the new blob,
+    because no record refers to it yet.
+    keep_updates: for each run, the number of ended rounds whose updates are kept. over: the runs that have ended.
     """
     keep = await kept_blobs(store, keep_updates, over)
     for digest in await blobs.digests():

@@ -1,5 +1,6 @@
-"""Copies all rows of a database into an SQLite file, and back from the file. The rows show the database at one moment.
+"""Copies all rows of a database into an SQLite file, or from such a file into a database.
 
+The rows show the database at one moment.
 A coordinator may write to the database during the copy.
 """
 
@@ -82,8 +83,8 @@ def _copy_pages(source: Path, target: Path) -> None:
 async def _copy_from_server(url: sa.URL, target: Path) -> None:
     """Copies all rows of a PostgreSQL database into an SQLite file, in one read-only transaction.
 
-    With the isolation level REPEATABLE READ, all rows show one moment. Raises StoreFailed if the tables are not those of this
-    release or if the database fails.
+    With the isolation level REPEATABLE READ, all rows show one moment. Raises StoreFailed if another release made the tables
+    or if the database fails.
     """
     origin, copy = new_engine(url, **PATIENT), new_engine(sqlite_url(target))
     try:

@@ -95,7 +95,7 @@ def migrate(connection: Connection) -> None:
 def _tune_sqlite(connection: Any, _: Any) -> None:
     """Makes a new SQLite connection durable: a commit returns only when its data is on the disk.
 
-    The connection uses the rollback journal, because the other mode, WAL, can corrupt files up to SQLite 3.51.2
+    The connection uses the rollback journal, because the WAL mode of SQLite 3.51.2 and older can corrupt the file
     (sqlite.org/wal.html).
     """
     connection.isolation_level = None  # _begin_immediate sends BEGIN

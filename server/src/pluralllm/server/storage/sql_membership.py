@@ -143,7 +143,7 @@ def _chained(new: NewAuditEntry, sequence: int, sha256: str) -> AuditEntry:
 
 
 def _values(record: Member | IssuedCertificate | InviteRecord) -> dict[str, Any]:
-    """Returns a record's fields as column values, by column. The field `group` is in the column `group_name`.
+    """Returns a dict from column names to the values of a record's fields. The field `group` is in the column `group_name`.
 
     The two names differ because `group` is a reserved word in SQL.
     """

@@ -36,7 +36,8 @@ async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "S
     """Opens the database and brings its schema up to date.
 
     fail_stop: the stop signal, which gets errors after which the database cannot be trusted. None for a command that only
-    reads, because the command ends anyway. Raises StoreFailed if the database fails; StorageFull if no space is left;
+    reads, because such a command ends at the first error. Raises StoreFailed if the database fails; StorageFull if no space
+    is left;
     InvalidConfig if a newer release made the schema.
     """
     engine = new_engine(sa.make_url(url))

@@ -20,7 +20,7 @@ class RoundOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as it was created. The run's events record everything that happened to the run later."""
+    """The record of a run at its creation. The run's events record everything that happened to the run later."""
 
     id: RunId
     spec_json: bytes  # canonical JSON; sha256(spec_json) == spec_sha256
@@ -30,7 +30,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """The record of a model version: its digest, its updates, and the hash of the version before, which makes a chain."""
+    """The record of a model version: the version's digest, its updates, and the hash of the previous version's record."""
 
     run: RunId
     version: ModelVersion
@@ -48,8 +48,9 @@ class VersionRecord:
     def record_sha256(self) -> str:
         """The hash of this version record. The record of the next version holds the hash as `parent_sha256`.
 
-        The hash leaves the time out, so that two runs of one spec with the same updates have the same chain. Moments and
-        weights are hashed only if the record has moments or weights. So records of older releases, which had neither moments nor
+        The hash does not cover the time. So two runs with the same run spec and the same updates have the same hashes.
+        Moments (the server optimizer's state) and weights are hashed only if the record has moments or weights. So records of
+        older releases, which had neither moments nor
         weights, keep their hash.
         """
         facts: list[Any] = [
@@ -185,9 +186,10 @@ class Store(Protocol):
         ...
 
     async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
-        """Returns at most `limit` of a run's evaluations, oldest first, each with its cursor. Every cursor is above `after`.
+        """Returns at most `limit` of a run's evaluations, oldest first, each with its cursor.
 
-        A cursor is the number that an evaluation gets when it is stored. The store keeps one evaluation for each version
+        A cursor is the number that an evaluation gets when it is stored. Only evaluations with a cursor above `after` are
+        returned. The store keeps one evaluation for each version
         and client: a newer evaluation replaces the older evaluation and gets a new cursor.
         """
         ...

@@ -1,4 +1,7 @@
-"""Adds columns for the server optimizer's moments (its state) and for fairness-aware weights. Both are empty in existing rows."""
+"""Adds columns for the server optimizer's moments (its state) and for fairness-aware weights.
+
+The new columns are empty in old rows.
+"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Adds a table with one number, the generation: among several coordinators, the coordinator with this generation may write."""
+"""Adds a table with one number, the generation. Only the coordinator that has this generation may write."""
 
 import sqlalchemy as sa
 from alembic import op
