@@ -1,4 +1,4 @@
-"""The arithmetic of a round: float64 inside and clients in sorted order, so that equal inputs give equal bits.
+"""Calculates in float64 and takes the clients in sorted order, so that equal inputs give equal bits.
 
 The functions work on one slice (a range of the model's values) at a time.
 """
