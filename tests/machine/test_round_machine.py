@@ -96,7 +96,7 @@ class RoundMachine(RuleBasedStateMachine):
         receipt = ev.Receipt(client, Digest(f"{digest}-{client}"), 10, distance)
         event = ev.UpdateArrived(self.now_s, self.run.round, self.run.version, receipt)
         self.feed(event)
-        if event in self.log and self.run.phase is Phase.COLLECTING:
+        if receipt in self.run.receipts and self.run.phase is Phase.COLLECTING:  # a revoked member's is withdrawn
             assert step(self.run, event) == (self.run, ()), "a retry was not free"
 
     def client_evaluates(self, client: ClientId) -> None:
