@@ -1,4 +1,7 @@
-"""The root of the error tree and its two branches; tree.py draws the whole tree."""
+"""The base class of every error, and the two branches of the error tree; tree.py draws the whole tree.
+
+Refused: the caller can mend the call, and nothing was changed. Broken: this project or its machine is at fault.
+"""
 
 from dataclasses import fields
 from typing import Any, ClassVar
