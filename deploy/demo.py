@@ -226,7 +226,7 @@ def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path
     console.print(
         "\nTo look further (the coordinator has been stopped; this starts it again on what it kept):", soft_wrap=True
     )
-    console.print(f"  {server} audit --state-dir {folder / 'coordinator'}", soft_wrap=True)
+    console.print(f"  {server} verify --state-dir {folder / 'coordinator'}", soft_wrap=True)
     console.print(f"  {server} serve --state-dir {folder / 'coordinator'} --listen 127.0.0.1:7443 &", soft_wrap=True)
     console.print(
         f"  export PLURALLLM_IDENTITY={folder / 'admin'} PLURALLLM_COORDINATOR=127.0.0.1:7443", soft_wrap=True

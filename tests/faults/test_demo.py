@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -91,6 +92,9 @@ def test_the_demo_ends_by_itself_with_every_groups_alignment_risen(tmp_path: Pat
         assert [role for role, _ in changes] == ["train"] * 6 + ["held out"] * 2, output
         assert all(change.startswith("+") for _, change in changes), output
         assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
+        printed = re.search(r"^ +(\S+pluralllm-server verify .+)$", output, re.MULTILINE)
+        assert printed is not None, output
+        subprocess.run(shlex.split(printed[1]), check=True, capture_output=True, timeout=120)
         assert family.commands() == []
 
 

@@ -46,6 +46,8 @@ def problem_of(command: str) -> str:
             if word not in inner:
                 return f"{command}: {word} is no command there"
             command_group = inner[word]
+            if command_group.hidden:
+                return f"{command}: {word} is an old name"
     return ""
 
 
@@ -73,6 +75,7 @@ def test_a_command_or_option_that_is_not_there_would_be_found() -> None:
     assert "is no command" in problem_of("pluralllm run begin first")
     assert "is no command" in problem_of("pluralllm --plain-text stauts")
     assert "is no option" in problem_of("pluralllm-server serve --gently")
+    assert "is an old name" in problem_of("pluralllm-server audit")
     assert "is no option" in problem_of("pluralllm status --identity eve")
     assert problem_of("pluralllm --identity admin run create first run.toml --start") == ""
 
