@@ -9,8 +9,11 @@ from support.process_harness import process_spec
 from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
+from pluralllm.client.link.tasks import Task
 from pluralllm.client.process.config import ClientConfig
-from pluralllm.common.words.ids import ClientId
+from pluralllm.client.work.orders import Train
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId
+from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole
 
 
@@ -32,6 +35,32 @@ def test_relative_paths_of_the_configuration_become_absolute(tmp_path: Path, mon
 
 def test_embedded_texts_are_kept_in_the_state_directory_by_default(tmp_path: Path) -> None:
     assert orders(tmp_path).prepare(process_spec(), b"{}").cache == tmp_path / "cache"
+
+
+def test_each_file_of_a_training_has_its_own_path(tmp_path: Path) -> None:
+    task = Task(
+        TaskId("t"),
+        RunId("r"),
+        TaskKind.TRAIN,
+        RoundNumber(3),
+        Digest("s"),
+        ModelVersion(2),
+        Digest("b"),
+        "",
+        4,
+        seed=7,
+    )
+    drafts = Drafts(tmp_path / "drafts")
+    assert orders(tmp_path).train(task, tmp_path / "base") == Train(
+        Digest("s"),
+        tmp_path / "base",
+        drafts.delta,
+        7,
+        3,
+        drafts.optimizer_state(RunId("r")),
+        drafts.residual(RunId("r")),
+    )
+    assert len({drafts.delta, drafts.optimizer_state(RunId("r")), drafts.residual(RunId("r"))}) == 3
 
 
 def test_a_role_in_the_spec_replaces_the_partners_own(tmp_path: Path) -> None:

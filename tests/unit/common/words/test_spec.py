@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,12 @@ def test_a_reward_option_out_of_bounds_is_refused_with_its_key() -> None:
     source = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
     with pytest.raises(InvalidSpec, match=r"of run tuning.*\n  rewards\.aggregation\.temperature: "):
         source.for_rewards(MODEL, DIGEST, RewardOptions(temperature=0), "of run tuning")
+
+
+def test_the_largest_batch_of_rollouts_is_a_constant() -> None:
+    source = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
+    values = source.for_rewards(MODEL, DIGEST, RewardOptions(), "here").model_dump(mode="json")
+    for other in (4095, 4097):
+        values["rewards"]["max_candidates"] = other
+        with pytest.raises(InvalidSpec, match=r"rewards\.max_candidates"):
+            parse_spec(json.dumps(values).encode(), "here")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,12 @@ def flip(file: Path) -> None:
 
 def cut_short(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4])
+
+
+def test_a_base_whose_record_has_another_number_of_moments_is_lost(whole: ARound) -> None:
+    whole.base = replace(whole.base, moments=(Digest("m"),))
+    with pytest.raises(BaseLost, match="its record has 1 moments, expected 0"):
+        whole.average()
 
 
 SPOIL: list[Callable[[Path], object]] = [flip, cut_short, Path.unlink]
