@@ -60,7 +60,7 @@ WatchRun show them, and the coordinator's `run.event` lines hold them as `kind`.
 
 """
 LINES = """
-With the default `log_format`, a line is one JSON object: `event`, `level`, `timestamp` and the facts.
+A line is one JSON object if `log_format` has its default: `event`, `level`, `timestamp` and the facts.
 No line holds a key, a token or private text.
 """
 RUN_SPEC = """# The run spec

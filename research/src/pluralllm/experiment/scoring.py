@@ -114,7 +114,7 @@ class Scorer:
 def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:
     """Returns the ids of the N questions that were answered by the most groups, where N is `count`.
 
-    Of two questions that equally many groups answered, the question with the lower id comes first.
+    If equally many groups answered two questions, the question with the lower id comes first.
     """
     answered = Counter(question.id for data in groups.values() for question in data.questions)
     return set(sorted(answered, key=lambda question_id: (-answered[question_id], question_id))[:count])

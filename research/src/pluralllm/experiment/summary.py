@@ -64,7 +64,7 @@ class Line:
 class Tally:
     """Sums of distances and numbers of scores, from which alignment scores are computed.
 
-    With such sums, the scores of all resamples (bootstrap draws of questions) are one matrix product.
+    The scores of all resamples (bootstrap draws of questions) are one matrix product of such sums.
     Shapes: S seeds, G groups, Q questions.
     """
 

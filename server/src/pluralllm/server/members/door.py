@@ -1,6 +1,6 @@
 """The check of every caller's identity and role, before any handler runs and at each message of a stream.
 
-With TLS, the certificate alone proves the identity. In plain text, on loopback only, the call itself names its caller.
+The certificate alone proves the identity if the port uses TLS. In plain text, on loopback only, the call itself names its caller.
 """
 
 import contextlib

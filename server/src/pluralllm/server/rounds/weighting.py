@@ -15,7 +15,7 @@ In the formulas, "~" means "is proportional to". q, gamma and fairness all stand
 
     q_fair    weight ~ examples * distance^q. This is q-FFL (Li et al. 2020, arXiv 1905.10497), but the steps are not normalised
               by a Lipschitz constant: the normalisation holds for gradients, and local steps of Adam are not gradients.
-              With q -> 0 the weights follow the examples.
+              The weights follow the examples as q goes to 0.
     agnostic  lambda ~ lambda * exp(gamma * distance) over the clients seen so far, weight ~ lambda: the exponentiated-gradient
               form of agnostic federated learning (Mohri et al. 2019, arXiv 1902.00146). A client that is not in the round
               counts with the round's mean distance.
