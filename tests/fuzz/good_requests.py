@@ -142,6 +142,7 @@ GOOD: dict[str, Callable[[Situation], Message]] = {
     "Hello": _hello,
     "Poll": _poll,
     "GetRunSpec": lambda now: fed.GetRunSpecRequest(run=now.run),
+    "ListVersionRecords": lambda now: fed.ListVersionRecordsRequest(run=now.run),
     "GetManifest": lambda now: fed.GetManifestRequest(run=now.run),
     "GetChunks": lambda now: fed.GetChunksRequest(run=now.run),
     "GetRollouts": lambda now: fed.GetRolloutsRequest(task=now.rated_task),

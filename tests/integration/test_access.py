@@ -62,7 +62,7 @@ EXPECTED: dict[str, frozenset[MemberRole]] = {
     for roles, rpcs in (
         ((CLIENT,), "Hello Poll GetRunSpec GetRollouts BeginUpdate PutChunks CommitUpdate"),
         ((CLIENT,), "ReportEvaluation ReportProgress ReportFailure"),
-        ((CLIENT, ADMIN), "GetManifest GetChunks GetModel"),
+        ((CLIENT, ADMIN), "ListVersionRecords GetManifest GetChunks GetModel"),
         ((ADMIN,), "CreateRun StartRun PauseRun ResumeRun CancelRun AskRewards GetRewards"),
         ((ADMIN,), "ListMembers CreateInvite ApproveMember RevokeMember ListAuditEvents"),
         (tuple(MemberRole), "GetRun ListRuns GetRound ListRounds ListEvaluations WatchRun"),

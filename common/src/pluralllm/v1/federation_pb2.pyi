@@ -376,6 +376,7 @@ class PollResponse(_message.Message):
     WAIT_FIELD_NUMBER: _builtins.int
     RUN_OVER_FIELD_NUMBER: _builtins.int
     UPGRADE_FIELD_NUMBER: _builtins.int
+    AUDIT_HEAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def task(self) -> Global___Task:
         """The task to work on. If it is the held task, continue with it; if it is another one, stop the held task and do this one."""
@@ -388,6 +389,10 @@ class PollResponse(_message.Message):
     def run_over(self) -> Global___RunOver: ...
     @_builtins.property
     def upgrade(self) -> Global___Upgrade: ...
+    @_builtins.property
+    def audit_head(self) -> _resources_pb2.AuditHead:
+        """Head of the audit log. The client keeps it and reports a log that goes back or changes."""
+
     def __init__(
         self,
         *,
@@ -395,10 +400,11 @@ class PollResponse(_message.Message):
         wait: Global___Wait | None = ...,
         run_over: Global___RunOver | None = ...,
         upgrade: Global___Upgrade | None = ...,
+        audit_head: _resources_pb2.AuditHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "run_over", b"run_over", "task", b"task", "upgrade", b"upgrade", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audit_head", b"audit_head", "run_over", b"run_over", "task", b"task", "upgrade", b"upgrade", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "run_over", b"run_over", "task", b"task", "upgrade", b"upgrade", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audit_head", b"audit_head", "run_over", b"run_over", "task", b"task", "upgrade", b"upgrade", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["task", "wait", "run_over", "upgrade"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
@@ -447,6 +453,54 @@ class GetRunSpecResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRunSpecResponse: _TypeAlias = GetRunSpecResponse  # noqa: Y015
+
+@_typing.final
+class ListVersionRecordsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    FIRST_VERSION_FIELD_NUMBER: _builtins.int
+    LAST_VERSION_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    first_version: _builtins.int
+    last_version: _builtins.int
+    """Included. At most 100 records are returned; ask again from the next version on for more."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        first_version: _builtins.int = ...,
+        last_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_version", b"first_version", "last_version", b"last_version", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionRecordsRequest: _TypeAlias = ListVersionRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListVersionRecordsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.VersionRecord]:
+        """The oldest first."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[_resources_pb2.VersionRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionRecordsResponse: _TypeAlias = ListVersionRecordsResponse  # noqa: Y015
 
 @_typing.final
 class GetManifestRequest(_message.Message):
@@ -723,11 +777,14 @@ class ReportEvaluationRequest(_message.Message):
     ALIGNMENT_SCORE_BASE2_FIELD_NUMBER: _builtins.int
     WASSERSTEIN_SCORE_FIELD_NUMBER: _builtins.int
     QUESTIONS_FIELD_NUMBER: _builtins.int
+    NOT_REPORTED_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     alignment_score: _builtins.float
     alignment_score_base2: _builtins.float
     wasserstein_score: _builtins.float
     questions: _builtins.int
+    not_reported: _resources_pb2.NotReported.ValueType
+    """If set, the client reports no numbers, and the other fields but `task` are empty."""
     def __init__(
         self,
         *,
@@ -736,10 +793,11 @@ class ReportEvaluationRequest(_message.Message):
         alignment_score_base2: _builtins.float = ...,
         wasserstein_score: _builtins.float | None = ...,
         questions: _builtins.int = ...,
+        not_reported: _resources_pb2.NotReported.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score", "wasserstein_score", b"wasserstein_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score", "alignment_score", b"alignment_score", "alignment_score_base2", b"alignment_score_base2", "questions", b"questions", "task", b"task", "wasserstein_score", b"wasserstein_score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score", "alignment_score", b"alignment_score", "alignment_score_base2", b"alignment_score_base2", "not_reported", b"not_reported", "questions", b"questions", "task", b"task", "wasserstein_score", b"wasserstein_score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wasserstein_score: _TypeAlias = _typing.Literal["wasserstein_score"]  # noqa: Y015
     _WhichOneofArgType__wasserstein_score: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score"]  # noqa: Y015

@@ -52,6 +52,11 @@ class FederationServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetRunSpecRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetRunSpecResponse.FromString,
                 _registered_method=True)
+        self.ListVersionRecords = channel.unary_unary(
+                '/pluralllm.v1.FederationService/ListVersionRecords',
+                request_serializer=pluralllm_dot_v1_dot_federation__pb2.ListVersionRecordsRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.ListVersionRecordsResponse.FromString,
+                _registered_method=True)
         self.GetManifest = channel.unary_unary(
                 '/pluralllm.v1.FederationService/GetManifest',
                 request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetManifestRequest.SerializeToString,
@@ -125,6 +130,14 @@ class FederationServiceServicer(object):
 
     def GetRunSpec(self, request, context):
         """Called by the client daemon once for each run. Returns the run spec. Repeatable. Refusals: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVersionRecords(self, request, context):
+        """Called by a client daemon or an administrator. Returns the records of a range of model versions, so that the caller can
+        compute the hash chain itself. Repeatable. Refusals: NOT_FOUND, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,6 +230,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.GetRunSpec,
                     request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetRunSpecRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetRunSpecResponse.SerializeToString,
+            ),
+            'ListVersionRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersionRecords,
+                    request_deserializer=pluralllm_dot_v1_dot_federation__pb2.ListVersionRecordsRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.ListVersionRecordsResponse.SerializeToString,
             ),
             'GetManifest': grpc.unary_unary_rpc_method_handler(
                     servicer.GetManifest,
@@ -348,6 +366,33 @@ class FederationService(object):
             '/pluralllm.v1.FederationService/GetRunSpec',
             pluralllm_dot_v1_dot_federation__pb2.GetRunSpecRequest.SerializeToString,
             pluralllm_dot_v1_dot_federation__pb2.GetRunSpecResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersionRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.FederationService/ListVersionRecords',
+            pluralllm_dot_v1_dot_federation__pb2.ListVersionRecordsRequest.SerializeToString,
+            pluralllm_dot_v1_dot_federation__pb2.ListVersionRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

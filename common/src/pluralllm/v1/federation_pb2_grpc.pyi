@@ -48,6 +48,10 @@ class FederationServiceStub:
     """
     GetRunSpec: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetRunSpecRequest, _federation_pb2.GetRunSpecResponse]
     """Called by the client daemon once for each run. Returns the run spec. Repeatable. Refusals: NOT_FOUND."""
+    ListVersionRecords: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ListVersionRecordsRequest, _federation_pb2.ListVersionRecordsResponse]
+    """Called by a client daemon or an administrator. Returns the records of a range of model versions, so that the caller can
+    compute the hash chain itself. Repeatable. Refusals: NOT_FOUND, INVALID_ARGUMENT.
+    """
     GetManifest: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetManifestRequest, _federation_pb2.GetManifestResponse]
     """Called by a client daemon or an administrator before fetching a model version. Returns the list of its chunks. Repeatable.
     Refusals: NOT_FOUND.
@@ -100,6 +104,10 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """
     GetRunSpec: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetRunSpecRequest, _federation_pb2.GetRunSpecResponse]  # type: ignore[assignment]
     """Called by the client daemon once for each run. Returns the run spec. Repeatable. Refusals: NOT_FOUND."""
+    ListVersionRecords: _aio.UnaryUnaryMultiCallable[_federation_pb2.ListVersionRecordsRequest, _federation_pb2.ListVersionRecordsResponse]  # type: ignore[assignment]
+    """Called by a client daemon or an administrator. Returns the records of a range of model versions, so that the caller can
+    compute the hash chain itself. Repeatable. Refusals: NOT_FOUND, INVALID_ARGUMENT.
+    """
     GetManifest: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetManifestRequest, _federation_pb2.GetManifestResponse]  # type: ignore[assignment]
     """Called by a client daemon or an administrator before fetching a model version. Returns the list of its chunks. Repeatable.
     Refusals: NOT_FOUND.
@@ -167,6 +175,16 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.GetRunSpecResponse, _abc.Awaitable[_federation_pb2.GetRunSpecResponse]]:
         """Called by the client daemon once for each run. Returns the run spec. Repeatable. Refusals: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListVersionRecords(
+        self,
+        request: _federation_pb2.ListVersionRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.ListVersionRecordsResponse, _abc.Awaitable[_federation_pb2.ListVersionRecordsResponse]]:
+        """Called by a client daemon or an administrator. Returns the records of a range of model versions, so that the caller can
+        compute the hash chain itself. Repeatable. Refusals: NOT_FOUND, INVALID_ARGUMENT.
+        """
 
     @_abc_1.abstractmethod
     def GetManifest(

@@ -250,9 +250,12 @@ class GetRunResponse(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     AUDIT_SEQUENCE_FIELD_NUMBER: _builtins.int
     AUDIT_SHA256_FIELD_NUMBER: _builtins.int
+    AUDIT_SIGNATURE_FIELD_NUMBER: _builtins.int
     audit_sequence: _builtins.int
     """Sequence number of the newest audit entry. With it and audit_sha256 one can check later that the log was not rewritten."""
     audit_sha256: _builtins.str
+    audit_signature: _builtins.bytes
+    """Signature of the two, as in AuditHead."""
     @_builtins.property
     def run(self) -> _resources_pb2.Run: ...
     def __init__(
@@ -261,10 +264,11 @@ class GetRunResponse(_message.Message):
         run: _resources_pb2.Run | None = ...,
         audit_sequence: _builtins.int = ...,
         audit_sha256: _builtins.str = ...,
+        audit_signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_sequence", b"audit_sequence", "audit_sha256", b"audit_sha256", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_sequence", b"audit_sequence", "audit_sha256", b"audit_sha256", "audit_signature", b"audit_signature", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -599,6 +603,8 @@ class CreateInviteRequest(_message.Message):
     GROUP_ROLE_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     NEEDS_APPROVAL_FIELD_NUMBER: _builtins.int
+    MAX_EXAMPLES_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 40 characters of a-z, 0-9 and '-'; the first is a letter."""
     role: _resources_pb2.MemberRole.ValueType
@@ -608,9 +614,15 @@ class CreateInviteRequest(_message.Message):
     """Role of a client's group; unspecified means TRAIN. Only for clients."""
     needs_approval: _builtins.bool
     """True if an administrator must approve the member after it has joined."""
+    max_examples: _builtins.int
+    """Largest number of training questions that the client may state; 0 for the coordinator's default. Only for clients."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """Validity period of the invite; at most 24 h."""
+
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the runs that an observer may read; `*` means all runs. Required for observers; only for them."""
 
     def __init__(
         self,
@@ -621,10 +633,12 @@ class CreateInviteRequest(_message.Message):
         group_role: _resources_pb2.GroupRole.ValueType = ...,
         ttl: _duration_pb2.Duration | None = ...,
         needs_approval: _builtins.bool = ...,
+        max_examples: _builtins.int = ...,
+        runs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "group_role", b"group_role", "name", b"name", "needs_approval", b"needs_approval", "role", b"role", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "group_role", b"group_role", "max_examples", b"max_examples", "name", b"name", "needs_approval", b"needs_approval", "role", b"role", "runs", b"runs", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -644,6 +658,9 @@ class CreateInviteResponse(_message.Message):
     AUTHORITY_DER_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    RECORD_KEY_DER_FIELD_NUMBER: _builtins.int
+    MAX_EXAMPLES_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     name: _builtins.str
     role: _resources_pb2.MemberRole.ValueType
@@ -656,8 +673,13 @@ class CreateInviteResponse(_message.Message):
     """Root certificate of the federation, DER."""
     token: _builtins.str
     """256 random bits in base64url; the coordinator keeps only their hash."""
+    record_key_der: _builtins.bytes
+    """Public key (SubjectPublicKeyInfo, DER) that signs version records and the audit log's head."""
+    max_examples: _builtins.int
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -671,10 +693,13 @@ class CreateInviteResponse(_message.Message):
         authority_der: _builtins.bytes = ...,
         token: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        record_key_der: _builtins.bytes = ...,
+        max_examples: _builtins.int = ...,
+        runs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_der", b"authority_der", "coordinator", b"coordinator", "enrolment", b"enrolment", "expire_time", b"expire_time", "federation", b"federation", "group", b"group", "group_role", b"group_role", "name", b"name", "role", b"role", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_der", b"authority_der", "coordinator", b"coordinator", "enrolment", b"enrolment", "expire_time", b"expire_time", "federation", b"federation", "group", b"group", "group_role", b"group_role", "max_examples", b"max_examples", "name", b"name", "record_key_der", b"record_key_der", "role", b"role", "runs", b"runs", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

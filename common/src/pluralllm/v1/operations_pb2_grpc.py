@@ -276,7 +276,8 @@ class OperationsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEvents(self, request, context):
-        """Called by an administrator. Returns the audit log in pages, the oldest entry first. Refusals: INVALID_ARGUMENT.
+        """Called by an administrator or a client. Returns the audit log in pages, the oldest entry first. A client gets the entries that
+        concern it; all others are withheld but for their hashes, so that it can check the chain. Refusals: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -93,7 +93,9 @@ class OperationsServiceStub:
     Repeatable. Refusals: NOT_FOUND, LAST_ADMIN.
     """
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListAuditEventsRequest, _operations_pb2.ListAuditEventsResponse]
-    """Called by an administrator. Returns the audit log in pages, the oldest entry first. Refusals: INVALID_ARGUMENT."""
+    """Called by an administrator or a client. Returns the audit log in pages, the oldest entry first. A client gets the entries that
+    concern it; all others are withheld but for their hashes, so that it can check the chain. Refusals: INVALID_ARGUMENT.
+    """
 
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
@@ -160,7 +162,9 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     Repeatable. Refusals: NOT_FOUND, LAST_ADMIN.
     """
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListAuditEventsRequest, _operations_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
-    """Called by an administrator. Returns the audit log in pages, the oldest entry first. Refusals: INVALID_ARGUMENT."""
+    """Called by an administrator or a client. Returns the audit log in pages, the oldest entry first. A client gets the entries that
+    concern it; all others are withheld but for their hashes, so that it can check the chain. Refusals: INVALID_ARGUMENT.
+    """
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Calls for people and their programs: administrators create and control runs and members, other members read.
@@ -338,6 +342,8 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListAuditEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListAuditEventsResponse, _abc.Awaitable[_operations_pb2.ListAuditEventsResponse]]:
-        """Called by an administrator. Returns the audit log in pages, the oldest entry first. Refusals: INVALID_ARGUMENT."""
+        """Called by an administrator or a client. Returns the audit log in pages, the oldest entry first. A client gets the entries that
+        concern it; all others are withheld but for their hashes, so that it can check the chain. Refusals: INVALID_ARGUMENT.
+        """
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

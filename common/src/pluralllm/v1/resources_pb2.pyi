@@ -115,6 +115,30 @@ ROUND_OUTCOME_CLOSED: RoundOutcome.ValueType  # 2
 ROUND_OUTCOME_ABANDONED: RoundOutcome.ValueType  # 3
 Global___RoundOutcome: _TypeAlias = RoundOutcome  # noqa: Y015
 
+class _NotReported:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NotReportedEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NotReported.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NOT_REPORTED_UNSPECIFIED: _NotReported.ValueType  # 0
+    """The client reports its numbers."""
+    NOT_REPORTED_TOO_FEW_QUESTIONS: _NotReported.ValueType  # 1
+    """Fewer questions are behind the numbers than the client's policy demands."""
+    NOT_REPORTED_BUDGET_SPENT: _NotReported.ValueType  # 2
+    """The client has reported as many evaluations of this run as its policy allows."""
+
+class NotReported(_NotReported, metaclass=_NotReportedEnumTypeWrapper):
+    """Reason why a client does not report the numbers of an evaluation."""
+
+NOT_REPORTED_UNSPECIFIED: NotReported.ValueType  # 0
+"""The client reports its numbers."""
+NOT_REPORTED_TOO_FEW_QUESTIONS: NotReported.ValueType  # 1
+"""Fewer questions are behind the numbers than the client's policy demands."""
+NOT_REPORTED_BUDGET_SPENT: NotReported.ValueType  # 2
+"""The client has reported as many evaluations of this run as its policy allows."""
+Global___NotReported: _TypeAlias = NotReported  # noqa: Y015
+
 class _ParticipantState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -279,6 +303,7 @@ class Participant(_message.Message):
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     client: _builtins.str
     group: _builtins.str
     role: Global___GroupRole.ValueType
@@ -288,6 +313,8 @@ class Participant(_message.Message):
     progress: _builtins.float
     """Share of the task that is done, from 0 to 1, as the client reported it."""
     stage: _builtins.str
+    weight: _builtins.float
+    """Share of the client's update in the newest model version, from 0 to 1; absent if that version has no update of the client."""
     @_builtins.property
     def last_seen_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -301,12 +328,15 @@ class Participant(_message.Message):
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
         progress: _builtins.float = ...,
         stage: _builtins.str = ...,
+        weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_time", b"last_seen_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "last_seen_time", b"last_seen_time", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "group", b"group", "last_seen_time", b"last_seen_time", "progress", b"progress", "reason", b"reason", "role", b"role", "stage", b"stage", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "client", b"client", "group", b"group", "last_seen_time", b"last_seen_time", "progress", b"progress", "reason", b"reason", "role", b"role", "stage", b"stage", "state", b"state", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___Participant: _TypeAlias = Participant  # noqa: Y015
 
@@ -324,6 +354,7 @@ class GroupEvaluation(_message.Message):
     ALIGNMENT_SCORE_BASE2_FIELD_NUMBER: _builtins.int
     WASSERSTEIN_SCORE_FIELD_NUMBER: _builtins.int
     QUESTIONS_FIELD_NUMBER: _builtins.int
+    NOT_REPORTED_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     client: _builtins.str
     role: Global___GroupRole.ValueType
@@ -335,6 +366,8 @@ class GroupEvaluation(_message.Message):
     wasserstein_score: _builtins.float
     """1 minus the Wasserstein-1 distance over ordinal questions, divided by its largest value; absent without such questions."""
     questions: _builtins.int
+    not_reported: Global___NotReported.ValueType
+    """If set, the client reports no numbers: all scores and the number of questions are 0."""
     def __init__(
         self,
         *,
@@ -346,10 +379,11 @@ class GroupEvaluation(_message.Message):
         alignment_score_base2: _builtins.float = ...,
         wasserstein_score: _builtins.float | None = ...,
         questions: _builtins.int = ...,
+        not_reported: Global___NotReported.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score", "wasserstein_score", b"wasserstein_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score", "alignment_score", b"alignment_score", "alignment_score_base2", b"alignment_score_base2", "client", b"client", "group", b"group", "questions", b"questions", "role", b"role", "version", b"version", "wasserstein_score", b"wasserstein_score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score", "alignment_score", b"alignment_score", "alignment_score_base2", b"alignment_score_base2", "client", b"client", "group", b"group", "not_reported", b"not_reported", "questions", b"questions", "role", b"role", "version", b"version", "wasserstein_score", b"wasserstein_score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wasserstein_score: _TypeAlias = _typing.Literal["wasserstein_score"]  # noqa: Y015
     _WhichOneofArgType__wasserstein_score: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score"]  # noqa: Y015
@@ -654,6 +688,128 @@ class ModelVersion(_message.Message):
 Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
+class RecordedUpdate(_message.Message):
+    """Update that is part of a model version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    client: _builtins.str
+    digest: _builtins.str
+    """Digest of the update's blob."""
+    examples: _builtins.int
+    def __init__(
+        self,
+        *,
+        client: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        examples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "digest", b"digest", "examples", b"examples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordedUpdate: _TypeAlias = RecordedUpdate  # noqa: Y015
+
+@_typing.final
+class VersionRecord(_message.Message):
+    """Complete record of how a model version was made. The hash of the record covers every field but `signature`; a client computes the
+    hash itself. The parent's hash is in the record, so the records of a run form a hash chain.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SPEC_SHA256_FIELD_NUMBER: _builtins.int
+    PARENT_RECORD_SHA256_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    MOMENTS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    SCALES_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    round: _builtins.int
+    """Round that made the version; 0 for version 0."""
+    digest: _builtins.str
+    """Digest of the model's blob."""
+    spec_sha256: _builtins.str
+    parent_record_sha256: _builtins.str
+    """Hash of the record of the version before; empty for version 0."""
+    signature: _builtins.bytes
+    """ECDSA signature (P-256, SHA-256, DER) by the federation's record key; empty without certificates."""
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordedUpdate]:
+        """Sorted by client."""
+
+    @_builtins.property
+    def moments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Digests of the server optimizer's state."""
+
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Weights of the updates, if they do not follow from the examples alone."""
+
+    @_builtins.property
+    def scales(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Factors, at most 1, that the updates were multiplied by before they were averaged; empty if none was clipped."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        round: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        spec_sha256: _builtins.str = ...,
+        parent_record_sha256: _builtins.str = ...,
+        updates: _abc.Iterable[Global___RecordedUpdate] | None = ...,
+        moments: _abc.Iterable[_builtins.str] | None = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+        scales: _abc.Iterable[_builtins.float] | None = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "moments", b"moments", "parent_record_sha256", b"parent_record_sha256", "round", b"round", "scales", b"scales", "signature", b"signature", "spec_sha256", b"spec_sha256", "updates", b"updates", "version", b"version", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionRecord: _TypeAlias = VersionRecord  # noqa: Y015
+
+@_typing.final
+class AuditHead(_message.Message):
+    """Number and hash of the newest audit entry, signed by the federation's record key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    sha256: _builtins.str
+    signature: _builtins.bytes
+    """ECDSA signature (P-256, SHA-256, DER); empty without certificates."""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence", "sha256", b"sha256", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditHead: _TypeAlias = AuditHead  # noqa: Y015
+
+@_typing.final
 class Member(_message.Message):
     """Identity of an organisation or a person in the federation, with the facts that its daemon reported last."""
 
@@ -673,6 +829,8 @@ class Member(_message.Message):
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
+    MAX_EXAMPLES_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """members/{name}"""
     role: Global___MemberRole.ValueType
@@ -688,6 +846,8 @@ class Member(_message.Message):
     live: _builtins.bool
     task: _builtins.str
     """Name of the task that the daemon holds; empty if it holds none."""
+    max_examples: _builtins.int
+    """Largest number of training questions that the client may state; 0 for no limit."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -697,6 +857,10 @@ class Member(_message.Message):
     @_builtins.property
     def last_seen_time(self) -> _timestamp_pb2.Timestamp:
         """Time of the daemon's last call; absent if it has never called Hello."""
+
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Runs that an observer may read; `*` means all runs."""
 
     def __init__(
         self,
@@ -715,10 +879,12 @@ class Member(_message.Message):
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
         live: _builtins.bool = ...,
         task: _builtins.str = ...,
+        max_examples: _builtins.int = ...,
+        runs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "group", b"group", "group_role", b"group_role", "key_sha256", b"key_sha256", "last_seen_time", b"last_seen_time", "live", b"live", "name", b"name", "role", b"role", "serial", b"serial", "software_version", b"software_version", "state", b"state", "task", b"task", "training_questions", b"training_questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "group", b"group", "group_role", b"group_role", "key_sha256", b"key_sha256", "last_seen_time", b"last_seen_time", "live", b"live", "max_examples", b"max_examples", "name", b"name", "role", b"role", "runs", b"runs", "serial", b"serial", "software_version", b"software_version", "state", b"state", "task", b"task", "training_questions", b"training_questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -740,6 +906,7 @@ class AuditEvent(_message.Message):
     FACTS_JSON_FIELD_NUMBER: _builtins.int
     PREVIOUS_SHA256_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     actor: _builtins.str
     """members/{name}; empty if the caller had not proven an identity."""
@@ -755,6 +922,8 @@ class AuditEvent(_message.Message):
     """More facts as one line of JSON."""
     previous_sha256: _builtins.str
     sha256: _builtins.str
+    withheld: _builtins.bool
+    """True if the entry does not concern the caller. Then only sequence, previous_sha256 and sha256 are set."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -770,10 +939,11 @@ class AuditEvent(_message.Message):
         facts_json: _builtins.str = ...,
         previous_sha256: _builtins.str = ...,
         sha256: _builtins.str = ...,
+        withheld: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "facts_json", b"facts_json", "object", b"object", "previous_sha256", b"previous_sha256", "result", b"result", "sequence", b"sequence", "serial", b"serial", "sha256", b"sha256", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "facts_json", b"facts_json", "object", b"object", "previous_sha256", b"previous_sha256", "result", b"result", "sequence", b"sequence", "serial", b"serial", "sha256", b"sha256", "time", b"time", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

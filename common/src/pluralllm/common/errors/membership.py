@@ -17,6 +17,8 @@ Refused
 |- InviteForAnother        the token belongs to the invite of another member
 |- InviteExpired           the invite's validity has ended
 |- InviteUsed              another key has used the token already
+|- RunNotShared            the member has no right to read this run
+|- TooManyCalls            the member makes one kind of call too often
 |- TooManyAttempts         the enrolment port limits the rate of calls
 |- MemberExists            a member with this name exists already
 |- LastAdmin               the member is the only administrator, so it cannot be revoked
@@ -157,6 +159,23 @@ class InviteUsed(Refused):
     name: str
     why = "The invite for {name} has been used with another key."
     fix = "If that was not you, the token was stolen: have the administrator run pluralllm revoke {name} at once."
+
+
+@dataclass(eq=False)
+class RunNotShared(Refused):
+    name: str
+    run: str
+    why = "{name} may not read run {run}: the run does not name its group, or its invite does not name the run."
+    fix = "Ask the coordinator's administrator."
+
+
+@dataclass(eq=False)
+class TooManyCalls(Refused):
+    name: str
+    rpc: str
+    retry_s: float
+    why = "{name} calls {rpc} too often."
+    fix = "Try again in {retry_s:.1f} s."
 
 
 @dataclass(eq=False)

@@ -27,17 +27,20 @@ PluralError
 |  |- SessionReplaced      a newer instance of this client has taken over
 |  |- Unidentified         the connection does not identify a client
 |  |- PolicyForbids        the partner's policy.toml forbids what the coordinator asks for
+|  |- ConsentNeeded        the partner must consent to the run before this client does a task of the run
 |  |- EmbeddingMismatch    this machine's embedding model gives other vectors than the run spec expects
 |  |- ModelUnavailable     an embedding model cannot be loaded on this machine
 |  |- ExtraMissing         an optional package is needed and not installed
 |  |- CommandMissing       the package with this command is not installed
 |  |- CommandBroken        the package with this command cannot be loaded
 |  |- HistoryDiverged      the coordinator's model versions differ from those that this client saw before
+|  |- RecordInvalid        the record of a model version is false: its hash, its signature or its updates are wrong
 |  |- InUse                another process uses the state directory or the port already
 |  |- NotLoopback          a connection in plain text to another machine was requested
 |  |- Unreachable          the coordinator does not answer
 |  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py
 `- Broken                  this program is at fault
+   |- AnswerInvalid        the coordinator's answer breaks the protocol
    |- WorkerDied           the training process ended unexpectedly
    |- Internal             any other failure; the details are in the log under the incident id
    `- ...                  disk, database and stored data: storage.py
@@ -254,6 +257,14 @@ class PolicyForbids(Refused):
 
 
 @dataclass(eq=False)
+class ConsentNeeded(Refused):
+    run: str
+    differences: str  # one line for each difference from what the policy allows without consent
+    why = "This partner has not consented to run {run}:\n{differences}"
+    fix = "The partner can consent: pluralllm-client consent {run}."
+
+
+@dataclass(eq=False)
 class EmbeddingMismatch(Refused):
     model: str
     cosine: float
@@ -307,6 +318,15 @@ class HistoryDiverged(Refused):
 
 
 @dataclass(eq=False)
+class RecordInvalid(Refused):
+    run: str
+    version: int
+    problem: str
+    why = "The record of model version {version} of run {run} is false: {problem}."
+    fix = "Do not go on; ask the coordinator's operator."
+
+
+@dataclass(eq=False)
 class InUse(Refused):
     what: str
     by: str
@@ -327,6 +347,15 @@ class Unreachable(Refused):
     problem: str
     why = "The coordinator at {address} does not answer: {problem}."
     fix = "Check the address and that pluralllm-server serve is running there."
+
+
+@dataclass(eq=False)
+class AnswerInvalid(Broken):
+    call: str
+    field: str
+    problem: str
+    why = "The coordinator's answer to {call} breaks the protocol: {field} {problem}."
+    fix = "Ask the coordinator's operator; the client asks again later."
 
 
 @dataclass(eq=False)

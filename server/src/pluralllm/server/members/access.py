@@ -57,6 +57,7 @@ RULES: Mapping[str, Rule] = {
     f"{FEDERATION}Hello": _only(CLIENT),
     f"{FEDERATION}Poll": _only(CLIENT),
     f"{FEDERATION}GetRunSpec": _only(CLIENT),
+    f"{FEDERATION}ListVersionRecords": _only(CLIENT, ADMIN),
     f"{FEDERATION}GetManifest": _only(CLIENT, ADMIN),  # weights are not for observers
     f"{FEDERATION}GetChunks": _only(CLIENT, ADMIN),
     f"{FEDERATION}GetRollouts": _only(CLIENT),

@@ -30,7 +30,7 @@ from pluralllm.common.words.ids import Digest, GroupName, ModelVersion
 from pluralllm.common.words.names import TaskKind
 from pluralllm.server.members.door import caller
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rpc.messages import duration, model_message, receipt_message
+from pluralllm.server.rpc.messages import duration, model_message, receipt_message, version_record_message
 from pluralllm.server.rpc.polling import Polls
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.intake import Intake, parse_task
@@ -46,6 +46,7 @@ from pluralllm.v1 import federation_pb2_grpc as pb_grpc
 
 MAX_NAME = 200
 MAX_METRICS = 50
+MAX_RECORDS = 100  # version records in one answer
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
 
@@ -118,6 +119,15 @@ class Federation(pb_grpc.FederationServiceServicer):
     async def GetRunSpec(self, request: pb.GetRunSpecRequest, context: Context) -> pb.GetRunSpecResponse:
         record = self._runs.get(request.run).record
         return pb.GetRunSpecResponse(spec_json=record.spec_json, spec_sha256=record.spec_sha256)
+
+    async def ListVersionRecords(
+        self, request: pb.ListVersionRecordsRequest, context: Context
+    ) -> pb.ListVersionRecordsResponse:
+        run = self._runs.get(request.run)
+        first = max(0, request.first_version)
+        last = min(request.last_version, run.state.version, first + MAX_RECORDS - 1)
+        records = [await self._models.record(run.id, ModelVersion(number)) for number in range(first, last + 1)]
+        return pb.ListVersionRecordsResponse(records=map(version_record_message, records))
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
         run = self._runs.get(request.run)

@@ -208,6 +208,22 @@ def model_message(record: VersionRecord) -> pb.ModelVersion:
     )
 
 
+def version_record_message(record: VersionRecord) -> pb.VersionRecord:
+    return pb.VersionRecord(
+        version=record.version,
+        round=record.round,
+        digest=record.digest,
+        spec_sha256=record.spec_sha256,
+        parent_record_sha256=record.parent_sha256,
+        updates=[
+            pb.RecordedUpdate(client=client, digest=digest, examples=examples)
+            for client, digest, examples in record.updates
+        ],
+        moments=record.moments,
+        weights=record.weights,
+    )
+
+
 def member_message(
     name: ClientId,
     member: Member | InviteRecord | None,

@@ -19,14 +19,19 @@ class Manifests:
         self._store, self._blobs = store, blobs
         self._kept: dict[Digest, Manifest] = {}  # oldest first
 
+    async def record(self, run: RunId, version: ModelVersion) -> VersionRecord:
+        """Returns the version record of a model version. Raises NotFound if the version does not exist."""
+        record = await self._store.version(run, version)
+        if record is None:
+            raise NotFound(what="model version", name=str(ModelName(run, version)))
+        return record
+
     async def of(self, run: RunId, version: ModelVersion) -> tuple[VersionRecord, Manifest]:
         """Returns the version record (its digest, its parent and its updates) and the manifest of a model version.
 
         Raises NotFound if the version or its file does not exist; Corrupt if the file's bytes do not have the recorded digest.
         """
-        record = await self._store.version(run, version)
-        if record is None:
-            raise NotFound(what="model version", name=str(ModelName(run, version)))
+        record = await self.record(run, version)
         if (manifest := self._kept.get(record.digest)) is None:
             manifest = await asyncio.to_thread(manifest_of, await self._blobs.path(record.digest))
             if manifest.digest != record.digest:

@@ -24,6 +24,10 @@ class ModelReader:
         """
         return await self._manifests.of(run, version)
 
+    async def record(self, run: RunId, version: ModelVersion) -> VersionRecord:
+        """Returns the version record of a model version. Raises NotFound if the version does not exist."""
+        return await self._manifests.record(run, version)
+
     async def chunks(self, run: RunId, version: ModelVersion, first: int) -> AsyncIterator[tuple[bytes, int]]:
         """Yields one pair for each chunk of a version: the message with the chunk, and the chunk's size in bytes.
 
