@@ -16,7 +16,7 @@ import structlog
 
 from pluralllm.client.daemon import daemon
 from pluralllm.client.daemon.daemon import Daemon
-from pluralllm.client.daemon.policy import Policy
+from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link import transport
 from pluralllm.client.link.tasks import Scores

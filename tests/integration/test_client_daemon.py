@@ -13,9 +13,9 @@ from support.cutting_proxy import CuttingProxy
 from support.process_harness import process_spec, tiny_embedding_model
 
 from pluralllm.client.daemon.daemon import Daemon
-from pluralllm.client.daemon.policy import Policy
 from pluralllm.client.data.private_data import read_group, write_group
 from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig

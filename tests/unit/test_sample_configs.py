@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from pluralllm.client.daemon.policy import DEFAULT_POLICY, Policy, load_policy
+from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy, load_policy
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.words.spec import load_spec

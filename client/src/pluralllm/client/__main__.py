@@ -11,8 +11,8 @@ import structlog
 import typer
 
 from pluralllm.client import data_commands, doctor, support_command
-from pluralllm.client.daemon.policy import DEFAULT_POLICY, load_policy
 from pluralllm.client.data.private_data import read_group
+from pluralllm.client.disclosure.policy import DEFAULT_POLICY, load_policy
 from pluralllm.client.joining.partner import COMMAND, load_partner
 from pluralllm.client.process.config import ClientConfig, JoinConfig
 from pluralllm.client.process.instruments import REGISTRY, RETRIES

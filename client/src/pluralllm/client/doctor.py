@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.client.daemon.policy import load_policy
 from pluralllm.client.data.private_data import check_file
+from pluralllm.client.disclosure.policy import load_policy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pluralllm.client.daemon.policy import load_policy
 from pluralllm.client.data.private_data import check_file
 from pluralllm.client.data.private_texts import PrivateTexts
+from pluralllm.client.disclosure.policy import load_policy
 from pluralllm.client.doctor import checks_of
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData

@@ -17,10 +17,10 @@ from pathlib import Path
 import structlog
 
 from pluralllm.client.daemon.models import Models
-from pluralllm.client.daemon.policy import Policy, check_task, permitted_metrics
 from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
+from pluralllm.client.disclosure.policy import Policy, check_task, permitted_metrics
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.history import History

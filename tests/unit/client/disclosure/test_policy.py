@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from support.process_harness import process_spec
 
-from pluralllm.client.daemon.policy import Policy, check_task, load_policy, permitted_metrics
+from pluralllm.client.disclosure.policy import Policy, check_task, load_policy, permitted_metrics
 from pluralllm.common.errors.tree import InvalidConfig, PolicyForbids
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole
