@@ -63,10 +63,27 @@ def test_a_row_that_cannot_be_scored_is_named(rows: Any) -> None:
         read_rollouts(json.dumps(rows).encode(), 100)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[" * 100_000, b"\xff", b'[["p",["a","b"],[NaN,1]]]'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b"\xff",
+        b'[["p",["a","b"],[NaN,1]]]',
+        b'[["p",["a","b"],[1e999,1]]]',
+        b'[["p",["a","b"],[1%s,1]]]' % (b"0" * 400),
+    ],
+)
 def test_what_is_no_json_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidArgument):
         read_rollouts(raw, 100)
+
+
+@pytest.mark.parametrize("count", [b"1e999", b"1" + b"0" * 400])
+def test_a_count_that_no_number_can_hold_is_refused(count: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="needs one count"):
+        read_rollouts(b'[["p",["a","b"],[%s,1]]]' % count, 100)
 
 
 def test_a_batch_that_is_too_large_is_refused_unread() -> None:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from pluralllm.common.words.ids import Digest, ModelVersion, RunId
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import (
+    MAX_SPEC_BYTES,
     PRESETS,
     Aggregation,
     GroupRole,
@@ -153,3 +155,77 @@ def test_the_largest_batch_of_rollouts_is_a_constant() -> None:
         values["rewards"]["max_candidates"] = other
         with pytest.raises(InvalidSpec, match=r"rewards\.max_candidates"):
             parse_spec(json.dumps(values).encode(), "here")
+
+
+def spec_values(**changes: Any) -> dict[str, Any]:
+    return {"embedding": {"model": "m", "dimension": 8}} | changes
+
+
+def refusal_of(values: dict[str, Any]) -> str:
+    with pytest.raises(InvalidSpec) as refusal:
+        parse_spec(json.dumps(values).encode(), "here")
+    return refusal.value.problems
+
+
+@pytest.mark.parametrize(("train", "held_out"), [(999, 0), (1000, 0), (0, 1000), (999, 1), (500, 500)])
+def test_a_spec_names_up_to_a_thousand_groups(train: int, held_out: int) -> None:
+    names = [f"g{number}" for number in range(train + held_out)]
+    groups = {"train": names[:train], "held_out": names[train:]}
+    spec = parse_spec(json.dumps(spec_values(groups=groups)).encode(), "here")
+    assert len(spec.groups.train) + len(spec.groups.held_out) == train + held_out
+
+
+@pytest.mark.parametrize(("train", "held_out"), [(1001, 0), (0, 1001), (1000, 1), (501, 500)])
+def test_one_group_more_is_refused(train: int, held_out: int) -> None:
+    names = [f"g{number}" for number in range(train + held_out)]
+    problems = refusal_of(spec_values(groups={"train": names[:train], "held_out": names[train:]}))
+    assert "1000" in problems
+    assert len(problems.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("over", "is_allowed"), [(-1, True), (0, True), (1, False)])
+def test_a_spec_has_up_to_256_kib_as_canonical_json(over: int, is_allowed: bool) -> None:
+    """Each letter of a name takes six bytes in the canonical form and two in the text, so the text alone decides nothing."""
+    long_names = [f"{number:03} " + "\u00e9" * 25 for number in range(999)]
+
+    def text(last: str) -> bytes:
+        return json.dumps(spec_values(groups={"train": [*long_names, last]}), ensure_ascii=False).encode()
+
+    left_bytes = MAX_SPEC_BYTES - len(parse_spec(text("x"), "here").canonical_json()) + over
+    assert len(text("x")) + left_bytes < MAX_SPEC_BYTES
+    widened, rest = divmod(left_bytes, 6)
+    while widened:
+        step = min(widened, 150)
+        long_names[widened % 999] += "\u00e9" * step
+        widened -= step
+    if is_allowed:
+        assert len(parse_spec(text("x" * (1 + rest)), "here").canonical_json()) == MAX_SPEC_BYTES + over
+        return
+    with pytest.raises(
+        InvalidSpec, match=f"has {MAX_SPEC_BYTES + 1} bytes as canonical JSON, at most {MAX_SPEC_BYTES}"
+    ):
+        parse_spec(text("x" * (1 + rest)), "here")
+
+
+@pytest.mark.parametrize(
+    ("nested", "reason"),
+    [
+        ("x = " + "[" * 10_000 + "]" * 10_000, "nested too deep"),
+        ("#" * (MAX_SPEC_BYTES + 1), "at most 262144"),
+    ],
+)
+def test_a_file_that_is_too_deep_or_too_long_is_refused(tmp_path: Path, nested: str, reason: str) -> None:
+    with pytest.raises(InvalidSpec, match=reason):
+        load_spec(written(tmp_path, nested))
+
+
+def test_an_error_lists_twenty_problems_and_counts_the_others() -> None:
+    problems = refusal_of(spec_values(**{f"key{number}": 1 for number in range(25)})).splitlines()
+    assert len(problems) == 21
+    assert problems[-1] == "  ... and 5 more problems"
+
+
+def test_an_error_shows_long_and_unprintable_keys_on_one_short_line() -> None:
+    problems = refusal_of(spec_values(**{"k" * 1000: 1, "\x1b[2J\n  groups": "v" * 1000}))
+    assert all(line.isprintable() and len(line) < 250 for line in problems.splitlines())
+    assert len(problems.splitlines()) == 2

@@ -18,6 +18,7 @@ from pluralllm.common.errors.tree import EmbeddingMismatch, ModelUnavailable
 from pluralllm.common.predictor.encoder import Encoder
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import Embedding, Probe
+from pluralllm.common.words.templates import fill_template
 
 PROBE_TEXTS = (
     "How satisfied are you with the way democracy is working in your country?",
@@ -178,9 +179,13 @@ def fill(template: str, question: Question, option: int) -> str:
     """Returns the text of a template after its fields are filled in for one option of a question. option: index of the option."""
     letters = string.ascii_uppercase
     listed = " ".join(f"{_letter(letters, index)}. {text}" for index, text in enumerate(question.options))
-    return template.format(
-        question=question.text, options=listed, letter=_letter(letters, option), option=question.options[option]
-    )
+    values = {
+        "question": question.text,
+        "options": listed,
+        "letter": _letter(letters, option),
+        "option": question.options[option],
+    }
+    return fill_template(template, values)
 
 
 def _letter(letters: str, index: int) -> str:

@@ -3,20 +3,30 @@
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Collection
 from enum import StrEnum
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
+from pluralllm.common.words.templates import check_template
 
 PRESETS = ("default", "paper")
+
+# A spec comes from another machine. Its sender chooses how much work the reader has, so every size has a bound.
+MAX_SPEC_BYTES = 256 * 1024  # of a spec's JSON, as it is sent and as it is stored
+MAX_GROUPS = 1000
+MAX_PROBES = 64
+MAX_PROBLEMS = 20  # lines in the text of one error
+MAX_SHOWN = 80  # characters of a key or a value in the text of an error
 
 YEAR_S = 366 * 86_400.0  # a later deadline has no use, and one far enough in the future is no valid date
 
@@ -55,15 +65,18 @@ class SpecPart(BaseModel):
 class Groups(SpecPart):
     """The groups that take part. If both lists are empty, any group takes part in the role that its client declares."""
 
-    train: tuple[Name, ...] = ()
-    held_out: tuple[Name, ...] = ()
+    train: Annotated[tuple[Name, ...], Field(max_length=MAX_GROUPS), FailFast()] = ()
+    held_out: Annotated[tuple[Name, ...], Field(max_length=MAX_GROUPS), FailFast()] = ()
 
     @model_validator(mode="after")
     def _no_group_twice(self) -> Self:
-        names = [*self.train, *self.held_out]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        times = Counter((*self.train, *self.held_out))
+        if times.total() > MAX_GROUPS:
+            raise ValueError(f"names {times.total()} groups, at most {MAX_GROUPS} are allowed")
+        twice = sorted(name for name, number in times.items() if number > 1)
         if twice:
-            raise ValueError(f"a group is named once, as train or held_out; twice: {', '.join(twice)}")
+            shown = ", ".join(_shown(name) for name in twice[:MAX_PROBLEMS])
+            raise ValueError(f"a group is named once, as train or held_out; twice: {shown}")
         return self
 
     @property
@@ -76,9 +89,19 @@ class Groups(SpecPart):
         declared: the role that the group's client declares.
         Returns None if the group takes no part, because the spec names groups and this group is not one of the named groups.
         """
-        if group in self.held_out:
+        if group in self.held_out_names:
             return GroupRole.HELD_OUT
-        return declared if group in self.train or not self.named else None
+        return declared if group in self.train_names or not self.named else None
+
+    @cached_property
+    def train_names(self) -> frozenset[str]:
+        """The groups that train. The loop looks into this set at each tick for each connected client."""
+        return frozenset(self.train)
+
+    @cached_property
+    def held_out_names(self) -> frozenset[str]:
+        """The groups that only evaluate, as a set like `train_names`."""
+        return frozenset(self.held_out)
 
 
 class RoundPolicy(SpecPart):
@@ -217,7 +240,7 @@ class Probe(SpecPart):
     """A text with the vector that every client's embedding model must give for the text."""
 
     text: Name
-    vector: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    vector: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(max_length=65_536), FailFast()]
 
 
 MIN_COSINE = 0.999
@@ -238,7 +261,7 @@ class Embedding(SpecPart):
     max_tokens: Annotated[int, Field(ge=8, le=8192)] = 256
     templates: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4)] = ("{question}", "{option}")
     dimension: Annotated[int, Field(ge=1, le=65_536)]  # length of the concatenated vector
-    probes: tuple[Probe, ...] = ()
+    probes: Annotated[tuple[Probe, ...], Field(max_length=MAX_PROBES)] = ()
     # A constant: below it two installations embed differently, above it are only rounding errors. It stays in the format
     # because it is part of the hash of every spec.
     min_cosine: Annotated[float, Field(ge=MIN_COSINE, le=MIN_COSINE)] = MIN_COSINE
@@ -252,12 +275,7 @@ class Embedding(SpecPart):
             if len(probe.vector) != width:
                 raise ValueError(f"probe {number} has {len(probe.vector)} numbers, one template's vector has {width}")
         for template in self.templates:
-            try:
-                template.format(question="", options="", letter="", option="")
-            except (KeyError, IndexError, ValueError) as error:
-                raise ValueError(
-                    f"template {template!r} may use {{question}}, {{options}}, {{letter}}, {{option}} only"
-                ) from error
+            check_template(template)
         return self
 
 
@@ -295,6 +313,13 @@ class RunSpec(SpecPart):
             raise ValueError(
                 f"round.target_clients {self.round.target_clients} is above the {len(self.groups.train)} groups.train"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _small_enough(self) -> Self:
+        size_bytes = len(self.canonical_json())
+        if size_bytes > MAX_SPEC_BYTES:  # the stored form may be larger than the form that was sent
+            raise ValueError(f"the spec has {size_bytes} bytes as canonical JSON, at most {MAX_SPEC_BYTES} are allowed")
         return self
 
     def for_rewards(self, model: ModelName, digest: Digest, options: RewardOptions, file: str) -> "RunSpec":
@@ -343,8 +368,10 @@ class RunSpec(SpecPart):
 def parse_spec(text: bytes, file: str) -> RunSpec:
     """Reads a spec from JSON. file: the name under which an error reports the spec.
 
-    Raises InvalidSpec if the spec is not valid; the error lists every problem with its key and the allowed values.
+    Raises InvalidSpec if the spec is not valid; the error lists the problems with their keys and the allowed values. A text of
+    more than MAX_SPEC_BYTES is refused before it is read.
     """
+    _check_size(len(text), file)
     try:
         return RunSpec.model_validate_json(text)
     except ValidationError as error:
@@ -358,6 +385,7 @@ def load_spec(path: Path) -> RunSpec:
     Raises InvalidSpec if the file cannot be read, or if the spec is not valid; the error names file, keys and allowed values.
     """
     try:
+        _check_size(path.stat().st_size, str(path))
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidSpec(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
@@ -375,6 +403,8 @@ def spec_from_toml(text: str, file: str) -> RunSpec:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidSpec(file=file, problems=f"  not TOML: {error}") from error
+    except RecursionError as error:
+        raise InvalidSpec(file=file, problems="  its tables and lists are nested too deep") from error
     preset = values.pop("preset", "default")
     if preset not in PRESETS:
         raise InvalidSpec(file=file, problems=f"  preset: is {preset!r}, allowed: {', '.join(PRESETS)}")
@@ -382,6 +412,11 @@ def spec_from_toml(text: str, file: str) -> RunSpec:
         return RunSpec.model_validate(merge(preset_values(preset), values))
     except ValidationError as error:
         raise InvalidSpec(file=file, problems=explain(error)) from error
+
+
+def _check_size(size_bytes: int, file: str) -> None:
+    if size_bytes > MAX_SPEC_BYTES:
+        raise InvalidSpec(file=file, problems=f"  it has {size_bytes} bytes, at most {MAX_SPEC_BYTES} are allowed")
 
 
 def preset_values(name: str) -> dict[str, Any]:
@@ -406,16 +441,27 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def explain(error: ValidationError, secret: Collection[str] = ()) -> str:
     """Returns the text of a validation error: one line for each problem. The line has the key, the problem and the value.
 
+    At most MAX_PROBLEMS problems are listed. Long keys, problems and values are cut.
     secret: keys whose values the text must not contain.
     """
+    problems = error.errors(include_url=False, include_context=False)
     lines = []
-    for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+    for problem in problems[:MAX_PROBLEMS]:
+        key = ".".join(_shown(part) for part in problem["loc"]) or "(whole file)"
         value = problem.get("input")
         is_shown = key not in secret and isinstance(value, (str, int, float, bool))
-        shown = f" (given: {value!r})" if is_shown else ""
+        shown = f" (given: {_shown(repr(value))})" if is_shown else ""
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key; check its spelling"
         lines.append(f"  {key}: {message}{shown}")
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"  ... and {len(problems) - MAX_PROBLEMS} more problems")
     return "\n".join(lines)
+
+
+def _shown(part: object) -> str:
+    """Returns a piece of another machine's text for one line of an error: printable, and at most MAX_SHOWN characters long."""
+    text = str(part)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"

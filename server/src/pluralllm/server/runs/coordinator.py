@@ -15,6 +15,7 @@ from pluralllm.common.errors.tree import (
     BaseLost,
     Broken,
     InvalidArgument,
+    InvalidSpec,
     NotFound,
     PluralError,
     RoundClosed,
@@ -24,7 +25,7 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.process.tracing import round_context, span
-from pluralllm.common.words.ids import ID_HELP, ClientId, RunId, is_id
+from pluralllm.common.words.ids import ID_HELP, ClientId, Digest, RunId, is_id
 from pluralllm.common.words.spec import GroupRole, parse_spec
 from pluralllm.server.aggregation.next_version import write_next
 from pluralllm.server.process.cancellation import unbroken
@@ -101,14 +102,25 @@ class Coordinator:
         self._averaging: dict[RunId, asyncio.Task[None]] = {}
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
+        self._unreadable: dict[RunId, Digest] = {}  # stored runs that are left out, with the hashes of their specs
 
     # Life
 
     async def start(self) -> None:
-        """Rebuilds every run from its event log, continues the runs that have not ended, and starts the loop."""
+        """Rebuilds every run from its event log, continues the runs that have not ended, and starts the loop.
+
+        A run whose stored spec this release does not allow is logged and left out.
+        """
         self._started_s = self._clock.now_s()
         for record in await self._store.runs():
-            run, pending = await recover(self._store, record)
+            try:
+                run, pending = await recover(self._store, record)
+            except (
+                InvalidSpec
+            ) as error:  # of an earlier release, which allowed more; the other runs need not stop for it
+                log.error("run.unreadable", run=record.id, problem=str(error))
+                self._unreadable[record.id] = record.spec_sha256
+                continue
             self._runs.add(run)
             if run.is_over:
                 continue
@@ -176,8 +188,10 @@ class Coordinator:
         """
         if not is_id(run_id):
             raise InvalidArgument(field="run_id", problem=f"is {run_id!r}, allowed: {ID_HELP}")
-        spec = parse_spec(spec_json, f"of run {run_id}")
+        spec = await asyncio.to_thread(parse_spec, spec_json, f"of run {run_id}")
         async with self._creating:
+            if (stored := self._unreadable.get(RunId(run_id))) is not None:
+                raise SpecMismatch(run=run_id, asked=spec.sha256()[:12], stored=stored[:12])
             if (existing := self._runs.find(run_id)) is not None:
                 if existing.record.spec_sha256 != spec.sha256():
                     raise SpecMismatch(run=run_id, asked=spec.sha256()[:12], stored=existing.record.spec_sha256[:12])

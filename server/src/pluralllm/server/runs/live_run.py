@@ -159,12 +159,12 @@ async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average 
     """Rebuilds a run: calls the round machine's function `step` for each event in the run's event log.
 
     Returns the run, and the effect Average if the averaging of a round had not ended (None otherwise). Raises Corrupt if the
-    stored spec does not match its recorded hash.
+    stored spec does not match its recorded hash; InvalidSpec if this release does not allow the stored spec.
     """
-    spec = parse_spec(record.spec_json, f"of run {record.id}")
     spec_sha256 = hashlib.sha256(record.spec_json).hexdigest()  # of the bytes: a later release may know more keys
     if spec_sha256 != record.spec_sha256:
         raise Corrupt(what=f"the stored spec of run {record.id}", expected=record.spec_sha256, got=spec_sha256)
+    spec = await asyncio.to_thread(parse_spec, record.spec_json, f"of run {record.id}")
     versions = await store.versions(record.id)
     state, sequence, pending = first_state(record, spec, versions[0]), 0, None
     updated_s = record.created_s

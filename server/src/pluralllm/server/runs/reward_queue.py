@@ -78,7 +78,7 @@ class RewardQueue:
         """
         if run.spec.rewards is None:
             raise WrongPhase(run=run.id, phase="a run that trains", wanted="asked for rewards")
-        batch = read_rollouts(rollouts_json, run.spec.rewards.max_candidates)
+        batch = await asyncio.to_thread(read_rollouts, rollouts_json, run.spec.rewards.max_candidates)
         draft = self._scratch / f"rollouts-{uuid.uuid4().hex}"
         with storage_errors("the rollouts"):
             digest = await asyncio.to_thread(_write, draft, write_rollouts(batch))
