@@ -11,7 +11,9 @@ from pathlib import Path
 import psycopg
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import Connection
 from support.memory_store import MemoryStore, Tables
@@ -19,10 +21,13 @@ from support.real_stores import Postgres, free_port
 
 from pluralllm.common.errors.tree import InvalidConfig, Overtaken, StorageFull, StoreFailed
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.storage import schema
+from pluralllm.server.storage import migrations, schema
+from pluralllm.server.storage.sql_engine import new_engine
+from pluralllm.server.storage.sql_rows import evaluation_values
 from pluralllm.server.storage.sql_store import SqlStore, open_store
 from pluralllm.server.storage.store import (
     Change,
@@ -121,6 +126,12 @@ def score(version: int, client: str = "ann", value: float = 0.5) -> EvaluationRe
     return EvaluationRecord(R, found, 4.0)
 
 
+def kept_score(version: int, client: str, reason: NotReported) -> EvaluationRecord:
+    """Returns the evaluation of a client that does not report its scores."""
+    name, group, number = ClientId(client), GroupName(client), ModelVersion(version)
+    return EvaluationRecord(R, ev.Score(name, group, GroupRole.TRAIN, number, None, None, None, 0, reason), 4.0)
+
+
 async def test_a_run_and_its_first_version_are_there_together(store: Store) -> None:
     assert await store.runs() == [RUN]
     assert await store.versions(R) == [FIRST]
@@ -170,6 +181,7 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
     await store.apply(change(1, receipts=(RECEIPT,), versions=(SECOND,)))
     async with store.writing() as connection:
         added = [("receipts", "distance"), ("versions", "moments"), ("versions", "weights"), ("rounds", "rollouts")]
+        added.append(("evaluations", "not_reported"))
         for table, column in added:
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         await connection.execute(sa.text("DROP TABLE leadership"))
@@ -179,6 +191,52 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
     assert await again.versions(R) == [FIRST, SECOND]
     assert await again.receipts(R, RoundNumber(1)) == [RECEIPT]
     await again.close()
+
+
+@pytest.mark.parametrize("reason", NotReported)
+async def test_an_evaluation_without_scores_comes_back_with_its_reason(store: Store, reason: NotReported) -> None:
+    kept, reported = kept_score(0, "ann", reason), score(0, "ben", 0.0)
+    await store.apply(change(1, evaluations=(kept,)))
+    await store.apply(change(2, evaluations=(reported,)))
+    assert await store.latest_evaluations(R, 1) == [kept, reported]
+    assert [row for _, row in await store.evaluations(R, 0, 10)] == [kept, reported]
+    await store.apply(change(3, evaluations=(score(0, "ann", 0.4),)))  # the newer evaluation of a client stands
+    assert await store.latest_evaluations(R, 1) == [score(0, "ann", 0.4), reported]
+
+
+async def test_evaluations_of_an_older_release_keep_scores_and_cursors_and_later_ones_may_have_no_scores(
+    database: str,
+) -> None:
+    engine = new_engine(sa.make_url(database))
+    async with engine.begin() as connection:
+        await connection.run_sync(lambda opened: upgrade(opened, "0005"))
+        older = sa.text(
+            "INSERT INTO evaluations (run, version, client, group_name, role, alignment_score, alignment_score_base2, "
+            "questions, created_s) VALUES ('r', :version, :client, :group_name, 'train', 0.5, 0.1, 3, 4.0)"
+        )
+        for version, client in ((0, "ann"), (0, "ben"), (1, "ann"), (1, "ben")):
+            await connection.execute(older, {"version": version, "client": client, "group_name": client})
+        await connection.execute(sa.text("DELETE FROM evaluations WHERE version = 0 AND client = 'ann'"))
+    await engine.dispose()
+    store = await open_store(database)
+    await store.create_run(RUN, FIRST)
+    rows = await store.evaluations(R, 0, 10)
+    assert rows == [(2, score(0, "ben")), (3, score(1)), (4, score(1, "ben"))]
+    kept = kept_score(1, "ben", NotReported.BUDGET_SPENT)
+    await store.apply(change(1, evaluations=(kept,)))
+    assert await store.evaluations(R, 4, 10) == [(5, kept)]  # a cursor is never used twice
+    with pytest.raises(StoreFailed, match="another writer was there first"):
+        async with store.writing() as connection:
+            await connection.execute(sa.insert(schema.evaluations).values(evaluation_values(kept)))
+    await store.close()
+
+
+def upgrade(connection: Connection, revision: str) -> None:
+    """Brings an empty database to the schema of an older release."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 async def test_a_change_that_fails_writes_nothing(store: Store) -> None:

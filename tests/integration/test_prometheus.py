@@ -144,3 +144,20 @@ async def test_a_version_that_half_of_the_groups_have_scored_is_not_drawn_yet(tm
         drawn = await gauges_of(served.parts, served.registry, lambda: 0.0).read()
     scores = next(family for family in drawn if family.name == "pluralllm_alignment_score")
     assert [sample.value for sample in scores.samples] == [0.7, 0.7]
+
+
+async def test_a_group_that_keeps_its_score_has_none_in_the_metrics_and_is_counted_by_its_reason(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path / "state") as served:
+        ann, ben, zoe = [await served.client(name) for name in ("ann", "ben", "zoe")]
+        await served.create("r", small_spec(round={"target_clients": 3}))
+        await ann.evaluate(await ann.task(), 0.8)
+        await ben.evaluate(await ben.task(), 0.6)
+        await zoe.keep_scores(await zoe.task(), rpb.NOT_REPORTED_TOO_FEW_QUESTIONS)
+        await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 1)
+        drawn = await gauges_of(served.parts, served.registry, lambda: 0.0).read()
+    samples = {family.name: {tuple(s.labels.values()): s.value for s in family.samples} for family in drawn}
+    assert samples["pluralllm_alignment_score"] == {("r", "group of ann"): 0.8, ("r", "group of ben"): 0.6}
+    assert samples["pluralllm_groups_not_reported"] == {("r", "too_few_questions"): 1, ("r", "budget_spent"): 0}
+    assert samples["pluralllm_fairness_index"] == {("r",): pytest.approx(1.4**2 / 2 / (0.64 + 0.36))}

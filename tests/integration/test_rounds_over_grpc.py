@@ -452,6 +452,71 @@ async def test_a_held_out_group_evaluates_and_never_trains(tmp_path: Path) -> No
         assert {score.client: score.role for score in run.evaluations}["zoe"] == rpb.GROUP_ROLE_HELD_OUT
 
 
+async def test_a_group_that_keeps_its_scores_is_shown_with_the_reason_and_does_not_count_in_the_fairness(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path / "state") as served:
+        ann, ben, zoe = [await served.client(name) for name in ("ann", "ben", "zoe")]
+        await served.create("r", small_spec(round={"target_clients": 3}))
+        await ann.evaluate(await ann.task(), 0.8)
+        await ben.keep_scores(await ben.task(), rpb.NOT_REPORTED_TOO_FEW_QUESTIONS)
+        await zoe.keep_scores(await zoe.task(), rpb.NOT_REPORTED_BUDGET_SPENT)
+        await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 1)
+        before = await served.run("r")
+    async with serving(tmp_path / "state") as served:
+        after = await served.run("r")
+        request = operations_pb2.ListEvaluationsRequest(parent="runs/r")
+        listed = (await served.operations.ListEvaluations(request, timeout=10)).evaluations
+    for run in (before, after):
+        shown = [(e.client, e.alignment_score, e.questions, e.not_reported) for e in run.evaluations]
+        assert shown == [
+            ("ann", 0.8, 9, rpb.NOT_REPORTED_UNSPECIFIED),
+            ("ben", 0.0, 0, rpb.NOT_REPORTED_TOO_FEW_QUESTIONS),
+            ("zoe", 0.0, 0, rpb.NOT_REPORTED_BUDGET_SPENT),
+        ]
+        assert (run.fairness.index, run.fairness.min_group) == (1.0, "group of ann")
+    assert list(listed) == list(after.evaluations)
+
+
+async def test_where_no_group_reports_its_score_there_is_no_fairness(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        ann, ben = await served.client("ann"), await served.client("ben")
+        await served.create("r", SPEC)
+        for client in (ann, ben):
+            await client.keep_scores(await client.task(), rpb.NOT_REPORTED_TOO_FEW_QUESTIONS)
+        run = await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 1)
+        assert len(run.evaluations) == 2
+        assert not run.HasField("fairness")
+
+
+@pytest.mark.parametrize(
+    ("reason", "numbers"),
+    [
+        (rpb.NOT_REPORTED_UNSPECIFIED, {}),
+        (rpb.NOT_REPORTED_UNSPECIFIED, {"alignment_score": 0.5}),
+        (rpb.NOT_REPORTED_TOO_FEW_QUESTIONS, {"alignment_score": 0.5}),
+        (rpb.NOT_REPORTED_TOO_FEW_QUESTIONS, {"alignment_score_base2": 0.5}),
+        (rpb.NOT_REPORTED_TOO_FEW_QUESTIONS, {"alignment_score": float("nan")}),
+        (rpb.NOT_REPORTED_TOO_FEW_QUESTIONS, {"wasserstein_score": 0.0}),
+        (rpb.NOT_REPORTED_TOO_FEW_QUESTIONS, {"questions": 1}),
+        (3, {}),
+        (-1, {}),
+    ],
+)
+async def test_an_evaluation_has_all_of_its_numbers_or_a_known_reason_and_none(
+    tmp_path: Path, reason: "rpb.NotReported.ValueType", numbers: dict[str, float]
+) -> None:
+    async with serving(tmp_path / "state") as served:
+        ann = await served.client("ann")
+        await served.client("ben")
+        await served.create("r", SPEC)
+        task = await ann.task()
+        with pytest.raises(InvalidArgument):
+            await ann.keep_scores(task, reason, **numbers)
+        assert (await served.run("r")).participants[0].state == rpb.PARTICIPANT_STATE_WORKING
+        await ann.keep_scores(task, rpb.NOT_REPORTED_TOO_FEW_QUESTIONS)
+
+
 async def test_a_group_the_run_spec_does_not_name_has_no_part(tmp_path: Path) -> None:
     spec = small_spec(groups={"train": ["group of ann", "group of ben"]})
     async with serving(tmp_path / "state") as served:

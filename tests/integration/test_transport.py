@@ -10,6 +10,7 @@ import grpc
 import pytest
 from support.process_harness import free_port
 
+from pluralllm.client.link.tasks import Scores
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.tree import (
     ChunksMissing,
@@ -22,6 +23,7 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import ClientId, Digest, TaskId
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc.boundary import Boundary
 from pluralllm.v1 import federation_pb2 as pb
@@ -37,6 +39,7 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
         self._failures = failures
         self.calls: list[str] = []
         self.stored = False
+        self.evaluations: list[pb.ReportEvaluationRequest] = []
 
     def _play(self, method: str) -> None:
         self.calls.append(method)
@@ -58,6 +61,11 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
     async def CommitUpdate(self, request: pb.CommitUpdateRequest, context: Any) -> pb.CommitUpdateResponse:
         self._play("commit")
         return pb.CommitUpdateResponse(receipt=resources_pb2.Receipt(client="ann"))
+
+    async def ReportEvaluation(self, request: pb.ReportEvaluationRequest, context: Any) -> pb.ReportEvaluationResponse:
+        self._play("evaluation")
+        self.evaluations.append(request)
+        return pb.ReportEvaluationResponse()
 
 
 class OpenDoor:
@@ -144,6 +152,30 @@ async def test_where_nobody_answers_the_other_address_is_tried_in_turn(tmp_path:
         assert transport.address == standby
         await transport.close()
     assert service.calls == ["begin", "put", "commit"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "fields"),
+    [
+        (
+            Scores(0.75, 0.5, None, 40),
+            {"alignment_score": 0.75, "alignment_score_base2": 0.5, "questions": 40},
+        ),
+        (
+            Scores(0.75, 0.5, 0.0, 40),
+            {"alignment_score": 0.75, "alignment_score_base2": 0.5, "wasserstein_score": 0.0, "questions": 40},
+        ),
+        (NotReported.TOO_FEW_QUESTIONS, {"not_reported": resources_pb2.NOT_REPORTED_TOO_FEW_QUESTIONS}),
+        (NotReported.BUDGET_SPENT, {"not_reported": resources_pb2.NOT_REPORTED_BUDGET_SPENT}),
+    ],
+)
+async def test_an_evaluation_is_sent_with_its_scores_or_with_the_reason_alone(
+    scores: Scores | NotReported, fields: dict[str, Any]
+) -> None:
+    service = scripted()
+    async with transport_to(service) as transport:
+        await asyncio.wait_for(transport.report_scores(TASK, scores), 30)
+    assert service.evaluations == [pb.ReportEvaluationRequest(task=TASK, **fields)]
 
 
 async def test_plain_text_stays_on_loopback_at_the_second_address_too() -> None:

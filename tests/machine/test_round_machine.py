@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pluralllm.common.errors.tree import Refused
 from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
@@ -81,7 +82,7 @@ class RoundMachine(RuleBasedStateMachine):
     def whoever_has_a_place_delivers(self, which: int, distance: float | None) -> None:
         client = self.run.active[which % len(self.run.active)]
         if self.run.phase is Phase.EVALUATING:
-            self.client_evaluates(client)
+            self.client_evaluates(client, 0.5 if distance is None else None)
         else:
             self.client_commits(client, "x", distance)
 
@@ -99,8 +100,11 @@ class RoundMachine(RuleBasedStateMachine):
         if receipt in self.run.receipts and self.run.phase is Phase.COLLECTING:  # a revoked member's is withdrawn
             assert step(self.run, event) == (self.run, ()), "a retry was not free"
 
-    def client_evaluates(self, client: ClientId) -> None:
-        score = ev.Score(client, GroupName(client), GroupRole.TRAIN, self.run.version, 0.5, 0.5, None, 3)
+    def client_evaluates(self, client: ClientId, alignment: float | None) -> None:
+        """The client reports this alignment score, or, if it is None, why it keeps the score."""
+        reason = NotReported.BUDGET_SPENT if alignment is None else None
+        version = self.run.version
+        score = ev.Score(client, GroupName(client), GroupRole.TRAIN, version, alignment, alignment, None, 3, reason)
         self.feed(ev.EvaluationArrived(self.now_s, score))
 
     @precondition(lambda self: self.run.phase is Phase.AGGREGATING)

@@ -34,10 +34,12 @@ from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN, ROLES, ch
 from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.server.rpc.messages import duration
 from pluralllm.v1 import federation_pb2 as pb
+from pluralllm.v1.resources_pb2 import NOT_REPORTED_TOO_FEW_QUESTIONS
 
 RETRY_FOR_S = 30.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.2, 3.0
 MODELS_KEPT = 2
+KEEPS_SCORES = 64  # of 256 evaluations: the client answers them without numbers
 MAX_LIVES, MAX_POLLS, MAX_RETRIES = 100_000, 1_000_000, 1000
 MAX_MODEL_BYTES = 1_000_000_000
 _read_chunk = chunk_reader(pb.GetChunksResponse)
@@ -181,9 +183,11 @@ class SimulatedClient:
     async def _evaluate(self, task: pb.Task) -> None:
         await self._fetch(task)
         score = int(task.base_digest[:4], 16) / 0xFFFF
-        request = pb.ReportEvaluationRequest(
-            task=task.name, alignment_score=score, alignment_score_base2=score / 2, questions=9
-        )
+        request = pb.ReportEvaluationRequest(task=task.name)
+        if hashlib.sha256(f"{self.name}{task.base_digest}".encode()).digest()[0] < KEEPS_SCORES:
+            request.not_reported = NOT_REPORTED_TOO_FEW_QUESTIONS
+        else:
+            request.alignment_score, request.alignment_score_base2, request.questions = score, score / 2, 9
         await self._retried(lambda: self._call("ReportEvaluation", request), (Unreachable,))
 
     async def _fetch(self, task: pb.Task) -> None:

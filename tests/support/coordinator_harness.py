@@ -236,6 +236,10 @@ class HandClient:
         )
         await self.call("ReportEvaluation", request)
 
+    async def keep_scores(self, task: pb.Task, reason: "resources_pb2.NotReported.ValueType", **numbers: Any) -> None:
+        """Answers an evaluation with the reason why the client does not report its scores."""
+        await self.call("ReportEvaluation", pb.ReportEvaluationRequest(task=task.name, not_reported=reason, **numbers))
+
 
 def delta(layout: Layout, seed: int) -> NDArray[np.float32]:
     """A small random update, shape [layout.values]."""

@@ -11,6 +11,7 @@ from support.coordinator_harness import small_spec
 from pluralllm.common.process.clock import FakeClock
 from pluralllm.common.weights.layout import write_weights
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, RoundNumber, RunId
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.process.fail_stop import FailStop
@@ -66,6 +67,9 @@ class History:
             await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), CLIENTS, ()))
         score = ev.Score(CLIENTS[0], GroupName("a"), GroupRole.TRAIN, run.state.version, 0.6, 0.3, None, 5)
         await coordinator.dispatch(run, ev.EvaluationArrived(clock.now_s(), score))
+        name, group, reason = CLIENTS[1], GroupName("b"), NotReported.TOO_FEW_QUESTIONS
+        kept = ev.Score(name, group, GroupRole.TRAIN, run.state.version, None, None, None, 0, reason)
+        await coordinator.dispatch(run, ev.EvaluationArrived(clock.now_s(), kept))
         clock.advance(301)
         await coordinator.dispatch(run, ev.ClockTicked(clock.now_s()))
         for number, updates in enumerate(updates_of_rounds, 1):
@@ -181,6 +185,9 @@ async def test_an_untouched_history_is_clean_and_its_aggregates_repeat_bit_for_b
         ("UPDATE rounds SET cohort = '[]' WHERE round = 1", 6),
         ("UPDATE rounds SET base_version = 0 WHERE round = 2", 6),
         ("UPDATE evaluations SET alignment_score = 0.99", 6),
+        ("UPDATE evaluations SET alignment_score = 0.5 WHERE client = 'ben'", 6),
+        ("UPDATE evaluations SET not_reported = 'budget_spent' WHERE client = 'ben'", 6),
+        ("UPDATE evaluations SET alignment_score = NULL WHERE client = 'ann'", 6),
         ("DELETE FROM events WHERE sequence = 3", 6),
         ("DELETE FROM events WHERE sequence = (SELECT max(sequence) FROM events)", 6),
         ("UPDATE events SET kind = 'Nonsense' WHERE sequence = 2", 6),

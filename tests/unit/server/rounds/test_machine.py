@@ -6,6 +6,7 @@ import pytest
 
 from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import MAX_SLOTS_LOST, step
@@ -362,3 +363,20 @@ def test_facts_written_before_there_were_distances_and_moments_are_read_as_none(
     assert arrived.receipt.distance is None
     averaged = ev.event_from_facts("ModelAveraged", {"at_s": 1.0, "round": 1, "digest": "d"})
     assert averaged == ev.ModelAveraged(1.0, RoundNumber(1), Digest("d"), ())
+
+
+def test_a_client_that_keeps_its_scores_has_answered_the_evaluation() -> None:
+    run, _ = after(a_run(), ev.RunStarted(0), seen(1, ALICE, BOB, CAROL), seen(2, ALICE, BOB, CAROL))
+    name, group, reason = ALICE, GroupName(ALICE), NotReported.TOO_FEW_QUESTIONS
+    kept = ev.Score(name, group, GroupRole.TRAIN, run.version, None, None, None, 0, reason)
+    run, effects = after(run, ev.EvaluationArrived(3, kept))
+    assert (run.reported, effects) == ((ALICE,), (ev.RecordEvaluation(kept),))
+    assert after(run, ev.EvaluationArrived(4, kept)) == (run, ())
+    run, _ = after(run, evaluation(5, BOB, 0), evaluation(6, CAROL, 0))
+    assert (run.phase, run.evaluated) == (Phase.WAITING, ModelVersion(0))
+
+
+def test_facts_of_a_score_written_before_scores_could_be_kept_are_read_as_reported() -> None:
+    facts = ev.event_to_facts(evaluation(1.0, ALICE, 0))
+    del facts["score"]["not_reported"]
+    assert ev.event_from_facts("EvaluationArrived", facts) == evaluation(1.0, ALICE, 0)

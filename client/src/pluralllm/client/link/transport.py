@@ -39,6 +39,7 @@ from pluralllm.common.wire.channels import plain_channel, secure_channel
 from pluralllm.common.wire.chunk_messages import write_chunk
 from pluralllm.common.wire.messages import (
     CLIENT_ID_KEY,
+    NOT_REPORTED,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     ROLES,
@@ -49,6 +50,7 @@ from pluralllm.common.wire.messages import (
 from pluralllm.common.words.addresses import check_loopback
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2
 from pluralllm.v1 import federation_pb2 as pb
@@ -304,15 +306,20 @@ class Transport:
                 self.traffic.sent_bytes += len(data)
                 SENT_BYTES.inc(len(data))
 
-    async def report_scores(self, task: TaskId, scores: Scores) -> None:
-        """Reports the scores of an evaluation. Raises the errors that the proto file lists for ReportEvaluation."""
-        request = pb.ReportEvaluationRequest(
-            task=task,
-            alignment_score=scores.alignment_score,
-            alignment_score_base2=scores.alignment_score_base2,
-            wasserstein_score=scores.wasserstein_score,
-            questions=scores.questions,
-        )
+    async def report_scores(self, task: TaskId, scores: Scores | NotReported) -> None:
+        """Reports the scores of an evaluation, or the reason why this client does not report them.
+
+        Raises the errors that the proto file lists for ReportEvaluation.
+        """
+        request = pb.ReportEvaluationRequest(task=task)
+        if isinstance(scores, NotReported):
+            request.not_reported = NOT_REPORTED[scores]
+        else:
+            request.alignment_score = scores.alignment_score
+            request.alignment_score_base2 = scores.alignment_score_base2
+            if scores.wasserstein_score is not None:
+                request.wasserstein_score = scores.wasserstein_score
+            request.questions = scores.questions
         async for attempt in _retries(Unreachable):
             with attempt:
                 await self._call("ReportEvaluation", request)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, checked_manifest, missing_ranges
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import resources_pb2 as pb
@@ -38,6 +39,11 @@ MEMBER_ROLES = {
     MemberRole.ADMIN: pb.MEMBER_ROLE_ADMIN,
 }
 MEMBER_ROLES_BACK = {number: role for role, number in MEMBER_ROLES.items()}
+NOT_REPORTED = {
+    NotReported.TOO_FEW_QUESTIONS: pb.NOT_REPORTED_TOO_FEW_QUESTIONS,
+    NotReported.BUDGET_SPENT: pb.NOT_REPORTED_BUDGET_SPENT,
+}
+NOT_REPORTED_BACK = {number: reason for reason, number in NOT_REPORTED.items()}
 
 
 def timestamp(time_s: float) -> Timestamp:

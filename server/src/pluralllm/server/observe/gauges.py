@@ -18,17 +18,18 @@ from pluralllm.common import __version__
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.process.clock import Clock
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.server.members.registry import Registry
 from pluralllm.server.process.instruments import LOOP_LAG_SECONDS
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
-from pluralllm.server.runs.overview import ended_evaluations
+from pluralllm.server.runs.overview import ended_evaluations, reported_scores
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles
-from pluralllm.server.storage.store import Store
+from pluralllm.server.storage.store import EvaluationRecord, Store
 
 READ_EVERY_S = 5.0
 LAG_EVERY_S = 0.25
@@ -49,8 +50,18 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "Seconds until the deadline of the phase; absent if the phase has none.",
         ("run",),
     ),
-    "pluralllm_alignment_score": ("Alignment score of the newest evaluated version, 0 .. 1.", ("run", "group")),
-    "pluralllm_fairness_index": ("Jain's fairness index over the alignment scores of the groups, 0 .. 1.", ("run",)),
+    "pluralllm_alignment_score": (
+        "Alignment score of the newest evaluated version, 0 .. 1; absent for a group that does not report its score.",
+        ("run", "group"),
+    ),
+    "pluralllm_groups_not_reported": (
+        "Number of groups that do not report their alignment score of the newest evaluated version, by reason.",
+        ("run", "reason"),
+    ),
+    "pluralllm_fairness_index": (
+        "Jain's fairness index over the alignment scores of the groups that report them, 0 .. 1.",
+        ("run",),
+    ),
     "pluralllm_clients": (
         "Clients that have ever connected, by state. Working on a task, assigned one, idle but connected, or away.",
         ("state",),
@@ -113,7 +124,8 @@ class Gauges(Collector):
         """Returns the current value of all gauges and counters. Raises StoreFailed if the database cannot be read."""
         runs, now_s = self._runs.all(), self._clock.now_s()
         shown = _newest(runs)
-        scores = {run.id: await self._scores(run) for run in shown}
+        evaluations = {run.id: await self._evaluations(run) for run in shown}
+        scores = {run: dict(sorted(reported_scores(rows))[:MAX_GROUPS]) for run, rows in evaluations.items()}
         deadlines = {run.id: run.state.deadline_s for run in shown}
         gauges: dict[str, Values] = {
             "pluralllm_build_info": {(__version__,): 1},
@@ -126,6 +138,11 @@ class Gauges(Collector):
             },
             "pluralllm_alignment_score": {
                 (run, group): score for run, by_group in scores.items() for group, score in by_group.items()
+            },
+            "pluralllm_groups_not_reported": {
+                (run, reason.value): sum(row.score.not_reported is reason for row in rows)
+                for run, rows in evaluations.items()
+                for reason in NotReported
             },
             "pluralllm_fairness_index": {
                 (run,): fairness_index(tuple(by_group.values())) for run, by_group in scores.items() if by_group
@@ -141,15 +158,11 @@ class Gauges(Collector):
             *(CounterMetricFamily(name, COUNTERS[name], value=value) for name, value in counters.items()),
         )
 
-    async def _scores(self, run: LiveRun) -> dict[str, float]:
-        """Returns a dictionary from a group's name to the group's alignment score, for at most MAX_GROUPS groups.
-
-        The scores are for the newest model version whose evaluation has ended.
-        """
+    async def _evaluations(self, run: LiveRun) -> list[EvaluationRecord]:
+        """Returns the evaluations of the newest model version whose evaluation has ended."""
         rows = ended_evaluations(run, await self._store.latest_evaluations(run.id, 2))
         newest = max((row.score.version for row in rows), default=None)
-        scores = sorted((row.score.group, row.score.alignment_score) for row in rows if row.score.version == newest)
-        return dict(scores[:MAX_GROUPS])
+        return [row for row in rows if row.score.version == newest]
 
     async def _clients(self, now_s: float) -> Values:
         live = {session.client for session in self._sessions.live(now_s)}

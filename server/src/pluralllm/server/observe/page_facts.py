@@ -9,6 +9,7 @@ from typing import Any
 
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
+from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.status import RunStatus
@@ -82,17 +83,26 @@ class History:
     A distance is the loss that a client reports with its update. The history keeps the mean distance of each round.
     """
 
-    scores: dict[int, dict[str, float]] = field(default_factory=dict)  # by version, then group
+    scores: dict[int, dict[str, float]] = field(default_factory=dict)  # by version, then group; reported scores only
     roles: dict[str, str] = field(default_factory=dict)  # by group
     distances: dict[int, float] = field(default_factory=dict)  # by round: mean over its updates
     after: int = 0  # the newest evaluation's id
     rounds: set[int] = field(default_factory=set)  # rounds whose updates were read
+    # By version, then group: the reasons of the groups that do not report their scores.
+    not_reported: dict[int, dict[str, NotReported]] = field(default_factory=dict)
 
     def add_scores(self, rows: Sequence[tuple[int, EvaluationRecord]]) -> None:
         for number, row in rows:
             self.after = max(self.after, number)
-            self.scores.setdefault(row.score.version, {})[row.score.group] = row.score.alignment_score
-            self.roles[row.score.group] = row.score.role.value
+            score = row.score
+            scores = self.scores.setdefault(score.version, {})
+            reasons = self.not_reported.setdefault(score.version, {})
+            if score.alignment_score is not None:
+                scores[score.group] = score.alignment_score
+                reasons.pop(score.group, None)
+            elif score.not_reported is not None and score.group not in scores:
+                reasons[score.group] = score.not_reported
+            self.roles[score.group] = score.role.value
 
     def add_round(self, number: int, receipts: Sequence[ReceiptRecord]) -> None:
         self.rounds.add(number)
@@ -107,21 +117,29 @@ def history_facts(
     """Returns the curves of a run, and its newest rounds and model versions.
 
     The curves are the groups' scores and their fairness by model version, and the loss by round. A version whose evaluation has
-    not ended is left out of the curves.
+    not ended is left out of the curves. A group that does not report its score has no point there, and fairness is over the
+    other groups; the group's row has the reason for the newest version.
     """
     ended = -1 if run.state.evaluated is None else run.state.evaluated
     shown = thinned(sorted(version for version in history.scores if version <= ended))
     groups = {name: [history.scores[version].get(name) for version in shown] for name in sorted(history.roles)}
+    reasons = history.not_reported.get(shown[-1], {}) if shown else {}
+    fairness = [fairness_index(scores) if (scores := list(history.scores[v].values())) else None for v in shown]
     lost = thinned(sorted(history.distances))
     return {
         "name": run.id,
         "evaluated": run.state.evaluated,
         "versions": shown,
         "groups": [
-            {"group": name, "role": history.roles[name], "scores": [_rounded(score) for score in scores]}
+            {
+                "group": name,
+                "role": history.roles[name],
+                "scores": [_rounded(score) for score in scores],
+                "not_reported": not_reported_text(reasons[name]) if name in reasons else "",
+            }
             for name, scores in groups.items()
         ],
-        "fairness": [_rounded(fairness_index(tuple(history.scores[version].values()))) for version in shown],
+        "fairness": [_rounded(value) for value in fairness],
         "loss": [[number, _rounded(history.distances[number])] for number in lost],
         "rounds": [_round_row(record) for record in rounds[:SHOWN]],
         "lineage": [_version_row(version) for version in reversed(versions[-SHOWN:])],

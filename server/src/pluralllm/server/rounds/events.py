@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 
 
@@ -28,17 +29,19 @@ class Receipt:
 class Score:
     """The scores that the client of one group has calculated for a model version.
 
-    People read the scores; no decision about the run depends on them.
+    People read the scores; no decision about the run depends on them. If `not_reported` is set, the client keeps its numbers:
+    every score is None, and `questions` is 0.
     """
 
     client: ClientId
     group: GroupName
     role: GroupRole
     version: ModelVersion
-    alignment_score: float
-    alignment_score_base2: float
+    alignment_score: float | None
+    alignment_score_base2: float | None
     wasserstein_score: float | None
     questions: int
+    not_reported: NotReported | None = None  # the reason; None if the client reports its scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ class MemberRevoked:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationArrived:
-    """A client has scored the run's current model version for the client's group."""
+    """A client has scored the run's current model version for its group, or has reported why it keeps its scores."""
 
     at_s: float
     score: Score

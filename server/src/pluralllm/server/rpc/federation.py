@@ -18,6 +18,7 @@ from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.wire.chunk_messages import ChunkMessage
 from pluralllm.common.wire.messages import (
     MAX_MESSAGE_BYTES,
+    NOT_REPORTED_BACK,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     ROLES_BACK,
@@ -43,6 +44,7 @@ from pluralllm.server.storage.model_reader import ModelReader
 from pluralllm.server.storage.store import ReceiptRecord
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc as pb_grpc
+from pluralllm.v1 import resources_pb2
 
 MAX_NAME = 200
 MAX_METRICS = 50
@@ -193,25 +195,20 @@ class Federation(pb_grpc.FederationServiceServicer):
         task = parse_task(request.task, caller().name)
         run = self._runs.get(task.run)
         session = self._sessions.of(task.client)
-        wasserstein = request.wasserstein_score if request.HasField("wasserstein_score") else None
-        scores = [
-            request.alignment_score,
-            request.alignment_score_base2,
-            *([] if wasserstein is None else [wasserstein]),
-        ]
-        if request.questions < 1 or not all(0 <= score <= 1 for score in scores):
-            raise InvalidArgument(field="alignment_score", problem="scores are in 0..1, over at least 1 question")
+        _check_scores(request)
         if task.kind is not TaskKind.EVALUATE or task.round != run.state.round:
             raise LeaseLost(task=str(task))
+        reports = request.not_reported == resources_pb2.NOT_REPORTED_UNSPECIFIED
         score = ev.Score(
             client=task.client,
             group=session.group,
             role=run.spec.groups.role_of(session.group, session.role) or session.role,
             version=run.state.version,
-            alignment_score=request.alignment_score,
-            alignment_score_base2=request.alignment_score_base2,
-            wasserstein_score=wasserstein,
+            alignment_score=request.alignment_score if reports else None,
+            alignment_score_base2=request.alignment_score_base2 if reports else None,
+            wasserstein_score=request.wasserstein_score if request.HasField("wasserstein_score") else None,
             questions=request.questions,
+            not_reported=None if reports else NOT_REPORTED_BACK[request.not_reported],
         )
         await self._coordinator.dispatch(run, ev.EvaluationArrived(self._clock.now_s(), score))
         return pb.ReportEvaluationResponse()
@@ -238,3 +235,20 @@ class Federation(pb_grpc.FederationServiceServicer):
             lost = ev.PlaceLost(self._clock.now_s(), task.client, reason, permanent)
             await self._coordinator.dispatch(self._runs.get(task.run), lost)
         return pb.ReportFailureResponse()
+
+
+def _check_scores(request: pb.ReportEvaluationRequest) -> None:
+    """Checks the numbers of an evaluation: all of them are there, or, if the client does not report them, none is.
+
+    Raises InvalidArgument for a score outside 0 .. 1, for scores over no question, for an unknown reason, and for numbers beside
+    a reason.
+    """
+    wasserstein = [request.wasserstein_score] if request.HasField("wasserstein_score") else []
+    scores = [request.alignment_score, request.alignment_score_base2, *wasserstein]
+    if request.not_reported == resources_pb2.NOT_REPORTED_UNSPECIFIED:
+        if request.questions < 1 or not all(0 <= score <= 1 for score in scores):
+            raise InvalidArgument(field="alignment_score", problem="scores are in 0..1, over at least 1 question")
+    elif request.not_reported not in NOT_REPORTED_BACK:
+        raise InvalidArgument(field="not_reported", problem=f"is {request.not_reported}, which has no meaning here")
+    elif wasserstein or request.questions or any(scores):
+        raise InvalidArgument(field="not_reported", problem="is set, so scores and questions must be left out")

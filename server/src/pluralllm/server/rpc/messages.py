@@ -7,13 +7,13 @@ from google.protobuf.duration_pb2 import Duration
 
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
-from pluralllm.common.wire.messages import MEMBER_ROLES, ROLES, timestamp
+from pluralllm.common.wire.messages import MEMBER_ROLES, NOT_REPORTED, ROLES, timestamp
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName, ModelName, RoundName, RunName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.overview import Participant, ParticipantState
+from pluralllm.server.runs.overview import Participant, ParticipantState, reported_scores
 from pluralllm.server.runs.reward_queue import RoundRewards
 from pluralllm.server.runs.status import RunStatus
 from pluralllm.server.storage.membership import InviteRecord, IssuedCertificate, Member, MemberState
@@ -129,27 +129,29 @@ def evaluation_message(record: EvaluationRecord) -> pb.GroupEvaluation:
         client=score.client,
         role=ROLES[score.role],
         version=score.version,
-        alignment_score=score.alignment_score,
-        alignment_score_base2=score.alignment_score_base2,
+        alignment_score=score.alignment_score or 0.0,
+        alignment_score_base2=score.alignment_score_base2 or 0.0,
         wasserstein_score=score.wasserstein_score,
         questions=score.questions,
+        not_reported=(pb.NOT_REPORTED_UNSPECIFIED if score.not_reported is None else NOT_REPORTED[score.not_reported]),
     )
 
 
 def fairness_message(latest: Sequence[EvaluationRecord]) -> pb.Fairness | None:
-    """Returns the protobuf message about the fairness of one model version, or None if `latest` is empty.
+    """Returns the protobuf message about the fairness of one model version, or None if no group has reported a score.
 
-    `latest` has the groups' evaluations of the version.
+    `latest` has the groups' evaluations of the version. A group that does not report its score does not count.
     """
-    if not latest:
+    scores = reported_scores(latest)
+    if not scores:
         return None
-    scores = [record.score.alignment_score for record in latest]
-    worst = min(latest, key=lambda record: (record.score.alignment_score, record.score.group)).score
+    values = [score for _, score in scores]
+    min_group, min_score = min(scores, key=lambda pair: (pair[1], pair[0]))
     return pb.Fairness(
-        index=fairness_index(scores),
-        coefficient_of_variation=coefficient_of_variation(scores),
-        min_alignment_score=worst.alignment_score,
-        min_group=worst.group,
+        index=fairness_index(values),
+        coefficient_of_variation=coefficient_of_variation(values),
+        min_alignment_score=min_score,
+        min_group=min_group,
     )
 
 

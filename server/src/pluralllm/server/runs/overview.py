@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.runs.leases import Lease
@@ -50,6 +50,15 @@ def ended_evaluations(run: LiveRun, records: Sequence[EvaluationRecord]) -> list
     """
     ended = -1 if run.state.evaluated is None else run.state.evaluated
     return [record for record in records if record.score.version <= ended]
+
+
+def reported_scores(records: Sequence[EvaluationRecord]) -> list[tuple[GroupName, float]]:
+    """Returns a pair of group and alignment score for each evaluation whose client reports its score, in the given order."""
+    return [
+        (record.score.group, record.score.alignment_score)
+        for record in records
+        if record.score.alignment_score is not None
+    ]
 
 
 def participants(

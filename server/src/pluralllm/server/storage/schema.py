@@ -76,11 +76,12 @@ evaluations = Table(
     Column("client", String(40), nullable=False),
     Column("group_name", Text, nullable=False),
     Column("role", String(20), nullable=False),
-    Column("alignment_score", Float, nullable=False),
-    Column("alignment_score_base2", Float, nullable=False),
+    Column("alignment_score", Float),
+    Column("alignment_score_base2", Float),
     Column("wasserstein_score", Float),
     Column("questions", Integer, nullable=False),
     Column("created_s", Float, nullable=False),
+    Column("not_reported", String(40)),  # the reason why the client keeps its scores; NULL if it reports them
     Index("evaluations_by_version", "run", "version", "client", unique=True),
     sqlite_autoincrement=True,  # a position is never used twice, so a reader that goes on from a cursor misses no row
 )

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy.engine import Row
 
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.events import Receipt, Score
 from pluralllm.server.storage.store import (
@@ -108,6 +109,7 @@ def evaluation_values(row: EvaluationRecord) -> dict[str, Any]:
         "alignment_score_base2": score.alignment_score_base2,
         "wasserstein_score": score.wasserstein_score,
         "questions": score.questions,
+        "not_reported": None if score.not_reported is None else score.not_reported.value,
         "created_s": row.created_s,
     }
 
@@ -122,6 +124,7 @@ def evaluation_row(row: Row[Any]) -> EvaluationRecord:
         row.alignment_score_base2,
         row.wasserstein_score,
         row.questions,
+        None if row.not_reported is None else NotReported(row.not_reported),
     )
     return EvaluationRecord(RunId(row.run), score, row.created_s)
 

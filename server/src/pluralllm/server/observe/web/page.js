@@ -78,8 +78,10 @@ function drawHistory() {
     ...g, now: g.scores[last] ?? null, before: g.scores[last - 1] ?? null, first: g.scores[0] ?? null,
   })).sort((a, b) => (a.now ?? 2) - (b.now ?? 2));
   const worst = groups.find((g) => g.now !== null);
+  const reporting = groups.filter((g) => g.now !== null).length, silent = groups.filter((g) => g.not_reported).length;
+  const over = silent ? ` over ${reporting} of ${reporting + silent} groups` : "";
   at("worst").textContent = worst ? `${worst.group} ${score(worst.now)}` : "–";
-  at("fairness").textContent = last >= 0 ? history_.fairness[last].toFixed(4) : "–";
+  at("fairness").textContent = last >= 0 && history_.fairness[last] !== null ? history_.fairness[last].toFixed(4) + over : "–";
   fill("groups", groups.map((g) => groupRow(g, g === worst)), "no version has been evaluated");
   const lines = groups.map((g) => ({
     name: g.group, kind: g === worst ? "worst" : g.group === chosen ? "chosen" : "",
@@ -87,7 +89,7 @@ function drawHistory() {
   }));
   lines.sort((a, b) => (a.kind === "worst") - (b.kind === "worst") || (a.kind === "chosen") - (b.kind === "chosen"));
   chart(at("alignment"), lines, "version", 260);
-  chart(at("fairness-chart"), [{ name: "fairness index", kind: "plain", points: history_.versions.map((v, i) => [v, history_.fairness[i]]) }], "version", 130);
+  chart(at("fairness-chart"), [{ name: "fairness index", kind: "plain", points: history_.versions.map((v, i) => [v, history_.fairness[i]]).filter(([, y]) => y !== null) }], "version", 130);
   chart(at("loss-chart"), [{ name: "loss", kind: "plain", points: history_.loss }], "round", 130);
   fill("lineage", history_.lineage.map((v) => row(v.version, short(v.digest), short(v.record), short(v.parent), v.updates)), "none");
   fill("rounds", history_.rounds.map((r) => row(r.round, r.outcome, r.clients, span(r.seconds), r.reason)), "none yet");
@@ -98,7 +100,7 @@ function groupRow(g, isWorst) {
   button.dataset.group = g.group;
   const name = node("span", {}, button, g.role === "held_out" ? " (held out)" : "", isWorst ? node("span", { class: "worst-mark" }, " ▼ worst") : "");
   const since = (from) => g.now === null || from === null ? null : g.now - from;
-  return row(name, score(g.now), change(since(g.before)), change(since(g.first)));
+  return row(name, g.not_reported || score(g.now), change(since(g.before)), change(since(g.first)));
 }
 function focusOn(group) {
   document.querySelector(`button[data-group="${CSS.escape(group)}"]`)?.focus();
