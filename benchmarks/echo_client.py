@@ -15,12 +15,13 @@ import numpy as np
 
 from pluralllm.client.link.tasks import RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
+from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.layout import read_layout, write_weights
 from pluralllm.common.words.ids import ClientId, Digest
 from pluralllm.common.words.names import TaskKind
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.spec import GroupRole, parse_spec
 
 SLICE = 262_144  # values
 LIMIT_S = 900.0
@@ -44,6 +45,7 @@ async def echo(transport: Transport, name: str, run: str, folder: Path) -> None:
     """
     await transport.hello(f"group of {name}", GroupRole.TRAIN, questions=100)
     number = sum(name.encode()) % 100
+    size_bytes: dict[str, int] = {}  # of a run's model
     while True:
         answer = await transport.poll(None, [run])  # type: ignore[list-item]
         match answer:
@@ -56,7 +58,11 @@ async def echo(transport: Transport, name: str, run: str, folder: Path) -> None:
                     await transport.report_scores(answer.name, Scores(0.7, 0.4, None, 50))
                     continue
                 base = folder / answer.base_digest
-                await transport.fetch_model(answer.run, answer.base_version, answer.base_digest, base)
+                if answer.run not in size_bytes:
+                    parsed = parse_spec(await transport.run_spec(answer.run), "of the run")
+                    size_bytes[answer.run] = layout_for(parsed).size_bytes
+                expected_bytes = size_bytes[answer.run]
+                await transport.fetch_model(answer.run, answer.base_version, answer.base_digest, expected_bytes, base)
                 delta, value = folder / "delta", (answer.round + number / 100) * 1e-6
                 manifest = await asyncio.to_thread(write_constant, base, delta, value)
                 spec, digest = Digest(answer.spec_sha256), Digest(answer.base_digest)

@@ -128,6 +128,8 @@ NEVER: dict[str, tuple[str, ...]] = {
     "server.runs.sessions": (*WORLD, *HEAVY, "numpy"),
     "server.runs.changes": (*WORLD, *HEAVY, "numpy"),
     "client.disclosure.policy": (*WORLD, *HEAVY, "numpy"),
+    "client.disclosure.limits": (*WORLD, *HEAVY),
+    "client.disclosure.outgoing": (*WORLD, *HEAVY, "numpy"),
     "client.work.losses": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", "subprocess"),
     "client.work.train": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", "subprocess"),
     "align.answers": (*WORLD, *HEAVY),

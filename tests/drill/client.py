@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import structlog
+from support.open_policy import open_policy
 
 from pluralllm.client.daemon import daemon
 from pluralllm.client.daemon.daemon import Daemon
-from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link import transport
 from pluralllm.client.link.tasks import Scores
@@ -139,7 +139,7 @@ async def play(
         assert partner.identity is not None
         connection = transport_of.of_member(partner.identity, config.standby)
         try:
-            await Daemon(config, partner, Policy(allow_rewards=True), QUESTIONS, connection, worker_of(home)).run(
+            await Daemon(config, partner, open_policy(allow_rewards=True), QUESTIONS, connection, worker_of(home)).run(
                 asyncio.Event()
             )
         except PluralError as error:

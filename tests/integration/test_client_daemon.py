@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.coordinator_harness import Served, serving, write_delta
 from support.cutting_proxy import CuttingProxy
+from support.open_policy import open_policy
 from support.process_harness import process_spec, tiny_embedding_model
 
 from pluralllm.client.daemon.daemon import Daemon
@@ -90,7 +91,7 @@ async def daemon(
 ) -> AsyncIterator[Running]:
     """Runs the daemon of the member ann."""
     identity = await served.member("ann", MemberRole.CLIENT, "G", role)
-    running = Running(folder, model, identity, policy or Policy(min_cohort=1), address, **settings)
+    running = Running(folder, model, identity, policy or open_policy(), address, **settings)
     try:
         yield running
     finally:
@@ -137,7 +138,7 @@ async def test_the_base_distance_is_in_the_receipt_only_if_the_policy_lets_it_le
     spec = process_spec(rounds=1, round=ALONE, aggregation={"weighting": "q_fair"})
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", spec)
-        policy = Policy(min_cohort=1, allowed_metrics=metrics)
+        policy = open_policy(allowed_metrics=metrics)
         async with daemon(tmp_path / "ann", embedding_model, served, policy, exit_when_run_over=True):
             await until_run(served, ended)
         (row,) = await served.parts.store.receipts(RunId("r"), RoundNumber(1))
@@ -169,10 +170,10 @@ async def _lost(served: Served, reason: str) -> rpb.Run:
 @pytest.mark.parametrize(
     ("policy", "changes", "reason"),
     [
-        (Policy(), {}, "POLICY_FORBIDS: This partner's policy forbids it: min_cohort is 1"),
-        (Policy(min_cohort=1), {"embedding": {"dimension": 34}}, "EMBEDDING_MISMATCH"),
+        (open_policy(min_cohort=2), {}, "POLICY_FORBIDS: This partner's policy forbids it: min_cohort is 1"),
+        (open_policy(), {"embedding": {"dimension": 34}}, "EMBEDDING_MISMATCH"),
         (
-            Policy(min_cohort=1),
+            open_policy(),
             {"training": {"episodes": {"min_context": 90, "min_targets": 90}}},
             "TOO_FEW_QUESTIONS: Group G has",
         ),
@@ -195,7 +196,7 @@ async def test_a_cancelled_task_stops_within_two_seconds(tmp_path: Path, embeddi
     spec = process_spec(round=ALONE, training={"local_steps": 100_000})
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", spec)
-        allowed = Policy(min_cohort=1, max_local_steps=100_000)
+        allowed = open_policy(max_local_steps=100_000)
         async with daemon(tmp_path / "ann", embedding_model, served, allowed) as running:
             await until_run(served, lambda run: any(person.stage == "training" for person in run.participants))
             await served.operations.CancelRun(operations_pb2.CancelRunRequest(name="runs/r"), timeout=10)

@@ -44,7 +44,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> 
     with federation(tmp_path_factory.mktemp("federation"), embedding_model, free_port()) as started:
         remote = started.start_coordinator()
         for name in NAMES:
-            started.start_client(name, SURVEY[name], policy="allow_rewards = true\n", stays=True)
+            started.start_client(name, SURVEY[name], policy={"allow_rewards": True}, stays=True)
         remote.create_run("s", SPEC.canonical_json())
         remote.start_run("s")
         until(lambda: remote.get_run("s")["phase"] == "ended", "run s ends", started, 150)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from support.commands import CLI, CLIENT, SERVER, typed
 from support.documented import of_section
+from support.open_policy import open_policy_text
 from support.process_harness import Process, free_port, process_spec, tiny_embedding_model
 from support.span_collector import span_collector
 
@@ -172,6 +173,7 @@ def run_with_two_partners(town: Town, model: Path, spec: str, more: str) -> None
             (town.folder / name / "client.toml").write_text(
                 f'embedding_model_path = "{model}"\nthreads = 1\ndata = "{data.name}"\n{more}'
             )
+            write(town.folder / name / "pluralllm-client-state" / "policy.toml", open_policy_text())
             running.append(town.starts(name, *of_page(5), "--config", "client.toml", "--exit-when-run-over"))
         town.does("host", *of_page(6, ("run.toml", spec)))
         until(
@@ -203,7 +205,7 @@ def assert_bundles_help(town: Town) -> None:
     assert '"kind": "ModelAveraged"' in of_server["database.json"]
     assert 'pluralllm_runs{phase="ended"' in of_server["metrics.txt"]
     assert '"usable_questions": 60' in of_client["data.json"]
-    assert '"min_cohort": 2' in of_client["policy.json"]
+    assert '"min_cohort": 1' in of_client["policy.json"]
     for bundle in (of_server, of_client):
         assert all(check["ok"] for check in json.loads(bundle["doctor.json"])), bundle["doctor.json"]
         assert '"log_level": "DEBUG"' in bundle["config.json"]

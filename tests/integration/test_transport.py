@@ -13,6 +13,7 @@ from support.process_harness import free_port
 from pluralllm.client.link.tasks import Scores
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.tree import (
+    AnswerInvalid,
     ChunksMissing,
     DiskFailed,
     NormTooLarge,
@@ -22,7 +23,8 @@ from pluralllm.common.errors.tree import (
     StorageFull,
 )
 from pluralllm.common.weights.chunks import manifest_of
-from pluralllm.common.words.ids import ClientId, Digest, TaskId
+from pluralllm.common.wire.messages import manifest_message
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RunId, TaskId
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc.boundary import Boundary
@@ -40,11 +42,20 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
         self.calls: list[str] = []
         self.stored = False
         self.evaluations: list[pb.ReportEvaluationRequest] = []
+        self.manifest = resources_pb2.BlobManifest()  # of every model version
 
     def _play(self, method: str) -> None:
         self.calls.append(method)
         if failures := self._failures.get(method):
             raise failures.pop(0)
+
+    async def GetManifest(self, request: pb.GetManifestRequest, context: Any) -> pb.GetManifestResponse:
+        self._play("manifest")
+        return pb.GetManifestResponse(manifest=self.manifest)
+
+    async def GetChunks(self, request: pb.GetChunksRequest, context: Any) -> AsyncIterator[pb.GetChunksResponse]:
+        self._play("chunks")
+        yield pb.GetChunksResponse()
 
     async def BeginUpdate(self, request: pb.BeginUpdateRequest, context: Any) -> pb.BeginUpdateResponse:
         self._play("begin")
@@ -176,6 +187,21 @@ async def test_an_evaluation_is_sent_with_its_scores_or_with_the_reason_alone(
     async with transport_to(service) as transport:
         await asyncio.wait_for(transport.report_scores(TASK, scores), 30)
     assert service.evaluations == [pb.ReportEvaluationRequest(task=TASK, **fields)]
+
+
+@pytest.mark.parametrize("excess_bytes", [-1, 1, 3 * 2**30])
+async def test_a_model_of_another_size_than_the_run_specs_is_not_downloaded(tmp_path: Path, excess_bytes: int) -> None:
+    content, target = tmp_path / "content", tmp_path / "models" / "target"
+    content.write_bytes(b"weights")
+    target.parent.mkdir()
+    manifest = manifest_of(content)
+    service = scripted()
+    service.manifest = manifest_message(manifest)
+    async with transport_to(service) as transport:
+        with pytest.raises(AnswerInvalid, match=f"is 7, the run spec's model has {7 + excess_bytes} bytes"):
+            await transport.fetch_model(RunId("r"), ModelVersion(0), manifest.digest, 7 + excess_bytes, target)
+    assert service.calls == ["manifest"]
+    assert list(target.parent.iterdir()) == []
 
 
 async def test_plain_text_stays_on_loopback_at_the_second_address_too() -> None:

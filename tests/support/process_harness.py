@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from support.commands import SERVER, typed
+from support.open_policy import open_policy_text
 
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import sample_groups
@@ -187,13 +188,14 @@ class Federation:
         name: str,
         questions: tuple[Question, ...],
         address: str | None = None,
-        policy: str | None = None,
+        policy: Mapping[str, Any] | None = None,
         stays: bool = False,
         more: Mapping[str, str] | None = None,
     ) -> Process:
         """Starts a client daemon.
 
-        policy: the text of its policy.toml. stays: whether it goes on when the run is over. more: further configuration keys.
+        policy: keys of its policy.toml that differ from the open policy. stays: whether it goes on when the run is over.
+        more: further configuration keys.
         """
         home = self.folder / name
         home.mkdir(exist_ok=True)
@@ -207,9 +209,8 @@ class Federation:
             "log_level": "DEBUG",
         }
         config |= more or {}
-        if policy is not None:
-            (home / "policy.toml").write_text(policy)
-            config["policy"] = str(home / "policy.toml")
+        (home / "policy.toml").write_text(open_policy_text(**(policy or {})))
+        config["policy"] = str(home / "policy.toml")
         text = "".join(f'{key} = "{value}"\n' for key, value in config.items())
         (home / "client.toml").write_text(text + f"threads = 1\nexit_when_run_over = {str(not stays).lower()}\n")
         command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]

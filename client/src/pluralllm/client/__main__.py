@@ -107,6 +107,8 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     need_torch()
     partner = load_partner(config)
     policy = load_policy(config.policy_file)
+    if config.policy_file is not None and policy.missing_keys:
+        log.warning("policy.keys_missing", file=str(config.policy_file), keys=policy.missing_keys)
     questions = len(read_group(config.data))
     folder = config.embedding_model_path
     if folder is not None and not (folder / "config.json").is_file():

@@ -1,61 +1,26 @@
 from pathlib import Path
 
 import pytest
-from support.process_harness import process_spec
 
-from pluralllm.client.disclosure.policy import Policy, check_task, load_policy, permitted_metrics
-from pluralllm.common.errors.tree import InvalidConfig, PolicyForbids
-from pluralllm.common.words.names import TaskKind
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.client.disclosure.policy import DEFAULT_POLICY, NEW_KEYS, Policy, load_policy
+from pluralllm.common.errors.tree import InvalidConfig
 
-SPEC = process_spec()
-
-
-@pytest.mark.parametrize(
-    ("policy", "expected_text"),
-    [
-        (Policy(max_local_steps=1), "max_local_steps is 2, allowed is at most 1"),
-        (Policy(max_rounds=2), "max_rounds is 3, allowed is at most 2"),
-        (Policy(min_cohort=5), "min_cohort is 4, allowed is at least 5"),
-        (Policy(max_learning_rate=1e-6), "max_learning_rate is 0.0003, allowed is at most 1e-06"),
-        (
-            Policy(allowed_embedding_models=("minilm*", "bge-*")),
-            "allowed_embedding_models is tiny, allowed is minilm*, bge-*",
-        ),
-    ],
-)
-def test_a_training_task_beyond_the_policy_is_refused(policy: Policy, expected_text: str) -> None:
-    with pytest.raises(PolicyForbids) as refused:
-        check_task(policy, GroupRole.TRAIN, SPEC, TaskKind.TRAIN, 3, 4)
-    assert expected_text in str(refused.value)
+FILE_OF_0_2_0 = """\
+max_local_steps = 1000
+max_rounds = 10000
+min_cohort = 2
+max_learning_rate = 1.0
+allowed_embedding_models = ["*"]
+allow_evaluation = true
+allow_rewards = false
+allowed_metrics = ["loss", "base_distance", "alignment_score", "wasserstein_score"]
+"""
 
 
-def test_the_default_policy_allows_an_ordinary_task() -> None:
-    check_task(Policy(), GroupRole.TRAIN, SPEC, TaskKind.TRAIN, 3, 4)
-    check_task(Policy(), GroupRole.TRAIN, SPEC, TaskKind.EVALUATE, 0, 1)
-
-
-@pytest.mark.parametrize("policy", [Policy(allow_evaluation=False), Policy(allowed_metrics=frozenset({"loss"}))])
-def test_evaluation_can_be_forbidden(policy: Policy) -> None:
-    with pytest.raises(PolicyForbids):
-        check_task(policy, GroupRole.TRAIN, SPEC, TaskKind.EVALUATE, 1, 4)
-
-
-def test_a_held_out_group_never_trains_whatever_is_asked() -> None:
-    with pytest.raises(PolicyForbids, match="this group is evaluated only"):
-        check_task(Policy(), GroupRole.HELD_OUT, SPEC, TaskKind.TRAIN, 3, 4)
-    check_task(Policy(), GroupRole.HELD_OUT, SPEC, TaskKind.EVALUATE, 3, 4)
-
-
-def test_only_permitted_metrics_leave() -> None:
-    policy = Policy(allowed_metrics=frozenset({"alignment_score"}))
-    assert permitted_metrics(policy, {"loss": 1.0, "alignment_score": 0.5}) == {"alignment_score": 0.5}
-
-
-def test_the_base_distance_leaves_only_if_the_partner_lets_it() -> None:
-    metrics = {"loss": 1.0, "base_distance": 0.3}
-    assert permitted_metrics(Policy(), metrics) == metrics
-    assert permitted_metrics(Policy(allowed_metrics=frozenset({"loss"})), metrics) == {"loss": 1.0}
+def policy_of(folder: Path, text: str) -> Policy:
+    path = folder / "policy.toml"
+    path.write_text(text)
+    return load_policy(path)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +36,20 @@ def test_the_base_distance_leaves_only_if_the_partner_lets_it() -> None:
     ],
 )
 def test_a_bad_policy_file_is_refused_with_file_and_key(tmp_path: Path, text: str, expected_text: str) -> None:
-    path = tmp_path / "policy.toml"
-    path.write_text(text)
     with pytest.raises(InvalidConfig) as refused:
-        load_policy(path)
+        policy_of(tmp_path, text)
     assert expected_text in str(refused.value)
-    assert str(path) in str(refused.value)
+    assert str(tmp_path / "policy.toml") in str(refused.value)
+
+
+def test_an_older_file_keeps_its_values_and_has_the_defaults_of_the_new_keys(tmp_path: Path) -> None:
+    policy, default = policy_of(tmp_path, FILE_OF_0_2_0), Policy()
+    assert policy.min_cohort == 2
+    assert policy.allowed_embedding_models == ("*",)
+    assert policy.missing_keys == tuple(sorted(NEW_KEYS))
+    assert [getattr(policy, key) for key in NEW_KEYS] == [getattr(default, key) for key in NEW_KEYS]
+
+
+def test_a_file_of_this_release_misses_no_key(tmp_path: Path) -> None:
+    assert policy_of(tmp_path, DEFAULT_POLICY).missing_keys == ()
+    assert set(Policy.model_fields) >= NEW_KEYS

@@ -20,7 +20,9 @@ from pluralllm.client.daemon.models import Models
 from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
-from pluralllm.client.disclosure.policy import Policy, check_task, permitted_metrics
+from pluralllm.client.disclosure.limits import check_task
+from pluralllm.client.disclosure.outgoing import permitted_metrics
+from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.history import History
@@ -51,6 +53,7 @@ from pluralllm.common.errors.tree import (
     StorageFull,
     Unreachable,
 )
+from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.process.tracing import context_of, span
 from pluralllm.common.words.ids import Digest, RunId
 from pluralllm.common.words.names import TaskKind
@@ -250,7 +253,7 @@ class Daemon:
         with span(task.kind, context_of(task.traceparent), task=task.name, client=self._partner.name):
             try:
                 run = await self._joined_run(task)
-                check_task(self._policy, self._partner.role, run.spec, task.kind, task.round, task.cohort_size)
+                check_task(self._policy, self._partner.group, self._partner.role, run.spec, task)
                 if task.kind is TaskKind.EVALUATE:
                     await self._evaluate(task, run)
                 else:
@@ -301,7 +304,7 @@ class Daemon:
         """Makes an update or rewards, stores the result in the outbox, and uploads it until its receipt comes."""
         waiting = await asyncio.to_thread(self._outbox.get, task.name)
         if waiting is None or waiting[0].base_digest != task.base_digest:
-            base = await self._fetch(task)
+            base = await self._fetch(task, run.spec)
             entry = await self._produce(task, run, base)
             await asyncio.to_thread(self._outbox.put, entry, self._drafts.delta)
             waiting = await asyncio.to_thread(self._outbox.get, task.name)
@@ -353,7 +356,7 @@ class Daemon:
         )
 
     async def _evaluate(self, task: Task, run: JoinedRun) -> None:
-        weights = await self._fetch(task)
+        weights = await self._fetch(task, run.spec)
         on_progress = self._progress(task)
         await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
         with WORK_SECONDS.labels(task.kind).time(), span("work"):
@@ -365,10 +368,10 @@ class Daemon:
         await self._transport.report_scores(task.name, scores)
         log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)
 
-    async def _fetch(self, task: Task) -> Path:
+    async def _fetch(self, task: Task, spec: RunSpec) -> Path:
         self._stage("fetching")
         with span("fetch"):
-            return await self._models.fetch(task)
+            return await self._models.fetch(task, layout_for(spec).size_bytes)
 
     def _progress(self, task: Task) -> ProgressReports:
         return ProgressReports(functools.partial(self._transport.report_progress, task.name), self._stage)

@@ -21,14 +21,15 @@ class Models:
         self._history = history
         self._transport = transport
 
-    async def fetch(self, task: Task) -> Path:
+    async def fetch(self, task: Task, size_bytes: int) -> Path:
         """Downloads the base version of a task (the model version that the work starts from), and returns its file.
 
-        Raises HistoryDiverged if the version contradicts the history of versions that this client has seen. If the download
-        fails, raises Corrupt, DigestMismatch, StaleSession, StorageFull or Unreachable.
+        size_bytes: size of the run's model. Raises HistoryDiverged if the version contradicts the history of versions that this
+        client has seen. If the download fails, raises AnswerInvalid, Corrupt, DigestMismatch, StaleSession, StorageFull or
+        Unreachable.
         """
         path = self._folder / task.base_digest
-        link = await self._transport.fetch_model(task.run, task.base_version, task.base_digest, path)
+        link = await self._transport.fetch_model(task.run, task.base_version, task.base_digest, size_bytes, path)
         self._history.check(task.run, link, task.base_record_sha256)
         self._drop_old_but(path)
         return path

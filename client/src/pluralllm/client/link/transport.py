@@ -22,6 +22,7 @@ from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.tree import (
+    AnswerInvalid,
     ChunksMissing,
     Corrupt,
     DigestMismatch,
@@ -218,11 +219,15 @@ class Transport:
         response: pb.GetRolloutsResponse = await self._call("GetRollouts", pb.GetRolloutsRequest(task=task))
         return response.rollouts_json
 
-    async def fetch_model(self, run: RunId, version: ModelVersion, digest: Digest, target: Path) -> VersionLink:
+    async def fetch_model(
+        self, run: RunId, version: ModelVersion, digest: Digest, size_bytes: int, target: Path
+    ) -> VersionLink:
         """Downloads a model version to the file `target` unless this file exists. Returns the version's link in the hash chain.
 
         A download that breaks off leaves a partial file beside `target`, and the next call continues from this file.
-        Raises DigestMismatch if the coordinator's version does not have the expected `digest`; StorageFull if the disk is full.
+        size_bytes: size of the run's model, which follows from the run spec. Raises AnswerInvalid before it downloads anything
+        if the coordinator's version has another size; DigestMismatch if the version does not have the expected `digest`;
+        StorageFull if the disk is full.
         """
         response: pb.GetManifestResponse = await self._call(
             "GetManifest", pb.GetManifestRequest(run=run, version=version)
@@ -230,6 +235,9 @@ class Transport:
         manifest = manifest_from(response.manifest, MAX_MODEL_BYTES)
         if manifest.digest != digest:
             raise DigestMismatch(what=f"version {version} of run {run}", expected=digest, got=manifest.digest)
+        if manifest.size_bytes != size_bytes:
+            problem = f"is {manifest.size_bytes}, the run spec's model has {size_bytes} bytes"
+            raise AnswerInvalid(call="GetManifest", field="manifest.size_bytes", problem=problem)
         if not await asyncio.to_thread(target.is_file):
             async for attempt in _retries(Unreachable, Corrupt):
                 with attempt:

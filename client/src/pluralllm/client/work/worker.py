@@ -28,7 +28,7 @@ from pluralllm.client.work.orders import (
     TrainedUpdate,
 )
 from pluralllm.client.work.train import evaluate, evaluation_episode, pick_device, reward_context, train
-from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.errors.tree import InvalidConfig, PolicyForbids
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
@@ -82,6 +82,7 @@ class LocalWork:
         except (RuntimeError, AssertionError, ValueError) as error:
             problem = f"  {order.device} is not on this machine: {error}"
             raise InvalidConfig(file="device", problems=problem) from error
+        check_names_no_path(spec.embedding.model, order.model_path)
         questions = read_group(order.data)
         self._close()
         self._embedder = embedder = Embedder(spec.embedding, order.model_path, order.cache, device)
@@ -168,6 +169,18 @@ class LocalWork:
             wasserstein_score=alignment.wasserstein,
             questions=alignment.questions // run.spec.evaluation.draws,
         )
+
+
+def check_names_no_path(model: str, own_folder: Path | None) -> None:
+    """Checks that a run spec's embedding model does not name a file or folder of this machine.
+
+    The library that loads the model would otherwise prefer a folder in the working directory to the model with this id.
+    model: the model id in the run spec. own_folder: the folder that the partner has configured; None if there is none.
+    Raises PolicyForbids if the id is also a path and the partner has configured no folder.
+    """
+    if own_folder is None and Path(model).exists():
+        allowed = "a model id; this is also a path on this machine, so the partner must set embedding_model_path"
+        raise PolicyForbids(key="allowed_embedding_models", asked=model, allowed=allowed)
 
 
 def main() -> None:

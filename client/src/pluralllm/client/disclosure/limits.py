@@ -1,0 +1,118 @@
+"""The partner's limits on a task. The functions only compare values: they read and change no file.
+
+Each refusal is a PolicyForbids, which names the key of policy.toml, what the task asks for, and what is allowed.
+"""
+
+import fnmatch
+import re
+
+from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.link.tasks import Task
+from pluralllm.common.errors.tree import PolicyForbids
+from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.spec import Embedding, Episodes, GroupRole, RunSpec
+
+MIB = 2**20
+# A model id or a revision becomes part of file names and of URLs. With "." at the start of a piece it could leave its folder.
+PIECE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+MODEL_ID = re.compile(f"{PIECE}(/{PIECE})?")
+REVISION = re.compile(f"{PIECE}(/{PIECE}){{0,4}}")
+
+
+def check_task(policy: Policy, group: str, role: GroupRole, spec: RunSpec, task: Task) -> None:
+    """Checks a task against the partner's policy. Raises PolicyForbids for the first limit that the task breaks.
+
+    group, role: this client's group and its own role; held_out means that the group is only evaluated and must never train.
+    spec: run spec of the task's run.
+    """
+    check_part(group, role, spec, task.kind)
+    check_embedding_model(policy, spec.embedding)
+    check_model_size(policy, spec)
+    check_step(policy, spec)
+    match task.kind:
+        case TaskKind.TRAIN:
+            check_training(policy, spec, task)
+        case TaskKind.EVALUATE:
+            check_evaluation(policy)
+        case TaskKind.REWARD:
+            check_rewards(policy)
+
+
+def check_part(group: str, role: GroupRole, spec: RunSpec, kind: TaskKind) -> None:
+    """Checks that this group may do this kind of task in this run. Raises PolicyForbids otherwise.
+
+    group, role: this client's group and its own role. kind: the kind of the task.
+    """
+    role_in_run = spec.groups.role_of(group, role)
+    if role_in_run is None:
+        _forbid("role", kind, "nothing: the run spec does not name this group")
+    if GroupRole.HELD_OUT in (role, role_in_run) and kind is TaskKind.TRAIN:
+        _forbid("role", kind, "held_out: this group is evaluated only")
+    if kind is TaskKind.REWARD and spec.rewards is None:
+        _forbid("allow_rewards", "asked for in a run that trains", "only in a run whose spec asks for rewards")
+    if kind is not TaskKind.REWARD and spec.rewards is not None:
+        _forbid("allow_rewards", f"{kind} in a run that asks for rewards", "only rewards in such a run")
+
+
+def check_embedding_model(policy: Policy, embedding: Embedding) -> None:
+    """Checks that the run's embedding model is a model id that the policy allows. Raises PolicyForbids otherwise.
+
+    A path, absolute or relative, is never allowed: the run spec must not choose files of this machine.
+    """
+    key, patterns = "allowed_embedding_models", policy.allowed_embedding_models
+    if MODEL_ID.fullmatch(embedding.model) is None or ".." in embedding.model:
+        _forbid(key, repr(embedding.model), "a model id: NAME or OWNER/NAME, never a path")
+    if REVISION.fullmatch(embedding.revision) is None or ".." in embedding.revision:
+        _forbid(key, f"revision {embedding.revision!r}", "the name of a branch or tag, or a commit")
+    if not any(fnmatch.fnmatchcase(embedding.model, pattern) for pattern in patterns):
+        _forbid(key, embedding.model, ", ".join(patterns) or "none")
+
+
+def check_model_size(policy: Policy, spec: RunSpec) -> None:
+    """Checks the size of the run's model, which follows from the run spec. Raises PolicyForbids if it is too large."""
+    size_bytes = layout_for(spec).size_bytes
+    if size_bytes > policy.max_model_mib * MIB:
+        _forbid("max_model_mib", f"{size_bytes / MIB:.1f}", f"at most {policy.max_model_mib}")
+
+
+def check_step(policy: Policy, spec: RunSpec) -> None:
+    """Checks how many questions one training step may take. Raises PolicyForbids if there are too many."""
+    questions = spec.training.batch_episodes * largest_episode(spec.training.episodes)
+    if questions > policy.max_questions_of_step:
+        _forbid("max_questions_of_step", questions, f"at most {policy.max_questions_of_step}")
+
+
+def largest_episode(episodes: Episodes) -> int:
+    """Returns the largest number of questions in one episode: context and targets."""
+    return episodes.max_context + episodes.max_targets
+
+
+def check_training(policy: Policy, spec: RunSpec, task: Task) -> None:
+    """Checks the limits of a task that trains. Raises PolicyForbids for the first limit that the task breaks."""
+    if spec.training.local_steps > policy.max_local_steps:
+        _forbid("max_local_steps", spec.training.local_steps, f"at most {policy.max_local_steps}")
+    if task.round > policy.max_rounds:
+        _forbid("max_rounds", task.round, f"at most {policy.max_rounds}")
+    if spec.training.learning_rate > policy.max_learning_rate:
+        _forbid("max_learning_rate", spec.training.learning_rate, f"at most {policy.max_learning_rate}")
+    if task.cohort_size < policy.min_cohort:
+        _forbid("min_cohort", task.cohort_size, f"at least {policy.min_cohort}")
+
+
+def check_evaluation(policy: Policy) -> None:
+    """Checks that the policy allows evaluations. Raises PolicyForbids otherwise."""
+    if not policy.allow_evaluation:
+        _forbid("allow_evaluation", "asked for", "false")
+    if "alignment_score" not in policy.allowed_metrics:
+        _forbid("allowed_metrics", "alignment_score", ", ".join(sorted(policy.allowed_metrics)) or "none")
+
+
+def check_rewards(policy: Policy) -> None:
+    """Checks that the policy allows rewards. Raises PolicyForbids otherwise."""
+    if not policy.allow_rewards:
+        _forbid("allow_rewards", "asked for", "false")
+
+
+def _forbid(key: str, asked: object, allowed: str) -> None:
+    raise PolicyForbids(key=key, asked=str(asked), allowed=allowed)

@@ -1,0 +1,18 @@
+"""A policy that allows what small test runs need: few questions, few clients, any embedding model."""
+
+import json
+from typing import Any
+
+from pluralllm.client.disclosure.policy import Policy
+
+OPEN: dict[str, Any] = {"min_cohort": 1, "allowed_embedding_models": ["*"]}
+
+
+def open_policy(**changes: Any) -> Policy:
+    """Returns the open policy, with other values for some keys."""
+    return Policy(**{**OPEN, **changes})
+
+
+def open_policy_text(**changes: Any) -> str:
+    """Returns the open policy as the text of a policy.toml."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in {**OPEN, **changes}.items())

@@ -1,0 +1,169 @@
+"""Each limit of the policy: the value that is still allowed, and the next one, which is not."""
+
+from typing import Any
+
+import pytest
+from support.open_policy import open_policy
+from support.process_harness import process_spec
+from support.tasks import task_of
+
+from pluralllm.client.disclosure.limits import MIB, check_task
+from pluralllm.client.disclosure.policy import Policy
+from pluralllm.common.errors.tree import PolicyForbids
+from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.spec import GroupRole, RunSpec
+
+GROUP = "G"
+SPEC = process_spec()
+REWARDS = {"source": "runs/r/models/3", "model_digest": "a" * 64}
+
+
+def check(
+    policy: Policy,
+    spec: RunSpec = SPEC,
+    kind: TaskKind = TaskKind.TRAIN,
+    role: GroupRole = GroupRole.TRAIN,
+    **task_changes: Any,
+) -> None:
+    check_task(policy, GROUP, role, spec, task_of(spec, kind, **task_changes))
+
+
+def refusal(policy: Policy, spec: RunSpec = SPEC, kind: TaskKind = TaskKind.TRAIN, **more: Any) -> str:
+    """Returns the text of the refusal; fails if the task is allowed."""
+    with pytest.raises(PolicyForbids) as refused:
+        check(policy, spec, kind, **more)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "forbidden", "expected_text"),
+    [
+        ({"max_local_steps": 2}, {"max_local_steps": 1}, "max_local_steps is 2, allowed is at most 1"),
+        ({"max_rounds": 3}, {"max_rounds": 2}, "max_rounds is 3, allowed is at most 2"),
+        ({"min_cohort": 4}, {"min_cohort": 5}, "min_cohort is 4, allowed is at least 5"),
+        (
+            {"max_learning_rate": 0.0003},
+            {"max_learning_rate": 0.00029},
+            "max_learning_rate is 0.0003, allowed is at most 0.00029",
+        ),
+        (
+            {"max_questions_of_step": 40},
+            {"max_questions_of_step": 39},
+            "max_questions_of_step is 40, allowed is at most 39",
+        ),
+        (
+            {"allowed_embedding_models": ["minilm*", "tiny"]},
+            {"allowed_embedding_models": ["minilm*", "bge-*"]},
+            "allowed_embedding_models is tiny, allowed is minilm*, bge-*",
+        ),
+    ],
+)
+def test_a_training_task_at_the_limit_is_allowed_and_one_beyond_it_is_refused(
+    allowed: dict[str, Any], forbidden: dict[str, Any], expected_text: str
+) -> None:
+    check(open_policy(**allowed))
+    assert expected_text in refusal(open_policy(**forbidden))
+
+
+def test_the_questions_of_a_step_are_those_of_all_its_episodes() -> None:
+    spec = process_spec(training={"batch_episodes": 3})
+    check(open_policy(max_questions_of_step=120), spec)
+    assert "max_questions_of_step is 120" in refusal(open_policy(max_questions_of_step=119), spec)
+
+
+@pytest.mark.parametrize("kind", [TaskKind.TRAIN, TaskKind.EVALUATE])
+def test_a_model_above_the_allowed_size_is_refused_for_every_kind_of_task(kind: TaskKind) -> None:
+    spec = process_spec(predictor={"d_model": 512, "feedforward": 512})
+    size_mib = layout_for(spec).size_bytes / MIB
+    check(open_policy(max_model_mib=int(size_mib) + 1), spec, kind)
+    text = refusal(open_policy(max_model_mib=int(size_mib)), spec, kind)
+    assert f"max_model_mib is {size_mib:.1f}, allowed is at most {int(size_mib)}" in text
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "/etc",
+        "./models/mine",
+        "../models/mine",
+        "models/../../mine",
+        "sentence-transformers/..",
+        "sentence-transformers/../../home/mine",
+        "sentence-transformers/a/b",
+        "~/models",
+        "C:\\models",
+        "file:///etc",
+        "sentence-transformers/a b",
+        "sentence-transformers/a\nb",
+        ".",
+        "a" * 97,
+    ],
+)
+def test_a_run_spec_never_names_a_path(model: str) -> None:
+    spec = process_spec(embedding={"model": model, "dimension": 32})
+    text = refusal(open_policy(allowed_embedding_models=["*"]), spec)
+    assert text.startswith("This partner's policy forbids it: allowed_embedding_models is ")
+    assert "never a path" in text
+
+
+@pytest.mark.parametrize(
+    "model", ["tiny", "sentence-transformers/all-MiniLM-L6-v2", "BAAI/bge-small-en-v1.5", "a" * 96]
+)
+def test_a_model_id_is_no_path(model: str) -> None:
+    check(open_policy(allowed_embedding_models=["*"]), process_spec(embedding={"model": model, "dimension": 32}))
+
+
+@pytest.mark.parametrize("revision", ["../../main", "a/../b", "/main", "", "re\nvision", "a/b/c/d/e/f"])
+def test_a_revision_never_names_a_path(revision: str) -> None:
+    spec = process_spec()
+    spec = spec.model_copy(update={"embedding": spec.embedding.model_copy(update={"revision": revision})})
+    assert "revision" in refusal(open_policy(), spec)
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/7", "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"])
+def test_a_branch_a_tag_and_a_commit_are_revisions(revision: str) -> None:
+    check(open_policy(), process_spec(embedding={"model": "tiny", "dimension": 32, "revision": revision}))
+
+
+def test_the_default_policy_allows_the_embedding_model_that_a_new_spec_names() -> None:
+    model = "sentence-transformers/all-MiniLM-L6-v2"
+    check(Policy(), process_spec(embedding={"model": model, "dimension": 768}))
+    assert "allowed_embedding_models is tiny" in refusal(Policy())
+
+
+@pytest.mark.parametrize("policy", [open_policy(allow_evaluation=False), open_policy(allowed_metrics=["loss"])])
+def test_evaluation_can_be_forbidden(policy: Policy) -> None:
+    refusal(policy, kind=TaskKind.EVALUATE)
+    check(open_policy(), kind=TaskKind.EVALUATE, cohort_size=1)
+
+
+def test_a_held_out_group_never_trains_whatever_is_asked() -> None:
+    assert "this group is evaluated only" in refusal(open_policy(), role=GroupRole.HELD_OUT)
+    check(open_policy(), kind=TaskKind.EVALUATE, role=GroupRole.HELD_OUT)
+
+
+def test_a_group_that_the_run_holds_out_does_not_train_in_it() -> None:
+    spec = process_spec(groups={"train": ["H", "I"], "held_out": [GROUP]})
+    assert "this group is evaluated only" in refusal(open_policy(), spec)
+    check(open_policy(), spec, TaskKind.EVALUATE)
+
+
+@pytest.mark.parametrize("kind", [TaskKind.TRAIN, TaskKind.EVALUATE])
+def test_a_group_that_the_run_does_not_name_does_nothing_for_it(kind: TaskKind) -> None:
+    spec = process_spec(groups={"train": ["H", "I"], "held_out": ["J"]})
+    assert "the run spec does not name this group" in refusal(open_policy(), spec, kind)
+
+
+def test_rewards_need_the_policys_leave_and_a_run_that_asks_for_them() -> None:
+    spec = process_spec(rewards=REWARDS)
+    check(open_policy(allow_rewards=True), spec, TaskKind.REWARD)
+    assert "allow_rewards is asked for, allowed is false" in refusal(open_policy(), spec, TaskKind.REWARD)
+    allowed = open_policy(allow_rewards=True)
+    assert "only in a run whose spec asks for rewards" in refusal(allowed, SPEC, TaskKind.REWARD)
+
+
+@pytest.mark.parametrize("kind", [TaskKind.TRAIN, TaskKind.EVALUATE])
+def test_a_run_that_asks_for_rewards_gets_nothing_else(kind: TaskKind) -> None:
+    text = refusal(open_policy(allow_rewards=True), process_spec(rewards=REWARDS), kind)
+    assert "only rewards in such a run" in text
