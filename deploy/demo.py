@@ -25,13 +25,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pluralllm.cli.status_screen import size, status_screen
+from pluralllm.cli.status_screen import alignment, mean_alignment, size, status_screen
 from pluralllm.client.data.importers import import_globalopinionqa
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.common.errors.tree import PluralError, Unreachable
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.words.not_reported import not_reported_text
 from pluralllm.common.words.questions import Question
 from pluralllm.operator.remote import Remote
 
@@ -187,38 +188,35 @@ def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Con
 
 
 def _scores(run: dict[str, Any]) -> str:
-    scores = [score["alignment_score"] for score in run["evaluations"]]
-    return (
-        f"mean alignment {sum(scores) / len(scores):.4f} (version {run['evaluations'][0]['version']})" if scores else ""
-    )
+    if not (evaluations := run["evaluations"]):
+        return ""
+    return f"mean alignment {mean_alignment(evaluations)} (version {evaluations[0]['version']})"
 
 
 def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path, console: Console) -> None:
     """Prints each group's alignment at model version 0 and at the last version. Raises DemoFailed if the mean did not rise.
 
-    evaluations: the scores of each group and version, as the coordinator reports them. folder: is named in what is printed.
+    The mean is over the groups that reported both scores. evaluations: the evaluations of each group and version, as the
+    coordinator reports them. folder: is named in what is printed.
     """
     first = {score["group"]: score for score in evaluations if score["version"] == 0}
     last = {score["group"]: score for score in evaluations if score["version"] == run["version"]}
     table = Table("group", "role", "version 0", f"version {run['version']}", "change", "questions", box=None)
-    fallen = []
+    changes: dict[str, float] = {}  # of the groups that reported both scores
     for name in sorted(last, key=lambda name: (last[name]["role"] != "train", name)):
         before, after = first[name]["alignment_score"], last[name]["alignment_score"]
-        if after <= before:
-            fallen.append(name)
-        role = last[name]["role"].replace("_", " ")
-        table.add_row(
-            name, role, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}", str(last[name]["questions"])
-        )
+        if before is not None and after is not None:
+            changes[name] = after - before
+        change = not_reported_text(last[name]["not_reported"]) if after is None else ""
+        if name in changes:
+            change = f"{changes[name]:+.4f}"
+        cells = (last[name]["role"].replace("_", " "), alignment(first[name]), alignment(last[name]), change)
+        table.add_row(name, *cells, str(last[name]["questions"]))
     console.print()
     console.print(table)
     for label, scores in (("version 0", first), (f"version {run['version']}", last)):
-        all_scores = [score["alignment_score"] for score in scores.values()]
-        unseen = [score["alignment_score"] for score in scores.values() if score["role"] == "held_out"]
-        console.print(
-            f"{label:<11} all groups: mean {_mean(all_scores):.4f}, worst {min(all_scores):.4f}, fairness index "
-            f"{fairness_index(all_scores):.4f}; held out: mean {_mean(unseen):.4f}, worst {min(unseen):.4f}"
-        )
+        unseen = {name: score for name, score in scores.items() if score["role"] == "held_out"}
+        console.print(f"{label:<11} all groups: {_figures(scores)}; held out: {_figures(unseen)}", soft_wrap=True)
     console.print(f"moved: {size(run['received_bytes'])} to the coordinator, {size(run['sent_bytes'])} from it")
     console.print(f"model: {folder / 'model'}")
     server = f"{Path(sys.executable).parent / 'pluralllm-server'}"
@@ -232,16 +230,21 @@ def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path
         f"  export PLURALLLM_IDENTITY={folder / 'admin'} PLURALLLM_COORDINATOR=127.0.0.1:7443", soft_wrap=True
     )
     console.print(f"  {pluralllm} status; {pluralllm} rounds; {pluralllm} members; {pluralllm} audit", soft_wrap=True)
-    if fallen:
+    if fallen := [name for name, change in changes.items() if change <= 0]:
         console.print(f"\nThe alignment of {', '.join(fallen)} did not rise.")
-    if _mean([score["alignment_score"] for score in last.values()]) <= _mean(
-        [score["alignment_score"] for score in first.values()]
-    ):
+    if not changes:
+        raise DemoFailed("no group reported its alignment at both versions")
+    if sum(changes.values()) <= 0:
         raise DemoFailed("the mean alignment did not rise")
 
 
-def _mean(scores: list[float]) -> float:
-    return sum(scores) / len(scores)
+def _figures(evaluations: dict[str, dict[str, Any]]) -> str:
+    """Returns mean, worst and fairness of one version as text, over the groups that report their scores."""
+    scores = [one["alignment_score"] for one in evaluations.values() if one["alignment_score"] is not None]
+    if not scores:
+        return "not reported"
+    mean = mean_alignment(list(evaluations.values()))
+    return f"mean {mean}, worst {min(scores):.4f}, fairness index {fairness_index(scores):.4f}"
 
 
 def _spec(federation: Federation) -> str:

@@ -240,7 +240,7 @@ async def test_every_read_has_stable_json(tmp_path: Path) -> None:
             return done.json
 
         status = await read("status")
-        assert next(iter(status.items())) == ("schema", "pluralllm.run/1")
+        assert next(iter(status.items())) == ("schema", "pluralllm.run/2")
         assert (status["name"], status["phase"], status["spec_sha256"]) == (
             "runs/second",
             "created",

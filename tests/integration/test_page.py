@@ -129,6 +129,38 @@ async def test_a_group_is_chosen_by_keyboard_and_nothing_is_wider_than_a_phone(
 
 
 @needs_chromium
+async def test_a_group_that_keeps_its_score_is_on_the_page_with_the_reason_and_members_with_their_weights(
+    tmp_path: Path, browser_page: Page
+) -> None:
+    complaints: list[str] = []
+    browser_page.on("pageerror", lambda error: complaints.append(str(error)))
+    async with serving(tmp_path / "state", page_listen="127.0.0.1:0") as served:
+        ann, ben = await two_clients(served)
+        await served.create("r", SPEC)
+        for client in (ann, ben):  # nobody reports a score of version 0
+            await client.keep_scores(await client.task(), rpb.NOT_REPORTED_TOO_FEW_QUESTIONS)
+        await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 1)
+        await browser_page.goto(f"http://{(tmp_path / 'state' / 'page-address').read_text()}/")
+        await expect(browser_page.locator("#groups tr")).to_have_count(2)
+        for row in (0, 1):
+            await expect(browser_page.locator("#groups tr").nth(row)).to_contain_text("not reported: too few questions")
+        await expect(browser_page.locator("#fairness")).to_have_text("–")
+        await expect(browser_page.locator("#clients tr").first).to_contain_text("–")
+        for client, examples in ((ann, 10), (ben, 30)):
+            path = tmp_path / client.name
+            await client.push(await client.task(), path, write_delta(path, SPEC, 1), examples)
+        await ann.evaluate(await ann.task(), 0.8)
+        await ben.keep_scores(await ben.task(), rpb.NOT_REPORTED_BUDGET_SPENT)
+        await expect(browser_page.locator("#groups tr").first).to_contain_text("0.800")
+        await expect(browser_page.locator("#groups tr").last).to_contain_text("not reported: budget spent")
+        await expect(browser_page.locator("#fairness")).to_have_text("1.0000 over 1 of 2 groups")
+        await expect(browser_page.locator("#alignment polyline")).to_have_count(1)
+        await expect(browser_page.locator("#clients tr").first).to_contain_text("25.0 %")
+        await expect(browser_page.locator("#clients tr").last).to_contain_text("75.0 %")
+    assert complaints == []
+
+
+@needs_chromium
 async def test_a_thousand_rounds_of_a_hundred_groups_are_drawn(
     tmp_path: Path, browser_page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:

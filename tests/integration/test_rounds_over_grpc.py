@@ -478,6 +478,25 @@ async def test_a_group_that_keeps_its_scores_is_shown_with_the_reason_and_does_n
     assert list(listed) == list(after.evaluations)
 
 
+async def test_the_status_shows_the_weight_of_each_member_in_the_newest_version(tmp_path: Path) -> None:
+    spec = small_spec(round={"min_clients": 1, "deadline_s": 50, "evaluate_every": 100}, rounds=3)
+    async with serving(tmp_path / "state") as served:
+        clients = await two_clients(served, spec)
+        assert not any(person.HasField("weight") for person in (await served.run("r")).participants)
+        for client, examples in zip(clients, (30, 90), strict=True):
+            path = tmp_path / client.name
+            await client.push(await client.task(), path, write_delta(path, spec, 1), examples=examples)
+        run = await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 2)
+        assert {person.client: person.weight for person in run.participants} == {"ann": 0.25, "ben": 0.75}
+        ann, path = clients[0], tmp_path / "ann"
+        await ann.push(await ann.task(), path, write_delta(path, spec, 1), examples=30)
+        await advance(served, 60)
+        run = await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 3)
+        assert {person.client: person.weight for person in run.participants if person.HasField("weight")} == {
+            "ann": 1.0
+        }
+
+
 async def test_where_no_group_reports_its_score_there_is_no_fairness(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         ann, ben = await served.client("ann"), await served.client("ben")

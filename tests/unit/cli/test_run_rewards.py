@@ -31,7 +31,7 @@ class FakeRemote:
 
     def create_run(self, run: str, spec_json: bytes) -> dict[str, Any]:
         self.created[run] = spec_json
-        return {"name": f"the run {run}"}
+        return {"name": f"the run {run}", "evaluations": [], "previous_evaluations": []}
 
 
 @pytest.fixture

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from pluralllm.cli.status_screen import age, members_table, rounds_table, runs_table, size, status_screen
+from pluralllm.cli.status_screen import (
+    age,
+    mean_alignment,
+    members_table,
+    rounds_table,
+    runs_table,
+    size,
+    status_screen,
+)
 
 NOW = datetime.datetime(2026, 1, 1, 0, 2, tzinfo=datetime.UTC)
 START = "2026-01-01T00:00:00Z"
@@ -32,13 +40,25 @@ MEMBER = {
 def person(group: str, state: str = "idle", reason: str = "", **changes: Any) -> dict[str, Any]:
     client = group.lower().replace(" ", "-")
     found = {"client": client, "group": group, "role": "train", "state": state, "reason": reason}
-    return {**found, "stage": "", "progress": 0.0, "last_seen_time": START, **changes}
+    return {**found, "stage": "", "progress": 0.0, "last_seen_time": START, "weight": 0.125, **changes}
 
 
-def score(group: str, version: int, alignment: float) -> dict[str, Any]:
+def score(group: str, version: int, alignment: float | None, reason: str = "unspecified") -> dict[str, Any]:
     client = group.lower().replace(" ", "-")
-    found = {"group": group, "client": client, "role": "train", "version": version, "alignment_score": alignment}
-    return {**found, "alignment_score_base2": 0.5, "wasserstein_score": None, "questions": 12}
+    facts = {"group": group, "client": client, "role": "train", "version": version, "alignment_score": alignment}
+    base2, questions = (None, 0) if alignment is None else (0.5, 12)
+    return {
+        **facts,
+        "alignment_score_base2": base2,
+        "wasserstein_score": None,
+        "questions": questions,
+        "not_reported": reason,
+    }
+
+
+def kept(group: str, reason: str = "too_few_questions") -> dict[str, Any]:
+    """Returns the evaluation of a group that does not report its score."""
+    return score(group, 5, None, reason)
 
 
 def run(**changes: Any) -> dict[str, Any]:
@@ -150,6 +170,51 @@ def test_fairness_and_worst_group_are_shown() -> None:
     assert "worst 0.7000 (Foundry), fairness 0.9987 (CoV 0.0321)" in text
 
 
+def test_a_group_that_keeps_its_score_is_shown_with_the_reason_and_the_mean_says_over_how_many_groups() -> None:
+    scores = [kept("Foundry"), kept("Old Valley"), kept("Riverton", "budget_spent")]
+    reporting = [score(group, 5, 0.75) for group in GROUPS if group not in ("Foundry", "Old Valley", "Riverton")]
+    lines = shown(status_screen(run(evaluations=[*scores, *reporting]), NOW))
+    assert line_of(lines, "Foundry").endswith("not reported")
+    assert line_of(lines, "Goldcrest").endswith("0.7500  ↑ +0.2500")
+    assert "not reported: too few questions: Foundry, Old Valley" in lines
+    assert "not reported: budget spent: Riverton" in lines
+    assert "mean alignment 0.7500 over 5 of 8 groups, worst 0.7000 (Foundry)" in " ".join(lines)
+
+
+def test_where_no_group_reports_its_score_the_screen_says_so() -> None:
+    lines = shown(status_screen(run(evaluations=[kept(group) for group in GROUPS], fairness=None), NOW))
+    assert "version 5: no group reports its alignment" in lines
+    assert "not reported: too few questions: Foundry, Goldcrest, Greenhill, Harbourland" in " ".join(lines)
+
+
+def test_a_score_after_one_that_was_kept_has_no_trend() -> None:
+    lines = shown(status_screen(run(previous_evaluations=[kept(group) for group in GROUPS]), NOW))
+    assert line_of(lines, "Foundry").endswith("0.7500")
+
+
+def test_reasons_for_scores_that_are_kept_fit_a_small_terminal_with_everything_else() -> None:
+    reasons = ["too_few_questions", "budget_spent"] * 4
+    silent = [kept(group, reason) for group, reason in zip(GROUPS, reasons, strict=True)]
+    lines = shown(status_screen({**crowded(), "evaluations": silent, "fairness": None}, NOW))
+    assert len(lines) <= 24
+    assert max(len(line) for line in lines) <= 80
+    assert sum("not reported" in line for line in lines) == len(GROUPS) + 2
+
+
+def test_the_weight_of_each_member_in_the_newest_version_is_shown() -> None:
+    people = [person("Foundry", weight=0.987), person("Riverton", weight=0.013), person("Goldcrest", weight=None)]
+    lines = shown(status_screen(run(participants=people), NOW))
+    assert "weight" in lines[2]
+    shares = [line_of(lines, group).split()[3] for group in ("Foundry", "Riverton", "Goldcrest")]
+    assert shares == ["98.7%", "1.3%", "-"]
+
+
+def test_the_mean_over_one_group_is_over_one_group() -> None:
+    assert mean_alignment([score("Foundry", 5, 0.5)]) == "0.5000 over 1 group"
+    assert mean_alignment([score("Foundry", 5, 0.5), kept("Riverton")]) == "0.5000 over 1 of 2 groups"
+    assert mean_alignment([kept("Riverton")]) == "-"
+
+
 def test_before_the_first_evaluation_there_is_no_fairness_line() -> None:
     lines = shown(status_screen(run(evaluations=[], previous_evaluations=[], fairness=None), NOW))
     assert not any("fairness" in line for line in lines)
@@ -204,7 +269,7 @@ def test_list_of_runs_shows_outcome_and_mean_alignment() -> None:
         "completed",
         "7 of 30",
         "6",
-        "0.7500",
+        "0.7500 over 8 groups",
         "2 min ago",
     ]
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pluralllm.common.words.names import MemberName, RoundName, RunName
+from pluralllm.common.words.not_reported import not_reported_text
 
 MAX_REFUSALS = 3
 MAX_REASONS = 4
@@ -30,7 +31,8 @@ STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost"
 def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableType:
     """Returns one screen about a run: phase, participants, late clients and their reasons, alignment scores, next step."""
     lines: list[RenderableType] = [_head(run, now), _groups(run), *_reasons(run)]
-    if run["fairness"]:
+    lines += _not_reported(run)
+    if run["evaluations"]:
         lines.append(_fairness(run))
     lines += [_refusal(refusal) for refusal in run["refusals"][-MAX_REFUSALS:]]
     lines.append(Text.assemble(("next: ", "bold"), cell(run["next"]).plain))
@@ -52,12 +54,16 @@ def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
 
 
 def _groups(run: Mapping[str, Any]) -> Table:
-    """Returns a table of the run's participants. In a narrow terminal, names are cut, but numbers and states are not."""
+    """Returns a table of the run's participants. In a narrow terminal, names are cut, but numbers and states are not.
+
+    The column "weight" has the share of a client's update in the newest model version.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("group")  # it may shrink, because it has no no_wrap
     table.add_column("", no_wrap=True, min_width=1)
     table.add_column("client")
-    table.add_column("state", no_wrap=True, min_width=13)
+    table.add_column("state", no_wrap=True, min_width=8)
+    table.add_column("weight", justify="right", no_wrap=True, min_width=6)
     table.add_column("alignment", justify="right", no_wrap=True, min_width=9)
     table.add_column("trend", no_wrap=True, min_width=9)
     latest = {score["client"]: score for score in run["evaluations"]}
@@ -69,7 +75,8 @@ def _groups(run: Mapping[str, Any]) -> Table:
             "*" if person["role"] == "held_out" else "",
             cell(person["client"]),
             cell(state(person), STATE_STYLES.get(person["state"], "")),
-            f"{score['alignment_score']:.4f}" if score else "-",
+            "-" if person["weight"] is None else f"{person['weight']:.1%}",
+            alignment(score),
             trend(score, earlier),
         )
     if any(person["role"] == "held_out" for person in run["participants"]):
@@ -103,22 +110,48 @@ def state(person: Mapping[str, Any]) -> str:
     return str(person["state"])
 
 
+def alignment(score: Mapping[str, Any] | None) -> str:
+    """Returns a group's alignment score as text. `score` is the group's evaluation; None if the group was not evaluated."""
+    if score is None:
+        return "-"
+    return "not reported" if score["alignment_score"] is None else f"{score['alignment_score']:.4f}"
+
+
 def trend(score: Mapping[str, Any] | None, earlier: Mapping[str, Any] | None) -> Text:
-    """Returns an arrow and the change from the score `earlier` to `score`; an empty text if one of the two is None."""
-    if score is None or earlier is None:
+    """Returns an arrow and the change from the evaluation `earlier` to `score`; an empty text if one of them has no score."""
+    values = [None if one is None else one["alignment_score"] for one in (score, earlier)]
+    if values[0] is None or values[1] is None:
         return Text("")
-    change = score["alignment_score"] - earlier["alignment_score"]
+    change = values[0] - values[1]
     arrow = "→" if abs(change) < 0.0005 else "↑" if change > 0 else "↓"
     return Text(f"{arrow} {change:+.4f}", "green" if change > 0 else "red" if change < 0 else "")
 
 
+def _not_reported(run: Mapping[str, Any]) -> list[Text]:
+    """Returns one line for each reason why groups do not report their scores. The line names the groups."""
+    groups: dict[str, list[str]] = {}
+    for score in run["evaluations"]:
+        if score["alignment_score"] is None:
+            groups.setdefault(not_reported_text(score["not_reported"]), []).append(score["group"])
+    return [cell(f"{reason}: {', '.join(sorted(names))}", "yellow") for reason, names in sorted(groups.items())]
+
+
+def mean_alignment(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the mean alignment score over the groups that report it, and the number of groups; "-" if no group does."""
+    scores = [one["alignment_score"] for one in evaluations if one["alignment_score"] is not None]
+    if not scores:
+        return "-"
+    number = str(len(scores)) if len(scores) == len(evaluations) else f"{len(scores)} of {len(evaluations)}"
+    return f"{sum(scores) / len(scores):.4f} over {number} group{'s' * (len(evaluations) > 1)}"
+
+
 def _fairness(run: Mapping[str, Any]) -> Text:
-    fairness = run["fairness"]
-    scores = [score["alignment_score"] for score in run["evaluations"]]
-    version = run["evaluations"][0]["version"] if run["evaluations"] else 0
+    fairness, version = run["fairness"], run["evaluations"][0]["version"]
+    if fairness is None:
+        return Text(f"version {version}: no group reports its alignment")
     worst = f"{fairness['min_alignment_score']:.4f} ({cell(fairness['min_group']).plain})"
     return Text(
-        f"version {version}: mean alignment {sum(scores) / max(1, len(scores)):.4f}, worst {worst}, "
+        f"version {version}: mean alignment {mean_alignment(run['evaluations'])}, worst {worst}, "
         f"fairness {fairness['index']:.4f} (CoV {fairness['coefficient_of_variation']:.4f})"
     )
 
@@ -129,15 +162,14 @@ def _refusal(refusal: Mapping[str, Any]) -> Text:
 
 def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
     """Returns a table of runs with one line for each run."""
-    table = Table("run", "phase", "round", "version", "alignment", "created", box=None)
+    table = Table("run", "phase", "round", "version", "mean alignment", "created", box=None)
     for run in runs:
-        scores = [score["alignment_score"] for score in run["evaluations"]]
         table.add_row(
             RunName.parse(run["name"]).run,
             run["outcome"] if run["phase"] == "ended" else run["phase"],
             f"{run['round']} of {run['rounds']}",
             str(run["version"]),
-            f"{sum(scores) / len(scores):.4f}" if scores else "-",
+            mean_alignment(run["evaluations"]),
             f"{age(run['create_time'], now)} ago",
         )
     return table

@@ -33,7 +33,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc, operations_pb2_grpc
 from pluralllm.v1 import operations_pb2 as pb
-from pluralllm.v1.resources_pb2 import ModelVersion
+from pluralllm.v1.resources_pb2 import NOT_REPORTED_UNSPECIFIED, GroupEvaluation, ModelVersion
 
 CALL_DEADLINE_S = 15.0
 REWARDS_HOLD_S = 10.0
@@ -348,7 +348,10 @@ def _member_name(name: str) -> str:
 
 
 def plain(message: Message) -> Values:
-    """Converts a protobuf message to plain values. An optional field that is not set becomes None."""
+    """Converts a protobuf message to plain values. An optional field that is not set becomes None.
+
+    The scores of an evaluation that the client does not report become None, too, because 0 would look like a score.
+    """
     values: Values = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
@@ -358,6 +361,8 @@ def plain(message: Message) -> Values:
             values[field.name] = None
         else:
             values[field.name] = _plain(field, value)
+    if isinstance(message, GroupEvaluation) and message.not_reported != NOT_REPORTED_UNSPECIFIED:
+        values |= {"alignment_score": None, "alignment_score_base2": None}
     return values
 
 

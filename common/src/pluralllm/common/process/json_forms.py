@@ -38,8 +38,18 @@ class Form:
 
 STEERING = tuple(f"pluralllm run {word}" for word in ("create", "start", "pause", "resume", "cancel", "rewards"))
 
-RUN = Form("run", ("pluralllm status", *STEERING), message="Run")
-RUNS = Form("runs", ("pluralllm runs",), {"runs": "messages Run, newest first"})
+EVALUATIONS = (
+    "messages GroupEvaluation; `alignment_score` and `alignment_score_base2` are null if the group does not report its scores, "
+    "and `not_reported` is then the reason"
+)
+RUN = Form(
+    "run",
+    ("pluralllm status", *STEERING),
+    {"evaluations": EVALUATIONS, "previous_evaluations": "the same for the evaluated model version before"},
+    message="Run",
+    version=2,  # 1: a score was never null
+)
+RUNS = Form("runs", ("pluralllm runs",), {"runs": "messages Run, newest first, as in `pluralllm.run`"}, version=2)
 ROUNDS = Form("rounds", ("pluralllm rounds",), {"rounds": "messages Round, newest first"})
 MEMBERS = Form("members", ("pluralllm members",), {"members": "messages Member, open invites among them"})
 MEMBER = Form("member", ("pluralllm approve", "pluralllm revoke"), message="Member")
@@ -124,7 +134,7 @@ EXPORTED_MODEL = Form(
         "version": "number of the model version",
         "participants": "number of clients whose updates are in this version",
         "updates": "number of updates in this version and all before it",
-        "fairness_index": "Jain's index over groups, 0 to 1; null if the version was not evaluated",
+        "fairness_index": "Jain's index over the groups that report their scores, 0 to 1; null if none does",
         "folder": "path of the exported model",
     },
 )

@@ -37,6 +37,17 @@ def weights_of(
     return np.array([min(receipt.examples, aggregation.max_examples) for receipt in receipts], dtype=np.float64)
 
 
+def shares_of(
+    receipts: Sequence[Receipt], aggregation: Aggregation, recorded: Sequence[float] = ()
+) -> tuple[float, ...]:
+    """Returns each client's share of a round's mean, from 0 to 1, in the order of `receipts`. The sum of the shares is 1.
+
+    The arguments are those of `weights_of`.
+    """
+    weights = weights_of(receipts, aggregation, recorded)
+    return tuple((weights / weights.sum()).tolist()) if len(receipts) else ()
+
+
 def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the mean of the clients' deltas, weighted by `weights` (FedAvg).
 

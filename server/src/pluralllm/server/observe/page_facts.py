@@ -66,6 +66,7 @@ def run_now(run: LiveRun, status: RunStatus) -> Facts:
                 "stage": person.stage,
                 "progress": round(person.progress, 3),
                 "reason": person.reason,
+                "weight": _rounded(person.weight),
             }
             for person in status.participants
         ],

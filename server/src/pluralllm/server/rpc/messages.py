@@ -119,6 +119,7 @@ def participant_message(person: Participant) -> pb.Participant:
         last_seen_time=timestamp(person.last_seen_s),
         progress=person.progress,
         stage=person.stage,
+        weight=person.weight,
     )
 
 

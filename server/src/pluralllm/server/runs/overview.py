@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pluralllm.common.words.ids import ClientId, GroupName
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.spec import Aggregation, GroupRole
+from pluralllm.server.aggregation.arithmetic import shares_of
+from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.runs.leases import Lease
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.sessions import Session
-from pluralllm.server.storage.store import ClientRecord, EvaluationRecord
+from pluralllm.server.storage.store import ClientRecord, EvaluationRecord, VersionRecord
 
 LATE_AFTER = 0.5  # a client is late after this share of the phase's time
 
@@ -40,6 +42,9 @@ class Participant:
     last_seen_s: float
     progress: float
     stage: str
+    weight: (
+        float | None
+    )  # share of the client's update in the newest model version; None if the version has no such update
 
 
 def ended_evaluations(run: LiveRun, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
@@ -72,7 +77,7 @@ def participants(
 
     `members` are all clients that have ever connected. `sessions` and `leases` have the clients' sessions and leases.
     """
-    people = []
+    people, weights = [], weights_in(run.newest, run.spec.aggregation)
     for member in members:
         session = sessions.get(member.client)
         role = run.spec.groups.role_of(member.group, member.role)
@@ -91,9 +96,17 @@ def participants(
                 last_seen_s=session.last_seen_s if session is not None else member.last_seen_s,
                 progress=1.0 if state is ParticipantState.DONE else (lease.progress if lease is not None else 0.0),
                 stage=lease.stage if lease is not None else "",
+                weight=weights.get(member.client),
             )
         )
     return tuple(people)
+
+
+def weights_in(version: VersionRecord, aggregation: Aggregation) -> dict[ClientId, float]:
+    """Returns the share of each client's update in a model version, from 0 to 1. The dictionary is empty for version 0."""
+    receipts = [Receipt(*update) for update in version.updates]
+    shares = shares_of(receipts, aggregation, version.weights)
+    return {receipt.client: share for receipt, share in zip(receipts, shares, strict=True)}
 
 
 def _state(state: Run, client: ClientId, lease: Lease | None) -> ParticipantState:

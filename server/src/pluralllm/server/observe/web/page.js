@@ -58,6 +58,7 @@ function clientRow(client) {
     client.group + (client.role === "held_out" ? " (held out)" : ""),
     node("span", { class: late ? "late" : client.state }, words),
     client.state === "working" ? node("progress", { max: 1, value: client.progress, "aria-label": `progress of ${client.client}` }) : "",
+    client.weight === null ? "–" : `${(100 * client.weight).toFixed(1)} %`,
     node("span", { class: late ? "late" : "" }, client.reason),
   );
 }
