@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pluralllm.server.process import open_files
+from pluralllm.server.process.config import ServerConfig
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 UNITS = ("pluralllm-server.service", "pluralllm-client@.service")
@@ -41,6 +44,14 @@ def test_a_unit_waits_to_be_told_and_starts_a_command_there_is(name: str) -> Non
     (command,) = re.findall(r"^ExecStart=/opt/pluralllm/bin/(.+) --config ", text, re.MULTILINE)
     module, verb = command.split()
     assert run(sys.executable, "-m", module.replace("-", "."), verb, "--help").returncode == 0
+
+
+def test_the_coordinator_may_open_as_many_files_as_it_sets_itself_in_a_unit_and_in_a_container() -> None:
+    unit = (DEPLOY / "systemd" / "pluralllm-server.service").read_text()
+    assert re.findall(r"^LimitNOFILE=(\d+)$", unit, re.MULTILINE) == [str(open_files.TARGET)]
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    assert services["coordinator"]["ulimits"] == {"nofile": open_files.TARGET}
+    assert open_files.ceilings(open_files.TARGET, ServerConfig().max_connections).main == ServerConfig().max_connections
 
 
 def built(folder: str) -> list[Any]:

@@ -68,6 +68,7 @@ def serve(
     """Run the coordinator until SIGTERM or Ctrl-C."""
     from pluralllm.server import composition  # noqa: PLC0415 - all rooms come with it; help needs none
     from pluralllm.server.process.allocator import use_one_arena  # noqa: PLC0415
+    from pluralllm.server.process.open_files import raise_limit  # noqa: PLC0415
 
     flags = {
         "state_dir": state_dir,
@@ -81,6 +82,7 @@ def serve(
     settings = load_config(ServerConfig, config, flags)
     configure_logs(form=settings.log_format, level=settings.log_level)
     use_one_arena()
+    raise_limit()
     asyncio.run(composition.serve(settings, Supervisor(settings.state_dir, notify_socket, watchdog_usec)))
 
 

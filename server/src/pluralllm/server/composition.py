@@ -25,9 +25,11 @@ from pluralllm.server.members.registry import Registry
 from pluralllm.server.members.tls import server_credentials, tend_certificates, warn_of_uncovered
 from pluralllm.server.observe.gauges import Gauges, measure_lag
 from pluralllm.server.observe.page import Page, showing
+from pluralllm.server.process import open_files
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.process.instruments import REGISTRY
+from pluralllm.server.process.open_files import Ceilings
 from pluralllm.server.rpc.enrolment import Enrolment
 from pluralllm.server.rpc.federation import Federation
 from pluralllm.server.rpc.member_operations import Advertised, MemberOperations
@@ -135,7 +137,8 @@ async def _serve_plain(
     Returns the port's address and an empty text. The empty text replaces the address of the enrolment port, because this port
     does not exist without certificates.
     """
-    server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None)
+    room = connection_room(config)
+    server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None, room.main)
     operations = operations_of(parts, audit_log, None, Advertised(address, ""))
     await start_main(server, federation_of(parts, config.poll_hold_s, config.chunk_idle_s), operations, None)
     stack.push_async_callback(server.stop, STOP_GRACE_S)
@@ -151,9 +154,12 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     joins, questions = (Attempts(config.joins_per_minute, 10 * config.joins_per_minute) for _ in range(2))
     enrolment = Enrolment(ports.registry, ports.audit_log, joins, questions, ports.wall_s)
     door = MainDoor(by_certificate(ports.registry), ports.audit_log, config.calls_per_member)
-    server, address = bind_main(config, door, fail_stop, server_credentials(authority, members_only=True))
+    room = connection_room(config)
+    server, address = bind_main(config, door, fail_stop, server_credentials(authority, members_only=True), room.main)
     credentials = server_credentials(authority, members_only=False)
-    enrolment_server, enrolment_address = bind_enrolment(config, EnrolmentDoor(), fail_stop, credentials)
+    enrolment_server, enrolment_address = bind_enrolment(
+        config, EnrolmentDoor(), fail_stop, credentials, room.enrolment
+    )
     invited_to = advertised(config, authority, address, enrolment_address)
     warn_of_uncovered(authority, (invited_to.coordinator, invited_to.enrolment))
     operations = operations_of(ports.parts, ports.audit_log, ports.registry, invited_to)
@@ -162,6 +168,15 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     await start_enrolment(enrolment_server, enrolment)
     stack.push_async_callback(enrolment_server.stop, STOP_GRACE_S)
     return address, enrolment_address
+
+
+def connection_room(config: ServerConfig) -> Ceilings:
+    """Returns the largest numbers of connections on the two ports. Logs a warning if the limit of open files is low."""
+    limit = open_files.limit()
+    room = open_files.ceilings(limit, config.max_connections)
+    if limit < open_files.COMFORTABLE:
+        log.warning("server.few_open_files", limit=limit, connections=room.main, joining=room.enrolment)
+    return room
 
 
 def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float) -> Federation:

@@ -5,11 +5,53 @@ value.
 """
 
 import contextlib
+import socket
+import threading
 from collections.abc import Iterator
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
 from pluralllm.common.errors.tree import InUse
+
+MAX_CONNECTIONS = 16  # each has a thread and an open file
+SILENCE_S = 5.0  # then a connection that sends no request is closed
+
+
+class _Handler(WSGIRequestHandler):
+    """Answers one request and logs nothing."""
+
+    timeout = SILENCE_S
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
+        pass
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """An HTTP server with a thread for each connection, for at most MAX_CONNECTIONS connections at a time."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, *arguments: Any) -> None:
+        self._slots = threading.Semaphore(MAX_CONNECTIONS)
+        super().__init__(*arguments)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - the base class calls it
+        """Returns whether a slot is free, and takes it. The base class closes the connection if there is none."""
+        return self._slots.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answers one connection and frees its slot."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Does nothing: a caller that was silent or has gone is no error of this process."""
 
 
 @contextlib.contextmanager
@@ -21,9 +63,13 @@ def scrape_port(listen: str, registry: CollectorRegistry) -> Iterator[str]:
     disable_created_metrics()  # type: ignore[no-untyped-call] # they would be a second, useless series for each counter
     host, _, port = listen.rpartition(":")
     try:
-        server, thread = start_http_server(int(port), host.strip("[]"), registry)
+        family, *_, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        kind: type[_Server] = type("_Server", (_Server,), {"address_family": family})
+        server = make_server(str(address[0]), int(port), make_wsgi_app(registry), kind, _Handler)
     except OSError as error:
         raise InUse(what=f"address {listen}", by="another process (or this machine does not have it)") from error
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     try:
         yield f"{host}:{server.server_port}"
     finally:

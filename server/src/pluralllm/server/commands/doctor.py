@@ -4,6 +4,7 @@ The command `pluralllm-server doctor` prints the results.
 """
 
 import asyncio
+import contextlib
 import shutil
 import socket
 import time
@@ -16,6 +17,7 @@ from pluralllm.common.process.console import Check, checked
 from pluralllm.common.trust.handshake import handshake, resolve, split
 from pluralllm.server.members.authority import DAY_S, day, load_authority
 from pluralllm.server.process.config import ServerConfig
+from pluralllm.server.process.open_files import COMFORTABLE, TARGET, ceilings, limit_of, reachable_limit
 from pluralllm.server.storage.by_url import database_answers
 from pluralllm.server.storage.object_blobs import look_into, open_bucket
 from pluralllm.server.storage.state_directory import StateDirectory
@@ -27,7 +29,11 @@ SECRETS = ("root-key.pem", "issuer.pem", "server.pem")
 
 def checks_of(settings: ServerConfig) -> list[Check]:
     """Runs all checks that apply to the configuration and returns their results. The checks change nothing."""
-    probes: dict[str, Callable[[ServerConfig], Check]] = {"state directory": _state, "disk": _disk}
+    probes: dict[str, Callable[[ServerConfig], Check]] = {
+        "state directory": _state,
+        "disk": _disk,
+        "open files": _open_files,
+    }
     if not settings.plain_text:
         probes |= {
             "secret files": _secrets,
@@ -65,6 +71,29 @@ def _disk(config: ServerConfig) -> Check:
     free = shutil.disk_usage(folder).free
     fix = "" if free >= MIN_FREE_BYTES else "free some space: models and updates are kept here"
     return Check("disk", free >= MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free", fix)
+
+
+def _open_files(config: ServerConfig) -> Check:
+    """Checks the limit of open files of the running coordinator, or of a coordinator that this user would start here."""
+    running = _running_process(config)
+    limit = None if running is None else limit_of(running)
+    whose = f"process {running}" if limit is not None else "a coordinator that is started here"
+    limit = reachable_limit() if limit is None else limit
+    room = ceilings(limit, config.max_connections)
+    result = f"{limit} for {whose}: room for {room.main} connections of members and {room.enrolment} that join"
+    fix = (
+        "" if limit >= COMFORTABLE else f"LimitNOFILE={TARGET} in the systemd unit, or ulimits: nofile in compose.yaml"
+    )
+    return Check("open files", limit >= COMFORTABLE, result, fix)
+
+
+def _running_process(config: ServerConfig) -> int | None:
+    """Returns the process id of the running coordinator; None if no coordinator runs, or if it is on another machine."""
+    with contextlib.suppress(OSError, ValueError):
+        process = int((config.state_dir / "lock").read_text())
+        if b"pluralllm" in Path(f"/proc/{process}/cmdline").read_bytes():
+            return process
+    return None
 
 
 def _database(config: ServerConfig) -> Check:

@@ -19,6 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pluralllm.common.errors.tree import InUse, NotFound
 from pluralllm.common.words.addresses import check_loopback
@@ -57,6 +58,8 @@ PAGE = 500  # evaluations read at once
 LOOK_EVERY_S = 2.0  # for changes without an event: progress, silence
 AT_MOST_EVERY_S = 0.3
 MAX_VISITORS = 64
+MAX_CONNECTIONS = 2 * MAX_VISITORS  # each is an open file; a browser has several
+SILENCE_S = 10.0  # then a new connection that sends nothing is closed
 STOP_S = 3
 
 
@@ -170,6 +173,18 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Connection(H11Protocol):
+    """An HTTP connection that is closed if there are too many, or if it sends nothing."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Accepts the connection if there are at most MAX_CONNECTIONS."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.close()
+        else:  # the first byte that arrives cancels it
+            self.timeout_keep_alive_task = self.loop.call_later(SILENCE_S, self.timeout_keep_alive_handler)
+
+
 @contextlib.asynccontextmanager
 async def showing(listen: str, app: Starlette) -> AsyncIterator[str]:
     """Serves a web application at `listen` (host:port) until the block ends, and yields the actual address.
@@ -187,6 +202,7 @@ async def showing(listen: str, app: Starlette) -> AsyncIterator[str]:
         lifespan="off",
         server_header=False,
         limit_concurrency=MAX_VISITORS,
+        http=_Connection,
         timeout_graceful_shutdown=STOP_S,
     )
     try:

@@ -59,6 +59,8 @@ class ServerConfig(ProcessConfig):
     blob_url: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^/]+(/.*)?$")] | None = None
     blob_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+")] | None = None  # of a store other than Amazon's S3
     keep_updates: PositiveInt = 3  # rounds whose updates stay on disk, for `verify`
+    # Limit of connections on the main port. The limit of open files may lower it: half of them are for connections.
+    max_connections: Annotated[int, Field(ge=8, le=1_000_000)] = 16_384
     max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # each connected client holds one Poll
     # host:port of the operator's page, read-only and without certificates, so on loopback: 127.0.0.1:7446; default: no page.
     page_listen: Address | None = None

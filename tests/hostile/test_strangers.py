@@ -1,0 +1,152 @@
+"""Strangers without a certificate connect and send nothing: members notice little, whatever the limit of open files is."""
+
+import asyncio
+import dataclasses
+import resource
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from hostile.evil_strangers import open_among, seconds_until_closed, silent_connections
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from support.coordinator_harness import serving, small_spec
+from support.process_harness import Federation, federation, free_port, until
+
+from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.process import scrape_port as scrape_port_module
+from pluralllm.common.process.scrape_port import scrape_port
+from pluralllm.server.observe.page import MAX_CONNECTIONS, showing
+from pluralllm.server.process.open_files import COMFORTABLE, TARGET, ceilings
+
+FILES = 256
+STRANGERS = 400
+
+
+def limited(federation_to_limit: Federation, limit: str) -> None:
+    """Makes the coordinator start with a limit of open files. limit: the arguments of the shell's `ulimit`."""
+    coordinator = federation_to_limit.coordinator
+    wrapped = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh", *coordinator.command]
+    federation_to_limit.coordinator = dataclasses.replace(coordinator, command=wrapped)
+    federation_to_limit.processes[0] = federation_to_limit.coordinator
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Federation]:
+    """A coordinator that may open FILES files."""
+    with federation(tmp_path, tmp_path, free_port()) as started:
+        limited(started, f"-n {FILES}")
+        yield started
+
+
+def process_of(started: Federation) -> psutil.Process:
+    assert started.coordinator.popen is not None
+    return psutil.Process(started.coordinator.popen.pid)
+
+
+def test_strangers_on_both_ports_leave_files_for_writes_and_for_members(small: Federation) -> None:
+    remote = small.start_coordinator()
+    room = ceilings(FILES, 16_384)
+    with (
+        silent_connections(small.address, STRANGERS) as at_main,
+        silent_connections(small.enrolment_address, STRANGERS) as at_enrolment,
+    ):
+        until(lambda: open_among(at_main) <= room.main, "the main port closes what is above its ceiling", small)
+        until(lambda: open_among(at_enrolment) <= room.enrolment, "so does the enrolment port", small)
+        assert process_of(small).num_fds() <= FILES - room.main
+        for number in range(20):
+            remote.create_run(f"r{number}", small_spec(seed=number).canonical_json())
+        until(lambda: joins(small, "ann"), "a member joins after the handshake limit, while strangers hold on", small)
+        assert open_among(at_main) == 0
+    log = small.coordinator.log.read_text()
+    assert "server.few_open_files" in log
+    assert "StoreFailed" not in log
+    remote.close()
+
+
+def joins(federation_to_join: Federation, name: str) -> bool:
+    try:
+        federation_to_join.join(name)
+    except PluralError:
+        return False
+    return True
+
+
+def test_a_member_comes_in_again_while_strangers_fill_the_port(small: Federation) -> None:
+    small.start_coordinator().close()
+    with silent_connections(small.address, STRANGERS):
+        remote = small.remote()
+
+        def answers() -> bool:
+            try:
+                return remote.runs() is not None
+            except PluralError:
+                return False
+
+        until(answers, "the port has room again when the strangers' handshakes have taken too long", small, 20)
+        remote.close()
+
+
+@pytest.mark.parametrize("soft", [128, 1024])
+def test_the_coordinator_raises_its_soft_limit_by_itself(tmp_path: Path, soft: int) -> None:
+    hard = min(TARGET, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    with federation(tmp_path, tmp_path, free_port()) as started:
+        limited(started, f"-Sn {soft}")
+        started.start_coordinator().close()
+        assert process_of(started).rlimit(psutil.RLIMIT_NOFILE)[0] == hard
+        assert ("server.few_open_files" in started.coordinator.log.read_text()) == (hard < COMFORTABLE)
+
+
+async def test_a_stranger_has_three_seconds_at_the_enrolment_port_and_five_at_the_main_port(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        with (
+            silent_connections(served.enrolment_address, 1) as at_enrolment,
+            silent_connections(served.address, 1) as at_main,
+        ):
+            waits_s = await asyncio.gather(
+                asyncio.to_thread(seconds_until_closed, at_enrolment[0], 9.0),
+                asyncio.to_thread(seconds_until_closed, at_main[0], 9.0),
+            )
+    assert 2.5 < waits_s[0] < 4.5
+    assert 4.5 < waits_s[1] < 7.0
+
+
+def answered(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def test_callers_that_are_silent_take_the_metrics_from_nobody_for_long() -> None:
+    with scrape_port("127.0.0.1:0", CollectorRegistry()) as address, silent_connections(address, 60) as connections:
+        assert seconds_until_closed(connections[-1], 20) < 2, "what is above the ceiling is closed at once"
+        assert seconds_until_closed(connections[0], 20) < 2 * scrape_port_module.SILENCE_S
+        assert any(answered(address) for _ in range(20))
+
+
+async def becomes(holds: Callable[[], bool]) -> bool:
+    """Returns whether a condition becomes true within ten seconds. The event loop runs meanwhile."""
+    for _ in range(200):
+        if holds():
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+def listens(address: str) -> bool:
+    try:
+        with silent_connections(address, 1):
+            return True
+    except ConnectionRefusedError:
+        return False
+
+
+async def test_visitors_that_are_silent_take_no_more_files_than_the_page_has_connections() -> None:
+    async with showing("127.0.0.1:0", Starlette()) as address:
+        assert await becomes(lambda: listens(address))
+        with silent_connections(address, 2 * MAX_CONNECTIONS) as connections:
+            assert await becomes(lambda: 0 < open_among(connections) <= MAX_CONNECTIONS)
