@@ -1,5 +1,6 @@
 """A model folder as an export writes it, with a small predictor for the vectors of a tiny embedding model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from pluralllm.common.words.spec import RunSpec
 SPEC = process_spec(training={"episodes": {"min_context": 5}})
 
 
-def export(folder: Path, spec: RunSpec = SPEC, weights: Path | None = None) -> Path:
-    """Writes the model folder; without `weights` it gets the spec's first weights."""
+def export(
+    folder: Path, spec: RunSpec = SPEC, weights: Path | None = None, more_scores: Sequence[dict[str, Any]] = ()
+) -> Path:
+    """Writes the model folder; without `weights` it gets the spec's first weights. It has two scores and `more_scores`."""
     folder.mkdir(parents=True, exist_ok=True)
     if weights is None:
         write_version_0(folder / WEIGHTS, spec)
@@ -38,9 +41,11 @@ def export(folder: Path, spec: RunSpec = SPEC, weights: Path | None = None) -> P
             "alignment_score_base2": score,
             "questions": 9,
             "version": 0,
+            "not_reported": "unspecified",
         }
         for name, role, score in (("Northmark", "train", 0.8), ("Gold|crest", "held_out", 0.6))
     ]
+    scores += more_scores
     origin = provenance(spec, record, [record], [], scores)
     (folder / PROVENANCE).write_bytes(write_json(origin))
     (folder / CARD).write_text(model_card(origin))

@@ -10,6 +10,7 @@ from support.exported_model import SPEC, export
 from transformers import AutoConfig, AutoModel
 
 from pluralllm.align import PluralConfig, PluralPredictor
+from pluralllm.align.model_card import _table
 from pluralllm.align.model_folder import CONFIG, PROVENANCE, WEIGHTS
 from pluralllm.common.errors.tree import InvalidModel
 from pluralllm.common.predictor.model import PreferencePredictor, load_weights
@@ -114,10 +115,38 @@ def test_the_card_tells_each_groups_score_the_worst_group_and_fairness(folder: P
     card = (folder / "README.md").read_text()
     assert "| Northmark | train | 0.8000 |" in card
     assert "worst group Gold\\|crest" in card
-    assert "Fairness index 0.9800" in card
+    assert "Over 2 groups: fairness index 0.9800" in card
     origin = json.loads((folder / PROVENANCE).read_text())
     assert origin["run_spec_sha256"] == SPEC.sha256()
     assert len(origin["lineage"]) == 1
+
+
+def test_the_card_shows_a_group_that_keeps_its_score_with_the_reason_and_says_over_how_many_groups_fairness_is(
+    tmp_path: Path,
+) -> None:
+    kept: dict[str, object] = {
+        "group": "Foun|dry",
+        "role": "train",
+        "alignment_score": None,
+        "alignment_score_base2": None,
+    }
+    kept |= {"questions": 0, "version": 0, "not_reported": "too_few_questions"}
+    folder = export(tmp_path / "model", more_scores=[kept])
+    card = (folder / "README.md").read_text()
+    assert "| Foun\\|dry | train | not reported: too few questions | | |" in card
+    assert "Over 2 of 3 groups: fairness index 0.9800" in card
+    scores = {score["group"]: score for score in json.loads((folder / PROVENANCE).read_text())["scores"]}
+    assert scores["Foun|dry"]["alignment_score"] is None
+    assert scores["Foun|dry"]["not_reported"] == "too_few_questions"
+
+
+def test_a_card_of_a_version_that_no_group_reports_on_says_so() -> None:
+    scores = [
+        {"group": "G", "role": "train", "alignment_score": None, "questions": 0, "not_reported": "budget_spent"},
+    ]
+    card = _table({"scores": scores, "fairness_index": None, "coefficient_of_variation": None})
+    assert "| G | train | not reported: budget spent | | |" in card
+    assert card.endswith("No group reports its score.")
 
 
 def _rewrite(folder: Path, **changes: object) -> None:

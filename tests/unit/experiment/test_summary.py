@@ -7,9 +7,12 @@ import pytest
 
 from pluralllm.experiment.results import QuestionKind, Result, Scores, question_number
 from pluralllm.experiment.summary import (
+    Estimate,
+    Line,
     Selection,
     difference,
     left_out,
+    over_how_many,
     population,
     question_weights,
     table,
@@ -142,3 +145,15 @@ def test_seeds_that_differ_have_a_deviation() -> None:
     results = [alike("a", ["g"], DISTANCES, shift=0.01 * seed, seed=seed) for seed in range(3)]
     assert table(results, Selection())[0].seed_deviation == pytest.approx(0.01)
     assert table(results[:1], Selection())[0].seed_deviation is None
+
+
+def test_means_say_over_how_many_groups_they_are() -> None:
+    estimate = Estimate(0.5, 0.4, 0.6)
+
+    def line(*groups: str) -> Line:
+        of_groups = dict.fromkeys(groups, estimate)
+        return Line("m", 1, 9, estimate, estimate, "a", estimate, estimate, of_groups, (0.5,), None)
+
+    assert over_how_many([line("a", "b"), line("a", "b")]) == "over 2 groups"
+    assert over_how_many([line("a", "b"), line("a")]) == "over 1 or 2 groups"
+    assert over_how_many([line("a")]) == "over 1 group"

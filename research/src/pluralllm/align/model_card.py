@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pluralllm.common.words.not_reported import not_reported_text
+
 
 def model_card(origin: Mapping[str, Any]) -> str:
     """Returns the model card as Markdown, with a header of metadata that the Hugging Face Hub reads.
@@ -11,18 +13,6 @@ def model_card(origin: Mapping[str, Any]) -> str:
     """
     spec, scores = origin["run_spec"], origin["scores"]
     embedding = spec["embedding"]
-    rows = "\n".join(
-        f"| {_cell(score['group'])} | {score['role'].replace('_', ' ')} | {score['alignment_score']:.4f} "
-        f"| {score['alignment_score_base2']:.4f} | {score['questions']} |"
-        for score in scores
-    )
-    table = (
-        f"| group | role | alignment score | base 2 | questions |\n|---|---|---|---|---|\n{rows}\n\n"
-        f"Fairness index {origin['fairness_index']:.4f}, coefficient of variation {origin['coefficient_of_variation']:.4f}; "
-        f"worst group {_cell(min(scores, key=lambda score: score['alignment_score'])['group'])}."
-        if scores
-        else "This version was not scored."
-    )
     templates = ", ".join(f"`{template}`" for template in embedding["templates"])
     return f"""---
 library_name: transformers
@@ -41,7 +31,7 @@ Alignment score: 1 minus the mean Jensen-Shannon distance between predicted and 
 perfect, 0.167 the worst). Training groups are scored on questions that nobody trained on, held-out groups were never
 seen in training.
 
-{table}
+{_table(origin) if scores else "This version was not scored."}
 
 ## How to use it
 
@@ -69,6 +59,29 @@ and needs {spec["training"]["episodes"]["min_context"]} answered questions of th
 Run `{origin["run"]}`, record `{origin["record"]["record_sha256"]}`,
 weights `{origin["record"]["digest"]}`; run spec and lineage: provenance.json.
 """
+
+
+def _table(origin: Mapping[str, Any]) -> str:
+    """Returns the table of each group's score, and a sentence about fairness over the groups that report their scores."""
+    scores = origin["scores"]
+    head = "| group | role | alignment score | base 2 | questions |\n|---|---|---|---|---|"
+    rows = "\n".join(_row(score) for score in scores)
+    reported = [score for score in scores if score["alignment_score"] is not None]
+    if not reported:
+        return f"{head}\n{rows}\n\nNo group reports its score."
+    worst = min(reported, key=lambda score: score["alignment_score"])
+    over = f"{len(reported)} of {len(scores)} groups" if len(reported) < len(scores) else f"{len(scores)} groups"
+    return (
+        f"{head}\n{rows}\n\nOver {over}: fairness index {origin['fairness_index']:.4f}, coefficient of variation "
+        f"{origin['coefficient_of_variation']:.4f}; worst group {_cell(worst['group'])}."
+    )
+
+
+def _row(score: Mapping[str, Any]) -> str:
+    head = f"| {_cell(score['group'])} | {score['role'].replace('_', ' ')}"
+    if score["alignment_score"] is None:
+        return f"{head} | {_cell(not_reported_text(score['not_reported']))} | | |"
+    return f"{head} | {score['alignment_score']:.4f} | {score['alignment_score_base2']:.4f} | {score['questions']} |"
 
 
 def _cell(text: str) -> str:

@@ -19,6 +19,7 @@ from pluralllm.common.words.spec import RunSpec
 
 FORMAT = "pluralllm.model/1"
 CONFIG, WEIGHTS, CARD, PROVENANCE = "config.json", "model.safetensors", "README.md", "provenance.json"
+SCORE_KEYS = ("group", "role", "alignment_score", "alignment_score_base2", "questions", "not_reported")
 Values = Mapping[str, Any]
 
 
@@ -49,13 +50,14 @@ def provenance(
 
     Participants are counted, not named, because their names must stay within the federation.
     record: the coordinator's record of the model version. lineage: the records of all versions from 0 on.
-    rounds: the run's rounds with their receipts. scores: the evaluations of the model version.
+    rounds: the run's rounds with their receipts. scores: the evaluations of the model version; a group that does not report its
+    scores has None in their place, and counts in neither fairness index nor coefficient of variation.
     """
     from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index  # noqa: PLC0415 - numpy, only here
 
     counted = [one for one in rounds if one["version"] is not None and one["version"] <= record["version"]]
     clients = {receipt["client"] for one in counted for receipt in one["receipts"]}
-    values = [score["alignment_score"] for score in scores]
+    values = [score["alignment_score"] for score in scores if score["alignment_score"] is not None]
     return {
         "format": FORMAT,
         "run": ModelName.parse(record["name"]).run,
@@ -70,7 +72,7 @@ def provenance(
         "participants": len(clients),
         "updates": sum(len(one["receipts"]) for one in counted),
         "scores": [
-            {key: score[key] for key in ("group", "role", "alignment_score", "alignment_score_base2", "questions")}
+            {key: score[key] for key in SCORE_KEYS}
             for score in sorted(scores, key=lambda score: (score["role"], score["group"]))
         ],
         "fairness_index": fairness_index(values) if values else None,

@@ -130,6 +130,12 @@ def table(results: Sequence[Result], selection: Selection) -> list[Line]:
     return sorted(lines, key=lambda line: (-line.mean.value, line.method))
 
 
+def over_how_many(lines: Sequence[Line]) -> str:
+    """Returns the number of groups that the lines' means are over, as text. Methods may have been scored on other groups."""
+    counts = sorted({len(line.groups) for line in lines})
+    return f"over {' or '.join(map(str, counts))} group{'s' * (counts != [1])}"
+
+
 def over_groups(scores: Floats) -> Floats:
     """Mean alignment over groups in each bootstrap resample: (resamples, groups) -> (resamples,)."""
     means: Floats = scores.mean(1)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pluralllm.experiment.report.live import Answers, at_round, common_rounds, live_run, moved_bytes
-from pluralllm.experiment.report.live_page import live_findings, live_page
+from pluralllm.experiment.report.live_page import groups_table, live_findings, live_page
 from pluralllm.experiment.report.page import html_of
 
 GROUPS = {"China": "held_out", "Japan": "held_out", "Egypt": "train", "Kenya": "train"}
@@ -43,14 +43,15 @@ def a_round(number: int, version: int | None, outcome: str = "closed", reason: s
     }
 
 
-def score(group: str, version: int, value: float) -> dict[str, Any]:
+def score(group: str, version: int, value: float | None, reason: str = "unspecified") -> dict[str, Any]:
     return {
         "group": group,
         "client": group,
         "role": GROUPS[group],
         "version": version,
         "alignment_score": value,
-        "questions": 40,
+        "questions": 0 if value is None else 40,
+        "not_reported": reason,
     }
 
 
@@ -106,6 +107,55 @@ def test_findings_name_the_worst_group_and_the_reasons_of_lost_rounds() -> None:
     text = " ".join(" ".join((each.text, *each.details)) for each in found)
     assert "Unseen groups (2): mean alignment 0.745 after round 4, 0.655 after round 0; worst China with 0.740" in text
     assert "3 rounds closed, 1 abandoned; 6 updates received. round 2: no quorum" in text
+
+
+def test_a_group_that_keeps_its_scores_is_named_with_the_reason_and_means_are_over_the_others() -> None:
+    scores = [score(group, version, 0.6 + 0.1 * version) for version in (0, 1) for group in ("China", "Egypt", "Kenya")]
+    kept = [score("Japan", version, None, "too_few_questions") for version in (0, 1)]
+    live = live_run(told(evaluations=[*scores, *kept]))
+    assert {one.group: one.not_reported for one in live.series if one.not_reported} == {
+        "Japan": "not reported: too few questions"
+    }
+    (unseen, trained, *_) = live_findings(live)
+    assert unseen.text.startswith(
+        "Unseen groups (1 of 2 report): mean alignment 0.700 after round 1, 0.600 after round 0"
+    )
+    assert unseen.details == ("Japan: not reported: too few questions",)
+    assert trained.text.startswith("Training groups (2): mean alignment 0.700")
+    html = html_of(live_page(live.answers, "now"))
+    assert html.count("Japan") >= 3  # finding, caption, table
+    assert "not reported: too few questions" in html
+
+
+def test_a_group_whose_budget_is_spent_keeps_its_curve_and_counts_in_no_later_mean() -> None:
+    scores = [score(group, version, 0.6) for version in (0, 1) for group in ("China", "Japan")]
+    later = [score("China", 3, 0.8), score("Japan", 3, None, "budget_spent")]
+    live = live_run(told(evaluations=[*scores, *later]))
+    japan = next(one for one in live.series if one.group == "Japan")
+    assert (japan.rounds, japan.questions, japan.not_reported) == ((0, 1), 40, "not reported: budget spent")
+    (unseen, *_) = live_findings(live)
+    assert unseen.text == "Unseen groups (1 of 2 report): mean alignment 0.800 after round 4, 0.600 after round 0."
+    table = {row.cells[0]: row.cells[2:] for row in groups_table(live).rows}
+    assert table["Japan"] == ("0.6000", "not reported: budget spent\n0.6000 after round 1", "+0.0000", "40")
+    assert "(no newest score)" in html_of(live_page(live.answers, "now"))
+
+
+def test_a_run_of_which_no_group_reports_a_score_has_a_page_too() -> None:
+    kept = [score(group, version, None, "too_few_questions") for version in (0, 1) for group in GROUPS]
+    live = live_run(told(evaluations=kept))
+    assert [one.text for one in live_findings(live)][:2] == [
+        "Unseen groups (2): none reports its newest alignment.",
+        "Training groups (2): none reports its newest alignment.",
+    ]
+    html = html_of(live_page(live.answers, "now"))
+    assert html.count("<svg ") == 1  # of the rounds
+    assert html.count("not reported: too few questions") == 8  # each group in a finding and in the table
+
+
+def test_of_two_clients_of_one_group_the_one_that_reports_gives_the_score() -> None:
+    both = [score("China", 0, None, "budget_spent"), score("China", 0, 0.5)]
+    (china,) = live_run(told(evaluations=both)).series
+    assert (china.scores, china.questions, china.not_reported) == ((0.5,), 40, "")
 
 
 def test_the_page_says_what_stays_with_the_partners() -> None:

@@ -92,7 +92,7 @@ def table_of(
     Choose a method by the validation groups, and report the test groups.
     """
     from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415 - numpy, only here
-    from pluralllm.experiment.summary import Selection, contexts_of, left_out, table  # noqa: PLC0415
+    from pluralllm.experiment.summary import Selection, contexts_of, left_out, over_how_many, table  # noqa: PLC0415
 
     if groups not in PARTS:
         raise InvalidArgument(field="--part", problem=f"is {groups!r}, allowed: {', '.join(PARTS)}")
@@ -111,7 +111,7 @@ def table_of(
     columns = ("method", "seeds", "mean alignment", "SD of seeds", "worst", "in", "fairness", "CoV")
     left_out_methods = left_out(results, groups, context)
     without = f", without {', '.join(left_out_methods)}: too few questions" if left_out_methods else ""
-    title = f"{PARTS[groups]}, {context} context questions{without}"
+    title = f"{PARTS[groups]}, means {over_how_many(lines)}, {context} context questions{without}"
     screen = Table(*columns, box=None, title=title, title_justify="left")
     for line in lines:
         mean, worst = line.mean, line.worst

@@ -10,7 +10,7 @@ from pluralllm.experiment.report.answers import calibrations
 from pluralllm.experiment.report.page import Finding
 from pluralllm.experiment.report.study import TRAINING_MEAN, Study, chosen_by_validation
 from pluralllm.experiment.results import AXES, QuestionKind
-from pluralllm.experiment.summary import Estimate, difference, table, unevenness
+from pluralllm.experiment.summary import Estimate, difference, over_how_many, table, unevenness
 
 SMALLEST_DIFFERENCE = 0.0005
 FEW_STEPS = 60  # gradient steps; a predictor has hardly begun to learn
@@ -71,8 +71,9 @@ def _best(study: Study) -> Iterator[Finding]:
         validation = study.line(name, "validation")
         on_validation = f", with a mean alignment of {validation.mean.value:.3f} on them" if validation else ""
         yield Finding(
-            f"The validation groups choose {name}{on_validation}. On the unseen groups its mean alignment is "
-            f"{interval(line.mean)}; its worst group is {line.worst_group} with {interval(line.worst)}."
+            f"The validation groups choose {name}{on_validation}. On the unseen groups its mean alignment "
+            f"{over_how_many([line])} is {interval(line.mean)}; its worst group is {line.worst_group} with "
+            f"{interval(line.worst)}."
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pluralllm.common.words.names import RoundName, RunName
+from pluralllm.common.words.not_reported import not_reported_text
 
 Values = Mapping[str, Any]
 
@@ -39,9 +40,9 @@ class RoundRow:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Alignment scores of one group, each with the round that made the scored model version.
+    """Alignment scores that one group has reported, each with the round that made the scored model version.
 
-    Model version 0, which no round made, counts as round 0.
+    Model version 0, which no round made, counts as round 0. A group that has never reported a score has no scores here.
     """
 
     group: str
@@ -49,6 +50,7 @@ class Series:
     rounds: tuple[int, ...]
     scores: tuple[float, ...]
     questions: int  # number of questions in the newest score
+    not_reported: str = ""  # why the group's newest evaluation has no score; empty if it has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,29 +65,47 @@ class LiveRun:
     def of_role(self, role: str) -> tuple[Series, ...]:
         return tuple(series for series in self.series if series.role == role)
 
+    def scored(self, role: str) -> tuple[Series, ...]:
+        """Returns the series of the groups with a role that have ever reported a score."""
+        return tuple(series for series in self.of_role(role) if series.scores)
+
+    def reporting(self, role: str) -> tuple[Series, ...]:
+        """Returns the series of the groups with a role that report their newest score. Means and worst groups are over these."""
+        return tuple(series for series in self.of_role(role) if not series.not_reported)
+
 
 def live_run(answers: Answers) -> LiveRun:
     """Sorts the rounds and evaluations in the coordinator's answers, and returns them ready for figures and tables.
 
-    If a group has several scores for the same round, the scores are averaged.
+    If a group has several scores for the same round, the scores are averaged. A group that does not report its scores stays in
+    the result, with the reason.
     """
     rows = tuple(sorted((_round(values) for values in answers.rounds), key=lambda row: row.number))
     made_in = {0: 0} | {row.version: row.number for row in rows if row.version is not None}
-    scores: dict[tuple[str, str], dict[int, list[Values]]] = {}
-    for score in answers.evaluations:
-        number = made_in.get(int(score["version"]), int(score["version"]))
-        scores.setdefault((score["role"], score["group"]), {}).setdefault(number, []).append(score)
-    series = []
-    for (role, group), by_round in sorted(scores.items()):
-        numbers = sorted(by_round)
-        means = [sum(s["alignment_score"] for s in by_round[n]) / len(by_round[n]) for n in numbers]
-        questions = max(score["questions"] for score in by_round[numbers[-1]])
-        series.append(Series(group, role, tuple(numbers), tuple(means), questions))
-    return LiveRun(answers, RunName.parse(answers.run["name"]).run, rows, tuple(series))
+    evaluations: dict[tuple[str, str], dict[int, list[Values]]] = {}
+    for evaluation in answers.evaluations:
+        number = made_in.get(int(evaluation["version"]), int(evaluation["version"]))
+        key = evaluation["role"], evaluation["group"]
+        evaluations.setdefault(key, {}).setdefault(number, []).append(evaluation)
+    series = tuple(_series(group, role, by_round) for (role, group), by_round in sorted(evaluations.items()))
+    return LiveRun(answers, RunName.parse(answers.run["name"]).run, rows, series)
+
+
+def _series(group: str, role: str, by_round: Mapping[int, Sequence[Values]]) -> Series:
+    reported = {
+        number: scores
+        for number in sorted(by_round)
+        if (scores := [one for one in by_round[number] if one["alignment_score"] is not None])
+    }
+    means = [sum(one["alignment_score"] for one in scores) / len(scores) for scores in reported.values()]
+    newest = max(by_round)
+    questions = max((one["questions"] for one in reported[max(reported)]), default=0) if reported else 0
+    reason = "" if newest in reported else not_reported_text(by_round[newest][0]["not_reported"])
+    return Series(group, role, tuple(reported), tuple(means), questions, reason)
 
 
 def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:
-    """Returns the numbers of the rounds in which every group was evaluated, so that these rounds can be compared."""
+    """Returns the numbers of the rounds in which every group reported a score, so that these rounds can be compared."""
     if not series:
         return ()
     shared = set(series[0].rounds).intersection(*(other.rounds for other in series[1:]))

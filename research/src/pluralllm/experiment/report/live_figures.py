@@ -28,19 +28,22 @@ OUTCOMES = {"closed": (SERIES[0], "closed"), "abandoned": (SERIES[1], "abandoned
 
 def groups_over_rounds(live: LiveRun) -> Picture | None:
     """Returns the figure of every group's alignment over rounds; None before the first evaluation."""
-    roles = [role for role in ROLES if live.of_role(role)]
+    roles = [role for role in ROLES if live.scored(role)]
     if not roles:
         return None
     sentences = [
         f"{curve.group} ({ROLES[curve.role][0]}): {curve.scores[0]:.3f} to {curve.scores[-1]:.3f}"
         for role in roles
-        for curve in live.of_role(role)
+        for curve in live.scored(role)
     ]
     caption = (
         "Each group's alignment score by the round that made the model version, as the groups' own clients measured it. In "
-        "colour: the mean over the groups of a panel. Bold: the group that is worst now."
+        "colour: the mean over the groups of a panel that report their newest score. Bold: the one of them that is worst now."
     )
-    heights = [max(2.6, 0.22 * (len(live.of_role(role)) + 2)) for role in roles]
+    silent = [f"{curve.group} {curve.not_reported}" for curve in live.series if curve.not_reported]
+    if silent:
+        caption += f" Without a newest score: {'; '.join(silent)}."
+    heights = [max(2.6, 0.22 * (len(live.scored(role)) + 2)) for role in roles]
     alt = f"Line charts of alignment over rounds, first to newest. {'; '.join(sentences)}."
     return picture(
         "live-groups", caption, alt, sum(heights) + 0.4, lambda figure: _draw_groups(figure, live, roles, heights)
@@ -50,10 +53,10 @@ def groups_over_rounds(live: LiveRun) -> Picture | None:
 def _draw_groups(figure: Figure, live: LiveRun, roles: Sequence[str], heights: Sequence[float]) -> None:
     panels = figure.subplots(len(roles), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, role, height in zip(panels, roles, heights, strict=True):
-        series, (name, colour, marker) = live.of_role(role), ROLES[role]
-        worst = min(series, key=lambda curve: curve.scores[-1])
+        series, (name, colour, marker) = live.reporting(role), ROLES[role]
+        worst = min(series, key=lambda curve: curve.scores[-1], default=None)
         labels = []
-        for curve in series:
+        for curve in live.scored(role):
             is_worst = curve is worst and len(series) > 1
             ink = INK if is_worst else GREY
             axes.plot(curve.rounds, curve.scores, color=ink, lw=1.6 if is_worst else 1.1, marker=".", ms=5)
@@ -65,7 +68,8 @@ def _draw_groups(figure: Figure, live: LiveRun, roles: Sequence[str], heights: S
         if len(series) > 1 and rounds:
             means = [_mean(list(at_round(series, number).values())) for number in rounds]
             axes.plot(rounds, means, color=colour, lw=2.4, marker=marker, ms=5)
-            labels.append(EndLabel(rounds[-1], means[-1], f"mean {means[-1]:.3f}", colour, is_bold=True))
+            text = f"mean of {len(series)} {means[-1]:.3f}"
+            labels.append(EndLabel(rounds[-1], means[-1], text, colour, is_bold=True))
         axes.margins(x=0.02, y=0.08)
         axes.set_title(name)
         axes.set_ylabel("alignment score")
@@ -77,10 +81,10 @@ def _draw_groups(figure: Figure, live: LiveRun, roles: Sequence[str], heights: S
 def fairness_over_rounds(live: LiveRun) -> Picture | None:
     """Returns the figure of the worst group's score and of the coefficient of variation over rounds.
 
-    Groups have the role training or held out. Returns None until one of the two roles has at least two groups
-    and two rounds in which all groups of the role were evaluated.
+    Groups have the role training or held out. Returns None until one of the two roles has at least two groups that report their
+    newest scores, and two rounds in which all of these did so.
     """
-    shown = {role: live.of_role(role) for role in ROLES if len(live.of_role(role)) > 1}
+    shown = {role: live.reporting(role) for role in ROLES if len(live.reporting(role)) > 1}
     shown = {role: series for role, series in shown.items() if len(common_rounds(series)) > 1}
     if not shown:
         return None
@@ -88,12 +92,13 @@ def fairness_over_rounds(live: LiveRun) -> Picture | None:
     for role, series in shown.items():
         scores = at_round(series, common_rounds(series)[-1])
         sentences.append(
-            f"{ROLES[role][0]}: worst {min(scores.values()):.3f}, coefficient of variation "
-            f"{coefficient_of_variation(list(scores.values())):.3f}"
+            f"{ROLES[role][0]} ({len(series)} of {len(live.of_role(role))}): worst {min(scores.values()):.3f}, "
+            f"coefficient of variation {coefficient_of_variation(list(scores.values())):.3f}"
         )
     caption = (
-        "How evenly the groups are served, where all groups of a kind were evaluated. Left: the worst group's alignment. Right: "
-        "the coefficient of variation over groups; lower is more even. Jain's index is 1 / (1 + CoV²)."
+        "How evenly the groups are served, over the groups that report their newest score, in the rounds in which all of them "
+        "reported one. Left: the worst group's alignment. Right: the coefficient of variation over groups; lower is more even. "
+        "Jain's index is 1 / (1 + CoV²)."
     )
     alt = f"Line charts of fairness over rounds. Now: {'; '.join(sentences)}."
     return picture("live-fairness", caption, alt, 3.2, lambda figure: _draw_fairness(figure, shown))
@@ -125,11 +130,12 @@ def groups_now(live: LiveRun) -> Picture | None:
     if not series:
         return None
     caption = (
-        "Each group at its first (hollow) and its newest evaluation (filled), best above. A ring marks the worst group of each "
-        "kind. There are no intervals here: single questions' scores stay with the partners."
+        "Each group at its first (hollow) and its newest reported score (filled), best above. A ring marks the worst group of "
+        "each kind among those that report their newest score. There are no intervals here: single questions' scores stay with "
+        "the partners."
     )
     alt = "Dot plot of alignment by group. " + "; ".join(
-        f"{curve.group}: {curve.scores[0]:.3f} to {curve.scores[-1]:.3f}" for curve in reversed(series)
+        f"{_named(curve)}: {curve.scores[0]:.3f} to {curve.scores[-1]:.3f}" for curve in reversed(series)
     )
     return picture("live-now", caption, alt, 1.0 + 0.32 * len(series), lambda figure: _draw_now(figure, series))
 
@@ -147,16 +153,20 @@ def _draw_now(figure: Figure, series: Sequence[Series]) -> None:
         handles[name] = axes.plot(
             curve.scores[-1], row, marker, ms=7.5, color=colour, mec=SURFACE, mew=0.7, label=name
         )[0]
-        if curve.role not in worst:
+        if curve.role not in worst and not curve.not_reported:
             worst.add(curve.role)
             axes.plot(curve.scores[-1], row, "o", ms=14, mfc="none", mec=colour, mew=1.4)
-    axes.set_yticks(range(len(series)), [curve.group for curve in series])
+    axes.set_yticks(range(len(series)), [_named(curve) for curve in series])
     axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=10)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(-0.6, len(series) - 0.4)
     axes.margins(x=0.05)
     axes.set_xlabel("alignment score")
     figure.legend(handles=list(handles.values()), loc="outside upper left", ncols=2, frameon=False, fontsize=9.5)
+
+
+def _named(curve: Series) -> str:
+    return f"{curve.group} (no newest score)" if curve.not_reported else curve.group
 
 
 def rounds_and_bytes(live: LiveRun) -> Picture | None:

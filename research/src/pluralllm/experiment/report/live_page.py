@@ -56,10 +56,9 @@ def live_findings(live: LiveRun) -> Iterator[Finding]:
     if not live.series:
         yield Finding("No group has been evaluated yet.")
     for role, (name, _, _) in ROLES.items():
-        series = live.of_role(role)
-        rounds = common_rounds(series)
-        if rounds:
-            yield Finding(_standing(name, series, rounds))
+        if live.of_role(role):
+            reasons = tuple(f"{one.group}: {one.not_reported}" for one in live.of_role(role) if one.not_reported)
+            yield from (Finding(text, reasons) for text in _standing(name, live, role))
     closed = sum(row.outcome == "closed" for row in live.rounds)
     abandoned = [row for row in live.rounds if row.outcome == "abandoned"]
     if live.rounds:
@@ -75,30 +74,47 @@ def live_findings(live: LiveRun) -> Iterator[Finding]:
         )
 
 
-def _standing(name: str, series: tuple[Series, ...], rounds: tuple[int, ...]) -> str:
+def _standing(name: str, live: LiveRun, role: str) -> Iterator[str]:
+    """Yields a sentence about the groups of one role; nothing before a round in which all that report their scores did so."""
+    series, count = live.reporting(role), len(live.of_role(role))
+    rounds = common_rounds(series)
+    if not series:
+        yield f"{name.capitalize()} ({count}): none reports its newest alignment."
+    if not rounds:
+        return
     first, now = at_round(series, rounds[0]), at_round(series, rounds[-1])
     scores = list(now.values())
     mean = sum(scores) / len(scores)
-    head = f"{name.capitalize()} ({len(series)}): mean alignment {mean:.3f} after round {rounds[-1]}"
+    over = f"{count}" if len(series) == count else f"{len(series)} of {count} report"
+    head = f"{name.capitalize()} ({over}): mean alignment {mean:.3f} after round {rounds[-1]}"
     if len(rounds) > 1:
         head += f", {sum(first.values()) / len(first):.3f} after round {rounds[0]}"
     if len(series) == 1:
-        return f"{head}."
+        yield f"{head}."
+        return
     worst = min(now, key=lambda group: now[group])
-    return (
+    yield (
         f"{head}; worst {worst} with {now[worst]:.3f}; coefficient of variation {coefficient_of_variation(scores):.3f} "
         f"(Jain's index {fairness_index(scores):.4f})."
     )
 
 
 def groups_table(live: LiveRun) -> Table:
+    """Returns the table of every evaluated group. A group that does not report its score is in it, with the reason."""
     rows = []
-    for curve in sorted(live.series, key=lambda series: (series.role != "held_out", -series.scores[-1])):
+    for curve in sorted(live.series, key=lambda one: (one.role != "held_out", -one.scores[-1] if one.scores else 0.0)):
         change = f"{curve.scores[-1] - curve.scores[0]:+.4f}" if len(curve.scores) > 1 else NOT_THERE
         kind = ROLES[curve.role][0] if curve.role in ROLES else curve.role
-        cells = (curve.group, kind, f"{curve.scores[0]:.4f}", f"{curve.scores[-1]:.4f}", change, f"{curve.questions}")
-        rows.append(Row(cells))
+        first = f"{curve.scores[0]:.4f}" if curve.scores else NOT_THERE
+        rows.append(Row((curve.group, kind, first, _newest(curve), change, f"{curve.questions or NOT_THERE}")))
     return Table(("group", "kind", "first alignment", "newest alignment", "change", "questions"), tuple(rows))
+
+
+def _newest(curve: Series) -> str:
+    if not curve.not_reported:
+        return f"{curve.scores[-1]:.4f}"
+    earlier = f"\n{curve.scores[-1]:.4f} after round {curve.rounds[-1]}" if curve.scores else ""
+    return f"{curve.not_reported}{earlier}"
 
 
 def rounds_table(live: LiveRun) -> Table:

@@ -9,7 +9,7 @@ from pluralllm.experiment.report.findings import amount, bounds
 from pluralllm.experiment.report.page import Row, Table
 from pluralllm.experiment.report.study import Study
 from pluralllm.experiment.results import AXES, QuestionKind
-from pluralllm.experiment.summary import Estimate, table
+from pluralllm.experiment.summary import Estimate, over_how_many, table
 
 USUAL_THRESHOLDS = (0.75, 0.78)
 NOT_THERE = "–"
@@ -55,7 +55,7 @@ def methods_table(study: Study) -> Table:
             "seeds",
         ),
         tuple(rows),
-        caption=f"{groups}, {study.context} context questions, best mean first.",
+        caption=f"{groups}, means {over_how_many(study.tables[shown])}, {study.context} context questions, best mean first.",
         note=(
             "Mean and worst: questions that are not withheld, whether training groups have them or not; then each kind alone. "
             "Withheld: kept from every group's training, by hash. Small: 95 % intervals by bootstrap over questions, a question "
