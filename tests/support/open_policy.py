@@ -1,11 +1,18 @@
-"""A policy that allows what small test runs need: few questions, few clients, any embedding model."""
+"""A policy that allows what small test runs need: few questions, few clients, any settings, any embedding model."""
 
 import json
 from typing import Any
 
 from pluralllm.client.disclosure.policy import Policy
 
-OPEN: dict[str, Any] = {"min_cohort": 1, "allowed_embedding_models": ["*"]}
+OPEN: dict[str, Any] = {
+    "min_cohort": 1,
+    "min_questions_behind": 1,
+    "max_evaluations_of_run": 1_000_000,
+    "max_runs_a_day": 1_000_000,
+    "allowed_presets": ["*"],
+    "allowed_embedding_models": ["*"],
+}
 
 
 def open_policy(**changes: Any) -> Policy:

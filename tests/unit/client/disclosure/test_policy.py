@@ -33,6 +33,10 @@ def policy_of(folder: Path, text: str) -> Policy:
             "gradients unknown; allowed: alignment_score, base_distance, loss, wasserstein",
         ),
         ("max_rounds = ", "not TOML"),
+        ('allowed_presets = ["defualt"]', "allowed_presets.0: unknown preset; allowed: default, paper, or * for"),
+        ("min_questions_behind = 0", "min_questions_behind: Input should be greater than 0"),
+        ("max_task_minutes = inf", "max_task_minutes: Input should be a finite number"),
+        ("max_worker_memory_gib = 0.0", "max_worker_memory_gib: Input should be greater than 0"),
     ],
 )
 def test_a_bad_policy_file_is_refused_with_file_and_key(tmp_path: Path, text: str, expected_text: str) -> None:
@@ -53,3 +57,9 @@ def test_an_older_file_keeps_its_values_and_has_the_defaults_of_the_new_keys(tmp
 def test_a_file_of_this_release_misses_no_key(tmp_path: Path) -> None:
     assert policy_of(tmp_path, DEFAULT_POLICY).missing_keys == ()
     assert set(Policy.model_fields) >= NEW_KEYS
+
+
+def test_a_file_written_today_asks_for_three_clients_and_for_consent_to_unknown_settings(tmp_path: Path) -> None:
+    for policy in (policy_of(tmp_path, DEFAULT_POLICY), policy_of(tmp_path, ""), load_policy(None)):
+        assert policy.min_cohort == 3
+        assert policy.allowed_presets == ("default", "paper")

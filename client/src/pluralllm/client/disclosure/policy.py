@@ -8,16 +8,39 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.words.spec import explain
+from pluralllm.common.words.spec import PRESETS, explain
 
 # Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.
 DEFAULT_POLICY = (resources.files("pluralllm.client") / "policy_default.toml").read_text(encoding="utf-8")
 METRICS = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_score"})
 # Keys that a policy file of version 0.2.0 does not have. In such a file they have their defaults, which are the safer values.
-NEW_KEYS = frozenset({"max_model_mib", "max_questions_of_step"})
+NEW_KEYS = frozenset(
+    {
+        "max_questions_of_step",
+        "max_model_mib",
+        "max_task_minutes",
+        "max_worker_memory_gib",
+        "allowed_presets",
+        "min_questions_behind",
+        "max_evaluations_of_run",
+        "max_runs_a_day",
+    }
+)
+ANY_SPEC = "*"  # in allowed_presets: the client takes part in runs of any settings, without asking
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _known_preset(name: str) -> str:
+    if name not in (*PRESETS, ANY_SPEC):
+        raise ValueError(f"unknown preset; allowed: {', '.join(PRESETS)}, or {ANY_SPEC} for runs of any settings")
+    return name
+
+
+Preset = Annotated[str, AfterValidator(_known_preset)]
 
 
 class Policy(BaseModel):
@@ -25,16 +48,23 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # Limits on the work.
     max_local_steps: PositiveInt = 1_000  # largest number of training steps in one round
     max_rounds: PositiveInt = 10_000  # largest number of rounds in one run
-    min_cohort: PositiveInt = 2  # smallest cohort to train in: with one client, the published model shows its update
-    max_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    max_learning_rate: Positive = 1.0
     max_questions_of_step: PositiveInt = 2_000  # batch_episodes * (max_context + max_targets) of the run spec
-    max_model_mib: PositiveInt = (
-        1_024  # size of the run's model, which this client downloads and sends back as an update
-    )
+    max_model_mib: PositiveInt = 1_024  # of the run's model, which this client downloads and sends back as an update
+    max_task_minutes: Positive = 120.0  # time from the start of a task's work to its result
+    max_worker_memory_gib: Positive = 16.0  # resident memory of the training process
     # Patterns as in a shell. A run spec names a model id, never a path; the partner's own folder is in its configuration.
     allowed_embedding_models: tuple[str, ...] = ("sentence-transformers/*",)
+    # A run with other settings waits for the owner's consent: settings alone can make an update that shows every answer.
+    allowed_presets: tuple[Preset, ...] = PRESETS
+    # Limits on what leaves this machine. The consents and budgets are in the state directory, in the folder disclosure.
+    min_cohort: PositiveInt = 3  # clients in each published model: from two, each learns the other's update
+    min_questions_behind: PositiveInt = 30  # of this group, behind each number that leaves
+    max_evaluations_of_run: PositiveInt = 32  # scored versions of one run; more scores show single answers
+    max_runs_a_day: PositiveInt = 10  # new runs that this client joins in one day (UTC)
     allow_evaluation: bool = True
     allow_rewards: bool = False  # rewards show how this group is predicted to answer any question
     allowed_metrics: frozenset[str] = METRICS  # the numbers that may leave this machine
