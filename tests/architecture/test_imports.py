@@ -118,6 +118,7 @@ NEVER: dict[str, tuple[str, ...]] = {
     "common.predictor.metrics": (*WORLD, *HEAVY),
     "common.trust.certificates": (*WORLD, *HEAVY),
     "common.trust.audit_chain": (*WORLD, *HEAVY),
+    "common.trust.version_record": (*WORLD, *HEAVY),
     "server.aggregation.arithmetic": (*WORLD, *HEAVY),
     "server.members.access": (*WORLD, *HEAVY, "numpy"),
     "server.members.attempts": (*WORLD, *HEAVY, "numpy"),

@@ -20,6 +20,7 @@ from support.memory_store import MemoryStore, Tables
 from support.real_stores import Postgres, free_port
 
 from pluralllm.common.errors.tree import InvalidConfig, Overtaken, StorageFull, StoreFailed
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
@@ -38,7 +39,6 @@ from pluralllm.server.storage.store import (
     RoundRecord,
     RunRecord,
     Store,
-    VersionRecord,
 )
 
 Opener = Callable[[], Awaitable[Store]]

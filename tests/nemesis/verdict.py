@@ -10,13 +10,14 @@ from nemesis.federation import RUN, Federation
 from nemesis.logs import Facts, facts_in
 
 from pluralllm.common.process.configuration import load_config
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import RoundNumber, RunId
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.storage.by_url import blobs_of, opened_alone
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.state_directory import StateDirectory
-from pluralllm.server.storage.store import RoundOutcome, RoundRecord, VersionRecord
+from pluralllm.server.storage.store import RoundOutcome, RoundRecord
 
 # Log events of a coordinator that met an unexpected error.
 NEVER_SAID = ("run.broken", "rpc.failed", "task.broken")

@@ -6,11 +6,12 @@ from simulation.scenario import RUN, scenario
 from support.memory_store import MemoryStore, Tables
 
 from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
-from pluralllm.server.storage.store import RunRecord, VersionRecord
+from pluralllm.server.storage.store import RunRecord
 
 
 async def long_history(rounds: int, clients: int) -> tuple[MemoryStore, RunRecord]:

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from pluralllm.common.errors.membership import InviteUsed
 from pluralllm.common.errors.tree import StoreFailed
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.rounds.events import event_kind, event_to_facts
 from pluralllm.server.storage.membership import Everyone, InviteRecord, IssuedCertificate, Member, MembershipChange
@@ -24,7 +25,6 @@ from pluralllm.server.storage.store import (
     ReceiptRecord,
     RoundRecord,
     RunRecord,
-    VersionRecord,
 )
 
 # A call before an operation starts, or after it is done, with the operation's name and its subject. It may raise.

@@ -6,13 +6,14 @@ import pytest
 from support.coordinator_harness import small_spec
 
 from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.observe.page_facts import Facts, History, history_facts
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
-from pluralllm.server.storage.store import EvaluationRecord, RunRecord, VersionRecord
+from pluralllm.server.storage.store import EvaluationRecord, RunRecord
 
 R = RunId("r")
 

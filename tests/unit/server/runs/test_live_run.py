@@ -9,6 +9,7 @@ from support.memory_store import MemoryStore, Tables
 
 from pluralllm.common.errors.tree import NotFound
 from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
@@ -17,7 +18,7 @@ from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles
-from pluralllm.server.storage.store import RunRecord, VersionRecord
+from pluralllm.server.storage.store import RunRecord
 
 
 async def a_run(store: MemoryStore) -> LiveRun:

@@ -2,10 +2,10 @@
 
 import pytest
 
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import Aggregation
 from pluralllm.server.runs.overview import weights_in
-from pluralllm.server.storage.store import VersionRecord
 
 
 def version(examples: dict[str, int], weights: tuple[float, ...] = ()) -> VersionRecord:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pluralllm.common.errors.tree import BaseLost, Corrupt, NotFound, UpdateLost
 from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
@@ -18,7 +19,6 @@ from pluralllm.server.aggregation.reward_files import write_aggregate
 from pluralllm.server.aggregation.update_files import StoredWeights, average
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.storage.blobs import Blobs, verify
-from pluralllm.server.storage.store import VersionRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 from pluralllm.common.errors.membership import AuditBroken
 from pluralllm.common.errors.tree import NotFound, PluralError
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec, parse_spec
 from pluralllm.server.aggregation.next_version import write_next
@@ -34,7 +35,6 @@ from pluralllm.server.storage.store import (
     RoundRecord,
     RunRecord,
     Store,
-    VersionRecord,
 )
 
 PAGE = 1000

@@ -9,11 +9,12 @@ from typing import Any
 
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.status import RunStatus
-from pluralllm.server.storage.store import EvaluationRecord, ReceiptRecord, RoundRecord, VersionRecord
+from pluralllm.server.storage.store import EvaluationRecord, ReceiptRecord, RoundRecord
 
 Facts = dict[str, Any]
 

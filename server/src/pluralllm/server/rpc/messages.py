@@ -7,6 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.wire.messages import MEMBER_ROLES, NOT_REPORTED, ROLES, timestamp
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName, ModelName, RoundName, RunName
@@ -24,7 +25,6 @@ from pluralllm.server.storage.store import (
     ReceiptRecord,
     RoundOutcome,
     RoundRecord,
-    VersionRecord,
 )
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as pb
@@ -224,6 +224,7 @@ def version_record_message(record: VersionRecord) -> pb.VersionRecord:
         ],
         moments=record.moments,
         weights=record.weights,
+        scales=record.scales,
     )
 
 

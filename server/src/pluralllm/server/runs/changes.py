@@ -5,6 +5,7 @@ The module is pure: it does no input or output.
 
 from dataclasses import replace
 
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Run
 from pluralllm.server.storage.store import (
@@ -14,7 +15,6 @@ from pluralllm.server.storage.store import (
     RoundOutcome,
     RoundRecord,
     RunRecord,
-    VersionRecord,
 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pluralllm.common.errors.tree import Corrupt
 from pluralllm.common.predictor.architecture import initial_values, layout_for, parameters
 from pluralllm.common.process.files import storage_errors
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.layout import Layout, rewards_layout, write_weights
 from pluralllm.common.weights.update_format import UpdateFormat, update_format
@@ -21,7 +22,7 @@ from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.runs.changes import change_of
 from pluralllm.server.runs.round_traces import trace_step
-from pluralllm.server.storage.store import RoundRecord, RunRecord, Store, VersionRecord
+from pluralllm.server.storage.store import RoundRecord, RunRecord, Store
 
 REPLAY_PAGE = 1000
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.spec import Aggregation, GroupRole
 from pluralllm.server.aggregation.arithmetic import shares_of
@@ -15,7 +16,7 @@ from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.runs.leases import Lease
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.sessions import Session
-from pluralllm.server.storage.store import ClientRecord, EvaluationRecord, VersionRecord
+from pluralllm.server.storage.store import ClientRecord, EvaluationRecord
 
 LATE_AFTER = 0.5  # a client is late after this share of the phase's time
 

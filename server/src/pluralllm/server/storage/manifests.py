@@ -3,11 +3,12 @@
 import asyncio
 
 from pluralllm.common.errors.tree import Corrupt, NotFound
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.words.ids import Digest, ModelVersion, RunId
 from pluralllm.common.words.names import ModelName
 from pluralllm.server.storage.blobs import Blobs
-from pluralllm.server.storage.store import Store, VersionRecord
+from pluralllm.server.storage.store import Store
 
 KEPT = 64  # chunk lists in the cache
 

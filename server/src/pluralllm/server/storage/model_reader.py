@@ -3,12 +3,12 @@
 from collections.abc import AsyncIterator
 
 from pluralllm.common.errors.tree import OverLimit
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.words.ids import ModelVersion, RunId
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.manifests import Manifests
 from pluralllm.server.storage.model_chunks import ModelChunks
-from pluralllm.server.storage.store import VersionRecord
 
 
 class ModelReader:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
@@ -15,7 +16,6 @@ from pluralllm.server.storage.store import (
     ReceiptRecord,
     RoundOutcome,
     RoundRecord,
-    VersionRecord,
 )
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from pluralllm.common.errors.tree import Overtaken
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.process.fail_stop import FailStop
@@ -28,7 +29,6 @@ from pluralllm.server.storage.store import (
     ReceiptRecord,
     RoundRecord,
     RunRecord,
-    VersionRecord,
 )
 
 

@@ -1,12 +1,11 @@
 """The coordinator's records, and the protocol of the store that keeps the records. sql_store.py is the store in SQL."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.events import Event, Receipt, Score
@@ -26,43 +25,6 @@ class RunRecord:
     spec_json: bytes  # canonical JSON; sha256(spec_json) == spec_sha256
     spec_sha256: Digest
     created_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class VersionRecord:
-    """The record of a model version: the version's digest, its updates, and the hash of the previous version's record."""
-
-    run: RunId
-    version: ModelVersion
-    round: RoundNumber  # 0 for version 0
-    digest: Digest  # of the model's blob
-    spec_sha256: Digest
-    parent_sha256: str  # record_sha256 of version - 1; "" for version 0
-    updates: tuple[tuple[ClientId, Digest, int], ...]  # client, update, examples, sorted by client
-    created_s: float
-    # Digests of the server optimizer's state; none before the first round, and none for fedavg.
-    moments: tuple[Digest, ...] = ()
-    weights: tuple[float, ...] = ()  # weights of the updates, if fairness-aware; else they follow from the examples
-
-    @property
-    def record_sha256(self) -> str:
-        """The hash of this version record. The record of the next version holds the hash as `parent_sha256`.
-
-        The hash does not cover the time. So two runs with the same run spec and the same updates have the same hashes.
-        Moments (the server optimizer's state) and weights are hashed only if the record has moments or weights. So records of
-        older releases, which had neither moments nor
-        weights, keep their hash.
-        """
-        facts: list[Any] = [
-            self.version,
-            self.round,
-            self.digest,
-            self.spec_sha256,
-            self.parent_sha256,
-            self.updates,
-        ]
-        facts += [[name, values] for name, values in (("moments", self.moments), ("weights", self.weights)) if values]
-        return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
