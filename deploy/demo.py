@@ -28,7 +28,7 @@ from rich.table import Table
 from pluralllm.cli.status_screen import alignment, mean_alignment, size, status_screen
 from pluralllm.client.data.importers import import_globalopinionqa
 from pluralllm.client.data.private_data import write_group
-from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.client.data.sample_survey import USUAL_QUESTIONS, sample_groups
 from pluralllm.common.errors.tree import PluralError, Unreachable
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.trust.identity import load_identity
@@ -103,7 +103,7 @@ def _interrupt(*_: object) -> None:
 
 def _federation(data: Path | None, rounds: int | None) -> Federation:
     if data is None:
-        groups = sample_groups(8, 120, seed=0)
+        groups = sample_groups(8, USUAL_QUESTIONS, seed=0)
         names = list(groups)
         return Federation({n: groups[n] for n in names[:6]}, {n: groups[n] for n in names[6:]}, rounds or 12, 360.0)
     return Federation(

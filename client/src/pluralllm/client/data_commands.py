@@ -24,7 +24,8 @@ app = typer.Typer(no_args_is_help=True, help="Import, check or embed the private
 import_app = typer.Typer(no_args_is_help=True, help="Import a group's private file from the layout of a public survey.")
 app.add_typer(import_app, name="import")
 
-MOST_GROUPS = 64  # as many as the invented survey can tell apart
+# The bounds of the invented survey, as sample_survey.py has them; importing that module here would load numpy.
+MOST_GROUPS, MOST_QUESTIONS, USUAL_QUESTIONS = 64, 312, 240
 Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .parquet.")]
 
 
@@ -181,7 +182,9 @@ def embed(
 def sample(
     out: Annotated[Path, typer.Option(help="The folder to write to, one file for each group.")],
     groups: Annotated[int, typer.Option(min=2, max=MOST_GROUPS, help="The number of groups.")] = 8,
-    questions: Annotated[int, typer.Option(min=2, max=168, help="The number of questions for each group.")] = 120,
+    questions: Annotated[
+        int, typer.Option(min=2, max=MOST_QUESTIONS, help="The number of questions for each group.")
+    ] = USUAL_QUESTIONS,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the random answers.")] = 0,
 ) -> None:
     """Write the private files of an invented survey, for demonstrations."""

@@ -21,6 +21,8 @@ from pluralllm.common.words.questions import Question
 VALUES = ("tradition", "nature", "market", "openness", "technology")
 
 MOST_GROUPS = 64
+MOST_QUESTIONS = 312  # every statement in every frame, and every choice
+USUAL_QUESTIONS = 240  # of a group: with a fifth of them withheld from training, a score has more than 30 questions behind it
 
 # Invented groups. If more are asked for, settlements follow; the values of each are drawn with its number as the seed.
 GROUPS: Mapping[str, tuple[float, float, float, float, float]] = {
@@ -71,6 +73,42 @@ STATEMENTS: tuple[tuple[str, tuple[float, float, float, float, float]], ...] = (
     ("cash should never be abolished", (0.4, 0, 0, -0.1, -0.8)),
     ("social media do more harm than good", (0.3, 0.1, -0.1, 0, -0.7)),
     ("self-driving cars should be allowed everywhere", (-0.1, 0, 0.1, 0, 1.0)),
+    ("a wedding should follow the customs of both families", (0.9, 0, 0, -0.1, -0.1)),
+    ("grandparents should have a say in how children are raised", (0.9, 0, 0, -0.2, 0)),
+    ("boys and girls should be brought up in the same way", (-0.9, 0, 0, 0.2, 0.1)),
+    ("marriage is out of date", (-1.0, 0, 0, 0.1, 0.1)),
+    ("soldiers deserve more honour than they get", (0.7, -0.1, 0.1, -0.4, 0)),
+    ("a good citizen obeys a law even if it is a bad law", (0.8, 0, 0, -0.1, 0)),
+    ("artists should be free to mock what others hold sacred", (-0.8, 0, 0.1, 0.3, 0)),
+    ("everybody should eat less meat", (-0.2, 0.9, -0.1, 0.1, 0)),
+    ("rivers should be freed from their dams", (0, 0.9, -0.2, 0, -0.2)),
+    ("cities should have fewer cars and more trees", (-0.1, 0.9, -0.2, 0.1, 0)),
+    ("short flights should be forbidden where a train goes", (-0.1, 0.9, -0.4, 0, 0)),
+    ("hunting should be allowed only to protect crops", (-0.2, 0.8, 0, 0, 0)),
+    ("coal should be burnt as long as it is cheap", (0.1, -1.0, 0.3, 0, 0)),
+    ("a new airport is worth a lost wetland", (0, -0.9, 0.4, 0, 0.2)),
+    ("water and electricity should be sold by private companies", (0, -0.1, 1.0, 0, 0.1)),
+    ("shops should be open on every day of the week", (-0.3, 0, 0.8, 0, 0.1)),
+    ("rich people should pay a tax on what they own", (0, 0.1, -0.9, 0, 0)),
+    ("trade unions should have more power", (0, 0.1, -0.9, 0, 0)),
+    ("university should be free for everybody", (-0.1, 0.1, -0.8, 0.1, 0)),
+    ("competition makes people better", (0.1, -0.1, 0.9, 0, 0.1)),
+    ("an unemployed person should take any job that is offered", (0.3, -0.1, 0.8, -0.1, 0)),
+    ("newcomers should get the right to vote after a few years", (-0.2, 0, -0.1, 1.0, 0)),
+    ("schools should teach in the languages of all their pupils", (-0.2, 0, -0.1, 0.9, 0)),
+    ("every young person should live abroad for a year", (-0.2, 0, 0, 0.8, 0.1)),
+    ("we have too many foreign films and songs", (0.4, 0, 0, -0.9, -0.1)),
+    ("our soldiers should stay out of the conflicts of others", (0.1, 0, -0.1, -0.7, 0)),
+    ("help for poor countries should be cut", (0.1, -0.1, 0.2, -0.9, 0)),
+    ("neighbouring countries should share one currency", (-0.2, 0, 0.2, 0.8, 0.1)),
+    ("people should travel to other planets", (-0.1, -0.1, 0.1, 0.1, 0.9)),
+    ("computers should help judges to decide", (-0.1, 0, 0.1, 0, 0.9)),
+    ("elections should be held over the internet", (-0.2, 0, 0, 0.1, 0.9)),
+    ("every pupil should learn to program", (-0.1, 0, 0.1, 0.1, 0.8)),
+    ("vaccines are among the best things that science has given us", (-0.2, 0, 0, 0.1, 0.8)),
+    ("a letter on paper is better than a message on a screen", (0.5, 0.1, 0, 0, -0.8)),
+    ("machines take more jobs than they make", (0.2, 0.1, -0.3, -0.1, -0.8)),
+    ("telephones should be forbidden at school", (0.4, 0.1, 0, 0, -0.7)),
 )
 
 # A frame for a statement, its options from one end of the scale to the other, and whether the last option is off the scale.
@@ -137,8 +175,8 @@ def sample_groups(count: int, questions_per_group: int, seed: int) -> dict[Group
     if not 2 <= count <= MOST_GROUPS:
         raise ValueError(f"2 to {MOST_GROUPS} groups, not {count}")
     items = _items()
-    if not 2 <= questions_per_group <= len(items):
-        raise ValueError(f"2 to {len(items)} questions for each group, not {questions_per_group}")
+    if not 2 <= questions_per_group <= MOST_QUESTIONS:
+        raise ValueError(f"2 to {MOST_QUESTIONS} questions for each group, not {questions_per_group}")
     surveys = {}
     for name, values in itertools.islice(itertools.chain(GROUPS.items(), _settlements()), count):
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]))
