@@ -16,7 +16,7 @@ from support.commands import SERVER, typed
 from support.open_policy import open_policy_text
 
 from pluralllm.client.data.private_data import write_group
-from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.client.data.sample_survey import MOST_QUESTIONS, sample_groups
 from pluralllm.client.joining.joining import join
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.identity import load_identity
@@ -52,7 +52,7 @@ def tiny_embedding_model(folder: Path) -> Path:
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: PLC0415
 
     words = {"[UNK]": 0, "[PAD]": 1}
-    for questions in sample_groups(8, 168, 0).values():
+    for questions in sample_groups(8, MOST_QUESTIONS, 0).values():
         for question in questions:
             for word in " ".join([question.text, *question.options]).replace("?", " ?").split():
                 words.setdefault(word, len(words))
