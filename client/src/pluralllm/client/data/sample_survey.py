@@ -22,7 +22,7 @@ VALUES = ("tradition", "nature", "market", "openness", "technology")
 
 MOST_GROUPS = 64
 MOST_QUESTIONS = 312  # every statement in every frame, and every choice
-USUAL_QUESTIONS = 240  # of a group: with a fifth of them withheld from training, a score has more than 30 questions behind it
+USUAL_QUESTIONS = 240  # of a group; a fifth of them, withheld from training, is more than the 30 that a score needs
 
 # Invented groups. If more are asked for, settlements follow; the values of each are drawn with its number as the seed.
 GROUPS: Mapping[str, tuple[float, float, float, float, float]] = {
