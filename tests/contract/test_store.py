@@ -28,6 +28,7 @@ from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.storage import migrations, schema
 from pluralllm.server.storage.sql_engine import new_engine
+from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_rows import evaluation_values
 from pluralllm.server.storage.sql_store import SqlStore, open_store
 from pluralllm.server.storage.store import (
@@ -181,7 +182,8 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
     await store.apply(change(1, receipts=(RECEIPT,), versions=(SECOND,)))
     async with store.writing() as connection:
         added = [("receipts", "distance"), ("versions", "moments"), ("versions", "weights"), ("rounds", "rollouts")]
-        added.append(("evaluations", "not_reported"))
+        added += [("evaluations", "not_reported"), ("members", "runs"), ("invites", "runs")]
+        added.append(("certificates", "predecessor"))
         for table, column in added:
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         await connection.execute(sa.text("DROP TABLE leadership"))
@@ -237,6 +239,29 @@ def upgrade(connection: Connection, revision: str) -> None:
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+async def test_observers_of_an_older_release_may_still_read_every_run(database: str) -> None:
+    engine = new_engine(sa.make_url(database))
+    async with engine.begin() as connection:
+        await connection.run_sync(lambda opened: upgrade(opened, "0006"))
+        for name, role in (("ann", "client"), ("eve", "observer"), ("root", "admin")):
+            member = sa.text("INSERT INTO members VALUES (:name, :role, '', 'train', TRUE, 1.0, NULL)")
+            await connection.execute(member, {"name": name, "role": role})
+            invite = sa.text(
+                "INSERT INTO invites VALUES (:token, :name, :role, '', 'train', FALSE, 1.0, 9.0, FALSE, 'k')"
+            )
+            await connection.execute(invite, {"token": name, "name": name, "role": role})
+        certificate = sa.text("INSERT INTO certificates VALUES ('1f', 'eve', 'k', 9.0, 1.0, NULL, :chain)")
+        await connection.execute(certificate, {"chain": b"pem"})
+    await engine.dispose()
+    store = await open_store(database)
+    everyone = await SqlMembership(store).everyone()
+    expected = {"ann": (), "eve": ("*",), "root": ()}
+    assert {member.name: member.runs for member in everyone.members} == expected
+    assert {invite.name: invite.runs for invite in everyone.invites} == expected
+    assert [issued.predecessor for issued in everyone.certificates] == [""]
+    await store.close()
 
 
 async def test_a_change_that_fails_writes_nothing(store: Store) -> None:

@@ -43,7 +43,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.composition import running
 from pluralllm.server.members import audit_log
-from pluralllm.server.members.access import RULES, Principal
+from pluralllm.server.members.access import ALL_RUNS, RULES, Principal
 from pluralllm.server.members.authority import create_authority
 from pluralllm.server.members.registry import InviteOrder
 from pluralllm.server.process.config import ServerConfig
@@ -244,7 +244,7 @@ async def test_made_up_names_do_not_hide_a_stolen_token_from_the_audit_log(
 ) -> None:
     monkeypatch.setattr(audit_log, "MAX_REFUSALS_REMEMBERED", 5)
     async with serving(tmp_path / "state") as served:
-        _, token = await served.registry.invite(ADMINISTRATOR, InviteOrder("ann", OBSERVER))
+        _, token = await served.registry.invite(ADMINISTRATOR, InviteOrder("ann", OBSERVER, runs=(ALL_RUNS,)))
         await served.registry.join("ann", token, make_request(new_key(), "ann"))
         before = served.registry.audit.head[0]
         authority_pem, request = served.registry.authority.root_pem, make_request(new_key(), "x")
@@ -433,7 +433,9 @@ async def test_a_revocation_that_a_crash_cut_off_from_its_effect_has_it_after_th
 
 async def test_a_member_that_needs_approval_may_do_nothing_before_it(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
-        _, token = await served.registry.invite(ADMINISTRATOR, InviteOrder("ann", OBSERVER, needs_approval=True))
+        _, token = await served.registry.invite(
+            ADMINISTRATOR, InviteOrder("ann", OBSERVER, needs_approval=True, runs=(ALL_RUNS,))
+        )
         key = new_key()
         member, chain = await served.registry.join("ann", token, make_request(key, "ann"))
         identity = keep_identity(tmp_path / "ann", served.registry, member, key, chain, served.address)

@@ -350,7 +350,7 @@ def test_an_invite_of_another_authority_is_found_out_before_the_token_leaves(tow
 
 
 def test_an_observer_joins_and_sees_no_members(town: Town) -> None:
-    town.invited("eve", "--role", "observer")
+    town.invited("eve", "--role", "observer", "--run", "first", "--run", "second")
     output = town.does("eve", CLI, "join", "eve.invite")
     assert "eve is observer of federation 127.0.0.1" in output
     assert town.does("eve", CLI, "runs")
@@ -360,7 +360,7 @@ def test_an_observer_joins_and_sees_no_members(town: Town) -> None:
 
 
 def test_approval_is_asked_for_and_given(town: Town) -> None:
-    invite = town.invited("slow", "--role", "observer", "--approve")
+    invite = town.invited("slow", "--role", "observer", "--run", "*", "--approve")
     output = town.does("slow", CLI, "join", invite.name)
     fingerprints = [line.partition(": ")[2] for line in output.splitlines() if line.startswith("fingerprint")]
     assert len(fingerprints) == 2, "the key's and the authority's"
@@ -373,7 +373,7 @@ def test_approval_is_asked_for_and_given(town: Town) -> None:
 
 
 def test_a_revoked_member_is_told_so(town: Town) -> None:
-    town.invited("gone", "--role", "observer")
+    town.invited("gone", "--role", "observer", "--run", "*")
     town.does("gone", CLI, "join", "gone.invite")
     town.does("host", CLI, "revoke", "gone", "--reason", "left")
     done = town.types("gone", CLI, "runs")
@@ -488,7 +488,9 @@ def test_a_rewritten_audit_log_is_found_out_by_whoever_has_seen_the_old_one(town
         (["invite", "Org A", "--role", "client"], "name: is 'Org A', allowed: 1 to 40 of a-z"),
         (["invite", "x", "--role", "client", "--ttl", "48h"], "ttl: is 172800 s, must be above 0 and at most 24 h"),
         (["invite", "x", "--role", "client", "--ttl", "soon"], "--ttl: is 'soon'"),
-        (["invite", "x", "--role", "observer", "--group", "G"], "group: is for clients"),
+        (["invite", "x", "--role", "observer", "--run", "*", "--group", "G"], "group: is for clients"),
+        (["invite", "x", "--role", "observer"], "runs: must name the runs that the observer may read"),
+        (["invite", "x", "--role", "client", "--run", "r"], "runs: are for observers"),
         (["invite", "admin", "--role", "client"], "There is a member admin already (active)."),
         (["revoke", "nobody-of-that-name"], "There is no member nobody-of-that-name."),
         (["revoke", "admin"], "admin is the last administrator."),

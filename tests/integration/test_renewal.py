@@ -42,7 +42,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.operator.remote import Remote
 from pluralllm.server.members import tls
-from pluralllm.server.members.access import Principal
+from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.authority import DAY_S, create_authority, renew_issuer
 from pluralllm.server.members.registry import InviteOrder
 
@@ -264,7 +264,7 @@ async def test_a_daemon_goes_on_trying_where_what_keeps_it_out_may_pass(
 ) -> None:
     """The daemon awaits its approval; then the coordinator's disk is full; then the coordinator has a fault."""
     async with serving(tmp_path / "state") as served:
-        order = InviteOrder("ann", MemberRole.OBSERVER, needs_approval=True)
+        order = InviteOrder("ann", MemberRole.OBSERVER, needs_approval=True, runs=(ALL_RUNS,))
         _, token = await served.registry.invite(BOOTSTRAP, order)
         key = new_key()
         member, chain = await served.registry.join("ann", token, make_request(key, "ann"))

@@ -25,7 +25,7 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.server.composition import running
-from pluralllm.server.members.access import Principal
+from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.authority import create_authority
 from pluralllm.server.members.registry import InviteOrder, Registry
 from pluralllm.server.process.config import ServerConfig
@@ -84,16 +84,29 @@ class Served:
         return response.run
 
     async def member(
-        self, name: str, role: MemberRole, group: str = "", group_role: GroupRole = GroupRole.TRAIN
+        self,
+        name: str,
+        role: MemberRole,
+        group: str = "",
+        group_role: GroupRole = GroupRole.TRAIN,
+        runs: tuple[str, ...] = (ALL_RUNS,),
     ) -> Identity:
         """Returns the identity of a member; invites and joins it on the first call, without the enrolment port.
+
+        runs: the runs that an observer may read; other roles have none.
 
         The key stays in the folder, so the member is the same after the coordinator restarts.
         """
         folder = self.identities / name
         if (folder / "credentials.pem").exists():
             return load_identity(folder, "test").at(self.address)
-        order = InviteOrder(name, role, group, group_role if role is MemberRole.CLIENT else None)
+        order = InviteOrder(
+            name=name,
+            role=role,
+            group=group,
+            group_role=group_role if role is MemberRole.CLIENT else None,
+            runs=runs if role is MemberRole.OBSERVER else (),
+        )
         _, token = await self.registry.invite(BOOTSTRAP, order)
         key = new_key()
         member, chain = await self.registry.join(name, token, make_request(key, name))

@@ -40,6 +40,10 @@ def invite(
     approve: Annotated[
         bool, typer.Option("--approve", help="After joining, the member needs `pluralllm approve` before it may call.")
     ] = False,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(help="A run that an observer may read; repeat it for several runs. '*' is every run."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.invite.")] = None,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
@@ -52,7 +56,8 @@ def invite(
     ttl_s = parse_duration(ttl)
     _check_replaceable(path)
     group_role = GroupRole.HELD_OUT if held_out else None
-    invitation = remote(coordinator).invite(name, role, group, group_role, ttl_s, needs_approval=approve)
+    runs = tuple(run or ())
+    invitation = remote(coordinator).invite(name, role, group, group_role, ttl_s, needs_approval=approve, runs=runs)
     write_durably(path, invitation.to_json().encode(), SECRET)
     value = {
         "name": invitation.name,

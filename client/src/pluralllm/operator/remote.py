@@ -5,7 +5,7 @@ An enum value becomes the last words of its name in lower case. A time becomes t
 
 import base64
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -161,13 +161,17 @@ class Remote:
         ttl_s: float,
         *,
         needs_approval: bool,
+        runs: Sequence[str] = (),
     ) -> Invite:
         """Invites a member, and returns the invite, which is secret.
 
         ttl_s: time for which the invite is valid, in seconds. group_role: train or held_out (evaluated, never trained); None
-        means train. needs_approval: whether an administrator must approve the member after the member has joined.
+        means train. needs_approval: whether an administrator must approve the member after the member has joined. runs: ids of
+        the runs that an observer may read; * is every run.
         """
-        request = pb.CreateInviteRequest(name=name, role=MEMBER_ROLES[role], group=group, needs_approval=needs_approval)
+        request = pb.CreateInviteRequest(
+            name=name, role=MEMBER_ROLES[role], group=group, needs_approval=needs_approval, runs=runs
+        )
         if group_role is not None:
             request.group_role = ROLES[group_role]
         request.ttl.FromMilliseconds(round(ttl_s * 1000))

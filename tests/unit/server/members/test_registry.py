@@ -28,7 +28,7 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.members import audit_log
-from pluralllm.server.members.access import Principal
+from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import create_authority, load_authority
 from pluralllm.server.members.registry import MAX_LIVE_CERTIFICATES, InviteOrder, Registry
@@ -78,7 +78,7 @@ def request() -> bytes:
 
 
 async def joined(registry: Registry, name: str, role: MemberRole = CLIENT) -> Principal:
-    _, token = await registry.invite(ROOT, InviteOrder(name, role))
+    _, token = await registry.invite(ROOT, InviteOrder(name, role, runs=(ALL_RUNS,) if role is OBSERVER else ()))
     _, chain = await registry.join(name, token, request())
     return registry.principal(chain)
 
@@ -107,6 +107,17 @@ async def test_an_invite_makes_exactly_the_member_it_names(registry: Registry) -
         ("Northmark", GroupRole.HELD_OUT),
     )
     assert await actions(registry) == [("root", "CreateInvite", "ACCEPTED"), ("org-a", "Join", "ACCEPTED")]
+
+
+async def test_an_observer_has_the_runs_of_its_invite_also_after_a_restart(registry: Registry, place: Place) -> None:
+    runs = tuple(f"r{number}" for number in range(100))
+    _, token = await registry.invite(ROOT, InviteOrder("eve", OBSERVER, runs=(*runs[:99], "r0", "r99")[:100]))
+    await registry.revoke(ROOT, "eve", "")
+    _, token = await registry.invite(ROOT, InviteOrder("eve", OBSERVER, runs=runs))
+    _, chain = await registry.join("eve", token, request())
+    assert registry.principal(chain).runs == runs
+    await place.store.close()
+    assert (await place.open()).principal(chain).runs == runs
 
 
 async def test_a_clients_group_is_its_name_where_none_is_given(registry: Registry) -> None:
@@ -196,8 +207,14 @@ async def test_a_key_belongs_to_one_member(registry: Registry) -> None:
         (InviteOrder("org-a", CLIENT, ttl_s=24 * 3600 + 1), "ttl"),
         (InviteOrder("org-a", CLIENT, ttl_s=float("nan")), "ttl"),
         (InviteOrder("org-a", CLIENT, group="x" * 201), "group"),
-        (InviteOrder("org-a", OBSERVER, group="G"), "group"),
+        (InviteOrder("org-a", OBSERVER, group="G", runs=(ALL_RUNS,)), "group"),
         (InviteOrder("org-a", ADMIN, group_role=GroupRole.HELD_OUT), "group"),
+        (InviteOrder("org-a", OBSERVER), "runs: must name the runs"),
+        (InviteOrder("org-a", OBSERVER, runs=("no run",)), "runs"),
+        (InviteOrder("org-a", OBSERVER, runs=("",)), "runs"),
+        (InviteOrder("org-a", OBSERVER, runs=tuple(f"r{number}" for number in range(101))), "runs"),
+        (InviteOrder("org-a", CLIENT, runs=("r",)), "runs: are for observers"),
+        (InviteOrder("org-a", ADMIN, runs=(ALL_RUNS,)), "runs: are for observers"),
     ],
 )
 async def test_an_order_out_of_range_is_refused(registry: Registry, order: InviteOrder, field: str) -> None:

@@ -1,15 +1,19 @@
-"""The table of calls that each role may make. Every other call is refused. A test compares the table with the gRPC services."""
+"""The table of calls that each role may make, and the right to read a run.
+
+Every call without a row in the table is refused. A test compares the table with the gRPC services.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pluralllm.common.errors.membership import RoleForbids
-from pluralllm.common.words.ids import ClientId
+from pluralllm.common.errors.membership import RoleForbids, RunNotShared
+from pluralllm.common.words.ids import ClientId, RunId
 from pluralllm.common.words.roles import MemberRole
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.spec import GroupRole, Groups
 
 CLIENT, OBSERVER, ADMIN = MemberRole.CLIENT, MemberRole.OBSERVER, MemberRole.ADMIN
 ANY = frozenset(MemberRole)
+ALL_RUNS = "*"  # in an observer's list of runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,7 @@ class Principal:
     serial: str = ""  # serial number of the certificate; "" in plain text
     group: str | None = None  # None in plain text, where the client itself names its group
     group_role: GroupRole = GroupRole.TRAIN
+    runs: tuple[str, ...] = ()  # ids of the runs that an observer may read, or ALL_RUNS
 
     @property
     def group_and_role(self) -> tuple[str | None, GroupRole]:
@@ -38,6 +43,29 @@ class Rule:
     roles: frozenset[MemberRole]
     # The audit log gets an entry before the call is answered. Changes of the membership write their own entries.
     audited: bool = False
+
+
+def may_read(principal: Principal, run: RunId, groups: Groups) -> bool:
+    """Returns whether the member may read a run: its spec, state, rounds, scores, events and, if its role allows it, models.
+
+    An administrator may read every run. An observer may read the runs that its invite names. A client may read the runs that
+    its group takes part in. groups: the groups in the run's spec. In plain text every client may read, because no certificate
+    proves a group there.
+    """
+    match principal.role:
+        case MemberRole.ADMIN:
+            return True
+        case MemberRole.OBSERVER:
+            return ALL_RUNS in principal.runs or run in principal.runs
+        case MemberRole.CLIENT:
+            group, role = principal.group_and_role
+            return group is None or groups.role_of(group, role) is not None
+
+
+def check_may_read(principal: Principal, run: RunId, groups: Groups) -> None:
+    """Raises RunNotShared if the member may not read the run."""
+    if not may_read(principal, run, groups):
+        raise RunNotShared(name=principal.name, run=run)
 
 
 def _only(*roles: MemberRole) -> Rule:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from pluralllm.common.errors.membership import IdentityMismatch, RoleForbids
+from pluralllm.common.errors.membership import IdentityMismatch, RoleForbids, RunNotShared
 from pluralllm.common.errors.tree import OverLimit, PluralError, Unidentified, reason_of
 from pluralllm.common.trust.certificates import read_certificate
 from pluralllm.common.wire.messages import CLIENT_ID_KEY
@@ -93,7 +93,7 @@ class MainDoor:
                 check_role(who(), method)
 
             yield check
-        except IdentityMismatch as error:  # the handler has found another name in a message
+        except (IdentityMismatch, RunNotShared) as error:  # the handler has found what the caller has no right to
             await self._audit.refused(principal, rpc, about, error)
             raise
         finally:

@@ -30,7 +30,7 @@ from pluralllm.common.words.ids import ID_HELP, ClientId, is_id
 from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.members.access import Principal
+from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, check_dates, day
 from pluralllm.server.process.cancellation import unbroken
@@ -46,6 +46,7 @@ from pluralllm.server.storage.membership import (
 
 MAX_TTL_S = 24 * 3600.0
 MAX_GROUP = 200
+MAX_RUNS = 100  # in one invite
 MAX_LIVE_CERTIFICATES = 5  # of one member: two during a renewal, and some for renewals that were interrupted
 
 
@@ -59,6 +60,7 @@ class InviteOrder:
     group_role: GroupRole | None = None
     ttl_s: float = MAX_TTL_S
     needs_approval: bool = False
+    runs: tuple[str, ...] = ()  # ids of the runs that an observer may read, or ALL_RUNS
 
 
 class Registry:
@@ -107,7 +109,7 @@ class Registry:
         check_dates(facts, self._wall_s())
         if not member.approved:
             raise AwaitingApproval(name=member.name)
-        return Principal(member.name, member.role, facts.serial, member.group, member.group_role)
+        return Principal(member.name, member.role, facts.serial, member.group, member.group_role, member.runs)
 
     def members(self) -> tuple[Member, ...]:
         """Returns all members, sorted by name."""
@@ -159,6 +161,7 @@ class Registry:
                 needs_approval=order.needs_approval,
                 created_s=now_s,
                 expires_s=now_s + order.ttl_s,
+                runs=tuple(dict.fromkeys(order.runs)),
             )
             entry = self.audit.new_entry(
                 by,
@@ -168,6 +171,7 @@ class Registry:
                 group=invite.group,
                 group_role=invite.group_role.value if is_client else "",
                 needs_approval=invite.needs_approval,
+                runs=" ".join(invite.runs),
             )
             await self._write(MembershipChange(entry, invites=(*self._withdrawn(name), invite)))
         return invite, token
@@ -198,7 +202,15 @@ class Registry:
                 raise InviteExpired(name=name, expired=day(invite.expires_s))
             self._check_key_is_new(key_sha256, None)
             issued = self._issue(key, invite.name, invite.role, now_s)
-            member = Member(invite.name, invite.role, invite.group, invite.group_role, not invite.needs_approval, now_s)
+            member = Member(
+                name=invite.name,
+                role=invite.role,
+                group=invite.group,
+                group_role=invite.group_role,
+                approved=not invite.needs_approval,
+                created_s=now_s,
+                runs=invite.runs,
+            )
             used = replace(invite, used_by_key=key_sha256)
             by = Principal(invite.name, invite.role, issued.serial)
             entry = self.audit.new_entry(
@@ -379,3 +391,10 @@ def _check_order(order: InviteOrder) -> None:
         raise InvalidArgument(field="group", problem=f"must have at most {MAX_GROUP} characters")
     if order.role is not MemberRole.CLIENT and (order.group or order.group_role is GroupRole.HELD_OUT):
         raise InvalidArgument(field="group", problem=f"is for clients; {order.name} is to be {order.role}")
+    if order.role is not MemberRole.OBSERVER and order.runs:
+        raise InvalidArgument(field="runs", problem=f"are for observers; {order.name} is to be {order.role}")
+    if order.role is MemberRole.OBSERVER and not order.runs:
+        problem = "must name the runs that the observer may read (--run RUN, repeated), or be * for every run"
+        raise InvalidArgument(field="runs", problem=problem)
+    if len(order.runs) > MAX_RUNS or not all(run == ALL_RUNS or is_id(run) for run in order.runs):
+        raise InvalidArgument(field="runs", problem=f"are at most {MAX_RUNS} ids of runs ({ID_HELP}), or *")

@@ -33,6 +33,7 @@ from pluralllm.server.members.door import caller
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rpc.messages import duration, model_message, receipt_message, version_record_message
 from pluralllm.server.rpc.polling import Polls
+from pluralllm.server.rpc.shared_runs import SharedRuns
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.intake import Intake, parse_task
 from pluralllm.server.runs.leases import Leases
@@ -71,7 +72,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         chunk_idle_s: float,
     ) -> None:
         self._coordinator, self._polls, self._intake, self._rewards = coordinator, polls, intake, rewards
-        self._models, self._runs, self._sessions, self._leases = models, runs, sessions, leases
+        self._models, self._shared, self._sessions, self._leases = models, SharedRuns(runs), sessions, leases
         self._clock, self._traffic, self._chunk_idle_s = clock, traffic, chunk_idle_s
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
@@ -119,25 +120,25 @@ class Federation(pb_grpc.FederationServiceServicer):
         return await self._polls.answer(request, caller().name)
 
     async def GetRunSpec(self, request: pb.GetRunSpecRequest, context: Context) -> pb.GetRunSpecResponse:
-        record = self._runs.get(request.run).record
+        record = self._shared.get(request.run).record
         return pb.GetRunSpecResponse(spec_json=record.spec_json, spec_sha256=record.spec_sha256)
 
     async def ListVersionRecords(
         self, request: pb.ListVersionRecordsRequest, context: Context
     ) -> pb.ListVersionRecordsResponse:
-        run = self._runs.get(request.run)
+        run = self._shared.get(request.run)
         first = max(0, request.first_version)
         last = min(request.last_version, run.state.version, first + MAX_RECORDS - 1)
         records = [await self._models.record(run.id, ModelVersion(number)) for number in range(first, last + 1)]
         return pb.ListVersionRecordsResponse(records=map(version_record_message, records))
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
-        run = self._runs.get(request.run)
+        run = self._shared.get(request.run)
         record, manifest = await self._models.manifest(run.id, ModelVersion(request.version))
         return pb.GetManifestResponse(manifest=manifest_message(manifest), model=model_message(record))
 
     async def GetChunks(self, request: pb.GetChunksRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
-        run = self._runs.get(request.run)
+        run = self._shared.get(request.run)
         async for message, size_bytes in self._models.chunks(
             run.id, ModelVersion(request.version), request.first_chunk
         ):
@@ -148,14 +149,14 @@ class Federation(pb_grpc.FederationServiceServicer):
         task = parse_task(request.task, caller().name)
         if not self._leases.is_held(task):
             raise LeaseLost(task=str(task))
-        return pb.GetRolloutsResponse(rollouts_json=await self._rewards.rollouts(self._runs.get(task.run)))
+        return pb.GetRolloutsResponse(rollouts_json=await self._rewards.rollouts(self._shared.get(task.run)))
 
     async def BeginUpdate(self, request: pb.BeginUpdateRequest, context: Context) -> pb.BeginUpdateResponse:
         task = parse_task(request.task, caller().name)
         if len(request.metrics) > MAX_METRICS or not all(map(math.isfinite, request.metrics.values())):
             raise InvalidArgument(field="metrics", problem=f"at most {MAX_METRICS} finite numbers")
         limit = (
-            2 * self._runs.get(task.run).update_format.size_bytes
+            2 * self._shared.get(task.run).update_format.size_bytes
         )  # the exact size is checked next, with a typed refusal
         manifest = manifest_from(request.manifest, limit)
         answer = await self._intake.begin(
@@ -193,7 +194,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         self, request: pb.ReportEvaluationRequest, context: Context
     ) -> pb.ReportEvaluationResponse:
         task = parse_task(request.task, caller().name)
-        run = self._runs.get(task.run)
+        run = self._shared.get(task.run)
         session = self._sessions.of(task.client)
         _check_scores(request)
         if task.kind is not TaskKind.EVALUATE or task.round != run.state.round:
@@ -233,7 +234,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             if request.reason == CLIENT_STOPPED:  # before its slot is free, or it would get the next one
                 self._sessions.close(task.client)
             lost = ev.PlaceLost(self._clock.now_s(), task.client, reason, permanent)
-            await self._coordinator.dispatch(self._runs.get(task.run), lost)
+            await self._coordinator.dispatch(self._shared.get(task.run), lost)
         return pb.ReportFailureResponse()
 
 

@@ -72,6 +72,7 @@ class MemberOperations:
             group_role=ROLES_BACK.get(request.group_role),
             ttl_s=request.ttl.ToMilliseconds() / 1000 if request.HasField("ttl") else MAX_TTL_S,
             needs_approval=request.needs_approval,
+            runs=tuple(request.runs),
         )
         invite, token = await registry.invite(by, order)
         is_client = invite.role is MemberRole.CLIENT

@@ -251,6 +251,7 @@ def member_message(
         is_client = member.role is MemberRole.CLIENT
         message.group_role = ROLES[member.group_role] if is_client else pb.GROUP_ROLE_UNSPECIFIED
         message.create_time.CopyFrom(timestamp(member.created_s))
+        message.runs.extend(member.runs)
     if certificate is not None:
         message.key_sha256, message.serial = certificate.key_sha256, certificate.serial
         message.expire_time.CopyFrom(timestamp(certificate.not_after_s))

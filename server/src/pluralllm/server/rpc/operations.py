@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 from pluralllm.common.errors.tree import InvalidArgument, NotFound
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.wire.messages import manifest_message
-from pluralllm.common.words.ids import RunId
-from pluralllm.common.words.names import NEWEST, ModelName, RoundName, RunName
+from pluralllm.common.words.names import ModelName, RoundName
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.door import caller
 from pluralllm.server.rounds import events as ev
@@ -21,6 +20,7 @@ from pluralllm.server.rpc.messages import (
     round_message,
     run_message,
 )
+from pluralllm.server.rpc.shared_runs import SharedRuns
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.live_run import LiveRun
@@ -60,7 +60,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
         clock: Clock,
         run_bell: Bell,
     ) -> None:
-        self._coordinator, self._runs, self._status, self._store = coordinator, runs, status, store
+        self._coordinator, self._shared, self._status, self._store = coordinator, SharedRuns(runs), status, store
         self._models, self._rewards, self._members, self._audit = models, rewards, members, audit
         self._clock, self._run_bell = clock, run_bell
 
@@ -84,43 +84,42 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return pb.CancelRunResponse(run=await self._steer(request.name, ev.RunCancelled(self._now_s(), reason)))
 
     async def _steer(self, name: str, event: ev.Event) -> resources_pb2.Run:
-        run = self._named(name)
+        run = self._shared.named(name)
         await self._coordinator.dispatch(run, event)
         return await self._describe(run)
 
     # Rewards
 
     async def AskRewards(self, request: pb.AskRewardsRequest, context: Context) -> pb.AskRewardsResponse:
-        run = self._named(request.name)
+        run = self._shared.named(request.name)
         number = await self._rewards.ask(run, request.rollouts_json)
         return pb.AskRewardsResponse(round=str(RoundName(run.id, number)))
 
     async def GetRewards(self, request: pb.GetRewardsRequest, context: Context) -> pb.GetRewardsResponse:
         name = RoundName.parse(request.name)
         hold_s = max(0.0, request.hold.seconds + request.hold.nanos / 1e9)
-        return rewards_message(await self._rewards.rewards(self._run(name.run), name.number, hold_s))
+        return rewards_message(await self._rewards.rewards(self._shared.get_or_newest(name.run), name.number, hold_s))
 
     # Reading
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         sequence, sha256 = self._audit.head
-        run = await self._describe(self._named(request.name))
+        run = await self._describe(self._shared.named(request.name))
         return pb.GetRunResponse(run=run, audit_sequence=sequence, audit_sha256=sha256)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        newest_first = self._runs.all()[::-1]
-        page, token = page_of(newest_first, request.page_size, request.page_token)
+        page, token = page_of(self._shared.newest_first(), request.page_size, request.page_token)
         return pb.ListRunsResponse(runs=[await self._describe(run) for run in page], next_page_token=token)
 
     async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
         name = RoundName.parse(request.name)
-        record = await self._store.round(self._run(name.run).id, name.number)
+        record = await self._store.round(self._shared.get_or_newest(name.run).id, name.number)
         if record is None:
             raise NotFound(what="round", name=request.name)
         return pb.GetRoundResponse(round=await self._describe_round(record))
 
     async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> pb.ListRoundsResponse:
-        run = self._named(request.parent)
+        run = self._shared.named(request.parent)
         size, before = page_size(request.page_size), cursor(request.page_token)
         records = await self._store.rounds(run.id, before or None, size + 1)
         token = str(records[size - 1].round) if len(records) > size else ""
@@ -128,7 +127,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return pb.ListRoundsResponse(rounds=rounds, next_page_token=token)
 
     async def ListEvaluations(self, request: pb.ListEvaluationsRequest, context: Context) -> pb.ListEvaluationsResponse:
-        run = self._named(request.parent)
+        run = self._shared.named(request.parent)
         size = page_size(request.page_size)
         rows = await self._store.evaluations(run.id, cursor(request.page_token), size + 1)
         token = str(rows[size - 1][0]) if len(rows) > size else ""
@@ -137,7 +136,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         name = ModelName.parse(request.name)
-        run = self._run(name.run)
+        run = self._shared.get_or_newest(name.run)
         version = run.state.version if name.version is None else name.version
         record, manifest = await self._models.manifest(run.id, version)
         return pb.GetModelResponse(
@@ -145,7 +144,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
         )
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
-        run = self._named(request.name)
+        run = self._shared.named(request.name)
         after = request.after_sequence
         while True:
             heard, over = self._run_bell.rings, run.is_over
@@ -185,21 +184,6 @@ class Operations(pb_grpc.OperationsServiceServicer):
 
     def _now_s(self) -> float:
         return self._clock.now_s()
-
-    def _named(self, name: str) -> LiveRun:
-        """Returns the run with a resource name such as "runs/demo".
-
-        Raises InvalidArgument if the text is no resource name of a run; NotFound if there is no such run.
-        """
-        return self._run(RunName.parse(name).run)
-
-    def _run(self, run: RunId) -> LiveRun:
-        """Returns the run with the given id, or the newest run if the id is NEWEST. Raises NotFound if there is no such run."""
-        if run != NEWEST:
-            return self._runs.get(run)
-        if not (runs := self._runs.all()):
-            raise NotFound(what="run", name="yet")
-        return runs[-1]
 
     async def _describe(self, run: LiveRun) -> resources_pb2.Run:
         # One version more than the message has, because the newest may still be in evaluation.

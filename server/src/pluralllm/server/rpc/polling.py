@@ -93,7 +93,7 @@ class Polls:
 
         `stopping` is true while the coordinator stops. `is_last` is true when the poll's time is over and the server must answer.
         """
-        ended = [run.id for run in self._runs.all() if run.is_over and run.id in request.following]
+        ended = [run.id for run in self._runs.all() if run.id in request.following and _has_ended_for(run, session)]
         lease = self._leases.of(session.client)
         leased = None if lease is None else lease.task
         spread = spread_of(session.client, session.last_seen_s)
@@ -125,6 +125,11 @@ class Polls:
             lease=duration(self._leases.duration_s),
             traceparent=traceparent(trace_key(run.record, state.round)),
         )
+
+
+def _has_ended_for(run: LiveRun, session: Session) -> bool:
+    """Returns whether a run has ended that the session's group takes part in. Other groups get no news of the run."""
+    return run.is_over and run.spec.groups.role_of(session.group, session.role) is not None
 
 
 def run_over_message(run: LiveRun) -> pb.RunOver:

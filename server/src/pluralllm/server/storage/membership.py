@@ -35,6 +35,7 @@ class Member:
     approved: bool
     created_s: float
     revoked_s: float | None = None
+    runs: tuple[str, ...] = ()  # ids of the runs that an observer may read; "*" is every run
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,9 @@ class IssuedCertificate:
     issued_s: float
     chain_pem: bytes
     revoked_s: float | None = None
+    predecessor: str = (
+        ""  # serial of the certificate that asked for this one by Renew; "" for the first of a membership
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class InviteRecord:
     expires_s: float
     withdrawn: bool = False
     used_by_key: str = ""
+    runs: tuple[str, ...] = ()  # ids of the runs that an observer may read; "*" is every run
 
     def is_open(self, now_s: float) -> bool:
         return not self.withdrawn and not self.used_by_key and now_s < self.expires_s

@@ -108,6 +108,7 @@ members = Table(
     Column("approved", Boolean, nullable=False),
     Column("created_s", Float, nullable=False),
     Column("revoked_s", Float),
+    Column("runs", Text, nullable=False, server_default="[]"),  # JSON list: the runs that an observer may read
 )
 
 certificates = Table(
@@ -120,6 +121,7 @@ certificates = Table(
     Column("issued_s", Float, nullable=False),
     Column("revoked_s", Float),
     Column("chain_pem", LargeBinary, nullable=False),
+    Column("predecessor", String(40), nullable=False, server_default=""),  # serial of the certificate that was renewed
 )
 
 invites = Table(
@@ -135,6 +137,7 @@ invites = Table(
     Column("expires_s", Float, nullable=False),
     Column("withdrawn", Boolean, nullable=False),
     Column("used_by_key", String(64), nullable=False),  # "" until it is used
+    Column("runs", Text, nullable=False, server_default="[]"),  # JSON list: the runs that an observer may read
 )
 
 audit_log = Table(

@@ -1,6 +1,7 @@
 """The store of members, certificates, invites and the audit log in SQL. It uses the one connection of sql_store.py."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ class SqlMembership:
                     row.approved,
                     row.created_s,
                     row.revoked_s,
+                    runs=tuple(json.loads(row.runs)),
                 )
                 for row in members
             ],
@@ -59,6 +61,7 @@ class SqlMembership:
                     row.issued_s,
                     row.chain_pem,
                     row.revoked_s,
+                    predecessor=row.predecessor,
                 )
                 for row in certificates
             ],
@@ -74,6 +77,7 @@ class SqlMembership:
                     row.expires_s,
                     row.withdrawn,
                     row.used_by_key,
+                    runs=tuple(json.loads(row.runs)),
                 )
                 for row in invites
             ],
@@ -145,9 +149,11 @@ def _chained(new: NewAuditEntry, sequence: int, sha256: str) -> AuditEntry:
 def _values(record: Member | IssuedCertificate | InviteRecord) -> dict[str, Any]:
     """Returns a dict from column names to the values of a record's fields. The field `group` is in the column `group_name`.
 
-    The two names differ because `group` is a reserved word in SQL.
+    The two names differ because `group` is a reserved word in SQL. The field `runs` is stored as a JSON list.
     """
     values = dataclasses.asdict(record)
     if "group" in values:
         values["group_name"] = values.pop("group")
+    if "runs" in values:
+        values["runs"] = json.dumps(values["runs"])
     return {name: value.value if isinstance(value, MemberRole | GroupRole) else value for name, value in values.items()}
