@@ -78,9 +78,9 @@ def member(remote: Remote, folder: Path, name: str, role: MemberRole) -> Identit
     remote: the administrator's connection. folder: for the member's files.
     """
     group = f"group of {name}" if role is MemberRole.CLIENT else ""
-    identity, _ = join(
-        remote.invite(name, role, group, None, 3600, needs_approval=False), folder / name, "", frozenset(MemberRole)
-    )
+    runs = ("*",) if role is MemberRole.OBSERVER else ()
+    invite = remote.invite(name, role, group, None, 3600, needs_approval=False, runs=runs)
+    identity, _ = join(invite, folder / name, "", frozenset(MemberRole))
     return identity
 
 

@@ -28,7 +28,8 @@ if _version_not_supported:
 class FederationServiceStub(object):
     """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
     Every call may be repeated and has a deadline; no call stays open during training.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL,
+    TOO_MANY_CALLS or a CERTIFICATE_ code. A call about a run or a task may be refused with RUN_NOT_SHARED.
     """
 
     def __init__(self, channel):
@@ -107,7 +108,8 @@ class FederationServiceStub(object):
 class FederationServiceServicer(object):
     """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
     Every call may be repeated and has a deadline; no call stays open during training.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL,
+    TOO_MANY_CALLS or a CERTIFICATE_ code. A call about a run or a task may be refused with RUN_NOT_SHARED.
     """
 
     def Hello(self, request, context):
@@ -292,7 +294,8 @@ def add_FederationServiceServicer_to_server(servicer, server):
 class FederationService(object):
     """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
     Every call may be repeated and has a deadline; no call stays open during training.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL,
+    TOO_MANY_CALLS or a CERTIFICATE_ code. A call about a run or a task may be refused with RUN_NOT_SHARED.
     """
 
     @staticmethod

@@ -29,7 +29,8 @@ GRPC_VERSION: str
 class FederationServiceStub:
     """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
     Every call may be repeated and has a deadline; no call stays open during training.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL,
+    TOO_MANY_CALLS or a CERTIFICATE_ code. A call about a run or a task may be refused with RUN_NOT_SHARED.
     """
 
     @_typing.overload
@@ -88,7 +89,8 @@ class FederationServiceStub:
 class FederationServiceAsyncStub(FederationServiceStub):
     """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
     Every call may be repeated and has a deadline; no call stays open during training.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL,
+    TOO_MANY_CALLS or a CERTIFICATE_ code. A call about a run or a task may be refused with RUN_NOT_SHARED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -143,7 +145,8 @@ class FederationServiceAsyncStub(FederationServiceStub):
 class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
     Every call may be repeated and has a deadline; no call stays open during training.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, AWAITING_APPROVAL,
+    TOO_MANY_CALLS or a CERTIFICATE_ code. A call about a run or a task may be refused with RUN_NOT_SHARED.
     """
 
     @_abc_1.abstractmethod

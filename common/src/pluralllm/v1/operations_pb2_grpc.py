@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class OperationsServiceStub(object):
     """Calls for people and their programs: administrators create and control runs and members, other members read.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, TOO_MANY_CALLS or a
+    CERTIFICATE_ code. A call about a run may be refused with RUN_NOT_SHARED.
     """
 
     def __init__(self, channel):
@@ -135,7 +136,8 @@ class OperationsServiceStub(object):
 
 class OperationsServiceServicer(object):
     """Calls for people and their programs: administrators create and control runs and members, other members read.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, TOO_MANY_CALLS or a
+    CERTIFICATE_ code. A call about a run may be refused with RUN_NOT_SHARED.
     """
 
     def CreateRun(self, request, context):
@@ -391,7 +393,8 @@ def add_OperationsServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class OperationsService(object):
     """Calls for people and their programs: administrators create and control runs and members, other members read.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, TOO_MANY_CALLS or a
+    CERTIFICATE_ code. A call about a run may be refused with RUN_NOT_SHARED.
     """
 
     @staticmethod

@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class OperationsServiceStub:
     """Calls for people and their programs: administrators create and control runs and members, other members read.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, TOO_MANY_CALLS or a
+    CERTIFICATE_ code. A call about a run may be refused with RUN_NOT_SHARED.
     """
 
     @_typing.overload
@@ -100,7 +101,8 @@ class OperationsServiceStub:
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
     """Calls for people and their programs: administrators create and control runs and members, other members read.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, TOO_MANY_CALLS or a
+    CERTIFICATE_ code. A call about a run may be refused with RUN_NOT_SHARED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -168,7 +170,8 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Calls for people and their programs: administrators create and control runs and members, other members read.
-    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS or a CERTIFICATE_ code.
+    Besides the refusals listed at a call, each call may be refused with ROLE_FORBIDS, TOO_MANY_CALLS or a
+    CERTIFICATE_ code. A call about a run may be refused with RUN_NOT_SHARED.
     """
 
     @_abc_1.abstractmethod
