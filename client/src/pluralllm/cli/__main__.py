@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from pluralllm.cli import explain_command, member_commands, model_commands
 from pluralllm.cli.connection import CoordinatorOption, choose_access, remote
+from pluralllm.cli.new_spec import FEWEST_CLIENTS, MODEL, WIDTH, new_spec
 from pluralllm.cli.output import now, show
 from pluralllm.cli.package_commands import ENTRY_POINTS, add_package_commands
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec, Unreachable
@@ -25,10 +26,8 @@ from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName, RunName
 from pluralllm.common.words.reward_weights import RewardOptions
-from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, preset_values, spec_from_toml
+from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, spec_from_toml
 
-# The embedding model of a new spec, and the length of its vectors.
-MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384
 WATCH_PATIENCE_S = 120.0  # --watch goes on this long without an answer, for example while the coordinator restarts
 
 app = typer.Typer(
@@ -243,24 +242,20 @@ def spec_new(
     model: Annotated[str, typer.Option(help="Identifier of the embedding model.")] = MODEL,
     width: Annotated[int, typer.Option(min=1, help="Length of that model's vectors.")] = WIDTH,
     preset: Annotated[str, typer.Option(help=f"Name of a preset: {', '.join(PRESETS)}.")] = "default",
+    clients: Annotated[
+        int, typer.Option(min=FEWEST_CLIENTS, help="Number of clients that are expected to train.")
+    ] = FEWEST_CLIENTS,
+    train: Annotated[
+        list[str] | None, typer.Option(help="A group that trains; may be repeated. Without groups, any group takes part.")
+    ] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="A group that is evaluated only; may be repeated.")
+    ] = None,
 ) -> None:
     """Prints a run spec in TOML, from which you can write your own run spec."""
     if preset not in PRESETS:
         raise InvalidArgument(field="--preset", problem=f"is {preset!r}, allowed: {', '.join(PRESETS)}")
-    typer.echo(new_spec(model, width, preset))
-
-
-def new_spec(model: str = MODEL, width: int = WIDTH, preset: str = "default") -> str:
-    """Returns the text of a new run spec in TOML. Its values allow any group, and a round needs at least two clients.
-
-    model: id of the embedding model. width: length of that model's vectors. preset: name of a set of default values.
-    """
-    dimension = width * len(preset_values(preset)["embedding"]["templates"])
-    return (
-        f'preset = "{preset}"\nseed = 0\nrounds = 30\n\n[groups]\ntrain = []  # empty: any group, as its client declares\n'
-        f"held_out = []\n\n[round]\nmin_clients = 2\ntarget_clients = 2\ndeadline_s = 600\n\n"
-        f'[embedding]\nmodel = "{model}"\ndimension = {dimension}'
-    )
+    typer.echo(new_spec(model, width, preset, clients, train or (), held_out or ()))
 
 
 @spec_app.command("check")
