@@ -168,7 +168,8 @@ def test_the_commands_of_the_pages_work_one_after_the_other(shell: Shell) -> Non
     assert (shell.folder / "model" / "model.safetensors").exists()
     assert (shell.folder / "model" / "README.md").exists()
     assert "2 runs" in output.split("audit --state-dir restored")[-1]
-    for log in ("northmark.log", "harbourland.log"):
+    for name in ("northmark", "harbourland", "old-valley", "foundry", "goldcrest"):
+        log = f"{name}.log"
         assert '"client.stopped"' in (shell.folder / log).read_text()
 
 

@@ -19,17 +19,18 @@ from typing import Any
 import pytest
 from support.commands import CLI, CLIENT, SERVER, typed
 from support.documented import of_section
-from support.open_policy import open_policy_text
-from support.process_harness import Process, free_port, process_spec, tiny_embedding_model
+from support.process_harness import WIDTH, Process, free_port, tiny_embedding_model
 from support.span_collector import span_collector
 
+from pluralllm.cli.new_spec import new_spec
 from pluralllm.client.data.private_data import write_group
-from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.client.data.sample_survey import USUAL_QUESTIONS, sample_groups
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.trust.invite import load_invite
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 LIMIT_S = 60.0
+PARTNERS = ("org-a", "org-b", "org-c", "org-d", "org-e")
 MODULES = {"pluralllm-server": SERVER, "pluralllm-client": CLIENT, "pluralllm": CLI}
 # The commands of docs/joining.md, unchanged and in their order.
 SIX = [
@@ -146,24 +147,24 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
 
 
 def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Path) -> None:
-    """The commands are init, serve, invite, join, run and run create --start; the second partner repeats three of them.
+    """The commands are init, serve, invite, join, run and run create --start; four more partners repeat three of them.
 
-    The logs, traces, metrics and support bundles of this run are complete.
+    Each partner keeps the policy that `join` wrote. The logs, traces, metrics and support bundles of this run are complete.
     """
     town = Town(tmp_path / "town")
     town.folder.mkdir()
     model = tiny_embedding_model(tmp_path / "model")
-    spec = write(tmp_path / "run.toml", toml_of(process_spec(rounds=2)))
+    spec = write(tmp_path / "run.toml", ordinary_spec())
     with span_collector(town.folder / "spans.log") as endpoint:
         settings = f'traces_endpoint = "{endpoint}"\nmetrics_listen = "127.0.0.1:0"\nlog_level = "DEBUG"\n'
-        run_with_two_partners(town, model, spec, settings)
+        run_with_five_partners(town, model, spec, settings)
     assert_no_secret_anywhere(town)
 
 
-def run_with_two_partners(town: Town, model: Path, spec: str, more: str) -> None:
+def run_with_five_partners(town: Town, model: Path, spec: str, more: str) -> None:
     running = [start_coordinator(town, more)]
     try:
-        for name, questions in zip(("org-a", "org-b"), sample_groups(2, 60, 0).values(), strict=True):
+        for name, questions in zip(PARTNERS, sample_groups(5, USUAL_QUESTIONS, 0).values(), strict=True):
             town.does("host", *of_page(3, ("org-a", name), ("Northmark", f"'group of {name}'")))
             town.brought(name)
             output = town.does(name, *of_page(4, ("org-a", name)))
@@ -173,7 +174,6 @@ def run_with_two_partners(town: Town, model: Path, spec: str, more: str) -> None
             (town.folder / name / "client.toml").write_text(
                 f'embedding_model_path = "{model}"\nthreads = 1\ndata = "{data.name}"\n{more}'
             )
-            write(town.folder / name / "pluralllm-client-state" / "policy.toml", open_policy_text())
             running.append(town.starts(name, *of_page(5), "--config", "client.toml", "--exit-when-run-over"))
         town.does("host", *of_page(6, ("run.toml", spec)))
         until(
@@ -181,11 +181,20 @@ def run_with_two_partners(town: Town, model: Path, spec: str, more: str) -> None
         )
         status = json.loads(town.does("host", CLI, "status", "--json"))
         assert (status["phase"], status["outcome"], status["version"]) == ("ended", "completed", 2)
+        assert all(one["alignment_score"] is not None for one in status["evaluations"]), (
+            "enough questions are behind each"
+        )
         make_bundles(town)
     finally:
         codes = [process.stop() for process in running]
-    assert codes == [0, 0, 0]
+    assert codes == [0] * (1 + len(PARTNERS))
     assert_bundles_help(town)
+
+
+def ordinary_spec() -> str:
+    """Returns the spec that a new run has, with fewer rounds and a tiny embedding model."""
+    text = new_spec("sentence-transformers/tiny", WIDTH, clients=len(PARTNERS))
+    return text.replace("rounds = 30", "rounds = 2") + "\n"
 
 
 def make_bundles(town: Town) -> None:
@@ -204,8 +213,8 @@ def assert_bundles_help(town: Town) -> None:
     of_server, of_client = (bundled(town.folder / home / "bundle.zip") for home in ("host", "org-a"))
     assert '"kind": "ModelAveraged"' in of_server["database.json"]
     assert 'pluralllm_runs{phase="ended"' in of_server["metrics.txt"]
-    assert '"usable_questions": 60' in of_client["data.json"]
-    assert '"min_cohort": 1' in of_client["policy.json"]
+    assert '"usable_questions": 240' in of_client["data.json"]
+    assert '"min_cohort": 3' in of_client["policy.json"]
     for bundle in (of_server, of_client):
         assert all(check["ok"] for check in json.loads(bundle["doctor.json"])), bundle["doctor.json"]
         assert '"log_level": "DEBUG"' in bundle["config.json"]
@@ -216,23 +225,6 @@ def assert_bundles_help(town: Town) -> None:
 def bundled(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as bundle:
         return {name: bundle.read(name).decode() for name in bundle.namelist()}
-
-
-def toml_of(spec: Any) -> str:
-    """Writes the parts of TOML that the run specs of these tests use."""
-    values = spec.model_dump(mode="json", exclude={"embedding": {"probes"}}, exclude_none=True)
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    tables = [(key, value) for key, value in values.items() if isinstance(value, dict)]
-    for key, table in tables:
-        lines.append(f"[{key}]")
-        lines += [f"{name} = {inline(value)}" for name, value in table.items()]
-    return "\n".join(lines) + "\n"
-
-
-def inline(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {inline(part)}" for name, part in value.items()) + "}"
-    return json.dumps(value)
 
 
 def secrets_of(town: Town) -> dict[str, bytes]:

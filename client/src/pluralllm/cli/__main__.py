@@ -246,11 +246,10 @@ def spec_new(
         int, typer.Option(min=FEWEST_CLIENTS, help="Number of clients that are expected to train.")
     ] = FEWEST_CLIENTS,
     train: Annotated[
-        list[str] | None, typer.Option(help="A group that trains; may be repeated. Without groups, any group takes part.")
+        list[str] | None,
+        typer.Option(help="A group that trains; may be repeated. Without groups, any group takes part."),
     ] = None,
-    held_out: Annotated[
-        list[str] | None, typer.Option(help="A group that is evaluated only; may be repeated.")
-    ] = None,
+    held_out: Annotated[list[str] | None, typer.Option(help="A group that is evaluated only; may be repeated.")] = None,
 ) -> None:
     """Prints a run spec in TOML, from which you can write your own run spec."""
     if preset not in PRESETS:
