@@ -35,6 +35,7 @@ from pluralllm.server.commands.restore import MARK, restore
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.composition import running
 from pluralllm.server.members.authority import create_authority, load_authority
+from pluralllm.server.members.record_key import RECORD_KEY
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.storage import leadership, migrations
 from pluralllm.server.storage.by_url import blobs_of, database_url, opened_alone
@@ -400,6 +401,11 @@ def test_an_authority_of_the_same_root_is_left_as_it_is_and_another_one_is_refus
     before = everything(renewed.state_dir / "authority")
     bring_back(renewed, whole)
     assert everything(renewed.state_dir / "authority") == before
+    older = configured(tmp_path / "older")
+    shutil.copytree(whole / "authority", older.state_dir / "authority")
+    (older.state_dir / "authority" / RECORD_KEY).unlink()
+    bring_back(older, whole)
+    assert everything(older.state_dir / "authority") == everything(whole / "authority"), "members know the record key"
     create_authority(foreign.state_dir / "authority", "f", ["127.0.0.1"], None, time.time())
     with pytest.raises(NotEmpty, match="the authority of another federation"):
         bring_back(foreign, whole)

@@ -21,6 +21,7 @@ from pluralllm.server.composition import federation_of
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.door import MainDoor, by_word
 from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.assembly import Assembly
 from pluralllm.server.runs.coordinator import Timing
 from pluralllm.server.runs.uploads import Uploads
@@ -88,7 +89,7 @@ class Process:
         await self.parts.coordinator.start()
         self.spawn(self.parts.intake.tend())
         self.spawn(self._fail_stop())
-        federation = federation_of(self.parts, POLL_HOLD_S, chunk_idle_s=30.0)
+        federation = federation_of(self.parts, POLL_HOLD_S, 30.0, Signatures(lambda: (0, ""), None))
         self._service = await Service.of(federation, MainDoor(by_word, audit_log, CALLS_AT_A_TIME), self.fail_stop)
 
     async def _fail_stop(self) -> None:

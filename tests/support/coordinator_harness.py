@@ -1,6 +1,7 @@
 """A real coordinator behind a real gRPC server on loopback, with a fake clock and clients that a test drives by hand."""
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import time
@@ -17,6 +18,7 @@ from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.process.clock import Clock, FakeClock
 from pluralllm.common.trust.certificates import PrivateKey, make_request, new_key
 from pluralllm.common.trust.identity import Identity, Membership, load_identity, save_identity
+from pluralllm.common.trust.record_signatures import RecordSigner
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
 from pluralllm.common.weights.layout import Layout, write_weights
 from pluralllm.common.wire.channels import secure_channel
@@ -27,6 +29,7 @@ from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.server.composition import running
 from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.authority import create_authority
+from pluralllm.server.members.record_key import record_key_of
 from pluralllm.server.members.registry import InviteOrder, Registry
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.rpc.messages import duration
@@ -139,6 +142,7 @@ def keep_identity(
         group_role=member.group_role if is_client else None,
         coordinator=address,
         enrolment=address,
+        record_key=base64.b64encode(RecordSigner("", record_key_of(registry.authority.folder)).public_der).decode(),
     )
     return save_identity(folder, membership, registry.authority.root_pem, key, chain)
 

@@ -185,6 +185,7 @@ class Remote:
             coordinator=response.coordinator,
             enrolment=response.enrolment,
             authority=base64.b64encode(response.authority_der).decode(),
+            record_key=base64.b64encode(response.record_key_der).decode() or None,
             token=response.token,
             expires=response.expire_time.ToDatetime(tzinfo=datetime.UTC),
         )

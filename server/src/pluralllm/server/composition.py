@@ -17,10 +17,12 @@ from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.scrape_port import scrape_port
 from pluralllm.common.process.supervisor import Supervisor
 from pluralllm.common.process.tracing import tracing
+from pluralllm.common.trust.record_signatures import RecordSigner
 from pluralllm.server.members.attempts import Attempts
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, load_authority
 from pluralllm.server.members.door import EnrolmentDoor, MainDoor, by_certificate, by_word
+from pluralllm.server.members.record_key import record_key_of
 from pluralllm.server.members.registry import Registry
 from pluralllm.server.members.tls import server_credentials, tend_certificates, warn_of_uncovered
 from pluralllm.server.observe.gauges import Gauges, measure_lag
@@ -36,6 +38,7 @@ from pluralllm.server.rpc.member_operations import Advertised, MemberOperations
 from pluralllm.server.rpc.operations import Operations
 from pluralllm.server.rpc.polling import Polls
 from pluralllm.server.rpc.serving import bind_enrolment, bind_main, start_enrolment, start_main
+from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.assembly import Assembly
 from pluralllm.server.runs.coordinator import Coordinator, Timing
 from pluralllm.server.runs.uploads import Uploads
@@ -139,8 +142,10 @@ async def _serve_plain(
     """
     room = connection_room(config)
     server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None, room.main)
-    operations = operations_of(parts, audit_log, None, Advertised(address, ""))
-    await start_main(server, federation_of(parts, config.poll_hold_s, config.chunk_idle_s), operations, None)
+    signatures = Signatures(lambda: audit_log.head, None)
+    operations = operations_of(parts, audit_log, None, Advertised(address, ""), signatures)
+    federation = federation_of(parts, config.poll_hold_s, config.chunk_idle_s, signatures)
+    await start_main(server, federation, operations, None)
     stack.push_async_callback(server.stop, STOP_GRACE_S)
     return address, ""
 
@@ -162,8 +167,11 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     )
     invited_to = advertised(config, authority, address, enrolment_address)
     warn_of_uncovered(authority, (invited_to.coordinator, invited_to.enrolment))
-    operations = operations_of(ports.parts, ports.audit_log, ports.registry, invited_to)
-    await start_main(server, federation_of(ports.parts, config.poll_hold_s, config.chunk_idle_s), operations, enrolment)
+    signer = RecordSigner(authority.federation, record_key_of(authority.folder))
+    signatures = Signatures(lambda: ports.audit_log.head, signer)
+    operations = operations_of(ports.parts, ports.audit_log, ports.registry, invited_to, signatures)
+    federation = federation_of(ports.parts, config.poll_hold_s, config.chunk_idle_s, signatures)
+    await start_main(server, federation, operations, enrolment)
     stack.push_async_callback(server.stop, STOP_GRACE_S)
     await start_enrolment(enrolment_server, enrolment)
     stack.push_async_callback(enrolment_server.stop, STOP_GRACE_S)
@@ -179,11 +187,11 @@ def connection_room(config: ServerConfig) -> Ceilings:
     return room
 
 
-def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float) -> Federation:
+def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float, signatures: Signatures) -> Federation:
     """Makes the service for clients from the objects in `parts`.
 
     poll_hold_s: the longest time in seconds that a poll stays open. chunk_idle_s: the longest wait in seconds for the next chunk
-    of an upload.
+    of an upload. signatures: signs version records and the audit log's head.
     """
     polls = Polls(
         coordinator=parts.coordinator,
@@ -194,6 +202,7 @@ def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float) -> F
         clock=parts.clock,
         generation=parts.generation,
         hold_s=poll_hold_s,
+        signatures=signatures,
     )
     return Federation(
         coordinator=parts.coordinator,
@@ -207,16 +216,17 @@ def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float) -> F
         clock=parts.clock,
         traffic=parts.traffic,
         chunk_idle_s=chunk_idle_s,
+        signatures=signatures,
     )
 
 
 def operations_of(
-    parts: Assembly, audit_log: AuditLog, registry: Registry | None, invited_to: Advertised
+    parts: Assembly, audit_log: AuditLog, registry: Registry | None, invited_to: Advertised, signatures: Signatures
 ) -> Operations:
     """Makes the service for administrators and observers from the objects in `parts`.
 
     `registry`, the registry of members, is None if the server uses no certificates. invited_to: the addresses that the server
-    writes into invites.
+    writes into invites. signatures: signs the audit log's head.
     """
     members = MemberOperations(
         coordinator=parts.coordinator,
@@ -226,6 +236,7 @@ def operations_of(
         sessions=parts.sessions,
         leases=parts.leases,
         clock=parts.clock,
+        signatures=signatures,
     )
     return Operations(
         coordinator=parts.coordinator,
@@ -238,6 +249,7 @@ def operations_of(
         audit=audit_log,
         clock=parts.clock,
         run_bell=parts.run_bell,
+        signatures=signatures,
     )
 
 

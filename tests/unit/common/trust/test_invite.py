@@ -1,5 +1,6 @@
 """Invites as text: they are read as they were written, damaged ones are refused, and the token is never shown."""
 
+import base64
 import datetime
 import textwrap
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pluralllm.common.errors.membership import InviteInvalid
+from pluralllm.common.trust.certificates import new_key
 from pluralllm.common.trust.invite import Invite, load_invite, parse_invite, token_hash
+from pluralllm.common.trust.record_signatures import RecordSigner
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 
@@ -38,6 +42,20 @@ def test_both_forms_come_back_as_they_went(role: MemberRole) -> None:
     assert parse_invite(made.to_json()) == made
     assert parse_invite(made.to_line()) == made
     assert "\n" not in made.to_line()
+
+
+def test_the_record_key_is_in_both_forms_and_an_invite_without_it_is_read() -> None:
+    signer = RecordSigner("fed", new_key())
+    made = invite(record_key=base64.b64encode(signer.public_der).decode())
+    assert parse_invite(made.to_json()) == parse_invite(made.to_line()) == made
+    assert invite().record_key is None
+    assert "record_key" not in invite().to_json(), "clients of older releases read an invite without the key"
+
+
+@pytest.mark.parametrize("wrong", ["", "MIIB", "not base64!", base64.b64encode(b"rubbish").decode()])
+def test_a_record_key_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        invite(record_key=wrong)
 
 
 def test_a_line_that_a_mail_has_wrapped_is_read() -> None:

@@ -35,7 +35,7 @@ def test_it_is_loaded_as_it_was_made(folder: Path) -> None:
 
 def test_secrets_are_readable_by_their_owner_only(folder: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
-    for name in ("root-key.pem", "issuer.pem", "server.pem"):
+    for name in ("root-key.pem", "issuer.pem", "record-key.pem", "server.pem"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
 
 

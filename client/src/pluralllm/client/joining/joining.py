@@ -74,6 +74,7 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
         group_role=answer.group_role,
         coordinator=invite.coordinator,
         enrolment=invite.enrolment,
+        record_key=invite.record_key,
     )
     if answer.role is not invite.role:
         raise InviteInvalid(problem=f"it says {invite.role}, the coordinator says {answer.role}")

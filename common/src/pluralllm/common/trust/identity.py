@@ -6,6 +6,7 @@ credentials.pem   private key, certificate and intermediate certificate; mode 06
 next-key.pem      a key that has no certificate yet; an interrupted certificate request is repeated with this key
 """
 
+import base64
 import contextlib
 import json
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Annotated
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pluralllm.common.errors.membership import AlreadyJoined, CertificateInvalid, NotJoined
 from pluralllm.common.errors.tree import InvalidConfig
@@ -29,7 +30,8 @@ from pluralllm.common.trust.certificates import (
     new_key,
     read_certificate,
 )
-from pluralllm.common.trust.invite import Address
+from pluralllm.common.trust.invite import Address, check_record_key
+from pluralllm.common.trust.record_signatures import RecordVerifier
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
@@ -49,6 +51,13 @@ class Membership(BaseModel):
     group_role: GroupRole | None = None
     coordinator: Address
     enrolment: Address
+    # Public key that signs version records and the audit log's head, DER, base64; None if the invite had none.
+    record_key: Annotated[str, AfterValidator(check_record_key)] | None = None
+
+    @property
+    def record_verifier(self) -> RecordVerifier | None:
+        """The record key with which this member checks signatures; None if an older release has made the invite."""
+        return RecordVerifier(self.federation, base64.b64decode(self.record_key)) if self.record_key else None
 
 
 @dataclass(frozen=True, slots=True)

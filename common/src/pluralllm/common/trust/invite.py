@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pluralllm.common.errors.membership import InviteInvalid
+from pluralllm.common.errors.membership import CertificateInvalid, InviteInvalid
+from pluralllm.common.trust.record_signatures import read_record_key
 from pluralllm.common.words.addresses import check_address
 from pluralllm.common.words.ids import ID_PATTERN
 from pluralllm.common.words.roles import MemberRole
@@ -26,6 +27,15 @@ MAX_INVITE_BYTES = 8 * 1024
 TOKEN_BYTES = 32
 
 Address = Annotated[str, AfterValidator(check_address)]
+
+
+def check_record_key(text: str) -> str:
+    """Returns the text unchanged if it is a record key (DER, base64). Raises ValueError otherwise."""
+    try:
+        read_record_key(base64.b64decode(text, validate=True))
+    except (binascii.Error, CertificateInvalid) as error:
+        raise ValueError("it is no P-256 key in base64") from error
+    return text
 
 
 class Invite(BaseModel):
@@ -42,6 +52,8 @@ class Invite(BaseModel):
     coordinator: Address
     enrolment: Address  # the coordinator's enrolment port
     authority: Annotated[str, Field(max_length=4096)]  # root certificate, DER, base64
+    # Public key that signs version records and the audit log's head, DER, base64; None in invites of older releases.
+    record_key: Annotated[str, AfterValidator(check_record_key)] | None = None
     token: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$", repr=False)]
     expires: datetime.datetime
 

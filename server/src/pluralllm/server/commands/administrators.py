@@ -1,14 +1,17 @@
 """Creates an administrator on the coordinator's own machine. The coordinator must be stopped."""
 
+import base64
 import time
 from pathlib import Path
 
 from pluralllm.common.trust.certificates import PrivateKey
 from pluralllm.common.trust.identity import Membership, save_identity
+from pluralllm.common.trust.record_signatures import RecordSigner
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority
+from pluralllm.server.members.record_key import record_key_of
 from pluralllm.server.members.registry import Registry
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.storage.by_url import opened_alone
@@ -33,11 +36,13 @@ async def make_admin(
     host, port = authority.hosts[0], config.listen.rpartition(":")[2]
     gate_port = config.enrolment_listen.rpartition(":")[2]
     host = f"[{host}]" if ":" in host else host
+    signer = RecordSigner(authority.federation, record_key_of(authority.folder))
     membership_file = Membership(
         federation=authority.federation,
         name=ClientId(name),
         role=MemberRole.ADMIN,
         coordinator=config.advertise or f"{host}:{port}",
         enrolment=config.advertise_enrolment or f"{host}:{gate_port}",
+        record_key=base64.b64encode(signer.public_der).decode(),
     )
     save_identity(folder, membership_file, authority.root_pem, key, chain)

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from pluralllm.common.errors.tree import NotFound, StoreFailed, Unreachable
 from pluralllm.common.process.console import Check, checked
+from pluralllm.common.trust.certificates import fingerprint, spoken
 from pluralllm.common.trust.handshake import handshake, resolve, split
 from pluralllm.server.members.authority import DAY_S, day, load_authority
+from pluralllm.server.members.record_key import RECORD_KEY, read_record_key_file
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.open_files import COMFORTABLE, TARGET, ceilings, limit_of, reachable_limit
 from pluralllm.server.storage.by_url import database_answers
@@ -24,7 +26,7 @@ from pluralllm.server.storage.state_directory import StateDirectory
 
 MIN_FREE_BYTES = 1024**3
 SOON_S = 30 * DAY_S
-SECRETS = ("root-key.pem", "issuer.pem", "server.pem")
+SECRETS = ("root-key.pem", "issuer.pem", "record-key.pem", "server.pem")
 
 
 def checks_of(settings: ServerConfig) -> list[Check]:
@@ -37,6 +39,7 @@ def checks_of(settings: ServerConfig) -> list[Check]:
     if not settings.plain_text:
         probes |= {
             "secret files": _secrets,
+            "record key": _record_key,
             "root": _root,
             "intermediate": _issuer,
             "server certificate": _server,
@@ -121,6 +124,16 @@ def _secrets(config: ServerConfig) -> Check:
     away = "" if (folder / "root-key.pem").exists() else "; the root's key is kept elsewhere"
     fix = f"chmod 600 {' '.join(str(folder / name) for name in wrong)}" if wrong else ""
     return Check("secret files", not wrong, (", ".join(wrong) or "only this user can read them") + away, fix)
+
+
+def _record_key(config: ServerConfig) -> Check:
+    """Shows the fingerprint of the key that signs version records and the audit log's head."""
+    path = _folder(config) / RECORD_KEY
+    if not path.exists():
+        return Check("record key", ok=True, result="serve makes it; copy it to the standby's authority folder then")
+    return Check(
+        "record key", ok=True, result=f"fingerprint {spoken(fingerprint(read_record_key_file(path).public_key()))}"
+    )
 
 
 def _root(config: ServerConfig) -> Check:

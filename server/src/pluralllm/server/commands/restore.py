@@ -28,7 +28,8 @@ from pluralllm.server.commands.backup import (
     named_blobs,
     opened,
 )
-from pluralllm.server.members.authority import load_authority
+from pluralllm.server.members.authority import SECRET, load_authority
+from pluralllm.server.members.record_key import RECORD_KEY
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.storage import schema as t
 from pluralllm.server.storage.blobs import LocalBlobs
@@ -154,8 +155,12 @@ async def _check_empty(config: ServerConfig, state: StateDirectory, source: Sour
 def _restore_authority(source: Source, state: StateDirectory) -> None:
     """Copies the certificate authority of the backup, if the backup has one and the state directory has none.
 
-    An existing authority is kept, because it may be newer and may hold another server certificate for the machine.
+    An existing authority is kept, because it may be newer and may hold another server certificate for the machine. But it
+    gets the backup's record key if it has none, because the members know that key.
     """
+    kept = source.authority / RECORD_KEY
+    if kept.exists() and (state.authority / COMPLETE_MARK).exists() and not (state.authority / RECORD_KEY).exists():
+        write_durably(state.authority / RECORD_KEY, kept.read_bytes(), SECRET)
     if (source.authority / COMPLETE_MARK).exists() and not (state.authority / COMPLETE_MARK).exists():
         copy_authority(source.authority, state.authority)
 

@@ -5,6 +5,7 @@ These files are in the folder STATE/authority/:
 federation.json              name and advertised hosts; written last, so that the file marks a complete folder
 root.pem, root-key.pem       the root; the root's key is needed once a year and may be moved to a safe place
 issuer.pem                   key and certificate of the intermediate, valid for one year; signs members' and server's certificates
+record-key.pem               the key that signs version records and the audit log's head; record_key.py reads it
 server.pem                   this server's key, certificate and intermediate; replaced as a whole, read again without a restart
 """
 
@@ -48,6 +49,7 @@ from pluralllm.common.trust.certificates import (
 )
 from pluralllm.common.trust.handshake import split
 from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.members.record_key import make_record_key
 from pluralllm.server.members.signing import (
     builder_for,
     general_name,
@@ -229,6 +231,7 @@ def create_authority(
         write_durably(folder / "root-key.pem", key_to_pem(root_key, passphrase), SECRET)
         write_durably(folder / "root.pem", to_pem(root))
         _write_issuer(folder, federation, root, root_key, now_s)
+        make_record_key(folder)
         about = {"federation": federation, "hosts": checked}
         draft = load_authority(folder, about)
         draft.renew_server(now_s)

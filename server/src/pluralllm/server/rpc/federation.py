@@ -31,9 +31,10 @@ from pluralllm.common.words.ids import Digest, GroupName, ModelVersion
 from pluralllm.common.words.names import TaskKind
 from pluralllm.server.members.door import caller
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rpc.messages import duration, model_message, receipt_message, version_record_message
+from pluralllm.server.rpc.messages import duration, model_message, receipt_message
 from pluralllm.server.rpc.polling import Polls
 from pluralllm.server.rpc.shared_runs import SharedRuns
+from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.intake import Intake, parse_task
 from pluralllm.server.runs.leases import Leases
@@ -50,6 +51,7 @@ from pluralllm.v1 import resources_pb2
 MAX_NAME = 200
 MAX_METRICS = 50
 MAX_RECORDS = 100  # version records in one answer
+MAX_RECORDED_UPDATES = 16_384  # updates of all records in one answer but the first, which keeps it under 4 MiB
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
 
@@ -70,10 +72,12 @@ class Federation(pb_grpc.FederationServiceServicer):
         clock: Clock,
         traffic: Traffic,
         chunk_idle_s: float,
+        signatures: Signatures,
     ) -> None:
         self._coordinator, self._polls, self._intake, self._rewards = coordinator, polls, intake, rewards
         self._models, self._shared, self._sessions, self._leases = models, SharedRuns(runs), sessions, leases
         self._clock, self._traffic, self._chunk_idle_s = clock, traffic, chunk_idle_s
+        self._signatures = signatures
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
         principal = caller()
@@ -129,8 +133,15 @@ class Federation(pb_grpc.FederationServiceServicer):
         run = self._shared.get(request.run)
         first = max(0, request.first_version)
         last = min(request.last_version, run.state.version, first + MAX_RECORDS - 1)
-        records = [await self._models.record(run.id, ModelVersion(number)) for number in range(first, last + 1)]
-        return pb.ListVersionRecordsResponse(records=map(version_record_message, records))
+        response, updates = pb.ListVersionRecordsResponse(), 0
+        for number in range(first, last + 1):
+            newest = run.newest
+            record = newest if number == newest.version else await self._models.record(run.id, ModelVersion(number))
+            updates += len(record.updates)
+            if response.records and updates > MAX_RECORDED_UPDATES:
+                break
+            response.records.append(self._signatures.version_record(record))
+        return response
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
         run = self._shared.get(request.run)

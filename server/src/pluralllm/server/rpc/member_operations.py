@@ -14,6 +14,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
 from pluralllm.server.members.registry import MAX_TTL_S, InviteOrder, Registry
 from pluralllm.server.rpc.messages import member_message
+from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.sessions import Sessions
@@ -53,9 +54,11 @@ class MemberOperations:
         sessions: Sessions,
         leases: Leases,
         clock: Clock,
+        signatures: Signatures,
     ) -> None:
         self._coordinator, self._registry, self._advertised = coordinator, registry, advertised
         self._store, self._sessions, self._leases, self._clock = store, sessions, leases, clock
+        self._signatures = signatures
 
     async def invite(self, by: Principal, request: pb.CreateInviteRequest) -> pb.CreateInviteResponse:
         """Creates an invite in the name of the administrator `by`, and returns the invite with its secret token.
@@ -85,6 +88,7 @@ class MemberOperations:
             coordinator=self._advertised.coordinator,
             enrolment=self._advertised.enrolment,
             authority_der=registry.authority.root_der,
+            record_key_der=self._signatures.record_key_der,
             token=token,
             expire_time=timestamp(invite.expires_s),
         )

@@ -21,6 +21,7 @@ from pluralllm.server.rpc.messages import (
     run_message,
 )
 from pluralllm.server.rpc.shared_runs import SharedRuns
+from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.live_run import LiveRun
@@ -59,10 +60,11 @@ class Operations(pb_grpc.OperationsServiceServicer):
         audit: AuditLog,
         clock: Clock,
         run_bell: Bell,
+        signatures: Signatures,
     ) -> None:
         self._coordinator, self._shared, self._status, self._store = coordinator, SharedRuns(runs), status, store
         self._models, self._rewards, self._members, self._audit = models, rewards, members, audit
-        self._clock, self._run_bell = clock, run_bell
+        self._clock, self._run_bell, self._signatures = clock, run_bell, signatures
 
     # Steering
 
@@ -103,9 +105,11 @@ class Operations(pb_grpc.OperationsServiceServicer):
     # Reading
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
-        sequence, sha256 = self._audit.head
+        head = self._signatures.audit_head()
         run = await self._describe(self._shared.named(request.name))
-        return pb.GetRunResponse(run=run, audit_sequence=sequence, audit_sha256=sha256)
+        return pb.GetRunResponse(
+            run=run, audit_sequence=head.sequence, audit_sha256=head.sha256, audit_signature=head.signature
+        )
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         page, token = page_of(self._shared.newest_first(), request.page_size, request.page_token)

@@ -10,6 +10,7 @@ from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.names import TaskKind
 from pluralllm.server.rounds.cohort import task_seed
 from pluralllm.server.rpc.messages import OUTCOMES, duration
+from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.bell import ClientBells
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.leases import Leases
@@ -44,11 +45,12 @@ class Polls:
         clock: Clock,
         generation: str,
         hold_s: float,
+        signatures: Signatures,
     ) -> None:
         """Stores the arguments. `hold_s` is the longest time in seconds that the server holds a poll open."""
         self._coordinator, self._runs, self._sessions, self._leases = coordinator, runs, sessions, leases
         self._client_bells, self._clock = client_bells, clock
-        self.generation, self.hold_s = generation, hold_s
+        self.generation, self.hold_s, self._signatures = generation, hold_s, signatures
 
     async def answer(self, request: pb.PollRequest, client: ClientId) -> pb.PollResponse:
         """Waits until there is an answer to the client's poll, and returns the answer.
@@ -65,10 +67,12 @@ class Polls:
             self._coordinator.wake()  # a silent client has come back
         session.polls_open += 1
         try:
-            return await self._hold(request, session, hold_s)
+            response = await self._hold(request, session, hold_s)
         finally:
             session.polls_open -= 1
             session.last_seen_s = self._clock.now_s()
+        response.audit_head.CopyFrom(self._signatures.audit_head())
+        return response
 
     async def _hold(self, request: pb.PollRequest, session: Session, hold_s: float) -> pb.PollResponse:
         loop, bell = asyncio.get_running_loop(), self._client_bells.of(session.client)
