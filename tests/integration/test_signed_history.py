@@ -1,4 +1,4 @@
-"""What the coordinator signs, over real gRPC: whole version records and the audit log's head, by the key in the invite."""
+"""The coordinator's signatures, over real gRPC: over whole version records and the audit log's head, by the key in the invite."""
 
 from pathlib import Path
 
