@@ -1,10 +1,12 @@
-"""Measures how attacks by some members affect another member: latency of a small call, and the coordinator's memory.
+"""Measures how attacks affect the members that behave well: their calls and registrations, and the coordinator's memory.
 
-.venv/bin/python benchmarks/hostile_load.py          about two minutes; exit code 1 if a limit is not kept
+.venv/bin/python benchmarks/hostile_load.py                     about five minutes; exit code 1 if a limit is not kept
+.venv/bin/python benchmarks/hostile_load.py --only "Hello flood"   one attack; `--files 65536` for another limit of open files
 
-A real coordinator and real attackers run as processes on loopback, over mutual TLS. Each attack is measured for ten seconds
-and compared with the idle coordinator in the same run. Limits: p99 of the latency below 100 ms, and a growth of the
-coordinator's memory below 150 MB.
+A real coordinator that may open 256 files and real attackers (attackers.py) run as processes on loopback. Each attack is
+measured for ten seconds. Meanwhile five members make 50 calls a second together, a client registers every second, and one
+more member, which was invited before, tries to join. Limits: p99 of the calls below 100 ms, no failed registration, and a growth
+of the coordinator's memory below 150 MB.
 """
 
 import argparse
@@ -12,243 +14,209 @@ import asyncio
 import contextlib
 import json
 import os
-import ssl
-import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import psutil
+from attackers import ATTACKS, MEASURE_S, channel
 from processes import administrator, coordinator, member
 
-from pluralllm.common.trust.handshake import split
+from pluralllm.client.joining.joining import join
+from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.identity import Identity, load_identity
-from pluralllm.common.wire.channels import credentials
+from pluralllm.common.trust.invite import Invite
+from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
 from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.process.open_files import raise_limit
+from pluralllm.v1 import federation_pb2 as fed
+from pluralllm.v1 import federation_pb2_grpc, operations_pb2_grpc, resources_pb2
 from pluralllm.v1 import operations_pb2 as pb
-from pluralllm.v1 import operations_pb2_grpc
 
-MEASURE_S = 10.0
+FILES = 256
 CALL_EVERY_S = 0.02
+REGISTER_EVERY_S = 1.0
+JOIN_LIMIT_S = 30.0
 CHUNK_IDLE_S = 12.0  # the coordinator's chunk_idle_s in this benchmark; its default is 30
+READERS = 5
 ATTACKERS = 5
 TARGET_P99_MS = 100.0
 TARGET_GROWTH_MB = 150.0
-PUT_CHUNKS = "/pluralllm.v1.FederationService/PutChunks"
-BEGIN_UPDATE = "/pluralllm.v1.FederationService/BeginUpdate"
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
-    [0, 0, 0, 4, 0, 0, 0, 0, 0]
-)  # RFC 9113, section 3.4, with empty SETTINGS
-
-Attack = Callable[[list[Identity]], Coroutine[Any, Any, Counter[str]]]
+COLUMNS = f"{'':<40} {'p50 ms':>8} {'p99 ms':>8} {'slowest':>8} {'failed':>6} {'joined s':>8} {'MB':>6} {'growth':>7}"
 
 
-# The attackers
+@dataclass(slots=True)
+class Measured:
+    """The observations of the members that behave well, and of the coordinator's memory."""
 
+    calls_ms: list[float]
+    registrations_ms: list[float]
+    failed: int  # registrations without an answer
+    peak_mb: float
 
-def channel(identity: Identity) -> grpc.aio.Channel:
-    unlimited = [("grpc.max_send_message_length", -1)]
-    return grpc.aio.secure_channel(identity.membership.coordinator, credentials(identity), options=unlimited)
-
-
-def outcome(error: grpc.aio.AioRpcError) -> str:
-    return f"{error.code().name}: {(error.details() or '').split('(')[0].strip()[:48]}"
-
-
-def call(there: grpc.aio.Channel, kind: str, method: str) -> Any:
-    """Returns the RPC `method` as a callable that takes and returns bytes, so that a caller can send any bytes.
-
-    kind: the kind of gRPC call on the channel, such as unary_unary.
-    """
-    return getattr(there, kind)(method)
-
-
-async def oversize_messages(members: list[Identity]) -> Counter[str]:
-    """Sends 5 MiB messages from every attacker; each attacker sends the next message when the coordinator has refused the last.
-
-    Returns how often each gRPC status was the answer.
-    """
-    seen: Counter[str] = Counter()
-
-    async def one(identity: Identity) -> None:
-        async with channel(identity) as there:
-            until_s = time.monotonic() + MEASURE_S
-            while time.monotonic() < until_s:
-                try:
-                    await call(there, "unary_unary", BEGIN_UPDATE)(bytes(5 * 1024**2), timeout=10)
-                except grpc.aio.AioRpcError as error:
-                    seen[outcome(error)] += 1
-
-    say_ready()
-    await asyncio.gather(*(one(member) for member in members))
-    return seen
-
-
-async def gzip_bomb(members: list[Identity]) -> Counter[str]:
-    """Sends gzip-compressed messages that each expand to 512 MiB of zeros, one after the other."""
-    seen: Counter[str] = Counter()
-    zeros = bytes(512 * 1024**2)
-    async with channel(members[0]) as there:
-        say_ready()
-        until_s = time.monotonic() + MEASURE_S
-        while time.monotonic() < until_s:
-            try:
-                await call(there, "unary_unary", BEGIN_UPDATE)(zeros, timeout=60, compression=grpc.Compression.Gzip)
-            except grpc.aio.AioRpcError as error:
-                seen[outcome(error)] += 1
-    return seen
-
-
-async def stalled_uploads(members: list[Identity]) -> Counter[str]:
-    """Opens 200 upload streams that send nothing, and waits until the coordinator ends them."""
-    seen: Counter[str] = Counter()
-
-    async def silence() -> AsyncIterator[bytes]:
-        await asyncio.sleep(3600)
-        yield b""
-
-    async def one(there: grpc.aio.Channel) -> None:
-        try:
-            await call(there, "stream_unary", PUT_CHUNKS)(silence(), timeout=60)
-        except grpc.aio.AioRpcError as error:
-            seen[outcome(error)] += 1
-
-    async with contextlib.AsyncExitStack() as stack:
-        channels = [await stack.enter_async_context(channel(member)) for member in members[:4]]
-        streams = [asyncio.create_task(one(there)) for there in channels for _ in range(50)]
-        say_ready()
-        await asyncio.wait(streams, timeout=60)
-    return seen
-
-
-async def idle_connections(members: list[Identity]) -> Counter[str]:
-    """Holds 1,000 connections with mutual TLS and HTTP/2, and makes no call on them."""
-    return await hold_connections(1000, members, with_tls=True)
-
-
-async def silent_connections(members: list[Identity]) -> Counter[str]:
-    """Holds 1,000 TCP connections on which no TLS handshake begins."""
-    return await hold_connections(1000, members, with_tls=False)
-
-
-async def hold_connections(count: int, members: list[Identity], *, with_tls: bool) -> Counter[str]:
-    contexts = [tls_context(member) for member in members]
-    host, port = split(members[0].membership.coordinator)
-    held = []
-    for number in range(count):
-        context = contexts[number % len(contexts)] if with_tls else None
-        reader, writer = await asyncio.open_connection(
-            host, port, ssl=context, server_hostname=host if with_tls else None
+    def row(self, name: str, before_mb: float, joined_s: float | None) -> str:
+        """Returns the line of an attack in the table. before_mb: the coordinator's memory before the attack."""
+        joined = "" if joined_s is None else f"{joined_s:.1f}" if joined_s < JOIN_LIMIT_S else "never"
+        return (
+            f"{name:<40} {quantile(self.calls_ms, 0.5):>8.1f} {self.p99_ms:>8.1f} {max(self.registrations_ms):>8.1f} "
+            f"{self.failed:>6} {joined:>8} {self.peak_mb:>6.0f} {self.peak_mb - before_mb:>+7.0f}"
         )
-        if with_tls:
-            writer.write(PREFACE)
-        held.append((reader, writer))
-    say_ready()
-    await asyncio.sleep(MEASURE_S)
-    seen: Counter[str] = Counter()
-    for reader, writer in held:
-        seen["closed by the coordinator" if reader.at_eof() else "held"] += 1
-        writer.close()
-    return seen
 
-
-def tls_context(identity: Identity) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=identity.authority_pem.decode())
-    context.load_cert_chain(identity.credentials)
-    context.set_alpn_protocols(["h2"])
-    return context
-
-
-ATTACKS: dict[str, Attack] = {
-    "5 MiB messages": oversize_messages,
-    "512 MiB gzip bombs": gzip_bomb,
-    "200 stalled uploads": stalled_uploads,
-    "1,000 idle mTLS connections": idle_connections,
-    "1,000 TCP connections, no handshake": silent_connections,
-}
-
-
-def say_ready() -> None:
-    print("ready", flush=True)
-
-
-# The coordinator, and the member that is measured
-
-
-async def measure(identity: Identity, process: psutil.Process, during_s: float) -> tuple[list[float], float]:
-    """Calls ListRuns every 20 ms; returns the latencies in ms and the coordinator's largest resident memory in MB.
-
-    identity: the calling member. process: the coordinator. during_s: duration of the measurement in seconds.
-    """
-    latencies, peak_mb = [], 0.0
-    async with grpc.aio.secure_channel(identity.membership.coordinator, credentials(identity)) as there:
-        stub: Any = operations_pb2_grpc.OperationsServiceStub(there)
-        await stub.ListRuns(pb.ListRunsRequest(), timeout=30)
-        end_s = time.monotonic() + during_s
-        while (started_s := time.monotonic()) < end_s:
-            await stub.ListRuns(pb.ListRunsRequest(), timeout=30)
-            latencies.append((time.monotonic() - started_s) * 1000)
-            peak_mb = max(peak_mb, process.memory_info().rss / 1e6)
-            await asyncio.sleep(max(0.0, CALL_EVERY_S - (time.monotonic() - started_s)))
-    return latencies, peak_mb
+    @property
+    def p99_ms(self) -> float:
+        """The 99th percentile of the calls' latencies in milliseconds."""
+        return quantile(self.calls_ms, 0.99)
 
 
 def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
+class Members:
+    """Members that behave well. They call without a pause, and what they observe counts while `measured` is set."""
+
+    def __init__(self, readers: list[Identity], client: Identity, process: psutil.Process) -> None:
+        self._readers, self._client, self._process = readers, client, process
+        self.measured: Measured | None = None
+
+    @contextlib.asynccontextmanager
+    async def calling(self) -> AsyncIterator[None]:
+        """Connects, and calls until the end of the block."""
+        async with contextlib.AsyncExitStack() as stack:
+            stubs: list[Any] = []
+            for reader in self._readers:
+                there = await stack.enter_async_context(channel(reader))
+                stubs.append(operations_pb2_grpc.OperationsServiceStub(there))
+                await stubs[-1].ListRuns(pb.ListRunsRequest(), timeout=30)
+            there = await stack.enter_async_context(channel(self._client))
+            clients: Any = federation_pb2_grpc.FederationServiceStub(there)
+            await clients.Hello(hello(self._client, "first"), timeout=30)
+            async with asyncio.TaskGroup() as tasks:
+                both = [tasks.create_task(self._read(stubs)), tasks.create_task(self._register(clients))]
+                yield
+                for task in both:
+                    task.cancel()
+
+    async def measure(self) -> Measured:
+        """Returns the observations of the next MEASURE_S seconds."""
+        self.measured = measured = Measured([], [], 0, 0.0)
+        await asyncio.sleep(MEASURE_S)
+        self.measured = None
+        return measured
+
+    async def _read(self, stubs: list[Any]) -> None:
+        """Calls ListRuns every 20 ms, each time as the next reader."""
+        turn = 0
+        while True:
+            turn += 1
+            started_s = time.monotonic()
+            await stubs[turn % len(stubs)].ListRuns(pb.ListRunsRequest(), timeout=30)
+            if (measured := self.measured) is not None:
+                measured.calls_ms.append((time.monotonic() - started_s) * 1000)
+                measured.peak_mb = max(measured.peak_mb, self._process.memory_info().rss / 1e6)
+            await asyncio.sleep(max(0.0, CALL_EVERY_S - (time.monotonic() - started_s)))
+
+    async def _register(self, clients: Any) -> None:
+        """Registers the client every second, as a new instance, so that the coordinator writes to its database."""
+        while True:
+            started_s = time.monotonic()
+            failed = 0
+            try:
+                await clients.Hello(hello(self._client, f"{started_s}"), timeout=30)
+            except grpc.aio.AioRpcError:
+                failed = 1
+            if (measured := self.measured) is not None:
+                measured.failed += failed
+                measured.registrations_ms.append((time.monotonic() - started_s) * 1000)
+            await asyncio.sleep(max(0.0, REGISTER_EVERY_S - (time.monotonic() - started_s)))
+
+
+def hello(client: Identity, instance: str) -> fed.HelloRequest:
+    """Returns a registration as a daemon sends it. A new instance makes the coordinator write to its database."""
+    return fed.HelloRequest(
+        protocol=fed.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
+        software_version="benchmark",
+        instance_id=instance,
+        group=client.membership.group,
+        role=resources_pb2.GROUP_ROLE_TRAIN,
+        training_questions=50,
+    )
+
+
+async def seconds_to_join(invite: Invite, folder: Path) -> float:
+    """Tries to join until it works, and returns the time in seconds that it took; JOIN_LIMIT_S if it never works."""
+    began_s = time.monotonic()
+    while (taken_s := time.monotonic() - began_s) < JOIN_LIMIT_S:
+        with contextlib.suppress(PluralError):
+            await asyncio.to_thread(join, invite, folder, "", frozenset(MemberRole))
+            return time.monotonic() - began_s
+        await asyncio.sleep(0.2)
+    return min(taken_s, JOIN_LIMIT_S)
+
+
+async def attacked(name: str, attackers: list[Identity], members: Members, invite: Invite, folder: Path) -> Any:
+    """Runs one attack. Returns the members' observations, the time to join in seconds, and the attack's own counts."""
+    command = [__file__, "--attack", name, "--members", *(str(attacker.folder) for attacker in attackers)]
+    attack = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    assert attack.stdout is not None
+    assert await attack.stdout.readline() == b"ready\n", f"the attack {name} did not begin"
+    measured, joined_s = await asyncio.gather(members.measure(), seconds_to_join(invite, folder))
+    counts = json.loads(await attack.stdout.read())
+    await attack.wait()
+    return measured, joined_s, counts
+
+
+async def compare(folder: Path, process: psutil.Process, names: list[str]) -> int:
+    """Measures the idle coordinator and each attack, prints the table and returns the exit code."""
+    remote = administrator(folder)
+    readers = [member(remote, folder, f"reader-{number}", MemberRole.OBSERVER) for number in range(READERS)]
+    client = member(remote, folder, "client", MemberRole.CLIENT)
+    attackers = [member(remote, folder, f"attacker-{number}", MemberRole.CLIENT) for number in range(ATTACKERS)]
+    invites = [
+        remote.invite(f"new-{number}", MemberRole.CLIENT, f"group {number}", None, 3600, needs_approval=False)
+        for number in range(len(names))
+    ]
+    remote.close()
+    members = Members(readers, client, process)
+    print(COLUMNS)
+    missed = []
+    async with members.calling():
+        idle = await members.measure()
+        print(idle.row("no attack", idle.peak_mb, None), flush=True)
+        for name, invite in zip(names, invites, strict=True):
+            before_mb = process.memory_info().rss / 1e6
+            measured, joined_s, counts = await attacked(name, attackers, members, invite, folder / invite.name)
+            results = "; ".join(f"{count:,} {what}" for what, count in counts.items())
+            print(f"{measured.row(name, before_mb, joined_s)}  {results}", flush=True)
+            if measured.p99_ms >= TARGET_P99_MS or measured.failed or measured.peak_mb - before_mb >= TARGET_GROWTH_MB:
+                missed.append(name)
+    verdict = f"missed by {', '.join(missed)}" if missed else "met"
+    print(f"limits: p99 < {TARGET_P99_MS:.0f} ms, 0 failed, growth < {TARGET_GROWTH_MB:.0f} MB: {verdict}")
+    return 1 if missed else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=FILES, help="The coordinator's limit of open files.")
+    parser.add_argument("--only", choices=ATTACKS, nargs="*", default=list(ATTACKS), help="Attacks to measure.")
     parser.add_argument("--attack", choices=ATTACKS, help=argparse.SUPPRESS)  # how this file starts its attackers
     parser.add_argument("--members", type=Path, nargs="*", default=[], help=argparse.SUPPRESS)
-    parser.add_argument("--coordinator", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.attack is not None:
         os.nice(10)
-        identities = [load_identity(folder, "").at(arguments.coordinator) for folder in arguments.members]
+        raise_limit()
+        identities = [load_identity(folder, "") for folder in arguments.members]
         print(json.dumps(asyncio.run(ATTACKS[arguments.attack](identities))), flush=True)
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with coordinator(folder, chunk_idle_s=str(CHUNK_IDLE_S)) as process:
-            return compare(folder, process)
-
-
-def compare(folder: Path, process: psutil.Process) -> int:
-    remote = administrator(folder)
-    observer = member(remote, folder, "observer", MemberRole.OBSERVER)
-    attackers = [member(remote, folder, f"attacker-{number}", MemberRole.CLIENT) for number in range(ATTACKERS)]
-    remote.close()
-    print(f"{'':<36} {'p50 ms':>8} {'p99 ms':>8} {'memory MB':>10} {'growth':>8}  what became of it")
-    idle, before_mb = asyncio.run(measure(observer, process, MEASURE_S))
-    print(f"{'idle':<36} {quantile(idle, 0.5):>8.1f} {quantile(idle, 0.99):>8.1f} {before_mb:>10.0f}")
-    missed = []
-    for name in ATTACKS:
-        command = [sys.executable, __file__, "--attack", name, "--coordinator", observer.membership.coordinator]
-        command += ["--members", *(str(attacker.folder) for attacker in attackers)]
-        start_mb = process.memory_info().rss / 1e6
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as attack:
-            assert attack.stdout is not None
-            assert attack.stdout.readline() == "ready\n", f"the attack {name} did not begin"
-            latencies, peak_mb = asyncio.run(measure(observer, process, MEASURE_S))
-            became = json.loads(attack.stdout.read())
-        p99, growth_mb = quantile(latencies, 0.99), peak_mb - start_mb
-        results = "; ".join(f"{count} {what}" for what, count in became.items())
-        print(
-            f"{name:<36} {quantile(latencies, 0.5):>8.1f} {p99:>8.1f} {peak_mb:>10.0f} {growth_mb:>+8.0f}  {results}",
-            flush=True,
-        )
-        if p99 >= TARGET_P99_MS or growth_mb >= TARGET_GROWTH_MB:
-            missed.append(name)
-    verdict = f"missed by {', '.join(missed)}" if missed else "met"
-    print(f"targets: p99 < {TARGET_P99_MS:.0f} ms, growth < {TARGET_GROWTH_MB:.0f} MB: {verdict}")
-    return 1 if missed else 0
+        with coordinator(folder, files=arguments.files, chunk_idle_s=str(CHUNK_IDLE_S)) as process:
+            return asyncio.run(compare(folder, process, arguments.only))
 
 
 if __name__ == "__main__":

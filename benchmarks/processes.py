@@ -23,12 +23,13 @@ SERVER = [sys.executable, "-m", "pluralllm.server"]
 
 @contextlib.contextmanager
 def coordinator(
-    folder: Path, *, plain_text: bool = False, with_authority: bool = True, **settings: str
+    folder: Path, *, plain_text: bool = False, with_authority: bool = True, files: int | None = None, **settings: str
 ) -> Iterator[psutil.Process]:
     """Initialises a coordinator in `folder` and serves it as a process; terminates it at the end of the `with` block.
 
     settings: keys of the coordinator's configuration; they are passed as environment variables PLURALLLM_SERVER_*.
     with_authority: False for a folder that was served before and has its certificate authority already.
+    files: limit of the process's open files; None for the limit of this process.
     """
     state = ["--state-dir", str(folder / "state")]
     environment = {
@@ -43,7 +44,8 @@ def coordinator(
         init = [*SERVER, "init", "--host", "127.0.0.1", "--admin-identity", str(folder / "admin"), *state]
         subprocess.run(init, check=True, capture_output=True, timeout=60, env=environment)
     with (folder / "coordinator.log").open("wb") as log:
-        running = subprocess.Popen([*SERVER, "serve", *state], stdout=log, stderr=log, env=environment)
+        limited = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh"] if files else []
+        running = subprocess.Popen([*limited, *SERVER, "serve", *state], stdout=log, stderr=log, env=environment)
     try:
         yield psutil.Process(running.pid)
     finally:
