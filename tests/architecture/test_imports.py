@@ -130,6 +130,7 @@ NEVER: dict[str, tuple[str, ...]] = {
     "server.runs.changes": (*WORLD, *HEAVY, "numpy"),
     "client.disclosure.policy": (*WORLD, *HEAVY, "numpy"),
     "client.disclosure.limits": (*WORLD, *HEAVY),
+    "client.disclosure.differences": (*WORLD, *HEAVY),
     "client.disclosure.outgoing": (*WORLD, *HEAVY, "numpy"),
     "client.work.losses": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", "subprocess"),
     "client.work.train": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", "subprocess"),

@@ -10,7 +10,7 @@ import stamina.instrumentation
 import structlog
 import typer
 
-from pluralllm.client import data_commands, doctor, support_command
+from pluralllm.client import consent_command, data_commands, doctor, support_command
 from pluralllm.client.data.private_data import read_group
 from pluralllm.client.disclosure.policy import DEFAULT_POLICY, load_policy
 from pluralllm.client.joining.partner import COMMAND, load_partner
@@ -37,6 +37,7 @@ app = typer.Typer(
     help="Run a partner's daemon: it trains on a private file and sends only weight deltas.\n\n" + EXIT_CODES,
 )
 app.add_typer(data_commands.app, name="data")
+app.command("consent")(consent_command.consent)
 app.command("doctor")(doctor.doctor)
 app.command("support-bundle")(support_command.support_bundle)
 

@@ -7,7 +7,7 @@ from support.open_policy import open_policy
 from support.process_harness import process_spec
 from support.tasks import task_of
 
-from pluralllm.client.disclosure.limits import MIB, check_task
+from pluralllm.client.disclosure.limits import MIB, check_task, check_updates_behind
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.architecture import layout_for
@@ -41,7 +41,6 @@ def refusal(policy: Policy, spec: RunSpec = SPEC, kind: TaskKind = TaskKind.TRAI
     [
         ({"max_local_steps": 2}, {"max_local_steps": 1}, "max_local_steps is 2, allowed is at most 1"),
         ({"max_rounds": 3}, {"max_rounds": 2}, "max_rounds is 3, allowed is at most 2"),
-        ({"min_cohort": 4}, {"min_cohort": 5}, "min_cohort is 4, allowed is at least 5"),
         (
             {"max_learning_rate": 0.0003},
             {"max_learning_rate": 0.00029},
@@ -64,6 +63,24 @@ def test_a_training_task_at_the_limit_is_allowed_and_one_beyond_it_is_refused(
 ) -> None:
     check(open_policy(**allowed))
     assert expected_text in refusal(open_policy(**forbidden))
+
+
+@pytest.mark.parametrize(("min_cohort", "min_clients", "least"), [(3, 8, 3), (3, 2, 2), (8, 3, 3), (1, 2, 1)])
+def test_the_smallest_cohort_is_the_policys_or_the_smaller_one_that_the_partner_consented_to(
+    min_cohort: int, min_clients: int, least: int
+) -> None:
+    spec, policy = (
+        process_spec(round={"min_clients": min_clients, "target_clients": 8}),
+        open_policy(min_cohort=min_cohort),
+    )
+    check(policy, spec, cohort_size=least)
+    check_updates_behind(policy, spec, 1, least)
+    check_updates_behind(policy, spec, 0, 0)  # nobody trained version 0
+    assert f"min_cohort is {least - 1}, allowed is at least {least}" in refusal(policy, spec, cohort_size=least - 1)
+    with pytest.raises(
+        PolicyForbids, match=f"min_cohort is {least - 1} updates behind model version 7, allowed is at least"
+    ):
+        check_updates_behind(policy, spec, 7, least - 1)
 
 
 def test_the_questions_of_a_step_are_those_of_all_its_episodes() -> None:

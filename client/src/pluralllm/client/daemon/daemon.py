@@ -20,6 +20,8 @@ from pluralllm.client.daemon.models import Models
 from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
+from pluralllm.client.disclosure.consents import Consents
+from pluralllm.client.disclosure.differences import differences_of
 from pluralllm.client.disclosure.limits import check_task
 from pluralllm.client.disclosure.outgoing import permitted_metrics
 from pluralllm.client.disclosure.policy import Policy
@@ -103,6 +105,7 @@ class Daemon:
         self._partner = partner
         self._renewal = Renewal(partner.identity, transport)
         self._policy = policy
+        self._consents = Consents(config.state_dir.absolute())
         self._questions = questions
         self._transport = transport
         self._worker = worker
@@ -164,6 +167,8 @@ class Daemon:
         backoff_s, has_session = FIRST_BACKOFF_S, False
         while True:
             try:
+                if self._consents_changed():
+                    has_session = False  # Hello takes back the refusal
                 if not has_session:
                     await self._hello()
                     has_session = True
@@ -193,6 +198,13 @@ class Daemon:
         log.info("client.connected", coordinator=self._transport.address, questions=self._questions)
         if abs(skew_s) > CLOCK_SKEW_WARNING_S:
             log.warning("client.clock_differs", skew_s=round(skew_s, 1))
+
+    def _consents_changed(self) -> bool:
+        """Returns whether the partner has consented to a run that this client refused, while the client does no other work."""
+        runs = () if self.is_working else self._consents.newly_covered()
+        for run in runs:
+            log.info("consent.given", run=run)
+        return bool(runs)
 
     async def _take(self, answer: Answer) -> bool:
         """Acts on the coordinator's answer to one poll. Returns whether the daemon must end."""
@@ -254,6 +266,8 @@ class Daemon:
             try:
                 run = await self._joined_run(task)
                 check_task(self._policy, self._partner.group, self._partner.role, run.spec, task)
+                differences = differences_of(self._policy, run.spec)
+                await asyncio.to_thread(self._consents.demand, task.run, run.spec, differences)
                 if task.kind is TaskKind.EVALUATE:
                     await self._evaluate(task, run)
                 else:

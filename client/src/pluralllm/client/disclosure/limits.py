@@ -96,8 +96,28 @@ def check_training(policy: Policy, spec: RunSpec, task: Task) -> None:
         _forbid("max_rounds", task.round, f"at most {policy.max_rounds}")
     if spec.training.learning_rate > policy.max_learning_rate:
         _forbid("max_learning_rate", spec.training.learning_rate, f"at most {policy.max_learning_rate}")
-    if task.cohort_size < policy.min_cohort:
-        _forbid("min_cohort", task.cohort_size, f"at least {policy.min_cohort}")
+    least = smallest_cohort(policy, spec)
+    if task.cohort_size < least:
+        _forbid("min_cohort", task.cohort_size, f"at least {least}")
+
+
+def smallest_cohort(policy: Policy, spec: RunSpec) -> int:
+    """Returns the smallest number of clients that may train together, and of updates that a published model may be made from.
+
+    A run spec with a smaller min_clients than the policy's min_cohort needs consent (differences.py). With the consent, its own
+    min_clients holds.
+    """
+    return min(policy.min_cohort, spec.round.min_clients)
+
+
+def check_updates_behind(policy: Policy, spec: RunSpec, version: int, updates: int) -> None:
+    """Checks how many updates a published model version was made from. Raises PolicyForbids if there were too few.
+
+    The coordinator promises the number in the run spec, and this is how the client notices that the promise was broken.
+    """
+    least = smallest_cohort(policy, spec)
+    if version > 0 and updates < least:
+        _forbid("min_cohort", f"{updates} updates behind model version {version}", f"at least {least}")
 
 
 def check_evaluation(policy: Policy) -> None:

@@ -259,8 +259,8 @@ class PolicyForbids(Refused):
 @dataclass(eq=False)
 class ConsentNeeded(Refused):
     run: str
-    differences: str  # one line for each difference from what the policy allows without consent
-    why = "This partner has not consented to run {run}:\n{differences}"
+    differences: str  # what the policy does not allow without consent: field, value, allowed value and the policy's key
+    why = "This partner has not consented to run {run}: {differences}."
     fix = "The partner can consent: pluralllm-client consent {run}."
 
 

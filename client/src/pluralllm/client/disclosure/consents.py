@@ -1,0 +1,164 @@
+"""The consents of the partner, and the runs that this client was asked to take part in and that need a consent.
+
+Both are files below the state directory, in the folder `disclosure`, so that the command `pluralllm-client consent` needs no
+connection. The daemon writes the questions (asked/RUN.json), and the command writes the answers (consents.json).
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pluralllm.client.disclosure.differences import Difference, summary
+from pluralllm.common.errors.tree import ConsentNeeded, InvalidConfig
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.words.ids import Digest, RunId, is_id
+from pluralllm.common.words.spec import RunSpec, explain
+
+log = structlog.get_logger()
+
+FOLDER = "disclosure"  # below the state directory
+MAX_ASKED = 100  # files of questions; a coordinator decides how many runs it asks about
+COMMAND = "pluralllm-client consent"
+
+
+class Consent(BaseModel):
+    """The consent to one run spec. It covers the fields that the partner was shown, in every run with this spec."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fields: frozenset[str]
+    runs: tuple[RunId, ...]  # the runs that the partner named
+
+
+class _ConsentFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    consents: dict[Digest, Consent] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A run that waits for consent: its spec's hash, and the differences that the partner must consent to."""
+
+    run: RunId
+    title: str
+    spec_sha256: Digest
+    differences: tuple[Difference, ...]
+
+
+class Consents:
+    """The folder with the consents of one client. Consents are read at each task, so that a new one counts at once."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._folder = state_dir / FOLDER
+        self._file = self._folder / "consents.json"
+        self._asked = self._folder / "asked"
+        self._refused: dict[RunId, tuple[Digest, tuple[Difference, ...]]] = {}
+
+    def demand(self, run: RunId, spec: RunSpec, differences: tuple[Difference, ...]) -> None:
+        """Checks that the partner has consented to all the differences of a run. The text of the question is stored.
+
+        Raises ConsentNeeded otherwise. A consent is bound to the hash of the run spec.
+        """
+        spec_sha256 = spec.sha256()
+        if self.covers(spec_sha256, differences):
+            self._refused.pop(run, None)
+            return
+        if self._refused.get(run) != (spec_sha256, differences):
+            self._store_question(run, spec, differences)
+            self._refused[run] = (spec_sha256, differences)
+            for forgotten in list(self._refused)[:-MAX_ASKED]:
+                self._refused.pop(forgotten)
+            command = f"{COMMAND} {run} --state-dir {self._folder.parent}"
+            log.warning("consent.needed", run=run, differences=[one.text for one in differences], command=command)
+        raise ConsentNeeded(run=run, differences=summary(differences))
+
+    def covers(self, spec_sha256: Digest, differences: tuple[Difference, ...]) -> bool:
+        """Returns whether the partner has consented to these differences of the run spec with this hash."""
+        if not differences:
+            return True
+        consent = self._consents_or_none().get(spec_sha256)
+        return consent is not None and {one.field for one in differences} <= consent.fields
+
+    def newly_covered(self) -> tuple[RunId, ...]:
+        """Returns the runs that were refused for want of consent and that have it now, and forgets that they were refused."""
+        runs = tuple(run for run, asked in self._refused.items() if self.covers(*asked))
+        for run in runs:
+            self._refused.pop(run)
+        return runs
+
+    def questions(self) -> tuple[Question, ...]:
+        """Returns the runs that this client was asked about, sorted by name. Files that cannot be read are left out."""
+        questions = (self.question(RunId(path.stem)) for path in sorted(self._asked.glob("*.json")))
+        return tuple(question for question in questions if question is not None)
+
+    def question(self, run: RunId) -> Question | None:
+        """Returns the question about one run; None if this client was not asked, or if the file cannot be read."""
+        if not is_id(run):
+            return None
+        try:
+            values = json.loads((self._asked / f"{run}.json").read_bytes())
+            differences = tuple(Difference(**one) for one in values["differences"])
+            return Question(run, values["spec"]["title"], Digest(values["spec_sha256"]), differences)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def give(self, question: Question) -> None:
+        """Stores the consent to a run's spec, in addition to what the partner has consented to before. The file is durable."""
+        consents = self._consents()
+        before = consents.get(question.spec_sha256, Consent(fields=frozenset(), runs=()))
+        fields = before.fields | {one.field for one in question.differences}
+        runs = tuple(dict.fromkeys((*before.runs, question.run)))
+        self._write(consents | {question.spec_sha256: Consent(fields=fields, runs=runs)})
+
+    def withdraw(self, run: RunId) -> int:
+        """Removes every consent to a spec of this run. Returns the number of consents that were removed."""
+        consents, question = self._consents(), self.question(run)
+        spec_sha256 = None if question is None else question.spec_sha256
+        kept = {digest: one for digest, one in consents.items() if run not in one.runs and digest != spec_sha256}
+        if len(kept) < len(consents):
+            self._write(kept)
+        return len(consents) - len(kept)
+
+    def _store_question(self, run: RunId, spec: RunSpec, differences: tuple[Difference, ...]) -> None:
+        """Writes asked/RUN.json. Of many questions only the newest are kept, because a coordinator decides how many it asks."""
+        if not is_id(run):  # it becomes a file name
+            return
+        self._asked.mkdir(mode=0o700, parents=True, exist_ok=True)
+        values = {
+            "run": run,
+            "spec_sha256": spec.sha256(),
+            "differences": [asdict(one) for one in differences],
+            "spec": json.loads(spec.canonical_json()),
+        }
+        write_durably(self._asked / f"{run}.json", json.dumps(values, indent=1).encode())
+        newest_last = sorted(self._asked.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        for old in newest_last[:-MAX_ASKED]:
+            old.unlink(missing_ok=True)
+
+    def _consents(self) -> dict[Digest, Consent]:
+        """Returns the stored consents. Raises InvalidConfig if the file cannot be read."""
+        try:
+            return _ConsentFile.model_validate_json(self._file.read_bytes()).consents
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise InvalidConfig(file=str(self._file), problems=f"  it cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            raise InvalidConfig(file=str(self._file), problems=explain(error)) from error
+
+    def _consents_or_none(self) -> dict[Digest, Consent]:
+        """Returns the stored consents; none if the file cannot be read, so that a damaged file never allows anything."""
+        try:
+            return self._consents()
+        except InvalidConfig as error:
+            log.error("consents.unreadable", problem=str(error))
+            return {}
+
+    def _write(self, consents: dict[Digest, Consent]) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        content = _ConsentFile(consents=consents).model_dump_json(indent=1)
+        write_durably(self._file, content.encode())

@@ -1,0 +1,145 @@
+"""The differences between a run and what a policy allows without asking. The functions only compare values.
+
+The settings of a run decide how much an update shows. One step of plain gradient descent with one context question, for example,
+makes an update from which the coordinator computes nearly every answer of the group. The settings of the presets were examined
+for this, so a run with other settings waits for the consent of the partner.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pluralllm.client.disclosure.policy import ANY_SPEC, Policy
+from pluralllm.common.words.spec import RunSpec, merge, preset_values
+
+# The tables of the run spec that must agree with a preset, with the fields that need not. The number of rounds, the round
+# policy, the aggregation and the seed do not change what one update shows: the client mixes its own secret into every seed.
+COMPARED: Mapping[str, frozenset[str]] = {
+    "predictor": frozenset(),
+    "training": frozenset(),
+    "evaluation": frozenset({"holdout_share"}),  # the share has a rule of its own: it is fixed for the private file
+    # The policy has a key for the model; the vectors' length and the probes follow from the model.
+    "embedding": frozenset({"model", "revision", "dimension", "probes"}),
+}
+MAX_SHOWN = 48  # characters of a value in one line of an error
+MAX_LINE = 220  # characters of all differences in one error: the coordinator keeps 400 of the whole text
+
+SETTINGS_SHOW = (
+    "The presets were examined for how much an update shows of the private answers, these settings were not. At worst the "
+    "coordinator can compute every answer of this group from one update."
+)
+SMALL_ROUNDS_SHOW = (
+    "From a model that one client made, anybody who reads the model learns this group's update. From a model that two clients "
+    "made, each of them learns the update of the other."
+)
+REWARDS_SHOW = (
+    "Each reward shows how the model expects this group to answer a question. From many rewards the views of the group can be "
+    "read."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One value in a run that the policy does not allow without consent. All texts are printable."""
+
+    field: str  # of the run spec, for example training.local_steps
+    asked: str  # value that the run asks for
+    allowed: str  # value that is allowed without consent
+    rule: str  # key of policy.toml, and the preset that was compared; or another rule of the client
+    danger: str  # the sentence that the partner consents to
+
+    @property
+    def text(self) -> str:
+        """The difference as one line, with the whole values."""
+        return f"{self.field} is {self.asked}, allowed is {self.allowed} ({self.rule})"
+
+    @property
+    def short_text(self) -> str:
+        """The difference as one line, with long values cut."""
+        return f"{self.field} is {_cut(self.asked)}, allowed is {_cut(self.allowed)} ({self.rule})"
+
+
+def differences_of(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:
+    """Returns everything in a run spec that needs the partner's consent; an empty tuple if nothing does.
+
+    A rule about another danger gets its function here, with one Difference for each value to consent to.
+    """
+    return (*_small_rounds(policy, spec), *_rewards(policy, spec), *_settings(policy, spec))
+
+
+def summary(differences: tuple[Difference, ...]) -> str:
+    """Returns as many differences as fit into the text of one error, and the number of the others."""
+    lines: list[str] = []
+    for difference in differences:
+        text = difference.short_text
+        if lines and sum(map(len, lines)) + len(text) > MAX_LINE:
+            return f"{'; '.join(lines)}; and {len(differences) - len(lines)} more"
+        lines.append(text)
+    return "; ".join(lines)
+
+
+def printable(value: object) -> str:
+    """Returns a value of the run spec as ASCII text without control characters, so that it cannot change a terminal's screen."""
+    return json.dumps(value)
+
+
+def _small_rounds(policy: Policy, spec: RunSpec) -> Iterator[Difference]:
+    """Yields a difference if a round may end with fewer updates than the policy demands."""
+    if spec.round.min_clients < policy.min_cohort:
+        asked, allowed = str(spec.round.min_clients), f"at least {policy.min_cohort}"
+        yield Difference("round.min_clients", asked, allowed, "min_cohort", SMALL_ROUNDS_SHOW)
+
+
+def _rewards(policy: Policy, spec: RunSpec) -> Iterator[Difference]:
+    """Yields a difference if the run asks for rewards: many rewards show the group's views, whatever the settings are."""
+    if spec.rewards is not None and ANY_SPEC not in policy.allowed_presets:
+        yield Difference("rewards", "asked for", "no rewards", "allow_rewards, for each run", REWARDS_SHOW)
+
+
+def _settings(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:
+    """Returns the differences from the nearest allowed preset: the preset with the fewest differences."""
+    if ANY_SPEC in policy.allowed_presets:
+        return ()
+    if not policy.allowed_presets:
+        return (Difference("settings", "any", "none", "allowed_presets", SETTINGS_SHOW),)
+    return min((tuple(_from_preset(spec, preset)) for preset in policy.allowed_presets), key=len)
+
+
+def _from_preset(spec: RunSpec, preset: str) -> Iterator[Difference]:
+    """Yields each compared field whose value is not the preset's. The fields are in the order of the run spec."""
+    asked, allowed, rule = _compared(spec), _compared(_preset_spec(preset)), f"allowed_presets: {preset}"
+    for field in dict.fromkeys((*asked, *allowed)):
+        values = asked.get(field), allowed.get(field)
+        if values[0] != values[1]:
+            yield Difference(field, printable(values[0]), printable(values[1]), rule, SETTINGS_SHOW)
+
+
+@cache
+def _preset_spec(preset: str) -> RunSpec:
+    """Returns a run spec with all values of a preset. The embedding model is a placeholder."""
+    values = preset_values(preset)
+    model = {"model": "any", "dimension": len(values["embedding"]["templates"])}
+    return RunSpec.model_validate(merge(values, {"embedding": model}))
+
+
+def _compared(spec: RunSpec) -> dict[str, Any]:
+    """Returns the compared values of a run spec by the names of their fields, for example training.episodes.max_context."""
+    values = spec.model_dump(mode="json", include=set(COMPARED))
+    compared: dict[str, Any] = {}
+    for table, left_out in COMPARED.items():
+        compared |= dict(_leaves(table, {key: value for key, value in values[table].items() if key not in left_out}))
+    return compared
+
+
+def _leaves(name: str, table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(f"{name}.{key}", value)
+        else:
+            yield f"{name}.{key}", value
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

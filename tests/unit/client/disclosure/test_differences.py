@@ -1,0 +1,160 @@
+"""Every setting of a run that shows more than the presets do is named; what does not change an update is free."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pluralllm.client.disclosure.differences import COMPARED, MAX_LINE, Difference, differences_of, summary
+from pluralllm.client.disclosure.policy import Policy
+from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, merge, preset_values
+
+EXAMPLES = Path(__file__).parents[4] / "deploy" / "examples"
+# Tables and fields that a coordinator may set as it likes: the client asks for no consent.
+FREE = {"format", "title", "seed", "rounds", "groups", "round", "updates", "aggregation"}
+OWN_RULE = {"rewards"}
+REWARDS = {"source": "runs/r/models/3", "model_digest": "a" * 64}
+
+
+def spec_of(preset: str = "default", **changes: Any) -> RunSpec:
+    """Returns a run spec with a preset's values, and with three clients in each round at least."""
+    dimension = 384 * len(preset_values(preset)["embedding"]["templates"])
+    model = {"model": "sentence-transformers/all-MiniLM-L6-v2", "dimension": dimension}
+    values = merge(preset_values(preset), {"embedding": model, "round": {"min_clients": 8, "target_clients": 8}})
+    return RunSpec.model_validate(merge(values, changes))
+
+
+def fields_of(spec: RunSpec, **policy: Any) -> list[str]:
+    return [difference.field for difference in differences_of(Policy(**policy), spec)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_run_with_the_settings_of_a_preset_needs_no_consent(preset: str) -> None:
+    assert differences_of(Policy(), spec_of(preset)) == ()
+
+
+def test_the_sample_run_needs_no_consent() -> None:
+    assert differences_of(Policy(), load_spec(EXAMPLES / "run.toml")) == ()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"title": "another", "seed": 2**62, "rounds": 10_000},
+        {"round": {"min_clients": 3, "target_clients": 1_000, "evaluate_every": 1, "deadline_s": 9.0}},
+        {"aggregation": {"optimizer": "fedadam", "server_learning_rate": 0.1, "weighting": "q_fair", "fairness": 9.0}},
+        {"updates": {"encoding": "int8"}},
+        {"groups": {"train": [f"g{number}" for number in range(9)], "held_out": ["h"]}},
+        {"evaluation": {"holdout_share": 0.2}},
+        {"evaluation": {"holdout_share": 0.1}},
+        {"embedding": {"model": "sentence-transformers/other", "revision": "v2", "dimension": 4}},
+        {"embedding": {"dimension": 4, "probes": []}},
+    ],
+)
+def test_what_does_not_change_an_update_is_free(preset: str, changes: dict[str, Any]) -> None:
+    assert differences_of(Policy(), spec_of(preset, **changes)) == ()
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "value"),
+    [
+        ("predictor", "d_model", 4096),
+        ("predictor", "embedder_layers", 3),
+        ("predictor", "layers", 2),
+        ("predictor", "heads", 2),
+        ("predictor", "feedforward", 8),
+        ("predictor", "dropout", 0.0),
+        ("predictor", "dropout", 0.10000001),
+        ("predictor", "input_scale", "none"),
+        ("predictor", "share_scale", 1e-30),
+        ("training", "optimizer", "sgd"),
+        ("training", "learning_rate", 1.0),
+        ("training", "schedule", "constant"),
+        ("training", "cosine_steps", 1),
+        ("training", "keep_optimizer_state", True),
+        ("training", "local_steps", 1),
+        ("training", "batch_episodes", 2),
+        ("training", "loss", "cross_entropy"),
+        ("training", "sharpness_spread", 0.0),
+        ("training", "target_temperature", 0.1),
+        ("training", "gradient_clip_norm", 1e-9),
+        ("training", "proximal_mu", 1e9),
+        ("training", "episodes", {"min_context": 1}),
+        ("training", "episodes", {"max_context": 10}),
+        ("training", "episodes", {"min_targets": 1}),
+        ("training", "episodes", {"max_targets": 1_000}),
+        ("evaluation", "context_questions", 1),
+        ("evaluation", "draws", 1),
+        ("embedding", "normalize", False),
+        ("embedding", "max_tokens", 8),
+        ("embedding", "templates", ["{letter}", "{option}"]),
+        ("embedding", "templates", ["{option}", "{question}"]),
+    ],
+)
+def test_each_setting_that_is_not_the_presets_needs_consent(table: str, field: str, value: object) -> None:
+    changes: dict[str, Any] = {table: {field: value}}
+    if field == "normalize":
+        changes["predictor"] = {"input_scale": "none"}  # the spec would not be valid otherwise
+    named = fields_of(spec_of(**changes), allowed_presets=["default"])
+    inner = f".{next(iter(value))}" if isinstance(value, dict) else ""
+    assert f"{table}.{field}{inner}" in named
+    assert len(named) == len(changes)
+
+
+def test_every_table_of_the_run_spec_is_compared_or_free_or_has_a_rule() -> None:
+    """A new table must be thought about: what can a coordinator learn by it?"""
+    assert set(RunSpec.model_fields) == set(COMPARED) | FREE | OWN_RULE
+    for table, left_out in COMPARED.items():
+        model: Any = RunSpec.model_fields[table].annotation
+        assert left_out <= set(model.model_fields)
+
+
+def test_the_nearest_preset_is_shown() -> None:
+    (difference,) = differences_of(Policy(), spec_of("paper", training={"local_steps": 1}))
+    assert difference.text == "training.local_steps is 1, allowed is 6 (allowed_presets: paper)"
+
+
+def test_a_preset_that_the_policy_does_not_list_needs_consent() -> None:
+    assert fields_of(spec_of("default"), allowed_presets=["default"]) == []
+    assert "training.loss" in fields_of(spec_of("paper"), allowed_presets=["default"])
+    assert fields_of(spec_of("default"), allowed_presets=[]) == ["settings"]
+
+
+@pytest.mark.parametrize("min_clients", [1, 2, 3])
+def test_a_round_of_fewer_clients_than_the_policy_demands_needs_consent(min_clients: int) -> None:
+    spec = spec_of(round={"min_clients": min_clients, "target_clients": 8})
+    needed = ["round.min_clients"] if min_clients < 3 else []
+    assert fields_of(spec) == needed
+    assert fields_of(spec, allowed_presets=["*"]) == needed, "min_cohort is a key of its own"
+    assert fields_of(spec, min_cohort=min_clients) == []
+
+
+def test_rewards_need_consent_to_each_run_although_the_policy_allows_them() -> None:
+    spec = spec_of(rewards=REWARDS)
+    assert fields_of(spec, allow_rewards=True) == ["rewards"]
+    assert fields_of(spec, allow_rewards=True, allowed_presets=["*"]) == []
+
+
+def test_a_policy_that_allows_all_settings_never_asks_about_them() -> None:
+    spec = spec_of(training={"local_steps": 1, "optimizer": "sgd"}, predictor={"share_scale": 1e-30})
+    assert fields_of(spec, allowed_presets=["*"]) == []
+
+
+def test_no_text_of_the_coordinator_reaches_a_terminal_raw() -> None:
+    (difference,) = differences_of(
+        Policy(), spec_of(embedding={"templates": ["\x1b[2J\u202e{question}\n", "{option}"]})
+    )
+    assert difference.text.isascii()
+    assert difference.text.isprintable()
+
+
+def test_a_summary_keeps_the_first_difference_and_counts_the_ones_that_do_not_fit() -> None:
+    one = Difference("f" * 40, "a" * 500, "b" * 500, "allowed_presets: default", "")
+    assert "1 more" not in summary((one,))
+    assert len(summary((one,))) <= MAX_LINE
+    text = summary((one,) * 9)
+    assert len(text) <= MAX_LINE + len("; and 9 more")
+    assert text.endswith("; and 8 more")
+    short = Difference("f", "1", "2", "k", "")
+    assert summary((short, short)) == "f is 1, allowed is 2 (k); f is 1, allowed is 2 (k)"
