@@ -25,8 +25,7 @@ def consent(
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
     consents = Consents(paths.state_dir)
     if withdraw:
-        number = consents.withdraw(RunId(run))
-        typer.echo(f"{number} consents withdrawn. The daemon refuses the next task." if number else _nothing(run))
+        typer.echo(_withdrawn(run, consents.withdraw(RunId(run))))
         return
     question = consents.question(RunId(run))
     if question is None:
@@ -55,7 +54,7 @@ def question_text(question: Question) -> str:
 
 def _agreed(question: Question) -> bool:
     """Asks on the terminal. Raises InvalidArgument if there is no terminal to ask on."""
-    if not sys.stdin.isatty():
+    if not _is_terminal():
         raise InvalidArgument(field="--yes", problem="is needed where no terminal can ask; read the lines above first")
     return typer.confirm(f"Consent to run {question.run}?", default=False)
 
@@ -67,5 +66,11 @@ def _not_asked(consents: Consents, run: str, state_dir: Path) -> str:
     )
 
 
-def _nothing(run: str) -> str:
-    return f"There is no consent to a run {printable(run)}."
+def _withdrawn(run: str, number: int) -> str:
+    if number == 0:
+        return f"There is no consent to a run {printable(run)}."
+    return f"{number} consent{'s' if number > 1 else ''} withdrawn. The daemon refuses the next task of the run."
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
