@@ -170,7 +170,11 @@ async def _lost(served: Served, reason: str) -> rpb.Run:
 @pytest.mark.parametrize(
     ("policy", "changes", "reason"),
     [
-        (open_policy(min_cohort=2), {}, "POLICY_FORBIDS: This partner's policy forbids it: min_cohort is 1"),
+        (
+            open_policy(min_cohort=2),
+            {},
+            "CONSENT_NEEDED: This partner has not consented to run r: round.min_clients is 1",
+        ),
         (open_policy(), {"embedding": {"dimension": 34}}, "EMBEDDING_MISMATCH"),
         (
             open_policy(),

@@ -1,0 +1,128 @@
+"""A coordinator that gives a daemon any task with any run spec, and notes every call and every order to the worker."""
+
+import asyncio
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from support.tasks import task_of
+
+from pluralllm.client.daemon.daemon import Daemon
+from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.joining.partner import Partner
+from pluralllm.client.link.tasks import Answer, Task, Wait
+from pluralllm.client.link.transport import Traffic
+from pluralllm.client.process.config import ClientConfig
+from pluralllm.common.words.ids import ClientId, RunId, TaskId
+from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.spec import GroupRole, RunSpec
+
+LIMIT_S = 20.0
+ADDRESS = "127.0.0.1:1"
+
+
+class EvilCoordinator:
+    """Takes the place of the daemon's transport. A refused client gets the same task again after its next Hello, or at once."""
+
+    address = ADDRESS
+
+    def __init__(self, spec: RunSpec, kind: TaskKind = TaskKind.TRAIN, *, repeats: int = 0, **changes: Any) -> None:
+        self.spec_json = spec.canonical_json()
+        digest = hashlib.sha256(self.spec_json).hexdigest()
+        self.task: Task = task_of(spec, kind, **{"spec_sha256": digest, **changes})
+        self.traffic = Traffic()
+        self.calls: list[str] = []
+        self.refusals: list[tuple[str, str, bool]] = []
+        self._called = asyncio.Condition()
+        self._repeats = repeats  # how often the task comes again without a Hello
+        self._hands_out = False
+
+    async def hello(self, *_: object) -> float:
+        await self._note("Hello")
+        self._hands_out = True
+        return 0.0
+
+    async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
+        if held is not None:  # as a coordinator does, this one holds the poll until something happens
+            calls = len(self.calls)
+            async with self._called:
+                await self._called.wait_for(lambda: len(self.calls) > calls)
+            return Wait(0.0, "the task failed") if self.calls[-1] == "ReportFailure" else self.task
+        if self._hands_out:
+            self._hands_out = False
+            return self.task
+        return Wait(0.01, "nothing to do")
+
+    async def run_spec(self, run: RunId) -> bytes:
+        await self._note("GetRunSpec")
+        return self.spec_json
+
+    async def report_failure(
+        self, task: TaskId, reason: str, message: str, *, permanent: bool, deadline_s: float = 0.0
+    ) -> None:
+        self.refusals.append((reason, message, permanent))
+        if self._repeats > 0:
+            self._repeats -= 1
+            self._hands_out = True
+        await self._note("ReportFailure")
+
+    async def fetch_model(self, *_: object) -> Any:
+        """Never answers: the test is about whether the daemon asks for a model at all."""
+        await self._note("GetManifest")
+        await asyncio.Event().wait()
+
+    async def report_progress(self, *_: object) -> None:
+        await self._note("ReportProgress")
+
+    async def until_called(self, call: str, times: int = 1) -> None:
+        """Waits until the daemon has made a call so many times."""
+        async with asyncio.timeout(LIMIT_S), self._called:
+            await self._called.wait_for(lambda: self.calls.count(call) >= times)
+
+    async def _note(self, call: str) -> None:
+        async with self._called:
+            self.calls.append(call)
+            self._called.notify_all()
+
+
+class NotedWorker:
+    """A worker that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.orders: list[object] = []
+
+    async def start(self) -> None:
+        """Starts nothing."""
+
+    async def stop(self) -> None:
+        """Stops nothing."""
+
+    async def ask(self, command: Any, order: object, *_: object) -> Any:
+        self.orders.append(order)
+        raise AssertionError("nothing is computed for this coordinator")
+
+
+class Victim:
+    """The daemon of one partner under a policy, with a coordinator of the test's choice."""
+
+    def __init__(self, state: Path, policy: Policy, coordinator: EvilCoordinator) -> None:
+        state.mkdir(exist_ok=True)
+        self.coordinator, self.worker, self.stop = coordinator, NotedWorker(), asyncio.Event()
+        config = ClientConfig(data=state / "answers.jsonl", state_dir=state)
+        partner = Partner(ClientId("ann"), "G", GroupRole.TRAIN, ADDRESS, None)
+        arguments = cast(Any, (coordinator, self.worker))
+        self.daemon = Daemon(config, partner, policy, 60, *arguments)
+
+    async def __aenter__(self) -> "Victim":
+        self._running = asyncio.create_task(self.daemon.run(self.stop))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stop.set()
+        await asyncio.wait_for(self._running, LIMIT_S)
+
+    async def refusal(self) -> tuple[str, str, bool]:
+        """Waits until the daemon has refused, and returns reason, message and whether the refusal is permanent."""
+        await self.coordinator.until_called("ReportFailure")
+        return self.coordinator.refusals[-1]
