@@ -103,7 +103,7 @@ def test_each_setting_that_is_not_the_presets_needs_consent(table: str, field: s
 
 
 def test_every_table_of_the_run_spec_is_compared_or_free_or_has_a_rule() -> None:
-    """A new table must be thought about: what can a coordinator learn by it?"""
+    """The author of a new table must decide what a coordinator can learn by it."""
     assert set(RunSpec.model_fields) == set(COMPARED) | FREE | OWN_RULE
     for table, left_out in COMPARED.items():
         model: Any = RunSpec.model_fields[table].annotation
