@@ -1,8 +1,11 @@
 """Invites, joins, renewals and revocations on a real database: what is issued once, to whom, and what a repeat returns."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from pluralllm.common.errors.membership import (
     CertificateInvalid,
     CertificateNotYetValid,
     CertificateRevoked,
+    CertificateUnknown,
     InviteExpired,
     InviteForAnother,
     InviteUnknown,
@@ -281,10 +285,98 @@ async def test_a_renewal_gives_the_next_certificate_and_leaves_the_old_one_to_it
 
 async def test_a_member_cannot_pile_up_certificates(registry: Registry) -> None:
     member = await joined(registry, "org-a")
-    for _ in range(MAX_LIVE_CERTIFICATES - 1):
-        await registry.renew(member, request())
+    for _ in range(MAX_LIVE_CERTIFICATES - 1):  # each renewal renews the one before
+        member = registry.principal(await registry.renew(member, request()))
     with pytest.raises(OverLimit):
         await registry.renew(member, request())
+
+
+async def test_the_newest_renewal_of_a_certificate_voids_the_one_before_with_all_that_came_from_it(
+    registry: Registry, place: Place
+) -> None:
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    _, first = await registry.join("org-a", token, request())
+    owner = registry.principal(first)
+    line = [await registry.renew(owner, request())]
+    for _ in range(MAX_LIVE_CERTIFICATES - 2):
+        line.append(await registry.renew(registry.principal(line[-1]), request()))
+    csr = request()
+    place.now_s += 1
+    newest = await registry.renew(owner, csr)
+    assert await registry.renew(owner, csr) == newest
+    for void in line:
+        with pytest.raises(CertificateRevoked, match="a later renewal of the same certificate took its place"):
+            registry.principal(void)
+        with pytest.raises(CertificateRevoked):
+            await registry.renew(Principal(owner.name, CLIENT, read_certificate(void).serial), request())
+    assert {registry.principal(chain).name for chain in (first, newest)} == {"org-a"}
+    shown = registry.newest_certificate(owner.name)
+    assert shown is not None
+    assert shown.chain_pem == newest
+    await place.store.close()
+    again = await place.open()
+    with pytest.raises(CertificateRevoked):
+        again.principal(line[0])
+    third = await again.renew(again.principal(newest), request())
+    await again.renew(again.principal(first), request())
+    for void in (newest, third):
+        with pytest.raises(CertificateRevoked):
+            again.principal(void)
+    facts = [entry.facts_json for entry, _ in await again.audit.entries(0, 100) if entry.action == "Renew"]
+    assert [json.loads(text)["voided"] for text in facts] == [0] * 4 + [4, 0, 2]
+
+
+async def test_a_new_membership_voids_every_certificate_of_the_name(registry: Registry, place: Place) -> None:
+    """The last certificate of the old membership has expired, an earlier one of a longer life has not."""
+    long = Registry(place.membership, registry.audit, registry.authority, 90 * DAY_S, lambda: place.now_s)
+    await long.start()
+    _, token = await long.invite(ROOT, InviteOrder("org-a", CLIENT))
+    _, old = await long.join("org-a", token, request())
+    await registry.start()
+    place.now_s += 1
+    newest = await registry.renew(registry.principal(old), request())
+    place.now_s += 31 * DAY_S
+    assert registry.principal(old).name == "org-a"
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", ADMIN))
+    before = len(await registry.audit.entries(0, 100))
+    _, chain = await registry.join("org-a", token, request())
+    assert len(await registry.audit.entries(0, 100)) == before + 1, "one transaction"
+    assert registry.principal(chain).role is ADMIN
+    await place.store.close()
+    again = await place.open()
+    for void in (old, newest):
+        with pytest.raises(CertificateRevoked, match="The membership of org-a was revoked"):
+            again.principal(void)
+
+
+async def test_an_administrator_made_on_the_coordinators_machine_voids_the_certificates_of_the_name(
+    registry: Registry, place: Place
+) -> None:
+    long = Registry(place.membership, registry.audit, registry.authority, 90 * DAY_S, lambda: place.now_s)
+    await long.start()
+    _, token = await long.invite(ROOT, InviteOrder("org-a", CLIENT))
+    _, old = await long.join("org-a", token, request())
+    await registry.start()
+    place.now_s += 1
+    await registry.renew(registry.principal(old), request())
+    place.now_s += 31 * DAY_S
+    chain = await registry.make_admin(ClientId("org-a"), new_key().public_key())
+    assert registry.principal(chain).role is ADMIN
+    with pytest.raises(CertificateRevoked):
+        registry.principal(old)
+
+
+@pytest.mark.parametrize("changes", [{"role": ADMIN}, {"role": OBSERVER}, {"created_s": 1_800_000_001.0}])
+async def test_a_certificate_of_another_role_or_of_an_earlier_membership_is_refused_in_states_of_older_releases(
+    registry: Registry, place: Place, changes: dict[str, Any]
+) -> None:
+    _, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT))
+    member, chain = await registry.join("org-a", token, request())
+    other = replace(member, **changes)
+    await registry.audit.change(MembershipChange(registry.audit.new_entry(ROOT, "Old", "x"), members=(other,)))
+    await place.store.close()
+    with pytest.raises(CertificateUnknown):
+        (await place.open()).principal(chain)
 
 
 async def test_a_member_revoked_while_it_renews_gets_nothing(registry: Registry, place: Place) -> None:

@@ -4,7 +4,7 @@ Refused
 |- CertificateInvalid      a key, request or certificate cannot be read, or is of the wrong kind
 |- CertificateExpired      the certificate's validity has ended
 |- CertificateNotYetValid  the certificate's validity has not begun: the member's or the coordinator's clock is wrong
-|- CertificateRevoked      an administrator has revoked the member
+|- CertificateRevoked      an administrator has revoked the member, or another certificate of the member took its place
 |- CertificateUnknown      the right authority signed the certificate, but this coordinator has no record of the certificate
 |- CertificateForeign      another authority signed the certificate
 |- CertificateWrongUse     the certificate is not for TLS clients
@@ -66,7 +66,9 @@ class CertificateNotYetValid(Refused):
 class CertificateRevoked(Refused):
     name: str
     revoked: str
-    why = "The membership of {name} was revoked on {revoked}."
+    what: str = "The membership"  # or "The certificate", if another certificate of the same member took its place
+    because: str = ""
+    why = "{what} of {name} was revoked on {revoked}{because}."
     fix = "Ask the coordinator's administrator; a new invite makes it a member again."
 
 

@@ -1,14 +1,19 @@
 """The members of the federation with their invites and certificates, in memory and durably in the store.
 
 A certificate proves a name. Everything else (role, group, approval, revocation) is looked up in the registry at each call.
+
+A name has one line of certificates: the certificate of the newest membership, its newest renewal, the newest renewal of that
+one, and so on. A new membership, or another renewal of the same certificate, voids what came before in the same transaction.
+So nobody can use up a member's renewals with a stolen key, and a certificate of an earlier membership proves nothing.
 """
 
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pluralllm.common.errors.membership import (
@@ -44,10 +49,13 @@ from pluralllm.server.storage.membership import (
     MemberState,
 )
 
+log = structlog.get_logger()
+
 MAX_TTL_S = 24 * 3600.0
 MAX_GROUP = 200
 MAX_RUNS = 100  # in one invite
-MAX_LIVE_CERTIFICATES = 5  # of one member: two during a renewal, and some for renewals that were interrupted
+MAX_LIVE_CERTIFICATES = 5  # in the line of one member: two during a renewal
+REPLACED = ": a later renewal of the same certificate took its place. If that was not you, somebody has the key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +113,11 @@ class Registry:
         if issued is None or member is None or (issued.member, issued.key_sha256) != (facts.name, facts.key_sha256):
             raise CertificateUnknown(name=facts.name, serial=facts.serial)
         if issued.revoked_s is not None:
-            raise CertificateRevoked(name=facts.name, revoked=day(issued.revoked_s))
+            raise self._void_error(issued)
         check_dates(facts, self._wall_s())
+        if facts.role is not member.role or issued.issued_s < member.created_s:
+            # Only states of earlier releases have such certificates: now a new membership voids the old ones.
+            raise CertificateUnknown(name=facts.name, serial=facts.serial)
         if not member.approved:
             raise AwaitingApproval(name=member.name)
         return Principal(member.name, member.role, facts.serial, member.group, member.group_role, member.runs)
@@ -121,8 +132,12 @@ class Registry:
         return tuple(sorted((i for i in self._invites.values() if i.is_open(now_s)), key=lambda invite: invite.name))
 
     def newest_certificate(self, name: ClientId) -> IssuedCertificate | None:
-        """Returns the certificate that a member got last; None if the member has no certificate."""
-        return max(self._of(name), key=lambda issued: (issued.issued_s, issued.not_after_s), default=None)
+        """Returns the newest certificate of a member, one that is not void if there is any; None without a certificate."""
+        return max(
+            self._of(name),
+            key=lambda issued: (issued.revoked_s is None, issued.issued_s, issued.not_after_s),
+            default=None,
+        )
 
     def state_of(self, member: Member) -> MemberState:
         """Returns the present state of a member: revoked, expired, active or awaiting approval."""
@@ -213,18 +228,25 @@ class Registry:
             )
             used = replace(invite, used_by_key=key_sha256)
             by = Principal(invite.name, invite.role, issued.serial)
+            void = self._voided(self._of(invite.name), now_s)
             entry = self.audit.new_entry(
-                by, "Join", str(MemberName(invite.name)), key_sha256=key_sha256, role=member.role.value
+                by,
+                "Join",
+                str(MemberName(invite.name)),
+                key_sha256=key_sha256,
+                role=member.role.value,
+                voided=len(void),
             )
-            await self._write(MembershipChange(entry, (member,), (issued,), (used,), spends=invite.token_sha256))
+            await self._write(MembershipChange(entry, (member,), (*void, issued), (used,), spends=invite.token_sha256))
         return member, issued.chain_pem
 
     @unbroken
     async def renew(self, by: Principal, request_der: bytes) -> bytes:
         """Issues the next certificate of a member and returns its chain (PEM).
 
-        by: the member. request_der: the certificate request. A repeated call with the key of an earlier
-        call returns the earlier call's chain.
+        by: the member, with the serial of the certificate that is renewed. request_der: the certificate request. A repeated
+        call with the key of the newest renewal returns that renewal's chain. Otherwise the new certificate takes the place of
+        the newest renewal of the same certificate, which becomes void together with its own renewals.
 
         Raises CertificateInvalid if the request cannot be used; CertificateRevoked if the member's certificate is revoked.
         Raises IssuerExpired if the intermediate's certificate has expired; OverLimit if the member has too many valid
@@ -235,19 +257,28 @@ class Registry:
         async with self._changing:
             current = self._certificates[by.serial]
             if current.revoked_s is not None:  # since the door has checked it
-                raise CertificateRevoked(name=by.name, revoked=day(current.revoked_s))
+                raise self._void_error(current)
             live = [issued for issued in self._of(by.name) if issued.not_after_s > now_s and issued.revoked_s is None]
             for issued in live:
                 if issued.key_sha256 == key_sha256 and issued is not current:
                     return issued.chain_pem
-            if len(live) >= MAX_LIVE_CERTIFICATES:
+            void = self._voided(self._renewals_of(current), now_s)
+            if len(live) - len(void) >= MAX_LIVE_CERTIFICATES:
                 raise OverLimit(what=f"certificates of {by.name}", got=len(live) + 1, limit=MAX_LIVE_CERTIFICATES)
             self._check_key_is_new(key_sha256, by.name)
-            issued = self._issue(key, by.name, by.role, now_s)
+            issued = replace(self._issue(key, by.name, by.role, now_s), predecessor=current.serial)
             entry = self.audit.new_entry(
-                by, "Renew", str(MemberName(by.name)), key_sha256=key_sha256, new_serial=issued.serial
+                by,
+                "Renew",
+                str(MemberName(by.name)),
+                key_sha256=key_sha256,
+                new_serial=issued.serial,
+                voided=len(void),
             )
-            await self._write(MembershipChange(entry, certificates=(issued,)))
+            await self._write(MembershipChange(entry, certificates=(*void, issued)))
+        if void:
+            fix = f"ask {by.name} by phone whether it has renewed twice; if not: pluralllm revoke {by.name}"
+            log.warning("certificate.renewed_again", name=by.name, voided=[old.serial for old in void], fix=fix)
         return issued.chain_pem
 
     @unbroken
@@ -282,7 +313,7 @@ class Registry:
             elif member is not None:
                 return member
             now_s = self._wall_s()
-            void = tuple(replace(c, revoked_s=now_s) for c in self._of(ClientId(name)) if c.revoked_s is None)
+            void = self._voided(self._of(ClientId(name)), now_s)
             entry = self.audit.new_entry(
                 by, "RevokeMember", str(MemberName(ClientId(name))), reason=reason, certificates=len(void)
             )
@@ -303,7 +334,8 @@ class Registry:
             entry = self.audit.new_entry(
                 None, "MakeAdmin", str(MemberName(name)), key_sha256=issued.key_sha256, serial=issued.serial
             )
-            await self._write(MembershipChange(entry, (made,), (issued,)))
+            void = self._voided(self._of(name), now_s)
+            await self._write(MembershipChange(entry, (made,), (*void, issued)))
         return issued.chain_pem
 
     # Parts
@@ -349,6 +381,27 @@ class Registry:
 
     def _of(self, name: ClientId) -> list[IssuedCertificate]:
         return [self._certificates[serial] for serial in self._serials.get(name, ())]
+
+    def _renewals_of(self, first: IssuedCertificate) -> list[IssuedCertificate]:
+        """Returns the certificates that come from `first` by Renew: its own renewals, the renewals of those, and so on."""
+        line, of_member = [first], self._of(first.member)
+        for issued in line:  # the list grows while the loop reads it
+            line += [renewal for renewal in of_member if renewal.predecessor == issued.serial]
+        return line[1:]
+
+    def _voided(self, certificates: Iterable[IssuedCertificate], now_s: float) -> tuple[IssuedCertificate, ...]:
+        """Returns the certificates among these that are not void yet, as void from now on."""
+        return tuple(replace(issued, revoked_s=now_s) for issued in certificates if issued.revoked_s is None)
+
+    def _void_error(self, issued: IssuedCertificate) -> CertificateRevoked:
+        """Returns the error for a void certificate. It says whether the membership ended or a renewal took the place."""
+        revoked_s = issued.revoked_s or 0.0
+        member = self._members.get(issued.member)
+        if member is not None and member.revoked_s is None and issued.issued_s >= member.created_s:
+            return CertificateRevoked(
+                name=issued.member, revoked=day(revoked_s), what="The certificate", because=REPLACED
+            )
+        return CertificateRevoked(name=issued.member, revoked=day(revoked_s))
 
     def _withdrawn(self, name: ClientId) -> tuple[InviteRecord, ...]:
         now_s = self._wall_s()
