@@ -18,7 +18,6 @@ from pluralllm.common.process.scrape_port import scrape_port
 from pluralllm.common.process.supervisor import Supervisor
 from pluralllm.common.process.tracing import tracing
 from pluralllm.common.trust.record_signatures import RecordSigner
-from pluralllm.server.members.attempts import Attempts
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, load_authority
 from pluralllm.server.members.door import EnrolmentDoor, MainDoor, by_certificate, by_word
@@ -156,8 +155,7 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     Returns the address of the main port and the address of the enrolment port.
     """
     config, authority, fail_stop = ports.config, ports.authority, ports.fail_stop
-    joins, questions = (Attempts(config.joins_per_minute, 10 * config.joins_per_minute) for _ in range(2))
-    enrolment = Enrolment(ports.registry, ports.audit_log, joins, questions, ports.wall_s)
+    enrolment = Enrolment(ports.registry, ports.audit_log, config.joins_per_minute, ports.wall_s)
     door = MainDoor(by_certificate(ports.registry), ports.audit_log, config.calls_per_member)
     room = connection_room(config)
     server, address = bind_main(config, door, fail_stop, server_credentials(authority, members_only=True), room.main)

@@ -4,7 +4,7 @@ import pytest
 
 from pluralllm.common.errors.membership import TooManyAttempts
 from pluralllm.server.members import attempts
-from pluralllm.server.members.attempts import Attempts, News
+from pluralllm.server.members.attempts import Attempts, News, network_of
 
 
 def test_a_peer_has_so_many_tries_in_any_minute() -> None:
@@ -55,3 +55,30 @@ def test_so_many_peers_that_they_would_fill_the_log_are_not_all_told_of(monkeypa
     news = News()
     assert sum(news.is_news(str(peer), 1.0) for peer in range(50)) == 3
     assert news.is_news("another", 62.0)
+
+
+def test_holders_of_a_secret_have_no_limit_together() -> None:
+    limit = Attempts(per_peer=1, together=None)
+    for holder in range(100):
+        limit.note(str(holder), 0.0)
+    with pytest.raises(TooManyAttempts):
+        limit.note("0", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("peer", "network"),
+    [
+        ("ipv4:192.0.2.1:5000", "ipv4:192.0.2.1"),
+        ("ipv4:192.0.2.2:5000", "ipv4:192.0.2.2"),
+        ("ipv6:%5B2001:db8:1:2:3::1%5D:5000", "ipv6:2001:db8:1:2::/64"),
+        ("ipv6:[2001:db8:1:2:ffff:ffff:ffff:ffff]:1", "ipv6:2001:db8:1:2::/64"),
+        ("ipv6:[2001:db8:1:3::1]:1", "ipv6:2001:db8:1:3::/64"),
+        ("ipv6:%5B::ffff:192.0.2.1%5D:9", "ipv4:192.0.2.1"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:9", "ipv6:fe80::/64"),
+        ("unix:/run/socket", "unix"),
+        ("unix:", "unix"),
+        ("", ""),
+    ],
+)
+def test_an_address_counts_for_itself_or_for_its_ipv6_network(peer: str, network: str) -> None:
+    assert network_of(peer) == network

@@ -3,21 +3,25 @@
 The classes read no clock: callers pass the time.
 """
 
+import ipaddress
 from collections import deque
+from urllib.parse import unquote
 
 from pluralllm.common.errors.membership import TooManyAttempts
 
 WINDOW_S = 60.0
 MAX_PEERS = 10_000
+IPV6_PREFIX = 64  # bits; one subscriber has at least such a network, so its addresses count as one
 
 
 class Attempts:
     """Counts and limits the attempts of the last minute, for each peer (network address) and for all peers together.
 
-    per_peer: largest number of attempts of one peer. together: largest number of attempts of all peers.
+    per_peer: largest number of attempts of one peer. together: largest number of attempts of all peers; None if peers are
+    known holders of a secret, whose number is limited anyway.
     """
 
-    def __init__(self, per_peer: int, together: int) -> None:
+    def __init__(self, per_peer: int, together: int | None) -> None:
         self._per_peer = per_peer
         self._together = together
         self._by_peer: dict[str, deque[float]] = {}
@@ -35,10 +39,27 @@ class Attempts:
         for times, limit in ((of_peer, self._per_peer), (self._all, self._together)):
             while times and times[0] <= since_s:
                 times.popleft()
-            if len(times) >= limit:
+            if limit is not None and len(times) >= limit:
                 raise TooManyAttempts(retry_s=times[0] - since_s)
         of_peer.append(now_s)
         self._all.append(now_s)
+
+
+def network_of(peer: str) -> str:
+    """Returns the network that a caller's address counts for: the address itself for IPv4, the /64 network for IPv6.
+
+    peer: the address with its port, as gRPC writes it, for example ipv4:192.0.2.1:5000 or ipv6:%5B2001:db8::1%5D:5000. A text of
+    another form is returned without the part after the last colon.
+    """
+    kind, _, rest = unquote(peer).partition(":")
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return peer.rpartition(":")[0] or peer
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return f"{kind}:{ipaddress.ip_network((address, IPV6_PREFIX), strict=False)}"
+    return f"ipv4:{getattr(address, 'ipv4_mapped', None) or address}"
 
 
 class News:

@@ -20,7 +20,7 @@ from pluralllm.common.words.ids import ID_HELP, ClientId, RunId, is_id
 from pluralllm.common.words.names import RunName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import ON_ENROLMENT_PORT, Principal, check_role
-from pluralllm.server.members.attempts import News
+from pluralllm.server.members.attempts import News, network_of
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.registry import Registry
 
@@ -170,9 +170,8 @@ def claimed_id(context: Context) -> str | None:
 
 
 def peer_of(context: Context) -> str:
-    """Returns the network address of a caller without its port, for example ipv4:192.0.2.1 for ipv4:192.0.2.1:5000."""
-    peer: str = context.peer()
-    return peer.rpartition(":")[0] or peer
+    """Returns the network that a caller's address counts for, for example ipv4:192.0.2.1 for ipv4:192.0.2.1:5000."""
+    return network_of(context.peer())
 
 
 def about_of(request: object) -> str:

@@ -122,6 +122,21 @@ class Registry:
             raise AwaitingApproval(name=member.name)
         return Principal(member.name, member.role, facts.serial, member.group, member.group_role, member.runs)
 
+    def knows_token(self, token: str) -> bool:
+        """Returns whether an invite has this token, whether the invite is open or used. A stranger cannot guess a token."""
+        invite = self._invites.get(token_hash(token))
+        return invite is not None and not invite.withdrawn
+
+    def known_serial(self, certificate_pem: bytes) -> str | None:
+        """Returns the serial of a certificate that this coordinator has issued, even if it is void or has expired; else None."""
+        try:
+            facts = read_certificate(certificate_pem)
+        except CertificateInvalid:
+            return None
+        issued = self._certificates.get(facts.serial)
+        is_known = issued is not None and (issued.member, issued.key_sha256) == (facts.name, facts.key_sha256)
+        return facts.serial if is_known else None
+
     def members(self) -> tuple[Member, ...]:
         """Returns all members, sorted by name."""
         return tuple(member for _, member in sorted(self._members.items()))

@@ -46,7 +46,8 @@ class ServerConfig(ProcessConfig):
     plain_text: bool = False  # no certificates, loopback only: for trials on one machine
     certificate_life_days: Annotated[float, Field(gt=0, le=365)] = 30.0  # a member renews after two thirds of this time
     connection_age_s: Seconds = 600.0  # then a client must reconnect, so that an expired certificate is refused
-    # Limit of attempts to join from one address, and of GetMembership calls; ten times as many from all addresses together.
+    # Limit of Join calls with a wrong token and of GetMembership calls without a certificate, from one network (an IPv4 address
+    # or an IPv6 /64); ten times as many from all networks together. Each token and each certificate has as many of its own.
     joins_per_minute: PositiveInt = 30
     calls_per_member: PositiveInt = 64  # calls of one member at the same time
     lease_s: Seconds = 60.0  # a client that is silent for this time loses its slot in the round

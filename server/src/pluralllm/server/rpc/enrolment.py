@@ -14,6 +14,7 @@ from pluralllm.common.errors.membership import (
     TooManyAttempts,
 )
 from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.trust.invite import token_hash
 from pluralllm.common.wire.messages import MEMBER_ROLES, PROTOCOL_MAX, PROTOCOL_MIN, ROLES, timestamp
 from pluralllm.common.words.ids import ClientId, is_id
 from pluralllm.common.words.names import MemberName
@@ -32,7 +33,16 @@ Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 # Refusals of a caller that has that member's token. In all others the name is a stranger's word, and the audit log keeps no such
 # name: a thousand made-up names would fill its list and hide the theft that follows.
 NAME_PROVEN = (InviteUsed, InviteExpired, CertificateRevoked, IssuerExpired)
+ALL_NETWORKS = 10  # the limit of all strangers together, as a multiple of the limit of one network
 UNPROVEN = "members/?"  # stands in the audit log for a name that a stranger gave
+
+
+class Limits:
+    """The limits of one RPC: for strangers by network and together, for the others by the token or certificate that they show."""
+
+    def __init__(self, calls_per_minute: int) -> None:
+        self.of_strangers = Attempts(calls_per_minute, ALL_NETWORKS * calls_per_minute)
+        self.of_holders = Attempts(calls_per_minute, None)
 
 
 class Enrolment(pb_grpc.EnrolmentServiceServicer):
@@ -40,20 +50,21 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
 
     The table in access.py assigns each RPC to a port. Join and GetMembership need no identity, so the number of calls a minute
     is limited for each of the two RPCs. The two limits are separate. Otherwise many calls of GetMembership could prevent a new
-    member from joining.
+    member from joining. The calls of strangers are limited for each network and together. Callers with the token of an invite
+    or with a certificate of this federation are not counted among the strangers: strangers cannot use up their calls. They have
+    a limit for each token and for each certificate.
     """
 
-    def __init__(
-        self, registry: Registry, audit: AuditLog, joins: Attempts, questions: Attempts, wall_s: Callable[[], float]
-    ) -> None:
+    def __init__(self, registry: Registry, audit: AuditLog, calls_per_minute: int, wall_s: Callable[[], float]) -> None:
+        """Stores the arguments. `calls_per_minute` is the limit for one network, one token or one certificate."""
         self._registry, self._audit = registry, audit
-        self._joins = joins
-        self._questions = questions
+        self._joins, self._questions = (Limits(calls_per_minute) for _ in range(2))
         self._news = News()
         self._wall_s = wall_s
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
-        peer = self._counted(self._joins, context)
+        token = token_hash(request.token) if self._registry.knows_token(request.token) else None
+        peer = self._counted(self._joins, context, token)
         name = request.name if is_id(request.name) else "?"
         try:
             member, chain = await self._registry.join(request.name, request.token, request.certificate_request_der)
@@ -75,11 +86,13 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
         )
 
     async def GetMembership(self, request: pb.GetMembershipRequest, context: Context) -> pb.GetMembershipResponse:
-        peer = self._counted(self._questions, context)
-        if request.certificate_chain_pem:
+        chain_pem = request.certificate_chain_pem
+        serial = self._registry.known_serial(chain_pem) if chain_pem else None
+        peer = self._counted(self._questions, context, serial)
+        if chain_pem:
             try:
-                self._registry.authority.check_member(request.certificate_chain_pem, self._wall_s())
-                self._registry.principal(request.certificate_chain_pem)
+                self._registry.authority.check_member(chain_pem, self._wall_s())
+                self._registry.principal(chain_pem)
             except PluralError as error:
                 log.warning("standing.refused", peer=peer, reason=error.reason, problem=str(error))
                 raise
@@ -91,14 +104,18 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
         log.info("certificate.renewed", name=caller().name)
         return pb.RenewResponse(certificate_chain_pem=chain)
 
-    def _counted(self, attempts: Attempts, context: Context) -> str:
-        """Counts a call against the limit `attempts` and returns the caller's network address.
+    def _counted(self, limits: "Limits", context: Context, secret: str | None) -> str:
+        """Counts a call of one RPC against its limits and returns the caller's network.
 
+        secret: hash of the token or serial of the certificate that the caller has shown; None for a stranger.
         Raises TooManyAttempts if the limit is exceeded.
         """
         peer, now_s = peer_of(context), time.monotonic()
         try:
-            attempts.note(peer, now_s)
+            if secret is None:
+                limits.of_strangers.note(peer, now_s)
+            else:
+                limits.of_holders.note(secret, now_s)
         except TooManyAttempts as error:
             if self._news.is_news(peer, now_s):
                 log.warning("enrolment.refused", peer=peer, reason=error.reason)
