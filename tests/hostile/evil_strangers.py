@@ -1,10 +1,11 @@
-"""Hostile strangers: they have no certificate, and they connect to a coordinator's ports and send nothing."""
+"""Hostile strangers: they have no certificate; they send nothing, or call from many addresses."""
 
+import asyncio
 import contextlib
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 
 @contextlib.contextmanager
@@ -16,6 +17,32 @@ def silent_connections(address: str, count: int) -> Iterator[list[socket.socket]
         for _ in range(count):
             connections.append(stack.enter_context(socket.create_connection((host, int(port)), 20)))
         yield connections
+
+
+@contextlib.asynccontextmanager
+async def from_address(source: str, target: str) -> AsyncIterator[str]:
+    """Yields the address of a relay, whose connections reach `target` from the loopback address `source`.
+
+    target: address of the coordinator (host:port). Everything that connects to the relay looks like a caller at `source`.
+    """
+    host, _, port = target.rpartition(":")
+
+    async def passes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        further_reader, further_writer = await asyncio.open_connection(host, int(port), local_addr=(source, 0))
+        await asyncio.gather(passes(reader, further_writer), passes(further_reader, writer))
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
 
 
 def open_among(connections: list[socket.socket]) -> int:
