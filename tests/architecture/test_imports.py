@@ -132,6 +132,7 @@ NEVER: dict[str, tuple[str, ...]] = {
     "client.disclosure.limits": (*WORLD, *HEAVY),
     "client.disclosure.differences": (*WORLD, *HEAVY),
     "client.disclosure.outgoing": (*WORLD, *HEAVY, "numpy"),
+    "client.disclosure.measurements": (*WORLD, *HEAVY, "numpy"),
     "client.work.losses": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", "subprocess"),
     "client.work.train": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", "subprocess"),
     "align.answers": (*WORLD, *HEAVY),

@@ -17,9 +17,9 @@ from support.open_policy import open_policy
 
 from pluralllm.client.daemon import daemon
 from pluralllm.client.daemon.daemon import Daemon
+from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link import transport
-from pluralllm.client.link.tasks import Scores
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.work.commands import Command, OrderT, ResultT
@@ -81,7 +81,7 @@ class ScriptedWorker(WorkerProcess):
                 self._spec = parse_spec(order.spec_json.encode(), "of the drill")
                 return Prepared(QUESTIONS, "cpu")
             case Evaluate():
-                return Scores(0.7, 0.5, 0.8, QUESTIONS)
+                return MeasuredScores(0.7, 0.8, QUESTIONS, QUESTIONS)
             case Reward():
                 return await self._reward(order.out, order.rollouts_json.encode())
             case Train():
@@ -117,8 +117,8 @@ class ScriptedWorker(WorkerProcess):
         if behaviour == Behaviour.SEND_NOISE:
             delta[0] = np.nan
         manifest, _ = write_update(out, update_format(layout, self._spec.updates.encoding), delta, rng)
-        metrics = {"loss": 1.0, "base_distance": 0.5}
-        return TrainedUpdate(manifest.digest, QUESTIONS, metrics, gpu_memory_bytes=0)
+        measured = MeasuredTraining(1.0, 0.5, QUESTIONS, QUESTIONS)
+        return TrainedUpdate(manifest.digest, QUESTIONS, measured, gpu_memory_bytes=0)
 
 
 async def file_there(path: Path) -> None:

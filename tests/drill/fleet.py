@@ -111,6 +111,7 @@ class Fleet:
                 "data": "none",
                 "state_dir": str(home / "state"),
                 "exit_when_run_over": True,
+                "shared_seeds": True,
             }
             (home / "client.toml").write_text(
                 "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

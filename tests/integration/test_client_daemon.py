@@ -237,7 +237,7 @@ async def test_the_worker_answers_in_leaves_and_notices_that_it_is_not_wanted(tm
     """The text of an unexpected exception may be private, and the answer goes to the coordinator."""
     worker = WorkerProcess()
     with pytest.raises(WorkerDied, match="KeyError") as died:
-        await worker.ask(EVALUATE, Evaluate(Digest("a private text"), tmp_path), lambda *_: None)
+        await worker.ask(EVALUATE, Evaluate(Digest("a private text"), tmp_path, 0), lambda *_: None)
     assert "a private text" not in str(died.value)
     assert worker.pid is not None
     await worker.stop()

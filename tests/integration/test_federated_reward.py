@@ -115,8 +115,8 @@ def test_an_exported_version_scores_as_the_service_did_where_no_server_is_instal
         )
         assert alone.returncode == 0, alone.stderr
         again = json.loads(alone.stdout)
-        assert again["score"] == pytest.approx(score["alignment_score"], abs=1e-6)
-        assert again["wasserstein"] == pytest.approx(score["wasserstein_score"], abs=1e-6)
+        assert round(again["score"], 2) == score["alignment_score"]  # a client rounds its scores to hundredths
+        assert round(again["wasserstein"], 2) == score["wasserstein_score"]
 
 
 def test_four_groups_score_a_trainers_rollouts_and_three_when_one_is_killed(
@@ -150,7 +150,7 @@ def test_four_groups_score_a_trainers_rollouts_and_three_when_one_is_killed(
         ],
         axis=0,
     )
-    assert rewards == pytest.approx(local.tolist(), abs=1e-6)
+    assert rewards == pytest.approx(local.tolist(), abs=0.006)  # each group rounds its rewards to hundredths
     federated.clients["dan"].kill()
     again = asyncio.run(FederatedReward(remote, "r", timeout_s=90)(**{**rollouts, "completions": ["B"] * len(rows)}))
     assert None not in again

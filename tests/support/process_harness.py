@@ -212,7 +212,8 @@ class Federation:
         (home / "policy.toml").write_text(open_policy_text(**(policy or {})))
         config["policy"] = str(home / "policy.toml")
         text = "".join(f'{key} = "{value}"\n' for key, value in config.items())
-        (home / "client.toml").write_text(text + f"threads = 1\nexit_when_run_over = {str(not stays).lower()}\n")
+        text += f"threads = 1\nexit_when_run_over = {str(not stays).lower()}\nshared_seeds = true\n"
+        (home / "client.toml").write_text(text)  # with shared seeds, so that two runs have the same bits
         command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
         process = Process(command, self.folder / f"{name}.log", {"OMP_NUM_THREADS": "1"}).start()
         self.processes.append(process)

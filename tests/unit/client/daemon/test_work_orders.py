@@ -7,6 +7,7 @@ import pytest
 from support.process_harness import process_spec
 
 from pluralllm.client.daemon.work_orders import WorkOrders
+from pluralllm.client.disclosure.seeds import SecretSeeds, Seeds, SharedSeeds
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.link.tasks import Task
@@ -16,11 +17,15 @@ from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumb
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole
 
+TASK = Task(
+    TaskId("t"), RunId("r"), TaskKind.TRAIN, RoundNumber(3), Digest("s"), ModelVersion(2), Digest("b"), "", 4, seed=7
+)
 
-def orders(folder: Path, **settings: Any) -> WorkOrders:
+
+def orders(folder: Path, seeds: Seeds = SharedSeeds(), **settings: Any) -> WorkOrders:  # noqa: B008 - it has no state
     partner = Partner(ClientId("ann"), "G", GroupRole.TRAIN, "127.0.0.1:1", None)
     config = ClientConfig(**{"data": Path("answers.jsonl"), **settings})
-    return WorkOrders(config, partner, folder, Drafts(folder / "drafts"))
+    return WorkOrders(config, partner, folder, Drafts(folder / "drafts"), seeds)
 
 
 def test_relative_paths_of_the_configuration_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,18 +43,7 @@ def test_embedded_texts_are_kept_in_the_state_directory_by_default(tmp_path: Pat
 
 
 def test_each_file_of_a_training_has_its_own_path(tmp_path: Path) -> None:
-    task = Task(
-        TaskId("t"),
-        RunId("r"),
-        TaskKind.TRAIN,
-        RoundNumber(3),
-        Digest("s"),
-        ModelVersion(2),
-        Digest("b"),
-        "",
-        4,
-        seed=7,
-    )
+    task = TASK
     drafts = Drafts(tmp_path / "drafts")
     assert orders(tmp_path).train(task, tmp_path / "base") == Train(
         Digest("s"),
@@ -67,3 +61,15 @@ def test_a_role_in_the_spec_replaces_the_partners_own(tmp_path: Path) -> None:
     held_out = process_spec(groups={"train": ["H", "I"], "held_out": ["G"]})
     assert orders(tmp_path).prepare(held_out, b"{}").role is GroupRole.HELD_OUT
     assert orders(tmp_path).prepare(process_spec(), b"{}").role is GroupRole.TRAIN
+
+
+def test_every_seed_of_an_order_depends_on_the_clients_secret(tmp_path: Path) -> None:
+    ours, others = (orders(tmp_path, SecretSeeds(bytes([number]) * 32)) for number in (1, 2))
+    base, spec = tmp_path / "base", process_spec()
+    assert len({ours.train(TASK, base).seed, others.train(TASK, base).seed, TASK.seed}) == 3
+    assert (
+        len({ours.evaluate(TASK, spec, base).context_seed, others.evaluate(TASK, spec, base).context_seed, spec.seed})
+        == 3
+    )
+    rewards = [made.reward(TASK, spec, base, b"").context_seed for made in (ours, others)]
+    assert len({*rewards, spec.seed}) == 3

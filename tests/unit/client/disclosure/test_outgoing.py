@@ -1,13 +1,171 @@
-from pluralllm.client.disclosure.outgoing import permitted_metrics
+"""The numbers and texts that leave this machine, and how exact they are."""
+
+import math
+from typing import Any
+
+import pytest
+from support.process_harness import process_spec
+
+from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
+from pluralllm.client.disclosure.outgoing import (
+    KEYS,
+    check_rewards_context,
+    reported_failure,
+    reported_metrics,
+    reported_progress,
+    reported_scores,
+    rounded,
+)
 from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.link.tasks import Scores
+from pluralllm.common.errors.tree import InvalidConfig, InvalidData, ModelUnavailable, PolicyForbids, TooFewQuestions
+from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
+from pluralllm.common.words.not_reported import NotReported
+from pluralllm.common.words.reward_weights import RewardRun
+from pluralllm.common.words.spec import RunSpec
+
+POLICY = Policy()
+ALL = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_score"})
 
 
-def test_only_permitted_metrics_leave() -> None:
-    policy = Policy(allowed_metrics=frozenset({"alignment_score"}))
-    assert permitted_metrics(policy, {"loss": 1.0, "alignment_score": 0.5}) == {"alignment_score": 0.5}
+def scores(**changes: float | None) -> MeasuredScores:
+    values: dict[str, Any] = {
+        "alignment_score": 0.71234,
+        "wasserstein_score": 0.81234,
+        "questions": 30,
+        "scale_questions": 30,
+    }
+    return MeasuredScores(**{**values, **changes})
 
 
-def test_the_base_distance_leaves_only_if_the_partner_lets_it() -> None:
-    metrics = {"loss": 1.0, "base_distance": 0.3}
-    assert permitted_metrics(Policy(), metrics) == metrics
-    assert permitted_metrics(Policy(allowed_metrics=frozenset({"loss"})), metrics) == {"loss": 1.0}
+def training(**changes: float) -> MeasuredTraining:
+    values: dict[str, Any] = {
+        "loss": 1.23456,
+        "base_distance": 0.34567,
+        "target_questions": 30,
+        "first_target_questions": 30,
+    }
+    return MeasuredTraining(**{**values, **changes})
+
+
+def of_scores(policy: Policy, measured: MeasuredScores) -> Scores:
+    reported = reported_scores(policy, measured)
+    assert isinstance(reported, Scores)
+    return reported
+
+
+# Floors
+
+
+@pytest.mark.parametrize("least", [30, 7])
+def test_scores_leave_with_the_least_number_of_questions_and_not_with_one_fewer(least: int) -> None:
+    policy = Policy(min_questions_behind=least)
+    assert of_scores(policy, scores(questions=least)).questions == least
+    assert reported_scores(policy, scores(questions=least - 1)) is NotReported.TOO_FEW_QUESTIONS
+
+
+def test_the_wasserstein_score_has_a_count_of_its_own() -> None:
+    assert of_scores(POLICY, scores(scale_questions=30)).wasserstein_score == 0.81
+    assert of_scores(POLICY, scores(scale_questions=29)).wasserstein_score is None
+    assert of_scores(POLICY, scores(wasserstein_score=None, scale_questions=0)).wasserstein_score is None
+
+
+def test_the_wasserstein_score_leaves_only_if_the_policy_lists_it() -> None:
+    policy = Policy(allowed_metrics=ALL - {"wasserstein_score"})
+    assert of_scores(policy, scores()).wasserstein_score is None
+
+
+def test_each_number_of_a_training_has_its_own_count() -> None:
+    assert reported_metrics(POLICY, training()) == {"loss": 1.23, "base_distance": 0.35}
+    assert reported_metrics(POLICY, training(first_target_questions=29)) == {"loss": 1.23}
+    assert reported_metrics(POLICY, training(target_questions=29, first_target_questions=29)) == {}
+
+
+def test_a_number_of_a_training_leaves_only_if_the_policy_lists_it() -> None:
+    assert reported_metrics(Policy(allowed_metrics=ALL - {"loss"}), training()) == {"base_distance": 0.35}
+    assert reported_metrics(Policy(allowed_metrics=ALL - {"base_distance"}), training()) == {"loss": 1.23}
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stays(loss: float) -> None:
+    assert reported_metrics(POLICY, training(loss=loss)) == {"base_distance": 0.35}
+
+
+def reward_spec(context: int) -> RunSpec:
+    rewards = RewardRun(source="runs/s/models/0", model_digest="0" * 64, context_questions=context)
+    return process_spec().model_copy(update={"rewards": rewards})
+
+
+def test_rewards_need_the_least_number_of_context_questions() -> None:
+    check_rewards_context(POLICY, reward_spec(30), 30)
+    check_rewards_context(POLICY, process_spec(), 1)
+    for context, questions in ((29, 300), (300, 29)):
+        with pytest.raises(PolicyForbids, match="min_questions_behind is 29, allowed is at least 30"):
+            check_rewards_context(POLICY, reward_spec(context), questions)
+
+
+# Rounding
+
+
+@pytest.mark.parametrize(
+    ("number", "leaves"),
+    [
+        (0.7149, 0.71),
+        (0.7151, 0.72),
+        (-1.2349, -1.23),
+        (12.345, 12.3),
+        (623_451.7, 623_000.0),
+        (0.00123, 0.0),
+        (0.0, 0.0),
+        (1.0, 1.0),
+    ],
+)
+def test_a_number_has_two_decimals_and_three_digits_at_most(number: float, leaves: float) -> None:
+    assert rounded(number) == leaves
+
+
+def test_the_score_to_base_2_tells_nothing_that_the_score_does_not_tell() -> None:
+    for exact in (0.7051, 0.7099, 0.7149):
+        assert of_scores(POLICY, scores(alignment_score=exact)) == of_scores(POLICY, scores(alignment_score=0.71))
+    reported = of_scores(POLICY, scores())
+    assert reported.alignment_score_base2 == pytest.approx(1 - 0.29 / MAX_JS_DISTANCE)
+
+
+@pytest.mark.parametrize("exact", [1 - MAX_JS_DISTANCE, 0.164, 1.0, 0.9999])
+def test_scores_at_the_ends_of_their_range_stay_in_it(exact: float) -> None:
+    reported = of_scores(POLICY, scores(alignment_score=exact, wasserstein_score=exact))
+    assert all(0 <= score <= 1 for score in (reported.alignment_score, reported.alignment_score_base2))
+
+
+def test_each_reason_names_a_key_of_the_policy() -> None:
+    assert {KEYS[reason] for reason in NotReported} <= Policy.model_fields.keys()
+
+
+# Progress and failures
+
+
+def test_progress_has_hundredths_and_known_stages() -> None:
+    assert reported_progress("training", 1, 3) == ("training", 0.33)
+    assert reported_progress("training", 5, 3) == ("training", 1.0)
+    assert reported_progress("training", -1, 0) == ("training", 0.0)
+    assert reported_progress("question 17: 83 % yes", 1, 2) == ("working", 0.5)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidData(file="/home/ann/answers.jsonl", problems="  line 3: shares sum to 0.97, not to 1"),
+        InvalidConfig(file="/home/ann/answers.jsonl", problems="  threads: 83"),
+        ModelUnavailable(model="/home/ann/models", problem="83 is no file"),
+        ValueError("shares sum to 0.97"),
+    ],
+)
+def test_no_failure_quotes_the_private_file_or_names_a_file_of_this_machine(error: Exception) -> None:
+    reason, text = reported_failure(error)
+    assert "the client's log says more" in text
+    assert not any(private in text + reason for private in ("0.97", "83", "/home/"))
+
+
+def test_a_failure_that_names_no_answer_leaves_with_its_text() -> None:
+    error = TooFewQuestions(group="G", usable=3, needed=20, use="training")
+    assert reported_failure(error) == ("TOO_FEW_QUESTIONS", str(error))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pluralllm.client.disclosure.measurements import MeasuredTraining
 from pluralllm.client.work.command_loop import Action, CommandLoop
 from pluralllm.client.work.commands import fields_of
 from pluralllm.client.work.orders import EVALUATE, PREPARE, TRAIN, Evaluate, Prepare, Prepared, Train, TrainedUpdate
@@ -32,8 +33,8 @@ def test_an_order_arrives_as_it_was_given(command: Any, order: Any) -> None:
 
 
 def test_a_loss_that_is_no_number_arrives() -> None:
-    result = TrainedUpdate(Digest("5a"), 3, {"loss": math.nan}, 0)
-    assert math.isnan(TRAIN.read_result(over_the_pipe(fields_of(result))).metrics["loss"])
+    result = TrainedUpdate(Digest("5a"), 3, MeasuredTraining(math.nan, 0.5, 40, 12), 0)
+    assert math.isnan(TRAIN.read_result(over_the_pipe(fields_of(result))).measured.loss)
 
 
 def test_a_missing_field_is_named() -> None:
@@ -62,7 +63,7 @@ def test_a_value_of_another_type_is_refused_and_not_quoted() -> None:
 def test_a_command_that_a_worker_does_not_answer_is_refused_and_the_next_one_is_answered() -> None:
     answers = io.StringIO()
     loop = CommandLoop(answers, Action(PREPARE, lambda _report, order: Prepared(len(order.group), order.device)))
-    loop.answer(1, "evaluate", fields_of(Evaluate(Digest("5a"), Path("/w"))))
+    loop.answer(1, "evaluate", fields_of(Evaluate(Digest("5a"), Path("/w"), 7)))
     loop.answer(2, "prepare", fields_of(PREPARE_ORDER))
     refusal, result = (json.loads(line) for line in answers.getvalue().splitlines())
     problem = "the command 'evaluate' is unknown; the worker answers prepare"

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +19,20 @@ from pluralllm.client.daemon.models import Models
 from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
+from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.consents import Consents
 from pluralllm.client.disclosure.differences import differences_of
+from pluralllm.client.disclosure.held_share import HeldShare
 from pluralllm.client.disclosure.limits import check_task
-from pluralllm.client.disclosure.outgoing import permitted_metrics
+from pluralllm.client.disclosure.outgoing import (
+    KEYS,
+    check_rewards_context,
+    reported_failure,
+    reported_metrics,
+    reported_scores,
+)
 from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.disclosure.seeds import load_seeds
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.history import History
@@ -42,6 +50,7 @@ from pluralllm.client.process.instruments import (
     WORK_SECONDS,
 )
 from pluralllm.client.work.orders import EVALUATE, PREPARE, REWARD, TRAIN, Rewards, TrainedUpdate
+from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
 from pluralllm.common.errors.membership import AwaitingApproval, CertificateExpired, CertificateNotYetValid
@@ -59,6 +68,7 @@ from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.process.tracing import context_of, span
 from pluralllm.common.words.ids import Digest, RunId
 from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import RunSpec, parse_spec
 
 log = structlog.get_logger()
@@ -115,7 +125,13 @@ class Daemon:
         self._unfinished = self._history.open_runs()  # an earlier process took part in these
         self._models = Models(self._state / "models", self._history, transport)
         self._drafts = Drafts(self._state / "drafts")
-        self._orders = WorkOrders(config, partner, self._state, self._drafts)
+        disclosure = self._state / "disclosure"
+        seeds = load_seeds(disclosure, shared=config.shared_seeds)
+        self._orders = WorkOrders(config, partner, self._state, self._drafts, seeds)
+        self._budgets = Budgets(disclosure / "runs", policy)
+        self._budgets.open_for(self._unfinished)
+        self._held_share = HeldShare(disclosure / "share.json")
+        self._limits = WorkerLimits.of(policy)
         self._work: Work | None = None
         self._runs: dict[RunId, JoinedRun] = {}
         self._last_reason = ""
@@ -265,9 +281,7 @@ class Daemon:
         with span(task.kind, context_of(task.traceparent), task=task.name, client=self._partner.name):
             try:
                 run = await self._joined_run(task)
-                check_task(self._policy, self._partner.group, self._partner.role, run.spec, task)
-                differences = differences_of(self._policy, run.spec)
-                await asyncio.to_thread(self._consents.demand, task.run, run.spec, differences)
+                await asyncio.to_thread(self._admit, task, run.spec)
                 if task.kind is TaskKind.EVALUATE:
                     await self._evaluate(task, run)
                 else:
@@ -287,8 +301,17 @@ class Daemon:
                 log.exception("task.broken", task=task.name)
                 await self._give_up(task, error)
 
+    def _admit(self, task: Task, spec: RunSpec) -> None:
+        """Checks that this client works on a task, before anything is fetched or computed. Raises the reason if it does not."""
+        check_task(self._policy, self._partner.group, self._partner.role, spec, task)
+        check_rewards_context(self._policy, spec, self._questions)
+        differences = (*differences_of(self._policy, spec), *self._held_share.differences(self._policy, spec))
+        self._consents.demand(task.run, spec, differences)
+        self._budgets.join(task.run, task.spec_sha256)
+        self._held_share.fix(spec)
+
     async def _give_up(self, task: Task, error: Exception) -> None:
-        reason = error.reason if isinstance(error, PluralError) else type(error).__name__
+        reason, message = reported_failure(error)
         permanent = isinstance(error, PluralError) and not isinstance(error, Broken | StorageFull)
         if permanent:  # otherwise the next try of this task uses its finished update
             self._outbox.drop(task.name)
@@ -296,7 +319,6 @@ class Daemon:
         log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
         self._stage(HANDING_IN)
         with contextlib.suppress(PluralError):
-            message = str(error) if isinstance(error, PluralError) else "the client's log says more"
             await self._transport.report_failure(task.name, reason, message, permanent=permanent)
 
     async def _joined_run(self, task: Task) -> JoinedRun:
@@ -346,19 +368,20 @@ class Daemon:
         (`Drafts.delta`).
         """
         on_progress = self._progress(task)
-        await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
         result: TrainedUpdate | Rewards
-        metrics: Mapping[str, float] = {}
-        if task.kind is TaskKind.REWARD:
-            order = self._orders.reward(task, weights, await self._transport.rollouts(task.name))
-            with WORK_SECONDS.labels(task.kind).time(), span("work"):
-                result = await self._worker.ask(REWARD, order, on_progress)
-        else:
-            with WORK_SECONDS.labels(task.kind).time(), span("work"):
-                result = await self._worker.ask(TRAIN, self._orders.train(task, weights), on_progress)
-            metrics = result.metrics
-            LOSS.set(metrics["loss"])
-            GPU_MEMORY_BYTES.set(result.gpu_memory_bytes)
+        metrics: dict[str, float] = {}
+        async with self._limits.task_time():
+            await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
+            if task.kind is TaskKind.REWARD:
+                order = self._orders.reward(task, run.spec, weights, await self._transport.rollouts(task.name))
+                with WORK_SECONDS.labels(task.kind).time(), span("work"):
+                    result = await self._worker.ask(REWARD, order, on_progress)
+            else:
+                with WORK_SECONDS.labels(task.kind).time(), span("work"):
+                    result = await self._worker.ask(TRAIN, self._orders.train(task, weights), on_progress)
+                metrics = reported_metrics(self._policy, result.measured)
+                LOSS.set(result.measured.loss)
+                GPU_MEMORY_BYTES.set(result.gpu_memory_bytes)
         return Entry(
             task=task.name,
             run=task.run,
@@ -366,21 +389,36 @@ class Daemon:
             base_digest=task.base_digest,
             digest=result.digest,
             examples=result.examples,
-            metrics=permitted_metrics(self._policy, metrics),
+            metrics=metrics,
         )
 
     async def _evaluate(self, task: Task, run: JoinedRun) -> None:
-        weights = await self._fetch(task, run.spec)
-        on_progress = self._progress(task)
-        await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
-        with WORK_SECONDS.labels(task.kind).time(), span("work"):
-            scores = await self._worker.ask(EVALUATE, self._orders.evaluate(task, weights), on_progress)
-        ALIGNMENT.set(scores.alignment_score)
-        if "wasserstein_score" not in self._policy.allowed_metrics:
-            scores = Scores(scores.alignment_score, scores.alignment_score_base2, None, scores.questions)
+        """Reports the scores of a model version: those reported before, new ones, or the reason why there are none."""
+        scores = await asyncio.to_thread(self._budgets.answer, task)
+        if scores is None:
+            scores = await self._score(task, run)
         self._stage(HANDING_IN)
         await self._transport.report_scores(task.name, scores)
-        log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)
+        if isinstance(scores, NotReported):
+            key = KEYS[scores]
+            log.warning(
+                "evaluation.not_reported", task=task.name, reason=scores, key=key, limit=getattr(self._policy, key)
+            )
+        else:
+            log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)
+
+    async def _score(self, task: Task, run: JoinedRun) -> Scores | NotReported:
+        weights = await self._fetch(task, run.spec)
+        on_progress = self._progress(task)
+        async with self._limits.task_time():
+            await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
+            with WORK_SECONDS.labels(task.kind).time(), span("work"):
+                measured = await self._worker.ask(EVALUATE, self._orders.evaluate(task, run.spec, weights), on_progress)
+        ALIGNMENT.set(measured.alignment_score)
+        scores = reported_scores(self._policy, measured)
+        if isinstance(scores, Scores):
+            await asyncio.to_thread(self._budgets.keep, task, scores)
+        return scores
 
     async def _fetch(self, task: Task, spec: RunSpec) -> Path:
         self._stage("fetching")

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
+from pluralllm.client.disclosure.outgoing import reported_progress
 from pluralllm.common.errors.tree import PluralError
 
 REPORT_EVERY_S = 1.0
@@ -27,7 +28,7 @@ class ProgressReports:
         now_s = time.monotonic()
         if now_s - self._last_s >= REPORT_EVERY_S:
             self._last_s = now_s
-            sending = asyncio.create_task(self._send(stage, done / max(1, total)))
+            sending = asyncio.create_task(self._send(*reported_progress(stage, done, total)))
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
 

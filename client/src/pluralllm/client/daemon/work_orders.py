@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pluralllm.client.disclosure.seeds import Seeds
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.link.tasks import Task
@@ -13,8 +14,8 @@ from pluralllm.common.words.spec import RunSpec
 class WorkOrders:
     """Makes the orders for one client's worker process. The methods only return values: they touch no file and no process."""
 
-    def __init__(self, config: ClientConfig, partner: Partner, state: Path, drafts: Drafts) -> None:
-        self._config, self._partner, self._drafts = config, partner, drafts
+    def __init__(self, config: ClientConfig, partner: Partner, state: Path, drafts: Drafts, seeds: Seeds) -> None:
+        self._config, self._partner, self._drafts, self._seeds = config, partner, drafts, seeds
         self._cache = (config.cache_dir or state / "cache").absolute()
 
     def prepare(self, spec: RunSpec, spec_json: bytes) -> Prepare:
@@ -45,13 +46,13 @@ class WorkOrders:
             spec_sha256=task.spec_sha256,
             base=base,
             out=self._drafts.delta,
-            seed=task.seed,
+            seed=self._seeds.of_training(task.run, task.name, task.seed),
             round_number=task.round,
             optimizer_state=self._drafts.optimizer_state(task.run),
             residual=self._drafts.residual(task.run),
         )
 
-    def reward(self, task: Task, weights: Path, rollouts_json: bytes) -> Reward:
+    def reward(self, task: Task, spec: RunSpec, weights: Path, rollouts_json: bytes) -> Reward:
         """Returns the order to score a batch of rollouts, and to write the rewards to the draft file (`Drafts.delta`).
 
         weights: file of the model version that scores. rollouts_json: the batch, as JSON text.
@@ -61,8 +62,9 @@ class WorkOrders:
             weights=weights,
             rollouts_json=rollouts_json.decode(),
             out=self._drafts.delta,
+            context_seed=self._seeds.of_contexts(task.run, spec.seed),
         )
 
-    def evaluate(self, task: Task, weights: Path) -> Evaluate:
+    def evaluate(self, task: Task, spec: RunSpec, weights: Path) -> Evaluate:
         """Returns the order to score the model version in the file `weights`."""
-        return Evaluate(task.spec_sha256, weights)
+        return Evaluate(task.spec_sha256, weights, self._seeds.of_contexts(task.run, spec.seed))

@@ -1,10 +1,109 @@
-"""The numbers that leave this machine."""
+"""Decides which numbers and texts leave this machine, and how exact they are. Every one of them passes through this module.
 
+A number about this group's answers leaves only if the policy lists it in allowed_metrics and at least min_questions_behind of
+the group's questions are behind it. It is rounded, so that a difference of two numbers does not show a single answer.
+Two numbers pass unchanged because they depend on no answer: how many questions are scored, and how many a run trains on.
+"""
+
+import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
+from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.link.tasks import Scores
+from pluralllm.common.errors.tree import InvalidConfig, InvalidData, ModelUnavailable, PluralError, PolicyForbids
+from pluralllm.common.words.not_reported import NotReported
+from pluralllm.common.words.spec import RunSpec
+
+DECIMALS = 2
+WORST_DISTANCE = math.sqrt(math.log(2))  # between shares that have no option in common
+DIGITS = 3  # a model can be made so that a loss is very large; its last digits would then show single answers
+STAGES = frozenset({"embedding", "training", "evaluating", "scoring"})
+OTHER_STAGE = "working"
+IN_LOG = "the client's log says more"
+# Their texts quote the private file, or name files of this machine.
+PRIVATE_TEXTS: Mapping[type[Exception], str] = MappingProxyType(
+    {
+        InvalidData: f"The private file has problems; {IN_LOG}.",
+        InvalidConfig: f"The configuration has problems; {IN_LOG}.",
+        ModelUnavailable: f"The embedding model cannot be loaded; {IN_LOG}.",
+    }
+)
+
+# The key of the policy behind each reason for keeping scores on this machine.
+KEYS: Mapping[NotReported, str] = MappingProxyType(
+    {
+        NotReported.TOO_FEW_QUESTIONS: "min_questions_behind",
+        NotReported.BUDGET_SPENT: "max_evaluations_of_run",
+    }
+)
 
 
-def permitted_metrics(policy: Policy, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Returns the metrics that the policy allows to leave this machine."""
-    return {name: value for name, value in metrics.items() if name in policy.allowed_metrics}
+def rounded(number: float) -> float:
+    """Returns a number with at most DECIMALS decimals and at most DIGITS significant digits."""
+    if number == 0 or not math.isfinite(number):
+        return number
+    return round(number, min(DECIMALS, DIGITS - 1 - math.floor(math.log10(abs(number)))))
+
+
+def reported_scores(policy: Policy, measured: MeasuredScores) -> Scores | NotReported:
+    """Returns the scores that leave this machine, or the reason why none does.
+
+    The score to base 2 follows from the rounded score: rounded by itself, it would narrow the exact score down.
+    """
+    if measured.questions < policy.min_questions_behind:
+        return NotReported.TOO_FEW_QUESTIONS
+    score = rounded(measured.alignment_score)
+    keeps_wasserstein = (
+        measured.wasserstein_score is None
+        or "wasserstein_score" not in policy.allowed_metrics
+        or measured.scale_questions < policy.min_questions_behind
+    )
+    return Scores(
+        alignment_score=score,
+        alignment_score_base2=min(1.0, max(0.0, 1 - (1 - score) / WORST_DISTANCE)),
+        wasserstein_score=None if keeps_wasserstein else rounded(measured.wasserstein_score or 0.0),
+        questions=measured.questions,
+    )
+
+
+def reported_metrics(policy: Policy, measured: MeasuredTraining) -> dict[str, float]:
+    """Returns the numbers of a training that leave this machine, by name."""
+    behind = {
+        "loss": (measured.loss, measured.target_questions),
+        "base_distance": (measured.base_distance, measured.first_target_questions),
+    }
+    return {
+        name: rounded(number)
+        for name, (number, questions) in behind.items()
+        if name in policy.allowed_metrics and questions >= policy.min_questions_behind and math.isfinite(number)
+    }
+
+
+def check_rewards_context(policy: Policy, spec: RunSpec, questions: int) -> None:
+    """Checks that rewards have enough of the group's questions behind them. Raises PolicyForbids otherwise.
+
+    questions: number of the group's questions. Does nothing for a run that trains.
+    """
+    if spec.rewards is not None:
+        behind = min(questions, spec.rewards.context_questions)
+        if behind < policy.min_questions_behind:
+            allowed = f"at least {policy.min_questions_behind} context questions of rewards"
+            raise PolicyForbids(key="min_questions_behind", asked=str(behind), allowed=allowed)
+
+
+def reported_progress(stage: str, done: int, total: int) -> tuple[str, float]:
+    """Returns the stage of the work and its progress, 0 to 1 in hundredths, as they are reported to the coordinator."""
+    share = min(1.0, max(0.0, done / max(1, total)))
+    return stage if stage in STAGES else OTHER_STAGE, round(share, 2)
+
+
+def reported_failure(error: Exception) -> tuple[str, str]:
+    """Returns the code and the text of an error as they are reported to the coordinator.
+
+    An error of the tree has a text that names no answer. The text of another error may quote one, so it stays in the log.
+    """
+    if not isinstance(error, PluralError):
+        return type(error).__name__, IN_LOG
+    return error.reason, PRIVATE_TEXTS.get(type(error), str(error))

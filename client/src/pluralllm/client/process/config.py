@@ -48,6 +48,9 @@ class ClientConfig(ProcessConfig):
     cache_dir: Path | None = None  # for embedded texts; default state_dir/cache. Daemons of one machine may share it
     policy: Path | None = None  # the file with what this partner allows; default state_dir/policy.toml if it exists
     exit_when_run_over: bool = False  # the daemon ends when the first run ends
+    # Only for tests that compare whole runs bit by bit: with the seeds of the coordinator, the coordinator can repeat a training
+    # and read answers from the update.
+    shared_seeds: bool = False
     # An OpenTelemetry collector (OTLP over HTTP) to send spans to; needs pluralllm-common[tracing]; default: none are sent.
     traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
     # host:port at which the partner's own Prometheus reads /metrics, without certificates; default: no such port is opened.

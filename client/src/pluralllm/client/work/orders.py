@@ -3,11 +3,10 @@
 Tensors travel as files: orders and results hold paths. The paths in an order are absolute.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pluralllm.client.link.tasks import Scores
+from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.work.commands import Command
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import GroupRole
@@ -54,7 +53,7 @@ class TrainedUpdate:
 
     digest: Digest
     examples: int
-    metrics: Mapping[str, float]
+    measured: MeasuredTraining
     gpu_memory_bytes: int  # largest number of bytes that training held on the GPU; 0 without a GPU
 
 
@@ -66,6 +65,7 @@ class Reward:
     weights: Path
     rollouts_json: str  # the batch, in the JSON form that common.rewards.rollout_batch reads
     out: Path
+    context_seed: int  # draws the context questions, the same in the whole run
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,14 @@ class Rewards:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """The order to score a model version on the group's own answers. The result is Scores."""
+    """The order to score a model version on the group's own answers. The result is MeasuredScores."""
 
     spec_sha256: Digest
     weights: Path
+    context_seed: int  # draws the context questions, the same in the whole run
 
 
 PREPARE = Command("prepare", Prepare, Prepared)
 TRAIN = Command("train", Train, TrainedUpdate)
 REWARD = Command("reward", Reward, Rewards)
-EVALUATE = Command("evaluate", Evaluate, Scores)
+EVALUATE = Command("evaluate", Evaluate, MeasuredScores)

@@ -72,6 +72,8 @@ class Trained:
     steps: int
     mean_loss: float
     base_distance: float  # `base_distances` of the weights in `base`, on the first step's targets
+    target_questions: int  # different target questions of all steps
+    first_target_questions: int  # different target questions of the first step
 
 
 def train(
@@ -107,6 +109,7 @@ def train(
     anchors = [value.detach().clone() for value in model.parameters()]
     total_loss = 0.0
     first: tuple[Prediction, Batch] | None = None
+    targets: list[frozenset[int]] = []  # of each step
     with repeatable(seed, device):
         if training.keep_optimizer_state:
             _restore_moments(model, optimizer, optimizer_state)
@@ -114,16 +117,13 @@ def train(
             on_step(step, training.local_steps)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(spec, first_step + step)
-            batch = make_batch(draw_episodes(spec, data, usable, first_step + step, rng)).to(device)
+            episodes = draw_episodes(spec, data, usable, first_step + step, rng)
+            targets.append(targets_of(episodes))
+            batch = make_batch(episodes).to(device)
             predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
             first = first or (Prediction(predicted.mean.detach(), predicted.log_std.detach()), batch)
             loss = prediction_loss(predicted, batch, training, clients=1)[0]
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            pull_to_base(model.parameters(), anchors, training.proximal_mu)
-            if training.gradient_clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip_norm)
-            optimizer.step()
+            _descend(model, optimizer, loss, anchors, training)
             total_loss += float(loss.detach())
     on_step(training.local_steps, training.local_steps)
     layout = read_layout(base)
@@ -134,7 +134,26 @@ def train(
         _save_moments(model, optimizer, next_state(optimizer_state))
     manifest = _write(out, spec, layout, delta, seed, residual)
     (base_distance,) = base_distances(*first, clients=1)
-    return Trained(manifest, len(usable), training.local_steps, total_loss / training.local_steps, base_distance)
+    mean_loss, different = total_loss / training.local_steps, frozenset().union(*targets)
+    return Trained(
+        manifest, len(usable), training.local_steps, mean_loss, base_distance, len(different), len(targets[0])
+    )
+
+
+def _descend(
+    model: PreferencePredictor,
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    anchors: Iterable[Tensor],
+    training: Training,
+) -> None:
+    """Changes the model's parameters by one step of the optimizer. anchors: the parameters of the round's base model."""
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    pull_to_base(model.parameters(), anchors, training.proximal_mu)
+    if training.gradient_clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip_norm)
+    optimizer.step()
 
 
 def _write(out: Path, spec: RunSpec, layout: Layout, delta: Delta, seed: int, residual: Path) -> Manifest:
@@ -182,6 +201,11 @@ def draw_episodes(
     return episodes
 
 
+def targets_of(episodes: Iterable[tuple[GroupData, Episode]]) -> frozenset[int]:
+    """Returns the indices of the target questions of all episodes."""
+    return frozenset(number for _, episode in episodes for number in episode.targets)
+
+
 @torch.no_grad()
 def pull_to_base(parameters: Iterable[Tensor], anchors: Iterable[Tensor], proximal_mu: float) -> None:
     """Adds the gradient of (mu / 2) * |local - global|^2 to each parameter's gradient.
@@ -207,20 +231,26 @@ def learning_rate(spec: RunSpec, step: int) -> float:
 
 @torch.no_grad()
 def evaluate(
-    weights: Path, spec: RunSpec, data: GroupData, role: GroupRole, device: torch.device, on_step: Progress
+    weights: Path,
+    spec: RunSpec,
+    data: GroupData,
+    role: GroupRole,
+    device: torch.device,
+    on_step: Progress,
+    context_seed: int | None = None,
 ) -> Alignment:
     """Predicts the group's answers with a model version, and compares the predictions with the real answers.
 
     The run spec sets the number of draws. Each draw has its own seeded context questions. Every predicted question counts
     alike.
-    on_step: callback (draws done, draws in all).
+    on_step: callback (draws done, draws in all). context_seed: seed of the contexts; None for the run's seed.
     Raises TooFewQuestions, WrongLayout, or the error that `on_step` raises.
     """
     model = _load(weights, spec, device).eval()
     total = Alignment()
     for draw in range(spec.evaluation.draws):
         on_step(draw, spec.evaluation.draws)
-        episode = evaluation_episode(spec, data, role, draw)
+        episode = evaluation_episode(spec, data, role, draw, context_seed)
         batch = make_batch([(data, episode)]).to(device)
         predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
         log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (1, T)
@@ -233,10 +263,13 @@ def evaluate(
     return total
 
 
-def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: int) -> Episode:
+def evaluation_episode(
+    spec: RunSpec, data: GroupData, role: GroupRole, draw: int, context_seed: int | None = None
+) -> Episode:
     """Returns the context questions and target questions of one evaluation. draw: number of the evaluation's draw.
 
-    The episode depends only on the run's seed, the group and the draw, so that scores of different versions can be compared.
+    The episode depends only on the context seed, the group and the draw, so that scores of different versions can be compared.
+    context_seed: seed of the contexts; None for the run's seed.
     For a held-out group (one that never trains), the context is drawn from all questions, and all other questions are targets.
     For a training group, the context is drawn from the questions that it trains on. Its targets are the held-out questions,
     which no group trains on. If the run spec holds out no questions (holdout_share = 0), a training group is treated like a
@@ -253,19 +286,21 @@ def evaluation_episode(spec: RunSpec, data: GroupData, role: GroupRole, draw: in
     needed = size if apart else size + 1
     if len(pool) < needed:
         raise TooFewQuestions(group=data.group, usable=len(pool), needed=needed, use=use)
-    key = hashlib.sha256(f"evaluation/{spec.seed}/{data.group}/{draw}".encode()).digest()
+    seed = spec.seed if context_seed is None else context_seed
+    key = hashlib.sha256(f"evaluation/{seed}/{data.group}/{draw}".encode()).digest()
     drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(np.asarray(pool)).tolist()
     return Episode(tuple(drawn[:size]), held_out if apart else tuple(sorted(drawn[size:])))
 
 
-def reward_context(spec: RunSpec, data: GroupData) -> list[Question]:
+def reward_context(spec: RunSpec, data: GroupData, context_seed: int | None = None) -> list[Question]:
     """Returns a selection of the group's answered questions, from which the group's rewards are predicted.
 
     The run spec sets the number of questions; if the group has fewer, all its questions are returned. The selection depends
-    only on the run's seed and the group.
+    only on the context seed and the group. context_seed: None for the run's seed.
     """
     assert spec.rewards is not None
-    key = hashlib.sha256(f"rewards/{spec.seed}/{data.group}".encode()).digest()
+    seed = spec.seed if context_seed is None else context_seed
+    key = hashlib.sha256(f"rewards/{seed}/{data.group}".encode()).digest()
     drawn = np.random.default_rng(int.from_bytes(key[:16])).permutation(len(data.questions)).tolist()
     return [data.questions[number] for number in sorted(drawn[: spec.rewards.context_questions])]
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from pluralllm.client.data.private_data import read_group
-from pluralllm.client.link.tasks import Scores
+from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
+from pluralllm.client.disclosure.outgoing import DECIMALS
 from pluralllm.client.work.command_loop import Action, Report, answer_commands
 from pluralllm.client.work.orders import (
     EVALUATE,
@@ -50,9 +51,10 @@ class PreparedRun:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A predictor for rewards, loaded from one file of weights, and the number of context questions that it predicts from."""
+    """A predictor for rewards, loaded from one file of weights, and the context questions that it predicts from."""
 
     weights: Path
+    context_seed: int
     predictor: GroupPredictor
     context_questions: int
 
@@ -115,7 +117,12 @@ class LocalWork:
         return TrainedUpdate(
             digest=trained.manifest.digest,
             examples=trained.examples,
-            metrics={"loss": trained.mean_loss, "base_distance": trained.base_distance},
+            measured=MeasuredTraining(
+                loss=trained.mean_loss,
+                base_distance=trained.base_distance,
+                target_questions=trained.target_questions,
+                first_target_questions=trained.first_target_questions,
+            ),
             gpu_memory_bytes=torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else 0,
         )
 
@@ -131,20 +138,21 @@ class LocalWork:
         report("scoring", 0, len(batch))
         answers = scorer.predictor.predict([rollout.to_question() for rollout in batch])
         report("scoring", len(batch), len(batch))
-        shares = np.concatenate([answer.shares for answer in answers]).clip(0, 1)
+        shares = np.concatenate([answer.shares for answer in answers]).clip(0, 1).round(DECIMALS)
         manifest = write_weights(order.out, rewards_layout(shares.size), [shares])
         return Rewards(manifest.digest, scorer.context_questions)
 
     def _scorer_of(self, run: PreparedRun, order: Reward) -> Scorer:
-        if self._scorer is None or self._scorer.weights != order.weights:
+        scorer = self._scorer
+        if scorer is None or (scorer.weights, scorer.context_seed) != (order.weights, order.context_seed):
             assert self._embedder is not None
             model = PreferencePredictor(run.spec.predictor, run.spec.embedding)
             load_weights(model, tensors_of(order.weights))
-            context = reward_context(run.spec, run.data)
+            context = reward_context(run.spec, run.data, order.context_seed)
             min_context = run.spec.training.episodes.min_context
             predictor = GroupPredictor(model, self._embedder, run.data.group, context, run.device, min_context)
-            self._scorer = Scorer(order.weights, predictor, len(context))
-        return self._scorer
+            scorer = self._scorer = Scorer(order.weights, order.context_seed, predictor, len(context))
+        return scorer
 
     def _close(self) -> None:
         """Frees the embedding model and the predictor, which stay in memory only for a run that asks for rewards."""
@@ -152,7 +160,7 @@ class LocalWork:
             self._embedder.close()
         self._embedder = self._scorer = None
 
-    def evaluate(self, report: Report, order: Evaluate) -> Scores:
+    def evaluate(self, report: Report, order: Evaluate) -> MeasuredScores:
         """Scores a model version on the group's own answers. The result does not contain the answers."""
         run = self._runs[order.spec_sha256]
         alignment = evaluate(
@@ -162,12 +170,13 @@ class LocalWork:
             run.role,
             run.device,
             lambda done, total: report("evaluating", done, total),
+            order.context_seed,
         )
-        return Scores(
+        return MeasuredScores(
             alignment_score=alignment.score,
-            alignment_score_base2=alignment.score_base2,
             wasserstein_score=alignment.wasserstein,
             questions=alignment.questions // run.spec.evaluation.draws,
+            scale_questions=alignment.ordinal_questions // run.spec.evaluation.draws,
         )
 
 

@@ -12,6 +12,7 @@ import structlog
 
 from pluralllm.client.work.command_loop import CANCEL
 from pluralllm.client.work.commands import Command, OrderT, ResultT, fields_of
+from pluralllm.client.work.worker_limits import NO_LIMITS, WorkerLimits
 from pluralllm.common.errors.tree import Internal, PluralError, WorkerDied, leaves
 
 log = structlog.get_logger()
@@ -30,8 +31,9 @@ class WorkerProcess:
     The process keeps running between tasks, because importing torch takes seconds.
     """
 
-    def __init__(self, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(self, command: Sequence[str] = WORKER_COMMAND, limits: WorkerLimits = NO_LIMITS) -> None:
         self._command = tuple(command)
+        self._limits = limits
         self._process: asyncio.subprocess.Process | None = None
         self._numbers = itertools.count(1)
         self._one_at_a_time = asyncio.Lock()
@@ -56,14 +58,15 @@ class WorkerProcess:
     async def ask(self, command: Command[OrderT, ResultT], order: OrderT, on_progress: Progress) -> ResultT:
         """Sends one order to the worker, and returns the worker's result. A cancelled call cancels the work.
 
-        on_progress: callback (stage, done, total). Raises the error that the worker answered with, or WorkerDied.
+        on_progress: callback (stage, done, total). Raises the error that the worker answered with, WorkerDied, or PolicyForbids
+        if the process holds more memory than its limit. The process is then killed.
         """
         async with self._one_at_a_time:
             await self.start()
             number = next(self._numbers)
             try:
                 await self._send({"id": number, "do": command.name, "order": fields_of(order)})
-                return command.read_result(await self._answer(number, on_progress))
+                return command.read_result(await self._watched_answer(number, on_progress))
             except asyncio.CancelledError:
                 await self._cancel(number)
                 raise
@@ -89,6 +92,22 @@ class WorkerProcess:
             await self._process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError) as error:
             raise WorkerDied(problem="it does not read its input") from error
+
+    async def _watched_answer(self, number: int, on_progress: Progress) -> dict[str, Any]:
+        """Waits for the answer to a command, or until the process holds too much memory."""
+        assert self._process is not None
+        answer = asyncio.create_task(self._answer(number, on_progress))
+        memory = asyncio.create_task(self._limits.until_memory_exceeds(self._process.pid))
+        try:
+            await asyncio.wait([answer, memory], return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            await self.kill()
+            raise memory.result()
+        finally:
+            answer.cancel()
+            memory.cancel()
+            await asyncio.gather(answer, memory, return_exceptions=True)
 
     async def _answer(self, number: int, on_progress: Progress) -> dict[str, Any]:
         assert self._process is not None

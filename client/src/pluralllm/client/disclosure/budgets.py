@@ -1,0 +1,116 @@
+"""The client's accounts: which runs it has joined on which day, and which scores it has reported for each model version.
+
+The accounts limit how much a coordinator can learn by asking again and again. They are durable before a number leaves, and they
+never shrink: a run that comes back after a year has the scores that it had.
+"""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.link.tasks import Scores, Task
+from pluralllm.common.errors.tree import AnswerInvalid, PolicyForbids, SpecMismatch
+from pluralllm.common.process.files import write_durably
+from pluralllm.common.words.ids import Digest, RunId, is_id
+from pluralllm.common.words.not_reported import NotReported
+
+Today = Callable[[], datetime.date]
+EARLIER = "earlier"  # in place of the day: the client joined the run before it kept accounts
+
+
+def utc_today() -> datetime.date:
+    """Returns today's date in UTC."""
+    return datetime.datetime.now(tz=datetime.UTC).date()
+
+
+class Budgets:
+    """A folder with one account for each run that this client has joined.
+
+    An account is {"joined": day, "spec_sha256": hash of the run spec, "scores": {version and digest: the scores reported}}.
+    """
+
+    def __init__(self, folder: Path, policy: Policy, today: Today = utc_today) -> None:
+        self._folder, self._policy, self._today = folder, policy, today
+
+    def open_for(self, runs: Iterable[RunId]) -> None:
+        """Makes accounts for the runs that an earlier release had joined. They count for no day.
+
+        Does nothing if the client keeps accounts already.
+        """
+        if not self._folder.is_dir():
+            self._folder.mkdir(mode=0o700, parents=True)
+            for run in runs:
+                self._write(run, {"joined": EARLIER, "scores": {}})
+
+    def join(self, run: RunId, spec_sha256: Digest) -> None:
+        """Makes the account of a run when the client starts on the run's first task. Later calls change nothing.
+
+        Raises PolicyForbids if the client has joined max_runs_a_day runs today, and SpecMismatch if the client has joined this
+        run with another run spec.
+        """
+        account = self._read(run)
+        if account is None:
+            self._check_runs_of_today()
+            account = {"joined": self._today().isoformat(), "scores": {}}
+        stored = account.get("spec_sha256")
+        if stored is None:
+            self._write(run, account | {"spec_sha256": spec_sha256})
+        elif stored != spec_sha256:
+            raise SpecMismatch(run=run, asked=spec_sha256[:12], stored=stored[:12])
+
+    def answer(self, task: Task) -> Scores | NotReported | None:
+        """Returns the answer to a task that evaluates, if it needs no work; otherwise None.
+
+        A version that was scored before gets the scores that it had, and costs nothing. When the run's budget is spent, the
+        answer is BUDGET_SPENT.
+        """
+        scores = self._account(task.run)["scores"]
+        reported = scores.get(_version(task))
+        if reported is not None:
+            return Scores(**reported)
+        return NotReported.BUDGET_SPENT if len(scores) >= self._policy.max_evaluations_of_run else None
+
+    def keep(self, task: Task, scores: Scores) -> None:
+        """Counts the scores of a task against the run's budget. The account is durable when this method returns.
+
+        Raises StorageFull if the disk is full; then the scores must not leave.
+        """
+        account = self._account(task.run)
+        account["scores"][_version(task)] = dataclasses.asdict(scores)
+        self._write(task.run, account)
+
+    def _check_runs_of_today(self) -> None:
+        today, limit = self._today().isoformat(), self._policy.max_runs_a_day
+        accounts = (json.loads(path.read_bytes()) for path in self._folder.glob("*.json"))
+        joined = sum(account["joined"] == today for account in accounts)
+        if joined >= limit:
+            raise PolicyForbids(
+                key="max_runs_a_day", asked=str(joined + 1), allowed=f"at most {limit} new runs a day (UTC)"
+            )
+
+    def _account(self, run: RunId) -> dict[str, Any]:
+        account = self._read(run)
+        assert account is not None, "the run was not joined"
+        return account
+
+    def _read(self, run: RunId) -> dict[str, Any] | None:
+        path = self._path(run)
+        account: dict[str, Any] | None = json.loads(path.read_bytes()) if path.is_file() else None
+        return account
+
+    def _write(self, run: RunId, account: dict[str, Any]) -> None:
+        write_durably(self._path(run), json.dumps(account).encode(), mode=0o600)
+
+    def _path(self, run: RunId) -> Path:
+        if not is_id(run):  # the coordinator chose it, and it becomes a file's name
+            raise AnswerInvalid(call="Poll", field="task.run", problem="is not the id of a run")
+        return self._folder / f"{run}.json"
+
+
+def _version(task: Task) -> str:
+    """Returns the name of a task's model version in the account. With the digest in it, no other model has the same name."""
+    return f"{task.base_version}/{task.base_digest}"

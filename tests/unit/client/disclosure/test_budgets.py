@@ -1,0 +1,144 @@
+"""Budgets of runs a day and of scored versions of a run, and the scores that were reported."""
+
+import dataclasses
+import datetime
+from pathlib import Path
+
+import pytest
+
+from pluralllm.client.disclosure.budgets import Budgets, utc_today
+from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.link.tasks import Scores, Task
+from pluralllm.common.errors.tree import AnswerInvalid, PolicyForbids, SpecMismatch
+from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId, TaskId
+from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.not_reported import NotReported
+from pluralllm.common.words.spec import PRESETS, preset_values
+
+SPEC, OTHER_SPEC = Digest("5" * 64), Digest("6" * 64)
+SCORES = Scores(0.71, 0.65, None, 40)
+
+
+class Calendar:
+    """A calendar that a test turns."""
+
+    def __init__(self) -> None:
+        self.day = datetime.date(2026, 1, 31)
+
+    def __call__(self) -> datetime.date:
+        return self.day
+
+
+def budgets(folder: Path, today: Calendar | None = None, runs: tuple[str, ...] = (), **keys: int) -> Budgets:
+    made = Budgets(folder / "runs", Policy(**keys), today or Calendar())
+    made.open_for(map(RunId, runs))
+    return made
+
+
+def task(version: int, run: str = "r", digest: str = "") -> Task:
+    return Task(
+        name=TaskId(f"{run}/{version}/evaluate/ann"),
+        run=RunId(run),
+        kind=TaskKind.EVALUATE,
+        round=RoundNumber(version),
+        spec_sha256=SPEC,
+        base_version=ModelVersion(version),
+        base_digest=Digest(digest or f"{version:064}"),
+        base_record_sha256="",
+        cohort_size=8,
+        seed=1,
+    )
+
+
+def test_the_budget_of_a_run_allows_its_last_evaluation_and_not_one_more(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, max_evaluations_of_run=3)
+    kept.join(RunId("r"), SPEC)
+    for version in range(3):
+        assert kept.answer(task(version)) is None
+        kept.keep(task(version), SCORES)
+    assert kept.answer(task(3)) is NotReported.BUDGET_SPENT
+
+
+def test_a_version_that_was_scored_has_its_scores_again_and_costs_nothing(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, max_evaluations_of_run=2)
+    kept.join(RunId("r"), SPEC)
+    kept.keep(task(0), SCORES)
+    for _ in range(5):
+        assert kept.answer(task(0)) == SCORES
+        kept.keep(task(0), SCORES)
+    assert kept.answer(task(1)) is None
+
+
+def test_another_model_under_the_same_version_number_costs_an_evaluation(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, max_evaluations_of_run=1)
+    kept.join(RunId("r"), SPEC)
+    kept.keep(task(0), SCORES)
+    assert kept.answer(task(0, digest="f" * 64)) is NotReported.BUDGET_SPENT
+    assert kept.answer(dataclasses.replace(task(0), base_version=ModelVersion(1))) is NotReported.BUDGET_SPENT
+
+
+def test_each_run_has_a_budget_of_its_own(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, max_evaluations_of_run=1)
+    for run in ("r", "s"):
+        kept.join(RunId(run), SPEC)
+    kept.keep(task(0), SCORES)
+    assert kept.answer(task(0, "s")) is None
+
+
+def test_the_budgets_survive_a_restart(tmp_path: Path) -> None:
+    first = budgets(tmp_path, max_evaluations_of_run=1, max_runs_a_day=1)
+    first.join(RunId("r"), SPEC)
+    first.keep(task(0), SCORES)
+    second = budgets(tmp_path, max_evaluations_of_run=1, max_runs_a_day=1)
+    assert (second.answer(task(0)), second.answer(task(1))) == (SCORES, NotReported.BUDGET_SPENT)
+    with pytest.raises(PolicyForbids):
+        second.join(RunId("s"), SPEC)
+
+
+def test_a_day_allows_its_last_run_and_not_one_more_and_the_next_day_has_a_new_budget(tmp_path: Path) -> None:
+    today = Calendar()
+    kept = budgets(tmp_path, today, max_runs_a_day=2)
+    for run in ("a", "b"):
+        kept.join(RunId(run), SPEC)
+    with pytest.raises(PolicyForbids, match="max_runs_a_day is 3, allowed is at most 2 new runs a day"):
+        kept.join(RunId("c"), SPEC)
+    kept.join(RunId("a"), SPEC)  # joined already
+    today.day += datetime.timedelta(days=1)
+    kept.join(RunId("c"), SPEC)
+    kept.join(RunId("d"), SPEC)
+    with pytest.raises(PolicyForbids):
+        kept.join(RunId("e"), SPEC)
+
+
+def test_a_run_that_an_earlier_release_had_joined_goes_on_and_counts_for_no_day(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, runs=("old",), max_runs_a_day=1)
+    kept.join(RunId("new"), SPEC)
+    kept.join(RunId("old"), SPEC)
+    again = budgets(tmp_path, runs=("later",), max_runs_a_day=1)  # accounts are there, so nothing is opened
+    with pytest.raises(PolicyForbids):
+        again.join(RunId("later"), SPEC)
+
+
+def test_a_run_keeps_the_spec_that_it_was_joined_with(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, runs=("old",))
+    for run in ("r", "old"):
+        kept.join(RunId(run), SPEC)
+        with pytest.raises(SpecMismatch):
+            kept.join(RunId(run), OTHER_SPEC)
+
+
+@pytest.mark.parametrize("run", ["../../policy", "a/b", "", "A", "a" * 41])
+def test_a_run_id_that_is_no_id_never_becomes_a_file_name(tmp_path: Path, run: str) -> None:
+    with pytest.raises(AnswerInvalid):
+        budgets(tmp_path).join(RunId(run), SPEC)
+
+
+def test_today_is_a_day_in_utc() -> None:
+    assert abs(utc_today() - datetime.datetime.now(tz=datetime.UTC).date()) <= datetime.timedelta(days=1)
+
+
+def test_the_default_budget_covers_every_evaluation_of_the_presets() -> None:
+    for name in PRESETS:
+        values = preset_values(name)
+        rounds, every = values["rounds"], values["round"]["evaluate_every"]
+        assert 1 + -(-rounds // every) <= Policy().max_evaluations_of_run

@@ -1,0 +1,60 @@
+"""The share of questions that nobody trains on, fixed by the first run."""
+
+from pathlib import Path
+
+import pytest
+from support.process_harness import process_spec
+
+from pluralllm.client.disclosure.differences import Difference
+from pluralllm.client.disclosure.held_share import HeldShare
+from pluralllm.client.disclosure.policy import Policy
+from pluralllm.common.words.reward_weights import RewardRun
+from pluralllm.common.words.spec import RunSpec
+
+ASKING, NEVER_ASKING = Policy(), Policy(allowed_presets=("*",))
+
+
+def spec_of(share: float) -> RunSpec:
+    return process_spec(evaluation={"holdout_share": share})
+
+
+def asked(held: HeldShare, share: float, policy: Policy = ASKING) -> list[Difference]:
+    return list(held.differences(policy, spec_of(share)))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+def test_the_first_run_fixes_the_share_for_all_later_ones(tmp_path: Path, share: float) -> None:
+    first = HeldShare(tmp_path / "share.json")
+    assert asked(first, share) == []
+    first.fix(spec_of(share))
+    later = HeldShare(tmp_path / "share.json")
+    assert asked(later, share) == []
+    for other in {0.05, 0.1, 0.2, share + 1e-12} - {share}:
+        (difference,) = asked(later, other)
+        assert (difference.asked, difference.allowed) == (str(other), str(share))
+        assert "first run" in difference.text
+        later.fix(spec_of(other))
+    assert later.value == share
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0499999, 0.1 + 1e-12, 0.15, 0.5])
+def test_a_share_that_is_none_of_three_needs_consent(tmp_path: Path, share: float) -> None:
+    held = HeldShare(tmp_path / "share.json")
+    (difference,) = asked(held, share)
+    assert difference.text.startswith(f"evaluation.holdout_share is {share}, allowed is 0.05 or 0.1 or 0.2")
+    assert asked(held, share, NEVER_ASKING) == []
+
+
+def test_a_share_with_consent_is_as_fixed_as_another(tmp_path: Path) -> None:
+    held = HeldShare(tmp_path / "share.json")
+    held.fix(spec_of(0.3))
+    assert len(asked(held, 0.1)) == 1
+
+
+def test_a_run_for_rewards_neither_fixes_the_share_nor_needs_it(tmp_path: Path) -> None:
+    held = HeldShare(tmp_path / "share.json")
+    rewards = RewardRun(source="runs/s/models/0", model_digest="0" * 64)
+    spec = spec_of(0.3).model_copy(update={"rewards": rewards})
+    assert list(held.differences(ASKING, spec)) == []
+    held.fix(spec)
+    assert held.value is None
