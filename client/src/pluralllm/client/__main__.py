@@ -12,6 +12,7 @@ import typer
 
 from pluralllm.client import consent_command, data_commands, doctor, support_command
 from pluralllm.client.data.private_data import read_group
+from pluralllm.client.disclosure.missing_keys import report_missing_keys
 from pluralllm.client.disclosure.policy import DEFAULT_POLICY, load_policy
 from pluralllm.client.joining.partner import COMMAND, load_partner
 from pluralllm.client.process.config import ClientConfig, JoinConfig
@@ -109,8 +110,6 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     need_torch()
     partner = load_partner(config)
     policy = load_policy(config.policy_file)
-    if config.policy_file is not None and policy.missing_keys:
-        log.warning("policy.keys_missing", file=str(config.policy_file), keys=policy.missing_keys)
     questions = len(read_group(config.data))
     folder = config.embedding_model_path
     if folder is not None and not (folder / "config.json").is_file():
@@ -121,6 +120,8 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     structlog.contextvars.bind_contextvars(client=partner.name)
     with contextlib.ExitStack() as stack:
         stack.enter_context(DirectoryLock(config.state_dir.absolute()))
+        if config.policy_file is not None:
+            report_missing_keys(policy, config.policy_file, config.state_dir)
         stack.enter_context(tracing(config.traces_endpoint, "pluralllm-client", partner.name))
         if config.metrics_listen is not None:
             address = stack.enter_context(scrape_port(config.metrics_listen, REGISTRY))

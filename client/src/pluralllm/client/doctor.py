@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pluralllm.client.data.private_data import check_file
+from pluralllm.client.disclosure.consents import COMMAND, Consents
 from pluralllm.client.disclosure.policy import load_policy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.process.config import ClientConfig
@@ -54,8 +55,25 @@ def _data(config: ClientConfig) -> Check:
 
 def _policy(config: ClientConfig) -> Check:
     """Checks that the partner's policy can be read. Raises InvalidConfig if the policy cannot be read."""
-    load_policy(config.policy_file)
-    return Check("policy", ok=True, result=str(config.policy_file or "defaults"))
+    policy, file = load_policy(config.policy_file), config.policy_file
+    if file is None or not policy.missing_keys:
+        return Check("policy", ok=True, result=str(file or "defaults"))
+    return Check(
+        "policy", ok=True, result=f"{file}; keys not in it have their defaults: {', '.join(policy.missing_keys)}"
+    )
+
+
+def _consent(config: ClientConfig) -> Check:
+    """Lists the runs that this client refuses until its owner consents. The check passes, because the owner may not want them."""
+    consents = Consents(config.state_dir)
+    waiting = [
+        question.run
+        for question in consents.questions()
+        if not consents.covers(question.spec_sha256, question.differences)
+    ]
+    if not waiting:
+        return Check("consent", ok=True, result="no run waits for it")
+    return Check("consent", ok=True, result=f"refused until you consent: {', '.join(waiting)}", fix=f"{COMMAND} RUN")
 
 
 def _disk(config: ClientConfig) -> Check:
@@ -120,6 +138,7 @@ def _plain_coordinator(config: ClientConfig) -> Check:
 PROBES: dict[str, Callable[[ClientConfig], Check]] = {
     "private data": _data,
     "policy": _policy,
+    "consent": _consent,
     "disk": _disk,
     "device": _device,
     "embedding model": _model,

@@ -158,3 +158,15 @@ def test_the_same_question_is_written_once(tmp_path: Path) -> None:
     assert not path.exists()
     refused(consents, differences=(SHARE,))
     assert path.exists()
+
+
+def test_the_question_about_a_run_that_has_ended_or_needs_no_consent_any_more_is_removed(tmp_path: Path) -> None:
+    consents = Consents(tmp_path)
+    refused(consents)
+    consents.forget(RUN)
+    assert consents.questions() == ()
+    refused(consents)
+    assert len(consents.questions()) == 1
+    consents.demand(RUN, SPEC, ())
+    assert consents.questions() == ()
+    consents.forget(RunId("../../etc/passwd"))

@@ -250,6 +250,7 @@ class Daemon:
         self._drafts.drop_run(over.run)
         self._runs.pop(over.run, None)
         self._history.close(over.run)
+        self._consents.forget(over.run)
         self._unfinished.discard(over.run)
         log.info(
             "run.over", run=over.run, outcome=over.outcome, reason=over.reason, version=over.version, digest=over.digest

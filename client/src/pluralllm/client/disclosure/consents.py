@@ -63,6 +63,9 @@ class Consents:
 
         Raises ConsentNeeded otherwise. A consent is bound to the hash of the run spec.
         """
+        if not differences:
+            self.forget(run)
+            return
         spec_sha256 = spec.sha256()
         if self.covers(spec_sha256, differences):
             self._refused.pop(run, None)
@@ -78,10 +81,14 @@ class Consents:
 
     def covers(self, spec_sha256: Digest, differences: tuple[Difference, ...]) -> bool:
         """Returns whether the partner has consented to these differences of the run spec with this hash."""
-        if not differences:
-            return True
         consent = self._consents_or_none().get(spec_sha256)
         return consent is not None and {one.field for one in differences} <= consent.fields
+
+    def forget(self, run: RunId) -> None:
+        """Removes the question about a run that has ended, or that needs no consent any more. A consent stays."""
+        self._refused.pop(run, None)
+        if is_id(run):
+            (self._asked / f"{run}.json").unlink(missing_ok=True)
 
     def newly_covered(self) -> tuple[RunId, ...]:
         """Returns the runs that were refused for want of consent and that have it now, and forgets that they were refused."""

@@ -1,0 +1,44 @@
+"""The lines of `pluralllm-client doctor` about the policy and about runs that wait for consent."""
+
+from pathlib import Path
+
+import pytest
+from support.process_harness import process_spec
+
+from pluralllm.client.disclosure.consents import Consents
+from pluralllm.client.disclosure.differences import differences_of
+from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy
+from pluralllm.client.doctor import PROBES
+from pluralllm.client.process.config import ClientConfig
+from pluralllm.common.errors.tree import ConsentNeeded
+from pluralllm.common.words.ids import RunId
+
+
+def config_of(folder: Path) -> ClientConfig:
+    return ClientConfig(data=folder / "answers.jsonl", state_dir=folder)
+
+
+def test_the_policy_line_names_the_keys_that_an_older_file_lacks(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("min_cohort = 2\n")
+    check = PROBES["policy"](config_of(tmp_path))
+    assert check.ok
+    assert "keys not in it have their defaults: allowed_presets, max_evaluations_of_run" in check.result
+    (tmp_path / "policy.toml").write_text(DEFAULT_POLICY)
+    assert PROBES["policy"](config_of(tmp_path)).result == str(tmp_path / "policy.toml")
+
+
+def test_the_consent_line_names_the_runs_that_wait_and_the_command(tmp_path: Path) -> None:
+    probe, config, spec = PROBES["consent"], config_of(tmp_path), process_spec()
+    assert probe(config).result == "no run waits for it"
+    consents = Consents(tmp_path)
+    for run in ("a", "b"):
+        with pytest.raises(ConsentNeeded):
+            consents.demand(RunId(run), spec, differences_of(Policy(), spec))
+    check = probe(config)
+    assert check.ok
+    assert check.result == "refused until you consent: a, b"
+    assert check.fix == "pluralllm-client consent RUN"
+    question = consents.question(RunId("a"))
+    assert question is not None
+    consents.give(question)
+    assert probe(config).result == "no run waits for it"
