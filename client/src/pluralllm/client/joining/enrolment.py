@@ -12,6 +12,7 @@ import grpc
 
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.wire.channels import enrolment_channel
+from pluralllm.common.wire.checked_answers import checked_answer
 from pluralllm.common.wire.messages import MEMBER_ROLES_BACK, ROLES_BACK, seconds
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
@@ -45,15 +46,16 @@ def join(address: str, authority_pem: bytes, name: str, token: str, request_der:
     """Uses the token of an invite to get the member's first certificate.
 
     authority_pem: certificate of the federation's authority. request_der: certificate request, made with the member's key.
-    Raises Unreachable, or an error that the proto file lists for EnrolmentService.Join.
+    Raises Unreachable, AnswerInvalid if the answer breaks the protocol, or an error that the proto file lists for
+    EnrolmentService.Join.
     """
     request = pb.JoinRequest(name=name, token=token, certificate_request_der=request_der)
     with _stub(address, authority_pem) as stub:
-        response: pb.JoinResponse = stub.Join(request, timeout=DEADLINE_S)
-    role = MEMBER_ROLES_BACK.get(response.role, MemberRole.OBSERVER)
+        answer = stub.Join(request, timeout=DEADLINE_S)
+    response: pb.JoinResponse = checked_answer("Join", request, answer, None)
     return Joined(
         response.certificate_chain_pem,
-        role,
+        MEMBER_ROLES_BACK[response.role],
         response.group,
         ROLES_BACK.get(response.group_role),
         response.awaiting_approval,
@@ -61,9 +63,14 @@ def join(address: str, authority_pem: bytes, name: str, token: str, request_der:
 
 
 def ask_server(address: str, authority_pem: bytes) -> ServerFacts:
-    """Asks the coordinator for its time and its protocol versions. Raises Unreachable if there is no answer."""
+    """Asks the coordinator for its time and its protocol versions.
+
+    Raises Unreachable if there is no answer; AnswerInvalid if the answer breaks the protocol.
+    """
+    request = pb.GetMembershipRequest()
     with _stub(address, authority_pem) as stub:
-        response: pb.GetMembershipResponse = stub.GetMembership(pb.GetMembershipRequest(), timeout=DEADLINE_S)
+        answer = stub.GetMembership(request, timeout=DEADLINE_S)
+    response: pb.GetMembershipResponse = checked_answer("GetMembership", request, answer, None)
     return ServerFacts(seconds(response.server_time), response.protocol.min, response.protocol.max)
 
 

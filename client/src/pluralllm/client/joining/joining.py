@@ -7,7 +7,7 @@ import datetime
 import sys
 from pathlib import Path
 
-from pluralllm.client.joining.enrolment import check_membership
+from pluralllm.client.joining.enrolment import Joined, check_membership
 from pluralllm.client.joining.enrolment import join as spend
 from pluralllm.common.errors.membership import (
     AwaitingApproval,
@@ -32,6 +32,7 @@ from pluralllm.common.trust.identity import (
 )
 from pluralllm.common.trust.invite import MAX_INVITE_BYTES, Invite, load_invite, parse_invite
 from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
 
 PAST = (CertificateExpired, CertificateRevoked, CertificateUnknown, CertificateForeign)
 
@@ -66,19 +67,34 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
     except Unreachable:
         handshake(invite.enrolment, authority_pem)  # raises the true cause, unless really nothing answers
         raise
+    _check_same(invite, answer)
     membership = Membership(
         federation=invite.federation,
         name=invite.name,
-        role=answer.role,
+        role=invite.role,
         group=answer.group,
         group_role=answer.group_role,
         coordinator=invite.coordinator,
         enrolment=invite.enrolment,
         record_key=invite.record_key,
     )
-    if answer.role is not invite.role:
-        raise InviteInvalid(problem=f"it says {invite.role}, the coordinator says {answer.role}")
     return save_identity(folder, membership, authority_pem, key, answer.chain_pem), answer.awaiting_approval
+
+
+def _check_same(invite: Invite, answer: Joined) -> None:
+    """Checks that the coordinator gives the role, the group and the group's role that the invite promised.
+
+    Raises InviteInvalid otherwise: the owner has agreed to the invite, and to nothing else.
+    """
+    pairs: list[tuple[str, str | None, str | None]] = [("role", invite.role, answer.role)]
+    if invite.role is MemberRole.CLIENT:
+        pairs += [
+            ("group", invite.group or invite.name, answer.group),
+            ("role of the group", invite.group_role or GroupRole.TRAIN, answer.group_role),
+        ]
+    for what, promised, received in pairs:
+        if promised != received:
+            raise InviteInvalid(problem=f"its {what} is {promised}, the coordinator says {received or 'none'}")
 
 
 def read_invite(source: str) -> Invite:

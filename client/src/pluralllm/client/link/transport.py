@@ -27,16 +27,17 @@ from pluralllm.common.errors.tree import (
     Corrupt,
     DigestMismatch,
     DiskFailed,
-    OverLimit,
     Overtaken,
     PluralError,
     ProtocolUnsupported,
     StorageFull,
     Unreachable,
 )
+from pluralllm.common.text.printable import printable
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
 from pluralllm.common.wire.channels import plain_channel, secure_channel
+from pluralllm.common.wire.checked_answers import KIND_WORDS, checked_answer
 from pluralllm.common.wire.chunk_messages import write_chunk
 from pluralllm.common.wire.messages import (
     CLIENT_ID_KEY,
@@ -50,7 +51,6 @@ from pluralllm.common.wire.messages import (
 )
 from pluralllm.common.words.addresses import check_loopback
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId
-from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2
@@ -80,11 +80,6 @@ SERVICE_CONFIG = {
     ]
 }
 
-KINDS = {
-    pb.TASK_KIND_TRAIN: TaskKind.TRAIN,
-    pb.TASK_KIND_EVALUATE: TaskKind.EVALUATE,
-    pb.TASK_KIND_REWARD: TaskKind.REWARD,
-}
 OPTIONS = (("grpc.service_config", json.dumps(SERVICE_CONFIG)),)
 
 
@@ -99,13 +94,15 @@ class Traffic:
 class Transport:
     """Makes the daemon's calls to the coordinator.
 
-    A call raises the typed error that the coordinator answered with, or Unreachable if the coordinator does not answer.
+    A call raises the typed error that the coordinator answered with, or Unreachable if the coordinator does not answer. Every
+    field of an answer is checked before the answer is used: a call raises AnswerInvalid if the answer breaks the protocol.
     """
 
-    def __init__(self, connection: Connection, client: ClientId | None) -> None:
+    def __init__(self, connection: Connection, client: ClientId, *, in_plain_text: bool) -> None:
         self._connection = connection
+        self._client = client
         self.traffic = Traffic()
-        self._metadata = () if client is None else ((CLIENT_ID_KEY, client),)
+        self._metadata = ((CLIENT_ID_KEY, client),) if in_plain_text else ()
         self._instance = secrets.token_hex(8)
         self._generation = ""
 
@@ -115,7 +112,9 @@ class Transport:
 
         standby: address of a second coordinator, which is called when the first does not answer; None if there is none.
         """
-        return cls(Connection(_addresses(identity.membership.coordinator, standby), _secure(identity)), None)
+        member = identity.membership
+        connection = Connection(_addresses(member.coordinator, standby), _secure(identity))
+        return cls(connection, ClientId(member.name), in_plain_text=False)
 
     @classmethod
     def in_plain_text(cls, address: str, client: ClientId, standby: str | None = None) -> Self:
@@ -126,7 +125,7 @@ class Transport:
         addresses = _addresses(address, standby)
         for listed in addresses:
             check_loopback(listed)
-        return cls(Connection(addresses, lambda at: plain_channel(at, OPTIONS)), client)
+        return cls(Connection(addresses, lambda at: plain_channel(at, OPTIONS)), client, in_plain_text=True)
 
     @property
     def address(self) -> str:
@@ -151,7 +150,7 @@ class Transport:
         """
         request = enrolment_pb2.RenewRequest(certificate_request_der=request_der)
         response: enrolment_pb2.RenewResponse = await self._answer(
-            self._connection.enrolment.Renew, request, CALL_DEADLINE_S
+            "Renew", self._connection.enrolment.Renew, request, CALL_DEADLINE_S
         )
         return response.certificate_chain_pem
 
@@ -195,16 +194,15 @@ class Transport:
             case "run_over":
                 over = response.run_over
                 outcome = RunOutcome.Name(over.outcome).removeprefix("RUN_OUTCOME_").lower()
-                return RunOver(
-                    RunId(over.run), outcome, over.reason, ModelVersion(over.version), Digest(over.version_digest)
-                )
+                version, digest = ModelVersion(over.version), Digest(over.version_digest)
+                return RunOver(RunId(over.run), outcome, printable(over.reason), version, digest)
             case "upgrade":
                 server = response.upgrade.protocol
                 raise ProtocolUnsupported(
                     client_min=PROTOCOL_MIN, client_max=PROTOCOL_MAX, server_min=server.min, server_max=server.max
                 )
             case _:
-                return Wait(response.wait.after.ToMilliseconds() / 1000, response.wait.reason)
+                return Wait(response.wait.after.ToMilliseconds() / 1000, printable(response.wait.reason))
 
     async def run_spec(self, run: RunId) -> bytes:
         """Returns a run's spec as canonical JSON. The caller must compare the SHA-256 of the bytes with the task's hash."""
@@ -301,7 +299,8 @@ class Transport:
                 missing = chunks_in(begun.missing, manifest.chunks)
                 if missing:
                     messages = self._chunks(task, path, manifest, missing)
-                    await self._answer(self._connection.put_chunks, messages, stream_deadline_s(manifest))
+                    deadline_s = stream_deadline_s(manifest)
+                    await self._answer("PutChunks", self._connection.put_chunks, messages, deadline_s)
                 commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest)
                 await self._call("CommitUpdate", commit, COMMIT_DEADLINE_S)
 
@@ -349,11 +348,13 @@ class Transport:
         await self._call("ReportFailure", request, deadline_s)
 
     async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
-        return await self._answer(getattr(self._connection.stub, method), request, deadline_s)
+        return await self._answer(method, getattr(self._connection.stub, method), request, deadline_s)
 
-    async def _answer(self, method: Any, request: Any, deadline_s: float) -> Any:
+    async def _answer(self, name: str, method: Any, request: Any, deadline_s: float) -> Any:
+        """Makes a call and returns its answer. Raises AnswerInvalid if the answer breaks the protocol. name: name of the method."""
         with self._errors():
-            return await method(request, metadata=self._metadata, timeout=deadline_s)
+            answer = await method(request, metadata=self._metadata, timeout=deadline_s)
+        return checked_answer(name, request, answer, self._client)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -395,12 +396,10 @@ def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
 
 
 def _task(message: pb.Task) -> Task:
-    if message.kind not in KINDS:
-        raise OverLimit(what="task kind", got=message.kind, limit=max(KINDS))
     return Task(
         name=TaskId(message.name),
         run=RunId(message.run),
-        kind=KINDS[message.kind],
+        kind=KIND_WORDS[message.kind],
         round=RoundNumber(message.round),
         spec_sha256=Digest(message.spec_sha256),
         base_version=ModelVersion(message.base_version),

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, field_validator
 
 from pluralllm.common.process.configuration import ProcessConfig
+from pluralllm.common.text.printable import check_group_name
 from pluralllm.common.words.addresses import check_address
 from pluralllm.common.words.ids import ID_HELP, is_id
 from pluralllm.common.words.spec import GroupRole
@@ -39,7 +40,7 @@ class ClientConfig(ProcessConfig):
     standby: Annotated[str, AfterValidator(check_address)] | None = None
     # In plain text, client_id and group are required. Otherwise the certificate says who this is; these three must agree with it.
     client_id: str | None = None
-    group: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    group: Annotated[str, AfterValidator(check_group_name)] | None = None
     role: GroupRole | None = None  # held_out: this group is evaluated and never trains, whatever a coordinator asks
     plain_text: bool = False  # no certificates; the coordinator must be on the loopback interface
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pluralllm.common.errors.membership import CertificateInvalid, InviteInvalid
+from pluralllm.common.text.printable import check_group_name
 from pluralllm.common.trust.record_signatures import read_record_key
 from pluralllm.common.words.addresses import check_address
 from pluralllm.common.words.ids import ID_PATTERN
@@ -47,7 +48,7 @@ class Invite(BaseModel):
     federation: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,255}$")]
     name: Annotated[str, Field(pattern=ID_PATTERN)]
     role: MemberRole
-    group: Annotated[str, Field(max_length=200)] = ""  # only for a client
+    group: Annotated[str, AfterValidator(lambda name: name and check_group_name(name))] = ""  # only for a client
     group_role: GroupRole | None = None  # only for a client
     coordinator: Address
     enrolment: Address  # the coordinator's enrolment port

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.text.printable import check_group_name
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
@@ -47,6 +48,7 @@ UpdateEncoding = Literal["fp32", "bf16", "int8"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 NoNul = AfterValidator(_without_nul)
 Name = Annotated[str, Field(min_length=1, max_length=200), NoNul]
+GroupLabel = Annotated[str, AfterValidator(check_group_name)]
 
 
 class GroupRole(StrEnum):
@@ -65,8 +67,8 @@ class SpecPart(BaseModel):
 class Groups(SpecPart):
     """The groups that take part. If both lists are empty, any group takes part in the role that its client declares."""
 
-    train: Annotated[tuple[Name, ...], Field(max_length=MAX_GROUPS), FailFast()] = ()
-    held_out: Annotated[tuple[Name, ...], Field(max_length=MAX_GROUPS), FailFast()] = ()
+    train: Annotated[tuple[GroupLabel, ...], Field(max_length=MAX_GROUPS), FailFast()] = ()
+    held_out: Annotated[tuple[GroupLabel, ...], Field(max_length=MAX_GROUPS), FailFast()] = ()
 
     @model_validator(mode="after")
     def _no_group_twice(self) -> Self:

@@ -14,6 +14,7 @@ import structlog
 
 from pluralllm.common.errors.membership import IdentityMismatch, RoleForbids, RunNotShared
 from pluralllm.common.errors.tree import OverLimit, PluralError, Unidentified, reason_of
+from pluralllm.common.text.printable import printable
 from pluralllm.common.trust.certificates import read_certificate
 from pluralllm.common.wire.messages import CLIENT_ID_KEY
 from pluralllm.common.words.ids import ID_HELP, ClientId, RunId, is_id
@@ -180,7 +181,7 @@ def about_of(request: object) -> str:
         about = str(RunName(RunId(run)))
     else:
         about = str(getattr(request, "name", "") or getattr(request, "task", "") or "")
-    return about.replace("\0", "\ufffd")  # the audit entry is written before the request is refused for this character
+    return printable(about)  # the audit entry is written before the request is refused for such characters
 
 
 def _claimed(context: Context) -> Principal | None:

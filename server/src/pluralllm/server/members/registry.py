@@ -29,6 +29,7 @@ from pluralllm.common.errors.membership import (
     MemberExists,
 )
 from pluralllm.common.errors.tree import InvalidArgument, NotFound, OverLimit
+from pluralllm.common.text.printable import GROUP_HELP, is_group_name
 from pluralllm.common.trust.certificates import fingerprint, public_key_of, read_certificate, read_known_certificate
 from pluralllm.common.trust.invite import TOKEN_BYTES, token_hash
 from pluralllm.common.words.ids import ID_HELP, ClientId, is_id
@@ -52,7 +53,6 @@ from pluralllm.server.storage.membership import (
 log = structlog.get_logger()
 
 MAX_TTL_S = 24 * 3600.0
-MAX_GROUP = 200
 MAX_RUNS = 100  # in one invite
 MAX_LIVE_CERTIFICATES = 5  # in the line of one member: two during a renewal
 REPLACED = ": a later renewal of the same certificate took its place. If that was not you, somebody has the key"
@@ -455,8 +455,8 @@ def _check_order(order: InviteOrder) -> None:
         raise InvalidArgument(field="name", problem=f"is {order.name!r}, allowed: {ID_HELP}")
     if not 0 < order.ttl_s <= MAX_TTL_S:
         raise InvalidArgument(field="ttl", problem=f"is {order.ttl_s:g} s, must be above 0 and at most 24 h")
-    if len(order.group) > MAX_GROUP:
-        raise InvalidArgument(field="group", problem=f"must have at most {MAX_GROUP} characters")
+    if order.group and not is_group_name(order.group):
+        raise InvalidArgument(field="group", problem=f"must be {GROUP_HELP}")
     if order.role is not MemberRole.CLIENT and (order.group or order.group_role is GroupRole.HELD_OUT):
         raise InvalidArgument(field="group", problem=f"is for clients; {order.name} is to be {order.role}")
     if order.role is not MemberRole.OBSERVER and order.runs:

@@ -14,6 +14,7 @@ from pluralllm.common.errors.tree import (
     Unreachable,
 )
 from pluralllm.common.process.clock import Clock
+from pluralllm.common.text.printable import GROUP_HELP, is_group_name
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.wire.chunk_messages import ChunkMessage
 from pluralllm.common.wire.messages import (
@@ -89,9 +90,11 @@ class Federation(pb_grpc.FederationServiceServicer):
             )
         if request.role not in ROLES_BACK:
             raise InvalidArgument(field="role", problem="must be TRAIN or HELD_OUT")
-        for field in ("group", "instance_id", "software_version"):
+        for field in ("instance_id", "software_version"):
             if not 0 < len(getattr(request, field)) <= MAX_NAME:
                 raise InvalidArgument(field=field, problem=f"must have 1 to {MAX_NAME} characters")
+        if not is_group_name(request.group):
+            raise InvalidArgument(field="group", problem=f"must be {GROUP_HELP}")
         if request.training_questions < 0:
             raise InvalidArgument(field="training_questions", problem="must not be negative")
         if principal.group is not None and (request.group, ROLES_BACK[request.role]) != principal.group_and_role:

@@ -1,0 +1,40 @@
+"""The client's own limits on polls and on log lines, against a coordinator that sends it to the next poll at once."""
+
+from pluralllm.client.daemon.pace import IDLE_POLLS, REASON_EVERY_S, REASONS, TASKS, Pace
+
+
+def polls_in(seconds_to_pass: float, asked_s: float, *, is_new_task: bool) -> int:
+    pace, now_s, polls = Pace(), 0.0, 0
+    while now_s < seconds_to_pass:
+        now_s += pace.before_next_poll(asked_s, now_s, is_new_task=is_new_task) + 1e-4  # the call itself takes a moment
+        polls += 1
+    return polls
+
+
+def test_a_coordinator_that_asks_for_no_wait_gets_one_poll_a_second() -> None:
+    assert 60 <= polls_in(60, 0.0, is_new_task=False) <= 2 * 60 + IDLE_POLLS
+
+
+def test_a_coordinator_that_changes_the_task_each_time_gets_some_polls_a_second() -> None:
+    assert polls_in(60, 0.0, is_new_task=True) <= 2 * 60 / 0.05 + TASKS
+    assert polls_in(1, 0.0, is_new_task=True) >= TASKS  # quick rounds of small models are not slowed
+
+
+def test_the_wait_that_the_coordinator_asks_for_is_kept() -> None:
+    assert Pace().before_next_poll(7.5, 0.0, is_new_task=False) == 7.5
+
+
+def test_a_reason_is_logged_when_it_changes_and_not_each_time() -> None:
+    pace = Pace()
+    assert pace.is_worth_logging("a", 0.0)
+    assert not pace.is_worth_logging("a", 1000.0)
+    assert pace.is_worth_logging("b", 1000.0)
+    pace.forget_reason()
+    assert pace.is_worth_logging("b", 1000.0)
+
+
+def test_reasons_that_change_each_time_are_logged_once_in_ten_seconds() -> None:
+    pace = Pace()
+    logged = sum(pace.is_worth_logging(f"reason {tick}", tick * 0.1) for tick in range(1000))
+    assert logged <= REASONS + 100 / REASON_EVERY_S + 1
+    assert pace.is_worth_logging("the last one", 1000.0)
