@@ -76,7 +76,7 @@ def connected(address: str, name: str) -> Transport:
     Without this function's channel option, gRPC shares one connection among all channels of a process.
     """
     connection = Connection([address], lambda at: plain_channel(at, (("grpc.use_local_subchannel_pool", 1),)))
-    return Transport(connection, ClientId(name))
+    return Transport(connection, ClientId(name), in_plain_text=True)
 
 
 async def measure(

@@ -108,7 +108,7 @@ def events_from(run: LiveRun, names: list[ClientId], at_s: float) -> Iterator[ev
 def connected(identity: Identity) -> Transport:
     own = (("grpc.use_local_subchannel_pool", 1),)
     connection = Connection([identity.membership.coordinator], lambda at: secure_channel(identity.at(at), own))
-    return Transport(connection, identity.membership.name)
+    return Transport(connection, identity.membership.name, in_plain_text=False)
 
 
 @contextlib.contextmanager

@@ -18,12 +18,13 @@ ROOTS = {part: REPOSITORY / part / "src" / "pluralllm" for part in DISTRIBUTIONS
 # and no import runs back up. `client` and `server` alone mean the modules beside the rooms: the command lines and what joins.
 COMMON: dict[str, tuple[str, ...]] = {
     "common": (),  # the version
-    "common.errors": (),
-    "common.words": ("common.errors",),
+    "common.text": (),
+    "common.errors": ("common.text",),
+    "common.words": ("common.text", "common.errors"),
     "common.weights": ("common.errors", "common.words"),
-    "common.process": ("common.errors", "common.words"),
-    "common.trust": ("common.errors", "common.words", "common.process"),
-    "common.wire": ("common.errors", "common.words", "common.weights", "common.trust"),
+    "common.process": ("common.text", "common.errors", "common.words"),
+    "common.trust": ("common.text", "common.errors", "common.words", "common.process"),
+    "common.wire": ("common.text", "common.errors", "common.words", "common.weights", "common.trust"),
     "common.predictor": ("common.errors", "common.words", "common.weights"),
     "common.rewards": ("common.errors", "common.words"),
 }
@@ -85,6 +86,7 @@ HEAVY = ("torch", "transformers", "sqlalchemy")
 RESEARCHERS = ("pluralllm.experiment", "pluralllm.align")
 NEVER: dict[str, tuple[str, ...]] = {
     # packages
+    "common.text": (*WORLD, *HEAVY, "numpy"),
     "server.rounds": (*WORLD, *HEAVY, "numpy"),
     "common.words": (*WORLD, *HEAVY, "numpy"),
     "common.weights": (*WORLD, *HEAVY),
@@ -337,3 +339,30 @@ def test_a_module_is_of_a_size_to_read_and_well_named(name: str) -> None:
     long = [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES]
     assert long == []
     assert ast.get_docstring(tree), "a module says what it is"
+
+
+PRINTING = {"common.process.console", "common.process.exits"}  # they make texts of another party printable
+
+
+def test_nothing_prints_past_the_one_door() -> None:
+    """A text of another party could rewrite what a person sees on the terminal, so that one module prints for all."""
+    wrong = [
+        f"{name}, line {node.lineno}: {ast.unparse(node.func)}"
+        for name, tree in SOURCES.items()
+        if name not in PRINTING
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and prints(ast.unparse(node.func))
+    ]
+    assert wrong == []
+
+
+def prints(function: str) -> bool:
+    """True for a function that writes to the terminal, by its name in the source."""
+    return function in {
+        "print",
+        "rich.print",
+        "typer.echo",
+        "typer.secho",
+        "click.echo",
+        "Console",
+    } or function.endswith(("stdout.write", "stderr.write", "rich.console.Console"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from pluralllm.common.errors.tree import (
     StorageFull,
 )
 from pluralllm.common.weights.chunks import manifest_of
-from pluralllm.common.wire.messages import manifest_message
+from pluralllm.common.wire.messages import manifest_message, timestamp
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RunId, TaskId
+from pluralllm.common.words.names import ModelName, TaskName
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc.boundary import Boundary
@@ -43,6 +45,7 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
         self.stored = False
         self.evaluations: list[pb.ReportEvaluationRequest] = []
         self.manifest = resources_pb2.BlobManifest()  # of every model version
+        self.breaks_receipts = False  # the receipts are for the update of somebody else
 
     def _play(self, method: str) -> None:
         self.calls.append(method)
@@ -51,7 +54,15 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Any) -> pb.GetManifestResponse:
         self._play("manifest")
-        return pb.GetManifestResponse(manifest=self.manifest)
+        model = resources_pb2.ModelVersion(
+            name=str(ModelName(RunId(request.run), ModelVersion(request.version))),
+            version=request.version,
+            digest=self.manifest.digest,
+            record_sha256="a" * 64,
+            spec_sha256="b" * 64,
+            create_time=timestamp(time.time()),
+        )
+        return pb.GetManifestResponse(manifest=self.manifest, model=model)
 
     async def GetChunks(self, request: pb.GetChunksRequest, context: Any) -> AsyncIterator[pb.GetChunksResponse]:
         self._play("chunks")
@@ -71,7 +82,11 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
 
     async def CommitUpdate(self, request: pb.CommitUpdateRequest, context: Any) -> pb.CommitUpdateResponse:
         self._play("commit")
-        return pb.CommitUpdateResponse(receipt=resources_pb2.Receipt(client="ann"))
+        name = TaskName.parse(request.task)
+        client = "eve" if self.breaks_receipts else name.client
+        receipt = resources_pb2.Receipt(run=name.run, round=name.round, client=client, update_digest=request.digest)
+        receipt.create_time.CopyFrom(timestamp(time.time()))
+        return pb.CommitUpdateResponse(receipt=receipt)
 
     async def ReportEvaluation(self, request: pb.ReportEvaluationRequest, context: Any) -> pb.ReportEvaluationResponse:
         self._play("evaluation")
@@ -132,6 +147,14 @@ async def test_a_coordinator_whose_disk_is_full_is_given_time(tmp_path: Path) ->
     async with transport_to(service) as transport:
         await push(transport, tmp_path)
     assert service.calls == ["begin", "begin", "put", "commit", "begin", "commit"]
+
+
+async def test_the_receipt_of_another_clients_update_is_no_receipt(tmp_path: Path) -> None:
+    service = scripted()
+    service.breaks_receipts = True
+    async with transport_to(service) as transport:
+        with pytest.raises(AnswerInvalid, match=r"receipt\.client is eve, must be ann"):
+            await push(transport, tmp_path)
 
 
 async def test_a_refused_update_is_not_sent_again(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -19,7 +18,7 @@ from pluralllm.cli.new_spec import FEWEST_CLIENTS, MODEL, WIDTH, new_spec
 from pluralllm.cli.output import now, show
 from pluralllm.cli.package_commands import ENTRY_POINTS, add_package_commands
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec, Unreachable
-from pluralllm.common.process.console import Json
+from pluralllm.common.process.console import Json, say, terminal
 from pluralllm.common.process.exits import EXIT_CODES, run_command
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
@@ -77,7 +76,7 @@ def create(
     if start_now:
         created = connection.start_run(run)
     if not loaded.embedding.probes:
-        typer.echo("note: the spec has no probe vectors; clients' embedding models are not checked", err=True)
+        say("note: the spec has no probe vectors; clients' embedding models are not checked", err=True)
     show(RUN, created, as_json=as_json, screen=_status)
 
 
@@ -199,7 +198,7 @@ def status(
     run_facts = connection.get_run(run)
     name = RunName.parse(run_facts["name"]).run
     answered_s = time.monotonic()
-    console = Console()
+    console = terminal()
     with Live(_status(run_facts), auto_refresh=False, console=console) as live:
         while run_facts["phase"] != "ended":
             try:
@@ -211,7 +210,7 @@ def status(
                 time.sleep(1.0)
             live.update(_status(run_facts), refresh=True)
     if not console.is_terminal:
-        typer.echo()  # rich prints only the last screen, and does not end its last line
+        say()  # rich prints only the last screen, and does not end its last line
 
 
 @app.command()
@@ -254,7 +253,7 @@ def spec_new(
     """Prints a run spec in TOML, from which you can write your own run spec."""
     if preset not in PRESETS:
         raise InvalidArgument(field="--preset", problem=f"is {preset!r}, allowed: {', '.join(PRESETS)}")
-    typer.echo(new_spec(model, width, preset, clients, train or (), held_out or ()))
+    say(new_spec(model, width, preset, clients, train or (), held_out or ()))
 
 
 @spec_app.command("check")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.process.console import say
 from pluralllm.common.trust.identity import Identity, load_identity
 from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS
 
@@ -102,7 +103,7 @@ def remote(coordinator: str | None) -> "Remote":
     try:
         renewed = connection.renewed()
     except PluralError as error:
-        typer.echo(f"note: the certificate could not be renewed: {error}", err=True)
+        say(f"note: the certificate could not be renewed: {error}", err=True)
         return connection
     _opened.append(renewed)
     return renewed

@@ -17,7 +17,7 @@ from pluralllm.cli.connection import (
 )
 from pluralllm.cli.output import now, show
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.common.process.console import Json
+from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS
 from pluralllm.common.trust.certificates import fingerprint_of_certificate
@@ -91,7 +91,7 @@ def join(
 
     roles = frozenset({MemberRole.OBSERVER, MemberRole.ADMIN})
     identity, awaiting_approval = joining.join(joining.read_invite(invite_text), identity_folder(), COMMAND, roles)
-    typer.echo(joining.joined_text(identity, awaiting_approval=awaiting_approval))
+    say(joining.joined_text(identity, awaiting_approval=awaiting_approval))
 
 
 def approve(name: Name, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:

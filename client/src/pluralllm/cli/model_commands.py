@@ -13,7 +13,7 @@ import typer
 
 from pluralllm.cli.connection import CoordinatorOption, remote
 from pluralllm.cli.output import show
-from pluralllm.common.process.console import Json
+from pluralllm.common.process.console import Json, terminal
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import MODEL
 from pluralllm.common.words.names import ModelName
@@ -41,10 +41,9 @@ def download_progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
     Yields a callback (done, total) that moves the bar; done and total are in bytes. quiet: shows no bar.
     """
-    from rich.console import Console  # noqa: PLC0415 - help does not need them
     from rich.progress import DownloadColumn, Progress  # noqa: PLC0415
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     disable = quiet or not console.is_terminal
     with Progress(*Progress.get_default_columns(), DownloadColumn(), disable=disable, console=console) as bar:
         task = bar.add_task("model.safetensors", total=None)

@@ -4,10 +4,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import typer
-from rich.console import Console
-
-from pluralllm.common.process.console import print_json
+from pluralllm.common.process.console import print_json, say, terminal
 from pluralllm.common.process.json_forms import Form
 
 
@@ -25,6 +22,6 @@ def show(form: Form, value: Mapping[str, Any], *, as_json: bool, screen: Callabl
     if as_json:
         print_json(form, value)
     elif isinstance(screen_text := screen(value), str):
-        typer.echo(screen_text)
+        say(screen_text)
     else:
-        Console().print(screen_text)
+        terminal().print(screen_text)

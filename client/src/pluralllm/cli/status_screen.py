@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pluralllm.common.text.printable import printable
 from pluralllm.common.words.names import MemberName, RoundName, RunName
 from pluralllm.common.words.not_reported import not_reported_text
 
@@ -246,10 +247,10 @@ def audit_table(
         table.add_row(
             str(entry["sequence"]),
             f"{age(entry['time'], now)} ago",
-            MemberName.parse(entry["actor"]).member if entry["actor"] else "-",
-            entry["action"],
+            cell(MemberName.parse(entry["actor"]).member if entry["actor"] else "-"),
+            cell(entry["action"]),
             cell(entry["object"]),
-            Text("accepted" if accepted else entry["result"], style="" if accepted else "red"),
+            cell("accepted" if accepted else entry["result"], "" if accepted else "red"),
             cell(facts),
         )
     if not whole:
@@ -302,5 +303,4 @@ def size(count: int) -> str:
 
 def cell(text: str, style: str = "") -> Text:
     """Returns a text as one line that is safe to print: markup has no effect, and a line that is too long is cut."""
-    line = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
-    return Text(line, style, no_wrap=True, overflow="ellipsis")
+    return Text(printable(" ".join(text.split())), style, no_wrap=True, overflow="ellipsis")

@@ -19,7 +19,7 @@ from pluralllm.client.process.config import ClientConfig, JoinConfig
 from pluralllm.client.process.instruments import REGISTRY, RETRIES
 from pluralllm.common.errors.tree import ModelUnavailable
 from pluralllm.common.process.configuration import load_config, origins_of
-from pluralllm.common.process.console import Json, print_config
+from pluralllm.common.process.console import Json, print_config, say
 from pluralllm.common.process.exits import EXIT_CODES, run_command
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import write_durably
@@ -68,8 +68,8 @@ def join_federation(
     policy = paths.state_dir / "policy.toml"
     if paths.policy is None and not policy.exists():
         write_durably(policy, DEFAULT_POLICY.encode())
-    typer.echo(joined_text(identity, awaiting_approval=waits))
-    typer.echo(f"What you allow is in {paths.policy or policy}. Next: pluralllm-client run --data FILE")
+    say(joined_text(identity, awaiting_approval=waits))
+    say(f"What you allow is in {paths.policy or policy}. Next: pluralllm-client run --data FILE")
 
 
 @app.command()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
@@ -13,7 +12,7 @@ from pluralllm.client.data.importers import import_globalopinionqa, import_opini
 from pluralllm.client.data.preference_data import import_preferences, ranked_pairs
 from pluralllm.client.data.private_data import Checked, check_file, read_group, write_group
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
-from pluralllm.common.process.console import Json, print_json
+from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import DATA_CHECK
@@ -87,7 +86,7 @@ def pairs(
         row for question in read_group(file) for row in ranked_pairs(question, question.shares, margin, every=False)
     ]
     write_durably(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    typer.echo(f"{len(rows)} pairs in {out}")
+    say(f"{len(rows)} pairs in {out}")
 
 
 def _write(out: Path, questions: tuple[Question, ...], what: str) -> None:
@@ -101,7 +100,7 @@ def _write(out: Path, questions: tuple[Question, ...], what: str) -> None:
     if not questions:
         raise InvalidData(file=str(out), problems=f"  {what} has no usable question in the source")
     write_group(out, questions)
-    typer.echo(f"{len(questions)} questions of {what} in {out}")
+    say(f"{len(questions)} questions of {what} in {out}")
 
 
 @app.command()
@@ -123,9 +122,9 @@ def check(
         for name, value in facts.items():
             if value is not None:
                 table.add_row(name.replace("_", " "), str(value))
-        Console().print(table)
+        terminal().print(table)
         for problem in problems:
-            typer.echo(problem)
+            say(problem)
     if problems:
         raise typer.Exit(3)
 
@@ -167,7 +166,7 @@ def embed(
     embedder = Embedder(load_spec(spec).embedding, embedding_model_path, cache, pick_device(device))
     try:
         embedder.check_probes()
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=terminal(stderr=True)) as bar:
             task = bar.add_task("embedding")
             embedded = embedder.embed_questions(
                 questions, lambda done, total: bar.update(task, completed=done, total=total)
@@ -175,7 +174,7 @@ def embed(
     finally:
         embedder.close()
     points, dimension = sum(len(rows) for rows in embedded), embedded[0].shape[1]
-    typer.echo(f"{len(questions)} questions, {points} vectors of {dimension} numbers, {embedder.truncated} texts cut")
+    say(f"{len(questions)} questions, {points} vectors of {dimension} numbers, {embedder.truncated} texts cut")
 
 
 @app.command()
@@ -194,4 +193,4 @@ def sample(
     for name, answered in sample_groups(groups, questions, seed).items():
         path = out / f"{name.lower().replace(' ', '-')}.jsonl"
         write_group(path, answered)
-        typer.echo(f"{len(answered)} questions of {name} in {path}")
+        say(f"{len(answered)} questions of {name} in {path}")

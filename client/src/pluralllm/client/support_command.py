@@ -13,6 +13,7 @@ from pluralllm.client.doctor import checks_of
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.console import say
 from pluralllm.common.process.support_bundle import bundle_name, parts_of, write_bundle
 from pluralllm.common.words.questions import Question
 
@@ -33,7 +34,7 @@ def support_bundle(
     }
     private = PrivateTexts(_questions(settings.data, whole=bool(log)))
     write_bundle(path, parts, log or [], private.redacted, private.redacted_log)
-    typer.echo(f"{path}: look through it before you send it")
+    say(f"{path}: look through it before you send it")
 
 
 def _counts(data: Path) -> dict[str, int]:

@@ -20,6 +20,7 @@ from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload,
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.tree import InvalidArgument, OverLimit, PluralError, Unreachable
 from pluralllm.common.process.files import storage_errors
+from pluralllm.common.text.printable import printable, printable_values
 from pluralllm.common.trust.certificates import make_request
 from pluralllm.common.trust.identity import Identity, next_key, save_renewal
 from pluralllm.common.trust.invite import Invite
@@ -33,7 +34,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc, operations_pb2_grpc
 from pluralllm.v1 import operations_pb2 as pb
-from pluralllm.v1.resources_pb2 import NOT_REPORTED_UNSPECIFIED, GroupEvaluation, ModelVersion
+from pluralllm.v1.resources_pb2 import NOT_REPORTED_UNSPECIFIED, AuditEvent, GroupEvaluation, ModelVersion
 
 CALL_DEADLINE_S = 15.0
 REWARDS_HOLD_S = 10.0
@@ -355,28 +356,34 @@ def _member_name(name: str) -> str:
 def plain(message: Message) -> Values:
     """Converts a protobuf message to plain values. An optional field that is not set becomes None.
 
-    The scores of an evaluation that the client does not report become None, too, because 0 would look like a score.
+    The scores of an evaluation that the client does not report become None, too, because 0 would look like a score. Texts are
+    made printable, because members and the coordinator choose them. The texts of an audit entry stay as they are, because their
+    hash is computed again; the functions that show an entry make them printable.
     """
     values: Values = {}
+    keeps_texts = isinstance(message, AuditEvent)
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.is_repeated:
-            values[field.name] = [_plain(field, item) for item in value]
+            values[field.name] = [_plain(field, item, keeps_texts=keeps_texts) for item in value]
         elif field.has_presence and not message.HasField(field.name):
             values[field.name] = None
         else:
-            values[field.name] = _plain(field, value)
+            values[field.name] = _plain(field, value, keeps_texts=keeps_texts)
     if isinstance(message, GroupEvaluation) and message.not_reported != NOT_REPORTED_UNSPECIFIED:
         values |= {"alignment_score": None, "alignment_score_base2": None}
     return values
 
 
-def _plain(field: Any, value: Any) -> Any:
+def _plain(field: Any, value: Any, *, keeps_texts: bool) -> Any:
     if field.enum_type is not None:
         prefix = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
-        return field.enum_type.values_by_number[value].name.removeprefix(prefix).lower()
+        known = field.enum_type.values_by_number.get(value)  # a later release may have more values
+        return f"unknown_{value}" if known is None else known.name.removeprefix(prefix).lower()
     if isinstance(value, Timestamp):
         return value.ToJsonString()
     if isinstance(value, Struct):
-        return json_format.MessageToDict(value)
+        return printable_values(json_format.MessageToDict(value))
+    if isinstance(value, str) and not keeps_texts:
+        return printable(value, lines=True)
     return plain(value) if isinstance(value, Message) else value

@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from pluralllm.client.daemon.models import Models
+from pluralllm.client.daemon.pace import Pace
 from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
@@ -55,6 +56,7 @@ from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
 from pluralllm.common.errors.membership import AwaitingApproval, CertificateExpired, CertificateNotYetValid
 from pluralllm.common.errors.tree import (
+    AnswerInvalid,
     Broken,
     LeaseLost,
     PluralError,
@@ -134,7 +136,7 @@ class Daemon:
         self._limits = WorkerLimits.of(policy)
         self._work: Work | None = None
         self._runs: dict[RunId, JoinedRun] = {}
-        self._last_reason = ""
+        self._pace = Pace()
 
     @property
     def is_working(self) -> bool:
@@ -202,7 +204,10 @@ class Daemon:
                 await asyncio.sleep(APPROVAL_WAIT_S)
             except (Unreachable, Broken, CertificateExpired, CertificateNotYetValid) as error:
                 CONNECTED.set(0)
-                self._log_reason(f"{await self._renewal.true_cause(error)}")
+                if isinstance(error, AnswerInvalid):
+                    self._log_broken_protocol(error)
+                else:
+                    self._log_reason(f"{await self._renewal.true_cause(error)}")
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
                 backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
                 RETRIES.inc()
@@ -226,18 +231,20 @@ class Daemon:
         """Acts on the coordinator's answer to one poll. Returns whether the daemon must end."""
         match answer:
             case Task():
-                if self._work is not None and not self._work.doing.done():
-                    if self._work.task.name == answer.name:
-                        return False
+                is_new = self._work is None or self._work.doing.done() or self._work.task.name != answer.name
+                await asyncio.sleep(self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=is_new))
+                if not is_new:
+                    return False
+                if self.is_working:
                     await self._drop_work("the coordinator has another task")
                 log.info("task.received", task=answer.name, kind=answer.kind, base_version=answer.base_version)
-                self._last_reason = ""
+                self._pace.forget_reason()
                 self._work = Work(answer, asyncio.create_task(self._do(answer)))
             case Wait(after_s, reason):
                 if self._work is not None and not self._work.doing.done():
                     await self._drop_work(reason)
                 self._log_reason(reason)
-                await asyncio.sleep(after_s)
+                await asyncio.sleep(self._pace.before_next_poll(after_s, time.monotonic(), is_new_task=False))
             case RunOver():
                 await self._leave(answer)
                 return self._config.exit_when_run_over
@@ -271,10 +278,20 @@ class Daemon:
         await asyncio.gather(self._work.doing, return_exceptions=True)
 
     def _log_reason(self, reason: str) -> None:
-        """Logs a reason for waiting, but only if it differs from the reason that was logged last."""
-        if reason != self._last_reason:
+        """Logs a reason for waiting, but only if it differs from the reason that was logged last, and not too often."""
+        if self._pace.is_worth_logging(reason, time.monotonic()):
             log.info("client.waiting", reason=reason)
-            self._last_reason = reason
+
+    def _log_broken_protocol(self, error: AnswerInvalid) -> None:
+        """Logs as an error that the coordinator's answer breaks the protocol. The answer was not used."""
+        if self._pace.is_worth_logging(str(error), time.monotonic()):
+            log.error(
+                "coordinator.broke_protocol",
+                coordinator=self._transport.address,
+                call=error.call,
+                field=error.field,
+                problem=error.problem,
+            )
 
     # One task
 
@@ -317,6 +334,8 @@ class Daemon:
         if permanent:  # otherwise the next try of this task uses its finished update
             self._outbox.drop(task.name)
         TASKS.labels(task.kind, "failed").inc()
+        if isinstance(error, AnswerInvalid):
+            self._log_broken_protocol(error)
         log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
         self._stage(HANDING_IN)
         with contextlib.suppress(PluralError):

@@ -351,7 +351,7 @@ class Transport:
         return await self._answer(method, getattr(self._connection.stub, method), request, deadline_s)
 
     async def _answer(self, name: str, method: Any, request: Any, deadline_s: float) -> Any:
-        """Makes a call and returns its answer. Raises AnswerInvalid if the answer breaks the protocol. name: name of the method."""
+        """Makes a call and returns its checked answer. name: name of the method. Raises AnswerInvalid for a bad answer."""
         with self._errors():
             answer = await method(request, metadata=self._metadata, timeout=deadline_s)
         return checked_answer(name, request, answer, self._client)

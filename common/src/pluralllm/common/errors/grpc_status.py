@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 
 from pluralllm.common.errors import membership as m
 from pluralllm.common.errors import tree as e
+from pluralllm.common.text.printable import printable, printable_values
 
 DOMAIN = "pluralllm"
 # A reason in ReportFailure that is no error of the tree: the daemon stops, and its session ends with it.
@@ -168,12 +169,17 @@ def _typed_error(call: grpc.Call) -> e.PluralError | None:
             leaf = e.leaves().get(info.reason) if detail.Unpack(info) and info.domain == DOMAIN else None
             if leaf is not None:
                 field_names = e.fields_of(leaf)
-                error = leaf(**{name: json.loads(text) for name, text in info.metadata.items() if name in field_names})
+                error = leaf(**{name: _fact(text) for name, text in info.metadata.items() if name in field_names})
                 str(error)  # raises if a fact has a type that does not fit the message of this release
                 return error
     except (ValueError, TypeError, RecursionError, DecodeError):
         return None
     return None
+
+
+def _fact(text: str) -> object:
+    """Returns one fact of an error from its JSON. A text is made printable, because the other side chose it."""
+    return printable_values(json.loads(text))
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
@@ -186,8 +192,9 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
     code: Callable[[], grpc.StatusCode] = call.code
     if (typed_error := _typed_error(call)) is not None:
         return typed_error
-    if code() in BROKEN_TRANSPORT and "deserializ" not in (call.details() or ""):
-        return e.Unreachable(address=address, problem=call.details() or code().name)
+    details = printable(call.details() or "", lines=True)
+    if code() in BROKEN_TRANSPORT and "deserializ" not in details:
+        return e.Unreachable(address=address, problem=details or code().name)
     if code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return e.StorageFull(what=call.details() or "the call")
-    return e.Internal(incident=f"{code().name}: {call.details()}")
+        return e.StorageFull(what=details or "the call")
+    return e.Internal(incident=f"{code().name}: {details}")

@@ -1,4 +1,8 @@
-"""Output that several commands share: JSON, the checks of a `doctor` command, the effective configuration, a progress line."""
+"""Everything that a command prints: lines, tables, JSON, the checks of a `doctor` command, a progress line.
+
+Texts of another party may be in what a command prints. Only the functions of this module print, and a test enforces it: they
+show characters that a terminal would obey as escapes, and no markup in a text has an effect.
+"""
 
 import contextlib
 import json
@@ -10,9 +14,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.process.json_forms import CHECKS, CONFIG, Form
+from pluralllm.common.text.printable import printable
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: docs/reference/json.md.")]
 
@@ -39,18 +45,28 @@ def checked(name: str, probe: Callable[[], Check]) -> Check:
         return Check(name, ok=False, result=whole.removesuffix(fix).strip(), fix=fix)
 
 
+def say(text: str = "", *, err: bool = False) -> None:
+    """Prints a text of one or more lines. err: prints it on stderr instead of stdout."""
+    typer.echo(printable(text, lines=True), err=err)
+
+
+def terminal(*, stderr: bool = False) -> Console:
+    """Returns the console for tables and screens. Markup has no effect in texts, for example in the name of a group."""
+    return Console(stderr=stderr, markup=False, emoji=False)
+
+
 @contextlib.contextmanager
 def showing_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
     """Shows a progress line on stderr while the `with` block runs, if stderr is a terminal. what: the line's first text.
 
     Yields a function (what, done, total) that updates the line. If total is 0, the line does not show `done` and `total`.
     """
-    console = Console(stderr=True)
-    with console.status(what) if console.is_terminal else contextlib.nullcontext() as status:
+    console = terminal(stderr=True)
+    with console.status(Text(printable(what))) if console.is_terminal else contextlib.nullcontext() as status:
 
         def report(what: str, done: int, total: int) -> None:
             if status is not None:
-                status.update(f"{what} {done} of {total}" if total else what)
+                status.update(Text(printable(f"{what} {done} of {total}" if total else what)))
 
         yield report
 
@@ -60,7 +76,13 @@ def print_json(form: Form, value: Mapping[str, Any]) -> None:
 
     form: the description of the object's fields; the field `schema` holds the name and the version of the form.
     """
-    sys.stdout.write(json.dumps(form.dressed(value), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(form.dressed(value)) + "\n")
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Returns a value as indented JSON. Characters that nobody can see are written as JSON's escapes, so no value changes."""
+    whole = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(char if char == "\n" or printable(char) == char else json.dumps(char)[1:-1] for char in whole)
 
 
 def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
@@ -71,8 +93,9 @@ def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
     else:
         table = Table("check", "", "result", "fix", box=None)
         for check in all_checks:
-            table.add_row(check.name, "[green]ok[/]" if check.ok else "[red]no[/]", check.result, check.fix)
-        Console().print(table)
+            verdict = Text("ok", "green") if check.ok else Text("no", "red")
+            table.add_row(printable(check.name), verdict, printable(check.result), printable(check.fix))
+        terminal().print(table)
     return all(check.ok for check in all_checks)
 
 
@@ -86,5 +109,5 @@ def print_config(values: Mapping[str, Any], origins: Mapping[str, str] | None, *
         return
     table = Table("key", "value", *([] if origins is None else ["from"]), box=None)
     for key, value in values.items():
-        table.add_row(key, str(value), *([] if origins is None else [origins[key]]))
-    Console().print(table)
+        table.add_row(key, printable(str(value)), *([] if origins is None else [origins[key]]))
+    terminal().print(table)

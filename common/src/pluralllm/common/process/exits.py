@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from pluralllm.common.errors.tree import Broken, PluralError, Unreachable
+from pluralllm.common.text.printable import printable
 
 BROKEN, USAGE, REFUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -27,7 +28,7 @@ def run_command(command: Callable[[], object]) -> None:
     try:
         command()
     except PluralError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error), lines=True)}\n")  # its facts may come from the other side
         sys.exit(exit_code_of(type(error)))
     except KeyboardInterrupt:
         # Ends without finalisers: a gRPC channel that was interrupted while it began a call waits for ever in its own.
@@ -39,5 +40,7 @@ def run_command(command: Callable[[], object]) -> None:
     except OSError as error:  # about a path that the user gave, or about a file in a state directory
         if error.filename is None:
             raise
-        sys.stderr.write(f"error: {error}. Look at that path: what it is, and who may read and write it.\n")
+        sys.stderr.write(
+            f"error: {printable(str(error))}. Look at that path: what it is, and who may read and write it.\n"
+        )
         sys.exit(REFUSED)

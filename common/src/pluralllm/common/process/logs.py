@@ -2,11 +2,13 @@
 
 import logging
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
-from rich.console import Console
 from structlog.tracebacks import ExceptionDictTransformer
+
+from pluralllm.common.process.console import terminal
+from pluralllm.common.text.printable import printable_values
 
 # By default structlog prints the local variables of every frame of a stack: tokens, keys, private questions.
 TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
@@ -28,6 +30,7 @@ def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> 
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             TRACEBACKS if form == "json" else structlog.processors.StackInfoRenderer(),
+            *([] if form == "json" else [_printable_fields]),  # JSON writes such characters as escapes by itself
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -36,7 +39,14 @@ def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> 
     )
 
 
+def _printable_fields(logger: object, method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Makes the texts of a log line printable, because some come from the other side. It is a processor of structlog."""
+    del logger, method
+    cleaned: dict[str, Any] = printable_values(dict(fields))
+    return cleaned
+
+
 def _wants_colours() -> bool:
     """Returns whether log lines should have colours: stderr is a terminal and the variable NO_COLOR (no-color.org) is not set."""
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     return console.is_terminal and not console.no_color

@@ -15,6 +15,8 @@ from typing import Annotated
 import structlog
 import typer
 
+from pluralllm.common.process.console import say
+
 log = structlog.get_logger()
 
 NotifySocket = Annotated[str | None, typer.Option("--notify-socket", envvar="NOTIFY_SOCKET", hidden=True)]
@@ -70,9 +72,9 @@ def check_alive(state_dir: Path) -> None:
     try:
         ago_s = time.time() - (state_dir / SIGN).stat().st_mtime
     except FileNotFoundError:
-        typer.echo(f"no sign of life in {state_dir}: the process has not started there", err=True)
+        say(f"no sign of life in {state_dir}: the process has not started there", err=True)
         raise typer.Exit(3) from None
     if ago_s > SILENT_FOR_S:
-        typer.echo(f"the last sign of life was {ago_s:.0f} s ago", err=True)
+        say(f"the last sign of life was {ago_s:.0f} s ago", err=True)
         raise typer.Exit(3)
-    typer.echo(f"alive {max(0.0, ago_s):.0f} s ago")
+    say(f"alive {max(0.0, ago_s):.0f} s ago")

@@ -9,7 +9,7 @@ never used. The limits are far above what a coordinator of this project sends.
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -26,8 +26,8 @@ from pluralllm.v1 import federation_pb2 as pb
 Rule = Callable[[Any], str]  # returns what is wrong with a value; "" if nothing is
 
 MAX_NUMBER = 999_999_999  # names hold numbers of at most nine digits
-MAX_WAIT_S = 3_600.0
-MAX_LEASE_S = 86_400.0
+MAX_WAIT_S = 3_600
+MAX_LEASE_S = 86_400
 MAX_TEXT = 4_096  # characters of a reason
 MAX_LABEL = 200  # characters of a version, a capability or a generation
 MAX_ITEMS = 100_000  # chunks of a model, or updates of a version
@@ -57,17 +57,18 @@ def size(most: int) -> Rule:
     return lambda value: "" if len(value) <= most else f"has {len(value)} bytes, must have at most {most}"
 
 
-def seconds_between(least_s: float, most_s: float) -> Rule:
+def seconds_between(least_s: int, most_s: int) -> Rule:
     """Returns the rule that a duration or a moment lies between two numbers of seconds, both included."""
 
     def check(value: Any) -> str:
-        value_s = value.seconds + value.nanos / 1e9
-        return "" if least_s <= value_s <= most_s else f"is {value_s:g} s, must be {least_s:g} to {most_s:g} s"
+        value_ns = value.seconds * 10**9 + value.nanos
+        is_within = least_s * 10**9 <= value_ns <= most_s * 10**9
+        return "" if is_within else f"is {value_ns / 1e9:g} s, must be {least_s} to {most_s} s"
 
     return check
 
 
-def one_of(numbers: Mapping[int, object] | range) -> Rule:
+def one_of(numbers: Container[int]) -> Rule:
     """Returns the rule that a number is one of the numbers that this release knows."""
     return lambda value: "" if value in numbers else f"is {value}, which this release does not know"
 
@@ -84,7 +85,7 @@ def group(value: str) -> str:
 
 
 ID_TEXT = text(ID, "an id: 1 to 40 of a-z, 0-9 and '-', the first a letter")
-TASK_TEXT = text(TASK_NAME.pattern, "runs/RUN/rounds/N/tasks/KIND-CLIENT")
+TASK_TEXT = text(TASK_NAME.pattern, "the name of a task")
 DIGEST = text("[0-9a-f]{64}", "64 hex digits")
 DIGEST_OR_NONE = text("([0-9a-f]{64})?", "64 hex digits, or empty")
 COUNT = number(0, MAX_NUMBER)
@@ -92,7 +93,11 @@ SIZE = number(0, 2**50)
 LONG_COUNT = number(0, 2**62)
 PAST_OR_NEAR = seconds_between(FIRST_S, LAST_S)
 LABEL, REASON = characters(MAX_LABEL), characters(MAX_TEXT)
-KIND_WORDS = {pb.TASK_KIND_TRAIN: TaskKind.TRAIN, pb.TASK_KIND_EVALUATE: TaskKind.EVALUATE, pb.TASK_KIND_REWARD: TaskKind.REWARD}
+KIND_WORDS = {
+    pb.TASK_KIND_TRAIN: TaskKind.TRAIN,
+    pb.TASK_KIND_EVALUATE: TaskKind.EVALUATE,
+    pb.TASK_KIND_REWARD: TaskKind.REWARD,
+}
 
 # Message -> field -> rule for the value, or for each value of a repeated field. A field that holds a message of this table has
 # no rule of its own.
@@ -158,7 +163,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "chunk_sha256": lambda value: "" if len(value) == 32 else f"has {len(value)} bytes, must have 32",
     },
     "ModelVersion": {
-        "name": text(MODEL_NAME.pattern, "runs/RUN/models/VERSION"),
+        "name": text(MODEL_NAME.pattern, "the name of a model version"),
         "version": COUNT,
         "round": COUNT,
         "digest": DIGEST,

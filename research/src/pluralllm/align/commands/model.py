@@ -13,7 +13,7 @@ from pluralllm.align.model_folder import CARD, CONFIG, PROVENANCE, model_config,
 from pluralllm.cli.connection import CoordinatorOption, remote
 from pluralllm.cli.model_commands import Folder, Model, download_progress
 from pluralllm.cli.output import show
-from pluralllm.common.process.console import Json
+from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.extras import need_align
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import EXPORTED_MODEL
@@ -79,4 +79,4 @@ def serve(
         cache=cache or DEFAULT_CACHE,
         device=device,
     )
-    serve_scores(reward, listen, lambda address: typer.echo(f"serving scores on {address}"))
+    serve_scores(reward, listen, lambda address: say(f"serving scores on {address}"))

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.common.process.console import Json
+from pluralllm.common.process.console import Json, terminal
 from pluralllm.common.process.extras import need_align
 from pluralllm.common.process.json_forms import PAIRS, SCORES
 
@@ -120,7 +119,7 @@ def _showing_progress(source: Path) -> Iterator[Callable[[int], None]]:
 
     Yields a callback that takes the number of bytes scored so far.
     """
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     columns = (TextColumn("scoring"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     size_bytes = source.stat().st_size if source.is_file() else 0
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.common.process.console import Json
+from pluralllm.common.process.console import Json, say, terminal
 from pluralllm.common.process.extras import need_experiment, need_report
 from pluralllm.common.process.json_forms import METHODS
 
@@ -66,12 +65,12 @@ def run(
         jobs=jobs or (cores if chosen == "cpu" else 1),
         only=tuple(only or ()),
     )
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
         run_experiment(plan, lambda what, done, total: bar.update(task, description=what, completed=done, total=total))
-    typer.echo(f"{folder}: look at it with pluralllm experiment report {folder}")
+    say(f"{folder}: look at it with pluralllm experiment report {folder}")
 
 
 @app.command("table")
@@ -156,4 +155,4 @@ def report(
     from pluralllm.experiment.report.page import write_page  # noqa: PLC0415
 
     page = experiment_page(folder, main or (), threshold or ())
-    typer.echo(str(write_page(page, out or folder / "report")))
+    say(str(write_page(page, out or folder / "report")))

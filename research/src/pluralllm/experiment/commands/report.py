@@ -10,7 +10,7 @@ from pluralllm.cli.connection import CoordinatorOption, remote
 from pluralllm.cli.output import now
 from pluralllm.common.errors.membership import RoleForbids
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.common.process.console import showing_progress
+from pluralllm.common.process.console import say, showing_progress
 from pluralllm.common.process.extras import need_report
 from pluralllm.common.words.ids import RunId
 from pluralllm.common.words.names import ModelName, RunName
@@ -46,7 +46,7 @@ def report(
         facts = Answers(run_facts, rounds, evaluations, _members(connection), *_current_model(connection, name))
         report_progress("drawing", 0, 0)
         page = write_page(live_page(facts, f"{now():%Y-%m-%d %H:%M} UTC"), folder)
-    typer.echo(str(page))
+    say(str(page))
 
 
 def _current_model(connection: "Remote", run: RunId) -> tuple[dict[str, Any] | None, int | None, dict[str, Any] | None]:

@@ -10,6 +10,7 @@ import typer
 from pluralllm.common.errors.membership import AlreadyJoined
 from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
 from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.console import say
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.trust.certificates import PrivateKey, fingerprint_of_certificate, spoken
 from pluralllm.common.trust.identity import next_key
@@ -64,7 +65,7 @@ def init(
     with StateDirectory(settings.state_dir) as state:
         made = ca.create_authority(state.authority, name, hosts, passphrase, time.time())
         asyncio.run(make_admin(settings, state, made, admin_name, admin_identity, key))
-    typer.echo(
+    say(
         f"federation {name} for {', '.join(hosts)}; state in {settings.state_dir}\n"
         f"authority's fingerprint: {spoken(fingerprint_of_certificate(made.root_pem))}\n"
         f"administrator {admin_name}: {admin_identity}\n"
@@ -91,7 +92,7 @@ def admin(
     configure_logs(form="console", level="WARNING")
     with StateDirectory(settings.state_dir) as state:
         asyncio.run(make_admin(settings, state, ca.load_authority(state.authority), name, admin_identity, key))
-    typer.echo(f"administrator {name}: {admin_identity}")
+    say(f"administrator {name}: {admin_identity}")
 
 
 def renew_issuer(
@@ -106,7 +107,7 @@ def renew_issuer(
     folder = settings.state_dir.absolute() / "authority"
     key = root_key or folder / "root-key.pem"
     made = ca.renew_issuer(folder, host or (), key, _passphrase(root_passphrase_file, confirm=False), time.time())
-    typer.echo(f"valid until {ca.day(made.issuer_expires_s)}; server certificate for {', '.join(made.hosts)}")
+    say(f"valid until {ca.day(made.issuer_expires_s)}; server certificate for {', '.join(made.hosts)}")
 
 
 def _admin_key(name: str, folder: Path) -> PrivateKey:

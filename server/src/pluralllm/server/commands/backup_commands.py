@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pluralllm.common.process.configuration import load_config
-from pluralllm.common.process.console import Json, print_json, showing_progress
+from pluralllm.common.process.console import Json, print_json, say, showing_progress
 from pluralllm.common.process.json_forms import BACKUP
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.server.process.config import ServerConfig
@@ -42,7 +42,7 @@ def backup(
     _print_result(contents, directory, "backed up into", as_json=as_json)
     if contents.has_authority and not as_json:
         key = "the keys of root and issuer" if contents.has_root_key else "the issuer's key"
-        typer.echo(f"It holds the authority with {key}: keep it as secret as the state directory.")
+        say(f"It holds the authority with {key}: keep it as secret as the state directory.")
 
 
 def restore(
@@ -64,7 +64,7 @@ def restore(
         contents = asyncio.run(restore_from(settings, directory.absolute(), time.time(), report_progress))
     _print_result(contents, directory, "restored from", as_json=as_json)
     if not as_json:
-        typer.echo("Next: pluralllm-server serve. What happened after the backup is done again.")
+        say("Next: pluralllm-server serve. What happened after the backup is done again.")
 
 
 def _print_result(contents: "Contents", directory: Path, what: str, *, as_json: bool) -> None:
@@ -80,5 +80,5 @@ def _print_result(contents: "Contents", directory: Path, what: str, *, as_json: 
         print_json(BACKUP, facts)
         return
     checked = contents.report.lines()
-    typer.echo(f"{what} {directory}: {contents.blobs} blobs, {contents.blob_bytes / 1e6:.1f} MB")
-    typer.echo(f"verified: {'; '.join(checked)}")
+    say(f"{what} {directory}: {contents.blobs} blobs, {contents.blob_bytes / 1e6:.1f} MB")
+    say(f"verified: {'; '.join(checked)}")

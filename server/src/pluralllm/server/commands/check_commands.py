@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pluralllm.common.process.configuration import load_config
-from pluralllm.common.process.console import Json, print_checks, print_json, showing_progress
+from pluralllm.common.process.console import Json, print_checks, print_json, say, showing_progress
 from pluralllm.common.process.exits import USAGE
 from pluralllm.common.process.json_forms import VERIFICATION
 from pluralllm.common.process.support_bundle import bundle_name, parts_of, without_secrets, write_bundle
@@ -37,14 +37,14 @@ def verify(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json 
         print_json(VERIFICATION, report.to_json())
     else:
         for line in report.lines():
-            typer.echo(line)
+            say(line)
     if not report.is_clean:
         raise typer.Exit(3)
 
 
 def audit() -> None:
     """Report that this command is now named `verify`. Another command, `pluralllm audit`, shows who did what."""
-    typer.echo("error: pluralllm-server audit is now pluralllm-server verify, with the same options.", err=True)
+    say("error: pluralllm-server audit is now pluralllm-server verify, with the same options.", err=True)
     raise typer.Exit(USAGE)
 
 
@@ -64,4 +64,4 @@ def support_bundle(
     parts["database.json"] = lambda: asyncio.run(read_database(settings))
     redacted = partial(without_secrets, secrets=passwords_of(settings))
     write_bundle(path, parts, log or [], redacted, redacted)
-    typer.echo(f"{path}: look through it before you send it")
+    say(f"{path}: look through it before you send it")
