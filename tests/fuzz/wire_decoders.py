@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ import grpc
 from fuzz.good_requests import GOOD, Situation
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from pluralllm.common.errors.grpc_status import from_rpc_error, to_status
-from pluralllm.common.errors.tree import InvalidArgument, NormTooLarge, Refused
+from pluralllm.common.errors.tree import AnswerInvalid, InvalidArgument, NormTooLarge, Refused
 from pluralllm.common.trust.certificates import make_request, new_key, public_key_of, read_certificate
 from pluralllm.common.trust.invite import LINE_PREFIX, parse_invite
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, digest_of
 from pluralllm.common.weights.layout import check_header, layout_of, read_layout
 from pluralllm.common.weights.update_format import update_format
+from pluralllm.common.wire.checked_answers import checked_answer
 from pluralllm.common.wire.chunk_messages import chunk_reader, write_chunk
 from pluralllm.common.wire.messages import chunks_in, manifest_from, seconds
 from pluralllm.common.words.ids import ClientId, Digest
@@ -86,11 +88,14 @@ def message(name: str, *, of_answer: bool) -> Callable[[bytes], None]:
     method = METHODS[name]
     kind = message_factory.GetMessageClass(method.output_type if of_answer else method.input_type)
     read, parts = forgiving(name, kind.FromString), OF_ANSWERS if of_answer else OF_REQUESTS
+    is_checked = of_answer and method.containing_service.name in {"FederationService", "EnrolmentService"}
 
     def decode(raw: bytes) -> None:
-        found = read(raw)
-        check_request(found)
-        for field, value in found.ListFields():
+        decoded = read(raw)
+        check_request(decoded)
+        if is_checked:
+            refusing(partial(checked_answer, name, GOOD[name](situation()), decoded, ClientId("ann")))
+        for field, value in decoded.ListFields():
             if field.name in parts:
                 refusing(partial(parts[field.name], value))
 
@@ -99,7 +104,7 @@ def message(name: str, *, of_answer: bool) -> Callable[[bytes], None]:
 
 def refusing(work: Callable[[], object]) -> None:
     """Runs the work and ignores a refusal, so that the next part is read, too."""
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(Refused, AnswerInvalid):
         work()
 
 
@@ -172,13 +177,14 @@ def decode(fuzzed_bytes: bytes) -> None:
         refusing(lambda: DECODERS[NAMES[fuzzed_bytes[0] % len(NAMES)]](fuzzed_bytes[1:]))
 
 
-def seeds() -> dict[str, bytes]:
-    """Returns a good input for each decoder that has one."""
+@cache
+def situation() -> Situation:
+    """Returns what the good requests are about."""
     update = LAYOUT.header + bytes(LAYOUT.size_bytes - len(LAYOUT.header))
     hashes = (hashlib.sha256(update).digest(),)
     request = make_request(new_key(), "guest")
     digest = Digest("0" * 64)
-    now = Situation(
+    return Situation(
         run="first",
         scored_run="second",
         scored_task="runs/second/rounds/0/tasks/evaluate-eve",
@@ -195,17 +201,38 @@ def seeds() -> dict[str, bytes]:
         requests_der=(request, request),
         chain_pem=b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
     )
+
+
+def seeds() -> dict[str, bytes]:
+    """Returns a good input for each decoder that has one."""
+    now = situation()
+    moment = Timestamp(seconds=1_790_000_000)
+    task = now.task
+    receipt = resources_pb2.Receipt(
+        run="first", round=1, client="ann", update_digest=now.manifest.digest, create_time=moment
+    )
     good: dict[str, Message] = {f"request {name}": made(now) for name, made in GOOD.items()}
     good["answer BeginUpdate"] = federation_pb2.BeginUpdateResponse(
         missing=[resources_pb2.ChunkRange(first=0, last=5), resources_pb2.ChunkRange(first=3, last=2**31 - 1)]
     )
+    answered = federation_pb2.Task(kind=federation_pb2.TASK_KIND_TRAIN, run="first", round=1)
+    answered.MergeFrom(task)
+    answered.base_record_sha256 = answered.base_digest
+    good["answer Poll"] = federation_pb2.PollResponse(task=answered)
+    good["answer CommitUpdate"] = federation_pb2.CommitUpdateResponse(receipt=receipt)
+    good["answer Hello"] = federation_pb2.HelloResponse(
+        protocol=1, generation="0", server_time=moment, limits=federation_pb2.Limits()
+    )
+    good["answer Join"] = enrolment_pb2.JoinResponse(
+        role=resources_pb2.MEMBER_ROLE_CLIENT, group="S. Korea", group_role=resources_pb2.GROUP_ROLE_TRAIN
+    )
     inputs = {name: made.SerializeToString() for name, made in good.items()} | {
         "chunk": write_chunk(federation_pb2.PutChunksRequest(task="t", index=1), b""),
         "status": to_status(NormTooLarge(norm=2.0, limit=1.0)).trailing_metadata[0][1],
-        "model file": update,
+        "model file": now.update,
         "update file": update_format(LAYOUT, "int8").header + bytes(20),
         "run spec": now.spec_json,
         "invite": INVITE.encode(),
-        "certificate request": request,
+        "certificate request": now.requests_der[0],
     }
     return {name: bytes([NAMES.index(name)]) + raw for name, raw in inputs.items()}

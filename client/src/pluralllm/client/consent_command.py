@@ -11,6 +11,7 @@ from pluralllm.client.disclosure.differences import printable
 from pluralllm.client.process.config import JoinConfig
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.console import say
 from pluralllm.common.words.ids import RunId
 
 
@@ -25,19 +26,17 @@ def consent(
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
     consents = Consents(paths.state_dir)
     if withdraw:
-        typer.echo(_withdrawn(run, consents.withdraw(RunId(run))))
+        say(_withdrawn(run, consents.withdraw(RunId(run))))
         return
     question = consents.question(RunId(run))
     if question is None:
         raise InvalidArgument(field="RUN", problem=_not_asked(consents, run, paths.state_dir))
-    typer.echo(question_text(question))
+    say(question_text(question))
     if not yes and not _agreed(question):
-        typer.echo("No consent. The daemon goes on refusing this run.")
+        say("No consent. The daemon goes on refusing this run.")
         raise typer.Exit(1)
     consents.give(question)
-    typer.echo(
-        "Consent stored. The daemon takes part in the run from its next poll on, at most half a minute from now."
-    )
+    say("Consent stored. The daemon takes part in the run from its next poll on, at most half a minute from now.")
 
 
 def question_text(question: Question) -> str:

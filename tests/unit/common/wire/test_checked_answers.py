@@ -70,6 +70,10 @@ def manifest(data: bytes = b"w", version: int = 3, **model: Any) -> pb.GetManife
     return pb.GetManifestResponse(manifest=blob, model=resources.ModelVersion(**facts | model))
 
 
+def over(outcome: Any) -> pb.RunOver:
+    return pb.RunOver(run="first", outcome=outcome)
+
+
 def receipt(**fields: Any) -> resources.Receipt:
     facts: dict[str, Any] = {"run": "first", "round": 2, "client": "ann", "update_digest": SHA, "examples": 5}
     return resources.Receipt(**facts | {"create_time": NOW} | fields)
@@ -142,10 +146,21 @@ BAD: list[tuple[str, Any, str]] = [
     ("Poll", pb.PollResponse(wait=pb.Wait(after=Duration(nanos=-1))), "wait.after"),
     ("Poll", pb.PollResponse(wait=pb.Wait(after=Duration(seconds=MAX_WAIT_S, nanos=1))), "wait.after"),
     ("Poll", pb.PollResponse(wait=pb.Wait(reason="x" * (MAX_TEXT + 1))), "wait.reason"),
-    *[("Poll", pb.PollResponse(run_over=pb.RunOver(run=evil, outcome=1)), "run_over.run") for evil in EVIL_IDS],
-    ("Poll", pb.PollResponse(run_over=pb.RunOver(run="never-joined", outcome=1)), "run_over.run"),
+    *[
+        (
+            "Poll",
+            pb.PollResponse(run_over=pb.RunOver(run=evil, outcome=resources.RUN_OUTCOME_COMPLETED)),
+            "run_over.run",
+        )
+        for evil in EVIL_IDS
+    ],
+    (
+        "Poll",
+        pb.PollResponse(run_over=pb.RunOver(run="never-joined", outcome=resources.RUN_OUTCOME_COMPLETED)),
+        "run_over.run",
+    ),
     ("Poll", pb.PollResponse(run_over=pb.RunOver(run="first")), "run_over.outcome"),
-    ("Poll", pb.PollResponse(run_over=pb.RunOver(run="first", outcome=9)), "run_over.outcome"),
+    ("Poll", pb.PollResponse(run_over=over(9)), "run_over.outcome"),
     ("Poll", pb.PollResponse(upgrade=pb.Upgrade()), "upgrade.protocol"),
     ("Poll", pb.PollResponse(wait=pb.Wait(), audit_head=resources.AuditHead(sha256="x")), "audit_head.sha256"),
     ("Poll", pb.PollResponse(wait=pb.Wait(), audit_head=resources.AuditHead(sequence=-1)), "audit_head.sequence"),

@@ -1,0 +1,173 @@
+"""A hostile coordinator's answers: they touch no file of the partner, reach no terminal raw, and do not drive the client."""
+
+import asyncio
+import base64
+import datetime
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from cryptography.hazmat.primitives.serialization import Encoding
+from hostile.evil_coordinator import evil, serving_evil, victim
+
+from pluralllm.client.daemon.pace import IDLE_POLLS
+from pluralllm.client.joining import joining
+from pluralllm.client.joining.enrolment import Joined
+from pluralllm.common.errors.grpc_status import from_rpc_error, to_status
+from pluralllm.common.errors.membership import InviteInvalid
+from pluralllm.common.errors.tree import NotFound, PolicyForbids
+from pluralllm.common.process.exits import run_command
+from pluralllm.common.trust.certificates import new_key
+from pluralllm.common.trust.invite import Invite
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.operator.remote import plain
+from pluralllm.server.members.signing import sign_authority
+from pluralllm.v1 import federation_pb2 as pb
+from pluralllm.v1 import resources_pb2 as resources
+
+SHA = "a" * 64
+LIMIT_S = 30.0
+ESCAPES = "\x1b[2J\x1b]0;owned\x07\u202e\r"
+ACROSS = ("../../victim", "../identity", "/etc/x", "..", "a/../../b", "a\0b", "x" * 300)
+
+
+def task(run: str, name: str = "") -> pb.PollResponse:
+    facts: dict[str, Any] = {"run": run, "name": name or f"runs/{run}/rounds/1/tasks/train-ann", "cohort_size": 5}
+    shas: dict[str, Any] = {"spec_sha256": SHA, "base_digest": SHA, "base_record_sha256": SHA}
+    return pb.PollResponse(task=pb.Task(kind=pb.TASK_KIND_TRAIN, round=1, **facts, **shas))
+
+
+def over(run: str) -> pb.PollResponse:
+    return pb.PollResponse(run_over=pb.RunOver(run=run, outcome=resources.RUN_OUTCOME_COMPLETED, reason="x"))
+
+
+def files_below(folder: Path) -> dict[str, str]:
+    """Returns the hash of each file in a folder and below."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.mark.parametrize("run", ACROSS)
+@pytest.mark.parametrize("kind", ["over", "task", "task name"])
+async def test_an_answer_touches_no_file_of_the_partner(run: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "state" / "identity").mkdir(parents=True)
+    for name in ("identity/identity.json", "victim.json", "history"):
+        path = tmp_path / "state" / name
+        path.parent.mkdir(exist_ok=True)
+        if name != "history":
+            path.write_text('{"mine": true}')
+    (tmp_path / "victim.json").write_text('{"mine": true}')
+    answers = {"over": over(run), "task": task(run), "task name": task("first", f"runs/first/rounds/1/tasks/{run}")}
+    before = files_below(tmp_path)
+    coordinator = evil([answers[kind], pb.PollResponse(wait=pb.Wait(reason="again"))])
+    with structlog.testing.capture_logs() as logs:
+        async with serving_evil(coordinator) as address, victim(tmp_path, address) as worker, asyncio.timeout(LIMIT_S):
+            await coordinator.polled.wait()
+        assert worker.orders == []
+    assert files_below(tmp_path) == before
+    [broken] = [line for line in logs if line["event"] == "coordinator.broke_protocol"]
+    assert (broken["log_level"], broken["call"], broken["coordinator"]) == ("error", "Poll", address)
+    assert broken["field"] in {"run_over.run", "task.run", "task.name"}
+    assert not any(call.startswith(("GetRunSpec", "ReportFailure")) for call in coordinator.calls)
+
+
+async def test_a_coordinator_that_asks_for_no_wait_is_polled_about_once_a_second(tmp_path: Path) -> None:
+    waits = [pb.PollResponse(wait=pb.Wait(reason=f"reason {number}")) for number in range(10_000)]
+    coordinator = evil(waits)
+    with structlog.testing.capture_logs() as logs:
+        async with serving_evil(coordinator) as address, victim(tmp_path, address):
+            await asyncio.sleep(3.0)
+    assert coordinator.calls.count("Poll") <= IDLE_POLLS + 3 + 2
+    assert sum(line["event"] == "client.waiting" for line in logs) <= 6
+
+
+async def test_a_spec_that_is_not_the_one_of_the_task_is_not_read_and_named_in_the_log(tmp_path: Path) -> None:
+    wrong = pb.GetRunSpecResponse(spec_json=b"{}", spec_sha256=SHA)
+    coordinator = evil([task("first")], wrong)
+    with structlog.testing.capture_logs() as logs:
+        async with serving_evil(coordinator) as address, victim(tmp_path, address) as worker, asyncio.timeout(LIMIT_S):
+            await coordinator.failed.wait()
+        assert worker.orders == []
+    assert any(line["event"] == "coordinator.broke_protocol" and line["call"] == "GetRunSpec" for line in logs)
+
+
+def refusal(error: Any) -> Any:
+    """Returns a failed call as gRPC raises it, with the status of a typed error."""
+    status, call = to_status(error), grpc.RpcError()
+    facts: Any = call
+    facts.code = lambda: status.code
+    facts.details = lambda: status.details
+    facts.trailing_metadata = lambda: status.trailing_metadata
+    return call
+
+
+def test_the_facts_of_an_error_reach_the_terminal_as_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise from_rpc_error(refusal(NotFound(what="run", name=ESCAPES)), "here")
+
+    with pytest.raises(SystemExit):
+        run_command(command)
+    shown = capsys.readouterr().err
+    assert "\\x1b[2J" in shown
+    assert all(char.isprintable() or char == "\n" for char in shown)
+
+
+def test_an_error_of_this_machine_with_texts_of_a_spec_is_shown_as_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise PolicyForbids(key="allowed_embedding_models", asked=ESCAPES, allowed="none")
+
+    with pytest.raises(SystemExit):
+        run_command(command)
+    assert all(char.isprintable() or char == "\n" for char in capsys.readouterr().err)
+
+
+def test_texts_in_an_answer_to_an_operator_are_printable() -> None:
+    run = resources.Run(name="runs/first", next=ESCAPES, outcome_reason=ESCAPES)
+    run.participants.add(client="ann", group=ESCAPES, reason=ESCAPES, stage=ESCAPES)
+    run.refusals.add(client="ann", message=ESCAPES)
+    texts = str(plain(run))
+    assert texts.isprintable()
+    assert plain(run)["participants"][0]["group"] == "\\x1b[2J\\x1b]0;owned\\x07\\u202e\\r"
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (Joined(b"", MemberRole.CLIENT, "Other", GroupRole.TRAIN, awaiting_approval=False), "group is G"),
+        (
+            Joined(b"", MemberRole.CLIENT, "G", GroupRole.HELD_OUT, awaiting_approval=False),
+            "role of the group is train",
+        ),
+        (Joined(b"", MemberRole.CLIENT, "G", None, awaiting_approval=False), "role of the group is train"),
+        (Joined(b"", MemberRole.ADMIN, "G", GroupRole.TRAIN, awaiting_approval=False), "role is client"),
+    ],
+)
+def test_the_answer_to_join_must_be_what_the_invite_promised(
+    answer: Joined, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invite_of_ann: Invite
+) -> None:
+    monkeypatch.setattr(joining, "spend", lambda *_: answer)
+    with pytest.raises(InviteInvalid, match=problem):
+        joining.join(invite_of_ann, tmp_path / "identity", "pluralllm-client", frozenset({MemberRole.CLIENT}))
+    assert not (tmp_path / "identity" / "identity.json").exists()
+
+
+@pytest.fixture
+def invite_of_ann() -> Invite:
+    key = new_key()
+    root = sign_authority("f", key, None, key, 86_400.0, time.time())
+    return Invite(
+        federation="f",
+        name="ann",
+        role=MemberRole.CLIENT,
+        group="G",
+        coordinator="127.0.0.1:1",
+        enrolment="127.0.0.1:2",
+        authority=base64.b64encode(root.public_bytes(Encoding.DER)).decode(),
+        token="t" * 43,
+        expires=datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC),
+    )
