@@ -41,7 +41,7 @@ from pluralllm.v1 import operations_pb2 as pb
 FILES = 256
 CALL_EVERY_S = 0.02
 REGISTER_EVERY_S = 1.0
-JOIN_LIMIT_S = 30.0
+JOIN_LIMIT_S = 60.0
 CHUNK_IDLE_S = 12.0  # the coordinator's chunk_idle_s in this benchmark; its default is 30
 READERS = 5
 ATTACKERS = 5
@@ -149,14 +149,22 @@ def hello(client: Identity, instance: str) -> fed.HelloRequest:
 
 
 async def seconds_to_join(invite: Invite, folder: Path) -> float:
-    """Tries to join until it works, and returns the time in seconds that it took; JOIN_LIMIT_S if it never works."""
+    """Tries to join and to register until both work. Returns the time in seconds, or JOIN_LIMIT_S if they never work.
+
+    A new member connects to both ports, while the members that are measured are connected already.
+    """
     began_s = time.monotonic()
-    while (taken_s := time.monotonic() - began_s) < JOIN_LIMIT_S:
-        with contextlib.suppress(PluralError):
-            await asyncio.to_thread(join, invite, folder, "", frozenset(MemberRole))
+    identity: Identity | None = None
+    while (left_s := began_s + JOIN_LIMIT_S - time.monotonic()) > 0:
+        with contextlib.suppress(PluralError, grpc.aio.AioRpcError):
+            if identity is None:
+                identity, _ = await asyncio.to_thread(join, invite, folder, "", frozenset(MemberRole))
+            async with channel(identity) as there:
+                stub: Any = federation_pb2_grpc.FederationServiceStub(there)
+                await stub.Hello(hello(identity, "new"), timeout=left_s)
             return time.monotonic() - began_s
         await asyncio.sleep(0.2)
-    return min(taken_s, JOIN_LIMIT_S)
+    return JOIN_LIMIT_S
 
 
 async def attacked(name: str, attackers: list[Identity], members: Members, invite: Invite, folder: Path) -> Any:
