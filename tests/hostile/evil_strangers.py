@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import select
 import socket
 import time
@@ -43,6 +44,24 @@ async def from_address(source: str, target: str) -> AsyncIterator[str]:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+
+
+def dripping(connection: socket.socket, every_s: float, limit_s: float) -> float:
+    """Sends the head of a request that never ends, one byte at a time, and reads nothing.
+
+    Returns the time in seconds until the other side closes the connection; `limit_s` if it does not close it before.
+    """
+    began_s = time.monotonic()
+    head = itertools.chain(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ", itertools.repeat(ord("a")))
+    while time.monotonic() - began_s < limit_s:
+        connection.setblocking(True)
+        try:
+            connection.sendall(bytes([next(head)]))
+        except ConnectionError:
+            return time.monotonic() - began_s
+        if seconds_until_closed(connection, every_s) < every_s:
+            return time.monotonic() - began_s
+    return limit_s
 
 
 def open_among(connections: list[socket.socket]) -> int:

@@ -1,23 +1,34 @@
 """Strangers without a certificate connect and send nothing: members notice little, whatever the limit of open files is."""
 
 import asyncio
+import contextlib
 import dataclasses
 import resource
+import socket
+import ssl
+import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
-from hostile.evil_strangers import open_among, seconds_until_closed, silent_connections
+from hostile.evil_strangers import dripping, open_among, seconds_until_closed, silent_connections
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from support.coordinator_harness import serving, small_spec
 from support.process_harness import Federation, federation, free_port, until
 
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.process import scrape_port as scrape_port_module
 from pluralllm.common.process.scrape_port import scrape_port
+from pluralllm.common.trust.identity import load_identity
+from pluralllm.server.observe import page as page_module
 from pluralllm.server.observe.page import MAX_CONNECTIONS, showing
 from pluralllm.server.process.open_files import COMFORTABLE, TARGET, ceilings
 
@@ -128,6 +139,32 @@ def test_callers_that_are_silent_take_the_metrics_from_nobody_for_long() -> None
         assert any(answered(address) for _ in range(20))
 
 
+def test_callers_that_send_byte_by_byte_take_the_metrics_from_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrape_port_module, "REQUEST_S", 1.0)
+    ceiling = scrape_port_module.MAX_CONNECTIONS
+    with (
+        scrape_port("127.0.0.1:0", CollectorRegistry()) as address,
+        silent_connections(address, ceiling) as connections,
+        ThreadPoolExecutor(ceiling) as pool,
+    ):
+        waits_s = list(pool.map(lambda connection: dripping(connection, 0.1, 10.0), connections))
+        assert min(waits_s) > 0.5
+        assert max(waits_s) < 5
+        assert any(answered(address) for _ in range(20))
+
+
+def test_a_scrape_that_can_have_no_thread_keeps_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with scrape_port("127.0.0.1:0", CollectorRegistry()) as address:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", no_thread)
+            for _ in range(2 * scrape_port_module.MAX_CONNECTIONS):
+                assert not answered(address)
+        assert answered(address)
+
+
 async def becomes(holds: Callable[[], bool]) -> bool:
     """Returns whether a condition becomes true within ten seconds. The event loop runs meanwhile."""
     for _ in range(200):
@@ -150,3 +187,62 @@ async def test_visitors_that_are_silent_take_no_more_files_than_the_page_has_con
         assert await becomes(lambda: listens(address))
         with silent_connections(address, 2 * MAX_CONNECTIONS) as connections:
             assert await becomes(lambda: 0 < open_among(connections) <= MAX_CONNECTIONS)
+
+
+async def test_visitors_that_send_byte_by_byte_keep_no_connection_to_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "REQUEST_S", 1.0)
+
+    async def hello(_: Request) -> Response:
+        return Response("hello")
+
+    async with showing("127.0.0.1:0", Starlette(routes=[Route("/", hello)])) as address:
+        assert await becomes(lambda: listens(address))
+        with silent_connections(address, 1) as [slow]:
+            assert 0.5 < await asyncio.to_thread(dripping, slow, 0.1, 10.0) < 5
+        with silent_connections(address, 1) as [used]:
+            used.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert await asyncio.to_thread(used.recv, 12) == b"HTTP/1.1 200"
+            assert await asyncio.to_thread(dripping, used, 0.1, 10.0) < 5, "after a whole request, too"
+
+
+async def test_a_visitor_that_waits_for_a_slow_answer_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "REQUEST_S", 0.2)
+    late = asyncio.Event()
+
+    async def slow(_: Request) -> Response:
+        await late.wait()
+        return Response("hello")
+
+    async with showing("127.0.0.1:0", Starlette(routes=[Route("/", slow)])) as address:
+        assert await becomes(lambda: listens(address))
+        with silent_connections(address, 1) as [connection]:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert await asyncio.to_thread(seconds_until_closed, connection, 1.0) == 1.0
+            late.set()
+            connection.setblocking(True)
+            assert await asyncio.to_thread(connection.recv, 12) == b"HTTP/1.1 200"
+
+
+def tls_connection(address: str, authority_pem: bytes) -> ssl.SSLSocket:
+    """Connects to the enrolment port, ends both handshakes, and makes no call."""
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context(cadata=authority_pem.decode())
+    context.set_alpn_protocols(["h2"])
+    connection = context.wrap_socket(socket.create_connection((host, int(port)), 20), server_hostname=host)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    return connection
+
+
+def seconds_until_goodbye(connection: ssl.SSLSocket) -> float:
+    began_s = time.monotonic()
+    with contextlib.suppress(OSError):
+        while connection.recv(4096):
+            pass
+    return time.monotonic() - began_s
+
+
+def test_a_stranger_that_makes_no_call_leaves_the_enrolment_port_after_some_seconds(small: Federation) -> None:
+    small.start_coordinator().close()
+    authority_pem = load_identity(small.folder / "admin", "").authority_pem
+    with tls_connection(small.enrolment_address, authority_pem) as connection:
+        assert 1.0 < seconds_until_goodbye(connection) < 8.0

@@ -23,6 +23,11 @@ log = structlog.get_logger()
 
 MAX_OPTIONS = 10_000  # in one call, over all its questions
 STOP_GRACE_S = 5.0
+OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_allowed_incoming_connections", 64),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+)
 
 
 class Scoring(pb_grpc.ScoringServiceServicer):
@@ -77,7 +82,7 @@ def serve_scores(reward: GroupReward, listen: str, tell: Callable[[str], None]) 
     Raises NotLoopback if the address can be reached from other machines; InUse if the address is taken.
     """
     check_loopback(listen)
-    server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))
+    server = grpc.server(ThreadPoolExecutor(4), options=OPTIONS)
     pb_grpc.add_ScoringServiceServicer_to_server(Scoring(reward), server)
     try:
         port = server.add_insecure_port(listen)  # loopback only, by the check above: no other machine can call

@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry, disable_created_metrics, make_w
 from pluralllm.common.errors.tree import InUse
 
 MAX_CONNECTIONS = 16  # each has a thread and an open file
-SILENCE_S = 5.0  # then a connection that sends no request is closed
+SILENCE_S = 5.0  # then a connection that sends nothing is closed
+REQUEST_S = 15.0  # then a connection is closed, even if it sends or reads a byte now and then
 
 
 class _Handler(WSGIRequestHandler):
@@ -43,15 +44,33 @@ class _Server(ThreadingMixIn, WSGIServer):
         """Returns whether a slot is free, and takes it. The base class closes the connection if there is none."""
         return self._slots.acquire(blocking=False)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answers one connection and frees its slot."""
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Starts the thread of a connection; frees the slot if there can be no thread."""
         try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            self._slots.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answers one connection, for REQUEST_S at most, and frees its slot."""
+        limit = threading.Timer(REQUEST_S, _hang_up, [request])
+        limit.daemon = True
+        try:
+            limit.start()
             super().process_request_thread(request, client_address)
         finally:
+            limit.cancel()
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Does nothing: a caller that was silent or has gone is no error of this process."""
+
+
+def _hang_up(connection: socket.socket) -> None:
+    """Ends a connection that another thread reads or writes; that thread then sees its end."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ LOOK_EVERY_S = 2.0  # for changes without an event: progress, silence
 AT_MOST_EVERY_S = 0.3
 MAX_VISITORS = 64
 MAX_CONNECTIONS = 2 * MAX_VISITORS  # each is an open file; a browser has several
-SILENCE_S = 10.0  # then a new connection that sends nothing is closed
+REQUEST_S = 10.0  # then a connection that has not sent a whole request is closed
 STOP_S = 3
 
 
@@ -174,15 +174,35 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """An HTTP connection that is closed if there are too many, or if it sends nothing."""
+    """An HTTP connection that is closed if there are too many, or if a request takes longer than REQUEST_S to arrive."""
+
+    _limit: asyncio.TimerHandle | None = None  # runs while a request is awaited or arrives
 
     def connection_made(self, transport: Any) -> None:
         """Accepts the connection if there are at most MAX_CONNECTIONS."""
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.close()
-        else:  # the first byte that arrives cancels it
-            self.timeout_keep_alive_task = self.loop.call_later(SILENCE_S, self.timeout_keep_alive_handler)
+        else:
+            self._limit = self.loop.call_later(REQUEST_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Reads a part of a request. The limit begins with the request's first byte and ends with its head's last one."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._end_limit()
+        elif self._limit is None:
+            self._limit = self.loop.call_later(REQUEST_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the connection."""
+        self._end_limit()
+        super().connection_lost(exc)
+
+    def _end_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
 
 
 @contextlib.asynccontextmanager

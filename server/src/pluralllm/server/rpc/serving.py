@@ -46,10 +46,12 @@ ENROLMENT_OPTIONS = (
     ("grpc.max_receive_message_length", ENROLMENT_MAX_BYTES),
     ("grpc.max_metadata_size", 4 * 1024),
     ("grpc.max_concurrent_streams", 4),
-    ("grpc.max_connection_age_ms", 30_000),
+    # Everybody may connect here, and the ceiling of connections is low: each call comes on a connection of its own and takes
+    # a moment, so nobody needs a connection for longer.
+    ("grpc.max_connection_age_ms", 10_000),
     ("grpc.max_connection_age_grace_ms", 5_000),
     ("grpc.server_handshake_timeout_ms", 3_000),
-    ("grpc.max_connection_idle_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 3_000),
 )
 ENROLMENT_RPCS = 64
 # Time for calls under way on a connection that has come of age. Long enough for a held poll and some chunks on a slow link;
