@@ -17,10 +17,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import psutil
@@ -38,6 +38,7 @@ from pluralllm.v1 import federation_pb2 as fed
 from pluralllm.v1 import federation_pb2_grpc, operations_pb2_grpc, resources_pb2
 from pluralllm.v1 import operations_pb2 as pb
 
+Result = TypeVar("Result")
 FILES = 256
 CALL_EVERY_S = 0.02
 REGISTER_EVERY_S = 1.0
@@ -154,17 +155,28 @@ async def seconds_to_join(invite: Invite, folder: Path) -> float:
     A new member connects to both ports, while the members that are measured are connected already.
     """
     began_s = time.monotonic()
-    identity: Identity | None = None
-    while (left_s := began_s + JOIN_LIMIT_S - time.monotonic()) > 0:
+
+    async def joined() -> Identity:
+        identity, _ = await asyncio.to_thread(join, invite, folder, "", frozenset(MemberRole))
+        return identity
+
+    async def registered(identity: Identity) -> None:
+        async with channel(identity) as there:
+            stub: Any = federation_pb2_grpc.FederationServiceStub(there)
+            await stub.Hello(hello(identity, "new"), timeout=JOIN_LIMIT_S)
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(JOIN_LIMIT_S):
+            await again(registered, await again(joined))
+    return time.monotonic() - began_s
+
+
+async def again(call: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
+    """Repeats a call until the coordinator does not refuse it, and returns its result."""
+    while True:
         with contextlib.suppress(PluralError, grpc.aio.AioRpcError):
-            if identity is None:
-                identity, _ = await asyncio.to_thread(join, invite, folder, "", frozenset(MemberRole))
-            async with channel(identity) as there:
-                stub: Any = federation_pb2_grpc.FederationServiceStub(there)
-                await stub.Hello(hello(identity, "new"), timeout=left_s)
-            return time.monotonic() - began_s
+            return await call(*arguments)
         await asyncio.sleep(0.2)
-    return JOIN_LIMIT_S
 
 
 async def attacked(name: str, attackers: list[Identity], members: Members, invite: Invite, folder: Path) -> Any:
