@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import CLIENT, typed
 from support.coordinator_harness import Served, serving, write_delta
 from support.cutting_proxy import CuttingProxy
 from support.open_policy import open_policy
@@ -193,6 +194,21 @@ async def test_a_task_this_client_may_not_or_cannot_do_is_reported_with_its_reas
             assert run.received_bytes == 0
             assert running.transport.traffic.sent_bytes == 0
             assert not running.task.done(), "the daemon lives on"
+
+
+async def test_after_the_owners_consent_the_same_daemon_takes_part_in_the_run_that_it_refused(
+    tmp_path: Path, embedding_model: Path
+) -> None:
+    state = tmp_path / "ann" / "state"
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5, poll_hold_s=1) as served:
+        await served.create("r", process_spec(rounds=1, round=ALONE))
+        async with daemon(tmp_path / "ann", embedding_model, served, open_policy(min_cohort=3)) as running:
+            assert (await _lost(served, "CONSENT_NEEDED")).received_bytes == 0
+            command = await asyncio.to_thread(typed, CLIENT, "consent", "r", "--state-dir", state, "--yes")
+            assert "  round.min_clients is 1, allowed is at least 3 (min_cohort)" in command.stdout.splitlines()
+            run = await until_run(served, ended)
+            assert (run.version, run.outcome) == (1, rpb.RUN_OUTCOME_COMPLETED)
+            assert not running.task.done()
 
 
 @pytest.mark.alone
