@@ -13,6 +13,7 @@ from pluralllm.common.words.spec import RunSpec, merge, preset_values
 
 DIMENSION = 12
 SMALL: dict[str, Any] = {
+    "round": {"min_clients": 2, "target_clients": 2},
     "predictor": {"d_model": 16, "embedder_layers": 2, "layers": 2, "heads": 2, "feedforward": 16, "dropout": 0.0},
     "training": {
         "optimizer": "adam",

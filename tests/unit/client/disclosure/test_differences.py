@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from pluralllm.cli.new_spec import new_spec
 from pluralllm.client.disclosure.differences import COMPARED, MAX_LINE, Difference, differences_of, summary
 from pluralllm.client.disclosure.policy import Policy
-from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, merge, preset_values
+from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, merge, preset_values, spec_from_toml
 
 EXAMPLES = Path(__file__).parents[4] / "deploy" / "examples"
 # Tables and fields that a coordinator may set as it likes: the client asks for no consent.
@@ -35,6 +36,13 @@ def test_a_run_with_the_settings_of_a_preset_needs_no_consent(preset: str) -> No
 
 def test_the_sample_run_needs_no_consent() -> None:
     assert differences_of(Policy(), load_spec(EXAMPLES / "run.toml")) == ()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_new_spec_and_one_that_names_the_embedding_model_only_need_no_consent(preset: str) -> None:
+    assert differences_of(Policy(), spec_from_toml(new_spec(preset=preset), "new")) == ()
+    least = f'preset = "{preset}"\n[embedding]\nmodel = "any"\ndimension = 8\n'
+    assert differences_of(Policy(), spec_from_toml(least, "least")) == ()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
