@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pluralllm.common.text.printable import printable
 from pluralllm.common.words.not_reported import not_reported_text
 
 
@@ -85,4 +86,4 @@ def _row(score: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return printable(text.replace("\n", " ")).replace("|", "\\|")

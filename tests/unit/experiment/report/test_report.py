@@ -48,6 +48,12 @@ def test_what_others_wrote_is_escaped() -> None:
     assert evil not in inline("<svg width='1pt'><g/></svg>", "a", evil)
 
 
+def test_what_nobody_sees_in_a_text_of_others_is_shown_as_an_escape() -> None:
+    page = html_of(Page("gnp.\u202eexe", "a\x1b[2J", (), (), ()))
+    assert "gnp.\\u202eexe" in page
+    assert not {"\u202e", "\x1b"} & set(page)
+
+
 def test_what_is_drawn_in_colour_can_be_chosen(folder: Path) -> None:
     assert study_of(read_results(folder), ["FedAvg paper"]).main == ("FedAvg paper",)
     with pytest.raises(InvalidArgument, match=r"no method 'FedAvg papers'; there are: .*FedAvg paper"):

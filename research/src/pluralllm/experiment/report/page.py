@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 
 from pluralllm.common.process.files import storage_errors, write_durably
+from pluralllm.common.text.printable import printable
 from pluralllm.experiment.report.theme import Picture
 
 PAGE = "report.html"
@@ -55,11 +56,15 @@ class Page:
 def html_of(page: Page) -> str:
     """Renders the page as HTML.
 
-    All texts are escaped, because other people wrote some texts; the figures are not escaped.
+    All texts are escaped and printable, because other people wrote some texts; the figures are not escaped.
     """
     source = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value, lines=True) if type(value) is str else value,
     )
     return environment.from_string(source).render(page=page)
 

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pluralllm.common.errors.tree import InUse, NotFound
+from pluralllm.common.text.printable import printable_values
 from pluralllm.common.words.addresses import check_loopback
 from pluralllm.common.words.ids import RoundNumber
 from pluralllm.server.members.audit_log import AuditLog
@@ -112,19 +113,19 @@ class Page:
             "of": len(newest_first),
             "runs": [run_row(run) for run in newest_first[:MAX_RUNS]],
         }
-        return JSONResponse(facts, headers=HEADERS)
+        return json_answer(facts)
 
     async def _tail(self, _request: Request) -> Response:
         newest, _ = self._audit.head
         entries = await self._audit.entries(max(0, newest - SHOWN), SHOWN)
-        return JSONResponse([audit_row(entry) for entry, _sha256 in reversed(entries)], headers=HEADERS)
+        return json_answer([audit_row(entry) for entry, _sha256 in reversed(entries)])
 
     async def _history(self, request: Request) -> Response:
         run = self._runs.get(request.path_params["run"])
         async with self._reading:
             history = await self._grown(run)
         rounds = await self._store.rounds(run.id, None, SHOWN)
-        return JSONResponse(history_facts(run, history, rounds, await self._store.versions(run.id)), headers=HEADERS)
+        return json_answer(history_facts(run, history, rounds, await self._store.versions(run.id)))
 
     async def _grown(self, run: LiveRun) -> History:
         """Adds new alignment scores and distances to the run's history in memory, and returns the history.
@@ -156,13 +157,23 @@ class Page:
         while not self._run_bell.closed:
             heard = self._run_bell.rings
             facts = run_now(run, await self._status.of(run))
-            yield f"data: {json.dumps(facts, separators=(',', ':'))}\n\n"
+            yield event_of(facts)
             await asyncio.sleep(AT_MOST_EVERY_S)
             await self._run_bell.wait(heard, LOOK_EVERY_S)
 
 
 async def _not_found(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, status_code=404, headers=HEADERS)
+    return json_answer({"error": str(error)}, 404)
+
+
+def json_answer(facts: Any, status_code: int = 200) -> Response:
+    """Returns facts as a JSON response. All texts are printable: members wrote some of them, and a browser shows them."""
+    return JSONResponse(printable_values(facts), status_code, HEADERS)
+
+
+def event_of(facts: Any) -> str:
+    """Returns facts as one server-sent event. All texts are printable, as in `json_answer`."""
+    return f"data: {json.dumps(printable_values(facts), separators=(',', ':'))}\n\n"
 
 
 class _Server(uvicorn.Server):
