@@ -24,7 +24,6 @@ from leak.setting import (
     Shares,
     distance,
     federation,
-    first_values,
     predicted,
     read_groups,
     shares_of,
@@ -33,10 +32,13 @@ from leak.setting import (
     uniform,
     update_of,
 )
+from numpy.typing import NDArray
 
 from pluralllm.common.predictor.data import GroupData, group_data
 from pluralllm.common.predictor.metrics import js_distances
+from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec
+from pluralllm.experiment.federated import first_values
 
 VICTIM = "Nigeria"  # of the attacks on a single update
 TRUE_SEED, GUESSED_SEED = 20_031, 77  # the client's own, after its secret; and an attacker's
@@ -165,7 +167,7 @@ def of_sums(groups: dict[str, GroupData]) -> Results:
 
 def together(groups: list[GroupData]) -> GroupData:
     """Returns the questions of all groups, each once, with the answers of the first group that has them."""
-    seen = {}
+    seen: dict[str, tuple[Question, NDArray[np.float32]]] = {}
     for data in groups:
         for number, question in enumerate(data.questions):
             seen.setdefault(question.id, (question, data.embeddings[data.offsets[number] : data.offsets[number + 1]]))
@@ -175,7 +177,8 @@ def together(groups: list[GroupData]) -> GroupData:
 def recovered(data: GroupData, guess: Shares, questions: list[int] | None = None) -> int:
     """Returns the number of questions whose guessed shares are exact, or nearly."""
     distances = js_distances(guess, shares_of(data), data.offsets[:-1])
-    return int((distances if questions is None else distances[questions]).__lt__(EXACT).sum())
+    chosen = distances if questions is None else distances[questions]
+    return int((chosen < EXACT).sum())
 
 
 if __name__ == "__main__":

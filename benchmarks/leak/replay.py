@@ -44,7 +44,7 @@ class Replay:
         self._spec, self._data, self._seed = spec, data, seed
         self._first_step = (round_number - 1) * spec.training.local_steps
         self._model = model_of(spec, base).train()
-        self._base = dict(sorted(self._model.named_parameters()))
+        self._base: dict[str, Tensor] = dict(sorted(self._model.named_parameters()))
         self.question = torch.from_numpy(of_question(data))[None]  # (1, P)
         rng = np.random.default_rng(seed)
         usable = trained_questions(spec, data)
