@@ -43,7 +43,12 @@ ELSEWHERE = {
 # Pages whose commands another test runs, by section or by number.
 TYPED_FROM_THE_PAGE = {
     "operate.md": ("Install", "Start", "Look", "One partner"),  # test_operate.py
-    "joining.md": ("The operator, on the coordinator's machine", "The partner, beside its data", "The operator again"),
+    "joining.md": (
+        "The operator, on the coordinator's machine",
+        "The partner, beside its data",
+        "The operator again",
+        "When a run asks for more than the policy allows",
+    ),
 }  # the latter: test_joining.py
 
 

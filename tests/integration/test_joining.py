@@ -191,9 +191,42 @@ def run_with_five_partners(town: Town, model: Path, spec: str, more: str) -> Non
     assert_bundles_help(town)
 
 
-def ordinary_spec() -> str:
+def test_partners_consent_to_a_run_that_asks_for_more_and_take_part_in_it(tmp_path: Path) -> None:
+    """The log names what to type, as the page does; nothing has to be started again."""
+    town, three = Town(tmp_path / "town"), PARTNERS[:3]
+    town.folder.mkdir()
+    model = tiny_embedding_model(tmp_path / "model")
+    spec = write(tmp_path / "run.toml", ordinary_spec(clients=3) + "[training]\nlocal_steps = 7\n")
+    section = of_section("joining.md", "When a run asks for more than the policy allows")
+    [command] = [line for block in section for line in block.commands]
+    module, *words = shlex.split(command)
+    running = [start_coordinator(town)]
+    logs = [town.folder / f"{name}.log" for name in three]
+    try:
+        for name, questions in zip(three, sample_groups(3, USUAL_QUESTIONS, 0).values(), strict=True):
+            town.does(name, CLIENT, "join", town.invited(name).name)
+            write_group(town.folder / name / "answers.jsonl", questions)
+            write(town.folder / name / "client.toml", f'embedding_model_path = "{model}"\nthreads = 1\n')
+            running.append(town.starts(name, *of_page(5), "--config", "client.toml", "--exit-when-run-over"))
+        town.does("host", CLI, "run", "create", "second", spec, "--start")
+        until(lambda: all('"consent.needed"' in log.read_text() for log in logs), "the logs ask for consent", town)
+        for name, log in zip(three, logs, strict=True):
+            assert command in log.read_text()
+            asked = town.types(name, MODULES[module], *words)
+            assert asked.returncode == 3, "no terminal can answer here"
+            assert "training.local_steps" in asked.stdout
+            assert '"update.committed"' not in log.read_text()
+            assert "Consent stored" in town.does(name, MODULES[module], *words, "--yes")
+        until(lambda: not any(process.running for process in running[1:]), "the partners take part to the end", town)
+        assert all('"update.committed"' in log.read_text() for log in logs)
+    finally:
+        codes = [process.stop() for process in running]
+    assert codes == [0, 0, 0, 0]
+
+
+def ordinary_spec(clients: int = len(PARTNERS)) -> str:
     """Returns the spec that a new run has, with fewer rounds and a tiny embedding model."""
-    text = new_spec("sentence-transformers/tiny", WIDTH, clients=len(PARTNERS))
+    text = new_spec("sentence-transformers/tiny", WIDTH, clients=clients)
     return text.replace("rounds = 30", "rounds = 2") + "\n"
 
 
