@@ -109,16 +109,18 @@ def of_models(spec: RunSpec, groups: dict[str, GroupData], rounds: list[Round]) 
 def of_update(spec: RunSpec, data: GroupData, attacked: Round, iterations: int) -> Results:
     """Returns what one update gives away: by its model, by a replay with the known seed, and by a replay with a guessed seed."""
     delta = update_of(spec, attacked.base, data, TRUE_SEED, attacked.number)
-    known, guessed = (Replay(spec, attacked.base, data, seed, attacked.number) for seed in (TRUE_SEED, GUESSED_SEED))
+    with_seed, without = (
+        Replay(spec, attacked.base, data, seed, attacked.number) for seed in (TRUE_SEED, GUESSED_SEED)
+    )
     before, after = predicted(spec, attacked.base, data), predicted(spec, attacked.base + delta, data)
-    targets, trained = known.targets, trained_questions(spec, data)
-    found, near = invert(known, delta, before, iterations)
-    blind, far = invert(guessed, delta, before, iterations)
+    targets, trained = with_seed.targets, trained_questions(spec, data)
+    inverted, near = invert(with_seed, delta, before, iterations)
+    blind, far = invert(without, delta, before, iterations)
     return {
         f"target questions of the update of round {attacked.number}": len(targets),
         "base model": distance(data, before, targets),
         "the client's model": distance(data, after, targets),
-        "replay with the known seed (positive control)": distance(data, found, targets),
+        "replay with the known seed (positive control)": distance(data, inverted, targets),
         "  its distance to the update (0 is exact)": near,
         "replay with a guessed seed": distance(data, blind, targets),
         "  its distance to the update": far,

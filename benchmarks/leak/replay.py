@@ -93,15 +93,15 @@ def invert(replay: Replay, delta: Flat, start: Shares, iterations: int, rate: fl
 
     Returns the shares of the iteration whose update was nearest, and the relative squared distance of that update.
     """
-    wanted = torch.from_numpy(delta)
-    size = float((wanted**2).sum())
+    observed = torch.from_numpy(delta)
+    size = float((observed**2).sum())
     logits = torch.from_numpy(np.log(start + 1e-4).astype(np.float32)).requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations, rate / 20)
     best, nearest = start, math.inf
     for _ in range(iterations):
         optimizer.zero_grad()
-        loss = ((replay.delta(logits) - wanted) ** 2).sum() / size
+        loss = ((replay.delta(logits) - observed) ** 2).sum() / size
         if float(loss.detach()) < nearest:
             nearest, best = float(loss.detach()), normalized(replay, logits)
         loss.backward()  # type: ignore[no-untyped-call]

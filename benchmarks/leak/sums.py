@@ -1,4 +1,4 @@
-"""What the sums of a kernel method hand over: the features are public, so a sum of F'y is a linear system in the answers y.
+"""Recovery of answers from the sums of a kernel method: features are public, so a sum of F'y is a linear system in y.
 
 The method's clients send r = F'y once: F holds the D features of a group's P points, and y the centred logarithms of the shares.
 Features come from the embeddings alone, so everybody who knows the questions can compute F.
