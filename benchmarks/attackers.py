@@ -1,13 +1,13 @@
 """The attackers of hostile_load.py: members that misuse the main port, and strangers that have no certificate.
 
-Every attack prints "ready" when it has begun, lasts `MEASURE_S`, and returns how often each result happened.
+Every attack reports when it has begun, goes on until it is told that the measurement is over, and returns how often each
+result happened.
 """
 
 import asyncio
 import contextlib
 import os
 import ssl
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
@@ -22,7 +22,6 @@ from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
 from pluralllm.v1 import enrolment_pb2, resources_pb2
 from pluralllm.v1 import federation_pb2 as fed
 
-MEASURE_S = 10.0
 CONNECTIONS = 6_000
 START_LIMIT_S = 60.0  # then an attack begins to be measured, even if some connections were never accepted
 AGAIN_S = 1.0  # a connection that the coordinator closed is opened again after this time
@@ -32,11 +31,25 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
     [0, 0, 0, 4, 0, 0, 0, 0, 0]
 )  # RFC 9113, section 3.4, with empty SETTINGS
 
-Attack = Callable[[list[Identity]], Coroutine[Any, Any, Counter[str]]]
+
+class Stage:
+    """The time of an attack: it begins when all its parts have begun, and it is over when the event `over` is set.
+
+    begun: is called when the attack has begun.
+    """
+
+    def __init__(self, parts: int, begun: Callable[[], None]) -> None:
+        self._waiting, self._begun = parts, begun
+        self.over = asyncio.Event()
+
+    def ready(self) -> None:
+        """Reports that a part of the attack has begun."""
+        self._waiting -= 1
+        if self._waiting == 0:
+            self._begun()
 
 
-def say_ready() -> None:
-    print("ready", flush=True)
+Attack = Callable[[list[Identity], Stage], Coroutine[Any, Any, Counter[str]]]
 
 
 # Members
@@ -59,11 +72,10 @@ def call(there: grpc.aio.Channel, kind: str, method: str) -> Any:
     return getattr(there, kind)(method)
 
 
-async def repeat(rpc: Callable[[], Any]) -> Counter[str]:
-    """Makes a call again and again, each as soon as the one before has ended, for MEASURE_S; counts the results."""
+async def repeat(rpc: Callable[[], Any], over: asyncio.Event) -> Counter[str]:
+    """Makes a call again and again, each as soon as the one before has ended, until `over` is set; counts the results."""
     seen: Counter[str] = Counter()
-    until_s = time.monotonic() + MEASURE_S
-    while time.monotonic() < until_s:
+    while not over.is_set():
         try:
             await rpc()
         except grpc.aio.AioRpcError as error:
@@ -77,30 +89,30 @@ def total(counts: Sequence[Counter[str]]) -> Counter[str]:
     return sum(counts, start=Counter())
 
 
-async def oversize_messages(members: list[Identity]) -> Counter[str]:
+async def oversize_messages(members: list[Identity], stage: Stage) -> Counter[str]:
     """Sends 5 MiB messages from every member; each sends the next message when the coordinator has refused the last."""
     message = bytes(5 * 1024**2)
 
     async def one(identity: Identity) -> Counter[str]:
         async with channel(identity) as there:
             rpc = call(there, "unary_unary", f"{SERVICE}/BeginUpdate")
-            return await repeat(lambda: rpc(message, timeout=10))
+            return await repeat(lambda: rpc(message, timeout=10), stage.over)
 
-    say_ready()
+    stage.ready()
     return total(await asyncio.gather(*(one(member) for member in members)))
 
 
-async def gzip_bomb(members: list[Identity]) -> Counter[str]:
+async def gzip_bomb(members: list[Identity], stage: Stage) -> Counter[str]:
     """Sends gzip-compressed messages that each expand to 512 MiB of zeros, one after the other."""
     zeros = bytes(512 * 1024**2)
     async with channel(members[0]) as there:
-        say_ready()
+        stage.ready()
         rpc = call(there, "unary_unary", f"{SERVICE}/BeginUpdate")
-        return await repeat(lambda: rpc(zeros, timeout=60, compression=grpc.Compression.Gzip))
+        return await repeat(lambda: rpc(zeros, timeout=60, compression=grpc.Compression.Gzip), stage.over)
 
 
-async def stalled_uploads(members: list[Identity]) -> Counter[str]:
-    """Opens 200 upload streams that send nothing, and waits until the coordinator ends them."""
+async def stalled_uploads(members: list[Identity], stage: Stage) -> Counter[str]:
+    """Opens 200 upload streams that send nothing, and waits until the coordinator has ended them."""
     seen: Counter[str] = Counter()
 
     async def silence() -> AsyncIterator[bytes]:
@@ -116,16 +128,17 @@ async def stalled_uploads(members: list[Identity]) -> Counter[str]:
     async with contextlib.AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(channel(member)) for member in members[:4]]
         streams = [asyncio.create_task(one(there)) for there in channels for _ in range(50)]
-        say_ready()
+        stage.ready()
         await asyncio.wait(streams, timeout=60)
     return seen
 
 
-async def hello_flood(members: list[Identity]) -> Counter[str]:
+async def hello_flood(members: list[Identity], stage: Stage) -> Counter[str]:
     """Registers every member again and again: ten calls at a time from each, as fast as the coordinator answers.
 
     A registration writes to the database; that is why this call and no other.
     """
+    connected: list[Identity] = []
 
     async def one(identity: Identity) -> Counter[str]:
         hello = fed.HelloRequest(
@@ -137,16 +150,19 @@ async def hello_flood(members: list[Identity]) -> Counter[str]:
             training_questions=50,
         ).SerializeToString()
         async with channel(identity) as there:
+            await there.channel_ready()
+            connected.append(identity)
+            if len(connected) == len(members):
+                stage.ready()
             rpc = call(there, "unary_unary", f"{SERVICE}/Hello")
-            return total(await asyncio.gather(*(repeat(lambda: rpc(hello, timeout=10)) for _ in range(10))))
+            return total(await asyncio.gather(*(repeat(lambda: rpc(hello, timeout=10), stage.over) for _ in range(10))))
 
-    say_ready()
     return total(await asyncio.gather(*(one(member) for member in members)))
 
 
-async def idle_connections(members: list[Identity]) -> Counter[str]:
+async def idle_connections(members: list[Identity], stage: Stage) -> Counter[str]:
     """Holds connections with mutual TLS and HTTP/2 with the members' certificates, and makes no call on them."""
-    return await hold_connections(CONNECTIONS, members[0].membership.coordinator, [tls_context(one) for one in members])
+    return await hold_connections(stage, members[0].membership.coordinator, [tls_context(one) for one in members])
 
 
 def tls_context(identity: Identity) -> ssl.SSLContext:
@@ -160,18 +176,18 @@ def tls_context(identity: Identity) -> ssl.SSLContext:
 # Strangers
 
 
-async def silent_connections(members: list[Identity]) -> Counter[str]:
+async def silent_connections(members: list[Identity], stage: Stage) -> Counter[str]:
     """Holds TCP connections to the main port, on which no TLS handshake begins."""
-    return await hold_connections(CONNECTIONS, members[0].membership.coordinator, [None])
+    return await hold_connections(stage, members[0].membership.coordinator, [None])
 
 
-async def silent_at_enrolment(members: list[Identity]) -> Counter[str]:
+async def silent_at_enrolment(members: list[Identity], stage: Stage) -> Counter[str]:
     """Holds TCP connections to the enrolment port, on which no TLS handshake begins."""
-    return await hold_connections(CONNECTIONS, members[0].membership.enrolment, [None])
+    return await hold_connections(stage, members[0].membership.enrolment, [None])
 
 
-async def hold_connections(count: int, address: str, contexts: Sequence[ssl.SSLContext | None]) -> Counter[str]:
-    """Holds `count` connections to an address (host:port). One that the coordinator closes is opened again after AGAIN_S.
+async def hold_connections(stage: Stage, address: str, contexts: Sequence[ssl.SSLContext | None]) -> Counter[str]:
+    """Holds CONNECTIONS connections to an address (host:port). One that the coordinator closes is opened again after AGAIN_S.
 
     contexts: for the TLS handshake of the connections in turn; None for a connection without a handshake.
     """
@@ -188,7 +204,7 @@ async def hold_connections(count: int, address: str, contexts: Sequence[ssl.SSLC
             reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=name)
         finally:
             begun.add(number)
-            if len(begun) == count:
+            if len(begun) == CONNECTIONS:
                 all_begun.set()
         open_now.add(number)
         try:
@@ -207,11 +223,11 @@ async def hold_connections(count: int, address: str, contexts: Sequence[ssl.SSLC
             seen["closed by the coordinator"] += 1
             await asyncio.sleep(AGAIN_S)
 
-    holders = [asyncio.create_task(one(number)) for number in range(count)]
+    holders = [asyncio.create_task(one(number)) for number in range(CONNECTIONS)]
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(all_begun.wait(), START_LIMIT_S)
-    say_ready()
-    await asyncio.sleep(MEASURE_S)
+    stage.ready()
+    await stage.over.wait()
     seen["open at the end"] = len(open_now)
     for holder in holders:
         holder.cancel()
@@ -219,7 +235,7 @@ async def hold_connections(count: int, address: str, contexts: Sequence[ssl.SSLC
     return seen
 
 
-async def guesses(members: list[Identity]) -> Counter[str]:
+async def guesses(members: list[Identity], stage: Stage) -> Counter[str]:
     """Guesses tokens at the enrolment port from eleven network addresses, as fast as the coordinator refuses them."""
     enrolment, authority_pem = members[0].membership.enrolment, members[0].authority_pem
     host, _ = split(enrolment)
@@ -235,9 +251,9 @@ async def guesses(members: list[Identity]) -> Counter[str]:
             trust = grpc.ssl_channel_credentials(authority_pem)
             async with grpc.aio.secure_channel(f"{host}:{port}", trust) as there:
                 rpc = call(there, "unary_unary", "/pluralllm.v1.EnrolmentService/Join")
-                return await repeat(lambda: rpc(guess(), timeout=10))
+                return await repeat(lambda: rpc(guess(), timeout=10), stage.over)
 
-    say_ready()
+    stage.ready()
     return total(await asyncio.gather(*(one(number) for number in range(STRANGERS))))
 
 
@@ -269,6 +285,16 @@ async def forwarded(address: str, source: str) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
+async def together(members: list[Identity], stage: Stage) -> Counter[str]:
+    """Floods with registrations, holds connections to the main port and guesses tokens, all at the same time."""
+    connected = asyncio.Event()
+    callers = Stage(2, connected.set)
+    callers.over = stage.over
+    calling = asyncio.gather(hello_flood(members, callers), guesses(members, callers))
+    await connected.wait()
+    return total([await silent_connections(members, stage), *await calling])
+
+
 ATTACKS: dict[str, Attack] = {
     "5 MiB messages": oversize_messages,
     "512 MiB gzip bombs": gzip_bomb,
@@ -278,4 +304,5 @@ ATTACKS: dict[str, Attack] = {
     f"{CONNECTIONS:,} TCP connections, no handshake": silent_connections,
     f"{CONNECTIONS:,} of them at the enrolment port": silent_at_enrolment,
     f"{STRANGERS} strangers guess tokens": guesses,
+    "the flood, the guesses and 6,000 TCP": together,
 }

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import grpc
 import psutil
-from attackers import ATTACKS, MEASURE_S, channel
+from attackers import ATTACKS, Stage, channel
 from processes import administrator, coordinator, member
 
 from pluralllm.client.joining.joining import join
@@ -40,6 +40,7 @@ from pluralllm.v1 import operations_pb2 as pb
 
 Result = TypeVar("Result")
 FILES = 256
+MEASURE_S = 10.0
 CALL_EVERY_S = 0.02
 REGISTER_EVERY_S = 1.0
 JOIN_LIMIT_S = 60.0
@@ -182,13 +183,25 @@ async def again(call: Callable[..., Awaitable[Result]], *arguments: Any) -> Resu
 async def attacked(name: str, attackers: list[Identity], members: Members, invite: Invite, folder: Path) -> Any:
     """Runs one attack. Returns the members' observations, the time to join in seconds, and the attack's own counts."""
     command = [__file__, "--attack", name, "--members", *(str(attacker.folder) for attacker in attackers)]
-    attack = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
-    assert attack.stdout is not None
-    assert await attack.stdout.readline() == b"ready\n", f"the attack {name} did not begin"
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdin=pipe, stdout=pipe)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n", f"the attack {name} did not begin"
     measured, joined_s = await asyncio.gather(members.measure(), seconds_to_join(invite, folder))
-    counts = json.loads(await attack.stdout.read())
-    await attack.wait()
+    process.stdin.close()
+    counts = json.loads(await process.stdout.read())
+    await process.wait()
     return measured, joined_s, counts
+
+
+async def attack(name: str, attackers: list[Identity]) -> dict[str, int]:
+    """Attacks in this process until standard input ends, and returns how often each result happened."""
+    stage = Stage(1, lambda: print("ready", flush=True))
+    attacking = asyncio.create_task(ATTACKS[name](attackers, stage))
+    await asyncio.to_thread(sys.stdin.read)
+    stage.over.set()
+    return await attacking
 
 
 async def compare(folder: Path, process: psutil.Process, names: list[str]) -> int:
@@ -231,7 +244,7 @@ def main() -> int:
         os.nice(10)
         raise_limit()
         identities = [load_identity(folder, "") for folder in arguments.members]
-        print(json.dumps(asyncio.run(ATTACKS[arguments.attack](identities))), flush=True)
+        print(json.dumps(asyncio.run(attack(arguments.attack, identities))), flush=True)
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
