@@ -73,7 +73,8 @@ sbom: $(SBOM)/pluralllm-server.cdx.json $(SBOM)/pluralllm-client.cdx.json
 $(SBOM)/pluralllm-%.cdx.json: .stamps/build deploy/locks/server.txt deploy/locks/client-cpu.txt
 	@mkdir -p $(SBOM) && rm -rf .stamps/sbom-$*
 	$(PYTHON) -m venv .stamps/sbom-$*
-	.stamps/sbom-$*/bin/python -m pip install --quiet --require-hashes --extra-index-url "$(TORCH_FROM)" \
+	.stamps/sbom-$*/bin/python -m pip install --quiet --require-hashes \
+	  $(if $(findstring ://,$(TORCH_FROM)),--extra-index-url,--find-links) "$(TORCH_FROM)" \
 	  -r deploy/locks/$(if $(filter client,$*),client-cpu,$*).txt
 	.stamps/build/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir .stamps/sbom-$*/wheels ./common ./$*
 	.stamps/sbom-$*/bin/python -m pip install --quiet --no-index --no-deps .stamps/sbom-$*/wheels/*.whl
