@@ -155,9 +155,9 @@ async def test_a_change_writes_all_of_its_rows(store: Store) -> None:
     assert await store.model_digests(R) == [FIRST.digest, SECOND.digest]
 
 
-async def test_moments_weights_and_distances_come_back_as_they_were_written(store: Store) -> None:
-    second = replace(SECOND, moments=(Digest("m"), Digest("v")), weights=(1 / 3, 0.1 + 0.2))
-    receipt = replace(RECEIPT, receipt=replace(RECEIPT.receipt, distance=0.1 + 0.2))
+async def test_moments_weights_scales_distances_and_norms_come_back_as_they_were_written(store: Store) -> None:
+    second = replace(SECOND, moments=(Digest("m"), Digest("v")), weights=(1 / 3, 0.1 + 0.2), scales=(1.0, 1 / 7))
+    receipt = replace(RECEIPT, receipt=replace(RECEIPT.receipt, distance=0.1 + 0.2, norm=0.7 + 0.1))
     await store.apply(change(1, receipts=(receipt,), versions=(second,)))
     assert await store.version(R, ModelVersion(1)) == second
     assert await store.receipts(R, RoundNumber(1)) == [receipt]
@@ -184,6 +184,8 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
         added = [("receipts", "distance"), ("versions", "moments"), ("versions", "weights"), ("rounds", "rollouts")]
         added += [("evaluations", "not_reported"), ("members", "runs"), ("invites", "runs")]
         added.append(("certificates", "predecessor"))
+        added += [("receipts", "norm"), ("versions", "scales")]
+        added += [("members", "max_examples"), ("invites", "max_examples")]
         for table, column in added:
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         await connection.execute(sa.text("DROP TABLE leadership"))

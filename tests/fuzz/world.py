@@ -194,8 +194,9 @@ class World:
             self._clients[name] = await self._served.client(name)
         else:
             session = self._served.parts.sessions.get(ClientId(name))
-            if session is None or session.instance != self._clients[name].instance:
-                await self._clients[name].hello()
+            client = self._clients[name]
+            if session is None or (session.instance, session.training_questions) != (client.instance, client.questions):
+                await client.hello()
 
     async def _invite_guest(self) -> None:
         order = InviteOrder(GUEST, MemberRole.CLIENT, f"group of {GUEST}")

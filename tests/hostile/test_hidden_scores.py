@@ -72,12 +72,14 @@ async def test_numbers_cannot_come_beside_a_reason_nor_a_reason_after_the_number
 async def test_who_claims_most_of_the_examples_is_shown_with_its_weight(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         clients = await members(served)
+        clients[EVIL].questions = 10_000  # as many as its membership allows
+        await clients[EVIL].hello()
         for client in clients.values():
             await client.evaluate(await client.task(), 0.8)
         for name, client in clients.items():
             path = tmp_path / name
             manifest = write_delta(path, SPEC, 1)
-            await client.push(await client.task(), path, manifest, examples=100_000 if name == EVIL else 50)
+            await client.push(await client.task(), path, manifest, examples=client.questions)
         run = await until_phase(served, "r", rpb.RUN_PHASE_EVALUATING)
         screen = await screen_of(served)
     weights = {person.client: person.weight for person in run.participants}

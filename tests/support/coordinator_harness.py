@@ -40,6 +40,7 @@ from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc, operations_pb2, operations_pb2_grpc, resources_pb2
 
 DEADLINE_S = 20.0
+QUESTIONS = 50  # of a hand-driven client, as its Hello states
 BOOTSTRAP = Principal(ClientId("bootstrap"), MemberRole.ADMIN)
 
 
@@ -93,6 +94,7 @@ class Served:
         group: str = "",
         group_role: GroupRole = GroupRole.TRAIN,
         runs: tuple[str, ...] = (ALL_RUNS,),
+        max_examples: int = 0,
     ) -> Identity:
         """Returns the identity of a member; invites and joins it on the first call, without the enrolment port.
 
@@ -108,6 +110,7 @@ class Served:
             role=role,
             group=group,
             group_role=group_role if role is MemberRole.CLIENT else None,
+            max_examples=max_examples,
             runs=runs if role is MemberRole.OBSERVER else (),
         )
         _, token = await self.registry.invite(BOOTSTRAP, order)
@@ -155,6 +158,7 @@ class HandClient:
         self.stub: Any = federation_pb2_grpc.FederationServiceStub(channel)
         self.role = role
         self.group = group
+        self.questions = QUESTIONS
         self.instance = "first"
         self.generation = ""
         self.chunks_sent = 0
@@ -173,7 +177,7 @@ class HandClient:
             instance_id=self.instance,
             group=self.group,
             role=ROLES[self.role],
-            training_questions=50,
+            training_questions=self.questions,
         )
         response: pb.HelloResponse = await self.call("Hello", request)
         self.generation = response.generation
@@ -203,7 +207,7 @@ class HandClient:
         self,
         task: pb.Task,
         manifest: Manifest,
-        examples: int = 50,
+        examples: int = QUESTIONS,
         metrics: Mapping[str, float] | None = None,
         **changes: Any,
     ) -> pb.BeginUpdateResponse:
@@ -238,7 +242,7 @@ class HandClient:
         return response.receipt
 
     async def push(
-        self, task: pb.Task, path: Path, manifest: Manifest, examples: int = 50, **metrics: float
+        self, task: pb.Task, path: Path, manifest: Manifest, examples: int = QUESTIONS, **metrics: float
     ) -> resources_pb2.Receipt:
         """Sends a whole update: begins it, puts the missing chunks, commits it."""
         begun = await self.begin(task, manifest, examples, metrics)

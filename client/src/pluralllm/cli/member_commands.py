@@ -44,6 +44,14 @@ def invite(
         list[str] | None,
         typer.Option(help="A run that an observer may read; repeat it for several runs. '*' is every run."),
     ] = None,
+    max_examples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Largest number of questions that the client may state, and so the most that its weight can follow from; "
+            "0: the coordinator's default, 10000.",
+        ),
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.invite.")] = None,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
@@ -57,7 +65,9 @@ def invite(
     _check_replaceable(path)
     group_role = GroupRole.HELD_OUT if held_out else None
     runs = tuple(run or ())
-    invitation = remote(coordinator).invite(name, role, group, group_role, ttl_s, needs_approval=approve, runs=runs)
+    invitation = remote(coordinator).invite(
+        name, role, group, group_role, ttl_s, needs_approval=approve, runs=runs, max_examples=max_examples
+    )
     write_durably(path, invitation.to_json().encode(), SECRET)
     value = {
         "name": invitation.name,

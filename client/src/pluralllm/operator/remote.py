@@ -163,16 +163,19 @@ class Remote:
         *,
         needs_approval: bool,
         runs: Sequence[str] = (),
+        max_examples: int = 0,
     ) -> Invite:
         """Invites a member, and returns the invite, which is secret.
 
         ttl_s: time for which the invite is valid, in seconds. group_role: train or held_out (evaluated, never trained); None
         means train. needs_approval: whether an administrator must approve the member after the member has joined. runs: ids of
-        the runs that an observer may read; * is every run.
+        the runs that an observer may read; * is every run. max_examples: largest number of questions that a client may state; 0
+        for the coordinator's default.
         """
         request = pb.CreateInviteRequest(
             name=name, role=MEMBER_ROLES[role], group=group, needs_approval=needs_approval, runs=runs
         )
+        request.max_examples = max_examples
         if group_role is not None:
             request.group_role = ROLES[group_role]
         request.ttl.FromMilliseconds(round(ttl_s * 1000))

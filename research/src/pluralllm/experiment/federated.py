@@ -15,7 +15,8 @@ from pluralllm.common.weights.update_format import as_read, update_format
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.experiment.stacked import Flat, Learners
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean, weights_of
+from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, shorten, weighted_mean, weights_of
+from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.cohort import task_seed
 from pluralllm.server.rounds.machine import step
@@ -54,7 +55,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
     clients = LocalTraining(spec, trainers, values, device)
     moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
     run = Run(RunId("experiment"), spec.seed, spec.rounds, spec.round, 0, Digest("0"), evaluated=ModelVersion(0))
-    run = replace(run, aggregation=spec.aggregation)
+    run = replace(run, aggregation=spec.aggregation, limits_members=spec.limits_members)
     run, _ = step(run, ev.RunStarted(0.0))
     episodes = moved = 0
     yield Point(values, 0, 0, 0, 0)
@@ -67,7 +68,9 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         average: ev.Average | None = None
         for client, data in trainers.items():
             examples = len(data.split(spec.evaluation.holdout_share)[0])
-            receipt = ev.Receipt(client, Digest(f"{number}-{client}"), examples, distances[client])
+            receipt = ev.Receipt(
+                client, Digest(f"{number}-{client}"), examples, distances[client], norm_of(deltas[client])
+            )
             run, effects = step(run, ev.UpdateArrived(0.0, number, run.version, receipt))
             average = next((effect for effect in effects if isinstance(effect, ev.Average)), average)
         assert average is not None  # every client of the cohort has delivered its update
@@ -166,6 +169,7 @@ def aggregate(
     The service does the same computation slice by slice; here all values are one slice.
     """
     stacked: NDArray[np.float32] = np.stack([deltas[receipt.client] for receipt in average.receipts])
+    shorten(stacked, average.scales)
     mean = weighted_mean(stacked, weights_of(average.receipts, spec.aggregation, average.weights))
     return server_optimizer(spec.aggregation)(base, mean, moments)
 

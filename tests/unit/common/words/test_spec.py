@@ -104,10 +104,21 @@ def test_a_spec_has_the_hash_it_had_in_earlier_releases(tmp_path: Path) -> None:
     """No default ever changes, because it would turn a stored spec into another job. Presets may change."""
     defaults = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
     assert defaults.sha256() == "a9333f1f95a32f0388f8981ca4799b2b619c6bc3238bf75aeaf9f8da2e99def1"
-    changed_since = "[round]\nmin_clients = 2\ntarget_clients = 2\n[evaluation]\nholdout_share = 0.1\n"
+    changed_since = (
+        'format = "pluralllm.run/1"\n[round]\nmin_clients = 2\ntarget_clients = 2\n'
+        "[aggregation]\nmax_examples = 100_000\n[evaluation]\nholdout_share = 0.1\n"
+    )
     spec = load_spec(written(tmp_path, f'{changed_since}[embedding]\nmodel = "m"\ndimension = 8\n'))
     assert spec.sha256() == "bcd2c35b0ce5393505dc10a21e59cb85be0fef12562a1d838ec627e8ffaed329"
     assert parse_spec(spec.canonical_json(), "again") == spec
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_limit_what_one_member_contributes_and_a_bare_spec_does_not(tmp_path: Path, preset: str) -> None:
+    spec = load_spec(written(tmp_path, f'preset = "{preset}"\n{MINIMAL}'))
+    assert (spec.format, spec.limits_members, spec.aggregation.max_examples) == ("pluralllm.run/2", True, 1024)
+    bare = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
+    assert (bare.format, bare.limits_members, bare.aggregation.max_examples) == ("pluralllm.run/1", False, 100_000)
 
 
 MODEL, DIGEST = ModelName(RunId("first"), ModelVersion(7)), Digest("a1" * 32)

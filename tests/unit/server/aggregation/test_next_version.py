@@ -50,7 +50,7 @@ class ARound:
         return self._folder / digest[:2] / digest
 
     def average(self) -> None:
-        asyncio.run(write_next(self.blobs, SPEC, self.base, self.receipts, (), self._folder / "next"))
+        asyncio.run(write_next(self.blobs, SPEC, self.base, self.receipts, (), (), self._folder / "next"))
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_lost_update_does_not_blame_the_base_though_a_text_names_both(whole: A
 
     folder = whole.file(whole.base.digest).parents[1]
     with pytest.raises(UpdateLost):
-        asyncio.run(write_next(Talkative(folder), SPEC, whole.base, whole.receipts, (), folder / "next"))
+        asyncio.run(write_next(Talkative(folder), SPEC, whole.base, whole.receipts, (), (), folder / "next"))
 
 
 def test_a_file_that_is_whole_when_it_is_read_again_blames_nobody(whole: ARound) -> None:
@@ -117,4 +117,4 @@ def test_a_file_that_is_whole_when_it_is_read_again_blames_nobody(whole: ARound)
 
     folder = whole.file(whole.base.digest).parents[1]
     with pytest.raises(Corrupt):
-        asyncio.run(write_next(Flickering(folder), SPEC, whole.base, whole.receipts, (), folder / "next"))
+        asyncio.run(write_next(Flickering(folder), SPEC, whole.base, whole.receipts, (), (), folder / "next"))

@@ -14,7 +14,7 @@ from pluralllm.common.weights.layout import Layout, flat_values, layout_of, writ
 from pluralllm.common.weights.update_format import SLICE, update_format, write_update
 from pluralllm.common.words.spec import Aggregation, UpdateEncoding
 from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean
-from pluralllm.server.aggregation.update_files import StoredWeights, average, check_update
+from pluralllm.server.aggregation.update_files import StoredWeights, average, check_update, norm_of
 
 LAYOUT = layout_of([("a.weight", (1_000, 700)), ("b.bias", (13,)), ("c", (2, 3))])  # nearly three chunks
 FP32 = update_format(LAYOUT, "fp32")
@@ -44,6 +44,25 @@ def test_the_average_of_files_is_the_naive_one_bit_for_bit(tmp_path: Path) -> No
     naive = (base.astype(np.float64) + total / 50.0).astype(np.float32)
     assert flat_values(out, LAYOUT).tobytes() == naive.tobytes()
     assert manifest_of(out) == manifest
+
+
+def test_updates_are_multiplied_by_their_factors_before_they_are_averaged(tmp_path: Path) -> None:
+    deltas = [random_values(seed) for seed in (1, 2)]
+    updates = [stored(tmp_path, f"u{index}", delta) for index, delta in enumerate(deltas)]
+    shorter = [stored(tmp_path, "s0", deltas[0]), stored(tmp_path, "s1", deltas[1] * np.float32(0.3))]
+    base, weights = stored(tmp_path, "base", random_values(0)), np.array([3.0, 4.0])
+    outs = [tmp_path / "next", tmp_path / "same"]
+    average(base, (), updates, weights, LAYOUT, weighted_mean, FEDAVG, outs[:1], scales=(1.0, 0.3))
+    average(base, (), shorter, weights, LAYOUT, weighted_mean, FEDAVG, outs[1:])
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+@pytest.mark.parametrize("values", [random_values(3), np.zeros(5, np.float32), np.full(2, 3e38, np.float32)])
+def test_the_norm_of_values_is_the_norm_of_their_file(tmp_path: Path, values: NDArray[np.float32]) -> None:
+    layout = layout_of([("w", (values.size,))])
+    path = stored(tmp_path, "u", values, layout).path
+    norm = check_update(path, update_format(layout, "fp32"), float("inf"))
+    assert norm == norm_of(values) == pytest.approx(float(np.linalg.norm(values.astype(np.float64))), rel=1e-5)
 
 
 def test_a_header_longer_than_a_chunk_is_averaged_too(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pluralllm.common.weights.layout import write_weights
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, RoundNumber, RunId
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
@@ -33,6 +34,7 @@ FAIR_SPEC = small_spec(
     round={"min_clients": 2},
     aggregation={"optimizer": "fedyogi", "server_learning_rate": 0.01, "weighting": "adaptive", "fairness": 5.0},
 )
+LIMITED_SPEC = small_spec(format="pluralllm.run/2", rounds=3, round={"min_clients": 2})
 CLIENTS = (ClientId("ann"), ClientId("ben"))
 
 
@@ -41,6 +43,8 @@ class History:
 
     def __init__(self, folder: Path, store: SqlStore) -> None:
         self.spec = SPEC
+        self.examples = (10, 11)  # of the clients
+        self.lengths = (1.0, 1.0)  # factors on the clients' updates
         self.folder = folder
         self.store = store
         self.blobs = LocalBlobs(folder / "blobs")
@@ -78,8 +82,10 @@ class History:
             for seed, client in enumerate(CLIENTS[:updates]):
                 draft = self.folder / "draft"
                 values = np.random.default_rng(10 * number + seed).normal(0, 0.01, run.layout.values).astype(np.float32)
+                values *= np.float32(self.lengths[seed])
                 manifest = write_weights(draft, run.layout, [values])
-                receipt = ev.Receipt(client, manifest.digest, 10 + seed, 0.2 + 0.1 * seed * number)
+                distance, norm = 0.2 + 0.1 * seed * number, norm_of(values)
+                receipt = ev.Receipt(client, manifest.digest, self.examples[seed], distance, norm)
                 arrived = ev.UpdateArrived(clock.now_s(), RoundNumber(number), run.state.version, receipt)
                 async with parts.retention.storing():
                     await self.blobs.put(manifest.digest, draft)
@@ -243,6 +249,43 @@ async def test_what_was_changed_of_moments_weights_and_distances_is_found(
 ) -> None:
     await fair.execute(statement)
     assert invariant in await fair.invariants()
+
+
+@pytest.fixture
+async def limited(unwritten: History) -> History:
+    """A history of two rounds in which ben claims most of the examples and sends updates ten times as long as ann's."""
+    unwritten.spec, unwritten.examples, unwritten.lengths = LIMITED_SPEC, (10, 500), (1.0, 10.0)
+    await unwritten.make((2, 2))
+    return unwritten
+
+
+async def test_limits_on_weights_and_lengths_are_on_record_and_repeat_bit_for_bit(limited: History) -> None:
+    report = await verify_state(limited.store, SqlMembership(limited.store), limited.blobs, limited.folder / "scratch")
+    assert report.is_clean, report.lines()
+    assert report.aggregates_repeated == 2
+    for version in (await limited.store.versions(RunId("r")))[1:]:
+        assert version.weights == pytest.approx((1 / 6, 5 / 6))
+        assert version.scales == pytest.approx((1.0, 0.3), rel=0.1)
+    run, _ = await recover(limited.store, (await limited.store.runs())[0])
+    assert run.state.limits_members
+
+
+@pytest.mark.parametrize(
+    ("statement", "invariant"),
+    [
+        ("UPDATE versions SET scales = '[1.0, 0.9]' WHERE version = 1", 5),
+        ("UPDATE versions SET scales = '[1.0, 0.9]' WHERE version = 2", 6),
+        ("UPDATE versions SET scales = '[1.0]' WHERE version = 1", 4),
+        ("UPDATE versions SET scales = '[]' WHERE version = 1", 5),
+        ("UPDATE versions SET weights = '[]' WHERE version = 2", 5),
+        ("UPDATE receipts SET norm = norm * 1.001 WHERE round = 1 AND client = 'ann'", 4),
+        ("UPDATE receipts SET norm = norm * 1.001 WHERE round = 2 AND client = 'ben'", 6),
+        ("UPDATE receipts SET norm = NULL WHERE round = 1 AND client = 'ben'", 6),
+    ],
+)
+async def test_what_was_changed_of_scales_and_norms_is_found(limited: History, statement: str, invariant: int) -> None:
+    await limited.execute(statement)
+    assert invariant in await limited.invariants()
 
 
 @pytest.mark.parametrize("moment", [0, 1])

@@ -27,6 +27,44 @@ def test_weights_that_follow_from_the_receipts_are_not_recorded(weighting: Any) 
     assert weigh(receipts_of(0.1, 0.5), Aggregation(weighting=weighting), ()) == ((), ())
 
 
+def test_uniform_weights_need_no_limit() -> None:
+    receipts = [Receipt(CLIENTS[0], Digest("x"), 1), Receipt(CLIENTS[1], Digest("y"), 10**6)]
+    assert weigh(receipts, Aggregation(weighting="uniform"), (), limits_members=True) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights"),
+    [
+        ((10, 20, 30, 40), ()),
+        ((10, 10, 10, 90), ()),  # exactly three even shares
+        ((10, 10, 10, 91), (1 / 12, 1 / 12, 1 / 12, 3 / 4)),
+        ((10, 10, 10, 10**6), (1 / 12, 1 / 12, 1 / 12, 3 / 4)),
+        ((30, 30, 30, 9), ()),
+        ((30, 30, 30, 8), (11 / 36, 11 / 36, 11 / 36, 1 / 12)),  # below a third of an even share
+        ((10, 30), ()),
+        ((10, 10**6), (1 / 6, 5 / 6)),
+        ((10**6,), ()),
+        ((10, 1, 10**6), (1 / 9, 1 / 9, 7 / 9)),
+    ],
+)
+def test_weights_by_examples_stay_within_three_even_shares_where_members_are_limited(
+    counts: tuple[int, ...], weights: tuple[float, ...]
+) -> None:
+    receipts = [Receipt(client, Digest("x"), count) for client, count in zip(CLIENTS, counts, strict=False)]
+    limited, history = weigh(receipts, Aggregation(), (), limits_members=True)
+    assert limited == pytest.approx(weights, abs=1e-9)
+    assert history == ()
+    assert weigh(receipts, Aggregation(), ()) == ((), ())
+
+
+def test_the_cap_on_examples_comes_before_the_limit() -> None:
+    receipts = [
+        Receipt(client, Digest("x"), count) for client, count in zip(CLIENTS, (100, 100, 100, 10**6), strict=True)
+    ]
+    assert weigh(receipts, Aggregation(max_examples=900), (), limits_members=True) == ((), ())
+    assert weigh(receipts, Aggregation(max_examples=901), (), limits_members=True)[0][-1] == pytest.approx(0.75)
+
+
 @pytest.mark.parametrize("weighting", FAIR)
 def test_the_worse_a_client_is_predicted_the_more_it_counts(weighting: Any) -> None:
     weights, _ = weigh(receipts_of(0.2, 0.4, 0.3), Aggregation(weighting=weighting), ())

@@ -22,7 +22,7 @@ class VersionRecord:
     created_s: float
     # Digests of the server optimizer's state; none before the first round, and none for fedavg.
     moments: tuple[Digest, ...] = ()
-    weights: tuple[float, ...] = ()  # weights of the updates, if fairness-aware; else they follow from the examples
+    weights: tuple[float, ...] = ()  # weights of the updates, if they do not follow from the examples alone
     scales: tuple[float, ...] = ()  # factors, at most 1, of the updates in the average; empty if none was clipped
 
     @property

@@ -287,7 +287,9 @@ class RunSpec(SpecPart):
     `load_spec` reads a spec from a file.
     """
 
-    format: Literal["pluralllm.run/1"] = "pluralllm.run/1"
+    # run/2 limits one member's part in a version: its weight (server/rounds/weighting.py) and the length of its update
+    # (server/rounds/clipping.py). The presets name run/2.
+    format: Literal["pluralllm.run/1", "pluralllm.run/2"] = "pluralllm.run/1"
     title: Annotated[str, Field(max_length=200), NoNul] = ""
     seed: Seed = 0
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
@@ -323,6 +325,11 @@ class RunSpec(SpecPart):
         if size_bytes > MAX_SPEC_BYTES:  # the stored form may be larger than the form that was sent
             raise ValueError(f"the spec has {size_bytes} bytes as canonical JSON, at most {MAX_SPEC_BYTES} are allowed")
         return self
+
+    @property
+    def limits_members(self) -> bool:
+        """Whether weights and lengths of updates are limited in relation to the other updates of the round."""
+        return self.format != "pluralllm.run/1"
 
     def for_rewards(self, model: ModelName, digest: Digest, options: RewardOptions, file: str) -> "RunSpec":
         """Returns the spec of a new run that asks for rewards. Call the method on the spec of the run that trained `model`.

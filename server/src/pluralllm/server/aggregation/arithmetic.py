@@ -64,6 +64,16 @@ def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> 
     return total
 
 
+def shorten(deltas: NDArray[np.float32], scales: Sequence[float]) -> None:
+    """Multiplies each client's delta by its factor, in place. Does nothing if `scales` is empty.
+
+    Shapes: deltas (clients, slice), scales (clients,). clients: number of clients. slice: number of values in the slice.
+    """
+    for delta, scale in zip(deltas, scales, strict=True) if scales else ():
+        if scale != 1:
+            np.multiply(delta, np.float32(scale), out=delta)
+
+
 def first_moments(aggregation: Aggregation) -> tuple[float, ...]:
     """Returns one start value for each moment of the server optimizer; () for fedavg, which has no moments.
 

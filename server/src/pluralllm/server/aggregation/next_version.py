@@ -35,6 +35,7 @@ async def write_next(
     base: VersionRecord,
     receipts: Sequence[Receipt],
     weights: Sequence[float],
+    scales: Sequence[float],
     draft: Path,
 ) -> tuple[Draft, ...]:
     """Writes the files that a round makes: the next model version, or the aggregate of the clients' rewards.
@@ -42,14 +43,15 @@ async def write_next(
     The version is written to `draft`, and each moment of the server optimizer (its state) to a file beside `draft`. Returns
     the written files.
     base: the model version that the round trains from. receipts: sorted by client. weights: the weights that the round has
-    recorded, in the order of `receipts`; empty if the round has recorded no weights.
+    recorded, in the order of `receipts`; empty if the round has recorded no weights. scales: the factors that shorten updates,
+    in the same order; empty if no update is shortened.
     Raises BaseLost or UpdateLost if a blob of the base version or of an update is missing or corrupt. Raises Corrupt or
     NotFound if reading failed once but all blobs are whole in a second check. Raises StorageFull if no space is left. After an
     error no file is left.
     """
     bases = () if spec.rewards is not None else (base.digest, *base.moments)
     try:
-        return await _write(blobs, spec, base, receipts, weights, draft)
+        return await _write(blobs, spec, base, receipts, weights, scales, draft)
     except (Corrupt, NotFound):
         if (lost := await _first_lost(blobs, bases)) is not None:
             raise BaseLost(*lost) from None
@@ -74,6 +76,7 @@ async def _write(
     base: VersionRecord,
     receipts: Sequence[Receipt],
     weights: Sequence[float],
+    scales: Sequence[float],
     draft: Path,
 ) -> tuple[Draft, ...]:
     if spec.rewards is not None:
@@ -99,6 +102,7 @@ async def _write(
         server_optimizer(aggregation),
         outs,
         spec.updates.encoding,
+        scales,
     )
     return tuple(Draft(out, manifest) for out, manifest in zip(outs, manifests, strict=True))
 

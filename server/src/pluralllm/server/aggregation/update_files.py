@@ -23,9 +23,10 @@ from pluralllm.common.weights.layout import Layout, check_header
 from pluralllm.common.weights.update_format import SLICE, SliceReader, UpdateFormat, update_format
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import UpdateEncoding
-from pluralllm.server.aggregation.arithmetic import Aggregator, ServerOptimizer
+from pluralllm.server.aggregation.arithmetic import Aggregator, ServerOptimizer, shorten
 
 SHORT = 64  # values in one float32 sum; the relative error of 1e-6 is small enough for a comparison with a limit
+NORM_DIGITS = 6  # significant ones; the last bits of a sum differ between machines
 SLICES_TO_FLUSH = 16  # that is 16 MiB
 READERS = 4  # threads that read, hash and decode in parallel; all three release the interpreter's lock
 
@@ -33,7 +34,7 @@ Floats = NDArray[np.float32]
 
 
 def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float:
-    """Checks names, shapes, dtypes, size, finiteness and L2 norm of an update's file. Returns the norm.
+    """Checks names, shapes, dtypes, size, finiteness and L2 norm of an update's file. Returns the norm, as `norm_of` does.
 
     form: the format that the file must have. Raises WrongLayout if the file has another format, NotFinite if a value is NaN or
     infinite, NormTooLarge if the norm is above `max_delta_norm`.
@@ -50,28 +51,39 @@ def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float
             square = _square(values)
             if math.isfinite(square):
                 squares += square
-            elif (finite := np.isfinite(values)).all():  # the numbers are finite, but their squares are not
-                squares += float(np.square(values, dtype=np.float64).sum())
             else:
+                finite = np.isfinite(values)
                 bad += int((~finite).sum())
                 first_bad = position + int(np.argmin(finite)) if first_bad < 0 else first_bad
     if bad:
         raise NotFinite(tensor=form.layout.tensor_at(first_bad), count=bad)
     if math.sqrt(squares) > max_delta_norm:
         raise NormTooLarge(norm=math.sqrt(squares), limit=max_delta_norm)
-    return math.sqrt(squares)
+    return _rounded(math.sqrt(squares))
+
+
+def norm_of(values: Floats) -> float:
+    """Returns the L2 norm of the values, rounded to NORM_DIGITS. It is the norm that `check_update` returns for their file."""
+    starts = range(0, values.size, SLICE)
+    return _rounded(math.sqrt(sum(_square(values[start : start + SLICE]) for start in starts)))
+
+
+def _rounded(norm: float) -> float:
+    return float(f"{norm:.{NORM_DIGITS}g}")
 
 
 def _square(values: Floats) -> float:
-    """Returns the squared L2 norm of the values.
+    """Returns the squared L2 norm of the values. It is finite if and only if all values are finite.
 
-    The function adds short sums in float32, which is fast, and adds the short sums in float64.
+    The function adds short sums in float32, which is fast, and adds the short sums in float64. If a short sum is too large for
+    float32, the function adds everything in float64.
     """
     whole = values[: values.size // SHORT * SHORT].reshape(-1, SHORT)
     rest = values[whole.size :]
     with np.errstate(over="ignore", invalid="ignore"):
         short = np.einsum("ij,ij->i", whole, whole)
-        return float(short.sum(dtype=np.float64)) + float(rest @ rest)
+        square = float(short.sum(dtype=np.float64)) + float(rest @ rest)
+        return square if math.isfinite(square) else float(np.square(values, dtype=np.float64).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +125,7 @@ def average(
     optimizer: ServerOptimizer,
     outs: Sequence[Path],
     encoding: UpdateEncoding = "fp32",
+    scales: Sequence[float] = (),
 ) -> tuple[Manifest, ...]:
     """Writes optimizer(base, aggregator(updates, weights), moments) to `outs`: the next version, then each new moment.
 
@@ -120,6 +133,7 @@ def average(
     moments: the server optimizer's state. Each moment is a file, or, before the first round, one number for all its values.
     updates: sorted by client; all have `encoding`.
     weights: (clients,), one number for each update, in the order of `updates`.
+    scales: one factor for each update; the updates are multiplied by their factors first. Empty if every factor is 1.
     outs: one path for the version and one path for each moment. The written files are not yet durable.
     Returns the manifests of `outs`. Every byte is hashed while it is read or written for the average, not in a second pass.
     Raises Corrupt if a file's bytes do not have its digest; StorageFull if no space is left. After an error no file of `outs`
@@ -139,6 +153,7 @@ def average(
             threads = stack.enter_context(ThreadPoolExecutor(READERS))
             flushes: list[Future[None]] = []
             for slices in _read_together(readers, len(moments), layout.values, threads):
+                shorten(slices.deltas, scales)
                 mean = aggregator(slices.deltas, weights)
                 following, kept = optimizer(slices.base, mean, slices.moments)
                 for writer, values in zip(writers, (following, *kept), strict=True):

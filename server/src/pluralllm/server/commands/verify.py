@@ -1,6 +1,8 @@
 """Checks that the stored data satisfies every rule in the constant INVARIANTS. Every fault test ends with this check."""
 
+import asyncio
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,11 +11,14 @@ from typing import Any
 
 from pluralllm.common.errors.membership import AuditBroken
 from pluralllm.common.errors.tree import NotFound, PluralError
+from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
 from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.weights.update_format import update_format
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec, parse_spec
 from pluralllm.server.aggregation.next_version import write_next
+from pluralllm.server.aggregation.update_files import check_update
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
@@ -38,13 +43,14 @@ from pluralllm.server.storage.store import (
 )
 
 PAGE = 1000
+NORM_TOLERANCE = 1e-4  # relative; another machine adds the squares in another order
 
 INVARIANTS = {
     1: "an acknowledged update is in exactly one aggregate of its round, or the round is abandoned with a reason, "
     "or its member was revoked before the round was averaged",
     2: "no update counts twice, no unacknowledged one counts",
     3: "model versions are gap-free, monotone and hash-chained",
-    4: "the weights in a round's record are those of its receipts",
+    4: "the weights and scales in a round's record are those of its receipts, and a receipt's norm is that of its update",
     5: "aggregating the stored updates again gives the same bits",
     6: "replaying the event log gives what the tables say",
     7: "stored bytes are what their digest says",
@@ -242,6 +248,8 @@ def _check_members(
         yield 1, f"round {number}: update {digest[:12]} of {client} is acknowledged and in no aggregate"
     if version.weights and len(version.weights) != len(version.updates):
         yield 4, f"round {number}: version {version.version} has {len(version.weights)} weights"
+    if version.scales and len(version.scales) != len(version.updates):
+        yield 4, f"round {number}: version {version.version} has {len(version.scales)} scales"
     for client, digest in counted - receipts:
         yield 2, f"round {number}: update {digest[:12]} of {client} counts twice or was never acknowledged"
     if receipts == counted and version.updates != acknowledged:
@@ -320,7 +328,8 @@ async def _check_aggregate(
     report: Report, spec: RunSpec, blobs: Blobs, scratch: Path, tables: Tables, version: VersionRecord
 ) -> list[Problem]:
     base = tables.versions.get(version.version - 1)
-    if base is None or len(version.weights) not in (0, len(version.updates)):  # version 0, or reported already
+    lengths = {len(version.weights), len(version.scales)}
+    if base is None or not lengths <= {0, len(version.updates)}:  # version 0, or reported already
         return []
     receipts = [ev.Receipt(*update) for update in version.updates]
     draft = scratch / f"verify-{version.version}"
@@ -329,7 +338,8 @@ async def _check_aggregate(
         report.aggregates_not_kept += 1
         return []
     try:
-        files = await write_next(blobs, spec, base, receipts, version.weights, draft)
+        files = await write_next(blobs, spec, base, receipts, version.weights, version.scales, draft)
+        problems = await _check_norms(spec, blobs, tables, version)
     except (PluralError, OSError) as error:
         return [(7, f"what version {version.version} is made of: {error}")]
     for file in files:
@@ -340,5 +350,20 @@ async def _check_aggregate(
         names = ("the model", "the first moment", "the second moment")
         differing = [name for name, *both in zip(names, stored, again, strict=False) if both[0] != both[1]]
         what = " and ".join(differing) or "the number of moments"
-        return [(5, f"version {version.version}: aggregating again gives other bits of {what}")]
-    return []
+        problems.append((5, f"version {version.version}: aggregating again gives other bits of {what}"))
+    return problems
+
+
+async def _check_norms(spec: RunSpec, blobs: Blobs, tables: Tables, version: VersionRecord) -> list[Problem]:
+    """Calculates the norms of a version's updates again, because the scales of updates follow from the recorded norms."""
+    problems: list[Problem] = []
+    form = update_format(layout_for(spec), spec.updates.encoding)
+    for client, digest, _ in version.updates:
+        row = tables.receipts.get((version.round, client))
+        if row is None or (recorded := row.receipt.norm) is None:
+            continue
+        norm = await asyncio.to_thread(check_update, await blobs.path(digest), form, math.inf)
+        if not math.isclose(norm, recorded, rel_tol=NORM_TOLERANCE):
+            problem = f"the norm of the update of {client} is {norm:g}, on record is {recorded:g}"
+            problems.append((4, f"round {version.round}: {problem}"))
+    return problems

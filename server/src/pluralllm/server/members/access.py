@@ -26,6 +26,7 @@ class Principal:
     group: str | None = None  # None in plain text, where the client itself names its group
     group_role: GroupRole = GroupRole.TRAIN
     runs: tuple[str, ...] = ()  # ids of the runs that an observer may read, or ALL_RUNS
+    max_examples: int | None = None  # largest number of questions that a client may state; None in plain text: no limit
 
     @property
     def group_and_role(self) -> tuple[str | None, GroupRole]:

@@ -41,6 +41,7 @@ from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, check_dates, day
 from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.storage.membership import (
+    DEFAULT_MAX_EXAMPLES,
     Everyone,
     InviteRecord,
     IssuedCertificate,
@@ -54,6 +55,7 @@ log = structlog.get_logger()
 
 MAX_TTL_S = 24 * 3600.0
 MAX_RUNS = 100  # in one invite
+MAX_EXAMPLES = 10**9  # the largest limit that an invite may set
 MAX_LIVE_CERTIFICATES = 5  # in the line of one member: two during a renewal
 REPLACED = ": a later renewal of the same certificate took its place. If that was not you, somebody has the key"
 
@@ -69,6 +71,7 @@ class InviteOrder:
     ttl_s: float = MAX_TTL_S
     needs_approval: bool = False
     runs: tuple[str, ...] = ()  # ids of the runs that an observer may read, or ALL_RUNS
+    max_examples: int = 0  # largest number of questions that the client may state; 0 for DEFAULT_MAX_EXAMPLES
 
 
 class Registry:
@@ -120,7 +123,9 @@ class Registry:
             raise CertificateUnknown(name=facts.name, serial=facts.serial)
         if not member.approved:
             raise AwaitingApproval(name=member.name)
-        return Principal(member.name, member.role, facts.serial, member.group, member.group_role, member.runs)
+        return Principal(
+            member.name, member.role, facts.serial, member.group, member.group_role, member.runs, member.max_examples
+        )
 
     def knows_token(self, token: str) -> bool:
         """Returns whether an invite has this token, whether the invite is open or used. A stranger cannot guess a token."""
@@ -192,6 +197,7 @@ class Registry:
                 created_s=now_s,
                 expires_s=now_s + order.ttl_s,
                 runs=tuple(dict.fromkeys(order.runs)),
+                max_examples=order.max_examples or DEFAULT_MAX_EXAMPLES,
             )
             entry = self.audit.new_entry(
                 by,
@@ -202,6 +208,7 @@ class Registry:
                 group_role=invite.group_role.value if is_client else "",
                 needs_approval=invite.needs_approval,
                 runs=" ".join(invite.runs),
+                max_examples=invite.max_examples if is_client else 0,
             )
             await self._write(MembershipChange(entry, invites=(*self._withdrawn(name), invite)))
         return invite, token
@@ -240,6 +247,7 @@ class Registry:
                 approved=not invite.needs_approval,
                 created_s=now_s,
                 runs=invite.runs,
+                max_examples=invite.max_examples,
             )
             used = replace(invite, used_by_key=key_sha256)
             by = Principal(invite.name, invite.role, issued.serial)
@@ -466,3 +474,7 @@ def _check_order(order: InviteOrder) -> None:
         raise InvalidArgument(field="runs", problem=problem)
     if len(order.runs) > MAX_RUNS or not all(run == ALL_RUNS or is_id(run) for run in order.runs):
         raise InvalidArgument(field="runs", problem=f"are at most {MAX_RUNS} ids of runs ({ID_HELP}), or *")
+    if not 0 <= order.max_examples <= MAX_EXAMPLES:
+        raise InvalidArgument(field="max_examples", problem=f"is {order.max_examples}, must be 1 to {MAX_EXAMPLES}")
+    if order.role is not MemberRole.CLIENT and order.max_examples:
+        raise InvalidArgument(field="max_examples", problem=f"is for clients; {order.name} is to be {order.role}")

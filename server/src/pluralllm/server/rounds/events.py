@@ -23,6 +23,8 @@ class Receipt:
     # Mean Jensen-Shannon distance between the base version's predictions and the client's answers, 0 .. sqrt(ln 2); None if the
     # client does not report it. In a run that asks for rewards: 1 - the client's mean reward.
     distance: float | None = None
+    # L2 norm of the update, as the coordinator has calculated it; None for rewards, and for receipts of earlier releases.
+    norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,7 @@ class Average:
     base_version: ModelVersion
     receipts: tuple[Receipt, ...]  # sorted by client
     weights: tuple[float, ...] = ()  # one for each receipt, from weighting.weigh; empty if the receipts alone decide
+    scales: tuple[float, ...] = ()  # one for each receipt, from clipping.clip_scales; empty if no update is shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +269,7 @@ class Publish:
     receipts: tuple[Receipt, ...]
     moments: tuple[Digest, ...] = ()
     weights: tuple[float, ...] = ()  # as in Average
+    scales: tuple[float, ...] = ()  # as in Average
 
 
 @dataclass(frozen=True, slots=True)

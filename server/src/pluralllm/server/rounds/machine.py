@@ -44,6 +44,7 @@ from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClose
 from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.common.words.reward_weights import remember, weigh_groups
 from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.clipping import clip_scales
 from pluralllm.server.rounds.cohort import draw_cohort
 from pluralllm.server.rounds.state import Outcome, Phase, Run
 from pluralllm.server.rounds.weighting import FairnessHistory, weigh
@@ -266,17 +267,21 @@ def _tick(run: Run, at_s: float) -> Step:
 def _average(run: Run, at_s: float) -> Step:
     averaging = replace(run, phase=Phase.AGGREGATING, since_s=at_s, deadline_s=None)
     weights, _ = _weigh(run)
-    return averaging, (ev.Average(run.round, run.version, run.receipts, weights),)
+    return averaging, (ev.Average(run.round, run.version, run.receipts, weights, _scales(run)),)
 
 
 def _weigh(run: Run) -> tuple[tuple[float, ...], FairnessHistory]:
     if run.rewards is None:
-        return weigh(run.receipts, run.aggregation, run.fairness_history)
+        return weigh(run.receipts, run.aggregation, run.fairness_history, limits_members=run.limits_members)
     # The history includes the newest mean rewards, so that a group that is served badly now counts more now.
     means: dict[str, float | None] = {receipt.client: 1 - (receipt.distance or 0.0) for receipt in run.receipts}
     history = remember(run.rewards, means, run.fairness_history)
     fairness_history = tuple((ClientId(client), mean) for client, mean in history)
     return weigh_groups(run.rewards, list(means), history), fairness_history
+
+
+def _scales(run: Run) -> tuple[float, ...]:
+    return clip_scales(run.receipts) if run.limits_members else ()
 
 
 def _publish(run: Run, event: ev.ModelAveraged) -> Step:
@@ -286,7 +291,7 @@ def _publish(run: Run, event: ev.ModelAveraged) -> Step:
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     version = ModelVersion(run.version + 1)
     weights, fairness_history = _weigh(run)
-    published = ev.Publish(run.round, version, event.digest, run.receipts, event.moments, weights)
+    published = ev.Publish(run.round, version, event.digest, run.receipts, event.moments, weights, _scales(run))
     run = replace(run, version=version, model_digest=event.digest, fairness_history=fairness_history)
     advanced, effects = _advance(run, event.at_s)
     return advanced, (published, *effects)

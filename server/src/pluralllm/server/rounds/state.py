@@ -65,6 +65,9 @@ class Run:
     outcome: Outcome | None = None
     reason: str = ""
     aggregation: Aggregation = Aggregation()
+    limits_members: bool = (
+        False  # whether weighting.py and clipping.py limit what one member contributes (format run/2)
+    )
     fairness_history: FairnessHistory = ()  # each client's number for fairness-aware weights, as of `version`
     rewards: RewardAggregation | None = None  # None for a run that trains
     rollouts: str = ""  # digest of the open round's batch, if the run asks for rewards

@@ -1,4 +1,6 @@
-"""Fairness-aware weights: a client's update counts more if the base version predicts the client's answers badly.
+"""Weights of updates: fairness-aware weights, and the bound on the weight of one client.
+
+Fairness-aware weights: a client's update counts more if the base version predicts the client's answers badly.
 
 The functions are pure and use no numpy, because the round machine calls them. The base version is the model version that
 the round trains from.
@@ -8,8 +10,12 @@ distance is measured on the target questions of the client's first local step, b
 1 - alignment score. The first step may sharpen the answers and may predict with dropout, as the run spec says. So the
 distance of a single round is noisy. A client may report a false distance or no distance. A client that reports no distance
 gets the mean of the reported distances. If no client reports a distance, the weights follow the numbers of examples, and the
-history stays as it was. Whatever the distances are, every weight stays within
-even share / MAX_LEANING .. even share * MAX_LEANING; an even share is 1 / number of clients.
+history stays as it was.
+
+The bound: whatever the clients report, every weight stays within even share / MAX_LEANING .. even share * MAX_LEANING; an even
+share is 1 / number of clients. The bound holds for fairness-aware weights. In a run of the format run/2 it holds for weights by
+examples as well, because nobody can check how many examples a client has. The lower bound matters in a cohort of three or less:
+three even shares of such a cohort are the whole model.
 
 In the formulas, "~" means "is proportional to". q, gamma and fairness all stand for the run spec's setting `fairness`.
 
@@ -46,11 +52,12 @@ FairnessHistory = tuple[
 
 
 def weigh(
-    receipts: Sequence[Receipt], aggregation: Aggregation, history: FairnessHistory
+    receipts: Sequence[Receipt], aggregation: Aggregation, history: FairnessHistory, *, limits_members: bool = False
 ) -> tuple[tuple[float, ...], FairnessHistory]:
     """Returns the weights of the receipts (in their order, sum 1) and the fairness history after this round.
 
-    The weights are () if the weighting is "examples" or "uniform": `arithmetic.weights_of` then calculates the weights.
+    The weights are () if the weighting is "examples" or "uniform": `arithmetic.weights_of` then calculates the weights. With
+    `limits_members`, weights by examples are returned if a client's share of the examples is outside the bound.
     history: for each client, one number from earlier rounds. The number is lambda for the weighting "agnostic", and
     the exponential mean of the client's distances for "adaptive".
     """
@@ -58,6 +65,8 @@ def weigh(
     distances = _distances(receipts)
     before = dict(history)
     match aggregation.weighting:
+        case "examples" if limits_members and _is_uneven([min(r.examples, aggregation.max_examples) for r in receipts]):
+            return _shares(sizes), history
         case "examples" | "uniform":
             return (), history
         case _ if not distances:
@@ -73,6 +82,12 @@ def weigh(
             return _shares([aggregation.fairness * h for h in means.values()]), _sorted(before | means)
         case _:
             assert_never(aggregation.weighting)
+
+
+def _is_uneven(counts: Sequence[int]) -> bool:
+    """Returns whether a count's share of the sum is outside even share / MAX_LEANING .. even share * MAX_LEANING."""
+    even = sum(counts) / len(counts)
+    return max(counts) > even * MAX_LEANING or min(counts) * MAX_LEANING < even
 
 
 def _distances(receipts: Sequence[Receipt]) -> dict[ClientId, float]:

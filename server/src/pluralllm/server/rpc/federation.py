@@ -10,6 +10,7 @@ from pluralllm.common.errors.membership import IdentityMismatch
 from pluralllm.common.errors.tree import (
     InvalidArgument,
     LeaseLost,
+    OverLimit,
     ProtocolUnsupported,
     Unreachable,
 )
@@ -100,6 +101,9 @@ class Federation(pb_grpc.FederationServiceServicer):
         if principal.group is not None and (request.group, ROLES_BACK[request.role]) != principal.group_and_role:
             claimed = f"group {request.group} ({ROLES_BACK[request.role]})"
             raise IdentityMismatch(claimed=claimed, certificate=f"group {principal.group} ({principal.group_role})")
+        if principal.max_examples is not None and request.training_questions > principal.max_examples:
+            what = f"the number of questions of {principal.name} (its limit is from `pluralllm invite --max-examples`)"
+            raise OverLimit(what=what, got=request.training_questions, limit=principal.max_examples)
         now_s = self._clock.now_s()
         session = Session(
             client=principal.name,

@@ -76,6 +76,7 @@ class MemberOperations:
             ttl_s=request.ttl.ToMilliseconds() / 1000 if request.HasField("ttl") else MAX_TTL_S,
             needs_approval=request.needs_approval,
             runs=tuple(request.runs),
+            max_examples=request.max_examples,
         )
         invite, token = await registry.invite(by, order)
         is_client = invite.role is MemberRole.CLIENT
@@ -91,6 +92,7 @@ class MemberOperations:
             record_key_der=self._signatures.record_key_der,
             token=token,
             expire_time=timestamp(invite.expires_s),
+            max_examples=invite.max_examples if is_client else 0,
         )
 
     async def approve(self, by: Principal, name: str) -> resources_pb2.Member:

@@ -252,6 +252,7 @@ def member_message(
         message.group_role = ROLES[member.group_role] if is_client else pb.GROUP_ROLE_UNSPECIFIED
         message.create_time.CopyFrom(timestamp(member.created_s))
         message.runs.extend(member.runs)
+        message.max_examples = member.max_examples if is_client else 0
     if certificate is not None:
         message.key_sha256, message.serial = certificate.key_sha256, certificate.serial
         message.expire_time.CopyFrom(timestamp(certificate.not_after_s))

@@ -72,6 +72,7 @@ class Assembly:
             blobs=blobs,
             retention=self.retention,
             uploads=uploads,
+            sessions=self.sessions,
             leases=self.leases,
             clock=clock,
             traffic=self.traffic,

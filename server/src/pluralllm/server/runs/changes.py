@@ -49,7 +49,7 @@ def change_of(
                 change = replace(change, withdrawn=(*change.withdrawn, (number, client)))
             case ev.RecordEvaluation(score):
                 change = replace(change, evaluations=(EvaluationRecord(record.id, score, event.at_s),))
-            case ev.Publish(number, version, digest, receipts, moments, weights):
+            case ev.Publish(number, version, digest, receipts, moments, weights, scales):
                 link = VersionRecord(
                     run=record.id,
                     version=version,
@@ -61,6 +61,7 @@ def change_of(
                     created_s=event.at_s,
                     moments=moments,
                     weights=weights,
+                    scales=scales,
                 )
                 change = replace(change, versions=(link,))
                 round_row = _closed(round_row, RoundOutcome.CLOSED, event.at_s, version=version)

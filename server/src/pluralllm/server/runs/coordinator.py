@@ -327,7 +327,9 @@ class Coordinator:
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         trace = round_context(trace_key(run.record, effect.round))
         with AGGREGATION_SECONDS.time(), span("average", trace, updates=len(effect.receipts)):
-            drafts = await write_next(self._blobs, run.spec, run.newest, effect.receipts, effect.weights, draft)
+            drafts = await write_next(
+                self._blobs, run.spec, run.newest, effect.receipts, effect.weights, effect.scales, draft
+            )
         self._manifests.keep(drafts[0].manifest)
         with span("publish", trace):
             async with self._retention.storing():

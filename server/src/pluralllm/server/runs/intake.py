@@ -39,6 +39,7 @@ from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.blobs import Blobs
@@ -86,6 +87,7 @@ class Intake:
         blobs: Blobs,
         retention: Retention,
         uploads: Uploads,
+        sessions: Sessions,
         leases: Leases,
         clock: Clock,
         traffic: Traffic,
@@ -94,7 +96,7 @@ class Intake:
     ) -> None:
         self._coordinator, self._runs = coordinator, runs
         self._store, self._blobs, self._retention, self._uploads = store, blobs, retention, uploads
-        self._leases, self._clock, self._traffic = leases, clock, traffic
+        self._sessions, self._leases, self._clock, self._traffic = sessions, leases, clock, traffic
         self._run_bell, self._fail_stop = run_bell, fail_stop
         self._announced: dict[TaskName, Announced] = {}
         self._committing: dict[TaskName, asyncio.Task[ReceiptRecord]] = {}
@@ -119,7 +121,8 @@ class Intake:
             return receipt_row
         self._check_slot(run, task)
         try:
-            self._check_announcement(run, task, spec_sha256, base_digest, manifest, examples)
+            self._check_announcement(run, spec_sha256, base_digest, manifest)
+            await self._check_examples(run, task.client, examples)
             _check_distance(metrics)
         except Refused as error:
             await self._note_refusal(run, task, error)
@@ -194,10 +197,12 @@ class Intake:
         try:
             norm = await asyncio.to_thread(check_update, path, run.update_format, run.spec.aggregation.max_delta_norm)
             distance = announced.metrics.get(BASE_DISTANCE)
+            delta_norm: float | None = norm
             if run.spec.rewards is not None:  # the coordinator computes it itself
                 rollouts = await self._blobs.path(batch)
+                delta_norm = None
                 distance = 1 - await asyncio.to_thread(check_rewards, path, rollouts, run.spec.rewards.max_candidates)
-            receipt = ev.Receipt(task.client, digest, announced.examples, distance)
+            receipt = ev.Receipt(task.client, digest, announced.examples, distance, delta_norm)
             async with self._retention.storing():
                 await self._blobs.put(digest, path)
                 arrived = ev.UpdateArrived(self._clock.now_s(), task.round, base_version, receipt)
@@ -248,9 +253,7 @@ class Intake:
         if task.kind != run.work_kind or task.client not in state.cohort or state.is_excluded(task.client):
             raise LeaseLost(task=str(task))
 
-    def _check_announcement(
-        self, run: LiveRun, task: TaskName, spec_sha256: str, base_digest: str, manifest: Manifest, examples: int
-    ) -> None:
+    def _check_announcement(self, run: LiveRun, spec_sha256: str, base_digest: str, manifest: Manifest) -> None:
         if spec_sha256 != run.record.spec_sha256:
             raise SpecMismatch(run=run.id, asked=spec_sha256[:12], stored=run.record.spec_sha256[:12])
         if base_digest != run.base.digest:
@@ -258,11 +261,30 @@ class Intake:
         if manifest.size_bytes != (expected_bytes := run.update_format.size_bytes):
             problem = f"its size is {manifest.size_bytes} bytes, that of an update of this run {expected_bytes}"
             raise WrongLayout(problem=problem)
-        first_examples = run.examples.get(task.client)
+
+    async def _check_examples(self, run: LiveRun, client: ClientId, examples: int) -> None:
+        """Checks the number of examples that an update states. The update's weight follows from this number.
+
+        It is the same in every update of a run. In a run that trains, it is at most the number of questions in the client's
+        newest Hello, which the limit of its membership bounds.
+        """
+        first_examples = run.examples.get(client)
         if examples < 1 or (first_examples is not None and examples != first_examples):
             first = f"{first_examples} as in this client's first update of the run"
             allowed = "at least 1" if first_examples is None else first
             raise InvalidArgument(field="examples", problem=f"is {examples}, must be {allowed}")
+        if run.spec.rewards is None and examples > (questions := await self._questions_of(client)):
+            problem = f"is {examples}, must be at most {questions}, the number of questions in this client's Hello"
+            raise InvalidArgument(field="examples", problem=problem)
+
+    async def _questions_of(self, client: ClientId) -> int:
+        """Returns the number of questions that the client stated in its newest Hello.
+
+        The database has it as well, because a client may deliver its update after a restart and before its next Hello.
+        """
+        if (session := self._sessions.get(client)) is not None:
+            return session.training_questions
+        return next((row.training_questions for row in await self._store.clients() if row.client == client), 0)
 
     async def _note_refusal(self, run: LiveRun, task: TaskName, error: Refused) -> None:
         """Records the refusal of an update in the run's status and in the log."""

@@ -152,6 +152,7 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
         named_groups=len(spec.groups.train) + len(spec.groups.held_out),
         model_digest=first.digest,
         aggregation=spec.aggregation,
+        limits_members=spec.limits_members,
         rewards=None if spec.rewards is None else spec.rewards.aggregation,
     )
 

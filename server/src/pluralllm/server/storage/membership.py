@@ -11,6 +11,8 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 
+DEFAULT_MAX_EXAMPLES = 10_000  # of a client whose invite does not say otherwise
+
 
 class MemberState(StrEnum):
     INVITED = "invited"
@@ -36,6 +38,7 @@ class Member:
     created_s: float
     revoked_s: float | None = None
     runs: tuple[str, ...] = ()  # ids of the runs that an observer may read; "*" is every run
+    max_examples: int = DEFAULT_MAX_EXAMPLES  # largest number of questions that a client may state
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class InviteRecord:
     withdrawn: bool = False
     used_by_key: str = ""
     runs: tuple[str, ...] = ()  # ids of the runs that an observer may read; "*" is every run
+    max_examples: int = DEFAULT_MAX_EXAMPLES  # as in Member
 
     def is_open(self, now_s: float) -> bool:
         return not self.withdrawn and not self.used_by_key and now_s < self.expires_s

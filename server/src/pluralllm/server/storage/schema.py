@@ -49,6 +49,7 @@ receipts = Table(
     Column("examples", BigInteger, nullable=False),
     Column("created_s", Float, nullable=False),
     Column("distance", Float),
+    Column("norm", Float),
 )
 
 versions = Table(
@@ -65,6 +66,7 @@ versions = Table(
     Column("created_s", Float, nullable=False),
     Column("moments", Text, nullable=False, server_default="[]"),  # JSON list of digests
     Column("weights", Text, nullable=False, server_default="[]"),  # JSON list of numbers, one for each update, or empty
+    Column("scales", Text, nullable=False, server_default="[]"),  # as weights
 )
 
 evaluations = Table(
@@ -109,6 +111,7 @@ members = Table(
     Column("created_s", Float, nullable=False),
     Column("revoked_s", Float),
     Column("runs", Text, nullable=False, server_default="[]"),  # JSON list: the runs that an observer may read
+    Column("max_examples", BigInteger, nullable=False, server_default="10000"),
 )
 
 certificates = Table(
@@ -138,6 +141,7 @@ invites = Table(
     Column("withdrawn", Boolean, nullable=False),
     Column("used_by_key", String(64), nullable=False),  # "" until it is used
     Column("runs", Text, nullable=False, server_default="[]"),  # JSON list: the runs that an observer may read
+    Column("max_examples", BigInteger, nullable=False, server_default="10000"),
 )
 
 audit_log = Table(

@@ -49,6 +49,7 @@ class SqlMembership:
                     row.created_s,
                     row.revoked_s,
                     runs=tuple(json.loads(row.runs)),
+                    max_examples=row.max_examples,
                 )
                 for row in members
             ],
@@ -78,6 +79,7 @@ class SqlMembership:
                     row.withdrawn,
                     row.used_by_key,
                     runs=tuple(json.loads(row.runs)),
+                    max_examples=row.max_examples,
                 )
                 for row in invites
             ],

@@ -57,12 +57,13 @@ def receipt_values(row: ReceiptRecord) -> dict[str, Any]:
         "digest": row.receipt.digest,
         "examples": row.receipt.examples,
         "distance": row.receipt.distance,
+        "norm": row.receipt.norm,
         "created_s": row.created_s,
     }
 
 
 def receipt_row(row: Row[Any]) -> ReceiptRecord:
-    receipt = Receipt(ClientId(row.client), Digest(row.digest), row.examples, row.distance)
+    receipt = Receipt(ClientId(row.client), Digest(row.digest), row.examples, row.distance, row.norm)
     return ReceiptRecord(RunId(row.run), RoundNumber(row.round), receipt, row.created_s)
 
 
@@ -79,6 +80,7 @@ def version_values(row: VersionRecord) -> dict[str, Any]:
         "created_s": row.created_s,
         "moments": json.dumps(row.moments),
         "weights": json.dumps(row.weights),
+        "scales": json.dumps(row.scales),
     }
 
 
@@ -94,6 +96,7 @@ def version_row(row: Row[Any]) -> VersionRecord:
         row.created_s,
         tuple(Digest(moment) for moment in json.loads(row.moments)),
         tuple(json.loads(row.weights)),
+        tuple(json.loads(row.scales)),
     )
 
 
