@@ -88,3 +88,15 @@ def test_lines_for_people_are_coloured_unless_they_refuse_it(
     configure_logs(form="console")
     structlog.get_logger().info("something.happened")
     assert ("\x1b[" in capsys.readouterr().err) == is_coloured
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.usefixtures("log_of_its_own")
+def test_texts_of_another_party_reach_a_log_line_as_escapes(
+    form: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs(form=form)
+    structlog.get_logger().info("client.waiting", reason="\x1b[2J\u202e", names=["a\x07"], facts={"b\x08": "c\x7f"})
+    line = capsys.readouterr().err.removesuffix("\n")
+    assert "u202e" in line
+    assert not set("\x1b\u202e\x07\x08\x7f") & set(line)
