@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from support.process_harness import process_spec
 
 from pluralllm.client.disclosure.consents import Consents
@@ -149,15 +150,21 @@ def test_a_coordinator_that_asks_about_very_many_runs_cannot_fill_the_disk(
     assert consents.question(RunId("r0")) is None
 
 
-def test_the_same_question_is_written_once(tmp_path: Path) -> None:
+def test_the_same_question_is_written_and_logged_once_and_comes_back_if_it_was_displaced(tmp_path: Path) -> None:
     consents = Consents(tmp_path)
-    refused(consents)
     path = tmp_path / "disclosure" / "asked" / "r.json"
-    path.unlink()
-    refused(consents)
-    assert not path.exists()
-    refused(consents, differences=(SHARE,))
-    assert path.exists()
+    with capture_logs() as lines:
+        refused(consents)
+        path.write_text("the first one")
+        refused(consents)
+        assert path.read_text() == "the first one"
+        path.unlink()
+        refused(consents)
+        assert path.exists()
+        assert [line["event"] for line in lines] == ["consent.needed"]
+        refused(consents, differences=(SHARE,))
+        assert len(lines) == 2
+    assert str(tmp_path) in lines[0]["command"]
 
 
 def test_the_question_about_a_run_that_has_ended_or_needs_no_consent_any_more_is_removed(tmp_path: Path) -> None:

@@ -70,8 +70,10 @@ class Consents:
         if self.covers(spec_sha256, differences):
             self._refused.pop(run, None)
             return
-        if self._refused.get(run) != (spec_sha256, differences):
+        is_new = self._refused.get(run) != (spec_sha256, differences)
+        if is_new or not self._question_file(run).is_file():  # later questions may have displaced it
             self._store_question(run, spec, differences)
+        if is_new:
             self._refused[run] = (spec_sha256, differences)
             for forgotten in list(self._refused)[:-MAX_ASKED]:
                 self._refused.pop(forgotten)
@@ -88,13 +90,14 @@ class Consents:
         """Removes the question about a run that has ended, or that needs no consent any more. A consent stays."""
         self._refused.pop(run, None)
         if is_id(run):
-            (self._asked / f"{run}.json").unlink(missing_ok=True)
+            self._question_file(run).unlink(missing_ok=True)
 
     def newly_covered(self) -> tuple[RunId, ...]:
         """Returns the runs that were refused for want of consent and that have it now, and forgets that they were refused."""
-        runs = tuple(run for run, asked in self._refused.items() if self.covers(*asked))
+        refused = list(self._refused.items())  # a copy: another thread may add a run
+        runs = tuple(run for run, asked in refused if self.covers(*asked))
         for run in runs:
-            self._refused.pop(run)
+            self._refused.pop(run, None)
         return runs
 
     def questions(self) -> tuple[Question, ...]:
@@ -107,7 +110,7 @@ class Consents:
         if not is_id(run):
             return None
         try:
-            values = json.loads((self._asked / f"{run}.json").read_bytes())
+            values = json.loads(self._question_file(run).read_bytes())
             differences = tuple(Difference(**one) for one in values["differences"])
             return Question(run, values["spec"]["title"], Digest(values["spec_sha256"]), differences)
         except (OSError, ValueError, TypeError, KeyError):
@@ -130,6 +133,9 @@ class Consents:
             self._write(kept)
         return len(consents) - len(kept)
 
+    def _question_file(self, run: RunId) -> Path:
+        return self._asked / f"{run}.json"
+
     def _store_question(self, run: RunId, spec: RunSpec, differences: tuple[Difference, ...]) -> None:
         """Writes asked/RUN.json. Of many questions only the newest are kept, because a coordinator decides how many it asks."""
         if not is_id(run):  # it becomes a file name
@@ -141,7 +147,7 @@ class Consents:
             "differences": [asdict(one) for one in differences],
             "spec": json.loads(spec.canonical_json()),
         }
-        write_durably(self._asked / f"{run}.json", json.dumps(values, indent=1).encode())
+        write_durably(self._question_file(run), json.dumps(values, indent=1).encode())
         newest_last = sorted(self._asked.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         for old in newest_last[:-MAX_ASKED]:
             old.unlink(missing_ok=True)
