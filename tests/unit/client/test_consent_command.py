@@ -44,6 +44,7 @@ def test_every_difference_is_shown_on_a_line_of_its_own_and_nothing_raw(tmp_path
     shown = consent(tmp_path, "--yes")
     assert shown.exit_code == 0
     lines = shown.output.splitlines()
+    assert lines[0].startswith(r'Run r ("\u001b[31mall\u202efine\n") asks for what policy.toml does not allow')
     for difference in differences_of(Policy(), SPEC):
         assert f"  {difference.text}" in lines
         assert difference.danger in lines

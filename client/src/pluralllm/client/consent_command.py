@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pluralllm.client.disclosure.consents import Consents, Question
-from pluralllm.client.disclosure.differences import printable
+from pluralllm.client.disclosure.differences import json_text
 from pluralllm.client.process.config import JoinConfig
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.configuration import load_config
@@ -41,7 +41,7 @@ def consent(
 
 def question_text(question: Question) -> str:
     """Returns what the owner must know before consenting: one line for each difference, all texts printable."""
-    title = f" ({printable(question.title)})" if question.title else ""
+    title = f" ({json_text(question.title)})" if question.title else ""
     lines = [
         f"Run {question.run}{title} asks for what policy.toml does not allow without your consent:",
         *(f"  {difference.text}" for difference in question.differences),
@@ -61,13 +61,13 @@ def _agreed(question: Question) -> bool:
 def _not_asked(consents: Consents, run: str, state_dir: Path) -> str:
     names = ", ".join(question.run for question in consents.questions()) or "none"
     return (
-        f"the daemon of {state_dir} has not refused a run {printable(run)} for want of consent; refused runs: {names}"
+        f"the daemon of {state_dir} has not refused a run {json_text(run)} for want of consent; refused runs: {names}"
     )
 
 
 def _withdrawn(run: str, number: int) -> str:
     if number == 0:
-        return f"There is no consent to a run {printable(run)}."
+        return f"There is no consent to a run {json_text(run)}."
     return f"{number} consent{'s' if number > 1 else ''} withdrawn. The daemon refuses the next task of the run."
 
 

@@ -33,6 +33,7 @@ def test_a_key_that_went_missing_later_is_logged_then(tmp_path: Path) -> None:
     assert list(reported(tmp_path, whole)[0]["values"]) == ["max_runs_a_day"]
     less = "".join(line + "\n" for line in whole.splitlines() if not line.startswith("max_task_minutes"))
     assert list(reported(tmp_path, less)[0]["values"]) == ["max_task_minutes"]
+    assert reported(tmp_path, less) == []
 
 
 def test_a_whole_file_is_no_reason_for_a_notice(tmp_path: Path) -> None:

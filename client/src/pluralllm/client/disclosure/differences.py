@@ -80,7 +80,7 @@ def summary(differences: tuple[Difference, ...]) -> str:
     return "; ".join(lines)
 
 
-def printable(value: object) -> str:
+def json_text(value: object) -> str:
     """Returns a value of the run spec as ASCII text without control characters, so that it cannot change a terminal's screen."""
     return json.dumps(value)
 
@@ -113,7 +113,7 @@ def _from_preset(spec: RunSpec, preset: str) -> Iterator[Difference]:
     for field in dict.fromkeys((*asked, *allowed)):
         values = asked.get(field), allowed.get(field)
         if values[0] != values[1]:
-            yield Difference(field, printable(values[0]), printable(values[1]), rule, SETTINGS_SHOW)
+            yield Difference(field, json_text(values[0]), json_text(values[1]), rule, SETTINGS_SHOW)
 
 
 @cache
