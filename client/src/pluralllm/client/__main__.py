@@ -60,11 +60,15 @@ def join_federation(
     ] = None,
 ) -> None:
     """Join a federation: make a key, use the invite, store the certificate. The command may be repeated."""
-    from pluralllm.client.joining.joining import join, joined_text, read_invite  # noqa: PLC0415 - gRPC takes a moment
+    from pluralllm.client.joining.joining import certificate_in, join, joined_text, read_invite  # noqa: PLC0415 - gRPC takes a moment
+    from pluralllm.client.keeping.history import History  # noqa: PLC0415
 
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
     folder = paths.identity or paths.state_dir / "identity"
+    before = certificate_in(folder)
     identity, waits = join(read_invite(invite), folder, COMMAND, frozenset({MemberRole.CLIENT}))
+    if certificate_in(folder) != before:
+        History(paths.state_dir.absolute() / "history").forget_receipts()
     policy = paths.state_dir / "policy.toml"
     if paths.policy is None and not policy.exists():
         write_durably(policy, DEFAULT_POLICY.encode())

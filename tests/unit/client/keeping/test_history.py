@@ -1,45 +1,244 @@
-"""The history follows one chain of versions, and refuses another past."""
+"""The history follows one chain of records, from any state that a client may have, and refuses another past."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from pluralllm.client.keeping.history import History
-from pluralllm.client.link.tasks import VersionLink
-from pluralllm.common.errors.tree import HistoryDiverged
-from pluralllm.common.words.ids import Digest, ModelVersion, RunId
-
-RUN = RunId("r")
-
-
-def link(version: int, record: str, parent: str) -> VersionLink:
-    return VersionLink(ModelVersion(version), Digest("d"), record, parent)
-
-
-def test_a_history_that_goes_on_is_followed_over_restarts(tmp_path: Path) -> None:
-    History(tmp_path).check(RUN, link(0, "a", ""), "a")
-    History(tmp_path).check(RUN, link(1, "b", "a"), "b")
-    History(tmp_path).check(RUN, link(1, "b", "a"), "b")
-    History(tmp_path).check(RUN, link(5, "f", "e"), "f")
-
-
-@pytest.mark.parametrize(
-    ("changed", "task_record"), [(link(1, "x", "a"), "x"), (link(2, "c", "x"), "c"), (link(1, "b", "a"), "y")]
+from hostile.evil_records import (
+    CLIENT,
+    RUN,
+    SPEC,
+    VERIFIER,
+    Presented,
+    chain_of,
+    digest,
+    honest,
+    own_update,
+    rechained,
+    train_task,
 )
-def test_a_rewritten_history_is_refused(tmp_path: Path, changed: VersionLink, task_record: str) -> None:
-    history = History(tmp_path)
-    history.check(RUN, link(0, "a", ""), "a")
-    history.check(RUN, link(1, "b", "a"), "b")
+from structlog.testing import capture_logs
+
+from pluralllm.client.keeping.history import OVER, History
+from pluralllm.client.keeping.history_copy import FILE, HistoryCopy
+from pluralllm.client.link.tasks import Task
+from pluralllm.common.errors.tree import HistoryDiverged, InvalidConfig, RecordInvalid
+from pluralllm.common.trust.version_record import record_sha256
+from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.names import TaskKind
+
+
+async def follow(history: History, shown: Presented) -> None:
+    await history.follow(shown.task, SPEC.rounds, shown.fetch)
+
+
+def of_client(folder: Path) -> History:
+    return History(folder, CLIENT, VERIFIER)
+
+
+def hand_in(history: History, number: int) -> None:
+    """Notes the client's update of a round, and its receipt."""
+    with history.handing_in(train_task(chain_of(number)[number - 1]), *own_update(number)):
+        pass
+
+
+def without_own_update(length: int) -> Presented:
+    """Returns a well-signed chain whose last version lacks the client's update."""
+    records = chain_of(length)
+    records = rechained([*records[:-1], replace(records[-1], updates=records[-1].updates[1:])])
+    return Presented(train_task(records[-1]), records)
+
+
+async def test_records_are_followed_over_restarts_and_each_is_fetched_once(tmp_path: Path) -> None:
+    for length, calls in ((0, [(0, 0)]), (1, [(1, 1)]), (1, []), (7, [(2, 7), (6, 7)])):
+        shown = honest(length)
+        await follow(of_client(tmp_path), shown)
+        assert shown.calls == calls
+
+
+async def test_a_version_that_was_seen_is_refused_with_another_record_or_model(tmp_path: Path) -> None:
+    await follow(of_client(tmp_path), honest(2))
+    for changes in ({"base_digest": digest("x")}, {"base_record_sha256": "0" * 64}):
+        shown = Presented(train_task(chain_of(2)[2], **changes), chain_of(2))
+        with pytest.raises(HistoryDiverged):
+            await follow(of_client(tmp_path), shown)
+        assert shown.calls == []
+
+
+async def test_a_file_of_an_older_release_is_read_and_holds_the_coordinator_to_its_hashes(tmp_path: Path) -> None:
+    records = chain_of(6)
+    old = {str(number): record_sha256(records[number]) for number in (0, 1, 4)}
+    (tmp_path / f"{RUN}.json").write_text(json.dumps({**old, OVER: OVER}))
+    with pytest.raises(HistoryDiverged):  # another version 5 that follows another version 4
+        await follow(of_client(tmp_path), Presented(train_task(chain_of(5, "x")[5]), chain_of(5, "x")))
+    forged = chain_of(5, "x", records[:2])
+    with pytest.raises(HistoryDiverged):  # another version 3, although version 4 was seen
+        await follow(of_client(tmp_path), Presented(train_task(forged[3]), forged))
+    with pytest.raises(HistoryDiverged):  # the same hash with another model
+        await follow(of_client(tmp_path), Presented(train_task(records[4], base_record_sha256="0" * 64), records))
+    wrong = Presented(train_task(records[4], base_digest=digest("x")), records)
+    with pytest.raises(RecordInvalid):
+        await follow(of_client(tmp_path), wrong)
+    for number in (4, 6, 3):
+        await follow(of_client(tmp_path), Presented(train_task(records[number]), records))
+        records_seen = of_client(tmp_path).seen(RUN).versions
+        assert records_seen[ModelVersion(number)].digest == records[number].digest
+    assert sorted(records_seen) == [0, 1, 2, 3, 4, 5, 6]
+    assert of_client(tmp_path).open_runs() == set(), "the run is still marked as ended"
+
+
+async def test_a_coordinator_that_was_restored_from_a_backup_is_followed_and_reported(tmp_path: Path) -> None:
+    """It does the rounds again, from a version that the client has seen; only another version is refused."""
+    history = of_client(tmp_path)
+    await follow(history, honest(5))
+    with capture_logs() as lines:
+        await follow(history, honest(3))
+    assert [(line["event"], line["base_version"], line["newest_seen"]) for line in lines] == [
+        ("history.went_back", 3, 5)
+    ]
+    records = chain_of(4, "another", chain_of(3))
     with pytest.raises(HistoryDiverged):
-        history.check(RUN, changed, task_record)
+        await follow(history, Presented(train_task(records[4]), records))
 
 
-def test_a_run_is_open_until_its_end_is_seen_and_its_history_stays(tmp_path: Path) -> None:
-    history = History(tmp_path)
-    history.check(RUN, link(0, "a", ""), "a")
-    assert History(tmp_path).open_runs() == {RUN}
+async def test_an_old_version_is_no_base_of_a_round_after_the_newest(tmp_path: Path) -> None:
+    history, records = of_client(tmp_path), chain_of(5)
+    await follow(history, honest(5))
+    replayed = train_task(records[3], round_number=6)
+    with pytest.raises(HistoryDiverged, match="older than version 4"):
+        await follow(history, Presented(replayed, records))
+
+
+async def test_an_evaluation_scores_the_version_of_its_own_round_and_no_later_one(tmp_path: Path) -> None:
+    history, records = of_client(tmp_path), chain_of(5)
+    task: Task = replace(train_task(records[3], round_number=3), kind=TaskKind.EVALUATE)
+    await follow(history, Presented(task, records))
+    with pytest.raises(RecordInvalid, match="too late"):
+        await follow(history, Presented(replace(train_task(records[4]), round=RoundNumber(4)), records))
+    await follow(history, Presented(train_task(records[4]), records))
+    with pytest.raises(HistoryDiverged):
+        await follow(history, Presented(replace(task, round=RoundNumber(4)), records))
+
+
+async def test_without_a_record_key_everything_but_the_signature_is_checked(tmp_path: Path) -> None:
+    shown = replace(honest(3), sign=lambda _: b"")
+    await follow(History(tmp_path / "plain", CLIENT), shown)
+    with pytest.raises(RecordInvalid, match="not signed"):
+        await follow(of_client(tmp_path / "keyed"), shown)
+    forged = replace(shown, task=replace(shown.task, base_digest=digest("x")))
+    with pytest.raises(RecordInvalid):
+        await follow(History(tmp_path / "other", CLIENT), forged)
+
+
+async def test_an_answer_with_records_that_were_not_asked_for_is_refused(tmp_path: Path) -> None:
+    shown = honest(2)
+
+    async def too_many(run: RunId, first: ModelVersion, last: ModelVersion) -> object:
+        return [*await shown.fetch(run, first, last), *await shown.fetch(run, first, last)]
+
+    with pytest.raises(RecordInvalid):
+        await of_client(tmp_path).follow(shown.task, SPEC.rounds, too_many)  # type: ignore[arg-type]
+
+
+# The client's own updates
+
+
+async def test_an_acknowledged_update_must_be_in_the_version_of_its_round(tmp_path: Path) -> None:
+    history = of_client(tmp_path)
+    hand_in(history, 2)
+    with pytest.raises(HistoryDiverged, match="lacks this client's update of round 2"):
+        await follow(history, without_own_update(2))
+    await follow(history, honest(2))
+
+
+async def test_an_update_without_a_receipt_may_be_missing(tmp_path: Path) -> None:
+    noting = of_client(tmp_path).handing_in(train_task(chain_of(1)[1]), *own_update(2))
+    with pytest.raises(ConnectionError), noting:
+        raise ConnectionError
+    await follow(of_client(tmp_path), without_own_update(2))
+
+
+async def test_an_update_that_was_made_again_may_count_in_either_form(tmp_path: Path) -> None:
+    history, task = of_client(tmp_path), train_task(chain_of(1)[1])
+    for one in (digest("first try"), own_update(2)[0]):
+        with history.handing_in(task, one, 50):
+            pass
+    assert [update.acknowledged for update in history.seen(RUN).own_updates[task.round]] == [True, True]
+    await follow(history, honest(2))
+
+
+async def test_an_update_in_this_clients_name_of_a_round_that_it_does_not_remember_is_reported(tmp_path: Path) -> None:
+    """A client whose state directory was lost or restored does not know its own updates."""
+    with capture_logs() as lines:
+        await follow(of_client(tmp_path), honest(2))
+    assert [(line["event"], line["version"]) for line in lines] == [
+        ("history.unknown_update", 1),
+        ("history.unknown_update", 2),
+    ]
+
+
+async def test_after_a_revocation_the_receipt_of_the_open_round_is_void(tmp_path: Path) -> None:
+    history = of_client(tmp_path)
+    hand_in(history, 1)
+    await follow(history, honest(1))
+    hand_in(history, 2)
+    of_client(tmp_path).forget_receipts()
+    noted = history.seen(RUN).own_updates
+    assert {number: update.acknowledged for number, (update,) in noted.items()} == {1: True, 2: False}
+    await follow(history, without_own_update(2))
+
+
+# The folder
+
+
+async def test_a_run_is_open_until_its_end_is_seen_and_its_history_stays(tmp_path: Path) -> None:
+    history = of_client(tmp_path)
+    await follow(history, honest(0))
+    (tmp_path / "audit_head.json").write_text("{}")
+    assert of_client(tmp_path).open_runs() == {RUN}
     history.close(RUN)
-    history.close(RunId("never seen"))
-    assert History(tmp_path).open_runs() == set()
+    history.close(RunId("never-seen"))
+    assert of_client(tmp_path).open_runs() == set()
+    assert of_client(tmp_path).runs() == [RUN]
     with pytest.raises(HistoryDiverged):
-        history.check(RUN, link(0, "x", ""), "x")
+        await follow(history, Presented(train_task(chain_of(0, "x")[0]), chain_of(0, "x")))
+    await follow(history, honest(1))
+    assert of_client(tmp_path).open_runs() == set()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"0": {}}', '{"own_updates": {"1": [{}]}}', '{"0": 5}'])
+async def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / f"{RUN}.json").write_text(content)
+    with pytest.raises(InvalidConfig, match=rf"{RUN}\.json"):
+        await follow(of_client(tmp_path), honest(0))
+
+
+async def test_the_number_of_updates_behind_a_version_is_known(tmp_path: Path) -> None:
+    history = of_client(tmp_path)
+    assert history.updates_of(RUN, ModelVersion(1)) is None
+    await follow(history, honest(1))
+    assert [history.updates_of(RUN, ModelVersion(number)) for number in (0, 1, 2)] == [0, 4, None]
+
+
+async def test_new_versions_are_copied_to_the_place_of_the_partners_choice(tmp_path: Path) -> None:
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    history = History(tmp_path / "history", CLIENT, VERIFIER, HistoryCopy(place))
+    await follow(history, honest(1))
+    await follow(history, honest(1))
+    lines = [json.loads(line) for line in (place / FILE).read_text().splitlines()]
+    records = chain_of(1)
+    assert [(line["run"], line["version"], line["record_sha256"]) for line in lines] == [
+        (RUN, number, record_sha256(records[number])) for number in (0, 1)
+    ]
+    file = HistoryCopy(tmp_path / "one.jsonl")
+    file.append(run="r")
+    assert json.loads((tmp_path / "one.jsonl").read_text())["run"] == "r"
+
+
+async def test_a_copy_that_cannot_be_written_is_reported_once_and_the_client_goes_on(tmp_path: Path) -> None:
+    history = History(tmp_path / "history", CLIENT, VERIFIER, HistoryCopy(tmp_path / "missing" / "file"))
+    with capture_logs() as lines:
+        await follow(history, honest(1))
+    assert [line["event"] for line in lines].count("history.not_copied") == 1

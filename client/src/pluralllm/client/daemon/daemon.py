@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from pluralllm.client.daemon.models import Models
+from pluralllm.client.daemon.models import Models, history_of
 from pluralllm.client.daemon.pace import Pace
 from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.renewal import Renewal
@@ -36,7 +36,6 @@ from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.disclosure.seeds import load_seeds
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
-from pluralllm.client.keeping.history import History
 from pluralllm.client.keeping.outbox import Entry, Outbox
 from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
@@ -123,7 +122,7 @@ class Daemon:
         self._worker = worker
         self._state = config.state_dir.absolute()
         self._outbox = Outbox(self._state / "outbox")
-        self._history = History(self._state / "history")
+        self._history = history_of(config, partner)
         self._unfinished = self._history.open_runs()  # an earlier process took part in these
         self._models = Models(self._state / "models", self._history, transport)
         self._drafts = Drafts(self._state / "drafts")
@@ -367,7 +366,8 @@ class Daemon:
             assert waiting is not None
         entry, manifest = waiting
         self._stage(HANDING_IN)
-        with span("hand in"):
+        noted = self._history.handing_in(task, entry.digest, entry.examples)
+        with span("hand in"), noted if task.kind is TaskKind.TRAIN else contextlib.nullcontext():
             await self._transport.push_update(
                 task.name,
                 self._outbox.delta(task.name),
@@ -443,7 +443,7 @@ class Daemon:
     async def _fetch(self, task: Task, spec: RunSpec) -> Path:
         self._stage("fetching")
         with span("fetch"):
-            return await self._models.fetch(task, layout_for(spec).size_bytes)
+            return await self._models.fetch(task, layout_for(spec).size_bytes, spec.rounds)
 
     def _progress(self, task: Task) -> ProgressReports:
         return ProgressReports(functools.partial(self._transport.report_progress, task.name), self._stage)

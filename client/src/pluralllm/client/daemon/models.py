@@ -5,11 +5,30 @@ The folder keeps only the last few versions.
 
 from pathlib import Path
 
+import structlog
+
+from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.history import History
+from pluralllm.client.keeping.history_copy import HistoryCopy
 from pluralllm.client.link.tasks import Task
 from pluralllm.client.link.transport import Transport
+from pluralllm.client.process.config import ClientConfig
+
+log = structlog.get_logger()
 
 KEPT = 2
+
+
+def history_of(config: ClientConfig, partner: Partner) -> History:
+    """Returns the history that this daemon keeps. Logs a warning if the invite had no key to check the records' signatures."""
+    verifier = None
+    if partner.identity is not None:
+        verifier = partner.identity.membership.record_verifier
+        if verifier is None:
+            fix = "ask an administrator to revoke this membership and to invite you anew"
+            log.warning("history.signatures_not_checked", fix=fix)
+    copy = None if config.history_copy is None else HistoryCopy(config.history_copy)
+    return History(config.state_dir.absolute() / "history", partner.name, verifier, copy)
 
 
 class Models:
@@ -21,16 +40,16 @@ class Models:
         self._history = history
         self._transport = transport
 
-    async def fetch(self, task: Task, size_bytes: int) -> Path:
+    async def fetch(self, task: Task, size_bytes: int, rounds: int) -> Path:
         """Downloads the base version of a task (the model version that the work starts from), and returns its file.
 
-        size_bytes: size of the run's model. Raises HistoryDiverged if the version contradicts the history of versions that this
-        client has seen. If the download fails, raises AnswerInvalid, Corrupt, DigestMismatch, StaleSession, StorageFull or
-        Unreachable.
+        size_bytes: size of the run's model. rounds: number of rounds in the run spec. Raises RecordInvalid or HistoryDiverged,
+        before anything is downloaded, if the version's record is false or contradicts the versions that this client has seen. If
+        the download fails, raises AnswerInvalid, Corrupt, DigestMismatch, StaleSession, StorageFull or Unreachable.
         """
+        await self._history.follow(task, rounds, self._transport.version_records)
         path = self._folder / task.base_digest
-        link = await self._transport.fetch_model(task.run, task.base_version, task.base_digest, size_bytes, path)
-        self._history.check(task.run, link, task.base_record_sha256)
+        await self._transport.fetch_model(task.run, task.base_version, task.base_digest, size_bytes, path)
         self._drop_old_but(path)
         return path
 

@@ -97,6 +97,12 @@ def _check_same(invite: Invite, answer: Joined) -> None:
             raise InviteInvalid(problem=f"its {what} is {promised}, the coordinator says {received or 'none'}")
 
 
+def certificate_in(folder: Path) -> bytes:
+    """Returns the credentials in an identity's folder, to see whether joining replaced them; empty if there are none."""
+    path = folder / "credentials.pem"
+    return path.read_bytes() if path.is_file() else b""
+
+
 def read_invite(source: str) -> Invite:
     """Reads an invite from a file's path, from the invite's one line, or from standard input if `source` is "-".
 

@@ -1,55 +1,190 @@
 """The history of model versions that this client has seen, for each run. The client notices if a coordinator changes it."""
 
+import contextlib
 import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from pluralllm.client.link.tasks import VersionLink
-from pluralllm.common.errors.tree import HistoryDiverged
+import structlog
+
+from pluralllm.client.keeping.history_copy import HistoryCopy
+from pluralllm.client.keeping.record_chain import (
+    OwnUpdate,
+    RecordChain,
+    SeenRun,
+    SeenVersion,
+    check_base,
+    missing_span,
+)
+from pluralllm.client.link.tasks import SignedRecord, Task
+from pluralllm.common.errors.tree import InvalidConfig, RecordInvalid
 from pluralllm.common.process.files import write_durably
-from pluralllm.common.words.ids import RunId
+from pluralllm.common.trust.record_signatures import RecordVerifier
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, is_id
+
+log = structlog.get_logger()
 
 OVER = "over"  # a key beside the version numbers: the run has ended
+OWN_UPDATES = "own_updates"  # a key beside the version numbers: the updates that this client has sent, by round
+
+FetchRecords = Callable[[RunId, ModelVersion, ModelVersion], Awaitable[Sequence[SignedRecord]]]  # run, first, last
 
 
 class History:
-    """A folder with one file for each run. The file holds one hash for each model version that this client has seen.
+    """A folder with one file for each run. The file holds the model versions that this client has checked, and its own updates.
 
-    The hash is the SHA-256 of the version record (the coordinator's record of how the model version was made).
+    A version has the SHA-256 of its record (the coordinator's record of how the version was made) and the digest of its model.
+    Files of older releases, which hold only the hash of each record, are read as well.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        client: ClientId = ClientId(""),  # noqa: B008 - a NewType, which is a constant text
+        verifier: RecordVerifier | None = None,
+        copy: HistoryCopy | None = None,
+    ) -> None:
+        """Opens the folder. client: this client's name, which its updates have in the records.
+
+        verifier: the federation's record key; None if it is not known. copy: the partner's second place for every new version.
+        """
+        self._folder, self._client, self._verifier, self._copy = folder, client, verifier, copy
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def check(self, run: RunId, link: VersionLink, task_record_sha256: str) -> None:
-        """Compares the hashes of a model version with the run's history, then adds the model version to the history.
+    async def follow(self, task: Task, rounds: int, fetch: FetchRecords) -> None:
+        """Checks the records up to a task's base version, and adds them to the history. Nothing of the model is needed yet.
 
-        link: the hashes of the version's record and of its parent's record, which came with the model version.
-        task_record_sha256: the hash of the version's record, as stated in the client's task.
-        Raises HistoryDiverged if the task states another hash than `link`, or if the history already holds another hash for the
-        version or for its parent.
+        rounds: number of rounds in the run spec. fetch: asks the coordinator for records (run, first and last version).
+        Raises RecordInvalid if a record is malformed, missing, not signed, or not the record of the task's base version;
+        HistoryDiverged if a record contradicts the versions that this client has seen or the updates that it has sent.
         """
-        path = self._folder / f"{run}.json"
-        seen: dict[str, str] = json.loads(path.read_bytes()) if path.is_file() else {}
-        seen_record, seen_parent = seen.get(str(link.version)), seen.get(str(link.version - 1))
-        if (
-            link.record_sha256 != task_record_sha256
-            or (seen_record is not None and seen_record != link.record_sha256)
-            or (seen_parent is not None and seen_parent != link.parent_sha256)
-        ):
-            raise HistoryDiverged(run=run, version=link.version)
-        if seen_record is None:
-            write_durably(path, json.dumps({**seen, str(link.version): link.record_sha256}).encode())
+        seen = self.seen(task.run)
+        check_base(task, seen, rounds)
+        newest = max(seen.versions, default=ModelVersion(-1))
+        if task.base_version < newest:
+            log.warning("history.went_back", run=task.run, base_version=task.base_version, newest_seen=newest)
+        span = missing_span(task, seen)
+        if span is None:
+            return
+        chain, version = RecordChain(task, seen, self._client, self._verifier), span.first
+        while version <= span.last:
+            page = await fetch(task.run, version, span.last)
+            if not 0 < len(page) <= span.last - version + 1:
+                raise RecordInvalid(run=task.run, version=version, problem="the coordinator does not present it")
+            for signed in page:
+                chain.add(version, signed)
+                version = ModelVersion(version + 1)
+        for foreign, digest in chain.foreign_updates:
+            log.warning("history.unknown_update", run=task.run, version=foreign, digest=digest)
+        facts = self._read(task.run)
+        self._write(task.run, {**facts, **{str(number): _facts_of(one) for number, one in chain.new.items()}})
+        for number, one in chain.new.items():
+            self._note_copy(run=task.run, version=number, record_sha256=one.record_sha256, digest=one.digest)
+
+    @contextlib.contextmanager
+    def handing_in(self, task: Task, digest: Digest, examples: int) -> Iterator[None]:
+        """Surrounds the upload of a task's update: notes the update before, and the coordinator's receipt after the block.
+
+        The version that the task's round makes must then hold this update.
+        """
+        self._note_update(task.run, task.round, OwnUpdate(digest, examples, task.base_version, acknowledged=False))
+        yield
+        self._note_update(task.run, task.round, OwnUpdate(digest, examples, task.base_version, acknowledged=True))
+
+    def updates_of(self, run: RunId, version: ModelVersion) -> int | None:
+        """Returns the number of updates in a model version; None if this client has not checked the version's record."""
+        known = self.seen(run).versions.get(version)
+        return None if known is None else known.updates
+
+    def seen(self, run: RunId) -> SeenRun:
+        """Returns all that this client knows about the history of a run. Raises InvalidConfig if the run's file is damaged."""
+        facts = self._read(run)
+        try:
+            versions = {ModelVersion(int(key)): _seen_version(facts[key]) for key in facts if key.isdecimal()}
+            own_updates = {
+                RoundNumber(int(number)): tuple(OwnUpdate(**update) for update in updates)
+                for number, updates in facts.get(OWN_UPDATES, {}).items()
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidConfig(file=str(self._path(run)), problems=f"  it is damaged: {error}") from error
+        return SeenRun(versions, own_updates)
+
+    def runs(self) -> list[RunId]:
+        """Returns the runs with a history, sorted by name."""
+        return sorted(RunId(path.stem) for path in self._folder.glob("*.json") if is_id(path.stem))
 
     def close(self, run: RunId) -> None:
         """Marks a run as ended. The run's history stays, in case the coordinator later shows another history."""
-        path = self._folder / f"{run}.json"
-        if path.is_file():
-            write_durably(path, json.dumps({**json.loads(path.read_bytes()), OVER: OVER}).encode())
+        if facts := self._read(run):
+            self._write(run, {**facts, OVER: OVER})
 
     def open_runs(self) -> set[RunId]:
         """Returns the runs that this client took part in and whose end it has not seen.
 
         Such a run may have ended while the client was stopped.
         """
-        return {RunId(path.stem) for path in self._folder.glob("*.json") if OVER not in json.loads(path.read_bytes())}
+        return {run for run in self.runs() if OVER not in self._read(run)}
+
+    def forget_receipts(self) -> None:
+        """Withdraws the receipts of rounds that have made no version yet: a revoked member's updates do not count.
+
+        Call this after a member that was revoked has joined anew.
+        """
+        for run in self.runs():
+            seen = self.seen(run)
+            made = {version.round for version in seen.versions.values()}
+            for number, updates in seen.own_updates.items():
+                for update in updates:
+                    if number not in made and update.acknowledged:
+                        self._note_update(run, number, replace(update, acknowledged=False))
+
+    # Parts
+
+    def _note_update(self, run: RunId, number: RoundNumber, update: OwnUpdate) -> None:
+        facts = self._read(run)
+        noted = facts.get(OWN_UPDATES, {}).get(str(number), [])
+        others = [one for one in noted if (one["digest"], one["examples"]) != (update.digest, update.examples)]
+        now = asdict(update)
+        if now not in noted:
+            by_round = {**facts.get(OWN_UPDATES, {}), str(number): [*others, now]}
+            self._write(run, {**facts, OWN_UPDATES: by_round})
+
+    def _note_copy(self, **facts: Any) -> None:
+        if self._copy is not None:
+            self._copy.append(**facts)
+
+    def _path(self, run: RunId) -> Path:
+        return self._folder / f"{run}.json"
+
+    def _read(self, run: RunId) -> dict[str, Any]:
+        path = self._path(run)
+        if not path.is_file():
+            return {}
+        try:
+            facts = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise InvalidConfig(file=str(path), problems=f"  it is damaged: {error}") from error
+        if not isinstance(facts, dict):
+            raise InvalidConfig(file=str(path), problems="  it is damaged: it holds no JSON object")
+        return facts
+
+    def _write(self, run: RunId, facts: dict[str, Any]) -> None:
+        write_durably(self._path(run), json.dumps(facts).encode())
+
+
+def _facts_of(version: SeenVersion) -> dict[str, Any]:
+    return {
+        "record": version.record_sha256,
+        "digest": version.digest,
+        "round": version.round,
+        "updates": version.updates,
+    }
+
+
+def _seen_version(facts: str | dict[str, Any]) -> SeenVersion:
+    """Reads a version of a history file. Older releases kept the hash of the record alone."""
+    if isinstance(facts, str):
+        return SeenVersion(facts, None, None, None)
+    return SeenVersion(facts["record"], facts["digest"], facts["round"], facts["updates"])

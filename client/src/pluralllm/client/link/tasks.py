@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
 
@@ -46,13 +47,20 @@ Answer = Task | Wait | RunOver
 
 
 @dataclass(frozen=True, slots=True)
-class VersionLink:
-    """A link of a run's hash chain: the hashes of a version record and of its parent's record, stated by the coordinator."""
+class SignedRecord:
+    """A version record as the coordinator presents it, with its signature by the federation's record key."""
 
-    version: ModelVersion
-    digest: Digest
-    record_sha256: str
-    parent_sha256: str
+    record: VersionRecord
+    signature: bytes  # empty without certificates
+
+
+@dataclass(frozen=True, slots=True)
+class AuditHead:
+    """Number and hash of the audit log's newest entry, with their signature by the federation's record key."""
+
+    sequence: int
+    sha256: str
+    signature: bytes  # empty without certificates
 
 
 @dataclass(frozen=True, slots=True)

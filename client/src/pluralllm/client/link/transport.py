@@ -17,7 +17,8 @@ import stamina
 
 from pluralllm.client.link.channel import Connection, OpenChannel
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
-from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, VersionLink, Wait
+from pluralllm.client.link.records import signed_record
+from pluralllm.client.link.tasks import Answer, AuditHead, RunOver, Scores, SignedRecord, Task, Wait
 from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import from_rpc_error
@@ -67,7 +68,7 @@ SERVICE_CONFIG = {
         {
             "name": [
                 {"service": "pluralllm.v1.FederationService", "method": method}
-                for method in ("GetRunSpec", "GetManifest", "GetRollouts")
+                for method in ("GetRunSpec", "ListVersionRecords", "GetManifest", "GetRollouts")
             ],
             "retryPolicy": {
                 "maxAttempts": 4,
@@ -105,6 +106,7 @@ class Transport:
         self._metadata = ((CLIENT_ID_KEY, client),) if in_plain_text else ()
         self._instance = secrets.token_hex(8)
         self._generation = ""
+        self.audit_head: AuditHead | None = None  # of the newest answer to a poll; None if the coordinator states none
 
     @classmethod
     def of_member(cls, identity: Identity, standby: str | None = None) -> Self:
@@ -188,6 +190,8 @@ class Transport:
         )
         request.hold.FromMilliseconds(int(POLL_HOLD_S * 1000))
         response: pb.PollResponse = await self._call("Poll", request, POLL_HOLD_S + CALL_DEADLINE_S)
+        head = response.audit_head if response.HasField("audit_head") else None
+        self.audit_head = None if head is None else AuditHead(head.sequence, head.sha256, head.signature)
         match response.WhichOneof("answer"):
             case "task":
                 return _task(response.task)
@@ -209,6 +213,12 @@ class Transport:
         response: pb.GetRunSpecResponse = await self._call("GetRunSpec", pb.GetRunSpecRequest(run=run))
         return response.spec_json
 
+    async def version_records(self, run: RunId, first: ModelVersion, last: ModelVersion) -> list[SignedRecord]:
+        """Returns the records of a run's versions from `first` on; not all up to `last`, if they do not fit into one answer."""
+        request = pb.ListVersionRecordsRequest(run=run, first_version=first, last_version=last)
+        response: pb.ListVersionRecordsResponse = await self._call("ListVersionRecords", request)
+        return [signed_record(run, message) for message in response.records]
+
     async def rollouts(self, task: TaskId) -> bytes:
         """Returns the batch of rollouts for a reward task, as JSON that the function `read_rollouts` reads.
 
@@ -219,8 +229,8 @@ class Transport:
 
     async def fetch_model(
         self, run: RunId, version: ModelVersion, digest: Digest, size_bytes: int, target: Path
-    ) -> VersionLink:
-        """Downloads a model version to the file `target` unless this file exists. Returns the version's link in the hash chain.
+    ) -> None:
+        """Downloads a model version to the file `target` unless this file exists.
 
         A download that breaks off leaves a partial file beside `target`, and the next call continues from this file.
         size_bytes: size of the run's model, which follows from the run spec. Raises AnswerInvalid before it downloads anything
@@ -243,10 +253,6 @@ class Transport:
                     download = await asyncio.to_thread(ModelDownload, name, manifest, draft)
                     await self._fetch_chunks(run, version, manifest, download)
                     await asyncio.to_thread(download.publish, target)
-        record = response.model
-        return VersionLink(
-            ModelVersion(record.version), manifest.digest, record.record_sha256, record.parent_record_sha256
-        )
 
     async def _fetch_chunks(
         self, run: RunId, version: ModelVersion, manifest: Manifest, download: ModelDownload

@@ -48,6 +48,8 @@ class ClientConfig(ProcessConfig):
     embedding_model_path: Path | None = None  # a local folder with the run spec's embedding model
     cache_dir: Path | None = None  # for embedded texts; default state_dir/cache. Daemons of one machine may share it
     policy: Path | None = None  # the file with what this partner allows; default state_dir/policy.toml if it exists
+    # A folder or file on other storage, to which each new model version and audit head is appended; default: none.
+    history_copy: Path | None = None
     exit_when_run_over: bool = False  # the daemon ends when the first run ends
     # Only for tests that compare whole runs bit by bit: with the seeds of the coordinator, the coordinator can repeat a training
     # and read answers from the update.

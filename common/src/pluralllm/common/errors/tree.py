@@ -313,7 +313,8 @@ class CommandBroken(Refused):
 class HistoryDiverged(Refused):
     run: str
     version: int
-    why = "Model version {version} of run {run} is not the one this client saw before: the coordinator's history diverged."
+    problem: str = "is not the one this client saw before"
+    why = "Model version {version} of run {run} {problem}: the coordinator's history diverged."
     fix = "Do not go on; ask the coordinator's operator."
 
 
