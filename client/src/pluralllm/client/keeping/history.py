@@ -95,8 +95,8 @@ class History:
 
     def updates_of(self, run: RunId, version: ModelVersion) -> int | None:
         """Returns the number of updates in a model version; None if this client has not checked the version's record."""
-        known = self.seen(run).versions.get(version)
-        return None if known is None else known.updates
+        seen_before = self.seen(run).versions.get(version)
+        return None if seen_before is None else seen_before.updates
 
     def seen(self, run: RunId) -> SeenRun:
         """Returns all that this client knows about the history of a run. Raises InvalidConfig if the run's file is damaged."""

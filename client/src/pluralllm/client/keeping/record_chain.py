@@ -61,9 +61,9 @@ def missing_span(task: Task, seen: SeenRun) -> Span | None:
     If the client has seen a later version, the records up to that version belong to the span, so that the ends must meet.
     """
     base = task.base_version
-    known = seen.versions.get(base)
-    if known is not None:
-        return None if known.digest is not None else Span(base, base)
+    seen_before = seen.versions.get(base)
+    if seen_before is not None:
+        return None if seen_before.digest is not None else Span(base, base)
     first = max((version for version in seen.versions if version < base), default=-1) + 1
     last = min((version for version in seen.versions if version > base), default=base)
     return Span(ModelVersion(first), ModelVersion(last))
@@ -75,13 +75,13 @@ def check_base(task: Task, seen: SeenRun, rounds: int) -> None:
     rounds: number of rounds in the run spec. Raises RecordInvalid if no such version can exist yet; HistoryDiverged if the client
     has seen another version under this number, or a later version that was made before the task's round.
     """
-    base, known = task.base_version, seen.versions.get(task.base_version)
+    base, seen_before = task.base_version, seen.versions.get(task.base_version)
     if not 0 <= base <= min(task.round, rounds):
         problem = f"round {task.round} of {rounds} cannot start from it"
         raise RecordInvalid(run=task.run, version=base, problem=problem)
-    if known is not None and known.record_sha256 != task.base_record_sha256:
+    if seen_before is not None and seen_before.record_sha256 != task.base_record_sha256:
         raise HistoryDiverged(run=task.run, version=base)
-    if known is not None and known.digest not in (None, task.base_digest):
+    if seen_before is not None and seen_before.digest not in (None, task.base_digest):
         raise HistoryDiverged(run=task.run, version=base)
     for version, later in seen.versions.items():
         if version > base and later.round is not None and later.round <= _last_round(task):
@@ -124,8 +124,8 @@ class RecordChain:
     def _check_place(self, record: VersionRecord, sha256: str) -> None:
         """Checks that the record follows the record before it, and that it is the one that this client may have seen."""
         run, version = self._task.run, record.version
-        known, before = self._seen.versions.get(version), ModelVersion(version - 1)
-        if known is not None and known.record_sha256 != sha256:
+        seen_before, before = self._seen.versions.get(version), ModelVersion(version - 1)
+        if seen_before is not None and seen_before.record_sha256 != sha256:
             raise HistoryDiverged(run=run, version=version)
         if (seen_parent := self._seen.versions.get(before)) is not None:
             if seen_parent.record_sha256 != record.parent_sha256:
