@@ -77,7 +77,7 @@ $(SBOM)/pluralllm-%.cdx.json: .stamps/build deploy/locks/server.txt deploy/locks
 	  $(if $(findstring ://,$(TORCH_FROM)),--extra-index-url,--find-links) "$(TORCH_FROM)" \
 	  -r deploy/locks/$(if $(filter client,$*),client-cpu,$*).txt
 	.stamps/build/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir .stamps/sbom-$*/wheels ./common ./$*
-	.stamps/sbom-$*/bin/python -m pip install --quiet --no-index --no-deps .stamps/sbom-$*/wheels/*.whl
+	.stamps/sbom-$*/bin/python -m pip install --quiet --no-index --no-deps --find-links .stamps/sbom-$*/wheels pluralllm-common pluralllm-$*
 	.stamps/build/bin/cyclonedx-py environment --pyproject $*/pyproject.toml --output-reproducible -o $@ .stamps/sbom-$*/bin/python
 
 .stamps/build: deploy/locks/build.txt

@@ -13,7 +13,7 @@ RUN python -m venv /opt/pluralllm && /opt/pluralllm/bin/pip install --require-ha
 COPY common ./common
 COPY client ./client
 RUN /opt/build/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir wheels ./common ./client
-RUN /opt/pluralllm/bin/pip install --no-index --no-deps wheels/*.whl
+RUN /opt/pluralllm/bin/pip install --no-index --no-deps --find-links wheels pluralllm-common pluralllm-client
 RUN /opt/build/bin/cyclonedx-py environment --pyproject client/pyproject.toml -o /opt/pluralllm/sbom.cdx.json /opt/pluralllm/bin/python
 
 FROM python:3.11-slim-bookworm@${PYTHON_DIGEST}

@@ -121,6 +121,7 @@ def test_an_image_installs_nothing_without_a_hash_and_lists_what_it_holds(name: 
         from_the_index = "--require-hashes" in command
         from_here = "--no-index --no-deps" in command and ("wheel " not in command or "--no-build-isolation" in command)
         assert from_the_index != from_here, command
+        assert "*.whl" not in command, "the list of packages would name the folder of the wheel"
     (lock,) = re.findall(r'/opt/pluralllm/bin/pip install --require-hashes .*-r "?(\S+?)"?$', text, re.MULTILINE)
     chosen = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.MULTILINE))
     assert (ROOT / lock.replace("$LOCK", chosen.get("LOCK", ""))).exists()
