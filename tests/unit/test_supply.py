@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -102,6 +103,11 @@ def test_a_lock_file_has_everything_that_an_installation_needs_and_nothing_else(
     of_cuda = {package for package in packages if CUDA.match(package)}
     assert packages - of_cuda == needed(CONTENTS[name])
     assert bool(of_cuda) == (name == "client-cuda")
+
+
+def test_every_lock_file_is_written_by_the_script() -> None:
+    written = runpy.run_path(str(ROOT / "deploy" / "lock.py"))["WANTED"]
+    assert written.keys() == {path.stem for path in LOCKS.glob("*")} == {*CONTENTS, BUILD_ONLY}
 
 
 def test_the_build_tools_are_locked_as_well() -> None:

@@ -23,9 +23,10 @@ log = structlog.get_logger()
 
 MAX_OPTIONS = 10_000  # in one call, over all its questions
 STOP_GRACE_S = 5.0
+MAX_CONNECTIONS = 64
 OPTIONS = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_allowed_incoming_connections", 64),
+    ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
     ("grpc.server_handshake_timeout_ms", 5_000),
 )
 
@@ -75,24 +76,33 @@ class Scoring(pb_grpc.ScoringServiceServicer):
         )
 
 
+def bind_scores(scoring: Scoring, listen: str) -> tuple[grpc.Server, str]:
+    """Creates the server of ScoringService but does not start it. Returns the server and its bound address (host:port).
+
+    Raises NotLoopback if the address can be reached from other machines; InUse if the address is taken.
+    """
+    check_loopback(listen)
+    server = grpc.server(ThreadPoolExecutor(4), options=OPTIONS)
+    pb_grpc.add_ScoringServiceServicer_to_server(scoring, server)
+    try:
+        port = server.add_insecure_port(listen)  # loopback only, by the check above: no other machine can call
+    except RuntimeError as error:
+        raise InUse(what=f"Address {listen}", by="another process, or it is not this machine's") from error
+    return server, f"{listen.rpartition(':')[0]}:{port}"
+
+
 def serve_scores(reward: GroupReward, listen: str, tell: Callable[[str], None]) -> None:
     """Serves predicted shares on the address `listen` until the process gets SIGINT or SIGTERM.
 
     tell: is called with the address when the server accepts calls.
     Raises NotLoopback if the address can be reached from other machines; InUse if the address is taken.
     """
-    check_loopback(listen)
-    server = grpc.server(ThreadPoolExecutor(4), options=OPTIONS)
-    pb_grpc.add_ScoringServiceServicer_to_server(Scoring(reward), server)
-    try:
-        port = server.add_insecure_port(listen)  # loopback only, by the check above: no other machine can call
-    except RuntimeError as error:
-        raise InUse(what=f"Address {listen}", by="another process, or it is not this machine's") from error
+    server, address = bind_scores(Scoring(reward), listen)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())
     server.start()
-    tell(f"{listen.rpartition(':')[0]}:{port}")
+    tell(address)
     stop.wait()
     server.stop(STOP_GRACE_S).wait()
 
