@@ -21,6 +21,7 @@ from pluralllm.common.trust.record_signatures import RecordSigner
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, load_authority
 from pluralllm.server.members.door import EnrolmentDoor, MainDoor, by_certificate, by_word
+from pluralllm.server.members.rates import rates_of_members
 from pluralllm.server.members.record_key import record_key_of
 from pluralllm.server.members.registry import Registry
 from pluralllm.server.members.tls import server_credentials, tend_certificates, warn_of_uncovered
@@ -156,7 +157,8 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     """
     config, authority, fail_stop = ports.config, ports.authority, ports.fail_stop
     enrolment = Enrolment(ports.registry, ports.audit_log, config.joins_per_minute, ports.wall_s)
-    door = MainDoor(by_certificate(ports.registry), ports.audit_log, config.calls_per_member)
+    rates = rates_of_members(config.calls_per_second, config.hellos_per_minute, config.certificate_life_s)
+    door = MainDoor(by_certificate(ports.registry), ports.audit_log, config.calls_per_member, rates)
     room = connection_room(config)
     server, address = bind_main(config, door, fail_stop, server_credentials(authority, members_only=True), room.main)
     credentials = server_credentials(authority, members_only=False)

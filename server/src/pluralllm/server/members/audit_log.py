@@ -21,7 +21,7 @@ log = structlog.get_logger()
 ACCEPTED = "ACCEPTED"
 NOBODY = ""  # the actor of an entry about somebody who has proven no identity
 SAME_REFUSAL_S = 3600.0
-MAX_REFUSALS_REMEMBERED = 1000  # refusals remembered for one actor
+MAX_REFUSALS_REMEMBERED = 100  # refusals remembered for one actor: the largest number of its entries in an hour
 MAX_OBJECT = 200
 
 

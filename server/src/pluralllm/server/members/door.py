@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from pluralllm.common.errors.membership import IdentityMismatch, RoleForbids, RunNotShared
+from pluralllm.common.errors.membership import IdentityMismatch, RoleForbids, RunNotShared, TooManyCalls
 from pluralllm.common.errors.tree import OverLimit, PluralError, Unidentified, reason_of
 from pluralllm.common.text.printable import printable
 from pluralllm.common.trust.certificates import read_certificate
@@ -23,6 +23,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import ON_ENROLMENT_PORT, Principal, check_role
 from pluralllm.server.members.attempts import News, network_of
 from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.rates import Rates
 from pluralllm.server.members.registry import Registry
 
 log = structlog.get_logger()
@@ -53,15 +54,18 @@ class Identify(Protocol):
 
 
 class MainDoor:
-    """The check before every call of the main port: identity, role, and number of the member's open calls.
+    """The check before every call of the main port: identity, rate of the member's calls, role, and number of its open calls.
 
     If the table in access.py says that the method is audited, an entry in the audit log is written before the call begins.
+    rates: None in plain text, where a caller may choose its name.
     """
 
-    def __init__(self, identify: Identify, audit: AuditLog, calls_per_member: int) -> None:
+    def __init__(self, identify: Identify, audit: AuditLog, calls_per_member: int, rates: Rates | None = None) -> None:
         self._identify = identify
         self._audit = audit
         self._calls_per_member = calls_per_member
+        self._rates = rates
+        self._news = News()
         self._inside: Counter[ClientId] = Counter()
 
     @contextlib.asynccontextmanager
@@ -71,13 +75,17 @@ class MainDoor:
         The repeated check is needed because a certificate may be revoked or expire in the middle of a stream. The entry into
         the block and the yielded function raise RoleForbids if the caller's role may not make the call. They raise
         Unidentified, IdentityMismatch or an error about the certificate if the caller's identity is not accepted. The entry
-        also raises OverLimit if the member has too many open calls.
+        also raises TooManyCalls if the member makes this kind of call too often; OverLimit if it has too many open calls.
         """
         rpc, about = method.rpartition("/")[2], about_of(request)
         try:
             who = self._identify(context)
-            principal = who()
+            principal = self._paced(who, context, rpc)
             rule = check_role(principal, method)
+        except TooManyCalls as error:
+            if self._news.is_news(f"{error.name} {rpc}", time.monotonic()):
+                await self._audit.refused(_claimed(context), rpc, about, error)
+            raise
         except PluralError as error:
             await self._audit.refused(_claimed(context), rpc, about, error)
             raise
@@ -101,6 +109,23 @@ class MainDoor:
             self._inside[principal.name] -= 1
             with contextlib.suppress(ValueError):  # an abandoned stream is closed in another context
                 _caller.reset(token)
+
+    def _paced(self, who: Callable[[], Principal], context: Context, rpc: str) -> Principal:
+        """Returns the caller's identity, after its call has been counted against its rate.
+
+        A certificate that is not accepted has a rate of its own, so that it fills no log, and takes nothing from the member that
+        it names. Raises TooManyCalls, or the error about the identity.
+        """
+        now_s = time.monotonic()
+        try:
+            principal = who()
+        except PluralError:
+            if self._rates is not None and (claimed := _claimed(context)) is not None:
+                self._rates.count(f"{claimed.name}, certificate {claimed.serial}", rpc, now_s)
+            raise
+        if self._rates is not None:
+            self._rates.count(principal.name, rpc, now_s)
+        return principal
 
 
 class EnrolmentDoor:

@@ -50,6 +50,9 @@ class ServerConfig(ProcessConfig):
     # or an IPv6 /64); ten times as many from all networks together. Each token and each certificate has as many of its own.
     joins_per_minute: PositiveInt = 30
     calls_per_member: PositiveInt = 64  # calls of one member at the same time
+    calls_per_second: PositiveInt = 50  # rate of each kind of call of one member; ten times as many may come at once
+    # Rate of Hello of one member; a sixth of it may come at once. A daemon says Hello once to each process of the coordinator.
+    hellos_per_minute: PositiveInt = 60
     lease_s: Seconds = 60.0  # a client that is silent for this time loses its slot in the round
     silence_s: Seconds = 5.0  # a client counts as connected for this time after its last poll
     poll_hold_s: Annotated[float, Field(gt=0, le=55)] = 25.0  # below the 60 s after which proxies drop idle calls

@@ -90,8 +90,6 @@ def note_step(before: Run, after: Run, event: ev.Event, effects: tuple[ev.Effect
             case _:
                 pass
     match event:
-        case ev.UpdateRefused():
-            UPDATES_REFUSED.labels(event.reason).inc()
         case ev.PlaceLost():
             PLACES_LOST.inc()
         case _:

@@ -10,6 +10,7 @@ from pluralllm.server.runs.coordinator import Coordinator, Timing
 from pluralllm.server.runs.intake import Intake
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.refusals import Refusals
 from pluralllm.server.runs.reward_queue import RewardQueue
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.status import Status
@@ -44,7 +45,7 @@ class Assembly:
     ) -> None:
         self.store, self.blobs, self.clock = store, blobs, clock
         self.generation = secrets.token_hex(8)  # clients greet again when it changes
-        self.runs, self.traffic, self.troubles = Runs(), Traffic(), Troubles()
+        self.runs, self.traffic, self.troubles, self.refusals = Runs(), Traffic(), Troubles(), Refusals()
         self.sessions, self.leases = Sessions(timing.silence_s), Leases(timing.lease_s)
         self.run_bell, self.client_bells = Bell(), ClientBells()
         self.manifests, self.retention = Manifests(store, blobs), Retention(store, blobs, timing.keep_updates)
@@ -78,6 +79,7 @@ class Assembly:
             traffic=self.traffic,
             run_bell=self.run_bell,
             fail_stop=fail_stop,
+            refusals=self.refusals,
         )
         self.rewards = RewardQueue(
             coordinator=self.coordinator,
@@ -89,4 +91,4 @@ class Assembly:
             scratch=scratch,
             hold_s=poll_hold_s,
         )
-        self.status = Status(store, self.sessions, self.leases, clock, self.troubles, self.traffic)
+        self.status = Status(store, self.sessions, self.leases, clock, self.troubles, self.traffic, self.refusals)

@@ -34,6 +34,7 @@ from pluralllm.server.process.instruments import AGGREGATION_SECONDS
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.bell import Bell, ClientBells
+from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun, recover
 from pluralllm.server.runs.live_runs import Runs
@@ -102,6 +103,7 @@ class Coordinator:
         self._averaging: dict[RunId, asyncio.Task[None]] = {}
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
+        self._clients = ClientRows(store)
         self._unreadable: dict[RunId, Digest] = {}  # stored runs that are left out, with the hashes of their specs
 
     # Life
@@ -112,6 +114,7 @@ class Coordinator:
         A run whose stored spec this release does not allow is logged and left out.
         """
         self._started_s = self._clock.now_s()
+        await self._clients.start()
         for record in await self._store.runs():
             try:
                 run, pending = await recover(self._store, record)
@@ -355,7 +358,7 @@ class Coordinator:
     # Clients
 
     async def say_hello(self, session: Session) -> None:
-        """Opens a session for a client that has called Hello, and makes the client's database row durable.
+        """Opens a session for a client that has called Hello, and makes the client's database row durable if it has changed.
 
         If a run has excluded the client after a permanent failure, the client may take part in the run again.
         """
@@ -368,7 +371,7 @@ class Coordinator:
             created_s=session.last_seen_s,
             last_seen_s=session.last_seen_s,
         )
-        await self._store.save_client(member)
+        await self._clients.save(member)
         self._sessions.open(session)
         self._client_bells.ring(session.client)  # the poll of an older instance answers that it was replaced
         log.info("client.connected", client=session.client, group=session.group, role=session.role)

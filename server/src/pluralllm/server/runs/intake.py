@@ -32,6 +32,7 @@ from pluralllm.server.aggregation.reward_files import check_rewards
 from pluralllm.server.aggregation.update_files import check_update
 from pluralllm.server.process.cancellation import shielded
 from pluralllm.server.process.fail_stop import FailStop
+from pluralllm.server.process.instruments import UPDATES_REFUSED
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.bell import Bell
@@ -39,6 +40,7 @@ from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.refusals import Refusals
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.uploads import Uploads
@@ -50,6 +52,9 @@ log = structlog.get_logger()
 
 TEND_S = 60.0
 BASE_DISTANCE = "base_distance"  # the only metric that the weights of updates depend on: see weighting.py
+UPDATE_METRICS = frozenset(
+    {"loss", BASE_DISTANCE}
+)  # every other metric of an announcement is left out: it would go into the log
 
 
 def parse_task(name: str, caller: ClientId) -> TaskName:
@@ -93,11 +98,12 @@ class Intake:
         traffic: Traffic,
         run_bell: Bell,
         fail_stop: FailStop,
+        refusals: Refusals,
     ) -> None:
         self._coordinator, self._runs = coordinator, runs
         self._store, self._blobs, self._retention, self._uploads = store, blobs, retention, uploads
         self._sessions, self._leases, self._clock, self._traffic = sessions, leases, clock, traffic
-        self._run_bell, self._fail_stop = run_bell, fail_stop
+        self._run_bell, self._fail_stop, self._refusals = run_bell, fail_stop, refusals
         self._announced: dict[TaskName, Announced] = {}
         self._committing: dict[TaskName, asyncio.Task[ReceiptRecord]] = {}
 
@@ -113,7 +119,8 @@ class Intake:
         """Announces an update. Returns the numbers of the missing chunks, or the receipt if the update is already committed.
 
         `spec_sha256` is the hash of the run spec that the client knows. `base_digest` is the digest of the model version that the
-        client trained from. `examples` is the client's number of training questions. A client may repeat the call. Raises
+        client trained from. `examples` is the client's number of training questions. `metrics` are numbers by name, of which
+        only UPDATE_METRICS are kept. A client may repeat the call. Raises
         RoundClosed, LeaseLost, AlreadyCommitted, SpecMismatch, WrongBase, WrongLayout, InvalidArgument or StorageFull.
         """
         run = self._runs.get(task.run)
@@ -128,7 +135,8 @@ class Intake:
             await self._note_refusal(run, task, error)
             raise
         self._leases.renew(task.client, self._clock.now_s())
-        self._announced[task] = Announced(manifest, examples, metrics)
+        known = {name: value for name, value in metrics.items() if name in UPDATE_METRICS}
+        self._announced[task] = Announced(manifest, examples, known)
         return await self._uploads.begin(upload_key(task), manifest)
 
     async def put(self, task: TaskName, digest: str, index: int, data: bytes | memoryview) -> None:
@@ -287,12 +295,16 @@ class Intake:
         return next((row.training_questions for row in await self._store.clients() if row.client == client), 0)
 
     async def _note_refusal(self, run: LiveRun, task: TaskName, error: Refused) -> None:
-        """Records the refusal of an update in the run's status and in the log."""
-        now_s = self._clock.now_s()
-        log.warning("update.refused", run=run.id, round=task.round, client=task.client, reason=error.reason)
-        await self._coordinator.dispatch(
-            run, ev.UpdateRefused(now_s, task.round, task.client, error.reason, str(error))
-        )
+        """Counts the refusal of an update. The first refusals of a client in the open round also go into the run's log.
+
+        An ended run gets no events, and neither does a round that has ended: a client could repeat such a call for ever.
+        """
+        is_open = task.round == run.state.round and not run.is_over
+        UPDATES_REFUSED.labels(error.reason).inc()
+        if self._refusals.count(run.id, task.client, run.state.round if is_open else None):
+            log.warning("update.refused", run=run.id, round=task.round, client=task.client, reason=error.reason)
+            refused = ev.UpdateRefused(self._clock.now_s(), task.round, task.client, error.reason, str(error))
+            await self._coordinator.dispatch(run, refused)
 
 
 def _check_distance(metrics: Mapping[str, float]) -> None:

@@ -73,10 +73,12 @@ def participants(
     sessions: Mapping[ClientId, Session],
     leases: Mapping[ClientId, Lease],
     now_s: float,
+    refused: Mapping[ClientId, int] | None = None,
 ) -> tuple[Participant, ...]:
     """Returns one entry for every client that takes part in the run, sorted by client.
 
-    `members` are all clients that have ever connected. `sessions` and `leases` have the clients' sessions and leases.
+    `members` are all clients that have ever connected. `sessions` and `leases` have the clients' sessions and leases. `refused` has
+    the numbers of refused updates of the clients since the process started.
     """
     people, weights = [], weights_in(run.newest, run.spec.aggregation)
     for member in members:
@@ -93,7 +95,8 @@ def participants(
                 group=member.group,
                 role=role,
                 state=state,
-                reason=_reason(run.state, member.client, session, lease, state, now_s),
+                reason=_reason(run.state, member.client, session, lease, state, now_s)
+                or _refused(0 if refused is None else refused.get(member.client, 0)),
                 last_seen_s=session.last_seen_s if session is not None else member.last_seen_s,
                 progress=1.0 if state is ParticipantState.DONE else (lease.progress if lease is not None else 0.0),
                 stage=lease.stage if lease is not None else "",
@@ -138,6 +141,10 @@ def _reason(
     if state is ParticipantState.IDLE and not live and run.phase is not Phase.ENDED:
         return "not connected"
     return ""
+
+
+def _refused(total: int) -> str:
+    return f"{total} {'update' if total == 1 else 'updates'} refused" if total else ""
 
 
 def what_next(run: LiveRun, trouble: str, idle_trainers: int, now_s: float) -> str:

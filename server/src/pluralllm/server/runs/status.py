@@ -7,6 +7,7 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.overview import Participant, participants, what_next
+from pluralllm.server.runs.refusals import Refusals
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles
@@ -29,10 +30,17 @@ class Status:
     """Collects the status of a run, which is shown to people. The class changes no state."""
 
     def __init__(
-        self, store: Store, sessions: Sessions, leases: Leases, clock: Clock, troubles: Troubles, traffic: Traffic
+        self,
+        store: Store,
+        sessions: Sessions,
+        leases: Leases,
+        clock: Clock,
+        troubles: Troubles,
+        traffic: Traffic,
+        refusals: Refusals,
     ) -> None:
         self._store, self._sessions, self._leases, self._clock = store, sessions, leases, clock
-        self._troubles, self._traffic = troubles, traffic
+        self._troubles, self._traffic, self._refusals = troubles, traffic, refusals
 
     async def of(self, run: LiveRun) -> RunStatus:
         """Returns the run's current status. Raises StoreFailed if the database cannot be read."""
@@ -44,7 +52,7 @@ class Status:
         trainers = sum(run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN for session in idle)
         return RunStatus(
             at_s=now_s,
-            participants=participants(run, members, sessions, leases, now_s),
+            participants=participants(run, members, sessions, leases, now_s, self._refusals.of(run.id)),
             next=what_next(run, trouble, trainers, now_s),
             trouble=trouble,
             received_bytes=self._traffic.received_bytes(run.id),

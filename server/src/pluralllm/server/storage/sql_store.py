@@ -1,6 +1,5 @@
 """The store of the coordinator's records in SQL: SQLAlchemy async Core, over SQLite or PostgreSQL."""
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -30,6 +29,7 @@ from pluralllm.server.storage.store import (
     RoundRecord,
     RunRecord,
 )
+from pluralllm.server.storage.turns import Turns
 
 
 async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "SqlStore":
@@ -62,7 +62,7 @@ class SqlStore:
     def __init__(self, engine: AsyncEngine, fail_stop: FailStop) -> None:
         self._engine = engine
         self._fail_stop = fail_stop
-        self._one_at_a_time = asyncio.Lock()
+        self._turns = Turns()
         self._generation = 0  # 0 = not checked: the store is only read, or a command has the database to itself
 
     async def take_over(self) -> int:
@@ -81,12 +81,12 @@ class SqlStore:
     async def writing(self, kind: str = "write") -> AsyncIterator[AsyncConnection]:
         """Runs the block in one transaction, which is committed if the block ends without an error.
 
-        kind: "read" or "write", a label in the metrics. Raises StoreFailed if the database fails; StorageFull if no space is
-        left; Overtaken if a newer coordinator has taken over.
+        kind: "read" or "write", a label in the metrics. A read goes before the writes that wait. Raises StoreFailed if the
+        database fails; StorageFull if no space is left; Overtaken if a newer coordinator has taken over.
         """
         try:
             with STORE_SECONDS.labels(kind).time():
-                async with self._one_at_a_time, self._engine.begin() as connection:
+                async with self._turns.turn(reads=kind == "read"), self._engine.begin() as connection:
                     await self._check_generation(connection)
                     yield connection
         except DBAPIError as error:
@@ -228,7 +228,7 @@ class SqlStore:
         return [rows.client_row(row) for row in selected]
 
     async def close(self) -> None:
-        async with self._one_at_a_time:  # waits for transactions whose callers were cancelled
+        async with self._turns.turn():  # waits for transactions whose callers were cancelled
             await self._engine.dispose()
 
 

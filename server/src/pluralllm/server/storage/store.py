@@ -66,7 +66,7 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
-    """A client that has called Hello. The record is kept for ever, and each call of Hello updates it."""
+    """A client that has called Hello. The record is kept for ever; a call of Hello with other facts updates it."""
 
     client: ClientId
     group: GroupName
