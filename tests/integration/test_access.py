@@ -1,6 +1,7 @@
 """Every role calls every RPC over real mutual TLS, and every kind of wrong certificate is tried."""
 
 import asyncio
+import contextlib
 import datetime
 import time
 from collections.abc import AsyncIterator, Callable
@@ -426,6 +427,86 @@ async def test_a_revocation_that_a_crash_cut_off_from_its_effect_has_it_after_th
         [run] = served.parts.runs.all()
         assert run.state.receipts == ()
         assert run.state.is_excluded(ClientId("ann"))
+
+
+# The audit log
+
+
+async def test_the_audit_log_has_the_outcome_of_every_call_that_steers_or_manages(tmp_path: Path) -> None:
+    """An accepted call, and refusals of each kind: no such run, another spec, a bad id, a wrong phase, a bad request."""
+    other, ops = small_spec(rounds=3), operations_pb2
+    calls: list[tuple[str, Any, list[tuple[str, str]]]] = [
+        (
+            "CreateRun",
+            ops.CreateRunRequest(run_id="r", spec_json=small_spec().canonical_json()),
+            [("runs/r", "ACCEPTED")],
+        ),
+        (
+            "CreateRun",
+            ops.CreateRunRequest(run_id="r", spec_json=other.canonical_json()),
+            [("runs/r", "SPEC_MISMATCH")],
+        ),
+        ("CreateRun", ops.CreateRunRequest(run_id="R!", spec_json=b"{}"), [("runs/R!", "INVALID_ARGUMENT")]),
+        ("CreateRun", ops.CreateRunRequest(run_id="s", spec_json=b"{"), [("runs/s", "INVALID_SPEC")]),
+        ("PauseRun", ops.PauseRunRequest(name="runs/r"), [("runs/r", "WRONG_PHASE")]),
+        ("StartRun", ops.StartRunRequest(name="runs/nosuch"), [("runs/nosuch", "NOT_FOUND")]),
+        ("StartRun", ops.StartRunRequest(name="nosuch"), [("nosuch", "INVALID_ARGUMENT")]),
+        ("StartRun", ops.StartRunRequest(name="runs/\0"), [("runs/\ufffd", "INVALID_ARGUMENT")]),
+        ("StartRun", ops.StartRunRequest(name="runs/r"), [("runs/r", "ACCEPTED")]),
+        ("CancelRun", ops.CancelRunRequest(name="runs/r"), [("runs/r", "ACCEPTED")]),
+        ("AskRewards", ops.AskRewardsRequest(name="runs/r"), [("runs/r", "*")]),
+    ]
+    once: list[tuple[str, Any, tuple[str, str]]] = [
+        ("GetRewards", ops.GetRewardsRequest(name="runs/q/rounds/1"), ("runs/q/rounds/1", "NOT_FOUND")),
+        (
+            "CreateInvite",
+            ops.CreateInviteRequest(name="admin", role=rpb.MEMBER_ROLE_ADMIN),
+            ("members/admin", "MEMBER_EXISTS"),
+        ),
+        ("CreateInvite", ops.CreateInviteRequest(name="x"), ("members/x", "INVALID_ARGUMENT")),
+        ("ApproveMember", ops.ApproveMemberRequest(name="members/x"), ("members/x", "NOT_FOUND")),
+        ("RevokeMember", ops.RevokeMemberRequest(name="members/admin"), ("members/admin", "LAST_ADMIN")),
+    ]
+    async with serving(tmp_path / "state") as served:
+        before = served.registry.audit.head[0]
+        path = "/pluralllm.v1.OperationsService/"
+        for name, request, _ in calls:
+            with contextlib.suppress(PluralError):
+                await call(served.channel, path + name, request)
+        for name, request, _ in once:
+            for _ in range(2):
+                with pytest.raises(PluralError):
+                    await call(served.channel, path + name, request)
+        with pytest.raises(PluralError):
+            await call(served.channel, "/pluralllm.v1.EnrolmentService/Renew")
+        entries = [entry for entry, _ in await served.registry.audit.entries(before, 1000)]
+        found = [(entry.action, entry.object, entry.result) for entry in entries]
+        assert {entry.actor for entry in entries} == {"admin"}
+    expected = []
+    for name, _, [(about, result)] in calls:
+        expected += [(name, about, "BEGUN"), (name, about, result)]
+    expected += [(name, about, result) for name, _, (about, result) in once]
+    expected.append(("Renew", "", "CERTIFICATE_INVALID"))
+    asked = next(entry for entry in found if entry[0] == "AskRewards" and entry[2] != "BEGUN")
+    assert asked[2] in ("INVALID_ARGUMENT", "WRONG_PHASE")
+    assert [("AskRewards", "runs/r", "*") if entry == asked else entry for entry in found] == expected
+
+
+@pytest.mark.parametrize(("error", "result"), [(KeyError("x"), "INTERNAL"), (asyncio.CancelledError(), "CALLER_GONE")])
+async def test_a_call_that_ends_without_an_answer_has_an_outcome_in_the_audit_log_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, result: str
+) -> None:
+    async def fails(*_: Any) -> None:
+        raise error
+
+    async with serving(tmp_path / "state") as served:
+        before = served.registry.audit.head[0]
+        monkeypatch.setattr(served.coordinator, "create_run", fails)
+        request = operations_pb2.CreateRunRequest(run_id="r")
+        with pytest.raises(PluralError):
+            await call(served.channel, "/pluralllm.v1.OperationsService/CreateRun", request)
+        entries = [entry for entry, _ in await served.registry.audit.entries(before, 1000)]
+    assert [(entry.object, entry.result) for entry in entries] == [("runs/r", "BEGUN"), ("runs/r", result)]
 
 
 # Approval

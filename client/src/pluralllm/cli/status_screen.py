@@ -240,7 +240,7 @@ def audit_table(
     """
     table = Table("#", "when", "who", "did", "to", "result", "facts", box=None)
     for entry in entries:
-        accepted = entry["result"] == "ACCEPTED"
+        shown = {"ACCEPTED": "accepted", "BEGUN": "begun"}.get(entry["result"])
         facts = ", ".join(
             f"{key}={short(value)}" for key, value in json.loads(entry["facts_json"]).items() if value != ""
         )
@@ -250,7 +250,7 @@ def audit_table(
             cell(MemberName.parse(entry["actor"]).member if entry["actor"] else "-"),
             cell(entry["action"]),
             cell(entry["object"]),
-            cell("accepted" if accepted else entry["result"], "" if accepted else "red"),
+            cell(shown or entry["result"], "" if shown else "red"),
             cell(facts),
         )
     if not whole:

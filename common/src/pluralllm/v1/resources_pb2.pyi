@@ -917,7 +917,7 @@ class AuditEvent(_message.Message):
     object: _builtins.str
     """Name of the resource that the action concerned, for example members/org-a or runs/first."""
     result: _builtins.str
-    """ACCEPTED, or the error code of the refusal."""
+    """ACCEPTED, or the error code of the refusal. An action that steers runs has an entry BEGUN, and then one with its outcome."""
     facts_json: _builtins.str
     """More facts as one line of JSON."""
     previous_sha256: _builtins.str

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from pluralllm.common.errors.membership import (
     AwaitingApproval,
@@ -438,6 +439,32 @@ async def test_refusals_are_audited_once_an_hour_each(registry: Registry, place:
     place.now_s += 3601
     await registry.audit.refused(None, "Join", "members/org-a", error)
     assert await actions(registry) == [("", "Join", "INVITE_USED")] * 3
+
+
+async def test_a_refusal_that_is_repeated_fills_no_log(
+    registry: Registry, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "MAX_REFUSALS_REMEMBERED", 3)
+    eve, error = await joined(registry, "eve", OBSERVER), RoleForbids(name="eve", role="observer", rpc="x", allowed="")
+    with capture_logs() as logs:
+        for _ in range(150):
+            place.now_s += 1
+            await registry.audit.refused(eve, "CreateRun", "runs/r", error)
+        for number in range(150):
+            place.now_s += 1
+            await registry.audit.refused(eve, "CreateRun", f"runs/r{number}", error)
+    lines = [(line["event"], line.get("object")) for line in logs if line["event"] != "audit"]
+    assert lines == [
+        ("audit.refused", "runs/r"),
+        ("audit.refused", "runs/r"),
+        ("audit.refused", "runs/r"),
+        ("audit.refused", "runs/r0"),
+        ("audit.refused", "runs/r1"),
+        ("audit.refusals_not_recorded", "runs/r2"),
+        ("audit.refusals_not_recorded", "runs/r62"),
+        ("audit.refusals_not_recorded", "runs/r122"),
+    ]
+    assert len(await actions(registry)) == 5
 
 
 async def test_one_that_fills_its_list_of_refusals_hides_nobody_elses(

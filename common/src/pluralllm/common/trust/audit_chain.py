@@ -24,7 +24,7 @@ class AuditEntry:
     serial: str  # serial number of the actor's certificate; "" without one
     action: str
     object: str
-    result: str  # ACCEPTED or the name of an error
+    result: str  # ACCEPTED, BEGUN before an action that steers runs, or the name of an error
     facts_json: str
     previous_sha256: str
 

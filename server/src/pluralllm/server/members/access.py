@@ -39,11 +39,13 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The roles that may call one gRPC method, and whether the audit log gets an entry for each call."""
+    """The roles that may call one gRPC method, and what the audit log gets about its calls."""
 
     roles: frozenset[MemberRole]
-    # The audit log gets an entry before the call is answered. Changes of the membership write their own entries.
+    # The audit log gets an entry before the action begins, and another one with the outcome.
     audited: bool = False
+    # The audit log gets refusals by the handler. Calls that change the membership write their own entries if they are accepted.
+    refusals_audited: bool = False
 
 
 def may_read(principal: Principal, run: RunId, groups: Groups) -> bool:
@@ -74,6 +76,7 @@ def _only(*roles: MemberRole) -> Rule:
 
 
 STEERING = Rule(frozenset({ADMIN}), audited=True)
+MANAGING = Rule(frozenset({ADMIN}), refusals_audited=True)
 FEDERATION = "/pluralllm.v1.FederationService/"
 OPERATIONS = "/pluralllm.v1.OperationsService/"
 ENROLMENT = "/pluralllm.v1.EnrolmentService/"
@@ -102,7 +105,7 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATIONS}ResumeRun": STEERING,
     f"{OPERATIONS}CancelRun": STEERING,
     f"{OPERATIONS}AskRewards": STEERING,
-    f"{OPERATIONS}GetRewards": _only(ADMIN),  # rewards show what groups are predicted to prefer
+    f"{OPERATIONS}GetRewards": MANAGING,  # rewards show what groups are predicted to prefer
     f"{OPERATIONS}GetRun": Rule(ANY),
     f"{OPERATIONS}ListRuns": Rule(ANY),
     f"{OPERATIONS}GetRound": Rule(ANY),
@@ -110,12 +113,12 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATIONS}ListEvaluations": Rule(ANY),
     f"{OPERATIONS}WatchRun": Rule(ANY),
     f"{OPERATIONS}GetModel": _only(CLIENT, ADMIN),
-    f"{OPERATIONS}ListMembers": _only(ADMIN),  # it shows keys, dates and open invites
-    f"{OPERATIONS}CreateInvite": _only(ADMIN),
-    f"{OPERATIONS}ApproveMember": _only(ADMIN),
-    f"{OPERATIONS}RevokeMember": _only(ADMIN),
+    f"{OPERATIONS}ListMembers": MANAGING,  # it shows keys, dates and open invites
+    f"{OPERATIONS}CreateInvite": MANAGING,
+    f"{OPERATIONS}ApproveMember": MANAGING,
+    f"{OPERATIONS}RevokeMember": MANAGING,
     f"{OPERATIONS}ListAuditEvents": _only(ADMIN),
-    f"{ENROLMENT}Renew": Rule(ANY),
+    f"{ENROLMENT}Renew": Rule(ANY, refusals_audited=True),
     f"{ENROLMENT}Join": Rule(frozenset()),  # it is answered on the enrolment port only
     f"{ENROLMENT}GetMembership": Rule(frozenset()),
     f"{HEALTH}Check": Rule(ANY),

@@ -1,12 +1,14 @@
-"""The hash-chained audit log of who did what. The entry of an action is durable before the action begins.
+"""The hash-chained audit log of who did what, with which outcome.
 
-Every refusal goes to the process log. The audit log gets at most one entry an hour for refusals with the same actor, action,
-object and reason. The number of such entries for each actor is limited, too. So a caller who is refused cannot fill the disk
-or use up the limit of another actor.
+An action that steers runs has two entries: one is durable before the action begins, and one with the outcome follows. A change of
+the membership has one entry, in the transaction of the change. The log gets at most one entry an hour for other refusals with the
+same actor, action, object and reason, and the process log one line a minute. Their number is limited for each actor, too. So a
+caller who is refused cannot fill the disk or use up the limit of another actor.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -14,15 +16,27 @@ from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.words.ids import ClientId
 from pluralllm.server.members.access import Principal
+from pluralllm.server.members.attempts import News
 from pluralllm.server.storage.membership import MembershipChange, MembershipStore, NewAuditEntry, facts_of
 
 log = structlog.get_logger()
 
+BEGUN = "BEGUN"  # result of the entry before an action
 ACCEPTED = "ACCEPTED"
+CALLER_GONE = "CALLER_GONE"  # the caller hung up before the outcome was known; the run's own log has it
 NOBODY = ""  # the actor of an entry about somebody who has proven no identity
 SAME_REFUSAL_S = 3600.0
+SAME_LINE_S = 60.0
 MAX_REFUSALS_REMEMBERED = 100  # refusals remembered for one actor: the largest number of its entries in an hour
 MAX_OBJECT = 200
+
+
+@dataclass(slots=True)
+class Repeated:
+    """The times in seconds of the newest audit entry and of the newest line in the process log about one kind of refusal."""
+
+    recorded_s: float
+    logged_s: float
 
 
 class AuditLog:
@@ -34,7 +48,9 @@ class AuditLog:
     def __init__(self, store: MembershipStore, wall_s: Callable[[], float]) -> None:
         self._store = store
         self._wall_s = wall_s
-        self._refusals: defaultdict[ClientId | None, dict[tuple[str, str, str], float]] = defaultdict(dict)  # by actor
+        # By actor, then by action, object and reason.
+        self._refusals: defaultdict[ClientId | None, dict[tuple[str, str, str], Repeated]] = defaultdict(dict)
+        self._too_many = News()
         self.head: tuple[int, str] = (0, "")  # sequence and hash
 
     async def start(self) -> None:
@@ -52,31 +68,40 @@ class AuditLog:
         facts = dict(change.entry.facts)
         log.info("audit", actor=entry.actor, action=entry.action, object=entry.object, result=entry.result, **facts)
 
-    async def record(self, actor: Principal, action: str, about: str) -> None:
-        """Records that `actor` begins an action now. The entry is durable when the method returns.
+    async def record(self, actor: Principal, action: str, about: str, result: str) -> None:
+        """Records that `actor` begins an action now, or its outcome. The entry is durable when the method returns.
 
-        action: the name of the call. about: the name of the run, task or member that the call concerns.
+        action: the name of the call. about: the name of the run, task or member that the call concerns. result: BEGUN, ACCEPTED,
+        CALLER_GONE or an error code.
         """
-        await self.change(MembershipChange(self.new_entry(actor, action, about)))
+        await self.change(MembershipChange(self.new_entry(actor, action, about, result)))
 
     async def refused(self, actor: Principal | None, action: str, about: str, error: PluralError) -> None:
         """Records the refusal of an action. `actor` is None if the caller has proven no identity.
 
         action: the name of the call. about: the name of the run, task or member that the call concerns. If a refusal is
-        repeated within an hour, or if the actor has too many refusals, only the process log records the refusal.
+        repeated within an hour, only the process log records it, once a minute. If the actor has too many refusals in an hour,
+        the process log says so once a minute.
         """
         about = about[:MAX_OBJECT]
         name = actor.name if actor is not None else None
-        log.warning("audit.refused", actor=name or NOBODY, action=action, object=about, reason=error.reason)
+        facts = {"actor": name or NOBODY, "action": action, "object": about, "reason": error.reason}
         now_s, key = self._wall_s(), (action, about, error.reason)
         of_actor = self._refusals[name]
-        if now_s - of_actor.get(key, -SAME_REFUSAL_S) < SAME_REFUSAL_S:
+        if (repeated := of_actor.get(key)) is not None and now_s - repeated.recorded_s < SAME_REFUSAL_S:
+            if now_s - repeated.logged_s >= SAME_LINE_S:
+                repeated.logged_s = now_s
+                log.warning("audit.refused", **facts)
             return
         if len(of_actor) >= MAX_REFUSALS_REMEMBERED:
-            of_actor = self._refusals[name] = {k: at for k, at in of_actor.items() if now_s - at < SAME_REFUSAL_S}
+            recent = {key: seen for key, seen in of_actor.items() if now_s - seen.recorded_s < SAME_REFUSAL_S}
+            of_actor = self._refusals[name] = recent
             if len(of_actor) >= MAX_REFUSALS_REMEMBERED:
-                return  # the limit of this actor for this hour is used up; the process log has the refusal
-        of_actor[key] = now_s
+                if self._too_many.is_news(name or NOBODY, now_s):
+                    log.warning("audit.refusals_not_recorded", limit=MAX_REFUSALS_REMEMBERED, **facts)
+                return
+        of_actor[key] = Repeated(now_s, now_s)
+        log.warning("audit.refused", **facts)
         await self.change(MembershipChange(self.new_entry(actor, action, about, error.reason)))
 
     async def entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
@@ -89,7 +114,7 @@ class AuditLog:
         """Makes an audit entry with the present time, for a MembershipChange.
 
         actor: None if the caller has no proven identity. action: the name of the call. about: the name of the resource that
-        the call concerns. result: ACCEPTED or an error code. facts: further values to record.
+        the call concerns. result: as for `record`. facts: further values to record.
         """
         name, serial = (actor.name, actor.serial) if actor is not None else (NOBODY, "")
         return NewAuditEntry(self._wall_s(), name, serial, action, about[:MAX_OBJECT], result, facts_of(**facts))

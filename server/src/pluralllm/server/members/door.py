@@ -3,6 +3,7 @@
 The certificate alone proves the identity if the port uses TLS. In plain text, on loopback only, the call itself names its caller.
 """
 
+import asyncio
 import contextlib
 import time
 from collections import Counter
@@ -13,22 +14,23 @@ from typing import Any, Protocol
 import structlog
 
 from pluralllm.common.errors.membership import IdentityMismatch, RoleForbids, RunNotShared, TooManyCalls
-from pluralllm.common.errors.tree import OverLimit, PluralError, Unidentified, reason_of
+from pluralllm.common.errors.tree import Internal, OverLimit, PluralError, Unidentified, reason_of
 from pluralllm.common.text.printable import printable
 from pluralllm.common.trust.certificates import read_certificate
 from pluralllm.common.wire.messages import CLIENT_ID_KEY
 from pluralllm.common.words.ids import ID_HELP, ClientId, RunId, is_id
-from pluralllm.common.words.names import RunName
+from pluralllm.common.words.names import MemberName, RunName
 from pluralllm.common.words.roles import MemberRole
-from pluralllm.server.members.access import ON_ENROLMENT_PORT, Principal, check_role
+from pluralllm.server.members.access import ON_ENROLMENT_PORT, Principal, Rule, check_role
 from pluralllm.server.members.attempts import News, network_of
-from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.audit_log import ACCEPTED, BEGUN, CALLER_GONE, AuditLog
 from pluralllm.server.members.rates import Rates
 from pluralllm.server.members.registry import Registry
 
 log = structlog.get_logger()
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 LOCAL = ClientId("local")  # the administrator in plain text
+NO_RIGHT = (IdentityMismatch, RunNotShared)  # refusals by handlers, of what the caller has no right to
 
 _caller: ContextVar[Principal] = ContextVar("caller")
 
@@ -56,7 +58,8 @@ class Identify(Protocol):
 class MainDoor:
     """The check before every call of the main port: identity, rate of the member's calls, role, and number of its open calls.
 
-    If the table in access.py says that the method is audited, an entry in the audit log is written before the call begins.
+    If the table in access.py says that the method is audited, the audit log gets an entry before the call begins, and another one
+    with its outcome.
     rates: None in plain text, where a caller may choose its name.
     """
 
@@ -95,20 +98,40 @@ class MainDoor:
         self._inside[principal.name] += 1
         token = _caller.set(principal)
         try:
-            if rule.audited:
-                await self._audit.record(principal, rpc, about)
 
             def check() -> None:
                 check_role(who(), method)
 
-            yield check
-        except (IdentityMismatch, RunNotShared) as error:  # the handler has found what the caller has no right to
-            await self._audit.refused(principal, rpc, about, error)
-            raise
+            async with self._recorded(rule, principal, rpc, about):
+                yield check
         finally:
             self._inside[principal.name] -= 1
             with contextlib.suppress(ValueError):  # an abandoned stream is closed in another context
                 _caller.reset(token)
+
+    @contextlib.asynccontextmanager
+    async def _recorded(self, rule: Rule, principal: Principal, rpc: str, about: str) -> AsyncIterator[None]:
+        """Surrounds a handler, and writes into the audit log what `rule` demands about the call.
+
+        about: the name of the run, task or member that the call concerns.
+        """
+        if rule.audited:
+            await self._audit.record(principal, rpc, about, BEGUN)
+        try:
+            yield
+        except PluralError as error:
+            if rule.audited:
+                await self._audit.record(principal, rpc, about, error.reason)
+            elif rule.refusals_audited or isinstance(error, NO_RIGHT):
+                await self._audit.refused(principal, rpc, about, error)
+            raise
+        except (asyncio.CancelledError, Exception) as error:
+            if rule.audited:
+                is_gone = isinstance(error, asyncio.CancelledError)
+                await self._audit.record(principal, rpc, about, CALLER_GONE if is_gone else reason_of(Internal))
+            raise
+        if rule.audited:
+            await self._audit.record(principal, rpc, about, ACCEPTED)
 
     def _paced(self, who: Callable[[], Principal], context: Context, rpc: str) -> Principal:
         """Returns the caller's identity, after its call has been counted against its rate.
@@ -206,6 +229,8 @@ def about_of(request: object) -> str:
         about = str(RunName(RunId(run)))
     else:
         about = str(getattr(request, "name", "") or getattr(request, "task", "") or "")
+        if hasattr(request, "needs_approval"):  # an invite, which has the plain name of a member
+            about = str(MemberName(ClientId(about)))
     return printable(about)  # the audit entry is written before the request is refused for such characters
 
 

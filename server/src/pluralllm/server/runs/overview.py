@@ -77,8 +77,8 @@ def participants(
 ) -> tuple[Participant, ...]:
     """Returns one entry for every client that takes part in the run, sorted by client.
 
-    `members` are all clients that have ever connected. `sessions` and `leases` have the clients' sessions and leases. `refused` has
-    the numbers of refused updates of the clients since the process started.
+    `members` are all clients that have ever connected. `sessions` and `leases` have the clients' sessions and leases.
+    `refused` has the numbers of refused updates of the clients since the process started.
     """
     people, weights = [], weights_in(run.newest, run.spec.aggregation)
     for member in members:
