@@ -108,8 +108,7 @@ def service(
     megabytes: size of the model. is_secure: whether TLS is used; without TLS the clients have no identities.
     The floor, which echo_floor.py measures, uses the same identities.
     """
-    settings = {"joins_per_minute": "10000", "calls_per_second": "1000000"}
-    with coordinator(folder, plain_text=not is_secure, **settings) as process:
+    with coordinator(folder, plain_text=not is_secure, joins_per_minute="10000", calls_per_second="1000000") as process:
         remote = administrator(folder, plain_text=not is_secure)
         names = [f"echo-{number}" for number in range(clients)]
         members = [member(remote, folder, name, MemberRole.CLIENT) for name in names] if is_secure else []

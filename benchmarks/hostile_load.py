@@ -139,10 +139,10 @@ class Members:
 
 
 def hello(client: Identity, instance: str) -> fed.HelloRequest:
-    """Returns a registration as a daemon sends it. A new instance makes the coordinator write to its database."""
+    """Returns a registration as a daemon sends it. Each instance has a version of its own, so that the coordinator writes."""
     return fed.HelloRequest(
         protocol=fed.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
-        software_version="benchmark",
+        software_version=f"benchmark {instance}",  # a fact that has changed, so that the coordinator writes
         instance_id=instance,
         group=client.membership.group,
         role=resources_pb2.GROUP_ROLE_TRAIN,

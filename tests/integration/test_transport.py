@@ -9,10 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 from support.process_harness import free_port
 
 from pluralllm.client.link.tasks import Scores
-from pluralllm.client.link.transport import Transport
+from pluralllm.client.link.transport import Transport, rest_s
+from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import (
     AnswerInvalid,
     ChunksMissing,
@@ -155,6 +157,34 @@ async def test_the_receipt_of_another_clients_update_is_no_receipt(tmp_path: Pat
     async with transport_to(service) as transport:
         with pytest.raises(AnswerInvalid, match=r"receipt\.client is eve, must be ann"):
             await push(transport, tmp_path)
+
+
+async def test_a_client_that_calls_too_often_waits_and_tries_again(tmp_path: Path) -> None:
+    often: list[PluralError] = [TooManyCalls(name="ann", rpc="x", retry_s=0.3) for _ in range(4)]
+    service = scripted(begin=often[:2], put=often[2:3], commit=often[3:4])
+    started_s = time.monotonic()
+    async with transport_to(service) as transport:
+        with capture_logs() as logs:
+            await push(transport, tmp_path)
+    assert service.calls == ["begin"] * 3 + ["put", "begin", "put", "commit", "commit"]
+    assert time.monotonic() - started_s >= 0.9
+    slowed = [(line["rpc"], line["log_level"]) for line in logs if line["event"] == "client.calls_too_often"]
+    assert slowed == [("BeginUpdate", "warning"), ("CommitUpdate", "warning")]
+
+
+@pytest.mark.parametrize(
+    ("wish_s", "least_s", "most_s"),
+    [
+        (2.0, 2.0, 3.0),
+        (0.0, 0.2, 0.2),
+        (-5.0, 0.2, 0.2),
+        (1e300, 60, 60),
+        (float("inf"), 60, 60),
+        (float("nan"), 60, 60),
+    ],
+)
+def test_the_wait_is_what_the_coordinator_wishes_within_limits(wish_s: float, least_s: float, most_s: float) -> None:
+    assert least_s <= rest_s(wish_s) <= most_s
 
 
 async def test_a_refused_update_is_not_sent_again(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ Every call has a deadline. Calls that may be repeated are retried.
 import asyncio
 import contextlib
 import json
+import math
+import random
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any, Self
 
 import grpc
 import stamina
+import structlog
 
 from pluralllm.client.link.channel import Connection, OpenChannel
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
@@ -22,6 +25,7 @@ from pluralllm.client.link.tasks import Answer, AuditHead, RunOver, Scores, Sign
 from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import (
     AnswerInvalid,
     ChunksMissing,
@@ -58,11 +62,14 @@ from pluralllm.v1 import enrolment_pb2
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1.resources_pb2 import RunOutcome
 
+log = structlog.get_logger()
+
 CALL_DEADLINE_S = 20.0
 POLL_HOLD_S = 25.0
 COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole update
 RETRY_FOR_S = 600.0  # then the task is given up; the outbox keeps its update
 FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0
+LONGEST_REST_S = 60.0  # after the refusal TooManyCalls
 SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -247,7 +254,7 @@ class Transport:
             problem = f"is {manifest.size_bytes}, the run spec's model has {size_bytes} bytes"
             raise AnswerInvalid(call="GetManifest", field="manifest.size_bytes", problem=problem)
         if not await asyncio.to_thread(target.is_file):
-            async for attempt in _retries(Unreachable, Corrupt):
+            async for attempt in _retries(Unreachable, Corrupt, TooManyCalls):
                 with attempt:
                     name, draft = f"version {version}", target.with_suffix(".part")
                     download = await asyncio.to_thread(ModelDownload, name, manifest, draft)
@@ -297,7 +304,7 @@ class Transport:
             examples=examples,
             metrics=metrics,
         )
-        async for attempt in _retries(Unreachable, ChunksMissing, StorageFull):
+        async for attempt in _retries(Unreachable, ChunksMissing, StorageFull, TooManyCalls):
             with attempt:
                 begun: pb.BeginUpdateResponse = await self._call("BeginUpdate", begin)
                 if begun.HasField("receipt"):
@@ -354,7 +361,20 @@ class Transport:
         await self._call("ReportFailure", request, deadline_s)
 
     async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
-        return await self._answer(method, getattr(self._connection.stub, method), request, deadline_s)
+        """Makes a unary call and returns its checked answer.
+
+        If the coordinator refuses the call because this member calls too often, the method waits, as long as it takes.
+        """
+        is_slowed = False
+        while True:
+            try:
+                return await self._answer(method, getattr(self._connection.stub, method), request, deadline_s)
+            except TooManyCalls as refusal:
+                wait_s = rest_s(refusal.retry_s)
+                if not is_slowed:
+                    log.warning("client.calls_too_often", rpc=method, wait_s=round(wait_s, 1))
+                is_slowed = True
+                await asyncio.sleep(wait_s)
 
     async def _answer(self, name: str, method: Any, request: Any, deadline_s: float) -> Any:
         """Makes a call and returns its checked answer. name: name of the method. Raises AnswerInvalid for a bad answer."""
@@ -376,6 +396,12 @@ class Transport:
             if isinstance(failure, Unreachable | Overtaken | DiskFailed):
                 self._connection.leave(address)
             raise failure from error
+
+
+def rest_s(retry_s: float) -> float:
+    """Returns the time in seconds to wait after TooManyCalls. retry_s: the coordinator's wish, which may be any number."""
+    jittered_s = retry_s * random.uniform(1.0, 1.5)  # noqa: S311 - jitter, no secret
+    return min(LONGEST_REST_S, max(FIRST_RETRY_S, jittered_s)) if math.isfinite(jittered_s) else LONGEST_REST_S
 
 
 def _addresses(coordinator: str, standby: str | None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from pluralllm.common.errors.tree import SessionReplaced, StaleSession
+from pluralllm.common.errors.tree import InvalidArgument, SessionReplaced, StaleSession
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.process.tracing import traceparent
 from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
@@ -21,6 +21,7 @@ from pluralllm.server.runs.sessions import Session, Sessions
 from pluralllm.server.runs.what_now import DoTask, RunOver, Wait, reason_to_wait, spread_of, what_now
 from pluralllm.v1 import federation_pb2 as pb
 
+MAX_FOLLOWED = 1000  # runs in one poll; the open poll looks at them whenever a run changes
 TASK_KINDS = {
     TaskKind.TRAIN: pb.TASK_KIND_TRAIN,
     TaskKind.EVALUATE: pb.TASK_KIND_EVALUATE,
@@ -61,6 +62,10 @@ class Polls:
             return pb.PollResponse(upgrade=pb.Upgrade(protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX)))
         if request.generation != self.generation:
             raise StaleSession(client=client)
+        if len(request.following) > MAX_FOLLOWED:
+            raise InvalidArgument(
+                field="following", problem=f"names {len(request.following)} runs, at most {MAX_FOLLOWED}"
+            )
         session = self._sessions.check(client, request.instance_id)
         hold_s = min(self.hold_s, max(0.0, request.hold.seconds + request.hold.nanos / 1e9))
         if not session.is_live(self._clock.now_s()):
