@@ -480,16 +480,16 @@ async def test_the_audit_log_has_the_outcome_of_every_call_that_steers_or_manage
         with pytest.raises(PluralError):
             await call(served.channel, "/pluralllm.v1.EnrolmentService/Renew")
         entries = [entry for entry, _ in await served.registry.audit.entries(before, 1000)]
-        found = [(entry.action, entry.object, entry.result) for entry in entries]
+        rows = [(entry.action, entry.object, entry.result) for entry in entries]
         assert {entry.actor for entry in entries} == {"admin"}
     expected = []
     for name, _, [(about, result)] in calls:
         expected += [(name, about, "BEGUN"), (name, about, result)]
     expected += [(name, about, result) for name, _, (about, result) in once]
     expected.append(("Renew", "", "CERTIFICATE_INVALID"))
-    asked = next(entry for entry in found if entry[0] == "AskRewards" and entry[2] != "BEGUN")
+    asked = next(entry for entry in rows if entry[0] == "AskRewards" and entry[2] != "BEGUN")
     assert asked[2] in ("INVALID_ARGUMENT", "WRONG_PHASE")
-    assert [("AskRewards", "runs/r", "*") if entry == asked else entry for entry in found] == expected
+    assert [("AskRewards", "runs/r", "*") if entry == asked else entry for entry in rows] == expected
 
 
 @pytest.mark.parametrize(("error", "result"), [(KeyError("x"), "INTERNAL"), (asyncio.CancelledError(), "CALLER_GONE")])
