@@ -9,6 +9,7 @@ OPEN: dict[str, Any] = {
     "min_cohort": 1,
     "min_questions_behind": 1,
     "max_evaluations_of_run": 1_000_000,
+    "max_scores_per_question": 1_000_000,
     "max_runs_a_day": 1_000_000,
     "allowed_presets": ["*"],
     "allowed_embedding_models": ["*"],

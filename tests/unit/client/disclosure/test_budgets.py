@@ -29,8 +29,8 @@ class Calendar:
         return self.day
 
 
-def budgets(folder: Path, today: Calendar | None = None, runs: tuple[str, ...] = (), **keys: int) -> Budgets:
-    made = Budgets(folder / "runs", Policy(**keys), today or Calendar())
+def budgets(folder: Path, today: Calendar | None = None, runs: tuple[str, ...] = (), **keys: float) -> Budgets:
+    made = Budgets(folder / "runs", Policy.model_validate(keys), today or Calendar())
     made.open_for(map(RunId, runs))
     return made
 
@@ -83,6 +83,46 @@ def test_each_run_has_a_budget_of_its_own(tmp_path: Path) -> None:
         kept.join(RunId(run), SPEC)
     kept.keep(task(0), SCORES)
     assert kept.answer(task(0, "s")) is None
+
+
+def test_a_spent_budget_is_named_by_its_key(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, max_evaluations_of_run=1)
+    kept.join(RunId("r"), SPEC)
+    assert kept.spent(RunId("r")) is None
+    kept.keep(task(0), SCORES)
+    assert kept.key_behind(RunId("r"), NotReported.BUDGET_SPENT) == "max_evaluations_of_run"
+    assert kept.key_behind(RunId("r"), NotReported.TOO_FEW_QUESTIONS) == "min_questions_behind"
+
+
+@pytest.mark.parametrize(("per_question", "allowed"), [(1.0, 40), (0.5, 20), (0.51, 21), (2.0, 80)])
+def test_a_month_allows_as_many_scores_of_all_runs_as_questions_are_behind_them(
+    tmp_path: Path, per_question: float, allowed: int
+) -> None:
+    today = Calendar()
+    kept = budgets(tmp_path, today, max_scores_per_question=per_question, max_evaluations_of_run=30)
+    runs = ["a", "b", "c", "d"]
+    for run in runs:
+        kept.join(RunId(run), SPEC)
+    asked = [task(version, run) for version in range(30) for run in runs]
+    for one in asked[:allowed]:
+        assert kept.answer(one) is None
+        kept.keep(one, SCORES)
+    assert kept.answer(asked[allowed]) is NotReported.BUDGET_SPENT
+    assert kept.key_behind(asked[allowed].run, NotReported.BUDGET_SPENT) == "max_scores_per_question"
+    today.day += datetime.timedelta(days=29)
+    assert kept.answer(asked[allowed]) is NotReported.BUDGET_SPENT
+    assert kept.answer(asked[0]) == SCORES, "scores that were reported cost nothing, now and later"
+    today.day += datetime.timedelta(days=1)
+    assert kept.answer(asked[allowed]) is None
+
+
+def test_the_score_with_the_fewest_questions_behind_it_sets_the_budget_of_the_month(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, max_evaluations_of_run=1_000)
+    kept.join(RunId("r"), SPEC)
+    for version in range(30):
+        assert kept.answer(task(version)) is None
+        kept.keep(task(version), dataclasses.replace(SCORES, questions=300 if version else 30))
+    assert kept.answer(task(30)) is NotReported.BUDGET_SPENT
 
 
 def test_the_budgets_survive_a_restart(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from pluralllm.client.disclosure.differences import differences_of
 from pluralllm.client.disclosure.held_share import HeldShare
 from pluralllm.client.disclosure.limits import check_task
 from pluralllm.client.disclosure.outgoing import (
-    KEYS,
     check_rewards_context,
     reported_failure,
     reported_metrics,
@@ -420,10 +419,9 @@ class Daemon:
         self._stage(HANDING_IN)
         await self._transport.report_scores(task.name, scores)
         if isinstance(scores, NotReported):
-            key = KEYS[scores]
-            log.warning(
-                "evaluation.not_reported", task=task.name, reason=scores, key=key, limit=getattr(self._policy, key)
-            )
+            key = await asyncio.to_thread(self._budgets.key_behind, task.run, scores)
+            limit = getattr(self._policy, key)
+            log.warning("evaluation.not_reported", task=task.name, reason=scores, key=key, limit=limit)
         else:
             log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)
 

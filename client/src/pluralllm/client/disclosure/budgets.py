@@ -2,12 +2,16 @@
 
 The accounts limit how much a coordinator can learn by asking again and again. They are durable before a number leaves, and they
 never shrink: a run that comes back after a year has the scores that it had.
+
+A score of a known model is an equation about the answers of the scored questions. From as many scores as questions, of models
+that were made for it, the answers can be computed although the scores are rounded. So there are never more scores in a month than
+questions behind them (max_scores_per_question).
 """
 
 import dataclasses
 import datetime
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from pluralllm.common.words.ids import Digest, RunId, is_id
 from pluralllm.common.words.not_reported import NotReported
 
 Today = Callable[[], datetime.date]
+MONTH_DAYS = 30
 EARLIER = "earlier"  # in place of the day: the client joined the run before it kept accounts
 
 
@@ -30,7 +35,7 @@ def utc_today() -> datetime.date:
 class Budgets:
     """A folder with one account for each run that this client has joined.
 
-    An account is {"joined": day, "spec_sha256": hash of the run spec, "scores": {version and digest: the scores reported}}.
+    An account is {"joined": day, "spec_sha256": hash of the run spec, "scores": {version and digest: scores and day}}.
     """
 
     def __init__(self, folder: Path, policy: Policy, today: Today = utc_today) -> None:
@@ -65,14 +70,32 @@ class Budgets:
     def answer(self, task: Task) -> Scores | NotReported | None:
         """Returns the answer to a task that evaluates, if it needs no work; otherwise None.
 
-        A version that was scored before gets the scores that it had, and costs nothing. When the run's budget is spent, the
-        answer is BUDGET_SPENT.
+        A version that was scored before gets the scores that it had, and costs nothing. When a budget is spent, the answer is
+        BUDGET_SPENT.
         """
-        scores = self._account(task.run)["scores"]
-        reported = scores.get(_version(task))
+        reported = self._account(task.run)["scores"].get(_version(task))
         if reported is not None:
-            return Scores(**reported)
-        return NotReported.BUDGET_SPENT if len(scores) >= self._policy.max_evaluations_of_run else None
+            return Scores(**reported["scores"])
+        return None if self.spent(task.run) is None else NotReported.BUDGET_SPENT
+
+    def spent(self, run: RunId) -> str | None:
+        """Returns the key of the policy whose budget is spent, so that no further version of a run is scored; None if none is."""
+        if len(self._account(run)["scores"]) >= self._policy.max_evaluations_of_run:
+            return "max_evaluations_of_run"
+        since = (self._today() - datetime.timedelta(days=MONTH_DAYS)).isoformat()
+        behind = [
+            reported["scores"]["questions"]
+            for account in self._accounts()
+            for reported in account["scores"].values()
+            if reported["day"] > since
+        ]
+        if behind and len(behind) >= self._policy.max_scores_per_question * min(behind):
+            return "max_scores_per_question"
+        return None
+
+    def key_behind(self, run: RunId, reason: NotReported) -> str:
+        """Returns the key of the policy that keeps the scores of a run's version on this machine."""
+        return "min_questions_behind" if reason is NotReported.TOO_FEW_QUESTIONS else self.spent(run) or "max_evaluations_of_run"
 
     def keep(self, task: Task, scores: Scores) -> None:
         """Counts the scores of a task against the run's budget. The account is durable when this method returns.
@@ -80,17 +103,19 @@ class Budgets:
         Raises StorageFull if the disk is full; then the scores must not leave.
         """
         account = self._account(task.run)
-        account["scores"][_version(task)] = dataclasses.asdict(scores)
+        account["scores"][_version(task)] = {"day": self._today().isoformat(), "scores": dataclasses.asdict(scores)}
         self._write(task.run, account)
 
     def _check_runs_of_today(self) -> None:
         today, limit = self._today().isoformat(), self._policy.max_runs_a_day
-        accounts = (json.loads(path.read_bytes()) for path in self._folder.glob("*.json"))
-        joined = sum(account["joined"] == today for account in accounts)
+        joined = sum(account["joined"] == today for account in self._accounts())
         if joined >= limit:
             raise PolicyForbids(
                 key="max_runs_a_day", asked=str(joined + 1), allowed=f"at most {limit} new runs a day (UTC)"
             )
+
+    def _accounts(self) -> Iterator[dict[str, Any]]:
+        return (json.loads(path.read_bytes()) for path in self._folder.glob("*.json"))
 
     def _account(self, run: RunId) -> dict[str, Any]:
         account = self._read(run)

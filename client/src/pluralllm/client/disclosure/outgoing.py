@@ -31,14 +31,6 @@ PRIVATE_TEXTS: Mapping[type[Exception], str] = MappingProxyType(
     }
 )
 
-# The key of the policy behind each reason for keeping scores on this machine.
-KEYS: Mapping[NotReported, str] = MappingProxyType(
-    {
-        NotReported.TOO_FEW_QUESTIONS: "min_questions_behind",
-        NotReported.BUDGET_SPENT: "max_evaluations_of_run",
-    }
-)
-
 
 def rounded(number: float) -> float:
     """Returns a number with at most DECIMALS decimals and at most DIGITS significant digits."""

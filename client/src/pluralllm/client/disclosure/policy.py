@@ -26,6 +26,7 @@ NEW_KEYS = frozenset(
         "allowed_presets",
         "min_questions_behind",
         "max_evaluations_of_run",
+        "max_scores_per_question",
         "max_runs_a_day",
     }
 )
@@ -64,6 +65,8 @@ class Policy(BaseModel):
     min_cohort: PositiveInt = 3  # clients in each published model: from two, each learns the other's update
     min_questions_behind: PositiveInt = 30  # of this group, behind each number that leaves
     max_evaluations_of_run: PositiveInt = 32  # scored versions of one run; more scores show single answers
+    # Scores in 30 days, of all runs, for each question behind them: from more scores than questions, answers can be computed.
+    max_scores_per_question: Positive = 1.0
     max_runs_a_day: PositiveInt = 10  # new runs that this client joins in one day (UTC)
     allow_evaluation: bool = True
     allow_rewards: bool = False  # rewards show how this group is predicted to answer any question
