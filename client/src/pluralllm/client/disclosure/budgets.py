@@ -95,7 +95,11 @@ class Budgets:
 
     def key_behind(self, run: RunId, reason: NotReported) -> str:
         """Returns the key of the policy that keeps the scores of a run's version on this machine."""
-        return "min_questions_behind" if reason is NotReported.TOO_FEW_QUESTIONS else self.spent(run) or "max_evaluations_of_run"
+        return (
+            "min_questions_behind"
+            if reason is NotReported.TOO_FEW_QUESTIONS
+            else self.spent(run) or "max_evaluations_of_run"
+        )
 
     def keep(self, task: Task, scores: Scores) -> None:
         """Counts the scores of a task against the run's budget. The account is durable when this method returns.

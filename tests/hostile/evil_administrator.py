@@ -1,0 +1,120 @@
+"""An administrator who creates runs in order to read one partner's answers from its scores, and the attack's arithmetic."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from support.coordinator_harness import Served
+
+from pluralllm.client.daemon.daemon import Daemon
+from pluralllm.client.data.private_data import write_group
+from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.joining.partner import load_partner
+from pluralllm.client.link.transport import Transport
+from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.work.worker_limits import WorkerLimits
+from pluralllm.client.work.worker_process import WorkerProcess
+from pluralllm.common.predictor.metrics import js_distance
+from pluralllm.common.words.questions import Question
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.v1 import operations_pb2
+from pluralllm.v1 import resources_pb2 as rpb
+
+Answers = NDArray[np.float64]  # (Q, K): the shares of Q questions, padded with 0 to K options
+LIMIT_S = 60.0
+STEPS = 250
+
+
+@contextlib.asynccontextmanager
+async def victim(folder: Path, questions: Sequence[Question], model: Path, served: Served) -> AsyncIterator[Daemon]:
+    """Runs the daemon of the member ann under the policy that `join` writes."""
+    (folder / "state").mkdir(parents=True)
+    write_group(folder / "answers.jsonl", questions)
+    identity = await served.member("ann", MemberRole.CLIENT, "G", GroupRole.TRAIN)
+    config = ClientConfig(
+        data=folder / "answers.jsonl",
+        state_dir=folder / "state",
+        identity=identity.folder,
+        coordinator=served.address,
+        embedding_model_path=model,
+        threads=1,
+    )
+    partner, policy, stop = load_partner(config), Policy(), asyncio.Event()
+    assert partner.identity is not None
+    transport = Transport.of_member(partner.identity)
+    worker = WorkerProcess(limits=WorkerLimits.of(policy))
+    daemon = Daemon(config, partner, policy, len(questions), transport, worker)
+    running = asyncio.create_task(daemon.run(stop))
+    try:
+        yield daemon
+    finally:
+        stop.set()
+        await asyncio.gather(running, return_exceptions=True)
+        await transport.close()
+
+
+async def asked(served: Served, name: str, spec: RunSpec) -> rpb.GroupEvaluation | str:
+    """Creates a run, waits for the partner's scores of its first version or for the reason of its refusal, and ends the run."""
+    await served.create(name, spec)
+    answer: rpb.GroupEvaluation | str | None = None
+    async with asyncio.timeout(LIMIT_S):
+        while answer is None:
+            rings = served.parts.run_bell.rings
+            request = operations_pb2.ListEvaluationsRequest(parent=f"runs/{name}")
+            for evaluation in (await served.operations.ListEvaluations(request, timeout=10)).evaluations:
+                answer = evaluation
+            for person in (await served.run(name)).participants:
+                if person.client == "ann" and ":" in person.reason:
+                    answer = person.reason
+            if answer is None:
+                await served.parts.run_bell.wait(rings, 0.05)
+    await served.operations.CancelRun(operations_pb2.CancelRunRequest(name=f"runs/{name}"), timeout=10)
+    return answer
+
+
+def padded(shares: Sequence[Sequence[float]]) -> Answers:
+    """Returns the shares of questions with unequal numbers of options as one array."""
+    rows = np.zeros((len(shares), max(map(len, shares))))
+    for row, values in zip(rows, shares, strict=True):
+        row[: len(values)] = values
+    return rows
+
+
+def mean_distance(guess: Answers, truth: Sequence[Question]) -> float:
+    """Returns the mean Jensen-Shannon distance between guessed and true answers."""
+    pairs = ((row[: len(question.shares)], question.shares) for row, question in zip(guess, truth, strict=True))
+    return float(np.mean([js_distance(row, shares) for row, shares in pairs]))
+
+
+def read_answers(predictions: NDArray[np.float64], scores: Sequence[float], prior: Answers, error: float) -> Answers:
+    """Returns the answers that explain the scores best, starting from the answers of other groups.
+
+    Shapes: M models, Q questions, K options; predictions (M, Q, K), scores (M,), prior (Q, K) -> (Q, K). A score is 1 - the mean
+    distance between a model's predictions and the answers. error: standard deviation of the scores' errors.
+    """
+    options = torch.tensor(prior > 0)
+    start = torch.log(torch.tensor(prior) + 1e-3).masked_fill(~options, -1e9)
+    guess, known, seen = start.clone().requires_grad_(True), torch.tensor(predictions), torch.tensor(list(scores))
+    optimizer = torch.optim.Adam([guess], lr=0.05)
+    for _ in range(STEPS):
+        shares = torch.softmax(guess, -1)
+        middle = (known + shares) / 2 + 1e-12
+        terms = torch.xlogy(known, known) + torch.xlogy(shares, shares + 1e-12) - (known + shares) * middle.log()
+        explained = 1 - (terms.sum(-1).clamp_min(1e-9) / 2).sqrt().mean(1)
+        misfit = (((explained - seen) / error) ** 2).sum() / 2 + ((guess - start)[options] ** 2).sum() / 20
+        optimizer.zero_grad()
+        misfit.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    answers: Answers = torch.softmax(guess.detach(), -1).numpy()
+    return answers
+
+
+def rounding_error(step: float) -> float:
+    """Returns the standard deviation of the errors of numbers that are rounded to multiples of `step`."""
+    return step / math.sqrt(12)
