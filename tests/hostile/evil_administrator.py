@@ -13,12 +13,15 @@ from support.coordinator_harness import Served
 
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.data.private_data import write_group
+from pluralllm.client.disclosure.measurements import MeasuredScores
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.work.commands import Command, OrderT, ResultT
+from pluralllm.client.work.orders import EVALUATE, Prepared
 from pluralllm.client.work.worker_limits import WorkerLimits
-from pluralllm.client.work.worker_process import WorkerProcess
+from pluralllm.client.work.worker_process import Progress, WorkerProcess
 from pluralllm.common.predictor.metrics import js_distance
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.roles import MemberRole
@@ -31,10 +34,44 @@ LIMIT_S = 60.0
 STEPS = 250
 
 
+class MeasuringWorker(WorkerProcess):
+    """A worker that notes its orders, and answers each evaluation with the same measurement, after some time."""
+
+    def __init__(self, measured: MeasuredScores, takes_s: float = 0.0) -> None:
+        super().__init__()
+        self.orders: list[object] = []
+        self._measured, self._takes_s = measured, takes_s
+
+    async def start(self) -> None:
+        """Starts nothing."""
+
+    async def stop(self) -> None:
+        """Stops nothing."""
+
+    async def ask(self, command: Command[OrderT, ResultT], order: OrderT, on_progress: Progress) -> ResultT:
+        self.orders.append(order)
+        await asyncio.sleep(self._takes_s)
+        result = self._measured if command is EVALUATE else Prepared(240, "cpu")
+        assert isinstance(result, command.result)
+        return result
+
+
 @contextlib.asynccontextmanager
-async def victim(folder: Path, questions: Sequence[Question], model: Path, served: Served) -> AsyncIterator[Daemon]:
-    """Runs the daemon of the member ann under the policy that `join` writes."""
-    (folder / "state").mkdir(parents=True)
+async def victim(
+    folder: Path,
+    questions: Sequence[Question],
+    served: Served,
+    *,
+    policy: Policy | None = None,
+    model: Path | None = None,
+    worker: WorkerProcess | None = None,
+) -> AsyncIterator[None]:
+    """Runs the daemon of the member ann until the block ends.
+
+    policy: the default is the policy that `join` writes. model: folder of the embedding model. worker: the default is a real
+    one.
+    """
+    (folder / "state").mkdir(parents=True, exist_ok=True)
     write_group(folder / "answers.jsonl", questions)
     identity = await served.member("ann", MemberRole.CLIENT, "G", GroupRole.TRAIN)
     config = ClientConfig(
@@ -45,14 +82,14 @@ async def victim(folder: Path, questions: Sequence[Question], model: Path, serve
         embedding_model_path=model,
         threads=1,
     )
-    partner, policy, stop = load_partner(config), Policy(), asyncio.Event()
+    partner, policy, stop = load_partner(config), policy or Policy(), asyncio.Event()
     assert partner.identity is not None
     transport = Transport.of_member(partner.identity)
-    worker = WorkerProcess(limits=WorkerLimits.of(policy))
+    worker = worker or WorkerProcess(limits=WorkerLimits.of(policy))
     daemon = Daemon(config, partner, policy, len(questions), transport, worker)
     running = asyncio.create_task(daemon.run(stop))
     try:
-        yield daemon
+        yield
     finally:
         stop.set()
         await asyncio.gather(running, return_exceptions=True)

@@ -1,6 +1,8 @@
 """An administrator reads answers from scores: with many runs, nested sets of questions, and models made for the purpose."""
 
+import contextlib
 import hashlib
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,17 @@ import numpy as np
 import pytest
 import structlog
 import torch
-from hostile.evil_administrator import asked, mean_distance, padded, read_answers, rounding_error, victim
+from hostile.evil_administrator import (
+    MeasuringWorker,
+    asked,
+    mean_distance,
+    padded,
+    read_answers,
+    rounding_error,
+    victim,
+)
 from numpy.typing import NDArray
-from support.coordinator_harness import serving
+from support.coordinator_harness import Served, serving
 from support.open_policy import open_policy
 from support.process_harness import WIDTH, tiny_embedding_model
 from support.tasks import task_of
@@ -79,6 +89,7 @@ def adversarial(number: int) -> RunSpec:
     return spec_of(number, **tricks.get(number % 20 - 10, {}))
 
 
+@pytest.mark.slow
 async def test_two_hundred_runs_of_an_administrator_learn_next_to_nothing_and_the_log_says_what_stopped_them(
     tmp_path: Path,
 ) -> None:
@@ -89,7 +100,7 @@ async def test_two_hundred_runs_of_an_administrator_learn_next_to_nothing_and_th
         for name in ("eve", "mallory"):  # members of the administrator, so that a round has enough clients
             await served.client(name)
         with structlog.testing.capture_logs() as logs:
-            async with victim(tmp_path / "ann", VICTIM, model, served):
+            async with victim(tmp_path / "ann", VICTIM, served, model=model):
                 for number in range(RUNS):
                     answer = await asked(served, f"run-{number}", adversarial(number))
                     if isinstance(answer, str):
@@ -126,6 +137,73 @@ def predicted(spec: RunSpec, model: Path, cache: Path) -> NDArray[np.float64]:
     answers = GroupPredictor(predictor, embedder, "another", context, cpu, 10).predict(SCORED)
     embedder.close()
     return padded([answer.shares.tolist() for answer in answers])
+
+
+# What the coordinator and the log say
+
+
+@contextlib.asynccontextmanager
+async def measured(folder: Path, worker: MeasuringWorker, policy: Policy) -> AsyncIterator[Served]:
+    """Runs a coordinator with three members: the victim with this worker, and two of the administrator."""
+    async with serving(folder / "server", SystemClock()) as served:
+        for name in ("eve", "mallory"):
+            await served.client(name)
+        async with victim(folder / "ann", VICTIM, served, policy=policy, worker=worker):
+            yield served
+
+
+def of_event(logs: Sequence[MutableMapping[str, Any]], event: str) -> MutableMapping[str, Any]:
+    (line,) = [line for line in logs if line["event"] == event]
+    return line
+
+
+async def test_a_score_of_too_few_questions_stays_and_coordinator_and_log_say_why(tmp_path: Path) -> None:
+    worker = MeasuringWorker(MeasuredScores(0.71234, 0.81234, 29, 29))
+    with structlog.testing.capture_logs() as logs:
+        async with measured(tmp_path, worker, Policy()) as served:
+            answer = await asked(served, "r", spec_of())
+    assert isinstance(answer, rpb.GroupEvaluation)
+    assert answer.not_reported == rpb.NOT_REPORTED_TOO_FEW_QUESTIONS
+    assert (answer.alignment_score, answer.alignment_score_base2, answer.questions) == (0, 0, 0)
+    line = of_event(logs, "evaluation.not_reported")
+    assert (line["reason"], line["key"], line["limit"]) == ("too_few_questions", "min_questions_behind", 30)
+
+
+async def test_a_spent_budget_is_answered_before_anything_is_computed_and_the_log_names_the_key(tmp_path: Path) -> None:
+    worker = MeasuringWorker(MeasuredScores(0.71234, None, 44, 0))
+    policy = Policy(max_scores_per_question=1 / 44)
+    with structlog.testing.capture_logs() as logs:
+        async with measured(tmp_path, worker, policy) as served:
+            first = await asked(served, "r", spec_of(1))
+            orders = len(worker.orders)
+            second = await asked(served, "s", spec_of(2))
+    assert isinstance(first, rpb.GroupEvaluation)
+    assert isinstance(second, rpb.GroupEvaluation)
+    assert (first.alignment_score, first.not_reported) == (0.71, rpb.NOT_REPORTED_UNSPECIFIED)
+    assert second.not_reported == rpb.NOT_REPORTED_BUDGET_SPENT
+    assert len(worker.orders) == orders, "nothing is computed"
+    line = of_event(logs, "evaluation.not_reported")
+    assert (line["reason"], line["key"]) == ("budget_spent", "max_scores_per_question")
+
+
+async def test_work_without_end_is_stopped_and_refused_with_the_key(tmp_path: Path) -> None:
+    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0), takes_s=1_000)
+    async with measured(tmp_path, worker, Policy(max_task_minutes=0.5 / 60)) as served:
+        answer = await asked(served, "r", spec_of())
+    assert isinstance(answer, str)
+    assert answer.startswith("POLICY_FORBIDS: This partner's policy forbids it: max_task_minutes is more than")
+
+
+async def test_a_run_that_comes_back_with_another_spec_is_refused(tmp_path: Path) -> None:
+    """After a restart of the daemon a coordinator could show another spec under the name of a run that the partner knows."""
+    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0))
+    Budgets(tmp_path / "ann" / "state" / "disclosure" / "runs", Policy()).open_for([])
+    Budgets(tmp_path / "ann" / "state" / "disclosure" / "runs", Policy()).join(RunId("r"), Digest("5" * 64))
+    async with measured(tmp_path, worker, Policy()) as served:
+        answer = await asked(served, "r", spec_of())
+    assert isinstance(answer, str)
+    assert answer.startswith("SPEC_MISMATCH")
+    assert worker.orders == []
 
 
 # Nested sets of questions
