@@ -137,12 +137,12 @@ def read_answers(predictions: NDArray[np.float64], scores: Sequence[float], prio
     """
     options = torch.tensor(prior > 0)
     start = torch.log(torch.tensor(prior) + 1e-3).masked_fill(~options, -1e9)
-    guess, known, seen = start.clone().requires_grad_(True), torch.tensor(predictions), torch.tensor(list(scores))
+    guess, models, seen = start.clone().requires_grad_(True), torch.tensor(predictions), torch.tensor(list(scores))
     optimizer = torch.optim.Adam([guess], lr=0.05)
     for _ in range(STEPS):
         shares = torch.softmax(guess, -1)
-        middle = (known + shares) / 2 + 1e-12
-        terms = torch.xlogy(known, known) + torch.xlogy(shares, shares + 1e-12) - (known + shares) * middle.log()
+        middle = (models + shares) / 2 + 1e-12
+        terms = torch.xlogy(models, models) + torch.xlogy(shares, shares + 1e-12) - (models + shares) * middle.log()
         explained = 1 - (terms.sum(-1).clamp_min(1e-9) / 2).sqrt().mean(1)
         misfit = (((explained - seen) / error) ** 2).sum() / 2 + ((guess - start)[options] ** 2).sum() / 20
         optimizer.zero_grad()

@@ -288,7 +288,7 @@ def test_even_models_that_were_made_for_it_show_few_answers_within_the_budgets(t
     left = [number for number, score in enumerate(scores) if score is not None]
     assert len(left) == len(SCORED) == 44
     guess = read_answers(predictions[left], [scores[number] or 0.0 for number in left], PRIOR, rounding_error(0.01))
-    assert mean_distance(guess, SCORED) > 0.2
+    assert mean_distance(PRIOR, SCORED) - mean_distance(guess, SCORED) < 0.03  # docs/security.md has the figures
     # Without the budgets the same attack succeeds, so it is the budgets that stop it.
     scores = reported(tmp_path / "open", open_policy(), predictions)
     assert None not in scores
@@ -317,7 +317,7 @@ def test_a_training_on_few_questions_shows_no_number_and_a_large_loss_shows_thre
 
 
 def test_nobody_who_knows_the_runs_seed_knows_what_a_training_or_an_evaluation_draws(tmp_path: Path) -> None:
-    """With a known seed the coordinator repeats a training and reads answers from the update: it asks for them one by one."""
+    """A coordinator that knows the seed of a training can repeat the training, and read answers from the update."""
     task = task_of(spec_of(), TaskKind.TRAIN)
     seeds = load_seeds(tmp_path, shared=False)
     drawn = {seeds.of_training(task.run, task.name, seed) for seed in range(1_000)}
