@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,10 +11,11 @@ from support.tasks import task_of
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import Partner
-from pluralllm.client.link.tasks import Answer, Task, Wait
+from pluralllm.client.link.tasks import Answer, SignedRecord, Task, Wait
 from pluralllm.client.link.transport import Traffic
 from pluralllm.client.process.config import ClientConfig
-from pluralllm.common.words.ids import ClientId, RunId, TaskId
+from pluralllm.common.trust.version_record import VersionRecord, record_sha256
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole, RunSpec
 
@@ -27,15 +28,30 @@ class EvilCoordinator:
 
     address = ADDRESS
 
-    def __init__(self, spec: RunSpec, kind: TaskKind = TaskKind.TRAIN, *, repeats: int = 0, **changes: Any) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        kind: TaskKind = TaskKind.TRAIN,
+        *,
+        repeats: int = 0,
+        updates: Sequence[int] = (),
+        **changes: Any,
+    ) -> None:
+        """Stores the task to give. repeats: number of times that the task comes again without a Hello.
+
+        updates: the number of updates behind each of the model versions 1, 2, ...; without them, the client gets no version.
+        changes: fields of the task.
+        """
         self.spec_json = spec.canonical_json()
-        digest = hashlib.sha256(self.spec_json).hexdigest()
-        self.task: Task = task_of(spec, kind, **{"spec_sha256": digest, **changes})
+        spec_sha256 = Digest(hashlib.sha256(self.spec_json).hexdigest())
+        self.records = _records(spec_sha256, updates) if updates else []
+        based = _based_on(self.records[-1]) if updates else {}
+        self.task: Task = task_of(spec, kind, **{"spec_sha256": spec_sha256, **based, **changes})
         self.traffic = Traffic()
         self.calls: list[str] = []
         self.refusals: list[tuple[str, str, bool]] = []
         self._called = asyncio.Condition()
-        self._repeats = repeats  # how often the task comes again without a Hello
+        self._repeats = repeats
         self._hands_out = False
 
     async def hello(self, *_: object) -> float:
@@ -68,9 +84,15 @@ class EvilCoordinator:
         await self._note("ReportFailure")
 
     async def fetch_model(self, *_: object) -> Any:
-        """Never answers: the test is about whether the daemon asks for a model at all."""
+        """Notes the call. The file stays away, because the worker only notes its orders."""
         await self._note("GetManifest")
-        await asyncio.Event().wait()
+
+    async def version_records(self, run: RunId, first: ModelVersion, last: ModelVersion) -> list[SignedRecord]:
+        """Answers with the records. Never answers if there are none: the test is about whether the daemon gets so far."""
+        await self._note("ListVersionRecords")
+        if not self.records:
+            await asyncio.Event().wait()
+        return [SignedRecord(record, b"") for record in self.records[first : last + 1]]
 
     async def report_progress(self, *_: object) -> None:
         await self._note("ReportProgress")
@@ -84,6 +106,27 @@ class EvilCoordinator:
         async with self._called:
             self.calls.append(call)
             self._called.notify_all()
+
+
+def _records(spec_sha256: Digest, updates: Sequence[int]) -> list[VersionRecord]:
+    """Returns the records of the versions 0, 1, ... of the run r, with so many updates of other clients in them."""
+    records: list[VersionRecord] = []
+    for version, number in enumerate((0, *updates)):
+        made = tuple((ClientId(f"b{client:02}"), Digest(f"{client:064}"), 40) for client in range(number))
+        parent = record_sha256(records[-1]) if records else ""
+        facts: dict[str, Any] = {"digest": Digest(f"{version + 100:064}"), "spec_sha256": spec_sha256, "created_s": 0.0}
+        numbers: dict[str, Any] = {"version": ModelVersion(version), "round": RoundNumber(version)}
+        records.append(VersionRecord(run=RunId("r"), parent_sha256=parent, updates=made, **numbers, **facts))
+    return records
+
+
+def _based_on(record: VersionRecord) -> dict[str, Any]:
+    return {
+        "round_number": record.version + 1,
+        "base_version": record.version,
+        "base_digest": record.digest,
+        "base_record_sha256": record_sha256(record),
+    }
 
 
 class NotedWorker:

@@ -100,13 +100,13 @@ async def test_each_setting_that_shows_more_waits_for_consent(
     assert (reason, permanent) == ("CONSENT_NEEDED", True)
     assert "pluralllm-client consent r" in message
     assert victim.worker.orders == []
-    assert "GetManifest" not in coordinator.calls
+    assert not {"ListVersionRecords", "GetManifest"} & set(coordinator.calls)
 
 
 async def test_an_ordinary_task_is_done_without_a_question(tmp_path: Path) -> None:
     coordinator = EvilCoordinator(spec_of())
     async with Victim(tmp_path / "state", Policy(), coordinator):
-        await coordinator.until_called("GetManifest")
+        await coordinator.until_called("ListVersionRecords")
     assert not (tmp_path / "state" / "disclosure" / "asked").exists()
 
 
@@ -125,10 +125,10 @@ async def test_after_the_consent_the_running_daemon_says_hello_again_and_takes_p
         await victim.refusal()
         consent(state)
         await coordinator.until_called("Hello", 2)
-        await coordinator.until_called("GetManifest")
+        await coordinator.until_called("ListVersionRecords")
         assert len(coordinator.refusals) == 1
     async with Victim(state, Policy(), again := EvilCoordinator(spec_of(training={"local_steps": 7}))):
-        await again.until_called("GetManifest")
+        await again.until_called("ListVersionRecords")
 
 
 async def test_a_consent_that_is_withdrawn_counts_from_the_next_task_on(tmp_path: Path) -> None:
@@ -168,7 +168,37 @@ async def test_a_consent_to_small_rounds_does_not_open_smaller_ones(tmp_path: Pa
     assert reason == "POLICY_FORBIDS"
     assert "min_cohort is 1, allowed is at least 2" in message
     async with Victim(state, Policy(), again := EvilCoordinator(spec, cohort_size=2)):
-        await again.until_called("GetManifest")
+        await again.until_called("ListVersionRecords")
+
+
+@pytest.mark.parametrize(("updates", "version"), [((4, 2), 2), ((1, 8), 1), ((2,), 1)])
+async def test_a_coordinator_that_publishes_models_of_fewer_updates_than_promised_gets_no_further_update(
+    tmp_path: Path, updates: tuple[int, ...], version: int
+) -> None:
+    coordinator = EvilCoordinator(spec_of(), updates=updates)
+    async with Victim(tmp_path / "state", Policy(), coordinator) as victim:
+        reason, message, permanent = await victim.refusal()
+    assert (reason, permanent) == ("POLICY_FORBIDS", True)
+    assert (
+        f"min_cohort is {updates[version - 1]} updates behind model version {version}, allowed is at least 3" in message
+    )
+    assert victim.worker.orders == []
+
+
+async def test_a_run_that_broke_its_promise_is_left_for_good(tmp_path: Path) -> None:
+    """The next version has enough updates. The client remembers, over a restart, and does not even ask for the version."""
+    state = tmp_path / "state"
+    async with Victim(state, Policy(), EvilCoordinator(spec_of(), updates=(1,))) as victim:
+        await victim.refusal()
+    async with Victim(state, Policy(), again := EvilCoordinator(spec_of(), updates=(1, 8))) as victim:
+        assert "1 updates behind model version 1" in (await victim.refusal())[1]
+    assert again.calls == ["Hello", "GetRunSpec", "ReportFailure"]
+
+
+async def test_models_of_as_many_updates_as_the_partner_allows_are_trained_on(tmp_path: Path) -> None:
+    async with Victim(tmp_path / "state", Policy(), EvilCoordinator(spec_of(), updates=(3, 3))) as victim:
+        await victim.coordinator.until_called("ReportFailure")
+    assert len(victim.worker.orders) == 1
 
 
 def test_no_preset_breaks_a_limit_of_the_default_policy() -> None:

@@ -24,7 +24,7 @@ from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.consents import Consents
 from pluralllm.client.disclosure.differences import differences_of
 from pluralllm.client.disclosure.held_share import HeldShare
-from pluralllm.client.disclosure.limits import check_task
+from pluralllm.client.disclosure.limits import check_task, check_updates_behind
 from pluralllm.client.disclosure.outgoing import (
     check_rewards_context,
     reported_failure,
@@ -320,6 +320,7 @@ class Daemon:
     def _admit(self, task: Task, spec: RunSpec) -> None:
         """Checks that this client works on a task, before anything is fetched or computed. Raises the reason if it does not."""
         check_task(self._policy, self._partner.group, self._partner.role, spec, task)
+        self._check_cohorts(task, spec)
         check_rewards_context(self._policy, spec, self._questions)
         differences = (*differences_of(self._policy, spec), *self._held_share.differences(self._policy, spec))
         self._consents.demand(task.run, spec, differences)
@@ -441,7 +442,19 @@ class Daemon:
     async def _fetch(self, task: Task, spec: RunSpec) -> Path:
         self._stage("fetching")
         with span("fetch"):
-            return await self._models.fetch(task, layout_for(spec).size_bytes, spec.rounds)
+            path = await self._models.fetch(task, layout_for(spec).size_bytes, spec.rounds)
+        await asyncio.to_thread(self._check_cohorts, task, spec)  # again, because the base version may be new
+        return path
+
+    def _check_cohorts(self, task: Task, spec: RunSpec) -> None:
+        """Checks how many updates are in each model version of the run that this client has seen, before it gives another one.
+
+        Raises PolicyForbids if there are too few: the coordinator did not do what its run spec says.
+        """
+        if task.kind is not TaskKind.EVALUATE:
+            for version, seen in self._history.seen(task.run).versions.items():
+                if seen.updates is not None:  # a release that kept hashes only has noted the others
+                    check_updates_behind(self._policy, spec, version, seen.updates)
 
     def _progress(self, task: Task) -> ProgressReports:
         return ProgressReports(functools.partial(self._transport.report_progress, task.name), self._stage)
