@@ -1,5 +1,6 @@
 """Random histories of the round machine; its invariants hold after every step."""
 
+import statistics
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -12,14 +13,18 @@ from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.clipping import MAX_LENGTH
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
+from pluralllm.server.rounds.weighting import MAX_LEANING
 
 CLIENTS = [ClientId(name) for name in ("ann", "ben", "cat", "dan", "eve")]
 clients = st.sampled_from(CLIENTS)
 rounds = st.integers(0, 4).map(RoundNumber)
 distances = st.none() | st.floats(0, MAX_JS_DISTANCE)
 versions = st.integers(0, 4).map(ModelVersion)
+examples = st.sampled_from([10, 10, 10, 1, 100_000])
+norms = st.sampled_from([None, 0.0, 1.0, 1.0, 2.0, 1000.0])
 
 
 class RoundMachine(RuleBasedStateMachine):
@@ -32,8 +37,11 @@ class RoundMachine(RuleBasedStateMachine):
         every=st.integers(1, 3),
         grace_s=st.sampled_from([0.0, 5.0, 50.0]),
         weighting=st.sampled_from(["examples", "uniform", "q_fair", "agnostic", "adaptive"]),
+        limits=st.booleans(),
     )
-    def create(self, minimum: int, extra: int, missed: str, every: int, grace_s: float, weighting: str) -> None:
+    def create(
+        self, minimum: int, extra: int, missed: str, every: int, grace_s: float, weighting: str, limits: bool
+    ) -> None:
         policy = RoundPolicy(
             min_clients=minimum,
             target_clients=minimum + extra,
@@ -46,7 +54,7 @@ class RoundMachine(RuleBasedStateMachine):
             evaluation_deadline_s=10,
         )
         aggregation = Aggregation.model_validate({"weighting": weighting, "fairness": 3.0})
-        self.first = Run(RunId("r"), 3, 4, policy, 0, Digest("d0"), aggregation=aggregation)
+        self.first = Run(RunId("r"), 3, 4, policy, 0, Digest("d0"), aggregation=aggregation, limits_members=limits)
         self.run = self.first
         self.now_s = 0.0
         self.log: list[ev.Event] = []
@@ -78,13 +86,13 @@ class RoundMachine(RuleBasedStateMachine):
         self.feed(ev.ClientsSeen(self.now_s, tuple(idle[:4]), tuple(idle[4:])))
 
     @precondition(lambda self: self.run.active)
-    @rule(which=st.integers(0, 4), distance=distances)
-    def whoever_has_a_place_delivers(self, which: int, distance: float | None) -> None:
+    @rule(which=st.integers(0, 4), distance=distances, count=examples, norm=norms)
+    def whoever_has_a_place_delivers(self, which: int, distance: float | None, count: int, norm: float | None) -> None:
         client = self.run.active[which % len(self.run.active)]
         if self.run.phase is Phase.EVALUATING:
             self.client_evaluates(client, 0.5 if distance is None else None)
         else:
-            self.client_commits(client, "x", distance)
+            self.client_commits(client, "x", distance, count, norm)
 
     @rule(trainers=st.sets(clients), held_out=st.sets(clients, max_size=2))
     def some_clients_are_idle(self, trainers: set[ClientId], held_out: set[ClientId]) -> None:
@@ -92,9 +100,11 @@ class RoundMachine(RuleBasedStateMachine):
         trainers, held_out = trainers - busy, held_out - trainers - busy
         self.feed(ev.ClientsSeen(self.now_s, tuple(sorted(trainers)), tuple(sorted(held_out))))
 
-    @rule(client=clients, digest=st.sampled_from(["x", "y"]), distance=distances)
-    def client_commits(self, client: ClientId, digest: str, distance: float | None) -> None:
-        receipt = ev.Receipt(client, Digest(f"{digest}-{client}"), 10, distance)
+    @rule(client=clients, digest=st.sampled_from(["x", "y"]), distance=distances, count=examples, norm=norms)
+    def client_commits(
+        self, client: ClientId, digest: str, distance: float | None, count: int, norm: float | None
+    ) -> None:
+        receipt = ev.Receipt(client, Digest(f"{digest}-{client}"), count, distance, norm)
         event = ev.UpdateArrived(self.now_s, self.run.round, self.run.version, receipt)
         self.feed(event)
         if receipt in self.run.receipts and self.run.phase is Phase.COLLECTING:  # a revoked member's is withdrawn
@@ -176,7 +186,7 @@ class RoundMachine(RuleBasedStateMachine):
                     counts.setdefault(number, {})[receipt.client] = receipt
                 case ev.WithdrawReceipt(number, client):
                     del counts[number][client]
-                case ev.Average(number, _, receipts, _):
+                case ev.Average(number, _, receipts):
                     assert receipts == tuple(receipt for _, receipt in sorted(counts[number].items()))
                     assert len(receipts) >= self.run.policy.min_clients
                 case _:
@@ -187,12 +197,34 @@ class RoundMachine(RuleBasedStateMachine):
         fair = self.run.aggregation.weighting not in ("examples", "uniform")
         averages = {effect.round: effect for effect in self.effects if isinstance(effect, ev.Average)}
         for average in averages.values():
-            assert len(average.weights) == (len(average.receipts) if fair else 0)
+            if fair or average.weights:
+                assert len(average.weights) == len(average.receipts)
+                assert max(average.weights) <= MAX_LEANING / len(average.receipts) + 1e-9
         for effect in self.effects:
             if isinstance(effect, ev.Publish):
                 asked = averages[effect.round]
                 assert (effect.receipts, effect.weights) == (asked.receipts, asked.weights)
+                assert effect.scales == asked.scales
                 assert effect.moments == (f"moment-{effect.round}",)
+
+    @invariant()
+    def only_limited_runs_record_weights_by_examples_or_shorten_updates(self) -> None:
+        for effect in self.effects:
+            if not isinstance(effect, ev.Average):
+                continue
+            counts = [receipt.examples for receipt in effect.receipts]
+            even = sum(counts) / len(counts)
+            uneven = max(counts) > MAX_LEANING * even or min(counts) < even / MAX_LEANING
+            if self.run.aggregation.weighting == "examples":
+                assert bool(effect.weights) == (self.run.limits_members and uneven)
+            assert len(effect.scales) in (0, len(effect.receipts))
+            if effect.scales:
+                assert self.run.limits_members
+                lengths = [
+                    scale * (receipt.norm or 0) for scale, receipt in zip(effect.scales, effect.receipts, strict=True)
+                ]
+                middle = statistics.median_low([receipt.norm for receipt in effect.receipts if receipt.norm])
+                assert max(lengths) <= MAX_LENGTH * middle * (1 + 1e-9)
 
     @invariant()
     def the_standing_is_of_clients_whose_updates_were_published(self) -> None:

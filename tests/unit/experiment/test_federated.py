@@ -1,0 +1,69 @@
+"""A federation in one process limits weights and lengths of updates exactly as the service does."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.small_survey import small_group, small_spec
+
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.experiment.federated import Flat, LocalTraining, aggregate, federate
+from pluralllm.server.rounds import events as ev
+
+NAMES = ("a", "b", "c", "d")
+STEP = np.float32(0.001)
+
+
+def spec_of(**changes: Any) -> RunSpec:
+    policy = {"min_clients": len(NAMES), "target_clients": len(NAMES)}
+    return small_spec({"rounds": 1, "groups": {"train": list(NAMES)}, "round": policy, **changes})
+
+
+def step_of_one_round(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, steps: dict[str, float], questions: int) -> float:
+    """Returns the mean change of a parameter. steps: the clients' changes of each parameter, in units of STEP.
+
+    questions: number of the questions of the last client; the others have 20.
+    """
+
+    def pretend(
+        _self: LocalTraining, base: Flat, _number: RoundNumber
+    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float]]:
+        clients = {ClientId(f"client-{index}"): steps[name] for index, name in enumerate(NAMES)}
+        return {c: np.full_like(base, STEP * np.float32(step)) for c, step in clients.items()}, dict.fromkeys(
+            clients, 0.3
+        )
+
+    monkeypatch.setattr(LocalTraining, "train_round", pretend)
+    groups = {name: small_group(name, questions=questions if name == NAMES[-1] else 20) for name in NAMES}
+    first, last = federate(spec, groups, torch.device("cpu"))
+    return float((last.values - first.values).mean(dtype=np.float64) / STEP)
+
+
+@pytest.mark.parametrize(("run_format", "expected"), [("pluralllm.run/1", 1001 / 4), ("pluralllm.run/2", 0.0)])
+def test_an_update_much_longer_than_the_others_is_shortened(
+    monkeypatch: pytest.MonkeyPatch, run_format: str, expected: float
+) -> None:
+    steps = dict.fromkeys(NAMES, -1.0) | {NAMES[-1]: 1004.0}
+    assert step_of_one_round(spec_of(format=run_format), monkeypatch, steps, 20) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("run_format", "expected"), [("pluralllm.run/1", 0.8), ("pluralllm.run/2", 0.5)])
+def test_a_group_with_nearly_all_questions_gets_three_even_shares(
+    monkeypatch: pytest.MonkeyPatch, run_format: str, expected: float
+) -> None:
+    spec = spec_of(format=run_format, evaluation={"context_questions": 6, "draws": 1, "holdout_share": 0.0})
+    steps = dict.fromkeys(NAMES, -1.0) | {NAMES[-1]: 1.0}  # 540 of 600 questions
+    assert step_of_one_round(spec, monkeypatch, steps, 540) == pytest.approx(expected, abs=1e-3)
+
+
+def test_factors_are_applied_before_the_mean() -> None:
+    spec = spec_of()
+    clients = [ClientId("a"), ClientId("b")]
+    deltas = {client: np.full(5, value, np.float32) for client, value in zip(clients, (1.0, 100.0), strict=True)}
+    receipts = tuple(ev.Receipt(client, Digest("x"), 10) for client in clients)
+    average = ev.Average(RoundNumber(1), ModelVersion(0), receipts, (), (1.0, 0.03))
+    values, _ = aggregate(spec, np.zeros(5, np.float32), np.empty((0, 5), np.float32), average, deltas)
+    assert values.tolist() == [2.0] * 5
+    assert deltas[clients[1]].tolist() == [100.0] * 5  # the update itself stays as it was
