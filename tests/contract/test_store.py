@@ -243,7 +243,9 @@ def upgrade(connection: Connection, revision: str) -> None:
     command.upgrade(config, revision)
 
 
-async def test_observers_of_an_older_release_may_still_read_every_run(database: str) -> None:
+async def test_members_of_an_older_release_have_the_default_limit_and_observers_may_still_read_every_run(
+    database: str,
+) -> None:
     engine = new_engine(sa.make_url(database))
     async with engine.begin() as connection:
         await connection.run_sync(lambda opened: upgrade(opened, "0006"))
@@ -262,6 +264,7 @@ async def test_observers_of_an_older_release_may_still_read_every_run(database: 
     expected = {"ann": (), "eve": ("*",), "root": ()}
     assert {member.name: member.runs for member in everyone.members} == expected
     assert {invite.name: invite.runs for invite in everyone.invites} == expected
+    assert {record.max_examples for record in (*everyone.members, *everyone.invites)} == {10_000}
     assert [issued.predecessor for issued in everyone.certificates] == [""]
     await store.close()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from structlog.testing import capture_logs
 from support.coordinator_harness import HandClient, Served, serving, small_spec, until_phase, write_delta
 
 from pluralllm.common.errors.tree import InvalidArgument, OverLimit
@@ -142,8 +143,11 @@ async def test_honest_cohorts_have_the_weights_that_follow_from_their_examples(t
 async def test_an_update_a_thousand_times_as_long_as_the_others_is_shortened_to_three_times(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         clients = await together(served, *HONEST, EVIL)
-        record, change = await one_round(served, spec_of(8), clients, {EVIL: -1000 * STEP}, tmp_path)
+        with capture_logs() as log:
+            record, change = await one_round(served, spec_of(8), clients, {EVIL: -1000 * STEP}, tmp_path)
     assert record.scales == pytest.approx((*(1.0,) * 7, 3 / 1000))
+    (line,) = (entry for entry in log if entry["event"] == "update.shortened")
+    assert (line["run"], line["round"], line["client"], line["scale"]) == ("r", 1, EVIL, record.scales[-1])
     assert change == pytest.approx(STEP * (7 - 3) / 8, rel=1e-3)
 
 

@@ -308,10 +308,11 @@ def test_a_member_that_was_revoked_and_invited_again_joins_into_the_same_folder(
     first = (town.folder / "back/pluralllm-client-state/identity/credentials.pem").read_bytes()
     town.does("host", CLI, "revoke", "back")
     (town.folder / "back/back.invite").unlink()
-    town.does("back", CLIENT, "join", town.invited("back").name)
+    town.does("back", CLIENT, "join", town.invited("back", "--role", "client", "--max-examples", "77").name)
     assert (town.folder / "back/pluralllm-client-state/identity/credentials.pem").read_bytes() != first
     members = json.loads(town.does("host", CLI, "members", "--json"))["members"]
-    assert [member["state"] for member in members if member["name"] == "members/back"] == ["active"]
+    (back,) = (member for member in members if member["name"] == "members/back")
+    assert (back["state"], back["max_examples"]) == ("active", 77)
 
 
 def test_an_invite_works_as_one_line_and_from_standard_input(town: Town) -> None:

@@ -125,6 +125,17 @@ async def test_an_observer_has_the_runs_of_its_invite_also_after_a_restart(regis
     assert (await place.open()).principal(chain).runs == runs
 
 
+@pytest.mark.parametrize(("asked", "limit"), [(0, 10_000), (1, 1), (10**9, 10**9)])
+async def test_a_client_has_the_limit_of_examples_of_its_invite_also_after_a_restart(
+    registry: Registry, place: Place, asked: int, limit: int
+) -> None:
+    invite, token = await registry.invite(ROOT, InviteOrder("org-a", CLIENT, max_examples=asked))
+    member, chain = await registry.join("org-a", token, request())
+    assert (invite.max_examples, member.max_examples, registry.principal(chain).max_examples) == (limit,) * 3
+    await place.store.close()
+    assert (await place.open()).principal(chain).max_examples == limit
+
+
 async def test_a_clients_group_is_its_name_where_none_is_given(registry: Registry) -> None:
     assert (await joined(registry, "org-a")).group == "org-a"
     assert (await joined(registry, "eve", OBSERVER)).group == ""
@@ -220,6 +231,10 @@ async def test_a_key_belongs_to_one_member(registry: Registry) -> None:
         (InviteOrder("org-a", OBSERVER, runs=tuple(f"r{number}" for number in range(101))), "runs"),
         (InviteOrder("org-a", CLIENT, runs=("r",)), "runs: are for observers"),
         (InviteOrder("org-a", ADMIN, runs=(ALL_RUNS,)), "runs: are for observers"),
+        (InviteOrder("org-a", CLIENT, max_examples=-1), "max_examples"),
+        (InviteOrder("org-a", CLIENT, max_examples=10**9 + 1), "max_examples"),
+        (InviteOrder("org-a", ADMIN, max_examples=5), "max_examples: is for clients"),
+        (InviteOrder("org-a", OBSERVER, runs=(ALL_RUNS,), max_examples=5), "max_examples: is for clients"),
     ],
 )
 async def test_an_order_out_of_range_is_refused(registry: Registry, order: InviteOrder, field: str) -> None:

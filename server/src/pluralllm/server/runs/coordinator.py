@@ -230,6 +230,7 @@ class Coordinator:
         self._reconcile(run)
         for effect in effects:
             if isinstance(effect, ev.Average):
+                _log_shortened(run, effect)
                 self._average(run, effect)
         has_ended = run.is_over and not was_over
         if has_ended or any(isinstance(effect, ev.Publish | ev.Abandon) for effect in effects):
@@ -401,3 +402,11 @@ class Coordinator:
         facts.pop("at_s")
         names = [type(effect).__name__ for effect in effects]
         log.info("run.event", run=run.id, sequence=run.sequence, kind=ev.event_kind(event), effects=names, **facts)
+
+
+def _log_shortened(run: LiveRun, effect: ev.Average) -> None:
+    """Logs each update that is shortened before it is averaged, because it is much longer than the others of its round."""
+    for receipt, scale in zip(effect.receipts, effect.scales, strict=True) if effect.scales else ():
+        if scale < 1:
+            facts = {"client": receipt.client, "delta_l2": receipt.norm, "scale": scale}
+            log.warning("update.shortened", run=run.id, round=effect.round, **facts)
