@@ -9,7 +9,8 @@ from support.small_survey import small_group, small_spec
 
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.experiment.federated import Flat, LocalTraining, aggregate, federate
+from pluralllm.experiment.federated import LocalTraining, aggregate, federate
+from pluralllm.experiment.stacked import Flat
 from pluralllm.server.rounds import events as ev
 
 NAMES = ("a", "b", "c", "d")
