@@ -7,6 +7,7 @@ result happened.
 import asyncio
 import contextlib
 import os
+import re
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -61,7 +62,9 @@ def channel(identity: Identity) -> grpc.aio.Channel:
 
 
 def outcome(error: grpc.aio.AioRpcError) -> str:
-    return f"{error.code().name}: {(error.details() or '').split('(')[0].strip()[:48]}"
+    """Returns the status and the first sentence of an error, without names and numbers, so that equal errors count together."""
+    sentence = re.split(r"[.;(]\s", error.details() or "")[0].strip()
+    return f"{error.code().name}: {re.sub(r'attacker-[0-9]+', 'a member', sentence)}"
 
 
 def call(there: grpc.aio.Channel, kind: str, method: str) -> Any:

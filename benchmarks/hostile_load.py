@@ -186,7 +186,8 @@ async def attacked(
     """Runs one attack. Returns the members' observations, the time to join in seconds, and the attack's own counts."""
     command = [__file__, "--attack", name, "--members", *(str(attacker.folder) for attacker in attackers)]
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdin=pipe, stdout=pipe)
+    environment = {**os.environ, "GRPC_VERBOSITY": "ERROR"}
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdin=pipe, stdout=pipe, env=environment)
     assert process.stdin is not None
     assert process.stdout is not None
     assert await process.stdout.readline() == b"ready\n", f"the attack {name} did not begin"
