@@ -1,5 +1,6 @@
 """When a call of Hello writes to the database."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -56,3 +57,33 @@ async def test_a_clock_that_goes_back_does_not_keep_a_row_from_being_written(sto
     rows = ClientRows(store)
     await rows.save(ANN)
     assert await rows.save(seen(50.0))
+
+
+class SlowStore(MemoryStore):
+    """A store that writes a client's row only when the test lets it, and counts the writes that have begun."""
+
+    def __init__(self) -> None:
+        super().__init__(Tables())
+        self.goes_on = asyncio.Event()
+        self.begun: list[ClientId] = []
+
+    async def save_client(self, record: ClientRecord) -> None:
+        self.begun.append(record.client)
+        await self.goes_on.wait()
+        await super().save_client(record)
+
+
+async def test_of_a_client_that_says_hello_many_times_at_once_one_write_waits_and_others_wait_for_none_of_it() -> None:
+    store = SlowStore()
+    rows = ClientRows(store)
+    different = [replace(ANN, training_questions=number) for number in range(10)]
+    of_ann = [asyncio.create_task(rows.save(record)) for record in (*different, *[different[-1]] * 10)]
+    of_ben = asyncio.create_task(rows.save(replace(ANN, client=ClientId("ben"))))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert store.begun == ["ann", "ben"]
+    store.goes_on.set()
+    assert await of_ben
+    assert await asyncio.gather(*of_ann) == [True] * 10 + [False] * 10
+    assert store.begun.count(ClientId("ann")) == 10
+    assert (await store.clients())[0].training_questions == 9
