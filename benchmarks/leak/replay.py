@@ -88,7 +88,7 @@ class Replay:
         return prediction_loss(predicted, batch, self._spec.training, clients=1)[0]
 
 
-def invert(replay: Replay, delta: Flat, start: Shares, iterations: int, rate: float = 0.1) -> tuple[Shares, float]:
+def invert(replay: Replay, delta: Flat, start: Shares, iterations: int, rate: float = 0.3) -> tuple[Shares, float]:
     """Seeks the shares whose replay gives the update. start: the guess to begin with, (P,).
 
     Returns the shares of the iteration whose update was nearest, and the relative squared distance of that update.
