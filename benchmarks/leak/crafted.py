@@ -6,6 +6,7 @@ its owner consents, because the settings depart from every preset.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from pluralllm.common.predictor.data import Episode, GroupData, make_batch
 from pluralllm.common.words.spec import RunSpec
 
 WIDTH = 2048  # more than a group has points
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "rounds": 1,
     "predictor": {"d_model": WIDTH, "heads": 8, "feedforward": 8, "dropout": 0.0, "share_scale": 1e-30},
     "training": {
@@ -34,11 +35,11 @@ SETTINGS = {
 }
 
 
-def settings_for(data: GroupData) -> dict[str, object]:
+def settings_for(data: GroupData) -> dict[str, Any]:
     """Returns the settings of the adversarial spec. All questions of the group but one are targets."""
     targets = len(data.questions) - 1
     episodes = {"min_context": 1, "max_context": 1, "min_targets": targets, "max_targets": targets}
-    return {**SETTINGS, "training": {**SETTINGS["training"], "episodes": episodes}}  # type: ignore[dict-item]
+    return {**SETTINGS, "training": {**SETTINGS["training"], "episodes": episodes}}
 
 
 def without_context(spec: RunSpec, values: Flat) -> Flat:
