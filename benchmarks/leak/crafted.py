@@ -50,12 +50,12 @@ def without_context(spec: RunSpec, values: Flat) -> Flat:
         ("layers.0.attention_out.bias", None),
         ("head.1.weight", 1),
     ):
-        tensor = part(spec, changed, name)
+        tensor = values_of(spec, changed, name)
         tensor[: len(tensor) if rows is None else rows] = 0
     return changed
 
 
-def part(spec: RunSpec, values: Flat, name: str) -> Flat:
+def values_of(spec: RunSpec, values: Flat, name: str) -> Flat:
     """Returns the view of one parameter's values, in the parameter's shape."""
     start = 0
     for tensor, shape in layout_for(spec).tensors:
@@ -79,7 +79,7 @@ def hidden(spec: RunSpec, base: Flat, data: GroupData) -> NDArray[np.float64]:
 
 def answers_of(spec: RunSpec, base: Flat, delta: Flat, data: GroupData) -> Shares:
     """Returns the shares that the update hands over, by least squares on the row that predicts the mean."""
-    row = part(spec, delta, "head.1.weight")[0].astype(np.float64)
+    row = values_of(spec, delta, "head.1.weight")[0].astype(np.float64)
     points = hidden(spec, base, data)
     errors = np.linalg.lstsq(points.T, row, rcond=1e-9)[0]  # (P,): (true share - predicted share) / targets
     sizes = np.diff(data.offsets)

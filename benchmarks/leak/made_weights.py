@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leak.crafted import part
+from leak.crafted import values_of
 from leak.setting import Flat, Shares, of_question, trained_questions
 from pluralllm.client.work.losses import SMOOTHING
 from pluralllm.client.work.train import learning_rate
@@ -53,13 +53,13 @@ def tiny_weights(spec: RunSpec, values: Flat) -> Flat:
         "head.1.weight": 0,
     }
     for name, value in constants.items():
-        part(spec, changed, name)[:] = value
+        values_of(spec, changed, name)[:] = value
     for name, size in (("embedder.0", BEFORE), ("embedder.1", BEFORE), ("head.0", BEHIND)):
-        tensor = part(spec, changed, f"{name}.weight")
+        tensor = values_of(spec, changed, f"{name}.weight")
         tensor *= size / tensor.std()
-    out = part(spec, changed, "head.1.weight")
+    out = values_of(spec, changed, "head.1.weight")
     out[0] = np.where(np.arange(out.shape[1]) % 2, 0.1, -0.1)
-    part(spec, changed, "head.1.bias")[:] = (0.0, 100.0)  # a spread beyond its bound has no gradient
+    values_of(spec, changed, "head.1.bias")[:] = (0.0, 100.0)  # a spread beyond its bound has no gradient
     return changed
 
 
@@ -86,7 +86,7 @@ def gradients_of(spec: RunSpec, base: Flat, delta: Flat, data: GroupData) -> NDA
         spec.embedding.dimension / len(spec.embedding.templates)
     )  # (P, D)
     first, second, head, out = (
-        part(spec, base, f"{name}.weight").astype(np.float64)
+        values_of(spec, base, f"{name}.weight").astype(np.float64)
         for name in ("embedder.0", "embedder.1", "head.0", "head.1")
     )
     slope = head.T @ out[0]  # (d,)
@@ -94,7 +94,7 @@ def gradients_of(spec: RunSpec, base: Flat, delta: Flat, data: GroupData) -> NDA
         slope = (slope - slope.mean()) * gain / np.sqrt(NORM_EPSILON)
     slope = second.T @ slope
     active = (points @ first[:, :-1].T > 0) * slope  # (P, d)
-    moved = part(spec, delta, "embedder.0.weight").astype(np.float64)[:, :-1]  # (d, D)
+    moved = values_of(spec, delta, "embedder.0.weight").astype(np.float64)[:, :-1]  # (d, D)
     values, vectors = np.linalg.eigh((points @ points.T) * (active @ active.T))
     kept = values > LEAST * values[-1]
     total = -EPSILON * ((points @ moved.T) * active).sum(1)  # (P,)

@@ -10,7 +10,7 @@ from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.predictor.metrics import js_distances
 from pluralllm.common.words.spec import RunSpec
 
-FACTORS = (0.25, 0.5, 1.0, 2.0)  # of a client's own direction; the best one for the attacker is reported
+FACTORS = (0.01, 0.03, 0.1, 0.3)  # of the direction of a client; the best one for the attacker is reported
 
 
 def own_direction(rounds: Sequence[Round], client: str) -> Flat:
