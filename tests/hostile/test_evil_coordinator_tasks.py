@@ -144,13 +144,13 @@ async def test_a_consent_that_is_withdrawn_counts_from_the_next_task_on(tmp_path
 async def test_a_coordinator_that_repeats_a_refused_task_is_refused_each_time_and_asks_the_owner_once(
     tmp_path: Path,
 ) -> None:
-    coordinator = EvilCoordinator(spec_of(**ONE_STEP), repeats=20)
+    coordinator = EvilCoordinator(spec_of(**ONE_STEP), repeats=4)
     state = tmp_path / "state"
     async with Victim(state, Policy(), coordinator) as victim:
         await victim.refusal()
         asked = state / "disclosure" / "asked" / "r.json"
         written_ns = asked.stat().st_mtime_ns
-        await coordinator.until_called("ReportFailure", 21)
+        await coordinator.until_called("ReportFailure", 5)
         assert asked.stat().st_mtime_ns == written_ns
     assert {reason for reason, _, _ in coordinator.refusals} == {"CONSENT_NEEDED"}
     assert victim.worker.orders == []
