@@ -54,7 +54,7 @@ def refusal(policy: Policy, spec: RunSpec = SPEC, kind: TaskKind = TaskKind.TRAI
         (
             {"allowed_embedding_models": ["minilm*", "tiny"]},
             {"allowed_embedding_models": ["minilm*", "bge-*"]},
-            "allowed_embedding_models is tiny, allowed is minilm*, bge-*",
+            "allowed_embedding_models is tiny@main, allowed is minilm*, bge-*",
         ),
     ],
 )
@@ -146,7 +146,17 @@ def test_a_branch_a_tag_and_a_commit_are_revisions(revision: str) -> None:
 def test_the_default_policy_allows_the_embedding_model_that_a_new_spec_names() -> None:
     model = "sentence-transformers/all-MiniLM-L6-v2"
     check(Policy(), process_spec(embedding={"model": model, "dimension": 768}))
-    assert "allowed_embedding_models is tiny" in refusal(Policy())
+    assert "allowed_embedding_models is tiny@main" in refusal(Policy())
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/7", "c9745ed1d9f207416be6d2e6f8de32d1f16199bf", "main2", "v1.0"])
+def test_the_default_policy_allows_no_revision_that_a_stranger_may_have_proposed(revision: str) -> None:
+    model = {"model": "sentence-transformers/all-MiniLM-L6-v2", "dimension": 768}
+    spec = process_spec(embedding={**model, "revision": revision})
+    assert f"all-MiniLM-L6-v2@{revision}, allowed is" in refusal(Policy(), spec)
+    for pattern in ("sentence-transformers/*", f"sentence-transformers/*@{revision}", "*"):
+        check(Policy(allowed_embedding_models=(pattern,), min_cohort=1), spec)
+    refusal(Policy(allowed_embedding_models=("sentence-transformers/*@another", "other/*")), spec)
 
 
 @pytest.mark.parametrize("policy", [open_policy(allow_evaluation=False), open_policy(allowed_metrics=["loss"])])

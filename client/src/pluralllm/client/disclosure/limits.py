@@ -56,17 +56,20 @@ def check_part(group: str, role: GroupRole, spec: RunSpec, kind: TaskKind) -> No
 
 
 def check_embedding_model(policy: Policy, embedding: Embedding) -> None:
-    """Checks that the run's embedding model is a model id that the policy allows. Raises PolicyForbids otherwise.
+    """Checks that the policy allows the run's embedding model in the run's revision. Raises PolicyForbids otherwise.
 
-    A path, absolute or relative, is never allowed: the run spec must not choose files of this machine.
+    A path, absolute or relative, is never allowed: the run spec must not choose files of this machine. A pattern may end in
+    @REVISION. Everybody can propose weights for a public model, and such a proposal is a revision, too: a model made for the
+    purpose would keep the questions apart in the update, and so show their answers.
     """
     key, patterns = "allowed_embedding_models", policy.allowed_embedding_models
     if MODEL_ID.fullmatch(embedding.model) is None or ".." in embedding.model:
         _forbid(key, repr(embedding.model), "a model id: NAME or OWNER/NAME, never a path")
     if REVISION.fullmatch(embedding.revision) is None or ".." in embedding.revision:
         _forbid(key, f"revision {embedding.revision!r}", "the name of a branch or tag, or a commit")
-    if not any(fnmatch.fnmatchcase(embedding.model, pattern) for pattern in patterns):
-        _forbid(key, embedding.model, ", ".join(patterns) or "none")
+    model = f"{embedding.model}@{embedding.revision}"
+    if not any(fnmatch.fnmatchcase(model, pattern if "@" in pattern else f"{pattern}@*") for pattern in patterns):
+        _forbid(key, model, ", ".join(patterns) or "none")
 
 
 def check_model_size(policy: Policy, spec: RunSpec) -> None:

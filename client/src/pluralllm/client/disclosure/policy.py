@@ -58,7 +58,8 @@ class Policy(BaseModel):
     max_task_minutes: Positive = 120.0  # time from the start of a task's work to its result
     max_worker_memory_gib: Positive = 16.0  # resident memory of the training process
     # Patterns as in a shell. A run spec names a model id, never a path; the partner's own folder is in its configuration.
-    allowed_embedding_models: tuple[str, ...] = ("sentence-transformers/*",)
+    # A pattern without @REVISION allows every revision, also one that a stranger proposed.
+    allowed_embedding_models: tuple[str, ...] = ("sentence-transformers/*@main",)
     # A run with other settings waits for the owner's consent: settings alone can make an update that shows every answer.
     allowed_presets: tuple[Preset, ...] = PRESETS
     # Limits on what leaves this machine. The consents and budgets are in the state directory, in the folder disclosure.
