@@ -356,6 +356,19 @@ async def test_new_spec_passes_the_check(tmp_path: Path, preset: str) -> None:
     assert len(checked.json["sha256"]) == 64
 
 
+async def test_a_new_spec_names_the_groups_and_counts_those_that_train(tmp_path: Path) -> None:
+    trains = [word for name in "abcde" for word in ("--train", name)]
+    made = await pluralllm("spec", "new", *trains, "--held-out", "f", "--clients", "8")
+    (tmp_path / "run.toml").write_text(made.out)
+    spec = (await pluralllm("spec", "check", str(tmp_path / "run.toml"), "--json")).json["spec"]
+    assert spec["groups"] == {"train": list("abcde"), "held_out": ["f"]}
+    assert (spec["round"]["min_clients"], spec["round"]["target_clients"]) == (4, 5)
+
+
+async def test_too_few_clients_are_refused() -> None:
+    assert "3" in (await pluralllm("spec", "new", "--clients", "2")).err
+
+
 async def test_unknown_preset_is_refused_with_those_there_are() -> None:
     assert_one_clear_line(await pluralllm("spec", "new", "--preset", "nature"), 3, "default, paper")
 
