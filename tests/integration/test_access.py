@@ -63,9 +63,9 @@ EXPECTED: dict[str, frozenset[MemberRole]] = {
     for roles, rpcs in (
         ((CLIENT,), "Hello Poll GetRunSpec GetRollouts BeginUpdate PutChunks CommitUpdate"),
         ((CLIENT,), "ReportEvaluation ReportProgress ReportFailure"),
-        ((CLIENT, ADMIN), "ListVersionRecords GetManifest GetChunks GetModel"),
+        ((CLIENT, ADMIN), "ListVersionRecords GetManifest GetChunks GetModel ListAuditEvents"),
         ((ADMIN,), "CreateRun StartRun PauseRun ResumeRun CancelRun AskRewards GetRewards"),
-        ((ADMIN,), "ListMembers CreateInvite ApproveMember RevokeMember ListAuditEvents"),
+        ((ADMIN,), "ListMembers CreateInvite ApproveMember RevokeMember"),
         (tuple(MemberRole), "GetRun ListRuns GetRound ListRounds ListEvaluations WatchRun"),
         (tuple(MemberRole), "Check List Watch ServerReflectionInfo Renew"),
         ((), "Join GetMembership"),

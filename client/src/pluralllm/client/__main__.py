@@ -10,7 +10,7 @@ import stamina.instrumentation
 import structlog
 import typer
 
-from pluralllm.client import consent_command, data_commands, doctor, support_command
+from pluralllm.client import consent_command, data_commands, doctor, history_commands, support_command
 from pluralllm.client.data.private_data import read_group
 from pluralllm.client.disclosure.missing_keys import report_missing_keys
 from pluralllm.client.disclosure.policy import DEFAULT_POLICY, load_policy
@@ -39,6 +39,8 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app, name="data")
 app.command("consent")(consent_command.consent)
+app.command("history")(history_commands.history)
+app.command("audit")(history_commands.audit)
 app.command("doctor")(doctor.doctor)
 app.command("support-bundle")(support_command.support_bundle)
 

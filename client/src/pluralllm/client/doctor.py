@@ -13,6 +13,8 @@ from pluralllm.client.data.private_data import check_file
 from pluralllm.client.disclosure.consents import COMMAND, Consents
 from pluralllm.client.disclosure.policy import load_policy
 from pluralllm.client.joining.partner import load_partner
+from pluralllm.client.keeping.audit_watch import FILE, read_heads
+from pluralllm.client.keeping.history import History
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import Check, Json, checked, print_checks
@@ -115,6 +117,30 @@ def _partner(config: ClientConfig) -> Check:
     return Check("member", ok=True, result=f"{partner.name}, group {partner.group} ({does})")
 
 
+def _history(config: ClientConfig) -> Check:
+    """Checks that this client can check the signatures of version records, and that the history's files can be read."""
+    history = History(config.state_dir / "history") if (config.state_dir / "history").is_dir() else None
+    count = 0 if history is None else sum(len(history.seen(run).versions) for run in history.runs())
+    identity = load_partner(config).identity
+    if identity is None or identity.membership.record_verifier is not None:
+        how = "no signatures in plain text" if identity is None else "signed with the key in the invite"
+        return Check("history", ok=True, result=f"{count} model versions seen, {how}")
+    fix = "ask an administrator to revoke this membership and to invite you anew: the new invite has the key"
+    return Check("history", ok=True, result=f"{count} model versions seen, their signatures are not checked", fix=fix)
+
+
+def _audit_log(config: ClientConfig) -> Check:
+    """Checks that the coordinator's audit log has not contradicted what this client had seen of it."""
+    folder = config.state_dir / "history"
+    seen = read_heads(folder)
+    if seen.complaint is not None:
+        fix = f"ask the coordinator's operator by phone; keep {folder / FILE}, or move it away if a backup was restored there"
+        problem = f"on {seen.complaint.seen} the coordinator's audit log {seen.complaint.problem}"
+        return Check("audit log", ok=False, result=problem, fix=fix)
+    result = f"entry {seen.sequence} seen on {seen.seen}" if seen.sequence else "not seen yet"
+    return Check("audit log", ok=True, result=result)
+
+
 def _identity(config: ClientConfig) -> Identity:
     """Returns the daemon's identity. Callers must make sure that the daemon does not use plain text."""
     identity = load_partner(config).identity
@@ -143,5 +169,7 @@ PROBES: dict[str, Callable[[ClientConfig], Check]] = {
     "device": _device,
     "embedding model": _model,
     "member": _partner,
+    "history": _history,
+    "audit log": _audit_log,
     "plain text": _plain_coordinator,
 }

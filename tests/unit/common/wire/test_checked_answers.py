@@ -20,7 +20,7 @@ from pluralllm.common.wire.checked_answers import (
     unchecked_fields,
 )
 from pluralllm.common.words.ids import ClientId
-from pluralllm.v1 import enrolment_pb2, federation_pb2
+from pluralllm.v1 import enrolment_pb2, federation_pb2, operations_pb2
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import resources_pb2 as resources
 
@@ -30,6 +30,7 @@ NOW = Timestamp(seconds=1_790_000_000)
 TASK = "runs/first/rounds/2/tasks/train-ann"
 SERVICES = (federation_pb2.DESCRIPTOR.services_by_name, enrolment_pb2.DESCRIPTOR.services_by_name)
 METHODS = [method for services in SERVICES for service in services.values() for method in service.methods]
+METHODS += [operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].methods_by_name["ListAuditEvents"]]
 EVIL_IDS = ["", "../x", "a/b", ".", "..", "A", "a" * 41, "a\n", "a\x1b[2J", "/etc", "a.b", "-"]
 EVIL_DIGESTS = ["", "a" * 63, "a" * 65, "A" * 64, "../" + "a" * 61, "a" * 64 + "\n"]
 

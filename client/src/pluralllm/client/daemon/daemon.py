@@ -121,7 +121,7 @@ class Daemon:
         self._worker = worker
         self._state = config.state_dir.absolute()
         self._outbox = Outbox(self._state / "outbox")
-        self._history = history_of(config, partner)
+        self._history, self._audit = history_of(config, partner, transport)
         self._unfinished = self._history.open_runs()  # an earlier process took part in these
         self._models = Models(self._state / "models", self._history, transport)
         self._drafts = Drafts(self._state / "drafts")
@@ -193,6 +193,7 @@ class Daemon:
                 answer = await self._transport.poll(held, sorted(following))
                 CONNECTED.set(1)
                 backoff_s = FIRST_BACKOFF_S
+                await self._audit.look(self._transport.audit_head)
                 if await self._take(answer):
                     return
             except StaleSession:

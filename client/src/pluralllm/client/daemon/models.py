@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from pluralllm.client.joining.partner import Partner
+from pluralllm.client.keeping.audit_watch import AuditWatch
 from pluralllm.client.keeping.history import History
 from pluralllm.client.keeping.history_copy import HistoryCopy
 from pluralllm.client.link.tasks import Task
@@ -19,8 +20,11 @@ log = structlog.get_logger()
 KEPT = 2
 
 
-def history_of(config: ClientConfig, partner: Partner) -> History:
-    """Returns the history that this daemon keeps. Logs a warning if the invite had no key to check the records' signatures."""
+def history_of(config: ClientConfig, partner: Partner, transport: Transport) -> tuple[History, AuditWatch]:
+    """Returns the history that this daemon keeps, and its watch over the coordinator's audit log.
+
+    Logs a warning if the invite had no key to check signatures.
+    """
     verifier = None
     if partner.identity is not None:
         verifier = partner.identity.membership.record_verifier
@@ -28,7 +32,9 @@ def history_of(config: ClientConfig, partner: Partner) -> History:
             fix = "ask an administrator to revoke this membership and to invite you anew"
             log.warning("history.signatures_not_checked", fix=fix)
     copy = None if config.history_copy is None else HistoryCopy(config.history_copy)
-    return History(config.state_dir.absolute() / "history", partner.name, verifier, copy)
+    folder = config.state_dir.absolute() / "history"
+    history = History(folder, partner.name, verifier, copy)
+    return history, AuditWatch(folder, transport.audit_entries, verifier, copy)
 
 
 class Models:

@@ -8,7 +8,7 @@ import grpc
 import structlog
 
 from pluralllm.common.wire.chunk_messages import GET_CHUNKS, PUT_CHUNKS, chunk_reader
-from pluralllm.v1 import enrolment_pb2_grpc, federation_pb2_grpc
+from pluralllm.v1 import enrolment_pb2_grpc, federation_pb2_grpc, operations_pb2_grpc
 from pluralllm.v1 import federation_pb2 as pb
 
 log = structlog.get_logger()
@@ -64,6 +64,7 @@ class Connection:
     def _use(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
         self.stub: Any = federation_pb2_grpc.FederationServiceStub(channel)
+        self.operations: Any = operations_pb2_grpc.OperationsServiceStub(channel)
         self.get_chunks: Any = channel.unary_stream(
             GET_CHUNKS, pb.GetChunksRequest.SerializeToString, chunk_reader(pb.GetChunksResponse)
         )

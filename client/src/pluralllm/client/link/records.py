@@ -1,6 +1,7 @@
-"""Version records as the coordinator sends them, converted to the form whose hash the client computes."""
+"""Version records and audit entries as the coordinator sends them, converted to the forms whose hashes the client computes."""
 
-from pluralllm.client.link.tasks import SignedRecord
+from pluralllm.client.link.tasks import ShownEntry, SignedRecord
+from pluralllm.common.trust.audit_chain import AuditEntry, WithheldEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.v1 import resources_pb2 as pb
@@ -22,3 +23,21 @@ def signed_record(run: RunId, message: pb.VersionRecord) -> SignedRecord:
         scales=tuple(message.scales),
     )
     return SignedRecord(record, message.signature)
+
+
+def shown_entry(message: pb.AuditEvent) -> ShownEntry:
+    """Converts a message to an audit entry, or to a withheld entry."""
+    if message.withheld:
+        return ShownEntry(WithheldEntry(message.sequence, message.previous_sha256), message.sha256)
+    entry = AuditEntry(
+        sequence=message.sequence,
+        at_us=message.time.seconds * 10**6 + message.time.nanos // 1000,
+        actor=message.actor.removeprefix("members/"),
+        serial=message.serial,
+        action=message.action,
+        object=message.object,
+        result=message.result,
+        facts_json=message.facts_json,
+        previous_sha256=message.previous_sha256,
+    )
+    return ShownEntry(entry, message.sha256)

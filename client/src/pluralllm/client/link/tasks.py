@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pluralllm.common.trust.audit_chain import AuditEntry, WithheldEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
@@ -52,6 +53,14 @@ class SignedRecord:
 
     record: VersionRecord
     signature: bytes  # empty without certificates
+
+
+@dataclass(frozen=True, slots=True)
+class ShownEntry:
+    """An audit entry as the coordinator presents it, with its hash. The content of other members' entries is withheld."""
+
+    entry: AuditEntry | WithheldEntry
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ import structlog
 
 from pluralllm.client.link.channel import Connection, OpenChannel
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
-from pluralllm.client.link.records import signed_record
-from pluralllm.client.link.tasks import Answer, AuditHead, RunOver, Scores, SignedRecord, Task, Wait
+from pluralllm.client.link.records import shown_entry, signed_record
+from pluralllm.client.link.tasks import Answer, AuditHead, RunOver, Scores, ShownEntry, SignedRecord, Task, Wait
 from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import from_rpc_error
@@ -58,7 +58,7 @@ from pluralllm.common.words.addresses import check_loopback
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.v1 import enrolment_pb2
+from pluralllm.v1 import enrolment_pb2, operations_pb2
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1.resources_pb2 import RunOutcome
 
@@ -225,6 +225,19 @@ class Transport:
         request = pb.ListVersionRecordsRequest(run=run, first_version=first, last_version=last)
         response: pb.ListVersionRecordsResponse = await self._call("ListVersionRecords", request)
         return [signed_record(run, message) for message in response.records]
+
+    async def audit_entries(self, after: int, limit: int) -> list[ShownEntry]:
+        """Returns at most `limit` entries of the audit log whose number is above `after`, oldest first.
+
+        The content of entries that do not concern this client is withheld. Raises RoleForbids if the coordinator's release shows
+        the audit log to administrators only.
+        """
+        request = operations_pb2.ListAuditEventsRequest(page_size=limit, after_sequence=after)
+        method = self._connection.operations.ListAuditEvents
+        response: operations_pb2.ListAuditEventsResponse = await self._answer(
+            "ListAuditEvents", method, request, CALL_DEADLINE_S
+        )
+        return [shown_entry(message) for message in response.events]
 
     async def rollouts(self, task: TaskId) -> bytes:
         """Returns the batch of rollouts for a reward task, as JSON that the function `read_rollouts` reads.

@@ -17,7 +17,7 @@ from pluralllm.common.words.spec import GroupRole
 
 
 class JoinConfig(ProcessConfig):
-    """The paths in the daemon's configuration that joining needs. Joining ignores all other keys, which may be missing."""
+    """The keys of the daemon's configuration that joining and reading need. All other keys are ignored and may be missing."""
 
     model_config = ConfigDict(extra="ignore")
     env_prefix: ClassVar[str] = "PLURALLLM_CLIENT_"
@@ -25,6 +25,7 @@ class JoinConfig(ProcessConfig):
     state_dir: Path = Path("pluralllm-client-state")
     identity: Path | None = None
     policy: Path | None = None
+    coordinator: Annotated[str, AfterValidator(check_address)] | None = None
 
 
 class ClientConfig(ProcessConfig):

@@ -66,12 +66,23 @@ INVITE = Form(
 )
 AUDIT_LOG = Form(
     "audit-log",
-    ("pluralllm audit",),
+    ("pluralllm audit", "pluralllm-client audit"),
     {
-        "entries": "messages AuditEvent, oldest first, the newest `--limit` of them",
+        "entries": "messages AuditEvent, oldest first, the newest `--limit` of them; of a client those that concern it",
         "verified": "number of entries whose hash chain was followed",
         "head_sha256": "hash of the last of these entries",
         "whole": "whether the log has no entries besides those",
+    },
+)
+HISTORY = Form(
+    "history",
+    ("pluralllm-client history",),
+    {
+        "runs": "list of `run`, `version`, `record_sha256`, and `digest`, `round`, `updates` (null for a version that an older "
+        "release noted)",
+        "audit_sequence": "number of the newest audit entry that the daemon has seen; 0 before the first",
+        "audit_sha256": "hash of this entry",
+        "audit_complaint": "contradiction of the audit log with what the daemon had seen before; null if there is none",
     },
 )
 CHECKS = Form(
@@ -189,6 +200,6 @@ VERIFICATION = Form(
     },
 )
 FORMS = (
-    RUN, RUNS, ROUNDS, MEMBERS, MEMBER, INVITE, AUDIT_LOG, CHECKS, CONFIG, EXPLANATION, SPEC, SCORES, PAIRS, MODEL,
+    RUN, RUNS, ROUNDS, MEMBERS, MEMBER, INVITE, AUDIT_LOG, HISTORY, CHECKS, CONFIG, EXPLANATION, SPEC, SCORES, PAIRS, MODEL,
     EXPORTED_MODEL, METHODS, DATA_CHECK, BACKUP, VERIFICATION,
 )  # fmt: skip

@@ -49,8 +49,16 @@ class AuditEntry:
         ).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class WithheldEntry:
+    """An entry whose content the reader may not read. Its hash can be compared with what others saw, but not computed."""
+
+    sequence: int
+    previous_sha256: str
+
+
 def check_chain(
-    entries: Iterable[tuple[AuditEntry, str]], sequence: int = 0, sha256: str = FIRST_PREVIOUS
+    entries: Iterable[tuple[AuditEntry | WithheldEntry, str]], sequence: int = 0, sha256: str = FIRST_PREVIOUS
 ) -> tuple[int, str]:
     """Checks that entries continue a hash chain from its known end. Returns the new end: the last entry's number and hash.
 
@@ -63,7 +71,7 @@ def check_chain(
             raise AuditBroken(problem=f"after entry {sequence} comes entry {entry.sequence}")
         if entry.previous_sha256 != sha256:
             raise AuditBroken(problem=f"entry {entry.sequence} does not follow the entry {sequence} that is known")
-        if entry.sha256 != stored:
+        if isinstance(entry, AuditEntry) and entry.sha256 != stored:
             raise AuditBroken(problem=f"entry {entry.sequence} is not what its hash says")
         sequence, sha256 = entry.sequence, stored
     return sequence, sha256

@@ -1,9 +1,9 @@
 """Checks every field of the coordinator's answers before the client uses the answer.
 
-The table FIELDS has one rule for each field of each answer of FederationService and EnrolmentService; a test compares the table
-with the protocol. The table AGREEMENTS has the rules that need the request or the caller: a task must be for this client, and a
-receipt must be for the update that this client sent. Parts of an answer become file names, so an answer that breaks a rule is
-never used. The limits are far above what a coordinator of this project sends.
+The table FIELDS has one rule for each field of each answer of FederationService and EnrolmentService, and of the answer to
+ListAuditEvents; a test compares the table with the protocol. The table AGREEMENTS has the rules that need the request or the
+caller: a task must be for this client, and a receipt must be for the update that this client sent. Parts of an answer become
+file names, so an answer that breaks a rule is never used. The limits are far above what a coordinator of this project sends.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ MAX_NUMBER = 999_999_999  # names hold numbers of at most nine digits
 MAX_WAIT_S = 3_600
 MAX_LEASE_S = 86_400
 MAX_TEXT = 4_096  # characters of a reason
+MAX_FACTS = 65_536  # characters of an audit entry's facts
 MAX_LABEL = 200  # characters of a version, a capability or a generation
 MAX_ITEMS = 100_000  # chunks of a model, or updates of a version
 FIRST_S, LAST_S = 946_684_800, 4_102_444_800  # the years 2000 to 2100
@@ -141,6 +142,20 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
     "Upgrade": {},
     "PollResponse": {},
     "AuditHead": {"sequence": LONG_COUNT, "sha256": DIGEST_OR_NONE, "signature": size(MAX_KEY_BYTES)},
+    "ListAuditEventsResponse": {"next_page_token": characters(MAX_LABEL)},
+    "AuditEvent": {
+        "sequence": LONG_COUNT,
+        "time": anything,  # the hash of the entry covers it
+        "actor": characters(MAX_LABEL),
+        "serial": characters(MAX_LABEL),
+        "action": characters(MAX_LABEL),
+        "object": REASON,
+        "result": characters(MAX_LABEL),
+        "facts_json": characters(MAX_FACTS),
+        "previous_sha256": DIGEST_OR_NONE,
+        "sha256": DIGEST,
+        "withheld": anything,
+    },
     "GetRunSpecResponse": {"spec_json": size(MAX_MESSAGE_BYTES), "spec_sha256": DIGEST},
     "ListVersionRecordsResponse": {},
     "VersionRecord": {

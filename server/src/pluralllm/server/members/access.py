@@ -117,7 +117,7 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATIONS}CreateInvite": MANAGING,
     f"{OPERATIONS}ApproveMember": MANAGING,
     f"{OPERATIONS}RevokeMember": MANAGING,
-    f"{OPERATIONS}ListAuditEvents": _only(ADMIN),
+    f"{OPERATIONS}ListAuditEvents": _only(CLIENT, ADMIN),  # a client reads the entries that concern it
     f"{ENROLMENT}Renew": Rule(ANY, refusals_audited=True),
     f"{ENROLMENT}Join": Rule(frozenset()),  # it is answered on the enrolment port only
     f"{ENROLMENT}GetMembership": Rule(frozenset()),

@@ -276,6 +276,11 @@ def audit_message(entry: AuditEntry, sha256: str) -> pb.AuditEvent:
     )
 
 
+def withheld_message(entry: AuditEntry, sha256: str) -> pb.AuditEvent:
+    """Returns the message of an audit entry that the caller may not read: enough of the entry to check the hash chain."""
+    return pb.AuditEvent(sequence=entry.sequence, previous_sha256=entry.previous_sha256, sha256=sha256, withheld=True)
+
+
 def event_message(record: EventRecord) -> pb.RunEvent:
     facts = struct_pb2.Struct()
     json_format.ParseDict(dict(record.facts), facts)

@@ -6,9 +6,11 @@ from typing import Any, TypeVar
 from pluralllm.common.errors.tree import InvalidArgument, NotFound
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.wire.messages import manifest_message
-from pluralllm.common.words.names import ModelName, RoundName
+from pluralllm.common.words.names import ModelName, RoundName, RunName
+from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.door import caller
+from pluralllm.server.members.own_entries import concerns
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rpc.member_operations import MemberOperations
 from pluralllm.server.rpc.messages import (
@@ -19,6 +21,7 @@ from pluralllm.server.rpc.messages import (
     rewards_message,
     round_message,
     run_message,
+    withheld_message,
 )
 from pluralllm.server.rpc.shared_runs import SharedRuns
 from pluralllm.server.rpc.signatures import Signatures
@@ -181,7 +184,12 @@ class Operations(pb_grpc.OperationsServiceServicer):
         size, after = page_size(request.page_size), max(cursor(request.page_token), request.after_sequence)
         entries = await self._audit.entries(after, size + 1)
         token = str(entries[size - 1][0].sequence) if len(entries) > size else ""
-        events = [audit_message(entry, sha256) for entry, sha256 in entries[:size]]
+        principal, runs = caller(), [RunName(run.id) for run in self._shared.newest_first()]
+        reads_all = principal.role is MemberRole.ADMIN
+        events = [
+            (audit_message if reads_all or concerns(entry, principal.name, runs) else withheld_message)(entry, sha256)
+            for entry, sha256 in entries[:size]
+        ]
         return pb.ListAuditEventsResponse(events=events, next_page_token=token)
 
     # Parts
