@@ -80,7 +80,7 @@ async def test_a_partner_reads_the_part_of_the_audit_log_that_concerns_it(tmp_pa
         assert (value["verified"], value["head_sha256"], value["whole"]) == (entries, head, True)
         assert {entry["object"] for entry in value["entries"]} == {"members/ann", "runs/own"}
         History(tmp_path / "state" / "history")
-        await AuditWatch(tmp_path / "state" / "history", lambda *_: asyncio.sleep(0, [])).look(  # type: ignore[arg-type]
+        await AuditWatch(tmp_path / "state" / "history", lambda *_: asyncio.sleep(0, [])).look(
             AuditHead(2, "0" * 64, b"")
         )
         done = await asyncio.to_thread(typed, COMMAND, "audit", "--config", config)
