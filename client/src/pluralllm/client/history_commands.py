@@ -22,7 +22,8 @@ from pluralllm.common.text.printable import printable
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.trust.certificates import spoken
 from pluralllm.common.trust.identity import Identity, load_identity
-from pluralllm.common.words.ids import ModelVersion, RunId
+from pluralllm.common.words.ids import ClientId, ModelVersion, RunId
+from pluralllm.common.words.names import MemberName
 
 COMMAND = "pluralllm-client"
 PAGE_SIZE, MAX_PAGES = 500, 1_000
@@ -152,7 +153,7 @@ def _values(shown: ShownEntry) -> dict[str, Any]:
     return {
         "sequence": entry.sequence,
         "time": moment.isoformat().replace("+00:00", "Z"),
-        "actor": f"members/{entry.actor}" if entry.actor else "",
+        "actor": str(MemberName(ClientId(entry.actor))) if entry.actor else "",
         "serial": entry.serial,
         "action": entry.action,
         "object": entry.object,

@@ -4,6 +4,7 @@ from pluralllm.client.link.tasks import ShownEntry, SignedRecord
 from pluralllm.common.trust.audit_chain import AuditEntry, WithheldEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.names import MemberName
 from pluralllm.v1 import resources_pb2 as pb
 
 
@@ -32,7 +33,7 @@ def shown_entry(message: pb.AuditEvent) -> ShownEntry:
     entry = AuditEntry(
         sequence=message.sequence,
         at_us=message.time.seconds * 10**6 + message.time.nanos // 1000,
-        actor=message.actor.removeprefix("members/"),
+        actor=MemberName.parse(message.actor).member if message.actor else "",
         serial=message.serial,
         action=message.action,
         object=message.object,

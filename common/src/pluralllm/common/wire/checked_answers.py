@@ -20,7 +20,7 @@ from pluralllm.common.text.printable import GROUP_HELP, is_group_name
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.wire.messages import MAX_MESSAGE_BYTES, PROTOCOL_MAX, PROTOCOL_MIN
 from pluralllm.common.words.ids import ID, ClientId
-from pluralllm.common.words.names import MODEL_NAME, TASK_NAME, ModelName, TaskKind, TaskName
+from pluralllm.common.words.names import MEMBER_NAME, MODEL_NAME, TASK_NAME, ModelName, TaskKind, TaskName
 from pluralllm.v1 import federation_pb2 as pb
 
 Rule = Callable[[Any], str]  # returns what is wrong with a value; "" if nothing is
@@ -146,7 +146,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
     "AuditEvent": {
         "sequence": LONG_COUNT,
         "time": anything,  # the hash of the entry covers it
-        "actor": characters(MAX_LABEL),
+        "actor": text(f"({MEMBER_NAME.pattern})?", "the name of a member, or empty"),
         "serial": characters(MAX_LABEL),
         "action": characters(MAX_LABEL),
         "object": REASON,

@@ -1,10 +1,12 @@
 """The entries of the audit log that a client may read: those about itself and those about the runs that it may read."""
 
+import contextlib
 from collections.abc import Collection
 
+from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.words.ids import ClientId
-from pluralllm.common.words.names import MemberName, RunName, TaskKind
+from pluralllm.common.words.names import MemberName, RunName, TaskName
 
 
 def concerns(entry: AuditEntry, member: ClientId, runs: Collection[RunName]) -> bool:
@@ -15,6 +17,6 @@ def concerns(entry: AuditEntry, member: ClientId, runs: Collection[RunName]) -> 
     """
     if entry.actor == member or entry.object == str(MemberName(member)):
         return True
-    if "/tasks/" in entry.object:
-        return any(entry.object.endswith(f"/tasks/{kind}-{member}") for kind in TaskKind)
+    with contextlib.suppress(InvalidArgument):
+        return TaskName.parse(entry.object).client == member
     return any(entry.object == str(run) or entry.object.startswith(f"{run}/") for run in runs)
