@@ -139,26 +139,30 @@ async def stalled_uploads(members: list[Identity], stage: Stage) -> Counter[str]
 async def hello_flood(members: list[Identity], stage: Stage) -> Counter[str]:
     """Registers every member again and again: ten calls at a time from each, as fast as the coordinator answers.
 
-    A registration writes to the database; that is why this call and no other.
+    A registration of another version of the software writes to the database; that is why this call and no other.
     """
     connected: list[Identity] = []
 
     async def one(identity: Identity) -> Counter[str]:
-        hello = fed.HelloRequest(
-            protocol=fed.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
-            software_version="flood",
-            instance_id="flood",
-            group=identity.membership.group,
-            role=resources_pb2.GROUP_ROLE_TRAIN,
-            training_questions=50,
-        ).SerializeToString()
+        def hello() -> bytes:
+            return fed.HelloRequest(
+                protocol=fed.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
+                software_version=f"flood {os.urandom(4).hex()}",
+                instance_id="flood",
+                group=identity.membership.group,
+                role=resources_pb2.GROUP_ROLE_TRAIN,
+                training_questions=50,
+            ).SerializeToString()
+
         async with channel(identity) as there:
             await there.channel_ready()
             connected.append(identity)
             if len(connected) == len(members):
                 stage.ready()
             rpc = call(there, "unary_unary", f"{SERVICE}/Hello")
-            return total(await asyncio.gather(*(repeat(lambda: rpc(hello, timeout=10), stage.over) for _ in range(10))))
+            return total(
+                await asyncio.gather(*(repeat(lambda: rpc(hello(), timeout=10), stage.over) for _ in range(10)))
+            )
 
     return total(await asyncio.gather(*(one(member) for member in members)))
 
