@@ -40,6 +40,7 @@ class MeasuringWorker(WorkerProcess):
     def __init__(self, measured: MeasuredScores, takes_s: float = 0.0) -> None:
         super().__init__()
         self.orders: list[object] = []
+        self._asked = asyncio.Event()
         self._measured, self._takes_s = measured, takes_s
 
     async def start(self) -> None:
@@ -48,8 +49,19 @@ class MeasuringWorker(WorkerProcess):
     async def stop(self) -> None:
         """Stops nothing."""
 
+    async def first(self, kind: type[OrderT]) -> OrderT:
+        """Waits for the first order of a kind, and returns it."""
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                for order in self.orders:
+                    if isinstance(order, kind):
+                        return order
+                self._asked.clear()
+                await self._asked.wait()
+
     async def ask(self, command: Command[OrderT, ResultT], order: OrderT, on_progress: Progress) -> ResultT:
         self.orders.append(order)
+        self._asked.set()
         await asyncio.sleep(self._takes_s)
         result = self._measured if command is EVALUATE else Prepared(240, "cpu")
         assert isinstance(result, command.result)

@@ -35,6 +35,7 @@ from pluralllm.client.disclosure.outgoing import reported_metrics, reported_scor
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.disclosure.seeds import load_seeds
 from pluralllm.client.link.tasks import Scores
+from pluralllm.client.work.orders import Evaluate
 from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.architecture import initial_values, parameters
 from pluralllm.common.predictor.embedding import Embedder
@@ -192,6 +193,22 @@ async def test_work_without_end_is_stopped_and_refused_with_the_key(tmp_path: Pa
         answer = await asked(served, "r", spec_of())
     assert isinstance(answer, str)
     assert answer.startswith("POLICY_FORBIDS: This partner's policy forbids it: max_task_minutes is more than")
+
+
+async def test_a_restarted_daemon_draws_the_same_contexts_and_the_administrator_does_not_know_them(
+    tmp_path: Path,
+) -> None:
+    """The daemon is stopped in the middle of an evaluation, and gets the task again."""
+    drawn = []
+    async with serving(tmp_path / "server", SystemClock()) as served:
+        for name in ("eve", "mallory"):
+            await served.client(name)
+        await served.create("r", spec_of())
+        for _ in range(2):
+            worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0), takes_s=1_000)
+            async with victim(tmp_path / "ann", VICTIM, served, worker=worker):
+                drawn.append((await worker.first(Evaluate)).context_seed)
+    assert drawn[0] == drawn[1] != spec_of().seed
 
 
 async def test_a_run_that_comes_back_with_another_spec_is_refused(tmp_path: Path) -> None:

@@ -99,6 +99,18 @@ def test_delta_is_local_minus_global_in_the_layout_of_the_base(tmp_path: Path) -
     assert done.mean_loss == pytest.approx(float(loss.detach()))
 
 
+@pytest.mark.parametrize("episodes_a_step", [1, 3])
+def test_a_training_counts_its_different_target_questions(tmp_path: Path, episodes_a_step: int) -> None:
+    spec, data = small_spec({"training": {"local_steps": 3, "batch_episodes": episodes_a_step}}), small_group()
+    done, _ = trained(tmp_path, spec, data)
+    usable, _ = data.split(spec.evaluation.holdout_share)
+    rng = np.random.default_rng(5)
+    steps = [draw_episodes(spec, data, usable, step, rng) for step in range(3)]
+    targets = [{q for _, episode in episodes for q in episode.targets} for episodes in steps]
+    assert (done.first_target_questions, done.target_questions) == (len(targets[0]), len(set().union(*targets)))
+    assert done.first_target_questions < done.target_questions < sum(map(len, targets))
+
+
 def test_one_client_with_one_sgd_step_a_round_is_centralized_sgd(tmp_path: Path) -> None:
     """FedAvg with server rate 1 over one client that takes one step is plain SGD."""
     over = {"training": {"optimizer": "sgd", "learning_rate": 0.05, "local_steps": 1}}
@@ -230,6 +242,8 @@ def test_defect_7_evaluation_contexts_are_drawn_by_seed_group_and_draw_alone() -
     assert evaluation_episode(spec, small_group("b"), GroupRole.HELD_OUT, 0).context != drawn[0].context
     other_seed = small_spec({"seed": 1})
     assert evaluation_episode(other_seed, data, GroupRole.HELD_OUT, 0).context != drawn[0].context
+    assert evaluation_episode(spec, data, GroupRole.HELD_OUT, 0, 9).context != drawn[0].context
+    assert evaluation_episode(spec, data, GroupRole.HELD_OUT, 0, spec.seed) == drawn[0]
     other_rounds = small_spec({"rounds": 7, "training": {"learning_rate": 0.5}})
     assert evaluation_episode(other_rounds, data, GroupRole.HELD_OUT, 0) == drawn[0]
 

@@ -1,11 +1,25 @@
-"""The orders of the worker, as far as they are decided before torch does anything."""
+"""The orders that the worker carries out on data that it has prepared, and the paths that a run spec must not name."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
+from support.small_survey import small_group, small_spec, write_version_0
 
-from pluralllm.client.work.worker import check_names_no_path
+from pluralllm.client.work.orders import Evaluate, Reward
+from pluralllm.client.work.train import evaluation_episode
+from pluralllm.client.work.worker import LocalWork, PreparedRun, Scorer, check_names_no_path
 from pluralllm.common.errors.tree import PolicyForbids
+from pluralllm.common.predictor.group_predictor import PredictedAnswer
+from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
+from pluralllm.common.weights.layout import flat_values, rewards_layout
+from pluralllm.common.words.ids import Digest
+from pluralllm.common.words.questions import Question
+from pluralllm.common.words.reward_weights import RewardRun
+from pluralllm.common.words.spec import GroupRole, RunSpec
 
 
 def test_a_model_id_that_is_also_a_folder_of_this_machine_is_refused(
@@ -24,3 +38,60 @@ def test_a_folder_that_the_partner_has_configured_is_used_whatever_the_id_is(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     check_names_no_path("mine", tmp_path / "mine")
+
+
+# Orders on prepared data
+
+
+class Guesser:
+    """A predictor that gives each candidate of a question the same share."""
+
+    def predict(self, questions: Sequence[Question]) -> tuple[PredictedAnswer, ...]:
+        even = [np.full(len(question.options), 1 / len(question.options), np.float32) for question in questions]
+        return tuple(PredictedAnswer(shares, shares, shares) for shares in even)
+
+
+def prepared(spec: RunSpec) -> tuple[LocalWork, Digest]:
+    """Returns a worker that has prepared a run, and the name of the run in orders."""
+    work = LocalWork()
+    work._runs[spec.sha256()] = PreparedRun(spec, small_group(), GroupRole.HELD_OUT, torch.device("cpu"))
+    return work, spec.sha256()
+
+
+def quietly(*_: object) -> None:
+    pass
+
+
+def test_the_contexts_of_an_evaluation_follow_from_the_orders_seed(tmp_path: Path) -> None:
+    spec = small_spec()
+    work, run = prepared(spec)
+    weights = write_version_0(tmp_path / "v0", spec)
+    first, again, other = (work.evaluate(quietly, Evaluate(run, weights, seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert first.alignment_score != other.alignment_score
+    size = spec.evaluation.context_questions
+    assert (first.questions, first.scale_questions) == (60 - size, 60 - size - without_scale(spec, 1))
+
+
+def without_scale(spec: RunSpec, seed: int) -> int:
+    """Returns how many target questions of a draw have one position on their scale, the same number in each draw."""
+    data = small_group()
+    draws = [evaluation_episode(spec, data, GroupRole.HELD_OUT, draw, seed).targets for draw in range(2)]
+    counts = [sum(len(data.questions[number].options) == 2 for number in targets) for targets in draws]
+    return -(-sum(counts) // len(counts))
+
+
+def test_rewards_are_sent_in_hundredths_and_follow_from_the_orders_seed(tmp_path: Path) -> None:
+    rewards = RewardRun(source="runs/s/models/0", model_digest="0" * 64)
+    spec = small_spec().model_copy(update={"rewards": rewards})
+    work, run = prepared(spec)
+    rollouts = write_rollouts([Candidates("which?", ("one", "two", "three"))]).decode()
+    weights, out = tmp_path / "weights", tmp_path / "rewards"
+    work._scorer = Scorer(weights, 7, cast(Any, Guesser()), 40)
+    done = work.reward(quietly, Reward(run, weights, rollouts, out, 7))
+    assert done.examples == 40
+    assert flat_values(out, rewards_layout(3)).tolist() == np.full(3, 0.33, np.float32).tolist()
+    with pytest.raises(
+        AssertionError
+    ):  # another context needs another predictor, and this worker has no embedding model
+        work.reward(quietly, Reward(run, weights, rollouts, out, 8))
