@@ -19,8 +19,7 @@ from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.work.commands import Command, OrderT, ResultT
-from pluralllm.client.work.orders import EVALUATE, Prepared
-from pluralllm.client.work.worker_limits import WorkerLimits
+from pluralllm.client.work.orders import Evaluate, Prepared
 from pluralllm.client.work.worker_process import Progress, WorkerProcess
 from pluralllm.common.predictor.metrics import js_distance
 from pluralllm.common.words.questions import Question
@@ -62,8 +61,10 @@ class MeasuringWorker(WorkerProcess):
     async def ask(self, command: Command[OrderT, ResultT], order: OrderT, on_progress: Progress) -> ResultT:
         self.orders.append(order)
         self._asked.set()
-        await asyncio.sleep(self._takes_s)
-        result = self._measured if command is EVALUATE else Prepared(240, "cpu")
+        result: object = Prepared(240, "cpu")
+        if isinstance(order, Evaluate):
+            await asyncio.sleep(self._takes_s)
+            result = self._measured
         assert isinstance(result, command.result)
         return result
 
@@ -97,7 +98,7 @@ async def victim(
     partner, policy, stop = load_partner(config), policy or Policy(), asyncio.Event()
     assert partner.identity is not None
     transport = Transport.of_member(partner.identity)
-    worker = worker or WorkerProcess(limits=WorkerLimits.of(policy))
+    worker = worker or WorkerProcess()
     daemon = Daemon(config, partner, policy, len(questions), transport, worker)
     running = asyncio.create_task(daemon.run(stop))
     try:

@@ -20,6 +20,7 @@ from hostile.evil_administrator import (
     rounding_error,
     victim,
 )
+from hostile.evil_tasks import EvilCoordinator, Victim
 from numpy.typing import NDArray
 from support.coordinator_harness import Served, serving
 from support.open_policy import open_policy
@@ -36,6 +37,7 @@ from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.disclosure.seeds import load_seeds
 from pluralllm.client.link.tasks import Scores
 from pluralllm.client.work.orders import Evaluate
+from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.architecture import initial_values, parameters
 from pluralllm.common.predictor.embedding import Embedder
@@ -185,6 +187,31 @@ async def test_a_spent_budget_is_answered_before_anything_is_computed_and_the_lo
     assert len(worker.orders) == orders, "nothing is computed"
     line = of_event(logs, "evaluation.not_reported")
     assert (line["reason"], line["key"]) == ("budget_spent", "max_scores_per_question")
+
+
+async def test_the_first_run_fixes_the_share_and_a_run_with_another_one_waits_for_consent(tmp_path: Path) -> None:
+    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0))
+    async with measured(tmp_path, worker, Policy()) as served:
+        assert isinstance(await asked(served, "r", spec_of()), rpb.GroupEvaluation)
+        orders = len(worker.orders)
+        refused = await asked(served, "s", spec_of(evaluation={"holdout_share": 0.1}))
+        assert isinstance(await asked(served, "t", spec_of(1)), rpb.GroupEvaluation)
+    assert isinstance(refused, str)
+    assert refused.startswith("CONSENT_NEEDED")
+    assert "evaluation.holdout_share is 0.1, allowed is 0.2" in refused
+    assert len(worker.orders) == orders + 2, "nothing is computed for the run with another share"
+    assert worker.limits == WorkerLimits.of(Policy())
+
+
+async def test_rewards_from_few_questions_are_refused_with_the_key(tmp_path: Path) -> None:
+    """A reward that is predicted from one answer shows this answer."""
+    rewards = {"source": "runs/s/models/0", "model_digest": "a" * 64, "context_questions": 29}
+    coordinator = EvilCoordinator(spec_of(rewards=rewards), TaskKind.REWARD)
+    async with Victim(tmp_path / "state", Policy(allow_rewards=True), coordinator) as partner:
+        reason, message, permanent = await partner.refusal()
+    assert (reason, permanent) == ("POLICY_FORBIDS", True)
+    assert "min_questions_behind is 29, allowed is at least 30" in message
+    assert partner.worker.orders == []
 
 
 async def test_work_without_end_is_stopped_and_refused_with_the_key(tmp_path: Path) -> None:

@@ -109,7 +109,6 @@ def run(
 async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     from pluralllm.client.daemon.daemon import Daemon  # noqa: PLC0415 - gRPC takes a moment; help does not need it
     from pluralllm.client.link.transport import Transport  # noqa: PLC0415
-    from pluralllm.client.work.worker_limits import WorkerLimits  # noqa: PLC0415
     from pluralllm.client.work.worker_process import WorkerProcess  # noqa: PLC0415
     from pluralllm.common.process.tracing import tracing  # noqa: PLC0415
 
@@ -140,8 +139,7 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
         reassuring = asyncio.create_task(supervisor.reassure())
         supervisor.tell("READY=1", f"STATUS={partner.name}")
         try:
-            worker = WorkerProcess(limits=WorkerLimits.of(policy))
-            await Daemon(config, partner, policy, questions, transport, worker).run(stop)
+            await Daemon(config, partner, policy, questions, transport, WorkerProcess()).run(stop)
         finally:
             supervisor.tell("STOPPING=1")
             reassuring.cancel()

@@ -43,7 +43,9 @@ for line in lines:
 
 
 def worker(limits: WorkerLimits) -> WorkerProcess:
-    return WorkerProcess((sys.executable, "-c", PROGRAM), limits)
+    process = WorkerProcess((sys.executable, "-c", PROGRAM))
+    process.limits = limits
+    return process
 
 
 async def hold(process: WorkerProcess, mib: int, wait_s: float) -> Prepared:

@@ -131,7 +131,7 @@ class Daemon:
         self._budgets = Budgets(disclosure / "runs", policy)
         self._budgets.open_for(self._unfinished)
         self._held_share = HeldShare(disclosure / "share.json")
-        self._limits = WorkerLimits.of(policy)
+        self._limits = worker.limits = WorkerLimits.of(policy)
         self._work: Work | None = None
         self._runs: dict[RunId, JoinedRun] = {}
         self._pace = Pace()

@@ -12,7 +12,7 @@ import structlog
 
 from pluralllm.client.work.command_loop import CANCEL
 from pluralllm.client.work.commands import Command, OrderT, ResultT, fields_of
-from pluralllm.client.work.worker_limits import NO_LIMITS, WorkerLimits
+from pluralllm.client.work.worker_limits import NO_LIMITS
 from pluralllm.common.errors.tree import Internal, PluralError, WorkerDied, leaves
 
 log = structlog.get_logger()
@@ -31,9 +31,9 @@ class WorkerProcess:
     The process keeps running between tasks, because importing torch takes seconds.
     """
 
-    def __init__(self, command: Sequence[str] = WORKER_COMMAND, limits: WorkerLimits = NO_LIMITS) -> None:
+    def __init__(self, command: Sequence[str] = WORKER_COMMAND) -> None:
         self._command = tuple(command)
-        self._limits = limits
+        self.limits = NO_LIMITS  # the daemon sets the partner's
         self._process: asyncio.subprocess.Process | None = None
         self._numbers = itertools.count(1)
         self._one_at_a_time = asyncio.Lock()
@@ -97,7 +97,7 @@ class WorkerProcess:
         """Waits for the answer to a command, or until the process holds too much memory."""
         assert self._process is not None
         answer = asyncio.create_task(self._answer(number, on_progress))
-        memory = asyncio.create_task(self._limits.until_memory_exceeds(self._process.pid))
+        memory = asyncio.create_task(self.limits.until_memory_exceeds(self._process.pid))
         try:
             await asyncio.wait([answer, memory], return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
