@@ -8,14 +8,16 @@ from typing import Any
 import grpc
 import pytest
 from structlog.testing import capture_logs
-from support.coordinator_harness import HandClient, Served, serving
+from support.coordinator_harness import BOOTSTRAP, HandClient, Served, serving
 
+from pluralllm.client.daemon.renewal import Renewal, renew
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.membership import CertificateRevoked, RoleForbids
 from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.trust.certificates import make_request, new_key
-from pluralllm.common.trust.identity import Identity, save_renewal
+from pluralllm.common.trust.identity import Identity, load_identity, save_renewal
 from pluralllm.common.wire.channels import secure_channel
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
@@ -89,6 +91,56 @@ async def test_a_line_of_renewals_of_the_thief_ends_with_the_owners_next_renewal
         owner = await renewed(ann)
         assert {type(await outcome(identity)) for identity in line} == {CertificateRevoked}
         assert await outcome(owner) is None
+
+
+async def test_an_owner_whose_certificate_a_thief_has_voided_goes_on_by_itself_and_says_so(tmp_path: Path) -> None:
+    """The thief has the certificate before the owner's newest one, and renews it: the owner's is void."""
+    async with serving(tmp_path / "state", SystemClock()) as served:
+        ann = await served.member("ann", MemberRole.CLIENT, "A")
+        copy = copied(ann, tmp_path / "thief")
+        transport = Transport.of_member(ann)
+        owner = await renew(ann, transport)
+        thief = await renewed(copy)
+        keeper = Renewal(owner, transport)
+        refusal = await refusal_of(transport)
+        with capture_logs() as logs:
+            await keeper.recover(refusal)
+        await transport.hello("A", GroupRole.TRAIN, 50)
+        assert isinstance(await outcome(thief), CertificateRevoked)
+        assert isinstance(await outcome(owner), CertificateRevoked)
+        [line] = [line for line in logs if line["event"] == "certificate.replaced_by_others"]
+        assert line["log_level"] == "error"
+        assert "a later renewal of the same certificate took its place" in line["problem"]
+        assert "revoke this member" in line["fix"]
+        stored = load_identity(ann.folder, "")
+        assert await outcome(stored) is None
+        assert stored.facts.serial == line["serial"]
+
+        await served.registry.revoke(BOOTSTRAP, "ann", "key stolen")
+        refusal = await refusal_of(transport)
+        with pytest.raises(CertificateRevoked, match="The membership of ann was revoked"):
+            await keeper.recover(refusal)
+        await transport.close()
+
+
+async def test_a_daemon_whose_certificate_another_process_has_renewed_reads_it_again(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", SystemClock()) as served:
+        ann = await served.member("ann", MemberRole.CLIENT, "A")
+        transport, other = Transport.of_member(ann), Transport.of_member(ann)
+        daemon = await renew(ann, transport)
+        again = await renew(ann, other)
+        with capture_logs() as logs:
+            await Renewal(daemon, transport).recover(await refusal_of(transport))
+        await transport.hello("A", GroupRole.TRAIN, 50)
+        assert [line["serial"] for line in logs if line["event"] == "certificate.read_again"] == [again.facts.serial]
+        for used in (transport, other):
+            await used.close()
+
+
+async def refusal_of(transport: Transport) -> CertificateRevoked:
+    with pytest.raises(CertificateRevoked) as refusal:
+        await transport.hello("A", GroupRole.TRAIN, 50)
+    return refusal.value
 
 
 async def test_an_old_certificate_gets_no_rights_of_a_name_that_is_invited_anew(tmp_path: Path) -> None:

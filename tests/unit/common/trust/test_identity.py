@@ -14,8 +14,10 @@ from pluralllm.common.trust.identity import (
     check_free,
     load_identity,
     next_key,
+    previous_identity,
     save_identity,
     save_renewal,
+    stored_identity,
 )
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
@@ -162,3 +164,48 @@ def test_a_request_proves_its_key_and_nothing_else_passes_for_one() -> None:
 
 def test_a_fingerprint_is_read_out_in_groups_of_four() -> None:
     assert spoken("0123456789abcdef") == "0123 4567 89ab cdef"
+
+
+def renewed(identity: Identity, authority: Authority, life_s: float = 30 * DAY_S) -> Identity:
+    key = next_key(identity.folder)
+    return save_renewal(
+        identity, key, authority.issue_member(key.public_key(), "ann", MemberRole.OBSERVER, life_s, NOW_S)
+    )
+
+
+def test_a_renewal_keeps_the_credentials_before_it_for_their_owner_until_they_expire(
+    tmp_path: Path, authority: Authority
+) -> None:
+    first = saved(tmp_path / "me", authority)
+    assert previous_identity(first, NOW_S) is None
+    second = renewed(first, authority, 40 * DAY_S)
+    assert previous_identity(second, NOW_S) == first
+    assert (tmp_path / "me" / "previous.pem").stat().st_mode & 0o777 == 0o600
+    assert previous_identity(second, NOW_S + 30 * DAY_S - 1) == first
+    assert previous_identity(second, NOW_S + 30 * DAY_S) is None
+    third = renewed(second, authority)
+    assert previous_identity(third, NOW_S) == second
+    assert previous_identity(second, NOW_S) is None, "it is the same certificate"
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_previous_credentials_that_cannot_be_read_are_as_none(
+    tmp_path: Path, authority: Authority, content: bytes | None
+) -> None:
+    second = renewed(saved(tmp_path / "me", authority), authority)
+    path = tmp_path / "me" / "previous.pem"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert previous_identity(second, NOW_S) is None
+
+
+def test_an_identity_that_another_process_has_renewed_is_read_again(tmp_path: Path, authority: Authority) -> None:
+    first = saved(tmp_path / "me", authority).at("127.0.0.1:1")
+    assert stored_identity(first) is first
+    second = renewed(first, authority)
+    found = stored_identity(first)
+    assert (found.facts, found.key_pem) == (second.facts, second.key_pem)
+    assert found.membership.coordinator == "127.0.0.1:1", "an address of the configuration stays"
+    (tmp_path / "me" / "credentials.pem").write_bytes(b"garbage")
+    assert stored_identity(first) is first

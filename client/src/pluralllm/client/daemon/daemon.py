@@ -52,7 +52,12 @@ from pluralllm.client.work.orders import EVALUATE, PREPARE, REWARD, TRAIN, Rewar
 from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
-from pluralllm.common.errors.membership import AwaitingApproval, CertificateExpired, CertificateNotYetValid
+from pluralllm.common.errors.membership import (
+    AwaitingApproval,
+    CertificateExpired,
+    CertificateNotYetValid,
+    CertificateRevoked,
+)
 from pluralllm.common.errors.tree import (
     AnswerInvalid,
     Broken,
@@ -80,6 +85,8 @@ HAND_IN_GRACE_S = 1.5
 HANDING_IN = "handing in"
 CLOCK_SKEW_WARNING_S = 30.0
 APPROVAL_WAIT_S = 5.0
+# Refusals of the certificate, not of the task: the loop that polls finds out whether the daemon can go on.
+CERTIFICATE_REFUSED = (CertificateExpired, CertificateNotYetValid, CertificateRevoked)
 
 
 @dataclass(slots=True)
@@ -198,6 +205,8 @@ class Daemon:
                     return
             except StaleSession:
                 has_session = False
+            except CertificateRevoked as error:
+                await self._renewal.recover(error)
             except AwaitingApproval as error:
                 self._log_reason(f"{error}")
                 await asyncio.sleep(APPROVAL_WAIT_S)
@@ -308,7 +317,7 @@ class Daemon:
                 self._outbox.drop(task.name)
                 log.info("task.dropped", task=task.name, reason=str(error))
                 TASKS.labels(task.kind, "dropped").inc()
-            except (Unreachable, StaleSession, CertificateExpired, CertificateNotYetValid) as error:
+            except (Unreachable, StaleSession, *CERTIFICATE_REFUSED) as error:
                 # The outbox keeps a finished result for the next try.
                 log.warning("task.interrupted", task=task.name, reason=str(error))
                 TASKS.labels(task.kind, "interrupted").inc()

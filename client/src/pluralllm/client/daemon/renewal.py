@@ -9,15 +9,21 @@ import structlog
 from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.instruments import CERTIFICATE_LEFT_SECONDS
-from pluralllm.common.errors.membership import CertificateExpired, CertificateNotYetValid
+from pluralllm.common.errors.membership import (
+    CertificateExpired,
+    CertificateNotYetValid,
+    CertificateRevoked,
+    TooManyCalls,
+)
 from pluralllm.common.errors.tree import PluralError, Unreachable
 from pluralllm.common.trust.certificates import make_request
-from pluralllm.common.trust.identity import Identity, next_key, save_renewal
+from pluralllm.common.trust.identity import Identity, next_key, previous_identity, save_renewal, stored_identity
 
 log = structlog.get_logger()
 
 CHECK_EVERY_S = 3600.0  # clocks are set and machines sleep, so a longer wait could end too late
 LONGEST_PAUSE_S = 60.0  # between two tries
+RECOVERY_PAUSE_S = 5.0
 DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 
 
@@ -34,6 +40,8 @@ class Renewal:
     async def keep(self) -> None:
         """Renews the certificate at two thirds of its life, with a new key each time. Runs until it is cancelled."""
         while self._identity is not None:
+            if (stored := await asyncio.to_thread(stored_identity, self._identity)) is not self._identity:
+                self._use(stored)
             facts = self._identity.facts
             # The pause keeps this loop slow even if the coordinator refuses or the clock is wrong.
             pause_s = min(LONGEST_PAUSE_S, facts.life_s / 20)
@@ -49,6 +57,41 @@ class Renewal:
 
     def _left_s(self) -> float:
         return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
+
+    async def recover(self, refusal: CertificateRevoked) -> None:
+        """Goes on with another certificate of this member, after the coordinator has refused the present one as void.
+
+        Another process of this member may have renewed it. If not, somebody else has renewed the certificate before it: with a
+        stolen key, or from an old copy of this folder. The member then renews that certificate once more, which voids what
+        the other one got. The log reports it as an error, because only an administrator can lock the other one out.
+        Raises `refusal` if the coordinator accepts no certificate that this member has.
+        """
+        identity = self._identity
+        if identity is None:
+            raise refusal
+        if (stored := await asyncio.to_thread(stored_identity, identity)) is not identity:
+            self._use(stored)
+            return
+        previous = await asyncio.to_thread(previous_identity, identity, time.time())
+        if previous is None:
+            raise refusal
+        self._transport.use(previous)
+        try:
+            self._identity = await renew(previous, self._transport)
+        except (PluralError, OSError) as error:
+            self._transport.use(identity)
+            if not isinstance(error, Unreachable | TooManyCalls):
+                raise refusal from error
+            await asyncio.sleep(RECOVERY_PAUSE_S)  # the next refusal tries again
+            return
+        fix = "ask the coordinator's administrator to revoke this member and to invite it anew"
+        log.error("certificate.replaced_by_others", problem=str(refusal), serial=self._identity.facts.serial, fix=fix)
+
+    def _use(self, identity: Identity) -> None:
+        """Uses a certificate that another process of this member has got."""
+        self._identity = identity
+        self._transport.use(identity)
+        log.info("certificate.read_again", serial=identity.facts.serial)
 
     async def true_cause(self, error: PluralError) -> PluralError:
         """Returns the error that explains why a call failed with `error`, or `error` itself if no other explanation is found.

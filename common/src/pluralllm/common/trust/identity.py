@@ -3,6 +3,7 @@
 identity.json     federation, name, role, group and addresses; no secret
 authority.pem     the root certificate that must have signed the coordinator's certificate
 credentials.pem   private key, certificate and intermediate certificate; mode 0600, replaced as a whole at each renewal
+previous.pem      the credentials before the newest renewal; they help if somebody else renews with a stolen key
 next-key.pem      a key that has no certificate yet; an interrupted certificate request is repeated with this key
 """
 
@@ -37,6 +38,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 
 SECRET = 0o600  # file mode
+PREVIOUS = "previous.pem"
 
 
 class Membership(BaseModel):
@@ -100,13 +102,11 @@ def load_identity(folder: Path, command: str) -> Identity:
         authority_pem = (folder / name).read_bytes()
         x509.load_pem_x509_certificate(authority_pem)
         name = "credentials.pem"
-        key_pem, mark, chain = (folder / name).read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
-        key, facts = key_from_pem(key_pem), read_certificate(mark + chain)
-        _check_pair(key, facts)
+        key_pem, chain_pem, facts = _read_credentials(folder / name)
     except (OSError, ValueError, ValidationError, CertificateInvalid) as error:
         problem = f"  {str(error).splitlines()[0]} Move the folder away and join with a new invite."
         raise InvalidConfig(file=str(folder / name), problems=problem) from error
-    return Identity(folder, membership, authority_pem, key_pem, mark + chain, facts)
+    return Identity(folder, membership, authority_pem, key_pem, chain_pem, facts)
 
 
 def check_free(folder: Path, federation: str, name: str) -> bool:
@@ -161,13 +161,40 @@ def save_identity(
 def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Identity:
     """Replaces a member's key and certificate by new ones, and returns the new identity.
 
-    chain_pem: the new certificate, then the intermediate certificate. Raises CertificateInvalid if key, certificate and
-    membership do not belong together; InvalidConfig if the folder cannot be written, StorageFull if the disk is full.
+    The folder keeps the replaced credentials until the next renewal: `previous_identity` reads them. chain_pem: the new
+    certificate, then the intermediate certificate. Raises CertificateInvalid if key, certificate and membership do not belong
+    together; InvalidConfig if the folder cannot be written, StorageFull if the disk is full.
     """
     facts = _checked(identity.membership, key, chain_pem)
     with _writing(identity.folder):
+        write_durably(identity.folder / PREVIOUS, identity.key_pem + identity.chain_pem, SECRET)
         _write_credentials(identity.folder, key, chain_pem)
     return replace(identity, key_pem=key_to_pem(key), chain_pem=chain_pem, facts=facts)
+
+
+def stored_identity(identity: Identity) -> Identity:
+    """Returns the identity that the folder holds now, because another process of this member may have renewed it meanwhile.
+
+    Returns `identity` itself if the folder holds the same certificate, or no readable one.
+    """
+    try:
+        stored = load_identity(identity.folder, "")
+    except (NotJoined, InvalidConfig):
+        return identity
+    if stored.facts.serial == identity.facts.serial:
+        return identity
+    return replace(stored, membership=identity.membership)
+
+
+def previous_identity(identity: Identity, now_s: float) -> Identity | None:
+    """Returns the member with the credentials before the newest renewal; None if there are none, or if they have expired."""
+    try:
+        key_pem, chain_pem, facts = _read_credentials(identity.folder / PREVIOUS)
+    except (OSError, ValueError, CertificateInvalid):
+        return None
+    if facts.name != identity.facts.name or now_s >= facts.not_after_s or facts.serial == identity.facts.serial:
+        return None
+    return replace(identity, key_pem=key_pem, chain_pem=chain_pem, facts=facts)
 
 
 @contextlib.contextmanager
@@ -190,6 +217,17 @@ def _checked(membership: Membership, key: PrivateKey, chain_pem: bytes) -> Certi
     if (facts.federation, facts.role, facts.name) != (membership.federation, membership.role, membership.name):
         raise CertificateInvalid(what="the certificate", problem="the coordinator answered with one for another member")
     return facts
+
+
+def _read_credentials(path: Path) -> tuple[bytes, bytes, CertificateFacts]:
+    """Reads a private key and its certificate chain, both PEM, and the certificate's facts.
+
+    Raises OSError, ValueError or CertificateInvalid if the file is missing or damaged.
+    """
+    key_pem, mark, chain = path.read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
+    key, facts = key_from_pem(key_pem), read_certificate(mark + chain)
+    _check_pair(key, facts)
+    return key_pem, mark + chain, facts
 
 
 def _write_credentials(folder: Path, key: PrivateKey, chain_pem: bytes) -> None:
