@@ -27,6 +27,7 @@ MEMBER = {
     "role": "client",
     "group": "G",
     "group_role": "train",
+    "runs": [],
     "state": "active",
     "expire_time": "2026-01-31T00:02:00Z",
     "key_sha256": "ab" * 32,
@@ -259,6 +260,20 @@ def test_names_written_by_others_are_neither_markup_nor_control_characters(name:
         text = "\n".join(shown(screen, width=200))
         assert "\x1b" not in text
         assert name.replace("\x1b", "\\x1b").replace("\n", " ") in text
+
+
+def test_list_of_members_shows_the_group_of_a_client_and_the_runs_of_an_observer() -> None:
+    observer = {
+        **MEMBER,
+        "name": "members/eve",
+        "role": "observer",
+        "group": "",
+        "group_role": None,
+        "runs": ["a", "b"],
+    }
+    lines = shown(members_table([MEMBER, observer], NOW), width=200)
+    assert lines[1].split()[:3] == ["ann", "client", "G"]
+    assert lines[2].split()[:4] == ["eve", "observer", "a,", "b"]
 
 
 def test_list_of_runs_shows_outcome_and_mean_alignment() -> None:

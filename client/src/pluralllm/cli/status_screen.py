@@ -196,14 +196,25 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], now: datetime.datetime) ->
 def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Table:
     """Returns a table of members with one line for each member."""
     table = Table(
-        "member", "role", "group", "", "state", "left", "key", "live", "last seen", "questions", "task", box=None
+        "member",
+        "role",
+        "group or runs",
+        "",
+        "state",
+        "left",
+        "key",
+        "live",
+        "last seen",
+        "questions",
+        "task",
+        box=None,
     )
     for member in members:
         state = member["state"].replace("_", " ")
         table.add_row(
             MemberName.parse(member["name"]).member,
             member["role"],
-            cell(member["group"]),
+            cell(member["group"] or ", ".join(member["runs"])),
             "held out" if member["group_role"] == "held_out" else "",
             Text(state, style=MEMBER_STYLES.get(member["state"], "")),
             left(member["expire_time"], now),
