@@ -451,7 +451,7 @@ async def test_the_audit_log_has_the_outcome_of_every_call_that_steers_or_manage
         ("PauseRun", ops.PauseRunRequest(name="runs/r"), [("runs/r", "WRONG_PHASE")]),
         ("StartRun", ops.StartRunRequest(name="runs/nosuch"), [("runs/nosuch", "NOT_FOUND")]),
         ("StartRun", ops.StartRunRequest(name="nosuch"), [("nosuch", "INVALID_ARGUMENT")]),
-        ("StartRun", ops.StartRunRequest(name="runs/\0"), [("runs/\ufffd", "INVALID_ARGUMENT")]),
+        ("StartRun", ops.StartRunRequest(name="runs/\0"), [("runs/\\x00", "INVALID_ARGUMENT")]),
         ("StartRun", ops.StartRunRequest(name="runs/r"), [("runs/r", "ACCEPTED")]),
         ("CancelRun", ops.CancelRunRequest(name="runs/r"), [("runs/r", "ACCEPTED")]),
         ("AskRewards", ops.AskRewardsRequest(name="runs/r"), [("runs/r", "*")]),
