@@ -24,7 +24,7 @@ from support.coordinator_harness import (
 )
 
 from pluralllm.client.link.transport import Transport
-from pluralllm.common.errors.membership import CertificateRevoked, RoleForbids, TooManyCalls
+from pluralllm.common.errors.membership import RoleForbids, TooManyCalls
 from pluralllm.common.errors.tree import AlreadyCommitted, InvalidArgument, PluralError, reason_of
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.words.ids import RunId
@@ -146,20 +146,20 @@ async def test_a_flood_of_polls_is_refused_above_five_hundred_at_once(tmp_path: 
 
 
 async def test_a_revoked_certificate_fills_no_log_and_takes_no_calls_from_its_owner(tmp_path: Path) -> None:
-    async with serving(tmp_path / "state", SystemClock(), calls_per_member=1000) as served:
+    """Ten calls may come at once, and one a second after them."""
+    async with serving(tmp_path / "state", SystemClock(), calls_per_second=1) as served:
         thief = await served.client("ann")
         await served.registry.revoke(BOOTSTRAP, "ann", "key stolen")
-        with capture_logs() as logs:
-            outcomes = await repeated(thief.poll, 1500)
-        assert set(outcomes) == {"CertificateRevoked", "TooManyCalls"}
-        assert outcomes["TooManyCalls"] > 300
-        assert len([line for line in logs if line["event"].startswith("audit")]) < 10
         (served.identities / "ann" / "credentials.pem").unlink()
         served.channels["thief"] = served.channels.pop("ann")
         owner = await served.client("ann")
-        await owner.poll()
-        with pytest.raises((CertificateRevoked, TooManyCalls)):
-            await thief.poll()
+        with capture_logs() as logs:
+            outcomes = await repeated(thief.poll, 200)
+            for _ in range(5):
+                await owner.poll()
+        assert set(outcomes) == {"CertificateRevoked", "TooManyCalls"}
+        assert outcomes["TooManyCalls"] > 150
+        assert len([line for line in logs if line["event"].startswith("audit")]) < 10
 
 
 async def test_calls_that_a_role_forbids_fill_no_log_whatever_they_name(tmp_path: Path) -> None:
