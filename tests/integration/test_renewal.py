@@ -116,7 +116,7 @@ async def polls_open(served: Served, count: int) -> None:
 
 
 async def test_after_a_renewal_new_calls_go_with_the_new_certificate_and_old_ones_end(tmp_path: Path) -> None:
-    async with serving(tmp_path / "state") as served:
+    async with serving(tmp_path / "state", SystemClock()) as served:
         identity = await served.member("ann", MemberRole.CLIENT, "G")
         async with transport_of(identity) as transport:
             await transport.hello("G", GroupRole.TRAIN, 5)
