@@ -55,6 +55,7 @@ bench: .stamps/dev
 	$(BIN)/python benchmarks/echo.py
 	$(BIN)/python benchmarks/idle_clients.py
 	$(BIN)/python benchmarks/first_task.py
+	$(if $(DATA),$(BIN)/python benchmarks/privacy_leak.py "$(DATA)")
 
 # Runs the paper's comparison; QUICK=1 runs a few rounds of one seed. It skips methods and seeds that have a result already.
 experiment: .stamps/run

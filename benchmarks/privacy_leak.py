@@ -1,6 +1,6 @@
 """Measures what a coordinator learns of a group's answers in plain rounds: from models, updates, sums and an adversarial task.
 
-    .venv/bin/python benchmarks/privacy_leak.py DATA [--rounds 60] [--attacked 31] [--iterations 300] [--json FILE]
+    .venv/bin/python benchmarks/privacy_leak.py DATA [--attacked 6] [--iterations 300] [--only ATTACK ...]
 
 DATA is GlobalOpinionQA in its original layout (a CSV file). Each figure is the mean Jensen-Shannon distance (natural logarithm)
 of guessed shares to the true ones: 0 is exact, a uniform guess is about 0.31. The attackers are described in benchmarks/leak.
@@ -48,6 +48,8 @@ TRUE_SEED, GUESSED_SEED = 20_031, 77  # the client's own, after its secret; and 
 FEATURES = 16_384
 EXACT = 0.01  # a distance below this counts as recovered
 
+ATTACKS = ("task", "sums", "models", "weights", "update")
+
 Results = dict[str, float | int | str]
 
 
@@ -55,12 +57,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DATA", help="GlobalOpinionQA, a CSV file.")
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--attacked", type=int, default=31, help="The round whose update is inverted.")
+    parser.add_argument("--attacked", type=int, default=6, help="The round whose update is inverted.")
     parser.add_argument(
         "--iterations", type=int, default=300, help="Steps of each inversion; about half a second each."
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, help="Folder of embedded texts; default: a temporary one.")
+    parser.add_argument("--only", nargs="+", choices=ATTACKS, help="Try these attacks only.")
     parser.add_argument("--json", type=Path, help="Write the figures to this file, too.")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -68,15 +71,21 @@ def main() -> None:
         spec = spec_of(GROUPS, rounds=arguments.rounds)
         cache = arguments.cache or Path(folder)
         groups = read_groups(arguments.data, GROUPS, spec, Path(get_model_path()), cache)
+    chosen = arguments.only or ATTACKS
     results: Results = {}
-    for attack in (of_adversarial_task, of_sums):
-        results |= _timed(attack.__name__, attack, groups)
-    rounds = list(federation(spec, groups, arguments.rounds))
-    results |= _timed("of_models", of_models, spec, groups, rounds)
-    results |= _timed(
-        "of_update", of_update, spec, groups[VICTIM], rounds[arguments.attacked - 1], arguments.iterations
-    )
-    results |= _timed("of_made_weights", of_made_weights, spec, groups[ASKED], rounds[-1].base)
+    if "task" in chosen:
+        results |= _timed("an adversarial task", of_adversarial_task, groups)
+    if "sums" in chosen:
+        results |= _timed("sums of a kernel method", of_sums, groups)
+    if {"models", "update", "weights"} & set(chosen):
+        rounds = list(federation(spec, groups, arguments.rounds))
+    if "models" in chosen:
+        results |= _timed("models", of_models, spec, groups, rounds)
+    if "weights" in chosen:
+        results |= _timed("weights made for the purpose", of_made_weights, spec, groups[ASKED], rounds[-1].base)
+    if "update" in chosen:
+        attacked = rounds[arguments.attacked - 1]
+        results |= _timed("one update", of_update, spec, groups[VICTIM], attacked, arguments.iterations)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
@@ -120,8 +129,8 @@ def of_update(spec: RunSpec, data: GroupData, attacked: Round, iterations: int) 
     )
     before, after = predicted(spec, attacked.base, data), predicted(spec, attacked.base + delta, data)
     targets, trained = with_seed.targets, trained_questions(spec, data)
-    inverted, near = invert(with_seed, delta, before, iterations)
-    blind, far = invert(without, delta, before, iterations)
+    inverted, near = invert(with_seed, delta, after, iterations)
+    blind, far = invert(without, delta, after, iterations)
     return {
         f"target questions of the update of round {attacked.number}": len(targets),
         "base model": distance(data, before, targets),
@@ -142,7 +151,7 @@ def of_adversarial_task(groups: dict[str, GroupData]) -> Results:
     guess = crafted.answers_of(spec, base, update_of(spec, base, data, TRUE_SEED, 1), data)
     return {
         "adversarial task after consent": distance(data, guess),
-        "  questions recovered": recovered(data, guess),
+        "  of its questions recovered": recovered(data, guess),
         "  questions of the group": len(data.questions),
     }
 
@@ -171,7 +180,7 @@ def of_made_weights(spec: RunSpec, data: GroupData, honest: Flat) -> Results:
         ),
         "  final global model, the same questions": distance(data, likely, targets),
         "  the step known, first half of the steps": float(np.mean(of_early)),
-        "  such questions": len(of_early),
+        "  questions of these steps": len(of_early),
     }
 
 
@@ -192,12 +201,12 @@ def of_sums(groups: dict[str, GroupData]) -> Results:
     guess = sums.answers_of(everything, sums.public_features(everything, FEATURES, 0), total)
     return {
         "sums of one client": float(np.mean(alone)),
-        "  questions recovered, of all clients": exact,
-        "  questions of all clients": sum(len(data.questions) for data in groups.values()),
+        "  of all their questions recovered": exact,
+        "  all their questions": sum(len(data.questions) for data in groups.values()),
         "sum of eight clients, questions of one group alone": distance(everything, guess, numbers),
-        "  such questions recovered": recovered(everything, guess, numbers),
-        "  such questions": len(numbers),
-        "  all questions": len(everything.questions),
+        "  of these recovered": recovered(everything, guess, numbers),
+        "  questions of one group alone": len(numbers),
+        "  different questions of all": len(everything.questions),
     }
 
 
