@@ -38,6 +38,8 @@ ELSEWHERE = {
     "pluralllm experiment table results": "tests/integration/test_report_commands.py",
     "docker compose": "no images are built here; compose.yaml is checked by tests/unit/test_deployment.py",
     "cp deploy/compose.env.example": "for docker compose",
+    "docker build": "no images are built here; tests/unit/test_deployment.py checks the files",
+    "python3 deploy/image_digests.py": "it asks registries; tests/unit/test_supply.py gives it answers",
     "kubectl": "no cluster here; tests/unit/test_deployment.py checks the manifests",
 }
 # Pages whose commands another test runs, by section or by number.

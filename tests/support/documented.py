@@ -34,10 +34,11 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """Yields a page's shell blocks; blocks of Python, TOML and drawings are left out."""
-    section, held = "", list[str]()
+    """Yields a page's shell blocks; blocks of Python, TOML and drawings, and those between fences, are left out."""
+    section, held, is_fenced = "", list[str](), False
     for line in [*page.read_text().splitlines(), "end"]:
-        if line.startswith("    "):
+        is_fenced ^= line.startswith("```")
+        if line.startswith("    ") and not is_fenced:
             held.append(line[4:])
             continue
         if held and not OTHER.match(held[0]):
