@@ -483,13 +483,13 @@ async def test_the_status_shows_the_weight_of_each_member_in_the_newest_version(
     async with serving(tmp_path / "state") as served:
         clients = await two_clients(served, spec)
         assert not any(person.HasField("weight") for person in (await served.run("r")).participants)
-        for client, examples in zip(clients, (30, 90), strict=True):
+        for client, examples in zip(clients, (10, 30), strict=True):
             path = tmp_path / client.name
             await client.push(await client.task(), path, write_delta(path, spec, 1), examples=examples)
         run = await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 2)
         assert {person.client: person.weight for person in run.participants} == {"ann": 0.25, "ben": 0.75}
         ann, path = clients[0], tmp_path / "ann"
-        await ann.push(await ann.task(), path, write_delta(path, spec, 1), examples=30)
+        await ann.push(await ann.task(), path, write_delta(path, spec, 1), examples=10)
         await advance(served, 60)
         run = await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 3)
         assert {person.client: person.weight for person in run.participants if person.HasField("weight")} == {
