@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="Number of rounds; default: as many as the preset has.")
     chosen = parser.parse_args()
     print(
-        "| seed | largest norm | median of the rounds' largest | largest ratio to the median | shortened | largest share |"
+        "| seed | largest norm | median of the rounds' largest | largest ratio to the median | shortened | largest share, in even shares |"
     )
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as cache:
