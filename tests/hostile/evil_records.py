@@ -155,6 +155,14 @@ def _gap(at: int, _: int, rng: random.Random) -> Presented:
     return replace(shown, records=shown.records[:cut] if ends else shown.records[:cut] + shown.records[cut + 1 :])
 
 
+def _mixed(at: int, seen: int, rng: random.Random) -> Presented:
+    """One record belongs to another chain. Each is well signed, but the record after it follows the true one."""
+    shown = honest(at)
+    cut = rng.randrange(seen + 1, at + 1)
+    shown.records[cut] = replace(shown.records[cut], digest=digest("forged", rng.random()))
+    return shown
+
+
 def _replay(at: int, seen: int, rng: random.Random) -> Presented:
     """An older version is the base of a later round: in place of a later version, or, if a later one has been seen, as itself.
 
@@ -241,6 +249,7 @@ FORGERIES: dict[str, Callable[[int, int, random.Random], Presented]] = {
     "own update left out": _own_update_left_out,
     "own update changed": _own_update_changed,
     "gap": _gap,
+    "mixed chains": _mixed,
     "replay": _replay,
     "unsigned": _unsigned,
     "signed by another": _signed_by_another,

@@ -131,6 +131,34 @@ async def test_without_a_record_key_everything_but_the_signature_is_checked(tmp_
         await follow(History(tmp_path / "other", CLIENT), forged)
 
 
+@pytest.mark.parametrize(("version", "number"), [(3, 2), (SPEC.rounds + 1, SPEC.rounds + 5)])
+async def test_a_version_that_cannot_exist_yet_is_refused_before_anything_is_asked(
+    tmp_path: Path, version: int, number: int
+) -> None:
+    """Otherwise a coordinator could keep a client busy with records for ever."""
+    records = chain_of(version)
+    shown = Presented(train_task(records[version], round_number=number), records)
+    with pytest.raises(RecordInvalid, match="cannot start from it"):
+        await follow(of_client(tmp_path), shown)
+    assert shown.calls == []
+    last = Presented(train_task(chain_of(SPEC.rounds)[-1]), chain_of(SPEC.rounds), page=100)
+    await follow(of_client(tmp_path), last)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_the_rounds_of_versions_must_rise(tmp_path: Path, number: int) -> None:
+    """Otherwise one round could make two versions, and an update of it could count twice."""
+    records = chain_of(3)
+    records = rechained([*records[:3], replace(records[3], round=RoundNumber(number)), *records[4:]])
+    shown = Presented(train_task(records[3]), records)
+    history = of_client(tmp_path)
+    with pytest.raises(RecordInvalid, match="the version before"):
+        await follow(history, shown)
+    await follow(history, honest(2))
+    with pytest.raises(RecordInvalid, match="the version before"):
+        await follow(history, shown)
+
+
 async def test_an_answer_with_records_that_were_not_asked_for_is_refused(tmp_path: Path) -> None:
     shown = honest(2)
 
