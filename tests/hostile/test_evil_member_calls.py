@@ -27,9 +27,11 @@ from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.membership import RoleForbids, TooManyCalls
 from pluralllm.common.errors.tree import AlreadyCommitted, InvalidArgument, PluralError, reason_of
 from pluralllm.common.process.clock import SystemClock
+from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.ids import RunId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
+from pluralllm.operator.remote import Remote
 from pluralllm.server.storage.store import ClientRecord
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import operations_pb2 as ops
@@ -298,3 +300,14 @@ async def test_an_honest_client_waits_for_its_next_hello_and_goes_on(tmp_path: P
             await transport.hello("A", GroupRole.TRAIN, 50)
         assert 1.5 < time.monotonic() - started_s < 15
         await transport.close()
+
+
+async def test_an_administrators_command_that_reads_many_pages_waits_for_the_next_ones(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", SystemClock(), calls_per_second=1) as served:
+        identity = load_identity(served.identities / "admin", "").at(served.address)
+        remote = Remote.of_member(identity)
+        started_s = time.monotonic()
+        for _ in range(12):
+            assert await asyncio.to_thread(remote.runs) == []
+        assert 1.5 < time.monotonic() - started_s < 20
+        await asyncio.to_thread(remote.close)

@@ -12,8 +12,9 @@ import pytest
 from structlog.testing import capture_logs
 from support.process_harness import free_port
 
+from pluralllm.client.link.rests import rest_s
 from pluralllm.client.link.tasks import Scores
-from pluralllm.client.link.transport import Transport, rest_s
+from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import (
     AnswerInvalid,

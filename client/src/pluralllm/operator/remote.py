@@ -5,6 +5,8 @@ An enum value becomes the last words of its name in lower case. A time becomes t
 
 import base64
 import datetime
+import itertools
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +19,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
+from pluralllm.client.link.rests import rest_s
 from pluralllm.common.errors.grpc_status import from_rpc_error
+from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import InvalidArgument, OverLimit, PluralError, Unreachable
 from pluralllm.common.process.files import storage_errors
 from pluralllm.common.text.printable import printable, printable_values
@@ -42,6 +46,7 @@ WATCH_DEADLINE_S = 5.0  # no event reports progress and ages, so they are read a
 PAGE_SIZE = 200
 AUDIT_PAGE_SIZE = 500
 MAX_PAGES = 1_000
+MAX_RESTS = 5  # for one call
 DIAGNOSE_EVERY_S = 5.0  # --watch tries each second, and the coordinator counts calls on its enrolment port
 
 Values = dict[str, Any]
@@ -322,10 +327,16 @@ class Remote:
         return items[:limit], False
 
     def _call(self, method: str, request: Message) -> Any:
-        try:
-            return getattr(self._operations, method)(request, timeout=CALL_DEADLINE_S)
-        except grpc.RpcError as error:
-            raise self._failure(error) from error
+        """Makes a call. If this member calls too often, the method waits and calls again, for MAX_RESTS times."""
+        for rests in itertools.count():
+            try:
+                return getattr(self._operations, method)(request, timeout=CALL_DEADLINE_S)
+            except grpc.RpcError as error:
+                failure = self._failure(error)
+                if not isinstance(failure, TooManyCalls) or rests >= MAX_RESTS:
+                    raise failure from error
+            time.sleep(rest_s(failure.retry_s))
+        raise AssertionError
 
     def _failure(self, error: grpc.RpcError) -> PluralError:
         """Returns the typed error of a failed call.

@@ -6,8 +6,6 @@ Every call has a deadline. Calls that may be repeated are retried.
 import asyncio
 import contextlib
 import json
-import math
-import random
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import structlog
 from pluralllm.client.link.channel import Connection, OpenChannel
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
 from pluralllm.client.link.records import shown_entry, signed_record
+from pluralllm.client.link.rests import rest_s
 from pluralllm.client.link.tasks import Answer, AuditHead, RunOver, Scores, ShownEntry, SignedRecord, Task, Wait
 from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.common import __version__
@@ -69,7 +68,6 @@ POLL_HOLD_S = 25.0
 COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole update
 RETRY_FOR_S = 600.0  # then the task is given up; the outbox keeps its update
 FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0
-LONGEST_REST_S = 60.0  # after the refusal TooManyCalls
 SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -409,12 +407,6 @@ class Transport:
             if isinstance(failure, Unreachable | Overtaken | DiskFailed):
                 self._connection.leave(address)
             raise failure from error
-
-
-def rest_s(retry_s: float) -> float:
-    """Returns the time in seconds to wait after TooManyCalls. retry_s: the coordinator's wish, which may be any number."""
-    jittered_s = retry_s * random.uniform(1.0, 1.5)  # noqa: S311 - jitter, no secret
-    return min(LONGEST_REST_S, max(FIRST_RETRY_S, jittered_s)) if math.isfinite(jittered_s) else LONGEST_REST_S
 
 
 def _addresses(coordinator: str, standby: str | None) -> tuple[str, ...]:
