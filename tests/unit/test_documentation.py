@@ -108,6 +108,12 @@ def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
     assert missing == []
 
 
+def test_the_security_page_names_tests_that_exist_and_every_hostile_test() -> None:
+    named = set(re.findall(r"`(?:[\w/]+/)?(test_\w+\.py)`", (ROOT / "docs" / "security.md").read_text()))
+    assert named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {path.name for path in (ROOT / "tests" / "hostile").glob("test_*.py")} <= named
+
+
 def project_of(distribution: str) -> dict[str, Any]:
     project: dict[str, Any] = tomllib.loads((ROOT / distribution / "pyproject.toml").read_text())["project"]
     return project
