@@ -19,6 +19,7 @@ from pluralllm.client.data.private_data import read_group, write_group
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import load_partner
+from pluralllm.client.keeping.history import History
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.work.orders import EVALUATE, Evaluate
@@ -129,6 +130,9 @@ async def test_a_daemon_trains_evaluates_and_ends_with_the_run(
         assert pid is None, "the worker process is still there"
         assert list((tmp_path / "ann" / "state" / "drafts").iterdir()) == []
         assert list((tmp_path / "ann" / "state" / "outbox").iterdir()) == []
+        seen = History(tmp_path / "ann" / "state" / "history").seen(RunId("r"))
+        assert {version: record.updates for version, record in seen.versions.items()} == {0: 0, 1: 1, 2: 1}
+        assert {number: sent.acknowledged for number, (sent,) in seen.own_updates.items()} == {1: True, 2: True}
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -25,8 +26,11 @@ from support.span_collector import span_collector
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import USUAL_QUESTIONS, sample_groups
+from pluralllm.common.trust.certificates import key_from_pem, spoken
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.trust.invite import load_invite
+from pluralllm.common.trust.record_signatures import RecordSigner
+from pluralllm.server.members.record_key import RECORD_KEY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 LIMIT_S = 60.0
@@ -313,6 +317,22 @@ def test_a_member_that_was_revoked_and_invited_again_joins_into_the_same_folder(
     members = json.loads(town.does("host", CLI, "members", "--json"))["members"]
     (back,) = (member for member in members if member["name"] == "members/back")
     assert (back["state"], back["max_examples"]) == ("active", 77)
+
+
+def test_a_partner_knows_the_record_key_from_its_invite_and_checks_the_coordinator_with_it(town: Town) -> None:
+    town.does("keyed", CLIENT, "join", town.invited("keyed").name)
+    key_file = town.folder / "host/pluralllm-state/authority" / RECORD_KEY
+    public_der = RecordSigner("", key_from_pem(key_file.read_bytes())).public_der
+    for folder in ("keyed/pluralllm-client-state/identity", "host/config/pluralllm"):
+        identity = json.loads((town.folder / folder / "identity.json").read_text())
+        assert base64.b64decode(identity["record_key"]) == public_der
+    shown = town.does("keyed", CLIENT, "audit")
+    assert "members/keyed" in shown
+    assert "MakeAdmin" not in shown, "it concerns others"
+    assert "the hash chain is unbroken" in shown
+    doctor = json.loads(town.types("host", SERVER, "doctor", "--json").stdout)["checks"]
+    fingerprint = spoken(hashlib.sha256(public_der).hexdigest())
+    assert [check["result"] for check in doctor if check["name"] == "record key"] == [f"fingerprint {fingerprint}"]
 
 
 def test_an_invite_works_as_one_line_and_from_standard_input(town: Town) -> None:
