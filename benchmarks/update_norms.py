@@ -69,9 +69,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="Number of seeds, from 0.")
     parser.add_argument("--rounds", type=int, help="Number of rounds; default: as many as the preset has.")
     chosen = parser.parse_args()
-    print(
-        "| seed | largest norm | median of the rounds' largest | largest ratio to the median | shortened | largest share, in even shares |"
-    )
+    columns = ("seed", "largest norm", "median of the rounds' largest", "largest ratio to the median", "shortened")
+    print(f"| {' | '.join((*columns, 'largest share, in even shares'))} |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as cache:
         spec = spec_of(chosen.preset, 0, chosen.rounds)
