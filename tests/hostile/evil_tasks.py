@@ -11,7 +11,7 @@ from support.tasks import task_of
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import Partner
-from pluralllm.client.link.tasks import Answer, SignedRecord, Task, Wait
+from pluralllm.client.link.tasks import Answer, AuditHead, ShownEntry, SignedRecord, Task, Wait
 from pluralllm.client.link.transport import Traffic
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.trust.version_record import VersionRecord, record_sha256
@@ -27,6 +27,7 @@ class EvilCoordinator:
     """Takes the place of the daemon's transport. A refused client gets the same task again after its next Hello, or at once."""
 
     address = ADDRESS
+    audit_head: AuditHead | None = None
 
     def __init__(
         self,
@@ -93,6 +94,11 @@ class EvilCoordinator:
         if not self.records:
             await asyncio.Event().wait()
         return [SignedRecord(record, b"") for record in self.records[first : last + 1]]
+
+    async def audit_entries(self, after: int, limit: int) -> list[ShownEntry]:
+        """Shows an empty audit log."""
+        await self._note("ListAuditEvents")
+        return []
 
     async def report_progress(self, *_: object) -> None:
         await self._note("ReportProgress")
