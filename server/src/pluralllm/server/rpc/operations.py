@@ -43,6 +43,7 @@ MAX_PAGE_SIZE = 500
 WATCH_PAGE = 200
 WATCH_WAIT_S = 30.0
 MAX_REASON = 400
+TRIES = 5  # to read the rows of a run between two of its events
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 Row = TypeVar("Row")
 
@@ -198,10 +199,15 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return self._clock.now_s()
 
     async def _describe(self, run: LiveRun) -> resources_pb2.Run:
-        # One version more than the message has, because the newest may still be in evaluation.
-        records = await self._store.latest_evaluations(run.id, 3)
+        for _ in range(TRIES):  # the run may go on between the reads; a run that never rests is described all the same
+            sequence = run.sequence
+            # One version more than the message has, because the newest may still be in evaluation.
+            records = await self._store.latest_evaluations(run.id, 3)
+            status = await self._status.of(run)
+            if run.sequence == sequence:
+                break
         latest, previous = split_by_version(ended_evaluations(run, records))
-        return run_message(run, await self._status.of(run), latest, previous)
+        return run_message(run, status, latest, previous)
 
     async def _describe_round(self, record: RoundRecord) -> resources_pb2.Round:
         return round_message(record, await self._store.receipts(record.run, record.round))
