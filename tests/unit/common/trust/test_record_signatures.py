@@ -58,6 +58,12 @@ def public_bytes(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) ->
         public_bytes(ec.generate_private_key(ec.SECP384R1())),
         public_bytes(ed25519.Ed25519PrivateKey.generate()),
     ],
+    ids=[
+        "empty",
+        "rubbish",
+        "P-384",
+        "Ed25519",
+    ],  # the keys are new each time, and tests have the same names in all processes
 )
 def test_what_is_no_p256_key_is_refused(wrong: bytes) -> None:
     with pytest.raises(CertificateInvalid):
