@@ -138,6 +138,11 @@ def write_script(shell: Shell) -> None:
     shell.copy(lines_of("README.md", "By hand"))
     shell.copy(lines_of("joining.md", "Observers and further administrators"), ("join eve", "--identity eve join eve"))
     shell.copy(lines_of("joining.md", "When somebody leaves, or a key is lost"), ("org-a", "northmark"))
+    shell.copy(
+        lines_of("joining.md", "Who did what"),
+        ("pluralllm-client audit", "pluralllm-client audit --state-dir harbourland"),
+        ("pluralllm-client history", "pluralllm-client history --state-dir harbourland"),
+    )
 
     # The commands of rewards.md, with the model that the README has trained.
     shell.copy(lines_of("rewards.md", "A published version as a model"))
