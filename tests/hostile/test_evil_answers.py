@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hostile.evil_coordinator import evil, serving_evil, victim
 
 from pluralllm.client.daemon.pace import IDLE_POLLS
+from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.joining import joining
 from pluralllm.client.joining.enrolment import Joined
 from pluralllm.common.errors.grpc_status import from_rpc_error, to_status
@@ -88,6 +89,18 @@ async def test_a_coordinator_that_asks_for_no_wait_is_polled_about_once_a_second
     reasons = [line["reason"] for line in logs if line["event"] == "client.waiting"]
     assert 1 <= len(reasons) <= 6
     assert all(reason.isprintable() for reason in reasons)
+
+
+async def test_a_client_asks_again_when_a_new_day_has_a_new_budget_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = iter([False, True])
+    monkeypatch.setattr(Budgets, "may_ask_again", lambda _: next(days, False))
+    coordinator = evil([pb.PollResponse(wait=pb.Wait(reason=f"{number}")) for number in range(4)])
+    async with serving_evil(coordinator) as address, victim(tmp_path, address), asyncio.timeout(LIMIT_S):
+        await coordinator.polled.wait()
+    assert coordinator.calls[:4] == ["Hello", "Poll", "Hello", "Poll"]
+    assert coordinator.calls.count("Hello") == 2
 
 
 async def test_a_spec_that_is_not_the_one_of_the_task_is_not_read_and_named_in_the_log(tmp_path: Path) -> None:

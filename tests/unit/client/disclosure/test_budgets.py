@@ -150,6 +150,19 @@ def test_a_day_allows_its_last_run_and_not_one_more_and_the_next_day_has_a_new_b
         kept.join(RunId("e"), SPEC)
 
 
+def test_a_refused_run_may_ask_again_on_the_next_day_and_only_once(tmp_path: Path) -> None:
+    today = Calendar()
+    kept = budgets(tmp_path, today, max_runs_a_day=1)
+    kept.join(RunId("a"), SPEC)
+    assert not kept.may_ask_again()
+    with pytest.raises(PolicyForbids):
+        kept.join(RunId("b"), SPEC)
+    assert not kept.may_ask_again()
+    today.day += datetime.timedelta(days=1)
+    assert kept.may_ask_again()
+    assert not kept.may_ask_again()
+
+
 def test_a_run_that_an_earlier_release_had_joined_goes_on_and_counts_for_no_day(tmp_path: Path) -> None:
     kept = budgets(tmp_path, runs=("old",), max_runs_a_day=1)
     kept.join(RunId("new"), SPEC)

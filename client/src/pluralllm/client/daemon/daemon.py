@@ -190,8 +190,8 @@ class Daemon:
         backoff_s, has_session = FIRST_BACKOFF_S, False
         while True:
             try:
-                if self._consents_changed():
-                    has_session = False  # Hello takes back the refusal
+                if self._refusals_changed():
+                    has_session = False  # Hello takes back the refusals
                 if not has_session:
                     await self._hello()
                     has_session = True
@@ -228,12 +228,17 @@ class Daemon:
         if abs(skew_s) > CLOCK_SKEW_WARNING_S:
             log.warning("client.clock_differs", skew_s=round(skew_s, 1))
 
-    def _consents_changed(self) -> bool:
-        """Returns whether the partner has consented to a run that this client refused, while the client does no other work."""
-        runs = () if self.is_working else self._consents.newly_covered()
+    def _refusals_changed(self) -> bool:
+        """Returns whether this client may take part in a run that it has refused. While it works, the answer is no.
+
+        The partner has consented to the run, or a new day has a new budget of runs.
+        """
+        if self.is_working:
+            return False
+        runs = self._consents.newly_covered()
         for run in runs:
             log.info("consent.given", run=run)
-        return bool(runs)
+        return self._budgets.may_ask_again() or bool(runs)
 
     async def _take(self, answer: Answer) -> bool:
         """Acts on the coordinator's answer to one poll. Returns whether the daemon must end."""

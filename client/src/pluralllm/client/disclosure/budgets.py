@@ -40,6 +40,7 @@ class Budgets:
 
     def __init__(self, folder: Path, policy: Policy, today: Today = utc_today) -> None:
         self._folder, self._policy, self._today = folder, policy, today
+        self._refused_on: datetime.date | None = None  # the last day on which a run was one too many
 
     def open_for(self, runs: Iterable[RunId]) -> None:
         """Makes accounts for the runs that an earlier release had joined. They count for no day.
@@ -66,6 +67,13 @@ class Budgets:
             self._write(run, account | {"spec_sha256": spec_sha256})
         elif stored != spec_sha256:
             raise SpecMismatch(run=run, asked=spec_sha256[:12], stored=stored[:12])
+
+    def may_ask_again(self) -> bool:
+        """Returns whether a run was refused for max_runs_a_day on an earlier day, and forgets it: there is a new budget."""
+        is_new_day = self._refused_on is not None and self._refused_on != self._today()
+        if is_new_day:
+            self._refused_on = None
+        return is_new_day
 
     def answer(self, task: Task) -> Scores | NotReported | None:
         """Returns the answer to a task that evaluates, if it needs no work; otherwise None.
@@ -111,9 +119,10 @@ class Budgets:
         self._write(task.run, account)
 
     def _check_runs_of_today(self) -> None:
-        today, limit = self._today().isoformat(), self._policy.max_runs_a_day
-        joined = sum(account["joined"] == today for account in self._accounts())
+        today, limit = self._today(), self._policy.max_runs_a_day
+        joined = sum(account["joined"] == today.isoformat() for account in self._accounts())
         if joined >= limit:
+            self._refused_on = today
             raise PolicyForbids(
                 key="max_runs_a_day", asked=str(joined + 1), allowed=f"at most {limit} new runs a day (UTC)"
             )
