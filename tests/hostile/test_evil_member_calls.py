@@ -25,13 +25,16 @@ from support.coordinator_harness import (
 
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.membership import RoleForbids, TooManyCalls
-from pluralllm.common.errors.tree import AlreadyCommitted, InvalidArgument, PluralError, reason_of
+from pluralllm.common.errors.tree import AlreadyCommitted, InvalidArgument, PluralError, WrongLayout, reason_of
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.ids import RunId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.operator.remote import Remote
+from pluralllm.server.rpc.messages import event_message
+from pluralllm.server.runs import intake
+from pluralllm.server.runs.intake import Intake
 from pluralllm.server.storage.store import ClientRecord
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import operations_pb2 as ops
@@ -225,6 +228,32 @@ async def test_refused_updates_become_few_events_in_the_open_round_and_none_afte
         await repeated(lambda: mallory.begin(task, other), 100)
         assert await events(served) == before
         assert not [line for line in logs if line["event"] == "update.refused"]
+
+
+async def test_a_long_text_of_a_member_comes_into_a_log_and_out_of_an_old_log_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path / "state", calls_per_second=1000) as served:
+        _, mallory, task = await ready(served, tmp_path)
+        manifest = write_delta(tmp_path / "delta", SPEC, 1)
+
+        def refusing(*_: object) -> None:
+            raise WrongLayout(problem="\x1b" + "A" * 3_000_000)
+
+        monkeypatch.setattr(Intake, "_check_announcement", refusing)
+        with monkeypatch.context() as earlier:
+            earlier.setattr(intake, "MAX_MESSAGE", 3_000_000)
+            with pytest.raises(PluralError):
+                await mallory.begin(task, manifest)
+        with pytest.raises(PluralError):
+            await mallory.begin(task, manifest)
+        records = await served.parts.store.events(RunId("r"), 0, 10_000)
+        old, new = [record for record in records if record.kind == "UpdateRefused"]
+        assert len(str(old.facts["message"])) > 1_000_000
+        assert len(str(new.facts["message"])) < 500
+        assert "\x1b" not in str(new.facts["message"])
+        assert event_message(old).ByteSize() < 3_000
+        assert (await served.run("r")).ByteSize() < 10_000
 
 
 async def test_refusals_in_one_round_after_another_leave_no_events_behind(tmp_path: Path) -> None:

@@ -1,16 +1,17 @@
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from pluralllm.common.errors.tree import DigestMismatch, OverLimit
+from pluralllm.common.errors.tree import DigestMismatch, OverLimit, WrongLayout
 from pluralllm.common.predictor.architecture import initial_values, parameters
 from pluralllm.common.weights.chunks import CHUNK_BYTES, checked_manifest, manifest_of, missing_ranges
-from pluralllm.common.weights.layout import layout_of, read_layout, tensors_of, write_weights
+from pluralllm.common.weights.layout import check_header, layout_of, read_layout, tensors_of, write_weights
 from pluralllm.common.words.spec import Predictor
 
 
@@ -59,3 +60,15 @@ def test_a_manifest_that_does_not_fit_its_digest_or_size_is_refused(tmp_path: Pa
         checked_manifest(good.digest, good.size_bytes, CHUNK_BYTES, good.chunk_hashes[:1], limit)
     with pytest.raises(OverLimit, match="chunk_bytes"):
         checked_manifest(good.digest, good.size_bytes, 7, good.chunk_hashes, limit)
+
+
+def test_a_file_of_another_layout_is_refused_with_few_of_its_own_words(tmp_path: Path) -> None:
+    layout = layout_of([("a", (2,))])
+    for name, shape in (("A" * 100_000, (2,)), ("a", (1,) * 100_000)):
+        save_file({name: np.zeros(shape[:1], np.float32)}, tmp_path / "m")
+        if len(shape) > 1:
+            header = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+            (tmp_path / "m").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+        with pytest.raises(WrongLayout) as refusal:
+            check_header(tmp_path / "m", layout.header, layout.size_bytes)
+        assert len(str(refusal.value)) < 400

@@ -22,6 +22,7 @@ from pluralllm.common.weights.chunks import HashingWriter, Manifest
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_DIMENSIONS = 8
 MAX_VALUES = 2**40  # in one tensor: far more than any model here may have
+SHOWN_CHARACTERS = 100  # of a file's own words in an error, which others keep and send on
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "I8": 1}
 
 
@@ -144,7 +145,8 @@ def check_header(path: Path, header: bytes, size_bytes: int) -> None:
     for name in sorted(required.keys() | present.keys()):
         expected = (required[name]["dtype"], tuple(required[name]["shape"])) if name in required else "absent"
         if present.get(name, "absent") != expected:
-            raise WrongLayout(problem=f"tensor {name} is {present.get(name, 'absent')}, expected {expected}")
+            shown = str(present.get(name, "absent"))[:SHOWN_CHARACTERS]
+            raise WrongLayout(problem=f"tensor {name[:SHOWN_CHARACTERS]} is {shown}, expected {expected}")
     raise WrongLayout(problem="tensors are in another order, or the file holds metadata")
 
 
@@ -155,7 +157,7 @@ def _tensors_in(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             pieces = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
             return {name: (str(piece.get_dtype()), tuple(piece.get_shape())) for name, piece in pieces.items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise WrongLayout(problem=f"not a valid safetensors file ({error})") from error
+        raise WrongLayout(problem=f"not a valid safetensors file ({str(error)[:SHOWN_CHARACTERS]})") from error
 
 
 def flat_values(path: Path, layout: Layout) -> NDArray[np.float32]:

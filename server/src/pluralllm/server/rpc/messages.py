@@ -29,6 +29,8 @@ from pluralllm.server.storage.store import (
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as pb
 
+MAX_TEXT = 2_000  # characters of one text in a log: earlier releases kept refusals of any length
+
 PHASES = {
     Phase.CREATED: pb.RUN_PHASE_CREATED,
     Phase.WAITING: pb.RUN_PHASE_WAITING,
@@ -104,7 +106,7 @@ def run_message(
             client=refused.client,
             round=refused.round,
             reason=refused.reason,
-            message=refused.message,
+            message=refused.message[:MAX_TEXT],
         )
     return message
 
@@ -283,7 +285,8 @@ def withheld_message(entry: AuditEntry, sha256: str) -> pb.AuditEvent:
 
 def event_message(record: EventRecord) -> pb.RunEvent:
     facts = struct_pb2.Struct()
-    json_format.ParseDict(dict(record.facts), facts)
+    cut = {name: fact[:MAX_TEXT] if isinstance(fact, str) else fact for name, fact in record.facts.items()}
+    json_format.ParseDict(cut, facts)
     return pb.RunEvent(sequence=record.sequence, time=timestamp(record.at_s), kind=record.kind, facts=facts)
 
 

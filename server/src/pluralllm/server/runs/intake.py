@@ -25,6 +25,7 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.process.clock import Clock
+from pluralllm.common.text.printable import printable
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.words.ids import ClientId, Digest
 from pluralllm.common.words.names import TaskName
@@ -51,6 +52,7 @@ from pluralllm.server.storage.store import ReceiptRecord, Store
 log = structlog.get_logger()
 
 TEND_S = 60.0
+MAX_MESSAGE = 400  # characters of a refusal that go into the run's log
 BASE_DISTANCE = "base_distance"  # the only metric that the weights of updates depend on: see weighting.py
 UPDATE_METRICS = frozenset(
     {"loss", BASE_DISTANCE}
@@ -303,7 +305,8 @@ class Intake:
         UPDATES_REFUSED.labels(error.reason).inc()
         if self._refusals.count(run.id, task.client, run.state.round if is_open else None):
             log.warning("update.refused", run=run.id, round=task.round, client=task.client, reason=error.reason)
-            refused = ev.UpdateRefused(self._clock.now_s(), task.round, task.client, error.reason, str(error))
+            message = printable(str(error)[:MAX_MESSAGE])  # a file's own words may be in it, and the event is kept
+            refused = ev.UpdateRefused(self._clock.now_s(), task.round, task.client, error.reason, message)
             await self._coordinator.dispatch(run, refused)
 
 
