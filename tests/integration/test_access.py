@@ -452,8 +452,10 @@ async def test_the_audit_log_has_the_outcome_of_every_call_that_steers_or_manage
         ("StartRun", ops.StartRunRequest(name="runs/nosuch"), [("runs/nosuch", "NOT_FOUND")]),
         ("StartRun", ops.StartRunRequest(name="nosuch"), [("nosuch", "INVALID_ARGUMENT")]),
         ("StartRun", ops.StartRunRequest(name="runs/\0"), [("runs/\\x00", "INVALID_ARGUMENT")]),
+        ("StartRun", ops.StartRunRequest(name="runs/-"), [("runs/-", "INVALID_ARGUMENT")]),
         ("StartRun", ops.StartRunRequest(name="runs/r"), [("runs/r", "ACCEPTED")]),
         ("CancelRun", ops.CancelRunRequest(name="runs/r"), [("runs/r", "ACCEPTED")]),
+        ("AskRewards", ops.AskRewardsRequest(name="runs/-"), [("runs/-", "INVALID_ARGUMENT")]),
         ("AskRewards", ops.AskRewardsRequest(name="runs/r"), [("runs/r", "*")]),
     ]
     once: list[tuple[str, Any, tuple[str, str]]] = [
@@ -487,7 +489,7 @@ async def test_the_audit_log_has_the_outcome_of_every_call_that_steers_or_manage
         expected += [(name, about, "BEGUN"), (name, about, result)]
     expected += [(name, about, result) for name, _, (about, result) in once]
     expected.append(("Renew", "", "CERTIFICATE_INVALID"))
-    asked = next(entry for entry in rows if entry[0] == "AskRewards" and entry[2] != "BEGUN")
+    asked = next(entry for entry in rows if entry[:2] == ("AskRewards", "runs/r") and entry[2] != "BEGUN")
     assert asked[2] in ("INVALID_ARGUMENT", "WRONG_PHASE")
     assert [("AskRewards", "runs/r", "*") if entry == asked else entry for entry in rows] == expected
 

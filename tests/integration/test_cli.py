@@ -219,7 +219,7 @@ async def test_run_is_created_started_paused_resumed_and_cancelled(tmp_path: Pat
 
         assert await phase("create", "r", str(spec_file)) == ("created", False)
         assert await phase("start", "r") == ("waiting", False)
-        assert await phase("pause", "r") == ("waiting", True)
+        assert await phase("pause", "-") == ("waiting", True)
         assert await phase("resume", "r") == ("waiting", False)
         assert await phase("cancel", "r", "--reason", "the survey was wrong") == ("ended", False)
         done = await pluralllm("status", "r", coordinator=served)

@@ -33,7 +33,7 @@ from pluralllm.common.wire.channels import blocking_channel, blocking_plain_chan
 from pluralllm.common.wire.messages import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, manifest_from
 from pluralllm.common.words.addresses import check_address
 from pluralllm.common.words.ids import ClientId, RunId
-from pluralllm.common.words.names import MemberName, ModelName, RunName
+from pluralllm.common.words.names import NEWEST, MemberName, ModelName, RunName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc, operations_pb2_grpc
@@ -93,19 +93,19 @@ class Remote:
 
     def start_run(self, run: str) -> Values:
         """Starts a run that was created, and returns the run."""
-        return self._run("StartRun", pb.StartRunRequest(name=_run_name(run)))
+        return self._run("StartRun", pb.StartRunRequest(name=self._exact_name(run)))
 
     def pause_run(self, run: str) -> Values:
         """Pauses a run, so that no new round opens, and returns the run."""
-        return self._run("PauseRun", pb.PauseRunRequest(name=_run_name(run)))
+        return self._run("PauseRun", pb.PauseRunRequest(name=self._exact_name(run)))
 
     def resume_run(self, run: str) -> Values:
         """Resumes a paused run, and returns the run."""
-        return self._run("ResumeRun", pb.ResumeRunRequest(name=_run_name(run)))
+        return self._run("ResumeRun", pb.ResumeRunRequest(name=self._exact_name(run)))
 
     def cancel_run(self, run: str, reason: str) -> Values:
         """Ends a run for good, and returns the run. reason: text that is stored with the run and reported to the clients."""
-        return self._run("CancelRun", pb.CancelRunRequest(name=_run_name(run), reason=reason))
+        return self._run("CancelRun", pb.CancelRunRequest(name=self._exact_name(run), reason=reason))
 
     def ask_rewards(self, run: str, rollouts_json: bytes) -> str:
         """Sends a batch of rollouts to be scored with rewards. Returns the name of the round that scores the batch.
@@ -113,7 +113,7 @@ class Remote:
         Raises WrongPhase while another batch is being scored.
         """
         response: pb.AskRewardsResponse = self._call(
-            "AskRewards", pb.AskRewardsRequest(name=_run_name(run), rollouts_json=rollouts_json)
+            "AskRewards", pb.AskRewardsRequest(name=self._exact_name(run), rollouts_json=rollouts_json)
         )
         return response.round
 
@@ -292,6 +292,10 @@ class Remote:
 
     def _run(self, method: str, request: Message) -> Values:
         return plain(self._call(method, request).run)
+
+    def _exact_name(self, run: str) -> str:
+        """Returns the resource name of a run, that of the newest run for `-`: a call that changes a run needs the run's own."""
+        return str(self.get_run(run)["name"]) if run == NEWEST else _run_name(run)
 
     def _pages(
         self, method: str, request: Callable[[str], Message], field: str, limit: int | None = None

@@ -22,6 +22,7 @@ ANN, RUNS = ClientId("ann"), [RunName(RunId("first"))]
         ("admin", "runs/first/rounds/3", True),
         ("admin", "runs/first-two", False),
         ("admin", "runs/other", False),
+        ("admin", "runs/-", True),
         ("ben", "runs/first/rounds/3/tasks/train-ann", True),
         ("ben", "runs/first/rounds/3/tasks/train-ben", False),
         ("ben", "runs/first/rounds/3/tasks/train-ben-ann", False),

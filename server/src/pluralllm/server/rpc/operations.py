@@ -90,14 +90,14 @@ class Operations(pb_grpc.OperationsServiceServicer):
         return pb.CancelRunResponse(run=await self._steer(request.name, ev.RunCancelled(self._now_s(), reason)))
 
     async def _steer(self, name: str, event: ev.Event) -> resources_pb2.Run:
-        run = self._shared.named(name)
+        run = self._shared.exactly(name)
         await self._coordinator.dispatch(run, event)
         return await self._describe(run)
 
     # Rewards
 
     async def AskRewards(self, request: pb.AskRewardsRequest, context: Context) -> pb.AskRewardsResponse:
-        run = self._shared.named(request.name)
+        run = self._shared.exactly(request.name)
         number = await self._rewards.ask(run, request.rollouts_json)
         return pb.AskRewardsResponse(round=str(RoundName(run.id, number)))
 
@@ -159,7 +159,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
             records = await self._store.events(run.id, after, WATCH_PAGE)
             for record in records:
                 after = record.sequence
-                yield pb.WatchRunResponse(event=event_message(record))
+                yield pb.WatchRunResponse(event=event_message(record, caller()))
             if not records and (over or self._run_bell.closed):
                 return
             if not records:

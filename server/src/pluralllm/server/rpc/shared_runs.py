@@ -1,6 +1,6 @@
 """The runs that the caller of the current call may read. The services of the package look up runs only here."""
 
-from pluralllm.common.errors.tree import NotFound
+from pluralllm.common.errors.tree import InvalidArgument, NotFound
 from pluralllm.common.words.names import NEWEST, RunName
 from pluralllm.server.members.access import check_may_read, may_read
 from pluralllm.server.members.door import caller
@@ -34,6 +34,18 @@ class SharedRuns:
         Raises InvalidArgument if the text is no resource name of a run; NotFound or RunNotShared as `get` does.
         """
         return self.get_or_newest(RunName.parse(name).run)
+
+    def exactly(self, name: str) -> LiveRun:
+        """Returns the run with a resource name, for a call that changes the run: the audit log must have the run's own name.
+
+        Raises InvalidArgument if the text is no resource name of a run, or stands for the newest run; NotFound or RunNotShared
+        as `get` does.
+        """
+        if (run := RunName.parse(name).run) == NEWEST:
+            raise InvalidArgument(
+                field="name", problem=f"is {name}, must be the run's own name in a call that changes it"
+            )
+        return self.get(run)
 
     def newest_first(self) -> tuple[LiveRun, ...]:
         """Returns the runs that the caller may read, the newest first."""
