@@ -270,6 +270,33 @@ async def test_members_of_an_older_release_have_the_default_limit_and_observers_
     await store.close()
 
 
+async def test_certificates_of_an_older_release_become_one_line_so_that_their_owner_can_void_what_a_thief_renewed(
+    database: str,
+) -> None:
+    engine = new_engine(sa.make_url(database))
+    async with engine.begin() as connection:
+        await connection.run_sync(lambda opened: upgrade(opened, "0007"))
+        member = sa.text("INSERT INTO members VALUES (:name, 'client', '', 'train', TRUE, :created, NULL, 10)")
+        for name, created_s in (("ann", 2.0), ("ben", 1.0)):
+            await connection.execute(member, {"name": name, "created": created_s})
+        row = sa.text("INSERT INTO certificates VALUES (:serial, :member, :serial, 9.0, :issued, :revoked, :chain)")
+        rows = [("z0", "ann", 1.0, None), ("z1", "ann", 2.0, None), ("a9", "ann", 2.5, 2.6), ("b9", "ben", 3.5, None)]
+        rows += [("a2", "ann", 3.0, None), ("a3", "ann", 4.0, None), ("a4", "ann", 5.0, None), ("a5", "ann", 6.0, None)]
+        for serial, name, issued_s, revoked_s in rows:
+            values = {"serial": serial, "member": name, "issued": issued_s, "revoked": revoked_s, "chain": b"pem"}
+            await connection.execute(row, values)
+    await engine.dispose()
+    store = await open_store(database)
+    certificates = {issued.serial: issued for issued in (await SqlMembership(store).everyone()).certificates}
+    line = {"a2": "z1", "a3": "a2", "a4": "a3", "a5": "a4"}
+    assert {serial: issued.predecessor for serial, issued in certificates.items() if issued.predecessor} == line
+    assert {serial: issued.revoked_s for serial, issued in certificates.items() if issued.revoked_s} == {
+        "z0": 2.0,
+        "a9": 2.6,
+    }
+    await store.close()
+
+
 async def test_a_change_that_fails_writes_nothing(store: Store) -> None:
     await store.apply(change(1, receipts=(RECEIPT,)))
     with pytest.raises(StoreFailed):
