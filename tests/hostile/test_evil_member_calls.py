@@ -28,10 +28,11 @@ from pluralllm.common.errors.membership import RoleForbids, TooManyCalls
 from pluralllm.common.errors.tree import AlreadyCommitted, InvalidArgument, PluralError, WrongLayout, reason_of
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.trust.identity import load_identity
-from pluralllm.common.words.ids import RunId
+from pluralllm.common.words.ids import ClientId, RunId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.operator.remote import Remote
+from pluralllm.server.members.access import Principal
 from pluralllm.server.rpc.messages import event_message
 from pluralllm.server.runs import intake
 from pluralllm.server.runs.intake import Intake
@@ -42,6 +43,7 @@ from pluralllm.v1 import operations_pb2_grpc
 from pluralllm.v1 import resources_pb2 as rpb
 
 SPEC = small_spec(rounds=1)
+ADMIN = Principal(ClientId("admin"), MemberRole.ADMIN)
 
 
 async def repeated(attack: Any, times: int) -> Counter[str]:
@@ -252,7 +254,7 @@ async def test_a_long_text_of_a_member_comes_into_a_log_and_out_of_an_old_log_in
         assert len(str(old.facts["message"])) > 1_000_000
         assert len(str(new.facts["message"])) < 500
         assert "\x1b" not in str(new.facts["message"])
-        assert event_message(old).ByteSize() < 3_000
+        assert event_message(old, ADMIN).ByteSize() < 3_000
         assert (await served.run("r")).ByteSize() < 10_000
 
 

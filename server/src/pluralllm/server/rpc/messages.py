@@ -1,6 +1,6 @@
 """Converts database rows and the states of runs into protobuf messages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from google.protobuf import json_format, struct_pb2
 from google.protobuf.duration_pb2 import Duration
@@ -12,6 +12,7 @@ from pluralllm.common.wire.messages import MEMBER_ROLES, NOT_REPORTED, ROLES, ti
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName, ModelName, RoundName, RunName
 from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.members.access import Principal
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.overview import Participant, ParticipantState, reported_scores
@@ -29,6 +30,8 @@ from pluralllm.server.storage.store import (
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as pb
 
+MEASURED = frozenset({"distance", "norm"})  # of a receipt
+REASONS = frozenset({"reason", "message"})  # of a client's failure
 MAX_TEXT = 2_000  # characters of one text in a log: earlier releases kept refusals of any length
 
 PHASES = {
@@ -283,10 +286,19 @@ def withheld_message(entry: AuditEntry, sha256: str) -> pb.AuditEvent:
     return pb.AuditEvent(sequence=entry.sequence, previous_sha256=entry.previous_sha256, sha256=sha256, withheld=True)
 
 
-def event_message(record: EventRecord) -> pb.RunEvent:
+def event_message(record: EventRecord, reader: Principal) -> pb.RunEvent:
+    """Returns the protobuf message of an event, with what its reader may know.
+
+    Only an administrator reads the numbers that a client measured, and why another client failed.
+    """
+    shown = {name: fact[:MAX_TEXT] if isinstance(fact, str) else fact for name, fact in record.facts.items()}
+    if reader.role is not MemberRole.ADMIN:
+        if isinstance(receipt := shown.get("receipt"), Mapping):
+            shown["receipt"] = {name: fact for name, fact in receipt.items() if name not in MEASURED}
+        if shown.get("client", reader.name) != reader.name:
+            shown = {name: fact for name, fact in shown.items() if name not in REASONS}
     facts = struct_pb2.Struct()
-    cut = {name: fact[:MAX_TEXT] if isinstance(fact, str) else fact for name, fact in record.facts.items()}
-    json_format.ParseDict(cut, facts)
+    json_format.ParseDict(shown, facts)
     return pb.RunEvent(sequence=record.sequence, time=timestamp(record.at_s), kind=record.kind, facts=facts)
 
 
