@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import AsyncIterator, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,7 @@ VICTIM, *OTHERS = SURVEY.values()
 SHARE = 0.2
 SCORED = [question for question in VICTIM if is_held_out(question.id, SHARE)]
 MODEL = {"model": "sentence-transformers/tiny", "dimension": 2 * WIDTH}
-RUNS = 200
+RUNS = 200 if os.environ.get("PLURALLLM_FAULTS") == "all" else 40  # the day's budget stops both after ten
 
 
 def spec_of(seed: int = 0, **changes: Any) -> RunSpec:
@@ -93,7 +94,7 @@ def adversarial(number: int) -> RunSpec:
 
 
 @pytest.mark.slow
-async def test_two_hundred_runs_of_an_administrator_learn_next_to_nothing_and_the_log_says_what_stopped_them(
+async def test_the_runs_of_an_administrator_learn_next_to_nothing_and_the_log_says_what_stopped_them(
     tmp_path: Path,
 ) -> None:
     model = tiny_embedding_model(tmp_path / "model")
@@ -112,7 +113,8 @@ async def test_two_hundred_runs_of_an_administrator_learn_next_to_nothing_and_th
                     else:
                         scores[number] = answer
     assert len(scores) == Policy().max_runs_a_day
-    assert refusals.pop("POLICY_FORBIDS: This partner's policy forbids it: max_runs_a_day") > 100
+    over_budget = refusals.pop("POLICY_FORBIDS: This partner's policy forbids it: max_runs_a_day")
+    assert over_budget == RUNS - len(scores) - 5 * RUNS // 20
     assert all(reason.startswith("CONSENT_NEEDED") for reason in refusals), refusals
     assert sum(refusals.values()) == 5 * RUNS // 20
     failures = [line["problem"] for line in logs if line["event"] == "task.failed"]
