@@ -1,17 +1,20 @@
 """A coordinator asks for work that would hand over the private answers: the daemon refuses before it computes anything."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hostile.evil_tasks import EvilCoordinator, Victim
+from structlog.testing import capture_logs
 
 from pluralllm.client.disclosure.consents import Consents
 from pluralllm.client.disclosure.differences import differences_of
 from pluralllm.client.disclosure.limits import check_task
 from pluralllm.client.disclosure.policy import Policy
-from pluralllm.common.words.ids import RunId
+from pluralllm.client.link.tasks import RunOver
+from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole, RunSpec, merge, preset_values
 
@@ -193,6 +196,38 @@ async def test_a_run_that_broke_its_promise_is_left_for_good(tmp_path: Path) -> 
     async with Victim(state, Policy(), again := EvilCoordinator(spec_of(), updates=(1, 8))) as victim:
         assert "1 updates behind model version 1" in (await victim.refusal())[1]
     assert again.calls == ["Hello", "GetRunSpec", "ReportFailure"]
+
+
+async def test_a_model_of_too_few_updates_is_not_evaluated(tmp_path: Path) -> None:
+    coordinator = EvilCoordinator(spec_of(), TaskKind.EVALUATE, updates=(3, 1))
+    async with Victim(tmp_path / "state", Policy(), coordinator) as victim:
+        assert "1 updates behind model version 2" in (await victim.refusal())[1]
+    assert victim.worker.orders == []
+
+
+@pytest.mark.parametrize(("updates", "events"), [((3, 3), []), ((3, 1), ["1 updates behind"]), ((3,), ["lacks this"])])
+async def test_what_a_run_hid_until_its_end_is_an_error_in_the_log(
+    tmp_path: Path, updates: tuple[int, ...], events: list[str]
+) -> None:
+    """The client has a receipt for round 1 if the last version is 1; no task comes after its last version."""
+    coordinator = EvilCoordinator(spec_of(), updates=updates)
+    daemon, newest = Victim(tmp_path / "state", Policy(), coordinator).daemon, coordinator.records[-1]
+    number = RoundNumber(1 if len(updates) == 1 else 9)
+    first = replace(coordinator.task, round=number, base_version=ModelVersion(number - 1))
+    with daemon._history.handing_in(first, Digest("a" * 64), 40):
+        pass
+    with capture_logs() as lines:
+        await daemon._take(RunOver(RunId("r"), "completed", "", newest.version, newest.digest))
+    problems = [line["problem"] for line in lines if line["event"] == "history.contradicted"]
+    assert [found in problem for found, problem in zip(events, problems, strict=True)] == [True] * len(events)
+    assert lines[-1]["event"] == "run.over"
+
+
+async def test_the_records_of_a_run_without_a_part_of_this_client_are_not_asked_for(tmp_path: Path) -> None:
+    coordinator = EvilCoordinator(spec_of(), updates=(3, 1))
+    daemon = Victim(tmp_path / "state", Policy(), coordinator).daemon
+    await daemon._take(RunOver(RunId("r"), "completed", "", ModelVersion(2), coordinator.records[-1].digest))
+    assert coordinator.calls == []
 
 
 async def test_models_of_as_many_updates_as_the_partner_allows_are_trained_on(tmp_path: Path) -> None:

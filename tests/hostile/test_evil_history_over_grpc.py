@@ -57,7 +57,7 @@ async def use_model(served: Served, folder: Path) -> PluralError | None:
         await transport.hello(GROUP, GroupRole.TRAIN, 50)
         task = await transport.poll(None, [])
         assert isinstance(task, Task)
-        await Models(folder / "models", history, transport).fetch(task, layout_for(SPEC).size_bytes, SPEC.rounds)
+        await Models(folder / "models", history, transport).fetch(task, layout_for(SPEC).size_bytes, SPEC)
     except (RecordInvalid, HistoryDiverged, AnswerInvalid) as error:
         assert transport.traffic.received_bytes == 0, "a forged model was downloaded"
         assert history.seen(RunId("r")).versions == {}

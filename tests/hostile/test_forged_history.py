@@ -46,7 +46,7 @@ async def use(folder: Path, history: History, shown: Presented) -> PluralError |
     transport = ScriptedTransport(shown)
     models = Models(folder / "models", history, transport)  # type: ignore[arg-type]
     try:
-        await models.fetch(shown.task, 5, SPEC.rounds)
+        await models.fetch(shown.task, 5, SPEC)
     except (RecordInvalid, HistoryDiverged) as error:
         assert transport.downloads == 0, "a forged model was downloaded"
         return error

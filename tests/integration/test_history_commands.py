@@ -23,7 +23,7 @@ HEADS = {number: record_sha256(record) for number, record in enumerate(chain_of(
 async def filled(state: Path) -> None:
     """Fills a state directory as a daemon does that has seen three versions and a head of the audit log."""
     shown = honest(3)
-    await History(state / "history", CLIENT, VERIFIER).follow(shown.task, SPEC.rounds, shown.fetch)
+    await History(state / "history", CLIENT, VERIFIER).follow(shown.task, SPEC, shown.fetch)
     await AuditWatch(state / "history", shown.fetch).look(AuditHead(7, "a" * 64, b"signature"))  # type: ignore[arg-type]
 
 

@@ -12,8 +12,8 @@ from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, merge, pres
 
 EXAMPLES = Path(__file__).parents[4] / "deploy" / "examples"
 # Tables and fields that a coordinator may set as it likes: the client asks for no consent.
-FREE = {"format", "title", "seed", "rounds", "groups", "round", "updates", "aggregation"}
-OWN_RULE = {"rewards"}
+FREE = {"title", "seed", "rounds", "groups", "round", "updates", "aggregation"}
+OWN_RULE = {"format", "rewards"}
 REWARDS = {"source": "runs/r/models/3", "model_digest": "a" * 64}
 
 
@@ -108,6 +108,11 @@ def test_each_setting_that_is_not_the_presets_needs_consent(table: str, field: s
     inner = f".{next(iter(value))}" if isinstance(value, dict) else ""
     assert f"{table}.{field}{inner}" in named
     assert len(named) == len(changes)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_format_without_limits_on_one_members_part_needs_consent(preset: str) -> None:
+    assert fields_of(spec_of(preset, format="pluralllm.run/1")) == ["format"]
 
 
 def test_every_table_of_the_run_spec_is_compared_or_free_or_has_a_rule() -> None:

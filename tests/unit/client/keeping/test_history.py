@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hostile.evil_records import (
@@ -22,7 +23,7 @@ from structlog.testing import capture_logs
 
 from pluralllm.client.keeping.history import OVER, History
 from pluralllm.client.keeping.history_copy import FILE, HistoryCopy
-from pluralllm.client.link.tasks import Task
+from pluralllm.client.link.tasks import RunOver, Task
 from pluralllm.common.errors.tree import HistoryDiverged, InvalidConfig, RecordInvalid
 from pluralllm.common.trust.version_record import record_sha256
 from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
@@ -30,7 +31,7 @@ from pluralllm.common.words.names import TaskKind
 
 
 async def follow(history: History, shown: Presented) -> None:
-    await history.follow(shown.task, SPEC.rounds, shown.fetch)
+    await history.follow(shown.task, SPEC, shown.fetch)
 
 
 def of_client(folder: Path) -> History:
@@ -166,7 +167,7 @@ async def test_an_answer_with_records_that_were_not_asked_for_is_refused(tmp_pat
         return [*await shown.fetch(run, first, last), *await shown.fetch(run, first, last)]
 
     with pytest.raises(RecordInvalid):
-        await of_client(tmp_path).follow(shown.task, SPEC.rounds, too_many)  # type: ignore[arg-type]
+        await of_client(tmp_path).follow(shown.task, SPEC, too_many)  # type: ignore[arg-type]
 
 
 # The client's own updates
@@ -270,3 +271,66 @@ async def test_a_copy_that_cannot_be_written_is_reported_once_and_the_client_goe
     with capture_logs() as lines:
         await follow(history, honest(1))
     assert [line["event"] for line in lines].count("history.not_copied") == 1
+
+
+# What one update makes of a version
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_good"),
+    [
+        ({}, True),
+        ({"weights": (0.7498, 0.0834, 0.0834, 0.0834)}, True),
+        ({"weights": (0.76, 0.08, 0.08, 0.08)}, False),
+        ({"weights": (1.0, 0.0, 0.0, 0.0)}, False),
+        ({"weights": (0.0, 0.0, 0.0, 0.0)}, False),
+        ({"weights": (0.31, 0.31, 0.31, 0.07)}, False),
+        ({"examples": 800}, False),
+        ({"scales": (1.0, 1.0, 1e-9, 1e-9)}, True),
+        ({"scales": (1.0, 1e-9, 1e-9, 1e-9)}, False),
+    ],
+)
+@pytest.mark.parametrize("run_format", ["pluralllm.run/1", "pluralllm.run/2"])
+async def test_a_version_that_one_update_rules_is_refused_in_a_run_that_limits_members(
+    tmp_path: Path, run_format: str, changes: dict[str, Any], is_good: bool
+) -> None:
+    records, facts = chain_of(1), dict(changes)
+    if examples := facts.pop("examples", 0):
+        client, sent, _ = records[1].updates[0]
+        facts["updates"] = ((client, sent, examples), *records[1].updates[1:])
+    records = rechained([records[0], replace(records[1], **facts)])
+    shown, history = Presented(train_task(records[1]), records), of_client(tmp_path)
+    spec = SPEC.model_copy(update={"format": run_format})
+    if is_good or run_format == "pluralllm.run/1":
+        await history.follow(shown.task, spec, shown.fetch)
+        return
+    with pytest.raises(RecordInvalid, match="three even shares"):
+        await history.follow(shown.task, spec, shown.fetch)
+    assert history.seen(RUN).versions == {}
+
+
+# The end of a run
+
+
+def over_of(shown: Presented) -> RunOver:
+    newest = shown.records[-1]
+    return RunOver(RUN, "completed", "", newest.version, newest.digest)
+
+
+async def test_the_last_versions_of_a_run_are_followed_when_it_is_over(tmp_path: Path) -> None:
+    history, shown = of_client(tmp_path), honest(20)
+    await follow(history, honest(3))
+    hand_in(history, 20)
+    await history.follow_to_end(over_of(shown), SPEC, SPEC.sha256(), shown.fetch)
+    assert sorted(history.seen(RUN).versions) == list(range(21))
+
+
+async def test_a_last_version_without_the_acknowledged_update_or_before_the_newest_is_noticed(tmp_path: Path) -> None:
+    history = of_client(tmp_path)
+    await follow(history, honest(3))
+    hand_in(history, 4)
+    for shown in (without_own_update(4), honest(2)):
+        with pytest.raises(HistoryDiverged):
+            await history.follow_to_end(over_of(shown), SPEC, SPEC.sha256(), shown.fetch)
+    with pytest.raises(RecordInvalid, match="does not present"):
+        await history.follow_to_end(over_of(honest(4)), SPEC, SPEC.sha256(), honest(3).fetch)

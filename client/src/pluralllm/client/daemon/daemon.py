@@ -61,8 +61,11 @@ from pluralllm.common.errors.membership import (
 from pluralllm.common.errors.tree import (
     AnswerInvalid,
     Broken,
+    HistoryDiverged,
     LeaseLost,
     PluralError,
+    PolicyForbids,
+    RecordInvalid,
     RoundClosed,
     SpecMismatch,
     StaleSession,
@@ -82,6 +85,7 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
 STOP_GRACE_S = 8.0  # a push under way may take this long when the daemon stops
 STOP_REPORT_S = 5.0  # deadline of the report that this client stops
 HAND_IN_GRACE_S = 1.5
+END_CHECK_S = 30.0  # for the records of a run that has ended
 HANDING_IN = "handing in"
 CLOCK_SKEW_WARNING_S = 30.0
 APPROVAL_WAIT_S = 5.0
@@ -266,6 +270,7 @@ class Daemon:
     async def _leave(self, over: RunOver) -> None:
         if self._work is not None and self._work.task.run == over.run:
             await self._drop_work(f"the run is {over.outcome}")
+        await self._check_end(over)
         self._outbox.drop_run(over.run)
         self._drafts.drop_run(over.run)
         self._runs.pop(over.run, None)
@@ -275,6 +280,22 @@ class Daemon:
         log.info(
             "run.over", run=over.run, outcome=over.outcome, reason=over.reason, version=over.version, digest=over.digest
         )
+
+    async def _check_end(self, over: RunOver) -> None:
+        """Logs an error if the last versions of a run lack an acknowledged update, or were made from too few updates."""
+        if not self._history.has_seen(over.run):
+            return
+        try:
+            async with asyncio.timeout(END_CHECK_S):
+                run = self._runs.get(over.run)
+                spec_json = await self._transport.run_spec(over.run) if run is None else run.spec_json
+                spec, sha256 = parse_spec(spec_json, f"of run {over.run}"), hashlib.sha256(spec_json).hexdigest()
+                await self._history.follow_to_end(over, spec, Digest(sha256), self._transport.version_records)
+                self._check_cohorts(over.run, spec)
+        except (RecordInvalid, HistoryDiverged, PolicyForbids) as error:
+            log.error("history.contradicted", run=over.run, problem=str(error))
+        except (PluralError, TimeoutError) as error:
+            log.warning("history.not_checked", run=over.run, problem=str(error) or "no answer in time")
 
     async def _drop_work(self, reason: str) -> None:
         """Stops the work on the current task. If the result is being uploaded, the upload first gets a short time to end.
@@ -335,7 +356,7 @@ class Daemon:
     def _admit(self, task: Task, spec: RunSpec) -> None:
         """Checks that this client works on a task, before anything is fetched or computed. Raises the reason if it does not."""
         check_task(self._policy, self._partner.group, self._partner.role, spec, task)
-        self._check_cohorts(task, spec)
+        self._check_cohorts(task.run, spec)
         check_rewards_context(self._policy, spec, self._questions)
         differences = (*differences_of(self._policy, spec), *self._held_share.differences(self._policy, spec))
         self._consents.demand(task.run, spec, differences)
@@ -457,19 +478,18 @@ class Daemon:
     async def _fetch(self, task: Task, spec: RunSpec) -> Path:
         self._stage("fetching")
         with span("fetch"):
-            path = await self._models.fetch(task, layout_for(spec).size_bytes, spec.rounds)
-        await asyncio.to_thread(self._check_cohorts, task, spec)  # again, because the base version may be new
+            path = await self._models.fetch(task, layout_for(spec).size_bytes, spec)
+        await asyncio.to_thread(self._check_cohorts, task.run, spec)  # again, because the base version may be new
         return path
 
-    def _check_cohorts(self, task: Task, spec: RunSpec) -> None:
+    def _check_cohorts(self, run: RunId, spec: RunSpec) -> None:
         """Checks how many updates are in each model version of the run that this client has seen, before it gives another one.
 
         Raises PolicyForbids if there are too few: the coordinator did not do what its run spec says.
         """
-        if task.kind is not TaskKind.EVALUATE:
-            for version, seen in self._history.seen(task.run).versions.items():
-                if seen.updates is not None:  # a release that kept hashes only has noted the others
-                    check_updates_behind(self._policy, spec, version, seen.updates)
+        for version, seen in self._history.seen(run).versions.items():
+            if seen.updates is not None:  # a release that kept hashes only has noted the others
+                check_updates_behind(self._policy, spec, version, seen.updates)
 
     def _progress(self, task: Task) -> ProgressReports:
         return ProgressReports(functools.partial(self._transport.report_progress, task.name), self._stage)

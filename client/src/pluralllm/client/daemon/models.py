@@ -14,6 +14,7 @@ from pluralllm.client.keeping.history_copy import HistoryCopy
 from pluralllm.client.link.tasks import Task
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
+from pluralllm.common.words.spec import RunSpec
 
 log = structlog.get_logger()
 
@@ -46,14 +47,14 @@ class Models:
         self._history = history
         self._transport = transport
 
-    async def fetch(self, task: Task, size_bytes: int, rounds: int) -> Path:
+    async def fetch(self, task: Task, size_bytes: int, spec: RunSpec) -> Path:
         """Downloads the base version of a task (the model version that the work starts from), and returns its file.
 
-        size_bytes: size of the run's model. rounds: number of rounds in the run spec. Raises RecordInvalid or HistoryDiverged,
+        size_bytes: size of the run's model. spec: of the task's run. Raises RecordInvalid or HistoryDiverged,
         before anything is downloaded, if the version's record is false or contradicts the versions that this client has seen. If
         the download fails, raises AnswerInvalid, Corrupt, DigestMismatch, StaleSession, StorageFull or Unreachable.
         """
-        await self._history.follow(task, rounds, self._transport.version_records)
+        await self._history.follow(task, spec, self._transport.version_records)
         path = self._folder / task.base_digest
         await self._transport.fetch_model(task.run, task.base_version, task.base_digest, size_bytes, path)
         self._drop_old_but(path)

@@ -127,7 +127,7 @@ def _preset_spec(preset: str) -> RunSpec:
 def _compared(spec: RunSpec) -> dict[str, Any]:
     """Returns the compared values of a run spec by the names of their fields, for example training.episodes.max_context."""
     values = spec.model_dump(mode="json", include=set(COMPARED))
-    compared: dict[str, Any] = {}
+    compared: dict[str, Any] = {"format": spec.format}  # run/1 lets one update make nearly the whole model
     for table, left_out in COMPARED.items():
         compared |= dict(_leaves(table, {key: value for key, value in values[table].items() if key not in left_out}))
     return compared

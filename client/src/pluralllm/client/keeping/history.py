@@ -18,11 +18,14 @@ from pluralllm.client.keeping.record_chain import (
     check_base,
     missing_span,
 )
-from pluralllm.client.link.tasks import SignedRecord, Task
+from pluralllm.client.link.tasks import RunOver, SignedRecord, Task
 from pluralllm.common.errors.tree import InvalidConfig, RecordInvalid
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.trust.record_signatures import RecordVerifier
-from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, is_id
+from pluralllm.common.trust.version_record import record_sha256
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId, is_id
+from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.spec import RunSpec
 
 log = structlog.get_logger()
 
@@ -53,22 +56,22 @@ class History:
         self._folder, self._client, self._verifier, self._copy = folder, client, verifier, copy
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    async def follow(self, task: Task, rounds: int, fetch: FetchRecords) -> None:
+    async def follow(self, task: Task, spec: RunSpec, fetch: FetchRecords) -> None:
         """Checks the records up to a task's base version, and adds them to the history. Nothing of the model is needed yet.
 
-        rounds: number of rounds in the run spec. fetch: asks the coordinator for records (run, first and last version).
+        spec: of the task's run. fetch: asks the coordinator for records (run, first and last version).
         Raises RecordInvalid if a record is malformed, missing, not signed, or not the record of the task's base version;
         HistoryDiverged if a record contradicts the versions that this client has seen or the updates that it has sent.
         """
         seen = self.seen(task.run)
-        check_base(task, seen, rounds)
+        check_base(task, seen, spec.rounds)
         newest = max(seen.versions, default=ModelVersion(-1))
         if task.base_version < newest:
             log.warning("history.went_back", run=task.run, base_version=task.base_version, newest_seen=newest)
         span = missing_span(task, seen)
         if span is None:
             return
-        chain, version = RecordChain(task, seen, self._client, self._verifier), span.first
+        chain, version = RecordChain(task, seen, spec, self._client, self._verifier), span.first
         while version <= span.last:
             page = await fetch(task.run, version, span.last)
             if not 0 < len(page) <= span.last - version + 1:
@@ -82,6 +85,28 @@ class History:
         self._write(task.run, {**facts, **{str(number): _facts_of(one) for number, one in chain.new.items()}})
         for number, one in chain.new.items():
             self._note_copy(run=task.run, version=number, record_sha256=one.record_sha256, digest=one.digest)
+
+    async def follow_to_end(self, over: RunOver, spec: RunSpec, spec_sha256: Digest, fetch: FetchRecords) -> None:
+        """Checks the records up to the last version of a run that has ended; otherwise no task would show the last ones.
+
+        The arguments spec and fetch, and the errors, are those of `follow`.
+        """
+        newest = await fetch(over.run, over.version, over.version)
+        if len(newest) != 1:
+            raise RecordInvalid(run=over.run, version=over.version, problem="the coordinator does not present it")
+        end = Task(
+            name=TaskId(""),
+            run=over.run,
+            kind=TaskKind.EVALUATE,  # it may look at the version of the last round
+            round=RoundNumber(spec.rounds),
+            spec_sha256=spec_sha256,
+            base_version=over.version,
+            base_digest=over.digest,
+            base_record_sha256=record_sha256(newest[0].record),
+            cohort_size=0,
+            seed=0,
+        )
+        await self.follow(end, spec, fetch)
 
     @contextlib.contextmanager
     def handing_in(self, task: Task, digest: Digest, examples: int) -> Iterator[None]:
@@ -97,6 +122,10 @@ class History:
         """Returns the number of updates in a model version; None if this client has not checked the version's record."""
         seen_before = self.seen(run).versions.get(version)
         return None if seen_before is None else seen_before.updates
+
+    def has_seen(self, run: RunId) -> bool:
+        """Returns whether this client has taken part in a run: it has checked a version, or has sent an update."""
+        return self._path(run).is_file()
 
     def seen(self, run: RunId) -> SeenRun:
         """Returns all that this client knows about the history of a run. Raises InvalidConfig if the run's file is damaged."""

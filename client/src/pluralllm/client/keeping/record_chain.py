@@ -15,6 +15,11 @@ from pluralllm.common.trust.record_signatures import RecordVerifier
 from pluralllm.common.trust.version_record import VersionRecord, record_sha256
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, is_id
 from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.spec import RunSpec
+
+MAX_LEANING = (
+    3.0  # largest ratio of a weight to an even share, and of an even share to a weight, in runs of the format run/2
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +97,11 @@ def check_base(task: Task, seen: SeenRun, rounds: int) -> None:
 class RecordChain:
     """The check of the records that a task needs, in the order of their versions. `new` collects the versions of good records."""
 
-    def __init__(self, task: Task, seen: SeenRun, client: ClientId, verifier: RecordVerifier | None) -> None:
-        """Stores the arguments. client: this client's name. verifier: the federation's record key; None if it is not known."""
-        self._task, self._seen, self._client, self._verifier = task, seen, client, verifier
+    def __init__(
+        self, task: Task, seen: SeenRun, spec: RunSpec, client: ClientId, verifier: RecordVerifier | None
+    ) -> None:
+        """Stores the arguments. spec: of the task's run. client: this client's name. verifier: as for `History`."""
+        self._task, self._seen, self._spec, self._client, self._verifier = task, seen, spec, client, verifier
         self.new: dict[ModelVersion, SeenVersion] = {}
         self.foreign_updates: list[
             tuple[ModelVersion, Digest]
@@ -108,6 +115,11 @@ class RecordChain:
         """
         record, task = signed.record, self._task
         if problem := _problem_of(record, expected, task):
+            raise RecordInvalid(run=task.run, version=expected, problem=problem)
+        if _leans_on_few(record, self._spec):
+            problem = (
+                "one update weighs more than three even shares or less than a third, or most updates were shortened"
+            )
             raise RecordInvalid(run=task.run, version=expected, problem=problem)
         sha256 = record_sha256(record)
         if self._verifier is not None and not self._verifier.has_signed_version(task.run, sha256, signed.signature):
@@ -184,6 +196,22 @@ def _problem_of(record: VersionRecord, expected: ModelVersion, task: Task) -> st
     if task.base_version >= expected and record.round > _last_round(task):
         return f"round {record.round} made it, which is too late for a task of round {task.round}"
     return ""
+
+
+def _leans_on_few(record: VersionRecord, spec: RunSpec) -> bool:
+    """Returns whether a version was made from fewer updates than its record names, in effect: the others count for little.
+
+    The format run/2 rules this out: it limits the weights, and shortens only updates that are longer than the median.
+    """
+    if not record.updates or not spec.limits_members or spec.rewards is not None:
+        return False
+    most = spec.aggregation.max_examples
+    by_examples = spec.aggregation.weighting != "uniform"
+    weights = record.weights or [min(n, most) if by_examples else 1 for _, _, n in record.updates]
+    even = sum(weights) / len(weights)
+    shortened = sum(scale < 0.5 for scale in record.scales)
+    is_uneven = max(weights) >= even * MAX_LEANING * (1 + 1e-6) or min(weights) * MAX_LEANING <= even * (1 - 1e-6)
+    return is_uneven or 2 * shortened > len(weights)
 
 
 def _last_round(task: Task) -> RoundNumber:
