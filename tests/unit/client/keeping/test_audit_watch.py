@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from pluralllm.client.keeping.audit_watch import CHECK_EVERY_S, FILE, AuditWatch, read_heads, verified_log
+from pluralllm.client.keeping.audit_watch import (
+    CHECK_EVERY_S,
+    CHECK_FAILS_S,
+    FILE,
+    AuditWatch,
+    read_heads,
+    verified_log,
+)
 from pluralllm.client.keeping.history_copy import HistoryCopy
 from pluralllm.client.link.tasks import AuditHead, ShownEntry
 from pluralllm.common.errors.membership import AuditBroken, RoleForbids
@@ -150,21 +157,54 @@ async def test_the_log_is_looked_at_once_a_minute_at_most(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("error", "stored"),
+    ("error", "first"),
     [
-        (RoleForbids(name="ann", role="client", rpc="ListAuditEvents", allowed="admin"), 5),  # an older release
-        (Unreachable(address="x", problem="y"), 2),
+        (
+            RoleForbids(name="a", role="client", rpc="ListAuditEvents", allowed="admin"),
+            ["does not show this client entry 2"],
+        ),
+        (Unreachable(address="x", problem="y"), []),
     ],
 )
-async def test_a_coordinator_that_does_not_show_its_log_is_still_watched(
-    tmp_path: Path, error: PluralError, stored: int
+async def test_a_head_that_cannot_be_checked_is_not_stored_and_the_log_is_still_watched(
+    tmp_path: Path, error: PluralError, first: list[str]
 ) -> None:
     log = Log(5)
     log.error = error
-    assert await complaints(tmp_path, log, log.head(2), log.head(5), log.head(3)) == [
-        "goes back from entry 5 to entry 3"
+    back = "goes back from entry 5 to entry 3"
+    assert await complaints(tmp_path, log, log.head(2), log.head(5), log.head(3)) == [*first, back]
+    assert read_heads(tmp_path).sequence == 2
+
+
+async def test_a_check_that_fails_for_an_hour_is_reported_once_and_one_that_succeeds_again_ends_the_hour(
+    tmp_path: Path,
+) -> None:
+    log, clock = Log(9), Clock()
+    new = watch(tmp_path, log, lambda: clock.now_s)
+    await new.look(log.head(2))
+    error = Unreachable(address="x", problem="y")
+    steps: list[tuple[float, int, PluralError | None, int]] = [  # seconds, head, error of the check, complaints
+        (CHECK_EVERY_S, 3, error, 0),
+        (CHECK_FAILS_S, 4, None, 0),
+        (CHECK_EVERY_S, 5, error, 0),
+        (CHECK_FAILS_S, 5, error, 0),
+        (1.0, 5, error, 1),
+        (1.0, 5, error, 0),
     ]
-    assert read_heads(tmp_path).sequence == stored
+    for after_s, number, log.error, expected in steps:
+        clock.now_s += after_s
+        with capture_logs() as lines:
+            await new.look(log.head(number))
+        assert [line["problem"][-16:] for line in lines] == ["entry 4 for long"] * expected
+    assert read_heads(tmp_path).sequence == 4
+
+
+async def test_a_log_that_is_not_shown_any_more_is_reported_once(tmp_path: Path) -> None:
+    log = Log(2)
+    assert await complaints(tmp_path, log, None) == []
+    assert await complaints(tmp_path, log, log.head(2), None, None) == ["is not shown any more"]
+    assert await complaints(tmp_path, log, None) == [], "already reported before the restart"
+    assert read_heads(tmp_path).sequence == 2
 
 
 async def test_heads_are_copied_to_the_place_of_the_partners_choice(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ log = structlog.get_logger()
 FILE = "audit_head.json"  # in the folder of the histories; "_" is in no run's name
 MAX_HEADS = 500  # heads that are kept, so that a later reading of the whole log can compare them
 CHECK_EVERY_S = 60.0
+CHECK_FAILS_S = 3600.0  # after this time without the entry that was the head, the client complains
+NO_HEAD = AuditHead(0, "", b"")
 
 FetchEntries = Callable[[int, int], Awaitable[Sequence[ShownEntry]]]  # after, limit
 
@@ -86,14 +88,19 @@ class AuditWatch:
         self._seen = read_heads(folder)  # durable
         self._newest = (self._seen.sequence, self._seen.sha256)  # it may be newer than the durable head
         self._next_check_s = -1.0  # monotonic
+        self._failing_since_s: float | None = None  # monotonic; None while the checks succeed
 
     async def look(self, head: AuditHead | None) -> None:
-        """Compares a head with the heads before, and stores it. None, from a coordinator of an older release, is ignored.
+        """Compares a head with the heads before, and stores it. None, from a coordinator of an older release, is no head.
 
         At most once in CHECK_EVERY_S seconds, the client asks whether the entry that was the head still has its hash, and then
         stores the new head durably.
         """
-        if head is None or (head.sequence, head.sha256) == self._newest == (self._seen.sequence, self._seen.sha256):
+        if head is None:
+            if self._newest[0]:
+                self._complain(NO_HEAD, "is not shown any more")
+            return
+        if (head.sequence, head.sha256) == self._newest == (self._seen.sequence, self._seen.sha256):
             return
         if self._verifier is not None and not self._verifier.has_signed_audit_head(
             head.sequence, head.sha256, head.signature
@@ -117,12 +124,16 @@ class AuditWatch:
             try:
                 entries = await self._fetch(seen.sequence - 1, 1)
             except RoleForbids:
-                entries = None  # an older release shows the log to administrators only
-            except PluralError:
-                return  # the next poll tries again
-            if entries is not None and [(one.entry.sequence, one.sha256) for one in entries] != [
-                (seen.sequence, seen.sha256)
-            ]:
+                self._complain(head, f"does not show this client entry {seen.sequence}")
+                return
+            except PluralError:  # the next poll tries again
+                if self._failing_since_s is None:
+                    self._failing_since_s = now_s
+                elif now_s - self._failing_since_s > CHECK_FAILS_S:
+                    self._complain(head, f"has not shown entry {seen.sequence} for long")
+                return
+            self._failing_since_s = None
+            if [(one.entry.sequence, one.sha256) for one in entries] != [(seen.sequence, seen.sha256)]:
                 self._complain(head, f"has another entry {seen.sequence} than before")
                 return
         self._next_check_s = now_s + CHECK_EVERY_S
