@@ -140,6 +140,7 @@ class NotedWorker:
 
     def __init__(self) -> None:
         self.orders: list[object] = []
+        self.passes = 0  # orders that succeed before the first one that fails
 
     async def start(self) -> None:
         """Starts nothing."""
@@ -149,6 +150,8 @@ class NotedWorker:
 
     async def ask(self, command: Any, order: object, *_: object) -> Any:
         self.orders.append(order)
+        if len(self.orders) <= self.passes:
+            return None
         raise AssertionError("nothing is computed for this coordinator")
 
 

@@ -208,7 +208,8 @@ async def test_the_first_run_fixes_the_share_and_a_run_with_another_one_waits_fo
 async def test_rewards_from_few_questions_are_refused_with_the_key(tmp_path: Path) -> None:
     """A reward that is predicted from one answer shows this answer."""
     rewards = {"source": "runs/s/models/0", "model_digest": "a" * 64, "context_questions": 29}
-    coordinator = EvilCoordinator(spec_of(rewards=rewards), TaskKind.REWARD)
+    model: dict[str, Any] = {"base_version": 0, "base_digest": "a" * 64}
+    coordinator = EvilCoordinator(spec_of(rewards=rewards), TaskKind.REWARD, **model)
     async with Victim(tmp_path / "state", Policy(allow_rewards=True), coordinator) as partner:
         reason, message, permanent = await partner.refusal()
     assert (reason, permanent) == ("POLICY_FORBIDS", True)
@@ -355,18 +356,18 @@ def test_one_version_has_one_score_however_often_it_is_asked_for(tmp_path: Path)
 # Numbers of trainings
 
 
-def test_a_training_on_few_questions_shows_no_number_and_a_large_loss_shows_three_digits() -> None:
+def test_a_training_on_few_questions_shows_no_number_and_a_large_loss_is_cut() -> None:
     few = MeasuredTraining(loss=1.0, base_distance=0.5, target_questions=10, first_target_questions=10)
     assert reported_metrics(Policy(), few) == {}
     large = MeasuredTraining(loss=602_214.0768, base_distance=0.5, target_questions=50, first_target_questions=29)
-    assert reported_metrics(Policy(), large) == {"loss": 602_000.0}
+    assert reported_metrics(Policy(), large) == {"loss": 10.0}
 
 
 def test_nobody_who_knows_the_runs_seed_knows_what_a_training_or_an_evaluation_draws(tmp_path: Path) -> None:
     """A coordinator that knows the seed of a training can repeat the training, and read answers from the update."""
     task = task_of(spec_of(), TaskKind.TRAIN)
     seeds = load_seeds(tmp_path, shared=False)
-    drawn = {seeds.of_training(task.run, task.name, seed) for seed in range(1_000)}
+    drawn = {seeds.of_training(task.run, TaskId(f"{task.name}-{seed}"), seed) for seed in range(1_000)}
     assert len(drawn) == 1_000
     assert drawn.isdisjoint(range(1_000))
     assert seeds.of_contexts(task.run, 0) not in drawn

@@ -97,7 +97,8 @@ async def test_one_adversarial_training_task_is_refused_for_want_of_consent(tmp_
 async def test_each_setting_that_shows_more_waits_for_consent(
     tmp_path: Path, changes: dict[str, Any], kind: TaskKind
 ) -> None:
-    coordinator = EvilCoordinator(spec_of(**changes), kind)
+    model: dict[str, Any] = {"base_version": 0, "base_digest": "a" * 64} if kind is TaskKind.REWARD else {}
+    coordinator = EvilCoordinator(spec_of(**changes), kind, **model)
     async with Victim(tmp_path / "state", Policy(allow_rewards=True), coordinator) as victim:
         reason, message, permanent = await victim.refusal()
     assert (reason, permanent) == ("CONSENT_NEEDED", True)
@@ -234,6 +235,29 @@ async def test_models_of_as_many_updates_as_the_partner_allows_are_trained_on(tm
     async with Victim(tmp_path / "state", Policy(), EvilCoordinator(spec_of(), updates=(3, 3))) as victim:
         await victim.coordinator.until_called("ReportFailure")
     assert len(victim.worker.orders) == 1
+
+
+async def test_a_round_that_was_trained_is_not_trained_from_another_version(tmp_path: Path) -> None:
+    state, coordinator = tmp_path / "state", EvilCoordinator(spec_of(), updates=(3, 3))
+    async with Victim(state, Policy(), coordinator) as victim:
+        earlier = replace(coordinator.task, base_version=ModelVersion(1))
+        with victim.daemon._history.handing_in(earlier, Digest("d" * 64), 50):
+            pass
+        reason, message, _ = await victim.refusal()
+    assert reason == "HISTORY_DIVERGED"
+    assert "is not the version from which this client has trained round 3" in message
+    assert victim.worker.orders == []
+
+
+async def test_an_evaluation_that_fails_has_counted_before_it_began(tmp_path: Path) -> None:
+    coordinator = EvilCoordinator(spec_of(), TaskKind.EVALUATE, updates=(3, 3), round_number=2)
+    state = tmp_path / "state"
+    async with Victim(state, Policy(), coordinator) as victim:
+        victim.worker.passes = 1  # PREPARE
+        await victim.refusal()
+    (counted,) = json.loads((state / "disclosure" / "runs" / "r.json").read_bytes())["scores"].values()
+    assert counted["scores"] is None
+    assert len(victim.worker.orders) == 2
 
 
 def test_no_preset_breaks_a_limit_of_the_default_policy() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pluralllm.client.disclosure.consents import Consents, Question
-from pluralllm.client.disclosure.differences import json_text
+from pluralllm.client.disclosure.differences import REWARDS_FIELD, json_text
 from pluralllm.client.process.config import JoinConfig
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.configuration import load_config
@@ -42,11 +42,13 @@ def consent(
 def question_text(question: Question) -> str:
     """Returns what the owner must know before consenting: one line for each difference, all texts printable."""
     title = f" ({json_text(question.title)})" if question.title else ""
+    asks_rewards = any(difference.field == REWARDS_FIELD for difference in question.differences)
+    runs = f"the run {question.run}" if asks_rewards else "every run"
     lines = [
         f"Run {question.run}{title} asks for what policy.toml does not allow without your consent:",
         *(f"  {difference.text}" for difference in question.differences),
         *dict.fromkeys(difference.danger for difference in question.differences),
-        f"The consent counts for every run with exactly this run spec (SHA-256 {question.spec_sha256}).",
+        f"The consent counts for {runs} with exactly this run spec (SHA-256 {question.spec_sha256}).",
     ]
     return "\n".join(lines)
 

@@ -71,7 +71,7 @@ def _consent(config: ClientConfig) -> Check:
     waiting = [
         question.run
         for question in consents.questions()
-        if not consents.covers(question.spec_sha256, question.differences)
+        if not consents.covers(question.run, question.spec_sha256, question.differences)
     ]
     if not waiting:
         return Check("consent", ok=True, result="no run waits for it")

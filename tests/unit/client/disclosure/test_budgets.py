@@ -69,6 +69,29 @@ def test_a_version_that_was_scored_has_its_scores_again_and_costs_nothing(tmp_pa
     assert kept.answer(task(1)) is None
 
 
+def test_an_evaluation_that_has_begun_counts_even_if_it_fails_and_may_be_repeated(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, max_evaluations_of_run=2)
+    kept.join(RunId("r"), SPEC)
+    for version in (0, 1):
+        kept.begin(task(version))
+    again = budgets(tmp_path, max_evaluations_of_run=2)
+    assert again.answer(task(2)) is NotReported.BUDGET_SPENT
+    assert again.answer(task(0)) is None
+    again.keep(task(0), SCORES)
+    assert again.answer(task(0)) == SCORES
+    again.take_back(task(1))  # too few questions
+    assert again.answer(task(2)) is None
+
+
+def test_failed_evaluations_count_in_the_month_with_the_fewest_questions_that_the_policy_allows(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, min_questions_behind=2)
+    kept.join(RunId("r"), SPEC)
+    for version in (0, 1):
+        assert kept.answer(task(version)) is None
+        kept.begin(task(version))
+    assert kept.answer(task(2)) is NotReported.BUDGET_SPENT
+
+
 def test_another_model_under_the_same_version_number_costs_an_evaluation(tmp_path: Path) -> None:
     kept = budgets(tmp_path, max_evaluations_of_run=1)
     kept.join(RunId("r"), SPEC)

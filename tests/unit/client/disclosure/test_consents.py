@@ -80,6 +80,16 @@ def test_a_consent_covers_only_what_the_partner_was_shown(tmp_path: Path) -> Non
     consents.demand(RUN, SPEC, (SHARE,))
 
 
+def test_a_consent_to_rewards_counts_for_the_named_run_only(tmp_path: Path) -> None:
+    consents, rewards = Consents(tmp_path), Difference("rewards", "asked for", "no rewards", "allow_rewards", "shows")
+    refused(consents, differences=(rewards,))
+    give(tmp_path)
+    consents.demand(RUN, SPEC, (rewards,))
+    refused(consents, OTHER, differences=(rewards,))
+    give(tmp_path, OTHER)
+    consents.demand(OTHER, SPEC, (rewards,))
+
+
 def test_a_second_consent_keeps_what_the_first_one_covered(tmp_path: Path) -> None:
     consents = Consents(tmp_path)
     for difference in (STEPS, SHARE):

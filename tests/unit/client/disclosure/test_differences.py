@@ -6,9 +6,16 @@ from typing import Any
 import pytest
 
 from pluralllm.cli.new_spec import new_spec
-from pluralllm.client.disclosure.differences import COMPARED, MAX_LINE, Difference, differences_of, summary
+from pluralllm.client.disclosure.differences import (
+    COMPARED,
+    MAX_LINE,
+    Difference,
+    differences_of,
+    held_out_difference,
+    summary,
+)
 from pluralllm.client.disclosure.policy import Policy
-from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, merge, preset_values, spec_from_toml
+from pluralllm.common.words.spec import PRESETS, GroupRole, RunSpec, load_spec, merge, preset_values, spec_from_toml
 
 EXAMPLES = Path(__file__).parents[4] / "deploy" / "examples"
 # Tables and fields that a coordinator may set as it likes: the client asks for no consent.
@@ -171,3 +178,12 @@ def test_a_summary_keeps_the_first_difference_and_counts_the_ones_that_do_not_fi
     assert text.endswith("; and 8 more")
     short = Difference("f", "1", "2", "k", "")
     assert summary((short, short)) == "f is 1, allowed is 2 (k); f is 1, allowed is 2 (k)"
+
+
+def test_a_group_that_trains_is_asked_before_a_run_that_holds_it_out() -> None:
+    spec, policy = spec_of(groups={"train": [f"g{number}" for number in range(9)], "held_out": ["h"]}), Policy()
+    (difference,) = held_out_difference(policy, "h", GroupRole.TRAIN, spec)
+    assert difference.text == 'groups.held_out is "h", allowed is role train (own role of this client)'
+    assert held_out_difference(policy, "h", GroupRole.HELD_OUT, spec) == ()
+    assert held_out_difference(policy, "g1", GroupRole.TRAIN, spec) == ()
+    assert held_out_difference(Policy(allowed_presets=("*",)), "h", GroupRole.TRAIN, spec) == ()

@@ -65,6 +65,13 @@ def test_a_training_task_at_the_limit_is_allowed_and_one_beyond_it_is_refused(
     assert expected_text in refusal(open_policy(**forbidden))
 
 
+def test_a_run_has_no_more_trainings_than_its_spec_has_rounds() -> None:
+    check(open_policy(), process_spec(rounds=3))
+    assert "max_rounds is 3, allowed is at most 2, the rounds of the run spec" in refusal(
+        open_policy(), process_spec(rounds=2)
+    )
+
+
 @pytest.mark.parametrize(("min_cohort", "min_clients", "least"), [(3, 8, 3), (3, 2, 2), (8, 3, 3), (1, 2, 1)])
 def test_the_smallest_cohort_is_the_policys_or_the_smaller_one_that_the_partner_consented_to(
     min_cohort: int, min_clients: int, least: int
@@ -184,7 +191,11 @@ def test_a_group_that_the_run_does_not_name_does_nothing_for_it(kind: TaskKind) 
 
 def test_rewards_need_the_policys_leave_and_a_run_that_asks_for_them() -> None:
     spec = process_spec(rewards=REWARDS)
-    check(open_policy(allow_rewards=True), spec, TaskKind.REWARD)
+    named: dict[str, Any] = {"base_version": 0, "base_digest": "a" * 64}
+    check(open_policy(allow_rewards=True), spec, TaskKind.REWARD, **named)
+    for other in ({"base_version": 1}, {"base_digest": "b" * 64}):
+        text = refusal(open_policy(allow_rewards=True), spec, TaskKind.REWARD, **{**named, **other})
+        assert "only by version 0, aaaaaaaaaaaa, which the run spec names" in text
     assert "allow_rewards is asked for, allowed is false" in refusal(open_policy(), spec, TaskKind.REWARD)
     allowed = open_policy(allow_rewards=True)
     assert "only in a run whose spec asks for rewards" in refusal(allowed, SPEC, TaskKind.REWARD)

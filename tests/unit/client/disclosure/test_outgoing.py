@@ -17,7 +17,14 @@ from pluralllm.client.disclosure.outgoing import (
 )
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores
-from pluralllm.common.errors.tree import InvalidConfig, InvalidData, ModelUnavailable, PolicyForbids, TooFewQuestions
+from pluralllm.common.errors.tree import (
+    InvalidConfig,
+    InvalidData,
+    ModelUnavailable,
+    NotFinite,
+    PolicyForbids,
+    TooFewQuestions,
+)
 from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.reward_weights import RewardRun
@@ -159,6 +166,11 @@ def test_no_failure_quotes_the_private_file_or_names_a_file_of_this_machine(erro
     reason, text = reported_failure(error)
     assert "the client's log says more" in text
     assert not any(private in text + reason for private in ("0.97", "83", "/home/"))
+
+
+def test_a_failure_of_numbers_tells_neither_where_nor_how_many() -> None:
+    reported = {reported_failure(NotFinite(tensor=tensor, count=count)) for tensor, count in (("a", 1), ("b", 83))}
+    assert len(reported) == 1
 
 
 def test_a_failure_that_names_no_answer_leaves_with_its_text() -> None:

@@ -7,21 +7,20 @@ import pytest
 
 from pluralllm.client.disclosure.seeds import SecretSeeds, SharedSeeds, load_seeds
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.words.ids import RunId, TaskId
+from pluralllm.common.words.ids import Digest, RunId, TaskId
 
 R, S = RunId("r"), RunId("s")
 T, U = TaskId("r/1/train/ann"), TaskId("r/2/train/ann")
 SEEDS = SecretSeeds(b"x" * 32)
 
 
-def test_a_seed_differs_with_the_secret_the_run_the_task_and_the_proposed_seed() -> None:
+def test_a_seed_differs_with_the_secret_the_run_and_the_task() -> None:
     other = SecretSeeds(b"y" * 32)
     drawn = [
         SEEDS.of_training(R, T, 7),
         other.of_training(R, T, 7),
         SEEDS.of_training(S, T, 7),
         SEEDS.of_training(R, U, 7),
-        SEEDS.of_training(R, T, 8),
         SEEDS.of_contexts(R, 7),
         other.of_contexts(R, 7),
         SEEDS.of_contexts(S, 7),
@@ -29,6 +28,16 @@ def test_a_seed_differs_with_the_secret_the_run_the_task_and_the_proposed_seed()
     ]
     assert len(set(drawn)) == len(drawn)
     assert all(0 <= seed < 2**64 for seed in drawn)
+
+
+def test_a_repeated_training_draws_the_same_questions_whatever_seed_is_proposed() -> None:
+    assert SEEDS.of_training(R, T, 7) == SEEDS.of_training(R, T, 8)
+
+
+def test_rewards_by_one_model_have_one_context_in_every_run() -> None:
+    assert SEEDS.of_rewards(Digest("a"), 7) == SEEDS.of_rewards(Digest("a"), 8)
+    assert len({SEEDS.of_rewards(Digest("a"), 7), SEEDS.of_rewards(Digest("b"), 7), SEEDS.of_contexts(R, 7)}) == 3
+    assert SharedSeeds().of_rewards(Digest("a"), 7) == 7
 
 
 def test_names_that_join_to_the_same_text_have_other_seeds() -> None:

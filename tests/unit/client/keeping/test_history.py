@@ -21,7 +21,7 @@ from hostile.evil_records import (
 )
 from structlog.testing import capture_logs
 
-from pluralllm.client.keeping.history import OVER, History
+from pluralllm.client.keeping.history import MAX_UPDATES_OF_ROUND, OVER, History
 from pluralllm.client.keeping.history_copy import FILE, HistoryCopy
 from pluralllm.client.link.tasks import RunOver, Task
 from pluralllm.common.errors.tree import HistoryDiverged, InvalidConfig, RecordInvalid
@@ -195,6 +195,21 @@ async def test_an_update_that_was_made_again_may_count_in_either_form(tmp_path: 
             pass
     assert [update.acknowledged for update in history.seen(RUN).own_updates[task.round]] == [True, True]
     await follow(history, honest(2))
+
+
+def test_a_round_is_trained_from_one_version_and_a_few_times_at_most(tmp_path: Path) -> None:
+    history, task = of_client(tmp_path), train_task(chain_of(1)[1])
+    other = replace(task, base_version=ModelVersion(0))
+    history.check_repetition(other)
+    for number in range(MAX_UPDATES_OF_ROUND):
+        history.check_repetition(task)
+        with history.handing_in(task, digest(f"try {number}"), 50):
+            pass
+        with pytest.raises(HistoryDiverged, match="is not the version from which this client has trained round 2"):
+            of_client(tmp_path).check_repetition(other)
+    with pytest.raises(HistoryDiverged, match="of which this client has sent 3 updates"):
+        of_client(tmp_path).check_repetition(task)
+    history.check_repetition(replace(task, round=RoundNumber(3)))
 
 
 async def test_an_update_in_this_clients_name_of_a_round_that_it_does_not_remember_is_reported(tmp_path: Path) -> None:

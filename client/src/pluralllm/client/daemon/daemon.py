@@ -22,7 +22,7 @@ from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.consents import Consents
-from pluralllm.client.disclosure.differences import differences_of
+from pluralllm.client.disclosure.differences import differences_of, held_out_difference
 from pluralllm.client.disclosure.held_share import HeldShare
 from pluralllm.client.disclosure.limits import check_task, check_updates_behind
 from pluralllm.client.disclosure.outgoing import (
@@ -319,13 +319,8 @@ class Daemon:
     def _log_broken_protocol(self, error: AnswerInvalid) -> None:
         """Logs as an error that the coordinator's answer breaks the protocol. The answer was not used."""
         if self._pace.is_worth_logging(str(error), time.monotonic()):
-            log.error(
-                "coordinator.broke_protocol",
-                coordinator=self._transport.address,
-                call=error.call,
-                field=error.field,
-                problem=error.problem,
-            )
+            facts = {"call": error.call, "field": error.field, "problem": error.problem}
+            log.error("coordinator.broke_protocol", coordinator=self._transport.address, **facts)
 
     # One task
 
@@ -358,8 +353,9 @@ class Daemon:
         check_task(self._policy, self._partner.group, self._partner.role, spec, task)
         self._check_cohorts(task.run, spec)
         check_rewards_context(self._policy, spec, self._questions)
+        held_out = held_out_difference(self._policy, self._partner.group, self._partner.role, spec)
         differences = (*differences_of(self._policy, spec), *self._held_share.differences(self._policy, spec))
-        self._consents.demand(task.run, spec, differences)
+        self._consents.demand(task.run, spec, (*differences, *held_out))
         self._budgets.join(task.run, task.spec_sha256)
         self._held_share.fix(spec)
 
@@ -395,6 +391,7 @@ class Daemon:
         """Makes an update or rewards, stores the result in the outbox, and uploads it until its receipt comes."""
         waiting = await asyncio.to_thread(self._outbox.get, task.name)
         if waiting is None or waiting[0].base_digest != task.base_digest:
+            await asyncio.to_thread(self._history.check_repetition, task)
             base = await self._fetch(task, run.spec)
             entry = await self._produce(task, run, base)
             await asyncio.to_thread(self._outbox.put, entry, self._drafts.delta)
@@ -467,12 +464,15 @@ class Daemon:
         on_progress = self._progress(task)
         async with self._limits.task_time():
             await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
+            await asyncio.to_thread(self._budgets.begin, task)
             with WORK_SECONDS.labels(task.kind).time(), span("work"):
                 measured = await self._worker.ask(EVALUATE, self._orders.evaluate(task, run.spec, weights), on_progress)
         ALIGNMENT.set(measured.alignment_score)
         scores = reported_scores(self._policy, measured)
         if isinstance(scores, Scores):
             await asyncio.to_thread(self._budgets.keep, task, scores)
+        else:
+            await asyncio.to_thread(self._budgets.take_back, task)
         return scores
 
     async def _fetch(self, task: Task, spec: RunSpec) -> Path:

@@ -62,7 +62,7 @@ class WorkOrders:
             weights=weights,
             rollouts_json=rollouts_json.decode(),
             out=self._drafts.delta,
-            context_seed=self._seeds.of_contexts(task.run, spec.seed),
+            context_seed=self._seeds.of_rewards(task.base_digest, spec.seed),
         )
 
     def evaluate(self, task: Task, spec: RunSpec, weights: Path) -> Evaluate:

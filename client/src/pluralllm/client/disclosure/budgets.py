@@ -36,6 +36,7 @@ class Budgets:
     """A folder with one account for each run that this client has joined.
 
     An account is {"joined": day, "spec_sha256": hash of the run spec, "scores": {version and digest: scores and day}}.
+    The scores are null while an evaluation is under way, and if it failed.
     """
 
     def __init__(self, folder: Path, policy: Policy, today: Today = utc_today) -> None:
@@ -82,6 +83,8 @@ class Budgets:
         BUDGET_SPENT.
         """
         reported = self._account(task.run)["scores"].get(_version(task))
+        if reported is not None and reported["scores"] is None:
+            return None  # it was counted when it began; its result is the same however often it is computed
         if reported is not None:
             return Scores(**reported["scores"])
         return None if self.spent(task.run) is None else NotReported.BUDGET_SPENT
@@ -91,13 +94,14 @@ class Budgets:
         if len(self._account(run)["scores"]) >= self._policy.max_evaluations_of_run:
             return "max_evaluations_of_run"
         since = (self._today() - datetime.timedelta(days=MONTH_DAYS)).isoformat()
-        behind = [
-            reported["scores"]["questions"]
+        recent = [
+            reported["scores"]
             for account in self._accounts()
             for reported in account["scores"].values()
             if reported["day"] > since
         ]
-        if behind and len(behind) >= self._policy.max_scores_per_question * min(behind):
+        behind = min((scores["questions"] for scores in recent if scores), default=self._policy.min_questions_behind)
+        if recent and len(recent) >= self._policy.max_scores_per_question * behind:
             return "max_scores_per_question"
         return None
 
@@ -109,13 +113,29 @@ class Budgets:
             else self.spent(run) or "max_evaluations_of_run"
         )
 
+    def begin(self, task: Task) -> None:
+        """Counts an evaluation before it is computed: whether it fails may depend on the answers, too.
+
+        The account is durable when this method returns. Raises StorageFull if the disk is full.
+        """
+        self._note(task, None)
+
     def keep(self, task: Task, scores: Scores) -> None:
-        """Counts the scores of a task against the run's budget. The account is durable when this method returns.
+        """Stores the scores of a task, which count against the run's budget. The account is durable when this method returns.
 
         Raises StorageFull if the disk is full; then the scores must not leave.
         """
+        self._note(task, dataclasses.asdict(scores))
+
+    def take_back(self, task: Task) -> None:
+        """Counts an evaluation no longer: it has too few questions behind it, which depends on no answer."""
         account = self._account(task.run)
-        account["scores"][_version(task)] = {"day": self._today().isoformat(), "scores": dataclasses.asdict(scores)}
+        account["scores"].pop(_version(task), None)
+        self._write(task.run, account)
+
+    def _note(self, task: Task, scores: dict[str, Any] | None) -> None:
+        account = self._account(task.run)
+        account["scores"][_version(task)] = {"day": self._today().isoformat(), "scores": scores}
         self._write(task.run, account)
 
     def _check_runs_of_today(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pluralllm.client.disclosure.differences import Difference, summary
+from pluralllm.client.disclosure.differences import REWARDS_FIELD, Difference, summary
 from pluralllm.common.errors.tree import ConsentNeeded, InvalidConfig
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.words.ids import Digest, RunId, is_id
@@ -25,7 +25,10 @@ COMMAND = "pluralllm-client consent"
 
 
 class Consent(BaseModel):
-    """The consent to one run spec. It covers the fields that the partner was shown, in every run with this spec."""
+    """The consent to one run spec. It covers the fields that the partner was shown, in every run with this spec.
+
+    Rewards are covered in the runs that the partner named only.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,7 +70,7 @@ class Consents:
             self.forget(run)
             return
         spec_sha256 = spec.sha256()
-        if self.covers(spec_sha256, differences):
+        if self.covers(run, spec_sha256, differences):
             self._refused.pop(run, None)
             return
         is_new = self._refused.get(run) != (spec_sha256, differences)
@@ -81,10 +84,15 @@ class Consents:
             log.warning("consent.needed", run=run, differences=[one.text for one in differences], command=command)
         raise ConsentNeeded(run=run, differences=summary(differences))
 
-    def covers(self, spec_sha256: Digest, differences: tuple[Difference, ...]) -> bool:
-        """Returns whether the partner has consented to these differences of the run spec with this hash."""
-        consent = self._consents_or_none().get(spec_sha256)
-        return consent is not None and {one.field for one in differences} <= consent.fields
+    def covers(self, run: RunId, spec_sha256: Digest, differences: tuple[Difference, ...]) -> bool:
+        """Returns whether the partner has consented to these differences of the run spec with this hash.
+
+        A consent to rewards counts for the runs that the partner named, and for no other run with the same spec.
+        """
+        consent, fields = self._consents_or_none().get(spec_sha256), {one.field for one in differences}
+        if consent is None or not fields <= consent.fields:
+            return False
+        return REWARDS_FIELD not in fields or run in consent.runs
 
     def forget(self, run: RunId) -> None:
         """Removes the question about a run that has ended, or that needs no consent any more. A consent stays."""
@@ -95,7 +103,7 @@ class Consents:
     def newly_covered(self) -> tuple[RunId, ...]:
         """Returns the runs that were refused for want of consent and that have it now, and forgets that they were refused."""
         refused = list(self._refused.items())  # a copy: another thread may add a run
-        runs = tuple(run for run, asked in refused if self.covers(*asked))
+        runs = tuple(run for run, asked in refused if self.covers(run, *asked))
         for run in runs:
             self._refused.pop(run, None)
         return runs

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from pluralllm.client.disclosure.policy import ANY_SPEC, Policy
-from pluralllm.common.words.spec import RunSpec, merge, preset_values
+from pluralllm.common.words.spec import GroupRole, RunSpec, merge, preset_values
 
 # The tables of the run spec that must agree with a preset, with the fields that need not. The number of rounds, the round
 # policy, the aggregation and the seed do not change what one update shows: the client mixes its own secret into every seed.
@@ -38,6 +38,11 @@ REWARDS_SHOW = (
     "Each reward shows how the model expects this group to answer a question. From many rewards the views of the group can be "
     "read."
 )
+HELD_OUT_SHOW = (
+    "This client trains, and this run scores all of its questions. Together with the scores of other runs, which leave out the "
+    "questions that it trains on, this shows scores of these questions."
+)
+REWARDS_FIELD = "rewards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,14 @@ def differences_of(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:
     return (*_small_rounds(policy, spec), *_rewards(policy, spec), *_settings(policy, spec))
 
 
+def held_out_difference(policy: Policy, group: str, role: GroupRole, spec: RunSpec) -> tuple[Difference, ...]:
+    """Returns a difference if the run spec holds a group out that trains by its own role: all its questions would be scored."""
+    role_in_run = spec.groups.role_of(group, role)
+    if role_in_run in (role, None) or spec.rewards is not None or ANY_SPEC in policy.allowed_presets:
+        return ()
+    return (Difference("groups.held_out", json_text(group), f"role {role}", "own role of this client", HELD_OUT_SHOW),)
+
+
 def summary(differences: tuple[Difference, ...]) -> str:
     """Returns as many differences as fit into the text of one error, and the number of the others."""
     lines: list[str] = []
@@ -95,7 +108,7 @@ def _small_rounds(policy: Policy, spec: RunSpec) -> Iterator[Difference]:
 def _rewards(policy: Policy, spec: RunSpec) -> Iterator[Difference]:
     """Yields a difference if the run asks for rewards: many rewards show the group's views, whatever the settings are."""
     if spec.rewards is not None and ANY_SPEC not in policy.allowed_presets:
-        yield Difference("rewards", "asked for", "no rewards", "allow_rewards, for each run", REWARDS_SHOW)
+        yield Difference(REWARDS_FIELD, "asked for", "no rewards", "allow_rewards, for each run", REWARDS_SHOW)
 
 
 def _settings(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:

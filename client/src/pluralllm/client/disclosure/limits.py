@@ -36,7 +36,7 @@ def check_task(policy: Policy, group: str, role: GroupRole, spec: RunSpec, task:
         case TaskKind.EVALUATE:
             check_evaluation(policy)
         case TaskKind.REWARD:
-            check_rewards(policy)
+            check_rewards(policy, spec, task)
 
 
 def check_part(group: str, role: GroupRole, spec: RunSpec, kind: TaskKind) -> None:
@@ -95,6 +95,8 @@ def check_training(policy: Policy, spec: RunSpec, task: Task) -> None:
     """Checks the limits of a task that trains. Raises PolicyForbids for the first limit that the task breaks."""
     if spec.training.local_steps > policy.max_local_steps:
         _forbid("max_local_steps", spec.training.local_steps, f"at most {policy.max_local_steps}")
+    if task.round > spec.rounds:
+        _forbid("max_rounds", task.round, f"at most {spec.rounds}, the rounds of the run spec")
     if task.round > policy.max_rounds:
         _forbid("max_rounds", task.round, f"at most {policy.max_rounds}")
     if spec.training.learning_rate > policy.max_learning_rate:
@@ -131,10 +133,13 @@ def check_evaluation(policy: Policy) -> None:
         _forbid("allowed_metrics", "alignment_score", ", ".join(sorted(policy.allowed_metrics)) or "none")
 
 
-def check_rewards(policy: Policy) -> None:
-    """Checks that the policy allows rewards. Raises PolicyForbids otherwise."""
+def check_rewards(policy: Policy, spec: RunSpec, task: Task) -> None:
+    """Checks that the policy allows rewards, and that the model is the one of the run spec. Raises PolicyForbids otherwise."""
     if not policy.allow_rewards:
         _forbid("allow_rewards", "asked for", "false")
+    if spec.rewards is not None and (task.base_version, task.base_digest) != (0, spec.rewards.model_digest):
+        asked, allowed = f"version {task.base_version}, {task.base_digest[:12]}", spec.rewards.model_digest[:12]
+        _forbid("allow_rewards", f"by the model of {asked}", f"only by version 0, {allowed}, which the run spec names")
 
 
 def _forbid(key: str, asked: object, allowed: str) -> None:

@@ -12,7 +12,14 @@ from types import MappingProxyType
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores
-from pluralllm.common.errors.tree import InvalidConfig, InvalidData, ModelUnavailable, PluralError, PolicyForbids
+from pluralllm.common.errors.tree import (
+    InvalidConfig,
+    InvalidData,
+    ModelUnavailable,
+    NotFinite,
+    PluralError,
+    PolicyForbids,
+)
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import RunSpec
 
@@ -22,11 +29,13 @@ DIGITS = 3  # a model can be made so that a loss is very large; its last digits 
 STAGES = frozenset({"embedding", "training", "evaluating", "scoring"})
 OTHER_STAGE = "working"
 IN_LOG = "the client's log says more"
-# Their texts quote the private file, or name files of this machine.
+LARGEST = 10.0  # of a number of a training; a larger one is reported as this
+# Their texts quote the private file, name files of this machine, or tell where and how often numbers that depend on answers fail.
 PRIVATE_TEXTS: Mapping[type[Exception], str] = MappingProxyType(
     {
         InvalidData: f"The private file has problems; {IN_LOG}.",
         InvalidConfig: f"The configuration has problems; {IN_LOG}.",
+        NotFinite: f"The update has NaN or infinite values; {IN_LOG}.",
         ModelUnavailable: f"The embedding model cannot be loaded; {IN_LOG}.",
     }
 )
@@ -67,7 +76,7 @@ def reported_metrics(policy: Policy, measured: MeasuredTraining) -> dict[str, fl
         "base_distance": (measured.base_distance, measured.first_target_questions),
     }
     return {
-        name: rounded(number)
+        name: rounded(min(LARGEST, max(-LARGEST, number)))
         for name, (number, questions) in behind.items()
         if name in policy.allowed_metrics and questions >= policy.min_questions_behind and math.isfinite(number)
     }

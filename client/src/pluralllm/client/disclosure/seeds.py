@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.files import write_durably
-from pluralllm.common.words.ids import RunId, TaskId
+from pluralllm.common.words.ids import Digest, RunId, TaskId
 
 SECRET_BYTES = 32
 SEED_BYTES = 8  # torch takes seeds of 64 bits
@@ -27,6 +27,9 @@ class Seeds(Protocol):
     def of_contexts(self, run: RunId, proposed: int) -> int:
         """Returns the seed of all contexts of a run, so that the scores of the run's versions can be compared."""
 
+    def of_rewards(self, model: Digest, proposed: int) -> int:
+        """Returns the seed of the context of a model's rewards: no run draws another context for the same model."""
+
 
 class SharedSeeds:
     """The seeds that the coordinator proposes, unchanged. For tests that compare whole runs bit by bit, and for nothing else."""
@@ -37,9 +40,15 @@ class SharedSeeds:
     def of_contexts(self, run: RunId, proposed: int) -> int:  # noqa: ARG002 - as in Seeds
         return proposed
 
+    def of_rewards(self, model: Digest, proposed: int) -> int:  # noqa: ARG002 - as in Seeds
+        return proposed
+
 
 class SecretSeeds:
-    """Seeds that nobody can compute without this client's secret. Source: HMAC-SHA256, RFC 2104."""
+    """Seeds that nobody can compute without this client's secret. A training that is repeated draws the same questions.
+
+    Source: HMAC-SHA256, RFC 2104.
+    """
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -47,11 +56,14 @@ class SecretSeeds:
     def __repr__(self) -> str:
         return "SecretSeeds(...)"
 
-    def of_training(self, run: RunId, task: TaskId, proposed: int) -> int:
-        return self._seed("training", run, task, proposed)
+    def of_training(self, run: RunId, task: TaskId, proposed: int) -> int:  # noqa: ARG002 - as in Seeds
+        return self._seed("training", run, task)  # the proposed seed left in would draw anew at each repetition
 
     def of_contexts(self, run: RunId, proposed: int) -> int:
         return self._seed("contexts", run, proposed)
+
+    def of_rewards(self, model: Digest, proposed: int) -> int:  # noqa: ARG002 - as in Seeds
+        return self._seed("rewards", model)
 
     def _seed(self, *names: str | int) -> int:
         return int.from_bytes(hmac.digest(self._secret, json.dumps(names).encode(), "sha256")[:SEED_BYTES])

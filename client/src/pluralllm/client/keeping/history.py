@@ -19,7 +19,7 @@ from pluralllm.client.keeping.record_chain import (
     missing_span,
 )
 from pluralllm.client.link.tasks import RunOver, SignedRecord, Task
-from pluralllm.common.errors.tree import InvalidConfig, RecordInvalid
+from pluralllm.common.errors.tree import HistoryDiverged, InvalidConfig, RecordInvalid
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.trust.record_signatures import RecordVerifier
 from pluralllm.common.trust.version_record import record_sha256
@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 OVER = "over"  # a key beside the version numbers: the run has ended
 OWN_UPDATES = "own_updates"  # a key beside the version numbers: the updates that this client has sent, by round
+MAX_UPDATES_OF_ROUND = 3  # different updates that this client makes: each further one shows more of the same answers
 
 FetchRecords = Callable[[RunId, ModelVersion, ModelVersion], Awaitable[Sequence[SignedRecord]]]  # run, first, last
 
@@ -107,6 +108,20 @@ class History:
             seed=0,
         )
         await self.follow(end, spec, fetch)
+
+    def check_repetition(self, task: Task) -> None:
+        """Checks that a training of a round is the first, or a repetition of it from the same model version.
+
+        A coordinator that has lost an update, or was restored from a backup, asks for it again. Raises HistoryDiverged if the
+        training has another start, or if this client has sent MAX_UPDATES_OF_ROUND different updates of the round.
+        """
+        sent, base = self.seen(task.run).own_updates.get(task.round, ()), task.base_version
+        if any(update.base_version != base for update in sent):
+            problem = f"is not the version from which this client has trained round {task.round}"
+            raise HistoryDiverged(run=task.run, version=base, problem=problem)
+        if len(sent) >= MAX_UPDATES_OF_ROUND:
+            problem = f"is the start of round {task.round}, of which this client has sent {len(sent)} updates"
+            raise HistoryDiverged(run=task.run, version=base, problem=problem)
 
     @contextlib.contextmanager
     def handing_in(self, task: Task, digest: Digest, examples: int) -> Iterator[None]:
