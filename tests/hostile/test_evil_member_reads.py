@@ -30,6 +30,16 @@ READS: dict[str, Any] = {
     "GetModel": ops.GetModelRequest(name=f"runs/{SECRET}/models/-"),
     "WatchRun": ops.WatchRunRequest(name=f"runs/{SECRET}"),
 }
+TASK = f"runs/{SECRET}/rounds/1/tasks/train-mallory"
+TASKS: dict[str, Any] = {
+    "GetRollouts": fed.GetRolloutsRequest(task=TASK),
+    "BeginUpdate": fed.BeginUpdateRequest(task=TASK),
+    "PutChunks": fed.PutChunksRequest(task=TASK),
+    "CommitUpdate": fed.CommitUpdateRequest(task=TASK),
+    "ReportEvaluation": fed.ReportEvaluationRequest(task=TASK),
+    "ReportProgress": fed.ReportProgressRequest(task=TASK),
+    "ReportFailure": fed.ReportFailureRequest(task=TASK),
+}
 OF_OBSERVERS = {name for name, request in READS.items() if type(request).__name__ in dir(ops)} - {"GetModel"}
 
 
@@ -40,7 +50,7 @@ async def outcome(channel: grpc.aio.Channel, name: str, request: Any) -> PluralE
         operations_pb2_grpc.OperationsServiceStub(channel),
     )
     method = next(getattr(stub, name) for stub in stubs if hasattr(stub, name))
-    calling = method(request, timeout=DEADLINE_S)
+    calling = method(iter([request]) if name == "PutChunks" else request, timeout=DEADLINE_S)
     try:
         if hasattr(calling, "read"):
             await calling.read()
@@ -91,6 +101,19 @@ async def test_a_client_reads_nothing_of_a_run_that_does_not_name_its_group(tmp_
         answer = await mallory.poll(following=[SECRET])
         assert answer.WhichOneof("answer") == "wait", "its end, its version and its digest are not for others either"
         assert SECRET not in answer.wait.reason
+
+
+async def test_a_client_names_a_task_of_a_run_that_it_may_not_read(tmp_path: Path) -> None:
+    taking = {
+        method.name
+        for method in fed.DESCRIPTOR.services_by_name["FederationService"].methods
+        if "task" in method.input_type.fields_by_name
+    }
+    assert set(TASKS) == taking
+    async with serving(tmp_path / "state") as served:
+        await a_closed_round(served)
+        for name, request in TASKS.items():
+            assert isinstance(await outcome(served.channels["mallory"], name, request), RunNotShared), name
 
 
 async def test_an_observer_reads_the_runs_of_its_invite_only(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pluralllm.common.words.names import MemberName, RunName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import ON_ENROLMENT_PORT, Principal, Rule, check_role
 from pluralllm.server.members.attempts import News, network_of
-from pluralllm.server.members.audit_log import ACCEPTED, BEGUN, CALLER_GONE, AuditLog
+from pluralllm.server.members.audit_log import ACCEPTED, BEGUN, CALLER_GONE, MAX_OBJECT, AuditLog
 from pluralllm.server.members.rates import Rates
 from pluralllm.server.members.registry import Registry
 
@@ -224,11 +224,14 @@ def peer_of(context: Context) -> str:
 
 
 def about_of(request: object) -> str:
-    """Returns the name of the run, task or member that a request concerns, for the audit log; "" if there is no name."""
+    """Returns the name of the run, task or member that a request concerns, for the audit log; "" if there is no name.
+
+    A name is cut before anything reads it, because nothing has checked its length or its caller yet.
+    """
     if run := getattr(request, "run_id", ""):
-        about = str(RunName(RunId(run)))
+        about = str(RunName(RunId(run[:MAX_OBJECT])))
     else:
-        about = str(getattr(request, "name", "") or getattr(request, "task", "") or "")
+        about = str(getattr(request, "name", "") or getattr(request, "task", "") or "")[:MAX_OBJECT]
         if hasattr(request, "needs_approval"):  # an invite, which has the plain name of a member
             about = str(MemberName(ClientId(about)))
     return printable(about)  # the audit entry is written before the request is refused for such characters

@@ -30,7 +30,7 @@ from pluralllm.common.wire.messages import (
     timestamp,
 )
 from pluralllm.common.words.ids import Digest, GroupName, ModelVersion
-from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.server.members.door import caller
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rpc.messages import duration, model_message, receipt_message
@@ -164,13 +164,13 @@ class Federation(pb_grpc.FederationServiceServicer):
             self._traffic.count_sent(run.id, size_bytes)
 
     async def GetRollouts(self, request: pb.GetRolloutsRequest, context: Context) -> pb.GetRolloutsResponse:
-        task = parse_task(request.task, caller().name)
+        task = self._task_of(request.task)
         if not self._leases.is_held(task):
             raise LeaseLost(task=str(task))
         return pb.GetRolloutsResponse(rollouts_json=await self._rewards.rollouts(self._shared.get(task.run)))
 
     async def BeginUpdate(self, request: pb.BeginUpdateRequest, context: Context) -> pb.BeginUpdateResponse:
-        task = parse_task(request.task, caller().name)
+        task = self._task_of(request.task)
         if len(request.metrics) > MAX_METRICS or not all(map(math.isfinite, request.metrics.values())):
             raise InvalidArgument(field="metrics", problem=f"at most {MAX_METRICS} finite numbers")
         limit = (
@@ -187,7 +187,7 @@ class Federation(pb_grpc.FederationServiceServicer):
     async def PutChunks(  # type: ignore[override]
         self, request_iterator: AsyncIterator[ChunkMessage[pb.PutChunksRequest]], context: Context
     ) -> pb.PutChunksResponse:
-        client, task, digest = caller().name, None, ""
+        task, digest = None, ""
         stream = aiter(request_iterator)
         while True:
             try:
@@ -198,20 +198,20 @@ class Federation(pb_grpc.FederationServiceServicer):
             except TimeoutError:
                 raise Unreachable(address="client", problem=f"no chunk for {self._chunk_idle_s:g} s") from None
             if task is None:
-                task, digest = parse_task(message.facts.task, client), message.facts.digest
+                task, digest = self._task_of(message.facts.task), message.facts.digest
             await self._intake.put(task, digest, message.facts.index, message.data)
         if task is None:
             raise InvalidArgument(field="task", problem="the stream was empty")
         return pb.PutChunksResponse(missing=range_messages(await self._intake.missing(task)))
 
     async def CommitUpdate(self, request: pb.CommitUpdateRequest, context: Context) -> pb.CommitUpdateResponse:
-        task = parse_task(request.task, caller().name)
+        task = self._task_of(request.task)
         return pb.CommitUpdateResponse(receipt=receipt_message(await self._intake.commit(task, Digest(request.digest))))
 
     async def ReportEvaluation(
         self, request: pb.ReportEvaluationRequest, context: Context
     ) -> pb.ReportEvaluationResponse:
-        task = parse_task(request.task, caller().name)
+        task = self._task_of(request.task)
         run = self._shared.get(task.run)
         session = self._sessions.of(task.client)
         _check_scores(request)
@@ -233,7 +233,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         return pb.ReportEvaluationResponse()
 
     async def ReportProgress(self, request: pb.ReportProgressRequest, context: Context) -> pb.ReportProgressResponse:
-        task = parse_task(request.task, caller().name)
+        task = self._task_of(request.task)
         if not self._leases.is_held(task):
             raise LeaseLost(task=str(task))
         progress = min(1.0, max(0.0, request.progress)) if math.isfinite(request.progress) else 0.0
@@ -242,7 +242,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         return pb.ReportProgressResponse()
 
     async def ReportFailure(self, request: pb.ReportFailureRequest, context: Context) -> pb.ReportFailureResponse:
-        task = parse_task(request.task, caller().name)
+        task = self._task_of(request.task)
         session = self._sessions.get(task.client)
         is_replaced = session is not None and request.instance_id not in ("", session.instance)
         if self._leases.is_held(task) and not is_replaced:
@@ -254,6 +254,15 @@ class Federation(pb_grpc.FederationServiceServicer):
             lost = ev.PlaceLost(self._clock.now_s(), task.client, reason, permanent)
             await self._coordinator.dispatch(self._shared.get(task.run), lost)
         return pb.ReportFailureResponse()
+
+    def _task_of(self, name: str) -> TaskName:
+        """Parses a task name, and checks that the task is the caller's and that the caller may still read its run.
+
+        Raises InvalidArgument, IdentityMismatch, NotFound or RunNotShared.
+        """
+        task = parse_task(name, caller().name)
+        self._shared.get(task.run)
+        return task
 
 
 def _check_scores(request: pb.ReportEvaluationRequest) -> None:

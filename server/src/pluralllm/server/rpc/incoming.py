@@ -14,6 +14,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.wire.chunk_messages import ChunkMessage
 
 NUL = "\0"
+MAX_ENTRIES = 10_000  # texts or messages in one field; no call needs a tenth of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def forgiving(method: str, inner: Callable[[bytes], Any]) -> Callable[[bytes], A
 
 
 def check_request(request: Any) -> None:
-    """Checks a request's form. Raises InvalidArgument if the request is unreadable or one of its texts has a NUL character."""
+    """Checks a request's form. Raises InvalidArgument if it is unreadable, has too many entries or a NUL character."""
     if isinstance(request, Unreadable):
         raise InvalidArgument(field="request", problem=f"its bytes are no message that {request.method} takes")
     message = request.facts if isinstance(request, ChunkMessage) else request
@@ -51,8 +52,14 @@ def check_request(request: Any) -> None:
 
 
 def _texts(message: Message) -> Iterator[tuple[str, str]]:
-    """Yields the field name and the value of every text in a message. Texts in nested messages are included."""
+    """Yields the field name and the value of every text in a message. Texts in nested messages are included.
+
+    Raises InvalidArgument if a field has more than MAX_ENTRIES entries that would have to be read one by one.
+    """
     for field, value in message.ListFields():
+        is_read = field.message_type is not None or field.type == FieldDescriptor.TYPE_STRING
+        if field.is_repeated and is_read and len(value) > MAX_ENTRIES:
+            raise InvalidArgument(field=field.name, problem=f"has {len(value)} entries, more than {MAX_ENTRIES}")
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             yield from ((field.name, key) for key in value if isinstance(key, str))
             yield from ((field.name, text) for text in value.values() if isinstance(text, str))
