@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 from hostile.evil_strangers import dripping, open_among, seconds_until_closed, silent_connections
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from support.coordinator_harness import serving, small_spec
 from support.process_harness import Federation, federation, free_port, until
 
+from pluralllm.client.joining.enrolment import ask_server
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.process import scrape_port as scrape_port_module
 from pluralllm.common.process.scrape_port import scrape_port
@@ -122,6 +124,21 @@ async def test_a_stranger_has_three_seconds_at_the_enrolment_port_and_five_at_th
             )
     assert 2.5 < waits_s[0] < 4.5
     assert 4.5 < waits_s[1] < 7.0
+
+
+async def test_strangers_that_send_headers_only_leave_the_enrolment_port_to_others(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served, contextlib.AsyncExitStack() as stack:
+        authority_pem = served.registry.authority.root_pem
+        credentials = grpc.ssl_channel_credentials(authority_pem)
+        for _ in range(70):
+            channel = grpc.aio.secure_channel(
+                served.enrolment_address, credentials, options=[("grpc.use_local_subchannel_pool", 1)]
+            )
+            await stack.enter_async_context(channel)
+            for _ in range(4):
+                channel.stream_unary("/pluralllm.v1.EnrolmentService/Join")(timeout=20)
+            await asyncio.wait_for(channel.channel_ready(), 20)
+        await asyncio.to_thread(ask_server, served.enrolment_address, authority_pem)
 
 
 def answered(address: str) -> bool:

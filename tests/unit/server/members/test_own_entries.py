@@ -7,7 +7,7 @@ from pluralllm.common.words.ids import ClientId, RunId
 from pluralllm.common.words.names import RunName
 from pluralllm.server.members.own_entries import concerns
 
-ANN, RUNS = ClientId("ann"), [RunName(RunId("first"))]
+ANN, RUNS = ClientId("ann"), {str(RunName(RunId("first")))}
 
 
 @pytest.mark.parametrize(

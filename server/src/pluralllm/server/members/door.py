@@ -94,7 +94,9 @@ class MainDoor:
             raise
         if self._inside[principal.name] >= self._calls_per_member:
             what = f"calls of {principal.name} at a time"
-            raise OverLimit(what=what, got=self._inside[principal.name] + 1, limit=self._calls_per_member)
+            limit = OverLimit(what=what, got=self._inside[principal.name] + 1, limit=self._calls_per_member)
+            await self._audit.refused(principal, rpc, about, limit)
+            raise limit
         self._inside[principal.name] += 1
         token = _caller.set(principal)
         try:
@@ -126,8 +128,8 @@ class MainDoor:
                 await self._audit.refused(principal, rpc, about, error)
             raise
         except (asyncio.CancelledError, Exception) as error:
-            if rule.audited:
-                is_gone = isinstance(error, asyncio.CancelledError)
+            is_gone = isinstance(error, asyncio.CancelledError)
+            if rule.audited or (rule.refusals_audited and not is_gone):
                 await self._audit.record(principal, rpc, about, CALLER_GONE if is_gone else reason_of(Internal))
             raise
         if rule.audited:

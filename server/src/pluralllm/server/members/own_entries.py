@@ -1,7 +1,7 @@
 """The entries of the audit log that a client may read: those about itself and those about the runs that it may read."""
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Set
 
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.trust.audit_chain import AuditEntry
@@ -9,7 +9,7 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import NEWEST, MemberName, RunName, TaskName
 
 
-def concerns(entry: AuditEntry, member: ClientId, runs: Collection[RunName]) -> bool:
+def concerns(entry: AuditEntry, member: ClientId, runs: Set[str]) -> bool:
     """Returns whether an audit entry concerns a member, who may then read the entry.
 
     An entry concerns the member that acted, the member that is the object, and the member whose task is the object. An entry
@@ -20,4 +20,4 @@ def concerns(entry: AuditEntry, member: ClientId, runs: Collection[RunName]) -> 
         return True
     with contextlib.suppress(InvalidArgument):
         return TaskName.parse(entry.object).client == member
-    return any(entry.object == str(run) or entry.object.startswith(f"{run}/") for run in runs)
+    return "/".join(entry.object.split("/", 2)[:2]) in runs

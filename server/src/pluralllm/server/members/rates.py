@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pluralllm.common.errors.membership import TooManyCalls
 
+DEAR = ("ListRuns", "ListRounds", "ListAuditEvents")  # one answer reads up to 500 rows
 MAX_BUCKETS = 10_000  # above it, buckets that are full again are forgotten
 
 
@@ -54,4 +55,9 @@ def rates_of_members(calls_per_second: float, hellos_per_minute: float, certific
     """
     hello = Rate(hellos_per_minute / 60, max(1, round(hellos_per_minute / 6)))
     renew = Rate(max(1 / 60, 5 / certificate_life_s), 50)
-    return Rates({"Hello": hello, "Renew": renew}, Rate(calls_per_second, max(1, round(10 * calls_per_second))))
+    dear_per_s = min(calls_per_second, max(2, calls_per_second / 25))
+    dear = Rate(dear_per_s, max(1, round(10 * dear_per_s)))
+    return Rates(
+        {"Hello": hello, "Renew": renew, **dict.fromkeys(DEAR, dear)},
+        Rate(calls_per_second, max(1, round(10 * calls_per_second))),
+    )

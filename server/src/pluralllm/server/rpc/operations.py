@@ -185,7 +185,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
         size, after = page_size(request.page_size), max(cursor(request.page_token), request.after_sequence)
         entries = await self._audit.entries(after, size + 1)
         token = str(entries[size - 1][0].sequence) if len(entries) > size else ""
-        principal, runs = caller(), [RunName(run.id) for run in self._shared.newest_first()]
+        principal, runs = caller(), {str(RunName(run.id)) for run in self._shared.newest_first()}
         reads_all = principal.role is MemberRole.ADMIN
         events = [
             (audit_message if reads_all or concerns(entry, principal.name, runs) else withheld_message)(entry, sha256)

@@ -12,6 +12,7 @@ from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc.boundary import Boundary, Door
 from pluralllm.server.rpc.enrolment import Enrolment
 from pluralllm.server.rpc.federation import Federation
+from pluralllm.server.rpc.first_message import FirstMessage
 from pluralllm.server.rpc.operations import Operations
 from pluralllm.v1 import (
     enrolment_pb2,
@@ -45,7 +46,7 @@ ENROLMENT_OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", ENROLMENT_MAX_BYTES),
     ("grpc.max_metadata_size", 4 * 1024),
-    ("grpc.max_concurrent_streams", 4),
+    ("grpc.max_concurrent_streams", 1),
     # Everybody may connect here, and the ceiling of connections is low: each call comes on a connection of its own and takes
     # a moment, so nobody needs a connection for longer.
     ("grpc.max_connection_age_ms", 10_000),
@@ -53,7 +54,8 @@ ENROLMENT_OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 3_000),
     ("grpc.max_connection_idle_ms", 3_000),
 )
-ENROLMENT_RPCS = 64
+MESSAGE_S = 120.0  # for the message of a call on the main port; 4 MiB over a link of 35 KiB/s
+ENROLMENT_MESSAGE_S = 5.0
 # Time for calls under way on a connection that has come of age. Long enough for a held poll and some chunks on a slow link;
 # an upload that is cut after it loses nothing, because only its missing chunks are sent again.
 CONNECTION_GRACE_MS = 120_000
@@ -77,7 +79,7 @@ def bind_main(
         ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
     )
     server = grpc.aio.server(
-        interceptors=[Boundary(door, fail_stop)],
+        interceptors=[FirstMessage(MESSAGE_S), Boundary(door, fail_stop)],
         options=[*OPTIONS, *age, (CEILING, max_connections)],
         maximum_concurrent_rpcs=config.max_concurrent_rpcs,
     )
@@ -93,9 +95,9 @@ def bind_enrolment(
     check before every call. Raises InUse if the port is not free.
     """
     server = grpc.aio.server(
-        interceptors=[Boundary(door, fail_stop)],
+        interceptors=[FirstMessage(ENROLMENT_MESSAGE_S), Boundary(door, fail_stop)],
         options=[*ENROLMENT_OPTIONS, (CEILING, max_connections)],
-        maximum_concurrent_rpcs=ENROLMENT_RPCS,
+        maximum_concurrent_rpcs=2 * max_connections,  # never reached: a connection has one call at a time
     )
     return server, _bind(server, config.enrolment_listen, credentials)
 
