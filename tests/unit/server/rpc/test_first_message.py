@@ -36,14 +36,15 @@ async def test_a_call_without_a_message_ends_and_calls_with_one_are_answered() -
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+            channel: Any = opened
             assert await channel.unary_unary(CHECK)(b"x", timeout=10) == b"one x"
             answers = [answer async for answer in channel.unary_stream(WATCH)(b"x", timeout=10)]
             assert answers == [b"first x", b"second x"]
             for calling in (channel.stream_unary(CHECK)(timeout=10), channel.stream_stream(WATCH)(timeout=10)):
                 assert await calling.code() is grpc.StatusCode.INVALID_ARGUMENT
                 assert "no message came in 0.2 s" in (await calling.details() or "")
-            empty: Any = channel.stream_unary(CHECK)(iter([]), timeout=10)
+            empty = channel.stream_unary(CHECK)(iter([]), timeout=10)
             assert await empty.code() is grpc.StatusCode.INVALID_ARGUMENT
     finally:
         await server.stop(0)
