@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -14,16 +15,20 @@ import structlog
 from cryptography.hazmat.primitives.serialization import Encoding
 from hostile.evil_coordinator import evil, serving_evil, victim
 
+from pluralllm.client.daemon import renewal
 from pluralllm.client.daemon.pace import IDLE_POLLS
+from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.joining import joining
 from pluralllm.client.joining.enrolment import Joined
+from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.grpc_status import from_rpc_error, to_status
-from pluralllm.common.errors.membership import InviteInvalid
-from pluralllm.common.errors.tree import NotFound, PolicyForbids
-from pluralllm.common.process.exits import run_command
-from pluralllm.common.trust.certificates import new_key
+from pluralllm.common.errors.membership import CertificateRevoked, InviteInvalid
+from pluralllm.common.errors.tree import NotFound, PluralError, PolicyForbids, StaleSession, fields_of
+from pluralllm.common.process.exits import BROKEN, run_command
+from pluralllm.common.trust.certificates import CertificateFacts, new_key
 from pluralllm.common.trust.invite import Invite
+from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.operator.remote import plain
@@ -91,6 +96,48 @@ async def test_a_coordinator_that_asks_for_no_wait_is_polled_about_once_a_second
     assert all(reason.isprintable() for reason in reasons)
 
 
+@pytest.mark.parametrize("refusal_type", [StaleSession, CertificateRevoked])
+async def test_a_coordinator_that_refuses_each_poll_is_called_about_once_a_second(
+    refusal_type: type[PluralError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polls = 0
+
+    async def refuses(*_: object) -> None:
+        nonlocal polls
+        polls += 1
+        raise refusal_type(**dict.fromkeys(fields_of(refusal_type), "x"))
+
+    async def recovers(*_: object) -> None:
+        """Goes on with the next certificate, which the coordinator refuses as well."""
+
+    monkeypatch.setattr(Transport, "poll", refuses)
+    monkeypatch.setattr(Renewal, "recover", recovers)
+    async with serving_evil(evil([])) as address, victim(tmp_path, address):
+        await asyncio.sleep(3.0)
+    assert 2 <= polls <= IDLE_POLLS + 3 + 2
+
+
+async def test_renewed_certificates_without_a_life_are_asked_for_every_few_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) == 5:
+            raise asyncio.CancelledError
+
+    now_s = time.time()
+    facts = CertificateFacts("1", "k", "f", MemberRole.CLIENT, ClientId("n"), now_s - 300, now_s - 300)
+    identity: Any = SimpleNamespace(facts=facts)
+    monkeypatch.setattr(renewal, "stored_identity", lambda kept: kept)
+    monkeypatch.setattr(renewal, "renew", lambda kept, _: asyncio.to_thread(lambda: kept))
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await Renewal(identity, Transport.in_plain_text("127.0.0.1:1", ClientId("ann"))).keep()
+    assert min(pauses) >= renewal.SHORTEST_PAUSE_S / 2
+
+
 async def test_a_client_asks_again_when_a_new_day_has_a_new_budget_of_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +188,23 @@ def test_an_error_of_this_machine_with_texts_of_a_spec_is_shown_as_escapes(capsy
     with pytest.raises(SystemExit):
         run_command(command)
     assert all(char.isprintable() or char == "\n" for char in capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("error", [KeyError(ESCAPES), OSError(ESCAPES)])
+def test_an_error_that_nobody_expected_is_one_line_with_its_place(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(command)
+    shown = capsys.readouterr().err
+    assert ended.value.code == BROKEN
+    assert shown.endswith("\n")
+    assert shown[:-1].isprintable()
+    assert "\\x1b" in shown
+    assert "test_evil_answers.py:" in shown
 
 
 def test_texts_in_an_answer_to_an_operator_are_printable() -> None:

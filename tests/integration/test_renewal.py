@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from support.coordinator_harness import BOOTSTRAP, Served, keep_identity, serving, small_spec
 from support.process_harness import federation, free_port, process_spec, tiny_embedding_model, until
 
+from pluralllm.client.daemon import renewal
 from pluralllm.client.daemon.renewal import Renewal, renew
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.joining.diagnosis import diagnose
@@ -220,7 +221,10 @@ async def test_the_server_renews_its_certificate_once_its_disk_works_again(
             await asyncio.wait_for(until_logged(served, logs, "tls.server_certificate_renewed"), 20)
 
 
-async def test_a_daemon_renews_its_certificate_once_its_disk_works_again(tmp_path: Path) -> None:
+async def test_a_daemon_renews_its_certificate_once_its_disk_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "SHORTEST_PAUSE_S", 0.1)
     async with serving(tmp_path / "state", certificate_life_days=6 / DAY_S) as served:
         identity = await served.member("ann", MemberRole.CLIENT)
         blocked = in_the_way(identity.credentials)

@@ -41,6 +41,21 @@ def test_a_leaf_says_what_is_wrong_in_words_and_survives_the_wire(leaf: type[Plu
     assert received.facts == error.facts
 
 
+@pytest.mark.parametrize("fact", ["1" + "0" * 400, "-1e999", "NaN", "null", '"x"', "[1]", '{"a": 1}'])
+def test_a_fact_that_no_message_can_show_makes_an_error_that_can_be_shown(
+    fact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_json", lambda *_: fact)
+    for leaf in leaves().values():
+        sent = status.to_status(example(leaf))
+
+        class Failed(Exception):
+            code, details = staticmethod(lambda sent=sent: sent.code), staticmethod(lambda sent=sent: sent.details)
+            trailing_metadata = staticmethod(lambda sent=sent: sent.trailing_metadata)
+
+        assert str(status.from_rpc_error(Failed(), "somewhere"))  # type: ignore[arg-type]
+
+
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
     both = f"{errors.__doc__}{membership_errors.__doc__}{storage_errors.__doc__}"
     drawn = set(re.findall(r"[|`]- (\w+)", both))

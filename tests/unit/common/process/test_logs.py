@@ -92,6 +92,19 @@ def test_lines_for_people_are_coloured_unless_they_refuse_it(
 
 @pytest.mark.parametrize("form", ["json", "console"])
 @pytest.mark.usefixtures("log_of_its_own")
+def test_texts_of_an_exception_reach_a_log_as_escapes(
+    form: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs(form=form)
+    structlog.get_logger().error("task.broken", exc_info=ValueError("\x1b[2J\u202e"))
+    shown = capsys.readouterr().err
+    assert "u202e" in shown
+    assert "ValueError" in shown
+    assert not set("\x1b\u202e") & set(shown)
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.usefixtures("log_of_its_own")
 def test_texts_of_another_party_reach_a_log_line_as_escapes(
     form: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -209,8 +209,10 @@ class Daemon:
                     return
             except StaleSession:
                 has_session = False
+                await asyncio.sleep(self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=False))
             except CertificateRevoked as error:
                 await self._renewal.recover(error)
+                await asyncio.sleep(self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=False))
             except AwaitingApproval as error:
                 self._log_reason(f"{error}")
                 await asyncio.sleep(APPROVAL_WAIT_S)

@@ -22,7 +22,7 @@ from pluralllm.common.trust.identity import Identity, next_key, previous_identit
 log = structlog.get_logger()
 
 CHECK_EVERY_S = 3600.0  # clocks are set and machines sleep, so a longer wait could end too late
-LONGEST_PAUSE_S = 60.0  # between two tries
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0  # between two tries
 RECOVERY_PAUSE_S = 5.0
 DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 
@@ -43,8 +43,8 @@ class Renewal:
             if (stored := await asyncio.to_thread(stored_identity, self._identity)) is not self._identity:
                 self._use(stored)
             facts = self._identity.facts
-            # The pause keeps this loop slow even if the coordinator refuses or the clock is wrong.
-            pause_s = min(LONGEST_PAUSE_S, facts.life_s / 20)
+            # The pause keeps this loop slow even if the coordinator refuses, a life has no length, or the clock is wrong.
+            pause_s = max(SHORTEST_PAUSE_S, min(LONGEST_PAUSE_S, facts.life_s / 20))
             wait_s = min(CHECK_EVERY_S, facts.renew_s - time.time())
             if wait_s <= 0:
                 try:

@@ -172,7 +172,7 @@ def _typed_error(call: grpc.Call) -> e.PluralError | None:
                 error = leaf(**{name: _fact(text) for name, text in info.metadata.items() if name in field_names})
                 str(error)  # raises if a fact has a type that does not fit the message of this release
                 return error
-    except (ValueError, TypeError, RecursionError, DecodeError):
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError, DecodeError):
         return None
     return None
 

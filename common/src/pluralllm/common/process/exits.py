@@ -2,12 +2,17 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 from pluralllm.common.errors.tree import Broken, PluralError, Unreachable
 from pluralllm.common.text.printable import printable
 
 BROKEN, USAGE, REFUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 4, 130
+
+SHOWN_FRAMES, MAX_SHOWN_CHARACTERS = 8, 500
 
 EXIT_CODES = "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 130 interrupted."
 
@@ -22,8 +27,8 @@ def exit_code_of(leaf: type[PluralError]) -> int:
 def run_command(command: Callable[[], object]) -> None:
     """Runs a whole command line. After an error, ends the process with the exit code that belongs to the error.
 
-    For a PluralError or an OSError about a file, the user sees one line instead of a stack trace. Other errors are raised to the
-    caller.
+    The user sees one line instead of a stack trace. For an error that nobody expected, the line names the places in the code:
+    a stack trace would repeat the other side's raw texts.
     """
     try:
         command()
@@ -39,8 +44,21 @@ def run_command(command: Callable[[], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # about a path that the user gave, or about a file in a state directory
         if error.filename is None:
-            raise
+            _end_unexpected(error)
         sys.stderr.write(
             f"error: {printable(str(error))}. Look at that path: what it is, and who may read and write it.\n"
         )
         sys.exit(REFUSED)
+    except Exception as error:  # noqa: BLE001 - the last handler of the process
+        _end_unexpected(error)
+
+
+def _end_unexpected(error: Exception) -> NoReturn:
+    """Ends the process after an error that nobody expected. The user sees what it is and where, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)[-SHOWN_FRAMES:]
+    places = " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
+    what = f"{type(error).__name__}: {error}"[:MAX_SHOWN_CHARACTERS]
+    sys.stderr.write(
+        f"error: unexpected {printable(f'{what} (at {places})')}. Please report this line to the maintainers.\n"
+    )
+    sys.exit(BROKEN)

@@ -1,14 +1,15 @@
 """Configuration of structured logs: JSON in production, or lines that a person reads on a terminal."""
 
+import io
 import logging
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
 from pluralllm.common.process.console import terminal
-from pluralllm.common.text.printable import printable_values
+from pluralllm.common.text.printable import printable, printable_values
 
 # By default structlog prints the local variables of every frame of a stack: tokens, keys, private questions.
 TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
@@ -22,7 +23,7 @@ def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> 
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=_wants_colours(), exception_formatter=structlog.dev.plain_traceback)
+        else structlog.dev.ConsoleRenderer(colors=_wants_colours(), exception_formatter=_printable_traceback)
     )
     structlog.configure(
         processors=[
@@ -37,6 +38,13 @@ def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> 
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _printable_traceback(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """Writes a traceback to a stream. Its texts are made printable, because an exception may repeat what the other side sent."""
+    traceback = io.StringIO()
+    structlog.dev.plain_traceback(traceback, exc_info)
+    stream.write(printable(traceback.getvalue(), lines=True))
 
 
 def _printable_fields(logger: object, method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
