@@ -1,5 +1,6 @@
 """An administrator reads answers from scores: with many runs, nested sets of questions, and models made for the purpose."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -28,6 +29,7 @@ from support.open_policy import open_policy
 from support.process_harness import WIDTH, tiny_embedding_model
 from support.tasks import task_of
 
+from pluralllm.client.daemon.models import Models
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.differences import differences_of
@@ -219,6 +221,17 @@ async def test_rewards_from_few_questions_are_refused_with_the_key(tmp_path: Pat
 
 async def test_work_without_end_is_stopped_and_refused_with_the_key(tmp_path: Path) -> None:
     worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0), takes_s=1_000)
+    async with measured(tmp_path, worker, Policy(max_task_minutes=0.5 / 60)) as served:
+        answer = await asked(served, "r", spec_of())
+    assert isinstance(answer, str)
+    assert answer.startswith("POLICY_FORBIDS: This partner's policy forbids it: max_task_minutes is more than")
+
+
+async def test_a_download_without_end_is_stopped_and_refused_with_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Models, "fetch", lambda *_: asyncio.sleep(1_000))
+    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0))
     async with measured(tmp_path, worker, Policy(max_task_minutes=0.5 / 60)) as served:
         answer = await asked(served, "r", spec_of())
     assert isinstance(answer, str)

@@ -14,8 +14,9 @@ import pytest
 import structlog
 from cryptography.hazmat.primitives.serialization import Encoding
 from hostile.evil_coordinator import evil, serving_evil, victim
+from support.process_harness import process_spec
 
-from pluralllm.client.daemon import renewal
+from pluralllm.client.daemon import daemon, renewal
 from pluralllm.client.daemon.pace import IDLE_POLLS
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.disclosure.budgets import Budgets
@@ -136,6 +137,48 @@ async def test_renewed_certificates_without_a_life_are_asked_for_every_few_secon
     with pytest.raises(asyncio.CancelledError):
         await Renewal(identity, Transport.in_plain_text("127.0.0.1:1", ClientId("ann"))).keep()
     assert min(pauses) >= renewal.SHORTEST_PAUSE_S / 2
+
+
+async def test_a_daemon_stops_though_its_last_report_gets_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working, reporting = asyncio.Event(), asyncio.Event()
+
+    async def hangs(event: asyncio.Event) -> None:
+        event.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(daemon, "STOP_REPORT_S", 0.2)
+    monkeypatch.setattr(Transport, "run_spec", lambda *_: hangs(working))
+    monkeypatch.setattr(Transport, "report_failure", lambda *_, **__: hangs(reporting))
+    async with asyncio.timeout(LIMIT_S), serving_evil(evil([task("first")])) as address, victim(tmp_path, address):
+        await working.wait()
+    assert reporting.is_set()
+
+
+async def test_run_specs_of_refused_runs_are_kept_up_to_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "KEPT_RUNS", 2)
+    spec_json = process_spec().canonical_json()
+    sha256 = hashlib.sha256(spec_json).hexdigest()
+    tasks = [task(f"r{number}") for number in range(5)]
+    for answer in tasks:
+        answer.task.spec_sha256 = sha256
+    following: list[int] = []
+    polled_often, poll = asyncio.Event(), Transport.poll
+
+    async def noted(self: Transport, held: Any, runs: Any) -> Any:
+        following.append(len(runs))
+        if len(following) > 2 * len(tasks):
+            polled_often.set()
+        return await poll(self, held, runs)
+
+    monkeypatch.setattr(Transport, "poll", noted)
+    coordinator = evil(tasks, pb.GetRunSpecResponse(spec_json=spec_json, spec_sha256=sha256))
+    async with serving_evil(coordinator) as address, victim(tmp_path, address), asyncio.timeout(LIMIT_S):
+        await polled_often.wait()
+    assert max(following) == 2
 
 
 async def test_a_client_asks_again_when_a_new_day_has_a_new_budget_of_runs(

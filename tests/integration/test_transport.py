@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.process_harness import free_port
 
+from pluralllm.client.link import transport as transport_module
 from pluralllm.client.link.rests import rest_s
 from pluralllm.client.link.tasks import Scores
 from pluralllm.client.link.transport import Transport
@@ -25,6 +26,7 @@ from pluralllm.common.errors.tree import (
     Overtaken,
     PluralError,
     StorageFull,
+    Unreachable,
 )
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.wire.messages import manifest_message, timestamp
@@ -171,6 +173,17 @@ async def test_a_client_that_calls_too_often_waits_and_tries_again(tmp_path: Pat
     assert time.monotonic() - started_s >= 0.9
     slowed = [(line["rpc"], line["log_level"]) for line in logs if line["event"] == "client.calls_too_often"]
     assert slowed == [("BeginUpdate", "warning"), ("CommitUpdate", "warning")]
+
+
+async def test_a_client_that_is_refused_as_too_busy_for_ever_gives_the_call_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport_module, "RETRY_FOR_S", 0.5)
+    service = scripted(begin=[TooManyCalls(name="ann", rpc="x", retry_s=0.0) for _ in range(1000)])
+    async with transport_to(service) as transport:
+        with pytest.raises(Unreachable):
+            await push(transport, tmp_path)
+    assert len(service.calls) <= 5
 
 
 @pytest.mark.parametrize(

@@ -205,3 +205,9 @@ def test_rewards_need_the_policys_leave_and_a_run_that_asks_for_them() -> None:
 def test_a_run_that_asks_for_rewards_gets_nothing_else(kind: TaskKind) -> None:
     text = refusal(open_policy(allow_rewards=True), process_spec(rewards=REWARDS), kind)
     assert "only rewards in such a run" in text
+
+
+def test_a_model_version_after_more_rounds_than_allowed_is_refused_whatever_the_task() -> None:
+    check(open_policy(max_rounds=7), kind=TaskKind.EVALUATE, base_version=7)
+    text = refusal(open_policy(max_rounds=6), kind=TaskKind.EVALUATE, base_version=7)
+    assert "max_rounds is 7, allowed is at most 6" in text

@@ -1,8 +1,9 @@
 """The outbox holds whole updates, over restarts, until they are delivered."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from pluralllm.client.keeping.outbox import Entry, Outbox
+from pluralllm.client.keeping.outbox import KEPT_OF_RUN, Entry, Outbox
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 
@@ -48,3 +49,13 @@ def test_a_run_that_is_over_leaves_nothing(tmp_path: Path) -> None:
     assert outbox.get(TASK) is not None
     outbox.drop_run(RUN)
     assert list((tmp_path / "outbox").iterdir()) == []
+
+
+def test_a_run_keeps_its_newest_updates_only(tmp_path: Path) -> None:
+    outbox, entry = filled(tmp_path)
+    tasks = [TaskId(f"runs/r/rounds/{number}/tasks/train-ann") for number in range(2, KEPT_OF_RUN + 2)]
+    for task in tasks:
+        assert outbox.get(TASK) is not None
+        (tmp_path / "draft").write_bytes(b"delta")
+        outbox.put(replace(entry, task=task), tmp_path / "draft")
+    assert sorted(kept.task for kept in outbox.pending()) == tasks

@@ -83,10 +83,11 @@ log = structlog.get_logger()
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
 STOP_GRACE_S = 8.0  # a push under way may take this long when the daemon stops
-STOP_REPORT_S = 5.0  # deadline of the report that this client stops
+STOP_REPORT_S = 5.0  # longest time for the report that this client stops
 HAND_IN_GRACE_S = 1.5
 END_CHECK_S = 30.0  # for the records of a run that has ended
 HANDING_IN = "handing in"
+KEPT_RUNS = 100  # run specs in memory: a coordinator may name any number of runs, which this client then refuses
 CLOCK_SKEW_WARNING_S = 30.0
 APPROVAL_WAIT_S = 5.0
 # Refusals of the certificate, not of the task: the loop that polls finds out whether the daemon can go on.
@@ -182,11 +183,12 @@ class Daemon:
                 await asyncio.wait([self._work.doing], timeout=STOP_GRACE_S)
             if not self._work.doing.done():
                 await self._drop_work("the client stops")
-                with contextlib.suppress(PluralError):
+                with contextlib.suppress(PluralError, TimeoutError):
                     name, message = self._work.task.name, "stopped by its owner"
-                    await self._transport.report_failure(
-                        name, CLIENT_STOPPED, message, permanent=False, deadline_s=STOP_REPORT_S
-                    )
+                    async with asyncio.timeout(
+                        STOP_REPORT_S
+                    ):  # over all calls that the coordinator refuses as too many
+                        await self._transport.report_failure(name, CLIENT_STOPPED, message, permanent=False)
         await self._worker.stop()
         log.info("client.stopped", sent_bytes=self._transport.traffic.sent_bytes)
 
@@ -383,6 +385,8 @@ class Daemon:
         if run is None:
             spec_json = await self._transport.run_spec(task.run)
             run = self._runs[task.run] = JoinedRun(parse_spec(spec_json, f"of run {task.run}"), spec_json)
+            if len(self._runs) > KEPT_RUNS:  # the oldest spec is fetched again when it is needed
+                self._runs.pop(next(iter(self._runs)))
         spec_sha256 = Digest(hashlib.sha256(run.spec_json).hexdigest())
         if spec_sha256 != task.spec_sha256:
             self._runs.pop(task.run)
@@ -394,8 +398,9 @@ class Daemon:
         waiting = await asyncio.to_thread(self._outbox.get, task.name)
         if waiting is None or waiting[0].base_digest != task.base_digest:
             await asyncio.to_thread(self._history.check_repetition, task)
-            base = await self._fetch(task, run.spec)
-            entry = await self._produce(task, run, base)
+            async with self._limits.task_time():
+                base = await self._fetch(task, run.spec)
+                entry = await self._produce(task, run, base)
             await asyncio.to_thread(self._outbox.put, entry, self._drafts.delta)
             waiting = await asyncio.to_thread(self._outbox.get, task.name)
             assert waiting is not None
@@ -425,18 +430,17 @@ class Daemon:
         on_progress = self._progress(task)
         result: TrainedUpdate | Rewards
         metrics: dict[str, float] = {}
-        async with self._limits.task_time():
-            await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
-            if task.kind is TaskKind.REWARD:
-                order = self._orders.reward(task, run.spec, weights, await self._transport.rollouts(task.name))
-                with WORK_SECONDS.labels(task.kind).time(), span("work"):
-                    result = await self._worker.ask(REWARD, order, on_progress)
-            else:
-                with WORK_SECONDS.labels(task.kind).time(), span("work"):
-                    result = await self._worker.ask(TRAIN, self._orders.train(task, weights), on_progress)
-                metrics = reported_metrics(self._policy, result.measured)
-                LOSS.set(result.measured.loss)
-                GPU_MEMORY_BYTES.set(result.gpu_memory_bytes)
+        await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
+        if task.kind is TaskKind.REWARD:
+            order = self._orders.reward(task, run.spec, weights, await self._transport.rollouts(task.name))
+            with WORK_SECONDS.labels(task.kind).time(), span("work"):
+                result = await self._worker.ask(REWARD, order, on_progress)
+        else:
+            with WORK_SECONDS.labels(task.kind).time(), span("work"):
+                result = await self._worker.ask(TRAIN, self._orders.train(task, weights), on_progress)
+            metrics = reported_metrics(self._policy, result.measured)
+            LOSS.set(result.measured.loss)
+            GPU_MEMORY_BYTES.set(result.gpu_memory_bytes)
         return Entry(
             task=task.name,
             run=task.run,
@@ -462,9 +466,9 @@ class Daemon:
             log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)
 
     async def _score(self, task: Task, run: JoinedRun) -> Scores | NotReported:
-        weights = await self._fetch(task, run.spec)
         on_progress = self._progress(task)
         async with self._limits.task_time():
+            weights = await self._fetch(task, run.spec)
             await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
             await asyncio.to_thread(self._budgets.begin, task)
             with WORK_SECONDS.labels(task.kind).time(), span("work"):

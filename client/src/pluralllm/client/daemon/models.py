@@ -46,6 +46,7 @@ class Models:
         self._folder = folder
         self._history = history
         self._transport = transport
+        self._drop_old()
 
     async def fetch(self, task: Task, size_bytes: int, spec: RunSpec) -> Path:
         """Downloads the base version of a task (the model version that the work starts from), and returns its file.
@@ -56,12 +57,14 @@ class Models:
         """
         await self._history.follow(task, spec, self._transport.version_records)
         path = self._folder / task.base_digest
+        self._drop_old(path, path.with_suffix(".part"))
         await self._transport.fetch_model(task.run, task.base_version, task.base_digest, size_bytes, path)
-        self._drop_old_but(path)
+        self._drop_old(path)
         return path
 
-    def _drop_old_but(self, needed: Path) -> None:
+    def _drop_old(self, *needed: Path) -> None:
+        """Deletes all files but the newest and those that are needed; downloads that broke off count as well."""
         newest_last = sorted(self._folder.iterdir(), key=lambda file: file.stat().st_mtime)
         for old in newest_last[:-KEPT]:
-            if old != needed:
+            if old not in needed:
                 old.unlink()

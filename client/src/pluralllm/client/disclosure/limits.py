@@ -30,6 +30,8 @@ def check_task(policy: Policy, group: str, role: GroupRole, spec: RunSpec, task:
     check_embedding_model(policy, spec.embedding)
     check_model_size(policy, spec)
     check_step(policy, spec)
+    if task.base_version > policy.max_rounds:  # this client reads the record of each version up to it
+        _forbid("max_rounds", task.base_version, f"at most {policy.max_rounds}")
     match task.kind:
         case TaskKind.TRAIN:
             check_training(policy, spec, task)

@@ -11,6 +11,10 @@ from pluralllm.common.process.files import publish, storage_errors, write_durabl
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 
+KEPT_OF_RUN = (
+    4  # updates of one run without a receipt: a coordinator gives none for the updates that it does not accept
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -46,6 +50,10 @@ class Outbox:
         with storage_errors("the outbox"):
             publish(delta, self.delta(entry.task))
         write_durably(self._facts(entry.task), json.dumps(asdict(entry)).encode())
+        others = [other.task for other in self.pending() if other.run == entry.run and other.task != entry.task]
+        others.sort(key=lambda task: self._facts(task).stat().st_mtime)
+        for old in others[: -(KEPT_OF_RUN - 1)]:
+            self.drop(old)
         self._count()
 
     def get(self, task: TaskId) -> tuple[Entry, Manifest] | None:

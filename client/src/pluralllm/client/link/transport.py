@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -359,9 +360,7 @@ class Transport:
         """Reports the progress of a stage, from 0 to 1. A report that fails is not repeated."""
         await self._call("ReportProgress", pb.ReportProgressRequest(task=task, stage=stage, progress=progress))
 
-    async def report_failure(
-        self, task: TaskId, reason: str, message: str, *, permanent: bool, deadline_s: float = CALL_DEADLINE_S
-    ) -> None:
+    async def report_failure(self, task: TaskId, reason: str, message: str, *, permanent: bool) -> None:
         """Reports that a task failed.
 
         reason: the error's code. message: the error's text. permanent: whether another attempt on this machine would fail, too.
@@ -369,18 +368,21 @@ class Transport:
         kind = pb.FAILURE_KIND_PERMANENT if permanent else pb.FAILURE_KIND_TRANSIENT
         request = pb.ReportFailureRequest(task=task, kind=kind, reason=reason, message=message)
         request.instance_id = self._instance
-        await self._call("ReportFailure", request, deadline_s)
+        await self._call("ReportFailure", request)
 
     async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
         """Makes a unary call and returns its checked answer.
 
-        If the coordinator refuses the call because this member calls too often, the method waits, as long as it takes.
+        If the coordinator refuses the call because this member calls too often, the method waits, but not for ever: after
+        RETRY_FOR_S seconds it raises Unreachable.
         """
-        is_slowed = False
+        is_slowed, end_s = False, time.monotonic() + RETRY_FOR_S
         while True:
             try:
                 return await self._answer(method, getattr(self._connection.stub, method), request, deadline_s)
             except TooManyCalls as refusal:
+                if time.monotonic() >= end_s:
+                    raise Unreachable(address=self.address, problem=str(refusal)) from refusal
                 wait_s = rest_s(refusal.retry_s)
                 if not is_slowed:
                     log.warning("client.calls_too_often", rpc=method, wait_s=round(wait_s, 1))
