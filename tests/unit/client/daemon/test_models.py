@@ -32,11 +32,12 @@ async def test_downloads_that_break_off_leave_a_few_files(tmp_path: Path) -> Non
     history: Any = History()
     transport: Any = BrokenTransport()
     task: Any = Task()
+    spec: Any = None
     models = Models(tmp_path / "models", history, transport)
     for number in range(9):
         task.base_digest = f"{number:064x}"
         with pytest.raises(Corrupt):
-            await models.fetch(task, 1, 1)
+            await models.fetch(task, 1, spec)
         assert (tmp_path / "models" / f"{task.base_digest}.part").is_file()
     assert len(list((tmp_path / "models").iterdir())) <= KEPT + 1
     Models(tmp_path / "models", history, transport)

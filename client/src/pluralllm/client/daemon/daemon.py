@@ -10,7 +10,6 @@ import functools
 import hashlib
 import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -20,6 +19,7 @@ from pluralllm.client.daemon.pace import Pace
 from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
+from pluralllm.client.daemon.work_under_way import JoinedRun, Work
 from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.consents import Consents
 from pluralllm.client.disclosure.differences import differences_of, held_out_difference
@@ -92,23 +92,6 @@ CLOCK_SKEW_WARNING_S = 30.0
 APPROVAL_WAIT_S = 5.0
 # Refusals of the certificate, not of the task: the loop that polls finds out whether the daemon can go on.
 CERTIFICATE_REFUSED = (CertificateExpired, CertificateNotYetValid, CertificateRevoked)
-
-
-@dataclass(slots=True)
-class Work:
-    """The task that the daemon works on, and the asyncio task that does the work."""
-
-    task: Task
-    doing: "asyncio.Task[None]"
-    stage: str = "starting"
-
-
-@dataclass(slots=True)
-class JoinedRun:
-    """The run spec of a run that this client takes part in, in two forms: parsed, and as canonical JSON."""
-
-    spec: RunSpec
-    spec_json: bytes
 
 
 class Daemon:
