@@ -115,7 +115,7 @@ async def test_a_coordinator_that_refuses_each_poll_is_called_about_once_a_secon
     monkeypatch.setattr(Renewal, "recover", recovers)
     async with serving_evil(evil([])) as address, victim(tmp_path, address):
         await asyncio.sleep(3.0)
-    assert 2 <= polls <= IDLE_POLLS + 3 + 2
+    assert 2 <= polls <= IDLE_POLLS + 2 * 3 + 2  # a bucket that is empty gives up to two a second (test_pace.py)
 
 
 async def test_renewed_certificates_without_a_life_are_asked_for_every_few_seconds(
