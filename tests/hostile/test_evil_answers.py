@@ -118,7 +118,7 @@ async def test_a_coordinator_that_refuses_each_poll_is_called_about_once_a_secon
     assert 2 <= polls <= IDLE_POLLS + 2 * 3 + 2  # a bucket that is empty gives up to two a second (test_pace.py)
 
 
-async def test_renewed_certificates_without_a_life_are_asked_for_every_few_seconds(
+async def test_renewed_certificates_without_a_life_are_asked_for_with_a_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []

@@ -22,7 +22,7 @@ from pluralllm.common.trust.identity import Identity, next_key, previous_identit
 log = structlog.get_logger()
 
 CHECK_EVERY_S = 3600.0  # clocks are set and machines sleep, so a longer wait could end too late
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0  # between two tries
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # between two tries
 RECOVERY_PAUSE_S = 5.0
 DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 
