@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pluralllm.common.errors.membership import TooManyCalls
 
-DEAR = ("ListRuns", "ListRounds", "ListAuditEvents")  # one answer reads up to 500 rows
+DEAR = ("ListRounds", "ListAuditEvents")  # one answer reads up to 500 rows
 MAX_BUCKETS = 10_000  # above it, buckets that are full again are forgotten
 
 
