@@ -1,8 +1,8 @@
 """The setting of all attacks: real groups with their embeddings, a spec, and what the coordinator sees of a training.
 
-What every attacker knows: the run spec, every model version, the update of each client, and the texts of all questions, in the
-order of the private file (the questions of a public survey are public). It does not know the answers. Shapes: Q questions of
-a group, P points (one for each option of each question), V parameter values of the predictor.
+Every attacker knows the run spec, every model version, the update of each client, and the texts of all questions, in the order
+of the private file (the questions of a public survey are public). It does not know the answers. Shapes: Q questions of a
+group, P points (one for each option of each question), V parameter values of the predictor.
 """
 
 import tempfile

@@ -1,6 +1,6 @@
 """A second copy of what a client has seen, in a place of the partner's choice: one line of JSON for each new fact.
 
-Whoever changes the client's state directory, or the coordinator's records, does not reach a copy on other storage.
+An attacker who changes the client's state directory, or the coordinator's records, does not reach a copy on other storage.
 """
 
 import datetime
