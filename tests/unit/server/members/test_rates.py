@@ -61,7 +61,7 @@ def test_full_buckets_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Rates({}, Rate(1.0, 1))
     for number in range(100):
         limits.count(f"member-{number}", "Poll", number * 1.5)
-    assert len(limits._full_s) <= 11
+    assert len(limits._buckets) <= 11
 
 
 def test_members_renew_as_often_as_their_certificates_need_it_and_no_oftener_for_ever() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pluralllm.common.errors.membership import TooManyCalls
+from pluralllm.common.process.token_bucket import TokenBucket
 
 DEAR = ("ListRounds", "ListAuditEvents")  # one answer reads up to 500 rows
 MAX_BUCKETS = 10_000  # above it, buckets that are full again are forgotten
@@ -29,7 +30,7 @@ class Rates:
     def __init__(self, rates: Mapping[str, Rate], otherwise: Rate) -> None:
         self._rates = rates
         self._otherwise = otherwise
-        self._full_s: dict[tuple[str, str], float] = {}  # the time when a bucket will be full again
+        self._buckets: dict[tuple[str, str], TokenBucket] = {}
 
     def count(self, member: str, rpc: str, now_s: float) -> None:
         """Takes one token from a member's bucket for an RPC.
@@ -37,13 +38,11 @@ class Rates:
         Raises TooManyCalls if the bucket is empty; it says when the next token comes. A refused call takes no token.
         """
         rate = self._rates.get(rpc, self._otherwise)
-        full_s = max(now_s, self._full_s.get((member, rpc), now_s)) + 1 / rate.per_s
-        wait_s = full_s - now_s - rate.burst / rate.per_s
-        if wait_s > 1e-9:  # not 0: sums of fractions are not exact
+        if len(self._buckets) >= MAX_BUCKETS:
+            self._buckets = {key: bucket for key, bucket in self._buckets.items() if not bucket.is_full(now_s)}
+        bucket = self._buckets.setdefault((member, rpc), TokenBucket(rate.burst, 1 / rate.per_s))
+        if (wait_s := bucket.wait_s(now_s)) > 0:
             raise TooManyCalls(name=member, rpc=rpc, retry_s=round(wait_s, 3))
-        if len(self._full_s) >= MAX_BUCKETS:
-            self._full_s = {key: at_s for key, at_s in self._full_s.items() if at_s > now_s}
-        self._full_s[member, rpc] = full_s
 
 
 def rates_of_members(calls_per_second: float, hellos_per_minute: float, certificate_life_s: float) -> Rates:
