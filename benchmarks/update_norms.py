@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/update_norms.py DATA [--seeds 3] [--preset default] [--rounds N]
 
 DATA is GlobalOpinionQA in its original layout (a CSV file). The eight training groups of arXiv 2503.09925 train together. The
-table has one line for each seed: the largest norm of an update, the largest ratio of a norm to its round's median, the number of
-updates that would be shortened, and the largest ratio of a group's examples to an even share.
+table has one line for each seed: the largest norm of an update, the largest ratio of a norm to its round's median, the largest
+ratio of share times norm to an even share of the median, the number of updates that would be shortened, and the largest ratio
+of a group's examples to an even share.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pluralllm.common.words.spec import PRESETS, RunSpec, merge, preset_values
 from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.rounds.clipping import clip_scales
 from pluralllm.server.rounds.events import Receipt
+from pluralllm.server.rounds.weighting import shares_of, weigh
 
 WIDTH = 384  # of the embedding model's vectors
 
@@ -43,21 +45,26 @@ def spec_of(preset: str, seed: int, rounds: int | None) -> RunSpec:
 def measure(spec: RunSpec, groups: dict[str, GroupData]) -> str:
     """Returns the line of the table for one seed."""
     norms: list[list[float]] = []
-    shortened = 0
+    shortened, longest_step = 0, 0.0
+    examples = {name: len(trained_questions(spec, data)) for name, data in groups.items()}
     for one_round in federation(spec, groups, spec.rounds):
         if one_round.deltas:
             norms.append([norm_of(delta) for delta in one_round.deltas.values()])
             receipts = [
-                Receipt(ClientId(str(place)), Digest("x"), 1, norm=norm) for place, norm in enumerate(norms[-1])
+                Receipt(ClientId(name), Digest("x"), examples[name], norm=norm)
+                for name, norm in zip(one_round.deltas, norms[-1], strict=True)
             ]
-            shortened += sum(scale < 1 for scale in clip_scales(receipts))
+            weights, _ = weigh(receipts, spec.aggregation, (), limits_members=True)
+            shares = shares_of(receipts, spec.aggregation, weights)
+            shortened += sum(scale < 1 for scale in clip_scales(receipts, shares))
+            steps = [len(shares) * share * norm for share, norm in zip(shares, norms[-1], strict=True)]
+            longest_step = max(longest_step, max(steps) / statistics.median_low(norms[-1]))
     largest = [max(of_round) for of_round in norms]
     ratio = max(max(of_round) / statistics.median_low(of_round) for of_round in norms)
-    examples = [len(trained_questions(spec, data)) for data in groups.values()]
-    uneven = max(examples) / (sum(examples) / len(examples))
+    uneven = max(examples.values()) / (sum(examples.values()) / len(examples))
     return (
         f"| {spec.seed} | {max(largest):.2f} (round {1 + int(np.argmax(largest))}) | {statistics.median(largest):.2f} | "
-        f"{ratio:.2f} | {shortened} of {sum(map(len, norms))} | {uneven:.2f} |"
+        f"{ratio:.2f} | {longest_step:.2f} | {shortened} of {sum(map(len, norms))} | {uneven:.2f} |"
     )
 
 
@@ -69,9 +76,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="Number of seeds, from 0.")
     parser.add_argument("--rounds", type=int, help="Number of rounds; default: as many as the preset has.")
     chosen = parser.parse_args()
-    columns = ("seed", "largest norm", "median of the rounds' largest", "largest ratio to the median", "shortened")
-    print(f"| {' | '.join((*columns, 'largest share, in even shares'))} |")
-    print("|---|---|---|---|---|---|")
+    columns = ("seed", "largest norm", "median of the rounds' largest", "largest ratio to the median")
+    more = ("largest step, in even median steps", "shortened", "largest share, in even shares")
+    print(f"| {' | '.join((*columns, *more))} |")
+    print(f"|{'---|' * len((*columns, *more))}")
     with tempfile.TemporaryDirectory() as cache:
         spec = spec_of(chosen.preset, 0, chosen.rounds)
         groups = read_groups(chosen.data, GROUPS, spec, Path(get_model_path()), Path(cache))

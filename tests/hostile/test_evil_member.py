@@ -151,6 +151,18 @@ async def test_an_update_a_thousand_times_as_long_as_the_others_is_shortened_to_
     assert change == pytest.approx(STEP * (7 - 3) / 8, rel=1e-3)
 
 
+async def test_who_claims_nearly_all_examples_and_sends_a_long_update_moves_the_model_three_times_as_far_as_an_even_member(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path / "state") as served:
+        clients = await together(served, *HONEST, EVIL)
+        await claim(clients[EVIL], LIMIT)
+        record, change = await one_round(served, spec_of(8), clients, {EVIL: -1000 * STEP}, tmp_path)
+    assert record.weights[-1] == pytest.approx(3 / 8)
+    assert record.scales == pytest.approx((*(1.0,) * 7, 1 / 1000))
+    assert change == pytest.approx(STEP * (5 - 3) / 8, rel=1e-3)  # with both limits on their own it were (5 - 9) / 8
+
+
 async def test_half_of_the_members_together_do_not_lift_the_limit(tmp_path: Path) -> None:
     evil = dict.fromkeys(("dan", "eva", "fay", EVIL), -1000 * STEP)
     async with serving(tmp_path / "state") as served:

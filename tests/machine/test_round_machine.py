@@ -16,7 +16,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.clipping import MAX_LENGTH
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
-from pluralllm.server.rounds.weighting import MAX_LEANING
+from pluralllm.server.rounds.weighting import MAX_LEANING, shares_of
 
 CLIENTS = [ClientId(name) for name in ("ann", "ben", "cat", "dan", "eve")]
 clients = st.sampled_from(CLIENTS)
@@ -220,11 +220,16 @@ class RoundMachine(RuleBasedStateMachine):
             assert len(effect.scales) in (0, len(effect.receipts))
             if effect.scales:
                 assert self.run.limits_members
-                lengths = [
-                    scale * (receipt.norm or 0) for scale, receipt in zip(effect.scales, effect.receipts, strict=True)
+                even_shares = [
+                    max(1, share * len(counts))
+                    for share in shares_of(effect.receipts, self.run.aggregation, effect.weights)
+                ]
+                steps = [
+                    more * scale * (receipt.norm or 0)
+                    for more, scale, receipt in zip(even_shares, effect.scales, effect.receipts, strict=True)
                 ]
                 middle = statistics.median_low([receipt.norm for receipt in effect.receipts if receipt.norm])
-                assert max(lengths) <= MAX_LENGTH * middle * (1 + 1e-9)
+                assert max(steps) <= MAX_LENGTH * middle * (1 + 1e-8)
 
     @invariant()
     def the_standing_is_of_clients_whose_updates_were_published(self) -> None:

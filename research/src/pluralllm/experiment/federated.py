@@ -15,12 +15,13 @@ from pluralllm.common.weights.update_format import as_read, update_format
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.experiment.stacked import Flat, Learners
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, shorten, weighted_mean, weights_of
+from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, shorten, weighted_mean
 from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.cohort import task_seed
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
+from pluralllm.server.rounds.weighting import weights_of
 
 QUESTIONS_PER_PASS = 500  # on a CPU; measured by benchmarks/batched_round.py
 
@@ -170,7 +171,8 @@ def aggregate(
     """
     stacked: NDArray[np.float32] = np.stack([deltas[receipt.client] for receipt in average.receipts])
     shorten(stacked, average.scales)
-    mean = weighted_mean(stacked, weights_of(average.receipts, spec.aggregation, average.weights))
+    weights = np.array(weights_of(average.receipts, spec.aggregation, average.weights), dtype=np.float64)
+    mean = weighted_mean(stacked, weights)
     return server_optimizer(spec.aggregation)(base, mean, moments)
 
 

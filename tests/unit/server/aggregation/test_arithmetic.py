@@ -8,12 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from pluralllm.common.words.ids import ClientId, Digest
 from pluralllm.common.words.spec import Aggregation
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean, weights_of
-from pluralllm.server.rounds.events import Receipt
+from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean
 
-RECEIPTS = [Receipt(ClientId("a"), Digest("x"), 10), Receipt(ClientId("b"), Digest("y"), 5_000)]
 OPTIMIZERS: list[Any] = ["fedavg", "fedavgm", "fedadam", "fedyogi"]
 floats = st.floats(-1e3, 1e3, width=32)
 
@@ -28,18 +25,6 @@ def test_the_weighted_mean_is_the_naive_float64_one_bit_for_bit(data: st.DataObj
             total += float(weights[client]) * float(deltas[client, position])
         naive = total / sum(float(weight) for weight in weights)
         assert weighted_mean(deltas, weights)[position].tobytes() == np.float64(naive).tobytes()
-
-
-def test_weights_are_examples_up_to_the_cap() -> None:
-    assert weights_of(RECEIPTS, Aggregation(max_examples=1_000)).tolist() == [10, 1_000]
-
-
-def test_uniform_weighting_counts_heads() -> None:
-    assert weights_of(RECEIPTS, Aggregation(weighting="uniform")).tolist() == [1, 1]
-
-
-def test_recorded_weights_are_taken_as_they_are() -> None:
-    assert weights_of(RECEIPTS, Aggregation(weighting="adaptive"), (0.25, 0.75)).tolist() == [0.25, 0.75]
 
 
 def test_the_server_learning_rate_scales_the_step() -> None:

@@ -11,7 +11,7 @@ from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.words.ids import ClientId, Digest
 from pluralllm.common.words.spec import Aggregation
 from pluralllm.server.rounds.events import Receipt
-from pluralllm.server.rounds.weighting import MAX_LEANING, FairnessHistory, weigh
+from pluralllm.server.rounds.weighting import MAX_LEANING, FairnessHistory, shares_of, weigh, weights_of
 
 FAIR: list[Any] = ["q_fair", "agnostic", "adaptive"]
 CLIENTS = [ClientId(name) for name in ("ann", "ben", "cat", "dan")]
@@ -55,6 +55,27 @@ def test_weights_by_examples_stay_within_three_even_shares_where_members_are_lim
     assert limited == pytest.approx(weights, abs=1e-9)
     assert history == ()
     assert weigh(receipts, Aggregation(), ()) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "recorded", "weights", "shares"),
+    [
+        (Aggregation(max_examples=1_000), (), (10, 1_000), (10 / 1010, 1000 / 1010)),
+        (Aggregation(weighting="uniform"), (), (1, 1), (0.5, 0.5)),
+        (Aggregation(weighting="adaptive"), (0.25, 0.75), (0.25, 0.75), (0.25, 0.75)),
+        (Aggregation(weighting="uniform"), (0.25, 0.25), (0.25, 0.25), (0.5, 0.5)),  # recorded weights come first
+    ],
+)
+def test_weights_in_the_mean_are_the_recorded_ones_or_those_of_the_spec(
+    aggregation: Aggregation, recorded: tuple[float, ...], weights: tuple[float, ...], shares: tuple[float, ...]
+) -> None:
+    receipts = [Receipt(CLIENTS[0], Digest("x"), 10), Receipt(CLIENTS[1], Digest("y"), 5_000)]
+    assert weights_of(receipts, aggregation, recorded) == weights
+    assert shares_of(receipts, aggregation, recorded) == pytest.approx(shares)
+
+
+def test_no_receipts_have_no_shares() -> None:
+    assert shares_of((), Aggregation()) == ()
 
 
 def test_the_cap_on_examples_comes_before_the_limit() -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.words.spec import Aggregation
-from pluralllm.server.rounds.events import Receipt
 
 # [clients, slice] float32 deltas and [clients] float64 weights -> [slice] float64
 Aggregator = Callable[[NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]]
@@ -19,33 +18,6 @@ Aggregator = Callable[[NDArray[np.float32], NDArray[np.float64]], NDArray[np.flo
 ServerOptimizer = Callable[
     [NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]
 ]
-
-
-def weights_of(
-    receipts: Sequence[Receipt], aggregation: Aggregation, recorded: Sequence[float] = ()
-) -> NDArray[np.float64]:
-    """Returns the clients' weights, shape (clients,), in the order of `receipts`.
-
-    recorded: the weights that `weighting.weigh` returned for the round. If `recorded` is empty, a client's weight is its number
-    of examples, but at most max_examples of the run spec. If `recorded` is empty and the weighting is "uniform", every weight
-    is 1.
-    """
-    if recorded:
-        return np.array(recorded, dtype=np.float64)
-    if aggregation.weighting == "uniform":
-        return np.ones(len(receipts))
-    return np.array([min(receipt.examples, aggregation.max_examples) for receipt in receipts], dtype=np.float64)
-
-
-def shares_of(
-    receipts: Sequence[Receipt], aggregation: Aggregation, recorded: Sequence[float] = ()
-) -> tuple[float, ...]:
-    """Returns each client's share of a round's mean, from 0 to 1, in the order of `receipts`. The sum of the shares is 1.
-
-    The arguments are those of `weights_of`.
-    """
-    weights = weights_of(receipts, aggregation, recorded)
-    return tuple((weights / weights.sum()).tolist()) if len(receipts) else ()
 
 
 def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,16 +8,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pluralllm.common.errors.tree import BaseLost, Corrupt, NotFound, UpdateLost
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean, weights_of
+from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean
 from pluralllm.server.aggregation.reward_files import write_aggregate
 from pluralllm.server.aggregation.update_files import StoredWeights, average
 from pluralllm.server.rounds.events import Receipt
+from pluralllm.server.rounds.weighting import weights_of
 from pluralllm.server.storage.blobs import Blobs, verify
 
 
@@ -96,7 +99,7 @@ async def _write(
         start,
         kept or first,
         updates,
-        weights_of(receipts, aggregation, weights),
+        np.array(weights_of(receipts, aggregation, weights), dtype=np.float64),
         layout_for(spec),
         weighted_mean,
         server_optimizer(aggregation),

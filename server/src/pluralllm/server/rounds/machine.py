@@ -47,7 +47,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.clipping import clip_scales
 from pluralllm.server.rounds.cohort import draw_cohort
 from pluralllm.server.rounds.state import Outcome, Phase, Run
-from pluralllm.server.rounds.weighting import FairnessHistory, weigh
+from pluralllm.server.rounds.weighting import FairnessHistory, shares_of, weigh
 
 MAX_SLOTS_LOST = 3  # by one client in one round: a client that fails at once must not be assigned a slot for ever
 MAX_REFUSALS_KEPT = 20
@@ -267,7 +267,7 @@ def _tick(run: Run, at_s: float) -> Step:
 def _average(run: Run, at_s: float) -> Step:
     averaging = replace(run, phase=Phase.AGGREGATING, since_s=at_s, deadline_s=None)
     weights, _ = _weigh(run)
-    return averaging, (ev.Average(run.round, run.version, run.receipts, weights, _scales(run)),)
+    return averaging, (ev.Average(run.round, run.version, run.receipts, weights, _scales(run, weights)),)
 
 
 def _weigh(run: Run) -> tuple[tuple[float, ...], FairnessHistory]:
@@ -280,8 +280,10 @@ def _weigh(run: Run) -> tuple[tuple[float, ...], FairnessHistory]:
     return weigh_groups(run.rewards, list(means), history), fairness_history
 
 
-def _scales(run: Run) -> tuple[float, ...]:
-    return clip_scales(run.receipts) if run.limits_members else ()
+def _scales(run: Run, weights: tuple[float, ...]) -> tuple[float, ...]:
+    if not run.limits_members:
+        return ()
+    return clip_scales(run.receipts, shares_of(run.receipts, run.aggregation, weights))
 
 
 def _publish(run: Run, event: ev.ModelAveraged) -> Step:
@@ -291,7 +293,7 @@ def _publish(run: Run, event: ev.ModelAveraged) -> Step:
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     version = ModelVersion(run.version + 1)
     weights, fairness_history = _weigh(run)
-    published = ev.Publish(run.round, version, event.digest, run.receipts, event.moments, weights, _scales(run))
+    published = ev.Publish(run.round, version, event.digest, run.receipts, event.moments, weights, _scales(run, weights))
     run = replace(run, version=version, model_digest=event.digest, fairness_history=fairness_history)
     advanced, effects = _advance(run, event.at_s)
     return advanced, (published, *effects)

@@ -56,7 +56,7 @@ def weigh(
 ) -> tuple[tuple[float, ...], FairnessHistory]:
     """Returns the weights of the receipts (in their order, sum 1) and the fairness history after this round.
 
-    The weights are () if the weighting is "examples" or "uniform": `arithmetic.weights_of` then calculates the weights. With
+    The weights are () if the weighting is "examples" or "uniform": `weights_of` then calculates the weights. With
     `limits_members`, weights by examples are returned if a client's share of the examples is outside the bound.
     history: for each client, one number from earlier rounds. The number is lambda for the weighting "agnostic", and
     the exponential mean of the client's distances for "adaptive".
@@ -82,6 +82,33 @@ def weigh(
             return _shares([aggregation.fairness * h for h in means.values()]), _sorted(before | means)
         case _:
             assert_never(aggregation.weighting)
+
+
+def weights_of(
+    receipts: Sequence[Receipt], aggregation: Aggregation, recorded: Sequence[float] = ()
+) -> tuple[float, ...]:
+    """Returns the clients' weights, in the order of `receipts`.
+
+    recorded: the weights that `weigh` returned for the round. If `recorded` is empty, a client's weight is its number of
+    examples, but at most max_examples of the run spec. If `recorded` is empty and the weighting is "uniform", every weight is 1.
+    """
+    if recorded:
+        return tuple(recorded)
+    if aggregation.weighting == "uniform":
+        return (1.0,) * len(receipts)
+    return tuple(float(min(receipt.examples, aggregation.max_examples)) for receipt in receipts)
+
+
+def shares_of(
+    receipts: Sequence[Receipt], aggregation: Aggregation, recorded: Sequence[float] = ()
+) -> tuple[float, ...]:
+    """Returns each client's share of a round's mean, from 0 to 1, in the order of `receipts`. The sum of the shares is 1.
+
+    The arguments are those of `weights_of`.
+    """
+    weights = weights_of(receipts, aggregation, recorded)
+    total = math.fsum(weights)
+    return tuple(weight / total for weight in weights)
 
 
 def _is_uneven(counts: Sequence[int]) -> bool:

@@ -10,9 +10,9 @@ from enum import StrEnum
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.spec import Aggregation, GroupRole
-from pluralllm.server.aggregation.arithmetic import shares_of
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.state import Phase, Run
+from pluralllm.server.rounds.weighting import shares_of
 from pluralllm.server.runs.leases import Lease
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.sessions import Session
