@@ -36,6 +36,7 @@ from pluralllm.server.members.access import Principal
 from pluralllm.server.rpc.messages import event_message
 from pluralllm.server.runs import intake
 from pluralllm.server.runs.intake import Intake
+from pluralllm.server.runs.presence import COMING_EACH_S, COMINGS_AT_ONCE
 from pluralllm.server.storage.store import ClientRecord
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import operations_pb2 as ops
@@ -320,6 +321,28 @@ async def test_a_client_that_fails_for_good_and_comes_back_at_once_makes_few_eve
         seen = await events(served)
         assert seen["PlaceLost"] <= 3
         assert seen["ClientReturned"] <= 3
+
+
+@pytest.mark.parametrize("comes_by", ["Hello", "Poll"])
+async def test_a_member_that_comes_and_goes_for_hours_leaves_few_events(tmp_path: Path, comes_by: str) -> None:
+    spec = small_spec(round={"min_clients": 2, "target_clients": 3, "gather_s": 1e6})
+    async with serving(tmp_path / "state", silence_s=7, hellos_per_minute=6000) as served:
+        ann, mallory = await served.client("ann"), await served.client("mallory")
+        await served.create("r", spec)
+        run = served.parts.runs.get(RunId("r"))
+        for _ in range(120):
+            await (mallory.hello() if comes_by == "Hello" else mallory.poll())
+            await ann.poll()
+            await served.coordinator.advance(run)
+            await advance(served, 6)
+            await ann.poll()
+            await served.coordinator.advance(run)
+            await advance(served, 6)
+        events = await served.parts.store.events(RunId("r"), 0, 10_000)
+        shown = {person.client: person for person in (await served.run("r")).participants}
+    comings = COMINGS_AT_ONCE + 120 * 12 / COMING_EACH_S  # of 120
+    assert 2 * COMINGS_AT_ONCE < len(events) <= 4 * comings + 10  # a coming, a going, and what the gathering run makes of them
+    assert (shown["ann"].reason, shown["mallory"].reason) == ("", "not connected")
 
 
 async def test_an_honest_client_waits_for_its_next_hello_and_goes_on(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pluralllm.server.runs.coordinator import Coordinator, Timing
 from pluralllm.server.runs.intake import Intake
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.presence import Presence
 from pluralllm.server.runs.refusals import Refusals
 from pluralllm.server.runs.reward_queue import RewardQueue
 from pluralllm.server.runs.sessions import Sessions
@@ -47,6 +48,7 @@ class Assembly:
         self.generation = secrets.token_hex(8)  # clients greet again when it changes
         self.runs, self.traffic, self.troubles, self.refusals = Runs(), Traffic(), Troubles(), Refusals()
         self.sessions, self.leases = Sessions(timing.silence_s), Leases(timing.lease_s)
+        self.presence = Presence(self.sessions, self.leases)
         self.run_bell, self.client_bells = Bell(), ClientBells()
         self.manifests, self.retention = Manifests(store, blobs), Retention(store, blobs, timing.keep_updates)
         self.models = ModelReader(self.manifests, blobs)
@@ -60,6 +62,7 @@ class Assembly:
             runs=self.runs,
             sessions=self.sessions,
             leases=self.leases,
+            presence=self.presence,
             manifests=self.manifests,
             retention=self.retention,
             troubles=self.troubles,
@@ -91,4 +94,6 @@ class Assembly:
             scratch=scratch,
             hold_s=poll_hold_s,
         )
-        self.status = Status(store, self.sessions, self.leases, clock, self.troubles, self.traffic, self.refusals)
+        self.status = Status(
+            store, self.sessions, self.leases, self.presence, clock, self.troubles, self.traffic, self.refusals
+        )

@@ -39,6 +39,7 @@ from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun, recover
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.new_run import make_run
+from pluralllm.server.runs.presence import Presence
 from pluralllm.server.runs.round_traces import trace_key
 from pluralllm.server.runs.sessions import Session, Sessions
 from pluralllm.server.runs.troubles import Troubles
@@ -82,6 +83,7 @@ class Coordinator:
         runs: Runs,
         sessions: Sessions,
         leases: Leases,
+        presence: Presence,
         manifests: Manifests,
         retention: Retention,
         troubles: Troubles,
@@ -95,7 +97,7 @@ class Coordinator:
         """
         self._store, self._blobs, self._scratch = store, blobs, scratch
         self._clock, self._timing, self._fail_stop = clock, timing, fail_stop
-        self._runs, self._sessions, self._leases = runs, sessions, leases
+        self._runs, self._sessions, self._leases, self._presence = runs, sessions, leases, presence
         self._manifests, self._retention, self._troubles = manifests, retention, troubles
         self._run_bell, self._client_bells = run_bell, client_bells
         self._wake = Bell()
@@ -266,12 +268,12 @@ class Coordinator:
                     now_s, client, f"lease expired after {self._leases.duration_s:g} s of silence", permanent=False
                 )
             )
-        live = {session.client: session for session in self._sessions.live(now_s)}
+        present = self._presence.look(now_s)
         if now_s >= self._started_s + self._leases.duration_s:  # after a restart clients have this time to reconnect
             for client in run.state.roster:
-                if client not in live and self._leases.of(client) is None:
+                if client not in present and self._leases.of(client) is None:
                     losses.append(ev.PlaceLost(now_s, client, "disconnected", permanent=False))
-        idle = [session for session in live.values() if self._leases.of(session.client) is None]
+        idle = [session for session in present.values() if self._leases.of(session.client) is None]
         trainers = tuple(s.client for s in idle if run.spec.groups.role_of(s.group, s.role) is GroupRole.TRAIN)
         held_out = tuple(s.client for s in idle if run.spec.groups.role_of(s.group, s.role) is GroupRole.HELD_OUT)
         return (*losses, ev.ClientsSeen(now_s, trainers, held_out), ev.ClockTicked(now_s))

@@ -3,7 +3,7 @@
 The module is pure: it does no input or output.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,6 +19,7 @@ from pluralllm.server.runs.sessions import Session
 from pluralllm.server.storage.store import ClientRecord, EvaluationRecord
 
 LATE_AFTER = 0.5  # a client is late after this share of the phase's time
+COMES_AND_GOES = "comes and goes too often, gets no task for some minutes"
 
 
 class ParticipantState(StrEnum):
@@ -74,11 +75,13 @@ def participants(
     leases: Mapping[ClientId, Lease],
     now_s: float,
     refused: Mapping[ClientId, int] | None = None,
+    kept_out: Collection[ClientId] = (),
 ) -> tuple[Participant, ...]:
     """Returns one entry for every client that takes part in the run, sorted by client.
 
     `members` are all clients that have ever connected. `sessions` and `leases` have the clients' sessions and leases.
-    `refused` has the numbers of refused updates of the clients since the process started.
+    `refused` has the numbers of refused updates of the clients since the process started. `kept_out` are the connected clients
+    that come and go too often to get a task (presence.py).
     """
     people, weights = [], weights_in(run.newest, run.spec.aggregation)
     for member in members:
@@ -96,6 +99,7 @@ def participants(
                 role=role,
                 state=state,
                 reason=_reason(run.state, member.client, session, lease, state, now_s)
+                or (COMES_AND_GOES if member.client in kept_out and not run.is_over else "")
                 or _refused(0 if refused is None else refused.get(member.client, 0)),
                 last_seen_s=session.last_seen_s if session is not None else member.last_seen_s,
                 progress=1.0 if state is ParticipantState.DONE else (lease.progress if lease is not None else 0.0),

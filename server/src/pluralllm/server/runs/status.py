@@ -7,6 +7,7 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.overview import Participant, participants, what_next
+from pluralllm.server.runs.presence import Presence
 from pluralllm.server.runs.refusals import Refusals
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
@@ -34,12 +35,14 @@ class Status:
         store: Store,
         sessions: Sessions,
         leases: Leases,
+        presence: Presence,
         clock: Clock,
         troubles: Troubles,
         traffic: Traffic,
         refusals: Refusals,
     ) -> None:
         self._store, self._sessions, self._leases, self._clock = store, sessions, leases, clock
+        self._presence = presence
         self._troubles, self._traffic, self._refusals = troubles, traffic, refusals
 
     async def of(self, run: LiveRun) -> RunStatus:
@@ -48,11 +51,13 @@ class Status:
         now_s, trouble = self._clock.now_s(), self._troubles.of(run.id)
         sessions = {m.client: session for m in members if (session := self._sessions.get(m.client)) is not None}
         leases = {m.client: lease for m in members if (lease := self._leases.of(m.client)) is not None}
-        idle = [session for session in self._sessions.live(now_s) if session.client not in leases]
+        kept_out = self._presence.kept_out
+        busy = {*leases, *kept_out}
+        idle = [session for session in self._sessions.live(now_s) if session.client not in busy]
         trainers = sum(run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN for session in idle)
         return RunStatus(
             at_s=now_s,
-            participants=participants(run, members, sessions, leases, now_s, self._refusals.of(run.id)),
+            participants=participants(run, members, sessions, leases, now_s, self._refusals.of(run.id), kept_out),
             next=what_next(run, trouble, trainers, now_s),
             trouble=trouble,
             received_bytes=self._traffic.received_bytes(run.id),
