@@ -341,7 +341,9 @@ async def test_a_member_that_comes_and_goes_for_hours_leaves_few_events(tmp_path
         events = await served.parts.store.events(RunId("r"), 0, 10_000)
         shown = {person.client: person for person in (await served.run("r")).participants}
     comings = COMINGS_AT_ONCE + 120 * 12 / COMING_EACH_S  # of 120
-    assert 2 * COMINGS_AT_ONCE < len(events) <= 4 * comings + 10  # a coming, a going, and what the gathering run makes of them
+    assert (
+        2 * COMINGS_AT_ONCE < len(events) <= 4 * comings + 10
+    )  # a coming, a going, and what the gathering run makes of them
     assert (shown["ann"].reason, shown["mallory"].reason) == ("", "not connected")
 
 

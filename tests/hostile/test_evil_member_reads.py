@@ -5,7 +5,15 @@ from typing import Any
 
 import grpc
 import pytest
-from support.coordinator_harness import DEADLINE_S, HandClient, Served, pass_first_evaluation, serving, small_spec
+from support.coordinator_harness import (
+    DEADLINE_S,
+    HandClient,
+    Served,
+    pass_first_evaluation,
+    serving,
+    small_spec,
+    write_delta,
+)
 
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.membership import RunNotShared
@@ -132,6 +140,39 @@ async def test_an_observer_reads_the_runs_of_its_invite_only(tmp_path: Path) -> 
         await served.create("not-yet", CLOSED, start=False)
         assert await listed(invited) == ["runs/not-yet", f"runs/{SECRET}"]
         assert len(await listed(everything)) == 3
+
+
+async def test_a_member_of_a_run_does_not_read_why_another_one_failed(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        ann, ben = [await served.client(name) for name in ("ann", "ben")]
+        await served.create("r", small_spec())
+        await pass_first_evaluation(ann, ben)
+        task = await ann.task()
+        wrong = write_delta(tmp_path / "u", small_spec(predictor={"d_model": 4}), 1)
+        with pytest.raises(PluralError) as refusal:
+            await ann.begin(task, wrong)
+        failure = fed.ReportFailureRequest(
+            task=task.name,
+            kind=fed.FAILURE_KIND_PERMANENT,
+            reason="WORKER_FAILED",
+            message="the disk of ann is full",
+        )
+        await ann.call("ReportFailure", failure)
+        olga = served.channel_of(await served.member("olga", MemberRole.OBSERVER))
+        secrets = ("the disk of ann", "WORKER_FAILED", refusal.value.reason)
+        for channel, may_know in (
+            *((served.channels["ann"], True), (served.channel, True)),
+            *((served.channels["ben"], False), (olga, False)),
+        ):
+            stub: Any = operations_pb2_grpc.OperationsServiceStub(channel)
+            texts = [
+                str(await stub.GetRun(ops.GetRunRequest(name="runs/r"), timeout=DEADLINE_S)),
+                str(await stub.ListRuns(ops.ListRunsRequest(), timeout=DEADLINE_S)),
+                str(await stub.ListRounds(ops.ListRoundsRequest(parent="runs/r"), timeout=DEADLINE_S)),
+            ]
+            for secret in secrets:
+                assert [secret in text for text in texts] == [may_know, may_know, False], secret
+        await ben.task()  # the round of the others goes on
 
 
 @pytest.mark.parametrize("name", ["mallory", "oscar"])

@@ -1,11 +1,20 @@
-"""The status of a run: the members' weights."""
+"""The status of a run: the members' weights, and the reasons why they are late."""
+
+import dataclasses
 
 import pytest
+from support.coordinator_harness import small_spec
 
+from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
-from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
-from pluralllm.common.words.spec import Aggregation
-from pluralllm.server.runs.overview import weights_in
+from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.spec import Aggregation, GroupRole
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
+from pluralllm.server.runs.overview import COMES_AND_GOES, participants, weights_in
+from pluralllm.server.runs.sessions import Session
+from pluralllm.server.storage.store import ClientRecord, RunRecord
 
 
 def version(examples: dict[str, int], weights: tuple[float, ...] = ()) -> VersionRecord:
@@ -39,3 +48,43 @@ def test_weights_on_record_are_shown_as_shares() -> None:
 
 def test_version_0_has_no_weights() -> None:
     assert weights_in(version({}), Aggregation()) == {}
+
+
+def collecting_run() -> LiveRun:
+    """Returns a run in whose round ann has lost its slot."""
+    spec = small_spec()
+    record = RunRecord(RunId("r"), spec.canonical_json(), spec.sha256(), 0.0)
+    first = version({})
+    lost = ev.PlaceLost(1.0, ClientId("ann"), "WORKER_FAILED: its disk is full", permanent=False)
+    state = dataclasses.replace(
+        first_state(record, spec, first),
+        phase=Phase.COLLECTING,
+        cohort=(ClientId("ann"), ClientId("ben")),
+        away=(ClientId("ann"),),
+        losses=(lost,),
+    )
+    return LiveRun(record, spec, layout_for(spec), first, Progress(state, first))
+
+
+def test_what_the_coordinator_notices_is_apart_from_failures_and_refusals() -> None:
+    members = [
+        ClientRecord(ClientId(name), GroupName("g"), GroupRole.TRAIN, 9, "1", 0.0, 0.0)
+        for name in ("ann", "ben", "cem", "dan")
+    ]
+    refused = {ClientId("ben"): 1, ClientId("dan"): 3}
+    shown = participants(collecting_run(), members, {}, {}, 9.0, refused, kept_out=[ClientId("cem")])
+    assert [(person.reason, person.observed) for person in shown] == [
+        ("WORKER_FAILED: its disk is full", ""),
+        *[("has a slot, is not connected",) * 2],
+        *[("not connected",) * 2],
+        *[("not connected",) * 2],
+    ]
+
+
+def test_a_connected_client_shows_that_it_comes_and_goes_or_that_its_updates_were_refused() -> None:
+    names = [ClientId("cem"), ClientId("dan")]
+    members = [ClientRecord(name, GroupName("g"), GroupRole.TRAIN, 9, "1", 0.0, 0.0) for name in names]
+    sessions = {name: Session(name, "one", GroupName("g"), GroupRole.TRAIN, 9, "1", 9.0) for name in names}
+    cem, dan = participants(collecting_run(), members, sessions, {}, 9.0, dict.fromkeys(names, 3), kept_out=names[:1])
+    assert (cem.reason, cem.observed) == (COMES_AND_GOES, COMES_AND_GOES)
+    assert (dan.reason, dan.observed) == ("3 updates refused", "")

@@ -82,7 +82,7 @@ def test_looks_in_between_take_no_tokens(world: World) -> None:
 
 
 def test_a_silent_client_with_a_lease_does_not_go_and_takes_no_token_when_it_speaks_again(world: World) -> None:
-    task = TaskName(RunId("r"), TaskKind.TRAIN, RoundNumber(1), ANN)
+    task = TaskName(RunId("r"), RoundNumber(1), TaskKind.TRAIN, ANN)
     world.hello(ANN, 0.0)
     for cycle in range(2 * COMINGS_AT_ONCE):
         now_s = 10.0 * cycle

@@ -293,7 +293,9 @@ def _publish(run: Run, event: ev.ModelAveraged) -> Step:
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     version = ModelVersion(run.version + 1)
     weights, fairness_history = _weigh(run)
-    published = ev.Publish(run.round, version, event.digest, run.receipts, event.moments, weights, _scales(run, weights))
+    published = ev.Publish(
+        run.round, version, event.digest, run.receipts, event.moments, weights, _scales(run, weights)
+    )
     run = replace(run, version=version, model_digest=event.digest, fairness_history=fairness_history)
     advanced, effects = _advance(run, event.at_s)
     return advanced, (published, *effects)

@@ -70,10 +70,19 @@ PARTICIPANT_STATES = {
 }
 
 
+def may_know(reader: Principal, client: ClientId) -> bool:
+    """Returns whether a reader of a run may know why a client failed, and why its updates were refused."""
+    return reader.role is MemberRole.ADMIN or reader.name == client
+
+
 def run_message(
-    run: LiveRun, status: RunStatus, latest: Sequence[EvaluationRecord], previous: Sequence[EvaluationRecord]
+    run: LiveRun,
+    status: RunStatus,
+    latest: Sequence[EvaluationRecord],
+    previous: Sequence[EvaluationRecord],
+    reader: Principal,
 ) -> pb.Run:
-    """Returns the protobuf message that describes a run.
+    """Returns the protobuf message that describes a run, with what its reader may know.
 
     `latest` has the evaluations of the newest evaluated model version, and `previous` has the evaluations of the evaluated
     version before it.
@@ -94,7 +103,7 @@ def run_message(
         update_time=timestamp(run.progress.updated_s),
         phase_start_time=timestamp(state.since_s or run.record.created_s),
         phase_deadline=None if state.deadline_s is None else timestamp(state.deadline_s),
-        participants=[participant_message(person) for person in status.participants],
+        participants=[participant_message(person, reader) for person in status.participants],
         evaluations=[evaluation_message(record) for record in latest],
         previous_evaluations=[evaluation_message(record) for record in previous],
         fairness=fairness_message(latest),
@@ -103,7 +112,7 @@ def run_message(
         sent_bytes=status.sent_bytes,
         sequence=run.sequence,
     )
-    for refused in state.refusals:
+    for refused in (refusal for refusal in state.refusals if may_know(reader, refusal.client)):
         message.refusals.add(
             time=timestamp(refused.at_s),
             client=refused.client,
@@ -114,13 +123,13 @@ def run_message(
     return message
 
 
-def participant_message(person: Participant) -> pb.Participant:
+def participant_message(person: Participant, reader: Principal) -> pb.Participant:
     return pb.Participant(
         client=person.client,
         group=person.group,
         role=ROLES[person.role],
         state=PARTICIPANT_STATES[person.state],
-        reason=person.reason,
+        reason=person.reason if may_know(reader, person.client) else person.observed,
         last_seen_time=timestamp(person.last_seen_s),
         progress=person.progress,
         stage=person.stage,
@@ -295,7 +304,7 @@ def event_message(record: EventRecord, reader: Principal) -> pb.RunEvent:
     if reader.role is not MemberRole.ADMIN:
         if isinstance(receipt := shown.get("receipt"), Mapping):
             shown["receipt"] = {name: fact for name, fact in receipt.items() if name not in MEASURED}
-        if shown.get("client", reader.name) != reader.name:
+        if not may_know(reader, ClientId(shown.get("client", reader.name))):
             shown = {name: fact for name, fact in shown.items() if name not in REASONS}
     facts = struct_pb2.Struct()
     json_format.ParseDict(shown, facts)

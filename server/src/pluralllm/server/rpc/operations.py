@@ -207,7 +207,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
             if run.sequence == sequence:
                 break
         latest, previous = split_by_version(ended_evaluations(run, records))
-        return run_message(run, status, latest, previous)
+        return run_message(run, status, latest, previous, caller())
 
     async def _describe_round(self, record: RoundRecord) -> resources_pb2.Round:
         return round_message(record, await self._store.receipts(record.run, record.round))

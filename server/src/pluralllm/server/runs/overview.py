@@ -40,7 +40,8 @@ class Participant:
     group: str
     role: GroupRole
     state: ParticipantState
-    reason: str
+    reason: str  # for administrators and the client itself
+    observed: str  # the reason without the client's failure and its refused updates, for the other members
     last_seen_s: float
     progress: float
     stage: str
@@ -92,15 +93,18 @@ def participants(
         lease = leases.get(member.client)
         lease = lease if lease is not None and lease.run == run.id else None
         state = _state(run.state, member.client, lease)
+        failure = _failure(run.state, member.client, state)
+        observed = _observed(run.state, session, lease, state, now_s)
+        if not observed and member.client in kept_out and not run.is_over:
+            observed = COMES_AND_GOES
         people.append(
             Participant(
                 client=member.client,
                 group=member.group,
                 role=role,
                 state=state,
-                reason=_reason(run.state, member.client, session, lease, state, now_s)
-                or (COMES_AND_GOES if member.client in kept_out and not run.is_over else "")
-                or _refused(0 if refused is None else refused.get(member.client, 0)),
+                reason=failure or observed or _refused(0 if refused is None else refused.get(member.client, 0)),
+                observed=observed,
                 last_seen_s=session.last_seen_s if session is not None else member.last_seen_s,
                 progress=1.0 if state is ParticipantState.DONE else (lease.progress if lease is not None else 0.0),
                 stage=lease.stage if lease is not None else "",
@@ -127,12 +131,13 @@ def _state(state: Run, client: ClientId, lease: Lease | None) -> ParticipantStat
     return ParticipantState.IDLE
 
 
-def _reason(
-    run: Run, client: ClientId, session: Session | None, lease: Lease | None, state: ParticipantState, now_s: float
-) -> str:
-    if state is ParticipantState.LOST:
-        losses = [loss for loss in (*run.excluded, *run.losses) if loss.client == client]
-        return losses[-1].reason if losses else ""
+def _failure(run: Run, client: ClientId, state: ParticipantState) -> str:
+    losses = [loss for loss in (*run.excluded, *run.losses) if loss.client == client]
+    return losses[-1].reason if losses and state is ParticipantState.LOST else ""
+
+
+def _observed(run: Run, session: Session | None, lease: Lease | None, state: ParticipantState, now_s: float) -> str:
+    """Returns what the coordinator itself notices about a client that is late or absent."""
     live = session is not None and session.is_live(now_s)
     if state is ParticipantState.ASSIGNED and not live:
         return "has a slot, is not connected"
