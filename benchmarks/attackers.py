@@ -16,10 +16,10 @@ from typing import Any
 import grpc
 
 from pluralllm.common.trust.certificates import make_request, new_key
-from pluralllm.common.trust.handshake import split
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.wire.channels import credentials
 from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
+from pluralllm.common.words.addresses import split_address
 from pluralllm.v1 import enrolment_pb2, resources_pb2
 from pluralllm.v1 import federation_pb2 as fed
 
@@ -198,7 +198,7 @@ async def hold_connections(stage: Stage, address: str, contexts: Sequence[ssl.SS
 
     contexts: for the TLS handshake of the connections in turn; None for a connection without a handshake.
     """
-    host, port = split(address)
+    host, port = split_address(address)
     seen: Counter[str] = Counter()
     begun: set[int] = set()  # numbers of the connections that were opened, or refused, once at least
     all_begun = asyncio.Event()
@@ -245,7 +245,7 @@ async def hold_connections(stage: Stage, address: str, contexts: Sequence[ssl.SS
 async def guesses(members: list[Identity], stage: Stage) -> Counter[str]:
     """Guesses tokens at the enrolment port from eleven network addresses, as fast as the coordinator refuses them."""
     enrolment, authority_pem = members[0].membership.enrolment, members[0].authority_pem
-    host, _ = split(enrolment)
+    host, _ = split_address(enrolment)
     wish = make_request(new_key(), "somebody")
 
     async def one(number: int) -> Counter[str]:
@@ -270,7 +270,7 @@ async def forwarded(address: str, source: str) -> AsyncIterator[int]:
 
     Yields the local port to connect to. gRPC itself cannot choose the address that it calls from.
     """
-    host, port = split(address)
+    host, port = split_address(address)
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

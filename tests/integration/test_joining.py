@@ -540,7 +540,7 @@ def test_a_rewritten_audit_log_is_found_out_by_whoever_has_seen_the_old_one(town
         (["invite", "admin", "--role", "client"], "There is a member admin already (active)."),
         (["revoke", "nobody-of-that-name"], "There is no member nobody-of-that-name."),
         (["revoke", "admin"], "admin is the last administrator."),
-        (["join", "none.invite"], "The invite cannot be read: none.invite: No such file"),
+        (["join", "none.invite"], "The invite cannot be read: none.invite: there is no such file"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_clear_line_and_changes_nothing(

@@ -127,7 +127,7 @@ def test_what_is_wrong_with_the_way_there_is_one_line(place: Path) -> None:
     without_model = ["--cache", str(place / "empty-cache"), "--device", "cpu", "--embedding-model-path", str(place)]
     assert "local folder" in command("score", str(place / "model"), *paths, *without_model, code=3)
     paths[0] = str(place / "no.jsonl")
-    assert "cannot be read" in command("score", str(place / "model"), *paths, *arguments(place), code=3)
+    assert "there is no such file" in command("score", str(place / "model"), *paths, *arguments(place), code=3)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.common.errors.membership import AuditBroken
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import read_state, write_durably
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry, check_chain
 from pluralllm.common.words.names import MemberName
 from pluralllm.operator.remote import Remote
@@ -32,7 +32,7 @@ def verified_entries(remote: Remote, identity_folder: Path | None) -> tuple[list
         return events, head, whole
     head_file = identity_folder / "audit-head.json"
     if head_file.is_file():
-        last_seen = json.loads(head_file.read_text())
+        last_seen = read_state(head_file)
         hash_now = pairs[last_seen["sequence"] - 1][1] if 0 < last_seen["sequence"] <= len(pairs) else FIRST_PREVIOUS
         if last_seen["sequence"] and hash_now != last_seen["sha256"]:
             raise AuditBroken(

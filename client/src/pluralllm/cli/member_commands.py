@@ -1,6 +1,5 @@
 """The commands about members and the audit log: `pluralllm invite | join | approve | revoke | members | audit | doctor`."""
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +19,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS
+from pluralllm.common.text.reading import read_json
 from pluralllm.common.trust.certificates import fingerprint_of_certificate
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
@@ -199,7 +199,7 @@ def _check_replaceable(path: Path) -> None:
             raise InvalidArgument(field="--out", problem=f"{path.absolute().parent} is no folder")
         return
     try:
-        is_invite = "pluralllm_invite" in json.loads(path.read_text())
+        is_invite = "pluralllm_invite" in read_json(path)
     except (OSError, ValueError):
         is_invite = False
     if not is_invite:

@@ -3,7 +3,6 @@
 No code is downloaded from the Hub.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +16,7 @@ from pluralllm.align.model_folder import CARD, CONFIG, FORMAT, PROVENANCE, WEIGH
 from pluralllm.common.errors.tree import InvalidModel
 from pluralllm.common.predictor.model import Prediction, PreferencePredictor
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.text.reading import read_json
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.spec import Embedding, Predictor
 
@@ -109,7 +109,7 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
         hub = {key: options[key] for key in HUB_OPTIONS if key in options}
         try:
             config_path, weights = (_path(name, file, hub) for file in (CONFIG, WEIGHTS))
-            config = json.loads(config_path.read_text(encoding="utf-8"))
+            config = read_json(config_path)
         except (OSError, ValueError) as error:
             problem = (
                 f"{str(error).strip().splitlines()[0]} (a folder that pluralllm model export has written, or a Hub id)"
@@ -127,7 +127,7 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
         """
         folder = Path(save_directory)
         super().save_pretrained(folder, *arguments, **options)
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
         config["weights_sha256"] = manifest_of(folder / WEIGHTS).digest
         write_durably(folder / CONFIG, write_json(config))
         source = getattr(self, "_folder", None)

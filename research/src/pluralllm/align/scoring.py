@@ -19,6 +19,7 @@ from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.predictor.group_predictor import PredictedAnswer
 from pluralllm.common.predictor.metrics import Alignment
 from pluralllm.common.process.files import storage_errors
+from pluralllm.common.text.reading import Unreadable, byte_lines
 from pluralllm.common.words.questions import Question
 
 ROWS_AT_ONCE = 256
@@ -140,13 +141,12 @@ def _rewards(reward: GroupReward, lines: Sequence[Line]) -> list[Scored | None]:
 def _batches(source: Path) -> Iterator[tuple[list[Line], int]]:
     """Yields batches of rows, each with the number of bytes read so far. Raises InvalidData if the file cannot be read."""
     try:
-        with source.open("rb") as file:
-            done = 0
-            while raw := list(islice(file, ROWS_AT_ONCE)):
-                done += sum(map(len, raw))
-                yield [_line(line) for line in raw if line.strip()], done
-    except OSError as error:
-        raise InvalidData(file=str(source), problems=f"  it cannot be read: {error.strerror}") from error
+        lines, done = byte_lines(source), 0
+        while raw := list(islice(lines, ROWS_AT_ONCE)):
+            done += sum(map(len, raw))
+            yield [_line(line) for line in raw if line.strip()], done
+    except Unreadable as error:
+        raise InvalidData(file=str(source), problems=f"  {error.problem}") from error
 
 
 def _line(raw: bytes) -> Line:

@@ -13,8 +13,9 @@ import structlog
 from pluralllm.align.group_reward import GroupReward
 from pluralllm.client.data.preference_data import candidates_of
 from pluralllm.common.errors.grpc_status import to_status
-from pluralllm.common.errors.tree import Internal, InUse, InvalidArgument, NotFound, OverLimit, PluralError
-from pluralllm.common.words.addresses import check_loopback
+from pluralllm.common.errors.tree import Internal, InvalidArgument, NotFound, OverLimit, PluralError
+from pluralllm.common.process.listening import why_not_open
+from pluralllm.common.words.addresses import check_listen, check_loopback, join_address, split_address
 from pluralllm.common.words.questions import Question
 from pluralllm.v1 import scoring_pb2 as pb
 from pluralllm.v1 import scoring_pb2_grpc as pb_grpc
@@ -79,23 +80,27 @@ class Scoring(pb_grpc.ScoringServiceServicer):
 def bind_scores(scoring: Scoring, listen: str) -> tuple[grpc.Server, str]:
     """Creates the server of ScoringService but does not start it. Returns the server and its bound address (host:port).
 
-    Raises NotLoopback if the address can be reached from other machines; InUse if the address is taken.
+    Raises NotLoopback if the address can be reached from other machines; InUse or InvalidArgument if the port cannot be opened.
     """
+    try:
+        check_listen(listen)
+    except ValueError as error:
+        raise InvalidArgument(field="--listen", problem=str(error)) from error
     check_loopback(listen)
     server = grpc.server(ThreadPoolExecutor(4), options=OPTIONS)
     pb_grpc.add_ScoringServiceServicer_to_server(scoring, server)
     try:
         port = server.add_insecure_port(listen)  # loopback only, by the check above: no other machine can call
     except RuntimeError as error:
-        raise InUse(what=f"Address {listen}", by="another process, or it is not this machine's") from error
-    return server, f"{listen.rpartition(':')[0]}:{port}"
+        raise why_not_open(listen) from error
+    return server, join_address(split_address(listen)[0], port)
 
 
 def serve_scores(reward: GroupReward, listen: str, tell: Callable[[str], None]) -> None:
     """Serves predicted shares on the address `listen` until the process gets SIGINT or SIGTERM.
 
     tell: is called with the address when the server accepts calls.
-    Raises NotLoopback if the address can be reached from other machines; InUse if the address is taken.
+    Raises NotLoopback if the address can be reached from other machines; InUse or InvalidArgument if the port cannot be opened.
     """
     server, address = bind_scores(Scoring(reward), listen)
     stop = threading.Event()

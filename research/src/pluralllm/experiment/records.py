@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.text.reading import byte_lines
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.results import QuestionKind
 from pluralllm.experiment.scoring import Scored
@@ -75,8 +76,7 @@ def is_done(path: Path, provenance: Provenance) -> bool:
     """
     if not path.is_file():
         return False
-    with path.open(encoding="utf-8") as file:
-        header = json.loads(file.readline())
+    header = json.loads(next(byte_lines(path)))
     digests = (header["experiment_sha256"], header["data_sha256"])
     if digests != (provenance.experiment.sha256(), provenance.data_sha256):
         problem = f"  {path} is the result of another experiment or other data; give another --out"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.errors.tree import InvalidResults
+from pluralllm.common.text.reading import Unreadable, byte_lines
 
 Record = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -135,20 +136,19 @@ def read_result(path: Path) -> Result:
     header: Record | None = None
     number = 0
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 - the errors below report it
-                record = json.loads(line)
-                match record["kind"]:
-                    case "header":
-                        header = _header(record)
-                    case "point":
-                        points.append(_point(record))
-                    case "final":
-                        scores.append(_scores(record))
-                    case "distribution":
-                        distributions.append(_distribution(record))
-    except OSError as error:
-        raise InvalidResults(path=str(path), problem=str(error.strerror)) from error
+        for number, line in enumerate(byte_lines(path), 1):  # noqa: B007 - the errors below report it
+            record = json.loads(line)
+            match record["kind"]:
+                case "header":
+                    header = _header(record)
+                case "point":
+                    points.append(_point(record))
+                case "final":
+                    scores.append(_scores(record))
+                case "distribution":
+                    distributions.append(_distribution(record))
+    except Unreadable as error:
+        raise InvalidResults(path=str(path), problem=error.problem) from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InvalidResults(path=str(path), problem=_broken(number, error)) from error
     if header is None:

@@ -5,13 +5,13 @@ An experiment is written as a TOML file, and is checked completely before any wo
 
 import hashlib
 import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.text.reading import Unreadable, read_toml
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import Name, Positive, RunSpec, Seed, SpecPart, explain, merge, preset_values
 
@@ -256,12 +256,9 @@ def load_experiment(path: Path) -> Experiment:
     Raises InvalidSpec, with file, key and allowed values, for an experiment or a method's run spec that is not valid.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        experiment = Experiment.model_validate(values)
-    except OSError as error:
-        raise InvalidSpec(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidSpec(file=str(path), problems=f"  not TOML: {error}") from error
+        experiment = Experiment.model_validate(read_toml(path))
+    except Unreadable as error:
+        raise InvalidSpec(file=str(path), problems=f"  {error.problem}") from error
     except ValidationError as error:
         raise InvalidSpec(file=str(path), problems=explain(error)) from error
     file = experiment.data.file if experiment.data.file.is_absolute() else path.parent / experiment.data.file

@@ -18,6 +18,7 @@ from pluralllm.common.process.scrape_port import scrape_port
 from pluralllm.common.process.supervisor import Supervisor
 from pluralllm.common.process.tracing import tracing
 from pluralllm.common.trust.record_signatures import RecordSigner
+from pluralllm.common.words.addresses import join_address, split_address
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, load_authority
 from pluralllm.server.members.door import EnrolmentDoor, MainDoor, by_certificate, by_word
@@ -306,7 +307,8 @@ async def _tended(registry: Registry, coordinator: Coordinator, wall_s: Callable
 async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> AsyncIterator[None]:
     """Serves the web page until the block ends, if the page is configured.
 
-    Raises NotLoopback if the configured address is no loopback address; InUse if another process uses the port.
+    Raises NotLoopback if the configured address is no loopback address; InUse or InvalidArgument if the port cannot be
+    opened.
     """
     if config.page_listen is None:
         yield
@@ -320,7 +322,7 @@ async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> Asy
 async def _measured(config: ServerConfig, state: StateDirectory, gauges: Gauges) -> AsyncIterator[None]:
     """Serves the metrics for Prometheus and updates the gauges until the block ends, if metrics are configured.
 
-    Raises InUse if another process uses the port.
+    Raises InUse or InvalidArgument if the port cannot be opened.
     """
     if config.metrics_listen is None:
         yield
@@ -369,10 +371,9 @@ def advertised(config: ServerConfig, authority: Authority, address: str, enrolme
     address, enrolment_address: the addresses (host:port) on which the server listens.
     """
     host = authority.hosts[0]
-    host = f"[{host}]" if ":" in host else host
     return Advertised(
-        config.advertise or f"{host}:{address.rpartition(':')[2]}",
-        config.advertise_enrolment or f"{host}:{enrolment_address.rpartition(':')[2]}",
+        config.advertise or join_address(host, split_address(address)[1]),
+        config.advertise_enrolment or join_address(host, split_address(enrolment_address)[1]),
     )
 
 

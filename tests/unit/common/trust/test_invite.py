@@ -100,7 +100,7 @@ def test_what_is_wrong_is_named(given_text: str, said: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InviteInvalid, match=r"none.invite: No such file"):
+    with pytest.raises(InviteInvalid, match=r"none.invite: there is no such file"):
         load_invite(str(tmp_path / "none.invite"))
 
 

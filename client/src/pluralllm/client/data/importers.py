@@ -3,6 +3,7 @@
 import ast
 import csv
 import difflib
+import io
 import json
 import math
 from collections import Counter, defaultdict
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.common.errors.tree import InvalidData
+from pluralllm.common.text.reading import MAX_DATA_BYTES, Unreadable, read_json, read_lines, read_text
 from pluralllm.common.words.questions import Question
 
 MAX_NAMES_SHOWN = 8
@@ -98,9 +100,7 @@ def import_responses(path: Path, group: str | None, options: Path | None) -> tup
     Raises InvalidData if a file cannot be read, if a row's answer or weight is not allowed, or if no row has this group.
     """
     rows = table_rows(path, {"question", "answer"})
-    listed_options: dict[str, list[str]] = (
-        json.loads(options.read_text(encoding="utf-8")) if options is not None else {}
-    )
+    listed_options = {} if options is None else _listed_options(options)
     counts: dict[str, dict[str, float]] = defaultdict(dict)
     groups: set[str] = set()
     problems: list[str] = []
@@ -127,6 +127,20 @@ def import_responses(path: Path, group: str | None, options: Path | None) -> tup
         if len(labels) >= 2 and sum(numbers) > 0:
             questions.append(_question(text, labels, [number / sum(numbers) for number in numbers]))
     return tuple(questions)
+
+
+def _listed_options(path: Path) -> dict[str, list[str]]:
+    """Reads the options of each question from a JSON file. Raises InvalidData if the file has another form."""
+    try:
+        listed = read_json(path)
+    except Unreadable as error:
+        raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
+    if not isinstance(listed, dict):
+        raise InvalidData(file=str(path), problems="  not an object; give question: list of its options")
+    for question, options in listed.items():
+        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+            raise InvalidData(file=str(path), problems=f"  {question!r}: its options are no list of texts")
+    return listed
 
 
 def _question(
@@ -187,7 +201,9 @@ def table_rows(path: Path, columns: Collection[str] = ()) -> Iterable[tuple[int,
 
             rows = read_table(path)
         else:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            rows = [json.loads(line) for line in read_lines(path) if line.strip()]
+    except Unreadable as error:
+        raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
     except (OSError, ValueError) as error:
         raise InvalidData(file=str(path), problems=f"  it cannot be read: {error}") from error
     return list(enumerate(rows, 1))
@@ -196,15 +212,16 @@ def table_rows(path: Path, columns: Collection[str] = ()) -> Iterable[tuple[int,
 def _csv(path: Path, columns: Collection[str]) -> Iterable[tuple[int, dict[str, str]]]:
     """Reads a CSV file. Returns its rows, each with its line number. Raises InvalidData if one of `columns` is missing."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            absent = sorted(set(columns) - set(reader.fieldnames or ()))
-            if absent:
-                has = ", ".join(reader.fieldnames or ())
-                raise InvalidData(file=str(path), problems=f"  no column {', '.join(absent)}; it has: {has}")
-            return [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InvalidData(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
+        reader = csv.DictReader(io.StringIO(read_text(path, MAX_DATA_BYTES), newline=""))
+        absent = sorted(set(columns) - set(reader.fieldnames or ()))
+        if absent:
+            has = ", ".join(reader.fieldnames or ())
+            raise InvalidData(file=str(path), problems=f"  no column {', '.join(absent)}; it has: {has}")
+        return [(reader.line_num, row) for row in reader]
+    except Unreadable as error:
+        raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
+    except csv.Error as error:
+        raise InvalidData(file=str(path), problems=f"  line {reader.line_num}: not CSV: {error}") from error
 
 
 def _unknown(path: Path, what: str, name: str, names: set[str]) -> InvalidData:

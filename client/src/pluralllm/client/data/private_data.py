@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.text.reading import Unreadable, read_lines
 from pluralllm.common.words.questions import Question
 
 SHARES_TOLERANCE = 0.02  # published shares are rounded
@@ -166,12 +167,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             for number, row in enumerate(read_table(path), 1):
                 yield number, {key: value for key, value in row.items() if value is not None}
             return
-        content = path.read_text(encoding="utf-8-sig")
+        lines = read_lines(path)
+    except Unreadable as error:
+        raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
     except FileNotFoundError as error:
         raise InvalidData(file=str(path), problems="  there is no such file") from error
     except (OSError, ValueError) as error:
         raise InvalidData(file=str(path), problems=f"  it cannot be read: {error}") from error
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -18,7 +18,7 @@ from typing import Any
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores, Task
 from pluralllm.common.errors.tree import AnswerInvalid, PolicyForbids, SpecMismatch
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import read_state, write_durably
 from pluralllm.common.words.ids import Digest, RunId, is_id
 from pluralllm.common.words.not_reported import NotReported
 
@@ -148,7 +148,7 @@ class Budgets:
             )
 
     def _accounts(self) -> Iterator[dict[str, Any]]:
-        return (json.loads(path.read_bytes()) for path in self._folder.glob("*.json"))
+        return (read_state(path) for path in self._folder.glob("*.json"))
 
     def _account(self, run: RunId) -> dict[str, Any]:
         account = self._read(run)
@@ -157,7 +157,7 @@ class Budgets:
 
     def _read(self, run: RunId) -> dict[str, Any] | None:
         path = self._path(run)
-        account: dict[str, Any] | None = json.loads(path.read_bytes()) if path.is_file() else None
+        account: dict[str, Any] | None = read_state(path) if path.is_file() else None
         return account
 
     def _write(self, run: RunId, account: dict[str, Any]) -> None:

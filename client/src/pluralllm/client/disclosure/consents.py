@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pluralllm.client.disclosure.differences import REWARDS_FIELD, Difference, summary
 from pluralllm.common.errors.tree import ConsentNeeded, InvalidConfig
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.text.reading import Unreadable, read_json
 from pluralllm.common.words.ids import Digest, RunId, is_id
 from pluralllm.common.words.spec import RunSpec, explain
 
@@ -118,7 +119,7 @@ class Consents:
         if not is_id(run):
             return None
         try:
-            values = json.loads(self._question_file(run).read_bytes())
+            values = read_json(self._question_file(run))
             differences = tuple(Difference(**one) for one in values["differences"])
             return Question(run, values["spec"]["title"], Digest(values["spec_sha256"]), differences)
         except (OSError, ValueError, TypeError, KeyError):
@@ -163,11 +164,9 @@ class Consents:
     def _consents(self) -> dict[Digest, Consent]:
         """Returns the stored consents. Raises InvalidConfig if the file cannot be read."""
         try:
-            return _ConsentFile.model_validate_json(self._file.read_bytes()).consents
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise InvalidConfig(file=str(self._file), problems=f"  it cannot be read: {error.strerror}") from error
+            return _ConsentFile.model_validate(read_json(self._file)).consents if self._file.exists() else {}
+        except Unreadable as error:
+            raise InvalidConfig(file=str(self._file), problems=f"  {error.problem}") from error
         except ValidationError as error:
             raise InvalidConfig(file=str(self._file), problems=explain(error)) from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pluralllm.client.disclosure.differences import Difference
 from pluralllm.client.disclosure.policy import ANY_SPEC, Policy
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import read_state, write_durably
 from pluralllm.common.words.spec import RunSpec
 
 SHARES = (0.05, 0.1, 0.2)
@@ -30,7 +30,7 @@ class HeldShare:
     @property
     def value(self) -> float | None:
         """The share of this client's first run; None before the first run."""
-        return float(json.loads(self._path.read_bytes())["holdout_share"]) if self._path.is_file() else None
+        return float(read_state(self._path)["holdout_share"]) if self._path.is_file() else None
 
     def differences(self, policy: Policy, spec: RunSpec) -> Iterator[Difference]:
         """Yields a difference if the share in the run spec needs the partner's consent. A run for rewards scores nothing."""

@@ -8,6 +8,7 @@ import structlog
 from pluralllm.client.disclosure.consents import FOLDER
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.text.reading import Unreadable, read_json
 
 log = structlog.get_logger()
 
@@ -31,7 +32,7 @@ def report_missing_keys(policy: Policy, file: Path, state_dir: Path) -> None:
 def _names(notice: Path) -> list[str]:
     """Returns the names in the file; none if the file does not exist or is damaged, so that at worst a key is logged twice."""
     try:
-        names = json.loads(notice.read_bytes())
-    except (OSError, ValueError):
+        names = read_json(notice)
+    except Unreadable:
         return []
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

@@ -3,7 +3,6 @@
 The partner writes the file policy.toml, and no coordinator can change it. limits.py compares tasks with the policy.
 """
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.text.reading import Unreadable, read_toml
 from pluralllm.common.words.spec import PRESETS, explain
 
 # Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.
@@ -87,11 +87,9 @@ def load_policy(path: Path | None) -> Policy:
     if path is None:
         return Policy()
     try:
-        policy = Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InvalidConfig(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidConfig(file=str(path), problems=f"  not TOML: {error}") from error
+        policy = Policy.model_validate(read_toml(path))
+    except Unreadable as error:
+        raise InvalidConfig(file=str(path), problems=f"  {error.problem}") from error
     except ValidationError as error:
         raise InvalidConfig(file=str(path), problems=explain(error)) from error
     unknown = policy.allowed_metrics - METRICS

@@ -18,6 +18,7 @@ from pluralllm.client.link.tasks import AuditHead, ShownEntry
 from pluralllm.common.errors.membership import AuditBroken, RoleForbids
 from pluralllm.common.errors.tree import InvalidConfig, PluralError, StorageFull
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.text.reading import read_json
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
 from pluralllm.common.trust.record_signatures import RecordVerifier
 
@@ -61,7 +62,7 @@ def read_heads(folder: Path) -> SeenHeads:
     if not path.is_file():
         return SeenHeads()
     try:
-        facts = json.loads(path.read_bytes())
+        facts = read_json(path)
         complaint = facts.pop("complaint")
         return SeenHeads(**facts, complaint=None if complaint is None else Complaint(**complaint))
     except (ValueError, TypeError, KeyError, AttributeError) as error:

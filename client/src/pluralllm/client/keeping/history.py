@@ -20,7 +20,7 @@ from pluralllm.client.keeping.record_chain import (
 )
 from pluralllm.client.link.tasks import RunOver, SignedRecord, Task
 from pluralllm.common.errors.tree import HistoryDiverged, InvalidConfig, RecordInvalid
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import read_state, write_durably
 from pluralllm.common.trust.record_signatures import RecordVerifier
 from pluralllm.common.trust.version_record import record_sha256
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId, is_id
@@ -206,10 +206,7 @@ class History:
         path = self._path(run)
         if not path.is_file():
             return {}
-        try:
-            facts = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise InvalidConfig(file=str(path), problems=f"  it is damaged: {error}") from error
+        facts = read_state(path)
         if not isinstance(facts, dict):
             raise InvalidConfig(file=str(path), problems="  it is damaged: it holds no JSON object")
         return facts

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pluralllm.client.process.instruments import OUTBOX_UPDATES
-from pluralllm.common.process.files import publish, storage_errors, write_durably
+from pluralllm.common.process.files import publish, read_state, storage_errors, write_durably
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 
@@ -64,7 +64,7 @@ class Outbox:
         facts = self._facts(task)
         if not facts.is_file():
             return None
-        entry = Entry(**json.loads(facts.read_bytes()))
+        entry = Entry(**read_state(facts))
         manifest = manifest_of(self.delta(task))
         if manifest.digest != entry.digest:
             self.drop(task)
@@ -74,7 +74,7 @@ class Outbox:
     def pending(self) -> Iterator[Entry]:
         """Yields the entry of every update that has no receipt yet."""
         for path in sorted(self._folder.glob("*.json")):
-            yield Entry(**json.loads(path.read_bytes()))
+            yield Entry(**read_state(path))
 
     def delta(self, task: TaskId) -> Path:
         """Returns the path of a task's delta."""

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, field_valid
 
 from pluralllm.common.process.configuration import ProcessConfig
 from pluralllm.common.text.printable import check_group_name
-from pluralllm.common.words.addresses import check_address
+from pluralllm.common.words.addresses import Address, ListenAddress
 from pluralllm.common.words.ids import ID_HELP, is_id
 from pluralllm.common.words.spec import GroupRole
 
@@ -25,7 +25,7 @@ class JoinConfig(ProcessConfig):
     state_dir: Path = Path("pluralllm-client-state")
     identity: Path | None = None
     policy: Path | None = None
-    coordinator: Annotated[str, AfterValidator(check_address)] | None = None
+    coordinator: Address | None = None
 
 
 class ClientConfig(ProcessConfig):
@@ -36,9 +36,9 @@ class ClientConfig(ProcessConfig):
     data: Path  # the private file: JSONL or Parquet
     state_dir: Path = Path("pluralllm-client-state")
     identity: Path | None = None  # folder with key and certificate; default state_dir/identity, where `join` puts them
-    coordinator: Annotated[str, AfterValidator(check_address)] | None = None  # host:port; default: the invite's address
+    coordinator: Address | None = None  # host:port; default: the invite's address
     # The address of a second coordinator on the same database, called when the first one does not answer.
-    standby: Annotated[str, AfterValidator(check_address)] | None = None
+    standby: Address | None = None
     # In plain text, client_id and group are required. Otherwise the certificate says who this is; these three must agree with it.
     client_id: str | None = None
     group: Annotated[str, AfterValidator(check_group_name)] | None = None
@@ -58,7 +58,7 @@ class ClientConfig(ProcessConfig):
     # An OpenTelemetry collector (OTLP over HTTP) to send spans to; needs pluralllm-common[tracing]; default: none are sent.
     traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
     # host:port at which the partner's own Prometheus reads /metrics, without certificates; default: no such port is opened.
-    metrics_listen: Annotated[str, AfterValidator(check_address)] | None = None
+    metrics_listen: ListenAddress | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -4,7 +4,6 @@ Only a process's `__main__` reads the configuration, once.
 """
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.text.reading import Unreadable, read_toml
 from pluralllm.common.words.spec import explain
 
 
@@ -36,12 +36,7 @@ def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
     Raises InvalidConfig if the file cannot be read or a value is not valid; the error names file, keys and allowed values.
     """
     name = str(file) if file is not None else "(flags and environment)"
-    if file is not None and not file.is_file():
-        raise InvalidConfig(file=name, problems="  there is no such file")
-    try:
-        of_file = {} if file is None else _values_of_file(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidConfig(file=name, problems=f"  not TOML: {error}") from error
+    of_file = _values_of_file(file)
     of_flags = {key: value for key, value in flags.items() if value is not None}
     try:
         return kind.model_validate(of_file | _values_of_environment(kind) | of_flags)
@@ -55,7 +50,7 @@ def origins_of(kind: type[Config], file: Path | None) -> dict[str, str]:
 
     kind: the process's configuration class.
     """
-    of_file = {} if file is None else _values_of_file(file)
+    of_file = _values_of_file(file)
     return (
         dict.fromkeys(kind.model_fields, "default")
         | {key: f"file {file}" for key in of_file if key in kind.model_fields}
@@ -63,10 +58,14 @@ def origins_of(kind: type[Config], file: Path | None) -> dict[str, str]:
     )
 
 
-def _values_of_file(file: Path) -> dict[str, Any]:
-    """Returns the keys and values of a TOML file. Raises TOMLDecodeError or UnicodeDecodeError if the file is not TOML."""
-    with file.open("rb") as opened:
-        return tomllib.load(opened)
+def _values_of_file(file: Path | None) -> dict[str, Any]:
+    """Returns the keys and values of a TOML file; none if there is no file. Raises InvalidConfig if it cannot be read."""
+    if file is None:
+        return {}
+    try:
+        return read_toml(file)
+    except Unreadable as error:
+        raise InvalidConfig(file=str(file), problems=f"  {error.problem}") from error
 
 
 def _values_of_environment(kind: type[ProcessConfig]) -> dict[str, str]:

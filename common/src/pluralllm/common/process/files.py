@@ -5,8 +5,10 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pluralllm.common.errors.tree import StorageFull
+from pluralllm.common.errors.tree import InvalidConfig, StorageFull
+from pluralllm.common.text.reading import Unreadable, read_json
 
 
 def sync_directory(folder: Path) -> None:
@@ -64,6 +66,14 @@ def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
         publish(draft, target)
+
+
+def read_state(path: Path) -> Any:
+    """Returns the value in a JSON file that this program has written. Raises InvalidConfig, which names the file, otherwise."""
+    try:
+        return read_json(path)
+    except Unreadable as error:
+        raise InvalidConfig(file=str(path), problems=f"  it is damaged: {error.problem}") from error
 
 
 @contextlib.contextmanager

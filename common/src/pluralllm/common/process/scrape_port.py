@@ -14,7 +14,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
-from pluralllm.common.errors.tree import InUse
+from pluralllm.common.process.listening import why_not_open
+from pluralllm.common.words.addresses import join_address, split_address
 
 MAX_CONNECTIONS = 16  # each has a thread and an open file
 SILENCE_S = 5.0  # then a connection that sends nothing is closed
@@ -77,20 +78,21 @@ def _hang_up(connection: socket.socket) -> None:
 def scrape_port(listen: str, registry: CollectorRegistry) -> Iterator[str]:
     """Serves /metrics until the block ends, and yields the address host:port.
 
-    listen: host:port; port 0 takes a free port. registry: the metrics to serve. Raises InUse if the address cannot be used.
+    listen: host:port; port 0 takes a free port. registry: the metrics to serve. Raises InUse or InvalidArgument if the port
+    cannot be opened.
     """
     disable_created_metrics()  # type: ignore[no-untyped-call] # they would be a second, useless series for each counter
-    host, _, port = listen.rpartition(":")
+    host, port = split_address(listen)
     try:
-        family, *_, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         kind: type[_Server] = type("_Server", (_Server,), {"address_family": family})
-        server = make_server(str(address[0]), int(port), make_wsgi_app(registry), kind, _Handler)
+        server = make_server(str(address[0]), port, make_wsgi_app(registry), kind, _Handler)
     except OSError as error:
-        raise InUse(what=f"address {listen}", by="another process (or this machine does not have it)") from error
+        raise why_not_open(listen) from error
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"{host}:{server.server_port}"
+        yield join_address(host, server.server_port)
     finally:
         server.shutdown()
         server.server_close()

@@ -22,6 +22,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.configuration import ProcessConfig, origins_of
 from pluralllm.common.process.console import Check
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.text.reading import read_text
 
 REMOVED = "[removed]"
 LOG_TAIL_BYTES = 5_000_000  # copied from the end of each log
@@ -180,7 +181,7 @@ def metrics_of(state_dir: Path) -> str:
     address_file = state_dir / "metrics-address"
     if not address_file.is_file():
         return "metrics_listen is not set, or the process has not run yet\n"
-    connection = http.client.HTTPConnection(address_file.read_text().strip(), timeout=SCRAPE_LIMIT_S)
+    connection = http.client.HTTPConnection(read_text(address_file).strip(), timeout=SCRAPE_LIMIT_S)
     try:
         connection.request("GET", "/metrics")
         return connection.getresponse().read().decode()

@@ -15,6 +15,7 @@ from cryptography import x509
 
 from pluralllm.common.errors.membership import ForeignAuthority, ServerCertificateOutOfDate, WrongHost
 from pluralllm.common.errors.tree import Unreachable
+from pluralllm.common.words.addresses import split_address
 
 TIMEOUT_S = 5.0
 FIRST_BYTE_S = 2.0  # a gRPC server that accepts a connection sends its HTTP/2 settings at once
@@ -37,7 +38,7 @@ def resolve(address: str) -> tuple[str, ...]:
 
     Raises Unreachable if the host name is not known.
     """
-    host, port = split(address)
+    host, port = split_address(address)
     try:
         records = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -58,7 +59,7 @@ def handshake(address: str, authority_pem: bytes, credentials: Path | None = Non
         return _shake(address, _context(authority_pem, credentials))
     except ssl.SSLCertVerificationError as error:
         if error.verify_code in OTHER_NAME:
-            raise WrongHost(address=split(address)[0], names=_names(address, authority_pem)) from error
+            raise WrongHost(address=split_address(address)[0], names=_names(address, authority_pem)) from error
         if error.verify_code not in OUT_OF_DATE:
             raise ForeignAuthority(address=address, problem=error.verify_message) from error
     except ssl.SSLError as error:
@@ -72,12 +73,6 @@ def handshake(address: str, authority_pem: bytes, credentials: Path | None = Non
         valid_to=_day(certificate.not_valid_after_utc),
         clock=_day(datetime.datetime.now(tz=datetime.UTC)),
     )
-
-
-def split(address: str) -> tuple[str, int]:
-    """Splits an address into host and port. The address is host:port, or [host]:port for IPv6."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def _context(authority_pem: bytes, credentials: Path | None) -> ssl.SSLContext:
@@ -96,7 +91,7 @@ def _context(authority_pem: bytes, credentials: Path | None) -> ssl.SSLContext:
 
 def _shake(address: str, context: ssl.SSLContext) -> Handshake:
     """Connects, makes the handshake, and waits at most FIRST_BYTE_S seconds to see whether the server closes the connection."""
-    host, port = split(address)
+    host, port = split_address(address)
     with (
         socket.create_connection((host, port), TIMEOUT_S) as plain,
         context.wrap_socket(plain, server_hostname=host) as secured,

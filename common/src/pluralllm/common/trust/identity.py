@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pluralllm.common.errors.membership import AlreadyJoined, CertificateInvalid, NotJoined
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.files import storage_errors, write_durably
+from pluralllm.common.text.reading import read_text
 from pluralllm.common.trust.certificates import (
     CertificateFacts,
     PrivateKey,
@@ -31,8 +32,9 @@ from pluralllm.common.trust.certificates import (
     new_key,
     read_certificate,
 )
-from pluralllm.common.trust.invite import Address, check_record_key
+from pluralllm.common.trust.invite import check_record_key
 from pluralllm.common.trust.record_signatures import RecordVerifier
+from pluralllm.common.words.addresses import ListenAddress
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
@@ -51,8 +53,9 @@ class Membership(BaseModel):
     role: MemberRole
     group: str = ""  # only for a client
     group_role: GroupRole | None = None
-    coordinator: Address
-    enrolment: Address
+    # An administrator made by `init` may have port 0 here, if the coordinator takes a free port; a command is given the address.
+    coordinator: ListenAddress
+    enrolment: ListenAddress
     # Public key that signs version records and the audit log's head, DER, base64; None if the invite had none.
     record_key: Annotated[str, AfterValidator(check_record_key)] | None = None
 
@@ -97,7 +100,7 @@ def load_identity(folder: Path, command: str) -> Identity:
         raise NotJoined(folder=str(folder), command=command)
     name = "identity.json"
     try:
-        membership = Membership.model_validate_json((folder / name).read_bytes())
+        membership = Membership.model_validate_json(read_text(folder / name))
         name = "authority.pem"
         authority_pem = (folder / name).read_bytes()
         x509.load_pem_x509_certificate(authority_pem)

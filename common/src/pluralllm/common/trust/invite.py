@@ -17,8 +17,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pluralllm.common.errors.membership import CertificateInvalid, InviteInvalid
 from pluralllm.common.text.printable import check_group_name
+from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.trust.record_signatures import read_record_key
-from pluralllm.common.words.addresses import check_address
+from pluralllm.common.words.addresses import Address
 from pluralllm.common.words.ids import ID_PATTERN
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
@@ -26,8 +27,6 @@ from pluralllm.common.words.spec import GroupRole
 LINE_PREFIX = "pluralllm-invite:"
 MAX_INVITE_BYTES = 8 * 1024
 TOKEN_BYTES = 32
-
-Address = Annotated[str, AfterValidator(check_address)]
 
 
 def check_record_key(text: str) -> str:
@@ -123,13 +122,10 @@ def load_invite(file_or_line: str) -> Invite:
         return parse_invite(file_or_line)
     path = Path(file_or_line)
     try:
-        if path.stat().st_size > MAX_INVITE_BYTES:
-            raise InviteInvalid(problem=f"{path} is larger than {MAX_INVITE_BYTES} bytes")
-        return parse_invite(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InviteInvalid(problem=f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InviteInvalid(problem=f"{path} is not text") from error
+        text = read_text(path, MAX_INVITE_BYTES)
+    except Unreadable as error:
+        raise InviteInvalid(problem=str(error)) from error
+    return parse_invite(text)
 
 
 def token_hash(token: str) -> str:

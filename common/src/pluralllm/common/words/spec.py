@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Val
 
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.text.printable import check_group_name
+from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
@@ -394,12 +395,9 @@ def load_spec(path: Path) -> RunSpec:
     Raises InvalidSpec if the file cannot be read, or if the spec is not valid; the error names file, keys and allowed values.
     """
     try:
-        _check_size(path.stat().st_size, str(path))
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InvalidSpec(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidSpec(file=str(path), problems=f"  not TOML: {error}") from error
+        text = read_text(path, MAX_SPEC_BYTES)
+    except Unreadable as error:
+        raise InvalidSpec(file=str(path), problems=f"  {error.problem}") from error
     return spec_from_toml(text, str(path))
 
 

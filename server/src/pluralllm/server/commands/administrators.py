@@ -7,6 +7,7 @@ from pathlib import Path
 from pluralllm.common.trust.certificates import PrivateKey
 from pluralllm.common.trust.identity import Membership, save_identity
 from pluralllm.common.trust.record_signatures import RecordSigner
+from pluralllm.common.words.addresses import join_address, split_address
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.audit_log import AuditLog
@@ -33,16 +34,14 @@ async def make_admin(
         registry = Registry(membership, audit_log, authority, config.certificate_life_s, time.time)
         await registry.start()
         chain = await registry.make_admin(ClientId(name), key.public_key())
-    host, port = authority.hosts[0], config.listen.rpartition(":")[2]
-    gate_port = config.enrolment_listen.rpartition(":")[2]
-    host = f"[{host}]" if ":" in host else host
+    host = authority.hosts[0]
     signer = RecordSigner(authority.federation, record_key_of(authority.folder))
     membership_file = Membership(
         federation=authority.federation,
         name=ClientId(name),
         role=MemberRole.ADMIN,
-        coordinator=config.advertise or f"{host}:{port}",
-        enrolment=config.advertise_enrolment or f"{host}:{gate_port}",
+        coordinator=config.advertise or join_address(host, split_address(config.listen)[1]),
+        enrolment=config.advertise_enrolment or join_address(host, split_address(config.enrolment_listen)[1]),
         record_key=base64.b64encode(signer.public_der).decode(),
     )
     save_identity(folder, membership_file, authority.root_pem, key, chain)

@@ -12,6 +12,7 @@ from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import say
 from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.trust.certificates import PrivateKey, fingerprint_of_certificate, spoken
 from pluralllm.common.trust.identity import next_key
 from pluralllm.common.words.ids import ID_HELP, is_id
@@ -136,9 +137,9 @@ def _passphrase(file: Path | None, *, confirm: bool) -> bytes | None:
         text: str = typer.prompt("Passphrase of the root's key", hide_input=True, confirmation_prompt=confirm, err=True)
     else:
         try:
-            text = file.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidConfig(file=str(file), problems=f"  it cannot be read: {error}") from error
+            text = read_text(file).rstrip("\r\n")
+        except Unreadable as error:
+            raise InvalidConfig(file=str(file), problems=f"  {error.problem}") from error
     if not text:
         raise InvalidArgument(field="--root-passphrase-file", problem="the passphrase is empty")
     return text.encode()

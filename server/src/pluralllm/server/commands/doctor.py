@@ -14,8 +14,10 @@ from pathlib import Path
 
 from pluralllm.common.errors.tree import NotFound, StoreFailed, Unreachable
 from pluralllm.common.process.console import Check, checked
+from pluralllm.common.text.reading import read_text
 from pluralllm.common.trust.certificates import fingerprint, spoken
-from pluralllm.common.trust.handshake import handshake, resolve, split
+from pluralllm.common.trust.handshake import handshake, resolve
+from pluralllm.common.words.addresses import from_here, join_address, split_address
 from pluralllm.server.members.authority import DAY_S, day, load_authority
 from pluralllm.server.members.record_key import RECORD_KEY, read_record_key_file
 from pluralllm.server.process.config import ServerConfig
@@ -26,6 +28,7 @@ from pluralllm.server.storage.state_directory import StateDirectory
 
 MIN_FREE_BYTES = 1024**3
 SOON_S = 30 * DAY_S
+CONNECT_TIMEOUT_S = 2.0
 SECRETS = ("root-key.pem", "issuer.pem", "record-key.pem", "server.pem")
 
 
@@ -93,7 +96,7 @@ def _open_files(config: ServerConfig) -> Check:
 def _running_process(config: ServerConfig) -> int | None:
     """Returns the process id of the running coordinator; None if no coordinator runs, or if it is on another machine."""
     with contextlib.suppress(OSError, ValueError):
-        process = int((config.state_dir / "lock").read_text())
+        process = int(read_text(config.state_dir / "lock"))
         if b"pluralllm" in Path(f"/proc/{process}/cmdline").read_bytes():
             return process
     return None
@@ -154,7 +157,7 @@ def _server(config: ServerConfig) -> Check:
 
 
 def _names(config: ServerConfig) -> Check:
-    resolved = {host: resolve(f"{host}:1") for host in load_authority(_folder(config)).hosts}
+    resolved = {host: resolve(join_address(host, 1)) for host in load_authority(_folder(config)).hosts}
     return Check("names", ok=True, result="; ".join(f"{host}: {', '.join(ips)}" for host, ips in resolved.items()))
 
 
@@ -191,14 +194,12 @@ def _port(config: ServerConfig, name: str, file: str, configured: str) -> Check:
     port's address if this file does not exist.
     """
     written = config.state_dir / file
-    address = written.read_text() if written.is_file() else configured
-    host, port = split(address)
-    here = f"{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - compared, not bound
-    with socket.socket() as probe:
-        probe.settimeout(2.0)
-        if probe.connect_ex(split(here)) != 0:
-            fix = "pluralllm-server serve"
-            return Check(name, ok=False, result=f"nothing listens on {address}", fix=fix)
+    address = read_text(written) if written.is_file() else configured
+    here = from_here(address)
+    try:
+        socket.create_connection(split_address(here), CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return Check(name, ok=False, result=f"nothing listens on {address}", fix="pluralllm-server serve")
     if config.plain_text:
         return Check(name, ok=True, result=f"{address} answers (plain text)")
     answer = handshake(here, load_authority(_folder(config)).root_pem)

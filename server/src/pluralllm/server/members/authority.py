@@ -35,6 +35,7 @@ from pluralllm.common.errors.membership import (
 )
 from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
 from pluralllm.common.process.files import storage_errors, sync_directory, write_durably
+from pluralllm.common.text.reading import read_json
 from pluralllm.common.trust.certificates import (
     BACKDATE_S,
     RENEW_AT,
@@ -47,7 +48,7 @@ from pluralllm.common.trust.certificates import (
     new_key,
     read_certificate,
 )
-from pluralllm.common.trust.handshake import split
+from pluralllm.common.words.addresses import split_address
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.record_key import make_record_key
 from pluralllm.server.members.signing import (
@@ -133,7 +134,7 @@ class Authority:
         """
         extensions = self.server_certificate().extensions
         names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-        hosts = dict.fromkeys(split(address)[0].lower() for address in addresses)
+        hosts = dict.fromkeys(split_address(address)[0].lower() for address in addresses)
         return tuple(host for host in hosts if not host.isascii() or general_name(host) not in names)
 
     def covering(self, hosts: Iterable[str]) -> str:
@@ -277,7 +278,7 @@ def load_authority(folder: Path, about: dict[str, Any] | None = None) -> Authori
     if about is None and not path.exists():
         raise NotInitialised(state_dir=str(folder.parent))
     try:
-        names = about or json.loads(path.read_text())
+        names = about or read_json(path)
         federation, hosts = check_names(names["federation"], names["hosts"])
         path = folder / "root.pem"
         root = x509.load_pem_x509_certificate(path.read_bytes())

@@ -21,9 +21,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pluralllm.common.errors.tree import InUse, NotFound
+from pluralllm.common.errors.tree import NotFound
+from pluralllm.common.process.listening import why_not_open
 from pluralllm.common.text.printable import printable_values
-from pluralllm.common.words.addresses import check_loopback
+from pluralllm.common.words.addresses import check_loopback, join_address, split_address
 from pluralllm.common.words.ids import RoundNumber
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority
@@ -220,14 +221,15 @@ class _Connection(H11Protocol):
 async def showing(listen: str, app: Starlette) -> AsyncIterator[str]:
     """Serves a web application at `listen` (host:port) until the block ends, and yields the actual address.
 
-    Port 0 selects a free port. Raises NotLoopback if the host is no loopback address; InUse if the port is not free.
+    Port 0 selects a free port. Raises NotLoopback if the host is no loopback address; InUse or InvalidArgument if the port cannot
+    be opened.
     """
     check_loopback(listen)
-    host, _, port = listen.rpartition(":")
+    host, port = split_address(listen)
     config: Any = uvicorn.Config(
         app,
-        host=host.strip("[]"),
-        port=int(port),
+        host=host,
+        port=port,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -239,11 +241,11 @@ async def showing(listen: str, app: Starlette) -> AsyncIterator[str]:
     try:
         socket = config.bind_socket()
     except SystemExit as error:  # uvicorn's way to say that the port is taken
-        raise InUse(what=f"address {listen}", by="another process (or this machine does not have it)") from error
+        raise why_not_open(listen) from error
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[socket]))
     try:
-        yield f"{host}:{socket.getsockname()[1]}"
+        yield join_address(host, socket.getsockname()[1])
     finally:
         server.should_exit = True
         await asyncio.wait([serving], timeout=2 * STOP_S)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, PositiveInt, SecretStr, model_validator
 
 from pluralllm.common.process.configuration import ProcessConfig
-from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, check_address
+from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, Address, ListenAddress
 
 
 def check_database_url(secret: SecretStr) -> SecretStr:
@@ -26,7 +26,6 @@ def check_database_url(secret: SecretStr) -> SecretStr:
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Address = Annotated[str, AfterValidator(check_address)]
 
 DAY_S = 86_400.0
 
@@ -38,8 +37,8 @@ class ServerConfig(ProcessConfig):
 
     state_dir: Path = Path("pluralllm-state")
     # host:port to bind; port 0 takes a free port. The address in use is in the file state_dir/address.
-    listen: Address = "0.0.0.0:7443"
-    enrolment_listen: Address = "0.0.0.0:7444"
+    listen: ListenAddress = "0.0.0.0:7443"
+    enrolment_listen: ListenAddress = "0.0.0.0:7444"
     # host:port that invites name; default: the first --host of `init` with the port in use.
     advertise: Address | None = None
     advertise_enrolment: Address | None = None
@@ -67,11 +66,11 @@ class ServerConfig(ProcessConfig):
     max_connections: Annotated[int, Field(ge=8, le=1_000_000)] = 16_384
     max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # each connected client holds one Poll
     # host:port of the operator's page, read-only and without certificates, so on loopback: 127.0.0.1:7446; default: no page.
-    page_listen: Address | None = None
+    page_listen: ListenAddress | None = None
     # OpenTelemetry collector (OTLP over HTTP) for spans; needs pluralllm-common[tracing]; default: no spans.
     traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
     # host:port where Prometheus reads /metrics, without certificates, so on loopback: 127.0.0.1:9464; default: no metrics.
-    metrics_listen: Address | None = None
+    metrics_listen: ListenAddress | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -4,9 +4,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from pluralllm.common.errors.tree import InUse
+from pluralllm.common.process.listening import why_not_open
 from pluralllm.common.wire.messages import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS
-from pluralllm.common.words.addresses import check_loopback
+from pluralllm.common.words.addresses import check_loopback, join_address, split_address
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc.boundary import Boundary, Door
@@ -72,7 +72,7 @@ def bind_main(
 
     `door` is the check before every call. If `credentials` is None, the server uses plain text. `max_connections` is the number
     of connections above which the server closes a new one at once; connections whose handshake has not ended count, too.
-    Raises NotLoopback if a plain-text address is no loopback address; InUse if the port is not free.
+    Raises NotLoopback if a plain-text address is no loopback address; InUse or InvalidArgument if the port cannot be opened.
     """
     age = (
         ("grpc.max_connection_age_ms", round(config.connection_age_s * 1000)),
@@ -92,7 +92,7 @@ def bind_enrolment(
     """Creates the server of the enrolment port but does not start it. Returns the server and its bound address (host:port).
 
     The server accepts only small messages and few calls at a time, and at most `max_connections` connections. `door` is the
-    check before every call. Raises InUse if the port is not free.
+    check before every call. Raises InUse or InvalidArgument if the port cannot be opened.
     """
     server = grpc.aio.server(
         interceptors=[FirstMessage(ENROLMENT_MESSAGE_S), Boundary(door, fail_stop)],
@@ -108,8 +108,8 @@ def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredenti
     try:
         port = server.add_insecure_port(listen) if credentials is None else server.add_secure_port(listen, credentials)
     except RuntimeError as error:
-        raise InUse(what=f"address {listen}", by="another process (or this machine does not have it)") from error
-    return f"{listen.rpartition(':')[0]}:{port}"
+        raise why_not_open(listen) from error
+    return join_address(split_address(listen)[0], port)
 
 
 async def start_main(

@@ -1,0 +1,32 @@
+"""The reason why a port could not be opened, in words."""
+
+import errno
+import socket
+
+from pluralllm.common.errors.tree import InUse, InvalidArgument, PluralError
+from pluralllm.common.words.addresses import split_address
+
+
+def why_not_open(address: str) -> PluralError:
+    """Returns the error for a port that could not be opened at `address` (host:port).
+
+    gRPC and uvicorn do not report the reason, so the function tries to open the port itself.
+    """
+    host, port = split_address(address)
+    what = f"address {address}"
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen()
+    except socket.gaierror as error:
+        return InvalidArgument(field=what, problem=f"the name {host} is not known here ({error.strerror})")
+    except PermissionError:
+        return InvalidArgument(field=what, problem=f"this user may not open port {port}; choose one above 1023")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return InUse(what=what, by="another process")
+        problem = f"{host} is no address of this machine" if error.errno == errno.EADDRNOTAVAIL else str(error.strerror)
+        return InvalidArgument(field=what, problem=f"{problem}; 0.0.0.0:{port} stands for all its IPv4 addresses")
+    return InUse(what=what, by="another process, which has ended meanwhile")

@@ -1,0 +1,125 @@
+"""The one way to read a text file: TOML, JSON, JSON lines, CSV, and texts of one line.
+
+Files come from editors and spreadsheets of every kind. A file with a byte order mark is read; a file that is not UTF-8, that
+is no text, or that is too large is refused with a text that says what it is and how to mend it. Every other module reads its
+files with the functions here, and a test enforces it.
+"""
+
+import codecs
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MAX_TEXT_BYTES = 64 * 1024 * 1024
+MAX_DATA_BYTES = 4 * 1024 * 1024 * 1024  # of a file with one record in each line
+LINE_END = re.compile(r"\r\n|\n|\r")  # not str.splitlines: it cuts at characters that may stand inside a text
+OTHER_MARKS = (  # of UTF-32 first, because the mark of UTF-16 is its beginning
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+class Unreadable(ValueError):
+    """The error for a file that cannot be read as text. `problem` says why, and how to mend it."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path, self.problem = path, problem
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Returns a text file's content, without a byte order mark. Line ends are as in the file.
+
+    Raises Unreadable if the file cannot be opened, is larger than `max_bytes`, or is no text in UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise _not_opened(path, error) from error
+    if len(content) > max_bytes:
+        raise Unreadable(path, f"it is too large: more than {max_bytes} bytes")
+    _check_start(path, content)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unreadable(path, not_utf_8(content, error.start)) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise Unreadable(path, f"line {line} has a NUL character, so it is no text file, or it is damaged")
+    return text
+
+
+def read_lines(path: Path, max_bytes: int = MAX_DATA_BYTES) -> list[str]:
+    """Returns the lines of a text file, without their ends. Raises Unreadable as `read_text` does."""
+    return LINE_END.split(read_text(path, max_bytes))
+
+
+def read_toml(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+    """Returns the table in a TOML file. Raises Unreadable if the file is no text, or no TOML."""
+    text = read_text(path, max_bytes)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise Unreadable(path, f"not TOML: {error}") from error
+    except RecursionError as error:
+        raise Unreadable(path, "not TOML: its tables and lists are nested too deep") from error
+
+
+def read_json(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> Any:
+    """Returns the value in a JSON file. Raises Unreadable if the file is no text, or no JSON."""
+    text = read_text(path, max_bytes)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Unreadable(path, f"not JSON: {error}") from error
+    except RecursionError as error:
+        raise Unreadable(path, "not JSON: its objects and lists are nested too deep") from error
+
+
+def byte_lines(path: Path) -> Iterator[bytes]:
+    """Yields the lines of a text file of any length, with their ends and not decoded, so that one bad line stops no other.
+
+    A byte order mark is left out. Raises Unreadable if the file cannot be read, or if it is in UTF-16 or UTF-32.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+            _check_start(path, first)
+            yield from filter(None, [first.removeprefix(codecs.BOM_UTF8)])
+            yield from file
+    except OSError as error:
+        raise _not_opened(path, error) from error
+
+
+def not_utf_8(content: bytes, start: int) -> str:
+    """Returns the text of the error for bytes that are no UTF-8. start: index of the first byte that does not fit."""
+    line = content.count(b"\n", 0, start) + 1
+    shown = content[start : start + 1].decode("cp1252", "replace")
+    return (
+        f"line {line} has the byte 0x{content[start]:02x}, which is no UTF-8; in Latin-1 or Windows-1252 it is '{shown}'."
+        " Save the file as UTF-8"
+    )
+
+
+def _check_start(path: Path, content: bytes) -> None:
+    """Raises Unreadable if a file's first bytes say that it is in UTF-16 or UTF-32."""
+    for mark, name in OTHER_MARKS:
+        if content.startswith(mark):
+            raise Unreadable(path, f"it is in {name}; save the file as UTF-8")
+    if len(content) > 1 and 0 in content[:2] and any(content[:2]):
+        raise Unreadable(path, "it is in UTF-16, or no text; save the file as UTF-8")
+
+
+def _not_opened(path: Path, error: OSError) -> Unreadable:
+    """Returns the error for a file that the operating system does not open or read."""
+    if isinstance(error, FileNotFoundError):
+        return Unreadable(path, "there is no such file")
+    if isinstance(error, IsADirectoryError):
+        return Unreadable(path, "it is a folder, not a file")
+    return Unreadable(path, f"it cannot be read: {error.strerror}")

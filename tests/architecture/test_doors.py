@@ -1,0 +1,71 @@
+"""Two acts are done in one place only: reading text files, and reading network addresses."""
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+from architecture.test_imports import SOURCES
+
+# The kernel's own files, which are ASCII and never a person's.
+READS_THE_KERNEL = {"server.process.open_files", "client.work.worker_limits"}
+READS_TEXT = {"common.text.reading", *READS_THE_KERNEL}
+READS_ADDRESSES = {"common.words.addresses"}
+# The name that gRPC gives a caller: a scheme, then an address in which colons may be written as %3A.
+READS_PEERS = {"server.members.attempts"}
+
+
+def calls(module: str) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(SOURCES[module]) if isinstance(node, ast.Call))
+
+
+def reads_text(call: ast.Call) -> bool:
+    """True if a call reads a file as text, or parses what such a call has read, past the functions of common.text.reading."""
+    function = ast.unparse(call.func)
+    if function in ("tomllib.load", "json.load"):
+        return True
+    if function.endswith(".read_text"):
+        return "resources.files" not in function and "__file__" not in function  # our own files in a package
+    if function == "open" or function.endswith((".open", "fdopen")):
+        mode = [word.value for word in call.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+        is_text = any(word.arg in ("encoding", "newline", "errors") for word in call.keywords)
+        return (is_text or mode in (["r"], ["rt"])) and not any(set(word) & set("wxa") for word in mode)
+    parses = function.endswith(("json.loads", "model_validate_json", "tomllib.loads"))
+    return parses and any("read_bytes()" in ast.unparse(argument) for argument in call.args)
+
+
+def reads_an_address(call: ast.Call) -> bool:
+    """True if a call takes host and port of an address apart."""
+    function = ast.unparse(call.func)
+    arguments = [word.value for word in call.args if isinstance(word, ast.Constant)]
+    if function.endswith((".partition", ".rpartition", ".split", ".rsplit")):
+        return ":" in arguments[:1]
+    return function.endswith(("strip", "urlsplit", "urlparse")) and arguments in (["[]"], ["["], ["]"])
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_text_files_and_addresses_are_read_in_one_place(module: str) -> None:
+    if module not in READS_TEXT:
+        assert [f"line {call.lineno}: {ast.unparse(call)}" for call in calls(module) if reads_text(call)] == []
+    if module not in READS_ADDRESSES | READS_PEERS:
+        assert [f"line {call.lineno}: {ast.unparse(call)}" for call in calls(module) if reads_an_address(call)] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "path.read_text()",
+        "path.open(encoding='utf-8')",
+        "open(name, 'r')",
+        "tomllib.load(file)",
+        "json.load(file)",
+        "json.loads(path.read_bytes())",
+        "Model.model_validate_json((folder / name).read_bytes())",
+    ],
+)
+def test_the_rule_sees_every_way_to_read_a_text(source: str) -> None:
+    assert reads_text(ast.parse(source, mode="eval").body)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("source", ["address.rpartition(':')", "host.strip('[]')", "address.split(':', 1)"])
+def test_the_rule_sees_every_way_to_take_an_address_apart(source: str) -> None:
+    assert reads_an_address(ast.parse(source, mode="eval").body)  # type: ignore[arg-type]

@@ -1,0 +1,109 @@
+"""Files as editors and spreadsheets write them: each is read, or refused with what it is and how to mend it."""
+
+import codecs
+from pathlib import Path
+
+import pytest
+
+from pluralllm.common.text.reading import (
+    Unreadable,
+    byte_lines,
+    read_json,
+    read_lines,
+    read_text,
+    read_toml,
+)
+
+TEXT = 'name = "Zürich"\n'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "file.toml"
+
+
+@pytest.mark.parametrize(
+    "content", [TEXT.encode(), codecs.BOM_UTF8 + TEXT.encode(), TEXT.replace("\n", "\r\n").encode()]
+)
+def test_utf_8_is_read_with_and_without_a_mark_and_with_each_line_end(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert read_toml(path) == {"name": "Zürich"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (TEXT.encode("utf-16"), "it is in UTF-16; save the file as UTF-8"),
+        (codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"), "it is in UTF-16; save the file as UTF-8"),
+        (TEXT.encode("utf-32"), "it is in UTF-32; save the file as UTF-8"),
+        (TEXT.encode("utf-16-le"), "it is in UTF-16, or no text; save the file as UTF-8"),
+        (TEXT.encode("utf-16-be"), "it is in UTF-16, or no text; save the file as UTF-8"),
+        (b"a = 1\nb = '\xfc'\n", "line 2 has the byte 0xfc, which is no UTF-8; in Latin-1 or Windows-1252 it is 'ü'. "),
+        (b"a = 1\nb = 2\nc = \0", "line 3 has a NUL character"),
+        (b"a = 1\nb = \n", "not TOML: Invalid value (at line 2, column 5)"),
+        (b"a = " + b"[" * 5_000, "not TOML: its tables and lists are nested too deep"),
+    ],
+)
+def test_another_file_is_refused_by_name_and_line(path: Path, content: bytes, problem: str) -> None:
+    path.write_bytes(content)
+    with pytest.raises(Unreadable) as refused:
+        read_toml(path)
+    assert refused.value.problem.startswith(problem)
+    assert str(refused.value).startswith(f"{path}: ")
+
+
+def test_what_is_no_readable_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable, match="there is no such file"):
+        read_text(tmp_path / "none")
+    with pytest.raises(Unreadable, match="it is a folder, not a file"):
+        read_text(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Unreadable, match="it cannot be read: Not a directory"):
+        read_text(tmp_path / "file" / "below")
+
+
+def test_a_file_may_have_the_largest_size_and_not_a_byte_more(path: Path) -> None:
+    path.write_text("12345")
+    assert read_text(path, 5) == "12345"
+    with pytest.raises(Unreadable, match="it is too large: more than 4 bytes"):
+        read_text(path, 4)
+
+
+def test_a_file_without_an_end_is_too_large() -> None:
+    with pytest.raises(Unreadable, match="too large"):
+        read_text(Path("/dev/zero"), 10)
+
+
+def test_lines_end_at_line_ends_only(path: Path) -> None:
+    path.write_text("a\u0085b\u2028c\nd\r\ne\rf", newline="")
+    assert read_lines(path) == ["a\u0085b\u2028c", "d", "e", "f"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"{", "not JSON: Expecting property name"), (b"[" * 100_000, "not JSON: its objects and lists are nested")],
+)
+def test_what_is_no_json_is_refused(path: Path, content: bytes, problem: str) -> None:
+    path.write_bytes(content)
+    with pytest.raises(Unreadable, match=problem):
+        read_json(path)
+
+
+def test_json_after_a_mark_is_read(path: Path) -> None:
+    path.write_bytes(codecs.BOM_UTF8 + b'{"a": [1]}')
+    assert read_json(path) == {"a": [1]}
+
+
+def test_one_bad_line_of_many_stops_no_other(path: Path) -> None:
+    path.write_bytes(codecs.BOM_UTF8 + b"one\n\xff\nthree")
+    assert list(byte_lines(path)) == [b"one\n", b"\xff\n", b"three"]
+    path.write_bytes(b"")
+    assert list(byte_lines(path)) == []
+
+
+def test_lines_in_another_encoding_are_refused_as_a_whole(path: Path) -> None:
+    path.write_bytes("one\ntwo\n".encode("utf-16"))
+    with pytest.raises(Unreadable, match="UTF-16"):
+        list(byte_lines(path))
+    with pytest.raises(Unreadable, match="there is no such file"):
+        list(byte_lines(path.with_name("none")))
