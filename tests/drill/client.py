@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 from support.open_policy import open_policy
 
-from pluralllm.client.daemon import daemon
+from pluralllm.client.daemon import pace
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.joining.partner import load_partner
@@ -154,7 +154,7 @@ async def play_all(homes: list[Path]) -> None:
 
 def hurry() -> None:
     """Shortens the waits between attempts, so that clients find a restarted coordinator at once."""
-    daemon.LAST_BACKOFF_S = transport.LAST_RETRY_S = 0.3
+    pace.LAST_BACKOFF_S = transport.LAST_RETRY_S = 0.3
     transport.RETRY_JITTER_S = 0.1
     transport.OPTIONS = (*transport.OPTIONS, *RECONNECT)  # type: ignore[assignment]
 

@@ -218,7 +218,7 @@ async def test_what_a_run_hid_until_its_end_is_an_error_in_the_log(
     with daemon._history.handing_in(first, Digest("a" * 64), 40):
         pass
     with capture_logs() as lines:
-        await daemon._take(RunOver(RunId("r"), "completed", "", newest.version, newest.digest))
+        await daemon.take(RunOver(RunId("r"), "completed", "", newest.version, newest.digest))
     problems = [line["problem"] for line in lines if line["event"] == "history.contradicted"]
     assert [found in problem for found, problem in zip(events, problems, strict=True)] == [True] * len(events)
     assert lines[-1]["event"] == "run.over"
@@ -227,7 +227,7 @@ async def test_what_a_run_hid_until_its_end_is_an_error_in_the_log(
 async def test_the_records_of_a_run_without_a_part_of_this_client_are_not_asked_for(tmp_path: Path) -> None:
     coordinator = EvilCoordinator(spec_of(), updates=(3, 1))
     daemon = Victim(tmp_path / "state", Policy(), coordinator).daemon
-    await daemon._take(RunOver(RunId("r"), "completed", "", ModelVersion(2), coordinator.records[-1].digest))
+    await daemon.take(RunOver(RunId("r"), "completed", "", ModelVersion(2), coordinator.records[-1].digest))
     assert coordinator.calls == []
 
 

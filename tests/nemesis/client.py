@@ -13,7 +13,7 @@ from pathlib import Path
 from drill import client as drill
 from nemesis import pace
 
-from pluralllm.client.daemon import daemon, renewal
+from pluralllm.client.daemon import polling, renewal
 from pluralllm.client.link import transport
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.work.orders import Train
@@ -66,7 +66,7 @@ def main() -> None:
     home = Path(sys.argv[1])
     configure_logs(form="json", level="DEBUG")
     drill.hurry()
-    daemon.APPROVAL_WAIT_S = renewal.DIAGNOSE_EVERY_S = 1.0
+    polling.APPROVAL_WAIT_S = renewal.DIAGNOSE_EVERY_S = 1.0
     transport.RETRY_FOR_S = 20.0
     channels.CHANNEL_OPTIONS = pace.faster_keepalive(channels.CHANNEL_OPTIONS)  # type: ignore[attr-defined]
     pace.wrong_clock()

@@ -13,7 +13,7 @@ import grpc
 from nemesis.client import SENT
 
 from pluralllm.common.errors.grpc_status import from_rpc_error
-from pluralllm.common.errors.tree import Broken, StorageFull, Unreachable
+from pluralllm.common.errors.tree import Broken, NoAnswer, StorageFull
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, manifest_of
 from pluralllm.common.wire.channels import credentials
@@ -137,7 +137,7 @@ class _Thief:
             response = call(request, timeout=DEADLINE_S)
         except grpc.RpcError as error:
             refusal = from_rpc_error(error, "the coordinator")
-            if isinstance(refusal, Broken | StorageFull | Unreachable):
+            if isinstance(refusal, Broken | NoAnswer | StorageFull):
                 self.replays.note("no answer")
             else:
                 self.replays.note(f"refused: {type(refusal).__name__}")

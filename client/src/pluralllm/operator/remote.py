@@ -22,7 +22,7 @@ from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload,
 from pluralllm.client.link.rests import rest_s
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.membership import TooManyCalls
-from pluralllm.common.errors.tree import InvalidArgument, OverLimit, PluralError, Unreachable
+from pluralllm.common.errors.tree import InvalidArgument, NoAnswer, OverLimit, PluralError, Unreachable
 from pluralllm.common.process.files import storage_errors
 from pluralllm.common.text.printable import printable, printable_values
 from pluralllm.common.trust.certificates import make_request
@@ -56,8 +56,8 @@ class Remote:
     """A connection to one coordinator, with a method for each call.
 
     A call raises the typed error that the coordinator answered with. If there is no answer, a diagnosis looks for the cause;
-    the call raises the error that the diagnosis finds, or Unreachable. In every method that takes a run's name, `-` means the
-    newest run.
+    the call raises the error that the diagnosis finds, or a subclass of NoAnswer. In every method that takes a run's name, `-`
+    means the newest run.
     """
 
     def __init__(self, address: str, channel: grpc.Channel, identity: Identity | None) -> None:
@@ -221,7 +221,7 @@ class Remote:
     def renewed(self) -> "Remote":
         """Renews the member's certificate, and returns a new connection that uses the new certificate.
 
-        Raises Unreachable, StorageFull, or an error that the proto file lists for EnrolmentService.Renew.
+        Raises a subclass of NoAnswer, StorageFull, or an error that the proto file lists for EnrolmentService.Renew.
         """
         assert self._identity is not None  # nothing to renew in plain text
         key = next_key(self._identity.folder)
@@ -348,7 +348,7 @@ class Remote:
         A refused TLS handshake looks like a dead coordinator. If there was no answer, a diagnosis therefore finds out why.
         """
         failure = from_rpc_error(error, self.address)
-        if self._identity is None or not isinstance(failure, Unreachable):
+        if self._identity is None or not isinstance(failure, NoAnswer):
             return failure
         cause = self._diagnosis.cause(self._identity)
         return failure if cause is None else cause.error

@@ -15,7 +15,7 @@ import structlog
 
 from pluralllm.align.answers import read_answer
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Text, judge, read_rollouts
-from pluralllm.common.errors.tree import PluralError, Unreachable, WrongPhase
+from pluralllm.common.errors.tree import NoAnswer, PluralError, Unreachable, WrongPhase
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.questions import Question
@@ -114,9 +114,7 @@ class FederatedReward:
                 if await self._takes_no_batches():
                     raise
                 await asyncio.sleep(BUSY_RETRY_S)  # another trainer's batch is under way
-            except (
-                Unreachable
-            ) as error:  # the coordinator restarts: a repeated batch continues its round, or starts one
+            except NoAnswer as error:  # the coordinator restarts: a repeated batch continues its round, or starts one
                 log.warning("rewards.waiting", reason=str(error))
                 await asyncio.sleep(BUSY_RETRY_S)
             else:

@@ -2,22 +2,17 @@
 
 import dataclasses
 import re
-from typing import Any
 
 import grpc
 import pytest
+from support.errors_to_raise import example, failed_call
 
 from pluralllm.common.errors import grpc_status as status
 from pluralllm.common.errors import membership as membership_errors
 from pluralllm.common.errors import storage as storage_errors
 from pluralllm.common.errors import tree as errors
-from pluralllm.common.errors.tree import PluralError, fields_of, leaves, reason_of
-
-EXAMPLES: dict[type, Any] = {str: "text", int: 7, float: 0.5}
-
-
-def example(leaf: type[PluralError]) -> PluralError:
-    return leaf(**{name: EXAMPLES[kind] for name, kind in fields_of(leaf).items()})
+from pluralllm.common.errors.tree import PluralError, leaves, reason_of
+from pluralllm.common.process.exits import UNREACHABLE, exit_code_of
 
 
 def test_the_table_covers_every_leaf_and_nothing_else() -> None:
@@ -59,7 +54,7 @@ def test_a_fact_that_no_message_can_show_makes_an_error_that_can_be_shown(
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
     both = f"{errors.__doc__}{membership_errors.__doc__}{storage_errors.__doc__}"
     drawn = set(re.findall(r"[|`]- (\w+)", both))
-    assert drawn == {leaf.__name__ for leaf in leaves().values()} | {"Refused", "Broken"}
+    assert drawn == {leaf.__name__ for leaf in leaves().values()} | {"Refused", "Broken", "NoAnswer"}
 
 
 def test_reasons_are_upper_snake() -> None:
@@ -67,28 +62,35 @@ def test_reasons_are_upper_snake() -> None:
     assert all(dataclasses.is_dataclass(leaf) for leaf in leaves().values())
 
 
-def failed(code: grpc.StatusCode, details: str) -> grpc.RpcError:
-    class Failed(grpc.RpcError):
-        def code(self) -> grpc.StatusCode:
-            return code
-
-        def details(self) -> str:
-            return details
-
-        def trailing_metadata(self) -> tuple[()]:
-            return ()
-
-    return Failed()
+NOTHING_ANSWERED = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "CANCELLED"])
-def test_a_broken_connection_may_be_tried_again_whatever_grpc_calls_it(code: str) -> None:
-    found = status.from_rpc_error(failed(grpc.StatusCode[code], "Internal error from Core"), "host:1")
-    assert type(found) is errors.Unreachable
+@pytest.mark.parametrize("code", NOTHING_ANSWERED)
+def test_a_call_that_nothing_answered_says_that_the_coordinator_is_unreachable(code: str) -> None:
+    error = status.from_rpc_error(failed_call(grpc.StatusCode[code], "Socket closed"), "host:1")
+    assert type(error) is errors.Unreachable
+    assert error.facts == {"address": "host:1", "problem": "Socket closed"}
 
 
-@pytest.mark.parametrize(
-    ("code", "details"), [("UNIMPLEMENTED", "Method not found!"), ("INTERNAL", "Exception deserializing request!")]
-)
-def test_a_call_the_other_side_cannot_understand_is_not_tried_again(code: str, details: str) -> None:
-    assert type(status.from_rpc_error(failed(grpc.StatusCode[code], details), "host:1")) is errors.Internal
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code.name not in NOTHING_ANSWERED])
+@pytest.mark.parametrize("details", ["Method not found!", "Exception deserializing request!", ""])
+def test_a_status_without_a_reason_of_ours_has_no_meaning_of_ours(code: grpc.StatusCode, details: str) -> None:
+    error = status.from_rpc_error(failed_call(code, details), "host:1")
+    assert type(error) is errors.ForeignAnswer
+    assert error.facts == {"address": "host:1", "code": code.name, "problem": details or "no text"}
+
+
+@pytest.mark.parametrize("reason", ["OF_A_LATER_RELEASE", ""])
+def test_a_reason_that_this_release_does_not_know_is_shown_with_its_text(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors.StorageFull, "reason", reason)
+    sent = status.to_status(errors.StorageFull(what="the update"))
+    received = status.from_rpc_error(failed_call(sent.code, sent.details, sent.trailing_metadata), "host:1")
+    assert type(received) is errors.ForeignAnswer
+    assert "No space left for the update" in str(received)
+
+
+def test_only_failures_without_an_answer_have_the_exit_code_of_an_unreachable_coordinator() -> None:
+    unreachable = {leaf.__name__ for leaf in leaves().values() if exit_code_of(leaf) == UNREACHABLE}
+    assert unreachable == {"Unreachable", "ForeignAnswer"}

@@ -8,15 +8,16 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import random
 import time
 from pathlib import Path
 
 import structlog
 
 from pluralllm.client.daemon.models import Models, history_of
-from pluralllm.client.daemon.pace import Pace
+from pluralllm.client.daemon.pace import Backoff, Pace
+from pluralllm.client.daemon.polling import Polling
 from pluralllm.client.daemon.progress import ProgressReports
+from pluralllm.client.daemon.reactions import Outcome, outcome_of
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.daemon.work_under_way import JoinedRun, Work
@@ -41,10 +42,8 @@ from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.process.instruments import (
     ALIGNMENT,
-    CONNECTED,
     GPU_MEMORY_BYTES,
     LOSS,
-    RETRIES,
     TASKS,
     WORK_SECONDS,
 )
@@ -52,25 +51,13 @@ from pluralllm.client.work.orders import EVALUATE, PREPARE, REWARD, TRAIN, Rewar
 from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
-from pluralllm.common.errors.membership import (
-    AwaitingApproval,
-    CertificateExpired,
-    CertificateNotYetValid,
-    CertificateRevoked,
-)
 from pluralllm.common.errors.tree import (
     AnswerInvalid,
-    Broken,
     HistoryDiverged,
-    LeaseLost,
     PluralError,
     PolicyForbids,
     RecordInvalid,
-    RoundClosed,
     SpecMismatch,
-    StaleSession,
-    StorageFull,
-    Unreachable,
 )
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.process.tracing import context_of, span
@@ -81,7 +68,6 @@ from pluralllm.common.words.spec import RunSpec, parse_spec
 
 log = structlog.get_logger()
 
-FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
 STOP_GRACE_S = 8.0  # a push under way may take this long when the daemon stops
 STOP_REPORT_S = 5.0  # longest time for the report that this client stops
 HAND_IN_GRACE_S = 1.5
@@ -89,9 +75,6 @@ END_CHECK_S = 30.0  # for the records of a run that has ended
 HANDING_IN = "handing in"
 KEPT_RUNS = 100  # run specs in memory: a coordinator may name any number of runs, which this client then refuses
 CLOCK_SKEW_WARNING_S = 30.0
-APPROVAL_WAIT_S = 5.0
-# Refusals of the certificate, not of the task: the loop that polls finds out whether the daemon can go on.
-CERTIFICATE_REFUSED = (CertificateExpired, CertificateNotYetValid, CertificateRevoked)
 
 
 class Daemon:
@@ -140,10 +123,10 @@ class Daemon:
         """Runs the daemon until `stop` is set.
 
         If the configuration sets exit_when_run_over, the daemon also ends when a run ends.
-        Raises the first error that no retry can mend, such as SessionReplaced or CertificateRevoked.
+        Raises an error that `reactions.FINAL` lists, such as SessionReplaced or CertificateRevoked.
         """
         await self._worker.start()
-        polling = asyncio.create_task(self._poll_for_ever())
+        polling = asyncio.create_task(Polling(self, self._renewal, self._pace).run())
         stopping = asyncio.create_task(stop.wait())
         renewing = asyncio.create_task(self._renewal.keep())
         try:
@@ -175,52 +158,26 @@ class Daemon:
         await self._worker.stop()
         log.info("client.stopped", sent_bytes=self._transport.traffic.sent_bytes)
 
-    async def _poll_for_ever(self) -> None:
-        backoff_s, has_session = FIRST_BACKOFF_S, False
-        while True:
-            try:
-                if self._refusals_changed():
-                    has_session = False  # Hello takes back the refusals
-                if not has_session:
-                    await self._hello()
-                    has_session = True
-                held = self._work.task.name if self._work is not None and not self._work.doing.done() else None
-                following = {*self._runs, *self._unfinished, *(entry.run for entry in self._outbox.pending())}
-                answer = await self._transport.poll(held, sorted(following))
-                CONNECTED.set(1)
-                backoff_s = FIRST_BACKOFF_S
-                await self._audit.look(self._transport.audit_head)
-                if await self._take(answer):
-                    return
-            except StaleSession:
-                has_session = False
-                await asyncio.sleep(self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=False))
-            except CertificateRevoked as error:
-                await self._renewal.recover(error)
-                await asyncio.sleep(self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=False))
-            except AwaitingApproval as error:
-                self._log_reason(f"{error}")
-                await asyncio.sleep(APPROVAL_WAIT_S)
-            except (Unreachable, Broken, CertificateExpired, CertificateNotYetValid) as error:
-                CONNECTED.set(0)
-                if isinstance(error, AnswerInvalid):
-                    self._log_broken_protocol(error)
-                else:
-                    self._log_reason(f"{await self._renewal.true_cause(error)}")
-                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
-                backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
-                RETRIES.inc()
-                has_session = has_session and not isinstance(error, Broken)
+    # The talk with the coordinator
 
-    async def _hello(self) -> None:
+    async def greet(self) -> None:
+        """Opens a session. Logs if the two clocks differ much."""
         server_s = await self._transport.hello(self._partner.group, self._partner.role, self._questions)
         skew_s = server_s - time.time()
         log.info("client.connected", coordinator=self._transport.address, questions=self._questions)
         if abs(skew_s) > CLOCK_SKEW_WARNING_S:
             log.warning("client.clock_differs", skew_s=round(skew_s, 1))
 
-    def _refusals_changed(self) -> bool:
-        """Returns whether this client may take part in a run that it has refused. While it works, the answer is no.
+    async def ask(self) -> Answer:
+        """Polls, and compares the head of the audit log with the heads before."""
+        held = self._work.task.name if self._work is not None and self.is_working else None
+        following = {*self._runs, *self._unfinished, *(entry.run for entry in self._outbox.pending())}
+        answer = await self._transport.poll(held, sorted(following))
+        await self._audit.look(self._transport.audit_head)
+        return answer
+
+    def must_greet(self) -> bool:
+        """Returns whether Hello must take back this client's refusal of a run. While the client works, the answer is no.
 
         The partner has consented to the run, or a new day has a new budget of runs.
         """
@@ -231,7 +188,7 @@ class Daemon:
             log.info("consent.given", run=run)
         return self._budgets.may_ask_again() or bool(runs)
 
-    async def _take(self, answer: Answer) -> bool:
+    async def take(self, answer: Answer) -> bool:
         """Acts on the coordinator's answer to one poll. Returns whether the daemon must end."""
         match answer:
             case Task():
@@ -247,7 +204,7 @@ class Daemon:
             case Wait(after_s, reason):
                 if self._work is not None and not self._work.doing.done():
                     await self._drop_work(reason)
-                self._log_reason(reason)
+                self._pace.log_reason(reason)
                 await asyncio.sleep(self._pace.before_next_poll(after_s, time.monotonic(), is_new_task=False))
             case RunOver():
                 await self._leave(answer)
@@ -298,20 +255,18 @@ class Daemon:
             self._work.doing.cancel()
         await asyncio.gather(self._work.doing, return_exceptions=True)
 
-    def _log_reason(self, reason: str) -> None:
-        """Logs a reason for waiting, but only if it differs from the reason that was logged last, and not too often."""
-        if self._pace.is_worth_logging(reason, time.monotonic()):
-            log.info("client.waiting", reason=reason)
-
-    def _log_broken_protocol(self, error: AnswerInvalid) -> None:
-        """Logs as an error that the coordinator's answer breaks the protocol. The answer was not used."""
-        if self._pace.is_worth_logging(str(error), time.monotonic()):
-            facts = {"call": error.call, "field": error.field, "problem": error.problem}
-            log.error("coordinator.broke_protocol", coordinator=self._transport.address, **facts)
-
     # One task
 
     async def _do(self, task: Task) -> None:
+        """Works on a task until it is done, dropped, failed or refused. The loop that polls cancels work that nobody needs."""
+        backoff = Backoff()
+        while True:
+            if await self._try(task) is not Outcome.INTERRUPTED:
+                return
+            await asyncio.sleep(backoff.wait_s())
+
+    async def _try(self, task: Task) -> Outcome | None:
+        """Works on a task once. Returns what becomes of the task after an error; None if the task is done."""
         with span(task.kind, context_of(task.traceparent), task=task.name, client=self._partner.name):
             try:
                 run = await self._joined_run(task)
@@ -320,20 +275,28 @@ class Daemon:
                     await self._evaluate(task, run)
                 else:
                     await self._deliver(task, run)
-                TASKS.labels(task.kind, "done").inc()
-            except (RoundClosed, LeaseLost) as error:
+            except Exception as error:
+                if not isinstance(error, PluralError):
+                    log.exception("task.broken", task=task.name)
+                await self._end_try(task, error, outcome := outcome_of(error))
+                return outcome
+            TASKS.labels(task.kind, "done").inc()
+            return None
+
+    async def _end_try(self, task: Task, error: Exception, outcome: Outcome) -> None:
+        match outcome:
+            case Outcome.DROPPED:
                 self._outbox.drop(task.name)
                 log.info("task.dropped", task=task.name, reason=str(error))
                 TASKS.labels(task.kind, "dropped").inc()
-            except (Unreachable, StaleSession, *CERTIFICATE_REFUSED) as error:
-                # The outbox keeps a finished result for the next try.
+            case Outcome.INTERRUPTED:
                 log.warning("task.interrupted", task=task.name, reason=str(error))
                 TASKS.labels(task.kind, "interrupted").inc()
-            except PluralError as error:
-                await self._give_up(task, error)
-            except Exception as error:
-                log.exception("task.broken", task=task.name)
-                await self._give_up(task, error)
+            case Outcome.FAILED:
+                await self._give_up(task, error, permanent=False)
+            case Outcome.REFUSED:  # otherwise the next try of this task uses its finished update
+                self._outbox.drop(task.name)
+                await self._give_up(task, error, permanent=True)
 
     def _admit(self, task: Task, spec: RunSpec) -> None:
         """Checks that this client works on a task, before anything is fetched or computed. Raises the reason if it does not."""
@@ -346,14 +309,11 @@ class Daemon:
         self._budgets.join(task.run, task.spec_sha256)
         self._held_share.fix(spec)
 
-    async def _give_up(self, task: Task, error: Exception) -> None:
+    async def _give_up(self, task: Task, error: Exception, *, permanent: bool) -> None:
         reason, message = reported_failure(error)
-        permanent = isinstance(error, PluralError) and not isinstance(error, Broken | StorageFull)
-        if permanent:  # otherwise the next try of this task uses its finished update
-            self._outbox.drop(task.name)
         TASKS.labels(task.kind, "failed").inc()
         if isinstance(error, AnswerInvalid):
-            self._log_broken_protocol(error)
+            self._pace.log_broken_protocol(error)
         log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
         self._stage(HANDING_IN)
         with contextlib.suppress(PluralError):

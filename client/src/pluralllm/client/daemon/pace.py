@@ -4,12 +4,37 @@ The coordinator says how long a client must wait. A coordinator that breaks, or 
 a limit of its own, the client would ask hundreds of times a second and fill its log with reasons.
 """
 
+import random
+import time
+
+import structlog
+
+from pluralllm.common.errors.tree import AnswerInvalid
 from pluralllm.common.process.token_bucket import TokenBucket
+
+log = structlog.get_logger()
 
 # A coordinator that works sends a client to the next poll within milliseconds when a task has ended, and otherwise holds a poll.
 IDLE_POLLS, IDLE_POLL_EVERY_S = 10, 1.0  # polls that bring nothing new
 TASKS, TASK_EVERY_S = 200, 0.05  # tasks: small models have rounds of some milliseconds
 REASONS, REASON_EVERY_S = 5, 10.0  # log lines that say why the client waits
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
+
+
+class Backoff:
+    """The waits between tries that fail: each is twice as long as the one before, up to a limit, and partly random."""
+
+    def __init__(self) -> None:
+        self._next_s = FIRST_BACKOFF_S
+
+    def wait_s(self) -> float:
+        """Returns the time to wait before the next try, in seconds, and doubles the wait after it."""
+        wait_s, self._next_s = self._next_s, min(2 * self._next_s, LAST_BACKOFF_S)
+        return wait_s * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
+
+    def reset(self) -> None:
+        """Makes the next wait the shortest one: a try has succeeded."""
+        self._next_s = FIRST_BACKOFF_S
 
 
 class Pace:
@@ -36,6 +61,16 @@ class Pace:
             return False
         self._last_reason = reason
         return True
+
+    def log_reason(self, reason: str) -> None:
+        """Logs a reason for waiting, but only if it differs from the reason that was logged last, and not too often."""
+        if self.is_worth_logging(reason, time.monotonic()):
+            log.info("client.waiting", reason=reason)
+
+    def log_broken_protocol(self, error: AnswerInvalid) -> None:
+        """Logs as an error, but not too often, that an answer breaks the protocol. The answer was not used."""
+        if self.is_worth_logging(str(error), time.monotonic()):
+            log.error("coordinator.broke_protocol", call=error.call, field=error.field, problem=error.problem)
 
     def forget_reason(self) -> None:
         """Makes the next reason to wait a new one: the client has stopped waiting."""

@@ -15,7 +15,7 @@ from pluralllm.common.errors.membership import (
     CertificateRevoked,
     TooManyCalls,
 )
-from pluralllm.common.errors.tree import PluralError, Unreachable
+from pluralllm.common.errors.tree import NoAnswer, PluralError
 from pluralllm.common.trust.certificates import make_request
 from pluralllm.common.trust.identity import Identity, next_key, previous_identity, save_renewal, stored_identity
 
@@ -80,7 +80,7 @@ class Renewal:
             self._identity = await renew(previous, self._transport)
         except (PluralError, OSError) as error:
             self._transport.use(identity)
-            if not isinstance(error, Unreachable | TooManyCalls):
+            if not isinstance(error, NoAnswer | TooManyCalls):
                 raise refusal from error
             await asyncio.sleep(RECOVERY_PAUSE_S)  # the next refusal tries again
             return
@@ -93,16 +93,16 @@ class Renewal:
         self._transport.use(identity)
         log.info("certificate.read_again", serial=identity.facts.serial)
 
-    async def true_cause(self, error: PluralError) -> PluralError:
+    async def true_cause(self, error: PluralError | OSError) -> PluralError | OSError:
         """Returns the error that explains why a call failed with `error`, or `error` itself if no other explanation is found.
 
         The explanation is needed because a refused TLS handshake looks like a dead coordinator. A wrong clock looks like an
         expired certificate.
         If no retry can mend the error that was found, the method raises this error instead of returning it.
         """
-        if self._identity is None or not isinstance(error, Unreachable | CertificateExpired | CertificateNotYetValid):
+        if self._identity is None or not isinstance(error, NoAnswer | CertificateExpired | CertificateNotYetValid):
             return error
-        if isinstance(error, Unreachable) and error.address != self._identity.membership.coordinator:
+        if isinstance(error, NoAnswer) and error.address != self._identity.membership.coordinator:
             return error  # a standby that does not serve refuses connections; that is no fault
         cause = await asyncio.to_thread(self._diagnosis.cause, self._identity)
         if cause is not None and cause.final:
@@ -114,7 +114,7 @@ async def renew(identity: Identity, transport: Transport) -> Identity:
     """Gets the member's next certificate, stores it on disk, and then uses it for new calls. Returns the new identity.
 
     Calls that are under way end on the old channel, with the old certificate.
-    Raises Unreachable, StorageFull, or an error that the proto file lists for EnrolmentService.Renew.
+    Raises a subclass of NoAnswer, StorageFull, or an error that the proto file lists for EnrolmentService.Renew.
     """
     key = await asyncio.to_thread(next_key, identity.folder)
     chain_pem = await transport.renew(make_request(key, identity.membership.name))

@@ -16,22 +16,21 @@ from pluralllm.common.errors.membership import (
     ServerCertificateOutOfDate,
     TooManyAttempts,
 )
-from pluralllm.common.errors.tree import PluralError, Unreachable
+from pluralllm.common.errors.tree import NoAnswer, PluralError, Unreachable
 from pluralllm.common.trust.certificates import BACKDATE_S
 from pluralllm.common.trust.handshake import handshake
 from pluralllm.common.trust.identity import Identity
 
 # Errors with which the coordinator rejects this very certificate. Any other error may pass: an administrator approves the member,
 # or a full disk has space again.
-FINAL = (
-    CertificateExpired,
+REJECTED = (
     CertificateForeign,
     CertificateInvalid,
-    CertificateNotYetValid,
     CertificateRevoked,
     CertificateUnknown,
     CertificateWrongUse,
 )
+FINAL = (*REJECTED, CertificateExpired, CertificateNotYetValid)  # the dates only if this machine's clock is right
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def diagnose(identity: Identity) -> Cause | None:
     except ServerCertificateOutOfDate as error:
         return Cause(error, final=False)
     except PluralError as error:
-        own = own_dates(identity) if isinstance(error, Unreachable | TooManyAttempts) else None
+        own = own_dates(identity) if isinstance(error, NoAnswer | TooManyAttempts) else None
         return Cause(own or error, final=False)
     if shaken.kept:
         return None

@@ -32,6 +32,7 @@ from pluralllm.common.errors.tree import (
     Corrupt,
     DigestMismatch,
     DiskFailed,
+    NoAnswer,
     Overtaken,
     PluralError,
     ProtocolUnsupported,
@@ -101,7 +102,7 @@ class Traffic:
 class Transport:
     """Makes the daemon's calls to the coordinator.
 
-    A call raises the typed error that the coordinator answered with, or Unreachable if the coordinator does not answer. Every
+    A call raises the typed error that the coordinator answered with, or a subclass of NoAnswer if there is no such answer. Every
     field of an answer is checked before the answer is used: a call raises AnswerInvalid if the answer breaks the protocol.
     """
 
@@ -266,7 +267,7 @@ class Transport:
             problem = f"is {manifest.size_bytes}, the run spec's model has {size_bytes} bytes"
             raise AnswerInvalid(call="GetManifest", field="manifest.size_bytes", problem=problem)
         if not await asyncio.to_thread(target.is_file):
-            async for attempt in _retries(Unreachable, Corrupt, TooManyCalls):
+            async for attempt in _retries(NoAnswer, Corrupt, TooManyCalls):
                 with attempt:
                     name, draft = f"version {version}", target.with_suffix(".part")
                     download = await asyncio.to_thread(ModelDownload, name, manifest, draft)
@@ -316,7 +317,7 @@ class Transport:
             examples=examples,
             metrics=metrics,
         )
-        async for attempt in _retries(Unreachable, ChunksMissing, StorageFull, TooManyCalls):
+        async for attempt in _retries(NoAnswer, ChunksMissing, StorageFull, TooManyCalls):
             with attempt:
                 begun: pb.BeginUpdateResponse = await self._call("BeginUpdate", begin)
                 if begun.HasField("receipt"):
@@ -352,7 +353,7 @@ class Transport:
             if scores.wasserstein_score is not None:
                 request.wasserstein_score = scores.wasserstein_score
             request.questions = scores.questions
-        async for attempt in _retries(Unreachable):
+        async for attempt in _retries(NoAnswer):
             with attempt:
                 await self._call("ReportEvaluation", request)
 
@@ -406,7 +407,7 @@ class Transport:
             yield
         except grpc.RpcError as error:
             failure = from_rpc_error(error, address)
-            if isinstance(failure, Unreachable | Overtaken | DiskFailed):
+            if isinstance(failure, NoAnswer | Overtaken | DiskFailed):
                 self._connection.leave(address)
             raise failure from error
 

@@ -91,6 +91,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     m.IssuerExpired: grpc.StatusCode.FAILED_PRECONDITION,
     m.AuditBroken: grpc.StatusCode.DATA_LOSS,
     e.Unreachable: grpc.StatusCode.UNAVAILABLE,
+    e.ForeignAnswer: grpc.StatusCode.UNAVAILABLE,
     e.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.BackupUnusable: grpc.StatusCode.FAILED_PRECONDITION,
     e.NotEmpty: grpc.StatusCode.FAILED_PRECONDITION,
@@ -105,14 +106,11 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.Internal: grpc.StatusCode.INTERNAL,
 }
 
-# Codes after which a caller may send the same request again (aip.dev/194).
-TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
-
-# Codes that gRPC itself reports for a call whose connection broke (grpc.aio reports INTERNAL for a client stream that is cut in
-# the middle of a message). The coordinator's own errors always carry an ErrorInfo. A status that has one of these codes and no
-# ErrorInfo therefore says nothing about the request.
-BROKEN_TRANSPORT = TRANSIENT | {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
-
+# The coordinator's own errors always carry an ErrorInfo. A status without one comes from gRPC itself, from a proxy or from
+# another server, and never has a meaning of this project. With these codes, gRPC reports that no answer came.
+NOTHING_ANSWERED = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+)
 
 # A status travels as metadata, and peers refuse metadata of more than 8 KiB (gRPC's soft limit): the caller would then see a
 # broken stream instead of the reason of the refusal. A fact may repeat a long text that the caller sent, so long facts and long
@@ -183,18 +181,16 @@ def _fact(text: str) -> object:
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
-    """Returns the typed error for a failed RPC. address: the coordinator's address; the error Unreachable names it.
+    """Returns the typed error for a failed RPC. address: the coordinator's address, for the error's text.
 
-    If the status carries no typed error, the result is Unreachable for a broken connection, StorageFull for
-    RESOURCE_EXHAUSTED, and Internal for every other status.
+    If the status carries no typed error of this release, the result is a subclass of NoAnswer: Unreachable if nothing answered,
+    otherwise ForeignAnswer with the status code.
     """
     call = typing.cast(grpc.Call, error)  # grpc raises its calls
     code: Callable[[], grpc.StatusCode] = call.code
     if (typed_error := _typed_error(call)) is not None:
         return typed_error
     details = printable(call.details() or "", lines=True)
-    if code() in BROKEN_TRANSPORT and "deserializ" not in details:
+    if code() in NOTHING_ANSWERED:
         return e.Unreachable(address=address, problem=details or code().name)
-    if code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return e.StorageFull(what=details or "the call")
-    return e.Internal(incident=f"{code().name}: {details}")
+    return e.ForeignAnswer(address=address, code=code().name, problem=details or "no text")

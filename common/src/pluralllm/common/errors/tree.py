@@ -24,7 +24,7 @@ PluralError
 |  |- NormTooLarge         the update's L2 norm is above the run's bound
 |  |- ProtocolUnsupported  client and coordinator have no protocol version in common
 |  |- StaleSession         the coordinator does not know the session: the client must call Hello again
-|  |- SessionReplaced      a newer instance of this client has taken over
+|  |- SessionReplaced      another daemon with this client's identity has taken over
 |  |- Unidentified         the connection does not identify a client
 |  |- PolicyForbids        the partner's policy.toml forbids what the coordinator asks for
 |  |- ConsentNeeded        the partner must consent to the run before this client does a task of the run
@@ -37,7 +37,9 @@ PluralError
 |  |- RecordInvalid        the record of a model version is false: its hash, its signature or its updates are wrong
 |  |- InUse                another process uses the state directory or the port already
 |  |- NotLoopback          a connection in plain text to another machine was requested
-|  |- Unreachable          the coordinator does not answer
+|  |- NoAnswer             the call has no answer of the coordinator; the same call may succeed later
+|  |  |- Unreachable       nothing answers
+|  |  `- ForeignAnswer     gRPC, a proxy or another server has ended the call
 |  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py
 `- Broken                  this program is at fault
    |- AnswerInvalid        the coordinator's answer breaks the protocol
@@ -236,8 +238,8 @@ class StaleSession(Refused):
 @dataclass(eq=False)
 class SessionReplaced(Refused):
     client: str
-    why = "A newer instance of client {client} has connected."
-    fix = "Run one daemon for each client id."
+    why = "Another daemon with the identity of client {client} has connected later, and has taken over."
+    fix = "Run one daemon for each identity. If the other one is not yours: have the administrator run pluralllm revoke {client}."
 
 
 @dataclass(eq=False)
@@ -342,12 +344,27 @@ class NotLoopback(Refused):
     fix = "Leave --plain-text off and use certificates, or use 127.0.0.1, ::1 or localhost."
 
 
+class NoAnswer(Refused):
+    """Base class of failed calls that have no answer of the coordinator. They say nothing about the request."""
+
+    address: str  # that was called
+
+
 @dataclass(eq=False)
-class Unreachable(Refused):
+class Unreachable(NoAnswer):
     address: str
     problem: str
     why = "The coordinator at {address} does not answer: {problem}."
     fix = "Check the address and that pluralllm-server serve is running there."
+
+
+@dataclass(eq=False)
+class ForeignAnswer(NoAnswer):
+    address: str
+    code: str  # of gRPC
+    problem: str
+    why = "The call to {address} ended with gRPC's status {code}, without a reason that this release knows: {problem}."
+    fix = "Look at the address, and for a proxy on the way: another server may answer there, or a newer release."
 
 
 @dataclass(eq=False)

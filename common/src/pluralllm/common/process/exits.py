@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from pluralllm.common.errors.tree import Broken, PluralError, Unreachable
+from pluralllm.common.errors.tree import Broken, NoAnswer, PluralError
 from pluralllm.common.text.printable import printable
 
 BROKEN, USAGE, REFUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 4, 130
@@ -19,7 +19,7 @@ EXIT_CODES = "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinat
 
 def exit_code_of(leaf: type[PluralError]) -> int:
     """Returns the exit code of a command that fails with an error of this class."""
-    if issubclass(leaf, Unreachable):
+    if issubclass(leaf, NoAnswer):
         return UNREACHABLE
     return BROKEN if issubclass(leaf, Broken) else REFUSED
 

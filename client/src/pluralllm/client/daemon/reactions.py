@@ -1,0 +1,76 @@
+"""The lists that say what the daemon does about an error: which errors end it, and what becomes of the task under way.
+
+An error that stands in no list may pass, so the daemon lives on and tries again. A new error therefore never ends a daemon, and
+never excludes a partner from a run, unless somebody adds it here.
+"""
+
+from enum import Enum, auto
+
+from pluralllm.client.joining.diagnosis import REJECTED
+from pluralllm.common.errors import membership as m
+from pluralllm.common.errors import tree as e
+
+# The coordinator rejects this very certificate, or another daemon has taken over this identity. A repetition cannot mend it.
+FINAL: tuple[type[e.PluralError], ...] = (e.SessionReplaced, *REJECTED)
+
+# The coordinator needs the task's result no longer.
+OVER: tuple[type[e.PluralError], ...] = (e.RoundClosed, e.LeaseLost)
+
+# Refusals of the caller or of any call, not of the task. The loop that polls meets them too, and knows which are final.
+OF_THE_CALLER: tuple[type[e.PluralError], ...] = (
+    e.NoAnswer,
+    e.StaleSession,
+    e.ProtocolUnsupported,
+    e.Unidentified,
+    m.AwaitingApproval,
+    m.CertificateExpired,
+    m.CertificateNotYetValid,
+    m.IdentityMismatch,
+    m.RoleForbids,
+    m.TooManyAttempts,
+    m.TooManyCalls,
+    *FINAL,
+)
+
+# Another try on this machine fails in the same way until its owner changes something.
+PERMANENT: tuple[type[e.PluralError], ...] = (
+    e.AlreadyCommitted,
+    e.ConsentNeeded,
+    e.DigestMismatch,
+    e.EmbeddingMismatch,
+    e.ExtraMissing,
+    e.HistoryDiverged,
+    e.InvalidArgument,
+    e.InvalidConfig,
+    e.InvalidData,
+    e.InvalidSpec,
+    e.ModelUnavailable,
+    e.NormTooLarge,
+    e.NotFinite,
+    e.OverLimit,
+    e.PolicyForbids,
+    e.RecordInvalid,
+    e.SpecMismatch,
+    e.TooFewQuestions,
+    e.WrongBase,
+    e.WrongLayout,
+    m.RunNotShared,
+)
+
+
+class Outcome(Enum):
+    """What becomes of a task whose work has ended with an error."""
+
+    DROPPED = auto()  # nobody needs the result
+    INTERRUPTED = auto()  # the task stays this client's, and is tried again; a finished result waits in the outbox
+    FAILED = auto()  # the coordinator learns it, and may give the task again
+    REFUSED = auto()  # the coordinator learns it, and gives this client no more tasks of the run before its next Hello
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """Returns what becomes of a task whose work has ended with this error."""
+    if isinstance(error, OVER):
+        return Outcome.DROPPED
+    if isinstance(error, OF_THE_CALLER):
+        return Outcome.INTERRUPTED
+    return Outcome.REFUSED if isinstance(error, PERMANENT) else Outcome.FAILED

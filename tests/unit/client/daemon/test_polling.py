@@ -1,0 +1,125 @@
+"""The daemon's talk with its coordinator, against every refusal of the error tree and every status code of gRPC."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+from support.errors_to_raise import EVERY_BARE_CODE, EVERY_LEAF, Case
+
+from pluralllm.client.daemon import pace, polling
+from pluralllm.client.daemon.pace import Pace
+from pluralllm.client.daemon.polling import Polling
+from pluralllm.client.daemon.reactions import FINAL
+from pluralllm.client.daemon.renewal import Renewal
+from pluralllm.client.link.tasks import Answer, Wait
+from pluralllm.common.errors.tree import InvalidConfig, StaleSession, StorageFull, Unreachable
+
+ENDS_THE_DAEMON = {
+    "CertificateForeign",
+    "CertificateInvalid",
+    "CertificateRevoked",
+    "CertificateUnknown",
+    "CertificateWrongUse",
+    "SessionReplaced",
+}
+STEPS = ("greet", "ask", "take")
+
+
+@dataclass
+class ScriptedTalk:
+    """A talk in which one step fails for each error of its script, in turn. The talk ends when an answer is taken."""
+
+    step: str
+    errors: list[Exception]
+    calls: list[str] = field(default_factory=list)
+
+    def must_greet(self) -> bool:
+        return False
+
+    async def greet(self) -> None:
+        self._play("greet")
+
+    async def ask(self) -> Answer:
+        self._play("ask")
+        return Wait(0.0, "")
+
+    async def take(self, answer: Answer) -> bool:
+        del answer
+        self._play("take")
+        return True
+
+    def _play(self, step: str) -> None:
+        self.calls.append(step)
+        if step == self.step and self.errors:
+            raise self.errors.pop(0)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((pace, "FIRST_BACKOFF_S"), (pace, "LAST_BACKOFF_S"), (polling, "APPROVAL_WAIT_S")):
+        monkeypatch.setattr(module, name, 0.0)
+
+
+async def talk(step: str, *errors: Exception) -> ScriptedTalk:
+    scripted = ScriptedTalk(step, list(errors))
+    transport: Any = None  # without an identity, a renewal makes no call
+    await Polling(scripted, Renewal(None, transport), Pace()).run()
+    return scripted
+
+
+def test_the_final_errors_are_these() -> None:
+    assert {leaf.__name__ for leaf in FINAL} == ENDS_THE_DAEMON
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("case", [*EVERY_LEAF, *EVERY_BARE_CODE], ids=str)
+async def test_an_error_ends_the_talk_only_if_it_is_final(case: Case, step: str) -> None:
+    if case.name in ENDS_THE_DAEMON:
+        with pytest.raises(type(case.error)):
+            await talk(step, case.error)
+    else:
+        assert (await talk(step, case.error)).calls[-1] == "take"
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_disk_that_fails_does_not_end_the_talk(step: str) -> None:
+    assert (await talk(step, OSError(28, "No space left on device"))).calls[-1] == "take"
+
+
+async def test_many_different_errors_in_a_row_do_not_end_the_talk() -> None:
+    errors = [case.error for case in (*EVERY_BARE_CODE, *EVERY_LEAF) if case.name not in ENDS_THE_DAEMON]
+    assert (await talk("greet", *errors[:40])).calls.count("greet") == 41
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [
+        (Unreachable(address="x", problem="y"), ["greet", "ask", "ask", "take"]),
+        (StaleSession(client="ann"), ["greet", "ask", "greet", "ask", "take"]),
+        (StorageFull(what="x"), ["greet", "ask", "greet", "ask", "take"]),
+        (InvalidConfig(file="consents", problems="x"), ["greet", "ask", "greet", "ask", "take"]),
+    ],
+)
+async def test_a_refused_poll_opens_a_new_session_and_a_lost_one_does_not(error: Exception, calls: list[str]) -> None:
+    assert (await talk("ask", error)).calls == calls
+
+
+async def test_the_log_says_what_refuses_and_with_which_code() -> None:
+    [full] = [case for case in EVERY_BARE_CODE if case.name == grpc.StatusCode.RESOURCE_EXHAUSTED.name]
+    with capture_logs() as logs:
+        await talk("greet", full.error, StorageFull(what="the clients"))
+    reasons = [line["reason"] for line in logs if line["event"] == "client.waiting"]
+    assert ["RESOURCE_EXHAUSTED" in reasons[0], "No space left" in reasons[0]] == [True, False]
+    assert "No space left for the clients" in reasons[1]
+
+
+async def test_the_pauses_double_up_to_a_limit_and_start_anew_after_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "FIRST_BACKOFF_S", 0.2)
+    monkeypatch.setattr(pace, "LAST_BACKOFF_S", 15.0)
+    monkeypatch.setattr("random.uniform", lambda *_: 1.0)
+    backoff = pace.Backoff()
+    assert [backoff.wait_s() for _ in range(9)] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 15.0, 15.0]
+    backoff.reset()
+    assert backoff.wait_s() == 0.2
