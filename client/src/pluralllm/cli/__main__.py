@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-import time
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,17 +16,15 @@ from pluralllm.cli.connection import CoordinatorOption, choose_access, remote
 from pluralllm.cli.new_spec import FEWEST_CLIENTS, MODEL, WIDTH, new_spec
 from pluralllm.cli.output import now, show
 from pluralllm.cli.package_commands import ENTRY_POINTS, add_package_commands
-from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec, Unreachable
+from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
 from pluralllm.common.process.console import Json, say, terminal
 from pluralllm.common.process.exits import EXIT_CODES, run_command
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
 from pluralllm.common.words.ids import Digest
-from pluralllm.common.words.names import ModelName, RunName
+from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, spec_from_toml
-
-WATCH_PATIENCE_S = 120.0  # --watch goes on this long without an answer, for example while the coordinator restarts
 
 app = typer.Typer(
     name="pluralllm",
@@ -195,20 +192,13 @@ def status(
         return
     if as_json:
         raise InvalidArgument(field="--watch", problem="cannot be had with --json; poll `status --json` instead")
-    run_facts = connection.get_run(run)
-    name = RunName.parse(run_facts["name"]).run
-    answered_s = time.monotonic()
+    from pluralllm.cli.watching import states_of  # noqa: PLC0415 - gRPC takes a moment
+
     console = terminal()
-    with Live(_status(run_facts), auto_refresh=False, console=console) as live:
-        while run_facts["phase"] != "ended":
-            try:
-                connection.wait_for_event(name, run_facts["sequence"])
-                run_facts, answered_s = connection.get_run(name), time.monotonic()
-            except Unreachable:
-                if time.monotonic() - answered_s > WATCH_PATIENCE_S:
-                    raise
-                time.sleep(1.0)
-            live.update(_status(run_facts), refresh=True)
+    states = states_of(connection, run)
+    with Live(_status(next(states)), auto_refresh=False, console=console) as live:
+        for state in states:
+            live.update(_status(state), refresh=True)
     if not console.is_terminal:
         say()  # rich prints only the last screen, and does not end its last line
 

@@ -5,7 +5,8 @@
 const at = (id) => document.getElementById(id);
 const SYMBOL = { done: "✓", working: "▶", assigned: "◷", lost: "▲", idle: "·" };
 const WAIT_FIRST_MS = 500, WAIT_LAST_MS = 10000;
-let source = null, wait = WAIT_FIRST_MS, state = null, history_ = null, seen = "", chosen = "", skew = 0;
+const SILENT_MS = 15000; // the coordinator sends a run's state every two seconds
+let source = null, turn = 0, next = 0, silence = 0, wait = WAIT_FIRST_MS, state = null, history_ = null, seen = "", chosen = "", skew = 0;
 
 function node(name, facts = {}, ...children) {
   const made = document.createElement(name);
@@ -152,7 +153,7 @@ function chart(target, lines, unit, height) {
 // The connection to the coordinator
 
 async function get(path) {
-  const answer = await fetch(path, { cache: "no-store" });
+  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(SILENT_MS) });
   if (!answer.ok) throw new Error(String(answer.status));
   return answer.json();
 }
@@ -171,9 +172,11 @@ function showLink(kind, words) {
   at("link").textContent = words;
 }
 async function connect() {
-  if (source) source.close();
+  const mine = ++turn; // a later call makes this one void
+  stop();
   try {
     const { federation, runs } = await get("api/runs");
+    if (mine !== turn) return;
     at("federation").textContent = federation;
     const inAddress = location.hash.slice(1);
     const run = runs.find((r) => r.name === inAddress) ?? runs.find((r) => r.phase !== "ended") ?? runs[0];
@@ -182,18 +185,36 @@ async function connect() {
     at("run").value = run.name;
     source = new EventSource(`api/runs/${run.name}/events`);
     source.onmessage = (message) => {
-      state = JSON.parse(message.data);
-      skew = Date.now() / 1000 - state.now_s;
+      try {
+        state = JSON.parse(message.data);
+        skew = Date.now() / 1000 - state.now_s;
+        drawState();
+      } catch { state = null; lose(); return; } // of something else
       wait = WAIT_FIRST_MS;
       showLink("live", "live");
-      drawState();
       loadHistory();
+      awaitMessage();
     };
-    source.onerror = () => { source.close(); again(); showLink("lost", "the coordinator does not answer; trying again"); };
-  } catch { showLink("lost", "the coordinator does not answer; trying again"); again(); }
+    source.onerror = lose;
+    awaitMessage();
+  } catch { if (mine === turn) lose(); }
+}
+function awaitMessage() {
+  clearTimeout(silence);
+  silence = setTimeout(lose, SILENT_MS);
+}
+function stop() {
+  if (source) source.close();
+  clearTimeout(silence);
+  clearTimeout(next);
+}
+function lose() {
+  stop();
+  showLink("lost", "the coordinator does not answer; trying again");
+  again();
 }
 function again() {
-  setTimeout(connect, wait);
+  next = setTimeout(connect, wait);
   wait = Math.min(2 * wait, WAIT_LAST_MS);
 }
 at("run").addEventListener("change", () => { location.hash = at("run").value; });

@@ -1,0 +1,63 @@
+"""Follows one run until it ends, for `status --watch`. Only an error that no later try can mend ends the command early."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from pluralllm.client.joining.diagnosis import FINAL
+from pluralllm.common.errors.membership import IdentityMismatch, RoleForbids, RunNotShared
+from pluralllm.common.errors.tree import InvalidArgument, NotFound, PluralError, Unidentified
+from pluralllm.common.words.names import RunName
+
+PATIENCE_S = 120.0  # without an answer, for example while the coordinator restarts
+RETRY_S = 1.0
+AT_MOST_EVERY_S = 0.3  # a busy run, or a proxy that ends each call at once, would otherwise cause calls without a pause
+ENDS: tuple[type[PluralError], ...] = (
+    IdentityMismatch,
+    InvalidArgument,
+    NotFound,
+    RoleForbids,
+    RunNotShared,
+    Unidentified,
+    *FINAL,
+)
+
+Values = dict[str, Any]
+
+
+class Watched(Protocol):
+    """The two calls that following a run needs; operator.remote.Remote has them."""
+
+    def get_run(self, run: str) -> Values:
+        """Returns the run."""
+
+    def wait_for_event(self, run: str, after: int) -> None:
+        """Waits some seconds for an event with a higher number than `after`."""
+
+
+def states_of(
+    connection: Watched,
+    run: str,
+    monotonic_s: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Values]:
+    """Yields the run again and again until it has ended.
+
+    Raises an error of the first call. Later, raises an error in ENDS at once, and any other one after PATIENCE_S seconds.
+    """
+    facts = connection.get_run(run)
+    name = RunName.parse(facts["name"]).run
+    answered_s = monotonic_s()
+    yield facts
+    while facts["phase"] != "ended":
+        began_s = monotonic_s()
+        try:
+            connection.wait_for_event(name, facts["sequence"])
+            facts, answered_s = connection.get_run(name), monotonic_s()
+        except PluralError as error:
+            if isinstance(error, ENDS) or monotonic_s() - answered_s > PATIENCE_S:
+                raise
+            sleep(RETRY_S)
+            continue
+        yield facts
+        sleep(max(0.0, began_s + AT_MOST_EVERY_S - monotonic_s()))

@@ -1,0 +1,108 @@
+"""The page's connection to the coordinator, in node with a scripted browser: whatever answers, the page tries again."""
+
+import json
+import shutil
+import subprocess
+from importlib import resources
+
+import pytest
+
+NODE = shutil.which("node")
+pytestmark = pytest.mark.skipif(NODE is None, reason="no node here: apt-get install nodejs")
+LIMIT_S = 20
+# A document of elements that accept everything, a clock that the script moves, and answers that the script chooses.
+BROWSER = """
+const links = [], opened = []; let timers = [], now = 0, number = 0;
+function element() {
+  const known = { classList: {}, children: [] };
+  return new Proxy(known, { get: (o, k) => k in o ? o[k] : k === Symbol.toPrimitive ? () => "" : () => element(),
+    set: (o, k, v) => { o[k] = v; return true; } });
+}
+const elements = new Map();
+globalThis.document = { createElement: element, createElementNS: element,
+  getElementById: (id) => { if (!elements.has(id)) elements.set(id, element()); return elements.get(id); } };
+globalThis.window = { addEventListener: (kind, act) => { window[kind] = act; } };
+globalThis.location = { hash: "" };
+globalThis.setTimeout = (act, wait) => { timers.push({ id: ++number, at: now + wait, act }); return number; };
+globalThis.clearTimeout = (id) => { timers = timers.filter((timer) => timer.id !== id); };
+globalThis.setInterval = () => 0;
+globalThis.EventSource = class {
+  constructor(path) { this.path = path; this.open = true; opened.push(this); }
+  close() { this.open = false; }
+};
+const settle = () => new Promise((done) => setImmediate(done));
+async function pass(seconds) {
+  const end = now + 1000 * seconds;
+  for (;;) {
+    const due = timers.filter((timer) => timer.at <= end).sort((a, b) => a.at - b.at)[0];
+    if (!due) break;
+    clearTimeout(due.id); now = due.at; due.act(); await settle();
+  }
+  now = end;
+}
+const good = { ok: true, json: async () => ({ federation: "f", runs: [{ name: "r", phase: "collecting" }] }) };
+const STATE = JSON.stringify({ now_s: 0, phase: "collecting", round: 1, rounds: 2, next: "", trouble: "", slots: 2,
+  updates: 0, quorum: 1, version: 0, version_digest: "", received_bytes: 0, sent_bytes: 0, clients: [], refusals: [],
+  deadline_s: null, since_s: 0, evaluated: null, name: "r", groups: [], fairness: null });
+let calls = 0, answer = async () => good;
+globalThis.fetch = (path) => { calls += 1; return answer(path); };
+const link = () => document.getElementById("link").className;
+const check = (holds, what) => { if (!holds) { console.error(what); process.exit(1); } };
+"""
+
+
+def in_browser(script: str) -> None:
+    """Runs the page's script and then `script` in node. Fails with the text of the first check that does not hold."""
+    page = resources.files("pluralllm.server.observe").joinpath("web", "page.js").read_text()
+    assert NODE is not None
+    whole = f"{BROWSER}\n{page}\n(async () => {{ await settle(); {script} process.exit(0); }})();"
+    result = subprocess.run([NODE, "-e", whole], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(f"async () => ({{ ok: false, status: {status} }})" for status in (400, 401, 403, 404, 429, 500, 502, 503)),
+        "async () => { throw new TypeError('failed') }",
+        "async () => ({ ok: true, json: async () => { throw new SyntaxError('HTML') } })",
+        "async () => ({ ok: true, json: async () => null })",
+        "async () => ({ ok: true, json: async () => ({ runs: 7 }) })",
+    ],
+)
+def test_an_answer_of_something_else_is_shown_and_tried_again_until_the_coordinator_answers(answer: str) -> None:
+    in_browser(f"""
+        opened.at(-1).onmessage({{ data: STATE }}); check(link() === "live", "is not live at first");
+        const bad = {answer}; answer = bad;
+        opened.at(-1).onerror(); check(link() === "lost", "does not show that the link is lost");
+        const before = calls; await pass(60);
+        check(calls - before >= 6 && calls - before <= 12, `tried ${{calls - before}} times in a minute`);
+        answer = async () => good; await pass(11);
+        opened.at(-1).onmessage({{ data: STATE }}); check(link() === "live", "does not come back");
+        check(opened.filter((source) => source.open).length === 1, "has more than one stream");
+    """)
+
+
+@pytest.mark.parametrize("data", ["<html>", "null", "{}", "[]"])
+def test_a_message_of_something_else_is_not_shown_as_live(data: str) -> None:
+    in_browser(f"""
+        opened.at(-1).onmessage({{ data: {json.dumps(data)} }}); check(link() === "lost", "shows it as live");
+        await pass(1); opened.at(-1).onmessage({{ data: STATE }}); check(link() === "live", "does not come back");
+    """)
+
+
+def test_a_stream_that_hangs_is_opened_again() -> None:
+    in_browser("""
+        for (let beat = 0; beat < 10; beat += 1) { opened.at(-1).onmessage({ data: STATE }); await pass(14); }
+        check(opened.length === 1 && link() === "live", "gives a stream up that lives");
+        await pass(2); check(link() === "lost" || opened.length === 2, "waits for ever");
+        await pass(1); check(opened.length === 2 && !opened[0].open, "does not open the stream again");
+    """)
+
+
+def test_another_run_chosen_while_the_link_is_lost_makes_no_second_loop() -> None:
+    in_browser("""
+        answer = async () => ({ ok: false, status: 503 }); opened.at(-1).onerror();
+        for (let change = 0; change < 5; change += 1) { window.hashchange(); await settle(); }
+        const before = calls; await pass(60); check(calls - before <= 12, `${calls - before} calls in a minute`);
+    """)
