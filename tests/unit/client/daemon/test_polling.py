@@ -34,6 +34,7 @@ class ScriptedTalk:
     step: str
     errors: list[Exception]
     calls: list[str] = field(default_factory=list)
+    coordinator: str = "127.0.0.1:1"
 
     def must_greet(self) -> bool:
         return False

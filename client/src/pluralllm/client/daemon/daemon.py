@@ -160,11 +160,16 @@ class Daemon:
 
     # The talk with the coordinator
 
+    @property
+    def coordinator(self) -> str:
+        """The address that new calls go to."""
+        return self._transport.address
+
     async def greet(self) -> None:
         """Opens a session. Logs if the two clocks differ much."""
         server_s = await self._transport.hello(self._partner.group, self._partner.role, self._questions)
         skew_s = server_s - time.time()
-        log.info("client.connected", coordinator=self._transport.address, questions=self._questions)
+        log.info("client.connected", coordinator=self.coordinator, questions=self._questions)
         if abs(skew_s) > CLOCK_SKEW_WARNING_S:
             log.warning("client.clock_differs", skew_s=round(skew_s, 1))
 
@@ -313,7 +318,7 @@ class Daemon:
         reason, message = reported_failure(error)
         TASKS.labels(task.kind, "failed").inc()
         if isinstance(error, AnswerInvalid):
-            self._pace.log_broken_protocol(error)
+            self._pace.log_broken_protocol(error, self.coordinator)
         log.error("task.failed", task=task.name, reason=reason, problem=str(error), permanent=permanent)
         self._stage(HANDING_IN)
         with contextlib.suppress(PluralError):

@@ -67,10 +67,11 @@ class Pace:
         if self.is_worth_logging(reason, time.monotonic()):
             log.info("client.waiting", reason=reason)
 
-    def log_broken_protocol(self, error: AnswerInvalid) -> None:
+    def log_broken_protocol(self, error: AnswerInvalid, coordinator: str) -> None:
         """Logs as an error, but not too often, that an answer breaks the protocol. The answer was not used."""
         if self.is_worth_logging(str(error), time.monotonic()):
-            log.error("coordinator.broke_protocol", call=error.call, field=error.field, problem=error.problem)
+            facts = {"call": error.call, "field": error.field, "problem": error.problem}
+            log.error("coordinator.broke_protocol", coordinator=coordinator, **facts)
 
     def forget_reason(self) -> None:
         """Makes the next reason to wait a new one: the client has stopped waiting."""

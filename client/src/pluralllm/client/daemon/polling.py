@@ -22,6 +22,10 @@ APPROVAL_WAIT_S = 5.0
 class Talk(Protocol):
     """The steps of the talk; the daemon implements them."""
 
+    @property
+    def coordinator(self) -> str:
+        """The address that new calls go to."""
+
     def must_greet(self) -> bool:
         """Returns whether the coordinator must learn something that only Hello says."""
 
@@ -80,7 +84,7 @@ class Polling:
             case _:
                 CONNECTED.set(0)
                 if isinstance(error, AnswerInvalid):
-                    self._pace.log_broken_protocol(error)
+                    self._pace.log_broken_protocol(error, self._talk.coordinator)
                 else:
                     self._pace.log_reason(str(await self._renewal.true_cause(error)))
                 await asyncio.sleep(self._backoff.wait_s())
