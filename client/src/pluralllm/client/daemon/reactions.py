@@ -59,7 +59,7 @@ PERMANENT: tuple[type[e.PluralError], ...] = (
 
 
 class Outcome(Enum):
-    """What becomes of a task whose work has ended with an error."""
+    """The fate of a task whose work has ended with an error."""
 
     DROPPED = auto()  # nobody needs the result
     INTERRUPTED = auto()  # the task stays this client's, and is tried again; a finished result waits in the outbox
