@@ -1,4 +1,4 @@
-"""What becomes of a task after each error of the tree and each bare status code of gRPC."""
+"""The fate of a task after each error of the tree, and after each bare status code of gRPC."""
 
 import pytest
 from support.errors_to_raise import EVERY_BARE_CODE, EVERY_LEAF, Case
