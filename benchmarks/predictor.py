@@ -26,9 +26,11 @@ from pluralllm.client.work.train import pick_device
 from pluralllm.common.predictor.architecture import initial_values, parameters
 from pluralllm.common.predictor.data import Batch, Episode, GroupData, group_data, log_softmax_by_question, make_batch
 from pluralllm.common.predictor.metrics import js_distance, js_distances
-from pluralllm.common.predictor.model import PreferencePredictor, load_weights
+from pluralllm.common.predictor.model import load_weights
+from pluralllm.common.predictor.neural_process import NeuralProcessPredictor
+from pluralllm.common.words.predictors import NeuralProcess
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding, Predictor, Training
+from pluralllm.common.words.spec import Embedding, Training
 
 CONTEXT, TARGETS, OPTIONS = 55, 55, 5
 RATE = 3e-4
@@ -37,7 +39,7 @@ RATE = 3e-4
 class Plain(nn.Module):
     """Plain implementation of the predictor of arXiv 2503.09925, section 3, with torch's own encoder layers."""
 
-    def __init__(self, config: Predictor, dimension: int) -> None:
+    def __init__(self, config: NeuralProcess, dimension: int) -> None:
         super().__init__()
         d, width = config.d_model, dimension + 1
         layers: list[nn.Module] = []
@@ -58,7 +60,7 @@ class Plain(nn.Module):
         out = self.head(self.encoder(points, mask=mask)[:, context.shape[1] :])  # (B, T, 2)
         return out[..., 0], out[..., 1]
 
-    def take(self, ours: PreferencePredictor) -> None:
+    def take(self, ours: NeuralProcessPredictor) -> None:
         """Copies the parameter values of our predictor, so that the two versions compute the same function."""
         theirs: dict[str, Tensor] = {}
         for name, value in ours.named_parameters():
@@ -79,7 +81,7 @@ class Plain(nn.Module):
 
 
 def plain_loss(model: Plain, batch: Batch) -> Tensor:
-    mean, log_std = model(batch.context, batch.context_shares, batch.targets)
+    mean, log_std = model(batch.context.embeddings, batch.context_shares, batch.targets.embeddings)
     losses = []
     for row in range(len(mean)):
         for start in range(0, mean.shape[1], OPTIONS):
@@ -89,8 +91,8 @@ def plain_loss(model: Plain, batch: Batch) -> Tensor:
     return torch.cat(losses).mean()
 
 
-def our_loss(model: PreferencePredictor, batch: Batch) -> Tensor:
-    predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+def our_loss(model: NeuralProcessPredictor, batch: Batch) -> Tensor:
+    predicted = model(batch.context, batch.context_shares, batch.targets)
     return prediction_loss(predicted, batch, Training(), clients=1)[0]
 
 
@@ -107,10 +109,10 @@ def plain_evaluation(model: Plain, data: GroupData, episode: Episode, device: to
 
 
 @torch.no_grad()
-def our_evaluation(model: PreferencePredictor, data: GroupData, episode: Episode, device: torch.device) -> float:
+def our_evaluation(model: NeuralProcessPredictor, data: GroupData, episode: Episode, device: torch.device) -> float:
     batch = make_batch([(data, episode)]).to(device)
-    predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
-    shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)[0].exp().cpu().numpy()
+    predicted = model(batch.context, batch.context_shares, batch.targets)
+    shares = log_softmax_by_question(predicted.mean, batch.targets.question, batch.questions)[0].exp().cpu().numpy()
     starts = np.arange(0, len(shares), OPTIONS)
     return float(1 - js_distances(shares, data.shares[data.points(episode.targets)], starts).mean())
 
@@ -122,7 +124,7 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * size**3 / min(seconds(lambda: one @ other, device) for _ in range(7))
 
 
-def step_operations(config: Predictor, dimension: int, batch: int) -> float:
+def step_operations(config: NeuralProcess, dimension: int, batch: int) -> float:
     """Number of floating point operations in the matrix products of one training step.
 
     Each weight needs two operations forward and four backward for each point. The products of attention are added.
@@ -172,9 +174,9 @@ def main() -> int:
     peak = matrix_rate(device)
     print(f"{device}, {arguments.threads} threads; matrix rate {peak / 1e9:.0f} GFLOP/s")
     for dimension in (384, 4096):
-        config = Predictor()
+        config = NeuralProcess()
         embedding = Embedding(model="made up", templates=("{question} {option}",), dimension=dimension)
-        ours = PreferencePredictor(config, embedding).to(device)
+        ours = NeuralProcessPredictor(config, embedding).to(device)
         load_weights(ours, {p.name: initial_values(p, 0) for p in parameters(config, dimension)})
         plain = Plain(config, dimension).to(device)
         plain.take(ours)
@@ -220,7 +222,7 @@ def stepper(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
     return step
 
 
-def difference(ours: PreferencePredictor, plain: Plain, batch: Batch) -> str:
+def difference(ours: NeuralProcessPredictor, plain: Plain, batch: Batch) -> str:
     """Formats the difference between the losses of the two versions, and the relative difference of their gradients' norms."""
     losses, gradients = [], []
     for model, loss in ((ours, our_loss(ours, batch)), (plain, plain_loss(plain, batch))):

@@ -11,6 +11,7 @@ import argparse
 import resource
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -21,9 +22,10 @@ from timing import seconds
 from pluralllm.client.work.train import pick_device
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
-from pluralllm.common.predictor.model import PreferencePredictor
+from pluralllm.common.predictor.model import new_predictor
+from pluralllm.common.words.predictors import NeuralProcess
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding, Predictor
+from pluralllm.common.words.spec import Embedding
 
 OPTIONS, DIMENSION, CONTEXT = 5, 384, 20
 MB = 1024
@@ -45,9 +47,11 @@ def unit(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
     return normed
 
 
-def one_by_one(predictor: GroupPredictor, points: NDArray[np.float32], questions: int) -> Iterator[PredictedAnswer]:
-    for number in range(questions):
-        yield from predictor.predict_embedded(points[number * OPTIONS : (number + 1) * OPTIONS], [OPTIONS])
+def one_by_one(
+    predictor: GroupPredictor, points: NDArray[np.float32], questions: list[Question]
+) -> Iterator[PredictedAnswer]:
+    for number, question in enumerate(questions):
+        yield from predictor.predict_embedded(points[number * OPTIONS : (number + 1) * OPTIONS], [question])
 
 
 def resident_mb() -> float:
@@ -63,20 +67,19 @@ def main() -> None:
     arguments = parser.parse_args()
     device, rng = pick_device(arguments.device), np.random.default_rng(0)
     torch.manual_seed(0)
-    model = PreferencePredictor(Predictor(), Embedding(model="none", dimension=DIMENSION, templates=("{option}",)))
+    model = new_predictor(NeuralProcess(), Embedding(model="none", dimension=DIMENSION, templates=("{option}",)))
     context = [
         Question(f"q{n}", tuple(f"o{k}" for k in range(OPTIONS)), (1 / OPTIONS,) * OPTIONS) for n in range(CONTEXT)
     ]
     predictor = GroupPredictor(model, cast("Embedder", RandomVectors(rng)), "g", context, device)
-    points, sizes = unit(rng, arguments.questions * OPTIONS), [OPTIONS] * arguments.questions
-    list(predictor.predict_embedded(points[: 100 * OPTIONS], sizes[:100]))
+    points = unit(rng, arguments.questions * OPTIONS)
+    questions = [replace(context[0], text=f"question {number}") for number in range(arguments.questions)]
+    list(predictor.predict_embedded(points[: 100 * OPTIONS], questions[:100]))
     together, alone = [], []
     for _ in range(arguments.repeats):
-        together.append(seconds(lambda: list(predictor.predict_embedded(points, sizes)), device))
-        alone.append(seconds(lambda: list(one_by_one(predictor, points, arguments.questions)), device))
-    pairs = zip(
-        predictor.predict_embedded(points, sizes), one_by_one(predictor, points, arguments.questions), strict=True
-    )
+        together.append(seconds(lambda: list(predictor.predict_embedded(points, questions)), device))
+        alone.append(seconds(lambda: list(one_by_one(predictor, points, questions)), device))
+    pairs = zip(predictor.predict_embedded(points, questions), one_by_one(predictor, points, questions), strict=True)
     difference = max(float(np.abs(one.shares - other.shares).max()) for one, other in pairs)
     ratios = [slow / quick for quick, slow in zip(together, alone, strict=True)]
     answers = arguments.questions * OPTIONS
@@ -87,7 +90,7 @@ def main() -> None:
         f"({min(ratios):.2f} to {max(ratios):.2f}); shares within {difference:.1e}"
     )
     before_mb = resident_mb()
-    for answer in predictor.predict_embedded(np.tile(points, (10, 1)), sizes * 10):
+    for answer in predictor.predict_embedded(np.tile(points, (10, 1)), questions * 10):
         assert answer.shares.size == OPTIONS
     grown_mb = resident_mb() - before_mb - 10 * points.nbytes / MB**2
     print(f"ten times as many: memory grows by {max(0.0, grown_mb):.0f} MB beside the embeddings themselves")

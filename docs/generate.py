@@ -27,7 +27,8 @@ from pluralllm.common.errors.grpc_status import CODES
 from pluralllm.common.errors.root import PluralError, reason_of
 from pluralllm.common.process.exits import exit_code_of
 from pluralllm.common.process.json_forms import FORMS
-from pluralllm.common.words import reward_weights, spec
+from pluralllm.common.words import predictors, reward_weights, spec
+from pluralllm.common.words.predictors import architecture_of
 from pluralllm.server.observe.gauges import COUNTERS, GAUGES
 from pluralllm.server.process import instruments as of_server
 from pluralllm.server.rounds import events as ev
@@ -158,6 +159,7 @@ def log_lines(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 def run_spec_page() -> str:
     comments = {**field_comments(Path(spec.__file__)), **field_comments(Path(reward_weights.__file__))}
+    comments |= field_comments(Path(predictors.__file__))
     presets = {name: spec.preset_values(name) for name in spec.PRESETS}
     sections = "\n".join(_spec_part(spec.RunSpec, (), comments, presets))
     return f"{MADE}{RUN_SPEC}{sections}"
@@ -166,26 +168,32 @@ def run_spec_page() -> str:
 def _spec_part(
     model: type[BaseModel], path: tuple[str, ...], comments: Mapping[tuple[str, str], str], presets: dict[str, Any]
 ) -> Iterator[str]:
+    title = f"[{'.'.join(path)}]" if path else "Top-level keys"
+    if (architecture := model.model_fields.get("architecture")) is not None:  # one table for each architecture
+        (name,) = typing.get_args(architecture.annotation)
+        title = f"{title}, architecture {name}"
+        presets = {preset: values for preset, values in presets.items() if architecture_of(_at(values, path)) == name}
     rows, inner = [], []
     for name, field in model.model_fields.items():
-        inner_model = _part_of(field.annotation)
-        if inner_model is not None:
-            inner.append((inner_model, (*path, name)))
+        if tables := _tables_of(field.annotation):
+            inner += [(inner_model, (*path, name)) for inner_model in tables]
             continue
         preset_values = [_value(_at(values, (*path, name))) for values in presets.values()]
         plain = "required" if field.is_required() else _value(field.get_default(call_default_factory=True))
         rows.append((f"`{name}`", _allowed(field), comments.get((model.__name__, name), ""), *preset_values, plain))
-    title = f"[{'.'.join(path)}]" if path else "Top-level keys"
     head = ("key", "allowed", "meaning", *(f"preset {name}" for name in presets), "otherwise")
     yield f"## {title}\n\n{inspect.getdoc(model) or ''}\n\n{table(head, iter(rows))}"
     for inner_model, where in inner:
         yield from _spec_part(inner_model, where, comments, presets)
 
 
-def _part_of(annotation: Any) -> type[BaseModel] | None:
+def _tables_of(annotation: Any) -> list[type[BaseModel]]:
+    """Returns the classes of a table of the run spec; an empty list for a field that is no table."""
+    if typing.get_origin(annotation) is tuple:
+        return []
     kinds = [annotation, *typing.get_args(annotation)]
-    tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return tables[0] if tables and typing.get_origin(annotation) is not tuple else None
+    kinds += [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is typing.Annotated]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def _allowed(field: Any) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from leak.setting import Flat, Shares, model_of, of_question
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.predictor.data import Episode, GroupData, make_batch
+from pluralllm.common.predictor.neural_process import NeuralProcessPredictor
 from pluralllm.common.words.spec import RunSpec
 
 WIDTH = 2048  # more than a group has points
@@ -70,10 +71,11 @@ def values_of(spec: RunSpec, values: Flat, name: str) -> Flat:
 def hidden(spec: RunSpec, base: Flat, data: GroupData) -> NDArray[np.float64]:
     """Returns the inputs of the model's last layer for all points of a group. Shape (P, d_model)."""
     model = model_of(spec, base)
+    assert isinstance(model, NeuralProcessPredictor)
     caught: list[torch.Tensor] = []
     model.head[1].register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
     batch = make_batch([(data, Episode((0,), tuple(range(len(data.questions)))))])
-    model(batch.context, batch.context_shares * 0, batch.context_is_real, batch.targets)
+    model(batch.context, batch.context_shares * 0, batch.targets)
     return caught[0][0].double().numpy()
 
 

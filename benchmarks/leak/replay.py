@@ -83,7 +83,7 @@ class Replay:
         context, targets = (self._data.points(part) for part in (step.episode.context, step.episode.targets))
         empty = make_batch([(self._data, step.episode)])
         batch = replace(empty, context_shares=shares[context][None], target_shares=shares[targets][None])
-        inputs = (batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+        inputs = (batch.context, batch.context_shares, batch.targets)
         predicted = functional_call(self._model, values, inputs)
         return prediction_loss(predicted, batch, self._spec.training, clients=1)[0]
 

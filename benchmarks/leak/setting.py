@@ -18,8 +18,9 @@ from pluralllm.client.data.importers import import_globalopinionqa
 from pluralllm.client.work.train import train
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.predictor.data import Episode, GroupData, log_softmax_by_question, make_batch
+from pluralllm.common.predictor.interface import PreferencePredictor
 from pluralllm.common.predictor.metrics import js_distances
-from pluralllm.common.predictor.model import PreferencePredictor, load_weights
+from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.weights.layout import flat_values, read_layout, tensors_of, write_weights
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.spec import RunSpec, merge, preset_values
@@ -101,7 +102,7 @@ def model_of(spec: RunSpec, values: Flat) -> PreferencePredictor:
     """Returns the predictor with these parameter values, in evaluation mode."""
     with tempfile.TemporaryDirectory() as name:
         write_weights(Path(name) / "model", layout_for(spec), [values])
-        model = PreferencePredictor(spec.predictor, spec.embedding)
+        model = new_predictor(spec.predictor, spec.embedding)
         load_weights(model, tensors_of(Path(name) / "model"))
     return model.eval()
 
@@ -136,8 +137,8 @@ def predicted(spec: RunSpec, values: Flat, data: GroupData, seed: int = 0) -> Sh
             context = tuple(rng.permutation(len(everything))[:CONTEXT].tolist())
             batch = make_batch([(data, Episode(context, everything))])
             shares = torch.from_numpy(guess[data.points(context)].astype(np.float32))[None]
-            means = model(batch.context, shares, batch.context_is_real, batch.targets).mean
-            total += log_softmax_by_question(means, batch.target_question, batch.questions)[0].exp().numpy()
+            means = model(batch.context, shares, batch.targets).mean
+            total += log_softmax_by_question(means, batch.targets.question, batch.questions)[0].exp().numpy()
         guess = total / CONTEXTS
     return guess
 

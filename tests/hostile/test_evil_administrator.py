@@ -45,7 +45,7 @@ from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.architecture import initial_values, parameters
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
-from pluralllm.common.predictor.model import PreferencePredictor, load_weights
+from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
@@ -135,7 +135,7 @@ async def test_the_runs_of_an_administrator_learn_next_to_nothing_and_the_log_sa
 
 def predicted(spec: RunSpec, model: Path, cache: Path) -> NDArray[np.float64]:
     """Returns what the run's first version predicts for the scored questions, from another group's answers as its context."""
-    predictor = PreferencePredictor(spec.predictor, spec.embedding)
+    predictor = new_predictor(spec.predictor, spec.embedding)
     shapes = parameters(spec.predictor, spec.embedding.dimension)
     load_weights(predictor, {shape.name: initial_values(shape, spec.seed) for shape in shapes})
     context = [question for question in OTHERS[0] if not is_held_out(question.id, SHARE)][:20]

@@ -22,7 +22,7 @@ from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.roles import MemberRole
-from pluralllm.common.words.spec import RunSpec
+from pluralllm.common.words.spec import RunSpec, merge
 from pluralllm.operator.remote import Remote
 
 START_LIMIT_S = 60.0
@@ -82,7 +82,10 @@ def process_spec(**changes: Any) -> RunSpec:
     }
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(values.get(key), dict)
-        values[key] = {**values[key], **value} if both else value
+        if key == "predictor":
+            values = merge(values, {key: value})
+        else:
+            values[key] = {**values[key], **value} if both else value
     return RunSpec.model_validate(values)
 
 

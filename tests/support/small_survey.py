@@ -28,6 +28,8 @@ SMALL: dict[str, Any] = {
     "embedding": {"model": "m", "dimension": DIMENSION},
 }
 
+KERNEL: dict[str, Any] = {"architecture": "fourier-kernel/1", "features": 24, "group_rank": 3}
+
 
 def small_spec(over: dict[str, Any] | None = None, preset: str = "default") -> RunSpec:
     """Returns a small variant of a preset's spec; `over` is merged over it."""

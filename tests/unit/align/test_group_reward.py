@@ -150,10 +150,13 @@ def test_many_questions_are_predicted_as_each_by_itself(place: Path, model: Plur
     rng = np.random.default_rng(0)
     rng_points = rng.normal(size=(5000, 32)).astype(np.float32)
     predictor = reward._predictors[NAMES[0]]
-    together = list(predictor.predict_embedded(rng_points, [2] * 1000 + [3] * 1000))
+    questions = [
+        Question(str(n), ("a", "b", "c")[:size], (0.0,) * size) for n, size in enumerate([2] * 1000 + [3] * 1000)
+    ]
+    together = list(predictor.predict_embedded(rng_points, questions))
     assert len(together) == 2000
     for number, start, size in ((0, 0, 2), (999, 1998, 2), (1000, 2000, 3), (1999, 4997, 3)):
-        (alone,) = predictor.predict_embedded(rng_points[start : start + size], [size])
+        (alone,) = predictor.predict_embedded(rng_points[start : start + size], [questions[number]])
         assert together[number].shares == pytest.approx(alone.shares, abs=1e-5)
 
 

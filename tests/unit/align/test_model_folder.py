@@ -3,17 +3,21 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.exported_model import SPEC, export
+from support.points import random_points, random_shares
+from support.process_harness import process_spec
+from support.small_survey import KERNEL
 from transformers import AutoConfig, AutoModel
 
 from pluralllm.align import PluralConfig, PluralPredictor
 from pluralllm.align.model_card import _table
 from pluralllm.align.model_folder import CONFIG, PROVENANCE, WEIGHTS
 from pluralllm.common.errors.tree import InvalidModel
-from pluralllm.common.predictor.model import PreferencePredictor, load_weights
+from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.weights.layout import tensors_of
 
 
@@ -22,23 +26,33 @@ def folder(tmp_path: Path) -> Path:
     return export(tmp_path / "model")
 
 
-def test_it_is_the_published_predictor_number_for_number(folder: Path) -> None:
-    plain = PreferencePredictor(SPEC.predictor, SPEC.embedding)
+@pytest.mark.parametrize("predictor", [{}, {**KERNEL, "features": 40}], ids=["tnp-d/1", "fourier-kernel/1"])
+def test_it_is_the_published_predictor_number_for_number(predictor: dict[str, Any], tmp_path: Path) -> None:
+    spec = process_spec(training={"episodes": {"min_context": 5}}, predictor=predictor)
+    folder = export(tmp_path / "model", spec)
+    plain = new_predictor(spec.predictor, spec.embedding)
     load_weights(plain, tensors_of(folder / WEIGHTS))
     loaded = PluralPredictor.from_pretrained(folder)
     for (name, expected), (other, value) in zip(plain.named_parameters(), loaded.named_parameters(), strict=True):
         assert name == other
         assert torch.equal(expected, value)
-    batch = torch.randn(2, 6, 32), torch.rand(2, 6), torch.ones(2, 6, dtype=torch.bool), torch.randn(2, 3, 32)
+    context, targets = (random_points(2, count, 32, options=3, templates=2) for count in (6, 3))
+    batch = context, random_shares(context), targets
     with torch.no_grad():
         assert torch.equal(plain.eval()(*batch).mean, loaded(*batch).mean)
-    assert loaded.contract == SPEC.embedding
+    assert loaded.contract == spec.embedding
     assert (loaded.config.min_context, loaded.config.context_questions) == (5, 10)
 
 
 def test_the_auto_classes_know_it(folder: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(folder), PluralConfig)
     assert isinstance(AutoModel.from_pretrained(folder), PluralPredictor)
+
+
+def test_an_architecture_that_this_release_does_not_know_is_refused_with_what_to_do(folder: Path) -> None:
+    _rewrite(folder, predictor={"architecture": "tnp-d/9"})
+    with pytest.raises(InvalidModel, match=r"'tnp-d/9' needs another release of PluralLLM.*upgrade"):
+        PluralPredictor.from_pretrained(folder)
 
 
 def test_what_is_saved_again_is_loaded_again_with_card_and_provenance(folder: Path, tmp_path: Path) -> None:

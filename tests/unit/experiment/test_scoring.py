@@ -1,9 +1,11 @@
 """An experiment's scores equal those of the predictor, question by question."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from support.small_survey import small_group, small_spec
+from support.small_survey import KERNEL, small_group, small_spec
 
 from pluralllm.common.predictor.data import Episode, log_softmax_by_question, make_batch
 from pluralllm.common.predictor.metrics import js_distance
@@ -14,13 +16,14 @@ from pluralllm.experiment.stacked import StackedPredictors
 CPU = torch.device("cpu")
 
 
-def test_scores_are_those_of_the_predictor_question_by_question() -> None:
-    spec, data = small_spec(), small_group()
+@pytest.mark.parametrize("predictor", [{}, KERNEL], ids=["tnp-d/1", "fourier-kernel/1"])
+def test_scores_are_those_of_the_predictor_question_by_question(predictor: dict[str, Any]) -> None:
+    spec, data = small_spec({"predictor": predictor}), small_group()
     values, episode = first_values(spec), Episode((0, 3, 5), (7, 1, 2))
     batch = make_batch([(data, episode)])
     with torch.no_grad():
         predicted = StackedPredictors(spec, [values], CPU)(batch, training=False)
-    shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions).exp()[0].numpy()
+    shares = log_softmax_by_question(predicted.mean, batch.targets.question, batch.questions).exp()[0].numpy()
     spreads = predicted.log_std[0].exp().numpy()
     question_scores = Scorer(spec, values, data, CPU).score(episode)
     assert [scored.question for scored in question_scores] == [7, 1, 2]

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.small_survey import small_group, small_spec, write_version_0
+from support.small_survey import KERNEL, small_group, small_spec, write_version_0
 
 from pluralllm.client.keeping.drafts import next_state
 from pluralllm.client.work.train import train
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.predictor.data import Episode, make_batch
-from pluralllm.common.predictor.model import PreferencePredictor, load_weights
+from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.weights.chunks import HashingReader
 from pluralllm.common.weights.layout import flat_values, tensors_of
 from pluralllm.common.weights.update_format import SliceReader, update_format
@@ -25,6 +25,7 @@ from pluralllm.server.rounds.cohort import task_seed
 
 CPU = torch.device("cpu")
 SGD = {"optimizer": "sgd", "learning_rate": 0.05, "local_steps": 3}
+TRANSFORMER = {"share_scale": 5.0}
 CASES: dict[str, dict[str, Any]] = {
     "gaussian": SGD,
     "cross_entropy": {**SGD, "loss": "cross_entropy"},
@@ -52,10 +53,20 @@ def quietly(_done: int, _all: int) -> None:
     pass
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_one_batched_pass_gives_what_clients_give_one_by_one(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("case", "predictor"),
+    [
+        *((case, TRANSFORMER) for case in CASES),
+        ("cross_entropy", KERNEL),
+        ("several episodes", KERNEL),
+        ("adam", KERNEL),
+    ],
+)
+def test_one_batched_pass_gives_what_clients_give_one_by_one(
+    case: str, predictor: dict[str, Any], tmp_path: Path
+) -> None:
     """Trains two rounds from one base; the second shows whether the moments are kept or forgotten."""
-    spec = small_spec({"rounds": 2, "training": CASES[case], "predictor": {"share_scale": 5.0}})
+    spec = small_spec({"rounds": 2, "training": CASES[case], "predictor": predictor})
     groups = {ClientId(name): small_group(name, questions=count) for name, count in (("a", 30), ("b", 24), ("c", 36))}
     base = write_version_0(tmp_path / "base", spec)
     layout = layout_for(spec)
@@ -99,11 +110,12 @@ def test_updates_travel_in_an_experiment_as_they_do_from_a_client(encoding: Upda
     assert np.linalg.norm(np.fromfile(residual, "<f4")) > 0, "nothing was rounded"
 
 
-def test_a_stack_of_one_predicts_what_the_predictor_predicts() -> None:
-    spec, data = small_spec(), small_group()
+@pytest.mark.parametrize("predictor", [{}, KERNEL], ids=["tnp-d/1", "fourier-kernel/1"])
+def test_a_stack_of_one_predicts_what_the_predictor_predicts(predictor: dict[str, Any]) -> None:
+    spec, data = small_spec({"predictor": predictor}), small_group()
     start = first_values(spec)
     batch = make_batch([(data, Episode((0, 3, 5), (1, 2))), (data, Episode((4,), (7, 8, 9)))])
-    model = PreferencePredictor(spec.predictor, spec.embedding).eval()
+    model = new_predictor(spec.predictor, spec.embedding).eval()
     stack = StackedPredictors(spec, [start], CPU)
     assert np.array_equal(stack.flat()[0], start)
     named = {name: np.zeros(shape, np.float32) for name, shape in layout_for(spec).tensors}
@@ -113,11 +125,21 @@ def test_a_stack_of_one_predicts_what_the_predictor_predicts() -> None:
         at += int(np.prod(shape))
     load_weights(model, named)
     with torch.no_grad():
-        one = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+        one = model(batch.context, batch.context_shares, batch.targets)
         other = stack(batch, training=False)
-    real = batch.target_is_real
+    real = batch.targets.is_real
     assert torch.allclose(one.mean[real], other.mean[real], atol=1e-5)
     assert torch.allclose(one.log_std[real], other.log_std[real], atol=1e-5)
+
+
+def test_each_client_of_a_pass_drops_features_of_its_own() -> None:
+    spec, data = small_spec({"predictor": {**KERNEL, "dropout": 0.5}}), small_group()
+    batch = make_batch([(data, Episode((0, 3, 5), (1, 2)))] * 2)
+    stack = StackedPredictors(spec, [first_values(spec)] * 2, CPU)
+    one, other = stack(batch, training=True).mean
+    assert not torch.allclose(one, other, atol=1e-3)
+    one, other = stack(batch, training=False).mean
+    assert torch.allclose(one, other, atol=1e-6)
 
 
 def test_the_first_values_of_an_experiment_are_version_0_of_the_service(tmp_path: Path) -> None:

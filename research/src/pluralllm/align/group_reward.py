@@ -1,12 +1,15 @@
 """Rewards a completion by the share of a group that is predicted to prefer it, for GRPOTrainer and other trainers of TRL.
 
-Each group's context is read once. A call embeds only new texts and scores all texts in one pass.
+Each group's context is read once. A call embeds only new texts, and embeds them once for all groups.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pluralllm.align.plural_predictor import PluralConfig, PluralPredictor
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Scored, Text, judge, read_rollouts
@@ -131,10 +134,18 @@ class GroupReward:
 
         If a question in `keys` has true shares, they are not used.
         """
+        numbers = {question: number for number, question in enumerate(dict.fromkeys(q for _, q in keys))}
+        if not numbers:
+            return {}
+        questions = list(numbers)
+        features = next(iter(self._predictors.values())).features(questions)  # the same for all groups
+        ends = np.cumsum([len(question.options) for question in questions])
         answers: dict[Key, PredictedAnswer] = {}
         for group, predictor in self._predictors.items():
-            questions = [question for name, question in keys if name == group]
-            answers |= {(group, q): answer for q, answer in zip(questions, predictor.predict(questions), strict=True)}
+            asked = [question for name, question in keys if name == group]
+            rows = [range(ends[numbers[q]] - len(q.options), ends[numbers[q]]) for q in asked]
+            predicted = predictor.predict_features(features[[*itertools.chain(*rows)]], asked)
+            answers |= {(group, question): answer for question, answer in zip(asked, predicted, strict=True)}
         return answers
 
     def _judge(self, rollout: Rollout, group: str, answers: Mapping[Key, PredictedAnswer]) -> Scored | None:

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from pluralllm.align.model_folder import CARD, CONFIG, FORMAT, PROVENANCE, WEIGHTS, check_weights, write_json
 from pluralllm.common.errors.tree import InvalidModel
-from pluralllm.common.predictor.model import Prediction, PreferencePredictor
+from pluralllm.common.predictor.interface import Points, Prediction
+from pluralllm.common.predictor.model import new_predictor
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.text.reading import read_json
 from pluralllm.common.weights.chunks import manifest_of
-from pluralllm.common.words.spec import Embedding, Predictor
+from pluralllm.common.words.predictors import NeuralProcess, parse_predictor
+from pluralllm.common.words.spec import Embedding, explain
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "subfolder", "proxies")
 
@@ -47,7 +50,7 @@ class PluralConfig(PretrainedConfig):  # type: ignore[misc]
         weights_sha256: digest of the weights. run, version: name of the run and number of the model version.
         others: further settings of transformers.
         """
-        self.predictor = predictor or Predictor().model_dump(mode="json")
+        self.predictor = predictor or NeuralProcess().model_dump(mode="json")
         self.embedding = embedding or Embedding(model="none", dimension=2).model_dump(mode="json")
         self.context_questions = context_questions
         self.min_context = min_context
@@ -71,8 +74,9 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: PluralConfig) -> None:
         super().__init__(config)
-        predictor = PreferencePredictor(Predictor(**config.predictor), Embedding(**config.embedding))
-        self.embedder, self.layers, self.head = predictor.embedder, predictor.layers, predictor.head
+        predictor = new_predictor(parse_predictor(config.predictor), Embedding(**config.embedding))
+        for name, part in predictor.named_children():
+            self.add_module(name, part)
         # Bypasses torch's __setattr__: a registered submodule would list the same parameters twice, under other names.
         object.__setattr__(self, "predictor", predictor)
         self.post_init()
@@ -85,12 +89,12 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
         """
         return Embedding(**self.config.embedding)
 
-    def forward(self, context: Tensor, shares: Tensor, mask: Tensor, targets: Tensor) -> Prediction:
+    def forward(self, context: Points, shares: Tensor, targets: Points) -> Prediction:
         """Predicts the answers to the target questions from the answered context questions.
 
         PreferencePredictor.forward documents the shapes of the arguments.
         """
-        prediction: Prediction = self.predictor(context, shares, mask, targets)
+        prediction: Prediction = self.predictor(context, shares, targets)
         return prediction
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -116,6 +120,11 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
             )
             raise InvalidModel(folder=name, problem=problem) from error
         check_weights(config, weights, name)
+        try:
+            parse_predictor(config.get("predictor"))
+        except ValidationError as error:
+            problem = f"its predictor cannot be made:\n{explain(error)}"
+            raise InvalidModel(folder=name, problem=problem) from error
         model: Self = super().from_pretrained(name, *arguments, **options).eval()
         model._folder = config_path.parent
         return model

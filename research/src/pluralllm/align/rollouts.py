@@ -88,7 +88,7 @@ def read_rollouts(
             continue
         candidates = tuple(listed) if listed else tuple(sampled[question])
         shares = tuple(1 / len(candidates) for _ in candidates)  # a Question needs shares; a prediction ignores them
-        asks = Question(question, candidates, shares, tuple(scale) if scale else None)
+        asks = Question(question, candidates, shares, tuple(scale) if scale else None, is_ordered=bool(listed))
         rollouts.append(Rollout(asks, completion, bool(listed)))
     return rollouts
 

@@ -7,11 +7,12 @@ context. Questions that are withheld from all training are marked in the results
 validation or test group. A training group gets its context from the questions that it trains on, and is scored on the
 withheld questions.
 
-In shapes, P is the group's option points, C context points, T target points, Q target questions, D the embedding dimension
-and d the model's width d_model. A point is one option of one question.
+In shapes, P is the group's option points, C context points, T target points, Q target questions and d the
+model's width. A point is one option of one question.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pluralllm.common.predictor.data import Episode, GroupData, log_softmax_by_question, make_batch
+from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.predictor.data import Episode, GroupData, log_softmax_by_question, make_batch, make_points
+from pluralllm.common.predictor.interface import PreferencePredictor
 from pluralllm.common.predictor.metrics import js_distances
+from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.experiment.stacked import Flat, StackedPredictors
+from pluralllm.experiment.stacked import Flat
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +88,9 @@ class Scorer:
     @torch.no_grad()
     def __init__(self, spec: RunSpec, values: Flat, data: GroupData, device: torch.device) -> None:
         self._data, self._device = data, device
-        self._stack = StackedPredictors(spec, [values], device)
-        points = torch.from_numpy(data.embeddings).to(device)[None]  # (1, P, D)
-        self._targets = self._stack.embed(points, points.new_zeros(points.shape[:2]))  # (1, P, d)
+        self._model = predictor_of(spec, values).to(device).eval()
+        everything = range(len(data.questions))
+        self._targets = self._model.embed(make_points([(data, everything)]).to(device))  # (1, P, d)
 
     def score(self, episode: Episode) -> list[Scored]:
         """Returns the score of each target question of the episode."""
@@ -104,11 +108,20 @@ class Scorer:
         Shapes: (T,) each, where T is the number of options of all target questions.
         """
         batch = make_batch([(self._data, episode)]).to(self._device)
-        context = self._stack.embed(batch.context, batch.context_shares)  # (1, C, d)
-        targets = self._targets[:, torch.from_numpy(self._data.points(episode.targets)).to(self._device)]  # (1, T, d)
-        predicted = self._stack.predict(torch.cat([context, targets], dim=1), batch.context_is_real, training=False)
-        log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (1, T)
+        context = self._model.encode_context(batch.context, batch.context_shares)
+        points = torch.from_numpy(self._data.points(episode.targets)).to(self._device)  # (T,)
+        predicted = self._model.predict_embedded(context, self._targets[:, points])  # (1, T)
+        log_shares = log_softmax_by_question(predicted.mean, batch.targets.question, batch.questions)  # (1, T)
         return log_shares[0].exp().cpu().numpy(), predicted.log_std[0].cpu().numpy()
+
+
+def predictor_of(spec: RunSpec, values: Flat) -> PreferencePredictor:
+    """Returns the run spec's predictor with these parameter values (in layout order)."""
+    shapes = layout_for(spec).tensors
+    parts = np.split(values, np.cumsum([math.prod(shape) for _, shape in shapes])[:-1])
+    model = new_predictor(spec.predictor, spec.embedding)
+    load_weights(model, {name: part.reshape(shape) for (name, shape), part in zip(shapes, parts, strict=True)})
+    return model
 
 
 def chosen_questions(groups: dict[str, GroupData], count: int) -> set[str]:

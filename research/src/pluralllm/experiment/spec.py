@@ -13,7 +13,8 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.text.reading import Unreadable, read_toml
 from pluralllm.common.words.ids import Digest
-from pluralllm.common.words.spec import Name, Positive, RunSpec, Seed, SpecPart, explain, merge, preset_values
+from pluralllm.common.words.spec import RunSpec, explain, merge, preset_values
+from pluralllm.common.words.spec_part import Name, Positive, Seed, SpecPart
 
 QUICK_ROUNDS, QUICK_STEPS, QUICK_QUESTIONS = 4, 24, 40
 OF_THE_EXPERIMENT = (

@@ -24,9 +24,10 @@ from pluralllm.client.work.train import (
 )
 from pluralllm.common.errors.tree import InvalidArgument, NotFinite, TooFewQuestions
 from pluralllm.common.predictor.architecture import initial_values, layout_for, parameters
-from pluralllm.common.predictor.data import Batch, Episode, GroupData, log_softmax_by_question, make_batch
+from pluralllm.common.predictor.data import Batch, Episode, GroupData, log_softmax_by_question, make_batch, make_points
+from pluralllm.common.predictor.interface import Prediction, PreferencePredictor
 from pluralllm.common.predictor.metrics import Alignment, js_distance
-from pluralllm.common.predictor.model import Prediction, PreferencePredictor, flat_weights, load_weights
+from pluralllm.common.predictor.model import flat_weights, load_weights, new_predictor
 from pluralllm.common.weights.layout import flat_values, tensors_of, write_weights
 from pluralllm.common.words.spec import GroupRole, RunSpec, Training, preset_values
 
@@ -36,7 +37,7 @@ Loss = Literal["gaussian", "cross_entropy", "alignment"]
 
 def loss_of(model: PreferencePredictor, batch: Batch, kind: Loss, temperature: float = 1.0) -> Tensor:
     """Returns the loss of one client, a scalar."""
-    predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+    predicted = model(batch.context, batch.context_shares, batch.targets)
     return prediction_loss(predicted, batch, Training(loss=kind, target_temperature=temperature), clients=1)[0]
 
 
@@ -59,7 +60,7 @@ def trained(
 
 
 def predictor(spec: RunSpec) -> PreferencePredictor:
-    model = PreferencePredictor(spec.predictor, spec.embedding)
+    model = new_predictor(spec.predictor, spec.embedding)
     found = parameters(spec.predictor, spec.embedding.dimension)
     load_weights(model, {p.name: initial_values(p, spec.seed) for p in found})
     return model
@@ -268,7 +269,7 @@ def test_losses_by_hand() -> None:
     data, episode, model = small_group(), Episode((5, 2, 8), (7, 11)), predictor(small_spec())
     batch = make_batch([(data, episode)])
     with torch.no_grad():
-        predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+        predicted = model(batch.context, batch.context_shares, batch.targets)
         kinds: tuple[Loss, ...] = ("gaussian", "cross_entropy", "alignment")
         gaussian, cross_entropy, alignment = (float(loss_of(model, batch, kind)) for kind in kinds)
     first = len(data.questions[7].options)
@@ -310,8 +311,8 @@ def test_the_alignment_loss_has_a_finite_gradient_at_a_perfect_prediction() -> N
     data, model = small_group(), predictor(small_spec())
     batch = make_batch([(data, Episode((5, 2, 8), (7, 11)))])
     with torch.no_grad():
-        means = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets).mean
-    shares = log_softmax_by_question(means, batch.target_question, batch.questions).exp()
+        means = model(batch.context, batch.context_shares, batch.targets).mean
+    shares = log_softmax_by_question(means, batch.targets.question, batch.questions).exp()
     loss = loss_of(model, replace(batch, target_shares=shares), "alignment")
     assert all(
         torch.isfinite(part).all()
@@ -348,7 +349,7 @@ def test_cross_entropy_trains_the_predicted_spread_too_and_leaves_the_means_to_i
     batch = make_batch([(data, Episode((5, 2, 8), (7,)))])
     head = model.get_parameter("head.1.weight")  # (2, d): one row for the means, one for the log-stds
     (gradient,) = torch.autograd.grad(loss_of(model, batch, "cross_entropy"), head)
-    mean = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets).mean
+    mean = model(batch.context, batch.context_shares, batch.targets).mean
     (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(mean, batch.target_shares), head)
     assert torch.allclose(gradient[0], expected[0], atol=1e-6)
     assert float(gradient[1].abs().sum()) > 0
@@ -412,16 +413,11 @@ def test_an_evaluation_is_the_mean_over_its_draws_of_what_the_model_predicts(tmp
     expected, model = Alignment(), predictor(spec).eval()
     for draw in range(spec.evaluation.draws):
         episode = evaluation_episode(spec, data, GroupRole.TRAIN, draw)
-        context = data.points(episode.context)
+        shares = torch.from_numpy(data.shares[data.points(episode.context)])[None]
         for q in episode.targets:
-            points = data.points([q])
             with torch.no_grad():
-                mean = model(
-                    torch.from_numpy(data.embeddings[context])[None],
-                    torch.from_numpy(data.shares[context])[None],
-                    torch.ones(1, len(context), dtype=torch.bool),
-                    torch.from_numpy(data.embeddings[points])[None],
-                ).mean[0]
+                context, target = (make_points([(data, questions)]) for questions in (episode.context, [q]))
+                mean = model(context, shares, target).mean[0]
             question = data.questions[q]
             expected = expected.add(torch.softmax(mean, 0).numpy(), question.shares, question.scale)
     assert (alignment.questions, alignment.ordinal_questions) == (expected.questions, expected.ordinal_questions)
@@ -510,7 +506,7 @@ def naive_distance(model: PreferencePredictor, data: GroupData, episode: Episode
     """Computes the mean distance question by question, from one batch."""
     batch = make_batch([(data, episode)])
     with torch.no_grad():
-        means = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets).mean[0]
+        means = model(batch.context, batch.context_shares, batch.targets).mean[0]
     distances, position = [], 0
     for number in episode.targets:
         question = data.questions[number]
@@ -539,7 +535,7 @@ def test_base_distances_of_several_clients_in_one_padded_batch_are_those_of_each
     ]
     batch = make_batch([(data, episode) for episode in episodes])
     with torch.no_grad():
-        predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+        predicted = model(batch.context, batch.context_shares, batch.targets)
     alone = [naive_distance(model, data, episode) for episode in episodes]
     assert base_distances(predicted, batch, clients=4) == pytest.approx(alone, rel=1e-5)
     two = [(3 * alone[0] + alone[1]) / 4, (2 * alone[2] + 4 * alone[3]) / 6]  # the mean is over questions

@@ -113,25 +113,29 @@ def test_a_batch_holds_each_episode_and_marks_the_padding() -> None:
     assert batch.questions == 2
     for row, episode in enumerate((short, long)):
         context, targets = data.points(episode.context), data.points(episode.targets)
-        assert batch.context_is_real[row].tolist() == [True] * len(context) + [False] * (
-            batch.context.shape[1] - len(context)
+        assert batch.context.is_real[row].tolist() == [True] * len(context) + [False] * (
+            batch.context.is_real.shape[1] - len(context)
         )
-        assert np.array_equal(batch.context[row, : len(context)].numpy(), data.embeddings[context])
+        assert np.array_equal(batch.context.embeddings[row, : len(context)].numpy(), data.embeddings[context])
         assert np.array_equal(batch.context_shares[row, : len(context)].numpy(), data.shares[context])
-        real = batch.target_is_real[row]
+        real = batch.targets.is_real[row]
         assert int(real.sum()) == len(targets)
-        assert np.array_equal(batch.targets[row][real].numpy(), data.embeddings[targets])
+        assert np.array_equal(batch.targets.embeddings[row][real].numpy(), data.embeddings[targets])
         assert np.array_equal(batch.target_shares[row][real].numpy(), data.shares[targets])
         for number, question in enumerate(episode.targets):
-            its_points = batch.target_question[row] == number
+            its_points = batch.targets.question[row] == number
             assert int(its_points.sum()) == len(data.questions[question].options)
             assert set(batch.target_weights[row][its_points].tolist()) == {1.0 + question}
-        assert set(batch.target_question[row][~real].tolist()) <= {batch.questions}
+        assert set(batch.targets.question[row][~real].tolist()) <= {batch.questions}
 
 
 def test_a_batch_moves_to_a_device_whole() -> None:
     batch = make_batch([(small_group(), Episode((0, 1), (2,)))]).to(torch.device("meta"))
-    assert {batch.context.device.type, batch.target_question.device.type, batch.target_is_real.device.type} == {"meta"}
+    assert {
+        batch.context.embeddings.device.type,
+        batch.targets.question.device.type,
+        batch.targets.is_real.device.type,
+    } == {"meta"}
 
 
 def test_the_softmax_is_over_the_options_of_each_question_and_padding_takes_no_share() -> None:

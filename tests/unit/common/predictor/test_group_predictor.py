@@ -12,8 +12,9 @@ from pluralllm.common.errors.tree import TooFewQuestions
 from pluralllm.common.predictor.data import Episode, group_data, log_softmax_by_question, make_batch
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
-from pluralllm.common.predictor.model import PreferencePredictor
-from pluralllm.common.words.spec import Embedding, Predictor
+from pluralllm.common.predictor.model import new_predictor
+from pluralllm.common.words.predictors import NeuralProcess
+from pluralllm.common.words.spec import Embedding
 
 CPU = torch.device("cpu")
 
@@ -26,13 +27,13 @@ def embedder(tmp_path: Path) -> Embedder:
 
 def test_predictions_are_those_of_a_whole_pass_and_the_context_is_read_once(embedder: Embedder) -> None:
     torch.manual_seed(1)
-    model = PreferencePredictor(Predictor(d_model=16, heads=2, feedforward=16), embedder.contract)
+    model = new_predictor(NeuralProcess(d_model=16, heads=2, feedforward=16), embedder.contract)
     questions, _ = sample_groups(2, 40, 0).values()
     data = group_data("g", questions, embedder.embed_questions(questions, lambda _done, _all: None))
     batch = make_batch([(data, Episode(tuple(range(10)), tuple(range(10, 40))))])
     with torch.no_grad():
-        whole = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
-    shares = log_softmax_by_question(whole.mean, batch.target_question, batch.questions)[0].exp().numpy()
+        whole = model(batch.context, batch.context_shares, batch.targets)
+    shares = log_softmax_by_question(whole.mean, batch.targets.question, batch.questions)[0].exp().numpy()
     encoded: list[int] = []
     encode = model.encode_context
     model.encode_context = lambda *inputs: encoded.append(1) or encode(*inputs)  # type: ignore[func-returns-value,method-assign]
@@ -48,6 +49,6 @@ def test_predictions_are_those_of_a_whole_pass_and_the_context_is_read_once(embe
 
 
 def test_a_group_that_has_answered_nothing_is_not_predicted(embedder: Embedder) -> None:
-    model = PreferencePredictor(Predictor(d_model=16, heads=2, feedforward=16), embedder.contract)
+    model = new_predictor(NeuralProcess(d_model=16, heads=2, feedforward=16), embedder.contract)
     with pytest.raises(TooFewQuestions, match="g"):
         GroupPredictor(model, embedder, "g", [], CPU)

@@ -1,179 +1,42 @@
-import math
+"""Parameter values go into a predictor and out of it bit for bit, and values of another layout are refused."""
+
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from support.small_survey import DIMENSION, small_spec, write_version_0
-from torch import Tensor, nn
+from support.small_survey import DIMENSION, KERNEL, small_spec, write_version_0
 
 from pluralllm.common.errors.tree import WrongLayout
 from pluralllm.common.predictor.architecture import initial_values, layout_for, parameters
-from pluralllm.common.predictor.model import EncoderLayer, PreferencePredictor, flat_weights, input_scale, load_weights
+from pluralllm.common.predictor.interface import PreferencePredictor
+from pluralllm.common.predictor.model import flat_weights, load_weights, new_predictor
 from pluralllm.common.weights.layout import flat_values, tensors_of
-from pluralllm.common.words.spec import Embedding, Predictor
 
-SPEC = small_spec({"predictor": {"layers": 3, "share_scale": 5.0}})
+SPEC = small_spec({"predictor": {"layers": 3}})
 
 
 @pytest.fixture
 def model() -> PreferencePredictor:
-    made = PreferencePredictor(SPEC.predictor, SPEC.embedding)
-    found = parameters(SPEC.predictor, DIMENSION)
-    load_weights(made, {p.name: initial_values(p, 3) for p in found})
-    return made.eval()
+    return new_predictor(SPEC.predictor, SPEC.embedding)
 
 
-def random_points(batch: int, points: int, seed: int = 0) -> Tensor:
-    vectors = torch.randn(batch, points, DIMENSION, generator=torch.Generator().manual_seed(seed))
-    return nn.functional.normalize(vectors, dim=-1)
-
-
-def random_context(batch: int, points: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    shares = torch.rand(batch, points, generator=torch.Generator().manual_seed(seed))
-    return random_points(batch, points, seed), shares, torch.ones(batch, points, dtype=torch.bool)
-
-
-def outputs(model: PreferencePredictor, context: tuple[Tensor, Tensor, Tensor], targets: Tensor) -> Tensor:
-    with torch.no_grad():
-        predicted = model(*context, targets)
-    return torch.stack([predicted.mean, predicted.log_std], dim=-1)  # (B, T, 2)
-
-
-def square_masked(model: PreferencePredictor, context: Tensor, shares: Tensor, targets: Tensor) -> Tensor:
-    """Computes the paper's form: torch's encoder over context and targets together, under a square mask. (B, T, 2)."""
-    config = SPEC.predictor
-    count, total = context.shape[1], context.shape[1] + targets.shape[1]
-    y = torch.cat([shares * config.share_scale, torch.zeros(targets.shape[:2])], dim=1)
-    x = torch.cat([torch.cat([context, targets], dim=1) * model.input_scale, y.unsqueeze(-1)], dim=-1)
-    for number, linear in enumerate(model.embedder):
-        x = linear(x) if number == len(model.embedder) - 1 else linear(x).relu()
-    forbidden = torch.ones(total, total, dtype=torch.bool)
-    forbidden[:, :count] = False
-    for own in model.layers:
-        theirs = nn.TransformerEncoderLayer(config.d_model, config.heads, config.feedforward, 0.0, batch_first=True)
-        renamed = {
-            "self_attn.in_proj_": "attention_in.",
-            "self_attn.out_proj.": "attention_out.",
-            "linear1.": "feedforward_in.",
-            "linear2.": "feedforward_out.",
-            "norm1.": "attention_norm.",
-            "norm2.": "feedforward_norm.",
-        }
-        state = own.state_dict()
-        theirs.load_state_dict({a + p: state[b + p] for a, b in renamed.items() for p in ("weight", "bias")})
-        x = theirs(x, src_mask=forbidden)
-    hidden, out = model.head
-    found: Tensor = out(hidden(x[:, count:]).relu())
-    return found
-
-
-@pytest.mark.parametrize(("dimension", "count"), [(384, 713_218), (4096, 1_188_354)])
-def test_the_parameters_are_exactly_those_of_the_architecture(dimension: int, count: int) -> None:
-    config = Predictor()
-    made = PreferencePredictor(config, Embedding(model="m", dimension=dimension))
-    shapes = {name: tuple(value.shape) for name, value in made.state_dict().items()}
-    assert shapes == {p.name: p.shape for p in parameters(config, dimension)}
-    assert sum(value.numel() for value in made.parameters()) == count
-
-
-def test_predictions_are_those_of_a_plain_transformer_under_a_square_mask(model: PreferencePredictor) -> None:
-    context, shares, mask = random_context(2, 17)
-    targets = random_points(2, 9, seed=1)
-    with torch.no_grad():
-        expected = square_masked(model, context, shares, targets)
-    assert torch.allclose(outputs(model, (context, shares, mask), targets), expected, atol=1e-5)
-
-
-def test_gradients_are_those_of_a_plain_transformer_under_a_square_mask(model: PreferencePredictor) -> None:
-    context, shares, mask = random_context(2, 11)
-    targets = random_points(2, 5, seed=1)
-    plain = square_masked(model, context, shares, targets)[..., 0].square().sum()
-    plain.backward()  # type: ignore[no-untyped-call]
-    # torch's layers are copies, so only the embedder's and the head's own parameters get gradients
-    shared = [*model.embedder.parameters(), *model.head.parameters()]
-    expected = [parameter.grad.clone() for parameter in shared if parameter.grad is not None]
-    model.zero_grad()
-    model(context, shares, mask, targets).mean.square().sum().backward()
-    for parameter, gradient in zip(shared, expected, strict=True):
-        assert parameter.grad is not None
-        assert torch.allclose(parameter.grad, gradient, atol=1e-5)
-
-
-def test_the_order_of_the_context_does_not_matter(model: PreferencePredictor) -> None:
-    context, shares, mask = random_context(1, 12)
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    targets = random_points(1, 4, seed=1)
-    shuffled = (context[:, order], shares[:, order], mask)
-    assert torch.allclose(
-        outputs(model, shuffled, targets), outputs(model, (context, shares, mask), targets), atol=1e-6
-    )
-
-
-def test_a_target_is_scored_the_same_whatever_the_other_targets_are(model: PreferencePredictor) -> None:
-    context = random_context(1, 12)
-    targets = random_points(1, 6, seed=1)
-    together = outputs(model, context, targets)
-    for number in range(6):
-        assert torch.allclose(outputs(model, context, targets[:, [number]])[:, 0], together[:, number], atol=1e-6)
-
-
-def test_the_context_matters(model: PreferencePredictor) -> None:
-    context, shares, mask = random_context(1, 12)
-    targets = random_points(1, 4, seed=1)
-    assert not torch.allclose(
-        outputs(model, (context, 1 - shares, mask), targets),
-        outputs(model, (context, shares, mask), targets),
-        atol=1e-4,
-    )
-
-
-def test_a_context_is_encoded_once_for_targets_that_come_later(model: PreferencePredictor) -> None:
-    context = random_context(2, 12)
-    targets = random_points(2, 8, seed=1)
-    with torch.no_grad():
-        encoded = model.encode_context(*context)
-        pieces = [model.predict_targets(encoded, part).mean for part in torch.split(targets, 3, dim=1)]
-        assert torch.allclose(torch.cat(pieces, dim=1), model(*context, targets).mean, atol=1e-6)
-
-
-def test_padding_changes_nothing_whatever_it_holds(model: PreferencePredictor) -> None:
-    context, shares, mask = random_context(1, 7)
-    targets = random_points(1, 3, seed=1)
-    alone = outputs(model, (context, shares, mask), targets)
-    for junk in (torch.zeros(1, 5, DIMENSION), 1e3 * random_points(1, 5, seed=2)):
-        padded = (
-            torch.cat([context, junk], dim=1),
-            torch.cat([shares, torch.full((1, 5), 9.0)], dim=1),
-            torch.cat([mask, torch.zeros(1, 5, dtype=torch.bool)], dim=1),
-        )
-        found = outputs(model, padded, torch.cat([targets, junk], dim=1))
-        assert torch.allclose(found[:, :3], alone, atol=1e-5)
-        assert torch.isfinite(found).all()
-
-
-def test_a_real_point_that_is_all_zero_still_counts(model: PreferencePredictor) -> None:
-    """PAPER's defect 8: padding is recognised by sum(x) == 0."""
-    context, shares, mask = random_context(1, 7)
-    context[:, 6] = 0
-    targets = random_points(1, 3, seed=1)
-    with_it = outputs(model, (context, shares, mask), targets)
-    without = outputs(model, (context[:, :6], shares[:, :6], mask[:, :6]), targets)
-    assert not torch.allclose(with_it, without, atol=1e-5)
-
-
-def test_gradients_are_finite_with_padding(model: PreferencePredictor) -> None:
-    context, shares, mask = random_context(2, 7)
-    mask[1, 1:] = False
-    model(context, shares, mask, random_points(2, 3, seed=1)).mean.sum().backward()
-    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in model.parameters())
-
-
-def test_weights_go_in_and_out_bit_for_bit(tmp_path: Path) -> None:
-    path = write_version_0(tmp_path / "v0", SPEC)
-    made = PreferencePredictor(SPEC.predictor, SPEC.embedding)
+@pytest.mark.parametrize("over", [{}, {"predictor": KERNEL}], ids=["tnp-d/1", "fourier-kernel/1"])
+def test_weights_go_in_and_out_bit_for_bit(over: dict[str, Any], tmp_path: Path) -> None:
+    spec = small_spec({"seed": 4, **over})
+    path = write_version_0(tmp_path / "v0", spec)
+    made = new_predictor(spec.predictor, spec.embedding)
     load_weights(made, tensors_of(path))
-    assert np.array_equal(flat_weights(made), flat_values(path, layout_for(SPEC)))
+    assert np.array_equal(flat_weights(made), flat_values(path, layout_for(spec)))
+
+
+def test_version_0_of_each_architecture_has_the_bits_that_it_had_in_earlier_releases(tmp_path: Path) -> None:
+    digests = {}
+    for architecture, over in (("tnp-d/1", {}), ("fourier-kernel/1", {"predictor": KERNEL})):
+        path = write_version_0(tmp_path / "v0", small_spec({"seed": 4, **over}))
+        digests[architecture] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    assert digests == {"tnp-d/1": "cc7a1dc2d547227c", "fourier-kernel/1": "91531b47935ff1de"}
 
 
 @pytest.mark.parametrize(
@@ -196,28 +59,3 @@ def test_weights_of_another_layout_are_refused(
         tensors[name] = value
     with pytest.raises(WrongLayout, match=expected_text):
         load_weights(model, tensors)
-
-
-def test_unit_variance_gives_components_of_concatenated_unit_vectors_variance_1() -> None:
-    embedding = Embedding(model="m", dimension=768, templates=("{question}", "{option}"))
-    scale = input_scale(Predictor(input_scale="unit_variance"), embedding)
-    assert scale == pytest.approx(math.sqrt(384))
-    two = nn.functional.normalize(torch.randn(50, 2, 384, generator=torch.Generator().manual_seed(0)), dim=-1)
-    assert float((two.flatten(1) * scale).square().mean()) == pytest.approx(1, abs=1e-5)
-    assert input_scale(Predictor(input_scale="none"), embedding) == 1
-
-
-def test_dropout_is_on_in_training_only() -> None:
-    spec = small_spec({"predictor": {"dropout": 0.5}})
-    made = PreferencePredictor(spec.predictor, spec.embedding)
-    context, targets = random_context(1, 7), random_points(1, 3, seed=1)
-    assert torch.equal(outputs(made.eval(), context, targets), outputs(made, context, targets))
-    assert not torch.allclose(outputs(made.train(), context, targets), outputs(made, context, targets))
-
-
-def test_dropout_is_on_every_branch_of_a_layer() -> None:
-    layer = EncoderLayer(Predictor(d_model=16, heads=2, feedforward=16, dropout=1 - 1e-9)).train()
-    x = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        found = layer(x, *layer.keys_and_values(x), torch.ones(1, 1, 1, 5, dtype=torch.bool))
-        assert torch.allclose(found, layer.feedforward_norm(layer.attention_norm(x)), atol=1e-6)

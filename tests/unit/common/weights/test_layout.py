@@ -12,11 +12,11 @@ from pluralllm.common.errors.tree import DigestMismatch, OverLimit, WrongLayout
 from pluralllm.common.predictor.architecture import initial_values, parameters
 from pluralllm.common.weights.chunks import CHUNK_BYTES, checked_manifest, manifest_of, missing_ranges
 from pluralllm.common.weights.layout import check_header, layout_of, read_layout, tensors_of, write_weights
-from pluralllm.common.words.spec import Predictor
+from pluralllm.common.words.predictors import NeuralProcess
 
 
 def test_what_is_written_is_safetensors_that_anybody_reads(tmp_path: Path) -> None:
-    found = parameters(Predictor(), 384)
+    found = parameters(NeuralProcess(), 384)
     layout = layout_of((parameter.name, parameter.shape) for parameter in found)
     manifest = write_weights(tmp_path / "m", layout, (initial_values(p, 1).ravel() for p in found))
     theirs, ours = load_file(tmp_path / "m"), tensors_of(tmp_path / "m")
@@ -28,11 +28,11 @@ def test_what_is_written_is_safetensors_that_anybody_reads(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("dimension", "count"), [(384, 713_218), (4096, 1_188_354)])
 def test_the_paper_predictor_has_the_published_number_of_parameters(dimension: int, count: int) -> None:
-    assert layout_of((p.name, p.shape) for p in parameters(Predictor(), dimension)).values == count
+    assert layout_of((p.name, p.shape) for p in parameters(NeuralProcess(), dimension)).values == count
 
 
 def test_first_values_depend_on_seed_and_name_alone() -> None:
-    few, many = parameters(Predictor(layers=2), 384), parameters(Predictor(layers=3), 384)
+    few, many = parameters(NeuralProcess(layers=2), 384), parameters(NeuralProcess(layers=3), 384)
     same = {p.name: initial_values(p, 5) for p in many}
     assert all(np.array_equal(initial_values(p, 5), same[p.name]) for p in few)
     weight = next(p for p in few if p.name == "head.0.weight")

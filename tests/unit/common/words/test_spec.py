@@ -7,6 +7,7 @@ import pytest
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.words.ids import Digest, ModelVersion, RunId
 from pluralllm.common.words.names import ModelName
+from pluralllm.common.words.predictors import FourierKernel, NeuralProcess
 from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import (
     MAX_SPEC_BYTES,
@@ -22,6 +23,7 @@ from pluralllm.common.words.spec import (
 )
 
 MINIMAL = '[embedding]\nmodel = "m"\ndimension = 8\n'
+KERNEL = '[predictor]\narchitecture = "fourier-kernel/1"\n'
 
 
 def written(folder: Path, text: str) -> Path:
@@ -39,6 +41,7 @@ def test_a_preset_needs_no_more_than_the_embedding_model(tmp_path: Path, preset:
 def test_the_paper_preset_has_the_papers_constants(tmp_path: Path) -> None:
     spec = load_spec(written(tmp_path, f'preset = "paper"\n{MINIMAL}'))
     assert (spec.rounds, spec.training.local_steps, spec.training.learning_rate) == (100, 6, 3e-4)
+    assert isinstance(spec.predictor, NeuralProcess)
     assert (spec.predictor.layers, spec.predictor.d_model, spec.predictor.heads) == (6, 128, 4)
     assert (spec.training.episodes.min_context, spec.training.episodes.max_targets) == (10, 100)
     assert (spec.round.target_clients, spec.evaluation.context_questions) == (8, 20)
@@ -71,6 +74,16 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         ('[embedding]\nmodel = "m"\ndimension = 8\ntemplates = ["{answer}"]\n', "may use {question}"),
         ('[embedding]\nmodel = "m"\ndimension = 7\n', "dimension 7 is not a multiple of the 2 templates"),
         (f"{MINIMAL}normalize = false\n", "unit_variance is for unit vectors"),
+        (
+            f'{MINIMAL}[predictor]\narchitecture = "tnp-d/9"\n',
+            "architecture 'tnp-d/9' needs another release of PluralLLM",
+        ),
+        (f"{MINIMAL}[predictor]\narchitecture = 7\n", "this release knows tnp-d/1 and fourier-kernel/1"),
+        (f"{MINIMAL}{KERNEL}features = 0\n", "predictor.features: Input should be greater than or equal to 1"),
+        (f"{MINIMAL}{KERNEL}d_model = 8\n", "predictor.d_model: unknown key"),
+        (f"{MINIMAL}{KERNEL}option_only_share = 0.9\n", "weak_question_share + option_only_share is above 1"),
+        (f"{MINIMAL}normalize = false\n{KERNEL}", "fourier-kernel/1 reads two unit vectors"),
+        (f'{MINIMAL}templates = ["{{option}}"]\n{KERNEL}', "fourier-kernel/1 reads two unit vectors"),
         (
             f'{MINIMAL}[aggregation]\noptimizer = "adam"\n',
             "optimizer: Input should be 'fedavg', 'fedavgm', 'fedadam' or",
@@ -111,6 +124,16 @@ def test_a_spec_has_the_hash_it_had_in_earlier_releases(tmp_path: Path) -> None:
     spec = load_spec(written(tmp_path, f'{changed_since}[embedding]\nmodel = "m"\ndimension = 8\n'))
     assert spec.sha256() == "bcd2c35b0ce5393505dc10a21e59cb85be0fef12562a1d838ec627e8ffaed329"
     assert parse_spec(spec.canonical_json(), "again") == spec
+
+
+def test_a_predictor_of_another_architecture_takes_no_values_from_the_preset(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path, f"{MINIMAL}{KERNEL}features = 5\n"))
+    assert spec.predictor == FourierKernel(architecture="fourier-kernel/1", features=5)
+    assert parse_spec(spec.canonical_json(), "again") == spec
+    same = load_spec(written(tmp_path, f'{MINIMAL}[predictor]\narchitecture = "tnp-d/1"\nheads = 4\n'))
+    assert same.predictor == load_spec(written(tmp_path, f"{MINIMAL}[predictor]\nheads = 4\n")).predictor
+    assert isinstance(same.predictor, NeuralProcess)
+    assert same.predictor.d_model == 256, "the preset's value"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

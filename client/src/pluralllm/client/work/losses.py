@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pluralllm.common.predictor.data import Batch, log_softmax_by_question, sum_by_question
+from pluralllm.common.predictor.interface import Prediction
 from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE, js_distance
-from pluralllm.common.predictor.model import Prediction
 from pluralllm.common.words.spec import Training
 
 SMOOTHING = 1e-6  # added under a square root, whose slope at 0 is infinite
@@ -34,9 +34,9 @@ def prediction_loss(predicted: Prediction, batch: Batch, training: Training, cli
     The losses cross_entropy and alignment compare with true shares that are softened by training.target_temperature. The
     gaussian loss uses the true shares unchanged.
     """
-    log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (B, T)
+    log_shares = log_softmax_by_question(predicted.mean, batch.targets.question, batch.questions)  # (B, T)
     y = batch.target_shares  # (B, T)
-    weights = batch.target_weights * batch.target_is_real  # (B, T), 0 for padding
+    weights = batch.target_weights * batch.targets.is_real  # (B, T), 0 for padding
 
     def by_client(values: Tensor) -> Tensor:
         return values.reshape(clients, -1).sum(1)  # (B, T) or (B, Q) -> (clients,)
@@ -51,7 +51,7 @@ def prediction_loss(predicted: Prediction, batch: Batch, training: Training, cli
     cross_entropy = -by_client(weights * y * log_shares) / questions + spread
     if training.loss == "cross_entropy":
         return cross_entropy
-    of_question = sum_by_question(weights * y, batch.target_question, batch.questions)  # (B, Q)
+    of_question = sum_by_question(weights * y, batch.targets.question, batch.questions)  # (B, Q)
     return cross_entropy + by_client(of_question * smooth_js_distances(log_shares, y, batch)) / questions
 
 
@@ -63,10 +63,10 @@ def softened(batch: Batch, temperature: float) -> Tensor:
     """
     if temperature == 1:
         return batch.target_shares
-    raised = batch.target_shares ** (1 / temperature) * batch.target_is_real  # (B, T)
-    totals = sum_by_question(raised, batch.target_question, batch.questions)  # (B, Q)
+    raised = batch.target_shares ** (1 / temperature) * batch.targets.is_real  # (B, T)
+    totals = sum_by_question(raised, batch.targets.question, batch.questions)  # (B, Q)
     ones = totals.new_ones((len(totals), 1))  # padding has question number Q
-    return raised / torch.cat([totals, ones], dim=1).gather(1, batch.target_question)
+    return raised / torch.cat([totals, ones], dim=1).gather(1, batch.targets.question)
 
 
 def smooth_js_distances(log_shares: Tensor, y: Tensor, batch: Batch) -> Tensor:
@@ -78,8 +78,8 @@ def smooth_js_distances(log_shares: Tensor, y: Tensor, batch: Batch) -> Tensor:
     """
     shares = log_shares.exp()  # (B, T)
     log_middle = torch.log(((shares + y) / 2).clamp_min(torch.finfo(shares.dtype).tiny))
-    divergence = (torch.xlogy(y, y) - y * log_middle + shares * (log_shares - log_middle)) / 2 * batch.target_is_real
-    summed = sum_by_question(divergence, batch.target_question, batch.questions)  # (B, Q)
+    divergence = (torch.xlogy(y, y) - y * log_middle + shares * (log_shares - log_middle)) / 2 * batch.targets.is_real
+    summed = sum_by_question(divergence, batch.targets.question, batch.questions)  # (B, Q)
     return (summed.clamp_min(0) + SMOOTHING).sqrt()
 
 
@@ -91,9 +91,9 @@ def base_distances(predicted: Prediction, batch: Batch, clients: int) -> tuple[f
     For the predictions of the first local step, the distance is 1 - alignment score of the round's base model. The distance
     costs almost nothing, because training makes these predictions anyway (with dropout, if the run spec sets any).
     """
-    shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions).exp()  # (B, T)
+    shares = log_softmax_by_question(predicted.mean, batch.targets.question, batch.questions).exp()  # (B, T)
     rows = zip(
-        shares.cpu().numpy(), batch.target_shares.cpu().numpy(), batch.target_question.cpu().numpy(), strict=True
+        shares.cpu().numpy(), batch.target_shares.cpu().numpy(), batch.targets.question.cpu().numpy(), strict=True
     )
     totals, counts = np.zeros(clients), np.zeros(clients, dtype=np.int64)
     for row, (guess, true, question) in enumerate(rows):

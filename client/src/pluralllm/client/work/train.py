@@ -32,8 +32,9 @@ from pluralllm.common.predictor.data import (
     sharpen,
     step_sizes,
 )
+from pluralllm.common.predictor.interface import Prediction, PreferencePredictor
 from pluralllm.common.predictor.metrics import Alignment
-from pluralllm.common.predictor.model import Prediction, PreferencePredictor, flat_weights, load_weights
+from pluralllm.common.predictor.model import flat_weights, load_weights, new_predictor
 from pluralllm.common.process.files import publish, storage_errors
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.layout import Layout, flat_values, read_layout, tensors_of, write_weights
@@ -120,7 +121,7 @@ def train(
             episodes = draw_episodes(spec, data, usable, first_step + step, rng)
             targets.append(targets_of(episodes))
             batch = make_batch(episodes).to(device)
-            predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
+            predicted = model(batch.context, batch.context_shares, batch.targets)
             first = first or (Prediction(predicted.mean.detach(), predicted.log_std.detach()), batch)
             loss = prediction_loss(predicted, batch, training, clients=1)[0]
             _descend(model, optimizer, loss, anchors, training)
@@ -252,8 +253,8 @@ def evaluate(
         on_step(draw, spec.evaluation.draws)
         episode = evaluation_episode(spec, data, role, draw, context_seed)
         batch = make_batch([(data, episode)]).to(device)
-        predicted = model(batch.context, batch.context_shares, batch.context_is_real, batch.targets)
-        log_shares = log_softmax_by_question(predicted.mean, batch.target_question, batch.questions)  # (1, T)
+        predicted = model(batch.context, batch.context_shares, batch.targets)
+        log_shares = log_softmax_by_question(predicted.mean, batch.targets.question, batch.questions)  # (1, T)
         shares = log_shares[0].exp().cpu().numpy()
         ends = np.cumsum([len(data.questions[q].options) for q in episode.targets])[:-1]
         for number, guess in zip(episode.targets, np.split(shares, ends), strict=True):
@@ -306,7 +307,7 @@ def reward_context(spec: RunSpec, data: GroupData, context_seed: int | None = No
 
 
 def _load(weights: Path, spec: RunSpec, device: torch.device) -> PreferencePredictor:
-    model = PreferencePredictor(spec.predictor, spec.embedding)
+    model = new_predictor(spec.predictor, spec.embedding)
     load_weights(model, tensors_of(weights))
     return model.to(device)
 

@@ -33,7 +33,7 @@ from pluralllm.common.errors.tree import InvalidConfig, PolicyForbids
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
-from pluralllm.common.predictor.model import PreferencePredictor, load_weights
+from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.rewards.rollout_batch import read_rollouts
 from pluralllm.common.weights.layout import rewards_layout, tensors_of, write_weights
 from pluralllm.common.words.spec import GroupRole, RunSpec, parse_spec
@@ -146,7 +146,7 @@ class LocalWork:
         scorer = self._scorer
         if scorer is None or (scorer.weights, scorer.context_seed) != (order.weights, order.context_seed):
             assert self._embedder is not None
-            model = PreferencePredictor(run.spec.predictor, run.spec.embedding)
+            model = new_predictor(run.spec.predictor, run.spec.embedding)
             load_weights(model, tensors_of(order.weights))
             context = reward_context(run.spec, run.data, order.context_seed)
             min_context = run.spec.training.episodes.min_context

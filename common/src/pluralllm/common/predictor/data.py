@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pluralllm.common.errors.tree import TooFewQuestions
+from pluralllm.common.predictor.interface import Points
 from pluralllm.common.words.questions import Question, is_held_out
 from pluralllm.common.words.spec import Episodes
 
@@ -30,6 +31,7 @@ class GroupData:
     embeddings: NDArray[np.float32]  # (P, D)
     shares: NDArray[np.float32]  # (P,)
     offsets: NDArray[np.int64]  # (Q + 1,): the points of question q are offsets[q] .. offsets[q + 1] - 1
+    positions: NDArray[np.float32]  # (P,): of the options of each question, as `Question.positions` has them
 
     def __repr__(self) -> str:
         return f"GroupData({len(self.questions)} questions)"  # private: shows neither the group nor any content
@@ -69,7 +71,8 @@ def group_data(group: str, questions: Sequence[Question], embedded: Sequence[NDA
         raise ValueError("a question is there twice")
     shares = np.concatenate([np.asarray(question.shares, dtype=np.float32) for question in questions])
     offsets = np.cumsum([0, *(len(question.options) for question in questions)])
-    return GroupData(group, tuple(questions), np.concatenate(embedded, dtype=np.float32), shares, offsets)
+    positions = np.concatenate([np.asarray(question.positions, dtype=np.float32) for question in questions])
+    return GroupData(group, tuple(questions), np.concatenate(embedded, dtype=np.float32), shares, offsets, positions)
 
 
 def sharpen(data: GroupData, power: float) -> GroupData:
@@ -144,14 +147,11 @@ class Batch:
     and target questions in one episode. Shorter episodes are padded to these sizes.
     """
 
-    context: Tensor  # (B, C, D)
+    context: Points  # (B, C)
     context_shares: Tensor  # (B, C)
-    context_is_real: Tensor  # (B, C) bool
-    targets: Tensor  # (B, T, D)
+    targets: Points  # (B, T)
     target_shares: Tensor  # (B, T)
     target_weights: Tensor  # (B, T): weight of the question that the point belongs to
-    target_is_real: Tensor  # (B, T) bool
-    target_question: Tensor  # (B, T) int64: number of the point's question in the episode, 0 .. Q - 1; Q for padding
     questions: int  # Q
 
     def to(self, device: torch.device) -> "Batch":
@@ -159,7 +159,7 @@ class Batch:
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            moved[field.name] = value.to(device) if isinstance(value, Tensor) else value
+            moved[field.name] = value.to(device) if isinstance(value, Tensor | Points) else value
         return Batch(**moved)
 
 
@@ -168,21 +168,32 @@ def make_batch(pairs: Sequence[tuple[GroupData, Episode]]) -> Batch:
 
     pairs: for each episode, the data of its group and the episode.
     """
-    contexts = [(data, data.points(episode.context)) for data, episode in pairs]
-    targets = [(data, data.points(episode.targets)) for data, episode in pairs]
+    context_points = [(data, data.points(episode.context)) for data, episode in pairs]
+    target_points = [(data, data.points(episode.targets)) for data, episode in pairs]
     sizes = [np.diff(data.offsets)[list(episode.targets)] for data, episode in pairs]  # options of each target question
     weights = [np.array([data.questions[q].weight for q in episode.targets], np.float32) for data, episode in pairs]
-    questions = max(map(len, sizes))
     return Batch(
-        context=_padded([data.embeddings[points] for data, points in contexts]),
-        context_shares=_padded([data.shares[points] for data, points in contexts]),
-        context_is_real=_padded([np.ones(len(points), bool) for _, points in contexts]),
-        targets=_padded([data.embeddings[points] for data, points in targets]),
-        target_shares=_padded([data.shares[points] for data, points in targets]),
+        context=make_points([(data, episode.context) for data, episode in pairs]),
+        context_shares=_padded([data.shares[points] for data, points in context_points]),
+        targets=make_points([(data, episode.targets) for data, episode in pairs]),
+        target_shares=_padded([data.shares[points] for data, points in target_points]),
         target_weights=_padded([np.repeat(weight, size) for weight, size in zip(weights, sizes, strict=True)]),
-        target_is_real=_padded([np.ones(len(points), bool) for _, points in targets]),
-        target_question=_padded([np.repeat(np.arange(len(size)), size) for size in sizes], fill=questions),
-        questions=questions,
+        questions=max(map(len, sizes)),
+    )
+
+
+def make_points(pairs: Sequence[tuple[GroupData, Sequence[int]]]) -> Points:
+    """Pads the points of one or several groups' questions to the same number, and joins them to tensors on the CPU.
+
+    pairs: for each episode, the data of its group and the indices of the questions.
+    """
+    rows = [(data, data.points(questions)) for data, questions in pairs]
+    sizes = [np.diff(data.offsets)[list(questions)] for data, questions in pairs]  # options of each question
+    return Points(
+        embeddings=_padded([data.embeddings[points] for data, points in rows]),
+        positions=_padded([data.positions[points] for data, points in rows]),
+        question=_padded([np.repeat(np.arange(len(size)), size) for size in sizes], fill=max(map(len, sizes))),
+        is_real=_padded([np.ones(len(points), bool) for _, points in rows]),
     )
 
 

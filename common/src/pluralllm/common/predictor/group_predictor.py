@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pluralllm.common.errors.tree import TooFewQuestions
 from pluralllm.common.predictor.embedding import Embedder
-from pluralllm.common.predictor.model import PreferencePredictor
+from pluralllm.common.predictor.interface import Points, PreferencePredictor
 from pluralllm.common.words.questions import Question
 
 POINTS_AT_ONCE = 2048  # bounds the memory of a pass for any number of questions
@@ -28,7 +29,7 @@ class PredictedAnswer:
 
 
 class GroupPredictor:
-    """A model version with one group's context. The object keeps the context's attention keys and values for all predictions."""
+    """A model version with one group's context. The object keeps the encoded context for all predictions."""
 
     @torch.no_grad()
     def __init__(
@@ -49,12 +50,9 @@ class GroupPredictor:
             use = "predicting its other answers"
             raise TooFewQuestions(group=group, usable=len(context), needed=max(1, min_context), use=use)
         self._model, self._embedder, self._device = model.to(device).eval(), embedder, device
-        points = torch.from_numpy(self._embedded(context)).to(device)[None]  # (1, P, D)
+        points = self._points(self._embedded(context), context)
         shares = np.concatenate([np.asarray(question.shares, np.float32) for question in context])  # (P,)
-        context_shares = torch.from_numpy(shares).to(device)[None]
-        self._context = self._model.encode_context(
-            points, context_shares, torch.ones_like(context_shares, dtype=torch.bool)
-        )
+        self._context = self._model.encode_context(points, torch.from_numpy(shares).to(device)[None])
 
     def predict(self, questions: Sequence[Question]) -> list[PredictedAnswer]:
         """Predicts the group's answer to each question. The answers that `questions` may contain are ignored.
@@ -64,34 +62,54 @@ class GroupPredictor:
         """
         if not questions:
             return []
-        return list(self.predict_embedded(self._embedded(questions), [len(question.options) for question in questions]))
+        return list(self.predict_embedded(self._embedded(questions), questions))
 
-    def predict_embedded(self, points: NDArray[np.float32], options: Sequence[int]) -> Iterator[PredictedAnswer]:
+    def predict_embedded(
+        self, embedded: NDArray[np.float32], questions: Sequence[Question]
+    ) -> Iterator[PredictedAnswer]:
         """Yields the group's predicted answers to questions that are embedded already.
 
-        The model predicts a bounded number of points at once, so memory is bounded for any number of questions.
-        Shapes: points (P, D) float32, with D numbers in each embedding. The P points are the options of all questions, one
-        question after another. options: the number of options of each question; the sum is P.
+        embedded: (P, D) float32, with D numbers in each embedding. The P points are the options of all questions, one question
+        after another. The model reads a bounded number of points at once, so memory is bounded for any number of questions.
         """
-        ends = np.cumsum(options)
-        first = done = 0  # number of the next question, and of its first point
-        while first < len(options):
-            last = max(first + 1, int(np.searchsorted(ends, done + POINTS_AT_ONCE, side="right")))
-            mean, log_std = self._pass(points[done : ends[last - 1]])  # both (points of the pass,)
-            parts = np.cumsum(options[first:last])[:-1]
-            for means, spreads in zip(np.split(mean, parts), np.split(np.exp(log_std), parts), strict=True):
-                raised = np.exp(means - means.max())
-                yield PredictedAnswer(raised / raised.sum(), spreads, means)
-            first, done = last, int(ends[last - 1])
+        for numbers, points in _passes(questions):
+            features = self._features(embedded[points], questions[numbers])
+            yield from self._pass(features, questions[numbers])
+
+    def features(self, questions: Sequence[Question]) -> Tensor:
+        """Returns the questions as the model reads them: (P, d), P options of all questions, d the model's width.
+
+        They do not depend on the group, so `predict_features` of every group of the same model takes them.
+        Raises ModelUnavailable or EmbeddingMismatch.
+        """
+        embedded = self._embedded(questions)
+        return torch.cat([self._features(embedded[points], questions[part]) for part, points in _passes(questions)])
+
+    def predict_features(self, features: Tensor, questions: Sequence[Question]) -> Iterator[PredictedAnswer]:
+        """Yields the group's predicted answers to questions. features: the result of `features` for these questions."""
+        for numbers, points in _passes(questions):
+            yield from self._pass(features[points], questions[numbers])
 
     @torch.no_grad()
-    def _pass(self, points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Predicts the mean and the logarithm of the standard deviation for P points in one call of the model.
+    def _features(self, embedded: NDArray[np.float32], questions: Sequence[Question]) -> Tensor:
+        return self._model.embed(self._points(embedded, questions))[0]
 
-        Shapes: points (P, D), with D numbers in each embedding -> means (P,), logarithms (P,).
-        """
-        predicted = self._model.predict_targets(self._context, torch.from_numpy(points).to(self._device)[None])
-        return predicted.mean[0].cpu().numpy(), predicted.log_std[0].cpu().numpy()
+    def _pass(self, features: Tensor, questions: Sequence[Question]) -> Iterator[PredictedAnswer]:
+        """Yields the predicted answers of one call of the model. features: (P, d), P options of all questions."""
+        with torch.no_grad():
+            predicted = self._model.predict_embedded(self._context, features[None])
+        mean, log_std = predicted.mean[0].cpu().numpy(), predicted.log_std[0].cpu().numpy()  # (P,) each
+        parts = np.cumsum([len(question.options) for question in questions])[:-1]
+        for means, spreads in zip(np.split(mean, parts), np.split(np.exp(log_std), parts), strict=True):
+            raised = np.exp(means - means.max())
+            yield PredictedAnswer(raised / raised.sum(), spreads, means)
+
+    def _points(self, embedded: NDArray[np.float32], questions: Sequence[Question]) -> Points:
+        """Returns the options of the questions as the only row of a batch. embedded: (P, D)."""
+        positions = np.concatenate([np.asarray(question.positions, np.float32) for question in questions])
+        number = np.repeat(np.arange(len(questions)), [len(question.options) for question in questions])
+        is_real = np.ones(len(number), bool)
+        return Points(*(torch.from_numpy(row)[None].to(self._device) for row in (embedded, positions, number, is_real)))
 
     def _embedded(self, questions: Sequence[Question]) -> NDArray[np.float32]:
         """Returns the embeddings of all options of the questions.
@@ -99,3 +117,13 @@ class GroupPredictor:
         Shape: (P, D), with P options in all and D numbers in an embedding.
         """
         return np.concatenate(self._embedder.embed_questions(questions, lambda _done, _all: None))
+
+
+def _passes(questions: Sequence[Question]) -> Iterator[tuple[slice, slice]]:
+    """Yields the questions of each call of the model, and their points among the points of all questions."""
+    ends = np.cumsum([len(question.options) for question in questions])
+    first = done = 0  # number of the next question, and of its first point
+    while first < len(questions):
+        last = max(first + 1, int(np.searchsorted(ends, done + POINTS_AT_ONCE, side="right")))
+        yield slice(first, last), slice(done, int(ends[last - 1]))
+        first, done = last, int(ends[last - 1])

@@ -28,7 +28,7 @@ class Candidates:
 
         All options have the same share, because nobody has answered the question.
         """
-        return Question(self.prompt, self.options, tuple(1 / len(self.options) for _ in self.options))
+        return Question(self.prompt, self.options, tuple(1 / len(self.options) for _ in self.options), is_ordered=False)
 
 
 def write_rollouts(batch: Iterable[Candidates]) -> bytes:

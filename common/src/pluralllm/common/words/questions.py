@@ -15,6 +15,13 @@ class Question:
     # Ordinal position of each option; None for an option that is not on the scale ("refused").
     scale: tuple[float | None, ...] | None = None
     weight: float = 1.0
+    is_ordered: bool = True  # False: the order of the options says nothing, as with sampled candidate answers
+
+    @property
+    def positions(self) -> tuple[float, ...]:
+        """Position of each option: from 0 for the first to 1 for the last; 0 for all options that have no order."""
+        last = len(self.options) - 1
+        return tuple(number / last if self.is_ordered and last else 0.0 for number in range(last + 1))
 
     @property
     def id(self) -> str:

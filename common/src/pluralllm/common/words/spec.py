@@ -11,14 +11,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import FailFast, Field, ValidationError, model_validator
 
 from pluralllm.common.errors.tree import InvalidSpec
-from pluralllm.common.text.printable import check_group_name
 from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
+from pluralllm.common.words.predictors import ARCHITECTURES, NeuralProcess, Predictor, architecture_of
 from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
+from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, Name, NoNul, Positive, Seconds, Seed, SpecPart
 from pluralllm.common.words.templates import check_template
 
 PRESETS = ("default", "paper")
@@ -30,26 +31,7 @@ MAX_PROBES = 64
 MAX_PROBLEMS = 20  # lines in the text of one error
 MAX_SHOWN = 80  # characters of a key or a value in the text of an error
 
-YEAR_S = 366 * 86_400.0  # a later deadline has no use, and one far enough in the future is no valid date
-
-
-def _without_nul(text: str) -> str:
-    """Returns a text unchanged. Raises ValueError if the text has a NUL character, because PostgreSQL cannot store NUL."""
-    if "\0" in text:
-        raise ValueError("has a NUL character (U+0000); leave it out")
-    return text
-
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-# With every bound of a spec at its upper end, a model's chunk list still fits into one message.
-Width = Annotated[int, Field(ge=1, le=4096)]
 UpdateEncoding = Literal["fp32", "bf16", "int8"]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-NoNul = AfterValidator(_without_nul)
-Name = Annotated[str, Field(min_length=1, max_length=200), NoNul]
-GroupLabel = Annotated[str, AfterValidator(check_group_name)]
 
 
 class GroupRole(StrEnum):
@@ -57,12 +39,6 @@ class GroupRole(StrEnum):
 
     TRAIN = "train"
     HELD_OUT = "held_out"
-
-
-class SpecPart(BaseModel):
-    """Base class for the tables of the run spec. An object cannot be changed, and an unknown key in a spec file is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Groups(SpecPart):
@@ -125,30 +101,6 @@ class RoundPolicy(SpecPart):
     def _quorum_fits(self) -> Self:
         if self.min_clients > self.target_clients:
             raise ValueError(f"min_clients {self.min_clients} is above target_clients {self.target_clients}")
-        return self
-
-
-class Predictor(SpecPart):
-    """The shape of the predictor, the transformer neural process of arXiv 2503.09925.
-
-    `architecture` names the version of the code that defines the predictor. The code of a version never changes.
-    """
-
-    architecture: Literal["tnp-d/1"] = "tnp-d/1"
-    d_model: Width = 128
-    embedder_layers: Annotated[int, Field(ge=2, le=16)] = 4
-    layers: Annotated[int, Field(ge=1, le=64)] = 6
-    heads: Width = 4
-    feedforward: Annotated[int, Field(ge=1, le=16_384)] = 128
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # unit_variance multiplies unit vectors of n numbers by sqrt(n).
-    input_scale: Literal["none", "unit_variance"] = "none"
-    share_scale: Annotated[float, Field(gt=0, le=1_000)] = 1.0  # factor on the shares in the context
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.d_model % self.heads:
-            raise ValueError(f"heads {self.heads} does not divide d_model {self.d_model}")
         return self
 
 
@@ -296,7 +248,7 @@ class RunSpec(SpecPart):
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
     groups: Groups = Groups()
     round: RoundPolicy = RoundPolicy()
-    predictor: Predictor = Predictor()
+    predictor: Predictor = NeuralProcess()
     training: Training = Training()
     updates: Updates = Updates()
     aggregation: Aggregation = Aggregation()
@@ -306,8 +258,9 @@ class RunSpec(SpecPart):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.predictor.input_scale == "unit_variance" and not self.embedding.normalize:
-            raise ValueError("predictor.input_scale unit_variance is for unit vectors: set embedding.normalize = true")
+        problem = self.predictor.problem_with(self.embedding.normalize, len(self.embedding.templates))
+        if problem is not None:
+            raise ValueError(problem)
         if self.rewards is not None and (self.updates.encoding, self.aggregation.optimizer) != ("fp32", "fedavg"):
             raise ValueError("rewards are not deltas: set updates.encoding = fp32 and aggregation.optimizer = fedavg")
         return self
@@ -437,10 +390,13 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Returns a copy of the table `base` with all values of the table `over`.
 
     Nested tables are merged key by key. If both tables have another value under the same key, the value of `over` is taken.
+    A predictor table replaces one of another architecture, because the two have other keys.
     """
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        if both and key == "predictor":
+            both = architecture_of(base[key]) == value.get("architecture", architecture_of(base[key]))
         merged[key] = merge(base[key], value) if both else value
     return merged
 
@@ -454,7 +410,8 @@ def explain(error: ValidationError, secret: Collection[str] = ()) -> str:
     problems = error.errors(include_url=False, include_context=False)
     lines = []
     for problem in problems[:MAX_PROBLEMS]:
-        key = ".".join(_shown(part) for part in problem["loc"]) or "(whole file)"
+        # pydantic names the architecture in the path of a key of the predictor table.
+        key = ".".join(_shown(part) for part in problem["loc"] if part not in ARCHITECTURES) or "(whole file)"
         value = problem.get("input")
         is_shown = key not in secret and isinstance(value, (str, int, float, bool))
         shown = f" (given: {_shown(repr(value))})" if is_shown else ""

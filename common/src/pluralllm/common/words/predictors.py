@@ -1,0 +1,120 @@
+"""The predictor table of the run spec: one class for each architecture, with the settings that decide the model's shape.
+
+The key `architecture` names the version of the code that defines a predictor. The code of a version never changes.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
+
+from pluralllm.common.words.spec_part import Positive, Share, SpecPart, Width
+
+ARCHITECTURES = NEURAL_PROCESS, FOURIER_KERNEL = "tnp-d/1", "fourier-kernel/1"
+MAX_SHOWN = 40  # characters of an unknown architecture in an error
+
+
+class NeuralProcess(SpecPart):
+    """The transformer neural process of arXiv 2503.09925. A table that names no architecture has this one."""
+
+    architecture: Literal["tnp-d/1"] = "tnp-d/1"
+    d_model: Width = 128
+    embedder_layers: Annotated[int, Field(ge=2, le=16)] = 4
+    layers: Annotated[int, Field(ge=1, le=64)] = 6
+    heads: Width = 4
+    feedforward: Annotated[int, Field(ge=1, le=16_384)] = 128
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # unit_variance multiplies unit vectors of n numbers by sqrt(n).
+    input_scale: Literal["none", "unit_variance"] = "none"
+    share_scale: Annotated[float, Field(gt=0, le=1_000)] = 1.0  # factor on the shares in the context
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide d_model {self.d_model}")
+        return self
+
+    def problem_with(self, unit_vectors: bool, _templates: int) -> str | None:
+        """Returns why this predictor cannot read the run's embeddings; None if it can.
+
+        unit_vectors: whether each template's vector has length 1. _templates: number of templates, which does not matter here.
+        """
+        if self.input_scale == "unit_variance" and not unit_vectors:
+            return "predictor.input_scale unit_variance is for unit vectors: set embedding.normalize = true"
+        return None
+
+
+class FourierKernel(SpecPart):
+    """Gaussian process regression on the context's answers, with a trained kernel on random Fourier features of the options.
+
+    The embedding must have two templates, the first for the question and the second for the option, with unit vectors. The
+    settings describe the kernel of the first model version; training then changes it.
+    """
+
+    architecture: Literal["fourier-kernel/1"]
+    features: Width = 896
+    group_rank: Annotated[int, Field(ge=1, le=256)] = 16  # dimensions of the part of the kernel in which groups differ
+    # Distances between unit vectors at which the kernel of the first model version has fallen to exp(-1/2).
+    question_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.775
+    option_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.707  # the same for options
+    # The same for positions: the first of a question's options has position 0 and the last has position 1.
+    position_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.212
+    weak_question_share: Share = (
+        0.19  # share of the features that read the question less, at sqrt(3) times the length scale
+    )
+    option_only_share: Share = 0.19  # share of the features that do not read the question
+    # Share of the features that read the option's position instead of its text. With 0, positions are no input: for questions
+    # whose options have no order, such as candidate answers.
+    position_share: Share = 0.5
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of single features in training
+    scale: Positive = 0.6  # variance of the kernel of the first model version
+    noise: Annotated[float, Field(ge=1e-3, le=100)] = (
+        0.5  # variance of the noise in the context's answers, of the first version
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.weak_question_share + self.option_only_share > 1:
+            raise ValueError("weak_question_share + option_only_share is above 1")
+        return self
+
+    def problem_with(self, unit_vectors: bool, templates: int) -> str | None:
+        """Returns why this predictor cannot read the run's embeddings; None if it can.
+
+        unit_vectors: whether each template's vector has length 1. templates: number of templates.
+        """
+        if not unit_vectors or templates != 2:
+            return (
+                f"predictor.architecture {self.architecture} reads two unit vectors, of the question and of the option: set "
+                "embedding.normalize = true and give embedding.templates two templates"
+            )
+        return None
+
+
+def architecture_of(value: Any) -> Any:
+    """Returns the architecture that a predictor table names; the first architecture if the table names none."""
+    if isinstance(value, dict):
+        return value.get("architecture", NEURAL_PROCESS)
+    return getattr(value, "architecture", NEURAL_PROCESS)
+
+
+def _check_known(value: Any) -> Any:
+    architecture = architecture_of(value)
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture {ascii(architecture)[:MAX_SHOWN]} needs another release of PluralLLM; this release knows "
+            f"{' and '.join(ARCHITECTURES)}. If the run's other members know it, upgrade to their release"
+        )
+    return value
+
+
+Predictor = Annotated[
+    Annotated[NeuralProcess, Tag(NEURAL_PROCESS)] | Annotated[FourierKernel, Tag(FOURIER_KERNEL)],
+    Discriminator(architecture_of),
+    BeforeValidator(_check_known),
+]
+_ADAPTER: TypeAdapter[NeuralProcess | FourierKernel] = TypeAdapter(Predictor)
+
+
+def parse_predictor(values: Any) -> NeuralProcess | FourierKernel:
+    """Returns the predictor table with these values. Raises ValidationError if a value or the architecture is not allowed."""
+    return _ADAPTER.validate_python(values)
