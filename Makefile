@@ -29,7 +29,7 @@ test: .stamps/dev
 	case $$beside,$$alone in 0,0|0,5|5,0) ;; *) exit 1 ;; esac
 
 # Runs the tests of every fault, for some hours (docs/reliability.md); `make test` runs a sample. REPORT=FILE.md names a file for the figures.
-FAULTS ?= tests/faults tests/simulation tests/nemesis tests/fuzz tests/integration/test_drain.py tests/hostile/test_evil_administrator.py
+FAULTS ?= tests/faults tests/simulation tests/nemesis tests/fuzz tests/integration/test_drain.py tests/integration/test_slow_links.py tests/hostile/test_evil_administrator.py
 faults: .stamps/dev
 	PLURALLLM_FAULTS=all PLURALLLM_FAULTS_REPORT="$(REPORT)" $(BIN)/python -m pytest $(FAULTS) $(ARGS)
 

@@ -18,6 +18,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
+from pluralllm.client.link.link_speed import measured
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
 from pluralllm.client.link.rests import rest_s
 from pluralllm.common.errors.grpc_status import from_rpc_error
@@ -29,8 +30,16 @@ from pluralllm.common.trust.certificates import make_request
 from pluralllm.common.trust.identity import Identity, next_key, save_renewal
 from pluralllm.common.trust.invite import Invite
 from pluralllm.common.weights.chunks import Manifest
+from pluralllm.common.weights.pieces import PIECE_BYTES, transfer_s
 from pluralllm.common.wire.channels import blocking_channel, blocking_plain_channel
-from pluralllm.common.wire.messages import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, manifest_from
+from pluralllm.common.wire.messages import (
+    MAX_MESSAGE_BYTES,
+    MEMBER_ROLES,
+    MEMBER_ROLES_BACK,
+    ROLES,
+    ROLES_BACK,
+    manifest_from,
+)
 from pluralllm.common.words.addresses import check_address
 from pluralllm.common.words.ids import ClientId, RunId
 from pluralllm.common.words.names import NEWEST, MemberName, ModelName, RunName
@@ -124,7 +133,7 @@ class Remote:
         """
         request = pb.GetRewardsRequest(name=name)
         request.hold.FromMilliseconds(round(REWARDS_HOLD_S * 1000))
-        return plain(self._call("GetRewards", request))
+        return plain(self._call("GetRewards", request, MAX_MESSAGE_BYTES))
 
     def get_run(self, run: str) -> Values:
         """Returns a run with its participants and its newest evaluations."""
@@ -254,7 +263,7 @@ class Remote:
 
         Raises RoleForbids if the caller is an observer.
         """
-        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)))
+        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)), MAX_MESSAGE_BYTES)
         return plain(answer.model), answer.manifest.size_bytes, answer.spec_json
 
     def pull_model(self, model: ModelName, folder: Path, on_bytes: Callable[[int, int], None]) -> tuple[Values, bytes]:
@@ -264,7 +273,7 @@ class Remote:
         A download that breaks off leaves a partial file in the folder, and the next call continues from this file. Raises
         Corrupt if a chunk is wrong; StorageFull if the disk is full.
         """
-        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)))
+        answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)), MAX_MESSAGE_BYTES)
         manifest = manifest_from(answer.manifest, MAX_MODEL_BYTES)
         with storage_errors("the model"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -278,12 +287,16 @@ class Remote:
         self, model: ModelVersion, manifest: Manifest, download: ModelDownload, on_bytes: Callable[[int, int], None]
     ) -> None:
         request = federation_pb2.GetChunksRequest(
-            run=ModelName.parse(model.name).run, version=model.version, first_chunk=download.next_chunk
+            run=ModelName.parse(model.name).run,
+            version=model.version,
+            first_chunk=download.next_chunk,
+            piece_bytes=PIECE_BYTES,
         )
-        with download.writing():
+        with download.writing(), measured(self.address, "from") as speed:
             try:
                 for message in self._federation.GetChunks(request, timeout=stream_deadline_s(manifest)):
-                    download.write(message.index, message.data)
+                    download.write(message.index, message.data, more=message.more)
+                    speed.moved(len(message.data))
                     on_bytes(download.size_bytes, manifest.size_bytes)
             except grpc.RpcError as error:
                 raise self._failure(error) from error
@@ -323,18 +336,22 @@ class Remote:
         items: list[Values] = []
         token = ""
         for _ in range(MAX_PAGES):
-            answer = self._call(method, request(token))
+            answer = self._call(method, request(token), MAX_MESSAGE_BYTES)
             items += [plain(message) for message in getattr(answer, field)]
             token = answer.next_page_token
             if not token or (limit is not None and len(items) >= limit):
                 return items[:limit], True
         return items[:limit], False
 
-    def _call(self, method: str, request: Message) -> Any:
-        """Makes a call. If this member calls too often, the method waits and calls again, for MAX_RESTS times."""
+    def _call(self, method: str, request: Message, answer_bytes: int = 0) -> Any:
+        """Makes a call. If this member calls too often, the method waits and calls again, for MAX_RESTS times.
+
+        answer_bytes: the size of the largest answer, if it may be large: it has time to come on the slowest supported link.
+        """
+        deadline_s = CALL_DEADLINE_S + transfer_s(request.ByteSize() + answer_bytes)
         for rests in itertools.count():
             try:
-                return getattr(self._operations, method)(request, timeout=CALL_DEADLINE_S)
+                return getattr(self._operations, method)(request, timeout=deadline_s)
             except grpc.RpcError as error:
                 failure = self._failure(error)
                 if not isinstance(failure, TooManyCalls) or rests >= MAX_RESTS:

@@ -174,7 +174,9 @@ class HelloResponse(_message.Message):
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
-    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"chunk_pieces": the coordinator takes chunks in pieces (PutChunksRequest.more)."""
+
     def __init__(
         self,
         *,
@@ -555,19 +557,23 @@ class GetChunksRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     FIRST_CHUNK_FIELD_NUMBER: _builtins.int
+    PIECE_BYTES_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     version: _builtins.int
     first_chunk: _builtins.int
+    piece_bytes: _builtins.int
+    """If set, chunks may come in pieces, the first one of about this size. The coordinator fits the size to the link."""
     def __init__(
         self,
         *,
         run: _builtins.str = ...,
         version: _builtins.int = ...,
         first_chunk: _builtins.int = ...,
+        piece_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_chunk", b"first_chunk", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_chunk", b"first_chunk", "piece_bytes", b"piece_bytes", "run", b"run", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -579,17 +585,21 @@ class GetChunksResponse(_message.Message):
 
     INDEX_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     data: _builtins.bytes
+    more: _builtins.bool
+    """Further bytes of this chunk follow in the next message."""
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "index", b"index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "index", b"index", "more", b"more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -685,11 +695,16 @@ class PutChunksRequest(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Required in the first message of a stream; may be empty in the messages after it."""
     digest: _builtins.str
     index: _builtins.int
     data: _builtins.bytes
+    more: _builtins.bool
+    """Further bytes of this chunk follow in the next message of the stream. Only for a coordinator with the capability
+    "chunk_pieces".
+    """
     def __init__(
         self,
         *,
@@ -697,10 +712,11 @@ class PutChunksRequest(_message.Message):
         digest: _builtins.str = ...,
         index: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "index", b"index", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "index", b"index", "more", b"more", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ import pytest
 from pluralllm.client.link.model_download import ModelDownload, stream_deadline_s
 from pluralllm.common.errors.tree import Corrupt
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, manifest_of
+from pluralllm.common.weights.pieces import SLOWEST_LINK_BYTES_S
 
 CHUNKS = (b"a" * CHUNK_BYTES, b"b" * CHUNK_BYTES, b"end")
 
@@ -52,4 +53,21 @@ def test_a_chunk_that_is_not_the_next_one_is_refused_and_not_written(
 
 
 def test_the_deadline_of_a_stream_grows_with_the_model(manifest: Manifest) -> None:
-    assert 60 < stream_deadline_s(manifest) < 60 + 70
+    assert stream_deadline_s(manifest) == 60 + manifest.size_bytes / SLOWEST_LINK_BYTES_S
+
+
+def test_a_chunk_that_arrives_in_pieces_is_written_when_it_is_complete(tmp_path: Path, manifest: Manifest) -> None:
+    download = ModelDownload("version 3", manifest, tmp_path / "draft")
+    with download.writing():
+        download.write(0, CHUNKS[0][:1000], more=True)
+        assert download.next_chunk == 0
+        download.write(0, CHUNKS[0][1000:])
+        assert download.next_chunk == 1
+
+
+def test_pieces_that_are_more_than_a_chunk_are_refused(tmp_path: Path, manifest: Manifest) -> None:
+    download = ModelDownload("version 3", manifest, tmp_path / "draft")
+    with download.writing():
+        download.write(0, CHUNKS[0], more=True)
+        with pytest.raises(Corrupt, match="chunk 0 of version 3"):
+            download.write(0, b"x", more=True)

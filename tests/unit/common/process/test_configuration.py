@@ -96,6 +96,10 @@ def test_a_configuration_made_in_python_reads_no_environment(monkeypatch: pytest
         (b'advertise_enrolment = "a:0"', "  advertise_enrolment: must not have port 0"),
         (b"leese_s = 9", "  leese_s: unknown key; check its spelling (given: 9)"),
         (b"lease_s = 0", "  lease_s: Input should be greater than 0 (given: 0)"),
+        (
+            b"chunk_idle_s = 1.9",
+            "  chunk_idle_s: must be at least 2: twice the time of a piece of 16 KiB on",
+        ),
         (b'database_url = "mysql://ann:hidden@there/db"', "  database_url: is of mysql, must be postgresql://"),
     ],
 )
@@ -109,6 +113,10 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_key(
     assert refusal.value.file == str(file)
     assert refusal.value.problems.startswith(problem)
     assert "hidden" not in str(refusal.value)
+
+
+def test_the_shortest_wait_for_a_silent_upload_is_allowed() -> None:
+    assert load_config(ServerConfig, None, {"chunk_idle_s": 2.0}).chunk_idle_s == 2
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

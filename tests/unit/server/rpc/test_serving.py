@@ -2,6 +2,10 @@
 
 from annotated_types import Le
 
+from pluralllm.client.link.transport import CALL_DEADLINE_S, POLL_HOLD_S
+from pluralllm.common.weights.chunks import CHUNK_BYTES
+from pluralllm.common.weights.pieces import PIECE_BYTES, transfer_s
+from pluralllm.common.wire.messages import KEEPALIVE_TIMEOUT_MS
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.rpc.serving import CONNECTION_GRACE_MS
 
@@ -11,3 +15,13 @@ def test_a_connection_of_age_outlives_the_longest_poll_that_may_be_configured() 
         bound.le for bound in ServerConfig.model_fields["poll_hold_s"].metadata if isinstance(bound, Le)
     ]
     assert 2 * 1000 * longest_hold_s < CONNECTION_GRACE_MS  # type: ignore[operator]
+
+
+def test_the_limits_on_silence_leave_time_for_the_slowest_link() -> None:
+    """At most 64 KiB or one message stand on a stream before another call's message."""
+    queue_s = transfer_s(64 * 1024 + PIECE_BYTES)
+    assert transfer_s(CHUNK_BYTES) + queue_s < CONNECTION_GRACE_MS / 1000  # a cut upload has brought one chunk at least
+    assert queue_s < KEEPALIVE_TIMEOUT_MS / 1000
+    assert 2 * queue_s < CALL_DEADLINE_S
+    assert queue_s < ServerConfig().chunk_idle_s
+    assert queue_s < ServerConfig().lease_s - POLL_HOLD_S

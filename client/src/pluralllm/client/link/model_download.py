@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pluralllm.common.errors.tree import Corrupt
+from pluralllm.common.errors.tree import Corrupt, InvalidArgument
 from pluralllm.common.process.files import storage_errors
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, keep_good_chunks
+from pluralllm.common.weights.pieces import Pieces, transfer_s
 
 MAX_MODEL_BYTES = 100 * 1024**3
-SLOWEST_LINK_BYTES_S = 32 * 1024  # a slower link is not supported
 STREAM_SETUP_S = 60.0
 
 
 def stream_deadline_s(manifest: Manifest) -> float:
     """Returns the deadline in seconds for a stream of all chunks of a file; it is long enough for the slowest supported link."""
-    return STREAM_SETUP_S + manifest.size_bytes / SLOWEST_LINK_BYTES_S
+    return STREAM_SETUP_S + transfer_s(manifest.size_bytes)
 
 
 class ModelDownload:
@@ -34,6 +34,7 @@ class ModelDownload:
         """
         self._name, self._manifest, self._draft = name, manifest, draft
         self._file: BinaryIO | None = None
+        self._pieces = Pieces()
         with storage_errors(name):
             self.next_chunk = keep_good_chunks(draft, manifest)
 
@@ -53,13 +54,23 @@ class ModelDownload:
         with storage_errors(self._name), self._draft.open("ab") as self._file:
             yield
 
-    def write(self, index: int, chunk: bytes | memoryview) -> None:
-        """Appends the next chunk. Raises Corrupt if `index` is not the next chunk's number, or if the bytes have another hash."""
+    def write(self, index: int, piece: bytes | memoryview, *, more: bool = False) -> None:
+        """Takes the next piece of the next chunk, and appends the chunk to the file when it is complete.
+
+        more: whether the next piece belongs to the same chunk. Raises Corrupt if `index` is not the next chunk's number, or if
+        the chunk has another hash.
+        """
         assert self._file is not None
         what = f"chunk {index} of {self._name}"
         if self.is_complete or index != self.next_chunk:
             expected = "the end of the stream" if self.is_complete else f"chunk {self.next_chunk}"
             raise Corrupt(what=what, expected=expected, got=f"chunk {index}")
+        try:
+            chunk = self._pieces.add(index, piece, more=more)
+        except InvalidArgument as error:
+            raise Corrupt(what=what, expected="the pieces of one chunk", got=str(error)) from error
+        if chunk is None:
+            return
         expected_hash, received_hash = self._manifest.chunk_hashes[index], hashlib.sha256(chunk)
         if received_hash.digest() != expected_hash or len(chunk) != self._manifest.chunk_size(index):
             raise Corrupt(what=what, expected=expected_hash.hex(), got=received_hash.hexdigest())

@@ -18,6 +18,7 @@ import stamina
 import structlog
 
 from pluralllm.client.link.channel import Connection, OpenChannel
+from pluralllm.client.link.link_speed import Speed, measured
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
 from pluralllm.client.link.records import shown_entry, signed_record
 from pluralllm.client.link.rests import rest_s
@@ -42,11 +43,14 @@ from pluralllm.common.errors.tree import (
 from pluralllm.common.text.printable import printable
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
+from pluralllm.common.weights.pieces import PIECE_BYTES, PieceSizes, transfer_s
 from pluralllm.common.wire.channels import plain_channel, secure_channel
 from pluralllm.common.wire.checked_answers import KIND_WORDS, checked_answer
 from pluralllm.common.wire.chunk_messages import write_chunk
 from pluralllm.common.wire.messages import (
+    CHUNK_PIECES,
     CLIENT_ID_KEY,
+    MAX_MESSAGE_BYTES,
     NOT_REPORTED,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
@@ -65,11 +69,12 @@ from pluralllm.v1.resources_pb2 import RunOutcome
 
 log = structlog.get_logger()
 
-CALL_DEADLINE_S = 20.0
+CALL_DEADLINE_S = 20.0  # on the slowest link, a request and an answer that may be large have time besides
 POLL_HOLD_S = 25.0
 COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole update
 RETRY_FOR_S = 600.0  # then the task is given up; the outbox keeps its update
 FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0
+LARGE_ANSWERS = frozenset({"GetManifest", "GetRollouts", "ListAuditEvents", "ListVersionRecords"})
 SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -113,6 +118,11 @@ class Transport:
         self._metadata = ((CLIENT_ID_KEY, client),) if in_plain_text else ()
         self._instance = secrets.token_hex(8)
         self._generation = ""
+        self._coordinator_takes_pieces = False
+        self._first_piece = {
+            "to": PIECE_BYTES,
+            "from": PIECE_BYTES,
+        }  # bytes; the size that the last transfer ended with
         self.audit_head: AuditHead | None = None  # of the newest answer to a poll; None if the coordinator states none
 
     @classmethod
@@ -179,6 +189,7 @@ class Transport:
         )
         response: pb.HelloResponse = await self._call("Hello", request)
         self._generation = response.generation
+        self._coordinator_takes_pieces = CHUNK_PIECES in response.capabilities
         return float(response.server_time.ToMilliseconds()) / 1000
 
     async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
@@ -235,7 +246,7 @@ class Transport:
         request = operations_pb2.ListAuditEventsRequest(page_size=limit, after_sequence=after)
         method = self._connection.operations.ListAuditEvents
         response: operations_pb2.ListAuditEventsResponse = await self._answer(
-            "ListAuditEvents", method, request, CALL_DEADLINE_S
+            "ListAuditEvents", method, request, deadline_of("ListAuditEvents", request)
         )
         return [shown_entry(message) for message in response.events]
 
@@ -279,13 +290,19 @@ class Transport:
     ) -> None:
         if download.is_complete:
             return
-        request = pb.GetChunksRequest(run=run, version=version, first_chunk=download.next_chunk)
-        with download.writing(), self._errors():
+        piece_bytes, self._first_piece["from"] = self._first_piece["from"], PIECE_BYTES
+        request = pb.GetChunksRequest(
+            run=run, version=version, first_chunk=download.next_chunk, piece_bytes=piece_bytes
+        )
+        with download.writing(), measured(self.address, "from") as speed, self._errors():
             stream = self._connection.get_chunks(request, metadata=self._metadata, timeout=stream_deadline_s(manifest))
             async for message in stream:
-                download.write(message.facts.index, message.data)
+                download.write(message.facts.index, message.data, more=message.facts.more)
+                piece_bytes = max(piece_bytes, len(message.data))
+                speed.moved(len(message.data))
                 self.traffic.received_bytes += len(message.data)
                 RECEIVED_BYTES.inc(len(message.data))
+        self._first_piece["from"] = piece_bytes
         if not download.is_complete:
             problem = f"the stream ended at chunk {download.next_chunk} of {manifest.chunks}"
             raise Unreachable(address=self.address, problem=problem)
@@ -324,20 +341,29 @@ class Transport:
                     return
                 missing = chunks_in(begun.missing, manifest.chunks)
                 if missing:
-                    messages = self._chunks(task, path, manifest, missing)
-                    deadline_s = stream_deadline_s(manifest)
-                    await self._answer("PutChunks", self._connection.put_chunks, messages, deadline_s)
+                    with measured(self.address, "to") as speed:
+                        messages = self._chunks(task, path, manifest, missing, speed)
+                        deadline_s = stream_deadline_s(manifest)
+                        await self._answer("PutChunks", self._connection.put_chunks, messages, deadline_s)
                 commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest)
                 await self._call("CommitUpdate", commit, COMMIT_DEADLINE_S)
 
-    async def _chunks(self, task: TaskId, path: Path, manifest: Manifest, missing: list[int]) -> AsyncIterator[bytes]:
+    async def _chunks(
+        self, task: TaskId, path: Path, manifest: Manifest, missing: list[int], speed: Speed
+    ) -> AsyncIterator[bytes]:
+        sizes = PieceSizes(time.monotonic, self._first_piece["to"])
+        self._first_piece["to"] = PIECE_BYTES  # if the stream breaks
         with path.open("rb") as file:
             for index in missing:
                 file.seek(index * CHUNK_BYTES)
-                data = file.read(CHUNK_BYTES)
-                yield write_chunk(pb.PutChunksRequest(task=task, digest=manifest.digest, index=index), data)
-                self.traffic.sent_bytes += len(data)
-                SENT_BYTES.inc(len(data))
+                chunk = memoryview(file.read(CHUNK_BYTES))
+                for piece, more in sizes.cut(chunk) if self._coordinator_takes_pieces else [(chunk, False)]:
+                    facts = pb.PutChunksRequest(task=task, digest=manifest.digest, index=index, more=more)
+                    yield write_chunk(facts, piece)
+                    speed.moved(len(piece))
+                    self.traffic.sent_bytes += len(piece)
+                    SENT_BYTES.inc(len(piece))
+        self._first_piece["to"] = sizes.next_bytes
 
     async def report_scores(self, task: TaskId, scores: Scores | NotReported) -> None:
         """Reports the scores of an evaluation, or the reason why this client does not report them.
@@ -371,13 +397,14 @@ class Transport:
         request.instance_id = self._instance
         await self._call("ReportFailure", request)
 
-    async def _call(self, method: str, request: Any, deadline_s: float = CALL_DEADLINE_S) -> Any:
-        """Makes a unary call and returns its checked answer.
+    async def _call(self, method: str, request: Any, deadline_s: float | None = None) -> Any:
+        """Makes a unary call and returns its checked answer. deadline_s: if it is not the call's usual one.
 
         If the coordinator refuses the call because this member calls too often, the method waits, but not for ever: after
         RETRY_FOR_S seconds it raises Unreachable.
         """
         is_slowed, end_s = False, time.monotonic() + RETRY_FOR_S
+        deadline_s = deadline_of(method, request) if deadline_s is None else deadline_s
         while True:
             try:
                 return await self._answer(method, getattr(self._connection.stub, method), request, deadline_s)
@@ -410,6 +437,12 @@ class Transport:
             if isinstance(failure, NoAnswer | Overtaken | DiskFailed):
                 self._connection.leave(address)
             raise failure from error
+
+
+def deadline_of(method: str, request: Any) -> float:
+    """Returns the deadline of a unary call in seconds, long enough for its messages on the slowest supported link."""
+    answer_bytes = MAX_MESSAGE_BYTES if method in LARGE_ANSWERS else 0
+    return CALL_DEADLINE_S + transfer_s(request.ByteSize() + answer_bytes)
 
 
 def _addresses(coordinator: str, standby: str | None) -> tuple[str, ...]:

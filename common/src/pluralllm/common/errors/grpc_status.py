@@ -92,6 +92,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     m.AuditBroken: grpc.StatusCode.DATA_LOSS,
     e.Unreachable: grpc.StatusCode.UNAVAILABLE,
     e.ForeignAnswer: grpc.StatusCode.UNAVAILABLE,
+    e.LinkTooSlow: grpc.StatusCode.UNAVAILABLE,
     e.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.BackupUnusable: grpc.StatusCode.FAILED_PRECONDITION,
     e.NotEmpty: grpc.StatusCode.FAILED_PRECONDITION,

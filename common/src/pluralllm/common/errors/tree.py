@@ -39,6 +39,7 @@ PluralError
 |  |- NotLoopback          a connection in plain text to another machine was requested
 |  |- NoAnswer             the call has no answer of the coordinator; the same call may succeed later
 |  |  |- Unreachable       nothing answers
+|  |  |- LinkTooSlow       the network carries less than the slowest speed that is supported
 |  |  `- ForeignAnswer     gRPC, a proxy or another server has ended the call
 |  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py
 `- Broken                  this program is at fault
@@ -356,6 +357,16 @@ class Unreachable(NoAnswer):
     problem: str
     why = "The coordinator at {address} does not answer: {problem}."
     fix = "Check the address and that pluralllm-server serve is running there."
+
+
+@dataclass(eq=False)
+class LinkTooSlow(NoAnswer):
+    address: str
+    way: str  # "to" or "from" the coordinator
+    kib_s: float
+    needed_kib_s: float
+    why = "This link is too slow: {kib_s:.1f} KiB/s {way} the coordinator at {address}, needed are {needed_kib_s:.0f} KiB/s."
+    fix = "Use a faster link, or keep it free for PluralLLM; chunks that have arrived are not sent again."
 
 
 @dataclass(eq=False)

@@ -187,7 +187,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "spec_sha256": DIGEST,
         "create_time": PAST_OR_NEAR,
     },
-    "GetChunksResponse": {"index": COUNT, "data": size(CHUNK_BYTES)},
+    "GetChunksResponse": {"index": COUNT, "data": size(CHUNK_BYTES), "more": anything},
     "GetRolloutsResponse": {"rollouts_json": size(MAX_MESSAGE_BYTES)},
     "BeginUpdateResponse": {},
     "PutChunksResponse": {},

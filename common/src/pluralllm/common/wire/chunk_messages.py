@@ -30,7 +30,7 @@ class ChunkMessage(Generic[M]):
     data: bytes | memoryview
 
 
-def write_chunk(facts: M, data: bytes) -> bytes:
+def write_chunk(facts: M, data: bytes | memoryview) -> bytes:
     """Returns a serialized message with the bytes of a chunk in its field `data`.
 
     facts: the message with all other fields; its field `data` must be empty. data: the bytes of the chunk.

@@ -26,7 +26,12 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # Keeps what is under way on a stream at 64 KiB, or at one message. With the probe, gRPC takes 4 MiB at once from the start:
+    # minutes on a slow link, during which every other call on the connection waits.
+    ("grpc.http2.bdp_probe", 0),
 )
+
+CHUNK_PIECES = "chunk_pieces"  # capability of a coordinator: it takes chunks in pieces
 
 # Metadata key that names the calling client in plain text, where no certificate does. Servers accept it on loopback only.
 CLIENT_ID_KEY = "pluralllm-client-id"

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, SecretStr, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, SecretStr, field_validator, model_validator
 
 from pluralllm.common.process.configuration import ProcessConfig
+from pluralllm.common.weights.pieces import PIECE_BYTES, SLOWEST_LINK_BYTES_S, transfer_s
 from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, Address, ListenAddress
 
 
@@ -28,6 +29,7 @@ def check_database_url(secret: SecretStr) -> SecretStr:
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 DAY_S = 86_400.0
+SHORTEST_IDLE_S = 2 * transfer_s(PIECE_BYTES)  # a shorter limit would end uploads over the slowest supported link
 
 
 class ServerConfig(ProcessConfig):
@@ -80,6 +82,16 @@ class ServerConfig(ProcessConfig):
         if values.get("plain_text") and "listen" not in values:
             return {**values, "listen": PLAIN_TEXT_ADDRESS}
         return values
+
+    @field_validator("chunk_idle_s")
+    @classmethod
+    def _is_longer_than_a_piece(cls, chunk_idle_s: float) -> float:
+        if chunk_idle_s < SHORTEST_IDLE_S:
+            link, piece = f"{SLOWEST_LINK_BYTES_S // 1024} KiB/s", f"{PIECE_BYTES // 1024} KiB"
+            raise ValueError(
+                f"must be at least {SHORTEST_IDLE_S:g}: twice the time of a piece of {piece} on the slowest link ({link})"
+            )
+        return chunk_idle_s
 
     @property
     def certificate_life_s(self) -> float:

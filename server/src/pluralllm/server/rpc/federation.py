@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,8 +18,10 @@ from pluralllm.common.errors.tree import (
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.text.printable import GROUP_HELP, is_group_name
 from pluralllm.common.weights.chunks import CHUNK_BYTES
-from pluralllm.common.wire.chunk_messages import ChunkMessage
+from pluralllm.common.weights.pieces import Pieces, PieceSizes, transfer_s
+from pluralllm.common.wire.chunk_messages import ChunkMessage, write_chunk
 from pluralllm.common.wire.messages import (
+    CHUNK_PIECES,
     MAX_MESSAGE_BYTES,
     NOT_REPORTED_BACK,
     PROTOCOL_MAX,
@@ -125,6 +128,7 @@ class Federation(pb_grpc.FederationServiceServicer):
                 lease=duration(self._leases.duration_s),
                 poll_hold=duration(self._polls.hold_s),
             ),
+            capabilities=[CHUNK_PIECES],
         )
 
     async def Poll(self, request: pb.PollRequest, context: Context) -> pb.PollResponse:
@@ -157,10 +161,16 @@ class Federation(pb_grpc.FederationServiceServicer):
 
     async def GetChunks(self, request: pb.GetChunksRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
         run = self._shared.get(request.run)
-        async for message, size_bytes in self._models.chunks(
-            run.id, ModelVersion(request.version), request.first_chunk
-        ):
-            yield message
+        sizes = PieceSizes(time.monotonic, request.piece_bytes)
+        index = request.first_chunk
+        async for message, size_bytes in self._models.chunks(run.id, ModelVersion(request.version), index):
+            if request.piece_bytes == 0:
+                yield message
+            else:
+                for piece, more in sizes.cut(memoryview(message)[-size_bytes:]):
+                    is_whole = len(piece) == size_bytes  # clients share the message of a whole chunk
+                    yield message if is_whole else write_chunk(pb.GetChunksResponse(index=index, more=more), piece)
+            index += 1
             self._traffic.count_sent(run.id, size_bytes)
 
     async def GetRollouts(self, request: pb.GetRolloutsRequest, context: Context) -> pb.GetRolloutsResponse:
@@ -188,18 +198,23 @@ class Federation(pb_grpc.FederationServiceServicer):
         self, request_iterator: AsyncIterator[ChunkMessage[pb.PutChunksRequest]], context: Context
     ) -> pb.PutChunksResponse:
         task, digest = None, ""
-        stream = aiter(request_iterator)
+        stream, pieces = aiter(request_iterator), Pieces()
         while True:
+            # An earlier release sends whole chunks: its silence may be a chunk on its way over a slow link.
+            limit_s = self._chunk_idle_s if pieces.is_in_pieces else self._chunk_idle_s + transfer_s(CHUNK_BYTES)
             try:
-                async with asyncio.timeout(self._chunk_idle_s):
+                async with asyncio.timeout(limit_s):
                     message = await anext(stream)
             except StopAsyncIteration:
                 break
             except TimeoutError:
-                raise Unreachable(address="client", problem=f"no chunk for {self._chunk_idle_s:g} s") from None
+                raise Unreachable(address="client", problem=f"no byte for {limit_s:g} s") from None
+            facts = message.facts
             if task is None:
-                task, digest = self._task_of(message.facts.task), message.facts.digest
-            await self._intake.put(task, digest, message.facts.index, message.data)
+                task, digest = self._task_of(facts.task), facts.digest
+            chunk = pieces.add(facts.index, message.data, more=facts.more)
+            if chunk is not None:
+                await self._intake.put(task, digest, facts.index, chunk)
         if task is None:
             raise InvalidArgument(field="task", problem="the stream was empty")
         return pb.PutChunksResponse(missing=range_messages(await self._intake.missing(task)))

@@ -56,7 +56,7 @@ ENROLMENT_OPTIONS = (
 )
 MESSAGE_S = 120.0  # for the message of a call on the main port; 4 MiB over a link of 35 KiB/s
 ENROLMENT_MESSAGE_S = 5.0
-# Time for calls under way on a connection that has come of age. Long enough for a held poll and some chunks on a slow link;
+# Time for calls under way on a connection that has come of age. Long enough for a held poll and a chunk on the slowest link;
 # an upload that is cut after it loses nothing, because only its missing chunks are sent again.
 CONNECTION_GRACE_MS = 120_000
 
