@@ -62,8 +62,8 @@ class Ann:
         """Hands in an update, and returns its size in bytes."""
         path = self.folder / "delta"
         manifest = await asyncio.to_thread(write_delta, path, self.spec, 1)
-        facts = (task.spec_sha256, task.base_digest, QUESTIONS, {})
-        await self.transport.push_update(task.name, path, manifest, *facts)
+        spec, base = task.spec_sha256, task.base_digest
+        await self.transport.push_update(task.name, path, manifest, spec, base, QUESTIONS, {})
         assert await self.served.parts.blobs.exists(manifest.digest)
         return manifest.size_bytes
 
@@ -95,7 +95,7 @@ async def test_an_update_over_a_slow_link_arrives_at_the_first_try_and_other_cal
         one.relay.bytes_s["to"] = SLOW
         sent_before, begun_s = one.relay.passed_bytes["to"], time.monotonic()
         pushing = asyncio.create_task(one.push(task))
-        waits_bytes = []
+        waits_bytes: list[int] = []
         while not pushing.done() and len(waits_bytes) < 4:
             before = one.relay.passed_bytes["to"]
             await one.transport.report_progress(task.name, "handing in", 0.5)
@@ -112,7 +112,7 @@ async def test_a_model_over_a_slow_link_arrives_at_the_first_try_and_other_calls
         one.relay.bytes_s["from"] = SLOW
         sent_before = one.relay.passed_bytes["from"]
         fetching = asyncio.create_task(one.fetch(task))
-        waits_bytes = []
+        waits_bytes: list[int] = []
         while not fetching.done() and len(waits_bytes) < 4:
             before = one.relay.passed_bytes["from"]
             await one.transport.report_progress(task.name, "fetching", 0.5)
