@@ -63,7 +63,6 @@ async def paced_relay(target: str, to_bytes_s: float, from_bytes_s: float) -> As
     """Relays from a free port of 127.0.0.1 to `target` (host:port) until the block ends."""
     relay = PacedRelay(target, to_bytes_s, from_bytes_s)
     listener = socket.create_server(("127.0.0.1", 0))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
     async with await asyncio.start_server(relay.pass_on, sock=listener, limit=BUFFER_BYTES):
         relay.address = f"127.0.0.1:{listener.getsockname()[1]}"
         try:
