@@ -28,7 +28,9 @@ from support.process_harness import Federation, federation, free_port, until
 from pluralllm.client.joining.enrolment import ask_server
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.process import scrape_port as scrape_port_module
+from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.process.scrape_port import scrape_port
+from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.server.observe import page as page_module
 from pluralllm.server.observe.page import MAX_CONNECTIONS, showing
@@ -36,6 +38,7 @@ from pluralllm.server.process.open_files import COMFORTABLE, TARGET, ceilings
 
 FILES = 256
 STRANGERS = 400
+TASKS = WatchedTasks(SystemClock(), lambda _: None)
 
 
 def limited(federation_to_limit: Federation, limit: str) -> None:
@@ -200,7 +203,7 @@ def listens(address: str) -> bool:
 
 
 async def test_visitors_that_are_silent_take_no_more_files_than_the_page_has_connections() -> None:
-    async with showing("127.0.0.1:0", Starlette()) as address:
+    async with showing("127.0.0.1:0", Starlette(), TASKS) as address:
         assert await becomes(lambda: listens(address))
         with silent_connections(address, 2 * MAX_CONNECTIONS) as connections:
             assert await becomes(lambda: 0 < open_among(connections) <= MAX_CONNECTIONS)
@@ -212,7 +215,7 @@ async def test_visitors_that_send_byte_by_byte_keep_no_connection_to_the_page(mo
     async def hello(_: Request) -> Response:
         return Response("hello")
 
-    async with showing("127.0.0.1:0", Starlette(routes=[Route("/", hello)])) as address:
+    async with showing("127.0.0.1:0", Starlette(routes=[Route("/", hello)]), TASKS) as address:
         assert await becomes(lambda: listens(address))
         with silent_connections(address, 1) as [slow]:
             assert 0.5 < await asyncio.to_thread(dripping, slow, 0.1, 10.0) < 5
@@ -230,7 +233,7 @@ async def test_a_visitor_that_waits_for_a_slow_answer_is_not_cut_off(monkeypatch
         await late.wait()
         return Response("hello")
 
-    async with showing("127.0.0.1:0", Starlette(routes=[Route("/", slow)])) as address:
+    async with showing("127.0.0.1:0", Starlette(routes=[Route("/", slow)]), TASKS) as address:
         assert await becomes(lambda: listens(address))
         with silent_connections(address, 1) as [connection]:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")

@@ -48,7 +48,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[Assembly]:
             poll_hold_s=1.0,
         )
         yield made
-        await made.coordinator.stop()
+        await made.tasks.stop()
         await store.close()
 
 

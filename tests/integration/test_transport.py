@@ -19,6 +19,7 @@ from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import (
     AnswerInvalid,
+    BackgroundFailed,
     ChunksMissing,
     DiskFailed,
     NormTooLarge,
@@ -209,7 +210,14 @@ async def test_a_refused_update_is_not_sent_again(tmp_path: Path) -> None:
     assert service.calls == ["begin", "put", "commit"]
 
 
-@pytest.mark.parametrize("failure", [Overtaken(generation=1), DiskFailed(problem="Input/output error")])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Overtaken(generation=1),
+        DiskFailed(problem="Input/output error"),
+        BackgroundFailed(work="the loop", problem="a bug"),
+    ],
+)
 async def test_a_coordinator_that_cannot_serve_any_more_is_left_for_the_standby(
     tmp_path: Path, failure: PluralError
 ) -> None:

@@ -187,7 +187,7 @@ class World:
         """Audits the stores and compares the clients' receipts with the records."""
         tables = self._tables.runs[RUN]
         report = await verify_state(self._store, self._membership, self._blobs, self._folders.scratch)
-        run, _ = await recover(self._store, tables.record)
+        run = await recover(self._store, tables.record)
         for sequence, row in tables.events.after(0, 10**9):
             self.trace.note("log", f"{sequence} {row}")
         return Outcome(

@@ -25,6 +25,7 @@ from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.lock import DirectoryLock
 from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.process.pulse import Pulse
 from pluralllm.common.process.scrape_port import scrape_port
 from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 from pluralllm.common.words.roles import MemberRole
@@ -136,14 +137,23 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
             transport = Transport.in_plain_text(partner.coordinator, partner.name, config.standby)
         else:
             transport = Transport.of_member(partner.identity, config.standby)
-        reassuring = asyncio.create_task(supervisor.reassure())
+        pulse = Pulse()
+        beating, reassuring = asyncio.create_task(_beat(pulse)), asyncio.create_task(supervisor.reassure(pulse))
         supervisor.tell("READY=1", f"STATUS={partner.name}")
         try:
             await Daemon(config, partner, policy, questions, transport, WorkerProcess()).run(stop)
         finally:
             supervisor.tell("STOPPING=1")
+            beating.cancel()
             reassuring.cancel()
             await transport.close()
+
+
+async def _beat(pulse: Pulse) -> None:
+    """Lets the event loop beat the pulse of the daemon."""
+    while True:
+        pulse.beat()
+        await asyncio.sleep(1.0)
 
 
 @app.command()

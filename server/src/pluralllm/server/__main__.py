@@ -68,6 +68,7 @@ def serve(
     """Run the coordinator until SIGTERM or Ctrl-C."""
     from pluralllm.server import composition  # noqa: PLC0415 - all rooms come with it; help needs none
     from pluralllm.server.process.allocator import use_one_arena  # noqa: PLC0415
+    from pluralllm.server.process.instruments import LOG_LINES_LOST  # noqa: PLC0415
     from pluralllm.server.process.open_files import raise_limit  # noqa: PLC0415
 
     flags = {
@@ -80,7 +81,7 @@ def serve(
         "log_format": log_format,
     }
     settings = load_config(ServerConfig, config, flags)
-    configure_logs(form=settings.log_format, level=settings.log_level)
+    configure_logs(form=settings.log_format, level=settings.log_level, on_loss=LOG_LINES_LOST.inc)
     use_one_arena()
     raise_limit()
     asyncio.run(composition.serve(settings, Supervisor(settings.state_dir, notify_socket, watchdog_usec)))

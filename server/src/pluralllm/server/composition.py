@@ -6,17 +6,19 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import structlog
 
 from pluralllm.common import __version__
-from pluralllm.common.errors.tree import Overtaken, PluralError
+from pluralllm.common.errors.tree import Overtaken
 from pluralllm.common.process.clock import Clock, SystemClock
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.pulse import Pulse
 from pluralllm.common.process.scrape_port import scrape_port
 from pluralllm.common.process.supervisor import Supervisor
 from pluralllm.common.process.tracing import tracing
+from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.trust.record_signatures import RecordSigner
 from pluralllm.common.words.addresses import join_address, split_address
 from pluralllm.server.members.audit_log import AuditLog
@@ -31,7 +33,7 @@ from pluralllm.server.observe.page import Page, showing
 from pluralllm.server.process import open_files
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.fail_stop import FailStop
-from pluralllm.server.process.instruments import REGISTRY
+from pluralllm.server.process.instruments import LOOP_AGE_SECONDS, REGISTRY
 from pluralllm.server.process.open_files import Ceilings
 from pluralllm.server.rpc.enrolment import Enrolment
 from pluralllm.server.rpc.federation import Federation
@@ -41,7 +43,7 @@ from pluralllm.server.rpc.polling import Polls
 from pluralllm.server.rpc.serving import bind_enrolment, bind_main, start_enrolment, start_main
 from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.assembly import Assembly
-from pluralllm.server.runs.coordinator import Coordinator, Timing
+from pluralllm.server.runs.coordinator import Timing
 from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.by_url import blobs_of, database_url
 from pluralllm.server.storage.leadership import Leadership, leading
@@ -52,6 +54,7 @@ from pluralllm.server.storage.timed_blobs import TimedBlobs
 
 STOP_GRACE_S = 5.0
 PLAIN_TEXT_CALLS = 10_000  # at a time: all operators count as one member there
+START_BEAT_S = 1.0
 log = structlog.get_logger()
 
 
@@ -63,17 +66,18 @@ class Running:
     registry: Registry | None  # None in plain text
     address: str
     enrolment_address: str  # "" in plain text
-    ended: "asyncio.Task[PluralError]"  # ends with the reason when the coordinator can serve no longer
+    fail_stop: FailStop  # has the reason when the coordinator can serve no longer
 
 
 @contextlib.asynccontextmanager
 async def running(
-    config: ServerConfig, clock: Clock, wall_s: Callable[[], float] = time.time
+    config: ServerConfig, clock: Clock, wall_s: Callable[[], float] = time.time, pulse: Pulse | None = None
 ) -> AsyncIterator[Running]:
     """Starts a coordinator, yields it, and serves until the caller's `with` block ends.
 
     If another coordinator serves from the same database, the function waits as a standby until it may serve. `wall_s` returns
-    the time of day for certificates, gauges and the audit log. All other code uses `clock`, which never jumps.
+    the time of day for certificates, gauges and the audit log. All other code uses `clock`, which never jumps. The coordinator's
+    loop beats `pulse`.
     """
     async with contextlib.AsyncExitStack() as stack:
         state = stack.enter_context(StateDirectory(config.state_dir))
@@ -84,8 +88,6 @@ async def running(
         store = await open_store(url, fail_stop)
         stack.push_async_callback(store.close)
         generation = await store.take_over()
-        ended = asyncio.create_task(_until_ended(fail_stop, leadership, generation))
-        stack.callback(ended.cancel)
         membership = SqlMembership(store)
         audit_log = AuditLog(membership, wall_s)
         await audit_log.start()
@@ -98,10 +100,13 @@ async def running(
             scratch=state.scratch,
             uploads=Uploads(state.uploads),
             poll_hold_s=config.poll_hold_s,
+            pulse=pulse,
         )
+        stack.push_async_callback(parts.tasks.stop)
+        if leadership is not None:
+            parts.tasks.keep("the check of the lead", partial(_keep_lead, leadership, fail_stop, generation))
         await parts.coordinator.start()
-        stack.push_async_callback(parts.coordinator.stop)
-        stack.callback(asyncio.create_task(parts.intake.tend()).cancel)
+        parts.tasks.keep("the clearing of uploads", parts.intake.tend)
         if authority is None:
             registry, (address, enrolment_address) = (
                 None,
@@ -109,15 +114,15 @@ async def running(
             )
         else:
             registry = Registry(membership, audit_log, authority, config.certificate_life_s, wall_s)
-            await stack.enter_async_context(_tended(registry, parts.coordinator, wall_s))
+            await _tend_members(registry, parts, wall_s)
             ports = Ports(config, parts, audit_log, fail_stop, authority, registry, wall_s)
             address, enrolment_address = await _serve_members(stack, ports)
             write_durably(state.path / "enrolment-address", enrolment_address.encode())
-        await stack.enter_async_context(_measured(config, state, gauges_of(parts, registry, wall_s)))
-        await stack.enter_async_context(_shown(config, state, page_of(parts, audit_log, authority)))
+        await stack.enter_async_context(_measured(config, state, parts, registry, wall_s))
+        await stack.enter_async_context(_shown(config, state, parts.tasks, page_of(parts, audit_log, authority)))
         stack.callback(parts.coordinator.drain)
         write_durably(state.path / "address", address.encode())
-        yield Running(parts, registry, address, enrolment_address, ended)
+        yield Running(parts, registry, address, enrolment_address, fail_stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,7 @@ async def _serve_plain(
     signatures = Signatures(lambda: audit_log.head, None)
     operations = operations_of(parts, audit_log, None, Advertised(address, ""), signatures)
     federation = federation_of(parts, config.poll_hold_s, config.chunk_idle_s, signatures)
-    await start_main(server, federation, operations, None)
+    parts.tasks.keep("the health service", await start_main(server, federation, operations, None, parts.pulse))
     stack.push_async_callback(server.stop, STOP_GRACE_S)
     return address, ""
 
@@ -172,7 +177,8 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     signatures = Signatures(lambda: ports.audit_log.head, signer)
     operations = operations_of(ports.parts, ports.audit_log, ports.registry, invited_to, signatures)
     federation = federation_of(ports.parts, config.poll_hold_s, config.chunk_idle_s, signatures)
-    await start_main(server, federation, operations, enrolment)
+    tend_health = await start_main(server, federation, operations, enrolment, ports.parts.pulse)
+    ports.parts.tasks.keep("the health service", tend_health)
     stack.push_async_callback(server.stop, STOP_GRACE_S)
     await start_enrolment(enrolment_server, enrolment)
     stack.push_async_callback(enrolment_server.stop, STOP_GRACE_S)
@@ -287,24 +293,16 @@ def page_of(parts: Assembly, audit_log: AuditLog, authority: Authority | None) -
     )
 
 
-@contextlib.asynccontextmanager
-async def _tended(registry: Registry, coordinator: Coordinator, wall_s: Callable[[], float]) -> AsyncIterator[None]:
-    """Loads the members, removes revoked members from the runs, and renews certificates before they expire.
-
-    The renewal goes on until the block ends.
-    """
+async def _tend_members(registry: Registry, parts: Assembly, wall_s: Callable[[], float]) -> None:
+    """Loads the members, removes revoked members from the runs, and begins to renew certificates before they expire."""
     await registry.start()
     for name in registry.revoked():  # a crash may have separated a revocation from its effect
-        await coordinator.remove_client(name)
-    tending = asyncio.create_task(tend_certificates(registry, wall_s))
-    try:
-        yield
-    finally:
-        tending.cancel()
+        await parts.coordinator.remove_client(name)
+    parts.tasks.keep("the renewal of certificates", partial(tend_certificates, registry, wall_s))
 
 
 @contextlib.asynccontextmanager
-async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> AsyncIterator[None]:
+async def _shown(config: ServerConfig, state: StateDirectory, tasks: WatchedTasks, page: Page) -> AsyncIterator[None]:
     """Serves the web page until the block ends, if the page is configured.
 
     Raises NotLoopback if the configured address is no loopback address; InUse or InvalidArgument if the port cannot be
@@ -313,13 +311,19 @@ async def _shown(config: ServerConfig, state: StateDirectory, page: Page) -> Asy
     if config.page_listen is None:
         yield
         return
-    async with showing(config.page_listen, page.app()) as address:
+    async with showing(config.page_listen, page.app(), tasks) as address:
         write_durably(state.path / "page-address", address.encode())
         yield
 
 
 @contextlib.asynccontextmanager
-async def _measured(config: ServerConfig, state: StateDirectory, gauges: Gauges) -> AsyncIterator[None]:
+async def _measured(
+    config: ServerConfig,
+    state: StateDirectory,
+    parts: Assembly,
+    registry: Registry | None,
+    wall_s: Callable[[], float],
+) -> AsyncIterator[None]:
     """Serves the metrics for Prometheus and updates the gauges until the block ends, if metrics are configured.
 
     Raises InUse or InvalidArgument if the port cannot be opened.
@@ -329,13 +333,14 @@ async def _measured(config: ServerConfig, state: StateDirectory, gauges: Gauges)
         return
     with scrape_port(config.metrics_listen, REGISTRY) as address:
         write_durably(state.path / "metrics-address", address.encode())
+        gauges = gauges_of(parts, registry, wall_s)
         REGISTRY.register(gauges)
-        tasks = [asyncio.create_task(work) for work in (gauges.watch(), measure_lag())]
+        LOOP_AGE_SECONDS.set_function(parts.pulse.age_s)
+        parts.tasks.keep("the reading of gauges", gauges.watch)
+        parts.tasks.keep("the measurement of the event loop", measure_lag)
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
             REGISTRY.unregister(gauges)
 
 
@@ -344,22 +349,10 @@ def timing_of(config: ServerConfig) -> Timing:
     return Timing(lease_s=config.lease_s, silence_s=config.silence_s, keep_updates=config.keep_updates)
 
 
-async def _until_ended(fail_stop: FailStop, leadership: Leadership | None, generation: int) -> PluralError:
-    """Waits until the coordinator can no longer serve, and returns the reason as an error.
-
-    There are two possible reasons: another coordinator has taken over, or the disk or the database has failed.
-    leadership: None if the database allows no standby coordinator. generation: the number that this coordinator got when it
-    took over.
-    """
-    ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(fail_stop.stopped())]
-    if leadership is not None:
-        ends.append(asyncio.ensure_future(leadership.until_lost()))
-    try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for end in ends:
-            end.cancel()
-    return fail_stop.why or Overtaken(generation=generation)
+async def _keep_lead(leadership: Leadership, fail_stop: FailStop, generation: int) -> None:
+    """Ends this coordinator when another one has taken over. generation: the number that this one got when it took over."""
+    await leadership.until_lost()
+    fail_stop.stop(Overtaken(generation=generation))
 
 
 def advertised(config: ServerConfig, authority: Authority, address: str, enrolment_address: str) -> Advertised:
@@ -381,17 +374,21 @@ async def serve(config: ServerConfig, supervisor: Supervisor) -> None:
     """Runs a coordinator until SIGTERM or SIGINT arrives.
 
     supervisor: reports to the process supervisor (systemd) that the coordinator is ready and alive. Raises Overtaken if another
-    coordinator has taken over; DiskFailed or StoreFailed if the disk or the database has failed.
+    coordinator has taken over; DiskFailed or StoreFailed if the disk or the database has failed; BackgroundFailed if a part of
+    the coordinator fails again and again.
     """
-    stop = asyncio.Event()
+    stop, pulse = asyncio.Event(), Pulse()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     stopping = asyncio.create_task(stop.wait())
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(tracing(config.traces_endpoint, "pluralllm-server", str(config.state_dir)))
-        stack.callback(asyncio.create_task(supervisor.reassure()).cancel)
-        starting = asyncio.create_task(stack.enter_async_context(running(config, SystemClock())))
-        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        reassuring = asyncio.create_task(supervisor.reassure(pulse))
+        stack.callback(reassuring.cancel)
+        starting = asyncio.create_task(stack.enter_async_context(running(config, SystemClock(), pulse=pulse)))
+        while not starting.done() and not stopping.done():
+            pulse.beat()  # the coordinator's loop does not run yet, and a standby may wait for days
+            await asyncio.wait([starting, stopping], timeout=START_BEAT_S, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():  # it is a standby
             starting.cancel()
             await asyncio.wait([starting])
@@ -406,9 +403,13 @@ async def serve(config: ServerConfig, supervisor: Supervisor) -> None:
             version=__version__,
         )
         supervisor.tell("READY=1", f"STATUS=serves at {served.address}")
-        await asyncio.wait([stopping, served.ended], return_when=asyncio.FIRST_COMPLETED)
+        failing = asyncio.create_task(served.fail_stop.stopped())
+        await asyncio.wait([stopping, failing, reassuring], return_when=asyncio.FIRST_COMPLETED)
+        failing.cancel()
         supervisor.tell("STOPPING=1")
         log.info("server.stopping")
     log.info("server.stopped")
+    if served.fail_stop.why is not None and not stopping.done():
+        raise served.fail_stop.why
     if not stopping.done():
-        raise served.ended.result()
+        await reassuring

@@ -1,7 +1,12 @@
-"""The log of an unexpected exception names the place, and never the values."""
+"""The log of an unexpected exception names the place, and never the values; a log that cannot be written breaks nothing."""
 
 import contextlib
+import errno
+import io
 import json
+import os
+import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Literal
 
@@ -9,7 +14,8 @@ import grpc
 import pytest
 import structlog
 
-from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.process import logs
+from pluralllm.common.process.logs import LogStream, configure_logs
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc import boundary
 from pluralllm.server.rpc.boundary import Boundary
@@ -113,3 +119,152 @@ def test_texts_of_another_party_reach_a_log_line_as_escapes(
     line = capsys.readouterr().err.removesuffix("\n")
     assert "u202e" in line
     assert not set("\x1b\u202e\x07\x08\x7f") & set(line)
+
+
+# A log that cannot be written
+
+
+class Pipe:
+    """A stream in the way of sys.stderr whose writes can fail."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.buffer = self
+        self.written = b""
+        self.error: Exception | None = None
+        self.takes_bytes = 1000  # of one write
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation
+
+    def write(self, data: bytes) -> int | None:
+        if self.error is not None:
+            raise self.error
+        if self.takes_bytes == 0:
+            return None
+        piece = bytes(data[: self.takes_bytes])
+        self.written += piece
+        return len(piece)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.written.decode().splitlines()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    yield Pipe()
+    structlog.reset_defaults()
+
+
+def logging_to(
+    pipe: Pipe, form: Literal["json", "console"] = "json", on_loss: Callable[[], None] = lambda: None
+) -> Any:
+    """Configures logs that go to the pipe, and returns a logger."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", pipe)
+        configure_logs(form=form, on_loss=on_loss)
+    return structlog.get_logger()
+
+
+ERRORS = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    OSError(errno.EIO, "Input/output error"),
+    ValueError("I/O operation on closed file."),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=str)
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_lines_that_cannot_be_written_are_counted_and_reported_when_writing_works_again(
+    pipe: Pipe, error: Exception, form: Literal["json", "console"]
+) -> None:
+    losses: list[None] = []
+    log = logging_to(pipe, form, lambda: losses.append(None))
+    log.info("first.line")
+    pipe.error = error
+    for _ in range(3):
+        log.info("lost.line", number=1)
+    pipe.error = None
+    log.info("second.line")
+    log.info("third.line")
+    assert len(losses) == 3
+    first, report, second, third = pipe.lines
+    assert ("first.line" in first, "second.line" in second, "third.line" in third) == (True, True, True)
+    if form == "json":
+        facts = json.loads(report)
+        assert (facts["event"], facts["lines"], facts["level"]) == ("log.lines_lost", 3, "warning")
+    else:
+        assert "log.lines_lost" in report
+        assert "3" in report
+
+
+def test_a_line_that_was_written_in_part_does_not_spoil_the_next_one(pipe: Pipe) -> None:
+    log = logging_to(pipe)
+    write = pipe.write
+
+    def fill_up(data: bytes) -> int | None:
+        if pipe.written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(data[:5])
+
+    pipe.write = fill_up  # type: ignore[method-assign]
+    log.info("lost.line")
+    pipe.write = write  # type: ignore[method-assign]
+    log.info("next.line")
+    assert len(pipe.lines) == 3
+    assert [json.loads(line)["event"] for line in pipe.lines[1:]] == ["log.lines_lost", "next.line"]
+
+
+def test_a_short_write_is_continued(pipe: Pipe) -> None:
+    pipe.takes_bytes = 3
+    logging_to(pipe).info("some.line")
+    assert [json.loads(line)["event"] for line in pipe.lines] == ["some.line"]
+
+
+def test_a_line_that_cannot_be_made_is_lost_and_nothing_is_raised(pipe: Pipe) -> None:
+    class Unspeakable:
+        def __repr__(self) -> str:
+            raise RuntimeError("no words")
+
+    log = logging_to(pipe)
+    log.info("lost.line", value=Unspeakable())
+    log.info("next.line")
+    assert [json.loads(line)["event"] for line in pipe.lines] == ["log.lines_lost", "next.line"]
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_text_that_the_stream_cannot_encode_is_escaped(pipe: Pipe, form: Literal["json", "console"]) -> None:
+    pipe.encoding = "ascii"
+    logging_to(pipe, form).info("some.line", name="\udcff\u00fc")
+    [line] = pipe.lines
+    assert "some.line" in line
+
+
+def test_a_process_without_stderr_loses_its_lines_and_goes_on() -> None:
+    losses: list[None] = []
+    stream = LogStream(None, str, lambda: losses.append(None))
+    stream.write("a line\n")
+    assert len(losses) == 1
+
+
+def test_a_reader_that_has_stopped_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "READER_LIMIT_S", 0.01)
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as source, open(writer, "w", encoding="utf-8") as sink:  # noqa: PTH123 - of a descriptor
+        stream = LogStream(sink, lambda lost_lines: f"{lost_lines} lines lost")
+        line = "x" * 4095 + "\n"
+        while not stream.lost_lines:
+            stream.write(line)
+        start_s = time.monotonic()
+        monkeypatch.setattr(logs, "READER_LIMIT_S", 600.0)
+        for _ in range(10):
+            stream.write(line)
+        assert time.monotonic() - start_s < 60.0, "only the first line waits"
+        assert stream.lost_lines == 11
+        source.read(1 << 16)
+        stream.write("back\n")
+        assert stream.lost_lines == 0
+        assert source.read(1 << 16).decode().splitlines()[-2:] == ["11 lines lost", "back"]

@@ -95,7 +95,7 @@ class History:
                 break
             clock.advance(101)
             await coordinator.dispatch(run, ev.ClockTicked(clock.now_s()))
-        await coordinator.stop()
+        await parts.tasks.stop()
 
     async def revoke(self, client: ClientId) -> None:
         """In the open round, by the coordinator, after a restart."""
@@ -103,7 +103,7 @@ class History:
         coordinator = parts.coordinator
         await coordinator.start()
         await coordinator.remove_client(client)
-        await coordinator.stop()
+        await parts.tasks.stop()
 
     async def deliver_last(self) -> None:
         """The update that is missing in the open round, to a coordinator after a restart; it averages then."""
@@ -119,11 +119,11 @@ class History:
             arrived = ev.UpdateArrived(parts.clock.now_s(), run.state.round, run.state.version, receipt)
             await coordinator.dispatch(run, arrived)
         await coordinator.until_averaged(run)
-        await coordinator.stop()
+        await parts.tasks.stop()
 
     async def recovered(self) -> Run:
         """Returns the run that its event log gives."""
-        run, _ = await recover(self.store, (await self.store.runs())[0])
+        run = await recover(self.store, (await self.store.runs())[0])
         return run.state
 
     async def execute(self, statement: str) -> None:
@@ -266,7 +266,7 @@ async def test_limits_on_weights_and_lengths_are_on_record_and_repeat_bit_for_bi
     for version in (await limited.store.versions(RunId("r")))[1:]:
         assert version.weights == pytest.approx((1 / 6, 5 / 6))
         assert version.scales == pytest.approx((1.0, 0.3), rel=0.1)
-    run, _ = await recover(limited.store, (await limited.store.runs())[0])
+    run = await recover(limited.store, (await limited.store.runs())[0])
     assert run.state.limits_members
 
 

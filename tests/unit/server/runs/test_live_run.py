@@ -34,7 +34,9 @@ async def a_run(store: MemoryStore) -> LiveRun:
 async def test_dispatch_changes_a_run_and_an_event_that_changes_nothing_writes_nothing() -> None:
     store = MemoryStore(Tables())
     run = await a_run(store)
-    assert await run.dispatch(store, ev.RunStarted(1.0)) == ()
+    step = await run.dispatch(store, ev.RunStarted(1.0))
+    assert step is not None
+    assert step.effects == ()
     assert (run.state.phase, run.sequence, run.progress.updated_s) == (Phase.WAITING, 1, 1.0)
     assert await run.dispatch(store, ev.RunStarted(2.0)) is None
     assert (run.sequence, run.progress.updated_s) == (1, 1.0)

@@ -29,6 +29,7 @@ from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import (
     AnswerInvalid,
+    BackgroundFailed,
     ChunksMissing,
     Corrupt,
     DigestMismatch,
@@ -434,7 +435,7 @@ class Transport:
             yield
         except grpc.RpcError as error:
             failure = from_rpc_error(error, address)
-            if isinstance(failure, NoAnswer | Overtaken | DiskFailed):
+            if isinstance(failure, NoAnswer | Overtaken | DiskFailed | BackgroundFailed):
                 self._connection.leave(address)
             raise failure from error
 

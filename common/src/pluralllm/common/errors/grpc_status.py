@@ -104,6 +104,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.Overtaken: grpc.StatusCode.UNAVAILABLE,
     e.AnswerInvalid: grpc.StatusCode.INTERNAL,
     e.WorkerDied: grpc.StatusCode.INTERNAL,
+    e.BackgroundFailed: grpc.StatusCode.UNAVAILABLE,
     e.Internal: grpc.StatusCode.INTERNAL,
 }
 

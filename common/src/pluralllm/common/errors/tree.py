@@ -45,6 +45,7 @@ PluralError
 `- Broken                  this program is at fault
    |- AnswerInvalid        the coordinator's answer breaks the protocol
    |- WorkerDied           the training process ended unexpectedly
+   |- BackgroundFailed     a background task failed again and again, so the process ends
    |- Internal             any other failure; the details are in the log under the incident id
    `- ...                  disk, database and stored data: storage.py
 
@@ -391,6 +392,14 @@ class AnswerInvalid(Broken):
 class WorkerDied(Broken):
     problem: str
     why = "The training process died: {problem}."
+
+
+@dataclass(eq=False)
+class BackgroundFailed(Broken):
+    work: str
+    problem: str
+    why = "A part of this process, {work}, failed again and again: {problem}. The process ends."
+    fix = "Start it again, as a supervisor does; nothing acknowledged is lost. The log has the details for a report."
 
 
 @dataclass(eq=False)

@@ -1,9 +1,14 @@
-"""Configuration of structured logs: JSON in production, or lines that a person reads on a terminal."""
+"""Configuration of structured logs: JSON in production, or lines that a person reads on a terminal.
+
+A log call never raises and never waits for long, because it often stands between a durable change and the effects of the change.
+"""
 
 import io
 import logging
+import select
 import sys
-from typing import Any, Literal, TextIO
+from collections.abc import Callable
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
@@ -15,29 +20,123 @@ from pluralllm.common.text.printable import printable, printable_values
 TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
 
 
-def configure_logs(*, form: Literal["json", "console"], level: str = "INFO") -> None:
+READER_LIMIT_S = 0.5  # how long a line waits for the reader of a full pipe
+PIECE_BYTES = 4096  # a pipe that is ready takes this many bytes at once (PIPE_BUF in pipe(7))
+
+
+class LogStream:
+    """The stream on which a process writes its log. Its methods never raise.
+
+    A line is lost if the stream cannot take it: no space is left, the pipe has no reader, or the reader has stopped to read. The
+    stream counts the lost lines. When it works again, its first line reports their number.
+    """
+
+    def __init__(
+        self, stream: TextIO | None, report: Callable[[int], str], on_loss: Callable[[], object] = lambda: None
+    ) -> None:
+        """Writes to the bytes below `stream`; None if the process has no such stream, and then every line is lost.
+
+        report: makes the line, without its line end, that reports a number of lost lines. on_loss: is called for each lost line.
+        """
+        buffer: Any = getattr(stream, "buffer", None)
+        # Python's own buffer would keep the bytes of a write that failed, and the next write would try them again.
+        self._raw: Any = getattr(buffer, "raw", buffer)
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._report, self._on_loss = report, on_loss
+        self._is_within_a_line = self._is_stuck = False
+        self.lost_lines = 0  # since the last line that was written
+
+    def write(self, line: str) -> None:
+        """Writes one line; its end is a part of `line`."""
+        try:
+            if self._is_within_a_line:  # a part of a lost line has been written
+                self._put("\n")
+            if self.lost_lines:
+                self._put(self._report(self.lost_lines) + "\n")
+                self.lost_lines = 0
+            self._put(line)
+        except Exception:  # noqa: BLE001 - a caller can do nothing about its log
+            self.lose()
+
+    def flush(self) -> None:
+        """Does nothing, because no line waits in a buffer."""
+
+    def lose(self) -> None:
+        """Counts a lost line."""
+        self.lost_lines += 1
+        self._on_loss()
+
+    def _put(self, text: str) -> None:
+        rest = memoryview(text.encode(self._encoding, "backslashreplace"))
+        while rest:
+            self._await_reader()
+            done = self._raw.write(rest[:PIECE_BYTES])
+            if not done:  # None for a stream that does not block
+                raise BlockingIOError
+            rest = rest[done:]
+            self._is_within_a_line = bool(rest)
+
+    def _await_reader(self) -> None:
+        """Waits until the stream takes bytes. Raises TimeoutError after READER_LIMIT_S, and from then on without a wait."""
+        try:
+            poll = select.poll()
+            poll.register(self._raw.fileno(), select.POLLOUT)
+        except io.UnsupportedOperation:  # not of the operating system, so it does not block
+            return
+        if not poll.poll(0 if self._is_stuck else READER_LIMIT_S * 1000):
+            self._is_stuck = True
+            raise TimeoutError
+        self._is_stuck = False
+
+
+def configure_logs(
+    *, form: Literal["json", "console"], level: str = "INFO", on_loss: Callable[[], object] = lambda: None
+) -> None:
     """Configures structlog to write to stderr. A process's `__main__` calls this function once.
 
-    form: JSON, or lines for a person. level: the lowest level that is logged.
+    form: JSON, or lines for a person. level: the lowest level that is logged. on_loss: is called for each line that is lost.
     """
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
         else structlog.dev.ConsoleRenderer(colors=_wants_colours(), exception_formatter=_printable_traceback)
     )
+    processors: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        TRACEBACKS if form == "json" else structlog.processors.StackInfoRenderer(),
+        *([] if form == "json" else [_printable_fields]),  # JSON writes such characters as escapes by itself
+        renderer,
+    ]
+
+    def report(lost_lines: int) -> str:
+        fields: Any = {"event": "log.lines_lost", "lines": lost_lines}
+        for processor in processors:
+            fields = processor(None, "warning", fields)
+        return str(fields)
+
+    stream = LogStream(sys.stderr, report, on_loss)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            TRACEBACKS if form == "json" else structlog.processors.StackInfoRenderer(),
-            *([] if form == "json" else [_printable_fields]),  # JSON writes such characters as escapes by itself
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        processors=processors,
+        wrapper_class=_logger_class(logging.getLevelNamesMapping()[level.upper()], stream),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", stream)),
         cache_logger_on_first_use=True,
     )
+
+
+def _logger_class(level: int, stream: LogStream) -> type[Any]:
+    """Returns the class of the loggers. If a line cannot be made, for example of a value without a text, the line is lost."""
+    filtering: Any = structlog.make_filtering_bound_logger(level)
+
+    class Logger(filtering):  # type: ignore[misc]
+        def _proxy_to_logger(self, *positional: Any, **named: Any) -> None:
+            try:
+                super()._proxy_to_logger(*positional, **named)
+            except Exception:  # noqa: BLE001 - as in LogStream.write
+                stream.lose()
+
+    return Logger
 
 
 def _printable_traceback(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None:

@@ -1,12 +1,13 @@
 """Notifies the supervisor of a process that the process is ready, alive or stopping.
 
 systemd receives messages of its protocol (sd_notify(3)). For every other supervisor, the process renews the modification time
-of a file in its state directory. The commands `pluralllm-server healthy` and `pluralllm-client healthy` check this file. The
-event loop sends the notifications, so no notification comes from a process whose event loop hangs.
+of a file in its state directory. The commands `pluralllm-server healthy` and `pluralllm-client healthy` check this file. What is
+sent follows from the process's pulse (pulse.py), so no sign of life comes from a process whose main loop stands still.
 """
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ import structlog
 import typer
 
 from pluralllm.common.process.console import say
+from pluralllm.common.process.pulse import SILENT_FOR_S, Pulse
 
 log = structlog.get_logger()
 
@@ -23,15 +25,14 @@ NotifySocket = Annotated[str | None, typer.Option("--notify-socket", envvar="NOT
 WatchdogUsec = Annotated[int | None, typer.Option("--watchdog-usec", envvar="WATCHDOG_USEC", hidden=True)]
 SIGNS_A_LIFETIME = 3  # signs of life within systemd's watchdog time, after which systemd would act
 SIGN_EVERY_S = 5.0
-SILENT_FOR_S = 30.0  # after this long without a sign, a process is not healthy
 SIGN = "alive"  # name of the file
 
 
 class Supervisor:
     """The connection of a process to its supervisor.
 
-    The object notifies systemd if the process has a notify socket. It also renews the modification time of a file in the
-    state directory.
+    The object notifies systemd if the process has a notify socket. It also writes the time of the last beat of the process's
+    pulse as the modification time of a file in the state directory.
     """
 
     def __init__(self, state_dir: Path, notify_socket: str | None, watchdog_usec: int | None) -> None:
@@ -53,21 +54,29 @@ class Supervisor:
         except OSError as error:
             log.warning("supervisor.not_told", problem=str(error))
 
-    async def reassure(self) -> None:
-        """Renews the file's modification time and notifies systemd's watchdog at regular intervals, until cancellation."""
+    async def reassure(self, pulse: Pulse) -> None:
+        """Renews the file's modification time and notifies systemd's watchdog at regular intervals, until cancellation.
+
+        Without a beat of the pulse since the last interval, neither gets a sign.
+        """
         pause_s = SIGN_EVERY_S if self._watchdog_s is None else min(SIGN_EVERY_S, self._watchdog_s / SIGNS_A_LIFETIME)
+        reported_beats: int | None = None
         while True:
-            with contextlib.suppress(OSError):  # the state directory may not be there yet, or its disk be full
-                self._sign.touch(mode=0o600)
-            if self._watchdog_s is not None:
-                self.tell("WATCHDOG=1")
+            if pulse.beats != reported_beats:
+                reported_beats = pulse.beats
+                beat_s = time.time() - pulse.age_s()
+                with contextlib.suppress(OSError):  # the state directory may not be there yet, or its disk be full
+                    self._sign.touch(mode=0o600)
+                    os.utime(self._sign, (beat_s, beat_s))
+                if self._watchdog_s is not None:
+                    self.tell("WATCHDOG=1")
             await asyncio.sleep(pause_s)
 
 
 def check_alive(state_dir: Path) -> None:
-    """Prints how long ago a process last renewed the file in its state directory.
+    """Prints how long ago the main loop of a process last went round, according to the file in its state directory.
 
-    Exits with code 3 if the last renewal was more than SILENT_FOR_S seconds ago, or if the file does not exist.
+    Exits with code 3 if that was more than SILENT_FOR_S seconds ago, or if the file does not exist.
     """
     try:
         ago_s = time.time() - (state_dir / SIGN).stat().st_mtime

@@ -172,7 +172,7 @@ async def named_blobs(store: SqlStore) -> Named:
     """
     over: set[RunId] = set()
     for record in await store.runs():
-        run, _ = await recover(store, record)
+        run = await recover(store, record)
         over |= {run.id} if run.is_over else set()
     everything, needed = await kept_blobs(store, EVERY_ROUND, over), await kept_blobs(store, 0, over)
     return Named(frozenset(everything), frozenset(needed))

@@ -118,6 +118,8 @@ class Gauges(Collector):
                 self._values = await self.read()
             except (PluralError, OSError, ValueError) as error:  # the next reading may succeed
                 log.warning("metrics.not_drawn", problem=str(error))
+            except Exception:
+                log.exception("metrics.not_drawn")
             await asyncio.sleep(READ_EVERY_S)
 
     async def read(self) -> tuple[Metric, ...]:

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pluralllm.common.errors.tree import NotFound
 from pluralllm.common.process.listening import why_not_open
+from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.text.printable import printable_values
 from pluralllm.common.words.addresses import check_loopback, join_address, split_address
 from pluralllm.common.words.ids import RoundNumber
@@ -218,11 +219,11 @@ class _Connection(H11Protocol):
 
 
 @contextlib.asynccontextmanager
-async def showing(listen: str, app: Starlette) -> AsyncIterator[str]:
+async def showing(listen: str, app: Starlette, tasks: WatchedTasks) -> AsyncIterator[str]:
     """Serves a web application at `listen` (host:port) until the block ends, and yields the actual address.
 
-    Port 0 selects a free port. Raises NotLoopback if the host is no loopback address; InUse or InvalidArgument if the port cannot
-    be opened.
+    The server is one of the background tasks in `tasks`. Port 0 selects a free port. Raises NotLoopback if the host is no
+    loopback address; InUse or InvalidArgument if the port cannot be opened.
     """
     check_loopback(listen)
     host, port = split_address(listen)
@@ -242,12 +243,18 @@ async def showing(listen: str, app: Starlette) -> AsyncIterator[str]:
         socket = config.bind_socket()
     except SystemExit as error:  # uvicorn's way to say that the port is taken
         raise why_not_open(listen) from error
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[socket]))
+
+    async def serve() -> None:
+        server = _Server(config)
+        try:
+            await server.serve(sockets=[socket.dup()])  # a copy, because the server closes it at its end
+        finally:
+            await server.shutdown()
+
+    serving = tasks.keep("the page", serve)
     try:
         yield join_address(host, socket.getsockname()[1])
     finally:
-        server.should_exit = True
-        await asyncio.wait([serving], timeout=2 * STOP_S)
         serving.cancel()
+        await asyncio.wait([serving], timeout=2 * STOP_S)
         socket.close()

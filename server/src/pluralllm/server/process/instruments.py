@@ -5,7 +5,15 @@ Gauges, which show the coordinator's state, are in observe/gauges.py. The page d
 histograms and gauges; docs/generate.py makes the page from the code.
 """
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 
 from pluralllm.common.errors.root import reason_of
 from pluralllm.common.errors.tree import RoundClosed
@@ -63,6 +71,14 @@ BLOB_SECONDS = Histogram(
 )
 CALLS = Counter(
     "pluralllm_calls", "RPCs answered, by name and by code: OK or an error code.", ["rpc", "code"], registry=REGISTRY
+)
+LOOP_AGE_SECONDS = Gauge(
+    "pluralllm_coordinator_loop_age_seconds",
+    "Seconds since the coordinator's loop last went round; above 30 the coordinator is not healthy.",
+    registry=REGISTRY,
+)
+LOG_LINES_LOST = Counter(
+    "pluralllm_log_lines_lost", "Log lines that could not be written, for example to a full disk.", registry=REGISTRY
 )
 LOOP_LAG_SECONDS = Histogram(
     "pluralllm_event_loop_lag_seconds",

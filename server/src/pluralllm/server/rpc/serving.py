@@ -1,10 +1,15 @@
 """The gRPC servers: members use the main port, and new members use the enrolment port."""
 
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from pluralllm.common.process.listening import why_not_open
+from pluralllm.common.process.pulse import Pulse
 from pluralllm.common.wire.messages import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS
 from pluralllm.common.words.addresses import check_loopback, join_address, split_address
 from pluralllm.server.process.config import ServerConfig
@@ -54,6 +59,7 @@ ENROLMENT_OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 3_000),
     ("grpc.max_connection_idle_ms", 3_000),
 )
+HEALTH_EVERY_S = 1.0
 MESSAGE_S = 120.0  # for the message of a call on the main port; 4 MiB over a link of 35 KiB/s
 ENROLMENT_MESSAGE_S = 5.0
 # Time for calls under way on a connection that has come of age. Long enough for a held poll and a chunk on the slowest link;
@@ -113,11 +119,16 @@ def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredenti
 
 
 async def start_main(
-    server: grpc.aio.Server, federation: Federation, operations: Operations, enrolment: Enrolment | None
-) -> None:
+    server: grpc.aio.Server,
+    federation: Federation,
+    operations: Operations,
+    enrolment: Enrolment | None,
+    pulse: Pulse,
+) -> Callable[[], Coroutine[None, None, None]]:
     """Registers the services and starts the server of the main port.
 
-    `enrolment` is None if the server uses no certificates.
+    `enrolment` is None if the server uses no certificates. Returns the work that keeps the health service true to `pulse`; the
+    caller runs it in the background.
     """
     federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, server)
     operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
@@ -125,10 +136,26 @@ async def start_main(
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(enrolment, server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    for name in (*SERVICES, ""):
-        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await _show_health(checks, is_alive=True)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     await server.start()
+    return partial(_tend_health, checks, pulse)
+
+
+async def _tend_health(checks: health.aio.HealthServicer, pulse: Pulse) -> None:
+    """Lets the health service answer NOT_SERVING while the coordinator's loop stands still."""
+    was_alive = True
+    while True:
+        if (is_alive := pulse.is_alive) is not was_alive:
+            await _show_health(checks, is_alive=is_alive)
+            was_alive = is_alive
+        await asyncio.sleep(HEALTH_EVERY_S)
+
+
+async def _show_health(checks: health.aio.HealthServicer, *, is_alive: bool) -> None:
+    status = health_pb2.HealthCheckResponse
+    for name in (*SERVICES, ""):
+        await checks.set(name, status.SERVING if is_alive else status.NOT_SERVING)
 
 
 async def start_enrolment(server: grpc.aio.Server, enrolment: Enrolment) -> None:

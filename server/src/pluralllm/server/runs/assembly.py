@@ -4,6 +4,8 @@ import secrets
 from pathlib import Path
 
 from pluralllm.common.process.clock import Clock
+from pluralllm.common.process.pulse import Pulse
+from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.coordinator import Coordinator, Timing
@@ -43,8 +45,10 @@ class Assembly:
         scratch: Path,
         uploads: Uploads,
         poll_hold_s: float,
+        pulse: Pulse | None = None,
     ) -> None:
         self.store, self.blobs, self.clock = store, blobs, clock
+        self.tasks, self.pulse = WatchedTasks(clock, fail_stop.stop), pulse or Pulse()
         self.generation = secrets.token_hex(8)  # clients greet again when it changes
         self.runs, self.traffic, self.troubles, self.refusals = Runs(), Traffic(), Troubles(), Refusals()
         self.sessions, self.leases = Sessions(timing.silence_s), Leases(timing.lease_s)
@@ -59,6 +63,8 @@ class Assembly:
             clock=clock,
             timing=timing,
             fail_stop=fail_stop,
+            tasks=self.tasks,
+            pulse=self.pulse,
             runs=self.runs,
             sessions=self.sessions,
             leases=self.leases,

@@ -5,26 +5,25 @@ round machine and carries out the effects that the round machine returns.
 """
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from pluralllm.common.errors.tree import (
     BaseLost,
-    Broken,
     InvalidArgument,
     InvalidSpec,
-    NotFound,
     PluralError,
     RoundClosed,
     SpecMismatch,
-    StorageFull,
     UpdateLost,
 )
 from pluralllm.common.process.clock import Clock
+from pluralllm.common.process.pulse import Pulse
 from pluralllm.common.process.tracing import round_context, span
+from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.words.ids import ID_HELP, ClientId, Digest, RunId, is_id
 from pluralllm.common.words.spec import GroupRole, parse_spec
 from pluralllm.server.aggregation.next_version import write_next
@@ -42,6 +41,7 @@ from pluralllm.server.runs.new_run import make_run
 from pluralllm.server.runs.presence import Presence
 from pluralllm.server.runs.round_traces import trace_key
 from pluralllm.server.runs.sessions import Session, Sessions
+from pluralllm.server.runs.step_reports import report_step
 from pluralllm.server.runs.troubles import Troubles
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.manifests import Manifests
@@ -80,6 +80,8 @@ class Coordinator:
         clock: Clock,
         timing: Timing,
         fail_stop: FailStop,
+        tasks: WatchedTasks,
+        pulse: Pulse,
         runs: Runs,
         sessions: Sessions,
         leases: Leases,
@@ -93,15 +95,16 @@ class Coordinator:
         """Stores the arguments. The coordinator does nothing before `start`.
 
         The coordinator rings the notifier `run_bell` when a run has changed. In `client_bells` it rings a client's notifier when
-        the client's task or session has changed. `scratch` is the folder for files that are not finished.
+        the client's task or session has changed. Each turn of its loop beats `pulse`. `scratch` is the folder for files that are
+        not finished.
         """
         self._store, self._blobs, self._scratch = store, blobs, scratch
         self._clock, self._timing, self._fail_stop = clock, timing, fail_stop
+        self._tasks, self._pulse = tasks, pulse
         self._runs, self._sessions, self._leases, self._presence = runs, sessions, leases, presence
         self._manifests, self._retention, self._troubles = manifests, retention, troubles
         self._run_bell, self._client_bells = run_bell, client_bells
         self._wake = Bell()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._averaging: dict[RunId, asyncio.Task[None]] = {}
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
@@ -119,7 +122,7 @@ class Coordinator:
         await self._clients.start()
         for record in await self._store.runs():
             try:
-                run, pending = await recover(self._store, record)
+                run = await recover(self._store, record)
             except (
                 InvalidSpec
             ) as error:  # of an earlier release, which allowed more; the other runs need not stop for it
@@ -131,45 +134,30 @@ class Coordinator:
                 continue
             await self.dispatch(run, ev.CoordinatorStarted(self._clock.now_s()))
             self._reconcile(run)
-            if pending is not None:
-                self._average(run, pending)
             log.info("run.recovered", run=run.id, phase=run.state.phase, round=run.state.round, events=run.sequence)
-        self._spawn(self._drive())
-        self._spawn(self._collect())  # a stop between a round's end and its collection leaves blobs
+        self._tasks.keep("the coordinator's loop", self._drive)
+        self._collect_soon()  # a stop between a round's end and its collection leaves blobs
 
     def drain(self) -> None:
         """Makes the server answer every waiting call now, because the process is about to stop."""
         self._run_bell.close()
         self._client_bells.close()
 
-    async def stop(self) -> None:
-        """Cancels the loop and all other tasks of the coordinator. The durable state does not change."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
     async def _drive(self) -> None:
-        """Runs `advance` for every run again and again, until its task is cancelled.
+        """Runs `advance` for every run again and again, until its task is cancelled. A run that fails does not stop the others.
 
         The loop runs at regular intervals, and at once when `wake` is called. The setting `tick_s` in Timing is the interval in
         seconds.
         """
         while True:
             heard = self._wake.rings
+            self._pulse.beat()
             for run in self._runs.all():
                 try:
                     await self.advance(run)
-                except PluralError as error:
+                except Exception as error:  # noqa: BLE001 - it is logged, and the run is tried again
                     self._note_trouble(run, error)
-                except Exception as error:
-                    log.exception("run.broken", run=run.id)
-                    self._note_trouble(run, error)
+                self._pulse.beat()
             sleep = asyncio.ensure_future(self._clock.sleep(self._timing.tick_s))
             ring = asyncio.ensure_future(self._wake.wait(heard, 3600))
             try:
@@ -219,36 +207,34 @@ class Coordinator:
 
     @unbroken
     async def dispatch(self, run: LiveRun, event: ev.Event) -> None:
-        """Passes an event to the run's round machine, makes the result durable, then starts the effects.
+        """Passes an event to the run's round machine, makes the result durable, starts the effects, and then reports the step.
 
         Raises a subclass of Refused if the round machine does not allow the event now.
         """
         was_over = run.is_over
-        effects = await run.dispatch(self._store, event)
-        if effects is None:
+        step = await run.dispatch(self._store, event)
+        if step is None:
             return
         self._troubles.clear(run.id)
-        self._log_change(run, event, effects)
         self._reconcile(run)
-        for effect in effects:
-            if isinstance(effect, ev.Average):
-                _log_shortened(run, effect)
-                self._average(run, effect)
         has_ended = run.is_over and not was_over
-        if has_ended or any(isinstance(effect, ev.Publish | ev.Abandon) for effect in effects):
-            self._spawn(self._collect())
+        if has_ended or any(isinstance(effect, ev.Publish | ev.Abandon) for effect in step.effects):
+            self._collect_soon()
         if has_ended:
             for session in self._sessions.live(self._clock.now_s()):
                 if run.spec.groups.role_of(session.group, session.role) is not None:
                     self._client_bells.ring(session.client)
         self._run_bell.ring()
         self.wake()
+        report_step(run, step)
 
     async def advance(self, run: LiveRun) -> None:
         """Repeatedly reports the time and the connected clients to the round machine, until no report changes the run.
 
         After MAX_STEPS_AT_ONCE repetitions the method stops in any case, so that other runs get their turn.
         """
+        if not run.is_over:
+            self._reconcile(run)
         for _ in range(MAX_STEPS_AT_ONCE):
             before = run.sequence
             for event in self._observations(run):
@@ -279,10 +265,10 @@ class Coordinator:
         return (*losses, ev.ClientsSeen(now_s, trainers, held_out), ev.ClockTicked(now_s))
 
     def _reconcile(self, run: LiveRun) -> None:
-        """Makes the leases agree with the round machine's state.
+        """Makes the leases and the averaging agree with the round machine's state, whatever has become of earlier effects.
 
         A client that has a task in the run gets a lease on the task. A client that has no task in the run loses its lease in the
-        run.
+        run. A round that waits for its average is averaged.
         """
         active = set(run.state.active) if run.state.phase in (Phase.COLLECTING, Phase.EVALUATING) else set()
         for client, lease in self._leases.held_in(run.id).items():
@@ -292,6 +278,10 @@ class Coordinator:
             if self._leases.of(client) is None:
                 self._leases.grant(client, run.id, run.task_name(client), self._clock.now_s())
                 self._client_bells.ring(client)
+        averaging = self._averaging.get(run.id)
+        if (effect := run.progress.averaging) is not None and (averaging is None or averaging.done()):
+            work = partial(self._average_until_done, run, effect)
+            self._averaging[run.id] = self._tasks.keep(f"the averaging of run {run.id}", work)
 
     def release(self, client: ClientId) -> None:
         """Ends the client's lease and makes the server answer the client's open poll."""
@@ -299,11 +289,6 @@ class Coordinator:
         self._client_bells.ring(client)
 
     # Averaging
-
-    def _average(self, run: LiveRun, effect: ev.Average) -> None:
-        averaging = self._averaging.get(run.id)
-        if averaging is None or averaging.done():
-            self._averaging[run.id] = self._spawn(self._average_until_done(run, effect))
 
     async def until_averaged(self, run: LiveRun) -> None:
         """Waits until the run's current averaging has ended. Returns at once if no averaging is in progress."""
@@ -319,7 +304,7 @@ class Coordinator:
                     await self._abandon_averaging(run, effect, error)
             except RoundClosed:  # the run has ended meanwhile, so nothing names the stored blobs
                 await self._collect()
-            except (Broken, NotFound, StorageFull, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - it is logged, and the average is tried again
                 self._note_trouble(run, error)
                 await self._clock.sleep(RETRY_S)
 
@@ -349,6 +334,9 @@ class Coordinator:
         log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
         failed = ev.AveragingFailed(self._clock.now_s(), effect.round, str(error), isinstance(error, BaseLost))
         await self.dispatch(run, failed)
+
+    def _collect_soon(self) -> None:
+        self._tasks.spawn("the collection of blobs", self._collect())
 
     async def _collect(self) -> None:
         """Deletes the blobs that no run needs any more. If the deletion fails, the next end of a round starts another attempt."""
@@ -395,20 +383,12 @@ class Coordinator:
                 await self.dispatch(run, ev.MemberRevoked(self._clock.now_s(), client))
 
     def _note_trouble(self, run: LiveRun, error: Exception) -> None:
+        """Notes and logs why the run cannot go on now. An error that nobody expected is logged with its place in the code."""
         error = self._fail_stop.disk_failure(error) or error
-        if self._troubles.note(run.id, str(error)):
-            log.error("run.in_trouble", run=run.id, problem=str(error))
-
-    def _log_change(self, run: LiveRun, event: ev.Event, effects: tuple[ev.Effect, ...]) -> None:
-        facts = ev.event_to_facts(event)
-        facts.pop("at_s")
-        names = [type(effect).__name__ for effect in effects]
-        log.info("run.event", run=run.id, sequence=run.sequence, kind=ev.event_kind(event), effects=names, **facts)
-
-
-def _log_shortened(run: LiveRun, effect: ev.Average) -> None:
-    """Logs each update that is shortened before it is averaged, because it is much longer than the others of its round."""
-    for receipt, scale in zip(effect.receipts, effect.scales, strict=True) if effect.scales else ():
-        if scale < 1:
-            facts = {"client": receipt.client, "delta_l2": receipt.norm, "scale": scale}
-            log.warning("update.shortened", run=run.id, round=effect.round, **facts)
+        problem = str(error) or type(error).__name__
+        if not self._troubles.note(run.id, problem):
+            return
+        if isinstance(error, PluralError | OSError):
+            log.error("run.in_trouble", run=run.id, problem=problem)
+        else:
+            log.error("run.broken", run=run.id, problem=problem, exc_info=error)

@@ -220,18 +220,25 @@ class Intake:
         except StorageFull:
             raise  # the update is good: the client commits again when the disk has space
         except Refused as error:
-            await self._uploads.drop(upload_key(task))
-            self._announced.pop(task, None)
+            await self._forget(task)
             await self._note_refusal(run, task, error)
             raise
-        await self._uploads.drop(upload_key(task))
-        self._announced.pop(task, None)
+        await self._forget(task)
         metrics = {f"metric_{name}": value for name, value in announced.metrics.items()}
         log.info("update.accepted", run=run.id, round=task.round, client=task.client, delta_l2=norm, **metrics)
         receipt_row = await self._receipt(run, task, digest)
         if receipt_row is None:  # the machine took it for a repetition of an update on record
             raise RoundClosed(run=run.id, asked=task.round, current=run.state.round)
         return receipt_row
+
+    async def _forget(self, task: TaskName) -> None:
+        """Deletes a task's upload. What has become of the update does not depend on it, and `tend` deletes what is left."""
+        self._announced.pop(task, None)
+        try:
+            await self._uploads.drop(upload_key(task))
+        except OSError as error:
+            problem = self._fail_stop.disk_failure(error) or error
+            log.warning("uploads.not_swept", problem=str(problem))
 
     async def _receipt(self, run: LiveRun, task: TaskName, digest: str) -> ReceiptRecord | None:
         """Returns the receipt of the task's client in the task's round, or None if no receipt exists.

@@ -16,12 +16,10 @@ from pluralllm.common.weights.update_format import UpdateFormat, update_format
 from pluralllm.common.words.ids import ClientId, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.common.words.spec import RunSpec, parse_spec
-from pluralllm.server.process.instruments import note_step
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.runs.changes import change_of
-from pluralllm.server.runs.round_traces import trace_step
 from pluralllm.server.storage.store import RoundRecord, RunRecord, Store
 
 REPLAY_PAGE = 1000
@@ -39,6 +37,17 @@ class Progress:
     sequence: int = 0  # number of the last event written
     open_round: RoundRecord | None = None  # row of the open round, or of the last one
     updated_s: float = 0.0  # time of the last event
+    averaging: ev.Average | None = None  # the averaging that the open round waits for
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One durable step of a run: an event, the run's progress before and after it, and the effects that follow from it."""
+
+    event: ev.Event
+    before: Progress
+    after: Progress
+    effects: tuple[ev.Effect, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,12 +121,11 @@ class LiveRun:
         kind = TaskKind.EVALUATE if self.state.phase is Phase.EVALUATING else self.work_kind
         return TaskName(self.id, RoundNumber(self.state.round), kind, client)
 
-    async def dispatch(self, store: Store, event: ev.Event) -> tuple[ev.Effect, ...] | None:
+    async def dispatch(self, store: Store, event: ev.Event) -> Step | None:
         """Passes one event to the round machine and makes the result durable before it returns.
 
-        Returns the effects that the caller must start, or None if the event changes nothing. Raises a subclass of Refused if the
-        round machine does not allow the event; StoreFailed, StorageFull or Overtaken if the store cannot write. After an error
-        the run is unchanged.
+        Returns the step, or None if the event changes nothing. Raises a subclass of Refused if the round machine does not allow
+        the event; StoreFailed, StorageFull or Overtaken if the store cannot write. After an error the run is unchanged.
         """
         async with self._lock:
             before = self.progress
@@ -127,19 +135,26 @@ class LiveRun:
             sequence = before.sequence + 1
             change = change_of(self.record, state, sequence, event, effects, before.open_round, before.newest)
             await store.apply(change)
+            # The event is durable: what follows must not fail, so that memory agrees with the store.
             progress = Progress(
                 state=state,
                 newest=change.versions[-1] if change.versions else before.newest,
                 sequence=sequence,
                 open_round=change.rounds[-1] if change.rounds else before.open_round,
                 updated_s=event.at_s,
+                averaging=_averaging(before.averaging, state, effects),
             )
             object.__setattr__(self, "progress", progress)  # nothing else in the server may do this: a test looks
             for row in change.receipts:
                 self._examples.setdefault(row.receipt.client, row.receipt.examples)
-            note_step(before.state, state, event, effects)
-            trace_step(self.record, progress.open_round, event, effects)
-            return effects
+            return Step(event, before, progress, effects)
+
+
+def _averaging(before: ev.Average | None, state: Run, effects: tuple[ev.Effect, ...]) -> ev.Average | None:
+    """Returns the averaging that a run waits for after an event. before: the one that it waited for before the event."""
+    if state.phase is not Phase.AGGREGATING:
+        return None
+    return next((effect for effect in effects if isinstance(effect, ev.Average)), before)
 
 
 def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
@@ -157,24 +172,24 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
     )
 
 
-async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average | None]:
+async def recover(store: Store, record: RunRecord) -> LiveRun:
     """Rebuilds a run: calls the round machine's function `step` for each event in the run's event log.
 
-    Returns the run, and the effect Average if the averaging of a round had not ended (None otherwise). Raises Corrupt if the
-    stored spec does not match its recorded hash; InvalidSpec if this release does not allow the stored spec.
+    Raises Corrupt if the stored spec does not match its recorded hash; InvalidSpec if this release does not allow the stored
+    spec.
     """
     spec_sha256 = hashlib.sha256(record.spec_json).hexdigest()  # of the bytes: a later release may know more keys
     if spec_sha256 != record.spec_sha256:
         raise Corrupt(what=f"the stored spec of run {record.id}", expected=record.spec_sha256, got=spec_sha256)
     spec = await asyncio.to_thread(parse_spec, record.spec_json, f"of run {record.id}")
     versions = await store.versions(record.id)
-    state, sequence, pending = first_state(record, spec, versions[0]), 0, None
+    state, sequence, averaging = first_state(record, spec, versions[0]), 0, None
     updated_s = record.created_s
     while page := await store.events(record.id, sequence, REPLAY_PAGE):
         for row in page:
             state, effects = step(state, ev.event_from_facts(row.kind, dict(row.facts)))
             sequence, updated_s = row.sequence, row.at_s
-            pending = next((effect for effect in effects if isinstance(effect, ev.Average)), pending)
+            averaging = _averaging(averaging, state, effects)
     open_round = await store.round(record.id, state.round) if state.round else None
     examples: dict[ClientId, int] = {}
     for version in reversed(versions):
@@ -182,9 +197,8 @@ async def recover(store: Store, record: RunRecord) -> tuple[LiveRun, ev.Average 
     if state.round:
         for receipt_row in await store.receipts(record.id, RoundNumber(state.round)):
             examples.setdefault(receipt_row.receipt.client, receipt_row.receipt.examples)
-    progress = Progress(state, versions[-1], sequence, open_round, updated_s)
-    run = LiveRun(record, spec, layout_for(spec), versions[0], progress, examples)
-    return run, pending if state.phase is Phase.AGGREGATING else None
+    progress = Progress(state, versions[-1], sequence, open_round, updated_s, averaging)
+    return LiveRun(record, spec, layout_for(spec), versions[0], progress, examples)
 
 
 def write_first_version(draft: Path, spec: RunSpec) -> Manifest:

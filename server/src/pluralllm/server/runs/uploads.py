@@ -59,6 +59,7 @@ class Uploads:
         upload = self._open.get(key)
         if upload is not None and upload.flushing is not None:
             await asyncio.wait([upload.flushing])
+            upload.flush_failed = upload.flush_failed or upload.flushing.exception() is not None
         return await self._in_turn(key, _Upload.finished)
 
     async def drop(self, key: str) -> None:

@@ -40,7 +40,7 @@ class ModelChunks:
         self._blocks.move_to_end(key)
         try:
             return (await shielded(block))[offset]
-        except (OSError, Corrupt):
+        except Exception:  # the next caller reads the block again
             self._blocks.pop(key, None)
             raise
 
