@@ -90,16 +90,19 @@ class Assembly:
             fail_stop=fail_stop,
             refusals=self.refusals,
         )
-        self.rewards = RewardQueue(
-            coordinator=self.coordinator,
-            store=store,
-            blobs=blobs,
-            retention=self.retention,
-            clock=clock,
-            run_bell=self.run_bell,
-            scratch=scratch,
-            hold_s=poll_hold_s,
-        )
+        self.rewards = self._reward_queue(scratch, poll_hold_s)
         self.status = Status(
             store, self.sessions, self.leases, self.presence, clock, self.troubles, self.traffic, self.refusals
+        )
+
+    def _reward_queue(self, scratch: Path, hold_s: float) -> RewardQueue:
+        return RewardQueue(
+            coordinator=self.coordinator,
+            store=self.store,
+            blobs=self.blobs,
+            retention=self.retention,
+            clock=self.clock,
+            run_bell=self.run_bell,
+            scratch=scratch,
+            hold_s=hold_s,
         )
