@@ -18,7 +18,7 @@ AWAITED = {
     ("server/storage/model_chunks.py", "message"),
     ("client/__main__.py", "_run"),
     ("client/daemon/daemon.py", "run"),
-    ("client/daemon/daemon.py", "_take"),
+    ("client/daemon/daemon.py", "take"),
     ("client/daemon/progress.py", "__call__"),
     ("client/link/channel.py", "_replace"),
     ("client/work/worker_process.py", "_watched_answer"),
