@@ -47,7 +47,7 @@ def checked(name: str, probe: Callable[[], Check]) -> Check:
 
 def say(text: str = "", *, err: bool = False) -> None:
     """Prints a text of one or more lines. err: prints it on stderr instead of stdout."""
-    typer.echo(printable(text, lines=True), err=err)
+    (sys.stderr if err else sys.stdout).write(printable(text, lines=True) + "\n")
 
 
 def terminal(*, stderr: bool = False) -> Console:
@@ -62,7 +62,9 @@ def showing_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
     Yields a function (what, done, total) that updates the line. If total is 0, the line does not show `done` and `total`.
     """
     console = terminal(stderr=True)
-    with console.status(Text(printable(what))) if console.is_terminal else contextlib.nullcontext() as status:
+    spinner = "dots" if console.encoding.startswith("utf") else "line"  # of ASCII characters
+    screen = console.status(Text(printable(what)), spinner=spinner) if console.is_terminal else contextlib.nullcontext()
+    with screen as status:
 
         def report(what: str, done: int, total: int) -> None:
             if status is not None:
@@ -76,13 +78,20 @@ def print_json(form: Form, value: Mapping[str, Any]) -> None:
 
     form: the description of the object's fields; the field `schema` holds the name and the version of the form.
     """
-    sys.stdout.write(json_text(form.dressed(value)) + "\n")
+    sys.stdout.write(json_text(form.dressed(value), sys.stdout.encoding or "utf-8") + "\n")
 
 
-def json_text(value: Mapping[str, Any]) -> str:
-    """Returns a value as indented JSON. Characters that nobody can see are written as JSON's escapes, so no value changes."""
+def json_text(value: Mapping[str, Any], encoding: str = "utf-8") -> str:
+    """Returns a value as indented JSON. No value changes, whoever reads the text.
+
+    Characters that nobody can see, and characters that `encoding` lacks, are written as JSON's escapes.
+    """
     whole = json.dumps(value, indent=2, ensure_ascii=False)
-    return "".join(char if char == "\n" or printable(char) == char else json.dumps(char)[1:-1] for char in whole)
+    lacking = set(whole) - set(whole.encode(encoding, "ignore").decode(encoding))
+    return "".join(
+        char if char == "\n" or (char not in lacking and printable(char) == char) else json.dumps(char)[1:-1]
+        for char in whole
+    )
 
 
 def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:

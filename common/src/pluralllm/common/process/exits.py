@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from pluralllm.common.errors.tree import Broken, NoAnswer, PluralError
+from pluralllm.common.process.streams import keep_going
 from pluralllm.common.text.printable import printable
+from pluralllm.common.text.reading import Unreadable
 
 BROKEN, USAGE, REFUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -28,8 +30,28 @@ def run_command(command: Callable[[], object]) -> None:
     """Runs a whole command line. After an error, ends the process with the exit code that belongs to the error.
 
     The user sees one line instead of a stack trace. For an error that nobody expected, the line names the places in the code:
-    a stack trace would repeat the other side's raw texts.
+    a stack trace would repeat the other side's raw texts. Output that cannot be written does not end the command: it is
+    reported at the end.
     """
+    output = keep_going()
+    code: object = 0
+    try:
+        _run(command)
+    except SystemExit as ended:
+        code = ended.code
+    sys.stdout.flush()
+    if output is not None and output.is_broken:
+        reason = output.failure and output.failure.strerror
+        sys.stderr.write(
+            f"error: standard output could not be written ({reason}), so a part of it is missing. What the command did stays"
+            " done: see its effect before you repeat it.\n"
+        )
+        code = code or BROKEN
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+def _run(command: Callable[[], object]) -> None:
+    """Runs a command line. Raises SystemExit after an error, with the error's exit code."""
     try:
         command()
     except PluralError as error:
@@ -40,8 +62,9 @@ def run_command(command: Callable[[], object]) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of this output has closed the pipe, for example `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Unreadable as error:
+        sys.stderr.write(f"error: {printable(str(error))}\n")
+        sys.exit(REFUSED)
     except OSError as error:  # about a path that the user gave, or about a file in a state directory
         if error.filename is None:
             _end_unexpected(error)
