@@ -1,5 +1,9 @@
 """The command line `pluralllm`, which administrators and observers of a federation use."""
 
+from pluralllm.common.process.lifetime import begin
+
+begin(__name__, "pluralllm")  # before all imports that take a moment
+
 import json
 import tempfile
 from importlib.metadata import entry_points

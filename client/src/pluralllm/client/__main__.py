@@ -1,5 +1,9 @@
 """The command line `pluralllm-client`, and the place where the daemon's objects are made and joined."""
 
+from pluralllm.common.process.lifetime import begin
+
+begin(__name__, "pluralllm-client", "run")  # before all imports that take a moment
+
 import asyncio
 import contextlib
 import signal

@@ -3,6 +3,10 @@
 Each command imports its packages when the command runs and not before, so that help texts appear at once.
 """
 
+from pluralllm.common.process.lifetime import begin
+
+begin(__name__, "pluralllm-server", "serve")  # before all imports that take a moment
+
 import asyncio
 from pathlib import Path
 from typing import Annotated

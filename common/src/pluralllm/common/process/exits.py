@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from pluralllm.common.errors.tree import Broken, NoAnswer, PluralError
+from pluralllm.common.process.lifetime import INTERRUPTED, begin_interruptible, end_with
 from pluralllm.common.process.streams import keep_going
 from pluralllm.common.text.printable import printable
 from pluralllm.common.text.reading import Unreadable
 
-BROKEN, USAGE, REFUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 4, 130
+BROKEN, USAGE, REFUSED, UNREACHABLE = 1, 2, 3, 4
 
 SHOWN_FRAMES, MAX_SHOWN_CHARACTERS = 8, 500
 
@@ -34,11 +35,12 @@ def run_command(command: Callable[[], object]) -> None:
     reported at the end.
     """
     output = keep_going()
-    code: object = 0
+    begin_interruptible()
+    code = 0
     try:
         _run(command)
     except SystemExit as ended:
-        code = ended.code
+        code = ended.code if isinstance(ended.code, int) else BROKEN if ended.code else 0
     sys.stdout.flush()
     if output is not None and output.is_broken:
         reason = output.failure and output.failure.strerror
@@ -47,7 +49,8 @@ def run_command(command: Callable[[], object]) -> None:
             " done: see its effect before you repeat it.\n"
         )
         code = code or BROKEN
-    sys.exit(code)  # type: ignore[arg-type]
+    end_with(code)
+    sys.exit(code)
 
 
 def _run(command: Callable[[], object]) -> None:

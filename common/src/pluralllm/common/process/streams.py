@@ -8,7 +8,6 @@ stream is dropped, and the failure is reported when the command has ended.
 import contextlib
 import errno
 import io
-import os
 import select
 import sys
 from typing import Any, TextIO
@@ -64,21 +63,6 @@ def output_below(stream: TextIO | None) -> Output | None:
     """Returns the object that writes a stream's bytes; None if `keep_going` has not made the stream."""
     below = getattr(getattr(stream, "buffer", None), "raw", None)
     return below if isinstance(below, Output) else None
-
-
-def open_standard_streams() -> None:
-    """Opens /dev/null in the place of each standard stream that the process was started without.
-
-    Otherwise the next file that the process opens would get the stream's number, and output would be written into this file.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
-    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - to the process's end
 
 
 def _replaced(stream: TextIO) -> TextIO:
