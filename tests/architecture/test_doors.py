@@ -1,4 +1,4 @@
-"""Two acts are done in one place only: reading text files, and reading network addresses."""
+"""Three acts are done in one place only: reading text files, reading network addresses, and making what others must own."""
 
 import ast
 from collections.abc import Iterator
@@ -8,10 +8,17 @@ from architecture.test_imports import SOURCES
 
 # The kernel's own files, which are ASCII and never a person's.
 READS_THE_KERNEL = {"server.process.open_files", "client.work.worker_limits"}
-READS_TEXT = {"common.text.reading", *READS_THE_KERNEL}
+READS_TEXT = {
+    "common.text.reading",
+    "common.process.lifetime",
+    *READS_THE_KERNEL,
+}  # the second opens the standard streams
 READS_ADDRESSES = {"common.words.addresses"}
 # The name that gRPC gives a caller: a scheme, then an address in which colons may be written as %3A.
 READS_PEERS = {"server.members.attempts"}
+
+
+MAKES_FILES = {"common.process.files", "common.weights.chunks"}  # the second is of drafts, which `publish` moves
 
 
 def calls(module: str) -> Iterator[ast.Call]:
@@ -42,12 +49,20 @@ def reads_an_address(call: ast.Call) -> bool:
     return function.endswith(("strip", "urlsplit", "urlparse")) and arguments in (["[]"], ["["], ["]"])
 
 
+def makes_a_file(call: ast.Call) -> bool:
+    """True if a call makes a folder or an empty file, which would stay root's in a folder of another user."""
+    function = ast.unparse(call.func)
+    return function.endswith((".mkdir", ".makedirs", ".touch")) or "O_CREAT" in ast.unparse(call)
+
+
 @pytest.mark.parametrize("module", SOURCES)
-def test_text_files_and_addresses_are_read_in_one_place(module: str) -> None:
+def test_each_act_is_done_in_one_place(module: str) -> None:
     if module not in READS_TEXT:
         assert [f"line {call.lineno}: {ast.unparse(call)}" for call in calls(module) if reads_text(call)] == []
     if module not in READS_ADDRESSES | READS_PEERS:
         assert [f"line {call.lineno}: {ast.unparse(call)}" for call in calls(module) if reads_an_address(call)] == []
+    if module not in MAKES_FILES:
+        assert [f"line {call.lineno}: {ast.unparse(call)}" for call in calls(module) if makes_a_file(call)] == []
 
 
 @pytest.mark.parametrize(

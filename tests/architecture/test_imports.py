@@ -25,7 +25,7 @@ COMMON: dict[str, tuple[str, ...]] = {
     "common.process": ("common.text", "common.errors", "common.words"),
     "common.trust": ("common.text", "common.errors", "common.words", "common.process"),
     "common.wire": ("common.text", "common.errors", "common.words", "common.weights", "common.trust"),
-    "common.predictor": ("common.errors", "common.words", "common.weights"),
+    "common.predictor": ("common.errors", "common.words", "common.weights", "common.process"),
     "common.rewards": ("common.errors", "common.words"),
 }
 SERVER: dict[str, tuple[str, ...]] = {

@@ -14,7 +14,7 @@ from pluralllm.client.data.private_data import Checked, check_file, read_group, 
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.extras import need_torch
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import make_folder, write_durably
 from pluralllm.common.process.json_forms import DATA_CHECK
 from pluralllm.common.words.questions import Question, is_held_out
 from pluralllm.common.words.spec import RunSpec, load_spec
@@ -189,7 +189,7 @@ def sample(
     """Write the private files of an invented survey, for demonstrations."""
     from pluralllm.client.data.sample_survey import sample_groups  # noqa: PLC0415 - numpy takes a moment
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, 0o755)
     for name, answered in sample_groups(groups, questions, seed).items():
         path = out / f"{name.lower().replace(' ', '-')}.jsonl"
         write_group(path, answered)

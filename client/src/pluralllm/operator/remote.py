@@ -24,7 +24,7 @@ from pluralllm.client.link.rests import rest_s
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import InvalidArgument, NoAnswer, OverLimit, PluralError, Unreachable
-from pluralllm.common.process.files import storage_errors
+from pluralllm.common.process.files import make_folder, storage_errors
 from pluralllm.common.text.printable import printable, printable_values
 from pluralllm.common.trust.certificates import make_request
 from pluralllm.common.trust.identity import Identity, next_key, save_renewal
@@ -276,7 +276,7 @@ class Remote:
         answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)), MAX_MESSAGE_BYTES)
         manifest = manifest_from(answer.manifest, MAX_MODEL_BYTES)
         with storage_errors("the model"):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder, 0o755)
         download = ModelDownload("the model", manifest, folder / f".{manifest.digest[:16]}.part")
         if not download.is_complete:
             self._fetch_chunks(answer.model, manifest, download, on_bytes)

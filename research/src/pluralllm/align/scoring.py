@@ -18,7 +18,7 @@ from pluralllm.client.data.preference_data import candidates_of, ranked_pairs
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.predictor.group_predictor import PredictedAnswer
 from pluralllm.common.predictor.metrics import Alignment
-from pluralllm.common.process.files import storage_errors
+from pluralllm.common.process.files import make_folder, publish, storage_errors
 from pluralllm.common.text.reading import Unreadable, byte_lines
 from pluralllm.common.words.questions import Question
 
@@ -111,13 +111,13 @@ def _rewrite(
     """
     temporary = out.with_name(f".{out.name}.part")
     with storage_errors("the scores"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent, 0o755)
         with temporary.open("w", encoding="utf-8") as file:
             for lines, done in _batches(source):
                 for row in written(lines, _answers(reward, lines)):
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 seen(done)
-        temporary.replace(out)
+        publish(temporary, out)
 
 
 def _answers(reward: GroupReward, lines: Sequence[Line]) -> list[PredictedAnswer | None]:

@@ -15,6 +15,7 @@ import torch
 from pluralllm.client.work.train import pick_device
 from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.process.files import make_folder
 from pluralllm.experiment.baselines import (
     NEAREST,
     TRAINING_MEAN,
@@ -73,7 +74,7 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
         for method, seed in work
         if not all(is_done(file_of(plan.out, line, seed), provenance) for line in method.lines)
     ]
-    plan.out.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.out, 0o755)
     player = Player(Setting(experiment, questions, provenance, plan.model_path, plan.cache, device))
     for method in chosen:  # fills the cache once, so that the workers do not all compute the same vectors
         groups = player.groups(

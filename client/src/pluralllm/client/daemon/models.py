@@ -14,6 +14,7 @@ from pluralllm.client.keeping.history_copy import HistoryCopy
 from pluralllm.client.link.tasks import Task
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
+from pluralllm.common.process.files import make_folder
 from pluralllm.common.words.spec import RunSpec
 
 log = structlog.get_logger()
@@ -42,7 +43,7 @@ class Models:
     """A folder with one file for each downloaded model version; the file's name is the version's digest."""
 
     def __init__(self, folder: Path, history: History, transport: Transport) -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(folder)
         self._folder = folder
         self._history = history
         self._transport = transport

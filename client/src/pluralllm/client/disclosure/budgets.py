@@ -18,7 +18,7 @@ from typing import Any
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores, Task
 from pluralllm.common.errors.tree import AnswerInvalid, PolicyForbids, SpecMismatch
-from pluralllm.common.process.files import read_state, write_durably
+from pluralllm.common.process.files import make_folder, read_state, write_durably
 from pluralllm.common.words.ids import Digest, RunId, is_id
 from pluralllm.common.words.not_reported import NotReported
 
@@ -49,7 +49,7 @@ class Budgets:
         Does nothing if the client keeps accounts already.
         """
         if not self._folder.is_dir():
-            self._folder.mkdir(mode=0o700, parents=True)
+            make_folder(self._folder)
             for run in runs:
                 self._write(run, {"joined": EARLIER, "scores": {}})
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pluralllm.client.disclosure.differences import REWARDS_FIELD, Difference, summary
 from pluralllm.common.errors.tree import ConsentNeeded, InvalidConfig
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import make_folder, write_durably
 from pluralllm.common.text.reading import Unreadable, read_json
 from pluralllm.common.words.ids import Digest, RunId, is_id
 from pluralllm.common.words.spec import RunSpec, explain
@@ -149,7 +149,7 @@ class Consents:
         """Writes asked/RUN.json. Of many questions only the newest are kept, because a coordinator decides how many it asks."""
         if not is_id(run):  # it becomes a file name
             return
-        self._asked.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._asked)
         values = {
             "run": run,
             "spec_sha256": spec.sha256(),
@@ -179,6 +179,6 @@ class Consents:
             return {}
 
     def _write(self, consents: dict[Digest, Consent]) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._folder)
         content = _ConsentFile(consents=consents).model_dump_json(indent=1)
         write_durably(self._file, content.encode())

@@ -7,7 +7,7 @@ import structlog
 
 from pluralllm.client.disclosure.consents import FOLDER
 from pluralllm.client.disclosure.policy import Policy
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import make_folder, write_durably
 from pluralllm.common.text.reading import Unreadable, read_json
 
 log = structlog.get_logger()
@@ -25,7 +25,7 @@ def report_missing_keys(policy: Policy, file: Path, state_dir: Path) -> None:
         return
     values = policy.model_dump(mode="json", include=set(keys))
     log.warning("policy.keys_missing", file=str(file), values={key: values[key] for key in keys})
-    notice.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(notice.parent)
     write_durably(notice, json.dumps(sorted({*reported, *keys})).encode())
 
 

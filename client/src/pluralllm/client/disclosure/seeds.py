@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import make_folder, write_durably
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 
 SECRET_BYTES = 32
@@ -77,7 +77,7 @@ def load_seeds(folder: Path, *, shared: bool) -> Seeds:
     """
     if shared:
         return SharedSeeds()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / "secret"
     if not path.is_file():
         write_durably(path, secrets.token_bytes(SECRET_BYTES), mode=0o600)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pluralllm.common.process.files import make_folder
 from pluralllm.common.words.ids import RunId
 
 
@@ -21,7 +22,7 @@ class Drafts:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(folder)
         self._folder = folder
         self.delta = folder / "delta.safetensors"
 

@@ -20,7 +20,7 @@ from pluralllm.client.keeping.record_chain import (
 )
 from pluralllm.client.link.tasks import RunOver, SignedRecord, Task
 from pluralllm.common.errors.tree import HistoryDiverged, InvalidConfig, RecordInvalid
-from pluralllm.common.process.files import read_state, write_durably
+from pluralllm.common.process.files import make_folder, read_state, write_durably
 from pluralllm.common.trust.record_signatures import RecordVerifier
 from pluralllm.common.trust.version_record import record_sha256
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId, is_id
@@ -55,7 +55,7 @@ class History:
         verifier: the federation's record key; None if it is not known. copy: the partner's second place for every new version.
         """
         self._folder, self._client, self._verifier, self._copy = folder, client, verifier, copy
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
 
     async def follow(self, task: Task, spec: RunSpec, fetch: FetchRecords) -> None:
         """Checks the records up to a task's base version, and adds them to the history. Nothing of the model is needed yet.

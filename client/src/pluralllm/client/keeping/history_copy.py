@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 
+from pluralllm.common.process.files import create_file
+
 log = structlog.get_logger()
 
 FILE = "pluralllm-history.jsonl"  # the file's name if the partner names a folder
@@ -29,6 +31,7 @@ class HistoryCopy:
         now = datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds")
         path = self._place / FILE if self._place.is_dir() else self._place
         try:
+            create_file(path, 0o644)
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": now, **facts}) + "\n")
                 file.flush()

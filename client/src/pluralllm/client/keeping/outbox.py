@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pluralllm.client.process.instruments import OUTBOX_UPDATES
-from pluralllm.common.process.files import publish, read_state, storage_errors, write_durably
+from pluralllm.common.process.files import make_folder, publish, read_state, storage_errors, write_durably
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 
@@ -38,7 +38,7 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         self._remove_halves()
         self._count()
 

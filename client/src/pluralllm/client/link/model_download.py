@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pluralllm.common.errors.tree import Corrupt, InvalidArgument
-from pluralllm.common.process.files import storage_errors
+from pluralllm.common.process.files import create_file, storage_errors
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, keep_good_chunks
 from pluralllm.common.weights.pieces import Pieces, transfer_s
 
@@ -36,6 +36,7 @@ class ModelDownload:
         self._file: BinaryIO | None = None
         self._pieces = Pieces()
         with storage_errors(name):
+            create_file(draft, 0o644)
             self.next_chunk = keep_good_chunks(draft, manifest)
 
     @property

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pluralllm.common.errors.tree import EmbeddingMismatch, ModelUnavailable
 from pluralllm.common.predictor.encoder import Encoder
+from pluralllm.common.process.files import create_file, make_folder
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import Embedding, Probe
 from pluralllm.common.words.templates import fill_template
@@ -50,7 +51,8 @@ class Embedder:
         self._encoder: Encoder | None = None
         if model_path is not None and not (model_path / "config.json").is_file():
             raise ModelUnavailable(model=contract.model, problem=f"{model_path} is not a folder with a config.json")
-        cache.mkdir(parents=True, exist_ok=True)
+        make_folder(cache, 0o755)
+        create_file(cache / "embeddings.sqlite3", 0o644)
         # Any thread may use the connection, but callers must let only one thread in at a time.
         self._cache = sqlite3.connect(
             cache / "embeddings.sqlite3", timeout=60, isolation_level=None, check_same_thread=False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pluralllm.common.errors.tree import Broken, NoAnswer, PluralError
+from pluralllm.common.process.files import owner_hint
 from pluralllm.common.process.lifetime import INTERRUPTED, begin_interruptible, end_with
 from pluralllm.common.process.streams import keep_going
 from pluralllm.common.text.printable import printable
@@ -71,9 +72,9 @@ def _run(command: Callable[[], object]) -> None:
     except OSError as error:  # about a path that the user gave, or about a file in a state directory
         if error.filename is None:
             _end_unexpected(error)
-        sys.stderr.write(
-            f"error: {printable(str(error))}. Look at that path: what it is, and who may read and write it.\n"
-        )
+        hint = owner_hint(Path(os.fsdecode(error.filename))) if isinstance(error, PermissionError) else ""
+        fix = hint or "Look at that path: what it is, and who may read and write it."
+        sys.stderr.write(f"error: {printable(f'{error}. {fix}')}\n")
         sys.exit(REFUSED)
     except Exception as error:  # noqa: BLE001 - the last handler of the process
         _end_unexpected(error)

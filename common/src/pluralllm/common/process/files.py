@@ -1,8 +1,13 @@
-"""Durable file operations: the effect of a function survives a power loss after the function has returned."""
+"""Files and folders: writes that survive a power loss, and files that belong to whom they are for.
+
+An administrator often types a command as root for the user that a service runs as. What root makes in a folder of another user
+is therefore handed over to that user; otherwise the service could not read its own key, or not write into its own database.
+"""
 
 import contextlib
 import errno
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +50,9 @@ def publish(source: Path, target: Path) -> None:
     could succeed although bytes are lost.
     """
     try:
-        sync_file(source)
+        with _opened(source, os.O_RDONLY) as handle:
+            _hand_over(handle, source.parent)
+            os.fsync(handle)
     except OSError:
         with contextlib.suppress(OSError):
             source.unlink()
@@ -64,8 +71,67 @@ def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
         draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            _hand_over(file.fileno(), target.parent)
             file.write(content)
         publish(draft, target)
+
+
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """Makes a folder, and the folders above it, that do not exist yet. They belong to the owner of the folder that exists."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        made.mkdir(mode=mode, exist_ok=True)  # raises FileExistsError if it is a file
+        with _opened(made, os.O_RDONLY | os.O_DIRECTORY) as handle:
+            _hand_over(handle, made.parent)
+
+
+def create_file(path: Path, mode: int = 0o600) -> None:
+    """Makes an empty file if there is none. Use it before a library opens the file for writing."""
+    with contextlib.suppress(FileExistsError), _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode) as handle:
+        _hand_over(handle, path.parent)
+
+
+def owner_hint(path: Path) -> str:
+    """Returns the advice for a path that this user may not use; empty if the path is this user's own, or if root asks."""
+    owner = None
+    while owner is None:
+        try:
+            owner = path.stat().st_uid
+        except OSError:  # it does not exist, or this user may not even see it
+            path = path.parent
+    if os.geteuid() in (0, owner):
+        return ""
+    return f"{path} belongs to {_user(owner)}: type the command as this user, for example sudo -u {_user(owner)} ..."
+
+
+def _hand_over(handle: int, folder: Path) -> None:
+    """Gives a file or folder that root has just made to the owner of the folder that it is in."""
+    if os.geteuid() != 0:
+        return
+    owner, made = folder.stat(), os.fstat(handle)
+    if made.st_uid == 0 and owner.st_uid != 0:
+        os.fchown(handle, owner.st_uid, owner.st_gid)
+
+
+def _user(number: int) -> str:
+    """Returns the name of a user; the number, in the form that sudo takes, if the user has no name."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"#{number}"
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int, mode: int = 0o600) -> Iterator[int]:
+    """Opens a file or folder, but not through a symbolic link, which another user may have put there."""
+    handle = os.open(path, flags | os.O_NOFOLLOW, mode)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def read_state(path: Path) -> Any:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from pluralllm.common.errors.tree import InUse, InvalidConfig
-from pluralllm.common.process.files import storage_errors
+from pluralllm.common.process.files import create_file, make_folder, owner_hint, storage_errors
 
 
 class DirectoryLock:
@@ -28,12 +28,12 @@ class DirectoryLock:
         """
         try:
             with storage_errors(f"the state directory {self._folder}"):
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_folder(self._folder)
+                create_file(self._folder / "lock", 0o644)
                 self._file = (self._folder / "lock").open("a+")
         except OSError as error:
-            raise InvalidConfig(
-                file="state_dir", problems=f"  {self._folder} cannot be used: {error.strerror}"
-            ) from error
+            problem = f"  {self._folder} cannot be used: {error.strerror}. {owner_hint(self._folder)}"
+            raise InvalidConfig(file="state_dir", problems=problem.rstrip()) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

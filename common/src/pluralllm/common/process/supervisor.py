@@ -17,6 +17,7 @@ import structlog
 import typer
 
 from pluralllm.common.process.console import say
+from pluralllm.common.process.files import create_file
 from pluralllm.common.process.pulse import SILENT_FOR_S, Pulse
 
 log = structlog.get_logger()
@@ -66,7 +67,7 @@ class Supervisor:
                 reported_beats = pulse.beats
                 beat_s = time.time() - pulse.age_s()
                 with contextlib.suppress(OSError):  # the state directory may not be there yet, or its disk be full
-                    self._sign.touch(mode=0o600)
+                    create_file(self._sign)
                     os.utime(self._sign, (beat_s, beat_s))
                 if self._watchdog_s is not None:
                     self.tell("WATCHDOG=1")

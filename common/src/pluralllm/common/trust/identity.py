@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pluralllm.common.errors.membership import AlreadyJoined, CertificateInvalid, NotJoined
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.process.files import storage_errors, write_durably
+from pluralllm.common.process.files import make_folder, owner_hint, storage_errors, write_durably
 from pluralllm.common.text.reading import read_text
 from pluralllm.common.trust.certificates import (
     CertificateFacts,
@@ -134,7 +134,7 @@ def next_key(folder: Path) -> PrivateKey:
     """
     path = folder / "next-key.pem"
     with _writing(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         with contextlib.suppress(FileNotFoundError, CertificateInvalid):
             return key_from_pem(path.read_bytes())
         key = new_key()
@@ -154,7 +154,7 @@ def save_identity(
     facts = _checked(membership, key, chain_pem)
     about = json.dumps(membership.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
     with _writing(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         write_durably(folder / "identity.json", about.encode())
         write_durably(folder / "authority.pem", authority_pem)
         _write_credentials(folder, key, chain_pem)
@@ -207,7 +207,8 @@ def _writing(folder: Path) -> Iterator[None]:
         with storage_errors(f"the identity in {folder}"):
             yield
     except OSError as error:
-        raise InvalidConfig(file=str(folder), problems=f"  it cannot be written: {error.strerror}") from error
+        problem = f"  it cannot be written: {error.strerror}. {owner_hint(folder)}"
+        raise InvalidConfig(file=str(folder), problems=problem.rstrip()) from error
 
 
 def _checked(membership: Membership, key: PrivateKey, chain_pem: bytes) -> CertificateFacts:

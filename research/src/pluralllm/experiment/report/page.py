@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from pluralllm.common.process.files import storage_errors, write_durably
+from pluralllm.common.process.files import make_folder, storage_errors, write_durably
 from pluralllm.common.text.printable import printable
 from pluralllm.experiment.report.theme import Picture
 
@@ -76,7 +76,7 @@ def write_page(page: Page, out: Path) -> Path:
     """
     pictures: Sequence[Picture] = [picture for section in page.sections for picture in section.pictures]
     with storage_errors("the report"):
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, 0o755)
     for picture in pictures:
         write_durably(out / f"{picture.name}.png", picture.png)
     write_durably(out / PAGE, html_of(page).encode())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pluralllm.common.errors.tree import BackupUnusable, Corrupt, InvalidArgument, InvalidConfig, NotFound, StorageFull
-from pluralllm.common.process.files import storage_errors, sync_directory, sync_file, write_durably
+from pluralllm.common.process.files import make_folder, storage_errors, sync_directory, sync_file, write_durably
 from pluralllm.common.words.ids import Digest, RunId
 from pluralllm.server.commands.verify import Report, verify_state
 from pluralllm.server.members.authority import SECRET, load_authority
@@ -220,7 +220,7 @@ def copy_authority(source: Path, target: Path) -> None:
     The file COMPLETE_MARK is copied last: an authority without the file is not complete.
     """
     shutil.rmtree(target, ignore_errors=True)  # files of a backup or restore that was stopped
-    target.mkdir(mode=0o700)
+    make_folder(target)
     names = [path.name for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
     for name in sorted(names, key=lambda name: (name == COMPLETE_MARK, name)):
         write_durably(target / name, (source / name).read_bytes(), SECRET)

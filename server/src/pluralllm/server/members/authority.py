@@ -34,7 +34,7 @@ from pluralllm.common.errors.membership import (
     NotInitialised,
 )
 from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
-from pluralllm.common.process.files import storage_errors, sync_directory, write_durably
+from pluralllm.common.process.files import make_folder, storage_errors, sync_directory, write_durably
 from pluralllm.common.text.reading import read_json
 from pluralllm.common.trust.certificates import (
     BACKDATE_S,
@@ -228,7 +228,7 @@ def create_authority(
     root = sign_authority(f"PluralLLM {federation} root", root_key, None, root_key, ROOT_LIFE_S, now_s)
     with storage_errors("the certificate authority"):
         shutil.rmtree(folder, ignore_errors=True)  # remains of an interrupted init
-        folder.mkdir(mode=0o700, parents=True)
+        make_folder(folder)
         write_durably(folder / "root-key.pem", key_to_pem(root_key, passphrase), SECRET)
         write_durably(folder / "root.pem", to_pem(root))
         _write_issuer(folder, federation, root, root_key, now_s)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pluralllm.common.errors.tree import ChunksMissing, DigestMismatch, OverLimit
-from pluralllm.common.process.files import storage_errors, sync_data
+from pluralllm.common.process.files import create_file, storage_errors, sync_data
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
 from pluralllm.server.process.cancellation import unbroken
 
@@ -188,7 +188,8 @@ def _prepare_file(path: Path, manifest: Manifest) -> set[int]:
     """
     with storage_errors("an update"):
         fresh = not path.exists() or path.stat().st_size != manifest.size_bytes
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        create_file(path)
+        handle = os.open(path, os.O_RDWR)
         try:
             os.ftruncate(handle, manifest.size_bytes)
             if hasattr(os, "posix_fallocate"):  # a full disk fails now, not in the middle of the upload

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pluralllm.common.errors.tree import Corrupt, NotFound
-from pluralllm.common.process.files import publish, storage_errors, sync_directory
+from pluralllm.common.process.files import make_folder, publish, storage_errors, sync_directory
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest
 
@@ -92,7 +92,7 @@ class LocalBlobs:
         target = self._file(digest)
         with storage_errors(f"blob {digest[:12]}"):
             if not target.parent.is_dir():
-                target.parent.mkdir(mode=0o700, exist_ok=True)
+                make_folder(target.parent)
                 sync_directory(self._folder)
             publish(source, target)
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pluralllm.common.errors.tree import StorageFull, StoreFailed
-from pluralllm.common.process.files import sync_file
+from pluralllm.common.process.files import create_file, sync_file
 from pluralllm.server.storage import migrations
 from pluralllm.server.storage import schema as t
 from pluralllm.server.storage.sql_engine import failure, migrate, new_engine
@@ -67,6 +67,7 @@ def _copy_pages(source: Path, target: Path) -> None:
     origin_uri = f"{source.absolute().as_uri()}?mode=rw"
     try:
         origin = sqlite3.connect(origin_uri, uri=True, timeout=0)
+        create_file(target)
         copy = sqlite3.connect(target)
         try:
             copy.execute("PRAGMA synchronous=OFF")  # the caller syncs once; an unfinished file is of no use anyway
@@ -86,6 +87,7 @@ async def _copy_from_server(url: sa.URL, target: Path) -> None:
     With the isolation level REPEATABLE READ, all rows show one moment. Raises StoreFailed if another release made the tables
     or if the database fails.
     """
+    create_file(target)
     origin, copy = new_engine(url, **PATIENT), new_engine(sqlite_url(target))
     try:
         async with origin.connect() as source, copy.begin() as made:

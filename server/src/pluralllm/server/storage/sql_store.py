@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from pluralllm.common.errors.tree import Overtaken
+from pluralllm.common.process.files import create_file, storage_errors
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.process.cancellation import unbroken
@@ -40,7 +42,11 @@ async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "S
     is left;
     InvalidConfig if a newer release made the schema.
     """
-    engine = new_engine(sa.make_url(url))
+    location = sa.make_url(url)
+    if location.get_backend_name() == "sqlite" and location.database not in (None, "", ":memory:"):
+        with storage_errors("the database"):
+            create_file(Path(location.database), 0o644)
+    engine = new_engine(location)
     store = SqlStore(engine, fail_stop or FailStop())
     try:
         async with store.writing() as connection:

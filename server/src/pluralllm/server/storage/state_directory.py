@@ -6,7 +6,7 @@ from typing import Self
 
 from sqlalchemy import URL
 
-from pluralllm.common.process.files import storage_errors
+from pluralllm.common.process.files import make_folder, storage_errors
 from pluralllm.common.process.lock import DirectoryLock
 
 
@@ -41,7 +41,7 @@ class StateDirectory:
         self._lock.__enter__()
         with storage_errors(f"the state directory {self.path}"):
             for folder in (self.blobs, self.uploads, self.scratch):
-                folder.mkdir(mode=0o700, exist_ok=True)
+                make_folder(folder)
         for leftover in self.scratch.iterdir():  # half-written models of a process that was killed
             leftover.unlink()
         return self

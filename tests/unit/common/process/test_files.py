@@ -1,0 +1,152 @@
+"""Files belong to whom they are for: what root makes in a folder of another user is that user's."""
+
+import os
+import pwd
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.predictor.embedding import Embedder
+from pluralllm.common.process.files import create_file, make_folder, owner_hint, publish, read_state, write_durably
+from pluralllm.common.process.lock import DirectoryLock
+from pluralllm.common.words.spec import Embedding
+from pluralllm.server.storage.sql_store import open_store
+from pluralllm.server.storage.state_directory import StateDirectory
+
+is_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can hand files over")
+NOBODY = pwd.getpwnam("nobody")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of another user's, as a service has it."""
+    service = tmp_path / "service"
+    service.mkdir(mode=0o700)
+    os.chown(service, NOBODY.pw_uid, NOBODY.pw_gid)
+    return service
+
+
+def owners(folder: Path) -> dict[str, tuple[int, int]]:
+    """Returns user and group of all that is below a folder."""
+    status = {str(path.relative_to(folder)): path.stat() for path in folder.rglob("*")}
+    return {name: (one.st_uid, one.st_gid) for name, one in status.items()}
+
+
+def publish_draft(folder: Path) -> None:
+    (folder / "draft").write_text("x")
+    publish(folder / "draft", folder / "final")
+
+
+def lock(folder: Path) -> None:
+    with DirectoryLock(folder), DirectoryLock(folder / "below" / "state"):
+        pass
+
+
+def embed(folder: Path) -> None:
+    Embedder(Embedding(model="m", dimension=8), None, folder / "cache", torch.device("cpu")).close()
+
+
+@is_root
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda folder: write_durably(folder / "key.pem", b"secret", 0o600),
+        lambda folder: make_folder(folder / "a" / "b"),
+        lambda folder: create_file(folder / "empty"),
+        publish_draft,
+        lock,
+        embed,
+    ],
+)
+def test_what_root_makes_in_a_folder_of_another_user_is_that_users(folder: Path, act: Callable[[Path], None]) -> None:
+    act(folder)
+    made = owners(folder)
+    assert made
+    assert set(made.values()) == {(NOBODY.pw_uid, NOBODY.pw_gid)}, made
+
+
+@is_root
+async def test_a_database_that_root_makes_is_the_services(folder: Path) -> None:
+    with StateDirectory(folder) as state:
+        store = await open_store(state.database_url)
+        await store.close()
+    assert owners(folder)["coordinator.sqlite3"] == (NOBODY.pw_uid, NOBODY.pw_gid)
+    assert set(owners(folder).values()) == {(NOBODY.pw_uid, NOBODY.pw_gid)}
+
+
+@is_root
+def test_what_was_there_keeps_its_owner_and_links_are_not_followed(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("root's")
+    (folder / "mine").write_text("x")
+    create_file(folder / "mine")
+    assert owners(folder)["mine"] == (0, 0)
+    (folder / "link").symlink_to(own)
+    create_file(folder / "link")
+    write_durably(folder / "link", b"new")
+    assert own.read_text() == "root's"
+    assert own.stat().st_uid == 0
+    (folder / "draft").symlink_to(own)
+    with pytest.raises(OSError, match="symbolic links"):
+        publish(folder / "draft", folder / "final")
+    assert own.stat().st_uid == 0
+
+
+@is_root
+def test_roots_own_folder_stays_roots(tmp_path: Path) -> None:
+    write_durably(tmp_path / "file", b"x")
+    make_folder(tmp_path / "a" / "b")
+    assert set(owners(tmp_path).values()) == {(0, 0)}
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[None]:
+    """Takes root's rights from this process for a test."""
+    os.seteuid(NOBODY.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@is_root
+@pytest.mark.usefixtures("as_nobody")
+def test_a_user_who_may_not_write_is_told_whose_folder_it_is() -> None:
+    hint = "/ belongs to root: type the command as this user, for example sudo -u root ..."
+    assert owner_hint(Path("/no-such-folder/below")) == hint
+    with (
+        pytest.raises(InvalidConfig, match=r"cannot be used: Permission denied\. / belongs to root"),
+        DirectoryLock(Path("/no-such-folder")),
+    ):
+        pass
+
+
+def test_ones_own_folder_has_no_hint(tmp_path: Path) -> None:
+    assert owner_hint(tmp_path / "none") == ""
+
+
+def test_a_file_that_is_there_keeps_its_content(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "database") as database:
+        database.execute("CREATE TABLE rows (number)")
+    before = (tmp_path / "database").read_bytes()
+    create_file(tmp_path / "database")
+    assert (tmp_path / "database").read_bytes() == before
+
+
+def test_a_folder_is_made_with_its_rights_and_a_file_is_no_folder(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a", tmp_path / "a" / "b")} == {0o700}
+    make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
+
+
+def test_a_damaged_state_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(InvalidConfig, match=r"state.json is not valid:\n  it is damaged: not JSON"):
+        read_state(tmp_path / "state.json")
