@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.process.configuration import identity_of_person
 from pluralllm.common.process.console import say
 from pluralllm.common.trust.identity import Identity, load_identity
 from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pluralllm.operator.remote import Remote
 
 COMMAND = "pluralllm"
-DEFAULT_IDENTITY = Path(typer.get_app_dir("pluralllm"))
 
 CoordinatorOption = Annotated[
     str | None,
@@ -36,7 +36,7 @@ CoordinatorOption = Annotated[
 class Access:
     """The values of the options that stand before the command's name: --identity and --plain-text."""
 
-    identity: Path = DEFAULT_IDENTITY
+    identity: Path | None = None  # None stands for the usual folder
     plain_text: bool = False
 
 
@@ -47,11 +47,9 @@ _opened: "list[Remote]" = []  # kept until the process ends: a channel collected
 
 def choose_access(
     identity: Annotated[
-        Path,
-        typer.Option(
-            envvar="PLURALLLM_IDENTITY", help="Folder with your key and your certificate.", show_default=False
-        ),
-    ] = DEFAULT_IDENTITY,
+        Path | None,
+        typer.Option(envvar="PLURALLLM_IDENTITY", help="Folder with your key and your certificate."),
+    ] = None,
     plain_text: Annotated[
         bool,
         typer.Option(
@@ -64,8 +62,8 @@ def choose_access(
 
 
 def identity_folder() -> Path:
-    """Returns the folder with this person's key and certificate."""
-    return _access.get().identity
+    """Returns the folder with this person's key and certificate. Raises InvalidConfig if no home folder is known."""
+    return identity_of_person("--identity", _access.get().identity)
 
 
 def is_plain_text() -> bool:
@@ -79,7 +77,7 @@ def my_identity(coordinator: str | None = None) -> Identity:
     coordinator: an address that replaces the coordinator's address in the identity; None keeps the identity's address.
     Raises NotJoined if the folder holds no identity; InvalidConfig if a file of the identity is damaged.
     """
-    return load_identity(_access.get().identity, COMMAND).at(coordinator)
+    return load_identity(identity_folder(), COMMAND).at(coordinator)
 
 
 def remote(coordinator: str | None) -> "Remote":

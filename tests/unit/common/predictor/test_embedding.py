@@ -1,5 +1,7 @@
 """Embeddings by real transformers: tiny ones made from a configuration, and MiniLM."""
 
+import os
+import pwd
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +177,11 @@ def test_minilm_puts_like_texts_near_each_other(tmp_path: Path) -> None:
     embedder = Embedder(embedding, Path(get_model_path()), tmp_path, CPU)
     cat, kitten, tax = embedder.embed_texts(["The cat sleeps.", "A kitten is sleeping.", "Taxes were raised."], quiet)
     assert cat @ kitten > 0.6 > 0.3 > cat @ tax
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hand files over")
+def test_a_cache_that_root_makes_in_the_folder_of_a_service_is_the_services(tiny: Path, tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody").pw_uid
+    os.chown(tmp_path, nobody, -1)
+    Embedder(contract(), tiny, tmp_path / "cache", CPU).close()
+    assert {path.stat().st_uid for path in tmp_path.rglob("*")} == {nobody}

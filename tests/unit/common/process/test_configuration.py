@@ -1,4 +1,5 @@
 import dataclasses
+import pwd
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import pytest
 
 from pluralllm.client.process.config import ClientConfig, JoinConfig
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.process.configuration import load_config, origins_of
+from pluralllm.common.process.configuration import identity_of_person, load_config, origins_of
 from pluralllm.server.process.config import ServerConfig
 
 LIMIT_S = 30.0
@@ -174,3 +175,62 @@ def test_many_loads_in_threads_do_not_disturb_each_other(tmp_path: Path) -> None
     with ThreadPoolExecutor(len(files)) as pool:
         loads = [pool.submit(load_config, ServerConfig, file, {}) for _ in range(25) for file in files]
         assert [load.result(LIMIT_S).lease_s for load in loads] == [*range(1, 9)] * 25
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"HOME": "/home/ann"}, "/home/ann/.config/pluralllm"),
+        ({"HOME": "/home/ann", "XDG_CONFIG_HOME": "/elsewhere"}, "/elsewhere/pluralllm"),
+        ({"HOME": "/home/ann", "XDG_CONFIG_HOME": ""}, "/home/ann/.config/pluralllm"),
+        ({"HOME": "/home/ann", "XDG_CONFIG_HOME": "relative"}, "/home/ann/.config/pluralllm"),
+        ({}, "/of/the/database/.config/pluralllm"),
+        ({"HOME": ""}, "/of/the/database/.config/pluralllm"),
+        ({"HOME": "relative"}, "/of/the/database/.config/pluralllm"),
+    ],
+)
+def test_a_persons_identity_is_in_the_home_folder(
+    variables: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = pwd.struct_passwd(("ann", "x", 1, 1, "", "/of/the/database", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: entry)
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert identity_of_person("--identity", None) == Path(folder)
+    assert identity_of_person("--identity", Path("mine")) == Path("mine")
+
+
+@pytest.fixture
+def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home folder, as in a container that runs with any number."""
+
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+
+
+@pytest.mark.usefixtures("nameless")
+def test_without_a_home_folder_each_path_is_asked_for() -> None:
+    with pytest.raises(InvalidConfig, match="HOME is not set: give --identity, or set PLURALLLM_IDENTITY"):
+        identity_of_person("--identity", None)
+    with pytest.raises(InvalidConfig, match="--identity: begins with ~, but no such home folder is known"):
+        identity_of_person("--identity", Path("~/mine"))
+    assert identity_of_person("--identity", Path("/mine")) == Path("/mine")
+    with pytest.raises(InvalidConfig, match="state_dir: begins with ~, but no such home folder is known"):
+        load_config(ServerConfig, None, {"state_dir": Path("~/state")})
+
+
+def test_a_tilde_in_a_file_is_the_home_folder_and_in_a_name_a_letter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    (tmp_path / "coordinator.toml").write_text('state_dir = "~/state"')
+    assert load_config(ServerConfig, tmp_path / "coordinator.toml", {}).state_dir == Path("/home/ann/state")
+    assert load_config(ServerConfig, None, {"state_dir": Path("a/~/b~")}).state_dir == Path("a/~/b~")
+    with pytest.raises(InvalidConfig, match="begins with ~ben"):
+        load_config(ServerConfig, None, {"state_dir": Path("~ben/state")})

@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.process.files import create_file, make_folder, owner_hint, publish, read_state, write_durably
 from pluralllm.common.process.lock import DirectoryLock
-from pluralllm.common.words.spec import Embedding
 from pluralllm.server.storage.sql_store import open_store
 from pluralllm.server.storage.state_directory import StateDirectory
 
@@ -46,10 +43,6 @@ def lock(folder: Path) -> None:
         pass
 
 
-def embed(folder: Path) -> None:
-    Embedder(Embedding(model="m", dimension=8), None, folder / "cache", torch.device("cpu")).close()
-
-
 @is_root
 @pytest.mark.parametrize(
     "act",
@@ -59,7 +52,6 @@ def embed(folder: Path) -> None:
         lambda folder: create_file(folder / "empty"),
         publish_draft,
         lock,
-        embed,
     ],
 )
 def test_what_root_makes_in_a_folder_of_another_user_is_that_users(folder: Path, act: Callable[[Path], None]) -> None:

@@ -4,11 +4,13 @@ Only a process's `__main__` reads the configuration, once.
 """
 
 import os
+import pwd
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.text.reading import Unreadable, read_toml
@@ -24,6 +26,11 @@ class ProcessConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     env_prefix: ClassVar[str]
+
+    @field_validator("*")
+    @classmethod
+    def _without_tilde(cls, value: Any) -> Any:
+        return with_home(value) if isinstance(value, Path) else value
 
 
 Config = TypeVar("Config", bound=ProcessConfig)
@@ -66,6 +73,48 @@ def _values_of_file(file: Path | None) -> dict[str, Any]:
         return read_toml(file)
     except Unreadable as error:
         raise InvalidConfig(file=str(file), problems=f"  {error.problem}") from error
+
+
+def home() -> Path | None:
+    """Returns this user's home folder: of HOME, else of the user database; None if neither names one."""
+    folder = Path(os.environ.get("HOME") or "")
+    if folder.is_absolute():
+        return folder
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # a container may run as a user that has no name
+        return None
+
+
+def with_home(path: Path) -> Path:
+    """Returns a path with the user's home folder in place of a leading ~, so that no folder of the name ~ is ever made.
+
+    Raises ValueError if the path begins with ~ and no home folder is known, or if it names the home of another user.
+    """
+    first, *rest = path.parts or ("",)
+    if not first.startswith("~"):
+        return path
+    folder = home()
+    if first != "~" or folder is None:
+        raise ValueError(f"begins with {first}, but no such home folder is known; write the whole path")
+    return folder.joinpath(*rest)
+
+
+def identity_of_person(option: str, chosen: Path | None) -> Path:
+    """Returns the folder with a person's identity: the chosen one, else the usual one (XDG Base Directory Specification).
+
+    option: the command's option for the folder, for the error. Raises InvalidConfig if no home folder is known.
+    """
+    try:
+        if chosen is not None:
+            return with_home(chosen)
+        settings = Path(os.environ.get("XDG_CONFIG_HOME") or "")
+        if sys.platform == "darwin":
+            return with_home(Path("~/Library/Application Support/pluralllm"))
+        return (settings if settings.is_absolute() else with_home(Path("~/.config"))) / "pluralllm"
+    except ValueError as error:
+        problem = f"  {option}: {error}" if chosen else f"  HOME is not set: give {option}, or set PLURALLLM_IDENTITY"
+        raise InvalidConfig(file="(flags and environment)", problems=problem) from error
 
 
 def _values_of_environment(kind: type[ProcessConfig]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import typer
 
 from pluralllm.common.errors.membership import AlreadyJoined
 from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
-from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.configuration import identity_of_person, load_config
 from pluralllm.common.process.console import say
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.text.reading import Unreadable, read_text
@@ -30,23 +30,24 @@ Listen = Annotated[str | None, typer.Option(help="host:port that serve will bind
 EnrolmentListen = Annotated[str | None, typer.Option(help="host:port that serve will bind for members that join.")]
 AdminName = Annotated[str, typer.Option("--admin", help="Name of the new administrator.")]
 AdminFolder = Annotated[
-    Path,
+    Path | None,
     typer.Option(
-        "--admin-identity", envvar="PLURALLLM_IDENTITY", help="Folder for the administrator's key and identity."
+        "--admin-identity",
+        envvar="PLURALLLM_IDENTITY",
+        help="Folder for the administrator's key and identity; default: where `pluralllm` looks.",
     ),
 ]
 Passphrase = Annotated[
     Path | None,
     typer.Option("--root-passphrase-file", help="File with the passphrase of the root's key; - asks for it."),
 ]
-DEFAULT_IDENTITY = Path(typer.get_app_dir("pluralllm"))  # where `pluralllm` looks
 
 
 def init(
     host: Hosts = None,
     federation: Annotated[str | None, typer.Option(help="Name in certificates; default: the first host.")] = None,
     admin_name: AdminName = "admin",
-    admin_identity: AdminFolder = DEFAULT_IDENTITY,
+    admin_identity: AdminFolder = None,
     root_passphrase_file: Passphrase = None,
     config: ConfigFile = None,
     state_dir: StateDir = None,
@@ -59,17 +60,18 @@ def init(
 
     flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
     settings = load_config(ServerConfig, config, flags)
+    folder = identity_of_person("--admin-identity", admin_identity)
     name, hosts = ca.check_names(federation or (host or ["-"])[0].replace(":", "-"), host or [])
-    key = _admin_key(admin_name, admin_identity)
+    key = _admin_key(admin_name, folder)
     configure_logs(form="console", level="WARNING")
     passphrase = _passphrase(root_passphrase_file, confirm=True)
     with StateDirectory(settings.state_dir) as state:
         made = ca.create_authority(state.authority, name, hosts, passphrase, time.time())
-        asyncio.run(make_admin(settings, state, made, admin_name, admin_identity, key))
+        asyncio.run(make_admin(settings, state, made, admin_name, folder, key))
     say(
         f"federation {name} for {', '.join(hosts)}; state in {settings.state_dir}\n"
         f"authority's fingerprint: {spoken(fingerprint_of_certificate(made.root_pem))}\n"
-        f"administrator {admin_name}: {admin_identity}\n"
+        f"administrator {admin_name}: {folder}\n"
         f"The root's key is needed again in a year (renew-issuer): keep {state.authority / 'root-key.pem'} in a safe place.\n"
         "Next: pluralllm-server serve, then pluralllm invite NAME --role client"
     )
@@ -77,7 +79,7 @@ def init(
 
 def admin(
     name: Annotated[str, typer.Argument(help="Name of the new administrator: a-z, 0-9 and '-'.")],
-    admin_identity: AdminFolder = DEFAULT_IDENTITY,
+    admin_identity: AdminFolder = None,
     config: ConfigFile = None,
     state_dir: StateDir = None,
     listen: Listen = None,
@@ -89,11 +91,12 @@ def admin(
 
     flags = {"state_dir": state_dir, "listen": listen, "enrolment_listen": enrolment_listen}
     settings = load_config(ServerConfig, config, flags)
-    key = _admin_key(name, admin_identity)
+    folder = identity_of_person("--admin-identity", admin_identity)
+    key = _admin_key(name, folder)
     configure_logs(form="console", level="WARNING")
     with StateDirectory(settings.state_dir) as state:
-        asyncio.run(make_admin(settings, state, ca.load_authority(state.authority), name, admin_identity, key))
-    say(f"administrator {name}: {admin_identity}")
+        asyncio.run(make_admin(settings, state, ca.load_authority(state.authority), name, folder, key))
+    say(f"administrator {name}: {folder}")
 
 
 def renew_issuer(
