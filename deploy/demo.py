@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,23 @@ class DemoFailed(Exception):
     """Failure of the demo; the error's text describes what went wrong."""
 
 
+class Interrupted(Exception):
+    """The end of a demo that got a signal.
+
+    The handler of the signal only sets a flag, and the demo looks at the flag where it waits. An exception out of the handler
+    could fall between the start of a process and the note of it, and the process would run on.
+    """
+
+
+_has_signal = threading.Event()
+
+
+def pause(limit_s: float) -> None:
+    """Waits for `limit_s` seconds. Raises Interrupted at once if the demo has got a signal, or gets one meanwhile."""
+    if _has_signal.wait(limit_s):
+        raise Interrupted
+
+
 @dataclass(frozen=True)
 class Federation:
     """Groups that take part in the demo, with the number of rounds and the time limit."""
@@ -79,26 +96,19 @@ def main() -> int:
     arguments = parser.parse_args()
     console = Console()
     for number in STOP_SIGNALS:
-        signal.signal(number, _interrupt)
+        signal.signal(number, lambda *_: _has_signal.set())
     try:
         federation = _federation(arguments.data, arguments.rounds)
         folder = arguments.out or Path(tempfile.mkdtemp(prefix="pluralllm-demo-"))
         folder.mkdir(parents=True, exist_ok=True)
         play(federation, folder, console)
-    except KeyboardInterrupt:
+    except Interrupted:
         console.print("interrupted; every process of the demo has been stopped")
         return 130
     except (PluralError, DemoFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _interrupt(*_: object) -> None:
-    """Raises KeyboardInterrupt once and then ignores signals, so that a second Ctrl-C cannot interrupt the clean-up."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _federation(data: Path | None, rounds: int | None) -> Federation:
@@ -121,15 +131,13 @@ def play(federation: Federation, folder: Path, console: Console) -> None:
     """
     model_path = Path(get_model_path())
     state, admin = folder / "coordinator", folder / "admin"
-    with contextlib.ExitStack() as stack:
+    with Children() as children, contextlib.ExitStack() as stack:
         _run(
             "pluralllm.server", "init", "--host", "127.0.0.1", "--state-dir", str(state), "--admin-identity", str(admin)
         )
         serve = ["serve", "--state-dir", str(state), "--listen", "127.0.0.1:0", "--enrolment-listen", "127.0.0.1:0"]
         serve += ["--page-listen", "127.0.0.1:0"]
-        server = stack.enter_context(
-            process([sys.executable, "-m", "pluralllm.server", *serve], folder / "coordinator.log")
-        )
+        server = children.start([sys.executable, "-m", "pluralllm.server", *serve], folder / "coordinator.log")
         remote = _connect(state / "address", admin, server)
         stack.callback(remote.close)
         console.print(f"coordinator on {remote.address} (mutual TLS), everything in {folder}")
@@ -146,7 +154,7 @@ def play(federation: Federation, folder: Path, console: Console) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             list(threads.map(lambda partner: partner.join(person, folder), partners))
         console.print(f"{len(partners)} partners invited and joined, each with a key of its own")
-        clients = [stack.enter_context(partner.start(folder, model_path)) for partner in partners]
+        clients = [partner.start(children, folder, model_path) for partner in partners]
         person.does("run", "start", RUN)
         watch(remote, [server, *clients], federation.limit_s, console)
         evaluations = remote.evaluations(RUN)
@@ -184,7 +192,7 @@ def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Con
                     raise DemoFailed(f"a process ended too early (exit code {child.popen.returncode})\n{child.tail()}")
             if time.monotonic() > until_s:
                 raise DemoFailed(f"not done after {limit_s:.0f} s: {run['next']}")
-            time.sleep(LOOK_EVERY_S)
+            pause(LOOK_EVERY_S)
 
 
 def _scores(run: dict[str, Any]) -> str:
@@ -270,32 +278,42 @@ class Child:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
 
 
-@contextlib.contextmanager
-def process(command: list[str], log: Path) -> Iterator[Child]:
-    """Starts a process and terminates it at the end of the `with` block, whatever happens.
+class Children:
+    """The processes of the demo. At the end of a `with` block all that still run are stopped, whatever happens."""
 
-    log: the file for the process's output. The process has its own process group, so that a Ctrl-C reaches only the demo.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with log.open("wb") as file:
-        popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=environment,
-        )
-    try:
-        yield Child(popen, log)
-    finally:
-        if popen.poll() is None:
+    def __init__(self) -> None:
+        self._started: list[Child] = []
+
+    def __enter__(self) -> "Children":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        running = [child.popen for child in self._started if child.popen.poll() is None]
+        for popen in running:
             popen.terminate()
+        until_s = time.monotonic() + STOP_LIMIT_S
+        for popen in running:
             try:
-                popen.wait(STOP_LIMIT_S)
+                popen.wait(max(0.0, until_s - time.monotonic()))
             except subprocess.TimeoutExpired:
                 popen.kill()
                 popen.wait()
+
+    def start(self, command: list[str], log: Path) -> Child:
+        """Starts a process in a process group of its own, so that a Ctrl-C reaches only the demo. log: the file of its output."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        with log.open("wb") as file:
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment,
+            )
+        child = Child(popen, log)
+        self._started.append(child)
+        return child
 
 
 @dataclass(frozen=True)
@@ -334,7 +352,7 @@ class Partner:
         person.does("invite", self.name, "--role", "client", "--group", self.group, *held_out, "--out", str(invite))
         _run("pluralllm.client", "join", str(invite), "--state-dir", str(home / "state"))
 
-    def start(self, folder: Path, model_path: Path) -> "contextlib.AbstractContextManager[Child]":
+    def start(self, children: Children, folder: Path, model_path: Path) -> Child:
         home = folder / self.name
         write_group(home / "answers.jsonl", self.questions)
         config = {
@@ -346,14 +364,30 @@ class Partner:
         lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items()]
         (home / "client.toml").write_text("\n".join([*lines, "exit_when_run_over = true", "threads = 1"]) + "\n")
         command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
-        return process(command, folder / f"{self.name}.log")
+        return children.start(command, folder / f"{self.name}.log")
 
 
 def _run(module: str, *arguments: str) -> None:
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=START_LIMIT_S, check=False)
-    if done.returncode != 0:
-        raise DemoFailed(f"{module} {' '.join(arguments[:2])}: {done.stderr.strip()}")
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as popen:
+        try:
+            _, errors = _answer(popen)
+        finally:
+            popen.kill()  # without an effect if the command has ended
+    if popen.returncode != 0:
+        raise DemoFailed(f"{module} {' '.join(arguments[:2])}: {errors.strip()}")
+
+
+def _answer(popen: "subprocess.Popen[str]") -> tuple[str, str]:
+    """Returns what a command has written when it has ended. Raises DemoFailed after START_LIMIT_S, Interrupted after a signal."""
+    until_s = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < until_s:
+        pause(0.0)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return popen.communicate(timeout=LOOK_EVERY_S)
+    raise DemoFailed(f"{' '.join(map(str, popen.args))} has not ended after {START_LIMIT_S:.0f} s")  # type: ignore[arg-type]
 
 
 def _connect(path: Path, admin: Path, server: Child) -> Remote:
@@ -369,15 +403,16 @@ def _connect(path: Path, admin: Path, server: Child) -> Remote:
                 remote.close()
             else:
                 return remote
-        time.sleep(0.1)
+        pause(0.1)
     raise DemoFailed(f"the coordinator does not answer after {START_LIMIT_S:.0f} s\n{server.tail()}")
 
 
 def _wait(client: Child) -> None:
-    try:
-        code = client.popen.wait(START_LIMIT_S)
-    except subprocess.TimeoutExpired as error:
-        raise DemoFailed(f"a client did not end with the run\n{client.tail()}") from error
+    until_s = time.monotonic() + START_LIMIT_S
+    while (code := client.popen.poll()) is None:
+        if time.monotonic() > until_s:
+            raise DemoFailed(f"a client did not end with the run\n{client.tail()}")
+        pause(0.1)
     if code != 0:
         raise DemoFailed(f"a client ended with exit code {code}\n{client.tail()}")
 

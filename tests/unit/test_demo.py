@@ -2,6 +2,11 @@
 
 import importlib.util
 import io
+import os
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +64,45 @@ def test_without_a_group_that_reports_both_scores_the_demo_has_failed() -> None:
 def test_a_mean_that_does_not_rise_is_a_failure() -> None:
     with pytest.raises(DEMO.DemoFailed, match="did not rise"):
         printed(score("Northmark", 0, 0.7), score("Northmark", 3, 0.6))
+
+
+@pytest.mark.parametrize("number", DEMO.STOP_SIGNALS)
+def test_a_signal_while_a_process_starts_leaves_no_process(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The worst moment for a signal: the process runs, and the demo has not noted it yet."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Signalled(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            started.append(self)
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+
+    def play(_federation: object, folder: Path, _console: object) -> None:
+        with DEMO.Children() as children:
+            children.start([sys.executable, "-c", "import time; time.sleep(60)"], folder / "log")
+            DEMO.pause(60.0)
+
+    before = {each_signal: signal.getsignal(each_signal) for each_signal in DEMO.STOP_SIGNALS}
+    monkeypatch.setattr(DEMO, "play", play)
+    monkeypatch.setattr(DEMO, "_federation", lambda *_: None)
+    monkeypatch.setattr(DEMO, "_has_signal", threading.Event())
+    monkeypatch.setattr(subprocess, "Popen", Signalled)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path)])
+    try:
+        assert DEMO.main() == 130
+    finally:
+        for each_signal, handler in before.items():
+            signal.signal(each_signal, handler)
+    assert "every process of the demo has been stopped" in capsys.readouterr().out
+    assert [process.poll() for process in started] == [-signal.SIGTERM]
+
+
+def test_a_command_of_the_demo_that_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    has_signal = threading.Event()
+    has_signal.set()
+    monkeypatch.setattr(DEMO, "_has_signal", has_signal)
+    with pytest.raises(DEMO.Interrupted):
+        DEMO._run("http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path))
