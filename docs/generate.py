@@ -62,7 +62,8 @@ WatchRun show them, and the coordinator's `run.event` lines hold them as `kind`.
 """
 LINES = """
 A line is one JSON object if `log_format` has its default: `event`, `level`, `timestamp` and the facts.
-No line holds a key, a token or private text.
+No line of ours holds a key, a token or private text. `process.printed` and `library.logged` repeat texts of
+libraries, which may quote what the library was given; a support bundle leaves them out.
 """
 RUN_SPEC = """# The run spec
 
@@ -124,8 +125,10 @@ def events_page() -> str:
         (f"`{kind.__name__}`", ", ".join(field.name for field in fields(kind)), kind.__doc__ or "")
         for kind in typing.get_args(ev.Event)
     )
-    logged = {name: sorted(log_lines(ROOT / name / "src" / "pluralllm" / name)) for name in ("server", "client")}
-    names = {"server": "Coordinator", "client": "Client daemon"}
+    logged = {
+        name: sorted(log_lines(ROOT / name / "src" / "pluralllm" / name)) for name in ("server", "client", "common")
+    }
+    names = {"server": "Coordinator", "client": "Client daemon", "common": "Both processes"}
     lines = "\n".join(
         f"## {names[name]}: lines of the log\n\n{table(('event', 'level', 'facts'), iter(calls))}"
         for name, calls in logged.items()

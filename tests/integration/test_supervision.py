@@ -1,7 +1,9 @@
 """The real processes, as systemd and a health check see them."""
 
+import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -58,3 +60,26 @@ def test_a_coordinator_says_that_it_is_ready_lives_and_stops(tmp_path: Path, not
         process.wait(10)
     os.utime(state / "alive", (0, 0))
     assert healthy(state).returncode == 3
+
+
+def test_a_coordinator_goes_on_after_a_hangup_in_a_new_log_file(tmp_path: Path, notify: socket.socket) -> None:
+    log, moved = tmp_path / "log", tmp_path / "log.1"
+    settings = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "PLURALLLM_SERVER_LOG_FILE": str(log)}
+    serve = ["serve", "--plain-text", "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "state")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pluralllm.server", *serve], env={**os.environ, **settings}, stderr=subprocess.PIPE
+    )
+    try:
+        receives(notify, "READY=1")
+        log.rename(moved)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        receives(notify, "STOPPING=1")
+        assert process.communicate(timeout=LIMIT_S)[1] == b""
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait(10)
+    old, new = ([json.loads(line)["event"] for line in path.read_text().splitlines()] for path in (moved, log))
+    assert "server.started" in old
+    assert new[-1] == "server.stopped"

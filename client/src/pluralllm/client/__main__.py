@@ -27,6 +27,7 @@ from pluralllm.common.process.console import Json, print_config, say
 from pluralllm.common.process.exits import EXIT_CODES, run_command
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.foreign_output import foreign_output_logged
 from pluralllm.common.process.lock import DirectoryLock
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.process.pulse import Pulse
@@ -107,8 +108,9 @@ def run(
         "plain_text": plain_text,
     }
     settings = load_config(ClientConfig, config, flags)
-    configure_logs(form=settings.log_format, level=settings.log_level)
-    asyncio.run(_run(settings, Supervisor(settings.state_dir, notify_socket, watchdog_usec)))
+    configure_logs(form=settings.log_format, level=settings.log_level, file=settings.log_file)
+    with foreign_output_logged() if settings.log_format == "json" else contextlib.nullcontext():
+        asyncio.run(_run(settings, Supervisor(settings.state_dir, notify_socket, watchdog_usec)))
 
 
 async def _run(config: ClientConfig, supervisor: Supervisor) -> None:

@@ -8,6 +8,7 @@ from pluralllm.common.process.lifetime import begin
 begin(__name__, "pluralllm-server", "serve")  # before all imports that take a moment
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ import typer
 from pluralllm.common.process.configuration import load_config, origins_of
 from pluralllm.common.process.console import Json, print_config
 from pluralllm.common.process.exits import EXIT_CODES, run_command
+from pluralllm.common.process.foreign_output import foreign_output_logged
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 from pluralllm.server.commands import authority_commands, backup_commands, check_commands
@@ -85,10 +87,14 @@ def serve(
         "log_format": log_format,
     }
     settings = load_config(ServerConfig, config, flags)
-    configure_logs(form=settings.log_format, level=settings.log_level, on_loss=LOG_LINES_LOST.inc)
+    configure_logs(
+        form=settings.log_format, level=settings.log_level, on_loss=LOG_LINES_LOST.inc, file=settings.log_file
+    )
     use_one_arena()
     raise_limit()
-    asyncio.run(composition.serve(settings, Supervisor(settings.state_dir, notify_socket, watchdog_usec)))
+    supervisor = Supervisor(settings.state_dir, notify_socket, watchdog_usec)
+    with foreign_output_logged() if settings.log_format == "json" else contextlib.nullcontext():
+        asyncio.run(composition.serve(settings, supervisor))
 
 
 @app.command()

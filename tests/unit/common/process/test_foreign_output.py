@@ -19,7 +19,13 @@ def logged(*pieces: bytes) -> list[object]:
 
 
 def test_each_line_is_an_event_however_the_pieces_are_cut() -> None:
-    assert logged(b"E0000 one\nt", b"wo\n", b"\n  \n", b"10%\r20%\rthe rest") == ["E0000 one", "two", "10%", "20%", "the rest"]
+    assert logged(b"E0000 one\nt", b"wo\n", b"\n  \n", b"10%\r20%\rthe rest") == [
+        "E0000 one",
+        "two",
+        "10%",
+        "20%",
+        "the rest",
+    ]
 
 
 def test_what_is_no_text_is_logged_as_escapes() -> None:

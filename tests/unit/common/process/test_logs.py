@@ -5,17 +5,20 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import grpc
 import pytest
 import structlog
 
-from pluralllm.common.process import logs
-from pluralllm.common.process.logs import LogStream, configure_logs
+from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.process import lifetime, logs
+from pluralllm.common.process.logs import LogFile, LogStream, configure_logs
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc import boundary
 from pluralllm.server.rpc.boundary import Boundary
@@ -268,3 +271,44 @@ def test_a_reader_that_has_stopped_is_waited_for_once(monkeypatch: pytest.Monkey
         stream.write("back\n")
         assert stream.lost_lines == 0
         assert source.read(1 << 16).decode().splitlines()[-2:] == ["11 lines lost", "back"]
+
+
+def test_a_log_file_is_opened_anew_after_a_hangup_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifetime, "_on_hangup", [])
+    path, moved = tmp_path / "log", tmp_path / "log.1"
+    stream = LogStream(LogFile(path), str)
+    stream.write("one\n")
+    path.rename(moved)
+    stream.write("two\n")
+    lifetime._hang_up(signal.SIGHUP, None)
+    stream.write("three\n")
+    assert (moved.read_text(), path.read_text()) == ("one\ntwo\n", "three\n")
+    assert path.stat().st_mode & 0o777 == 0o640
+    LogStream(LogFile(path), str).write("four\n")
+    assert path.read_text() == "three\nfour\n", "a new process goes on with the file"
+
+
+def test_a_log_file_that_cannot_be_opened_anew_stays_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lifetime, "_on_hangup", [])
+    (tmp_path / "folder").mkdir()
+    stream = LogStream(LogFile(tmp_path / "folder" / "log"), str)
+    (tmp_path / "folder").rename(tmp_path / "moved")
+    lifetime._hang_up(signal.SIGHUP, None)
+    stream.write("one\n")
+    assert (tmp_path / "moved" / "log").read_text() == "one\n"
+    assert "cannot be opened anew: No such file or directory" in capsys.readouterr().err
+    stream.write("two\n")
+    assert capsys.readouterr().err == "", "it is tried again after the next hangup only"
+    (tmp_path / "folder").mkdir()
+    lifetime._hang_up(signal.SIGHUP, None)
+    stream.write("three\n")
+    assert (tmp_path / "folder" / "log").read_text() == "three\n"
+
+
+def test_a_log_file_that_cannot_be_opened_ends_the_start(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"log_file: \S+/none/log cannot be opened: No such file or directory"):
+        configure_logs(form="json", file=tmp_path / "none" / "log")

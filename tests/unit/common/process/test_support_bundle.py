@@ -10,6 +10,7 @@ import pytest
 
 from pluralllm.client.data.private_texts import PrivateTexts
 from pluralllm.common.errors.tree import InvalidArgument, StoreFailed
+from pluralllm.common.process.foreign_output import FOREIGN_EVENTS
 from pluralllm.common.process.support_bundle import LOG_TAIL_BYTES, REMOVED, metrics_of, without_secrets, write_bundle
 from pluralllm.common.trust.certificates import key_to_pem, new_key
 from pluralllm.common.words.questions import Question
@@ -98,7 +99,14 @@ def test_a_line_of_a_log_with_a_private_text_goes_whole_however_it_is_written(pr
 
 def test_what_is_no_json_line_may_quote_anything_and_is_left_out_of_a_clients_log() -> None:
     redacted = PRIVATE.redacted_log('{"event": "first"}\nTraceback\n  ValueError: some text\n{"event": "last"}\n')
-    assert redacted.splitlines() == [f"{REMOVED}: 2 lines that are no JSON", '{"event": "first"}', '{"event": "last"}']
+    note = f"{REMOVED}: 2 lines of libraries, or that are no JSON"
+    assert redacted.splitlines() == [note, '{"event": "first"}', '{"event": "last"}']
+
+
+@pytest.mark.parametrize("event", sorted(FOREIGN_EVENTS))
+def test_a_librarys_line_is_left_out_also_as_an_event(event: str) -> None:
+    redacted = PRIVATE.redacted_log(f'{{"event": "first"}}\n{{"event": "{event}", "text": "some text"}}\n')
+    assert redacted.splitlines() == [f"{REMOVED}: 1 lines of libraries, or that are no JSON", '{"event": "first"}']
 
 
 def test_what_cannot_be_told_is_said_in_its_place_and_the_rest_is_there(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from pluralllm.common.process.foreign_output import FOREIGN_EVENTS
 from pluralllm.common.process.support_bundle import REMOVED, without_secrets
 from pluralllm.common.words.questions import Question
 
@@ -46,12 +47,12 @@ class PrivateTexts:
     def redacted_log(self, text: str) -> str:
         """Returns a log without secrets such as keys; a mark replaces each line that contains a text of the private file.
 
-        Lines that are not JSON objects are left out, because such a line (a library's warning, a stack trace) may quote a
-        private text in any form.
+        Lines that a library has made, such as its warnings, are left out, because they may quote a private text in any form.
+        Such lines are no JSON objects, or events that only repeat the library's text.
         """
-        kept = [line for line in text.splitlines(keepends=True) if _facts(line) is not None]
+        kept = [line for line in text.splitlines(keepends=True) if _is_ours(_facts(line))]
         left_out = len(text.splitlines()) - len(kept)
-        notes = [f"{REMOVED}: {left_out} lines that are no JSON\n"] if left_out else []
+        notes = [f"{REMOVED}: {left_out} lines of libraries, or that are no JSON\n"] if left_out else []
         return "".join([*notes, self.redacted("".join(kept))])
 
 
@@ -73,6 +74,11 @@ def _facts(line: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
+
+
+def _is_ours(facts: Any) -> bool:
+    """Returns whether a line of a log, as JSON, is an event of ours."""
+    return facts is not None and not (isinstance(facts, dict) and facts.get("event") in FOREIGN_EVENTS)
 
 
 def _opened(line: str) -> str:

@@ -59,6 +59,8 @@ class ClientConfig(ProcessConfig):
     traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
     # host:port at which the partner's own Prometheus reads /metrics, without certificates; default: no such port is opened.
     metrics_listen: ListenAddress | None = None
+    # A file for the log, opened anew after SIGHUP (logrotate); default: the log goes to standard error.
+    log_file: Path | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -3,6 +3,13 @@
 Tensors travel as files, never in messages.
 """
 
+import signal
+
+if __name__ == "__main__":  # before all imports that take a moment
+    signal.signal(
+        signal.SIGHUP, signal.SIG_IGN
+    )  # one that goes to all processes of a service concerns the daemon's log
+
 import hashlib
 import os
 from dataclasses import dataclass

@@ -52,8 +52,7 @@ class ForeignLines:
     def end(self, now_s: float) -> None:
         """Logs the rest of the output, which has no line end."""
         self.take(b"\n", now_s)
-        if self._left_out:
-            log.warning("process.lines_left_out", lines=self._left_out)
+        self._report_left_out()
 
     def _log(self, line: bytes, now_s: float) -> None:
         text = line[:MAX_LINE_BYTES].decode("utf-8", "backslashreplace").strip()
@@ -62,10 +61,13 @@ class ForeignLines:
         if self._bucket.wait_s(now_s):
             self._left_out += 1
             return
+        self._report_left_out()
+        log.warning("process.printed", text=text)
+
+    def _report_left_out(self) -> None:
         if self._left_out:
             log.warning("process.lines_left_out", lines=self._left_out)
             self._left_out = 0
-        log.warning("process.printed", text=text)
 
 
 class _ToOurLog(logging.Handler):
@@ -73,7 +75,10 @@ class _ToOurLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        log.log(record.levelno, "library.logged", library=record.name, text=text, exc_info=record.exc_info)
+        if record.levelno >= logging.ERROR:
+            log.error("library.logged", library=record.name, text=text, exc_info=record.exc_info)
+        else:
+            log.warning("library.logged", library=record.name, text=text)
 
 
 @contextlib.contextmanager

@@ -5,15 +5,20 @@ A log call never raises and never waits for long, because it often stands betwee
 
 import io
 import logging
+import os
 import select
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
-from pluralllm.common.process.console import terminal
+from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.process.console import say, terminal
+from pluralllm.common.process.files import create_file, owner_hint
+from pluralllm.common.process.lifetime import on_hangup
 from pluralllm.common.text.printable import printable, printable_values
 
 # By default structlog prints the local variables of every frame of a stack: tokens, keys, private questions.
@@ -32,16 +37,20 @@ class LogStream:
     """
 
     def __init__(
-        self, stream: TextIO | None, report: Callable[[int], str], on_loss: Callable[[], object] = lambda: None
+        self,
+        stream: "TextIO | io.FileIO | LogFile | None",
+        report: Callable[[int], str],
+        on_loss: Callable[[], object] = lambda: None,
+        encoding: str | None = None,
     ) -> None:
-        """Writes to the bytes below `stream`; None if the process has no such stream, and then every line is lost.
+        """Writes to a log file, or to the bytes below a stream; None if there is no stream, and then every line is lost.
 
         report: makes the line, without its line end, that reports a number of lost lines. on_loss: is called for each lost line.
         """
         buffer: Any = getattr(stream, "buffer", None)
         # Python's own buffer would keep the bytes of a write that failed, and the next write would try them again.
-        self._raw: Any = getattr(buffer, "raw", buffer)
-        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._raw: Any = stream if isinstance(stream, io.FileIO | LogFile) else getattr(buffer, "raw", buffer)
+        self._encoding = encoding or getattr(stream, "encoding", None) or "utf-8"
         self._report, self._on_loss = report, on_loss
         self._is_within_a_line = self._is_stuck = False
         self.lost_lines = 0  # since the last line that was written
@@ -89,17 +98,60 @@ class LogStream:
         self._is_stuck = False
 
 
+class LogFile:
+    """A log file. After a SIGHUP it is opened anew, because another program (logrotate) has given the old one another name."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file at its end. Raises InvalidConfig if it cannot be opened."""
+        self._path, self._is_moved = path.absolute(), False
+        try:
+            self._file = self._opened()
+        except OSError as error:
+            problem = f"  log_file: {self._path} cannot be opened: {error.strerror}. {owner_hint(self._path)}"
+            raise InvalidConfig(file="configuration", problems=problem.rstrip()) from error
+        on_hangup(self._note_moved)
+
+    def write(self, content: memoryview) -> int | None:
+        """Writes bytes at the end of the file that has the configured name now."""
+        if self._is_moved:
+            self._is_moved = False
+            try:
+                old, self._file = self._file, self._opened()
+                old.close()
+            except OSError as error:
+                fix = "the log goes on in the old file; send SIGHUP again when the cause is mended"
+                say(f"log_file {self._path} cannot be opened anew: {error.strerror}; {fix}", err=True)
+        return self._file.write(content)
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def _note_moved(self) -> None:
+        self._is_moved = True
+
+    def _opened(self) -> io.FileIO:
+        create_file(self._path, 0o640)
+        return io.FileIO(self._path, "ab")
+
+
 def configure_logs(
-    *, form: Literal["json", "console"], level: str = "INFO", on_loss: Callable[[], object] = lambda: None
+    *,
+    form: Literal["json", "console"],
+    level: str = "INFO",
+    on_loss: Callable[[], object] = lambda: None,
+    file: Path | None = None,
 ) -> None:
-    """Configures structlog to write to stderr. A process's `__main__` calls this function once.
+    """Configures structlog to write to a file, or to stderr. A process's `__main__` calls this function once.
 
     form: JSON, or lines for a person. level: the lowest level that is logged. on_loss: is called for each line that is lost.
+    file: the log file; None stands for stderr. Raises InvalidConfig if the file cannot be opened.
     """
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=_wants_colours(), exception_formatter=_printable_traceback)
+        else structlog.dev.ConsoleRenderer(
+            colors=file is None and _wants_colours(), exception_formatter=_printable_traceback
+        )
     )
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -116,13 +168,24 @@ def configure_logs(
             fields = processor(None, "warning", fields)
         return str(fields)
 
-    stream = LogStream(sys.stderr, report, on_loss)
+    if file is None:
+        stream = LogStream(_own_stderr(), report, on_loss, getattr(sys.stderr, "encoding", None))
+    else:
+        stream = LogStream(LogFile(file), report, on_loss)
     structlog.configure(
         processors=processors,
         wrapper_class=_logger_class(logging.getLevelNamesMapping()[level.upper()], stream),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", stream)),
         cache_logger_on_first_use=True,
     )
+
+
+def _own_stderr() -> TextIO | io.FileIO:
+    """Returns a stream of the log's own to standard error: what libraries write there may later be led into the log."""
+    try:
+        return io.FileIO(os.dup(sys.stderr.fileno()), "wb")
+    except (AttributeError, OSError, ValueError):  # a stream of a test
+        return sys.stderr
 
 
 def _logger_class(level: int, stream: LogStream) -> type[Any]:

@@ -73,6 +73,8 @@ class ServerConfig(ProcessConfig):
     traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
     # host:port where Prometheus reads /metrics, without certificates, so on loopback: 127.0.0.1:9464; default: no metrics.
     metrics_listen: ListenAddress | None = None
+    # A file for the log, opened anew after SIGHUP (logrotate); default: the log goes to standard error.
+    log_file: Path | None = None
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
