@@ -23,9 +23,10 @@ check: .stamps/dev
 # First, most tests run side by side with one thread each, and the slow modules start first. A third process works while two wait.
 # Then the few tests that measure time run alone. Exit code 5 means that ARGS chose none of these tests.
 JOBS ?= 3
+ALONE = $(shell grep -rl --include=test_*.py 'mark\.alone' tests)
 test: .stamps/dev
 	@$(SIDE_BY_SIDE) -n $(JOBS) $(ARGS) -m "not alone"; beside=$$?; \
-	$(BIN)/python -m pytest $(ARGS) -m alone; alone=$$?; \
+	$(BIN)/python -m pytest $(ARGS) $(if $(findstring tests,$(ARGS)),,$(ALONE)) -m alone; alone=$$?; \
 	case $$beside,$$alone in 0,0|0,5|5,0) ;; *) exit 1 ;; esac
 
 # Runs the tests of every fault, for some hours (docs/reliability.md); `make test` runs a sample. REPORT=FILE.md names a file for the figures.

@@ -68,6 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path)
         return finish(running, begin(running))
 
 
+@pytest.mark.skipif(not ALL, reason="the killed runs below show the same; make faults")
 def test_two_undisturbed_runs_are_bit_identical(tmp_path: Path, embedding_model: Path, undisturbed: str) -> None:
     with federation(tmp_path / "again", embedding_model, free_port()) as running:
         assert finish(running, begin(running)) == undisturbed
@@ -119,7 +120,7 @@ def proxies() -> Iterator[list[CuttingProxy]]:
 
 
 def test_a_client_killed_in_mid_upload_sends_the_same_update_when_it_is_back(
-    tmp_path: Path, embedding_model: Path, undisturbed: str, proxies: list[CuttingProxy]
+    tmp_path: Path, embedding_model: Path, undisturbed_stateful: str, proxies: list[CuttingProxy]
 ) -> None:
     number = free_port()
     with federation(tmp_path / "run", embedding_model, number) as running:
@@ -130,8 +131,8 @@ def test_a_client_killed_in_mid_upload_sends_the_same_update_when_it_is_back(
             killed.set()
 
         proxies.append(CuttingProxy(f"127.0.0.1:{number}", 900_000, kill))
-        remote = begin(running, {"ann": proxies[0].address})
+        remote = begin(running, {"ann": proxies[0].address}, STATEFUL)
         until(killed.is_set, "the client is killed in mid-upload", running)
         assert list((tmp_path / "run" / "ann" / "state" / "outbox").glob("*.json")), "it was not in mid-upload"
         running.clients["ann"].start()
-        assert finish(running, remote) == undisturbed
+        assert finish(running, remote) == undisturbed_stateful

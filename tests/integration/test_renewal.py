@@ -49,7 +49,7 @@ from pluralllm.server.members.registry import InviteOrder
 
 pytestmark = [pytest.mark.timeout(240)]
 LIFE_S = 6.0
-SPEC = process_spec(rounds=40, round={"evaluate_every": 40})
+SPEC = process_spec(rounds=24, round={"evaluate_every": 24})
 
 
 @pytest.fixture(scope="module")

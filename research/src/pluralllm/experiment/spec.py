@@ -16,7 +16,7 @@ from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec, explain, merge, preset_values
 from pluralllm.common.words.spec_part import Name, Positive, Seed, SpecPart
 
-QUICK_ROUNDS, QUICK_STEPS, QUICK_QUESTIONS = 4, 24, 40
+QUICK_ROUNDS, QUICK_STEPS, QUICK_QUESTIONS, QUICK_GROUPS = 2, 12, 30, 3
 OF_THE_EXPERIMENT = (
     ("seed",),
     ("groups",),
@@ -53,6 +53,12 @@ class Data(SpecPart):
     @property
     def groups(self) -> tuple[str, ...]:
         return (*self.train, *self.validation, *self.test)
+
+    def quick(self) -> Self:
+        """Returns a copy with only a few groups of each part and only a few questions of each group, for a trial run."""
+        fewer = {part: getattr(self, part)[:QUICK_GROUPS] for part in ("train", "validation", "test")}
+        questions = min(self.max_questions or QUICK_QUESTIONS, QUICK_QUESTIONS)
+        return self.model_copy(update={**fewer, "max_questions": questions})
 
     def part_of(self, group: str) -> str:
         """Returns the part of the experiment that a group belongs to: train, validation or test."""
@@ -226,9 +232,7 @@ class Experiment(SpecPart):
         fewer = {"contexts": (main,), "without": {}, "draws": 1, "curve_draws": 1, "every": 2}
         scoring = self.scoring.model_copy(update=fewer)
         changes = {
-            "data": self.data.model_copy(
-                update={"max_questions": min(self.data.max_questions or QUICK_QUESTIONS, QUICK_QUESTIONS)}
-            ),
+            "data": self.data.quick(),
             "seeds": self.seeds[:1],
             "rounds": min(self.rounds, QUICK_ROUNDS),
             "scoring": scoring,
