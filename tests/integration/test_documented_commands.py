@@ -147,7 +147,7 @@ def write_script(shell: Shell) -> None:
     )
 
     # The commands of rewards.md, with the model that the README has trained.
-    shell.copy(lines_of("rewards.md", "A published version as a model"))
+    shell.copy(lines_of("rewards.md", "A published version as a model"), ("first@30", "first@6"))
     shell.copy(lines_of("rewards.md", "Groups whose answers stay where they are"))
     shell.add("head -60 survey/northmark.jsonl > answers.jsonl; tail -20 survey/northmark.jsonl > in.jsonl")
     score, pairs, serve = lines_of("rewards.md", "Files and other programs")
