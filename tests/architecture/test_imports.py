@@ -52,8 +52,8 @@ CLIENT: dict[str, tuple[str, ...]] = {
     "client.disclosure": ("common", "client.link"),
     "client.work": ("common", "client.link", "client.keeping", "client.data", "client.disclosure"),
     "client.daemon": (
-        *("common", "client.process", "client.link", "client.keeping", "client.joining", "client.disclosure"),
-        "client.work",
+        *("common", "client.process", "client.link", "client.keeping", "client.joining", "client.data"),
+        *("client.disclosure", "client.work"),
     ),
     "client": ("common", "client"),
     "operator": ("common", "client.link", "client.joining"),

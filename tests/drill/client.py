@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import structlog
+from support.fixed_data import FixedData
 from support.open_policy import open_policy
 
 from pluralllm.client.daemon import pace
@@ -139,9 +140,9 @@ async def play(
         assert partner.identity is not None
         connection = transport_of.of_member(partner.identity, config.standby)
         try:
-            await Daemon(config, partner, open_policy(allow_rewards=True), QUESTIONS, connection, worker_of(home)).run(
-                asyncio.Event()
-            )
+            await Daemon(
+                config, partner, open_policy(allow_rewards=True), FixedData(QUESTIONS), connection, worker_of(home)
+            ).run(asyncio.Event())
         except PluralError as error:
             log.info("client.ended", reason=str(error))
         finally:

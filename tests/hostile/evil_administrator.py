@@ -13,6 +13,7 @@ from support.coordinator_harness import Served
 
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.data.private_data import write_group
+from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.measurements import MeasuredScores
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import load_partner
@@ -99,7 +100,7 @@ async def victim(
     assert partner.identity is not None
     transport = Transport.of_member(partner.identity)
     worker = worker or WorkerProcess()
-    daemon = Daemon(config, partner, policy, len(questions), transport, worker)
+    daemon = Daemon(config, partner, policy, PrivateFile(config.data, config.state_dir), transport, worker)
     running = asyncio.create_task(daemon.run(stop))
     try:
         yield

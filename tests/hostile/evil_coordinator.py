@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from support.fixed_data import FixedData
 
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.disclosure.policy import Policy
@@ -106,7 +107,7 @@ async def victim(folder: Path, address: str, policy: Policy | None = None) -> As
     config.state_dir.mkdir(exist_ok=True)
     worker = IdleWorker()
     transport = Transport.in_plain_text(address, ClientId("ann"))
-    daemon = Daemon(config, load_partner(config), policy or Policy(), 100, transport, worker)  # type: ignore[arg-type]
+    daemon = Daemon(config, load_partner(config), policy or Policy(), FixedData(100), transport, worker)  # type: ignore[arg-type]
     stop = asyncio.Event()
     running = asyncio.create_task(daemon.run(stop))
     try:

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from support.fixed_data import FixedData
 from support.tasks import task_of
 
 from pluralllm.client.daemon.daemon import Daemon
+from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.link.tasks import Answer, AuditHead, ShownEntry, SignedRecord, Task, Wait
@@ -50,12 +52,14 @@ class EvilCoordinator:
         self.task: Task = task_of(spec, kind, **{"spec_sha256": spec_sha256, **based, **changes})
         self.traffic = Traffic()
         self.calls: list[str] = []
+        self.hellos: list[tuple[Any, ...]] = []
         self.refusals: list[tuple[str, str, bool]] = []
         self._called = asyncio.Condition()
         self._repeats = repeats
         self._hands_out = False
 
-    async def hello(self, *_: object) -> float:
+    async def hello(self, *facts: Any) -> float:
+        self.hellos.append(facts)
         await self._note("Hello")
         self._hands_out = True
         return 0.0
@@ -158,13 +162,15 @@ class NotedWorker:
 class Victim:
     """The daemon of one partner under a policy, with a coordinator of the test's choice."""
 
-    def __init__(self, state: Path, policy: Policy, coordinator: EvilCoordinator) -> None:
+    def __init__(
+        self, state: Path, policy: Policy, coordinator: EvilCoordinator, data: PrivateFile | None = None
+    ) -> None:
         state.mkdir(exist_ok=True)
         self.coordinator, self.worker, self.stop = coordinator, NotedWorker(), asyncio.Event()
         config = ClientConfig(data=state / "answers.jsonl", state_dir=state)
         partner = Partner(ClientId("ann"), "G", GroupRole.TRAIN, ADDRESS, None)
-        arguments = cast(Any, (coordinator, self.worker))
-        self.daemon = Daemon(config, partner, policy, 60, *arguments)
+        arguments = cast(Any, (data or FixedData(60), coordinator, self.worker))
+        self.daemon = Daemon(config, partner, policy, *arguments)
 
     async def __aenter__(self) -> "Victim":
         self._running = asyncio.create_task(self.daemon.run(self.stop))

@@ -8,6 +8,7 @@ import pytest
 from hostile.evil_coordinator import IdleWorker
 from structlog.testing import capture_logs
 from support.coordinator_harness import Served, pass_first_evaluation, serving, small_spec, until_phase, write_delta
+from support.fixed_data import FixedData
 
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.daemon.models import Models
@@ -139,7 +140,7 @@ async def test_a_daemon_complains_of_an_audit_log_that_goes_back_and_goes_on(tmp
         partner = load_partner(config)
         assert partner.identity is not None
         transport, stop = Transport.of_member(partner.identity), asyncio.Event()
-        daemon = Daemon(config, partner, Policy(), 100, transport, IdleWorker())  # type: ignore[arg-type]
+        daemon = Daemon(config, partner, Policy(), FixedData(100), transport, IdleWorker())  # type: ignore[arg-type]
         before = served.registry.audit.head
         with capture_logs() as lines:
             running = asyncio.create_task(daemon.run(stop))

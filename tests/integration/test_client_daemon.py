@@ -15,7 +15,8 @@ from support.open_policy import open_policy
 from support.process_harness import process_spec, tiny_embedding_model
 
 from pluralllm.client.daemon.daemon import Daemon
-from pluralllm.client.data.private_data import read_group, write_group
+from pluralllm.client.data.private_data import write_group
+from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import load_partner
@@ -72,7 +73,9 @@ class Running:
         assert partner.identity is not None
         self.transport = Transport.of_member(partner.identity)
         self.worker = WorkerProcess()
-        self.daemon = Daemon(self.config, partner, policy, len(read_group(data)), self.transport, self.worker)
+        self.daemon = Daemon(
+            self.config, partner, policy, PrivateFile(data, folder / "state"), self.transport, self.worker
+        )
         self.stop = asyncio.Event()
         self.task = asyncio.create_task(self.daemon.run(self.stop))
 

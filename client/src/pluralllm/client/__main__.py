@@ -15,7 +15,7 @@ import structlog
 import typer
 
 from pluralllm.client import consent_command, data_commands, doctor, history_commands, support_command
-from pluralllm.client.data.private_data import read_group
+from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.missing_keys import report_missing_keys
 from pluralllm.client.disclosure.policy import DEFAULT_POLICY, load_policy
 from pluralllm.client.joining.partner import COMMAND, load_partner
@@ -122,7 +122,6 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     need_torch()
     partner = load_partner(config)
     policy = load_policy(config.policy_file)
-    questions = len(read_group(config.data))
     folder = config.embedding_model_path
     if folder is not None and not (folder / "config.json").is_file():
         raise ModelUnavailable(model=str(folder), problem="it is not a folder with a config.json")
@@ -132,6 +131,7 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     structlog.contextvars.bind_contextvars(client=partner.name)
     with contextlib.ExitStack() as stack:
         stack.enter_context(DirectoryLock(config.state_dir.absolute()))
+        data = PrivateFile(config.data, config.state_dir.absolute())
         if config.policy_file is not None:
             report_missing_keys(policy, config.policy_file, config.state_dir)
         stack.enter_context(tracing(config.traces_endpoint, "pluralllm-client", partner.name))
@@ -147,7 +147,7 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
         beating, reassuring = asyncio.create_task(_beat(pulse)), asyncio.create_task(supervisor.reassure(pulse))
         supervisor.tell("READY=1", f"STATUS={partner.name}")
         try:
-            await Daemon(config, partner, policy, questions, transport, WorkerProcess()).run(stop)
+            await Daemon(config, partner, policy, data, transport, WorkerProcess()).run(stop)
         finally:
             supervisor.tell("STOPPING=1")
             beating.cancel()

@@ -97,6 +97,7 @@ class HelloRequest(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     TRAINING_QUESTIONS_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    DATA_CHANGE_TIME_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     instance_id: _builtins.str
     """Random text that the daemon draws when it starts."""
@@ -108,6 +109,12 @@ class HelloRequest(_message.Message):
     def protocol(self) -> Global___ProtocolRange: ...
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def data_change_time(self) -> _timestamp_pb2.Timestamp:
+        """When the daemon has noticed the last change of its private file; absent if there was none. In a run to which the client has
+        sent updates, the weight of its updates stays.
+        """
+
     def __init__(
         self,
         *,
@@ -118,10 +125,11 @@ class HelloRequest(_message.Message):
         role: _resources_pb2.GroupRole.ValueType = ...,
         training_questions: _builtins.int = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        data_change_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["protocol", b"protocol"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_change_time", b"data_change_time", "protocol", b"protocol"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "group", b"group", "instance_id", b"instance_id", "protocol", b"protocol", "role", b"role", "software_version", b"software_version", "training_questions", b"training_questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "data_change_time", b"data_change_time", "group", b"group", "instance_id", b"instance_id", "protocol", b"protocol", "role", b"role", "software_version", b"software_version", "training_questions", b"training_questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,7 +36,7 @@ class ScriptedTalk:
     calls: list[str] = field(default_factory=list)
     coordinator: str = "127.0.0.1:1"
 
-    def must_greet(self) -> bool:
+    async def must_greet(self) -> bool:
         return False
 
     async def greet(self) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fixed_data import FixedData
 from support.process_harness import process_spec
 
 from pluralllm.client.daemon.work_orders import WorkOrders
@@ -25,7 +26,7 @@ TASK = Task(
 def orders(folder: Path, seeds: Seeds = SharedSeeds(), **settings: Any) -> WorkOrders:  # noqa: B008 - it has no state
     partner = Partner(ClientId("ann"), "G", GroupRole.TRAIN, "127.0.0.1:1", None)
     config = ClientConfig(**{"data": Path("answers.jsonl"), **settings})
-    return WorkOrders(config, partner, folder, Drafts(folder / "drafts"), seeds)
+    return WorkOrders(config, partner, folder, Drafts(folder / "drafts"), seeds, FixedData(60))
 
 
 def test_relative_paths_of_the_configuration_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from pluralllm.common.errors.tree import WorkerDied
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import GroupRole
 
-PREPARE_ORDER = Prepare("{}", Path("/a"), "G", GroupRole.HELD_OUT, Path("/c"), None, "cpu", None)
+PREPARE_ORDER = Prepare("{}", Path("/a"), "a" * 64, "G", GroupRole.HELD_OUT, Path("/c"), None, "cpu", None)
 TRAIN_ORDER = Train(Digest("5a"), Path("/base"), Path("/out"), 7, 3, Path("/optimizer"), Path("/residual"))
 
 

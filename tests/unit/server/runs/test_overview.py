@@ -1,6 +1,7 @@
 """The status of a run: the members' weights, and the reasons why they are late."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from support.coordinator_harness import small_spec
@@ -50,7 +51,7 @@ def test_version_0_has_no_weights() -> None:
     assert weights_in(version({}), Aggregation()) == {}
 
 
-def collecting_run() -> LiveRun:
+def collecting_run(examples: dict[ClientId, int] | None = None) -> LiveRun:
     """Returns a run in whose round ann has lost its slot."""
     spec = small_spec()
     record = RunRecord(RunId("r"), spec.canonical_json(), spec.sha256(), 0.0)
@@ -63,7 +64,30 @@ def collecting_run() -> LiveRun:
         away=(ClientId("ann"),),
         losses=(lost,),
     )
-    return LiveRun(record, spec, layout_for(spec), first, Progress(state, first))
+    return LiveRun(record, spec, layout_for(spec), first, Progress(state, first), examples or {})
+
+
+def session(**facts: Any) -> Session:
+    return Session(ClientId("ben"), "b", GroupName("g"), GroupRole.TRAIN, 75, "1", 8.0, polls_open=1, **facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"takeovers_s": (1.0, 2.0)}, "identity used from two places: 2 takeovers in 10 minutes"),
+        ({"takeovers_s": (1.0,)}, "1 update refused"),
+        (
+            {"data_changed_s": 60.0},
+            "its private file has changed on 1970-01-01 00:01 UTC: 75 questions now, its weight stays 60",
+        ),
+        ({"data_changed_s": -1.0}, "1 update refused"),  # before the run was created
+    ],
+)
+def test_an_administrator_learns_of_a_shared_identity_and_of_changed_data(facts: dict[str, Any], reason: str) -> None:
+    run = collecting_run(examples={ClientId("ben"): 60})
+    member = ClientRecord(ClientId("ben"), GroupName("g"), GroupRole.TRAIN, 9, "1", 0.0, 0.0)
+    [shown] = participants(run, [member], {ClientId("ben"): session(**facts)}, {}, 9.0, {ClientId("ben"): 1})
+    assert (shown.reason, shown.observed) == (reason, "")
 
 
 def test_what_the_coordinator_notices_is_apart_from_failures_and_refusals() -> None:

@@ -21,6 +21,7 @@ from pluralllm.client.daemon.reactions import Outcome, outcome_of
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.daemon.work_under_way import JoinedRun, Work
+from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.consents import Consents
 from pluralllm.client.disclosure.differences import differences_of, held_out_difference
@@ -85,7 +86,7 @@ class Daemon:
         config: ClientConfig,
         partner: Partner,
         policy: Policy,
-        questions: int,
+        data: PrivateFile,
         transport: Transport,
         worker: WorkerProcess,
     ) -> None:
@@ -94,7 +95,7 @@ class Daemon:
         self._renewal = Renewal(partner.identity, transport)
         self._policy = policy
         self._consents = Consents(config.state_dir.absolute())
-        self._questions = questions
+        self._data = data
         self._transport = transport
         self._worker = worker
         self._state = config.state_dir.absolute()
@@ -105,7 +106,7 @@ class Daemon:
         self._drafts = Drafts(self._state / "drafts")
         disclosure = self._state / "disclosure"
         seeds = load_seeds(disclosure, shared=config.shared_seeds)
-        self._orders = WorkOrders(config, partner, self._state, self._drafts, seeds)
+        self._orders = WorkOrders(config, partner, self._state, self._drafts, seeds, data)
         self._budgets = Budgets(disclosure / "runs", policy)
         self._budgets.open_for(self._unfinished)
         self._held_share = HeldShare(disclosure / "share.json")
@@ -167,9 +168,10 @@ class Daemon:
 
     async def greet(self) -> None:
         """Opens a session. Logs if the two clocks differ much."""
-        server_s = await self._transport.hello(self._partner.group, self._partner.role, self._questions)
+        member, data = self._partner, self._data
+        server_s = await self._transport.hello(member.group, member.role, data.questions, data.changed_s)
         skew_s = server_s - time.time()
-        log.info("client.connected", coordinator=self.coordinator, questions=self._questions)
+        log.info("client.connected", coordinator=self.coordinator, questions=data.questions)
         if abs(skew_s) > CLOCK_SKEW_WARNING_S:
             log.warning("client.clock_differs", skew_s=round(skew_s, 1))
 
@@ -181,17 +183,18 @@ class Daemon:
         await self._audit.look(self._transport.audit_head)
         return answer
 
-    def must_greet(self) -> bool:
-        """Returns whether Hello must take back this client's refusal of a run. While the client works, the answer is no.
+    async def must_greet(self) -> bool:
+        """Returns whether Hello must say something new, or take back a refusal. While the client works, the answer is no.
 
-        The partner has consented to the run, or a new day has a new budget of runs.
+        The private file has changed, the partner has consented to the run, or a new day has a new budget of runs.
         """
         if self.is_working:
             return False
+        has_new_data = self._data.has_changed() and await asyncio.to_thread(self._data.look)
         runs = self._consents.newly_covered()
         for run in runs:
             log.info("consent.given", run=run)
-        return self._budgets.may_ask_again() or bool(runs)
+        return self._budgets.may_ask_again() or has_new_data or bool(runs)
 
     async def take(self, answer: Answer) -> bool:
         """Acts on the coordinator's answer to one poll. Returns whether the daemon must end."""
@@ -203,6 +206,8 @@ class Daemon:
                     return False
                 if self.is_working:
                     await self._drop_work("the coordinator has another task")
+                if self._data.has_changed():
+                    return False  # the next step reads the file, and Hello says what has changed
                 log.info("task.received", task=answer.name, kind=answer.kind, base_version=answer.base_version)
                 self._pace.forget_reason()
                 self._work = Work(answer, asyncio.create_task(self._do(answer)))
@@ -305,9 +310,10 @@ class Daemon:
 
     def _admit(self, task: Task, spec: RunSpec) -> None:
         """Checks that this client works on a task, before anything is fetched or computed. Raises the reason if it does not."""
+        self._data.check()
         check_task(self._policy, self._partner.group, self._partner.role, spec, task)
         self._check_cohorts(task.run, spec)
-        check_rewards_context(self._policy, spec, self._questions)
+        check_rewards_context(self._policy, spec, self._data.questions)
         held_out = held_out_difference(self._policy, self._partner.group, self._partner.role, spec)
         differences = (*differences_of(self._policy, spec), *self._held_share.differences(self._policy, spec))
         self._consents.demand(task.run, spec, (*differences, *held_out))
@@ -389,13 +395,16 @@ class Daemon:
             metrics = reported_metrics(self._policy, result.measured)
             LOSS.set(result.measured.loss)
             GPU_MEMORY_BYTES.set(result.gpu_memory_bytes)
+        first = self._history.seen(task.run).first_examples  # the weight stays, whatever becomes of the private file
+        if first not in (None, result.examples):
+            log.warning("update.keeps_weight", task=task.name, examples=first, examples_now=result.examples)
         return Entry(
             task=task.name,
             run=task.run,
             spec_sha256=task.spec_sha256,
             base_digest=task.base_digest,
             digest=result.digest,
-            examples=result.examples,
+            examples=result.examples if first is None else first,
             metrics=metrics,
         )
 

@@ -26,7 +26,7 @@ class Talk(Protocol):
     def coordinator(self) -> str:
         """The address that new calls go to."""
 
-    def must_greet(self) -> bool:
+    async def must_greet(self) -> bool:
         """Returns whether the coordinator must learn something that only Hello says."""
 
     async def greet(self) -> None:
@@ -58,7 +58,7 @@ class Polling:
                 await self._pause_after(error)
 
     async def _talk_once(self) -> bool:
-        if self._talk.must_greet() or not self._has_session:
+        if await self._talk.must_greet() or not self._has_session:
             self._has_session = False
             await self._talk.greet()
             self._has_session = True

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.seeds import Seeds
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
@@ -14,8 +15,10 @@ from pluralllm.common.words.spec import RunSpec
 class WorkOrders:
     """Makes the orders for one client's worker process. The methods only return values: they touch no file and no process."""
 
-    def __init__(self, config: ClientConfig, partner: Partner, state: Path, drafts: Drafts, seeds: Seeds) -> None:
-        self._config, self._partner, self._drafts, self._seeds = config, partner, drafts, seeds
+    def __init__(
+        self, config: ClientConfig, partner: Partner, state: Path, drafts: Drafts, seeds: Seeds, data: PrivateFile
+    ) -> None:
+        self._config, self._partner, self._drafts, self._seeds, self._data = config, partner, drafts, seeds, data
         self._cache = (config.cache_dir or state / "cache").absolute()
 
     def prepare(self, spec: RunSpec, spec_json: bytes) -> Prepare:
@@ -29,6 +32,7 @@ class WorkOrders:
         return Prepare(
             spec_json=spec_json.decode(),
             data=config.data.absolute(),
+            data_sha256=self._data.sha256,
             group=partner.group,
             role=spec.groups.role_of(partner.group, partner.role) or partner.role,
             cache=self._cache,

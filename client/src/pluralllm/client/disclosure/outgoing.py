@@ -13,6 +13,7 @@ from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTra
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores
 from pluralllm.common.errors.tree import (
+    DataChanged,
     InvalidConfig,
     InvalidData,
     ModelUnavailable,
@@ -34,6 +35,7 @@ LARGEST = 10.0  # of a number of a training; a larger one is reported as this
 PRIVATE_TEXTS: Mapping[type[Exception], str] = MappingProxyType(
     {
         InvalidData: f"The private file has problems; {IN_LOG}.",
+        DataChanged: f"The private file has changed; {IN_LOG}.",
         InvalidConfig: f"The configuration has problems; {IN_LOG}.",
         NotFinite: f"The update has NaN or infinite values; {IN_LOG}.",
         ModelUnavailable: f"The embedding model cannot be loaded; {IN_LOG}.",

@@ -51,6 +51,15 @@ class SeenRun:
     versions: Mapping[ModelVersion, SeenVersion] = field(default_factory=dict)
     own_updates: Mapping[RoundNumber, tuple[OwnUpdate, ...]] = field(default_factory=dict)
 
+    @property
+    def first_examples(self) -> int | None:
+        """The number of examples in this client's first acknowledged update: its weight in the run. None before that."""
+        for _, updates in sorted(self.own_updates.items()):
+            for update in updates:
+                if update.acknowledged:
+                    return update.examples
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -59,6 +59,7 @@ from pluralllm.common.wire.messages import (
     chunks_in,
     manifest_from,
     manifest_message,
+    timestamp,
 )
 from pluralllm.common.words.addresses import check_loopback
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId
@@ -174,10 +175,11 @@ class Transport:
         )
         return response.certificate_chain_pem
 
-    async def hello(self, group: str, role: GroupRole, questions: int) -> float:
+    async def hello(self, group: str, role: GroupRole, questions: int, data_changed_s: float | None = None) -> float:
         """Opens a session with the coordinator. Returns the coordinator's clock in seconds since the epoch.
 
-        questions: number of questions in the group's private file. Raises ProtocolUnsupported if client and coordinator have no
+        questions: number of questions in the group's private file. data_changed_s: when this client has noticed the file's last
+        change; None if there was none. Raises ProtocolUnsupported if client and coordinator have no
         protocol version in common.
         """
         request = pb.HelloRequest(
@@ -187,6 +189,7 @@ class Transport:
             group=group,
             role=ROLES[role],
             training_questions=questions,
+            data_change_time=None if data_changed_s is None else timestamp(data_changed_s),
         )
         response: pb.HelloResponse = await self._call("Hello", request)
         self._generation = response.generation

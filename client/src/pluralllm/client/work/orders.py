@@ -18,6 +18,7 @@ class Prepare:
 
     spec_json: str  # canonical JSON; its SHA-256 names the run in the orders below
     data: Path  # the private file
+    data_sha256: str  # of the content that the daemon has announced
     group: str
     role: GroupRole
     cache: Path  # folder of embedded texts

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from pluralllm.client.data.private_data import read_group
+from pluralllm.client.data.private_file import sha256_of
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.outgoing import DECIMALS
 from pluralllm.client.work.command_loop import Action, Report, answer_commands
@@ -36,7 +37,7 @@ from pluralllm.client.work.orders import (
     TrainedUpdate,
 )
 from pluralllm.client.work.train import evaluate, evaluation_episode, pick_device, reward_context, train
-from pluralllm.common.errors.tree import InvalidConfig, PolicyForbids
+from pluralllm.common.errors.tree import DataChanged, InvalidConfig, PolicyForbids
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
@@ -49,6 +50,8 @@ from pluralllm.common.words.spec import GroupRole, RunSpec, parse_spec
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
     """A run's spec, with the group's embedded data, the group's role and the device to train on."""
+
+    data_sha256: str  # of the private file that the data are from
 
     spec: RunSpec
     data: GroupData
@@ -75,9 +78,12 @@ class LocalWork:
         self._scorer: Scorer | None = None
 
     def prepare(self, report: Report, order: Prepare) -> Prepared:
-        """Reads, checks and embeds the private data for one run. Does nothing if this run is prepared already."""
+        """Reads, checks and embeds the private data for one run. Does nothing if this run is prepared already.
+
+        Raises DataChanged if the private file does not have the content that the daemon has announced.
+        """
         key = hashlib.sha256(order.spec_json.encode()).hexdigest()
-        if key not in self._runs:
+        if key not in self._runs or self._runs[key].data_sha256 != order.data_sha256:
             self._runs = {key: self._read(report, order)}
         run = self._runs[key]
         return Prepared(len(run.data.questions), str(run.device))
@@ -93,6 +99,8 @@ class LocalWork:
             raise InvalidConfig(file="device", problems=problem) from error
         check_names_no_path(spec.embedding.model, order.model_path)
         questions = read_group(order.data)
+        if sha256_of(order.data) != order.data_sha256:
+            raise DataChanged(file=str(order.data))
         self._close()
         self._embedder = embedder = Embedder(spec.embedding, order.model_path, order.cache, device)
         embedder.check_probes()
@@ -104,7 +112,7 @@ class LocalWork:
             if order.role is GroupRole.TRAIN:
                 usable, _ = data.split(spec.evaluation.holdout_share)
                 check_enough(order.group, len(usable), spec.training.episodes)
-        return PreparedRun(spec, data, order.role, device)
+        return PreparedRun(order.data_sha256, spec, data, order.role, device)
 
     def train(self, report: Report, order: Train) -> TrainedUpdate:
         """Trains for one round, and writes the update to the order's file `out`."""

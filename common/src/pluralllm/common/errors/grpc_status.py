@@ -28,6 +28,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.InvalidSpec: grpc.StatusCode.INVALID_ARGUMENT,
     e.InvalidConfig: grpc.StatusCode.INVALID_ARGUMENT,
     e.InvalidData: grpc.StatusCode.INVALID_ARGUMENT,
+    e.DataChanged: grpc.StatusCode.FAILED_PRECONDITION,
     e.InvalidResults: grpc.StatusCode.INVALID_ARGUMENT,
     e.InvalidModel: grpc.StatusCode.INVALID_ARGUMENT,
     e.TooFewQuestions: grpc.StatusCode.FAILED_PRECONDITION,

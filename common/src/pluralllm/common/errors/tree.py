@@ -6,6 +6,7 @@ PluralError
 |  |- InvalidSpec          a run spec is not valid; the error names the file and the keys
 |  |- InvalidConfig        a process's configuration is not valid; the error names the file and the keys
 |  |- InvalidData          a private data file cannot be used; the error lists all problems
+|  |- DataChanged          a private data file has changed since the client announced its content
 |  |- InvalidResults       an experiment's results cannot be read; the error names the folder or file
 |  |- InvalidModel         the folder of an exported model cannot be used
 |  |- TooFewQuestions      a group has fewer questions than the run spec's episodes need
@@ -97,6 +98,15 @@ class InvalidData(Refused):
     file: str
     problems: str
     why = "The private data {file} cannot be used:\n{problems}"
+
+
+@dataclass(eq=False)
+class DataChanged(Refused):
+    file: str
+    why = "The private data {file} have changed since this client announced them."
+    fix = (
+        "The client reads them again and goes on; a run that it has sent updates to keeps the weight of the first one."
+    )
 
 
 @dataclass(eq=False)

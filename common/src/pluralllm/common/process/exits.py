@@ -7,24 +7,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from pluralllm.common.errors.tree import Broken, NoAnswer, PluralError
+from pluralllm.common.errors.tree import Broken, NoAnswer, PluralError, SessionReplaced
 from pluralllm.common.process.files import owner_hint
 from pluralllm.common.process.lifetime import INTERRUPTED, begin_interruptible, end_with
 from pluralllm.common.process.streams import keep_going
 from pluralllm.common.text.printable import printable
 from pluralllm.common.text.reading import Unreadable
 
-BROKEN, USAGE, REFUSED, UNREACHABLE = 1, 2, 3, 4
+BROKEN, USAGE, REFUSED, UNREACHABLE, REPLACED = 1, 2, 3, 4, 5
 
 SHOWN_FRAMES, MAX_SHOWN_CHARACTERS = 8, 500
 
-EXIT_CODES = "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 5 replaced, 130 interrupted."
+)
 
 
 def exit_code_of(leaf: type[PluralError]) -> int:
     """Returns the exit code of a command that fails with an error of this class."""
     if issubclass(leaf, NoAnswer):
         return UNREACHABLE
+    if issubclass(leaf, SessionReplaced):
+        return REPLACED  # a supervisor must not start it again: two daemons of one identity would replace each other for ever
     return BROKEN if issubclass(leaf, Broken) else REFUSED
 
 

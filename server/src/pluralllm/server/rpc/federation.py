@@ -30,6 +30,7 @@ from pluralllm.common.wire.messages import (
     manifest_from,
     manifest_message,
     range_messages,
+    seconds,
     timestamp,
 )
 from pluralllm.common.words.ids import Digest, GroupName, ModelVersion
@@ -116,6 +117,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             training_questions=request.training_questions,
             software_version=request.software_version,
             last_seen_s=now_s,
+            data_changed_s=seconds(request.data_change_time) if request.HasField("data_change_time") else None,
         )
         await self._coordinator.say_hello(session)
         return pb.HelloResponse(
@@ -188,7 +190,13 @@ class Federation(pb_grpc.FederationServiceServicer):
         )  # the exact size is checked next, with a typed refusal
         manifest = manifest_from(request.manifest, limit)
         answer = await self._intake.begin(
-            task, request.spec_sha256, request.base_digest, manifest, request.examples, dict(request.metrics)
+            task,
+            request.spec_sha256,
+            request.base_digest,
+            manifest,
+            request.examples,
+            dict(request.metrics),
+            max_examples=caller().max_examples,
         )
         if isinstance(answer, ReceiptRecord):
             return pb.BeginUpdateResponse(receipt=receipt_message(answer))

@@ -363,7 +363,9 @@ class Coordinator:
             last_seen_s=session.last_seen_s,
         )
         await self._clients.save(member)
-        self._sessions.open(session)
+        if self._sessions.open(session):
+            count = session.takeovers_within_window(session.last_seen_s)
+            log.warning("client.taken_over", client=session.client, takeovers=count)
         self._client_bells.ring(session.client)  # the poll of an older instance answers that it was replaced
         log.info("client.connected", client=session.client, group=session.group, role=session.role)
         for run in self._runs.all():

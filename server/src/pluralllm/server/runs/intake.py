@@ -16,6 +16,7 @@ from pluralllm.common.errors.tree import (
     ChunksMissing,
     InvalidArgument,
     LeaseLost,
+    OverLimit,
     Refused,
     RoundClosed,
     SpecMismatch,
@@ -117,13 +118,16 @@ class Intake:
         manifest: Manifest,
         examples: int,
         metrics: Mapping[str, float],
+        *,
+        max_examples: int | None = None,
     ) -> ReceiptRecord | frozenset[int]:
         """Announces an update. Returns the numbers of the missing chunks, or the receipt if the update is already committed.
 
         `spec_sha256` is the hash of the run spec that the client knows. `base_digest` is the digest of the model version that the
-        client trained from. `examples` is the client's number of training questions. `metrics` are numbers by name, of which
-        only UPDATE_METRICS are kept. A client may repeat the call. Raises
-        RoundClosed, LeaseLost, AlreadyCommitted, SpecMismatch, WrongBase, WrongLayout, InvalidArgument or StorageFull.
+        client trained from. `examples` is the client's number of training questions, and `max_examples` is the limit of its
+        membership (None if there is none). `metrics` are numbers by name, of which only UPDATE_METRICS are kept. A client may
+        repeat the call. Raises RoundClosed, LeaseLost, AlreadyCommitted, SpecMismatch, WrongBase, WrongLayout, InvalidArgument,
+        OverLimit or StorageFull.
         """
         run = self._runs.get(task.run)
         if (receipt_row := await self._receipt(run, task, manifest.digest)) is not None:
@@ -131,7 +135,7 @@ class Intake:
         self._check_slot(run, task)
         try:
             self._check_announcement(run, spec_sha256, base_digest, manifest)
-            await self._check_examples(run, task.client, examples)
+            await self._check_examples(run, task.client, examples, max_examples)
             _check_distance(metrics)
         except Refused as error:
             await self._note_refusal(run, task, error)
@@ -279,18 +283,23 @@ class Intake:
             problem = f"its size is {manifest.size_bytes} bytes, that of an update of this run {expected_bytes}"
             raise WrongLayout(problem=problem)
 
-    async def _check_examples(self, run: LiveRun, client: ClientId, examples: int) -> None:
+    async def _check_examples(self, run: LiveRun, client: ClientId, examples: int, max_examples: int | None) -> None:
         """Checks the number of examples that an update states. The update's weight follows from this number.
 
-        It is the same in every update of a run. In a run that trains, it is at most the number of questions in the client's
-        newest Hello, which the limit of its membership bounds.
+        It is the same in every update of a run, even if the client's private file changes. In the first update of a run that
+        trains, it is at most the number of questions in the client's newest Hello. In every one, the limit of the client's
+        membership bounds it.
         """
         first_examples = run.examples.get(client)
         if examples < 1 or (first_examples is not None and examples != first_examples):
             first = f"{first_examples} as in this client's first update of the run"
             allowed = "at least 1" if first_examples is None else first
             raise InvalidArgument(field="examples", problem=f"is {examples}, must be {allowed}")
-        if run.spec.rewards is None and examples > (questions := await self._questions_of(client)):
+        if run.spec.rewards is not None:
+            return
+        if max_examples is not None and examples > max_examples:
+            raise OverLimit(what=f"the number of examples of {client}", got=examples, limit=max_examples)
+        if first_examples is None and examples > (questions := await self._questions_of(client)):
             problem = f"is {examples}, must be at most {questions}, the number of questions in this client's Hello"
             raise InvalidArgument(field="examples", problem=problem)
 

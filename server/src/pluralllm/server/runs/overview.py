@@ -3,7 +3,8 @@
 The module is pure: it does no input or output.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,7 +16,7 @@ from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.rounds.weighting import shares_of
 from pluralllm.server.runs.leases import Lease
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.sessions import Session
+from pluralllm.server.runs.sessions import TAKEOVER_WINDOW_S, TOLD_TAKEOVERS, Session
 from pluralllm.server.storage.store import ClientRecord, EvaluationRecord
 
 LATE_AFTER = 0.5  # a client is late after this share of the phase's time
@@ -103,7 +104,8 @@ def participants(
                 group=member.group,
                 role=role,
                 state=state,
-                reason=failure or observed or _refused(0 if refused is None else refused.get(member.client, 0)),
+                reason="; ".join(filter(None, (failure or observed, *_notes(run, session, now_s))))
+                or _refused(0 if refused is None else refused.get(member.client, 0)),
                 observed=observed,
                 last_seen_s=session.last_seen_s if session is not None else member.last_seen_s,
                 progress=1.0 if state is ParticipantState.DONE else (lease.progress if lease is not None else 0.0),
@@ -150,6 +152,19 @@ def _observed(run: Run, session: Session | None, lease: Lease | None, state: Par
     if state is ParticipantState.IDLE and not live and run.phase is not Phase.ENDED:
         return "not connected"
     return ""
+
+
+def _notes(run: LiveRun, session: Session | None, now_s: float) -> Iterator[str]:
+    """Yields what an administrator must know about a client, whatever the client does now."""
+    if session is None or run.is_over:
+        return
+    if (takeovers := session.takeovers_within_window(now_s)) >= TOLD_TAKEOVERS:
+        yield f"identity used from two places: {takeovers} takeovers in {TAKEOVER_WINDOW_S / 60:.0f} minutes"
+    if session.data_changed_s is not None and session.data_changed_s >= run.record.created_s:
+        at = datetime.datetime.fromtimestamp(session.data_changed_s, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        first = run.examples.get(session.client)
+        weight = "" if first is None else f", its weight stays {first}"
+        yield f"its private file has changed on {at}: {session.training_questions} questions now{weight}"
 
 
 def _refused(total: int) -> str:

@@ -7,6 +7,10 @@ from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.spec import GroupRole
 
 GRACE_S = 5.0  # a client is silent for a moment between two polls
+TAKEOVER_WINDOW_S = 600.0
+# In the window. A single takeover may be an upgrade that starts the new daemon before it stops the old one.
+TOLD_TAKEOVERS = 2
+MAX_TAKEOVERS = 100  # that are kept; more are not counted
 
 
 @dataclass(slots=True)
@@ -20,7 +24,11 @@ class Session:
     training_questions: int
     software_version: str
     last_seen_s: float
+    data_changed_s: float | None = None  # when the daemon has noticed the last change of its private file
     polls_open: int = 0
+    takeovers_s: tuple[
+        float, ...
+    ] = ()  # times at which one daemon of the client took over from another that was connected
     silence_s: float = field(default=GRACE_S, repr=False)
 
     def is_live(self, now_s: float) -> bool:
@@ -31,6 +39,10 @@ class Session:
         """
         return self.polls_open > 0 or now_s - self.last_seen_s <= self.silence_s
 
+    def takeovers_within_window(self, now_s: float) -> int:
+        """Returns the number of takeovers in the last TAKEOVER_WINDOW_S seconds."""
+        return sum(now_s - at_s <= TAKEOVER_WINDOW_S for at_s in self.takeovers_s)
+
 
 class Sessions:
     """The sessions of all clients since the coordinator's process started."""
@@ -39,10 +51,19 @@ class Sessions:
         self._silence_s = silence_s
         self._by_client: dict[ClientId, Session] = {}
 
-    def open(self, session: Session) -> None:
-        """Adds a session. The session replaces an older session of the same client."""
+    def open(self, session: Session) -> bool:
+        """Adds a session. The session replaces an older session of the same client.
+
+        Returns whether the session takes over from another daemon that was polling at this moment.
+        """
         session.silence_s = self._silence_s
+        before = self._by_client.get(session.client)
+        takes_over = before is not None and before.instance != session.instance and before.polls_open > 0
+        if before is not None:
+            now = (session.last_seen_s,) if takes_over else ()
+            session.takeovers_s = (*before.takeovers_s, *now)[-MAX_TAKEOVERS:]
         self._by_client[session.client] = session
+        return takes_over
 
     def of(self, client: ClientId) -> Session:
         """Returns the client's session. Raises StaleSession if the client has not called Hello since the process started."""
