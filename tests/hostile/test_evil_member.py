@@ -15,6 +15,7 @@ from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.layout import flat_values, read_layout, write_weights
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RunId
+from pluralllm.common.words.names import TaskName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.v1 import resources_pb2 as rpb
@@ -99,6 +100,30 @@ async def test_an_update_states_at_most_as_many_examples_as_its_hello(tmp_path: 
         with pytest.raises(InvalidArgument, match="is 51, must be at most 50"):  # after a restart the database knows it
             await mallory.begin(task, manifest, 51)
         await mallory.begin(task, manifest, 50)
+
+
+async def test_a_file_that_grows_or_shrinks_keeps_the_weight_of_the_first_update(tmp_path: Path) -> None:
+    spec = spec_of(2)
+    async with serving(tmp_path / "state") as served:
+        clients = await together(served, "ann", EVIL)
+        await served.create("r", spec)
+        for client in clients.values():
+            await client.evaluate(await client.task())
+        for client in clients.values():
+            manifest = write_delta(tmp_path / client.name, spec, 1)
+            await client.push(await client.task(), tmp_path / client.name, manifest, 50)
+        ann, task = clients["ann"], await clients["ann"].task()
+        for questions in (30, 90):
+            await claim(ann, questions)
+            for examples in (questions, 49, 51):
+                with pytest.raises(InvalidArgument, match="must be 50 as in this client's first update"):
+                    await ann.begin(task, manifest, examples)
+            await ann.begin(task, manifest, 50)
+        facts = (spec.sha256(), task.base_digest, manifest, 50, {})
+        name = TaskName.parse(task.name)
+        with pytest.raises(OverLimit, match="is 50, the limit is 49"):  # it was invited anew with a lower limit
+            await served.parts.intake.begin(name, *facts, max_examples=49)
+        await served.parts.intake.begin(name, *facts, max_examples=50)
 
 
 @pytest.mark.parametrize("run_format", ["pluralllm.run/1", "pluralllm.run/2"])

@@ -9,10 +9,11 @@ import pytest
 import torch
 from support.small_survey import small_group, small_spec, write_version_0
 
-from pluralllm.client.work.orders import Evaluate, Reward
+from pluralllm.client.data.private_data import write_group
+from pluralllm.client.work.orders import Evaluate, Prepare, Reward
 from pluralllm.client.work.train import evaluation_episode
 from pluralllm.client.work.worker import LocalWork, PreparedRun, Scorer, check_names_no_path
-from pluralllm.common.errors.tree import PolicyForbids
+from pluralllm.common.errors.tree import DataChanged, PolicyForbids
 from pluralllm.common.predictor.group_predictor import PredictedAnswer
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.weights.layout import flat_values, rewards_layout
@@ -38,6 +39,35 @@ def test_a_folder_that_the_partner_has_configured_is_used_whatever_the_id_is(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     check_names_no_path("mine", tmp_path / "mine")
+
+
+def order_to_prepare(data: Path, data_sha256: str) -> Prepare:
+    spec_json = small_spec().canonical_json().decode()
+    return Prepare(spec_json, data, data_sha256, "G", GroupRole.TRAIN, data.parent / "cache", None, "cpu", None)
+
+
+def test_a_private_file_that_is_not_the_announced_one_is_not_used(tmp_path: Path) -> None:
+    write_group(tmp_path / "answers.jsonl", small_group().questions)
+    work = LocalWork()
+    with pytest.raises(DataChanged):
+        work.prepare(quietly, order_to_prepare(tmp_path / "answers.jsonl", "0" * 64))
+    assert work._runs == {}
+
+
+def test_a_run_is_prepared_again_only_if_the_private_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def note(_work: LocalWork, _report: object, order: Prepare) -> PreparedRun:
+        read.append(order.data_sha256)
+        return PreparedRun(small_spec(), small_group(), GroupRole.TRAIN, torch.device("cpu"))
+
+    monkeypatch.setattr(LocalWork, "_read", note)
+    work = LocalWork()
+    for data_sha256 in ("a", "a", "b", "b", "a"):
+        work.prepare(quietly, order_to_prepare(tmp_path, data_sha256))
+    assert read == ["a", "b", "a"]
 
 
 # Orders on prepared data

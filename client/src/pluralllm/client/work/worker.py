@@ -51,8 +51,6 @@ from pluralllm.common.words.spec import GroupRole, RunSpec, parse_spec
 class PreparedRun:
     """A run's spec, with the group's embedded data, the group's role and the device to train on."""
 
-    data_sha256: str  # of the private file that the data are from
-
     spec: RunSpec
     data: GroupData
     role: GroupRole
@@ -74,6 +72,7 @@ class LocalWork:
 
     def __init__(self) -> None:
         self._runs: dict[str, PreparedRun] = {}  # by the spec's SHA-256; one at most
+        self._data_sha256 = ""  # of the private file that its data are from
         self._embedder: Embedder | None = None  # of the prepared run, if it asks for rewards
         self._scorer: Scorer | None = None
 
@@ -83,8 +82,8 @@ class LocalWork:
         Raises DataChanged if the private file does not have the content that the daemon has announced.
         """
         key = hashlib.sha256(order.spec_json.encode()).hexdigest()
-        if key not in self._runs or self._runs[key].data_sha256 != order.data_sha256:
-            self._runs = {key: self._read(report, order)}
+        if key not in self._runs or self._data_sha256 != order.data_sha256:
+            self._runs, self._data_sha256 = {key: self._read(report, order)}, order.data_sha256
         run = self._runs[key]
         return Prepared(len(run.data.questions), str(run.device))
 
@@ -112,7 +111,7 @@ class LocalWork:
             if order.role is GroupRole.TRAIN:
                 usable, _ = data.split(spec.evaluation.holdout_share)
                 check_enough(order.group, len(usable), spec.training.episodes)
-        return PreparedRun(order.data_sha256, spec, data, order.role, device)
+        return PreparedRun(spec, data, order.role, device)
 
     def train(self, report: Report, order: Train) -> TrainedUpdate:
         """Trains for one round, and writes the update to the order's file `out`."""
