@@ -13,7 +13,7 @@ from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import Partner
-from pluralllm.client.link.tasks import Answer, AuditHead, ShownEntry, SignedRecord, Task, Wait
+from pluralllm.client.link.tasks import Answer, AuditHead, Greeting, ShownEntry, SignedRecord, Task, Wait
 from pluralllm.client.link.transport import Traffic
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.trust.version_record import VersionRecord, record_sha256
@@ -58,11 +58,11 @@ class EvilCoordinator:
         self._repeats = repeats
         self._hands_out = False
 
-    async def hello(self, *facts: Any) -> float:
+    async def hello(self, *facts: Any) -> Greeting:
         self.hellos.append(facts)
         await self._note("Hello")
         self._hands_out = True
-        return 0.0
+        return Greeting(0.0)
 
     async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
         if held is not None:  # as a coordinator does, this one holds the poll until something happens

@@ -37,7 +37,8 @@ from pluralllm.common.errors.tree import Internal, PluralError, StorageFull, Unr
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.trust.certificates import make_request, new_key
 from pluralllm.common.trust.handshake import handshake
-from pluralllm.common.trust.identity import Identity, load_identity, next_key
+from pluralllm.common.trust.identity import Identity, load_identity, next_key, stored_addresses
+from pluralllm.common.words.addresses import Addresses, split_address
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
@@ -123,7 +124,7 @@ async def test_after_a_renewal_new_calls_go_with_the_new_certificate_and_old_one
             await transport.hello("G", GroupRole.TRAIN, 5)
             held = asyncio.create_task(transport.poll(None, ()))
             await polls_open(served, 1)
-            renewed = await renew(identity, transport)
+            renewed, _ = await renew(identity, transport)
             assert renewed.facts.serial != identity.facts.serial
             assert load_identity(identity.folder, "").facts.serial == renewed.facts.serial
             old = served.registry._certificates[identity.facts.serial]
@@ -136,13 +137,29 @@ async def test_after_a_renewal_new_calls_go_with_the_new_certificate_and_old_one
             await asyncio.wait_for(asyncio.gather(held, again), 10)
 
 
+async def test_hello_and_renew_tell_the_present_addresses_and_the_member_keeps_them(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        identity = await served.member("ann", MemberRole.CLIENT, "G")  # its enrolment address is that of the main port
+        names = [f"localhost:{split_address(address)[1]}" for address in (served.address, served.enrolment_address)]
+        async with transport_of(identity) as transport:
+            greeting = await transport.hello("G", GroupRole.TRAIN, 5)
+            assert greeting.addresses == Addresses(*names)
+            renewal = Renewal(identity, transport)
+            await renewal.note_addresses(greeting.addresses)
+            assert stored_addresses(identity.folder) == Addresses(*names)
+            assert renewal._identity is not None
+            assert renewal._identity.membership.enrolment == names[1], "the next diagnosis asks there"
+            _, told = await renew(identity, transport)
+            assert told == Addresses(*names)
+
+
 async def test_a_renewal_whose_answer_was_lost_is_repeated_with_the_same_key(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         identity = await served.member("ann", MemberRole.CLIENT)
         async with transport_of(identity) as transport:
             lost = await transport.renew(make_request(next_key(identity.folder), "ann"))
-            renewed = await renew(identity, transport)
-            assert renewed.chain_pem == lost
+            renewed, _ = await renew(identity, transport)
+            assert renewed.chain_pem == lost.chain_pem
 
 
 async def test_a_command_renews_its_own_certificate_when_that_is_due(tmp_path: Path) -> None:

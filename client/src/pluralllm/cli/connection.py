@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.errors.tree import InvalidArgument, PluralError
 from pluralllm.common.process.configuration import identity_of_person
 from pluralllm.common.process.console import say
 from pluralllm.common.trust.identity import Identity, load_identity
-from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS
+from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, check_address
 
 if TYPE_CHECKING:
     from pluralllm.operator.remote import Remote
@@ -34,10 +34,11 @@ CoordinatorOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The values of the options that stand before the command's name: --identity and --plain-text."""
+    """The values of the options that stand before the command's name: --identity, --plain-text and --enrolment."""
 
     identity: Path | None = None  # None stands for the usual folder
     plain_text: bool = False
+    enrolment: str | None = None
 
 
 USUAL_ACCESS = Access()
@@ -56,9 +57,16 @@ def choose_access(
             "--plain-text", envvar="PLURALLLM_PLAIN_TEXT", help="Use no certificates; works on this machine only."
         ),
     ] = False,
+    enrolment: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PLURALLLM_ENROLMENT",
+            help="Address of the coordinator's enrolment port, host:port; default: the one in the invite.",
+        ),
+    ] = None,
 ) -> None:
     """Keeps the options that stand before the command's name; Typer calls this function before every command."""
-    _access.set(Access(identity, plain_text))
+    _access.set(Access(identity, plain_text, enrolment))
 
 
 def identity_folder() -> Path:
@@ -75,9 +83,15 @@ def my_identity(coordinator: str | None = None) -> Identity:
     """Returns this person's identity: key, certificate and the coordinator's address.
 
     coordinator: an address that replaces the coordinator's address in the identity; None keeps the identity's address.
-    Raises NotJoined if the folder holds no identity; InvalidConfig if a file of the identity is damaged.
+    Raises NotJoined if the folder holds no identity; InvalidConfig if a file of the identity is damaged; InvalidArgument if
+    --enrolment is no address.
     """
-    return load_identity(identity_folder(), COMMAND).at(coordinator)
+    access = _access.get()
+    try:
+        enrolment = None if access.enrolment is None else check_address(access.enrolment)
+    except ValueError as error:
+        raise InvalidArgument(field="--enrolment", problem=str(error)) from error
+    return load_identity(identity_folder(), COMMAND).at(coordinator, enrolment)
 
 
 def remote(coordinator: str | None) -> "Remote":

@@ -71,7 +71,8 @@ def audit(
     the hashes of the entries that it shows; of all others the coordinator shows the hash only.
     """
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
-    identity = load_identity(paths.identity or paths.state_dir / "identity", COMMAND).at(paths.coordinator)
+    folder = paths.identity or paths.state_dir / "identity"
+    identity = load_identity(folder, COMMAND).at(paths.coordinator, paths.enrolment)
     shown, is_whole = asyncio.run(_log_of(identity, paths.state_dir / "history"))
     own = [_values(one) for one in shown if isinstance(one.entry, AuditEntry)][-limit:]
     head = shown[-1].sha256 if shown else ""

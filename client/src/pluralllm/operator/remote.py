@@ -18,6 +18,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
+from pluralllm.client.joining.present_addresses import keep_addresses
 from pluralllm.client.link.link_speed import measured
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
 from pluralllm.client.link.rests import rest_s
@@ -38,6 +39,7 @@ from pluralllm.common.wire.messages import (
     MEMBER_ROLES_BACK,
     ROLES,
     ROLES_BACK,
+    addresses_in,
     manifest_from,
 )
 from pluralllm.common.words.addresses import check_address
@@ -241,7 +243,9 @@ class Remote:
             )
         except grpc.RpcError as error:
             raise self._failure(error) from error
-        return Remote.of_member(save_renewal(self._identity, key, response.certificate_chain_pem))
+        renewed = save_renewal(self._identity, key, response.certificate_chain_pem)
+        told = addresses_in(response)
+        return Remote.of_member(renewed if told is None else keep_addresses(renewed, told))
 
     def wait_for_event(self, run: str, after: int) -> None:
         """Waits for a new event of the run. Returns after WATCH_DEADLINE_S seconds in any case.

@@ -27,7 +27,7 @@ from pluralllm.v1 import federation_pb2 as pluralllm_dot_v1_dot_federation__pb2
 from pluralllm.v1 import resources_pb2 as pluralllm_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpluralllm/v1/enrolment.proto\x12\x0cpluralllm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpluralllm/v1/federation.proto\x1a\x1cpluralllm/v1/resources.proto\"K\n\x0bJoinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x1f\n\x17\x63\x65rtificate_request_der\x18\x03 \x01(\x0c\"\xac\x01\n\x0cJoinResponse\x12\x1d\n\x15\x63\x65rtificate_chain_pem\x18\x01 \x01(\x0c\x12&\n\x04role\x18\x02 \x01(\x0e\x32\x18.pluralllm.v1.MemberRole\x12\r\n\x05group\x18\x03 \x01(\t\x12+\n\ngroup_role\x18\x04 \x01(\x0e\x32\x17.pluralllm.v1.GroupRole\x12\x19\n\x11\x61waiting_approval\x18\x05 \x01(\x08\"5\n\x14GetMembershipRequest\x12\x1d\n\x15\x63\x65rtificate_chain_pem\x18\x01 \x01(\x0c\"w\n\x15GetMembershipResponse\x12/\n\x0bserver_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x08protocol\x18\x02 \x01(\x0b\x32\x1b.pluralllm.v1.ProtocolRange\"/\n\x0cRenewRequest\x12\x1f\n\x17\x63\x65rtificate_request_der\x18\x01 \x01(\x0c\".\n\rRenewResponse\x12\x1d\n\x15\x63\x65rtificate_chain_pem\x18\x01 \x01(\x0c\x32\xed\x01\n\x10\x45nrolmentService\x12=\n\x04Join\x12\x19.pluralllm.v1.JoinRequest\x1a\x1a.pluralllm.v1.JoinResponse\x12X\n\rGetMembership\x12\".pluralllm.v1.GetMembershipRequest\x1a#.pluralllm.v1.GetMembershipResponse\x12@\n\x05Renew\x12\x1a.pluralllm.v1.RenewRequest\x1a\x1b.pluralllm.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpluralllm/v1/enrolment.proto\x12\x0cpluralllm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpluralllm/v1/federation.proto\x1a\x1cpluralllm/v1/resources.proto\"K\n\x0bJoinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x1f\n\x17\x63\x65rtificate_request_der\x18\x03 \x01(\x0c\"\xac\x01\n\x0cJoinResponse\x12\x1d\n\x15\x63\x65rtificate_chain_pem\x18\x01 \x01(\x0c\x12&\n\x04role\x18\x02 \x01(\x0e\x32\x18.pluralllm.v1.MemberRole\x12\r\n\x05group\x18\x03 \x01(\t\x12+\n\ngroup_role\x18\x04 \x01(\x0e\x32\x17.pluralllm.v1.GroupRole\x12\x19\n\x11\x61waiting_approval\x18\x05 \x01(\x08\"5\n\x14GetMembershipRequest\x12\x1d\n\x15\x63\x65rtificate_chain_pem\x18\x01 \x01(\x0c\"w\n\x15GetMembershipResponse\x12/\n\x0bserver_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x08protocol\x18\x02 \x01(\x0b\x32\x1b.pluralllm.v1.ProtocolRange\"/\n\x0cRenewRequest\x12\x1f\n\x17\x63\x65rtificate_request_der\x18\x01 \x01(\x0c\"Z\n\rRenewResponse\x12\x1d\n\x15\x63\x65rtificate_chain_pem\x18\x01 \x01(\x0c\x12*\n\taddresses\x18\x02 \x01(\x0b\x32\x17.pluralllm.v1.Addresses2\xed\x01\n\x10\x45nrolmentService\x12=\n\x04Join\x12\x19.pluralllm.v1.JoinRequest\x1a\x1a.pluralllm.v1.JoinResponse\x12X\n\rGetMembership\x12\".pluralllm.v1.GetMembershipRequest\x1a#.pluralllm.v1.GetMembershipResponse\x12@\n\x05Renew\x12\x1a.pluralllm.v1.RenewRequest\x1a\x1b.pluralllm.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,7 +45,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWREQUEST']._serialized_start=568
   _globals['_RENEWREQUEST']._serialized_end=615
   _globals['_RENEWRESPONSE']._serialized_start=617
-  _globals['_RENEWRESPONSE']._serialized_end=663
-  _globals['_ENROLMENTSERVICE']._serialized_start=666
-  _globals['_ENROLMENTSERVICE']._serialized_end=903
+  _globals['_RENEWRESPONSE']._serialized_end=707
+  _globals['_ENROLMENTSERVICE']._serialized_start=710
+  _globals['_ENROLMENTSERVICE']._serialized_end=947
 # @@protoc_insertion_point(module_scope)

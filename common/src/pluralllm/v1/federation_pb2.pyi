@@ -104,7 +104,7 @@ class HelloRequest(_message.Message):
     group: _builtins.str
     role: _resources_pb2.GroupRole.ValueType
     training_questions: _builtins.int
-    """Number of questions that the client trains on: the weight of its updates. It must not change during a run."""
+    """Number of questions in the client's private file. The first update to a run states at most as many examples."""
     @_builtins.property
     def protocol(self) -> Global___ProtocolRange: ...
     @_builtins.property
@@ -174,6 +174,7 @@ class HelloResponse(_message.Message):
     SERVER_TIME_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     generation: _builtins.str
     """Identifies the coordinator's process; it changes when the coordinator restarts."""
@@ -185,6 +186,10 @@ class HelloResponse(_message.Message):
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"chunk_pieces": the coordinator takes chunks in pieces (PutChunksRequest.more)."""
 
+    @_builtins.property
+    def addresses(self) -> _resources_pb2.Addresses:
+        """Absent in plain text. The client keeps them for its next start, after it has seen that the coordinator answers there."""
+
     def __init__(
         self,
         *,
@@ -193,10 +198,11 @@ class HelloResponse(_message.Message):
         server_time: _timestamp_pb2.Timestamp | None = ...,
         limits: Global___Limits | None = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        addresses: _resources_pb2.Addresses | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "server_time", b"server_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "limits", b"limits", "server_time", b"server_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "generation", b"generation", "limits", b"limits", "protocol", b"protocol", "server_time", b"server_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "capabilities", b"capabilities", "generation", b"generation", "limits", b"limits", "protocol", b"protocol", "server_time", b"server_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

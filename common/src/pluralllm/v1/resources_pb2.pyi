@@ -891,6 +891,31 @@ class Member(_message.Message):
 Global___Member: _TypeAlias = Member  # noqa: Y015
 
 @_typing.final
+class Addresses(_message.Message):
+    """The addresses, host:port, at which members reach the coordinator now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COORDINATOR_FIELD_NUMBER: _builtins.int
+    ENROLMENT_FIELD_NUMBER: _builtins.int
+    coordinator: _builtins.str
+    enrolment: _builtins.str
+    """Of the enrolment port."""
+    def __init__(
+        self,
+        *,
+        coordinator: _builtins.str = ...,
+        enrolment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator", b"coordinator", "enrolment", b"enrolment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Addresses: _TypeAlias = Addresses  # noqa: Y015
+
+@_typing.final
 class AuditEvent(_message.Message):
     """Audit entry: says who asked for what. The entries form a hash chain: sha256 covers every other field, previous_sha256 included."""
 

@@ -20,7 +20,7 @@ from pluralllm.common.process.supervisor import Supervisor
 from pluralllm.common.process.tracing import tracing
 from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.trust.record_signatures import RecordSigner
-from pluralllm.common.words.addresses import join_address, split_address
+from pluralllm.common.words.addresses import Addresses, join_address, split_address
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, load_authority
 from pluralllm.server.members.door import EnrolmentDoor, MainDoor, by_certificate, by_word
@@ -37,7 +37,7 @@ from pluralllm.server.process.instruments import LOOP_AGE_SECONDS, REGISTRY
 from pluralllm.server.process.open_files import Ceilings
 from pluralllm.server.rpc.enrolment import Enrolment
 from pluralllm.server.rpc.federation import Federation
-from pluralllm.server.rpc.member_operations import Advertised, MemberOperations
+from pluralllm.server.rpc.member_operations import MemberOperations
 from pluralllm.server.rpc.operations import Operations
 from pluralllm.server.rpc.polling import Polls
 from pluralllm.server.rpc.serving import bind_enrolment, bind_main, start_enrolment, start_main
@@ -149,7 +149,7 @@ async def _serve_plain(
     room = connection_room(config)
     server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None, room.main)
     signatures = Signatures(lambda: audit_log.head, None)
-    operations = operations_of(parts, audit_log, None, Advertised(address, ""), signatures)
+    operations = operations_of(parts, audit_log, None, Addresses(address, ""), signatures)
     federation = federation_of(parts, config.poll_hold_s, config.chunk_idle_s, signatures)
     parts.tasks.keep("the health service", await start_main(server, federation, operations, None, parts.pulse))
     stack.push_async_callback(server.stop, STOP_GRACE_S)
@@ -162,7 +162,6 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     Returns the address of the main port and the address of the enrolment port.
     """
     config, authority, fail_stop = ports.config, ports.authority, ports.fail_stop
-    enrolment = Enrolment(ports.registry, ports.audit_log, config.joins_per_minute, ports.wall_s)
     rates = rates_of_members(config.calls_per_second, config.hellos_per_minute, config.certificate_life_s)
     door = MainDoor(by_certificate(ports.registry), ports.audit_log, config.calls_per_member, rates)
     room = connection_room(config)
@@ -172,11 +171,12 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
         config, EnrolmentDoor(), fail_stop, credentials, room.enrolment
     )
     invited_to = advertised(config, authority, address, enrolment_address)
+    enrolment = Enrolment(ports.registry, ports.audit_log, config.joins_per_minute, ports.wall_s, invited_to)
     warn_of_uncovered(authority, (invited_to.coordinator, invited_to.enrolment))
     signer = RecordSigner(authority.federation, record_key_of(authority.folder))
     signatures = Signatures(lambda: ports.audit_log.head, signer)
     operations = operations_of(ports.parts, ports.audit_log, ports.registry, invited_to, signatures)
-    federation = federation_of(ports.parts, config.poll_hold_s, config.chunk_idle_s, signatures)
+    federation = federation_of(ports.parts, config.poll_hold_s, config.chunk_idle_s, signatures, invited_to)
     tend_health = await start_main(server, federation, operations, enrolment, ports.parts.pulse)
     ports.parts.tasks.keep("the health service", tend_health)
     stack.push_async_callback(server.stop, STOP_GRACE_S)
@@ -194,11 +194,18 @@ def connection_room(config: ServerConfig) -> Ceilings:
     return room
 
 
-def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float, signatures: Signatures) -> Federation:
+def federation_of(
+    parts: Assembly,
+    poll_hold_s: float,
+    chunk_idle_s: float,
+    signatures: Signatures,
+    addresses: Addresses | None = None,
+) -> Federation:
     """Makes the service for clients from the objects in `parts`.
 
     poll_hold_s: the longest time in seconds that a poll stays open. chunk_idle_s: the longest wait in seconds for the next chunk
-    of an upload. signatures: signs version records and the audit log's head.
+    of an upload. signatures: signs version records and the audit log's head. addresses: the addresses that clients learn; None
+    in plain text.
     """
     polls = Polls(
         coordinator=parts.coordinator,
@@ -224,11 +231,12 @@ def federation_of(parts: Assembly, poll_hold_s: float, chunk_idle_s: float, sign
         traffic=parts.traffic,
         chunk_idle_s=chunk_idle_s,
         signatures=signatures,
+        addresses=addresses,
     )
 
 
 def operations_of(
-    parts: Assembly, audit_log: AuditLog, registry: Registry | None, invited_to: Advertised, signatures: Signatures
+    parts: Assembly, audit_log: AuditLog, registry: Registry | None, invited_to: Addresses, signatures: Signatures
 ) -> Operations:
     """Makes the service for administrators and observers from the objects in `parts`.
 
@@ -355,7 +363,7 @@ async def _keep_lead(leadership: Leadership, fail_stop: FailStop, generation: in
     fail_stop.stop(Overtaken(generation=generation))
 
 
-def advertised(config: ServerConfig, authority: Authority, address: str, enrolment_address: str) -> Advertised:
+def advertised(config: ServerConfig, authority: Authority, address: str, enrolment_address: str) -> Addresses:
     """Returns the two addresses that the server writes into invites. Partners connect to these addresses.
 
     One address is for the main port and the other one is for the enrolment port. If the configuration has an address, this
@@ -364,7 +372,7 @@ def advertised(config: ServerConfig, authority: Authority, address: str, enrolme
     address, enrolment_address: the addresses (host:port) on which the server listens.
     """
     host = authority.hosts[0]
-    return Advertised(
+    return Addresses(
         config.advertise or join_address(host, split_address(address)[1]),
         config.advertise_enrolment or join_address(host, split_address(enrolment_address)[1]),
     )

@@ -15,10 +15,13 @@ from pluralllm.common.trust.identity import (
     load_identity,
     next_key,
     previous_identity,
+    save_addresses,
     save_identity,
     save_renewal,
+    stored_addresses,
     stored_identity,
 )
+from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.authority import Authority, create_authority
@@ -209,3 +212,18 @@ def test_an_identity_that_another_process_has_renewed_is_read_again(tmp_path: Pa
     assert found.membership.coordinator == "127.0.0.1:1", "an address of the configuration stays"
     (tmp_path / "me" / "credentials.pem").write_bytes(b"garbage")
     assert stored_identity(first) is first
+
+
+def test_new_addresses_are_stored_and_nothing_else_changes(tmp_path: Path, authority: Authority) -> None:
+    made = saved(tmp_path / "me", authority)
+    save_addresses(made.folder, Addresses("10.0.0.1:1", "10.0.0.1:2"))
+    assert stored_addresses(made.folder) == Addresses("10.0.0.1:1", "10.0.0.1:2")
+    assert load_identity(made.folder, "") == made.at("10.0.0.1:1", "10.0.0.1:2")
+
+
+@pytest.mark.parametrize(("coordinator", "enrolment"), [(None, None), ("x:1", None), (None, "x:2"), ("x:1", "x:2")])
+def test_configured_addresses_replace_those_of_the_identity(
+    tmp_path: Path, authority: Authority, coordinator: str | None, enrolment: str | None
+) -> None:
+    member = saved(tmp_path / "me", authority).at(coordinator, enrolment).membership
+    assert (member.coordinator, member.enrolment) == (coordinator or "127.0.0.1:7443", enrolment or "127.0.0.1:7444")

@@ -92,7 +92,7 @@ class Daemon:
     ) -> None:
         self._config = config
         self._partner = partner
-        self._renewal = Renewal(partner.identity, transport)
+        self._renewal = Renewal(partner.identity, transport, config.standby)
         self._policy = policy
         self._consents = Consents(config.state_dir.absolute())
         self._data = data
@@ -169,11 +169,12 @@ class Daemon:
     async def greet(self) -> None:
         """Opens a session. Logs if the two clocks differ much."""
         member, data = self._partner, self._data
-        server_s = await self._transport.hello(member.group, member.role, data.questions, data.changed_s)
-        skew_s = server_s - time.time()
+        greeting = await self._transport.hello(member.group, member.role, data.questions, data.changed_s)
+        skew_s = greeting.server_s - time.time()
         log.info("client.connected", coordinator=self.coordinator, questions=data.questions)
         if abs(skew_s) > CLOCK_SKEW_WARNING_S:
             log.warning("client.clock_differs", skew_s=round(skew_s, 1))
+        await self._renewal.note_addresses(greeting.addresses)
 
     async def ask(self) -> Answer:
         """Polls, and compares the head of the audit log with the heads before."""

@@ -7,6 +7,7 @@ import time
 import structlog
 
 from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
+from pluralllm.client.joining.present_addresses import keep_addresses
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.instruments import CERTIFICATE_LEFT_SECONDS
 from pluralllm.common.errors.membership import (
@@ -18,6 +19,7 @@ from pluralllm.common.errors.membership import (
 from pluralllm.common.errors.tree import NoAnswer, PluralError
 from pluralllm.common.trust.certificates import make_request
 from pluralllm.common.trust.identity import Identity, next_key, previous_identity, save_renewal, stored_identity
+from pluralllm.common.words.addresses import Addresses
 
 log = structlog.get_logger()
 
@@ -30,8 +32,9 @@ DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 class Renewal:
     """Keeps one member's certificate valid. Does nothing if the client uses plain text and therefore has no certificate."""
 
-    def __init__(self, identity: Identity | None, transport: Transport) -> None:
-        self._identity = identity
+    def __init__(self, identity: Identity | None, transport: Transport, standby: str | None = None) -> None:
+        """Stores the arguments. standby: the configured address of a second coordinator; None if there is none."""
+        self._identity, self._standby = identity, standby
         self._transport = transport
         self._diagnosis = CachedDiagnosis(DIAGNOSE_EVERY_S)
         if identity is not None:
@@ -48,12 +51,22 @@ class Renewal:
             wait_s = min(CHECK_EVERY_S, facts.renew_s - time.time())
             if wait_s <= 0:
                 try:
-                    self._identity = await renew(self._identity, self._transport)
+                    self._identity, addresses = await renew(self._identity, self._transport)
                     log.info("certificate.renewed", serial=self._identity.facts.serial)
+                    await self.note_addresses(addresses)
                 except (PluralError, OSError) as error:  # a disk that fails now may work in a minute
                     days_left = max(0.0, facts.not_after_s - time.time()) / 86_400
                     log.warning("certificate.not_renewed", problem=str(error), days_left=round(days_left, 1))
             await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.5), wait_s))  # noqa: S311 - jitter, no secret
+
+    async def note_addresses(self, told: Addresses | None) -> None:
+        """Keeps the addresses that the coordinator has told; None if it has told none."""
+        if self._identity is None or told is None:
+            return
+        try:
+            self._identity = await asyncio.to_thread(keep_addresses, self._identity, told, self._standby)
+        except (PluralError, OSError) as error:  # the present addresses work
+            log.warning("addresses.not_kept", problem=str(error))
 
     def _left_s(self) -> float:
         return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
@@ -77,7 +90,7 @@ class Renewal:
             raise refusal
         self._transport.use(previous)
         try:
-            self._identity = await renew(previous, self._transport)
+            self._identity, _ = await renew(previous, self._transport)
         except (PluralError, OSError) as error:
             self._transport.use(identity)
             if not isinstance(error, NoAnswer | TooManyCalls):
@@ -110,14 +123,16 @@ class Renewal:
         return error if cause is None else cause.error
 
 
-async def renew(identity: Identity, transport: Transport) -> Identity:
-    """Gets the member's next certificate, stores it on disk, and then uses it for new calls. Returns the new identity.
+async def renew(identity: Identity, transport: Transport) -> tuple[Identity, Addresses | None]:
+    """Gets the member's next certificate, stores it on disk, and then uses it for new calls.
+
+    Returns the new identity, and the coordinator's present addresses if it tells them.
 
     Calls that are under way end on the old channel, with the old certificate.
     Raises a subclass of NoAnswer, StorageFull, or an error that the proto file lists for EnrolmentService.Renew.
     """
     key = await asyncio.to_thread(next_key, identity.folder)
-    chain_pem = await transport.renew(make_request(key, identity.membership.name))
-    renewed = await asyncio.to_thread(save_renewal, identity, key, chain_pem)
+    answer = await transport.renew(make_request(key, identity.membership.name))
+    renewed = await asyncio.to_thread(save_renewal, identity, key, answer.chain_pem)
     transport.use(renewed)
-    return renewed
+    return renewed, answer.addresses

@@ -37,7 +37,7 @@ def load_partner(config: ClientConfig) -> Partner:
             problem = "  client_id, group: in plain text both are needed; with a certificate it says who this is"
             raise InvalidConfig(file="(plain_text)", problems=problem)
         return Partner(ClientId(config.client_id), config.group, config.role or GroupRole.TRAIN, address, None)
-    identity = load_identity(config.identity_folder, COMMAND).at(config.coordinator)
+    identity = load_identity(config.identity_folder, COMMAND).at(config.coordinator, config.enrolment)
     member = identity.membership
     if member.role is not MemberRole.CLIENT:
         problem = f"  the certificate is for an {member.role}; a daemon needs one for a client"

@@ -4,8 +4,25 @@ from dataclasses import dataclass
 
 from pluralllm.common.trust.audit_chain import AuditEntry, WithheldEntry
 from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """The coordinator's answer to Hello: its clock and its present addresses."""
+
+    server_s: float  # seconds since the epoch
+    addresses: Addresses | None = None  # None in plain text, and from an older release
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The coordinator's answer to Renew: the next certificate chain as PEM, and its present addresses."""
+
+    chain_pem: bytes
+    addresses: Addresses | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,18 @@ from pluralllm.client.link.link_speed import Speed, measured
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
 from pluralllm.client.link.records import shown_entry, signed_record
 from pluralllm.client.link.rests import rest_s
-from pluralllm.client.link.tasks import Answer, AuditHead, RunOver, Scores, ShownEntry, SignedRecord, Task, Wait
+from pluralllm.client.link.tasks import (
+    Answer,
+    AuditHead,
+    Greeting,
+    Renewed,
+    RunOver,
+    Scores,
+    ShownEntry,
+    SignedRecord,
+    Task,
+    Wait,
+)
 from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import from_rpc_error
@@ -56,6 +67,7 @@ from pluralllm.common.wire.messages import (
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     ROLES,
+    addresses_in,
     chunks_in,
     manifest_from,
     manifest_message,
@@ -164,8 +176,8 @@ class Transport:
         """Closes the connection, and ends the calls on it."""
         await self._connection.close()
 
-    async def renew(self, request_der: bytes) -> bytes:
-        """Returns the member's next certificate chain as PEM. request_der: certificate request, made with the next key.
+    async def renew(self, request_der: bytes) -> Renewed:
+        """Returns the member's next certificate chain. request_der: certificate request, made with the next key.
 
         Raises CertificateInvalid, OverLimit or IssuerExpired.
         """
@@ -173,10 +185,10 @@ class Transport:
         response: enrolment_pb2.RenewResponse = await self._answer(
             "Renew", self._connection.enrolment.Renew, request, CALL_DEADLINE_S
         )
-        return response.certificate_chain_pem
+        return Renewed(response.certificate_chain_pem, addresses_in(response))
 
-    async def hello(self, group: str, role: GroupRole, questions: int, data_changed_s: float | None = None) -> float:
-        """Opens a session with the coordinator. Returns the coordinator's clock in seconds since the epoch.
+    async def hello(self, group: str, role: GroupRole, questions: int, data_changed_s: float | None = None) -> Greeting:
+        """Opens a session with the coordinator.
 
         questions: number of questions in the group's private file. data_changed_s: when this client has noticed the file's last
         change; None if there was none. Raises ProtocolUnsupported if client and coordinator have no
@@ -194,7 +206,7 @@ class Transport:
         response: pb.HelloResponse = await self._call("Hello", request)
         self._generation = response.generation
         self._coordinator_takes_pieces = CHUNK_PIECES in response.capabilities
-        return float(response.server_time.ToMilliseconds()) / 1000
+        return Greeting(response.server_time.ToMilliseconds() / 1000, addresses_in(response))
 
     async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
         """Asks the coordinator for the next task, and renews the lease of the task that the client holds.

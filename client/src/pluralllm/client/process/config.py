@@ -26,6 +26,7 @@ class JoinConfig(ProcessConfig):
     identity: Path | None = None
     policy: Path | None = None
     coordinator: Address | None = None
+    enrolment: Address | None = None
 
 
 class ClientConfig(ProcessConfig):
@@ -36,7 +37,11 @@ class ClientConfig(ProcessConfig):
     data: Path  # the private file: JSONL or Parquet
     state_dir: Path = Path("pluralllm-client-state")
     identity: Path | None = None  # folder with key and certificate; default state_dir/identity, where `join` puts them
-    coordinator: Address | None = None  # host:port; default: the invite's address
+    # host:port; default: the address in the invite, or the one that the coordinator has told since
+    coordinator: Address | None = None
+    enrolment: Address | None = (
+        None  # the same for the coordinator's enrolment port, which doctor and the daemon's diagnosis ask
+    )
     # The address of a second coordinator on the same database, called when the first one does not answer.
     standby: Address | None = None
     # In plain text, client_id and group are required. Otherwise the certificate says who this is; these three must agree with it.

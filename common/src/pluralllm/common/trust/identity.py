@@ -34,13 +34,13 @@ from pluralllm.common.trust.certificates import (
 )
 from pluralllm.common.trust.invite import check_record_key
 from pluralllm.common.trust.record_signatures import RecordVerifier
-from pluralllm.common.words.addresses import ListenAddress
+from pluralllm.common.words.addresses import Addresses, ListenAddress
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 
 SECRET = 0o600  # file mode
-PREVIOUS = "previous.pem"
+PREVIOUS, MEMBERSHIP = "previous.pem", "identity.json"
 
 
 class Membership(BaseModel):
@@ -81,11 +81,11 @@ class Identity:
         """The path of the file with key and certificate chain, in the form that Python's ssl module loads."""
         return self.folder / "credentials.pem"
 
-    def at(self, coordinator: str | None) -> "Identity":
-        """Returns a copy of this identity with another coordinator (host:port). None returns the identity unchanged."""
-        if coordinator is None:
-            return self
-        return replace(self, membership=self.membership.model_copy(update={"coordinator": coordinator}))
+    def at(self, coordinator: str | None = None, enrolment: str | None = None) -> "Identity":
+        """Returns this identity with other addresses (host:port) of the coordinator. None leaves an address unchanged."""
+        given = {"coordinator": coordinator, "enrolment": enrolment}
+        changes = {key: address for key, address in given.items() if address is not None}
+        return replace(self, membership=self.membership.model_copy(update=changes)) if changes else self
 
     def is_renewal_due(self, now_s: float) -> bool:
         return now_s >= self.facts.renew_s
@@ -152,10 +152,9 @@ def save_identity(
     written, StorageFull if the disk is full.
     """
     facts = _checked(membership, key, chain_pem)
-    about = json.dumps(membership.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
     with _writing(folder):
         make_folder(folder)
-        write_durably(folder / "identity.json", about.encode())
+        _write_membership(folder, membership)
         write_durably(folder / "authority.pem", authority_pem)
         _write_credentials(folder, key, chain_pem)
     return Identity(folder, membership, authority_pem, key_to_pem(key), chain_pem, facts)
@@ -173,6 +172,23 @@ def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Ident
         write_durably(identity.folder / PREVIOUS, identity.key_pem + identity.chain_pem, SECRET)
         _write_credentials(identity.folder, key, chain_pem)
     return replace(identity, key_pem=key_to_pem(key), chain_pem=chain_pem, facts=facts)
+
+
+def stored_addresses(folder: Path) -> Addresses:
+    """Returns the coordinator's addresses in an identity's folder. Raises InvalidConfig if the file cannot be read."""
+    membership = _read_membership(folder)
+    return Addresses(membership.coordinator, membership.enrolment)
+
+
+def save_addresses(folder: Path, addresses: Addresses) -> None:
+    """Replaces the coordinator's addresses in an identity's folder, and nothing else.
+
+    Raises InvalidConfig if the file cannot be read or written; StorageFull if the disk is full.
+    """
+    changes = {"coordinator": addresses.coordinator, "enrolment": addresses.enrolment}
+    membership = _read_membership(folder).model_copy(update=changes)
+    with _writing(folder):
+        _write_membership(folder, membership)
 
 
 def stored_identity(identity: Identity) -> Identity:
@@ -232,6 +248,19 @@ def _read_credentials(path: Path) -> tuple[bytes, bytes, CertificateFacts]:
     key, facts = key_from_pem(key_pem), read_certificate(mark + chain)
     _check_pair(key, facts)
     return key_pem, mark + chain, facts
+
+
+def _read_membership(folder: Path) -> Membership:
+    path = folder / MEMBERSHIP
+    try:
+        return Membership.model_validate_json(read_text(path))
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(file=str(path), problems=f"  {str(error).splitlines()[0]}") from error
+
+
+def _write_membership(folder: Path, membership: Membership) -> None:
+    about = json.dumps(membership.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
+    write_durably(folder / MEMBERSHIP, about.encode())
 
 
 def _write_credentials(folder: Path, key: PrivateKey, chain_pem: bytes) -> None:

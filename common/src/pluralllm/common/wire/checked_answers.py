@@ -19,6 +19,7 @@ from pluralllm.common.errors.tree import AnswerInvalid, InvalidArgument
 from pluralllm.common.text.printable import GROUP_HELP, is_group_name
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.wire.messages import MAX_MESSAGE_BYTES, PROTOCOL_MAX, PROTOCOL_MIN
+from pluralllm.common.words.addresses import check_address
 from pluralllm.common.words.ids import ID, ClientId
 from pluralllm.common.words.names import MEMBER_NAME, MODEL_NAME, TASK_NAME, ModelName, TaskKind, TaskName
 from pluralllm.v1 import federation_pb2 as pb
@@ -83,6 +84,15 @@ def anything(value: Any) -> str:
 def group(value: str) -> str:
     """Checks the name of a group. It is empty for members that are no clients."""
     return "" if not value or is_group_name(value) else f"must be {GROUP_HELP}"
+
+
+def address(value: str) -> str:
+    """Checks an address to connect to."""
+    try:
+        check_address(value)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 ID_TEXT = text(ID, "an id: 1 to 40 of a-z, 0-9 and '-', the first a letter")
@@ -212,6 +222,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "awaiting_approval": anything,
     },
     "GetMembershipResponse": {"server_time": PAST_OR_NEAR},
+    "Addresses": {"coordinator": address, "enrolment": address},
     "RenewResponse": {"certificate_chain_pem": size(MAX_CERTIFICATES_BYTES)},
 }
 REQUIRED = {  # messages inside an answer that must be there

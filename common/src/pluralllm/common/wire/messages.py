@@ -5,10 +5,13 @@ from collections.abc import Iterable
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, checked_manifest, missing_ranges
+from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import resources_pb2 as pb
+from pluralllm.v1.enrolment_pb2 import RenewResponse
+from pluralllm.v1.federation_pb2 import HelloResponse
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
@@ -64,6 +67,13 @@ def seconds(message: Timestamp) -> float:
     The function never raises an error. Protobuf's own conversion raises an error if the timestamp is not a valid date.
     """
     return (message.seconds * 10**6 + message.nanos // 1000) / 1e6
+
+
+def addresses_in(answer: HelloResponse | RenewResponse) -> Addresses | None:
+    """Returns the coordinator's addresses in an answer; None if it has none, as in plain text and from an older release."""
+    if not answer.HasField("addresses"):
+        return None
+    return Addresses(answer.addresses.coordinator, answer.addresses.enrolment)
 
 
 def manifest_message(manifest: Manifest) -> pb.BlobManifest:

@@ -6,6 +6,7 @@ ValueError from a validator.
 """
 
 import ipaddress
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -80,6 +81,17 @@ def check_loopback(address: str) -> None:
         is_loopback = False
     if not is_loopback:
         raise NotLoopback(address=address)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """The two addresses (host:port) at which members reach the coordinator: of its main port and of its enrolment port.
+
+    The server may bind other addresses, for example behind a proxy.
+    """
+
+    coordinator: str
+    enrolment: str
 
 
 ListenAddress = Annotated[str, AfterValidator(check_listen)]

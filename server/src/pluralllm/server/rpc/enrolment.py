@@ -16,6 +16,7 @@ from pluralllm.common.errors.membership import (
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.invite import token_hash
 from pluralllm.common.wire.messages import MEMBER_ROLES, PROTOCOL_MAX, PROTOCOL_MIN, ROLES, timestamp
+from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId, is_id
 from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
@@ -23,6 +24,7 @@ from pluralllm.server.members.attempts import Attempts, News
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.door import caller, peer_of
 from pluralllm.server.members.registry import Registry
+from pluralllm.server.rpc.messages import addresses_message
 from pluralllm.v1 import enrolment_pb2 as pb
 from pluralllm.v1 import enrolment_pb2_grpc as pb_grpc
 from pluralllm.v1 import federation_pb2, resources_pb2
@@ -55,12 +57,22 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
     a limit for each token and for each certificate.
     """
 
-    def __init__(self, registry: Registry, audit: AuditLog, calls_per_minute: int, wall_s: Callable[[], float]) -> None:
-        """Stores the arguments. `calls_per_minute` is the limit for one network, one token or one certificate."""
+    def __init__(
+        self,
+        registry: Registry,
+        audit: AuditLog,
+        calls_per_minute: int,
+        wall_s: Callable[[], float],
+        addresses: Addresses,
+    ) -> None:
+        """Stores the arguments. `calls_per_minute` is the limit for one network, one token or one certificate.
+
+        `addresses` are the addresses that members learn.
+        """
         self._registry, self._audit = registry, audit
         self._joins, self._questions = (Limits(calls_per_minute) for _ in range(2))
         self._news = News()
-        self._wall_s = wall_s
+        self._wall_s, self._addresses = wall_s, addresses
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         token = token_hash(request.token) if self._registry.knows_token(request.token) else None
@@ -102,7 +114,7 @@ class Enrolment(pb_grpc.EnrolmentServiceServicer):
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
         chain = await self._registry.renew(caller(), request.certificate_request_der)
         log.info("certificate.renewed", name=caller().name)
-        return pb.RenewResponse(certificate_chain_pem=chain)
+        return pb.RenewResponse(certificate_chain_pem=chain, addresses=addresses_message(self._addresses))
 
     def _counted(self, limits: "Limits", context: Context, secret: str | None) -> str:
         """Counts a call of one RPC against its limits and returns the caller's network.

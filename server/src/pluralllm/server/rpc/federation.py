@@ -33,11 +33,12 @@ from pluralllm.common.wire.messages import (
     seconds,
     timestamp,
 )
+from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import Digest, GroupName, ModelVersion
 from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.server.members.door import caller
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rpc.messages import duration, model_message, receipt_message
+from pluralllm.server.rpc.messages import addresses_message, duration, model_message, receipt_message
 from pluralllm.server.rpc.polling import Polls
 from pluralllm.server.rpc.shared_runs import SharedRuns
 from pluralllm.server.rpc.signatures import Signatures
@@ -79,11 +80,12 @@ class Federation(pb_grpc.FederationServiceServicer):
         traffic: Traffic,
         chunk_idle_s: float,
         signatures: Signatures,
+        addresses: Addresses | None,
     ) -> None:
         self._coordinator, self._polls, self._intake, self._rewards = coordinator, polls, intake, rewards
         self._models, self._shared, self._sessions, self._leases = models, SharedRuns(runs), sessions, leases
         self._clock, self._traffic, self._chunk_idle_s = clock, traffic, chunk_idle_s
-        self._signatures = signatures
+        self._signatures, self._addresses = signatures, addresses
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
         principal = caller()
@@ -131,6 +133,7 @@ class Federation(pb_grpc.FederationServiceServicer):
                 poll_hold=duration(self._polls.hold_s),
             ),
             capabilities=[CHUNK_PIECES],
+            addresses=None if self._addresses is None else addresses_message(self._addresses),
         )
 
     async def Poll(self, request: pb.PollRequest, context: Context) -> pb.PollResponse:

@@ -1,13 +1,12 @@
 """The RPCs of OperationsService about members: invitation, approval, revocation and the list of members."""
 
-from dataclasses import dataclass
-
 import structlog
 
 from pluralllm.common.errors.membership import NotInitialised
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.wire.messages import MEMBER_ROLES, MEMBER_ROLES_BACK, ROLES, ROLES_BACK, timestamp
+from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
@@ -26,17 +25,6 @@ from pluralllm.v1 import resources_pb2
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Advertised:
-    """The two addresses (host:port) that an invite contains: one for the main port, one for the enrolment port.
-
-    Partners connect to these addresses. The server may bind other addresses, for example behind a proxy.
-    """
-
-    coordinator: str
-    enrolment: str
-
-
 class MemberOperations:
     """Changes and lists the members of the federation.
 
@@ -49,7 +37,7 @@ class MemberOperations:
         *,
         coordinator: Coordinator,
         registry: Registry | None,
-        advertised: Advertised,
+        advertised: Addresses,
         store: Store,
         sessions: Sessions,
         leases: Leases,

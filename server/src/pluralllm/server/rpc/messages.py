@@ -9,6 +9,7 @@ from pluralllm.common.predictor.metrics import coefficient_of_variation, fairnes
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.wire.messages import MEMBER_ROLES, NOT_REPORTED, ROLES, timestamp
+from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName, ModelName, RoundName, RunName
 from pluralllm.common.words.roles import MemberRole
@@ -309,6 +310,10 @@ def event_message(record: EventRecord, reader: Principal) -> pb.RunEvent:
     facts = struct_pb2.Struct()
     json_format.ParseDict(shown, facts)
     return pb.RunEvent(sequence=record.sequence, time=timestamp(record.at_s), kind=record.kind, facts=facts)
+
+
+def addresses_message(addresses: Addresses) -> pb.Addresses:
+    return pb.Addresses(coordinator=addresses.coordinator, enrolment=addresses.enrolment)
 
 
 def duration(length_s: float) -> Duration:

@@ -1,0 +1,49 @@
+"""Keeps the coordinator's present addresses, which Hello and Renew tell, so that its members learn of a move."""
+
+import structlog
+
+from pluralllm.common.errors.tree import PluralError, Unreachable
+from pluralllm.common.trust.handshake import handshake
+from pluralllm.common.trust.identity import Identity, save_addresses, stored_addresses
+from pluralllm.common.words.addresses import Addresses
+
+log = structlog.get_logger()
+
+
+def keep_addresses(identity: Identity, told: Addresses, standby: str | None = None) -> Identity:
+    """Stores the addresses that the coordinator has told. Returns the identity with the new enrolment address.
+
+    An address is stored only after a TLS handshake has shown that the coordinator answers there: an operator may have entered
+    an address that this member cannot reach. The address of a configured standby is no news. An address that the configuration
+    has replaced in `identity` stays in use; the main address is used from the next start on.
+    """
+    stored = stored_addresses(identity.folder)
+    keeps_main = told.coordinator in (stored.coordinator, standby) or not _answers(
+        told.coordinator, identity, main=True
+    )
+    keeps_enrolment = told.enrolment == stored.enrolment or not _answers(told.enrolment, identity, main=False)
+    new = Addresses(
+        stored.coordinator if keeps_main else told.coordinator,
+        stored.enrolment if keeps_enrolment else told.enrolment,
+    )
+    if new == stored:
+        return identity
+    save_addresses(identity.folder, new)
+    log.info("addresses.changed", coordinator=new.coordinator, enrolment=new.enrolment)
+    is_configured = identity.membership.enrolment != stored.enrolment
+    return identity if is_configured else identity.at(enrolment=new.enrolment)
+
+
+def _answers(address: str, identity: Identity, *, main: bool) -> bool:
+    """Returns whether the federation's coordinator answers at an address; if not, logs why.
+
+    main: whether it is the main port, which must accept this member's certificate.
+    """
+    try:
+        shaken = handshake(address, identity.authority_pem, identity.credentials if main else None)
+        if main and not shaken.kept:
+            raise Unreachable(address=address, problem="it refuses this member's certificate")
+    except PluralError as error:
+        log.warning("addresses.not_taken", address=address, problem=str(error))
+        return False
+    return True
