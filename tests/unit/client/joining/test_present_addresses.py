@@ -52,10 +52,14 @@ class Network:
 
 
 def keep(
-    monkeypatch: pytest.MonkeyPatch, network: Network, identity: Identity, told: Addresses, standby: str | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    network: Network,
+    identity: Identity,
+    present: Addresses,
+    standby: str | None = None,
 ) -> Identity:
     monkeypatch.setattr(present_addresses, "handshake", network.handshake)
-    return keep_addresses(identity, told, standby)
+    return keep_addresses(identity, present, standby)
 
 
 def test_the_addresses_of_a_coordinator_that_has_moved_are_stored(

@@ -59,12 +59,12 @@ class Renewal:
                     log.warning("certificate.not_renewed", problem=str(error), days_left=round(days_left, 1))
             await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.5), wait_s))  # noqa: S311 - jitter, no secret
 
-    async def note_addresses(self, told: Addresses | None) -> None:
+    async def note_addresses(self, present: Addresses | None) -> None:
         """Keeps the addresses that the coordinator has told; None if it has told none."""
-        if self._identity is None or told is None:
+        if self._identity is None or present is None:
             return
         try:
-            self._identity = await asyncio.to_thread(keep_addresses, self._identity, told, self._standby)
+            self._identity = await asyncio.to_thread(keep_addresses, self._identity, present, self._standby)
         except (PluralError, OSError) as error:  # the present addresses work
             log.warning("addresses.not_kept", problem=str(error))
 

@@ -10,7 +10,7 @@ from pluralllm.common.words.addresses import Addresses
 log = structlog.get_logger()
 
 
-def keep_addresses(identity: Identity, told: Addresses, standby: str | None = None) -> Identity:
+def keep_addresses(identity: Identity, present: Addresses, standby: str | None = None) -> Identity:
     """Stores the addresses that the coordinator has told. Returns the identity with the new enrolment address.
 
     An address is stored only after a TLS handshake has shown that the coordinator answers there: an operator may have entered
@@ -18,13 +18,13 @@ def keep_addresses(identity: Identity, told: Addresses, standby: str | None = No
     has replaced in `identity` stays in use; the main address is used from the next start on.
     """
     stored = stored_addresses(identity.folder)
-    keeps_main = told.coordinator in (stored.coordinator, standby) or not _answers(
-        told.coordinator, identity, main=True
+    keeps_main = present.coordinator in (stored.coordinator, standby) or not _answers(
+        present.coordinator, identity, main=True
     )
-    keeps_enrolment = told.enrolment == stored.enrolment or not _answers(told.enrolment, identity, main=False)
+    keeps_enrolment = present.enrolment == stored.enrolment or not _answers(present.enrolment, identity, main=False)
     new = Addresses(
-        stored.coordinator if keeps_main else told.coordinator,
-        stored.enrolment if keeps_enrolment else told.enrolment,
+        stored.coordinator if keeps_main else present.coordinator,
+        stored.enrolment if keeps_enrolment else present.enrolment,
     )
     if new == stored:
         return identity
