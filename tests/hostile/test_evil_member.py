@@ -119,8 +119,8 @@ async def test_a_file_that_grows_or_shrinks_keeps_the_weight_of_the_first_update
                 with pytest.raises(InvalidArgument, match="must be 50 as in this client's first update"):
                     await ann.begin(task, manifest, examples)
             await ann.begin(task, manifest, 50)
-        facts = (spec.sha256(), task.base_digest, manifest, 50, {})
-        name = TaskName.parse(task.name)
+        name, metrics = TaskName.parse(task.name), dict[str, float]()
+        facts = (spec.sha256(), task.base_digest, manifest, 50, metrics)
         with pytest.raises(OverLimit, match="is 50, the limit is 49"):  # it was invited anew with a lower limit
             await served.parts.intake.begin(name, *facts, max_examples=49)
         await served.parts.intake.begin(name, *facts, max_examples=50)

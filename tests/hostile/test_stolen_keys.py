@@ -41,7 +41,8 @@ async def renewed(identity: Identity) -> Identity:
     """Renews with a new key over the main port. Returns the identity with the next certificate."""
     transport, key = Transport.of_member(identity), new_key()
     try:
-        return save_renewal(identity, key, await transport.renew(make_request(key, identity.membership.name)))
+        answer = await transport.renew(make_request(key, identity.membership.name))
+        return save_renewal(identity, key, answer.chain_pem)
     finally:
         await transport.close()
 

@@ -124,7 +124,7 @@ async def test_after_a_renewal_new_calls_go_with_the_new_certificate_and_old_one
             await transport.hello("G", GroupRole.TRAIN, 5)
             held = asyncio.create_task(transport.poll(None, ()))
             await polls_open(served, 1)
-            renewed, _ = await renew(identity, transport)
+            renewed = await renew(identity, transport)
             assert renewed.facts.serial != identity.facts.serial
             assert load_identity(identity.folder, "").facts.serial == renewed.facts.serial
             old = served.registry._certificates[identity.facts.serial]
@@ -150,8 +150,8 @@ async def test_hello_and_renew_tell_the_present_addresses_and_the_member_keeps_t
             assert stored_addresses(identity.folder) == Addresses(*names)
             assert renewal._identity is not None
             assert renewal._identity.membership.enrolment == names[1], "the next diagnosis asks there"
-            _, addresses = await renew(identity, transport)
-            assert addresses == Addresses(*names)
+            membership = (await renew(identity, transport)).membership
+            assert (membership.coordinator, membership.enrolment) == tuple(names)
 
 
 async def test_a_renewal_whose_answer_was_lost_is_repeated_with_the_same_key(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ async def test_a_renewal_whose_answer_was_lost_is_repeated_with_the_same_key(tmp
         identity = await served.member("ann", MemberRole.CLIENT)
         async with transport_of(identity) as transport:
             lost = await transport.renew(make_request(next_key(identity.folder), "ann"))
-            renewed, _ = await renew(identity, transport)
+            renewed = await renew(identity, transport)
             assert renewed.chain_pem == lost.chain_pem
 
 

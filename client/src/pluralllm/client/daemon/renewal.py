@@ -51,9 +51,8 @@ class Renewal:
             wait_s = min(CHECK_EVERY_S, facts.renew_s - time.time())
             if wait_s <= 0:
                 try:
-                    self._identity, addresses = await renew(self._identity, self._transport)
+                    self._identity = await renew(self._identity, self._transport, self._standby)
                     log.info("certificate.renewed", serial=self._identity.facts.serial)
-                    await self.note_addresses(addresses)
                 except (PluralError, OSError) as error:  # a disk that fails now may work in a minute
                     days_left = max(0.0, facts.not_after_s - time.time()) / 86_400
                     log.warning("certificate.not_renewed", problem=str(error), days_left=round(days_left, 1))
@@ -61,12 +60,8 @@ class Renewal:
 
     async def note_addresses(self, present: Addresses | None) -> None:
         """Keeps the addresses that the coordinator has told; None if it has told none."""
-        if self._identity is None or present is None:
-            return
-        try:
-            self._identity = await asyncio.to_thread(keep_addresses, self._identity, present, self._standby)
-        except (PluralError, OSError) as error:  # the present addresses work
-            log.warning("addresses.not_kept", problem=str(error))
+        if self._identity is not None:
+            self._identity = await _with_addresses(self._identity, present, self._standby)
 
     def _left_s(self) -> float:
         return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
@@ -90,7 +85,7 @@ class Renewal:
             raise refusal
         self._transport.use(previous)
         try:
-            self._identity, _ = await renew(previous, self._transport)
+            self._identity = await renew(previous, self._transport, self._standby)
         except (PluralError, OSError) as error:
             self._transport.use(identity)
             if not isinstance(error, NoAnswer | TooManyCalls):
@@ -123,10 +118,21 @@ class Renewal:
         return error if cause is None else cause.error
 
 
-async def renew(identity: Identity, transport: Transport) -> tuple[Identity, Addresses | None]:
-    """Gets the member's next certificate, stores it on disk, and then uses it for new calls.
+async def _with_addresses(identity: Identity, present: Addresses | None, standby: str | None) -> Identity:
+    """Keeps the coordinator's present addresses, if it tells them. A failure is logged: the addresses in use work."""
+    if present is None:
+        return identity
+    try:
+        return await asyncio.to_thread(keep_addresses, identity, present, standby)
+    except (PluralError, OSError) as error:
+        log.warning("addresses.not_kept", problem=str(error))
+        return identity
 
-    Returns the new identity, and the coordinator's present addresses if it tells them.
+
+async def renew(identity: Identity, transport: Transport, standby: str | None = None) -> Identity:
+    """Gets the member's next certificate, stores it on disk, and then uses it for new calls. Returns the new identity.
+
+    standby: the configured address of a second coordinator; None if there is none.
 
     Calls that are under way end on the old channel, with the old certificate.
     Raises a subclass of NoAnswer, StorageFull, or an error that the proto file lists for EnrolmentService.Renew.
@@ -135,4 +141,4 @@ async def renew(identity: Identity, transport: Transport) -> tuple[Identity, Add
     answer = await transport.renew(make_request(key, identity.membership.name))
     renewed = await asyncio.to_thread(save_renewal, identity, key, answer.chain_pem)
     transport.use(renewed)
-    return renewed, answer.addresses
+    return await _with_addresses(renewed, answer.addresses, standby)
