@@ -1,17 +1,17 @@
-"""Measures how many embedded answers are scored in a second: all together, and in a loop over questions.
+"""Measures how many answers the predictor of each preset scores in a second, in three ways.
 
 .venv/bin/python benchmarks/scoring.py [--questions 4000] [--repeats 5] [--device cuda]
 
-The script also measures how memory grows with the number of questions. The predictor has the paper's size (128 wide, six
-layers) and random weights; the context has 20 questions of 5 options, embedded in 384 dimensions. Results are medians of pairs
-that are measured one after the other. The two ways must give the same shares.
+From features: the model has read the texts before, for another group; the features do not depend on the group. From embeddings:
+the texts are embedded already. Question by question: from embeddings, one call for each question. The script also measures how
+memory grows when ten times as many questions are scored from embeddings. The weights are random; the context has 20 questions of
+5 options; an option has a question's and its own vector of 384 numbers. Figures are medians of measurements that take turns.
 """
 
 import argparse
 import resource
 import statistics
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -23,11 +23,11 @@ from pluralllm.client.work.train import pick_device
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
 from pluralllm.common.predictor.model import new_predictor
-from pluralllm.common.words.predictors import NeuralProcess
+from pluralllm.common.words.predictors import parse_predictor
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding
+from pluralllm.common.words.spec import PRESETS, Embedding, preset_values
 
-OPTIONS, DIMENSION, CONTEXT = 5, 384, 20
+OPTIONS, DIMENSION, CONTEXT = 5, 768, 20
 MB = 1024
 
 
@@ -59,41 +59,59 @@ def resident_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
 
 
+def measure(name: str, predictor: GroupPredictor, count: int, repeats: int, device: torch.device) -> str:
+    """Returns the line of one predictor: answers a second, and how close the three ways are.
+
+    name: shown in the line. count: number of questions. repeats: how often everything is measured.
+    """
+    rng = np.random.default_rng(1)
+    vectors = unit(rng, count * OPTIONS)
+    questions = [question_of(number) for number in range(count)]
+    features = predictor.features(questions[:100])
+    features = features.repeat(-(-count // 100), 1)[: count * OPTIONS]
+    list(predictor.predict_embedded(vectors[: 100 * OPTIONS], questions[:100]))
+    seconds_by_way: dict[str, list[float]] = {"features": [], "together": [], "alone": []}
+    for _ in range(repeats):
+        seconds_by_way["features"].append(
+            seconds(lambda: list(predictor.predict_features(features, questions)), device)
+        )
+        seconds_by_way["together"].append(seconds(lambda: list(predictor.predict_embedded(vectors, questions)), device))
+        seconds_by_way["alone"].append(seconds(lambda: list(one_by_one(predictor, vectors, questions)), device))
+    pairs = zip(predictor.predict_embedded(vectors, questions), one_by_one(predictor, vectors, questions), strict=True)
+    difference = max(float(np.abs(one.shares - other.shares).max()) for one, other in pairs)
+    rates = {way: count * OPTIONS / statistics.median(taken) for way, taken in seconds_by_way.items()}
+    before_mb = resident_mb()
+    for answer in predictor.predict_embedded(np.tile(vectors, (10, 1)), questions * 10):
+        assert answer.shares.size == OPTIONS
+    grown_mb = max(0.0, resident_mb() - before_mb - 10 * vectors.nbytes / MB**2)
+    return (
+        f"| {name} | {rates['features']:,.0f} | {rates['together']:,.0f} | {rates['alone']:,.0f} | {difference:.1e} | "
+        f"{grown_mb:.0f} MB |"
+    )
+
+
+def question_of(number: int) -> Question:
+    return Question(f"question {number}", tuple(f"option {k}" for k in range(OPTIONS)), (1 / OPTIONS,) * OPTIONS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    device, rng = pick_device(arguments.device), np.random.default_rng(0)
+    device = pick_device(arguments.device)
     torch.manual_seed(0)
-    model = new_predictor(NeuralProcess(), Embedding(model="none", dimension=DIMENSION, templates=("{option}",)))
-    context = [
-        Question(f"q{n}", tuple(f"o{k}" for k in range(OPTIONS)), (1 / OPTIONS,) * OPTIONS) for n in range(CONTEXT)
-    ]
-    predictor = GroupPredictor(model, cast("Embedder", RandomVectors(rng)), "g", context, device)
-    points = unit(rng, arguments.questions * OPTIONS)
-    questions = [replace(context[0], text=f"question {number}") for number in range(arguments.questions)]
-    list(predictor.predict_embedded(points[: 100 * OPTIONS], questions[:100]))
-    together, alone = [], []
-    for _ in range(arguments.repeats):
-        together.append(seconds(lambda: list(predictor.predict_embedded(points, questions)), device))
-        alone.append(seconds(lambda: list(one_by_one(predictor, points, questions)), device))
-    pairs = zip(predictor.predict_embedded(points, questions), one_by_one(predictor, points, questions), strict=True)
-    difference = max(float(np.abs(one.shares - other.shares).max()) for one, other in pairs)
-    ratios = [slow / quick for quick, slow in zip(together, alone, strict=True)]
-    answers = arguments.questions * OPTIONS
-    print(f"{torch.get_num_threads()} threads, {device}, {answers} answers of {arguments.questions} questions")
-    print(
-        f"together {answers / statistics.median(together):,.0f} answers/s, question by question "
-        f"{answers / statistics.median(alone):,.0f}: ratio {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}); shares within {difference:.1e}"
-    )
-    before_mb = resident_mb()
-    for answer in predictor.predict_embedded(np.tile(points, (10, 1)), questions * 10):
-        assert answer.shares.size == OPTIONS
-    grown_mb = resident_mb() - before_mb - 10 * points.nbytes / MB**2
-    print(f"ten times as many: memory grows by {max(0.0, grown_mb):.0f} MB beside the embeddings themselves")
+    print(f"{torch.get_num_threads()} threads, {device}, {arguments.questions * OPTIONS} answers; answers a second:")
+    print("| predictor | from features | from embeddings | question by question | shares differ by | memory grows by |")
+    print("|---|---|---|---|---|---|")
+    contract = Embedding(model="none", dimension=DIMENSION)
+    for preset in PRESETS:
+        config = parse_predictor(preset_values(preset)["predictor"])
+        embedder = cast("Embedder", RandomVectors(np.random.default_rng(0)))
+        context = [question_of(number) for number in range(CONTEXT)]
+        predictor = GroupPredictor(new_predictor(config, contract), embedder, "g", context, device)
+        print(measure(preset, predictor, arguments.questions, arguments.repeats, device), flush=True)
 
 
 if __name__ == "__main__":

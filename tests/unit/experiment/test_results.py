@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.synthetic_results import SMALL, TEST, write_results
+from support.synthetic_results import SMALL, TEST, TRAIN, VALIDATION, write_results
 
 from pluralllm.common.errors.tree import InvalidResults
 from pluralllm.experiment.results import question_number, read_results
@@ -36,8 +36,10 @@ def test_results_are_read_as_columns(whole: Path) -> None:
     scores = default.scores[0]
     assert len(scores.question) == len(scores.kind) == len(scores.distance) == len(scores.error) > 0
     assert set(scores.draw.tolist()) == {0, 1}
+    assert default.gains[0].gain == pytest.approx(0.023)
+    assert {one.group for one in default.gains} == {*TRAIN, *VALIDATION, *TEST}
     uniform = next(result for result in results if result.method == "uniform")
-    assert uniform.points == ()
+    assert (uniform.points, uniform.gains) == ((), ())
     assert np.isnan(uniform.scores[0].log_std).all()
 
 

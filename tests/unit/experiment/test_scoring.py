@@ -1,5 +1,6 @@
 """An experiment's scores equal those of the predictor, question by question."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from support.small_survey import KERNEL, small_group, small_spec
 from pluralllm.common.predictor.data import Episode, log_softmax_by_question, make_batch
 from pluralllm.common.predictor.metrics import js_distance
 from pluralllm.experiment.federated import first_values
-from pluralllm.experiment.scoring import Scorer, alignment, episode_of, own_episode
+from pluralllm.experiment.scoring import Scorer, alignment, episode_of, gain_of, own_episode
 from pluralllm.experiment.stacked import StackedPredictors
 
 CPU = torch.device("cpu")
@@ -36,6 +37,34 @@ def test_scores_are_those_of_the_predictor_question_by_question(predictor: dict[
         assert scored.log_std == pytest.approx(np.log(np.sqrt(np.mean(spreads[points] ** 2))), abs=1e-5)
         at = points.stop
     assert alignment([question_scores]) == pytest.approx(1 - np.mean([scored.distance for scored in question_scores]))
+
+
+@pytest.mark.parametrize("predictor", [{}, KERNEL], ids=["tnp-d/1", "fourier-kernel/1"])
+def test_another_groups_context_predicts_the_same_questions_from_its_own_answers(predictor: dict[str, Any]) -> None:
+    spec, own, other = small_spec({"predictor": predictor}), small_group("a", seed=1), small_group("b", seed=2)
+    scorer, context, targets = Scorer(spec, first_values(spec), own, CPU), (0, 3, 5), (7, 1, 2)
+    disguised = replace(own, shares=other.shares, questions=other.questions)
+    expected = Scorer(spec, first_values(spec), disguised, CPU).shares(Episode(context, targets))
+    foreign = scorer.score_with_another(targets, other, context)
+    for score, shares in zip(foreign, expected.values(), strict=True):
+        assert score.distance == pytest.approx(js_distance(shares, own.questions[score.question].shares), abs=1e-5)
+    assert scorer.score_with_another(targets, own, context) == scorer.score(Episode(context, targets))
+
+
+def test_the_context_gain_compares_the_mean_over_other_groups_and_draws_for_the_same_targets() -> None:
+    spec, own = small_spec({"predictor": KERNEL}), small_group("a", seed=1)
+    others = [small_group(name, seed=seed) for name, seed in (("b", 2), ("c", 3))]
+    scorer = Scorer(spec, first_values(spec), own, CPU)
+    episodes = [Episode((0, 3), (7, 1)), Episode((4, 5), (7, 2, 9))]
+    contexts = {("b", 0): (1, 2), ("b", 1): (3,), ("c", 0): (9, 8), ("c", 1): (5, 6)}
+    own_score, foreign = gain_of(scorer, episodes, others, lambda data, draw: contexts[data.group, draw])
+    assert own_score == pytest.approx(alignment(map(scorer.score, episodes)))
+    scores = [
+        scorer.score_with_another(episode.targets, data, contexts[data.group, draw])
+        for draw, episode in enumerate(episodes)
+        for data in others
+    ]
+    assert foreign == pytest.approx(alignment(scores))
 
 
 def test_shares_are_by_question_and_sum_to_one() -> None:

@@ -1,11 +1,12 @@
 """The table of methods: scores, confidence intervals over questions, and differences."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pluralllm.experiment.results import QuestionKind, Result, Scores, question_number
+from pluralllm.experiment.results import ContextScores, QuestionKind, Result, Scores, question_number
 from pluralllm.experiment.summary import (
     Estimate,
     Line,
@@ -145,6 +146,29 @@ def test_seeds_that_differ_have_a_deviation() -> None:
     results = [alike("a", ["g"], DISTANCES, shift=0.01 * seed, seed=seed) for seed in range(3)]
     assert table(results, Selection())[0].seed_deviation == pytest.approx(0.01)
     assert table(results[:1], Selection())[0].seed_deviation is None
+
+
+@pytest.mark.parametrize(("gain", "ignores"), [(0.0051, False), (0.0049, True), (-0.2, True)])
+def test_a_line_has_the_context_gain_of_its_part_and_size_and_says_when_the_context_does_not_matter(
+    gain: float, ignores: bool
+) -> None:
+    seeds = [
+        replace(
+            alike("a", ["g"], DISTANCES, seed=seed),
+            gains=(
+                ContextScores("g", "test", 20, 0.8, 0.8 - gain + shift),
+                ContextScores("h", "test", 20, 0.7, 0.7 - gain - shift),
+                ContextScores("g", "test", 5, 0.9, 0.1),
+                ContextScores("g", "train", 20, 0.9, 0.1),
+            ),
+        )
+        for seed, shift in enumerate((0.1, 0.02))
+    ]
+    (line,) = table(seeds, Selection())
+    assert line.context_gain == pytest.approx(gain)
+    assert line.ignores_context is ignores
+    (baseline,) = table([alike("uniform", ["g"], DISTANCES)], Selection())
+    assert (baseline.context_gain, baseline.ignores_context) == (None, False)
 
 
 def test_means_say_over_how_many_groups_they_are() -> None:

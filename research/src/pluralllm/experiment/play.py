@@ -17,11 +17,12 @@ from pluralllm.experiment.alone import centralize, train_alone
 from pluralllm.experiment.baselines import TrainingMean
 from pluralllm.experiment.federated import Point, federate, first_values
 from pluralllm.experiment.groups import Groups, embed_groups, embedding_digest
-from pluralllm.experiment.records import Provenance, Record, distribution_record, final_record
-from pluralllm.experiment.scoring import Scorer, alignment, chosen_questions, episode_of, own_episode
+from pluralllm.experiment.records import Provenance, Record, distribution_record, final_record, gain_record
+from pluralllm.experiment.scoring import Scorer, alignment, chosen_questions, episode_of, gain_of, own_episode
 from pluralllm.experiment.spec import Experiment, Method
 from pluralllm.experiment.stacked import Flat
 
+OTHER_GROUPS = 5  # at most, whose contexts are tried in the place of a group's own
 Models = dict[str, Flat]  # by group: the values of the predictor that is scored for it
 
 
@@ -112,6 +113,24 @@ class Player:
             for context in self._setting.experiment.contexts_of(name):
                 episodes = (episode_of(spec, groups[name], group_part, context, draw) for draw in range(scoring.draws))
                 yield final_record(groups[name], group_part, context, list(map(scorer.score, episodes)), mean.kind_of)
+            yield from self._gain(spec, groups, name, scorer)
+
+    def _gain(self, spec: RunSpec, groups: Groups, name: str, scorer: Scorer) -> Iterator[Record]:
+        """Yields a group's scores with its own context and with those of other groups of its part, if there are any.
+
+        At most OTHER_GROUPS groups are taken, the next ones in alphabetical order.
+        """
+        scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
+        group_part, size = data.part_of(name), scoring.main_context
+        names = sorted(group for group in groups if data.part_of(group) == group_part)
+        following = (names * 2)[names.index(name) + 1 : names.index(name) + len(names)]
+        others = [groups[other] for other in following[:OTHER_GROUPS]]
+        if others:
+            episodes = [own_episode(spec, groups[name], group_part, size, draw) for draw in range(scoring.draws)]
+            own, another = gain_of(
+                scorer, episodes, others, lambda other, draw: episode_of(spec, other, group_part, size, draw).context
+            )
+            yield gain_record(groups[name], group_part, size, own, another)
 
     def _distributions(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
         """Yields records of predicted and true shares, for the questions that were answered by the most test groups."""

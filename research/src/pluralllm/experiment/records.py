@@ -123,6 +123,15 @@ def final_record(
     return {"kind": "final", "group": data.group, "part": group_part, "context": context, "draws": rows}
 
 
+def gain_record(data: GroupData, group_part: str, context: int, own: float, another: float) -> Record:
+    """Returns the record of a group's alignment scores with its own context and with other groups' contexts.
+
+    group_part: train, validation or test. context: number of context questions.
+    """
+    scores = {"own": round(own, 6), "another": round(another, 6)}
+    return {"kind": "context_gain", "group": data.group, "part": group_part, "context": context, **scores}
+
+
 def distribution_record(
     data: GroupData, group_part: str, context: int, number: int, shares: NDArray[np.float32]
 ) -> Record:

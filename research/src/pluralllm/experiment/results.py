@@ -67,6 +67,22 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextScores:
+    """Alignment scores of one group for the same questions with its own context, and with other groups' contexts."""
+
+    group: str
+    part: str
+    context: int
+    own: float
+    another: float
+
+    @property
+    def gain(self) -> float:
+        """The context gain. Near 0, the predictions do not depend on the group."""
+        return self.own - self.another
+
+
+@dataclass(frozen=True, slots=True)
 class Distribution:
     """Predicted and true shares of a question's options in one group."""
 
@@ -87,6 +103,7 @@ class Result:
     points: tuple[Point, ...]
     scores: tuple[Scores, ...]
     distributions: tuple[Distribution, ...]
+    gains: tuple[ContextScores, ...] = ()  # empty for a baseline and in results of earlier releases
 
     @property
     def method(self) -> str:
@@ -133,6 +150,7 @@ def read_result(path: Path) -> Result:
     points: list[Point] = []
     scores: list[Scores] = []
     distributions: list[Distribution] = []
+    gains: list[ContextScores] = []
     header: Record | None = None
     number = 0
     try:
@@ -147,6 +165,8 @@ def read_result(path: Path) -> Result:
                     scores.append(_scores(record))
                 case "distribution":
                     distributions.append(_distribution(record))
+                case "context_gain":
+                    gains.append(_context_scores(record))
     except Unreadable as error:
         raise InvalidResults(path=str(path), problem=error.problem) from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -156,7 +176,7 @@ def read_result(path: Path) -> Result:
     if not scores:
         problem = "it ends before the final scores; delete it and run the experiment again, which makes what is missing"
         raise InvalidResults(path=str(path), problem=problem)
-    return Result(header, tuple(points), tuple(scores), tuple(distributions))
+    return Result(header, tuple(points), tuple(scores), tuple(distributions), tuple(gains))
 
 
 @cache
@@ -204,6 +224,11 @@ def _scores(record: Record) -> Scores:
         numbers[:, 1],
         numbers[:, 2],
     )
+
+
+def _context_scores(record: Record) -> ContextScores:
+    scores = float(record["own"]), float(record["another"])
+    return ContextScores(str(record["group"]), str(record["part"]), int(record["context"]), *scores)
 
 
 def _distribution(record: Record) -> Distribution:

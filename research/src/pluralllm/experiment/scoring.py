@@ -14,7 +14,7 @@ model's width. A point is one option of one question.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from pluralllm.common.predictor.architecture import layout_for
-from pluralllm.common.predictor.data import Episode, GroupData, log_softmax_by_question, make_batch, make_points
+from pluralllm.common.predictor.data import Episode, GroupData, log_softmax_by_question, make_points
 from pluralllm.common.predictor.interface import PreferencePredictor
 from pluralllm.common.predictor.metrics import js_distances
 from pluralllm.common.predictor.model import load_weights, new_predictor
@@ -94,25 +94,55 @@ class Scorer:
 
     def score(self, episode: Episode) -> list[Scored]:
         """Returns the score of each target question of the episode."""
-        return scored(self._data, episode.targets, *self._predict(episode))
+        return scored(self._data, episode.targets, *self._predict(episode.targets, self._data, episode.context))
+
+    def score_with_another(self, targets: Sequence[int], other: GroupData, context: Sequence[int]) -> list[Scored]:
+        """Returns the scores of target questions that are predicted from another group's answers.
+
+        targets: numbers of the target questions within the scored group. context: numbers of questions within the group `other`.
+        """
+        return scored(self._data, targets, *self._predict(targets, other, context))
 
     def shares(self, episode: Episode) -> dict[int, NDArray[np.float32]]:
         """Returns the predicted shares of the options of each target question, by the question's number within the group."""
-        shares, _ = self._predict(episode)
+        shares, _ = self._predict(episode.targets, self._data, episode.context)
         return dict(zip(episode.targets, np.split(shares, starts_of(self._data, episode.targets)[1:]), strict=True))
 
     @torch.no_grad()
-    def _predict(self, episode: Episode) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _predict(
+        self, targets: Sequence[int], answering: GroupData, context: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Returns the predicted shares and the logarithms of their standard deviations, for all options of the target questions.
 
         Shapes: (T,) each, where T is the number of options of all target questions.
         """
-        batch = make_batch([(self._data, episode)]).to(self._device)
-        context = self._model.encode_context(batch.context, batch.context_shares)
-        points = torch.from_numpy(self._data.points(episode.targets)).to(self._device)  # (T,)
-        predicted = self._model.predict_embedded(context, self._targets[:, points])  # (1, T)
-        log_shares = log_softmax_by_question(predicted.mean, batch.targets.question, batch.questions)  # (1, T)
+        points = make_points([(answering, context)]).to(self._device)
+        answers = torch.from_numpy(answering.shares[answering.points(context)]).to(self._device)[None]  # (1, C)
+        index = torch.from_numpy(self._data.points(targets)).to(self._device)  # (T,)
+        predicted = self._model.predict_embedded(self._model.encode_context(points, answers), self._targets[:, index])
+        number = torch.from_numpy(np.repeat(np.arange(len(targets)), np.diff(self._data.offsets)[list(targets)]))
+        log_shares = log_softmax_by_question(predicted.mean, number.to(self._device)[None], len(targets))  # (1, T)
         return log_shares[0].exp().cpu().numpy(), predicted.log_std[0].cpu().numpy()
+
+
+def gain_of(
+    scorer: Scorer,
+    episodes: Sequence[Episode],
+    others: Sequence[GroupData],
+    context_of: Callable[[GroupData, int], Sequence[int]],
+) -> tuple[float, float]:
+    """Returns a group's alignment score with its own context, and with other groups' contexts, for the same target questions.
+
+    episodes: the group's own episodes, one for each draw. others: the other groups; the second score is the mean over them.
+    context_of: returns the context questions of another group for a draw.
+    """
+    own = alignment(map(scorer.score, episodes))
+    foreign = (
+        scorer.score_with_another(episode.targets, other, context_of(other, draw))
+        for draw, episode in enumerate(episodes)
+        for other in others
+    )
+    return own, alignment(foreign)
 
 
 def predictor_of(spec: RunSpec, values: Flat) -> PreferencePredictor:

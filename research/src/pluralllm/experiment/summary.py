@@ -11,17 +11,18 @@ Shapes: G groups, Q questions, S seeds, R resamples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
+from pluralllm.common.predictor.metrics import LEAST_CONTEXT_GAIN, coefficient_of_variation, fairness_index
 from pluralllm.experiment.results import Floats, QuestionKind, Result, Scores
 
 NOT_WITHHELD = (QuestionKind.ANSWERED, QuestionKind.UNANSWERED)
 RESAMPLES = 1000
 LEVEL = 0.95
+IGNORES_CONTEXT = "these predictions do not depend on the group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,13 @@ class Line:
     groups: dict[str, Estimate]
     mean_over_seeds: tuple[float, ...]  # one for each seed
     seed_deviation: float | None  # standard deviation of the mean over seeds; None with one seed
+    # Mean over groups and seeds of the score with the own context minus the score with another group's; None if not measured.
+    context_gain: float | None = None
+
+    @property
+    def ignores_context(self) -> bool:
+        """Whether the predictions were measured not to depend on the group."""
+        return self.context_gain is not None and self.context_gain < LEAST_CONTEXT_GAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +134,23 @@ def table(results: Sequence[Result], selection: Selection) -> list[Line]:
     for method, runs in methods_of(results).items():
         tally = tally_of(runs, selection, questions)
         if tally is not None:
-            lines.append(_line(method, tally, weights))
+            lines.append(replace(_line(method, tally, weights), context_gain=context_gain(runs, selection)))
     return sorted(lines, key=lambda line: (-line.mean.value, line.method))
+
+
+def context_gain(runs: Sequence[Result], selection: Selection) -> float | None:
+    """Returns the mean context gain over the groups of a part and all seeds; None if it was not measured for this context size.
+
+    runs: the method's results, one for each seed. The kinds and draws of the selection do not matter.
+    """
+    place = selection.part, selection.context
+    gains = [one.gain for result in runs for one in result.gains if (one.part, one.context) == place]
+    return float(np.mean(gains)) if gains else None
+
+
+def gain_text(gain: float | None) -> str:
+    """Returns a context gain as text with its sign; a dash if it was not measured."""
+    return "-" if gain is None else f"{gain:+.4f}"
 
 
 def over_how_many(lines: Sequence[Line]) -> str:

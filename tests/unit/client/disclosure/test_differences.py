@@ -15,7 +15,7 @@ from pluralllm.client.disclosure.differences import (
     held_out_difference,
     summary,
 )
-from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.disclosure.policy import EXAMINED_PRESETS, Policy
 from pluralllm.common.words.spec import PRESETS, GroupRole, RunSpec, load_spec, merge, preset_values, spec_from_toml
 
 EXAMPLES = Path(__file__).parents[4] / "deploy" / "examples"
@@ -37,23 +37,30 @@ def fields_of(spec: RunSpec, **policy: Any) -> list[str]:
     return [difference.field for difference in differences_of(Policy(**policy), spec)]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", EXAMINED_PRESETS)
 def test_a_run_with_the_settings_of_a_preset_needs_no_consent(preset: str) -> None:
     assert differences_of(Policy(), spec_of(preset)) == ()
+
+
+@pytest.mark.parametrize("preset", sorted({*PRESETS} - {*EXAMINED_PRESETS}))
+def test_a_preset_that_was_not_examined_needs_consent_unless_the_policy_lists_it(preset: str) -> None:
+    assert "predictor.architecture" in fields_of(spec_of(preset))
+    assert fields_of(spec_of(preset), allowed_presets=[preset]) == []
+    assert fields_of(spec_of(preset, training={"local_steps": 1}), allowed_presets=[preset]) == ["training.local_steps"]
 
 
 def test_the_sample_run_needs_no_consent() -> None:
     assert differences_of(Policy(), load_spec(EXAMPLES / "run.toml")) == ()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", EXAMINED_PRESETS)
 def test_a_new_spec_and_one_that_names_the_embedding_model_only_need_no_consent(preset: str) -> None:
     assert differences_of(Policy(), spec_from_toml(new_spec(preset=preset), "new")) == ()
     least = f'preset = "{preset}"\n[embedding]\nmodel = "any"\ndimension = 8\n'
     assert differences_of(Policy(), spec_from_toml(least, "least")) == ()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", EXAMINED_PRESETS)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -118,7 +125,7 @@ def test_each_setting_that_is_not_the_presets_needs_consent(table: str, field: s
     assert len(named) == len(changes)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", EXAMINED_PRESETS)
 def test_the_format_without_limits_on_one_members_part_needs_consent(preset: str) -> None:
     assert fields_of(spec_of(preset, format="pluralllm.run/1")) == ["format"]
 

@@ -33,7 +33,10 @@ def policy_of(folder: Path, text: str) -> Policy:
             "gradients unknown; allowed: alignment_score, base_distance, loss, wasserstein",
         ),
         ("max_rounds = ", "not TOML"),
-        ('allowed_presets = ["defualt"]', "allowed_presets.0: unknown preset; allowed: default, paper, or * for"),
+        (
+            'allowed_presets = ["defualt"]',
+            "allowed_presets.0: unknown preset; allowed: default, paper, fourier, or * for",
+        ),
         ("min_questions_behind = 0", "min_questions_behind: Input should be greater than 0"),
         ("max_task_minutes = inf", "max_task_minutes: Input should be a finite number"),
         ("max_worker_memory_gib = 0.0", "max_worker_memory_gib: Input should be greater than 0"),

@@ -101,7 +101,7 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         (f"{MINIMAL}[aggregation]\nfairness = 0.0\n", "aggregation.fairness: Input should be greater than 0"),
         (f"{MINIMAL}[aggregation]\nfairness = inf\n", "aggregation.fairness: Input should be a finite number"),
         (f"{MINIMAL}min_cosine = 0.99\n", "embedding.min_cosine: Input should be greater than or equal to 0.999"),
-        (f'preset = "best"\n{MINIMAL}', "allowed: default, paper"),
+        (f'preset = "best"\n{MINIMAL}', "allowed: default, paper, fourier"),
         ("rounds = \n", "not TOML"),
     ],
 )

@@ -30,6 +30,8 @@ NEW_KEYS = frozenset(
         "max_runs_a_day",
     }
 )
+# The presets whose updates were examined for what they show of the answers. Runs of the other presets wait for consent.
+EXAMINED_PRESETS = ("default", "paper")
 ANY_SPEC = "*"  # in allowed_presets: the client takes part in runs of any settings, without asking
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -61,7 +63,7 @@ class Policy(BaseModel):
     # A pattern without @REVISION allows every revision, also one that a stranger proposed.
     allowed_embedding_models: tuple[str, ...] = ("sentence-transformers/*@main",)
     # A run with other settings waits for the owner's consent: settings alone can make an update that shows every answer.
-    allowed_presets: tuple[Preset, ...] = PRESETS
+    allowed_presets: tuple[Preset, ...] = EXAMINED_PRESETS
     # Limits on what leaves this machine. The consents and budgets are in the state directory, in the folder disclosure.
     min_cohort: PositiveInt = 3  # clients in each published model: from two, each learns the other's update
     min_questions_behind: PositiveInt = 30  # of this group, behind each number that leaves

@@ -98,11 +98,14 @@ class GroupPredictor:
         """Yields the predicted answers of one call of the model. features: (P, d), P options of all questions."""
         with torch.no_grad():
             predicted = self._model.predict_embedded(self._context, features[None])
-        mean, log_std = predicted.mean[0].cpu().numpy(), predicted.log_std[0].cpu().numpy()  # (P,) each
-        parts = np.cumsum([len(question.options) for question in questions])[:-1]
-        for means, spreads in zip(np.split(mean, parts), np.split(np.exp(log_std), parts), strict=True):
-            raised = np.exp(means - means.max())
-            yield PredictedAnswer(raised / raised.sum(), spreads, means)
+        means, spreads = predicted.mean[0].cpu().numpy(), predicted.log_std[0].exp().cpu().numpy()  # (P,) each
+        sizes = np.array([len(question.options) for question in questions])  # (Q,)
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
+        raised = np.exp(means - np.repeat(np.maximum.reduceat(means, starts), sizes))  # (P,)
+        shares = raised / np.repeat(np.add.reduceat(raised, starts), sizes)  # (P,)
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            yield PredictedAnswer(shares[start:end], spreads[start:end], means[start:end])
 
     def _points(self, embedded: NDArray[np.float32], questions: Sequence[Question]) -> Points:
         """Returns the options of the questions as the only row of a batch. embedded: (P, D)."""

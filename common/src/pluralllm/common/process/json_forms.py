@@ -154,7 +154,8 @@ METHODS = Form(
     ("pluralllm experiment table",),
     {
         "methods": "list, best first: `method`, `seeds`, `questions`; `mean`, `worst`, `fairness`, `variation` and each of "
-        "`groups` with `value`, `low`, `high`; `worst_group`, `mean_over_seeds`, `seed_deviation` (null with one seed)"
+        "`groups` with `value`, `low`, `high`; `worst_group`, `mean_over_seeds`, `seed_deviation` (null with one seed), "
+        "`context_gain` (null if not measured)"
     },
 )
 DATA_CHECK = Form(

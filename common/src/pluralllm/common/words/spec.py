@@ -22,7 +22,7 @@ from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
 from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, Name, NoNul, Positive, Seconds, Seed, SpecPart
 from pluralllm.common.words.templates import check_template
 
-PRESETS = ("default", "paper")
+PRESETS = ("default", "paper", "fourier")
 
 # A spec comes from another machine. Its sender chooses how much work the reader has, so every size has a bound.
 MAX_SPEC_BYTES = 256 * 1024  # of a spec's JSON, as it is sent and as it is stored

@@ -90,8 +90,17 @@ def table_of(
 
     Choose a method by the validation groups, and report the test groups.
     """
-    from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415 - numpy, only here
-    from pluralllm.experiment.summary import Selection, contexts_of, left_out, over_how_many, table  # noqa: PLC0415
+    from pluralllm.common.predictor.metrics import LEAST_CONTEXT_GAIN  # noqa: PLC0415 - numpy, only here
+    from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415
+    from pluralllm.experiment.summary import (  # noqa: PLC0415
+        IGNORES_CONTEXT,
+        Selection,
+        contexts_of,
+        gain_text,
+        left_out,
+        over_how_many,
+        table,
+    )
 
     if groups not in PARTS:
         raise InvalidArgument(field="--part", problem=f"is {groups!r}, allowed: {', '.join(PARTS)}")
@@ -107,7 +116,7 @@ def table_of(
         sizes = ", ".join(str(size) for size in contexts_of(results))
         problem = f"no {PARTS[groups]} were scored with {context} context questions; scored were sizes {sizes}"
         raise InvalidArgument(field="--context", problem=problem)
-    columns = ("method", "seeds", "mean alignment", "SD of seeds", "worst", "in", "fairness", "CoV")
+    columns = ("method", "seeds", "mean alignment", "SD of seeds", "worst", "in", "context gain", "fairness", "CoV")
     left_out_methods = left_out(results, groups, context)
     without = f", without {', '.join(left_out_methods)}: too few questions" if left_out_methods else ""
     title = f"{PARTS[groups]}, means {over_how_many(lines)}, {context} context questions{without}"
@@ -121,10 +130,13 @@ def table_of(
             "-" if line.seed_deviation is None else f"{line.seed_deviation:.4f}",
             f"{worst.value:.4f} ({worst.low:.4f} to {worst.high:.4f})",
             line.worst_group,
+            gain_text(line.context_gain),
             f"{line.fairness.value:.4f}",
             f"{line.variation.value:.4f}",
         )
     show(METHODS, {"methods": [asdict(line) for line in lines]}, as_json=as_json, screen=lambda _: screen)
+    if not as_json and (blind := [line.method for line in lines if line.ignores_context]):
+        say(f"{IGNORES_CONTEXT} (context gain below {LEAST_CONTEXT_GAIN}): {', '.join(blind)}")
 
 
 @app.command()

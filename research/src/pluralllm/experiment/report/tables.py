@@ -9,7 +9,7 @@ from pluralllm.experiment.report.findings import amount, bounds
 from pluralllm.experiment.report.page import Row, Table
 from pluralllm.experiment.report.study import Study
 from pluralllm.experiment.results import AXES, QuestionKind
-from pluralllm.experiment.summary import Estimate, over_how_many, table
+from pluralllm.experiment.summary import IGNORES_CONTEXT, Estimate, Line, gain_text, over_how_many, table
 
 USUAL_THRESHOLDS = (0.75, 0.78)
 NOT_THERE = "–"
@@ -32,6 +32,7 @@ def methods_table(study: Study) -> Table:
             stacked(line.mean),
             NOT_THERE if line.seed_deviation is None else f"{line.seed_deviation:.4f}",
             f"{line.worst.value:.3f} {line.worst_group}\n{bounds(line.worst)}",
+            NOT_THERE if line.context_gain is None else gain_cell(line),
             *(stacked(lines[line.method].mean) if line.method in lines else NOT_THERE for lines in kinds),
             f"{line.fairness.value:.4f}",
             stacked(line.variation),
@@ -46,6 +47,7 @@ def methods_table(study: Study) -> Table:
             "mean alignment",
             "SD over seeds",
             "worst group",
+            "context gain",
             "questions trained on",
             "nobody's questions",
             "withheld questions",
@@ -60,9 +62,17 @@ def methods_table(study: Study) -> Table:
             "Mean and worst: questions that are not withheld, whether training groups have them or not; then each kind alone. "
             "Withheld: kept from every group's training, by hash. Small: 95 % intervals by bootstrap over questions, a question "
             "drawn in all groups, draws and seeds at once. Worst group: the lowest of the groups' scores, each the mean over "
-            "draws and seeds. In italics: guesses that need no training; the mean of training groups needs their data in one "
+            "draws and seeds. Context gain: the score with the group's own context minus the one with another group's, for the "
+            "same questions. In italics: guesses that need no training; the mean of training groups needs their data in one "
             "place. Anything chosen is chosen by validation."
         ),
+    )
+
+
+def gain_cell(line: Line) -> str:
+    """Formats a method's context gain, with a second line if the predictions do not depend on the group."""
+    return (
+        f"{gain_text(line.context_gain)}\n{IGNORES_CONTEXT}" if line.ignores_context else gain_text(line.context_gain)
     )
 
 
