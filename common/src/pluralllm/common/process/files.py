@@ -52,7 +52,7 @@ def publish(source: Path, target: Path) -> None:
     try:
         with _opened(source, os.O_RDONLY) as handle:
             _hand_over(handle, source.parent)
-            os.fsync(handle)
+        sync_file(source)
     except OSError:
         with contextlib.suppress(OSError):
             source.unlink()
@@ -78,12 +78,13 @@ def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
     """Makes a folder, and the folders above it, that do not exist yet. They belong to the owner of the folder that exists."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
+    missing = [folder]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    if folder.is_dir():
+        return
     for made in reversed(missing):
-        made.mkdir(mode=mode, exist_ok=True)  # raises FileExistsError if it is a file
+        made.mkdir(mode=mode, exist_ok=True)  # raises FileExistsError or NotADirectoryError where there is a file
         with _opened(made, os.O_RDONLY | os.O_DIRECTORY) as handle:
             _hand_over(handle, made.parent)
 
