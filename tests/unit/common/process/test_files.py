@@ -138,6 +138,14 @@ def test_a_folder_is_made_with_its_rights_and_a_file_is_no_folder(tmp_path: Path
         make_folder(tmp_path / "file")
 
 
+def test_a_path_that_begins_with_a_tilde_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidConfig, match="has not put your home folder in the place of ~"):
+        make_folder(Path("~/state"))
+    assert list(tmp_path.iterdir()) == []
+    make_folder(Path("a/~"))
+
+
 def test_a_damaged_state_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(InvalidConfig, match=r"state.json is not valid:\n  it is damaged: not JSON"):

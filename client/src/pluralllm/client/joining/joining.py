@@ -19,6 +19,7 @@ from pluralllm.common.errors.membership import (
     InviteInvalid,
 )
 from pluralllm.common.errors.tree import Unreachable
+from pluralllm.common.text.reading import Unreadable, text_of
 from pluralllm.common.trust.certificates import fingerprint_of_certificate, make_request, spoken
 from pluralllm.common.trust.handshake import handshake
 from pluralllm.common.trust.identity import (
@@ -108,7 +109,13 @@ def read_invite(source: str) -> Invite:
 
     Standard input keeps the invite out of the shell's history. Raises InviteInvalid for a damaged invite.
     """
-    return parse_invite(sys.stdin.read(MAX_INVITE_BYTES + 1)) if source == "-" else load_invite(source)
+    if source != "-":
+        return load_invite(source)
+    try:
+        text = text_of(sys.stdin.buffer.read(MAX_INVITE_BYTES + 1), Path("standard input"), MAX_INVITE_BYTES)
+    except Unreadable as error:
+        raise InviteInvalid(problem=str(error)) from error
+    return parse_invite(text)
 
 
 def joined_text(identity: Identity, *, awaiting_approval: bool) -> str:

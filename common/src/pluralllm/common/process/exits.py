@@ -19,7 +19,7 @@ BROKEN, USAGE, REFUSED, UNREACHABLE, REPLACED = 1, 2, 3, 4, 5
 SHOWN_FRAMES, MAX_SHOWN_CHARACTERS = 8, 500
 
 EXIT_CODES = (
-    "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 5 replaced, 130 interrupted."
+    "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 5 replaced, 130 or 143 interrupted."
 )
 
 

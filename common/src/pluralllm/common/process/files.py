@@ -77,7 +77,13 @@ def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
-    """Makes a folder, and the folders above it, that do not exist yet. They belong to the owner of the folder that exists."""
+    """Makes a folder, and the folders above it, that do not exist yet. They belong to the owner of the folder that exists.
+
+    Raises InvalidConfig for a path that begins with ~, which would make a folder of this name.
+    """
+    if folder.parts[:1] == ("~",):
+        problem = "  the shell has not put your home folder in the place of ~; write the whole path"
+        raise InvalidConfig(file=str(folder), problems=problem)
     missing = [folder]
     while not missing[-1].parent.exists():
         missing.append(missing[-1].parent)

@@ -42,6 +42,14 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
             content = file.read(max_bytes + 1)
     except OSError as error:
         raise _not_opened(path, error) from error
+    return text_of(content, path, max_bytes)
+
+
+def text_of(content: bytes, path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Returns the text that has these bytes, without a byte order mark. path: the name of the source, for the error.
+
+    Raises Unreadable if there are more than `max_bytes`, or if they are no text in UTF-8.
+    """
     if len(content) > max_bytes:
         raise Unreadable(path, f"it is too large: more than {max_bytes} bytes")
     _check_start(path, content)
