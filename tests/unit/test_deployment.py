@@ -46,6 +46,15 @@ def test_a_unit_waits_to_be_told_and_starts_a_command_there_is(name: str) -> Non
     assert run(sys.executable, "-m", module.replace("-", "."), verb, "--help").returncode == 0
 
 
+@pytest.mark.parametrize("name", UNITS)
+def test_a_reload_of_a_unit_opens_the_log_file_anew_in_a_folder_that_is_the_units(name: str) -> None:
+    unit = (DEPLOY / "systemd" / name).read_text()
+    assert "ExecReload=/bin/kill -HUP $MAINPID\n" in unit
+    assert "LogsDirectory=pluralllm\n" in unit
+    example = (DEPLOY / "examples" / ("coordinator.toml" if "server" in name else "client.toml")).read_text()
+    assert 'log_file = "/var/log/pluralllm/' in example
+
+
 def test_the_coordinator_may_open_as_many_files_as_it_sets_itself_in_a_unit_and_in_a_container() -> None:
     unit = (DEPLOY / "systemd" / "pluralllm-server.service").read_text()
     assert re.findall(r"^LimitNOFILE=(\d+)$", unit, re.MULTILINE) == [str(open_files.TARGET)]

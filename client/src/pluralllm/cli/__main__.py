@@ -2,7 +2,7 @@
 
 from pluralllm.common.process.lifetime import begin
 
-begin(__name__, "pluralllm")  # before all imports that take a moment
+begin(__name__, "pluralllm", "serve")  # before all imports that take a moment
 
 import json
 import tempfile

@@ -64,7 +64,6 @@ with foreign_output_logged():
     except ZeroDivisionError:
         logging.getLogger("asyncio").exception("a record")
     structlog.get_logger().info("our.event")
-    os.write(2, b"x" * 4_000_000)  # more than the pipe holds, while nobody reads: the writer does not wait
 print("plain", file=sys.stderr)
 """
 
@@ -82,3 +81,21 @@ def test_whatever_is_written_to_standard_error_is_a_line_of_json() -> None:
     assert (record["library"], record["text"], record["level"]) == ("asyncio", "a record", "error")
     assert record["exception"][0]["exc_type"] == "ZeroDivisionError"
     assert "our.event" in [event["event"] for event in events]
+
+
+NOBODY_READS = """
+import os, threading
+from pluralllm.common.process import foreign_output
+
+may_read, read = threading.Event(), foreign_output._read
+foreign_output._read = lambda reading: may_read.wait(30) and read(reading)
+with foreign_output.foreign_output_logged():
+    written = os.write(2, b"x" * 4_000_000)
+    may_read.set()
+assert 0 < written < 4_000_000
+"""
+
+
+def test_a_library_that_writes_more_than_the_pipe_holds_never_waits_for_the_reader() -> None:
+    done = subprocess.run([sys.executable, "-c", NOBODY_READS], capture_output=True, timeout=25, check=False)
+    assert done.returncode == 0, done.stderr

@@ -41,6 +41,8 @@ def end(module: str, at: dict[str, list[int]], *arguments: str, **more: object) 
         ("pluralllm.server", {"typer": [INT]}, ["doctor"], 130),
         ("pluralllm.client", {"typer": [HUP], "structlog": [TERM]}, ["run"], 0),
         ("pluralllm.client", {"typer": [TERM]}, ["doctor"], 143),
+        ("pluralllm.client.work.worker", {"numpy": [HUP], "torch": [TERM]}, [], -TERM),
+        ("pluralllm.cli", {"typer": [HUP], "rich": [TERM]}, ["model", "serve"], 0),
         ("pluralllm.cli", {"typer": [INT]}, ["runs"], 130),
         ("pluralllm.cli", {"typer": [HUP]}, ["runs"], -HUP),
     ],
