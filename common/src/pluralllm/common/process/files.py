@@ -71,7 +71,6 @@ def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
         draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            _hand_over(file.fileno(), target.parent)
             file.write(content)
         publish(draft, target)
 
