@@ -188,7 +188,9 @@ async def test_bad_spec_names_file_key_and_what_is_allowed(spec_file: Path) -> N
 
 
 async def test_missing_spec_file_is_named(tmp_path: Path) -> None:
-    assert_one_clear_line(await pluralllm("spec", "check", str(tmp_path / "none.toml")), 3, "none.toml", "No such file")
+    assert_one_clear_line(
+        await pluralllm("spec", "check", str(tmp_path / "none.toml")), 3, "none.toml", "there is no such file"
+    )
 
 
 async def test_embedding_model_folder_that_is_missing_is_named(tmp_path: Path, spec_file: Path) -> None:

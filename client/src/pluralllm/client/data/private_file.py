@@ -11,6 +11,7 @@ import structlog
 from pluralllm.client.data.private_data import read_group
 from pluralllm.common.errors.tree import DataChanged, InvalidConfig, InvalidData, StorageFull
 from pluralllm.common.process.files import read_state, write_durably
+from pluralllm.common.text.reading import not_opened
 
 log = structlog.get_logger()
 
@@ -136,4 +137,4 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InvalidData(file=str(path), problems=f"  it cannot be read: {error.strerror}") from error
+        raise InvalidData(file=str(path), problems=f"  {not_opened(path, error).problem}") from error

@@ -18,7 +18,10 @@ BROKEN, USAGE, REFUSED, UNREACHABLE, REPLACED = 1, 2, 3, 4, 5
 
 SHOWN_FRAMES, MAX_SHOWN_CHARACTERS = 8, 500
 
-EXIT_CODES = "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 5 replaced, 130 or 143 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 5 replaced,"
+    " 130 or 143 interrupted."
+)
 
 
 def exit_code_of(leaf: type[PluralError]) -> int:

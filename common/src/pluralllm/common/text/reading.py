@@ -41,7 +41,7 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
     except OSError as error:
-        raise _not_opened(path, error) from error
+        raise not_opened(path, error) from error
     return text_of(content, path, max_bytes)
 
 
@@ -102,7 +102,7 @@ def byte_lines(path: Path) -> Iterator[bytes]:
             yield from filter(None, [first.removeprefix(codecs.BOM_UTF8)])
             yield from file
     except OSError as error:
-        raise _not_opened(path, error) from error
+        raise not_opened(path, error) from error
 
 
 def not_utf_8(content: bytes, start: int) -> str:
@@ -124,7 +124,7 @@ def _check_start(path: Path, content: bytes) -> None:
         raise Unreadable(path, "it is in UTF-16, or no text; save the file as UTF-8")
 
 
-def _not_opened(path: Path, error: OSError) -> Unreadable:
+def not_opened(path: Path, error: OSError) -> Unreadable:
     """Returns the error for a file that the operating system does not open or read."""
     if isinstance(error, FileNotFoundError):
         return Unreadable(path, "there is no such file")
