@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from structlog.testing import capture_logs
 from support.coordinator_harness import (
@@ -33,6 +34,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.operator.remote import Remote
 from pluralllm.server.members.access import Principal
+from pluralllm.server.rpc.first_message import HURRIED, PATIENT
 from pluralllm.server.rpc.messages import event_message
 from pluralllm.server.runs import intake
 from pluralllm.server.runs.intake import Intake
@@ -321,6 +323,31 @@ async def test_a_client_that_fails_for_good_and_comes_back_at_once_makes_few_eve
         seen = await events(served)
         assert seen["PlaceLost"] <= 3
         assert seen["ClientReturned"] <= 3
+
+
+async def test_a_member_that_sends_headers_only_leaves_the_open_calls_to_others(tmp_path: Path) -> None:
+    methods = ("FederationService/Poll", "FederationService/PutChunks", "OperationsService/WatchRun")
+    async with serving(tmp_path / "state", max_concurrent_rpcs=PATIENT + HURRIED + 16) as served:
+        ann = await served.client("ann")
+        channel: Any = served.channel_of(await served.member("mallory", MemberRole.CLIENT, "group of mallory"))
+        await channel.channel_ready()
+
+        def attack() -> set[asyncio.Task[grpc.StatusCode]]:
+            calls = [channel.stream_stream(f"/pluralllm.v1.{methods[number % 3]}")(timeout=60) for number in range(120)]
+            return {asyncio.create_task(call.code()) for call in calls}
+
+        async with asyncio.timeout(20):  # a moment, where each of them could wait for half a minute
+            waiting = attack()
+            for _ in range(20):
+                await ann.poll()
+            while len(waiting) > PATIENT:
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert set(await asyncio.gather(*attack())) == {grpc.StatusCode.OUT_OF_RANGE}
+            for _ in range(20):
+                await ann.poll()
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
 
 
 @pytest.mark.parametrize("comes_by", ["Hello", "Poll"])

@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from pluralllm.common.process.listening import why_not_open
 from pluralllm.common.process.pulse import Pulse
+from pluralllm.common.wire.chunk_messages import PUT_CHUNKS
 from pluralllm.common.wire.messages import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS
 from pluralllm.common.words.addresses import check_loopback, join_address, split_address
 from pluralllm.server.process.config import ServerConfig
@@ -60,7 +61,11 @@ ENROLMENT_OPTIONS = (
     ("grpc.max_connection_idle_ms", 3_000),
 )
 HEALTH_EVERY_S = 1.0
-MESSAGE_S = 120.0  # for the message of a call on the main port; 4 MiB over a link of 35 KiB/s
+MESSAGE_S = 30.0  # for the first message of a call on the main port
+LARGE_MESSAGES_S = {  # 4 MiB over a link of 35 KiB/s
+    "/pluralllm.v1.OperationsService/AskRewards": 120.0,
+    PUT_CHUNKS: 120.0,
+}
 ENROLMENT_MESSAGE_S = 5.0
 # Time for calls under way on a connection that has come of age. Long enough for a held poll and a chunk on the slowest link;
 # an upload that is cut after it loses nothing, because only its missing chunks are sent again.
@@ -85,7 +90,7 @@ def bind_main(
         ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
     )
     server = grpc.aio.server(
-        interceptors=[FirstMessage(MESSAGE_S), Boundary(door, fail_stop)],
+        interceptors=[FirstMessage(MESSAGE_S, LARGE_MESSAGES_S), Boundary(door, fail_stop)],
         options=[*OPTIONS, *age, (CEILING, max_connections)],
         maximum_concurrent_rpcs=config.max_concurrent_rpcs,
     )
