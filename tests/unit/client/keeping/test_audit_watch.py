@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from pluralllm.client.keeping.audit_watch import (
     CHECK_EVERY_S,
     CHECK_FAILS_S,
+    COMPLAIN_EVERY_S,
     FILE,
     AuditWatch,
     read_heads,
@@ -264,3 +265,47 @@ async def test_each_change_of_the_log_is_noticed(tmp_path: Path, place: int) -> 
     shorter = Log(place - 1)
     with pytest.raises(AuditBroken, match="ends with entry"):
         await verified_log(tmp_path, shorter.fetch, 50, 10)
+
+
+def problems_in(lines: Sequence[Any]) -> list[str]:
+    return [line["problem"].removeprefix("the coordinator's audit log ") for line in lines]
+
+
+async def test_a_log_that_is_not_shown_while_it_grows_is_reported_once_an_hour(tmp_path: Path) -> None:
+    log, clock = Log(400), Clock()
+    new = watch(tmp_path, log, lambda: clock.now_s)
+    await new.look(log.head(2))
+    log.error = RoleForbids(name="a", role="client", rpc="ListAuditEvents", allowed="admin")
+    clock.now_s += CHECK_EVERY_S
+    with capture_logs() as lines:
+        for number in range(3, 363):  # a new head each 20 s: two hours
+            await new.look(log.head(number))
+            clock.now_s += 20
+    assert problems_in(lines) == ["does not show this client entry 2"] * 2
+    assert len(log.calls) == 120, "it asks once a minute"
+
+
+async def test_each_kind_of_contradiction_is_reported_once_and_again_after_an_hour(tmp_path: Path) -> None:
+    log, clock = Log(9), Clock()
+    new = watch(tmp_path, log, lambda: clock.now_s)
+    await new.look(log.head(9))
+    unsigned = replace(log.head(9), sequence=10)
+    with capture_logs() as lines:
+        for number in range(100):  # two kinds in turn, and another entry each time
+            await new.look(log.head(number % 8 + 1))
+            await new.look(unsigned)
+            await new.look(None)
+    kinds = [
+        "goes back from entry 9 to entry 1",
+        "is not signed with the federation's record key",
+        "is not shown any more",
+    ]
+    assert problems_in(lines) == kinds
+    clock.now_s += COMPLAIN_EVERY_S - 1
+    with capture_logs() as lines:
+        await new.look(log.head(2))
+    assert lines == []
+    clock.now_s += 1
+    with capture_logs() as lines:
+        await new.look(log.head(2))
+    assert problems_in(lines) == ["goes back from entry 9 to entry 2"]

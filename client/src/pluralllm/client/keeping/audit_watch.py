@@ -28,6 +28,7 @@ FILE = "audit_head.json"  # in the folder of the histories; "_" is in no run's n
 MAX_HEADS = 500  # heads that are kept, so that a later reading of the whole log can compare them
 CHECK_EVERY_S = 60.0
 CHECK_FAILS_S = 3600.0  # after this time without the entry that was the head, the client complains
+COMPLAIN_EVERY_S = 3600.0  # complaints of one kind, after the first
 NO_HEAD = AuditHead(0, "", b"")
 
 FetchEntries = Callable[[int, int], Awaitable[Sequence[ShownEntry]]]  # after, limit
@@ -90,6 +91,7 @@ class AuditWatch:
         self._newest = (self._seen.sequence, self._seen.sha256)  # it may be newer than the durable head
         self._next_check_s = -1.0  # monotonic
         self._failing_since_s: float | None = None  # monotonic; None while the checks succeed
+        self._quiet_until_s: dict[str, float] = {}  # by kind of complaint, monotonic
 
     async def look(self, head: AuditHead | None) -> None:
         """Compares a head with the heads before, and stores it. None, from a coordinator of an older release, is no head.
@@ -108,9 +110,9 @@ class AuditWatch:
         ):
             self._complain(head, "is not signed with the federation's record key")
         elif head.sequence < self._newest[0]:
-            self._complain(head, f"goes back from entry {self._newest[0]} to entry {head.sequence}")
+            self._complain(head, "goes back from entry {} to entry {}", self._newest[0], head.sequence)
         elif head.sequence == self._newest[0] and head.sha256 != self._newest[1]:
-            self._complain(head, f"has another entry {head.sequence} than before")
+            self._complain(head, "has another entry {} than before", head.sequence)
         else:
             self._newest = (head.sequence, head.sha256)
             await self._store_if_continued(head)
@@ -125,17 +127,18 @@ class AuditWatch:
             try:
                 entries = await self._fetch(seen.sequence - 1, 1)
             except RoleForbids:
-                self._complain(head, f"does not show this client entry {seen.sequence}")
+                self._complain(head, "does not show this client entry {}", seen.sequence)
+                self._next_check_s = now_s + CHECK_EVERY_S
                 return
             except PluralError:  # the next poll tries again
                 if self._failing_since_s is None:
                     self._failing_since_s = now_s
                 elif now_s - self._failing_since_s > CHECK_FAILS_S:
-                    self._complain(head, f"has not shown entry {seen.sequence} for long")
+                    self._complain(head, "has not shown entry {} for long", seen.sequence)
                 return
             self._failing_since_s = None
             if [(one.entry.sequence, one.sha256) for one in entries] != [(seen.sequence, seen.sha256)]:
-                self._complain(head, f"has another entry {seen.sequence} than before")
+                self._complain(head, "has another entry {} than before", seen.sequence)
                 return
         self._next_check_s = now_s + CHECK_EVERY_S
         heads = dict([*seen.heads.items(), (str(head.sequence), head.sha256)][-MAX_HEADS:])
@@ -144,8 +147,13 @@ class AuditWatch:
         if self._copy is not None:
             self._copy.append(audit_sequence=head.sequence, audit_sha256=head.sha256, signature=head.signature.hex())
 
-    def _complain(self, head: AuditHead, problem: str) -> None:
-        """Logs and stores a contradiction, once for each head and problem."""
+    def _complain(self, head: AuditHead, kind: str, *entries: int) -> None:
+        """Logs and stores a contradiction, once for each head and problem, and once in COMPLAIN_EVERY_S for each kind.
+
+        A coordinator that contradicts itself with each answer fills no log. kind: the problem, with {} for each number of an
+        entry.
+        """
+        problem, now_s = kind.format(*entries), self._monotonic_s()
         before = self._seen.complaint
         if before is not None and (before.problem, before.sequence, before.sha256) == (
             problem,
@@ -153,6 +161,9 @@ class AuditWatch:
             head.sha256,
         ):
             return
+        if now_s < self._quiet_until_s.get(kind, now_s):
+            return
+        self._quiet_until_s[kind] = now_s + COMPLAIN_EVERY_S
         log.error(
             "audit.contradicted",
             problem=f"the coordinator's audit log {problem}",
