@@ -1,13 +1,12 @@
 """Turns texts into vectors with the transformer that the run spec's [embedding] section names, and caches the vectors on disk.
 
-The cache is one SQLite file. The key of a vector is made from model, revision, model files, pooling, maximum length and text.
-Several processes may use the cache at once. If the cache has the vectors of all texts, the transformer is not loaded.
+The cache (vector_cache.py) is bounded. The key of a vector is made from model, revision, model files, pooling, maximum length
+and text. If the cache has the vectors of all texts, the transformer is not loaded.
 """
 
 import hashlib
-import sqlite3
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from pluralllm.common.errors.tree import EmbeddingMismatch, ModelUnavailable
 from pluralllm.common.predictor.encoder import Encoder
-from pluralllm.common.process.files import create_file, make_folder
+from pluralllm.common.predictor.vector_cache import VectorCache
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import Embedding, Probe
 from pluralllm.common.words.templates import fill_template
@@ -51,13 +50,7 @@ class Embedder:
         self._encoder: Encoder | None = None
         if model_path is not None and not (model_path / "config.json").is_file():
             raise ModelUnavailable(model=contract.model, problem=f"{model_path} is not a folder with a config.json")
-        make_folder(cache, 0o755)
-        create_file(cache / "embeddings.sqlite3", 0o644)
-        # Any thread may use the connection, but callers must let only one thread in at a time.
-        self._cache = sqlite3.connect(
-            cache / "embeddings.sqlite3", timeout=60, isolation_level=None, check_same_thread=False
-        )
-        self._cache.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
+        self._cache = VectorCache(cache)  # any thread may use it, but callers must let only one thread in at a time
         facts = [
             contract.model,
             contract.revision,
@@ -126,29 +119,22 @@ class Embedder:
         be loaded.
         """
         distinct = list(dict.fromkeys(texts))
-        vector_of = {text: vector for text in distinct if (vector := self._cached(text)) is not None}
+        key_of = {text: self._hash(text) for text in distinct}
+        cached = self._cache.look_up(key_of.values())
+        vector_of = {text: cached[key] for text, key in key_of.items() if key in cached}
         missing = [text for text in distinct if text not in vector_of]
         done = len(vector_of)
         on_progress(done, len(distinct))
         for batch, vectors in self._encoder_loaded().encode(missing) if missing else ():
-            self._keep(batch, vectors)
-            vector_of.update(zip(batch, vectors, strict=True))
+            embedded_now = dict(zip(batch, vectors, strict=True))
+            self._cache.keep({key_of[text]: vector for text, vector in embedded_now.items()})
+            vector_of |= embedded_now
             done += len(batch)
             on_progress(done, len(distinct))
         embedded = np.stack([vector_of[text] for text in texts]).astype(np.float32)
         if self.contract.normalize:
             embedded /= np.linalg.norm(embedded, axis=1, keepdims=True)
         return embedded
-
-    def _cached(self, text: str) -> NDArray[np.float32] | None:
-        row = self._cache.execute("SELECT vector FROM vectors WHERE key = ?", (self._hash(text),)).fetchone()
-        return None if row is None else np.frombuffer(row[0], dtype="<f4")
-
-    def _keep(self, texts: Sequence[str], vectors: Iterable[NDArray[np.float32]]) -> None:
-        rows = [(self._hash(text), vector.astype("<f4").tobytes()) for text, vector in zip(texts, vectors, strict=True)]
-        self._cache.execute("BEGIN IMMEDIATE")
-        self._cache.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
-        self._cache.execute("COMMIT")
 
     def _hash(self, text: str) -> bytes:
         return hashlib.sha256(f"{self._key}\x1f{text}".encode()).digest()

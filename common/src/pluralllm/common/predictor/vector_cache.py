@@ -1,0 +1,81 @@
+"""A file that keeps vectors of texts, up to a number of bytes. The vectors that were not used for longest go first."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm.common.process.files import create_file, make_folder
+
+FILE = "embeddings.sqlite3"
+MAX_BYTES = 1 << 30  # about 600,000 vectors of 384 numbers
+
+
+class VectorCache:
+    """An SQLite file. Several processes may use it at once; of one object, one thread at a time.
+
+    SQLite numbers the rows as they are written. So the order of these numbers is the order of use, if a row that is used is
+    written again. A row is written again only if it is among the older half and the cache is half full.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
+        """Opens the file in this folder, or creates both. max_bytes: the limit for rows and index together."""
+        make_folder(folder, 0o755)
+        create_file(folder / FILE, 0o644)
+        self._max_bytes = max_bytes
+        self._file = sqlite3.connect(folder / FILE, timeout=60, isolation_level=None, check_same_thread=False)
+        self._file.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def look_up(self, keys: Iterable[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """Returns the vector of each key that the cache has."""
+        oldest, newest = self._ends()
+        middle = (oldest + newest) // 2 if self.used_bytes() > self._max_bytes // 2 else -1
+        rows, aging = {}, {}
+        for key in keys:
+            row = self._file.execute("SELECT rowid, vector FROM vectors WHERE key = ?", (key,)).fetchone()
+            if row is not None:
+                rows[key] = np.frombuffer(row[1], dtype="<f4")
+                if row[0] < middle:
+                    aging[key] = rows[key]
+        if aging:
+            with contextlib.suppress(sqlite3.OperationalError):  # a full disk is no reason not to read
+                self.keep(aging)
+        return rows
+
+    def keep(self, vectors: Mapping[bytes, NDArray[np.float32]]) -> None:
+        """Writes vectors by their keys, and removes the oldest rows if the file has more than its bytes."""
+        rows = [(key, vector.astype("<f4").tobytes()) for key, vector in vectors.items()]
+        self._file.execute("BEGIN IMMEDIATE")
+        try:
+            self._file.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+            while self.used_bytes() > self._max_bytes:
+                oldest, newest = self._ends()
+                if oldest == newest:
+                    break
+                tenth = oldest + (newest - oldest) // 10
+                self._file.execute("DELETE FROM vectors WHERE rowid <= ?", (tenth,))
+        except BaseException:
+            if self._file.in_transaction:  # a full disk may have ended it
+                self._file.execute("ROLLBACK")
+            raise
+        self._file.execute("COMMIT")
+
+    def used_bytes(self) -> int:
+        """Returns the size of the pages in use. Freed pages are used again, so the file stays about as large."""
+        pages, free, size = (
+            self._file.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def _ends(self) -> tuple[int, int]:
+        """Returns the numbers of the oldest and the newest row; 0 and 0 if there is none."""
+        oldest, newest = self._file.execute(
+            "SELECT (SELECT MIN(rowid) FROM vectors), (SELECT MAX(rowid) FROM vectors)"
+        ).fetchone()
+        return oldest or 0, newest or 0

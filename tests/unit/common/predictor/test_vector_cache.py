@@ -1,0 +1,119 @@
+"""The cache of vectors: what was put in comes out, and the vectors that were not used for longest go first."""
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pluralllm.common.predictor import vector_cache
+from pluralllm.common.predictor.vector_cache import VectorCache
+
+LIMIT = 400_000  # bytes; about 200 rows of 1,536 bytes
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def vector(number: int) -> NDArray[np.float32]:
+    return np.full(384, number, np.float32)
+
+
+def fill(cache: VectorCache, first: int, last: int) -> None:
+    cache.keep({key(number): vector(number) for number in range(first, last)})
+
+
+def kept(cache: VectorCache, numbers: range) -> list[int]:
+    """Returns the numbers whose vectors the file has, without a use of them."""
+    rows = {row[0] for row in cache._file.execute("SELECT key FROM vectors")}
+    return [number for number in numbers if key(number) in rows]
+
+
+def test_vectors_come_back_and_survive_the_process(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path / "new" / "folder")
+    cache.keep({key(number): vector(number) for number in range(9)})
+    cache.keep({key(3): vector(33)})
+    cache.close()
+    again = VectorCache(tmp_path / "new" / "folder")
+    found = again.look_up([key(3), key(8), key(9)])
+    assert list(found) == [key(3), key(8)]
+    assert (found[key(3)][0], found[key(8)][383]) == (33, 8)
+    assert found[key(3)].dtype == np.float32
+
+
+@pytest.mark.parametrize("at_once", [17, 100])
+def test_the_file_stays_within_its_bytes_and_the_oldest_rows_go(tmp_path: Path, at_once: int) -> None:
+    cache = VectorCache(tmp_path, LIMIT)
+    for first in range(0, 1000, at_once):
+        fill(cache, first, min(first + at_once, 1000))
+        assert cache.used_bytes() <= LIMIT
+    numbers = kept(cache, range(1000))
+    assert numbers == list(range(numbers[0], 1000)), "the newest ones"
+    assert len(numbers) > 120
+    assert (tmp_path / "embeddings.sqlite3").stat().st_size < 2 * LIMIT
+
+
+def test_rows_that_are_used_stay(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path, LIMIT)
+    fill(cache, 0, 10)
+    for first in range(10, 1010, 40):
+        fill(cache, first, first + 40)
+        assert len(cache.look_up([key(number) for number in range(10)])) == 10
+    assert kept(cache, range(10)) == list(range(10))
+    assert kept(cache, range(10, 600)) == []
+
+
+def test_a_look_writes_nothing_while_the_cache_is_less_than_half_full(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path, 1 << 30)
+    fill(cache, 0, 100)
+    changes = cache._file.total_changes
+    for _ in range(3):
+        cache.look_up([key(number) for number in range(100)])
+    assert cache._file.total_changes == changes
+
+
+def test_a_file_of_an_earlier_release_is_used_and_becomes_smaller(tmp_path: Path) -> None:
+    file = sqlite3.connect(tmp_path / "embeddings.sqlite3")
+    file.execute("CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
+    file.executemany("INSERT INTO vectors VALUES (?, ?)", [(key(n), vector(n).tobytes()) for n in range(1000)])
+    file.commit()
+    file.close()
+    cache = VectorCache(tmp_path, LIMIT)
+    assert cache.look_up([key(0)])[key(0)][0] == 0
+    cache.keep({key(1000): vector(1000)})
+    assert cache.used_bytes() <= LIMIT
+    assert kept(cache, range(990, 1001)) == list(range(990, 1001))
+
+
+def test_a_limit_below_one_vector_keeps_the_newest_one_only(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path, 1)
+    for number in range(3):
+        fill(cache, number, number + 1)
+    assert kept(cache, range(3)) == [2]
+
+
+def test_a_failed_write_leaves_the_cache_usable_and_a_look_needs_no_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = VectorCache(tmp_path, LIMIT)
+    fill(cache, 0, 150)  # more than half full
+    other = sqlite3.connect(tmp_path / "embeddings.sqlite3", isolation_level=None)
+    cache._file.execute("PRAGMA busy_timeout = 0")
+    other.execute("BEGIN IMMEDIATE")  # as long as another process writes
+    with pytest.raises(sqlite3.OperationalError):
+        cache.keep({key(150): vector(150)})
+    assert list(cache.look_up([key(0)])) == [key(0)]
+    other.execute("ROLLBACK")
+    monkeypatch.setattr(cache, "used_bytes", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cache.keep({key(150): vector(150)})
+    monkeypatch.undo()
+    assert kept(cache, range(150, 151)) == []
+    cache.keep({key(150): vector(150)})
+    assert kept(cache, range(150, 151)) == [150]
+
+
+def test_the_products_cache_has_a_gigabyte(tmp_path: Path) -> None:
+    assert VectorCache(tmp_path)._max_bytes == vector_cache.MAX_BYTES == 1 << 30
