@@ -65,7 +65,7 @@ experiment: .stamps/run
 	$(BIN)/pluralllm experiment report $(RESULTS)
 
 # Writes deploy/locks again, after a change of constraints.txt or of a distribution's dependencies.
-TORCH_FROM ?= https://download.pytorch.org/whl/cpu
+TORCH_FROM ?= $(shell cat deploy/torch-index)
 locks: .stamps/dev
 	$(BIN)/python deploy/lock.py --torch-from "$(TORCH_FROM)"
 

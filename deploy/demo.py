@@ -31,22 +31,13 @@ from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import USUAL_QUESTIONS, sample_groups
 from pluralllm.common.errors.tree import PluralError, Unreachable
 from pluralllm.common.predictor.metrics import fairness_index
+from pluralllm.common.text.reading import read_toml
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.not_reported import not_reported_text
 from pluralllm.common.words.questions import Question
 from pluralllm.operator.remote import Remote
 
-PAPER_TRAIN = (
-    "Nigeria",
-    "Egypt",
-    "India (Current national sample)",
-    "Germany",
-    "United States",
-    "Canada",
-    "Argentina",
-    "Australia",
-)
-PAPER_UNSEEN = ("China", "Japan", "France", "Spain", "Brazil", "New Zealand")
+PAPER = Path(__file__).parents[1] / "benchmarks" / "experiments" / "paper.toml"
 RUN = "demo"
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 15.0
@@ -116,9 +107,10 @@ def _federation(data: Path | None, rounds: int | None) -> Federation:
         groups = sample_groups(8, USUAL_QUESTIONS, seed=0)
         names = list(groups)
         return Federation({n: groups[n] for n in names[:6]}, {n: groups[n] for n in names[6:]}, rounds or 12, 360.0)
+    paper = read_toml(PAPER)["data"]
     return Federation(
-        {name: import_globalopinionqa(data, name) for name in PAPER_TRAIN},
-        {name: import_globalopinionqa(data, name) for name in PAPER_UNSEEN},
+        {name: import_globalopinionqa(data, name) for name in paper["train"]},
+        {name: import_globalopinionqa(data, name) for name in paper["test"]},
         rounds or 30,
         1800.0,
     )

@@ -26,19 +26,11 @@ from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.spec import RunSpec, merge, preset_values
 from pluralllm.experiment.federated import LocalTraining, first_values
 from pluralllm.experiment.groups import embed_groups
+from pluralllm.experiment.spec import load_experiment
 from pluralllm.server.aggregation.arithmetic import weighted_mean
 
-# The training groups of arXiv 2503.09925.
-GROUPS = (
-    "Nigeria",
-    "Egypt",
-    "India (Current national sample)",
-    "Germany",
-    "United States",
-    "Canada",
-    "Argentina",
-    "Australia",
-)
+PAPER = load_experiment(Path(__file__).parents[1] / "experiments" / "paper.toml")
+GROUPS = PAPER.data.train  # the training groups of arXiv 2503.09925
 CONTEXT = 40  # questions in a context that an attacker makes up
 CONTEXTS = 3  # such contexts, whose predictions are averaged
 CPU = torch.device("cpu")

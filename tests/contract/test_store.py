@@ -16,6 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
 from support.memory_store import MemoryStore, Tables
 from support.real_stores import Postgres, free_port
 
@@ -208,12 +209,27 @@ async def test_an_evaluation_without_scores_comes_back_with_its_reason(store: St
     assert await store.latest_evaluations(R, 1) == [score(0, "ann", 0.4), reported]
 
 
+@contextlib.asynccontextmanager
+async def of_revision(database: str, revision: str) -> AsyncIterator[AsyncConnection]:
+    """Brings an empty database to the schema of an older release. Yields a connection for that release's rows."""
+
+    def upgrade(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+    engine = new_engine(sa.make_url(database))
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade)
+        yield connection
+    await engine.dispose()
+
+
 async def test_evaluations_of_an_older_release_keep_scores_and_cursors_and_later_ones_may_have_no_scores(
     database: str,
 ) -> None:
-    engine = new_engine(sa.make_url(database))
-    async with engine.begin() as connection:
-        await connection.run_sync(lambda opened: upgrade(opened, "0005"))
+    async with of_revision(database, "0005") as connection:
         older = sa.text(
             "INSERT INTO evaluations (run, version, client, group_name, role, alignment_score, alignment_score_base2, "
             "questions, created_s) VALUES ('r', :version, :client, :group_name, 'train', 0.5, 0.1, 3, 4.0)"
@@ -221,7 +237,6 @@ async def test_evaluations_of_an_older_release_keep_scores_and_cursors_and_later
         for version, client in ((0, "ann"), (0, "ben"), (1, "ann"), (1, "ben")):
             await connection.execute(older, {"version": version, "client": client, "group_name": client})
         await connection.execute(sa.text("DELETE FROM evaluations WHERE version = 0 AND client = 'ann'"))
-    await engine.dispose()
     store = await open_store(database)
     await store.create_run(RUN, FIRST)
     rows = await store.evaluations(R, 0, 10)
@@ -235,20 +250,10 @@ async def test_evaluations_of_an_older_release_keep_scores_and_cursors_and_later
     await store.close()
 
 
-def upgrade(connection: Connection, revision: str) -> None:
-    """Brings an empty database to the schema of an older release."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
-
-
 async def test_members_of_an_older_release_have_the_default_limit_and_observers_may_still_read_every_run(
     database: str,
 ) -> None:
-    engine = new_engine(sa.make_url(database))
-    async with engine.begin() as connection:
-        await connection.run_sync(lambda opened: upgrade(opened, "0006"))
+    async with of_revision(database, "0006") as connection:
         for name, role in (("ann", "client"), ("eve", "observer"), ("root", "admin")):
             member = sa.text("INSERT INTO members VALUES (:name, :role, '', 'train', TRUE, 1.0, NULL)")
             await connection.execute(member, {"name": name, "role": role})
@@ -258,7 +263,6 @@ async def test_members_of_an_older_release_have_the_default_limit_and_observers_
             await connection.execute(invite, {"token": name, "name": name, "role": role})
         certificate = sa.text("INSERT INTO certificates VALUES ('1f', 'eve', 'k', 9.0, 1.0, NULL, :chain)")
         await connection.execute(certificate, {"chain": b"pem"})
-    await engine.dispose()
     store = await open_store(database)
     everyone = await SqlMembership(store).everyone()
     expected = {"ann": (), "eve": ("*",), "root": ()}
@@ -273,9 +277,7 @@ async def test_members_of_an_older_release_have_the_default_limit_and_observers_
 async def test_certificates_of_an_older_release_become_one_line_so_that_their_owner_can_void_what_a_thief_renewed(
     database: str,
 ) -> None:
-    engine = new_engine(sa.make_url(database))
-    async with engine.begin() as connection:
-        await connection.run_sync(lambda opened: upgrade(opened, "0007"))
+    async with of_revision(database, "0007") as connection:
         member = sa.text("INSERT INTO members VALUES (:name, 'client', '', 'train', TRUE, :created, NULL, 10)")
         for name, created_s in (("ann", 2.0), ("ben", 1.0)):
             await connection.execute(member, {"name": name, "created": created_s})
@@ -285,7 +287,6 @@ async def test_certificates_of_an_older_release_become_one_line_so_that_their_ow
         for serial, name, issued_s, revoked_s in rows:
             values = {"serial": serial, "member": name, "issued": issued_s, "revoked": revoked_s, "chain": b"pem"}
             await connection.execute(row, values)
-    await engine.dispose()
     store = await open_store(database)
     certificates = {issued.serial: issued for issued in (await SqlMembership(store).everyone()).certificates}
     line = {"a2": "z1", "a3": "a2", "a4": "a3", "a5": "a4"}

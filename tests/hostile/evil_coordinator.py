@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 from support.fixed_data import FixedData
 
 from pluralllm.client.daemon.daemon import Daemon
@@ -77,19 +76,6 @@ class IdleWorker:
 
 def evil(polls: Sequence[pb.PollResponse], spec: pb.GetRunSpecResponse | None = None) -> EvilCoordinator:
     return EvilCoordinator(polls, spec)  # type: ignore[abstract]  # what is not here is UNIMPLEMENTED
-
-
-@contextlib.asynccontextmanager
-async def serving_evil(coordinator: EvilCoordinator) -> AsyncIterator[str]:
-    """Serves the coordinator, and yields its address."""
-    server = grpc.aio.server()
-    federation_pb2_grpc.add_FederationServiceServicer_to_server(coordinator, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(0)
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,8 @@ import grpc
 import pytest
 import structlog
 from cryptography.hazmat.primitives.serialization import Encoding
-from hostile.evil_coordinator import evil, serving_evil, victim
+from hostile.evil_coordinator import evil, victim
+from support.plain_server import serving_scripted
 from support.process_harness import process_spec
 
 from pluralllm.client.daemon import daemon, renewal
@@ -73,7 +74,11 @@ async def test_an_answer_touches_no_file_of_the_partner(run: str, kind: str, tmp
     before = files_below(tmp_path)
     coordinator = evil([answers[kind], pb.PollResponse(wait=pb.Wait(reason="again"))])
     with structlog.testing.capture_logs() as logs:
-        async with serving_evil(coordinator) as address, victim(tmp_path, address) as worker, asyncio.timeout(LIMIT_S):
+        async with (
+            serving_scripted(coordinator) as address,
+            victim(tmp_path, address) as worker,
+            asyncio.timeout(LIMIT_S),
+        ):
             await coordinator.polled.wait()
         assert worker.orders == []
     after = files_below(tmp_path)
@@ -89,7 +94,7 @@ async def test_a_coordinator_that_asks_for_no_wait_is_polled_about_once_a_second
     waits = [pb.PollResponse(wait=pb.Wait(reason=f"{ESCAPES} {number}")) for number in range(10_000)]
     coordinator = evil(waits)
     with structlog.testing.capture_logs() as logs:
-        async with serving_evil(coordinator) as address, victim(tmp_path, address):
+        async with serving_scripted(coordinator) as address, victim(tmp_path, address):
             await asyncio.sleep(3.0)
     assert coordinator.calls.count("Poll") <= IDLE_POLLS + 3 + 2
     reasons = [line["reason"] for line in logs if line["event"] == "client.waiting"]
@@ -113,7 +118,7 @@ async def test_a_coordinator_that_refuses_each_poll_is_called_about_once_a_secon
 
     monkeypatch.setattr(Transport, "poll", refuses)
     monkeypatch.setattr(Renewal, "recover", recovers)
-    async with serving_evil(evil([])) as address, victim(tmp_path, address):
+    async with serving_scripted(evil([])) as address, victim(tmp_path, address):
         await asyncio.sleep(3.0)
     assert 2 <= polls <= IDLE_POLLS + 2 * 3 + 2  # a bucket that is empty gives up to two a second (test_pace.py)
 
@@ -151,7 +156,7 @@ async def test_a_daemon_stops_though_its_last_report_gets_no_answer(
     monkeypatch.setattr(daemon, "STOP_REPORT_S", 0.2)
     monkeypatch.setattr(Transport, "run_spec", lambda *_: hangs(working))
     monkeypatch.setattr(Transport, "report_failure", lambda *_, **__: hangs(reporting))
-    async with asyncio.timeout(LIMIT_S), serving_evil(evil([task("first")])) as address, victim(tmp_path, address):
+    async with asyncio.timeout(LIMIT_S), serving_scripted(evil([task("first")])) as address, victim(tmp_path, address):
         await working.wait()
     assert reporting.is_set()
 
@@ -176,7 +181,7 @@ async def test_run_specs_of_refused_runs_are_kept_up_to_a_number(
 
     monkeypatch.setattr(Transport, "poll", noted)
     coordinator = evil(tasks, pb.GetRunSpecResponse(spec_json=spec_json, spec_sha256=sha256))
-    async with serving_evil(coordinator) as address, victim(tmp_path, address), asyncio.timeout(LIMIT_S):
+    async with serving_scripted(coordinator) as address, victim(tmp_path, address), asyncio.timeout(LIMIT_S):
         await polled_often.wait()
     assert max(following) == 2
 
@@ -187,7 +192,7 @@ async def test_a_client_asks_again_when_a_new_day_has_a_new_budget_of_runs(
     days = iter([False, True])
     monkeypatch.setattr(Budgets, "may_ask_again", lambda _: next(days, False))
     coordinator = evil([pb.PollResponse(wait=pb.Wait(reason=f"{number}")) for number in range(4)])
-    async with serving_evil(coordinator) as address, victim(tmp_path, address), asyncio.timeout(LIMIT_S):
+    async with serving_scripted(coordinator) as address, victim(tmp_path, address), asyncio.timeout(LIMIT_S):
         await coordinator.polled.wait()
     assert coordinator.calls[:4] == ["Hello", "Poll", "Hello", "Poll"]
     assert coordinator.calls.count("Hello") == 2
@@ -197,7 +202,11 @@ async def test_a_spec_that_is_not_the_one_of_the_task_is_not_read_and_named_in_t
     wrong = pb.GetRunSpecResponse(spec_json=b"{}", spec_sha256=SHA)
     coordinator = evil([task("first")], wrong)
     with structlog.testing.capture_logs() as logs:
-        async with serving_evil(coordinator) as address, victim(tmp_path, address) as worker, asyncio.timeout(LIMIT_S):
+        async with (
+            serving_scripted(coordinator) as address,
+            victim(tmp_path, address) as worker,
+            asyncio.timeout(LIMIT_S),
+        ):
             await coordinator.failed.wait()
         assert worker.orders == []
     assert any(line["event"] == "coordinator.broke_protocol" and line["call"] == "GetRunSpec" for line in logs)

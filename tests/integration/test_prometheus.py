@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.coordinator_harness import advance, pass_first_evaluation, serving, small_spec, until_phase, write_delta
+from support.coordinator_harness import (
+    advance,
+    evaluated,
+    pass_first_evaluation,
+    serving,
+    small_spec,
+    until_phase,
+    write_delta,
+)
 
 from pluralllm.common.errors.tree import InUse, RoundClosed, WrongBase
 from pluralllm.server.composition import gauges_of
@@ -150,12 +158,7 @@ async def test_a_group_that_keeps_its_score_has_none_in_the_metrics_and_is_count
     tmp_path: Path,
 ) -> None:
     async with serving(tmp_path / "state") as served:
-        ann, ben, zoe = [await served.client(name) for name in ("ann", "ben", "zoe")]
-        await served.create("r", small_spec(round={"target_clients": 3}))
-        await ann.evaluate(await ann.task(), 0.8)
-        await ben.evaluate(await ben.task(), 0.6)
-        await zoe.keep_scores(await zoe.task(), rpb.NOT_REPORTED_TOO_FEW_QUESTIONS)
-        await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 1)
+        await evaluated(served, ann=0.8, ben=0.6, zoe=rpb.NOT_REPORTED_TOO_FEW_QUESTIONS)
         drawn = await gauges_of(served.parts, served.registry, lambda: 0.0).read()
     samples = {family.name: {tuple(s.labels.values()): s.value for s in family.samples} for family in drawn}
     assert samples["pluralllm_alignment_score"] == {("r", "group of ann"): 0.8, ("r", "group of ben"): 0.6}

@@ -14,6 +14,7 @@ from support.coordinator_harness import (
     HandClient,
     Served,
     advance,
+    evaluated,
     pass_first_evaluation,
     serving,
     small_spec,
@@ -456,12 +457,8 @@ async def test_a_group_that_keeps_its_scores_is_shown_with_the_reason_and_does_n
     tmp_path: Path,
 ) -> None:
     async with serving(tmp_path / "state") as served:
-        ann, ben, zoe = [await served.client(name) for name in ("ann", "ben", "zoe")]
-        await served.create("r", small_spec(round={"target_clients": 3}))
-        await ann.evaluate(await ann.task(), 0.8)
-        await ben.keep_scores(await ben.task(), rpb.NOT_REPORTED_TOO_FEW_QUESTIONS)
-        await zoe.keep_scores(await zoe.task(), rpb.NOT_REPORTED_BUDGET_SPENT)
-        await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 1)
+        kept = {"ben": rpb.NOT_REPORTED_TOO_FEW_QUESTIONS, "zoe": rpb.NOT_REPORTED_BUDGET_SPENT}
+        await evaluated(served, ann=0.8, **kept)
         before = await served.run("r")
     async with serving(tmp_path / "state") as served:
         after = await served.run("r")

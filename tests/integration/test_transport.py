@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from structlog.testing import capture_logs
+from support.plain_server import serving_scripted
 from support.process_harness import free_port
 
 from pluralllm.client.link import transport as transport_module
@@ -122,16 +122,8 @@ async def transport_to(service: Scripted, standby: str | None = None) -> AsyncIt
             await transport.close()
 
 
-@contextlib.asynccontextmanager
-async def serving(service: Scripted) -> AsyncIterator[str]:
-    server = grpc.aio.server(interceptors=[Boundary(OpenDoor(), FailStop())])
-    federation_pb2_grpc.add_FederationServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(0)
+def serving(service: Scripted) -> contextlib.AbstractAsyncContextManager[str]:
+    return serving_scripted(service, [Boundary(OpenDoor(), FailStop())])
 
 
 async def push(transport: Transport, folder: Path) -> None:

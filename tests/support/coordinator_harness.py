@@ -340,6 +340,16 @@ async def pass_first_evaluation(*clients: HandClient) -> None:
         await client.evaluate(task)
 
 
+async def evaluated(served: Served, **answers: "float | resources_pb2.NotReported.ValueType") -> None:
+    """Plays the first evaluation of the run r. Each client, by its name, answers with its score or why it reports none."""
+    clients = [await served.client(name) for name in answers]
+    await served.create("r", small_spec(round={"target_clients": len(clients)}))
+    for client, answer in zip(clients, answers.values(), strict=True):
+        task = await client.task()
+        await (client.evaluate(task, answer) if isinstance(answer, float) else client.keep_scores(task, answer))
+    await until_phase(served, "r", resources_pb2.RUN_PHASE_COLLECTING, 1)
+
+
 async def advance(served: Served, seconds: float) -> None:
     """Moves the fake clock in steps shorter than a lease, so that silent clients keep their slots."""
     assert isinstance(served.clock, FakeClock)

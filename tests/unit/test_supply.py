@@ -189,3 +189,15 @@ def test_a_digest_that_cannot_be_looked_up_leaves_the_file_as_it_is(tmp_path: Pa
     assert done.returncode == 1
     assert "error: no digest of " in done.stderr
     assert (tmp_path / "compose.env").read_text() == "PYTHON_DIGEST=\n"
+
+
+def test_the_index_of_torch_without_cuda_is_named_in_one_place() -> None:
+    index = (ROOT / "deploy" / "torch-index").read_text().strip()
+    host = index.split("/")[2]
+    places = [*(ROOT / "deploy").rglob("*"), ROOT / "Makefile", *(ROOT / ".github").rglob("*")]
+    naming = [path for path in places if path.is_file() and host in path.read_text(errors="ignore")]
+    assert [path.name for path in naming if path.parent != LOCKS] == ["torch-index"]
+    assert runpy.run_path(str(ROOT / "deploy" / "lock.py"))["TORCH_INDEX"] == index
+    dockerfile = (ROOT / "deploy" / "docker" / "client.Dockerfile").read_text()
+    assert "COPY deploy/torch-index " in dockerfile
+    assert "!deploy/torch-index" in (ROOT / ".dockerignore").read_text().splitlines()

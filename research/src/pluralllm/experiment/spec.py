@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from pluralllm.common.errors.tree import InvalidSpec
-from pluralllm.common.text.reading import Unreadable, read_toml
 from pluralllm.common.words.ids import Digest
+from pluralllm.common.words.model_files import load_model
 from pluralllm.common.words.spec import RunSpec, explain, merge, preset_values
 from pluralllm.common.words.spec_part import Name, Positive, Seed, SpecPart
 
@@ -260,12 +260,7 @@ def load_experiment(path: Path) -> Experiment:
 
     Raises InvalidSpec, with file, key and allowed values, for an experiment or a method's run spec that is not valid.
     """
-    try:
-        experiment = Experiment.model_validate(read_toml(path))
-    except Unreadable as error:
-        raise InvalidSpec(file=str(path), problems=f"  {error.problem}") from error
-    except ValidationError as error:
-        raise InvalidSpec(file=str(path), problems=explain(error)) from error
+    experiment = load_model(path, Experiment, InvalidSpec)
     file = experiment.data.file if experiment.data.file.is_absolute() else path.parent / experiment.data.file
     experiment = experiment.model_copy(update={"data": experiment.data.model_copy(update={"file": file})})
     for method in experiment.methods:

@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pluralllm.client.disclosure.differences import REWARDS_FIELD, Difference, summary
 from pluralllm.common.errors.tree import ConsentNeeded, InvalidConfig
 from pluralllm.common.process.files import make_folder, write_durably
-from pluralllm.common.text.reading import Unreadable, read_json
+from pluralllm.common.text.reading import read_json
 from pluralllm.common.words.ids import Digest, RunId, is_id
-from pluralllm.common.words.spec import RunSpec, explain
+from pluralllm.common.words.model_files import load_model
+from pluralllm.common.words.spec import RunSpec
 
 log = structlog.get_logger()
 
@@ -163,12 +164,9 @@ class Consents:
 
     def _consents(self) -> dict[Digest, Consent]:
         """Returns the stored consents. Raises InvalidConfig if the file cannot be read."""
-        try:
-            return _ConsentFile.model_validate(read_json(self._file)).consents if self._file.exists() else {}
-        except Unreadable as error:
-            raise InvalidConfig(file=str(self._file), problems=f"  {error.problem}") from error
-        except ValidationError as error:
-            raise InvalidConfig(file=str(self._file), problems=explain(error)) from error
+        if not self._file.exists():
+            return {}
+        return load_model(self._file, _ConsentFile, InvalidConfig, read_json).consents
 
     def _consents_or_none(self) -> dict[Digest, Consent]:
         """Returns the stored consents; none if the file cannot be read, so that a damaged file never allows anything."""

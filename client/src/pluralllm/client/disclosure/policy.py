@@ -7,11 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.text.reading import Unreadable, read_toml
-from pluralllm.common.words.spec import PRESETS, explain
+from pluralllm.common.words.model_files import load_model
+from pluralllm.common.words.spec import PRESETS
 
 # Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.
 DEFAULT_POLICY = (resources.files("pluralllm.client") / "policy_default.toml").read_text(encoding="utf-8")
@@ -88,12 +88,7 @@ def load_policy(path: Path | None) -> Policy:
     """
     if path is None:
         return Policy()
-    try:
-        policy = Policy.model_validate(read_toml(path))
-    except Unreadable as error:
-        raise InvalidConfig(file=str(path), problems=f"  {error.problem}") from error
-    except ValidationError as error:
-        raise InvalidConfig(file=str(path), problems=explain(error)) from error
+    policy = load_model(path, Policy, InvalidConfig)
     unknown = policy.allowed_metrics - METRICS
     if unknown:
         problem = f"  allowed_metrics: {', '.join(sorted(unknown))} unknown; allowed: {', '.join(sorted(METRICS))}"
