@@ -37,10 +37,10 @@ def test_vectors_come_back_and_survive_the_process(tmp_path: Path) -> None:
     cache.keep({key(3): vector(33)})
     cache.close()
     again = VectorCache(tmp_path / "new" / "folder")
-    found = again.look_up([key(3), key(8), key(9)])
-    assert list(found) == [key(3), key(8)]
-    assert (found[key(3)][0], found[key(8)][383]) == (33, 8)
-    assert found[key(3)].dtype == np.float32
+    vectors = again.look_up([key(3), key(8), key(9)])
+    assert list(vectors) == [key(3), key(8)]
+    assert (vectors[key(3)][0], vectors[key(8)][383]) == (33, 8)
+    assert vectors[key(3)].dtype == np.float32
 
 
 @pytest.mark.parametrize("at_once", [17, 100])
