@@ -69,6 +69,23 @@ async def test_a_call_without_a_message_ends_and_calls_with_one_are_answered() -
         await server.stop(0)
 
 
+async def test_a_method_with_large_messages_has_more_time() -> None:
+    server = grpc.aio.server(interceptors=[FirstMessage(0.05, {JOIN: LIMIT_S})])
+    server.add_generic_rpc_handlers((Health(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+            channel: Any = opened
+            large, other = channel.stream_unary(JOIN)(timeout=LIMIT_S), channel.stream_stream(ECHO)(timeout=LIMIT_S)
+            assert await other.code() is grpc.StatusCode.INVALID_ARGUMENT
+            await large.write(b"late")
+            await large.done_writing()
+            assert await large == b"late"
+    finally:
+        await server.stop(0)
+
+
 class Refused(Exception):
     pass
 

@@ -5,9 +5,12 @@ from annotated_types import Le
 from pluralllm.client.link.transport import CALL_DEADLINE_S, POLL_HOLD_S
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.weights.pieces import PIECE_BYTES, transfer_s
+from pluralllm.common.wire.chunk_messages import PUT_CHUNKS
 from pluralllm.common.wire.messages import KEEPALIVE_TIMEOUT_MS
+from pluralllm.common.words.spec import MAX_SPEC_BYTES
+from pluralllm.server.members.access import RULES
 from pluralllm.server.process.config import ServerConfig
-from pluralllm.server.rpc.serving import CONNECTION_GRACE_MS
+from pluralllm.server.rpc.serving import CONNECTION_GRACE_MS, LARGE_MESSAGES_S, MESSAGE_S
 
 
 def test_a_connection_of_age_outlives_the_longest_poll_that_may_be_configured() -> None:
@@ -25,3 +28,10 @@ def test_the_limits_on_silence_leave_time_for_the_slowest_link() -> None:
     assert 2 * queue_s < CALL_DEADLINE_S
     assert queue_s < ServerConfig().chunk_idle_s
     assert queue_s < ServerConfig().lease_s - POLL_HOLD_S
+    assert queue_s + transfer_s(MAX_SPEC_BYTES) < MESSAGE_S
+    assert queue_s + transfer_s(CHUNK_BYTES) < LARGE_MESSAGES_S[PUT_CHUNKS]  # an earlier release sends whole chunks
+
+
+def test_the_methods_with_large_messages_exist() -> None:
+    assert LARGE_MESSAGES_S.keys() <= RULES.keys()
+    assert min(LARGE_MESSAGES_S.values()) > MESSAGE_S
