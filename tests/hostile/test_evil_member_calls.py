@@ -38,6 +38,7 @@ from pluralllm.server.rpc.first_message import HURRIED, PATIENT
 from pluralllm.server.rpc.messages import event_message
 from pluralllm.server.runs import intake
 from pluralllm.server.runs.intake import Intake
+from pluralllm.server.runs.overview import COMES_AND_GOES
 from pluralllm.server.runs.presence import COMING_EACH_S, COMINGS_AT_ONCE
 from pluralllm.server.storage.store import ClientRecord
 from pluralllm.v1 import federation_pb2 as pb
@@ -46,6 +47,7 @@ from pluralllm.v1 import operations_pb2_grpc
 from pluralllm.v1 import resources_pb2 as rpb
 
 SPEC = small_spec(rounds=1)
+CYCLES = 121  # of a client that comes and goes, 12 s each; the last one finds no token
 ADMIN = Principal(ClientId("admin"), MemberRole.ADMIN)
 
 
@@ -357,7 +359,7 @@ async def test_a_member_that_comes_and_goes_for_hours_leaves_few_events(tmp_path
         ann, mallory = await served.client("ann"), await served.client("mallory")
         await served.create("r", spec)
         run = served.parts.runs.get(RunId("r"))
-        for _ in range(120):
+        for _ in range(CYCLES):
             await (mallory.hello() if comes_by == "Hello" else mallory.poll())
             await ann.poll()
             await served.coordinator.advance(run)
@@ -366,12 +368,17 @@ async def test_a_member_that_comes_and_goes_for_hours_leaves_few_events(tmp_path
             await served.coordinator.advance(run)
             await advance(served, 6)
         events = await served.parts.store.events(RunId("r"), 0, 10_000)
-        shown = {person.client: person for person in (await served.run("r")).participants}
-    comings = COMINGS_AT_ONCE + 120 * 12 / COMING_EACH_S  # of 120
+        await mallory.poll()
+        await ann.poll()
+        await served.coordinator.advance(run)
+        message = await served.run("r")
+        shown = {person.client: person for person in message.participants}
+    comings = COMINGS_AT_ONCE + CYCLES * 12 / COMING_EACH_S
     assert (
         2 * COMINGS_AT_ONCE < len(events) <= 4 * comings + 10
     )  # a coming, a going, and what the gathering run makes of them
-    assert (shown["ann"].reason, shown["mallory"].reason) == ("", "not connected")
+    assert (shown["ann"].reason, shown["mallory"].reason) == ("", COMES_AND_GOES)
+    assert "(1 now, at least 3)" in message.next
 
 
 async def test_an_honest_client_waits_for_its_next_hello_and_goes_on(tmp_path: Path) -> None:

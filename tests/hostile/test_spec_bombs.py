@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.tree import InvalidSpec, SpecMismatch
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
-from pluralllm.common.words.spec import MAX_GROUPS, MAX_PROBES, MAX_SPEC_BYTES
+from pluralllm.common.words.spec import MAX_GROUPS, MAX_PROBES, MAX_SPEC_BYTES, RunSpec, parse_spec
+from pluralllm.server.runs import coordinator, live_run
 from pluralllm.server.storage.sql_store import open_store
 from pluralllm.server.storage.store import RunRecord
 from pluralllm.v1 import operations_pb2 as pb
@@ -138,6 +140,22 @@ async def test_the_largest_spec_is_accepted_and_read_again_after_a_restart(tmp_p
         await create(served.operations, "largest", largest.canonical_json())
     async with serving(tmp_path / "state") as served:
         assert (await served.run("largest")).spec_sha256 == largest.sha256()
+
+
+async def test_no_spec_is_read_on_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def noting(text: bytes, file: str) -> RunSpec:
+        threads.append(threading.get_ident())
+        return parse_spec(text, file)
+
+    for module in (coordinator, live_run):
+        monkeypatch.setattr(module, "parse_spec", noting)
+    for _ in range(2):  # as it is sent, and as it is stored
+        async with serving(tmp_path / "state") as served:
+            await served.create("r", small_spec(), start=False)
+    assert len(threads) == 3  # sent, read at the second start, sent again
+    assert threading.get_ident() not in threads
 
 
 def record_of(run: str, raw: bytes) -> tuple[RunRecord, VersionRecord]:
