@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo check test faults lint protos docs bench experiment locks sbom clean setup
+.PHONY: demo check test faults mutants lint protos docs bench experiment locks sbom clean setup
 
 demo: .stamps/run
 	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)")
@@ -33,6 +33,11 @@ test: .stamps/dev
 FAULTS ?= tests/faults tests/simulation tests/nemesis tests/fuzz tests/integration/test_drain.py tests/integration/test_slow_links.py tests/hostile/test_evil_administrator.py
 faults: .stamps/dev
 	PLURALLLM_FAULTS=all PLURALLLM_FAULTS_REPORT="$(REPORT)" $(BIN)/python -m pytest $(FAULTS) $(ARGS)
+
+# Changes the core modules in some thousand small ways, one at a time, and checks that the quick tests notice (tests/mutation). It takes
+# about half an hour, and goes on where an interrupted run stopped. ARGS names some modules, for example server/runs/intake.
+mutants: .stamps/dev
+	PYTHONPATH=tests nice $(BIN)/python -m mutation $(ARGS)
 
 MYPY = $(BIN)/mypy common/src server/src client/src research/src tests benchmarks deploy protos docs
 lint: .stamps/dev

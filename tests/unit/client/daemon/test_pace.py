@@ -1,6 +1,16 @@
 """The client's own limits on polls and on log lines, against a coordinator that sends it to the next poll at once."""
 
-from pluralllm.client.daemon.pace import IDLE_POLLS, REASON_EVERY_S, REASONS, TASKS, Pace
+import pytest
+
+from pluralllm.client.daemon.pace import (
+    IDLE_POLL_EVERY_S,
+    IDLE_POLLS,
+    REASON_EVERY_S,
+    REASONS,
+    TASK_EVERY_S,
+    TASKS,
+    Pace,
+)
 
 
 def polls_in(seconds_to_pass: float, asked_s: float, *, is_new_task: bool) -> int:
@@ -20,6 +30,24 @@ def test_a_coordinator_that_changes_the_task_each_time_gets_some_polls_a_second(
     assert polls_in(1, 0.0, is_new_task=True) >= TASKS  # quick rounds of small models are not slowed
 
 
+def test_the_limits_are_those_of_the_documentation() -> None:
+    assert (IDLE_POLLS, IDLE_POLL_EVERY_S) == (10, 1.0)
+    assert (TASKS, TASK_EVERY_S) == (200, 0.05)
+    assert (REASONS, REASON_EVERY_S) == (5, 10.0)
+
+
+@pytest.mark.parametrize(("is_new_task", "at_once", "every_s"), [(False, 10, 1.0), (True, 200, 0.05)])
+def test_some_polls_come_at_once_and_the_next_one_waits_for_its_turn(
+    is_new_task: bool, at_once: int, every_s: float
+) -> None:
+    pace = Pace()
+    waits = [pace.before_next_poll(0.0, 5.0, is_new_task=is_new_task) for _ in range(at_once + 1)]
+    assert waits == [0.0] * at_once + [pytest.approx(every_s)]
+    assert pace.before_next_poll(0.0, 5.0, is_new_task=not is_new_task) == 0.0, (
+        "tasks and idle polls do not share a limit"
+    )
+
+
 def test_the_wait_that_the_coordinator_asks_for_is_kept() -> None:
     assert Pace().before_next_poll(7.5, 0.0, is_new_task=False) == 7.5
 
@@ -31,6 +59,13 @@ def test_a_reason_is_logged_when_it_changes_and_not_each_time() -> None:
     assert pace.is_worth_logging("b", 1000.0)
     pace.forget_reason()
     assert pace.is_worth_logging("b", 1000.0)
+
+
+def test_five_reasons_are_logged_at_once_and_the_next_one_after_ten_seconds() -> None:
+    pace = Pace()
+    assert [pace.is_worth_logging(f"reason {number}", 5.0) for number in range(6)] == [True] * 5 + [False]
+    assert not pace.is_worth_logging("reason 9", 14.9)
+    assert pace.is_worth_logging("reason 9", 15.0)
 
 
 def test_reasons_that_change_each_time_are_logged_once_in_ten_seconds() -> None:

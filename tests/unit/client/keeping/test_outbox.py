@@ -1,9 +1,16 @@
 """The outbox holds whole updates, over restarts, until they are delivered."""
 
+import errno
+import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from pluralllm.client.keeping.outbox import KEPT_OF_RUN, Entry, Outbox
+from pluralllm.client.process.instruments import OUTBOX_UPDATES
+from pluralllm.common.errors.tree import StorageFull
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 
@@ -28,6 +35,58 @@ def test_an_update_is_there_again_after_a_restart(tmp_path: Path) -> None:
     assert list(again.pending()) == [entry]
 
 
+def test_the_facts_of_an_update_are_kept_word_for_word(tmp_path: Path) -> None:
+    outbox, entry = filled(tmp_path)
+    kept = outbox.get(TASK)
+    assert kept is not None
+    assert kept == (entry, manifest_of(outbox.delta(TASK)))
+    assert outbox.get(TaskId("runs/r/rounds/2/tasks/train-ann")) is None
+    assert stat.S_IMODE((tmp_path / "outbox").stat().st_mode) == 0o700
+    assert not (tmp_path / "draft").exists()
+
+
+def test_updates_of_several_runs_are_counted_and_limited_one_by_one(tmp_path: Path) -> None:
+    outbox, entry = filled(tmp_path)
+    assert OUTBOX_UPDATES._value.get() == 1
+    for number in range(KEPT_OF_RUN):
+        (tmp_path / "draft").write_bytes(b"delta")
+        outbox.put(replace(entry, run=RunId("s"), task=TaskId(f"s{number}")), tmp_path / "draft")
+    assert OUTBOX_UPDATES._value.get() == KEPT_OF_RUN + 1
+    assert outbox.get(TASK) is not None
+    (tmp_path / "draft").write_bytes(b"delta")
+    outbox.put(replace(entry, run=RunId("s"), task=TaskId("s0")), tmp_path / "draft")  # once more: it takes no room
+    assert OUTBOX_UPDATES._value.get() == KEPT_OF_RUN + 1
+    outbox.drop(TASK)
+    assert OUTBOX_UPDATES._value.get() == KEPT_OF_RUN
+    assert OUTBOX_UPDATES._value.get() == len(list(Outbox(tmp_path / "outbox").pending()))
+
+
+def test_the_oldest_update_is_the_first_to_go(tmp_path: Path) -> None:
+    outbox, entry = filled(tmp_path)
+    names = [TaskId(f"runs/r/rounds/{number}/tasks/train-ann") for number in (5, 3, 4)]
+    for age, task in enumerate(names):
+        (tmp_path / "draft").write_bytes(b"delta")
+        outbox.put(replace(entry, task=task), tmp_path / "draft")
+        facts = outbox._facts(task)
+        os.utime(facts, (100.0 - age, 100.0 - age))  # round 4 is the oldest
+    os.utime(outbox._facts(TASK), (200.0, 200.0))
+    (tmp_path / "draft").write_bytes(b"delta")
+    outbox.put(replace(entry, task=TaskId("newest")), tmp_path / "draft")
+    assert {kept.task for kept in outbox.pending()} == {TASK, names[0], names[1], "newest"}
+
+
+def test_an_update_that_a_full_disk_refuses_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox, entry = filled(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("pluralllm.client.keeping.outbox.publish", full)
+    with pytest.raises(StorageFull):
+        outbox.put(replace(entry, task=TaskId("next")), tmp_path / "draft")
+    assert [kept.task for kept in outbox.pending()] == [TASK]
+
+
 def test_an_update_that_was_half_written_is_not_there(tmp_path: Path) -> None:
     outbox, _ = filled(tmp_path)
     next((tmp_path / "outbox").glob("*.json")).unlink()
@@ -47,6 +106,7 @@ def test_a_run_that_is_over_leaves_nothing(tmp_path: Path) -> None:
     outbox, _ = filled(tmp_path)
     outbox.drop_run(RunId("other"))
     assert outbox.get(TASK) is not None
+    assert KEPT_OF_RUN == 4
     outbox.drop_run(RUN)
     assert list((tmp_path / "outbox").iterdir()) == []
 

@@ -20,6 +20,7 @@ from pluralllm.client.work.train import (
     learning_rate,
     pick_device,
     pull_to_base,
+    rounding,
     train,
 )
 from pluralllm.common.errors.tree import InvalidArgument, NotFinite, TooFewQuestions
@@ -28,7 +29,8 @@ from pluralllm.common.predictor.data import Batch, Episode, GroupData, log_softm
 from pluralllm.common.predictor.interface import Prediction, PreferencePredictor
 from pluralllm.common.predictor.metrics import Alignment, js_distance
 from pluralllm.common.predictor.model import flat_weights, load_weights, new_predictor
-from pluralllm.common.weights.layout import flat_values, tensors_of, write_weights
+from pluralllm.common.weights.layout import flat_values, read_header, tensors_of, write_weights
+from pluralllm.common.weights.update_format import as_read, update_format
 from pluralllm.common.words.spec import GroupRole, RunSpec, Training, preset_values
 
 CPU = torch.device("cpu")
@@ -556,3 +558,27 @@ def test_what_rounding_left_counts_only_if_it_is_of_this_model(tmp_path: Path) -
     assert sent() == without
     np.full(layout_for(spec).values, 0.01, np.float32).tofile(residual)
     assert sent() != without
+
+
+@pytest.mark.parametrize("encoding", ["int8", "bf16"])
+def test_what_rounding_took_from_each_round_comes_with_the_next_one(tmp_path: Path, encoding: str) -> None:
+    """Error feedback: a round sends its delta and the residual of the round before, rounded. The rest is the next residual."""
+    spec, data = small_spec({"updates": {"encoding": encoding}}), small_group()
+    plain, residual, layout = small_spec(), tmp_path / "residual", layout_for(spec)
+    base, learnt, sent = write_version_0(tmp_path / "base", spec), np.zeros(layout.values), np.zeros(layout.values)
+    for number in (1, 2, 3, 4):
+        _, delta = trained(tmp_path, plain, data, base=base, seed=number)
+        out, before = tmp_path / "encoded", np.fromfile(residual, "<f4") if residual.exists() else np.float32(0)
+        train(base, out, spec, data, number, 0, CPU, tmp_path / "moments", residual, quietly)
+        assert read_layout_of(out) == update_format(layout, spec.updates.encoding).header
+        read = as_read(delta + before, spec.updates.encoding, rounding(number))
+        next_state(residual).replace(residual)
+        assert np.array_equal(np.fromfile(residual, "<f4"), delta + before - read)
+        learnt, sent = learnt + delta, sent + read
+    assert np.abs(learnt - sent - np.fromfile(residual, "<f4")).max() < 1e-7
+
+
+def read_layout_of(path: Path) -> bytes:
+    """Returns the header of a file of weights."""
+    with path.open("rb") as file:
+        return read_header(file)

@@ -10,8 +10,9 @@ import torch
 from support.small_survey import small_group, small_spec, write_version_0
 
 from pluralllm.client.data.private_data import write_group
-from pluralllm.client.work.orders import Evaluate, Prepare, Reward
-from pluralllm.client.work.train import evaluation_episode
+from pluralllm.client.disclosure.measurements import MeasuredTraining
+from pluralllm.client.work.orders import Evaluate, Prepare, Reward, Train
+from pluralllm.client.work.train import evaluation_episode, train
 from pluralllm.client.work.worker import LocalWork, PreparedRun, Scorer, check_names_no_path
 from pluralllm.common.errors.tree import DataChanged, PolicyForbids
 from pluralllm.common.predictor.group_predictor import PredictedAnswer
@@ -101,6 +102,33 @@ def test_the_contexts_of_an_evaluation_follow_from_the_orders_seed(tmp_path: Pat
     assert first.alignment_score != other.alignment_score
     size = spec.evaluation.context_questions
     assert (first.questions, first.scale_questions) == (60 - size, 60 - size - without_scale(spec, 1))
+
+
+@pytest.mark.parametrize("round_number", [1, 3])
+def test_the_schedule_of_the_learning_rate_goes_on_over_rounds(tmp_path: Path, round_number: int) -> None:
+    spec = small_spec({"rounds": 10, "training": {"schedule": "cosine", "local_steps": 2, "optimizer": "sgd"}})
+    work, run = prepared(spec)
+    base = write_version_0(tmp_path / "v0", spec)
+    outs = [tmp_path / name for name in ("by the worker", "alone")]
+    states = tmp_path / "moments", tmp_path / "residual"
+    steps: list[tuple[str, int, int]] = []
+
+    def report(stage: str, done: int, total: int) -> None:
+        steps.append((stage, done, total))
+
+    done = work.train(report, Train(run, base, outs[0], 7, round_number, *states))
+    first_step = 2 * (round_number - 1)
+    alone = train(base, outs[1], spec, small_group(), 7, first_step, torch.device("cpu"), *states, lambda *_: None)
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert (done.digest, done.examples) == (alone.manifest.digest, alone.examples)
+    assert done.measured == MeasuredTraining(
+        loss=alone.mean_loss,
+        base_distance=alone.base_distance,
+        target_questions=alone.target_questions,
+        first_target_questions=alone.first_target_questions,
+    )
+    assert done.gpu_memory_bytes == 0
+    assert steps == [("training", 0, 2), ("training", 1, 2), ("training", 2, 2)]
 
 
 def without_scale(spec: RunSpec, seed: int) -> int:

@@ -26,6 +26,21 @@ def test_what_is_written_is_safetensors_that_anybody_reads(tmp_path: Path) -> No
     assert read_layout(tmp_path / "m") == layout
 
 
+@pytest.mark.parametrize("change_bytes", [-4, -1, 1, 4])
+def test_a_file_that_is_longer_or_shorter_than_its_header_says_is_refused(tmp_path: Path, change_bytes: int) -> None:
+    layout, path = layout_of([("a", (2, 3)), ("b", (5,))]), tmp_path / "m"
+    write_weights(path, layout, [np.ones(11, np.float32)])
+    check_header(path, layout.header, layout.size_bytes)
+    assert read_layout(path) == layout
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(change_bytes) if change_bytes > 0 else content[:change_bytes])
+    with pytest.raises(WrongLayout):
+        check_header(path, layout.header, layout.size_bytes)
+    for read in (read_layout, tensors_of):
+        with pytest.raises(WrongLayout, match="not float32, sorted by name and contiguous"):
+            read(path)
+
+
 @pytest.mark.parametrize(("dimension", "count"), [(384, 713_218), (4096, 1_188_354)])
 def test_the_paper_predictor_has_the_published_number_of_parameters(dimension: int, count: int) -> None:
     assert layout_of((p.name, p.shape) for p in parameters(NeuralProcess(), dimension)).values == count

@@ -38,7 +38,9 @@ def test_what_protobuf_wrote_is_read(index: int, text: str, size: int) -> None:
 
 @given(st.binary(max_size=40), st.sampled_from([b"", REST, WHOLE]))
 @example(b"\x0a\xff\xff\x3f", REST)  # a task whose length reaches into the data
-@example(b"\x0a\x85\x80\x40", REST)  # a task that ends where the data ends
+@example(b"\x0a\x84\x80\x40", REST)  # a task that ends where the data ends
+@example(b"\x22\x84\x80\x40", REST)  # data that hold what looks like the data's start, and end where it ends
+@example(b"\x22\x83\x80\x40", REST)  # the same with one byte left
 @example(b"\x22\x03abc", REST)  # the data twice: the last one counts
 @example(b"\x0b", REST)  # a group that is not closed
 def test_any_bytes_are_read_or_refused_as_protobuf_does(head: bytes, rest: bytes) -> None:

@@ -1,5 +1,6 @@
 """Updates as files: they are checked before they count, and averaged chunk by chunk."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,21 @@ def test_an_update_with_a_value_that_is_not_finite_is_refused_by_tensor(tmp_path
 def test_an_update_with_an_excessive_norm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NormTooLarge):
         check_update(stored(tmp_path, "u", random_values(1)).path, FP32, 0.5)
+
+
+def test_a_norm_at_the_limit_is_allowed_and_one_above_it_is_refused(tmp_path: Path) -> None:
+    layout = layout_of([("w", (SLICE + 7,))])
+    values = np.zeros(layout.values, np.float32)
+    values[3], values[-1] = 3, -4  # in two slices; the second one is short
+    path, form = stored(tmp_path, "u", values, layout).path, update_format(layout, "fp32")
+    assert check_update(path, form, 5.0) == 5.0
+    with pytest.raises(NormTooLarge) as refused:
+        check_update(path, form, math.nextafter(5.0, 0))
+    assert refused.value.norm == 5.0
+    values *= 0.01  # a norm below 1 is smaller than its root
+    assert check_update(stored(tmp_path, "u", values, layout).path, form, 0.0501) == 0.05
+    with pytest.raises(NormTooLarge):
+        check_update(path, form, 0.0499)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,15 @@ def test_updates_beyond_three_times_the_lower_median_are_shortened_to_it(
     assert clip_scales(receipts_of(*norms), even(norms)) == pytest.approx(scales)
 
 
+def test_factors_have_twelve_significant_digits_and_shares_nine_decimals() -> None:
+    assert clip_scales(receipts_of(1.0, 1.0, 7.0), even((1.0,) * 3)) == (1.0, 1.0, 0.428571428571)
+    assert clip_scales(receipts_of(0.1, 0.1, 70.0), even((1.0,) * 3)) == (1.0, 1.0, 0.00428571428571)
+    over = 1 / 3 + 1e-9  # three shares of it are 1.000000003
+    assert clip_scales(receipts_of(1.0, 1.0, 3.0), (1 / 3, 1 / 3, over)) == (1.0, 1.0, 0.999999997)
+    within = 1 / 3 + 1e-10  # three shares of it round to 1
+    assert clip_scales(receipts_of(1.0, 1.0, 3.0), (1 / 3, 1 / 3, within)) == ()
+
+
 @pytest.mark.parametrize(
     ("norms", "shares", "scales"),
     [

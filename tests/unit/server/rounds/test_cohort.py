@@ -35,3 +35,9 @@ def test_every_client_and_round_has_its_own_seed() -> None:
     seeds = {task_seed(0, RoundNumber(number), ClientId(client)) for number in range(50) for client in ("a", "b")}
     assert len(seeds) == 100
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_draws_and_seeds_are_the_same_in_every_release_because_a_run_is_repeated_with_them() -> None:
+    clients = [ClientId(name) for name in ("ann", "ben", "cat", "dan", "eve")]
+    assert draw_cohort(7, RoundNumber(3), clients, 2) == ("dan", "eve")
+    assert task_seed(7, RoundNumber(3), ClientId("ann")) == 3849193960726168811

@@ -380,3 +380,16 @@ def test_facts_of_a_score_written_before_scores_could_be_kept_are_read_as_report
     facts = ev.event_to_facts(evaluation(1.0, ALICE, 0))
     del facts["score"]["not_reported"]
     assert ev.event_from_facts("EvaluationArrived", facts) == evaluation(1.0, ALICE, 0)
+
+
+def test_a_new_run_is_empty_and_the_end_of_a_round_empties_it_again() -> None:
+    run = a_run()
+    assert (run.phase, run.version, run.round, run.since_s, run.paused) == (Phase.CREATED, 0, 0, 0.0, False)
+    assert (run.slots, run.extensions, run.candidates, run.limits_members) == (0, 0, 0, False)
+    assert (run.roster, run.cohort, run.receipts, run.away, run.losses, run.excluded) == ((), (), (), (), (), ())
+    assert (run.reported, run.refusals, run.fairness_history, run.rollouts, run.reason) == ((), (), (), "", "")
+    assert (run.gathered_s, run.quorum_s, run.deadline_s, run.evaluated, run.outcome, run.rewards) == (None,) * 6
+    worked, _ = after(collecting(), update(20, ALICE), update(21, BOB), ev.PlaceLost(22, CAROL, "gone", permanent=True))
+    full = replace(worked, gathered_s=1.0, extensions=2, reported=(DAVE,), rollouts="d", candidates=7)
+    kept = replace(run, since_s=full.since_s, round=full.round, phase=full.phase, roster=full.roster)
+    assert full.cleared() == replace(kept, excluded=full.excluded, evaluated=full.evaluated)

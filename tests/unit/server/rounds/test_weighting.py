@@ -45,12 +45,17 @@ def test_uniform_weights_need_no_limit() -> None:
         ((10, 10**6), (1 / 6, 5 / 6)),
         ((10**6,), ()),
         ((10, 1, 10**6), (1 / 9, 1 / 9, 7 / 9)),
+        ((6, 1, 1, 1, 1), ()),  # of five: three even shares, and no share below a third of an even one
+        ((7, 1, 1, 1, 1), (3 / 5, 1 / 10, 1 / 10, 1 / 10, 1 / 10)),
+        ((3, 12, 12), ()),
+        ((3, 12, 13), (1 / 9, 4 / 9 * 24 / 25, 4 / 9 * 26 / 25)),
     ],
 )
 def test_weights_by_examples_stay_within_three_even_shares_where_members_are_limited(
     counts: tuple[int, ...], weights: tuple[float, ...]
 ) -> None:
-    receipts = [Receipt(client, Digest("x"), count) for client, count in zip(CLIENTS, counts, strict=False)]
+    members = [*CLIENTS, ClientId("eve")]
+    receipts = [Receipt(client, Digest("x"), count) for client, count in zip(members, counts, strict=False)]
     limited, history = weigh(receipts, Aggregation(), (), limits_members=True)
     assert limited == pytest.approx(weights, abs=1e-9)
     assert history == ()
@@ -206,3 +211,23 @@ def test_weights_are_always_shares_within_their_bounds(
         assert all(even / MAX_LEANING - 1e-11 <= weight <= even * MAX_LEANING + 1e-11 for weight in weights)
         assert [client for client, _ in history] == sorted({client for client, _ in history})
         assert all(0 <= number <= 1 for _, number in history)
+
+
+def test_a_client_that_comes_later_starts_with_an_even_share_of_the_mixture() -> None:
+    aggregation = Aggregation(weighting="agnostic", fairness=0.5)
+    _, before = weigh(receipts_of(0.1, 0.4), aggregation, ())
+    assert dict(before) == pytest.approx({"ann": LOW / (LOW + 1), "ben": 1 / (LOW + 1)})
+    _, after = weigh(receipts_of(0.2, 0.2, 0.2), aggregation, before)
+    known = dict(before)
+    scores = {"ann": known[CLIENTS[0]], "ben": known[CLIENTS[1]], "cat": 0.5}
+    assert dict(after) == pytest.approx({client: score / 1.5 for client, score in scores.items()})
+
+
+LOW = math.exp(0.5 * -0.3)  # factor of ann's weight to ben's after a round with distances 0.1 and 0.4
+
+
+def test_weights_have_twelve_decimals() -> None:
+    weights, history = weigh(receipts_of(0.2, 0.2, 0.2), Aggregation(weighting="adaptive"), ())
+    assert weights == (0.333333333333,) * 3
+    _, history = weigh(receipts_of(0.12345678901234), Aggregation(weighting="adaptive"), ())
+    assert history == (("ann", 0.123456789012),)

@@ -1,7 +1,8 @@
 from pluralllm.common.words.ids import ClientId, RunId
 from pluralllm.common.words.names import TaskName
-from pluralllm.server.runs.leases import Leases
+from pluralllm.server.runs.leases import Lease, Leases
 
+BEN = ClientId("ben")
 ANN, RUN, TASK = ClientId("ann"), RunId("r"), TaskName.parse("runs/r/rounds/1/tasks/train-ann")
 
 
@@ -36,3 +37,48 @@ def test_a_released_lease_is_gone_and_renewing_it_brings_nothing_back() -> None:
     leases.release(ANN)
     leases.renew(ANN, 1)
     assert leases.of(ANN) is None
+
+
+def test_a_new_lease_is_not_fetched_and_has_no_progress() -> None:
+    leases = Leases(duration_s=10)
+    leases.grant(ANN, RUN, TASK, 5)
+    assert leases.of(ANN) == Lease(RUN, TASK, 15, 5, fetched=False, stage="", progress=0.0)
+    assert leases.of(BEN) is None
+
+
+def test_a_lease_is_held_on_one_task_of_one_client() -> None:
+    leases = Leases(duration_s=10)
+    assert not leases.is_held(TASK)
+    leases.grant(ANN, RUN, TASK, 0)
+    assert leases.is_held(TASK)
+    for name in (
+        "runs/r/rounds/2/tasks/train-ann",
+        "runs/r/rounds/1/tasks/evaluate-ann",
+        "runs/r/rounds/1/tasks/train-ben",
+    ):
+        assert not leases.is_held(TaskName.parse(name))
+    leases.release(ANN)
+    leases.release(BEN)
+    assert not leases.is_held(TASK)
+
+
+def test_a_fetched_task_is_marked_once_and_only_if_there_is_a_lease() -> None:
+    leases = Leases(duration_s=10)
+    leases.mark_fetched(ANN)
+    leases.note(ANN, "training", 0.5)
+    assert leases.of(ANN) is None
+    leases.grant(ANN, RUN, TASK, 0)
+    leases.mark_fetched(ANN)
+    fetched = leases.of(ANN)
+    assert fetched is not None
+    assert fetched.fetched
+    leases.mark_fetched(ANN)
+    assert leases.of(ANN) is fetched
+
+
+def test_expired_leases_are_those_of_one_run_sorted_by_client() -> None:
+    leases = Leases(duration_s=10)
+    for client, run in ((BEN, RUN), (ANN, RUN), (ClientId("cat"), RunId("other"))):
+        leases.grant(client, run, TaskName.parse(f"runs/{run}/rounds/1/tasks/train-{client}"), 0)
+    assert leases.expired(RUN, 9.999) == ()
+    assert leases.expired(RUN, 10) == (ANN, BEN)

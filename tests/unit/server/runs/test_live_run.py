@@ -1,20 +1,26 @@
 """A live run is changed by `dispatch` and by nothing else."""
 
+import asyncio
 import dataclasses
+import errno
 from pathlib import Path
 
 import pytest
 from support.coordinator_harness import small_spec
+from support.memory_coordinator import Hooks, MemoryCoordinator
 from support.memory_store import MemoryStore, Tables
 
-from pluralllm.common.errors.tree import NotFound
+from pluralllm.common.errors.tree import Corrupt, NotFound, StorageFull
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.weights.layout import rewards_layout
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.names import TaskKind, TaskName
+from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.bell import Bell, ClientBells
-from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
+from pluralllm.server.runs.live_run import LiveRun, Progress, first_state, recover, write_first_version
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles
@@ -40,6 +46,140 @@ async def test_dispatch_changes_a_run_and_an_event_that_changes_nothing_writes_n
     assert (run.state.phase, run.sequence, run.progress.updated_s) == (Phase.WAITING, 1, 1.0)
     assert await run.dispatch(store, ev.RunStarted(2.0)) is None
     assert (run.sequence, run.progress.updated_s) == (1, 1.0)
+
+
+# Recovery
+
+
+async def test_a_run_recovers_its_state_its_rows_and_the_examples_of_every_update(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.collecting("ann", "ben", rounds=5)
+    for client, examples, seed in (("ann", 40, 1), ("ben", 30, 2)):
+        await place.deliver(run, client, place.update(run, seed), examples)
+    await place.coordinator.until_averaged(run)
+    await place.coordinator.dispatch(run, ev.MemberRevoked(place.clock.now_s(), ClientId("ben")))
+    await place.hello("cat")
+    await place.look(run)
+    await place.deliver(run, "cat", place.update(run, 3), 20)  # its first update of the run, in a round that is open
+    await place.stop()
+    assert dict(run.examples) == {"ann": 40, "ben": 30, "cat": 20}
+    recovered = await recover(place.parts.store, run.record)
+    assert recovered.progress.averaging is None
+    assert recovered.state == run.state
+    assert recovered.progress == run.progress
+    assert dict(recovered.examples) == dict(run.examples)
+    assert (recovered.first, recovered.newest.version) == (run.first, 1)
+
+
+async def test_the_examples_of_an_older_version_count_over_those_of_a_newer_one(tmp_path: Path) -> None:
+    store = MemoryStore(Tables())
+    run = await a_run(store)
+    rows = store._tables.runs[run.id].versions
+    for version, examples in ((1, 40), (2, 39)):
+        updates = ((ClientId("ann"), Digest("u"), examples),)
+        number = ModelVersion(version)
+        rows.put(version, dataclasses.replace(run.first, version=number, round=RoundNumber(version), updates=updates))
+    recovered = await recover(store, run.record)
+    assert dict(recovered.examples) == {"ann": 40}
+
+
+@pytest.mark.parametrize("page", [1, 2, 3])
+async def test_the_log_of_events_is_read_page_by_page(monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    monkeypatch.setattr("pluralllm.server.runs.live_run.REPLAY_PAGE", page)
+    store = MemoryStore(Tables())
+    run = await a_run(store)
+    for event in (ev.RunStarted(1.0), ev.RunPaused(2.0), ev.RunResumed(3.0)):
+        await run.dispatch(store, event)
+    recovered = await recover(store, run.record)
+    assert (recovered.state, recovered.progress.updated_s, recovered.sequence) == (run.state, 3.0, 3)
+
+
+async def test_a_stored_spec_whose_hash_is_another_is_refused() -> None:
+    store = MemoryStore(Tables())
+    run = await a_run(store)
+    with pytest.raises(Corrupt, match="the stored spec of run r"):
+        await recover(store, dataclasses.replace(run.record, spec_sha256=Digest("0" * 64)))
+
+
+async def test_an_event_that_cannot_be_stored_changes_nothing() -> None:
+    hooks = Hooks()
+    store = MemoryStore(Tables(), hooks)
+    run = await a_run(store)
+    before = run.progress
+    with hooks.failing("store.apply", StorageFull(what="the database")), pytest.raises(StorageFull):
+        await run.dispatch(store, ev.RunStarted(1.0))
+    assert run.progress is before
+
+
+async def test_events_at_the_same_time_are_written_one_after_another() -> None:
+    going_on = asyncio.Event()
+
+    async def wait(operation: str, about: object) -> None:
+        if operation == "store.apply":
+            await going_on.wait()
+
+    store = MemoryStore(Tables(), wait)
+    run = await a_run(store)
+    dispatches = [asyncio.create_task(run.dispatch(store, event)) for event in (ev.RunStarted(1.0), ev.RunPaused(2.0))]
+    await asyncio.sleep(0)
+    going_on.set()
+    await asyncio.gather(*dispatches)
+    assert (run.sequence, run.state.paused) == (2, True)
+
+
+async def test_an_averaging_that_had_not_ended_is_found_again(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.collecting("ann", "ben")
+    store, steps = place.parts.store, []
+    for client in ("ann", "ben"):
+        receipt = ev.Receipt(ClientId(client), Digest(client), 10, None, 1.0)
+        steps.append(await run.dispatch(store, ev.UpdateArrived(1.0, run.state.round, run.state.version, receipt)))
+    assert steps[-1] is not None
+    average = steps[-1].effects[-1]
+    assert isinstance(average, ev.Average)
+    assert run.progress.averaging == (await recover(store, run.record)).progress.averaging == average
+    await run.dispatch(store, ev.RunCancelled(2.0, "enough"))
+    assert run.progress.averaging is (await recover(store, run.record)).progress.averaging is None
+
+
+def test_a_first_version_that_a_full_disk_refuses_is_an_error_of_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    assert write_first_version(tmp_path / "v0", small_spec()).size_bytes == (tmp_path / "v0").stat().st_size
+    monkeypatch.setattr("pluralllm.server.runs.live_run.write_weights", full)
+    with pytest.raises(StorageFull):
+        write_first_version(tmp_path / "v0", small_spec())
+
+
+async def test_tasks_are_named_for_the_work_of_the_phase() -> None:
+    run = await a_run(MemoryStore(Tables()))
+    for phase, kind in ((Phase.COLLECTING, TaskKind.TRAIN), (Phase.EVALUATING, TaskKind.EVALUATE)):
+        state = dataclasses.replace(run.state, phase=phase, round=RoundNumber(3))
+        at = dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
+        assert at.task_name(ClientId("ann")) == TaskName(RunId("r"), RoundNumber(3), kind, ClientId("ann"))
+
+
+async def test_the_state_of_a_run_follows_from_its_spec() -> None:
+    store = MemoryStore(Tables())
+    run = await a_run(store)
+    assert (run.work_kind, run.base, run.is_over, run.progress.updated_s) == (TaskKind.TRAIN, run.first, False, 0.0)
+    groups = small_spec(groups={"train": ["A", "B"], "held_out": ["C"]})
+    assert first_state(run.record, groups, run.first).named_groups == 3
+    rewards = groups.model_copy(update={"rewards": RewardRun(source="runs/s/models/0", model_digest="0" * 64)})
+    assert rewards.rewards is not None
+    assert first_state(run.record, rewards, run.first).rewards == rewards.rewards.aggregation
+    record = RunRecord(RunId("s"), b"", Digest(""), 0.0)
+    state = dataclasses.replace(first_state(record, rewards, run.first), candidates=7)
+    later = dataclasses.replace(run.first, version=ModelVersion(1))
+    rewarding = LiveRun(record, rewards, run.layout, run.first, Progress(state, later))
+    assert (rewarding.work_kind, rewarding.base) == (TaskKind.REWARD, run.first)
+    assert rewarding.update_format.layout == rewards_layout(7)
+    assert run.update_format.layout == run.layout
+    training = dataclasses.replace(run, progress=Progress(state, later))
+    assert training.base is later
 
 
 async def test_nothing_else_can_change_a_run() -> None:

@@ -1,0 +1,374 @@
+"""The daemon does one task: its work, the numbers that it hands in, and the files that it keeps when something fails."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from support.open_policy import open_policy
+from support.process_harness import process_spec
+from support.tasks import task_of
+
+from pluralllm.client.daemon.daemon import KEPT_RUNS, Daemon
+from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
+from pluralllm.client.disclosure.outgoing import IN_LOG
+from pluralllm.client.disclosure.policy import METRICS, Policy
+from pluralllm.client.joining.partner import Partner
+from pluralllm.client.keeping.drafts import next_state
+from pluralllm.client.link.tasks import RunOver, Scores, SignedRecord, Task
+from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.work.orders import EVALUATE, PREPARE, TRAIN, Prepared, TrainedUpdate
+from pluralllm.common.errors.tree import (
+    LeaseLost,
+    NormTooLarge,
+    NotFinite,
+    PluralError,
+    RoundClosed,
+    StaleSession,
+    StorageFull,
+    StoreFailed,
+    Unreachable,
+)
+from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.not_reported import NotReported
+from pluralllm.common.words.spec import GroupRole
+
+QUESTIONS = 40
+SPEC = process_spec()
+FIRST = VersionRecord(
+    RunId("r"), ModelVersion(0), RoundNumber(0), Digest("b" * 64), SPEC.sha256(), "", (), created_s=0.0
+)
+
+
+def task(kind: TaskKind = TaskKind.TRAIN, round_number: int = 1, **changes: Any) -> Task:
+    """Returns a task of the run's first version."""
+    base = {"base_version": ModelVersion(0), "base_record_sha256": FIRST.record_sha256}
+    return task_of(SPEC, kind, round_number=round_number, **{**base, **changes})
+
+
+@dataclass
+class Coordinator:
+    """The daemon's transport, with the answers and the errors that a test sets. It notes the calls."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    errors: dict[str, Exception] = field(default_factory=dict)
+    spec_json: bytes = SPEC.canonical_json()
+    records: tuple[VersionRecord, ...] = (FIRST,)
+    address: str = "127.0.0.1:1"
+
+    def names(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+    def of(self, name: str) -> tuple[Any, ...]:
+        """Returns the arguments of the one call with this name."""
+        (call,) = [call for call in self.calls if call[0] == name]
+        return call[1:]
+
+    def _note(self, name: str, *arguments: Any) -> None:
+        self.calls.append((name, *arguments))
+        if name in self.errors:
+            raise self.errors[name]
+
+    async def run_spec(self, run: RunId) -> bytes:
+        self._note("run_spec", run)
+        return self.spec_json
+
+    async def version_records(self, run: RunId, first: int, last: int) -> list[SignedRecord]:
+        return [SignedRecord(record, b"") for record in self.records[first : last + 1]]
+
+    async def fetch_model(self, run: RunId, version: int, digest: str, size_bytes: int, target: Path) -> None:
+        self._note("fetch_model", version)
+        target.write_bytes(b"model")  # noqa: ASYNC240 - a few bytes
+
+    async def push_update(
+        self, name: str, path: Path, manifest: Any, spec: str, base: str, examples: int, metrics: Any
+    ) -> None:
+        content = path.read_bytes()  # noqa: ASYNC240
+        self._note("push_update", name, content, manifest.digest, spec, base, examples, dict(metrics))
+
+    async def report_scores(self, name: str, scores: Scores | NotReported) -> None:
+        self._note("report_scores", name, scores)
+
+    async def report_failure(self, name: str, reason: str, message: str, *, permanent: bool) -> None:
+        self._note("report_failure", reason, message, permanent)
+
+    async def report_progress(self, name: str, stage: str, progress: float) -> None:
+        pass
+
+    async def audit_entries(self, after: int, limit: int) -> list[Any]:
+        return []
+
+
+@dataclass
+class Worker:
+    """A worker whose training and scoring have fixed results."""
+
+    orders: list[str] = field(default_factory=list)
+    errors: dict[str, Exception] = field(default_factory=dict)
+    loss: float = 1.23456
+    scores: MeasuredScores = MeasuredScores(0.71234, 0.81234, 30, 30)
+    content: bytes = b"delta"
+    limits: Any = None
+
+    async def ask(self, command: Any, order: Any, on_progress: Any) -> Any:
+        self.orders.append(command.name)
+        if command.name in self.errors:
+            raise self.errors[command.name]
+        if command is PREPARE:
+            return Prepared(QUESTIONS, "cpu")
+        if command is EVALUATE:
+            return self.scores
+        assert command is TRAIN
+        order.out.write_bytes(self.content)
+        next_state(order.residual).write_bytes(b"residual")
+        measured = MeasuredTraining(self.loss, 0.34567, 30, 30)
+        return TrainedUpdate(manifest_of(order.out).digest, 33, measured, 0)
+
+    async def stop(self) -> None:
+        pass
+
+
+class Client:
+    """A daemon with its coordinator and worker."""
+
+    def __init__(self, folder: Path, policy: Policy | None = None) -> None:
+        self.coordinator, self.worker = Coordinator(), Worker()
+        config = ClientConfig(data=folder / "answers.jsonl", state_dir=folder / "state")
+        (folder / "state").mkdir(exist_ok=True)
+        partner = Partner(ClientId("ann"), "G", GroupRole.TRAIN, "127.0.0.1:1", None)
+        self.daemon = Daemon(
+            config, partner, policy or open_policy(), QUESTIONS, cast(Any, self.coordinator), cast(Any, self.worker)
+        )
+
+    async def do(self, work: Task) -> None:
+        await self.daemon._try(work)
+
+    @property
+    def outbox(self) -> list[str]:
+        return [entry.task for entry in self.daemon._outbox.pending()]
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Client:
+    return Client(tmp_path)
+
+
+# Training
+
+
+async def test_an_update_is_trained_stored_and_handed_in(client: Client, tmp_path: Path) -> None:
+    await client.do(work := task())
+    assert client.worker.orders == ["prepare", "train"]
+    name, content, digest, spec, base, examples, metrics = client.coordinator.of("push_update")
+    assert (name, content, examples) == (work.name, b"delta", 33)
+    assert (spec, base) == (work.spec_sha256, work.base_digest)
+    assert metrics == {"loss": 1.23, "base_distance": 0.35}
+    assert client.outbox == []
+    assert (tmp_path / "state" / "drafts" / "r.residual").read_bytes() == b"residual"
+    assert client.daemon._history.seen(RunId("r")).own_updates[RoundNumber(1)][0].digest == digest
+    assert "report_failure" not in client.coordinator.names()
+
+
+@pytest.mark.parametrize("allowed", [frozenset(), frozenset({"loss"}), frozenset({"base_distance"}), METRICS])
+async def test_only_the_metrics_of_the_policy_leave(tmp_path: Path, allowed: frozenset[str]) -> None:
+    client = Client(tmp_path, open_policy(allowed_metrics=allowed))
+    await client.do(task())
+    assert set(client.coordinator.of("push_update")[-1]) == allowed & {"loss", "base_distance"}
+
+
+@pytest.mark.parametrize("error", [Unreachable(address="a", problem="b"), StaleSession(client="ann")])
+async def test_an_update_that_cannot_be_handed_in_is_kept_and_not_trained_again(
+    client: Client, error: PluralError
+) -> None:
+    client.coordinator.errors["push_update"] = error
+    await client.do(work := task())
+    assert client.outbox == [work.name]
+    assert "report_failure" not in client.coordinator.names()
+    client.coordinator.errors.clear()
+    await client.do(work)
+    assert client.worker.orders == ["prepare", "train"]
+    assert client.coordinator.names().count("push_update") == 2
+    assert client.outbox == []
+
+
+async def test_a_kept_update_of_another_base_is_trained_again(client: Client) -> None:
+    client.coordinator.errors["push_update"] = Unreachable(address="a", problem="b")
+    await client.do(task())
+    client.coordinator.errors.clear()
+    other = replace(FIRST, digest=Digest("d" * 64))
+    client.coordinator.records = (other,)
+    client.daemon._history._path(RunId("r")).unlink()
+    await client.do(task(base_digest=other.digest, base_record_sha256=other.record_sha256))
+    assert client.worker.orders.count("train") == 2
+    assert client.coordinator.calls[-1][5] == other.digest
+
+
+@pytest.mark.parametrize("error", [RoundClosed(run="r", asked=1, current=2), LeaseLost(task="t")])
+async def test_an_update_that_nobody_needs_any_more_is_dropped_without_a_report(
+    client: Client, error: PluralError
+) -> None:
+    client.coordinator.errors["push_update"] = error
+    await client.do(task())
+    assert client.outbox == []
+    assert "report_failure" not in client.coordinator.names()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_permanent"),
+    [
+        (StorageFull(what="the blobs"), False),
+        (StoreFailed(problem="no network"), False),
+        (NormTooLarge(norm=200.0, limit=100.0), True),
+    ],
+)
+async def test_a_refused_update_is_kept_if_the_next_try_may_succeed(
+    client: Client, error: PluralError, is_permanent: bool
+) -> None:
+    client.coordinator.errors["push_update"] = error
+    await client.do(work := task())
+    assert client.outbox == ([] if is_permanent else [work.name])
+    assert client.coordinator.of("report_failure") == (error.reason, str(error), is_permanent)
+
+
+async def test_a_failure_that_may_quote_an_answer_leaves_without_its_text(client: Client) -> None:
+    client.worker.errors["train"] = NotFinite(tensor="secret", count=3)
+    await client.do(task())
+    reason, message, permanent = client.coordinator.of("report_failure")
+    assert (reason, permanent) == ("NOT_FINITE", True)
+    assert "secret" not in message
+    client.coordinator.calls.clear()
+    client.worker.errors["train"] = ValueError("secret")
+    await client.do(task())
+    assert client.coordinator.of("report_failure") == ("ValueError", IN_LOG, False)
+
+
+async def test_a_failure_that_cannot_be_reported_is_no_error(client: Client) -> None:
+    client.worker.errors["train"] = NotFinite(tensor="t", count=3)
+    client.coordinator.errors["report_failure"] = Unreachable(address="a", problem="b")
+    await client.do(task())
+    assert "report_failure" in client.coordinator.names()
+
+
+async def test_a_task_that_the_policy_forbids_costs_nothing(tmp_path: Path) -> None:
+    client = Client(tmp_path, open_policy(max_local_steps=1))
+    await client.do(task())
+    assert client.worker.orders == []
+    assert client.coordinator.names() == ["run_spec", "report_failure"]
+    assert client.coordinator.of("report_failure")[0] == "POLICY_FORBIDS"
+    assert client.coordinator.of("report_failure")[2] is True
+
+
+async def test_a_version_that_was_made_from_too_few_updates_is_not_trained_from(tmp_path: Path) -> None:
+    client = Client(tmp_path, open_policy(min_cohort=2))
+    alone = ((ClientId("ben"), Digest("c" * 64), 5),)
+    second = VersionRecord(
+        RunId("r"), ModelVersion(1), RoundNumber(1), Digest("d" * 64), SPEC.sha256(), FIRST.record_sha256, alone, 0.0
+    )
+    client.coordinator.records = (FIRST, second)
+    base: dict[str, Any] = {"base_version": ModelVersion(1), "base_digest": second.digest}
+    base["base_record_sha256"] = second.record_sha256
+    await client.do(task(round_number=2, **base))
+    assert client.coordinator.of("report_failure")[0] == "POLICY_FORBIDS"
+    assert "train" not in client.worker.orders
+    client.coordinator.calls.clear()
+    await client.do(task(round_number=2, **base))
+    assert "fetch_model" not in client.coordinator.names(), "now the client knows it before it fetches anything"
+
+
+async def test_a_spec_with_another_hash_is_refused_and_fetched_again(client: Client) -> None:
+    other = process_spec(seed=12)
+    client.coordinator.spec_json = other.canonical_json()
+    await client.do(task())
+    assert client.coordinator.of("report_failure")[0] == "SPEC_MISMATCH"
+    client.coordinator.spec_json = SPEC.canonical_json()
+    client.coordinator.calls.clear()
+    await client.do(task())
+    assert client.coordinator.names().count("run_spec") == 1
+    assert "push_update" in client.coordinator.names()
+    await client.do(task(round_number=1))
+    assert client.coordinator.names().count("run_spec") == 1, "a spec is fetched once for each run"
+
+
+async def test_the_specs_of_a_hundred_runs_are_kept(client: Client) -> None:
+    assert KEPT_RUNS == 100
+    for number in range(KEPT_RUNS + 1):
+        await client.daemon._joined_run(task(run=f"r{number}"))
+    assert len(client.daemon._runs) == KEPT_RUNS
+    assert "r0" not in client.daemon._runs
+    assert f"r{KEPT_RUNS}" in client.daemon._runs
+
+
+# Evaluation
+
+
+async def test_scores_leave_rounded_and_are_the_same_when_they_are_asked_for_again(client: Client) -> None:
+    await client.do(task(TaskKind.EVALUATE))
+    _, scores = client.coordinator.of("report_scores")
+    assert (scores.alignment_score, scores.wasserstein_score, scores.questions) == (0.71, 0.81, 30)
+    client.worker.scores = MeasuredScores(0.1, 0.1, 30, 30)
+    client.coordinator.calls.clear()
+    await client.do(task(TaskKind.EVALUATE, round_number=2))
+    assert client.coordinator.of("report_scores")[1] == scores
+    assert client.worker.orders.count("evaluate") == 1
+
+
+async def test_the_wasserstein_score_stays_if_the_policy_does_not_list_it(tmp_path: Path) -> None:
+    client = Client(tmp_path, open_policy(allowed_metrics=METRICS - {"wasserstein_score"}))
+    await client.do(task(TaskKind.EVALUATE))
+    _, scores = client.coordinator.of("report_scores")
+    assert scores.wasserstein_score is None
+    assert scores.alignment_score == 0.71
+
+
+@pytest.mark.parametrize(("questions", "reports"), [(30, True), (29, False)])
+async def test_scores_of_too_few_questions_stay_and_cost_no_budget(
+    tmp_path: Path, questions: int, reports: bool
+) -> None:
+    client = Client(tmp_path, open_policy(min_questions_behind=30, max_evaluations_of_run=1))
+    client.worker.scores = MeasuredScores(0.7, 0.8, questions, questions)
+    await client.do(task(TaskKind.EVALUATE))
+    _, answer = client.coordinator.of("report_scores")
+    assert isinstance(answer, Scores) == reports
+    assert reports or answer is NotReported.TOO_FEW_QUESTIONS
+    assert (client.daemon._budgets.spent(RunId("r")) is not None) == reports
+
+
+async def test_a_spent_budget_is_answered_without_work(tmp_path: Path) -> None:
+    client = Client(tmp_path, open_policy(max_evaluations_of_run=1))
+    await client.do(task(TaskKind.EVALUATE))
+    second = replace(FIRST, version=ModelVersion(1), digest=Digest("d" * 64))
+    client.coordinator.calls.clear()
+    await client.do(task(TaskKind.EVALUATE, base_version=ModelVersion(1), base_digest=second.digest))
+    assert client.coordinator.of("report_scores")[1] is NotReported.BUDGET_SPENT
+    assert client.worker.orders.count("evaluate") == 1
+
+
+async def test_an_evaluation_that_fails_has_counted(tmp_path: Path) -> None:
+    client = Client(tmp_path, open_policy(max_evaluations_of_run=1))
+    client.worker.errors["evaluate"] = ValueError("secret")
+    await client.do(task(TaskKind.EVALUATE))
+    assert client.daemon._budgets.spent(RunId("r")) == "max_evaluations_of_run"
+
+
+# The end of a run
+
+
+async def test_a_run_that_is_over_leaves_nothing_behind(client: Client, tmp_path: Path) -> None:
+    client.coordinator.errors["push_update"] = Unreachable(address="a", problem="b")
+    await client.do(task())
+    (tmp_path / "state" / "drafts" / "r.residual").write_bytes(b"old")
+    over = RunOver(RunId("r"), "cancelled", "enough", ModelVersion(0), FIRST.digest)
+    assert await client.daemon.take(over) is False
+    assert client.outbox == []
+    assert not (tmp_path / "state" / "drafts" / "r.residual").exists()
+    assert client.daemon._history.open_runs() == set()
+    assert client.daemon._runs == {}
+
+
+async def test_a_daemon_may_end_with_the_first_run(client: Client) -> None:
+    client.daemon._config = client.daemon._config.model_copy(update={"exit_when_run_over": True})
+    over = RunOver(RunId("r"), "cancelled", "enough", ModelVersion(0), FIRST.digest)
+    assert await client.daemon.take(over) is True
