@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pluralllm.client.data.private_texts import BEGINNING, LEAST, PrivateTexts
+from pluralllm.common.process.foreign_output import FOREIGN_EVENTS
 from pluralllm.common.process.support_bundle import REMOVED
 from pluralllm.common.words.questions import Question
 
@@ -108,6 +109,8 @@ def test_texts_in_two_strings_of_a_json_line_are_not_read_as_one() -> None:
 
 def test_lines_that_are_no_json_objects_are_left_out_of_a_log_and_counted() -> None:
     lines = ['{"event": "first"}', "Traceback", "[1, 2]", '{"event": ', f"  {json.dumps({'event': 'last'})}", ""]
+    lines += [json.dumps({"event": event, "line": "grpc said so"}) for event in FOREIGN_EVENTS]
     redacted = texts(LONG).redacted_log("\n".join(lines))
-    assert redacted.splitlines() == [f"{REMOVED}: 3 lines that are no JSON", lines[0], lines[4]]
+    count = 4 + len(FOREIGN_EVENTS)  # the empty line counts as well
+    assert redacted.splitlines() == [f"{REMOVED}: {count} lines of libraries, or that are no JSON", lines[0], lines[4]]
     assert texts(LONG).redacted_log('{"event": "only"}\n') == '{"event": "only"}\n'
