@@ -399,17 +399,22 @@ async def test_what_is_known_of_an_update_is_forgotten_with_its_end(place: Memor
     assert place.intake._committing == {}
 
 
+# A disk that fails stops the process; one that is full does not.
+DISKS = [(errno.EIO, True), (errno.ENOSPC, False)]
+
+
+@pytest.mark.parametrize(("number", "stops"), DISKS)
 async def test_an_upload_that_cannot_be_deleted_changes_no_outcome(
-    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch, number: int, stops: bool
 ) -> None:
     async def drop(_: str) -> None:
-        raise OSError(errno.EIO, "broken")
+        raise OSError(number, "broken")
 
     run = await place.collecting("ann", "ben")
     monkeypatch.setattr(place.intake._uploads, "drop", drop)
     with capture_logs() as logs:
         assert isinstance(await place.deliver(run, "ann", place.update(run)), ReceiptRecord)
-    assert place.fail_stop.why is not None
+    assert (place.fail_stop.why is not None) == stops
     assert "broken" in next(entry["problem"] for entry in logs if entry["event"] == "uploads.not_swept")
 
 
@@ -482,15 +487,16 @@ async def test_uploads_of_rounds_that_have_ended_are_deleted_when_a_round_ends(p
     tending.cancel()
 
 
+@pytest.mark.parametrize(("number", "stops"), DISKS)
 async def test_uploads_that_cannot_be_deleted_are_logged_and_tried_again(
-    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch, number: int, stops: bool
 ) -> None:
     tries: list[int] = []
 
     async def sweep(_: object) -> None:
         tries.append(1)
         if len(tries) == 1:
-            raise OSError(errno.EIO, "broken")
+            raise OSError(number, "broken")
 
     monkeypatch.setattr(place.parts.intake._uploads, "sweep", sweep)
     with capture_logs() as logs:
@@ -503,7 +509,7 @@ async def test_uploads_that_cannot_be_deleted_are_logged_and_tried_again(
     assert len(tries) == 2, "no round has ended, so there is nothing to sweep"
     assert [entry["event"] for entry in logs] == ["uploads.not_swept"]
     assert "broken" in logs[0]["problem"]
-    assert place.fail_stop.why is not None
+    assert (place.fail_stop.why is not None) == stops
     assert TEND_S == 60
 
 
