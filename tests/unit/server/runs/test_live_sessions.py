@@ -5,7 +5,7 @@ import pytest
 from pluralllm.common.errors.tree import SessionReplaced, StaleSession
 from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.runs.sessions import Session, Sessions
+from pluralllm.server.runs.sessions import MAX_TAKEOVERS, TAKEOVER_WINDOW_S, TOLD_TAKEOVERS, Session, Sessions
 
 ANN, BEN = ClientId("ann"), ClientId("ben")
 
@@ -31,6 +31,10 @@ def test_a_client_is_connected_for_the_configured_time_after_its_last_message(se
 def test_a_session_of_its_own_is_live_for_five_seconds() -> None:
     assert session().is_live(105.0)
     assert not session().is_live(105.001)
+
+
+def test_takeovers_have_the_limits_of_the_documentation() -> None:
+    assert (TAKEOVER_WINDOW_S, TOLD_TAKEOVERS, MAX_TAKEOVERS) == (600.0, 2, 100)
 
 
 def test_an_open_poll_is_a_sign_of_life_however_long_it_is_held(sessions: Sessions) -> None:
