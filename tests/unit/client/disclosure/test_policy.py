@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from pluralllm.client.disclosure.policy import DEFAULT_POLICY, NEW_KEYS, Policy, load_policy
 from pluralllm.common.errors.tree import InvalidConfig
@@ -66,3 +67,49 @@ def test_a_file_written_today_asks_for_three_clients_and_for_consent_to_unknown_
     for policy in (policy_of(tmp_path, DEFAULT_POLICY), policy_of(tmp_path, ""), load_policy(None)):
         assert policy.min_cohort == 3
         assert policy.allowed_presets == ("default", "paper")
+
+
+DEFAULTS = {
+    "max_local_steps": 1_000,
+    "max_rounds": 10_000,
+    "max_learning_rate": 1.0,
+    "max_questions_of_step": 2_000,
+    "max_model_mib": 1_024,
+    "max_task_minutes": 120.0,
+    "max_worker_memory_gib": 16.0,
+    "allowed_embedding_models": ("sentence-transformers/*@main",),
+    "allowed_presets": ("default", "paper"),
+    "min_cohort": 3,
+    "min_questions_behind": 30,
+    "max_evaluations_of_run": 32,
+    "max_scores_per_question": 1.0,
+    "max_runs_a_day": 10,
+    "allow_evaluation": True,
+    "allow_rewards": False,
+    "allowed_metrics": {"loss", "base_distance", "alignment_score", "wasserstein_score"},
+}
+
+
+def test_a_partner_that_says_nothing_allows_this_much() -> None:
+    assert Policy().model_dump() == DEFAULTS
+
+
+@pytest.mark.parametrize("key", [key for key, value in DEFAULTS.items() if type(value) in (int, float)])
+def test_every_limit_is_above_zero_and_finite(tmp_path: Path, key: str) -> None:
+    for bad in ("0", "0.0", "-1", "nan", "inf"):
+        with pytest.raises(InvalidConfig, match=key):
+            policy_of(tmp_path, f"{key} = {bad}")
+    least = "1" if isinstance(DEFAULTS[key], int) else "1e-9"
+    assert getattr(policy_of(tmp_path, f"{key} = {least}"), key) == float(least)
+
+
+def test_a_policy_cannot_be_changed_and_any_settings_are_allowed_by_a_star(tmp_path: Path) -> None:
+    policy = policy_of(tmp_path, 'allowed_presets = ["*"]\nallowed_metrics = ["loss"]')
+    assert (list(policy.allowed_presets), set(policy.allowed_metrics)) == (["*"], {"loss"})
+    with pytest.raises(ValidationError):
+        policy.min_cohort = 1  # type: ignore[misc]
+
+
+def test_a_policy_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"policy\.toml"):
+        load_policy(tmp_path / "policy.toml")
