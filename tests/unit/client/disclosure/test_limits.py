@@ -211,3 +211,43 @@ def test_a_model_version_after_more_rounds_than_allowed_is_refused_whatever_the_
     check(open_policy(max_rounds=7), kind=TaskKind.EVALUATE, base_version=7)
     text = refusal(open_policy(max_rounds=6), kind=TaskKind.EVALUATE, base_version=7)
     assert "max_rounds is 7, allowed is at most 6" in text
+
+
+class Sized:
+    """The layout of a model, of which only the size counts."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+
+
+@pytest.mark.parametrize("mebibytes", [1, 3])
+def test_a_model_of_exactly_the_largest_size_is_allowed(monkeypatch: pytest.MonkeyPatch, mebibytes: int) -> None:
+    policy, limit = open_policy(max_model_mib=mebibytes), mebibytes * 1024 * 1024
+    monkeypatch.setattr("pluralllm.client.disclosure.limits.layout_for", lambda spec: Sized(limit))
+    check(policy)
+    monkeypatch.setattr("pluralllm.client.disclosure.limits.layout_for", lambda spec: Sized(limit + 1))
+    assert f"max_model_mib is {mebibytes}.0, allowed is at most {mebibytes}" in refusal(policy)
+
+
+@pytest.mark.parametrize("name", ["a..b", "owner/a..b", "owner/a.."])
+def test_two_dots_are_allowed_in_no_model_and_no_revision(name: str) -> None:
+    policy = open_policy(allowed_embedding_models=["*", "*@*"])
+    assert "never a path" in refusal(policy, process_spec(embedding={"model": name}))
+    assert "branch or tag" in refusal(policy, process_spec(embedding={"revision": name}))
+
+
+def test_a_refusal_says_none_where_nothing_is_allowed() -> None:
+    assert "allowed is none" in refusal(open_policy(allowed_embedding_models=[]))
+    scored = TaskKind.EVALUATE
+    assert "allowed is none" in refusal(open_policy(allowed_metrics=frozenset()), kind=scored)
+    kept = frozenset({"loss", "base_distance"})
+    assert "allowed is base_distance, loss" in refusal(open_policy(allowed_metrics=kept), kind=scored)
+
+
+def test_the_first_version_is_made_from_no_updates_and_every_other_one_from_enough() -> None:
+    policy = Policy(min_cohort=2)
+    check_updates_behind(policy, SPEC, version=0, updates=0)
+    for version in (1, 2):
+        check_updates_behind(policy, SPEC, version, updates=2)
+        with pytest.raises(PolicyForbids, match=f"1 updates behind model version {version}"):
+            check_updates_behind(policy, SPEC, version, updates=1)

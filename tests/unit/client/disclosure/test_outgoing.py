@@ -176,3 +176,36 @@ def test_a_failure_of_numbers_tells_neither_where_nor_how_many() -> None:
 def test_a_failure_that_names_no_answer_leaves_with_its_text() -> None:
     error = TooFewQuestions(group="G", usable=3, needed=20, use="training")
     assert reported_failure(error) == ("TOO_FEW_QUESTIONS", str(error))
+
+
+# Bounds
+
+
+@pytest.mark.parametrize(("loss", "reported"), [(9.99, 9.99), (10.5, 10.0), (1e9, 10.0), (-10.5, -10.0)])
+def test_a_number_of_a_training_is_at_most_ten(loss: float, reported: float) -> None:
+    assert reported_metrics(POLICY, training(loss=loss))["loss"] == reported
+
+
+def test_numbers_without_digits_are_not_rounded() -> None:
+    assert rounded(math.inf) == math.inf
+    assert rounded(-math.inf) == -math.inf
+    assert math.isnan(rounded(math.nan))
+    assert rounded(0.0) == 0.0
+
+
+def test_a_score_that_does_not_exist_is_not_reported_as_zero_and_zero_is_reported() -> None:
+    assert of_scores(POLICY, scores(wasserstein_score=None, scale_questions=30)).wasserstein_score is None
+    assert of_scores(POLICY, scores(wasserstein_score=0.0)).wasserstein_score == 0.0
+
+
+@pytest.mark.parametrize(("score", "base2"), [(1.02, 1.0), (1.0, 1.0), (0.0, 0.0), (1 - MAX_JS_DISTANCE, 0.0)])
+def test_the_score_to_base_2_lies_between_0_and_1(score: float, base2: float) -> None:
+    assert of_scores(POLICY, scores(alignment_score=score)).alignment_score_base2 == pytest.approx(base2, abs=0.005)
+    assert 0 <= of_scores(POLICY, scores(alignment_score=score)).alignment_score_base2 <= 1
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "share"), [(0, 0, 0.0), (1, 1, 1.0), (1, 2, 0.5), (3, 2, 1.0), (-1, 2, 0.0), (1, 0, 1.0)]
+)
+def test_progress_is_a_share(done: int, total: int, share: float) -> None:
+    assert reported_progress("training", done, total) == ("training", share)
