@@ -1,16 +1,21 @@
 """The client's own limits on polls and on log lines, against a coordinator that sends it to the next poll at once."""
 
 import pytest
+from structlog.testing import capture_logs
 
 from pluralllm.client.daemon.pace import (
+    FIRST_BACKOFF_S,
     IDLE_POLL_EVERY_S,
     IDLE_POLLS,
+    LAST_BACKOFF_S,
     REASON_EVERY_S,
     REASONS,
     TASK_EVERY_S,
     TASKS,
+    Backoff,
     Pace,
 )
+from pluralllm.common.errors.tree import AnswerInvalid
 
 
 def polls_in(seconds_to_pass: float, asked_s: float, *, is_new_task: bool) -> int:
@@ -73,3 +78,36 @@ def test_reasons_that_change_each_time_are_logged_once_in_ten_seconds() -> None:
     logged = sum(pace.is_worth_logging(f"reason {tick}", tick * 0.1) for tick in range(1000))
     assert logged <= REASONS + 100 / REASON_EVERY_S + 1
     assert pace.is_worth_logging("the last one", 1000.0)
+
+
+def test_waits_after_errors_double_from_a_fifth_of_a_second_to_a_quarter_of_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (FIRST_BACKOFF_S, LAST_BACKOFF_S) == (0.2, 15.0)
+    bounds: set[tuple[float, float]] = set()
+
+    def middle(least: float, most: float) -> float:
+        bounds.add((least, most))
+        return 0.75
+
+    monkeypatch.setattr("pluralllm.client.daemon.pace.random.uniform", middle)
+    backoff = Backoff()
+    waits = [backoff.wait_s() for _ in range(9)]
+    assert waits == pytest.approx([0.75 * wait_s for wait_s in (0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 15.0, 15.0)])
+    assert bounds == {(0.5, 1.5)}, "clients that lost the same coordinator do not come back at the same moment"
+    backoff.reset()
+    assert backoff.wait_s() == pytest.approx(0.75 * 0.2)
+
+
+def test_a_reason_and_a_broken_protocol_are_logged_once() -> None:
+    pace, broken = Pace(), AnswerInvalid(call="Poll", field="task", problem="is odd")
+    with capture_logs() as logs:
+        for _ in range(2):
+            pace.log_reason("no run is open")
+        for _ in range(2):
+            pace.log_broken_protocol(broken, "host:1")
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [
+        ("client.waiting", "info"),
+        ("coordinator.broke_protocol", "error"),
+    ]
+    assert (logs[0]["reason"], logs[1]["field"], logs[1]["coordinator"]) == ("no run is open", "task", "host:1")
