@@ -1,6 +1,7 @@
 """The outbox holds whole updates, over restarts, until they are delivered."""
 
 import errno
+import hashlib
 import os
 import stat
 from dataclasses import replace
@@ -58,7 +59,19 @@ def test_updates_of_several_runs_are_counted_and_limited_one_by_one(tmp_path: Pa
     assert OUTBOX_UPDATES._value.get() == KEPT_OF_RUN + 1
     outbox.drop(TASK)
     assert OUTBOX_UPDATES._value.get() == KEPT_OF_RUN
-    assert OUTBOX_UPDATES._value.get() == len(list(Outbox(tmp_path / "outbox").pending()))
+    OUTBOX_UPDATES.set(99)
+    Outbox(tmp_path / "outbox")
+    assert OUTBOX_UPDATES._value.get() == KEPT_OF_RUN
+
+
+def test_an_update_keeps_its_files_over_releases_and_is_dropped_as_often_as_one_likes(tmp_path: Path) -> None:
+    outbox, _ = filled(tmp_path)
+    name = hashlib.sha256(TASK.encode()).hexdigest()[:24]
+    assert {path.name for path in (tmp_path / "outbox").iterdir()} == {f"{name}.json", f"{name}.safetensors"}
+    outbox.delta(TASK).unlink()
+    for _ in range(2):
+        outbox.drop(TASK)
+    assert list((tmp_path / "outbox").iterdir()) == []
 
 
 def test_the_oldest_update_is_the_first_to_go(tmp_path: Path) -> None:
