@@ -1,5 +1,7 @@
 """The encodings of updates: their sizes, their rounding, and no loss over rounds."""
 
+import math
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from pluralllm.common.weights.update_format import (
     SliceReader,
     UpdateFormat,
     as_read,
+    decode,
     update_format,
     write_update,
 )
@@ -121,3 +124,18 @@ def test_reading_past_the_end_of_an_update_is_an_error(encoding: UpdateEncoding,
             reader.read(row[: LAYOUT.values - start])
         with pytest.raises(Corrupt, match="more bytes"):
             reader.read(row[:1])
+
+
+def test_the_sizes_of_blocks_and_slices_are_those_of_the_protocol() -> None:
+    assert (BLOCK, SLICE) == (1024, 256 * 1024)
+
+
+def test_scales_from_the_network_that_are_no_numbers_raise_no_warning() -> None:
+    out = np.empty(3, np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode(np.array([0, 1, 255], np.uint8), np.array([np.inf], np.float32), "int8", out)
+        assert np.isnan(out[0])
+        assert out[1:].tolist() == [math.inf, -math.inf]
+        decode(np.array([0, 127, 1], np.uint8), np.array([3e38], np.float32), "int8", out)
+    assert out[1] == math.inf
