@@ -26,7 +26,8 @@ import hypothesis
 import pytest
 from mutation.mutants import Mutant, Scope
 
-FIRST_LIMIT_S = 5.0  # and five times the time of the tests without a change
+FIRST_LIMIT_S = 5.0  # of a CPU, and five times the time of the tests without a change
+WAITING_LIMIT_S = 60.0  # for a process that waits for something that never comes
 # Nobody reads why a test fails, so nothing is shrunk, compared or formatted.
 PROFILE = "mutants"
 hypothesis.settings.register_profile(
@@ -90,7 +91,8 @@ def _verdict(status: int | None) -> Verdict:
 def _start(work: Callable[[], int], limit_s: float | None, output: Path = Path(os.devnull)) -> int:
     """Starts a child process that runs a function, and returns the id of the process.
 
-    limit_s: the time after which the process ends itself. output: the file that gets what the process writes.
+    limit_s: the time of a CPU after which the process is ended; a process that only waits gets much longer. output: the file that
+    gets what the process writes.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -100,8 +102,9 @@ def _start(work: Callable[[], int], limit_s: float | None, output: Path = Path(o
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if limit_s is not None:
+        signal.setitimer(signal.ITIMER_PROF, limit_s)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, limit_s)
+        signal.setitimer(signal.ITIMER_REAL, WAITING_LIMIT_S + 10 * limit_s)
     try:
         status = work()
     except BaseException:  # noqa: BLE001 - the parent reads the status
@@ -115,7 +118,7 @@ def _end(child: int) -> int | None:
     """Waits for a child process. Returns its exit status, or None if it took longer than its limit."""
     _, waited = os.waitpid(child, 0)
     if os.WIFSIGNALED(waited):
-        return None if os.WTERMSIG(waited) == signal.SIGALRM else 1
+        return None if os.WTERMSIG(waited) in (signal.SIGALRM, signal.SIGPROF) else 1
     return os.waitstatus_to_exitcode(waited)
 
 
