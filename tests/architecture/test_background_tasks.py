@@ -16,10 +16,7 @@ AWAITED = {
     ("server/runs/uploads.py", "put"),
     ("server/storage/leadership.py", "alone"),
     ("server/storage/model_chunks.py", "message"),
-    ("client/__main__.py", "_run"),
-    ("client/daemon/daemon.py", "run"),
-    ("client/daemon/daemon.py", "take"),
-    ("client/daemon/progress.py", "__call__"),
+    ("client/daemon/polling.py", "_beating"),
     ("client/link/channel.py", "_replace"),
     ("client/work/worker_process.py", "_watched_answer"),
 }

@@ -6,6 +6,7 @@ begin(__name__, "pluralllm-client", "run")  # before all imports that take a mom
 
 import asyncio
 import contextlib
+import functools
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,6 @@ from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.foreign_output import foreign_output_logged
 from pluralllm.common.process.lock import DirectoryLock
 from pluralllm.common.process.logs import configure_logs
-from pluralllm.common.process.pulse import Pulse
 from pluralllm.common.process.scrape_port import scrape_port
 from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 from pluralllm.common.words.roles import MemberRole
@@ -143,23 +143,14 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
             transport = Transport.in_plain_text(partner.coordinator, partner.name, config.standby)
         else:
             transport = Transport.of_member(partner.identity, config.standby)
-        pulse = Pulse()
-        beating, reassuring = asyncio.create_task(_beat(pulse)), asyncio.create_task(supervisor.reassure(pulse))
+        daemon = Daemon(config, partner, policy, data, transport, WorkerProcess())
+        daemon.tasks.keep("the signs of life", functools.partial(supervisor.reassure, daemon.pulse))
         supervisor.tell("READY=1", f"STATUS={partner.name}")
         try:
-            await Daemon(config, partner, policy, data, transport, WorkerProcess()).run(stop)
+            await daemon.run(stop)
         finally:
             supervisor.tell("STOPPING=1")
-            beating.cancel()
-            reassuring.cancel()
             await transport.close()
-
-
-async def _beat(pulse: Pulse) -> None:
-    """Lets the event loop beat the pulse of the daemon."""
-    while True:
-        pulse.beat()
-        await asyncio.sleep(1.0)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """The daemon's talk with its coordinator, against every refusal of the error tree and every status code of gRPC."""
 
+import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -14,7 +15,9 @@ from pluralllm.client.daemon.polling import Polling
 from pluralllm.client.daemon.reactions import FINAL
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.link.tasks import Answer, Wait
+from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import InvalidConfig, StaleSession, StorageFull, Unreachable
+from pluralllm.common.process.pulse import Pulse
 
 ENDS_THE_DAEMON = {
     "CertificateForeign",
@@ -46,10 +49,9 @@ class ScriptedTalk:
         self._play("ask")
         return Wait(0.0, "")
 
-    async def take(self, answer: Answer) -> bool:
+    async def take(self, answer: Answer) -> None:
         del answer
         self._play("take")
-        return True
 
     def _play(self, step: str) -> None:
         self.calls.append(step)
@@ -66,7 +68,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def talk(step: str, *errors: Exception) -> ScriptedTalk:
     scripted = ScriptedTalk(step, list(errors))
     transport: Any = None  # without an identity, a renewal makes no call
-    await Polling(scripted, Renewal(None, transport), Pace()).run()
+    await Polling(scripted, Renewal(None, transport), Pace(), Pulse()).run()
     return scripted
 
 
@@ -124,3 +126,62 @@ async def test_the_pauses_double_up_to_a_limit_and_start_anew_after_an_answer(mo
     assert [backoff.wait_s() for _ in range(9)] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 15.0, 15.0]
     backoff.reset()
     assert backoff.wait_s() == 0.2
+
+
+async def test_a_round_that_hangs_beats_only_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "BEAT_EVERY_S", 1e-6)
+    monkeypatch.setattr(polling, "ROUND_LIMIT_S", 5e-6)
+    hanging, answered, pulse = ScriptedTalk("ask", []), asyncio.Event(), Pulse()
+    monkeypatch.setattr(hanging, "ask", answered.wait)
+    talking = asyncio.create_task(Polling(hanging, Renewal(None, cast(Any, None)), Pace(), pulse).run())
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert pulse.beats == 5, "a loop that stands is not alive"
+    answered.set()
+    await asyncio.wait_for(talking, 5)
+
+
+@pytest.mark.parametrize(("pause_s", "pauses"), [(0.0, [0.0]), (5.0, [5.0]), (12.0, [5.0, 5.0, 2.0])])
+async def test_a_long_pause_beats_to_its_end(
+    pause_s: float, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(length_s: float) -> None:
+        slept.append(length_s)
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    pulse = Pulse()
+    await Polling(ScriptedTalk("ask", []), Renewal(None, cast(Any, None)), Pace(), pulse)._rest(pause_s)
+    assert (slept, pulse.beats) == (pauses, len(pauses))
+
+
+async def test_a_talk_that_is_cancelled_leaves_no_call_behind() -> None:
+    hanging, cancelled = ScriptedTalk("ask", []), asyncio.Event()
+
+    async def ask() -> Answer:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    hanging.ask = ask  # type: ignore[method-assign]
+    talking = asyncio.create_task(Polling(hanging, Renewal(None, cast(Any, None)), Pace(), Pulse()).run())
+    while "greet" not in hanging.calls:  # noqa: ASYNC110 - the next step of the loop
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    talking.cancel()
+    await asyncio.gather(talking, return_exceptions=True)
+    assert cancelled.is_set()
+
+
+async def test_a_coordinator_that_is_busy_gets_the_pause_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def rest(_loop: Polling, pause_s: float) -> None:
+        pauses.append(pause_s)
+
+    monkeypatch.setattr(Polling, "_rest", rest)
+    await talk("ask", TooManyCalls(name="ann", rpc="Poll", retry_s=20.0))
+    assert [20.0 <= pause_s <= 30.0 for pause_s in pauses] == [True]

@@ -17,7 +17,7 @@ from pluralllm.client.daemon.models import Models, history_of
 from pluralllm.client.daemon.pace import Backoff, Pace
 from pluralllm.client.daemon.polling import Polling
 from pluralllm.client.daemon.progress import ProgressReports
-from pluralllm.client.daemon.reactions import Outcome, outcome_of
+from pluralllm.client.daemon.reactions import ENDS, Outcome, outcome_of
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.daemon.work_under_way import JoinedRun, Work
@@ -61,7 +61,10 @@ from pluralllm.common.errors.tree import (
     SpecMismatch,
 )
 from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.process.clock import SystemClock
+from pluralllm.common.process.pulse import Pulse
 from pluralllm.common.process.tracing import context_of, span
+from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.words.ids import Digest, RunId
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.not_reported import NotReported
@@ -113,7 +116,10 @@ class Daemon:
         self._limits = worker.limits = WorkerLimits.of(policy)
         self._work: Work | None = None
         self._runs: dict[RunId, JoinedRun] = {}
-        self._pace = Pace()
+        self._pace, self.pulse = Pace(), Pulse()
+        self._stop = asyncio.Event()
+        self._error: PluralError | None = None  # that ends the daemon
+        self.tasks = WatchedTasks(SystemClock(), self._end_with)
 
     @property
     def is_working(self) -> bool:
@@ -124,21 +130,36 @@ class Daemon:
         """Runs the daemon until `stop` is set.
 
         If the configuration sets exit_when_run_over, the daemon also ends when a run ends.
-        Raises an error that `reactions.FINAL` lists, such as SessionReplaced or CertificateRevoked.
+        Raises an error that `reactions.ENDS` lists, such as SessionReplaced or CertificateRevoked, or BackgroundFailed.
         """
+        self._stop = stop
         await self._worker.start()
-        polling = asyncio.create_task(Polling(self, self._renewal, self._pace).run())
-        stopping = asyncio.create_task(stop.wait())
-        renewing = asyncio.create_task(self._renewal.keep())
+        polling = self.tasks.keep("polling", self._poll)
+        renewing = self.tasks.keep("the renewal of the certificate", self._renewal.keep)
         try:
-            await asyncio.wait([polling, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if polling.done():
-                polling.result()
+            await stop.wait()
         finally:
-            for task in (polling, stopping, renewing):
+            for task in (polling, renewing):
                 task.cancel()
-            await asyncio.gather(polling, stopping, renewing, return_exceptions=True)
+            await asyncio.gather(polling, renewing, return_exceptions=True)
             await self._finish()
+            await self.tasks.stop()
+        if self._error is not None:
+            raise self._error
+
+    async def _poll(self) -> None:
+        """Polls until the daemon must end. An error that is not final ends this attempt only, and `tasks` makes another one."""
+        try:
+            await Polling(self, self._renewal, self._pace, self.pulse).run()
+        except ENDS as error:
+            self._end_with(error)
+        else:
+            self._stop.set()
+
+    def _end_with(self, error: PluralError) -> None:
+        log.error("client.ends", reason=error.reason, problem=str(error))
+        self._error = self._error or error
+        self._stop.set()
 
     async def _finish(self) -> None:
         """Ends the daemon's work: waits a short time for an upload under way, and stops any other work.
@@ -197,30 +218,35 @@ class Daemon:
             log.info("consent.given", run=run)
         return self._budgets.may_ask_again() or has_new_data or bool(runs)
 
-    async def take(self, answer: Answer) -> bool:
-        """Acts on the coordinator's answer to one poll. Returns whether the daemon must end."""
+    async def take(self, answer: Answer) -> float | None:
+        """Acts on the coordinator's answer to one poll.
+
+        Returns the pause before the next poll in seconds; None if the daemon must end.
+        """
+        now_s = time.monotonic()
         match answer:
             case Task():
                 is_new = self._work is None or self._work.doing.done() or self._work.task.name != answer.name
-                await asyncio.sleep(self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=is_new))
-                if not is_new:
-                    return False
-                if self.is_working:
-                    await self._drop_work("the coordinator has another task")
-                if self._data.has_changed():
-                    return False  # the next step reads the file, and Hello says what has changed
-                log.info("task.received", task=answer.name, kind=answer.kind, base_version=answer.base_version)
-                self._pace.forget_reason()
-                self._work = Work(answer, asyncio.create_task(self._do(answer)))
+                if is_new:
+                    await self._begin(answer)
+                return self._pace.before_next_poll(0.0, now_s, is_new_task=is_new)
             case Wait(after_s, reason):
                 if self._work is not None and not self._work.doing.done():
                     await self._drop_work(reason)
                 self._pace.log_reason(reason)
-                await asyncio.sleep(self._pace.before_next_poll(after_s, time.monotonic(), is_new_task=False))
+                return self._pace.before_next_poll(after_s, now_s, is_new_task=False)
             case RunOver():
                 await self._leave(answer)
-                return self._config.exit_when_run_over
-        return False
+                return None if self._config.exit_when_run_over else 0.0
+
+    async def _begin(self, task: Task) -> None:
+        if self.is_working:
+            await self._drop_work("the coordinator has another task")
+        if self._data.has_changed():
+            return  # the next round reads the file, and Hello says what has changed
+        log.info("task.received", task=task.name, kind=task.kind, base_version=task.base_version)
+        self._pace.forget_reason()
+        self._work = Work(task, self.tasks.spawn("a task", self._do(task)))
 
     async def _leave(self, over: RunOver) -> None:
         if self._work is not None and self._work.task.run == over.run:
@@ -456,7 +482,9 @@ class Daemon:
                 check_updates_behind(self._policy, spec, version, seen.updates)
 
     def _progress(self, task: Task) -> ProgressReports:
-        return ProgressReports(functools.partial(self._transport.report_progress, task.name), self._stage)
+        return ProgressReports(
+            functools.partial(self._transport.report_progress, task.name), self._stage, self.tasks.spawn
+        )
 
     def _stage(self, stage: str) -> None:
         if self._work is not None:

@@ -2,21 +2,26 @@
 
 import asyncio
 import time
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 import structlog
 
 from pluralllm.client.daemon.pace import Backoff, Pace
 from pluralllm.client.daemon.reactions import FINAL
 from pluralllm.client.daemon.renewal import Renewal
+from pluralllm.client.link.rests import rest_s
 from pluralllm.client.link.tasks import Answer
 from pluralllm.client.process.instruments import CONNECTED, RETRIES
-from pluralllm.common.errors.membership import AwaitingApproval, CertificateRevoked
+from pluralllm.common.errors.membership import AwaitingApproval, CertificateRevoked, TooManyCalls
 from pluralllm.common.errors.tree import AnswerInvalid, NoAnswer, PluralError, StaleSession
+from pluralllm.common.process.pulse import Pulse
 
 log = structlog.get_logger()
 
 APPROVAL_WAIT_S = 5.0
+BEAT_EVERY_S = 5.0
+ROUND_LIMIT_S = 300.0  # a poll is held for 25 s; the end of a run, a diagnosis and a full queue of the disk take longer
 
 
 class Talk(Protocol):
@@ -35,15 +40,15 @@ class Talk(Protocol):
     async def ask(self) -> Answer:
         """Polls, and returns the coordinator's answer."""
 
-    async def take(self, answer: Answer) -> bool:
-        """Acts on an answer. Returns whether the daemon must end."""
+    async def take(self, answer: Answer) -> float | None:
+        """Acts on an answer. Returns the pause before the next poll in seconds; None if the daemon must end."""
 
 
 class Polling:
-    """The loop of the talk, with its pauses after errors."""
+    """The loop of the talk, with its pauses. It beats the pulse of the process as long as it goes round."""
 
-    def __init__(self, talk: Talk, renewal: Renewal, pace: Pace) -> None:
-        self._talk, self._renewal, self._pace = talk, renewal, pace
+    def __init__(self, talk: Talk, renewal: Renewal, pace: Pace, pulse: Pulse) -> None:
+        self._talk, self._renewal, self._pace, self._pulse = talk, renewal, pace, pulse
         self._backoff = Backoff()
         self._has_session = False
 
@@ -51,13 +56,41 @@ class Polling:
         """Talks until the daemon must end. Raises an error only if it is in FINAL, or if a diagnosis finds it final."""
         self._has_session = False
         while True:
-            try:
-                if await self._talk_once():
-                    return
-            except (PluralError, OSError) as error:
-                await self._pause_after(error)
+            pause_s = await self._beating(self._round())
+            if pause_s is None:
+                return
+            await self._rest(pause_s)
 
-    async def _talk_once(self) -> bool:
+    async def _beating(self, work: Coroutine[Any, Any, float | None]) -> float | None:
+        """Awaits one round. Beats the pulse meanwhile, but for ROUND_LIMIT_S only, so that a round that hangs is noticed."""
+        doing = asyncio.ensure_future(work)
+        try:
+            for _ in range(round(ROUND_LIMIT_S / BEAT_EVERY_S)):
+                self._pulse.beat()
+                await asyncio.wait([doing], timeout=BEAT_EVERY_S)
+                if doing.done():
+                    break
+            return await doing
+        finally:
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
+
+    async def _rest(self, pause_s: float) -> None:
+        while True:
+            self._pulse.beat()
+            await asyncio.sleep(min(pause_s, BEAT_EVERY_S))
+            pause_s -= BEAT_EVERY_S
+            if pause_s <= 0:
+                return
+
+    async def _round(self) -> float | None:
+        """Talks once. Returns the pause before the next round in seconds; None if the daemon must end."""
+        try:
+            return await self._talk_once()
+        except (PluralError, OSError) as error:
+            return await self._pause_after(error)
+
+    async def _talk_once(self) -> float | None:
         if await self._talk.must_greet() or not self._has_session:
             self._has_session = False
             await self._talk.greet()
@@ -67,18 +100,21 @@ class Polling:
         self._backoff.reset()
         return await self._talk.take(answer)
 
-    async def _pause_after(self, error: PluralError | OSError) -> None:
-        """Waits after an error before the next try. Raises the error that is final."""
+    async def _pause_after(self, error: PluralError | OSError) -> float:
+        """Returns the pause after an error, in seconds. Raises the error that is final."""
         match error:
             case StaleSession():
                 self._has_session = False
-                await asyncio.sleep(self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=False))
+                return self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=False)
             case CertificateRevoked():
                 await self._renewal.recover(error)
-                await asyncio.sleep(self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=False))
+                return self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=False)
             case AwaitingApproval():
                 self._pace.log_reason(str(error))
-                await asyncio.sleep(APPROVAL_WAIT_S)
+                return APPROVAL_WAIT_S
+            case TooManyCalls():
+                self._pace.log_reason(str(error))
+                return rest_s(error.retry_s)
             case _ if isinstance(error, FINAL):
                 raise error
             case _:
@@ -87,6 +123,6 @@ class Polling:
                     self._pace.log_broken_protocol(error, self._talk.coordinator)
                 else:
                     self._pace.log_reason(str(await self._renewal.true_cause(error)))
-                await asyncio.sleep(self._backoff.wait_s())
                 RETRIES.inc()
                 self._has_session = self._has_session and isinstance(error, NoAnswer)
+                return self._backoff.wait_s()

@@ -13,6 +13,9 @@ from pluralllm.common.errors import tree as e
 # The coordinator rejects this very certificate, or another daemon has taken over this identity. A repetition cannot mend it.
 FINAL: tuple[type[e.PluralError], ...] = (e.SessionReplaced, *REJECTED)
 
+# The errors that end the daemon: also the dates of the certificate, if a diagnosis finds that this machine's clock is right.
+ENDS = (*FINAL, m.CertificateExpired, m.CertificateNotYetValid)
+
 # The coordinator needs the task's result no longer.
 OVER: tuple[type[e.PluralError], ...] = (e.RoundClosed, e.LeaseLost)
 

@@ -203,7 +203,9 @@ class Transport:
             training_questions=questions,
             data_change_time=None if data_changed_s is None else timestamp(data_changed_s),
         )
-        response: pb.HelloResponse = await self._call("Hello", request)
+        response: pb.HelloResponse = await self._answer(
+            "Hello", self._connection.stub.Hello, request, deadline_of("Hello", request)
+        )
         self._generation = response.generation
         self._coordinator_takes_pieces = CHUNK_PIECES in response.capabilities
         return Greeting(response.server_time.ToMilliseconds() / 1000, addresses_in(response))
@@ -223,7 +225,9 @@ class Transport:
             following=following,
         )
         request.hold.FromMilliseconds(int(POLL_HOLD_S * 1000))
-        response: pb.PollResponse = await self._call("Poll", request, POLL_HOLD_S + CALL_DEADLINE_S)
+        response: pb.PollResponse = await self._answer(
+            "Poll", self._connection.stub.Poll, request, POLL_HOLD_S + CALL_DEADLINE_S
+        )
         head = response.audit_head if response.HasField("audit_head") else None
         self.audit_head = None if head is None else AuditHead(head.sequence, head.sha256, head.signature)
         match response.WhichOneof("answer"):
