@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from support.commands import CLIENT, typed
 from support.coordinator_harness import Served, serving, write_delta
 from support.cutting_proxy import CuttingProxy
@@ -241,6 +242,48 @@ async def test_a_worker_that_dies_costs_one_try_and_not_the_daemon(tmp_path: Pat
             await running.worker.kill()
             run = await until_run(served, ended)
             assert run.outcome == rpb.RUN_OUTCOME_COMPLETED
+
+
+async def test_a_private_file_that_changes_under_a_run_costs_neither_a_task_nor_the_run(
+    tmp_path: Path, embedding_model: Path
+) -> None:
+    """The file grows while the daemon runs, and shrinks while it is away; the weight stays that of the first update."""
+    questions = next(iter(sample_groups(2, 80, 0).values()))
+    (tmp_path / "ann").mkdir()
+    data = tmp_path / "ann" / "answers.jsonl"
+
+    async def change(count: int) -> None:
+        """Changes the file between two rounds."""
+        await served.operations.PauseRun(operations_pb2.PauseRunRequest(name="runs/r"), timeout=10)
+        await until_run(served, lambda run: run.phase == rpb.RUN_PHASE_WAITING)
+        await asyncio.to_thread(write_group, data, questions[:count])
+
+    async def resume() -> None:
+        """Goes on for at least one round."""
+        await served.operations.ResumeRun(operations_pb2.ResumeRunRequest(name="runs/r"), timeout=10)
+        version = (await served.run("r")).version
+        await until_run(served, lambda run: run.version > version)
+
+    await asyncio.to_thread(write_group, data, questions[:60])
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", process_spec(rounds=60, round={**ALONE, "evaluate_every": 100}))
+        with capture_logs() as logs:
+            async with daemon(tmp_path / "ann", embedding_model, served):
+                await until_run(served, lambda run: run.version >= 1)
+                await change(80)
+                await resume()
+                await change(50)
+            async with daemon(tmp_path / "ann", embedding_model, served):
+                await resume()
+        run = await served.run("r")
+        receipts = [await served.parts.store.receipts(RunId("r"), RoundNumber(n)) for n in range(1, run.version + 1)]
+        assert len({row.receipt.examples for rows in receipts for row in rows}) == 1
+        changes = [(line["questions_before"], line["questions"]) for line in logs if line["event"] == "data.changed"]
+        assert changes == [(60, 80), (80, 50)]
+        assert not [line for line in logs if line["event"] in ("task.failed", "update.refused")]
+        [person] = run.participants
+        assert "its private file has changed on" in person.reason
+        assert f"50 questions now, its weight stays {receipts[0][0].receipt.examples}" in person.reason
 
 
 async def test_a_second_daemon_of_one_client_ends_the_first_with_a_reason(

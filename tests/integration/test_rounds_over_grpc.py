@@ -657,6 +657,24 @@ async def test_a_newer_instance_replaces_the_older_one(tmp_path: Path) -> None:
             await asyncio.wait_for(waiting, 10)
 
 
+async def test_an_administrator_sees_an_identity_that_two_daemons_use_in_turn(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        ann = await served.client("ann")
+        await served.create("r", small_spec(), start=False)
+        with capture_logs() as logs:
+            for instance in ("second", "first", "second"):
+                waiting = asyncio.create_task(ann.poll(hold_s=20))
+                while served.parts.sessions.of(ClientId("ann")).polls_open == 0:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                ann.instance = instance
+                await ann.hello()
+                with pytest.raises(SessionReplaced):
+                    await asyncio.wait_for(waiting, 10)
+        [person] = (await served.run("r")).participants
+    assert "identity used from two places: 3 takeovers in 10 minutes" in person.reason
+    assert [line["takeovers"] for line in logs if line["event"] == "client.taken_over"] == [1, 2, 3]
+
+
 async def test_versions_of_the_protocol_are_negotiated(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         identity = await served.member("ann", MemberRole.CLIENT, "g")

@@ -16,7 +16,7 @@ KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 @dataclass
-class Refusals(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+class Refusals(grpc.aio.ServerInterceptor):
     """Refuses each next call of a method with the method's next refusal; afterwards the coordinator answers."""
 
     of: dict[str, list[Refusal]]  # by method
@@ -43,10 +43,10 @@ class Refusals(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no
             del request
             if isinstance(refusal, bytes):
                 return refusal
-            if isinstance(refusal, grpc.StatusCode):
-                await context.abort(refusal, "a proxy")
-            status = to_status(refusal)
-            await context.abort(status.code, status.details, trailing_metadata=status.trailing_metadata)
+            if isinstance(refusal, PluralError):
+                status = to_status(refusal)
+                await context.abort(status.code, status.details, trailing_metadata=status.trailing_metadata)
+            await context.abort(refusal, "a proxy")
             raise AssertionError
 
         async def answers(request: object, context: Any) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pluralllm.common.errors.tree import leaves
+from pluralllm.common.process.exits import REPLACED, exit_code_of
 from pluralllm.server.process import open_files
 from pluralllm.server.process.config import ServerConfig
 
@@ -53,6 +55,12 @@ def test_a_reload_of_a_unit_opens_the_log_file_anew_in_a_folder_that_is_the_unit
     assert "LogsDirectory=pluralllm\n" in unit
     example = (DEPLOY / "examples" / ("coordinator.toml" if "server" in name else "client.toml")).read_text()
     assert 'log_file = "/var/log/pluralllm/' in example
+
+
+def test_a_daemon_whose_identity_another_one_uses_is_not_started_again() -> None:
+    unit = (DEPLOY / "systemd" / "pluralllm-client@.service").read_text()
+    assert re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE) == [str(REPLACED)]
+    assert [leaf.__name__ for leaf in leaves().values() if exit_code_of(leaf) == REPLACED] == ["SessionReplaced"]
 
 
 def test_the_coordinator_may_open_as_many_files_as_it_sets_itself_in_a_unit_and_in_a_container() -> None:
