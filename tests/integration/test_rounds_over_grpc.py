@@ -42,7 +42,7 @@ from pluralllm.common.errors.tree import (
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.weights.layout import layout_of, write_weights
-from pluralllm.common.words.ids import RoundNumber, RunId
+from pluralllm.common.words.ids import ClientId, RoundNumber, RunId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.server.aggregation.next_version import Draft, write_next
@@ -664,8 +664,9 @@ async def test_an_administrator_sees_an_identity_that_two_daemons_use_in_turn(tm
         with capture_logs() as logs:
             for instance in ("second", "first", "second"):
                 waiting = asyncio.create_task(ann.poll(hold_s=20))
-                while served.parts.sessions.of(ClientId("ann")).polls_open == 0:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+                async with asyncio.timeout(10):
+                    while served.parts.sessions.of(ClientId("ann")).polls_open == 0:
+                        await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.01)
                 ann.instance = instance
                 await ann.hello()
                 with pytest.raises(SessionReplaced):
