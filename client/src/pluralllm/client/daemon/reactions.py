@@ -14,7 +14,7 @@ from pluralllm.common.errors import tree as e
 FINAL: tuple[type[e.PluralError], ...] = (e.SessionReplaced, *REJECTED)
 
 # The errors that end the daemon: also the dates of the certificate, if a diagnosis finds that this machine's clock is right.
-ENDS = (*FINAL, m.CertificateExpired, m.CertificateNotYetValid)
+ENDS: tuple[type[e.PluralError], ...] = (*FINAL, m.CertificateExpired, m.CertificateNotYetValid)
 
 # The coordinator needs the task's result no longer.
 OVER: tuple[type[e.PluralError], ...] = (e.RoundClosed, e.LeaseLost)

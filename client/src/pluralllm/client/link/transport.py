@@ -17,6 +17,7 @@ import grpc
 import stamina
 import structlog
 
+from pluralllm.client.link.answers import run_over_in, task_in
 from pluralllm.client.link.channel import Connection, OpenChannel
 from pluralllm.client.link.link_speed import Speed, measured
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
@@ -27,11 +28,9 @@ from pluralllm.client.link.tasks import (
     AuditHead,
     Greeting,
     Renewed,
-    RunOver,
     Scores,
     ShownEntry,
     SignedRecord,
-    Task,
     Wait,
 )
 from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
@@ -57,7 +56,7 @@ from pluralllm.common.trust.identity import Identity
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
 from pluralllm.common.weights.pieces import PIECE_BYTES, PieceSizes, transfer_s
 from pluralllm.common.wire.channels import plain_channel, secure_channel
-from pluralllm.common.wire.checked_answers import KIND_WORDS, checked_answer
+from pluralllm.common.wire.checked_answers import checked_answer
 from pluralllm.common.wire.chunk_messages import write_chunk
 from pluralllm.common.wire.messages import (
     CHUNK_PIECES,
@@ -74,12 +73,11 @@ from pluralllm.common.wire.messages import (
     timestamp,
 )
 from pluralllm.common.words.addresses import check_loopback
-from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RunId, TaskId
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2, operations_pb2
 from pluralllm.v1 import federation_pb2 as pb
-from pluralllm.v1.resources_pb2 import RunOutcome
 
 log = structlog.get_logger()
 
@@ -232,12 +230,9 @@ class Transport:
         self.audit_head = None if head is None else AuditHead(head.sequence, head.sha256, head.signature)
         match response.WhichOneof("answer"):
             case "task":
-                return _task(response.task)
+                return task_in(response.task)
             case "run_over":
-                over = response.run_over
-                outcome = RunOutcome.Name(over.outcome).removeprefix("RUN_OUTCOME_").lower()
-                version, digest = ModelVersion(over.version), Digest(over.version_digest)
-                return RunOver(RunId(over.run), outcome, printable(over.reason), version, digest)
+                return run_over_in(response.run_over)
             case "upgrade":
                 server = response.upgrade.protocol
                 raise ProtocolUnsupported(
@@ -485,20 +480,4 @@ def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
         wait_initial=FIRST_RETRY_S,
         wait_max=LAST_RETRY_S,
         wait_jitter=RETRY_JITTER_S,
-    )
-
-
-def _task(message: pb.Task) -> Task:
-    return Task(
-        name=TaskId(message.name),
-        run=RunId(message.run),
-        kind=KIND_WORDS[message.kind],
-        round=RoundNumber(message.round),
-        spec_sha256=Digest(message.spec_sha256),
-        base_version=ModelVersion(message.base_version),
-        base_digest=Digest(message.base_digest),
-        base_record_sha256=message.base_record_sha256,
-        cohort_size=message.cohort_size,
-        seed=message.seed,
-        traceparent=message.traceparent,
     )
