@@ -148,7 +148,8 @@ NEVER: dict[str, tuple[str, ...]] = {
 HERE_ALONE = {"experiment"}  # rules for a room's own modules: its commands use the terminal and the operator's client
 # Protobuf messages and gRPC are imported here and nowhere else.
 WIRE = (
-    *("common.errors.grpc_status", "common.wire", "server.rpc", "server.members.tls", "client.link.records"),
+    *("common.errors.grpc_status", "common.wire", "server.rpc", "server.members.tls"),
+    *("client.link.answers", "client.link.records"),
     "client.link.transport",
     *("client.link.channel", "client.joining.enrolment", "operator", "align.scoring_service"),
 )
