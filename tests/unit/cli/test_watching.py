@@ -12,7 +12,7 @@ from pluralllm.common.errors.tree import StorageFull
 ENDS_THE_WATCH = {
     *("CertificateExpired", "CertificateForeign", "CertificateInvalid", "CertificateNotYetValid"),
     *("CertificateRevoked", "CertificateUnknown", "CertificateWrongUse"),
-    *("IdentityMismatch", "InvalidArgument", "NotFound", "RoleForbids", "RunNotShared", "Unidentified"),
+    *("IdentityMismatch", "InvalidArgument", "NotFound", "OverLimit", "RoleForbids", "RunNotShared", "Unidentified"),
 }
 
 

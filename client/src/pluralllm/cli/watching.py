@@ -4,23 +4,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from pluralllm.client.joining.diagnosis import FINAL
-from pluralllm.common.errors.membership import IdentityMismatch, RoleForbids, RunNotShared
-from pluralllm.common.errors.tree import InvalidArgument, NotFound, PluralError, Unidentified
+from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.words.names import RunName
+from pluralllm.operator.endings import ENDS
 
 PATIENCE_S = 120.0  # without an answer, for example while the coordinator restarts
 RETRY_S = 1.0
 AT_MOST_EVERY_S = 0.3  # a busy run, or a proxy that ends each call at once, would otherwise cause calls without a pause
-ENDS: tuple[type[PluralError], ...] = (
-    IdentityMismatch,
-    InvalidArgument,
-    NotFound,
-    RoleForbids,
-    RunNotShared,
-    Unidentified,
-    *FINAL,
-)
 
 Values = dict[str, Any]
 

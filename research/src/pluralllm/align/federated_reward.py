@@ -15,10 +15,11 @@ import structlog
 
 from pluralllm.align.answers import read_answer
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Text, judge, read_rollouts
-from pluralllm.common.errors.tree import NoAnswer, PluralError, Unreachable, WrongPhase
+from pluralllm.common.errors.tree import PluralError, Unreachable, WrongPhase
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.questions import Question
+from pluralllm.operator.endings import ENDS
 from pluralllm.operator.remote import Remote
 
 log = structlog.get_logger()
@@ -100,9 +101,9 @@ class FederatedReward:
     async def _answer(self, raw: bytes) -> dict[str, Any]:
         """Sends a batch of questions as a round of the reward run, and returns the result when the round has ended.
 
-        raw: the encoded batch. The method sends the batch again each second while the run works on another batch or the
-        coordinator is unreachable.
-        Raises WrongPhase if the run is paused, has ended or has not started.
+        raw: the encoded batch. The method sends the batch again each second while the run works on another batch, the
+        coordinator is unreachable, or anything else fails that may pass.
+        Raises WrongPhase if the run is paused, has ended or has not started; an error in ENDS.
         """
         while True:
             try:
@@ -114,7 +115,9 @@ class FederatedReward:
                 if await self._takes_no_batches():
                     raise
                 await asyncio.sleep(BUSY_RETRY_S)  # another trainer's batch is under way
-            except NoAnswer as error:  # the coordinator restarts: a repeated batch continues its round, or starts one
+            except ENDS:
+                raise
+            except PluralError as error:  # such as a restart: a repeated batch continues its round, or starts one
                 log.warning("rewards.waiting", reason=str(error))
                 await asyncio.sleep(BUSY_RETRY_S)
             else:
