@@ -377,7 +377,7 @@ async def test_a_run_that_is_over_leaves_nothing_behind(client: Client, tmp_path
     await client.do(task())
     (tmp_path / "state" / "drafts" / "r.residual").write_bytes(b"old")
     over = RunOver(RunId("r"), "cancelled", "enough", ModelVersion(0), FIRST.digest)
-    assert await client.daemon.take(over) is False
+    assert await client.daemon.take(over) == 0.0
     assert client.outbox == []
     assert not (tmp_path / "state" / "drafts" / "r.residual").exists()
     assert client.daemon._history.open_runs() == set()
@@ -387,4 +387,4 @@ async def test_a_run_that_is_over_leaves_nothing_behind(client: Client, tmp_path
 async def test_a_daemon_may_end_with_the_first_run(client: Client) -> None:
     client.daemon._config = client.daemon._config.model_copy(update={"exit_when_run_over": True})
     over = RunOver(RunId("r"), "cancelled", "enough", ModelVersion(0), FIRST.digest)
-    assert await client.daemon.take(over) is True
+    assert await client.daemon.take(over) is None
