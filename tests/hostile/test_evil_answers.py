@@ -212,6 +212,21 @@ async def test_a_spec_that_is_not_the_one_of_the_task_is_not_read_and_named_in_t
     assert any(line["event"] == "coordinator.broke_protocol" and line["call"] == "GetRunSpec" for line in logs)
 
 
+async def test_a_spec_with_another_hash_than_the_task_states_is_not_worked_on(tmp_path: Path) -> None:
+    spec_json = process_spec().canonical_json()
+    spec = pb.GetRunSpecResponse(spec_json=spec_json, spec_sha256=hashlib.sha256(spec_json).hexdigest())
+    coordinator = evil([task("first")], spec)
+    async with (
+        serving_scripted(coordinator) as address,
+        victim(tmp_path, address) as worker,
+        asyncio.timeout(LIMIT_S),
+    ):
+        await coordinator.failed.wait()
+    assert worker.orders == []
+    assert "ReportFailure SPEC_MISMATCH" in coordinator.calls
+    assert "GetManifest" not in coordinator.calls
+
+
 def refusal(error: Any) -> Any:
     """Returns a failed call as gRPC raises it, with the status of a typed error."""
     status, call = to_status(error), grpc.RpcError()
@@ -263,9 +278,13 @@ def test_texts_in_an_answer_to_an_operator_are_printable() -> None:
     run = resources.Run(name="runs/first", next=ESCAPES, outcome_reason=ESCAPES)
     run.participants.add(client="ann", group=ESCAPES, reason=ESCAPES, stage=ESCAPES)
     run.refusals.add(client="ann", message=ESCAPES)
-    texts = str(plain(run))
-    assert texts.isprintable()
-    assert plain(run)["participants"][0]["group"] == "\\x1b[2J\\x1b]0;owned\\x07\\u202e\\r"
+    escaped = "\\x1b[2J\\x1b]0;owned\\x07\\u202e\\r"
+    (person,), (refused,) = plain(run)["participants"], plain(run)["refusals"]
+    texts = [plain(run)["next"], plain(run)["outcome_reason"], refused["message"]]
+    assert {*texts, *(person[field] for field in ("group", "reason", "stage"))} == {escaped}
+    event = resources.RunEvent(kind="PlaceLost")
+    event.facts.update({"client": "ann", "reason": ESCAPES, ESCAPES: [ESCAPES]})
+    assert plain(event)["facts"] == {"client": "ann", "reason": escaped, escaped: [escaped]}
 
 
 @pytest.mark.parametrize(
