@@ -17,6 +17,7 @@ from pluralllm.common.weights.layout import (
     MAX_DIMENSIONS,
     MAX_HEADER_BYTES,
     MAX_VALUES,
+    SHOWN_CHARACTERS,
     Layout,
     check_header,
     layout_of,
@@ -123,7 +124,7 @@ def layout_in(folder: Path, header: bytes, payload_bytes: int = 4) -> Layout:
 
 
 def test_the_limits_of_headers_are_those_of_the_documentation() -> None:
-    assert (MAX_HEADER_BYTES, MAX_DIMENSIONS, MAX_VALUES) == (1024 * 1024, 8, 2**40)
+    assert (MAX_HEADER_BYTES, MAX_DIMENSIONS, MAX_VALUES, SHOWN_CHARACTERS) == (1024 * 1024, 8, 2**40, 100)
     assert DTYPE_BYTES == {"F32": 4, "BF16": 2, "I8": 1}
 
 
@@ -186,7 +187,14 @@ def test_a_header_is_at_most_a_mebibyte_long() -> None:
 
 def test_metadata_and_other_orders_are_not_the_layout_of_this_project(tmp_path: Path) -> None:
     both = {name: {"dtype": "F32", "shape": [1], "data_offsets": [at, at + 4]} for name, at in (("b", 0), ("a", 4))}
-    for entries in (both, {"__metadata__": {"x": "y"}, **both}, {"a": {"dtype": "F32"}}, [], {"\ud800": both["a"]}):
+    broken: tuple[object, ...] = (
+        both,
+        {"__metadata__": {"x": "y"}, **both},
+        {"a": {"dtype": "F32"}},
+        [],
+        {"\ud800": both["a"]},
+    )
+    for entries in broken:
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         with pytest.raises(WrongLayout):
