@@ -26,7 +26,7 @@ import hypothesis
 import pytest
 from mutation.mutants import Mutant, Scope
 
-FIRST_LIMIT_S = 5.0  # of a CPU, and five times the time of the tests without a change
+FIRST_LIMIT_S = 2.0  # of a CPU, and five times the time of the tests without a change
 WAITING_LIMIT_S = 60.0  # for a process that waits for something that never comes
 # Nobody reads why a test fails, so nothing is shrunk, compared or formatted.
 PROFILE = "mutants"
@@ -78,7 +78,7 @@ def try_all(module: Path, mutants: list[Mutant], tests: list[str], folder: Path)
         raise RuntimeError(f"the tests of {module.name} fail without a change: {' '.join(tests)}")
     for mutant in mutants:
         if mutant.scope is None:
-            anew = _start(partial(_run_anew, module, mutant, tests), 2 * FIRST_LIMIT_S + 5 * seconds_alone)
+            anew = _start(partial(_run_anew, module, mutant, tests), 5 * FIRST_LIMIT_S + 5 * seconds_alone)
             yield Trial(mutant, _verdict(_end(anew)))
 
 
