@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from pluralllm.common.words.spec import Aggregation
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean
+from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, shorten, weighted_mean
 
 OPTIMIZERS: list[Any] = ["fedavg", "fedavgm", "fedadam", "fedyogi"]
 floats = st.floats(-1e3, 1e3, width=32)
@@ -110,3 +110,25 @@ def test_fedyogi_forgets_a_large_past_more_slowly_than_fedadam() -> None:
             _, moments = step(np.zeros(1, np.float32), delta, moments)
         left[optimizer] = float(moments[1, 0])
     assert left["fedyogi"] > 2 * left["fedadam"]
+
+
+def test_updates_are_shortened_in_place_by_their_factors() -> None:
+    deltas = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+    shorten(deltas, ())
+    assert deltas.tolist() == [[1, 2], [3, 4], [5, 6]]
+    shorten(deltas, (1.0, 0.5, 0.0))
+    assert deltas.tolist() == [[1, 2], [1.5, 2], [0, 0]]
+    with pytest.raises(ValueError, match="zip"):
+        shorten(deltas, (1.0,))
+
+
+def test_moments_start_at_zero_and_second_moments_at_the_square_of_tau() -> None:
+    starts = {kind: first_moments(Aggregation(optimizer=kind, adaptivity=0.5)) for kind in OPTIMIZERS}
+    assert starts == {"fedavg": (), "fedavgm": (0.0,), "fedadam": (0.0, 0.25), "fedyogi": (0.0, 0.25)}
+
+
+def test_yogi_keeps_a_second_moment_that_is_the_square_already() -> None:
+    step = server_optimizer(Aggregation(optimizer="fedyogi"))
+    moments = np.array([[0.0], [4.0]], np.float32)
+    _, kept = step(np.zeros(1, np.float32), np.array([2.0]), moments)
+    assert kept[1].tolist() == [4.0]

@@ -258,6 +258,38 @@ async def test_a_certificate_that_is_not_accepted_has_a_rate_of_its_own(log: Log
     assert log.results.count("TOO_MANY_CALLS") == 1
 
 
+@pytest.mark.parametrize("rates", [None, rates_of_members(1.0, 1, 3600.0)])
+async def test_a_caller_without_a_readable_certificate_is_refused_as_such(log: Log, tmp_path: Any, rates: Any) -> None:
+    now_s = 1_800_000_000.0
+    authority = create_authority(tmp_path / "authority", "fed", ["127.0.0.1"], None, now_s)
+    readable = authority.issue_member(new_key().public_key(), ClientId("ann"), MemberRole.CLIENT, 3600.0, now_s)
+    registry: Any = OneMember()
+    audit: Any = log
+    guarded = MainDoor(by_certificate(registry), audit, 2, rates)
+    for certificate, refusal in ((None, Unidentified), (b"bad", CertificateUnknown), (readable, CertificateUnknown)):
+        with pytest.raises(refusal):
+            await enter(guarded, f"{FEDERATION}Hello", context=Context(certificate))
+    assert log.results == ["UNIDENTIFIED", "CERTIFICATE_UNKNOWN", "CERTIFICATE_UNKNOWN"]
+
+
+def test_metadata_that_are_missing_or_bytes_name_no_client() -> None:
+    context = Context()
+    context.invocation_metadata = lambda: None  # type: ignore[assignment, method-assign, return-value]
+    assert by_word(context)() == Principal(door.LOCAL, MemberRole.ADMIN)
+    with pytest.raises(Unidentified):
+        by_word(Context(claimed=b"ann"))  # type: ignore[arg-type]
+
+
+async def test_calls_that_have_ended_are_not_counted_even_if_they_end_in_another_context(log: Log) -> None:
+    guarded = door_of(ANN, log)
+    for _ in range(3):
+        call = guarded.enter(f"{FEDERATION}GetChunks", Context(), None)
+        await asyncio.create_task(call.__aenter__())
+        assert guarded._inside[ANN.name] == 1
+        await call.__aexit__(None, None, None)
+        assert guarded._inside[ANN.name] == 0
+
+
 # The enrolment port
 
 
