@@ -33,6 +33,7 @@ from pluralllm.common.errors.tree import PluralError, Unreachable
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.text.reading import read_toml
 from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.not_reported import not_reported_text
 from pluralllm.common.words.questions import Question
 from pluralllm.operator.remote import Remote
@@ -201,7 +202,9 @@ def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path
     """
     first = {score["group"]: score for score in evaluations if score["version"] == 0}
     last = {score["group"]: score for score in evaluations if score["version"] == run["version"]}
-    table = Table("group", "role", "version 0", f"version {run['version']}", "change", "questions", box=None)
+    table = Table(
+        "group", "role", "version 0", f"version {run['version']}", "change", "context gain", "questions", box=None
+    )
     changes: dict[str, float] = {}  # of the groups that reported both scores
     for name in sorted(last, key=lambda name: (last[name]["role"] != "train", name)):
         before, after = first[name]["alignment_score"], last[name]["alignment_score"]
@@ -211,7 +214,7 @@ def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path
         if name in changes:
             change = f"{changes[name]:+.4f}"
         cells = (last[name]["role"].replace("_", " "), alignment(first[name]), alignment(last[name]), change)
-        table.add_row(name, *cells, str(last[name]["questions"]))
+        table.add_row(name, *cells, gain_text(last[name]["context_gain"]), str(last[name]["questions"]))
     console.print()
     console.print(table)
     for label, scores in (("version 0", first), (f"version {run['version']}", last)):
@@ -244,7 +247,10 @@ def _figures(evaluations: dict[str, dict[str, Any]]) -> str:
     if not scores:
         return "not reported"
     mean = mean_alignment(list(evaluations.values()))
-    return f"mean {mean}, worst {min(scores):.4f}, fairness index {fairness_index(scores):.4f}"
+    gain = mean_gain(one["context_gain"] for one in evaluations.values())
+    ignored = f" ({IGNORES_CONTEXT})" if ignores_context(gain) else ""
+    fairness = f"worst {min(scores):.4f}, fairness index {fairness_index(scores):.4f}"
+    return f"mean {mean}, context gain {gain_text(gain)}{ignored}, {fairness}"
 
 
 def _spec(federation: Federation) -> str:

@@ -186,7 +186,7 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
         added += [("evaluations", "not_reported"), ("members", "runs"), ("invites", "runs")]
         added.append(("certificates", "predecessor"))
         added += [("receipts", "norm"), ("versions", "scales")]
-        added += [("members", "max_examples"), ("invites", "max_examples")]
+        added += [("members", "max_examples"), ("invites", "max_examples"), ("evaluations", "context_gain")]
         for table, column in added:
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         await connection.execute(sa.text("DROP TABLE leadership"))
@@ -224,6 +224,13 @@ async def of_revision(database: str, revision: str) -> AsyncIterator[AsyncConnec
         await connection.run_sync(upgrade)
         yield connection
     await engine.dispose()
+
+
+async def test_an_evaluation_comes_back_with_its_context_gain(store: Store) -> None:
+    plain = score(0)
+    gained = replace(plain, score=replace(plain.score, context_gain=0.02))
+    await store.apply(change(1, evaluations=(gained,)))
+    assert await store.latest_evaluations(R, 1) == [gained] != [plain]
 
 
 async def test_evaluations_of_an_older_release_keep_scores_and_cursors_and_later_ones_may_have_no_scores(

@@ -82,7 +82,7 @@ class ScriptedWorker(WorkerProcess):
                 self._spec = parse_spec(order.spec_json.encode(), "of the drill")
                 return Prepared(QUESTIONS, "cpu")
             case Evaluate():
-                return MeasuredScores(0.7, 0.8, QUESTIONS, QUESTIONS)
+                return MeasuredScores(0.7, 0.8, QUESTIONS, QUESTIONS, 0.02)
             case Reward():
                 return await self._reward(order.out, order.rollouts_json.encode())
             case Train():

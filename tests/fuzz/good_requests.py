@@ -129,7 +129,12 @@ def _begin(now: Situation) -> Message:
 
 def _score(now: Situation) -> Message:
     return fed.ReportEvaluationRequest(
-        task=now.scored_task, alignment_score=0.7, alignment_score_base2=0.6, wasserstein_score=0.5, questions=9
+        task=now.scored_task,
+        alignment_score=0.7,
+        alignment_score_base2=0.6,
+        wasserstein_score=0.5,
+        questions=9,
+        context_gain=-0.1,
     )
 
 

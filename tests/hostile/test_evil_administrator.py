@@ -165,7 +165,7 @@ def of_event(logs: Sequence[MutableMapping[str, Any]], event: str) -> MutableMap
 
 
 async def test_a_score_of_too_few_questions_stays_and_coordinator_and_log_say_why(tmp_path: Path) -> None:
-    worker = MeasuringWorker(MeasuredScores(0.71234, 0.81234, 29, 29))
+    worker = MeasuringWorker(MeasuredScores(0.71234, 0.81234, 29, 29, 0.02))
     with structlog.testing.capture_logs() as logs:
         async with measured(tmp_path, worker, Policy()) as served:
             answer = await asked(served, "r", spec_of())
@@ -177,7 +177,7 @@ async def test_a_score_of_too_few_questions_stays_and_coordinator_and_log_say_wh
 
 
 async def test_a_spent_budget_is_answered_before_anything_is_computed_and_the_log_names_the_key(tmp_path: Path) -> None:
-    worker = MeasuringWorker(MeasuredScores(0.71234, None, 44, 0))
+    worker = MeasuringWorker(MeasuredScores(0.71234, None, 44, 0, 0.02))
     policy = Policy(max_scores_per_question=1 / 44)
     with structlog.testing.capture_logs() as logs:
         async with measured(tmp_path, worker, policy) as served:
@@ -194,7 +194,7 @@ async def test_a_spent_budget_is_answered_before_anything_is_computed_and_the_lo
 
 
 async def test_the_first_run_fixes_the_share_and_a_run_with_another_one_waits_for_consent(tmp_path: Path) -> None:
-    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0))
+    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0, 0.02))
     async with measured(tmp_path, worker, Policy()) as served:
         assert isinstance(await asked(served, "r", spec_of()), rpb.GroupEvaluation)
         orders = len(worker.orders)
@@ -220,7 +220,7 @@ async def test_rewards_from_few_questions_are_refused_with_the_key(tmp_path: Pat
 
 
 async def test_work_without_end_is_stopped_and_refused_with_the_key(tmp_path: Path) -> None:
-    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0), takes_s=1_000)
+    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0, 0.02), takes_s=1_000)
     async with measured(tmp_path, worker, Policy(max_task_minutes=0.5 / 60)) as served:
         answer = await asked(served, "r", spec_of())
     assert isinstance(answer, str)
@@ -231,7 +231,7 @@ async def test_a_download_without_end_is_stopped_and_refused_with_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Models, "fetch", lambda *_: asyncio.sleep(1_000))
-    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0))
+    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0, 0.02))
     async with measured(tmp_path, worker, Policy(max_task_minutes=0.5 / 60)) as served:
         answer = await asked(served, "r", spec_of())
     assert isinstance(answer, str)
@@ -248,7 +248,7 @@ async def test_a_restarted_daemon_draws_the_same_contexts_and_the_administrator_
             await served.client(name)
         await served.create("r", spec_of())
         for _ in range(2):
-            worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0), takes_s=1_000)
+            worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0, 0.02), takes_s=1_000)
             async with victim(tmp_path / "ann", VICTIM, served, worker=worker):
                 drawn.append((await worker.first(Evaluate)).context_seed)
     assert drawn[0] == drawn[1] != spec_of().seed
@@ -256,7 +256,7 @@ async def test_a_restarted_daemon_draws_the_same_contexts_and_the_administrator_
 
 async def test_a_run_that_comes_back_with_another_spec_is_refused(tmp_path: Path) -> None:
     """After a restart of the daemon a coordinator could show another spec under the name of a run that the partner knows."""
-    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0))
+    worker = MeasuringWorker(MeasuredScores(0.7, None, 44, 0, 0.02))
     Budgets(tmp_path / "ann" / "state" / "disclosure" / "runs", Policy()).open_for([])
     Budgets(tmp_path / "ann" / "state" / "disclosure" / "runs", Policy()).join(RunId("r"), Digest("5" * 64))
     async with measured(tmp_path, worker, Policy()) as served:
@@ -325,7 +325,7 @@ def reported(folder: Path, policy: Policy, predictions: NDArray[np.float64]) -> 
         answer = budgets.answer(task)
         if answer is None:
             exact = 1 - mean_distance(guess, SCORED)
-            answer = reported_scores(policy, MeasuredScores(exact, None, len(SCORED), 0))
+            answer = reported_scores(policy, MeasuredScores(exact, None, len(SCORED), 0, 0.02))
             if isinstance(answer, Scores):
                 budgets.keep(task, answer)
         scores.append(answer.alignment_score if isinstance(answer, Scores) else None)

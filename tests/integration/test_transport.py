@@ -243,6 +243,10 @@ async def test_where_nobody_answers_the_other_address_is_tried_in_turn(tmp_path:
             Scores(0.75, 0.5, 0.0, 40),
             {"alignment_score": 0.75, "alignment_score_base2": 0.5, "wasserstein_score": 0.0, "questions": 40},
         ),
+        (
+            Scores(0.75, 0.5, None, 40, 0.0),
+            {"alignment_score": 0.75, "alignment_score_base2": 0.5, "questions": 40, "context_gain": 0.0},
+        ),
         (NotReported.TOO_FEW_QUESTIONS, {"not_reported": resources_pb2.NOT_REPORTED_TOO_FEW_QUESTIONS}),
         (NotReported.BUDGET_SPENT, {"not_reported": resources_pb2.NOT_REPORTED_BUDGET_SPENT}),
     ],

@@ -127,7 +127,8 @@ def test_a_folder_that_is_not_what_it_says_is_refused_with_what_to_do(folder: Pa
 
 def test_the_card_tells_each_groups_score_the_worst_group_and_fairness(folder: Path) -> None:
     card = (folder / "README.md").read_text()
-    assert "| Northmark | train | 0.8000 |" in card
+    assert "| Northmark | train | 0.8000 | 0.8000 | +0.0200 | 9 |" in card
+    assert "do not depend on the group" not in card
     assert "worst group Gold\\|crest" in card
     assert "Over 2 groups: fairness index 0.9800" in card
     origin = json.loads((folder / PROVENANCE).read_text())
@@ -147,11 +148,21 @@ def test_the_card_shows_a_group_that_keeps_its_score_with_the_reason_and_says_ov
     kept |= {"questions": 0, "version": 0, "not_reported": "too_few_questions"}
     folder = export(tmp_path / "model", more_scores=[kept])
     card = (folder / "README.md").read_text()
-    assert "| Foun\\|dry | train | not reported: too few questions | | |" in card
+    assert "| Foun\\|dry | train | not reported: too few questions | | | |" in card
     assert "Over 2 of 3 groups: fairness index 0.9800" in card
     scores = {score["group"]: score for score in json.loads((folder / PROVENANCE).read_text())["scores"]}
     assert scores["Foun|dry"]["alignment_score"] is None
     assert scores["Foun|dry"]["not_reported"] == "too_few_questions"
+
+
+def test_the_card_says_when_the_predictions_do_not_depend_on_the_group() -> None:
+    score = {"group": "G", "role": "train", "alignment_score": 0.8, "alignment_score_base2": 0.7, "questions": 9}
+    origin = {"fairness_index": 1.0, "coefficient_of_variation": 0.0}
+    card = _table({"scores": [score | {"context_gain": 0.0}], **origin})
+    assert "Mean context gain +0.0000: **these predictions do not depend on the group**" in card
+    earlier = _table({"scores": [score], **origin})  # a folder of an earlier release
+    assert "| 0.8000 | 0.7000 | - | 9 |" in earlier
+    assert "do not depend" not in earlier
 
 
 def test_a_card_of_a_version_that_no_group_reports_on_says_so() -> None:
@@ -159,7 +170,7 @@ def test_a_card_of_a_version_that_no_group_reports_on_says_so() -> None:
         {"group": "G", "role": "train", "alignment_score": None, "questions": 0, "not_reported": "budget_spent"},
     ]
     card = _table({"scores": scores, "fairness_index": None, "coefficient_of_variation": None})
-    assert "| G | train | not reported: budget spent | | |" in card
+    assert "| G | train | not reported: budget spent | | | |" in card
     assert card.endswith("No group reports its score.")
 
 

@@ -171,6 +171,20 @@ def test_fairness_and_worst_group_are_shown() -> None:
     assert "worst 0.7000 (Foundry), fairness 0.9987 (CoV 0.0321)" in text
 
 
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (0.02, "(CoV 0.0321), context gain +0.0200"),
+        (0.0, "context gain +0.0000: these predictions do not depend on the group"),
+    ],
+)
+def test_the_context_gain_is_shown_and_predictions_that_ignore_the_group_are_named(gain: float, words: str) -> None:
+    evaluations = [score(group, 5, 0.75) | {"context_gain": gain} for group in GROUPS]
+    text = " ".join(shown(status_screen(run(evaluations=evaluations), NOW)))
+    assert words in text
+    assert ("do not depend" in text) == (gain == 0)
+
+
 def test_a_group_that_keeps_its_score_is_shown_with_the_reason_and_the_mean_says_over_how_many_groups() -> None:
     scores = [kept("Foundry"), kept("Old Valley"), kept("Riverton", "budget_spent")]
     reporting = [score(group, 5, 0.75) for group in GROUPS if group not in ("Foundry", "Old Valley", "Riverton")]

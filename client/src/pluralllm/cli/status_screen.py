@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pluralllm.common.text.printable import printable
+from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.names import MemberName, RoundName, RunName
 from pluralllm.common.words.not_reported import not_reported_text
 
@@ -151,10 +152,16 @@ def _fairness(run: Mapping[str, Any]) -> Text:
     if fairness is None:
         return Text(f"version {version}: no group reports its alignment")
     worst = f"{fairness['min_alignment_score']:.4f} ({cell(fairness['min_group']).plain})"
-    return Text(
+    line = Text(
         f"version {version}: mean alignment {mean_alignment(run['evaluations'])}, worst {worst}, "
         f"fairness {fairness['index']:.4f} (CoV {fairness['coefficient_of_variation']:.4f})"
     )
+    gain = mean_gain(score.get("context_gain") for score in run["evaluations"])
+    if gain is not None:
+        line.append(f", context gain {gain_text(gain)}")
+    if ignores_context(gain):
+        line.append(f": {IGNORES_CONTEXT}", "red")
+    return line
 
 
 def _refusal(refusal: Mapping[str, Any]) -> Text:

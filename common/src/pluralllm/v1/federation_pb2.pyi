@@ -808,6 +808,7 @@ class ReportEvaluationRequest(_message.Message):
     WASSERSTEIN_SCORE_FIELD_NUMBER: _builtins.int
     QUESTIONS_FIELD_NUMBER: _builtins.int
     NOT_REPORTED_FIELD_NUMBER: _builtins.int
+    CONTEXT_GAIN_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     alignment_score: _builtins.float
     alignment_score_base2: _builtins.float
@@ -815,6 +816,8 @@ class ReportEvaluationRequest(_message.Message):
     questions: _builtins.int
     not_reported: _resources_pb2.NotReported.ValueType
     """If set, the client reports no numbers, and the other fields but `task` are empty."""
+    context_gain: _builtins.float
+    """The alignment score minus the score with uniform answers as the context; absent if the client does not report it."""
     def __init__(
         self,
         *,
@@ -824,13 +827,19 @@ class ReportEvaluationRequest(_message.Message):
         wasserstein_score: _builtins.float | None = ...,
         questions: _builtins.int = ...,
         not_reported: _resources_pb2.NotReported.ValueType = ...,
+        context_gain: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score", "wasserstein_score", b"wasserstein_score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_gain", b"_context_gain", "_wasserstein_score", b"_wasserstein_score", "context_gain", b"context_gain", "wasserstein_score", b"wasserstein_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score", "alignment_score", b"alignment_score", "alignment_score_base2", b"alignment_score_base2", "not_reported", b"not_reported", "questions", b"questions", "task", b"task", "wasserstein_score", b"wasserstein_score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_gain", b"_context_gain", "_wasserstein_score", b"_wasserstein_score", "alignment_score", b"alignment_score", "alignment_score_base2", b"alignment_score_base2", "context_gain", b"context_gain", "not_reported", b"not_reported", "questions", b"questions", "task", b"task", "wasserstein_score", b"wasserstein_score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__context_gain: _TypeAlias = _typing.Literal["context_gain"]  # noqa: Y015
+    _WhichOneofArgType__context_gain: _TypeAlias = _typing.Literal["_context_gain", b"_context_gain"]  # noqa: Y015
     _WhichOneofReturnType__wasserstein_score: _TypeAlias = _typing.Literal["wasserstein_score"]  # noqa: Y015
     _WhichOneofArgType__wasserstein_score: _TypeAlias = _typing.Literal["_wasserstein_score", b"_wasserstein_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context_gain) -> _WhichOneofReturnType__context_gain | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__wasserstein_score) -> _WhichOneofReturnType__wasserstein_score | None: ...
 
 Global___ReportEvaluationRequest: _TypeAlias = ReportEvaluationRequest  # noqa: Y015

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pluralllm.common.text.printable import printable
+from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.not_reported import not_reported_text
 
 
@@ -30,7 +31,7 @@ arXiv 2503.09925). {origin["updates"]} updates are in it, averaged in {origin["v
 
 Alignment score: 1 minus the mean Jensen-Shannon distance between predicted and true shares (natural logarithm: 1 is
 perfect, 0.167 the worst). Training groups are scored on questions that nobody trained on, held-out groups were never
-seen in training.
+seen in training. Context gain: the score minus the score with uniform answers as the context.
 
 {_table(origin) if scores else "This version was not scored."}
 
@@ -65,24 +66,27 @@ weights `{origin["record"]["digest"]}`; run spec and lineage: provenance.json.
 def _table(origin: Mapping[str, Any]) -> str:
     """Returns the table of each group's score, and a sentence about fairness over the groups that report their scores."""
     scores = origin["scores"]
-    head = "| group | role | alignment score | base 2 | questions |\n|---|---|---|---|---|"
+    head = "| group | role | alignment score | base 2 | context gain | questions |\n|---|---|---|---|---|---|"
     rows = "\n".join(_row(score) for score in scores)
     reported = [score for score in scores if score["alignment_score"] is not None]
     if not reported:
         return f"{head}\n{rows}\n\nNo group reports its score."
     worst = min(reported, key=lambda score: score["alignment_score"])
     over = f"{len(reported)} of {len(scores)} groups" if len(reported) < len(scores) else f"{len(scores)} groups"
+    gain = mean_gain(score.get("context_gain") for score in reported)
+    warning = f" Mean context gain {gain_text(gain)}: **{IGNORES_CONTEXT}**." if ignores_context(gain) else ""
     return (
         f"{head}\n{rows}\n\nOver {over}: fairness index {origin['fairness_index']:.4f}, coefficient of variation "
-        f"{origin['coefficient_of_variation']:.4f}; worst group {_cell(worst['group'])}."
+        f"{origin['coefficient_of_variation']:.4f}; worst group {_cell(worst['group'])}.{warning}"
     )
 
 
 def _row(score: Mapping[str, Any]) -> str:
     head = f"| {_cell(score['group'])} | {score['role'].replace('_', ' ')}"
     if score["alignment_score"] is None:
-        return f"{head} | {_cell(not_reported_text(score['not_reported']))} | | |"
-    return f"{head} | {score['alignment_score']:.4f} | {score['alignment_score_base2']:.4f} | {score['questions']} |"
+        return f"{head} | {_cell(not_reported_text(score['not_reported']))} | | | |"
+    numbers = f"{score['alignment_score']:.4f} | {score['alignment_score_base2']:.4f} | {gain_text(score.get('context_gain'))}"
+    return f"{head} | {numbers} | {score['questions']} |"
 
 
 def _cell(text: str) -> str:

@@ -19,7 +19,7 @@ from pluralllm.common.words.spec import RunSpec
 
 FORMAT = "pluralllm.model/1"
 CONFIG, WEIGHTS, CARD, PROVENANCE = "config.json", "model.safetensors", "README.md", "provenance.json"
-SCORE_KEYS = ("group", "role", "alignment_score", "alignment_score_base2", "questions", "not_reported")
+SCORE_KEYS = ("group", "role", "alignment_score", "alignment_score_base2", "questions", "not_reported", "context_gain")
 Values = Mapping[str, Any]
 
 
@@ -72,7 +72,7 @@ def provenance(
         "participants": len(clients),
         "updates": sum(len(one["receipts"]) for one in counted),
         "scores": [
-            {key: score[key] for key in SCORE_KEYS}
+            {key: score.get(key) for key in SCORE_KEYS}
             for score in sorted(scores, key=lambda score: (score["role"], score["group"]))
         ],
         "fairness_index": fairness_index(values) if values else None,

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pluralllm.common.predictor.metrics import LEAST_CONTEXT_GAIN, coefficient_of_variation, fairness_index
+from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
+from pluralllm.common.words.context_gain import ignores_context, mean_gain
 from pluralllm.experiment.results import Floats, QuestionKind, Result, Scores
 
 NOT_WITHHELD = (QuestionKind.ANSWERED, QuestionKind.UNANSWERED)
 RESAMPLES = 1000
 LEVEL = 0.95
-IGNORES_CONTEXT = "these predictions do not depend on the group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Line:
     @property
     def ignores_context(self) -> bool:
         """Whether the predictions were measured not to depend on the group."""
-        return self.context_gain is not None and self.context_gain < LEAST_CONTEXT_GAIN
+        return ignores_context(self.context_gain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +144,7 @@ def context_gain(runs: Sequence[Result], selection: Selection) -> float | None:
     runs: the method's results, one for each seed. The kinds and draws of the selection do not matter.
     """
     place = selection.part, selection.context
-    gains = [one.gain for result in runs for one in result.gains if (one.part, one.context) == place]
-    return float(np.mean(gains)) if gains else None
-
-
-def gain_text(gain: float | None) -> str:
-    """Returns a context gain as text with its sign; a dash if it was not measured."""
-    return "-" if gain is None else f"{gain:+.4f}"
+    return mean_gain(one.gain for result in runs for one in result.gains if (one.part, one.context) == place)
 
 
 def over_how_many(lines: Sequence[Line]) -> str:

@@ -109,7 +109,7 @@ class Worker:
     orders: list[str] = field(default_factory=list)
     errors: dict[str, Exception] = field(default_factory=dict)
     loss: float = 1.23456
-    scores: MeasuredScores = MeasuredScores(0.71234, 0.81234, 30, 30)
+    scores: MeasuredScores = MeasuredScores(0.71234, 0.81234, 30, 30, 0.02)
     content: bytes = b"delta"
     limits: Any = None
 
@@ -324,7 +324,7 @@ async def test_scores_leave_rounded_and_are_the_same_when_they_are_asked_for_aga
     await client.do(task(TaskKind.EVALUATE))
     _, scores = client.coordinator.of("report_scores")
     assert (scores.alignment_score, scores.wasserstein_score, scores.questions) == (0.71, 0.81, 30)
-    client.worker.scores = MeasuredScores(0.1, 0.1, 30, 30)
+    client.worker.scores = MeasuredScores(0.1, 0.1, 30, 30, 0.02)
     client.coordinator.calls.clear()
     await client.do(task(TaskKind.EVALUATE, round_number=2))
     assert client.coordinator.of("report_scores")[1] == scores
@@ -344,7 +344,7 @@ async def test_scores_of_too_few_questions_stay_and_cost_no_budget(
     tmp_path: Path, questions: int, reports: bool
 ) -> None:
     client = Client(tmp_path, open_policy(min_questions_behind=30, max_evaluations_of_run=1))
-    client.worker.scores = MeasuredScores(0.7, 0.8, questions, questions)
+    client.worker.scores = MeasuredScores(0.7, 0.8, questions, questions, 0.02)
     await client.do(task(TaskKind.EVALUATE))
     _, answer = client.coordinator.of("report_scores")
     assert isinstance(answer, Scores) == reports

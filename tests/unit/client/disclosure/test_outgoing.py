@@ -31,7 +31,7 @@ from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.common.words.spec import RunSpec
 
 POLICY = Policy()
-ALL = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_score"})
+ALL = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_score", "context_gain"})
 
 
 def scores(**changes: float | None) -> MeasuredScores:
@@ -40,6 +40,7 @@ def scores(**changes: float | None) -> MeasuredScores:
         "wasserstein_score": 0.81234,
         "questions": 30,
         "scale_questions": 30,
+        "context_gain": 0.02345,
     }
     return MeasuredScores(**{**values, **changes})
 
@@ -74,6 +75,12 @@ def test_the_wasserstein_score_has_a_count_of_its_own() -> None:
     assert of_scores(POLICY, scores(scale_questions=30)).wasserstein_score == 0.81
     assert of_scores(POLICY, scores(scale_questions=29)).wasserstein_score is None
     assert of_scores(POLICY, scores(wasserstein_score=None, scale_questions=0)).wasserstein_score is None
+
+
+def test_the_context_gain_is_rounded_and_leaves_only_if_the_policy_lists_it() -> None:
+    assert of_scores(POLICY, scores()).context_gain == 0.02
+    assert of_scores(POLICY, scores(context_gain=-0.0049)).context_gain == 0
+    assert of_scores(Policy(allowed_metrics=ALL - {"context_gain"}), scores()).context_gain is None
 
 
 def test_the_wasserstein_score_leaves_only_if_the_policy_lists_it() -> None:

@@ -31,7 +31,7 @@ def policy_of(folder: Path, text: str) -> Policy:
         ("max_rounds = 0", "max_rounds: Input should be greater than 0"),
         (
             'allowed_metrics = ["gradients"]',
-            "gradients unknown; allowed: alignment_score, base_distance, loss, wasserstein",
+            "gradients unknown; allowed: alignment_score, base_distance, context_gain, loss, wasserstein",
         ),
         ("max_rounds = ", "not TOML"),
         (

@@ -60,7 +60,7 @@ def test_a_gpu_trains_what_the_cpu_trains(tmp_path: Path) -> None:
 def test_a_gpu_scores_what_the_cpu_scores(tmp_path: Path) -> None:
     base = write_version_0(tmp_path / "base", SPEC)
     gpu_result, cpu_result = (
-        evaluate(base, SPEC, small_group(), GroupRole.HELD_OUT, device, lambda _done, _all: None)
+        evaluate(base, SPEC, small_group(), GroupRole.HELD_OUT, device, lambda _done, _all: None).alignment
         for device in (CUDA, CPU)
     )
     assert gpu_result.js_total == pytest.approx(cpu_result.js_total, abs=1e-4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from support.small_survey import small_group, small_spec, write_version_0
+from support.small_survey import KERNEL, small_group, small_spec, write_version_0
 from torch import Tensor
 
 from pluralllm.client.keeping.drafts import next_state
@@ -154,7 +154,9 @@ def test_training_lowers_the_loss_and_raises_the_alignment(tmp_path: Path) -> No
     _, delta = trained(tmp_path, spec, data, base=base)
     local = tmp_path / "local"
     write_weights(local, layout_for(spec), [flat_values(base, layout_for(spec)) + delta])
-    before, after = (evaluate(path, spec, data, GroupRole.TRAIN, CPU, quietly).score for path in (base, local))
+    before, after = (
+        evaluate(path, spec, data, GroupRole.TRAIN, CPU, quietly).alignment.score for path in (base, local)
+    )
     assert after > before + 0.05
 
 
@@ -410,8 +412,9 @@ def test_without_held_out_questions_a_training_group_is_scored_on_all_but_its_co
 def test_an_evaluation_is_the_mean_over_its_draws_of_what_the_model_predicts(tmp_path: Path) -> None:
     spec, data = small_spec({"predictor": {"dropout": 0.3}}), small_group()
     base = write_version_0(tmp_path / "base", spec)
-    alignment = evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
-    assert alignment == evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
+    evaluation = evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
+    assert evaluation == evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
+    alignment = evaluation.alignment
     expected, model = Alignment(), predictor(spec).eval()
     for draw in range(spec.evaluation.draws):
         episode = evaluation_episode(spec, data, GroupRole.TRAIN, draw)
@@ -425,6 +428,25 @@ def test_an_evaluation_is_the_mean_over_its_draws_of_what_the_model_predicts(tmp
     assert (alignment.questions, alignment.ordinal_questions) == (expected.questions, expected.ordinal_questions)
     assert alignment.score == pytest.approx(expected.score, abs=1e-6)
     assert alignment.wasserstein == pytest.approx(expected.wasserstein, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", [{}, KERNEL], ids=["tnp-d/1", "fourier-kernel/1"])
+def test_the_context_gain_is_over_the_score_with_the_same_questions_and_uniform_answers(
+    architecture: dict[str, Any], tmp_path: Path
+) -> None:
+    spec, data = small_spec({"predictor": architecture}), small_group()
+    base = write_version_0(tmp_path / "base", spec)
+    evaluation = evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
+    usable, _ = data.split(spec.evaluation.holdout_share)
+    silent = data.shares.copy()
+    for q in usable:  # contexts are drawn from these; all targets are withheld questions
+        silent[data.offsets[q] : data.offsets[q + 1]] = 1 / len(data.questions[q].options)
+    disguised = evaluate(base, spec, replace(data, shares=silent), GroupRole.TRAIN, CPU, quietly)
+    assert evaluation.uniform == disguised.alignment == disguised.uniform
+    assert evaluation.context_gain == evaluation.alignment.score - disguised.alignment.score
+    assert disguised.context_gain == 0
+    if architecture:
+        assert abs(evaluation.context_gain) > 1e-4
 
 
 def test_an_evaluation_tells_its_draws_and_can_be_cancelled(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pluralllm.experiment.report.live import Answers, at_round, common_rounds, live_run, moved_bytes
+from pluralllm.experiment.report.live import Answers, LiveRun, at_round, common_rounds, live_run, moved_bytes
 from pluralllm.experiment.report.live_page import groups_table, live_findings, live_page
 from pluralllm.experiment.report.page import html_of
 
@@ -127,6 +127,19 @@ def test_a_group_that_keeps_its_scores_is_named_with_the_reason_and_means_are_ov
     assert "not reported: too few questions" in html
 
 
+def test_the_newest_context_gains_are_in_the_table_and_predictions_that_ignore_the_group_are_named() -> None:
+    def live_with(gain: float) -> LiveRun:
+        older = [score(group, 0, 0.6) | {"context_gain": 0.5} for group in ("China", "Japan")]
+        newer = [score(group, 1, 0.7) | {"context_gain": gain} for group in ("China", "Japan")]
+        return live_run(told(evaluations=[*older, *newer]))
+
+    (row, _) = groups_table(live_with(0.02)).rows
+    assert "+0.0200" in row.cells
+    named = "The mean context gain is +0.0010: these predictions do not depend on the group."
+    assert named in [finding.text for finding in live_findings(live_with(0.001))]
+    assert not any("context gain" in finding.text for finding in live_findings(live_with(0.02)))
+
+
 def test_a_group_whose_budget_is_spent_keeps_its_curve_and_counts_in_no_later_mean() -> None:
     scores = [score(group, version, 0.6) for version in (0, 1) for group in ("China", "Japan")]
     later = [score("China", 3, 0.8), score("Japan", 3, None, "budget_spent")]
@@ -136,7 +149,7 @@ def test_a_group_whose_budget_is_spent_keeps_its_curve_and_counts_in_no_later_me
     (unseen, *_) = live_findings(live)
     assert unseen.text == "Unseen groups (1 of 2 report): mean alignment 0.800 after round 4, 0.600 after round 0."
     table = {row.cells[0]: row.cells[2:] for row in groups_table(live).rows}
-    assert table["Japan"] == ("0.6000", "not reported: budget spent\n0.6000 after round 1", "+0.0000", "40")
+    assert table["Japan"] == ("0.6000", "not reported: budget spent\n0.6000 after round 1", "+0.0000", "-", "40")
     assert "(no newest score)" in html_of(live_page(live.answers, "now"))
 
 

@@ -27,12 +27,14 @@ def evaluated_run(version: int) -> LiveRun:
     return LiveRun(record, spec, layout_for(spec), first, Progress(state, first))
 
 
-def evaluation(client: str, version: int, value: float | NotReported, group: str = "") -> EvaluationRecord:
+def evaluation(
+    client: str, version: int, value: float | NotReported, group: str = "", gain: float | None = None
+) -> EvaluationRecord:
     reason = value if isinstance(value, NotReported) else None
     number = None if isinstance(value, NotReported) else value
     name, questions = GroupName(group or client), 0 if number is None else 40
     score = ev.Score(
-        ClientId(client), name, GroupRole.TRAIN, ModelVersion(version), number, number, None, questions, reason
+        ClientId(client), name, GroupRole.TRAIN, ModelVersion(version), number, number, None, questions, reason, gain
     )
     return EvaluationRecord(R, score, 0.0)
 
@@ -59,6 +61,18 @@ def test_a_group_that_keeps_its_score_is_on_the_page_with_the_reason_and_has_no_
     ]
     assert facts["versions"] == [0, 1]
     assert facts["fairness"] == [pytest.approx(0.973, abs=1e-4), 1.0]
+
+
+def test_the_mean_context_gain_of_the_newest_version_is_a_text_and_a_small_one_is_named() -> None:
+    def facts(*gains: float | None) -> str:
+        rows = [evaluation("ann", 0, 0.5, gain=0.5)]
+        rows += [evaluation(f"c{number}", 1, 0.5, gain=gain) for number, gain in enumerate(gains)]
+        return str(facts_of(1, *rows)["context_gain"])
+
+    assert facts(0.02, 0.03, None) == "+0.0250"
+    assert facts(0.01, 0.0) == "+0.0050"
+    assert facts(0.0, 0.0) == "+0.0000: these predictions do not depend on the group"
+    assert facts(None) == ""
 
 
 def test_a_version_that_no_group_reports_on_has_no_fairness_and_stays_in_the_curves() -> None:

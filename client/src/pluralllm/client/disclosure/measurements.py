@@ -24,3 +24,4 @@ class MeasuredScores:
     wasserstein_score: float | None  # None if no question has a scale
     questions: int  # behind the alignment score
     scale_questions: int  # questions with a scale: behind the Wasserstein score
+    context_gain: float  # alignment score minus the score with uniform answers as the context, for the same questions

@@ -68,6 +68,7 @@ def reported_scores(policy: Policy, measured: MeasuredScores) -> Scores | NotRep
         alignment_score_base2=min(1.0, max(0.0, 1 - (1 - score) / WORST_DISTANCE)),
         wasserstein_score=None if keeps_wasserstein else rounded(measured.wasserstein_score or 0.0),
         questions=measured.questions,
+        context_gain=rounded(measured.context_gain) if "context_gain" in policy.allowed_metrics else None,
     )
 
 

@@ -15,7 +15,7 @@ from pluralllm.common.words.spec import PRESETS
 
 # Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.
 DEFAULT_POLICY = (resources.files("pluralllm.client") / "policy_default.toml").read_text(encoding="utf-8")
-METRICS = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_score"})
+METRICS = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_score", "context_gain"})
 # Keys that a policy file of version 0.2.0 does not have. In such a file they have their defaults, which are the safer values.
 NEW_KEYS = frozenset(
     {

@@ -100,3 +100,5 @@ class Scores:
     alignment_score_base2: float
     wasserstein_score: float | None
     questions: int
+    # Alignment score minus the score with uniform answers as the context; None if the partner's policy keeps it.
+    context_gain: float | None = None

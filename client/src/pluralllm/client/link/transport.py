@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -385,15 +385,10 @@ class Transport:
 
         Raises the errors that the proto file lists for ReportEvaluation.
         """
-        request = pb.ReportEvaluationRequest(task=task)
         if isinstance(scores, NotReported):
-            request.not_reported = NOT_REPORTED[scores]
+            request = pb.ReportEvaluationRequest(task=task, not_reported=NOT_REPORTED[scores])
         else:
-            request.alignment_score = scores.alignment_score
-            request.alignment_score_base2 = scores.alignment_score_base2
-            if scores.wasserstein_score is not None:
-                request.wasserstein_score = scores.wasserstein_score
-            request.questions = scores.questions
+            request = pb.ReportEvaluationRequest(task=task, **asdict(scores))  # a score that is None stays absent
         async for attempt in _retries(NoAnswer):
             with attempt:
                 await self._call("ReportEvaluation", request)

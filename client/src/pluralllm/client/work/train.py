@@ -230,6 +230,19 @@ def learning_rate(spec: RunSpec, step: int) -> float:
     return training.learning_rate * (1 + math.cos(math.pi * step / half_wave)) / 2
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The scores of a model version for one group: with the group's own context, and with uniform answers in its place."""
+
+    alignment: Alignment
+    uniform: Alignment  # the same context questions and target questions, and every context answer uniform
+
+    @property
+    def context_gain(self) -> float:
+        """The difference of the two alignment scores. Near 0, the predictions do not depend on the group."""
+        return self.alignment.score - self.uniform.score
+
+
 @torch.no_grad()
 def evaluate(
     weights: Path,
@@ -239,7 +252,7 @@ def evaluate(
     device: torch.device,
     on_step: Progress,
     context_seed: int | None = None,
-) -> Alignment:
+) -> Evaluation:
     """Predicts the group's answers with a model version, and compares the predictions with the real answers.
 
     The run spec sets the number of draws. Each draw has its own seeded context questions. Every predicted question counts
@@ -248,20 +261,32 @@ def evaluate(
     Raises TooFewQuestions, WrongLayout, or the error that `on_step` raises.
     """
     model = _load(weights, spec, device).eval()
-    total = Alignment()
+    totals = [Alignment(), Alignment()]  # with the own context, with uniform answers
     for draw in range(spec.evaluation.draws):
         on_step(draw, spec.evaluation.draws)
         episode = evaluation_episode(spec, data, role, draw, context_seed)
         batch = make_batch([(data, episode)]).to(device)
-        predicted = model(batch.context, batch.context_shares, batch.targets)
-        log_shares = log_softmax_by_question(predicted.mean, batch.targets.question, batch.questions)  # (1, T)
-        shares = log_shares[0].exp().cpu().numpy()
-        ends = np.cumsum([len(data.questions[q].options) for q in episode.targets])[:-1]
-        for number, guess in zip(episode.targets, np.split(shares, ends), strict=True):
-            question = data.questions[number]
-            total = total.add(guess, question.shares, question.scale)
+        targets = model.embed(batch.targets)
+        uniform = torch.from_numpy(uniform_shares(data, episode.context)).to(device)[None]
+        for place, answers in enumerate((batch.context_shares, uniform)):
+            predicted = model.predict_embedded(model.encode_context(batch.context, answers), targets)
+            log_shares = log_softmax_by_question(predicted.mean, batch.targets.question, batch.questions)  # (1, T)
+            shares = log_shares[0].exp().cpu().numpy()
+            ends = np.cumsum([len(data.questions[q].options) for q in episode.targets])[:-1]
+            for number, guess in zip(episode.targets, np.split(shares, ends), strict=True):
+                question = data.questions[number]
+                totals[place] = totals[place].add(guess, question.shares, question.scale)
     on_step(spec.evaluation.draws, spec.evaluation.draws)
-    return total
+    return Evaluation(*totals)
+
+
+def uniform_shares(data: GroupData, questions: Sequence[int]) -> NDArray[np.float32]:
+    """Returns equal shares for the options of each question, one question after another.
+
+    questions: indices of the questions. Shape of the result: (n,), where n is the number of all options of these questions.
+    """
+    sizes = np.diff(data.offsets)[list(questions)]
+    return np.repeat(1 / sizes, sizes).astype(np.float32)
 
 
 def evaluation_episode(

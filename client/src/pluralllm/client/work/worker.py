@@ -177,7 +177,7 @@ class LocalWork:
     def evaluate(self, report: Report, order: Evaluate) -> MeasuredScores:
         """Scores a model version on the group's own answers. The result does not contain the answers."""
         run = self._runs[order.spec_sha256]
-        alignment = evaluate(
+        evaluation = evaluate(
             order.weights,
             run.spec,
             run.data,
@@ -186,8 +186,10 @@ class LocalWork:
             lambda done, total: report("evaluating", done, total),
             order.context_seed,
         )
+        alignment = evaluation.alignment
         return MeasuredScores(
             alignment_score=alignment.score,
+            context_gain=evaluation.context_gain,
             wasserstein_score=alignment.wasserstein,
             questions=alignment.questions // run.spec.evaluation.draws,
             scale_questions=alignment.ordinal_questions // run.spec.evaluation.draws,

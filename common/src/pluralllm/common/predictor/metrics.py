@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 
 Shares = Sequence[float] | NDArray[np.floating]
 MAX_JS_DISTANCE = math.sqrt(math.log(2))  # the distance between shares that have no option in common
-# The context gain is the alignment score with the group's own context minus the score with another context, for the same
-# questions. Below this gain, predictions are the same for every group, whatever their alignment is.
-LEAST_CONTEXT_GAIN = 0.005
 
 
 def js_distance(predicted: Shares, true: Shares) -> float:

@@ -15,6 +15,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, say, terminal
 from pluralllm.common.process.extras import need_experiment, need_report
 from pluralllm.common.process.json_forms import METHODS
+from pluralllm.common.words.context_gain import IGNORES_CONTEXT, LEAST_CONTEXT_GAIN, gain_text
 
 app = typer.Typer(no_args_is_help=True, help="Compares methods on survey data, in one process.")
 PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, withheld questions"}
@@ -90,17 +91,8 @@ def table_of(
 
     Choose a method by the validation groups, and report the test groups.
     """
-    from pluralllm.common.predictor.metrics import LEAST_CONTEXT_GAIN  # noqa: PLC0415 - numpy, only here
-    from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415
-    from pluralllm.experiment.summary import (  # noqa: PLC0415
-        IGNORES_CONTEXT,
-        Selection,
-        contexts_of,
-        gain_text,
-        left_out,
-        over_how_many,
-        table,
-    )
+    from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415 - numpy, only here
+    from pluralllm.experiment.summary import Selection, contexts_of, left_out, over_how_many, table  # noqa: PLC0415
 
     if groups not in PARTS:
         raise InvalidArgument(field="--part", problem=f"is {groups!r}, allowed: {', '.join(PARTS)}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pluralllm.common.words.context_gain import mean_gain
 from pluralllm.common.words.names import RoundName, RunName
 from pluralllm.common.words.not_reported import not_reported_text
 
@@ -50,6 +51,9 @@ class Series:
     rounds: tuple[int, ...]
     scores: tuple[float, ...]
     questions: int  # number of questions in the newest score
+    context_gain: float | None = (
+        None  # mean of the newest scores' context gains; None if the group does not report them
+    )
     not_reported: str = ""  # why the group's newest evaluation has no score; empty if it has one
 
 
@@ -99,9 +103,11 @@ def _series(group: str, role: str, by_round: Mapping[int, Sequence[Values]]) -> 
     }
     means = [sum(one["alignment_score"] for one in scores) / len(scores) for scores in reported.values()]
     newest = max(by_round)
-    questions = max((one["questions"] for one in reported[max(reported)]), default=0) if reported else 0
+    latest = reported[max(reported)] if reported else []
+    questions = max((one["questions"] for one in latest), default=0)
+    gain = mean_gain(one.get("context_gain") for one in latest)
     reason = "" if newest in reported else not_reported_text(by_round[newest][0]["not_reported"])
-    return Series(group, role, tuple(reported), tuple(means), questions, reason)
+    return Series(group, role, tuple(reported), tuple(means), questions, gain, reason)
 
 
 def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
+from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.names import MemberName
 from pluralllm.experiment.report.findings import amount
 from pluralllm.experiment.report.live import Answers, LiveRun, Series, at_round, common_rounds, live_run, moved_bytes
@@ -59,6 +60,9 @@ def live_findings(live: LiveRun) -> Iterator[Finding]:
         if live.of_role(role):
             reasons = tuple(f"{one.group}: {one.not_reported}" for one in live.of_role(role) if one.not_reported)
             yield from (Finding(text, reasons) for text in _standing(name, live, role))
+    gain = mean_gain(one.context_gain for one in live.series if not one.not_reported)
+    if ignores_context(gain):
+        yield Finding(f"The mean context gain is {gain_text(gain)}: {IGNORES_CONTEXT}.")
     closed = sum(row.outcome == "closed" for row in live.rounds)
     abandoned = [row for row in live.rounds if row.outcome == "abandoned"]
     if live.rounds:
@@ -106,8 +110,21 @@ def groups_table(live: LiveRun) -> Table:
         change = f"{curve.scores[-1] - curve.scores[0]:+.4f}" if len(curve.scores) > 1 else NOT_THERE
         kind = ROLES[curve.role][0] if curve.role in ROLES else curve.role
         first = f"{curve.scores[0]:.4f}" if curve.scores else NOT_THERE
-        rows.append(Row((curve.group, kind, first, _newest(curve), change, f"{curve.questions or NOT_THERE}")))
-    return Table(("group", "kind", "first alignment", "newest alignment", "change", "questions"), tuple(rows))
+        rows.append(
+            Row(
+                (
+                    curve.group,
+                    kind,
+                    first,
+                    _newest(curve),
+                    change,
+                    gain_text(curve.context_gain),
+                    f"{curve.questions or NOT_THERE}",
+                )
+            )
+        )
+    columns = ("group", "kind", "first alignment", "newest alignment", "change", "context gain", "questions")
+    return Table(columns, tuple(rows))
 
 
 def _newest(curve: Series) -> str:

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 
+from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text
 from pluralllm.experiment.convergence import NOT_REACHED, Reach, last_score, reach_of
 from pluralllm.experiment.report.answers import calibrations
 from pluralllm.experiment.report.findings import amount, bounds
 from pluralllm.experiment.report.page import Row, Table
 from pluralllm.experiment.report.study import Study
 from pluralllm.experiment.results import AXES, QuestionKind
-from pluralllm.experiment.summary import IGNORES_CONTEXT, Estimate, Line, gain_text, over_how_many, table
+from pluralllm.experiment.summary import Estimate, Line, over_how_many, table
 
 USUAL_THRESHOLDS = (0.75, 0.78)
 NOT_THERE = "–"

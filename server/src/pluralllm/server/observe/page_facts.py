@@ -10,6 +10,7 @@ from typing import Any
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
@@ -92,6 +93,7 @@ class History:
     rounds: set[int] = field(default_factory=set)  # rounds whose updates were read
     # By version, then group: the reasons of the groups that do not report their scores.
     not_reported: dict[int, dict[str, NotReported]] = field(default_factory=dict)
+    gains: dict[int, dict[str, float]] = field(default_factory=dict)  # context gains, like the scores
 
     def add_scores(self, rows: Sequence[tuple[int, EvaluationRecord]]) -> None:
         for number, row in rows:
@@ -101,6 +103,8 @@ class History:
             reasons = self.not_reported.setdefault(score.version, {})
             if score.alignment_score is not None:
                 scores[score.group] = score.alignment_score
+                if score.context_gain is not None:
+                    self.gains.setdefault(score.version, {})[score.group] = score.context_gain
                 reasons.pop(score.group, None)
             elif score.not_reported is not None and score.group not in scores:
                 reasons[score.group] = score.not_reported
@@ -120,7 +124,7 @@ def history_facts(
 
     The curves are the groups' scores and their fairness by model version, and the loss by round. A version whose evaluation has
     not ended is left out of the curves. A group that does not report its score has no point there, and fairness is over the
-    other groups; the group's row has the reason for the newest version.
+    other groups; the group's row has the reason for the newest version. The mean context gain is a text about the newest version.
     """
     ended = -1 if run.state.evaluated is None else run.state.evaluated
     shown = thinned(sorted(version for version in history.scores if version <= ended))
@@ -128,6 +132,7 @@ def history_facts(
     reasons = history.not_reported.get(shown[-1], {}) if shown else {}
     fairness = [fairness_index(scores) if (scores := list(history.scores[v].values())) else None for v in shown]
     lost = thinned(sorted(history.distances))
+    gain = mean_gain(history.gains.get(shown[-1], {}).values()) if shown else None
     return {
         "name": run.id,
         "evaluated": run.state.evaluated,
@@ -142,6 +147,9 @@ def history_facts(
             for name, scores in groups.items()
         ],
         "fairness": [_rounded(value) for value in fairness],
+        "context_gain": ""
+        if gain is None
+        else gain_text(gain) + (f": {IGNORES_CONTEXT}" if ignores_context(gain) else ""),
         "loss": [[number, _rounded(history.distances[number])] for number in lost],
         "rounds": [_round_row(record) for record in rounds[:SHOWN]],
         "lineage": [_version_row(version) for version in reversed(versions[-SHOWN:])],

@@ -44,6 +44,8 @@ class Score:
     wasserstein_score: float | None
     questions: int
     not_reported: NotReported | None = None  # the reason; None if the client reports its scores
+    # Alignment score minus the score with uniform answers as the context; None if the client does not report it.
+    context_gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

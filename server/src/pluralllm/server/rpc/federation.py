@@ -254,6 +254,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             wasserstein_score=request.wasserstein_score if request.HasField("wasserstein_score") else None,
             questions=request.questions,
             not_reported=None if reports else NOT_REPORTED_BACK[request.not_reported],
+            context_gain=request.context_gain if request.HasField("context_gain") else None,
         )
         await self._coordinator.dispatch(run, ev.EvaluationArrived(self._clock.now_s(), score))
         return pb.ReportEvaluationResponse()
@@ -299,10 +300,13 @@ def _check_scores(request: pb.ReportEvaluationRequest) -> None:
     """
     wasserstein = [request.wasserstein_score] if request.HasField("wasserstein_score") else []
     scores = [request.alignment_score, request.alignment_score_base2, *wasserstein]
+    gain = [request.context_gain] if request.HasField("context_gain") else []
     if request.not_reported == resources_pb2.NOT_REPORTED_UNSPECIFIED:
         if request.questions < 1 or not all(0 <= score <= 1 for score in scores):
             raise InvalidArgument(field="alignment_score", problem="scores are in 0..1, over at least 1 question")
+        if not all(-1 <= number <= 1 for number in gain):
+            raise InvalidArgument(field="context_gain", problem="a difference of two scores is in -1..1")
     elif request.not_reported not in NOT_REPORTED_BACK:
         raise InvalidArgument(field="not_reported", problem=f"is {request.not_reported}, which has no meaning here")
-    elif wasserstein or request.questions or any(scores):
+    elif wasserstein or gain or request.questions or any(scores):
         raise InvalidArgument(field="not_reported", problem="is set, so scores and questions must be left out")

@@ -150,6 +150,7 @@ def evaluation_message(record: EvaluationRecord) -> pb.GroupEvaluation:
         wasserstein_score=score.wasserstein_score,
         questions=score.questions,
         not_reported=(pb.NOT_REPORTED_UNSPECIFIED if score.not_reported is None else NOT_REPORTED[score.not_reported]),
+        context_gain=score.context_gain,
     )
 
 

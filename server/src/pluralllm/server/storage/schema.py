@@ -84,6 +84,7 @@ evaluations = Table(
     Column("questions", Integer, nullable=False),
     Column("created_s", Float, nullable=False),
     Column("not_reported", String(40)),  # the reason why the client keeps its scores; NULL if it reports them
+    Column("context_gain", Float),  # NULL if the client does not report it
     Index("evaluations_by_version", "run", "version", "client", unique=True),
     sqlite_autoincrement=True,  # a position is never used twice, so a reader that goes on from a cursor misses no row
 )

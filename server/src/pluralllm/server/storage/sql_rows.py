@@ -113,6 +113,7 @@ def evaluation_values(row: EvaluationRecord) -> dict[str, Any]:
         "wasserstein_score": score.wasserstein_score,
         "questions": score.questions,
         "not_reported": None if score.not_reported is None else score.not_reported.value,
+        "context_gain": score.context_gain,
         "created_s": row.created_s,
     }
 
@@ -128,6 +129,7 @@ def evaluation_row(row: Row[Any]) -> EvaluationRecord:
         row.wasserstein_score,
         row.questions,
         None if row.not_reported is None else NotReported(row.not_reported),
+        row.context_gain,
     )
     return EvaluationRecord(RunId(row.run), score, row.created_s)
 

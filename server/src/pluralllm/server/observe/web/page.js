@@ -84,6 +84,7 @@ function drawHistory() {
   const over = silent ? ` over ${reporting} of ${reporting + silent} groups` : "";
   at("worst").textContent = worst ? `${worst.group} ${score(worst.now)}` : "–";
   at("fairness").textContent = last >= 0 && history_.fairness[last] !== null ? history_.fairness[last].toFixed(4) + over : "–";
+  at("context-gain").textContent = history_.context_gain || "–";
   fill("groups", groups.map((g) => groupRow(g, g === worst)), "no version has been evaluated");
   const lines = groups.map((g) => ({
     name: g.group, kind: g === worst ? "worst" : g.group === chosen ? "chosen" : "",
