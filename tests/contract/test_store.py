@@ -474,6 +474,19 @@ async def test_who_is_overtaken_neither_writes_nor_reads_and_knows_that_it_is_ov
         await store.close()
 
 
+async def test_a_process_whose_memory_lacks_an_event_of_the_database_ends(database: str) -> None:
+    """The answer to a commit may be lost with its connection; to try its event again would then fail for ever."""
+    stop = FailStop()
+    store = await open_store(database, stop)
+    await store.create_run(RUN, FIRST)
+    await store.apply(change(1))
+    assert stop.why is None
+    with pytest.raises(StoreFailed, match="another writer was there first"):
+        await store.apply(change(1))
+    assert isinstance(stop.why, StoreFailed)
+    await store.close()
+
+
 async def test_a_database_that_cannot_be_reached_is_said_to_be() -> None:
     with pytest.raises(StoreFailed, match=r"127\.0\.0\.1"):
         await open_store(f"postgresql+psycopg://nobody:secret@127.0.0.1:{free_port()}/nothing")

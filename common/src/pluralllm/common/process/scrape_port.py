@@ -12,12 +12,16 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
 from pluralllm.common.process.listening import why_not_open
 from pluralllm.common.words.addresses import join_address, split_address
 
+log = structlog.get_logger()
+
 MAX_CONNECTIONS = 16  # each has a thread and an open file
+AGAIN_S = 1.0  # after a failure of the port
 SILENCE_S = 5.0  # then a connection that sends nothing is closed
 REQUEST_S = 15.0  # then a connection is closed, even if it sends or reads a byte now and then
 
@@ -39,7 +43,21 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def __init__(self, *arguments: Any) -> None:
         self._slots = threading.Semaphore(MAX_CONNECTIONS)
+        self._stopping = threading.Event()
         super().__init__(*arguments)
+
+    def serve(self) -> None:
+        """Serves until `stop` is called, whatever happens to single connections."""
+        while not self._stopping.is_set():
+            try:
+                self.serve_forever()
+            except Exception:
+                log.exception("metrics.port_failed")
+                self._stopping.wait(AGAIN_S)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.shutdown()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - the base class calls it
         """Returns whether a slot is free, and takes it. The base class closes the connection if there is none."""
@@ -89,11 +107,11 @@ def scrape_port(listen: str, registry: CollectorRegistry) -> Iterator[str]:
         server = make_server(str(address[0]), port, make_wsgi_app(registry), kind, _Handler)
     except OSError as error:
         raise why_not_open(listen) from error
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     try:
         yield join_address(host, server.server_port)
     finally:
-        server.shutdown()
+        server.stop()
         server.server_close()
         thread.join(5)

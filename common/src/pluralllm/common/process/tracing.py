@@ -8,6 +8,7 @@ Source: W3C Trace Context, section 3.2 (traceparent); OTLP over HTTP.
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -22,6 +23,7 @@ from pluralllm.common.errors.tree import ExtraMissing
 
 TRACER = trace.get_tracer("pluralllm")
 NS = 1_000_000_000
+LAST_SPANS_S = 3.0  # for the last spans when the process ends; a collector that hangs would hold it for half a minute
 # Ids of the trace and the span that is being made; None draws them at random.
 _fixed_ids: ContextVar[tuple[int, int] | None] = ContextVar("fixed_ids", default=None)
 
@@ -121,7 +123,9 @@ def tracing(endpoint: str | None, service: str, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        provider.shutdown()
+        closing = threading.Thread(target=provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(LAST_SPANS_S)
 
 
 def _ids(key: str) -> tuple[int, int]:

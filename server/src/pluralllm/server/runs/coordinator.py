@@ -109,6 +109,7 @@ class Coordinator:
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
         self._clients = ClientRows(store)
+        self._removed: set[ClientId] = set()  # revoked members
         self._unreadable: dict[RunId, Digest] = {}  # stored runs that are left out, with the hashes of their specs
 
     # Life
@@ -246,7 +247,8 @@ class Coordinator:
         if run.state.phase in (Phase.CREATED, Phase.ENDED):
             return ()
         now_s = self._clock.now_s()
-        losses: list[ev.Event] = []
+        members = {*run.state.roster, *run.state.cohort}
+        losses: list[ev.Event] = [ev.MemberRevoked(now_s, client) for client in sorted(self._removed & members)]
         for client in self._leases.expired(run.id, now_s):
             self.release(client)
             losses.append(
@@ -363,6 +365,7 @@ class Coordinator:
             last_seen_s=session.last_seen_s,
         )
         await self._clients.save(member)
+        self._removed.discard(session.client)  # a new member may have the name of a revoked one
         if self._sessions.open(session):
             count = session.takeovers_within_window(session.last_seen_s)
             log.warning("client.taken_over", client=session.client, takeovers=count)
@@ -376,13 +379,18 @@ class Coordinator:
     async def remove_client(self, client: ClientId) -> None:
         """Removes a revoked member from every run that has not ended, and closes the member's session.
 
-        The member's update in an open round does not count, unless averaging has begun.
+        The member's update in an open round does not count, unless averaging has begun. If a run cannot record the removal now,
+        for example on a full disk, the loop removes the member later.
         """
+        self._removed.add(client)
         self._sessions.close(client)
         self._client_bells.ring(client)  # its held poll is answered
         for run in self._runs.all():
             if not run.is_over:
-                await self.dispatch(run, ev.MemberRevoked(self._clock.now_s(), client))
+                try:
+                    await self.dispatch(run, ev.MemberRevoked(self._clock.now_s(), client))
+                except Exception as error:  # noqa: BLE001 - it is logged, and tried again
+                    self._note_trouble(run, error)
 
     def _note_trouble(self, run: LiveRun, error: Exception) -> None:
         """Notes and logs why the run cannot go on now. An error that nobody expected is logged with its place in the code."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from pluralllm.common.errors.tree import Overtaken
+from pluralllm.common.errors.tree import Overtaken, StoreFailed
 from pluralllm.common.process.files import create_file, storage_errors
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
@@ -101,6 +101,19 @@ class SqlStore:
                 self._fail_stop.stop(problem)
             raise problem from error
 
+    @contextlib.asynccontextmanager
+    async def _only_writer(self) -> AsyncIterator[None]:
+        """Ends the process if the block finds that the database has rows that this process does not know.
+
+        That is so after a commit whose answer was lost with the connection. A new process reads what the database has.
+        """
+        try:
+            yield
+        except StoreFailed as error:
+            if isinstance(error.__cause__, IntegrityError):
+                self._fail_stop.stop(error)
+            raise
+
     async def _check_generation(self, connection: AsyncConnection) -> None:
         if not self._generation:
             return
@@ -145,7 +158,7 @@ class SqlStore:
             "kind": event_kind(change.event),
             "facts": json.dumps(event_to_facts(change.event)),
         }
-        async with self.writing() as connection:
+        async with self._only_writer(), self.writing() as connection:
             await connection.execute(sa.insert(t.events).values(event))
             for receipt in change.receipts:
                 await connection.execute(sa.insert(t.receipts).values(rows.receipt_values(receipt)))
