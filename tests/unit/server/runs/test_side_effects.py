@@ -32,7 +32,7 @@ from pluralllm.server.storage.blobs import LocalBlobs
 SPEC = small_spec(rounds=3, round={"min_clients": 2, "deadline_s": 1000.0})
 CLIENTS = (ClientId("ann"), ClientId("ben"))
 OTHERS = (ClientId("cem"), ClientId("dan"))
-TURNS_LIMIT = 20_000
+TURNS_LIMIT = 10_000
 
 
 class FailingStore(MemoryStore):
@@ -174,9 +174,11 @@ async def test_an_averaging_that_fails_for_an_unknown_reason_is_tried_again(
     "error", [ValueError("a bug"), StoreFailed(problem="locked"), StorageFull(what="the database")]
 )
 async def test_a_run_that_fails_is_in_trouble_and_the_others_go_on(runs: Runs, error: Exception) -> None:
-    first, second = await runs.opened("first"), await runs.opened("second", OTHERS)
+    await runs.opened("first")
+    await runs.opened("second", OTHERS)
     runs.store.fails = lambda change: error if change.run == "first" else None  # type: ignore[attr-defined]
     await runs.coordinator.start()
+    first, second = runs.parts.runs.get("first"), runs.parts.runs.get("second")
     runs.clock.advance(2000.0)  # past the deadline of both rounds
     runs.coordinator.wake()
     await runs.until(lambda: second.state.extensions > 0 or second.state.phase is not Phase.COLLECTING)
