@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from drill.pairs import Embedded, Served
-from nemesis.report import Total
+from nemesis.report import Record, Total
 from nemesis.schedule import Kind
 from nemesis.trial import Trials
 from support import real_stores
@@ -24,6 +24,11 @@ def main() -> int:
         "--kind", action="append", choices=[kind.name for kind in Kind], help="A kind of fault; by default all."
     )
     parser.add_argument("--plan", action="store_true", help="Print the schedules and run nothing.")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        help="A file that gets a line for each seed; seeds that it has for this commit are skipped.",
+    )
     parser.add_argument("--folder", type=Path, help="A folder that keeps the files of each seed with a problem.")
     options = parser.parse_args()
     if options.folder is not None:
@@ -38,13 +43,16 @@ def main() -> int:
             trials = Trials(served, options.folder, only)
         for kind, reason in trials.unavailable.items():
             print(f"left out: {kind} ({reason})")
-        total = Total()
+        total, record = Total(), Record(options.record, options.stores)
         for seed in range(options.seed, options.seed + options.seeds):
+            if record.has(seed):
+                continue
             if options.plan:
                 print(*trials.schedule(seed).lines(), trials.schedule(seed).sha256, sep="\n")
                 continue
             outcome = trials.run(seed)
             total.add(outcome)
+            record.add(outcome)
             details = [outcome.report()] if outcome.problems else outcome.log if options.seeds == 1 else []
             print(*details, total.line(outcome), sep="\n", flush=True)
         print(*total.lines(), sep="\n")

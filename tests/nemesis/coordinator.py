@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from drill.coordinator import ADMIN, initialise
-from nemesis import pace
+from nemesis import pace, side_effects
 
 from pluralllm.common.wire import channels
 from pluralllm.server import __main__ as server
@@ -24,6 +24,7 @@ def main() -> None:
     if admin := os.environ.get(ADMIN):
         initialise(Path(sys.argv[sys.argv.index("--config") + 1]), Path(admin))
     pace.wrong_clock()
+    side_effects.fail_on_demand()
     server.main()
 
 

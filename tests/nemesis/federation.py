@@ -19,9 +19,12 @@ from nemesis.link import Link, Links
 from nemesis.logs import Progress, Tail, facts_in
 from nemesis.pace import CLOCK
 from nemesis.schedule import CLIENTS, ROUNDS
+from nemesis.side_effects import FAILURES, Failures
 from support.process_harness import LOOK_EVERY_S, Process, free_port, process_spec
+from support.span_collector import span_collector
 
 from pluralllm.client.joining.joining import join
+from pluralllm.common.process.supervisor import SIGN
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
@@ -29,6 +32,7 @@ from pluralllm.operator.remote import Remote
 
 TESTS = Path(__file__).parents[1]
 RUN = "r"
+COORDINATORS = ("first", "second")
 SETUP_LIMIT_S = 60.0
 START_AGAIN_S = 0.2
 PATIENCE = {"on_missed_quorum": "extend", "max_extensions": 1000, "evaluate_every": 3, "evaluation_deadline_s": 8}
@@ -66,6 +70,7 @@ class Kept:
     start_at_s: float = 0.0  # the next start on the monotonic clock; infinity: never again
     paused: bool = False
     exits: list[int] = field(default_factory=list)
+    start_s: float = 0.0  # the last start on the monotonic clock
 
     @property
     def pid(self) -> int:
@@ -107,6 +112,10 @@ class Federation:
         self._stores = dict(pair.settings(folder))
         self.database_url = self._stores.get("database_url")
         self.database_link, self.bucket_link = self._link_stores()
+        self._collecting = contextlib.ExitStack()
+        collector = self._collecting.enter_context(span_collector(folder / "spans.jsonl"))
+        self.collector_link = self.links.to(urlsplit(collector).netloc)
+        self.failures = {name: Failures(folder / f"{name}.failures") for name in COORDINATORS}
         self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(2 if standby else 1)]
         # `verify` connects to the stores directly, not through links.
         self.verify_config = self._write_config("verify", self.state, self.addresses[0], self._stores)
@@ -144,10 +153,28 @@ class Federation:
         return path
 
     def _coordinator(self, index: int, address: str) -> Kept:
-        name = ("first", "second")[index]
-        state = self.state if index == 0 else self.folder / "second-state"
-        config = self._write_config(name, state, address, self._linked_stores())
+        name, state = COORDINATORS[index], self.state_of(index)
+        side_effects = {"metrics_listen": "127.0.0.1:0", "page_listen": "127.0.0.1:0"}
+        side_effects["traces_endpoint"] = f"http://{self.collector_link.address}"
+        config = self._write_config(name, state, address, {**self._linked_stores(), **side_effects})
         return self._kept(name, "coordinator", "serve", "--config", str(config))
+
+    def state_of(self, index: int) -> Path:
+        return self.state if index == 0 else self.folder / "second-state"
+
+    @property
+    def serving_state(self) -> Path:
+        return self.state_of(self.coordinators.index(self.serving))
+
+    def signs_s(self) -> dict[str, float]:
+        """Returns the time on the monotonic clock when each running coordinator last gave a sign of life or started."""
+        offset_s, signs = time.monotonic() - time.time(), {}
+        for index, kept in enumerate(self.coordinators):
+            if kept.running and not kept.paused:
+                sign = self.state_of(index) / SIGN
+                sign_s = sign.stat().st_mtime + offset_s if sign.exists() else 0.0
+                signs[kept.name] = max(kept.start_s, sign_s)
+        return signs
 
     def _client(self, name: str) -> Kept:
         home = self.folder / name
@@ -169,6 +196,7 @@ class Federation:
         """Returns one of the nemesis's programs as a process that is not started yet."""
         import_folders = [str(TESTS), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])]
         environment = {"PYTHONPATH": os.pathsep.join(import_folders), "OMP_NUM_THREADS": "1", CLOCK: str(clock)}
+        environment[FAILURES] = str(self.folder / f"{name}.failures")
         command = [sys.executable, "-m", f"nemesis.{program}", *arguments]
         return Process(command, self.folder / f"{name}.log", environment)
 
@@ -234,7 +262,7 @@ class Federation:
                 kept.exits.append(kept.process.popen.returncode)
                 kept.start_at_s = float("inf") if self.knows_the_end(kept) else now_s + START_AGAIN_S
             elif kept.start_at_s <= now_s:
-                kept.start_at_s, kept.paused = 0.0, False
+                kept.start_at_s, kept.paused, kept.start_s = 0.0, False, now_s
                 kept.process.start()
 
     def knows_the_end(self, kept: Kept) -> bool:
@@ -252,6 +280,11 @@ class Federation:
             kept.start_at_s = float("inf")
         codes = [(kept, kept.process.stop()) for kept in reversed(self.coordinators) if kept.process.popen is not None]
         return [code for kept, code in codes if kept.process.has_logged]
+
+    def close(self) -> None:
+        """Closes the links and the collector of traces."""
+        self.links.close()
+        self._collecting.close()
 
     def end_all(self) -> None:
         """Kills each process that still runs, by its id, and records processes that remain in the process groups."""
@@ -281,5 +314,5 @@ def federation(folder: Path, pair: StorePair, scenario: str, *, standby: bool) -
         yield started
     finally:
         started.end_all()
-        started.links.close()
+        started.close()
     assert not started.left, started.left

@@ -1,5 +1,7 @@
 """The summary of many seeds: faults by kind, updates, refusals, and the seeds with problems."""
 
+import json
+import subprocess
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,6 +10,41 @@ from pathlib import Path
 from nemesis.replay import IDENTICAL
 from nemesis.schedule import Kind
 from nemesis.trial import Outcome
+
+
+class Record:
+    """A file of verdicts with a JSON object in each line, so that a run over many seeds can be continued."""
+
+    def __init__(self, path: Path | None, stores: str) -> None:
+        self._path, self._stores = path, stores
+        self._commit = _commit() if path is not None else ""
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        rows = [json.loads(line) for line in lines]
+        self._seeds = {row["seed"] for row in rows if (row["commit"], row["stores"]) == (self._commit, stores)}
+
+    def has(self, seed: int) -> bool:
+        """Returns whether the file has a verdict on this seed, for the commit of this checkout."""
+        return seed in self._seeds
+
+    def add(self, outcome: Outcome) -> None:
+        if self._path is None:
+            return
+        row = {
+            "commit": self._commit,
+            "stores": self._stores,
+            "seed": outcome.schedule.seed,
+            "verdict": "does not hold" if outcome.problems else "holds",
+            "problems": [problem[:300] for problem in outcome.problems],
+            "faults": {str(kind): count for kind, count in outcome.fired.items()},
+            "took_s": round(outcome.took_s, 1),
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
 
 @dataclass

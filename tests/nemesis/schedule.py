@@ -47,6 +47,10 @@ class Kind(StrEnum):
     BUCKET_CUT = "object store cut"
     BUCKET_HELD = "object store without an answer"
     SECOND_COORDINATOR = "second coordinator on the same state"
+    LOG_FAILS = "log cannot be written"
+    METRICS_FAIL = "port of metrics fails"
+    PAGE_UNREAD = "page's visitors never read"
+    COLLECTOR_HANGS = "collector of traces hangs"
 
 
 class Moment(StrEnum):
@@ -81,6 +85,10 @@ LASTS: dict[Kind, tuple[float, float]] = {
     K.DATABASE_LOCKED: (0.5, 7.0),
     K.DATABASE_HELD: (0.5, 4.0),
     K.BUCKET_HELD: (0.5, 4.0),
+    K.LOG_FAILS: (0.5, 4.0),
+    K.METRICS_FAIL: (0.6, 3.0),
+    K.PAGE_UNREAD: (1.0, 4.0),
+    K.COLLECTOR_HANGS: (1.0, 6.0),
 }
 CLOCK_JUMPS_S = (60.0, 3600.0, DAY_S, 20 * DAY_S, 3650 * DAY_S)
 # These kinds need a certain moment: before it the round has no such file, and later it has none any more.

@@ -1,5 +1,6 @@
 """Carries out a schedule on a federation: starts each strike at its moment and ends it after its duration."""
 
+import os
 import signal
 import sqlite3
 import threading
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import psycopg
 from nemesis import disk
-from nemesis.federation import Federation, Kept
+from nemesis.federation import RUN, Federation, Kept
 from nemesis.link import Link
 from nemesis.logs import facts_in
 from nemesis.replay import Replays, replay
 from nemesis.schedule import CLOCK_JUMPS_S, Kind, Schedule, Strike
+from nemesis.side_effects import LOG, LOG_ERRORS, METRICS, DeafVisitors
 from support.process_harness import Process, free_port
 
 K = Kind
@@ -65,9 +67,14 @@ class Nemesis:
             due.do()
 
     @property
+    def is_striking(self) -> bool:
+        """Whether a fault lasts, or a process of a fault works."""
+        return bool(self._later) or any(thread.is_alive() for thread in self._threads)
+
+    @property
     def is_done(self) -> bool:
         """Whether every strike has started and ended."""
-        return not self._armed and not self._later and not any(thread.is_alive() for thread in self._threads)
+        return not self._armed and not self.is_striking
 
     def heal(self) -> None:
         """Ends all faults now."""
@@ -138,6 +145,14 @@ class Nemesis:
                 self._note(strike)
             case K.SECOND_COORDINATOR:
                 self._start_second(strike)
+            case K.LOG_FAILS:
+                self._fail_side_effect(strike, LOG)
+            case K.METRICS_FAIL:
+                self._fail_side_effect(strike, METRICS)
+            case K.PAGE_UNREAD:
+                self._visit_page(strike)
+            case K.COLLECTOR_HANGS:
+                self._hold(strike, federation.collector_link)
             case _:
                 self._strike_links(strike, federation.client_links[strike.client])
 
@@ -248,6 +263,25 @@ class Nemesis:
             link.heal()
 
         self._in(strike.lasts_s, end)
+
+    # Side effects
+
+    def _fail_side_effect(self, strike: Strike, name: str) -> None:
+        error = LOG_ERRORS[strike.number % len(LOG_ERRORS)]
+        whom = self.federation.serving
+        failures = self.federation.failures[whom.name]
+        failures.begin(name, error)
+        self._note(strike, f"{whom.name}: {os.strerror(error)}")
+        self._in(strike.lasts_s, lambda: failures.end(name))
+
+    def _visit_page(self, strike: Strike) -> None:
+        try:
+            visitors = DeafVisitors((self.federation.serving_state / "page-address").read_text(), RUN)
+        except OSError as error:  # the coordinator is down
+            self._write(f"the page could not be visited: {error}")
+            return
+        self._note(strike)
+        self._in(strike.lasts_s, visitors.leave)
 
     # Disk and stores
 

@@ -13,6 +13,7 @@ from drill.pairs import Embedded, StorePair
 from nemesis import disk
 from nemesis.federation import SPECS, Federation, federation
 from nemesis.schedule import OF_SPOILT_FILES, Kind, Schedule, kinds_for, schedule
+from nemesis.standstill import Standstill
 from nemesis.strikes import Nemesis
 from nemesis.verdict import Record, problems, read_record
 from support.process_harness import LOOK_EVERY_S
@@ -139,8 +140,12 @@ def _run(running: Federation, plan: Schedule, undisturbed: Record | None, outcom
 def _until_over(running: Federation, nemesis: Nemesis, outcome: Outcome) -> None:
     """Waits until the run ends, with the faults and, if necessary, after them."""
     end_s, healed = time.monotonic() + RUN_LIMIT_S, False
+    standstill = Standstill(time.monotonic(), outcome.problems)
     while not running.is_over:
         now_s = time.monotonic()
+        progress, is_down = running.progress, not running.serving.running
+        step = (progress.round, len(progress.reached), progress.is_over, is_down)
+        standstill.look(now_s, step=step, is_struck=nemesis.is_striking, signs_s=running.signs_s())
         if not healed and (now_s > end_s or nemesis.is_done or running.progress.is_over):
             nemesis.heal()
             running.links.heal()
