@@ -6,7 +6,6 @@ The log and the port fail inside the coordinator, while a file says so. The visi
 import errno
 import os
 import socket
-import socketserver
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,9 @@ def fail_on_demand() -> None:
         if (number := _error(folder / METRICS)) is not None:
             raise OSError(number, os.strerror(number))
 
-    logs.LogStream._put = fail_to_put  # type: ignore[method-assign]
-    assert issubclass(scrape_port._Server, socketserver.BaseServer)
-    scrape_port._Server.service_actions = fail_to_serve  # type: ignore[method-assign]
+    stream: Any = logs.LogStream
+    server: Any = scrape_port._Server
+    stream._put, server.service_actions = fail_to_put, fail_to_serve
 
 
 def _error(path: Path) -> int | None:

@@ -53,8 +53,10 @@ class Log:
     async def refused(self, actor: Any, action: str, about: str, error: PluralError) -> None:
         self.results.append(error.reason)
 
-    async def record(self, actor: Any, action: str, about: str, result: str) -> None:
+    async def record_outcome(self, actor: Any, action: str, about: str, result: str) -> None:
         self.results.append(result)
+
+    record = record_outcome
 
 
 async def test_calls_above_the_limit_and_unexpected_failures_of_managing_calls_have_an_entry() -> None:

@@ -15,8 +15,9 @@ from pluralllm.common.errors.tree import StorageFull, StoreFailed
 from pluralllm.common.process.clock import FakeClock
 from pluralllm.common.process.pulse import SILENT_FOR_S
 from pluralllm.common.weights.layout import write_weights
-from pluralllm.common.words.ids import ClientId, RoundNumber
+from pluralllm.common.words.ids import ClientId, GroupName, RoundNumber
 from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.aggregation.next_version import write_next
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
@@ -71,7 +72,7 @@ class Runs:
         run = await self.coordinator.create_run(run_id, SPEC.canonical_json())
         await self.coordinator.dispatch(run, ev.RunStarted(self.clock.now_s()))
         for client in clients:
-            self.parts.sessions.open(Session(client, "i", "g", GroupRole.TRAIN, 50, "1", self.clock.now_s()))
+            self.parts.sessions.open(Session(client, "i", GroupName("g"), GroupRole.TRAIN, 50, "1", self.clock.now_s()))
         for _ in range(4):
             await self.coordinator.advance(run)
             for client in clients:
@@ -147,7 +148,7 @@ async def test_an_averaging_that_fails_for_an_unknown_reason_is_tried_again(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = await runs.opened()
-    write_next, tries = coordinator_module.write_next, 0
+    tries = 0
 
     async def fail_twice(*arguments: Any) -> Any:
         nonlocal tries

@@ -76,6 +76,17 @@ class AuditLog:
         """
         await self.change(MembershipChange(self.new_entry(actor, action, about, result)))
 
+    async def record_outcome(self, actor: Principal, action: str, about: str, result: str) -> None:
+        """Records the outcome of an action, as `record` does. An outcome that cannot be recorded, as on a full disk, stands.
+
+        The entry before the action is durable then, and the process log has the outcome.
+        """
+        try:
+            await self.record(actor, action, about, result)
+        except PluralError as error:
+            facts = {"actor": actor.name, "action": action, "object": about, "result": result}
+            log.error("audit.not_recorded", problem=str(error), **facts)
+
     async def refused(self, actor: Principal | None, action: str, about: str, error: PluralError) -> None:
         """Records the refusal of an action. `actor` is None if the caller has proven no identity.
 
@@ -102,7 +113,10 @@ class AuditLog:
                 return
         of_actor[key] = Repeated(now_s, now_s)
         log.warning("audit.refused", **facts)
-        await self.change(MembershipChange(self.new_entry(actor, action, about, error.reason)))
+        try:
+            await self.change(MembershipChange(self.new_entry(actor, action, about, error.reason)))
+        except PluralError as failure:  # the caller gets its refusal all the same
+            log.error("audit.not_recorded", problem=str(failure), **facts)
 
     async def entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
         """Returns audit entries whose sequence number is above `after`, each with its stored hash; at most `limit`."""

@@ -123,17 +123,17 @@ class MainDoor:
             yield
         except PluralError as error:
             if rule.audited:
-                await self._audit.record(principal, rpc, about, error.reason)
+                await self._audit.record_outcome(principal, rpc, about, error.reason)
             elif rule.refusals_audited or isinstance(error, NO_RIGHT):
                 await self._audit.refused(principal, rpc, about, error)
             raise
         except (asyncio.CancelledError, Exception) as error:
             is_gone = isinstance(error, asyncio.CancelledError)
             if rule.audited or (rule.refusals_audited and not is_gone):
-                await self._audit.record(principal, rpc, about, CALLER_GONE if is_gone else reason_of(Internal))
+                await self._audit.record_outcome(principal, rpc, about, CALLER_GONE if is_gone else reason_of(Internal))
             raise
         if rule.audited:
-            await self._audit.record(principal, rpc, about, ACCEPTED)
+            await self._audit.record_outcome(principal, rpc, about, ACCEPTED)
 
     def _paced(self, who: Callable[[], Principal], context: Context, rpc: str) -> Principal:
         """Returns the caller's identity, after its call has been counted against its rate.
