@@ -225,3 +225,26 @@ async def test_a_revocation_that_a_run_could_not_record_is_recorded_later_and_on
     await runs.coordinator.advance(run)
     await runs.coordinator.remove_client(CLIENTS[0])
     assert run.sequence == sequence
+
+
+async def test_a_receipt_stands_although_its_upload_cannot_be_deleted(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await runs.opened()
+    task = run.task_name(CLIENTS[0])
+    draft = runs.folder / "draft"
+    manifest = write_weights(draft, run.layout, [np.zeros(run.layout.values, np.float32)])
+    intake, content = runs.parts.intake, draft.read_bytes()
+    missing = await intake.begin(task, run.record.spec_sha256, run.base.digest, manifest, 10, {})
+    assert missing == frozenset({0})
+    await intake.put(task, manifest.digest, 0, content)
+
+    async def fail(_: object, key: str) -> None:
+        raise PermissionError(1, "Operation not permitted", key)
+
+    monkeypatch.setattr(Uploads, "drop", fail)
+    with capture_logs() as logs:
+        receipt = await intake.commit(task, manifest.digest)
+    assert receipt.receipt.digest == manifest.digest
+    assert "uploads.not_swept" in {line["event"] for line in logs}
+    assert runs.fail_stop.why is None

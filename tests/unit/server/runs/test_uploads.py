@@ -220,3 +220,27 @@ async def test_a_disk_that_fails_while_chunks_come_costs_the_upload_and_never_it
     for index in range(CHUNKS):
         await uploads.put("u", index, chunk(content, index))
     assert (await uploads.finish("u")).read_bytes() == content
+
+
+async def test_a_sync_that_could_not_even_start_counts_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a thread nothing is synced, although no sync has failed."""
+    content, manifest = blob(tmp_path)
+    uploads = Uploads(tmp_path)
+    await uploads.begin("u", manifest)
+    monkeypatch.setattr(pluralllm.server.runs.uploads, "FLUSH_BYTES", 1)
+
+    def refuse(path: Path) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(pluralllm.server.runs.uploads, "sync_data", refuse)
+    for index in range(CHUNKS):
+        await uploads.put("u", index, chunk(content, index))
+    with pytest.raises(ChunksMissing):
+        await uploads.finish("u")
+    monkeypatch.undo()
+    await uploads.begin("u", manifest)
+    for index in range(CHUNKS):
+        await uploads.put("u", index, chunk(content, index))
+    assert (await uploads.finish("u")).read_bytes() == content
