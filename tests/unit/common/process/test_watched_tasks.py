@@ -113,7 +113,7 @@ async def test_a_kept_task_that_its_owner_cancels_ends_and_may_clear_up(watch: W
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0)
+            await watch.settle()
             cleared = True
 
     task = watch.tasks.keep("the loop", wait)

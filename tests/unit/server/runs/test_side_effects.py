@@ -192,6 +192,20 @@ async def test_a_run_that_fails_is_in_trouble_and_the_others_go_on(runs: Runs, e
     assert runs.fail_stop.why is None
 
 
+async def test_the_loop_beats_between_two_runs(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, clients in (("first", CLIENTS), ("second", OTHERS)):
+        await runs.opened(name, clients)
+    beats: dict[str, int] = {}
+
+    async def advance(run: LiveRun) -> None:
+        beats.setdefault(run.id, runs.parts.pulse.beats)
+
+    monkeypatch.setattr(runs.coordinator, "advance", advance)
+    await runs.coordinator.start()
+    await runs.until(lambda: len(beats) == 2)
+    assert beats["second"] == beats["first"] + 1
+
+
 async def test_a_loop_that_stands_still_beats_no_more(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run = await runs.opened()
     stuck = asyncio.Event()
