@@ -24,7 +24,9 @@ COMMON: dict[str, tuple[str, ...]] = {
     "common.weights": ("common.errors", "common.words"),
     "common.process": ("common.text", "common.errors", "common.words"),
     "common.trust": ("common.text", "common.errors", "common.words", "common.process"),
-    "common.wire": ("common.text", "common.errors", "common.words", "common.weights", "common.trust"),
+    "common.wire": (
+        *("common.text", "common.errors", "common.words", "common.weights", "common.process", "common.trust"),
+    ),
     "common.predictor": ("common.errors", "common.words", "common.weights", "common.process"),
     "common.rewards": ("common.errors", "common.words"),
 }

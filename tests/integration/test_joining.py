@@ -436,6 +436,7 @@ def test_the_doctors_find_nothing_wrong_where_nothing_is(town: Town) -> None:
     checks = json.loads(town.does("host", CLI, "doctor", "--json"))["checks"]
     assert [check["name"] for check in checks if check["ok"]] == [
         "certificate",
+        "proxy",
         "name resolution",
         "main port, TLS",
         "enrolment port, TLS",

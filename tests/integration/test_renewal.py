@@ -35,6 +35,7 @@ from pluralllm.common.errors.membership import (
 )
 from pluralllm.common.errors.tree import Internal, PluralError, StorageFull, Unreachable
 from pluralllm.common.process.clock import SystemClock
+from pluralllm.common.process.proxies import DIRECT
 from pluralllm.common.trust.certificates import make_request, new_key
 from pluralllm.common.trust.handshake import handshake
 from pluralllm.common.trust.identity import Identity, load_identity, next_key, stored_addresses
@@ -181,11 +182,11 @@ async def test_a_new_server_certificate_is_used_without_a_restart_and_open_conne
     async with serving(tmp_path / "state") as served:
         ann = await served.client("ann")
         authority = served.registry.authority
-        before = await asyncio.to_thread(handshake, served.address, authority.root_pem)
+        before = await asyncio.to_thread(handshake, served.address, authority.root_pem, DIRECT)
         await asyncio.to_thread(authority.renew_server, time.time())
-        after = await asyncio.to_thread(handshake, served.address, authority.root_pem)
+        after = await asyncio.to_thread(handshake, served.address, authority.root_pem, DIRECT)
         assert after.certificate.serial_number != before.certificate.serial_number
-        enrolment = await asyncio.to_thread(handshake, served.enrolment_address, authority.root_pem)
+        enrolment = await asyncio.to_thread(handshake, served.enrolment_address, authority.root_pem, DIRECT)
         assert enrolment.certificate.serial_number == after.certificate.serial_number
         await ann.poll()
 
@@ -193,9 +194,9 @@ async def test_a_new_server_certificate_is_used_without_a_restart_and_open_conne
 async def test_a_damaged_server_certificate_leaves_the_old_one_in_use(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         authority = served.registry.authority
-        before = await asyncio.to_thread(handshake, served.address, authority.root_pem)
+        before = await asyncio.to_thread(handshake, served.address, authority.root_pem, DIRECT)
         authority.server_file.write_bytes(b"garbage")
-        after = await asyncio.to_thread(handshake, served.address, authority.root_pem)
+        after = await asyncio.to_thread(handshake, served.address, authority.root_pem, DIRECT)
         assert after.certificate == before.certificate
 
 
@@ -393,15 +394,15 @@ async def test_another_authority_and_another_name_are_told_apart_from_a_dead_coo
         identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
         other = create_authority(tmp_path / "other", "fed", ["x"], None, time.time())
         with pytest.raises(ForeignAuthority):
-            await asyncio.to_thread(handshake, served.address, other.root_pem)
+            await asyncio.to_thread(handshake, served.address, other.root_pem, DIRECT)
         with pytest.raises(Unreachable, match="refused"):
-            await asyncio.to_thread(handshake, f"127.0.0.1:{free_port()}", identity.authority_pem)
+            await asyncio.to_thread(handshake, f"127.0.0.1:{free_port()}", identity.authority_pem, DIRECT)
 
 
 async def test_a_coordinator_reached_by_a_name_that_is_not_its_own_says_which_are(tmp_path: Path) -> None:
     async with serving(tmp_path / "state", listen="127.0.0.2:0") as served:
         with pytest.raises(WrongHost, match=r"not for 127\.0\.0\.2 but for localhost, 127\.0\.0\.1"):
-            await asyncio.to_thread(handshake, served.address, served.registry.authority.root_pem)
+            await asyncio.to_thread(handshake, served.address, served.registry.authority.root_pem, DIRECT)
 
 
 async def test_a_coordinator_whose_invites_name_a_host_that_is_not_its_own_says_so(tmp_path: Path) -> None:
@@ -418,7 +419,7 @@ async def test_a_server_certificate_out_of_date_is_told_with_its_dates_and_this_
         authority = served.registry.authority
         await asyncio.to_thread(authority.renew_server, time.time() - 100 * DAY_S)
         with pytest.raises(ServerCertificateOutOfDate, match="this machine's clock says"):
-            await asyncio.to_thread(handshake, served.address, authority.root_pem)
+            await asyncio.to_thread(handshake, served.address, authority.root_pem, DIRECT)
 
 
 async def test_an_upload_outlives_the_connections_age(tmp_path: Path) -> None:

@@ -26,9 +26,11 @@ def collector(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def test_a_rounds_spans_of_coordinator_and_clients_are_one_trace_without_private_text(
-    tmp_path: Path, collector: tuple[str, Path]
+    tmp_path: Path, collector: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint, kept = collector
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")  # which nobody needs: all is on this machine
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port()}")
     tiny = tiny_embedding_model(tmp_path / "tiny")
     settings = {"PLURALLLM_SERVER_TRACES_ENDPOINT": endpoint}
     with federation(tmp_path / "federation", tiny, free_port(), **settings) as running:

@@ -18,6 +18,7 @@ class PacedRelay:
         self.bytes_s = {"to": to_bytes_s, "from": from_bytes_s}
         self.passed_bytes = {"to": 0, "from": 0}
         self._free_s = {"to": 0.0, "from": 0.0}
+        self._moved = asyncio.Condition()
         self._connections: set[asyncio.Task[None]] = set()
         self.address = ""
 
@@ -40,6 +41,11 @@ class PacedRelay:
                 end.transport.abort()
             self._connections.discard(connection)
 
+    async def until_passed(self, way: str, count: int) -> None:
+        """Waits until `count` bytes in all have passed in one direction."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self.passed_bytes[way] >= count)
+
     async def close(self) -> None:
         for connection in list(self._connections):
             connection.cancel()
@@ -52,6 +58,8 @@ class PacedRelay:
             self._free_s[way] = start_s + len(piece) / self.bytes_s[way]
             await asyncio.sleep(self._free_s[way] - loop.time())
             self.passed_bytes[way] += len(piece)
+            async with self._moved:
+                self._moved.notify_all()
             sink.write(piece)
             await sink.drain()
         with contextlib.suppress(OSError):

@@ -16,6 +16,7 @@ from pluralllm.cli.connection import (
 )
 from pluralllm.cli.output import now, show
 from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.process.configuration import proxies_of
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS
@@ -100,7 +101,8 @@ def join(
     from pluralllm.client.joining import joining  # noqa: PLC0415 - gRPC takes a moment
 
     roles = frozenset({MemberRole.OBSERVER, MemberRole.ADMIN})
-    identity, awaiting_approval = joining.join(joining.read_invite(invite_text), identity_folder(), COMMAND, roles)
+    invitation = joining.read_invite(invite_text)
+    identity, awaiting_approval = joining.join(invitation, identity_folder(), COMMAND, roles, proxies_of(None))
     say(joining.joined_text(identity, awaiting_approval=awaiting_approval))
 
 

@@ -74,7 +74,7 @@ def join_federation(
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
     folder = paths.identity or paths.state_dir / "identity"
     before = certificate_in(folder)
-    identity, waits = join(read_invite(invite), folder, COMMAND, frozenset({MemberRole.CLIENT}))
+    identity, waits = join(read_invite(invite), folder, COMMAND, frozenset({MemberRole.CLIENT}), paths.proxies)
     if certificate_in(folder) != before:
         History(paths.state_dir.absolute() / "history").forget_receipts()
     policy = paths.state_dir / "policy.toml"

@@ -1,7 +1,6 @@
 """The command `pluralllm-client doctor`: checks everything that could keep this daemon from working, and shows the fixes."""
 
 import shutil
-import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,11 @@ from pluralllm.client.keeping.audit_watch import FILE, read_heads
 from pluralllm.client.keeping.history import History
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
+from pluralllm.common.process.connections import connect
 from pluralllm.common.process.console import Check, Json, checked, print_checks
 from pluralllm.common.process.extras import need_torch
+from pluralllm.common.process.proxies import DIRECT
 from pluralllm.common.trust.identity import Identity
-from pluralllm.common.words.addresses import split_address
 from pluralllm.common.words.spec import GroupRole
 
 CONNECT_TIMEOUT_S = 3.0
@@ -154,7 +154,7 @@ def _plain_coordinator(config: ClientConfig) -> Check:
         return Check("plain text", ok=True, result="off: certificates on both sides")
     address = load_partner(config).coordinator
     try:
-        with socket.create_connection(split_address(address), CONNECT_TIMEOUT_S):
+        with connect(address, DIRECT, CONNECT_TIMEOUT_S):
             return Check("plain text", ok=True, result=f"{address} answers, on this machine only")
     except OSError as error:
         fix = "check the address, and that pluralllm-server serve --plain-text is running there"

@@ -72,7 +72,7 @@ def audit(
     """
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
     folder = paths.identity or paths.state_dir / "identity"
-    identity = load_identity(folder, COMMAND).at(paths.coordinator, paths.enrolment)
+    identity = load_identity(folder, COMMAND).at(paths.coordinator, paths.enrolment).through(paths.proxies)
     shown, is_whole = asyncio.run(_log_of(identity, paths.state_dir / "history"))
     own = [_values(one) for one in shown if isinstance(one.entry, AuditEntry)][-limit:]
     head = shown[-1].sha256 if shown else ""

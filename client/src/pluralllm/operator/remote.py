@@ -372,7 +372,7 @@ class Remote:
         if self._identity is None or not isinstance(failure, NoAnswer):
             return failure
         cause = self._diagnosis.cause(self._identity)
-        return failure if cause is None else cause.error
+        return self._identity.proxies.explained(failure) if cause is None else cause.error
 
 
 def checked_address(address: str) -> str:

@@ -30,7 +30,7 @@ REFUSED = {  # only what the partner, or the run's owner, must change
     "WrongLayout",
 }
 INTERRUPTED = {
-    "LinkTooSlow",
+    *("LinkTooSlow", "ProxyFailed", "WrongPort"),
     *("Unreachable", "ForeignAnswer", "StaleSession", "SessionReplaced", "ProtocolUnsupported", "Unidentified"),
     *("AwaitingApproval", "IdentityMismatch", "RoleForbids", "TooManyAttempts", "TooManyCalls"),
     *("CertificateExpired", "CertificateForeign", "CertificateInvalid", "CertificateNotYetValid"),

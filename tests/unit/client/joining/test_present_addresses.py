@@ -10,6 +10,7 @@ from pluralllm.client.joining import present_addresses
 from pluralllm.client.joining.present_addresses import keep_addresses
 from pluralllm.common.errors.membership import ForeignAuthority
 from pluralllm.common.errors.tree import Unreachable
+from pluralllm.common.process.proxies import Proxies
 from pluralllm.common.trust.identity import Identity, Membership, next_key, save_identity, stored_addresses
 from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId
@@ -42,7 +43,9 @@ class Network:
         self.answering, self.refusing, self.foreign = answering, refusing, foreign
         self.tried: list[tuple[str, bool]] = []
 
-    def handshake(self, address: str, _authority_pem: bytes, credentials: Path | None = None) -> SimpleNamespace:
+    def handshake(
+        self, address: str, _authority_pem: bytes, _proxies: Proxies, credentials: Path | None = None
+    ) -> SimpleNamespace:
         self.tried.append((address, credentials is not None))
         if address in self.foreign:
             raise ForeignAuthority(address=address, problem="another root")
@@ -59,6 +62,7 @@ def keep(
     standby: str | None = None,
 ) -> Identity:
     monkeypatch.setattr(present_addresses, "handshake", network.handshake)
+    monkeypatch.setattr(present_addresses, "check_enrolment_port", network.handshake)
     return keep_addresses(identity, present, standby)
 
 

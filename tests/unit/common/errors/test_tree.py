@@ -93,4 +93,4 @@ def test_a_reason_that_this_release_does_not_know_is_shown_with_its_text(
 
 def test_only_failures_without_an_answer_have_the_exit_code_of_an_unreachable_coordinator() -> None:
     unreachable = {leaf.__name__ for leaf in leaves().values() if exit_code_of(leaf) == UNREACHABLE}
-    assert unreachable == {"Unreachable", "ForeignAnswer", "LinkTooSlow"}
+    assert unreachable == {"Unreachable", "ForeignAnswer", "LinkTooSlow", "ProxyFailed", "WrongPort"}

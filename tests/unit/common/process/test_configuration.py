@@ -101,6 +101,10 @@ def test_a_configuration_made_in_python_reads_no_environment(monkeypatch: pytest
             b"chunk_idle_s = 1.9",
             "  chunk_idle_s: must be at least 2: twice the time of a piece of 16 KiB on",
         ),
+        (
+            b'advertise = "a.org:1"\nadvertise_enrolment = "a.org:1"',
+            "  (whole file): advertise and advertise_enrolment are",
+        ),
         (b'database_url = "mysql://ann:hidden@there/db"', "  database_url: is of mysql, must be postgresql://"),
     ],
 )

@@ -14,7 +14,14 @@ from pluralllm.common.errors.membership import AlreadyInitialised, CertificateIn
 from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
 from pluralllm.common.trust.certificates import new_key, read_certificate
 from pluralllm.common.words.roles import MemberRole
-from pluralllm.server.members.authority import DAY_S, Authority, create_authority, load_authority, renew_issuer
+from pluralllm.server.members.authority import (
+    DAY_S,
+    Authority,
+    check_reachable,
+    create_authority,
+    load_authority,
+    renew_issuer,
+)
 from pluralllm.server.members.signing import builder_for, to_pem
 
 NOW_S = 1_800_000_000.0
@@ -176,6 +183,24 @@ def test_what_is_no_host_name_is_refused(tmp_path: Path, host: str) -> None:
     with pytest.raises(InvalidArgument, match="--host"):
         create_authority(tmp_path / "authority", "fed", [host], None, NOW_S)
     assert not (tmp_path / "authority").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "problem"),
+    [
+        ("0.0.0.0", "stands for all addresses of a machine; write the name"),
+        ("::", "stands for all addresses of a machine; write the name"),
+        ("1.2.3", "is no IPv4 address"),
+        ("1.2.3.256", "is no IPv4 address"),
+    ],
+)
+def test_a_name_that_nobody_can_connect_to_is_refused(host: str, problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"--host: '{host}'.*{problem}"):
+        check_reachable(["fl.example.org", host])
+
+
+def test_names_and_addresses_that_others_may_connect_to_are_allowed() -> None:
+    check_reachable(["fl.example.org", "localhost", "10.0.0.1", "::1", "2001:db8::1", "coordinator"])
 
 
 def test_the_roots_life_is_twenty_years(folder: Path) -> None:

@@ -11,9 +11,9 @@ from pluralllm.common.process.pulse import SILENT_FOR_S, Pulse
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.weights.pieces import PIECE_BYTES, transfer_s
 from pluralllm.common.wire.chunk_messages import PUT_CHUNKS
-from pluralllm.common.wire.messages import KEEPALIVE_TIMEOUT_MS
+from pluralllm.common.wire.messages import KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES
 from pluralllm.common.words.spec import MAX_SPEC_BYTES
-from pluralllm.server.members.access import RULES
+from pluralllm.server.members.access import OPERATIONS, RULES
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.rpc import serving
 from pluralllm.server.rpc.serving import CONNECTION_GRACE_MS, LARGE_MESSAGES_S, MESSAGE_S
@@ -36,6 +36,7 @@ def test_the_limits_on_silence_leave_time_for_the_slowest_link() -> None:
     assert queue_s < ServerConfig().lease_s - POLL_HOLD_S
     assert queue_s + transfer_s(MAX_SPEC_BYTES) < MESSAGE_S
     assert queue_s + transfer_s(CHUNK_BYTES) < LARGE_MESSAGES_S[PUT_CHUNKS]  # an earlier release sends whole chunks
+    assert queue_s + transfer_s(MAX_MESSAGE_BYTES) < LARGE_MESSAGES_S[f"{OPERATIONS}AskRewards"]
 
 
 def test_the_methods_with_large_messages_exist() -> None:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from pluralllm.client.joining.diagnosis import diagnose, facts_of_server
+from pluralllm.client.joining.enrolment import check_main_port
 from pluralllm.common.errors.tree import Unreachable
 from pluralllm.common.process.console import Check, checked
 from pluralllm.common.trust.certificates import BACKDATE_S, spoken
-from pluralllm.common.trust.handshake import handshake, resolve
+from pluralllm.common.trust.handshake import check_enrolment_port, handshake, resolve
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
 
@@ -49,17 +50,34 @@ def _certificate(identity: Identity) -> Check:
 
 
 def _name(identity: Identity) -> Check:
-    """Checks that the coordinator's host names resolve."""
-    addresses = {identity.membership.coordinator, identity.membership.enrolment}
-    lines = [f"{address}: {', '.join(resolve(address))}" for address in sorted(addresses)]
+    """Checks that the coordinator's host names resolve. A proxy resolves the names that are reached through it."""
+    lines = []
+    for address in _addresses(identity):
+        proxy = identity.proxies.to(address)
+        resolved = ", ".join(resolve(address)) if proxy is None else f"the proxy {proxy.address} resolves it"
+        lines.append(f"{address}: {resolved}")
     return Check("name resolution", ok=True, result="; ".join(lines))
 
 
+def _proxy(identity: Identity) -> Check:
+    """Shows which proxy the connections use. The lines of the two ports say whether it connects."""
+    ways = {address: identity.proxies.to(address) for address in _addresses(identity)}
+    through = [f"{address} through {proxy.address}" for address, proxy in ways.items() if proxy is not None]
+    result = f"{', '.join(through)} ({identity.proxies.origin})" if through else "none: connections are direct"
+    return Check("proxy", ok=True, result=result)
+
+
+def _addresses(identity: Identity) -> tuple[str, ...]:
+    """Returns the addresses of the coordinator's two ports, sorted."""
+    return tuple(sorted({identity.membership.coordinator, identity.membership.enrolment}))
+
+
 def _main_port(identity: Identity) -> Check:
-    """Checks that the coordinator's main port accepts this member's certificate."""
+    """Checks that the coordinator's main port accepts this member's certificate, and that it is the main port."""
     address = identity.membership.coordinator
-    shaken = handshake(address, identity.authority_pem, identity.credentials)
+    shaken = handshake(address, identity.authority_pem, identity.proxies, identity.credentials)
     if shaken.kept:
+        check_main_port(identity)
         return Check("main port, TLS", ok=True, result=f"{address} accepts this certificate, {shaken.version}")
     fix = "see the lines certificate, clock and standing"
     return Check("main port, TLS", ok=False, result=f"{address} refuses this certificate", fix=fix)
@@ -68,7 +86,7 @@ def _main_port(identity: Identity) -> Check:
 def _enrolment_port(identity: Identity) -> Check:
     """Checks that the enrolment port answers with a certificate that the federation's authority has signed."""
     address = identity.membership.enrolment
-    shaken = handshake(address, identity.authority_pem)
+    shaken = check_enrolment_port(address, identity.authority_pem, identity.proxies)
     return Check("enrolment port, TLS", ok=True, result=f"{address} answers, {shaken.version}")
 
 
@@ -98,6 +116,7 @@ def _protocol(identity: Identity) -> Check:
 
 
 PROBES: dict[str, Callable[[Identity], Check]] = {
+    "proxy": _proxy,
     "name resolution": _name,
     "main port, TLS": _main_port,
     "enrolment port, TLS": _enrolment_port,

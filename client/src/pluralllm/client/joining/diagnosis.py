@@ -18,7 +18,7 @@ from pluralllm.common.errors.membership import (
 )
 from pluralllm.common.errors.tree import NoAnswer, PluralError, Unreachable
 from pluralllm.common.trust.certificates import BACKDATE_S
-from pluralllm.common.trust.handshake import handshake
+from pluralllm.common.trust.handshake import check_enrolment_port, handshake
 from pluralllm.common.trust.identity import Identity
 
 # Errors with which the coordinator rejects this very certificate. Any other error may pass: an administrator approves the member,
@@ -51,7 +51,8 @@ def diagnose(identity: Identity) -> Cause | None:
         verdict = _ask(identity)
         if verdict is not None:
             return verdict
-        shaken = handshake(identity.membership.coordinator, identity.authority_pem, identity.credentials)
+        main = identity.membership.coordinator
+        shaken = handshake(main, identity.authority_pem, identity.proxies, identity.credentials)
     except ServerCertificateOutOfDate as error:
         return Cause(error, final=False)
     except PluralError as error:
@@ -84,9 +85,11 @@ def facts_of_server(identity: Identity) -> ServerFacts:
     """
     address = identity.membership.enrolment
     try:
-        return ask_server(address, identity.authority_pem)
+        return ask_server(address, identity.authority_pem, identity.proxies)
     except Unreachable:
-        handshake(address, identity.authority_pem)  # raises the true cause, if there is one
+        check_enrolment_port(
+            address, identity.authority_pem, identity.proxies
+        )  # raises the true cause, if there is one
         raise
 
 
@@ -98,9 +101,11 @@ def _ask(identity: Identity) -> Cause | None:
     """
     address = identity.membership.enrolment
     try:
-        check_membership(address, identity.authority_pem, identity.chain_pem)
+        check_membership(address, identity.authority_pem, identity.chain_pem, identity.proxies)
     except Unreachable:
-        handshake(address, identity.authority_pem)  # raises the true cause, if there is one
+        check_enrolment_port(
+            address, identity.authority_pem, identity.proxies
+        )  # raises the true cause, if there is one
     except TooManyAttempts:  # other callers from this address may have caused it; it says nothing about this member
         return None
     except PluralError as error:

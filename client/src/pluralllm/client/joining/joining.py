@@ -19,9 +19,10 @@ from pluralllm.common.errors.membership import (
     InviteInvalid,
 )
 from pluralllm.common.errors.tree import Unreachable
+from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.text.reading import Unreadable, text_of
 from pluralllm.common.trust.certificates import fingerprint_of_certificate, make_request, spoken
-from pluralllm.common.trust.handshake import handshake
+from pluralllm.common.trust.handshake import check_enrolment_port
 from pluralllm.common.trust.identity import (
     Identity,
     Membership,
@@ -38,15 +39,18 @@ from pluralllm.common.words.spec import GroupRole
 PAST = (CertificateExpired, CertificateRevoked, CertificateUnknown, CertificateForeign)
 
 
-def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole]) -> tuple[Identity, bool]:
+def join(
+    invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole], proxies: Proxies = DIRECT
+) -> tuple[Identity, bool]:
     """Joins the federation of an invite, and stores the identity in `folder`. A repeated call changes nothing.
 
     command: name of the command that joins, for error texts. roles: the roles that this command may join with.
+    proxies: say how the coordinator is reached.
     Returns the identity, and whether an administrator must still approve the member.
     Raises InviteForOtherCommand if the invite's role is not in `roles`; AlreadyJoined if the folder holds another identity;
     InvalidConfig if the folder cannot be written or a file of the identity is damaged. If the call to the coordinator fails,
-    raises ForeignAuthority, WrongHost, ServerCertificateOutOfDate, Unreachable, or an error that the proto file lists for
-    EnrolmentService.Join.
+    raises ForeignAuthority, WrongHost, ServerCertificateOutOfDate, a subclass of NoAnswer, or an error that the proto file
+    lists for EnrolmentService.Join.
     """
     if invite.role not in roles:
         other = "pluralllm-client" if invite.role is MemberRole.CLIENT else "pluralllm"
@@ -55,7 +59,7 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
     if check_free(folder, invite.federation, invite.name):
         identity = load_identity(folder, command)
         try:
-            check_membership(invite.enrolment, authority_pem, identity.chain_pem)
+            check_membership(invite.enrolment, authority_pem, identity.chain_pem, proxies)
         except AwaitingApproval:
             return identity, True
         except PAST:
@@ -64,9 +68,12 @@ def join(invite: Invite, folder: Path, command: str, roles: frozenset[MemberRole
             return identity, False
     key = next_key(folder)
     try:
-        answer = spend(invite.enrolment, authority_pem, invite.name, invite.token, make_request(key, invite.name))
+        request_der = make_request(key, invite.name)
+        answer = spend(invite.enrolment, authority_pem, invite.name, invite.token, request_der, proxies)
     except Unreachable:
-        handshake(invite.enrolment, authority_pem)  # raises the true cause, unless really nothing answers
+        check_enrolment_port(
+            invite.enrolment, authority_pem, proxies
+        )  # raises the true cause, unless really nothing answers
         raise
     _check_same(invite, answer)
     membership = Membership(

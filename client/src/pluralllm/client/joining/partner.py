@@ -38,6 +38,7 @@ def load_partner(config: ClientConfig) -> Partner:
             raise InvalidConfig(file="(plain_text)", problems=problem)
         return Partner(ClientId(config.client_id), config.group, config.role or GroupRole.TRAIN, address, None)
     identity = load_identity(config.identity_folder, COMMAND).at(config.coordinator, config.enrolment)
+    identity = identity.through(config.proxies)
     member = identity.membership
     if member.role is not MemberRole.CLIENT:
         problem = f"  the certificate is for an {member.role}; a daemon needs one for a client"

@@ -3,7 +3,7 @@
 import structlog
 
 from pluralllm.common.errors.tree import PluralError, Unreachable
-from pluralllm.common.trust.handshake import handshake
+from pluralllm.common.trust.handshake import check_enrolment_port, handshake
 from pluralllm.common.trust.identity import Identity, save_addresses, stored_addresses
 from pluralllm.common.words.addresses import Addresses
 
@@ -40,8 +40,9 @@ def _answers(address: str, identity: Identity, *, main: bool) -> bool:
     main: whether it is the main port, which must accept this member's certificate.
     """
     try:
-        shaken = handshake(address, identity.authority_pem, identity.credentials if main else None)
-        if main and not shaken.kept:
+        if not main:
+            check_enrolment_port(address, identity.authority_pem, identity.proxies)
+        elif not handshake(address, identity.authority_pem, identity.proxies, identity.credentials).kept:
             raise Unreachable(address=address, problem="it refuses this member's certificate")
     except PluralError as error:
         log.warning("addresses.not_taken", address=address, problem=str(error))

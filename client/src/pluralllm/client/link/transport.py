@@ -51,6 +51,7 @@ from pluralllm.common.errors.tree import (
     StorageFull,
     Unreachable,
 )
+from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.text.printable import printable
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
@@ -123,8 +124,10 @@ class Transport:
     field of an answer is checked before the answer is used: a call raises AnswerInvalid if the answer breaks the protocol.
     """
 
-    def __init__(self, connection: Connection, client: ClientId, *, in_plain_text: bool) -> None:
-        self._connection = connection
+    def __init__(
+        self, connection: Connection, client: ClientId, *, in_plain_text: bool, proxies: Proxies = DIRECT
+    ) -> None:
+        self._connection, self._proxies = connection, proxies
         self._client = client
         self.traffic = Traffic()
         self._metadata = ((CLIENT_ID_KEY, client),) if in_plain_text else ()
@@ -145,7 +148,7 @@ class Transport:
         """
         member = identity.membership
         connection = Connection(_addresses(member.coordinator, standby), _secure(identity))
-        return cls(connection, ClientId(member.name), in_plain_text=False)
+        return cls(connection, ClientId(member.name), in_plain_text=False, proxies=identity.proxies)
 
     @classmethod
     def in_plain_text(cls, address: str, client: ClientId, standby: str | None = None) -> Self:
@@ -446,7 +449,7 @@ class Transport:
             failure = from_rpc_error(error, address)
             if isinstance(failure, NoAnswer | Overtaken | DiskFailed | BackgroundFailed):
                 self._connection.leave(address)
-            raise failure from error
+            raise self._proxies.explained(failure) from error
 
 
 def deadline_of(method: str, request: Any) -> float:

@@ -7,13 +7,24 @@ default.
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, SecretStr, field_validator
 
-from pluralllm.common.process.configuration import ProcessConfig
+from pluralllm.common.process.configuration import ProcessConfig, proxies_of
+from pluralllm.common.process.proxies import NO_PROXY, Proxies, parse_proxy
 from pluralllm.common.text.printable import check_group_name
 from pluralllm.common.words.addresses import Address, ListenAddress
 from pluralllm.common.words.ids import ID_HELP, is_id
 from pluralllm.common.words.spec import GroupRole
+
+
+def check_proxy(secret: SecretStr) -> SecretStr:
+    """Checks the URL of a proxy, and returns it unchanged. Raises ValueError, whose text does not contain the URL's password."""
+    if secret.get_secret_value() != NO_PROXY:
+        parse_proxy(secret.get_secret_value())
+    return secret
+
+
+ProxyUrl = Annotated[SecretStr, AfterValidator(check_proxy)]
 
 
 class JoinConfig(ProcessConfig):
@@ -27,6 +38,12 @@ class JoinConfig(ProcessConfig):
     policy: Path | None = None
     coordinator: Address | None = None
     enrolment: Address | None = None
+    proxy: ProxyUrl | None = Field(None, repr=False)
+
+    @property
+    def proxies(self) -> Proxies:
+        """The way to the coordinator."""
+        return proxies_of(None if self.proxy is None else self.proxy.get_secret_value())
 
 
 class ClientConfig(ProcessConfig):
@@ -39,11 +56,13 @@ class ClientConfig(ProcessConfig):
     identity: Path | None = None  # folder with key and certificate; default state_dir/identity, where `join` puts them
     # host:port; default: the address in the invite, or the one that the coordinator has told since
     coordinator: Address | None = None
-    enrolment: Address | None = (
-        None  # the same for the coordinator's enrolment port, which doctor and the daemon's diagnosis ask
-    )
+    # The same for the coordinator's enrolment port, which doctor and the daemon's diagnosis ask.
+    enrolment: Address | None = None
     # The address of a second coordinator on the same database, called when the first one does not answer.
     standby: Address | None = None
+    # HTTP proxy to the coordinator, http://HOST:PORT, http://USER:PASSWORD@HOST:PORT or none; default: https_proxy or HTTPS_PROXY
+    # of the environment. no_proxy or NO_PROXY names hosts that are reached directly; this machine always is.
+    proxy: ProxyUrl | None = Field(None, repr=False)
     # In plain text, client_id and group are required. Otherwise the certificate says who this is; these three must agree with it.
     client_id: str | None = None
     group: Annotated[str, AfterValidator(check_group_name)] | None = None
@@ -75,6 +94,11 @@ class ClientConfig(ProcessConfig):
         if client_id is not None and not is_id(client_id):
             raise ValueError(f"must be {ID_HELP}")
         return client_id
+
+    @property
+    def proxies(self) -> Proxies:
+        """The way to the coordinator."""
+        return proxies_of(None if self.proxy is None else self.proxy.get_secret_value())
 
     @property
     def identity_folder(self) -> Path:

@@ -93,6 +93,8 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     m.AuditBroken: grpc.StatusCode.DATA_LOSS,
     e.Unreachable: grpc.StatusCode.UNAVAILABLE,
     e.ForeignAnswer: grpc.StatusCode.UNAVAILABLE,
+    e.ProxyFailed: grpc.StatusCode.UNAVAILABLE,
+    e.WrongPort: grpc.StatusCode.UNIMPLEMENTED,
     e.LinkTooSlow: grpc.StatusCode.UNAVAILABLE,
     e.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.BackupUnusable: grpc.StatusCode.FAILED_PRECONDITION,

@@ -40,6 +40,8 @@ PluralError
 |  |- NotLoopback          a connection in plain text to another machine was requested
 |  |- NoAnswer             the call has no answer of the coordinator; the same call may succeed later
 |  |  |- Unreachable       nothing answers
+|  |  |- ProxyFailed       the HTTP proxy does not answer, or does not connect to the coordinator
+|  |  |- WrongPort         what answers is not the port of the coordinator that was asked for
 |  |  |- LinkTooSlow       the network carries less than the slowest speed that is supported
 |  |  `- ForeignAnswer     gRPC, a proxy or another server has ended the call
 |  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py
@@ -368,6 +370,24 @@ class Unreachable(NoAnswer):
     problem: str
     why = "The coordinator at {address} does not answer: {problem}."
     fix = "Check the address and that pluralllm-server serve is running there."
+
+
+@dataclass(eq=False)
+class ProxyFailed(NoAnswer):
+    proxy: str  # host:port, never with a password
+    address: str
+    problem: str
+    why = "The proxy {proxy} does not connect to {address}: {problem}."
+    fix = "Ask who runs the proxy to allow this address, or correct `proxy` in client.toml, https_proxy or no_proxy."
+
+
+@dataclass(eq=False)
+class WrongPort(NoAnswer):
+    address: str
+    wanted: str  # the main port, or the enrolment port
+    problem: str
+    why = "Wrong port: {address} is not the coordinator's {wanted}: {problem}."
+    fix = "Correct the address. The invite names both: the main port is usually 7443, the enrolment port 7444."
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.text.reading import Unreadable, read_toml
 from pluralllm.common.words.spec import explain
 
@@ -63,6 +64,22 @@ def origins_of(kind: type[Config], file: Path | None) -> dict[str, str]:
         | {key: f"file {file}" for key in of_file if key in kind.model_fields}
         | {key: f"environment {kind.env_prefix}{key.upper()}" for key in _values_of_environment(kind)}
     )
+
+
+def proxies_of(configured: str | None) -> Proxies:
+    """Returns the proxy for connections to coordinators.
+
+    configured: the URL in the process's configuration, or None. Then the environment says it: https_proxy, else HTTPS_PROXY.
+    no_proxy, else NO_PROXY, names the hosts that are reached directly in both cases.
+    """
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    entries = tuple(exempt.replace(",", " ").split())
+    if configured is not None:
+        return Proxies(configured, entries, "proxy in the configuration")
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        if url := os.environ.get(name, ""):
+            return Proxies(url.strip(), entries, f"{name} in the environment")
+    return DIRECT
 
 
 def _values_of_file(file: Path | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -20,6 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from pluralllm.common.errors.root import PluralError
 from pluralllm.common.errors.tree import ExtraMissing
+from pluralllm.common.words.addresses import is_loopback
 
 TRACER = trace.get_tracer("pluralllm")
 NS = 1_000_000_000
@@ -96,6 +98,7 @@ def tracing(endpoint: str | None, service: str, name: str) -> Iterator[None]:
         yield
         return
     try:
+        import requests  # noqa: PLC0415 - comes with the exporter
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -117,7 +120,9 @@ def tracing(endpoint: str | None, service: str, name: str) -> Iterator[None]:
 
     resource = Resource.create({"service.name": service, "service.instance.id": name})
     provider = TracerProvider(resource=resource, id_generator=Ids(), shutdown_on_exit=False)
-    exporter: Any = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=5)
+    session = requests.Session()
+    session.trust_env = not is_loopback(urlsplit(endpoint).hostname or "")  # this machine is reached without a proxy
+    exporter: Any = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=5, session=session)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
     trace.set_tracer_provider(provider)
     try:

@@ -14,13 +14,17 @@ from pathlib import Path
 from cryptography import x509
 
 from pluralllm.common.errors.membership import ForeignAuthority, ServerCertificateOutOfDate, WrongHost
-from pluralllm.common.errors.tree import Unreachable
+from pluralllm.common.errors.tree import Unreachable, WrongPort
+from pluralllm.common.process.connections import connect
+from pluralllm.common.process.proxies import Proxies
 from pluralllm.common.words.addresses import split_address
 
 TIMEOUT_S = 5.0
 FIRST_BYTE_S = 2.0  # a gRPC server that accepts a connection sends its HTTP/2 settings at once
 NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL; the ssl module has no name for it
 OUT_OF_DATE = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+# Reasons of OpenSSL for an answer that is no TLS at all, such as an HTTP answer.
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
@@ -46,33 +50,50 @@ def resolve(address: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(item[4][0]) for item in records))
 
 
-def handshake(address: str, authority_pem: bytes, credentials: Path | None = None) -> Handshake:
+def handshake(address: str, authority_pem: bytes, proxies: Proxies, credentials: Path | None = None) -> Handshake:
     """Makes a TLS handshake with the server at host:port and checks the server's certificate.
 
-    authority_pem: the root certificate that must have signed the server's certificate. credentials: a file with this member's
-    key and certificate chain; None shows the server no client certificate.
-    Raises Unreachable if there is no TLS connection. Raises ForeignAuthority if another authority signed the server's
-    certificate. Raises WrongHost if the certificate is for other hosts; ServerCertificateOutOfDate if the certificate is not
-    valid now.
+    authority_pem: the root certificate that must have signed the server's certificate. proxies: say how the server is reached.
+    credentials: a file with this member's key and certificate chain; None shows the server no client certificate.
+    Raises Unreachable if there is no TLS connection, ProxyFailed if the proxy makes none. Raises ForeignAuthority if another
+    authority signed the server's certificate. Raises WrongHost if the certificate is for other hosts;
+    ServerCertificateOutOfDate if the certificate is not valid now. Raises WrongPort if what answers does not speak TLS.
     """
     try:
-        return _shake(address, _context(authority_pem, credentials))
+        return _shake(address, _context(authority_pem, credentials), proxies)
     except ssl.SSLCertVerificationError as error:
         if error.verify_code in OTHER_NAME:
-            raise WrongHost(address=split_address(address)[0], names=_names(address, authority_pem)) from error
+            raise WrongHost(address=split_address(address)[0], names=_names(address, authority_pem, proxies)) from error
         if error.verify_code not in OUT_OF_DATE:
-            raise ForeignAuthority(address=address, problem=error.verify_message) from error
+            proxy = proxies.to(address)
+            through = "" if proxy is None else f" (through the proxy {proxy.address}, which may open TLS connections)"
+            raise ForeignAuthority(address=address, problem=error.verify_message + through) from error
     except ssl.SSLError as error:
-        raise Unreachable(address=address, problem=f"TLS: {error.reason or error}") from error
+        if error.reason in NO_TLS:
+            wanted = "enrolment port" if credentials is None else "main port"
+            raise WrongPort(address=address, wanted=wanted, problem="what answers there does not speak TLS") from error
+        raise proxies.explained(Unreachable(address=address, problem=f"TLS: {error.reason or error}")) from error
     except OSError as error:
-        raise Unreachable(address=address, problem=error.strerror or str(error)) from error
-    certificate = _certificate(address, authority_pem)
+        raise proxies.explained(Unreachable(address=address, problem=error.strerror or str(error))) from error
+    certificate = _certificate(address, authority_pem, proxies)
     raise ServerCertificateOutOfDate(
         address=address,
         valid_from=_day(certificate.not_valid_before_utc),
         valid_to=_day(certificate.not_valid_after_utc),
         clock=_day(datetime.datetime.now(tz=datetime.UTC)),
     )
+
+
+def check_enrolment_port(address: str, authority_pem: bytes, proxies: Proxies) -> Handshake:
+    """Makes a TLS handshake with the coordinator's enrolment port, which asks for no client certificate.
+
+    Raises the errors of `handshake`; WrongPort if the server closes the connection because it has seen no certificate.
+    """
+    shaken = handshake(address, authority_pem, proxies)
+    if not shaken.kept:
+        problem = "it demands a member's certificate, as the main port does"
+        raise WrongPort(address=address, wanted="enrolment port", problem=problem)
+    return shaken
 
 
 def _context(authority_pem: bytes, credentials: Path | None) -> ssl.SSLContext:
@@ -89,11 +110,11 @@ def _context(authority_pem: bytes, credentials: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _shake(address: str, context: ssl.SSLContext) -> Handshake:
+def _shake(address: str, context: ssl.SSLContext, proxies: Proxies) -> Handshake:
     """Connects, makes the handshake, and waits at most FIRST_BYTE_S seconds to see whether the server closes the connection."""
-    host, port = split_address(address)
+    host, _ = split_address(address)
     with (
-        socket.create_connection((host, port), TIMEOUT_S) as plain,
+        connect(address, proxies, TIMEOUT_S) as plain,
         context.wrap_socket(plain, server_hostname=host) as secured,
     ):
         certificate = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
@@ -108,7 +129,9 @@ def _shake(address: str, context: ssl.SSLContext) -> Handshake:
         return Handshake(version, kept, certificate)
 
 
-def _certificate(address: str, authority_pem: bytes, *, check_hostname: bool = True) -> x509.Certificate:
+def _certificate(
+    address: str, authority_pem: bytes, proxies: Proxies, *, check_hostname: bool = True
+) -> x509.Certificate:
     """Returns the server's certificate after checking its signature but not its dates.
 
     check_hostname: whether the certificate must be for the host of `address`. Raises ForeignAuthority if a check fails.
@@ -117,14 +140,14 @@ def _certificate(address: str, authority_pem: bytes, *, check_hostname: bool = T
     context.verify_flags |= NO_CHECK_TIME
     context.check_hostname = check_hostname
     try:
-        return _shake(address, context).certificate
+        return _shake(address, context, proxies).certificate
     except OSError as error:
         raise ForeignAuthority(address=address, problem=str(error)) from error
 
 
-def _names(address: str, authority_pem: bytes) -> str:
+def _names(address: str, authority_pem: bytes, proxies: Proxies) -> str:
     """Returns the host names and IP addresses that the server's certificate is valid for, joined by commas."""
-    certificate = _certificate(address, authority_pem, check_hostname=False)
+    certificate = _certificate(address, authority_pem, proxies, check_hostname=False)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     addresses = [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
     return ", ".join([*names.get_values_for_type(x509.DNSName), *addresses])

@@ -21,7 +21,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pluralllm.common.errors.membership import AlreadyJoined, CertificateInvalid, NotJoined
 from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.process.configuration import proxies_of
 from pluralllm.common.process.files import make_folder, owner_hint, storage_errors, write_durably
+from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.text.reading import read_text
 from pluralllm.common.trust.certificates import (
     CertificateFacts,
@@ -75,6 +77,7 @@ class Identity:
     key_pem: bytes = field(repr=False)
     chain_pem: bytes  # certificate, then the intermediate
     facts: CertificateFacts
+    proxies: Proxies = DIRECT  # how this member reaches its coordinator
 
     @property
     def credentials(self) -> Path:
@@ -87,6 +90,10 @@ class Identity:
         changes = {key: address for key, address in given.items() if address is not None}
         return replace(self, membership=self.membership.model_copy(update=changes)) if changes else self
 
+    def through(self, proxies: Proxies) -> "Identity":
+        """Returns a copy of this identity that reaches its coordinator as `proxies` says."""
+        return replace(self, proxies=proxies)
+
     def is_renewal_due(self, now_s: float) -> bool:
         return now_s >= self.facts.renew_s
 
@@ -94,6 +101,7 @@ class Identity:
 def load_identity(folder: Path, command: str) -> Identity:
     """Reads the identity in a folder. command: the command that joins a federation; the message of NotJoined names this command.
 
+    The identity reaches its coordinator through the proxy that the environment names.
     Raises NotJoined if the folder has no credentials; InvalidConfig, which names the file, if a file is missing or damaged.
     """
     if not (folder / "credentials.pem").is_file():
@@ -109,7 +117,7 @@ def load_identity(folder: Path, command: str) -> Identity:
     except (OSError, ValueError, ValidationError, CertificateInvalid) as error:
         problem = f"  {str(error).splitlines()[0]} Move the folder away and join with a new invite."
         raise InvalidConfig(file=str(folder / name), problems=problem) from error
-    return Identity(folder, membership, authority_pem, key_pem, chain_pem, facts)
+    return Identity(folder, membership, authority_pem, key_pem, chain_pem, facts, proxies_of(None))
 
 
 def check_free(folder: Path, federation: str, name: str) -> bool:
@@ -157,7 +165,7 @@ def save_identity(
         _write_membership(folder, membership)
         write_durably(folder / "authority.pem", authority_pem)
         _write_credentials(folder, key, chain_pem)
-    return Identity(folder, membership, authority_pem, key_to_pem(key), chain_pem, facts)
+    return Identity(folder, membership, authority_pem, key_to_pem(key), chain_pem, facts, proxies_of(None))
 
 
 def save_renewal(identity: Identity, key: PrivateKey, chain_pem: bytes) -> Identity:
@@ -202,7 +210,7 @@ def stored_identity(identity: Identity) -> Identity:
         return identity
     if stored.facts.serial == identity.facts.serial:
         return identity
-    return replace(stored, membership=identity.membership)
+    return replace(stored, membership=identity.membership, proxies=identity.proxies)
 
 
 def previous_identity(identity: Identity, now_s: float) -> Identity | None:

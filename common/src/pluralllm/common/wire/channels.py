@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import grpc
 
+from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.wire.messages import CHANNEL_OPTIONS
 from pluralllm.common.words.addresses import check_loopback
 
+DIRECTLY = (("grpc.enable_http_proxy", 0),)
 Options = Sequence[tuple[str, str | int]]
 
 
@@ -21,9 +23,8 @@ def credentials(identity: Identity) -> grpc.ChannelCredentials:
 
 def secure_channel(identity: Identity, options: Options = ()) -> grpc.aio.Channel:
     """Returns an asyncio channel with mutual TLS to the member's coordinator. options: further options of the gRPC channel."""
-    return grpc.aio.secure_channel(
-        identity.membership.coordinator, credentials(identity), options=[*CHANNEL_OPTIONS, *options]
-    )
+    target, way = _way(identity.membership.coordinator, identity.proxies)
+    return grpc.aio.secure_channel(target, credentials(identity), options=[*CHANNEL_OPTIONS, *way, *options])
 
 
 def plain_channel(address: str, options: Options = ()) -> grpc.aio.Channel:
@@ -32,12 +33,13 @@ def plain_channel(address: str, options: Options = ()) -> grpc.aio.Channel:
     Raises NotLoopback if the address is on another machine.
     """
     check_loopback(address)
-    return grpc.aio.insecure_channel(address, options=[*CHANNEL_OPTIONS, *options])
+    return grpc.aio.insecure_channel(address, options=[*CHANNEL_OPTIONS, *DIRECTLY, *options])
 
 
 def blocking_channel(identity: Identity) -> grpc.Channel:
     """Returns a blocking channel with mutual TLS to the member's coordinator."""
-    return grpc.secure_channel(identity.membership.coordinator, credentials(identity), options=list(CHANNEL_OPTIONS))
+    target, way = _way(identity.membership.coordinator, identity.proxies)
+    return grpc.secure_channel(target, credentials(identity), options=[*CHANNEL_OPTIONS, *way])
 
 
 def blocking_plain_channel(address: str) -> grpc.Channel:
@@ -46,13 +48,32 @@ def blocking_plain_channel(address: str) -> grpc.Channel:
     Raises NotLoopback if the address is on another machine.
     """
     check_loopback(address)
-    return grpc.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+    return grpc.insecure_channel(address, options=[*CHANNEL_OPTIONS, *DIRECTLY])
 
 
-def enrolment_channel(address: str, authority_pem: bytes) -> grpc.Channel:
+def enrolment_channel(address: str, authority_pem: bytes, proxies: Proxies = DIRECT) -> grpc.Channel:
     """Returns a blocking channel to the coordinator's enrolment port, for a machine that has no certificate yet.
 
     Only the coordinator proves its identity, by a certificate that the authority signed. authority_pem: the authority's root
     certificate.
     """
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority_pem), options=list(CHANNEL_OPTIONS))
+    target, way = _way(address, proxies)
+    trusted = grpc.ssl_channel_credentials(authority_pem)
+    return grpc.secure_channel(target, trusted, options=[*CHANNEL_OPTIONS, *way])
+
+
+def _way(address: str, proxies: Proxies) -> tuple[str, Options]:
+    """Returns the target of a channel and its options, for a connection to `address` that goes the way that `proxies` says.
+
+    gRPC's own rules for proxies are off: they know no configuration, and they send even loopback addresses to the proxy.
+    """
+    proxy = proxies.to(address)
+    if proxy is None:
+        return address, DIRECTLY
+    headers = f"Proxy-Authorization:{proxy.authorization}" if proxy.authorization else ""
+    return proxy.address, (
+        *DIRECTLY,
+        ("grpc.http_connect_server", address),
+        ("grpc.http_connect_headers", headers),
+        ("grpc.default_authority", address),  # TLS checks the coordinator's name, not the proxy's
+    )

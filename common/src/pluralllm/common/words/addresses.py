@@ -94,6 +94,16 @@ class Addresses:
     enrolment: str
 
 
+def is_loopback(host: str) -> bool:
+    """Returns whether a host is this machine: localhost, a name below it, or an address of the loopback interface."""
+    name = host.lower().rstrip(".")
+    if not _is_ip(name):
+        return name == "localhost" or name.endswith(".localhost")
+    address = ipaddress.ip_address(name)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.is_loopback if mapped is None else bool(mapped.is_loopback)
+
+
 ListenAddress = Annotated[str, AfterValidator(check_listen)]
 Address = Annotated[str, AfterValidator(check_address)]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.trust.certificates import PrivateKey, fingerprint_of_certificate, spoken
 from pluralllm.common.trust.identity import next_key
+from pluralllm.common.words.addresses import is_loopback
 from pluralllm.common.words.ids import ID_HELP, is_id
 from pluralllm.server.members import authority as ca
 from pluralllm.server.process.config import ServerConfig
@@ -62,6 +64,7 @@ def init(
     settings = load_config(ServerConfig, config, flags)
     folder = identity_of_person("--admin-identity", admin_identity)
     name, hosts = ca.check_names(federation or (host or ["-"])[0].replace(":", "-"), host or [])
+    ca.check_reachable(hosts)
     key = _admin_key(admin_name, folder)
     configure_logs(form="console", level="WARNING")
     passphrase = _passphrase(root_passphrase_file, confirm=True)
@@ -75,6 +78,7 @@ def init(
         f"The root's key is needed again in a year (renew-issuer): keep {state.authority / 'root-key.pem'} in a safe place.\n"
         "Next: pluralllm-server serve, then pluralllm invite NAME --role client"
     )
+    warn_of_loopback(hosts)
 
 
 def admin(
@@ -110,8 +114,16 @@ def renew_issuer(
     settings = load_config(ServerConfig, config, {"state_dir": state_dir})
     folder = settings.state_dir.absolute() / "authority"
     key = root_key or folder / "root-key.pem"
+    ca.check_reachable(host or ())
     made = ca.renew_issuer(folder, host or (), key, _passphrase(root_passphrase_file, confirm=False), time.time())
     say(f"valid until {ca.day(made.issuer_expires_s)}; server certificate for {', '.join(made.hosts)}")
+    warn_of_loopback(made.hosts)
+
+
+def warn_of_loopback(hosts: Sequence[str]) -> None:
+    """Prints a warning if nobody on another machine can reach the coordinator by its names."""
+    if all(is_loopback(host) for host in hosts):
+        say(f"warning: only this machine can connect to {', '.join(hosts)}. {ca.FOR_OTHER_MACHINES}", err=True)
 
 
 def _admin_key(name: str, folder: Path) -> PrivateKey:

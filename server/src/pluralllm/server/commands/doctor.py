@@ -14,11 +14,12 @@ from pathlib import Path
 
 from pluralllm.common.errors.tree import NotFound, StoreFailed, Unreachable
 from pluralllm.common.process.console import Check, checked
+from pluralllm.common.process.proxies import DIRECT
 from pluralllm.common.text.reading import read_text
 from pluralllm.common.trust.certificates import fingerprint, spoken
 from pluralllm.common.trust.handshake import handshake, resolve
-from pluralllm.common.words.addresses import from_here, join_address, split_address
-from pluralllm.server.members.authority import DAY_S, day, load_authority
+from pluralllm.common.words.addresses import from_here, is_loopback, join_address, split_address
+from pluralllm.server.members.authority import DAY_S, FOR_OTHER_MACHINES, day, load_authority
 from pluralllm.server.members.record_key import RECORD_KEY, read_record_key_file
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.open_files import COMFORTABLE, TARGET, ceilings, limit_of, reachable_limit
@@ -158,7 +159,9 @@ def _server(config: ServerConfig) -> Check:
 
 def _names(config: ServerConfig) -> Check:
     resolved = {host: resolve(join_address(host, 1)) for host in load_authority(_folder(config)).hosts}
-    return Check("names", ok=True, result="; ".join(f"{host}: {', '.join(ips)}" for host, ips in resolved.items()))
+    is_only_here = config.advertise is None and all(is_loopback(host) for host in resolved)
+    result = "; ".join(f"{host}: {', '.join(ips)}" for host, ips in resolved.items())
+    return Check("names", ok=True, result=result, fix=FOR_OTHER_MACHINES if is_only_here else "")
 
 
 def _advertised(config: ServerConfig) -> Check:
@@ -202,7 +205,7 @@ def _port(config: ServerConfig, name: str, file: str, configured: str) -> Check:
         return Check(name, ok=False, result=f"nothing listens on {address}", fix="pluralllm-server serve")
     if config.plain_text:
         return Check(name, ok=True, result=f"{address} answers (plain text)")
-    answer = handshake(here, load_authority(_folder(config)).root_pem)
+    answer = handshake(here, load_authority(_folder(config)).root_pem, DIRECT)
     return Check(name, ok=True, result=f"{address} answers, {answer.version}")
 
 

@@ -48,7 +48,7 @@ from pluralllm.common.trust.certificates import (
     new_key,
     read_certificate,
 )
-from pluralllm.common.words.addresses import split_address
+from pluralllm.common.words.addresses import check_address, join_address, split_address
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.record_key import make_record_key
 from pluralllm.server.members.signing import (
@@ -67,6 +67,7 @@ ISSUER_LIFE_S = 365 * DAY_S
 SERVER_LIFE_S = 90 * DAY_S
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")  # for the operator's own commands on the coordinator's machine
 SECRET = 0o600
+FOR_OTHER_MACHINES = "Partners on other machines need another name: pluralllm-server renew-issuer --host NAME."
 HOST_PATTERN = r"(?!-)[a-z0-9-]{1,63}(\.(?!-)[a-z0-9-]{1,63})*"
 
 
@@ -321,6 +322,18 @@ def check_names(federation: str, hosts: Sequence[str]) -> tuple[str, tuple[str, 
     if not re.fullmatch(r"[a-z0-9._-]{1,255}", federation.lower()):
         raise InvalidArgument(field="--federation", problem=f"{federation!r}: allowed are a-z, 0-9, '.', '-' and '_'")
     return federation.lower(), tuple(host.lower() for host in hosts)
+
+
+def check_reachable(hosts: Sequence[str]) -> None:
+    """Checks new names of the server: others must be able to connect to each. Raises InvalidArgument for the first that fails.
+
+    Names of an authority that exists are not checked again, so that no old state directory becomes useless.
+    """
+    for host in hosts:
+        try:
+            check_address(join_address(host, 7443))
+        except ValueError as error:
+            raise InvalidArgument(field="--host", problem=f"{host!r}: {error}") from error
 
 
 def day(time_s: float) -> str:

@@ -1,7 +1,7 @@
 """The coordinator's configuration. Its sources, strongest first: flag, environment (PLURALLLM_SERVER_*), TOML file, default."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, SecretStr, field_validator, model_validator
 
@@ -84,6 +84,12 @@ class ServerConfig(ProcessConfig):
         if values.get("plain_text") and "listen" not in values:
             return {**values, "listen": PLAIN_TEXT_ADDRESS}
         return values
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.advertise is not None and self.advertise == self.advertise_enrolment:
+            raise ValueError("advertise and advertise_enrolment are the same, but the two ports need two addresses")
+        return self
 
     @field_validator("chunk_idle_s")
     @classmethod

@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 READERS: dict[str, Callable[[bytes], Any]] = {PUT_CHUNKS: chunk_reader(pb.PutChunksRequest)}  # instead of protobuf's
 
-OK = "OK"
+OK, UNKNOWN = "OK", "?"
 Handler = Any  # grpc.RpcMethodHandler; its type parameters differ for every method
 
 
@@ -44,8 +44,9 @@ class Boundary(grpc.aio.ServerInterceptor):
     this id.
     """
 
-    def __init__(self, door: Door, fail_stop: FailStop) -> None:
-        self._door, self._fail_stop = door, fail_stop
+    def __init__(self, door: Door, fail_stop: FailStop, unknown: Callable[[str], PluralError] | None = None) -> None:
+        """Stores the arguments. unknown: the error for a method that this port does not have; None leaves gRPC's own answer."""
+        self._door, self._fail_stop, self._unknown = door, fail_stop, unknown
 
     async def intercept_service(
         self,
@@ -53,9 +54,9 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return handler
         method = handler_call_details.method
+        if handler is None:
+            return None if self._unknown is None else self._refusing(self._unknown(method))
         serializers = {
             "request_deserializer": forgiving(method, READERS.get(method, handler.request_deserializer)),
             "response_serializer": _serializer(handler.response_serializer),
@@ -67,6 +68,15 @@ class Boundary(grpc.aio.ServerInterceptor):
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(self._many(handler.unary_stream, method), **serializers)
         return grpc.stream_stream_rpc_method_handler(self._many(handler.stream_stream, method), **serializers)
+
+    def _refusing(self, error: PluralError) -> Handler:
+        """Returns a handler that answers calls of every kind with one error."""
+
+        async def refuse(_: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+            await self._abort(context, error, UNKNOWN)
+            yield b""
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _one(self, inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
         async def answer(request: Any, context: Any) -> Any:

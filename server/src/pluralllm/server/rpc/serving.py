@@ -8,10 +8,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from pluralllm.common.errors.tree import WrongPort
 from pluralllm.common.process.listening import why_not_open
 from pluralllm.common.process.pulse import Pulse
+from pluralllm.common.text.printable import printable
+from pluralllm.common.weights.chunks import CHUNK_BYTES
+from pluralllm.common.weights.pieces import transfer_s
 from pluralllm.common.wire.chunk_messages import PUT_CHUNKS
-from pluralllm.common.wire.messages import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS
+from pluralllm.common.wire.messages import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES
 from pluralllm.common.words.addresses import check_loopback, join_address, split_address
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.fail_stop import FailStop
@@ -62,11 +66,12 @@ ENROLMENT_OPTIONS = (
 )
 HEALTH_EVERY_S = 1.0
 MESSAGE_S = 30.0  # for the first message of a call on the main port
-LARGE_MESSAGES_S = {  # 4 MiB over a link of 35 KiB/s
-    "/pluralllm.v1.OperationsService/AskRewards": 120.0,
-    PUT_CHUNKS: 120.0,
+LARGE_MESSAGES_S = {  # time for the largest message on the slowest link, and for what stands before it
+    "/pluralllm.v1.OperationsService/AskRewards": MESSAGE_S + transfer_s(MAX_MESSAGE_BYTES),
+    PUT_CHUNKS: MESSAGE_S + transfer_s(CHUNK_BYTES),  # an earlier release sends whole chunks
 }
 ENROLMENT_MESSAGE_S = 5.0
+MAX_RPC_CHARACTERS = 60
 # Time for calls under way on a connection that has come of age. Long enough for a held poll and a chunk on the slowest link;
 # an upload that is cut after it loses nothing, because only its missing chunks are sent again.
 CONNECTION_GRACE_MS = 120_000
@@ -106,11 +111,18 @@ def bind_enrolment(
     check before every call. Raises InUse or InvalidArgument if the port cannot be opened.
     """
     server = grpc.aio.server(
-        interceptors=[FirstMessage(ENROLMENT_MESSAGE_S), Boundary(door, fail_stop)],
+        interceptors=[FirstMessage(ENROLMENT_MESSAGE_S), Boundary(door, fail_stop, of_the_main_port)],
         options=[*ENROLMENT_OPTIONS, (CEILING, max_connections)],
         maximum_concurrent_rpcs=2 * max_connections,  # never reached: a connection has one call at a time
     )
     return server, _bind(server, config.enrolment_listen, credentials)
+
+
+def of_the_main_port(method: str) -> WrongPort:
+    """Returns the error for a call that has come to the enrolment port. method: path of the RPC, which the caller chooses."""
+    rpc = printable(method.rpartition("/")[2][:MAX_RPC_CHARACTERS])
+    problem = f"it is the enrolment port, which does not answer {rpc}"
+    return WrongPort(address="this address", wanted="main port", problem=problem)
 
 
 def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:

@@ -1,0 +1,109 @@
+"""The way to a coordinator: directly, or through an HTTP proxy with the method CONNECT (RFC 9110, section 9.3.6).
+
+`Proxies.to` alone decides how to reach an address. gRPC's channels, the diagnosis and the doctor ask it, so that what explains a
+failure goes the same way as what fails. The module connections.py opens the connections that are not gRPC's. No text and no repr
+of this module contains a proxy's password.
+"""
+
+import base64
+import ipaddress
+import re
+from dataclasses import dataclass, field, replace
+from urllib.parse import unquote
+
+from pluralllm.common.errors.tree import ForeignAnswer, InvalidConfig, PluralError, Unreachable
+from pluralllm.common.words.addresses import check_address, is_loopback, split_address
+
+NO_PROXY = "none"  # the value that means: connect directly, whatever the environment says
+DEFAULT_PORT = 80
+FORM = "must be http://HOST:PORT, http://USER:PASSWORD@HOST:PORT or none"
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy that connects to other addresses."""
+
+    address: str
+    credentials: str = field(default="", repr=False)  # user:password; empty if it wants none
+
+    @property
+    def authorization(self) -> str:
+        """The value of the header Proxy-Authorization; empty if the proxy wants none."""
+        return f"Basic {base64.b64encode(self.credentials.encode()).decode()}" if self.credentials else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """The proxy that connections use, and the hosts to which they go directly."""
+
+    url: str = field(default="", repr=False)  # may contain a password; empty for no proxy
+    exempt: tuple[str, ...] = ()  # entries of no_proxy
+    origin: str = ""  # where the URL comes from, for texts
+
+    def to(self, address: str) -> Proxy | None:
+        """Returns the proxy through which an address (host:port) is reached; None if it is reached directly.
+
+        This machine's own addresses are always reached directly. Raises InvalidConfig if the proxy's URL cannot be used.
+        """
+        host, port = split_address(address)
+        if self.url in ("", NO_PROXY) or is_loopback(host) or any(_matches(one, host, port) for one in self.exempt):
+            return None
+        try:
+            return parse_proxy(self.url)
+        except ValueError as error:
+            raise InvalidConfig(file=self.origin, problems=f"  the URL of the proxy {error}") from error
+
+    def explained(self, error: PluralError) -> PluralError:
+        """Returns the error itself, or with the proxy's name if its connection goes through a proxy."""
+        if not isinstance(error, Unreachable | ForeignAnswer) or (proxy := self.to(error.address)) is None:
+            return error
+        return replace(error, problem=f"{error.problem} (through the proxy {proxy.address})")
+
+
+DIRECT = Proxies()
+
+
+def parse_proxy(url: str) -> Proxy:
+    """Reads the URL of a proxy. Raises ValueError, whose text does not repeat the URL: it may contain a password."""
+    scheme, mark, rest = url.partition("://")
+    if mark and scheme.lower() != "http":
+        raise ValueError(f"{FORM}; other kinds of proxies are not supported")
+    credentials, _, address = (rest if mark else url).rstrip("/").rpartition("@")
+    if not re.search(r":\d+$", address):
+        address = f"{address}:{DEFAULT_PORT}"
+    try:
+        check_address(address)
+    except ValueError:
+        raise ValueError(FORM) from None
+    return Proxy(address, unquote(credentials))
+
+
+def _matches(entry: str, host: str, port: int) -> bool:
+    """Returns whether an entry of no_proxy is for a host: *, a name and all below it, an address, or a network (10.0.0.0/8).
+
+    A port at the end of an entry limits the entry to this port.
+    """
+    try:
+        entry, only_port = split_address(entry)
+    except ValueError:
+        only_port = port
+    if only_port != port:
+        return False
+    entry, host = entry.lower(), host.lower().rstrip(".")
+    if entry == "*":
+        return True
+    address = _ip(host)
+    if address is not None:
+        try:
+            return address in ipaddress.ip_network(entry, strict=False)
+        except ValueError:
+            return False
+    domain = entry.removeprefix("*").strip(".")
+    return bool(domain) and (host == domain or host.endswith(f".{domain}"))
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
