@@ -441,14 +441,55 @@ async def test_a_size_above_twice_the_models_is_refused_before_the_rest_is_looke
             await service.call("BeginUpdate", begin_request(run, update, manifest=manifest))
 
 
-async def test_an_empty_stream_and_one_that_falls_silent_are_refused(service: Service) -> None:
+async def test_an_empty_stream_is_refused(service: Service) -> None:
+    run = await service.place.collecting("ann", "ben")
+    await service.call("BeginUpdate", begin_request(run, service.place.update(run)))
+    with pytest.raises(InvalidArgument, match="the stream was empty"):
+        await put(service)
+
+
+async def test_a_stream_that_falls_silent_is_ended_sooner_if_it_comes_in_pieces(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federation_module, "transfer_s", lambda size_bytes: size_bytes / CHUNK_BYTES / 50)
     run = await service.place.collecting("ann", "ben")
     update = service.place.update(run)
     await service.call("BeginUpdate", begin_request(run, update))
-    with pytest.raises(InvalidArgument, match="the stream was empty"):
-        await put(service)
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match=r"no byte for 0\.07 s"):
         await put(service, chunk_of(run, update, 0), wait=True)
+    piece = chunk_of(run, update, 0)
+    piece.facts.more = True
+    with pytest.raises(Unreachable, match=r"no byte for 0\.05 s"):
+        await put(service, ChunkMessage(piece.facts, piece.data[:10]), wait=True)
+
+
+async def test_a_chunk_may_come_in_pieces(service: Service) -> None:
+    run = await service.place.collecting("ann", "ben")
+    update = service.place.update(run)
+    await service.call("BeginUpdate", begin_request(run, update))
+    whole = chunk_of(run, update, 0)
+    first, last = pb.PutChunksRequest(), pb.PutChunksRequest()
+    for facts, more in ((first, True), (last, False)):
+        facts.CopyFrom(whole.facts)
+        facts.more = more
+    answer = await put(service, ChunkMessage(first, whole.data[:10]), ChunkMessage(last, whole.data[10:]))
+    assert list(answer.missing) == []
+
+
+async def test_a_model_is_sent_in_pieces_of_the_size_that_is_asked_for(service: Service) -> None:
+    run = await service.place.new_run()
+    chunks = {}
+    for piece_bytes in (0, 16 * 1024):
+        request = pb.GetChunksRequest(run="r", version=0, piece_bytes=piece_bytes)
+        with as_caller(Principal(ANN, MemberRole.CLIENT)):
+            messages = [message async for message in service.federation.GetChunks(request, None)]
+        pieces = [pb.GetChunksResponse.FromString(message) for message in messages]
+        assert {piece.index for piece in pieces} == {0}
+        assert [piece.more for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+        assert all(len(piece.data) == piece_bytes for piece in pieces[:-1])
+        chunks[piece_bytes] = b"".join(piece.data for piece in pieces)
+    assert chunks[0] == chunks[16 * 1024]
+    assert service.place.parts.traffic.sent_bytes(run.id) == 2 * len(chunks[0])
 
 
 async def test_a_task_of_another_client_or_of_a_run_that_is_not_shared_is_refused(service: Service) -> None:

@@ -19,6 +19,7 @@ from pluralllm.common.errors.tree import (
     LeaseLost,
     NormTooLarge,
     NotFound,
+    OverLimit,
     PluralError,
     RoundClosed,
     SpecMismatch,
@@ -60,7 +61,8 @@ async def begin(place: MemoryCoordinator, run: LiveRun, update: Update, **change
         "examples": 50,
         "metrics": {},
     }
-    return await place.intake.begin(*{**arguments, **changes}.values())
+    limit = changes.pop("max_examples", None)
+    return await place.intake.begin(*{**arguments, **changes}.values(), max_examples=limit)
 
 
 # Announcements
@@ -133,7 +135,17 @@ async def test_examples_are_the_same_in_every_update_of_a_client(place: MemoryCo
     for examples in (39, 41):
         with pytest.raises(InvalidArgument, match=f"is {examples}, must be 40 as in this client's first update"):
             await begin(place, run, update, examples=examples)
+    await place.hello("ann", questions=30)  # its file has changed: the first number stays the weight
     assert await begin(place, run, update, examples=40)
+
+
+async def test_the_limit_of_a_membership_bounds_the_examples(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", "ben")
+    update = place.update(run)
+    assert await begin(place, run, update, examples=40, max_examples=40)
+    with pytest.raises(OverLimit) as refused:
+        await begin(place, run, update, examples=41, max_examples=40)
+    assert (refused.value.got, refused.value.limit) == (41, 40)
 
 
 async def test_after_a_restart_the_number_of_questions_comes_from_the_database(place: MemoryCoordinator) -> None:
