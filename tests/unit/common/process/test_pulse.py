@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import typer
+from structlog.testing import capture_logs
 
 from pluralllm.common.process import supervisor as supervisor_module
 from pluralllm.common.process.pulse import SILENT_FOR_S, Pulse
@@ -87,6 +89,17 @@ async def test_a_process_is_healthy_if_its_loop_has_beaten_lately(
     shown = capsys.readouterr()
     assert ("alive" in shown.out) is is_healthy
     assert f"{age_s:.0f} s ago" in shown.out + shown.err
+
+
+def test_a_supervisor_that_reads_nothing_holds_nobody_up(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(str(tmp_path / "notify"))
+        signs = Supervisor(tmp_path, str(tmp_path / "notify"), None)
+        with capture_logs() as logs:
+            while not logs:  # until the socket's buffer is full
+                signs.tell("WATCHDOG=1")
+        assert logs[0]["event"] == "supervisor.not_told"
+        assert deaf.recv(100) == b"WATCHDOG=1"
 
 
 async def test_a_folder_that_cannot_be_written_does_not_end_the_signs(tmp_path: Path) -> None:

@@ -44,12 +44,13 @@ class Supervisor:
     def tell(self, *facts: str) -> None:
         """Sends lines of the form NAME=VALUE to systemd, for example READY=1. Does nothing if the process has no notify socket.
 
-        A failure is logged and does not stop the process.
+        A failure is logged and does not stop the process. Nothing waits for a supervisor that has stopped to read.
         """
         if self._address is None:
             return
         try:
             with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as connection:
+                connection.settimeout(0)  # a supervisor that reads no messages must not hold the process
                 connection.connect(self._address)
                 connection.sendall("\n".join(facts).encode())
         except OSError as error:
