@@ -137,7 +137,7 @@ async def test_renewed_certificates_without_a_life_are_asked_for_with_a_pause(
     facts = CertificateFacts("1", "k", "f", MemberRole.CLIENT, ClientId("n"), now_s - 300, now_s - 300)
     identity: Any = SimpleNamespace(facts=facts)
     monkeypatch.setattr(renewal, "stored_identity", lambda kept: kept)
-    monkeypatch.setattr(renewal, "renew", lambda kept, _: asyncio.to_thread(lambda: kept))
+    monkeypatch.setattr(renewal, "renew", lambda kept, *_: asyncio.to_thread(lambda: kept))
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         await Renewal(identity, Transport.in_plain_text("127.0.0.1:1", ClientId("ann"))).keep()

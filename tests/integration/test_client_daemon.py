@@ -337,8 +337,8 @@ async def test_a_connection_lost_in_the_middle_of_64_mb_costs_only_the_missing_c
         transport = Transport.of_member((await served.member("ann", MemberRole.CLIENT)).at(proxy.address))
         begin, begun = served.parts.intake.begin, list[tuple[int, Any]]()
 
-        async def begin_and_note(*arguments: Any) -> Any:
-            answer = await begin(*arguments)
+        async def begin_and_note(*arguments: Any, **limits: Any) -> Any:
+            answer = await begin(*arguments, **limits)
             begun.append((transport.traffic.sent_bytes, answer))
             return answer
 
