@@ -135,6 +135,22 @@ def test_a_paused_run_gathers_nothing() -> None:
     assert (run.phase, run.gathered_s, run.roster) == (Phase.WAITING, None, (ANN, BEN, CAT))
 
 
+@pytest.mark.parametrize("run", [a_run(Phase.CREATED), ended()])
+def test_runs_that_have_not_begun_or_are_over_see_nobody(run: Run) -> None:
+    assert unchanged(run, seen(50, ANN, BEN, CAT, held_out=(DAN,)))
+
+
+def test_a_client_that_holds_out_gets_no_slot_of_a_round_that_trains() -> None:
+    run, _ = step(collecting(ANN, BEN, slots=3), seen(20, held_out=(DAN,)))
+    assert (run.cohort, run.roster) == ((ANN, BEN), (ANN, BEN, DAN))
+
+
+def test_a_client_that_has_lost_three_slots_of_an_evaluation_is_not_asked_again() -> None:
+    run = evaluating(roster=(ANN, BEN, CAT), losses=(LOST,) * 3, away=(BEN,))
+    assert step(run, seen(6, BEN))[0].away == (BEN,)
+    assert step(replace(run, losses=(LOST,) * 2), seen(6, BEN))[0].away == ()
+
+
 # The operator
 
 
