@@ -155,6 +155,7 @@ def test_a_shape_is_at_most_eight_whole_numbers(tmp_path: Path, shape: object, i
     ("shape", "problem"),
     [
         ([2**40], "not float32, sorted by name and contiguous"),  # allowed, but the file is too short
+        ([2**40, 1], "not float32, sorted by name and contiguous"),
         ([2**40 + 1], "a shape is at most 8 whole numbers"),
         ([2**20, 2**20], "not float32, sorted by name and contiguous"),
         ([2**20, 2**20 + 1], "a tensor is too large"),
@@ -165,6 +166,12 @@ def test_a_shape_is_at_most_eight_whole_numbers(tmp_path: Path, shape: object, i
 def test_a_tensor_has_at_most_two_to_the_power_of_forty_values(tmp_path: Path, shape: list[int], problem: str) -> None:
     with pytest.raises(WrongLayout, match=problem):
         layout_in(tmp_path, header_with(shape))
+
+
+def test_half_of_a_surrogate_pair_is_no_name(tmp_path: Path) -> None:
+    assert layout_in(tmp_path, header_with([1], "\u00e9")).values == 1
+    with pytest.raises(WrongLayout, match="surrogates not allowed"):
+        layout_in(tmp_path, header_with([1], "\ud800"))
 
 
 def test_a_tensor_without_values_is_allowed(tmp_path: Path) -> None:
