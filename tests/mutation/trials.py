@@ -27,7 +27,7 @@ import pytest
 from mutation.mutants import Mutant, Scope
 
 FIRST_LIMIT_S = 2.0  # of a CPU, and five times the time of the tests without a change
-WAITING_LIMIT_S = 60.0  # for a process that waits for something that never comes
+WAITING_LIMIT_S = 30.0  # for a process that waits for something that never comes
 # Nobody reads why a test fails, so nothing is shrunk, compared or formatted.
 PROFILE = "mutants"
 hypothesis.settings.register_profile(

@@ -87,6 +87,11 @@ class Service:
         return response
 
 
+async def in_time(polling: "asyncio.Task[pb.PollResponse]") -> pb.PollResponse:
+    """Returns the answer to a poll, which must come within ten seconds."""
+    return await asyncio.wait_for(polling, 10)
+
+
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     made = Service(tmp_path)
@@ -193,7 +198,7 @@ async def test_a_poll_is_held_until_a_task_comes(service: Service) -> None:
     assert session.is_live(place.clock.now_s())
     await place.hello("ben")
     await place.look(run)
-    answer = await polling
+    answer = await in_time(polling)
     assert answer.task.kind == pb.TASK_KIND_EVALUATE
     assert (session.polls_open, session.last_seen_s) == (0, place.clock.now_s())
 
@@ -242,12 +247,12 @@ async def test_a_held_poll_learns_that_a_newer_daemon_has_replaced_it_or_that_it
     await settle()
     await place.hello("ann")
     with pytest.raises(SessionReplaced):
-        await polling
+        await in_time(polling)
     polling = asyncio.create_task(service.poll(hold_s=30))
     await settle()
     await place.coordinator.remove_client(ANN)
     with pytest.raises(StaleSession):
-        await polling
+        await in_time(polling)
 
 
 async def test_a_poll_names_at_most_a_thousand_runs(service: Service) -> None:
@@ -266,7 +271,7 @@ async def test_a_client_learns_of_the_end_of_runs_that_it_follows_and_takes_part
     polling = asyncio.create_task(service.poll(hold_s=30, following=["r"]))
     await settle()
     await place.coordinator.dispatch(run, ev.RunCancelled(place.clock.now_s(), "enough"))
-    over = (await polling).run_over
+    over = (await in_time(polling)).run_over
     assert (over.run, over.outcome, over.reason) == ("r", rpb.RUN_OUTCOME_CANCELLED, "enough")
     assert (over.version, over.version_digest) == (0, run.newest.digest)
     assert (await service.poll()).WhichOneof("answer") == "wait"
@@ -297,7 +302,7 @@ async def test_a_poll_is_answered_when_the_coordinator_stops(service: Service) -
     polling = asyncio.create_task(service.poll(hold_s=30))
     await settle()
     service.place.coordinator.drain()
-    assert (await polling).wait.reason == "the coordinator is stopping"
+    assert (await in_time(polling)).wait.reason == "the coordinator is stopping"
 
 
 # Runs and models
