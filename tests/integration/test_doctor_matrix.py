@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import http.server
+import socket
 import ssl
 import threading
 import time
@@ -20,7 +21,6 @@ from typing import Any
 import pytest
 from support.connect_proxy import connect_proxy
 from support.coordinator_harness import BOOTSTRAP, Served, serving
-from support.process_harness import free_port
 
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.joining.connection_checks import connection_checks
@@ -56,6 +56,7 @@ class World:
     web: str  # address of a web server without TLS
     other_tls: str  # address of a server with a certificate of another authority
     other_name: str  # an address for which this federation's server certificate is not
+    closed: str  # an address at which nothing listens
 
     def at(self, main: str | None = None, enrolment: str | None = None, proxies: Proxies = DIRECT) -> Identity:
         member = self.identity.membership
@@ -84,11 +85,20 @@ async def world(folder: Path) -> AsyncIterator[World]:
         membership = member.membership.model_copy(update={"enrolment": served.enrolment_address})
         identity = dataclasses.replace(member, membership=membership)
         with (
+            nobody() as closed,
             web_server(None) as web,
             web_server(other.server_file) as other_tls,
             web_server(own.server_file, "127.0.0.2") as other_name,
         ):
-            yield World(served, identity, web, other_tls, other_name)
+            yield World(served, identity, web, other_tls, other_name, closed)
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[str]:
+    """Keeps a port for itself and does not listen on it."""
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{kept.getsockname()[1]}"
 
 
 class Web(http.server.BaseHTTPRequestHandler):
@@ -143,7 +153,6 @@ class Situation:
     daemon_text: str = ""
 
 
-CLOSED = f"127.0.0.1:{free_port()}"
 SITUATIONS = [
     Situation("all is well", lambda here: here.at(), {}, None),
     Situation(
@@ -185,7 +194,7 @@ SITUATIONS = [
     ),
     Situation(
         "nothing listens at the main port",
-        lambda here: here.at(main=CLOSED),
+        lambda here: here.at(main=here.closed),
         {MAIN: "Connection refused", STANDING: "could not be asked"},
         Unreachable,
         "Connection refused",
@@ -243,8 +252,8 @@ async def test_behind_a_proxy_the_doctor_and_the_daemon_go_the_same_way(tmp_path
                 (MAIN, *BEHIND_ENROLMENT), f"The proxy {proxy.address} does not connect to {NAME}"
             )
             await check(refused("a proxy that refuses", proxy.url, forbidden), here)
-        dead = dict.fromkeys((MAIN, *BEHIND_ENROLMENT), f"The proxy {CLOSED} does not connect")
-        await check(refused("a proxy that is off", f"http://{CLOSED}", dead), here)
+        dead = dict.fromkeys((MAIN, *BEHIND_ENROLMENT), f"The proxy {here.closed} does not connect")
+        await check(refused("a proxy that is off", f"http://{here.closed}", dead), here)
         web = dict.fromkeys((MAIN, *BEHIND_ENROLMENT), f"The proxy {here.web} does not connect")
         await check(refused("a proxy that is a web server", f"http://{here.web}", web), here)
 
