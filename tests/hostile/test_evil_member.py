@@ -93,8 +93,11 @@ async def test_an_update_states_at_most_as_many_examples_as_its_hello(tmp_path: 
             await client.evaluate(await client.task())
         mallory, task = clients[EVIL], await clients[EVIL].task()
         manifest = write_delta(tmp_path / "u", spec, 1)
-        for examples in (51, LIMIT, 100_000, 2**62):
+        for examples in (51, LIMIT):
             with pytest.raises(InvalidArgument, match=f"is {examples}, must be at most 50"):
+                await mallory.begin(task, manifest, examples)
+        for examples in (LIMIT + 1, 100_000, 2**62):
+            with pytest.raises(OverLimit, match=f"is {examples}, the limit is {LIMIT}"):
                 await mallory.begin(task, manifest, examples)
         served.parts.sessions.close(ClientId(EVIL))
         with pytest.raises(InvalidArgument, match="is 51, must be at most 50"):  # after a restart the database knows it
