@@ -56,7 +56,6 @@ MODULES: dict[str, tuple[str, ...]] = {
     "client/daemon/pace": (f"{UNIT}/client/daemon/test_pace.py",),
     "client/keeping/outbox": (f"{UNIT}/client/keeping/test_outbox.py",),
     "client/data/private_texts": (f"{UNIT}/client/data/test_private_texts.py",),
-    "client/work/worker": (f"{UNIT}/client/work/test_worker.py",),
     "client/work/train": (f"{UNIT}/client/work/test_train.py",),
     "server/members/registry": (f"{UNIT}/server/members/test_registry.py",),
     "server/rounds/machine": (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import stat
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,12 @@ def test_the_default_budget_covers_every_evaluation_of_the_presets() -> None:
         values = preset_values(name)
         rounds, every = values["rounds"], values["round"]["evaluate_every"]
         assert 1 + -(-rounds // every) <= Policy().max_evaluations_of_run
+
+
+def test_accounts_are_private_and_a_budget_that_has_room_again_still_has_a_key(tmp_path: Path) -> None:
+    kept = budgets(tmp_path)
+    kept.join(RunId("r"), SPEC)
+    assert stat.S_IMODE((tmp_path / "runs" / "r.json").stat().st_mode) == 0o600
+    assert kept.spent(RunId("r")) is None
+    assert kept.key_behind(RunId("r"), NotReported.BUDGET_SPENT) == "max_evaluations_of_run"
+    assert kept.key_behind(RunId("r"), NotReported.TOO_FEW_QUESTIONS) == "min_questions_behind"

@@ -1,5 +1,6 @@
 """Updates as files: they are checked before they count, and averaged chunk by chunk."""
 
+import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pluralllm.common.weights.chunks import CHUNK_BYTES, manifest_of
 from pluralllm.common.weights.layout import Layout, flat_values, layout_of, write_weights
 from pluralllm.common.weights.update_format import SLICE, update_format, write_update
 from pluralllm.common.words.spec import Aggregation, UpdateEncoding
+from pluralllm.server.aggregation import update_files
 from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean
 from pluralllm.server.aggregation.update_files import StoredWeights, average, check_update, norm_of
 
@@ -255,3 +257,56 @@ def test_the_arithmetic_sees_views_of_two_slices_of_each_file_by_turns(tmp_path:
     assert not np.shares_memory(seen[0], seen[1])
     for out, value in zip(outs, (7, 8, 9), strict=True):
         assert np.array_equal(flat_values(out, layout), np.full(layout.values, value, np.float32))
+
+
+def test_all_bad_values_are_counted_and_the_first_one_is_named(tmp_path: Path) -> None:
+    layout = layout_of([("a", (5,)), ("b", (2 * SLICE,)), ("c", (7,))])
+    form = update_format(layout, "fp32")
+    for positions, tensor in (
+        ((0, SLICE + 3, 2 * SLICE + 9), "a"),
+        ((7, 8, SLICE + 3), "b"),
+        ((layout.values - 1,), "c"),
+    ):
+        values = np.zeros(layout.values, np.float32)
+        values[list(positions)] = np.nan
+        with pytest.raises(NotFinite) as refused:
+            check_update(stored(tmp_path, "u", values, layout).path, form, 100.0)
+        assert (refused.value.tensor, refused.value.count) == (tensor, len(positions))
+
+
+def test_a_norm_has_six_significant_digits() -> None:
+    assert norm_of(np.array([1.23456789], np.float32)) == 1.23457
+    assert norm_of(np.array([123456.7], np.float32)) == 123457.0
+
+
+@pytest.mark.parametrize("every", [3, 4])
+def test_the_disk_starts_to_write_after_some_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    layout = layout_of([("a", (4 * SLICE + 5,))])  # five slices
+    synced: list[Path] = []
+    monkeypatch.setattr(update_files, "SLICES_TO_FLUSH", every)
+    monkeypatch.setattr(update_files, "sync_data", synced.append)
+    base, update = (stored(tmp_path, name, np.ones(layout.values, np.float32), layout) for name in ("v", "u"))
+    out = tmp_path / "next"
+    average(base, (), [update], np.ones(1), layout, weighted_mean, FEDAVG, [out])
+    assert synced == [out]
+
+
+def test_a_disk_that_fails_meanwhile_fails_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Path) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(update_files, "SLICES_TO_FLUSH", 1)
+    monkeypatch.setattr(update_files, "sync_data", fails)
+    base, update = stored(tmp_path, "v", random_values(0)), stored(tmp_path, "u", random_values(1))
+    with pytest.raises(OSError, match="broken"):
+        average(base, (), [update], np.ones(1), LAYOUT, weighted_mean, FEDAVG, [tmp_path / "next"])
+    assert not (tmp_path / "next").exists()
+
+
+def test_a_file_that_cannot_be_read_is_named_although_nothing_is_written_yet(tmp_path: Path) -> None:
+    base, update = stored(tmp_path, "v", random_values(0)), stored(tmp_path, "u", random_values(1))
+    base.path.write_bytes(b"")
+    with pytest.raises(Corrupt, match="stored weights v"):
+        average(base, (), [update], np.ones(1), LAYOUT, weighted_mean, FEDAVG, [tmp_path / "next"])
