@@ -70,7 +70,7 @@ experiment: .stamps/run
 	$(BIN)/pluralllm experiment report $(RESULTS)
 
 # Writes deploy/locks again, after a change of constraints.txt or of a distribution's dependencies.
-TORCH_FROM ?= $(shell cat deploy/torch-index)
+TORCH_FROM ?= $(shell cat deploy/locks/torch-index)
 locks: .stamps/dev
 	$(BIN)/python deploy/lock.py --torch-from "$(TORCH_FROM)"
 

@@ -4,14 +4,13 @@
 ARG PYTHON_DIGEST
 FROM python:3.11-slim-bookworm@${PYTHON_DIGEST} AS build
 ARG LOCK=client-cpu
-# Another index of torch without CUDA than the one in deploy/torch-index
+# Another index of torch without CUDA than the one in deploy/locks/torch-index
 ARG TORCH_INDEX
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY deploy/locks ./deploy/locks
-COPY deploy/torch-index ./deploy/torch-index
 RUN python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r deploy/locks/build.txt
-RUN python -m venv /opt/pluralllm && /opt/pluralllm/bin/pip install --require-hashes --extra-index-url "${TORCH_INDEX:-$(cat deploy/torch-index)}" -r "deploy/locks/$LOCK.txt"
+RUN python -m venv /opt/pluralllm && /opt/pluralllm/bin/pip install --require-hashes --extra-index-url "${TORCH_INDEX:-$(cat deploy/locks/torch-index)}" -r "deploy/locks/$LOCK.txt"
 COPY common ./common
 COPY client ./client
 RUN /opt/build/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir wheels ./common ./client

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "bash .ci/run": "it runs this",
     "make protos": "tests/architecture/test_generated_code.py",
     "make faults": "tests/faults: hours; a sample of each is in every run",
+    "make mutants": "an hour; tests/unit/mutation tests the tool",
     "make experiment": "tests/integration/test_experiment.py",
     "PYTHONPATH=tests python -m nemesis": "tests/nemesis/test_nemesis.py: the same trial, called",
     "PYTHONPATH=tests python -m simulation": "tests/simulation/test_simulation.py",
