@@ -18,7 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "deploy" / "locks"
 OURS = ("pluralllm-common", "pluralllm-server", "pluralllm-client")
-TORCH_INDEX = (ROOT / "deploy" / "locks" / "torch-index").read_text().strip()  # the image of the client reads this file, too
+TORCH_INDEX = (
+    (ROOT / "deploy" / "locks" / "torch-index").read_text().strip()
+)  # the image of the client reads this file, too
 PIN = re.compile(r"^[\w.-]+==", re.MULTILINE)
 CONSTRAINTS = ROOT / "constraints.txt"
 
