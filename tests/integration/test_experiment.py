@@ -139,6 +139,12 @@ def test_every_method_with_every_seed_and_the_baselines_have_a_result(
         groups = {record["group"] for record in finals}
         assert groups >= {"Northmark", "Harbourland", "Old Valley"}
         assert ("Goldcrest" in groups) == (method not in OWN), "a group's own model says nothing of others"
+        gains = {(record["group"], record["context"]) for record in records if record["kind"] == "context_gain"}
+        parts = [{record["group"] for record in finals if record["part"] == name} for name in ("train", "test")]
+        compared = set().union(
+            *(names for names in parts if len(names) > 1)
+        )  # a part of one group has no other context
+        assert gains == (set() if method in BASELINES else {(group, 10) for group in compared})
         shown = [record for record in records if record["kind"] == "distribution"]
         assert bool(shown) == (seed == 0 and method not in BASELINES | OWN)
         for record in shown:

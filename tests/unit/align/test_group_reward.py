@@ -10,6 +10,7 @@ from support.exported_model import export
 from support.process_harness import process_spec, tiny_embedding_model
 
 from pluralllm.align import GroupReward, PluralPredictor
+from pluralllm.align.rollouts import Columns, read_rollouts
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.common.errors.tree import (
@@ -97,6 +98,15 @@ def test_each_example_may_have_a_group_of_its_own(place: Path, model: PluralPred
     ]
     assert both == pytest.approx(alone, abs=1e-6)
     assert both[0] != both[1]
+
+
+def test_only_completions_that_are_candidates_themselves_have_no_order() -> None:
+    listed: dict[str, Any] = {"options": [("A", "B")] * 2}
+    sampled: dict[str, Any] = {}
+    for columns, positions in ((listed, (0.0, 1.0)), (sampled, (0.0, 0.0))):
+        rollout = read_rollouts(["p", "p"], ["A", "B"], columns, Columns())[0]
+        assert rollout.question is not None
+        assert rollout.question.positions == positions
 
 
 def test_a_cautious_reward_is_less_by_the_predicted_spread(place: Path, model: PluralPredictor) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.model_files import load_model
-from pluralllm.common.words.spec import RunSpec, explain, merge, preset_values
+from pluralllm.common.words.spec import Preset, RunSpec, explain, merge, preset_values
 from pluralllm.common.words.spec_part import Name, Positive, Seed, SpecPart
 
 QUICK_ROUNDS, QUICK_STEPS, QUICK_QUESTIONS, QUICK_GROUPS = 2, 12, 30, 3
@@ -116,7 +116,7 @@ class Method(SpecPart):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,60}$")]  # becomes part of a file's name
     kind: Literal["fedavg", "centralized", "local"] = "fedavg"
-    preset: Literal["default", "paper"] = "default"
+    preset: Preset = "default"
     steps: PositiveInt | None = None  # only for centralized; default: rounds * local_steps, as many as a client takes
     # Steps that each training group trains the fedavg model on its own questions. These models have their own table line.
     adapt_steps: PositiveInt | None = None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support.process_harness import tiny_embedding_model
-from support.small_survey import small_group, small_spec, write_version_0
+from support.small_survey import KERNEL, small_group, small_spec, write_version_0
 
 from pluralllm.client.work.train import Trained, evaluate, pick_device, train
 from pluralllm.common.predictor.architecture import layout_for
@@ -21,6 +21,7 @@ from pluralllm.server.rounds.cohort import task_seed
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPEC = small_spec({"training": {"optimizer": "sgd", "learning_rate": 0.05, "local_steps": 5}})
+KERNELS = small_spec({"training": {"local_steps": 30}, "predictor": {**KERNEL, "dropout": 0.1}})
 ADAM = small_spec({"training": {"local_steps": 30}, "predictor": {"dropout": 0.1}})
 NEAR = 1e-4  # of the delta's length: the GPU adds float32 values in another order
 
@@ -44,11 +45,12 @@ def test_auto_takes_the_gpu() -> None:
     assert pick_device("auto").type == "cuda"
 
 
-def test_the_same_task_gives_the_same_bits_on_a_gpu(tmp_path: Path) -> None:
-    (first, one), (second, two) = trained(tmp_path, ADAM, CUDA), trained(tmp_path, ADAM, CUDA)
+@pytest.mark.parametrize("spec", [ADAM, KERNELS], ids=["tnp-d/1", "fourier-kernel/1"])
+def test_the_same_task_gives_the_same_bits_on_a_gpu(spec: RunSpec, tmp_path: Path) -> None:
+    (first, one), (second, two) = trained(tmp_path, spec, CUDA), trained(tmp_path, spec, CUDA)
     assert first == second
     assert one.tobytes() == two.tobytes()
-    assert not np.array_equal(one, trained(tmp_path, ADAM, CUDA, seed=6)[1])
+    assert not np.array_equal(one, trained(tmp_path, spec, CUDA, seed=6)[1])
 
 
 def test_a_gpu_trains_what_the_cpu_trains(tmp_path: Path) -> None:

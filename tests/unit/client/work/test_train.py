@@ -78,8 +78,9 @@ def with_other_answers(data: GroupData, numbers: tuple[int, ...]) -> GroupData:
     return replace(data, questions=tuple(questions), shares=shares)
 
 
-def test_the_same_task_gives_the_same_bits(tmp_path: Path) -> None:
-    spec, data = small_spec({"predictor": {"dropout": 0.1}}), small_group()
+@pytest.mark.parametrize("architecture", [{}, KERNEL], ids=["tnp-d/1", "fourier-kernel/1"])
+def test_the_same_task_gives_the_same_bits(architecture: dict[str, Any], tmp_path: Path) -> None:
+    spec, data = small_spec({"predictor": {**architecture, "dropout": 0.1}}), small_group()
     (first, one), (second, two) = trained(tmp_path, spec, data), trained(tmp_path, spec, data)
     assert first == second
     assert one.tobytes() == two.tobytes()

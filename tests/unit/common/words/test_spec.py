@@ -248,7 +248,7 @@ def test_a_spec_has_up_to_256_kib_as_canonical_json(over: int, is_allowed: bool)
     ("nested", "reason"),
     [
         ("x = " + "[" * 10_000 + "]" * 10_000, "nested too deep"),
-        ("#" * (MAX_SPEC_BYTES + 1), "at most 262144"),
+        ("#" * (MAX_SPEC_BYTES + 1), "more than 262144 bytes"),
     ],
 )
 def test_a_file_that_is_too_deep_or_too_long_is_refused(tmp_path: Path, nested: str, reason: str) -> None:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import FailFast, Field, ValidationError, model_validator
 
@@ -22,7 +22,8 @@ from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
 from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, Name, NoNul, Positive, Seconds, Seed, SpecPart
 from pluralllm.common.words.templates import check_template
 
-PRESETS = ("default", "paper", "fourier")
+Preset = Literal["default", "paper", "fourier"]
+PRESETS: tuple[str, ...] = get_args(Preset)
 
 # A spec comes from another machine. Its sender chooses how much work the reader has, so every size has a bound.
 MAX_SPEC_BYTES = 256 * 1024  # of a spec's JSON, as it is sent and as it is stored
