@@ -104,7 +104,7 @@ def _start(work: Callable[[], int], limit_s: float | None, output: Path = Path(o
     if limit_s is not None:
         signal.setitimer(signal.ITIMER_PROF, limit_s)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, WAITING_LIMIT_S + 10 * limit_s)
+        signal.setitimer(signal.ITIMER_REAL, WAITING_LIMIT_S + limit_s)
     try:
         status = work()
     except BaseException:  # noqa: BLE001 - the parent reads the status

@@ -394,7 +394,7 @@ async def put(service: Service, *messages: ChunkMessage[pb.PutChunksRequest], wa
             await asyncio.Event().wait()
 
     with as_caller(Principal(ANN, MemberRole.CLIENT)):
-        return await service.federation.PutChunks(stream(), None)
+        return await asyncio.wait_for(service.federation.PutChunks(stream(), None), 10)
 
 
 def chunk_of(run: LiveRun, update: Update, index: int) -> ChunkMessage[pb.PutChunksRequest]:
