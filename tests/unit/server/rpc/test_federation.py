@@ -27,15 +27,17 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.wire.chunk_messages import ChunkMessage
-from pluralllm.common.wire.messages import MAX_MESSAGE_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, manifest_message
+from pluralllm.common.wire.messages import MAX_MESSAGE_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, manifest_message, timestamp
+from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
+from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.composition import federation_of
 from pluralllm.server.members.access import Principal
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rpc import federation as federation_module
-from pluralllm.server.rpc.federation import MAX_METRICS, MAX_NAME, Federation
+from pluralllm.server.rpc.federation import MAX_METRICS, MAX_NAME, MAX_RECORDED_UPDATES, MAX_RECORDS, Federation
 from pluralllm.server.rpc.polling import MAX_FOLLOWED
 from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.live_run import LiveRun
@@ -139,6 +141,8 @@ async def test_a_hello_outside_the_limits_is_refused(
     "changes",
     [
         {"protocol": pb.ProtocolRange(min=PROTOCOL_MIN - 1, max=PROTOCOL_MAX + 5)},
+        {"instance_id": "x"},
+        {"software_version": "x"},
         {"instance_id": "x" * MAX_NAME},
         {"software_version": "x" * MAX_NAME},
         {"training_questions": 0},
@@ -164,6 +168,15 @@ async def test_a_client_states_at_most_the_questions_that_its_membership_allows(
         await service.hello(principal={"max_examples": 50}, training_questions=51)
     assert (refused.value.got, refused.value.limit) == (51, 50)
     await service.hello(principal={"max_examples": None}, training_questions=10**9)
+
+
+async def test_hello_tells_the_present_addresses_and_learns_when_the_private_file_has_changed(service: Service) -> None:
+    assert not (await service.hello()).HasField("addresses")
+    assert service.place.parts.sessions.of(ANN).data_changed_s is None
+    service.federation._addresses = Addresses("host:1", "host:2")
+    answer = await service.hello(data_change_time=timestamp(12.5))
+    assert (answer.addresses.coordinator, answer.addresses.enrolment) == ("host:1", "host:2")
+    assert service.place.parts.sessions.of(ANN).data_changed_s == 12.5
 
 
 # Poll
@@ -365,8 +378,10 @@ async def test_an_answer_holds_few_updates_but_always_one_record(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await a_history(service, 5, updates=10)
+    assert MAX_RECORDED_UPDATES == 16_384
     monkeypatch.setattr(federation_module, "MAX_RECORDED_UPDATES", 30)
     assert await records(service, 0, 5) == [0, 1, 2, 3]
+    assert (MAX_NAME, MAX_RECORDS) == (200, 100)
     assert await records(service, 1, 5) == [1, 2, 3]
     monkeypatch.setattr(federation_module, "MAX_RECORDED_UPDATES", 5)
     assert await records(service, 2, 5) == [2]
@@ -481,20 +496,37 @@ async def test_a_chunk_may_come_in_pieces(service: Service) -> None:
     assert list(answer.missing) == []
 
 
-async def test_a_model_is_sent_in_pieces_of_the_size_that_is_asked_for(service: Service) -> None:
-    run = await service.place.new_run()
-    chunks = {}
-    for piece_bytes in (0, 16 * 1024):
-        request = pb.GetChunksRequest(run="r", version=0, piece_bytes=piece_bytes)
+LARGE = {"d_model": 128, "layers": 4, "heads": 2, "feedforward": 256, "embedder_layers": 2}  # more than two chunks
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_model_is_sent_in_pieces_of_the_size_that_is_asked_for(service: Service, first: int) -> None:
+    run = await service.place.new_run(predictor=LARGE)
+    path = await service.place.parts.blobs.path(run.first.digest)
+    content = path.read_bytes()[first * CHUNK_BYTES :]
+    for piece_bytes in (0, 16 * 1024, 4 * CHUNK_BYTES):
+        request = pb.GetChunksRequest(run="r", version=0, first_chunk=first, piece_bytes=piece_bytes)
         with as_caller(Principal(ANN, MemberRole.CLIENT)):
             messages = [message async for message in service.federation.GetChunks(request, None)]
         pieces = [pb.GetChunksResponse.FromString(message) for message in messages]
-        assert {piece.index for piece in pieces} == {0}
-        assert [piece.more for piece in pieces] == [True] * (len(pieces) - 1) + [False]
-        assert all(len(piece.data) == piece_bytes for piece in pieces[:-1])
-        chunks[piece_bytes] = b"".join(piece.data for piece in pieces)
-    assert chunks[0] == chunks[16 * 1024]
-    assert service.place.parts.traffic.sent_bytes(run.id) == 2 * len(chunks[0])
+        assert b"".join(piece.data for piece in pieces) == content
+        last = (first * CHUNK_BYTES + len(content) - 1) // CHUNK_BYTES
+        assert sorted({piece.index for piece in pieces}) == list(range(first, last + 1))
+        ends = [piece.index for piece in pieces if not piece.more]
+        assert ends == list(range(first, last + 1)), "each chunk has one last piece"
+        if piece_bytes == 16 * 1024:
+            assert [len(piece.data) for piece in pieces[:4]] == [16 * 1024] * 4
+        else:
+            assert len(pieces) == len(ends)
+    assert service.place.parts.traffic.sent_bytes(run.id) == 3 * len(content)
+
+
+async def test_a_stream_belongs_to_the_update_that_its_first_message_names(service: Service) -> None:
+    run = await service.place.collecting("ann", "ben")
+    update = service.place.update(run)
+    await service.call("BeginUpdate", begin_request(run, update))
+    second = ChunkMessage(pb.PutChunksRequest(index=0), update.chunk(0))
+    assert list((await put(service, chunk_of(run, update, 0), second)).missing) == []
 
 
 async def test_a_task_of_another_client_or_of_a_run_that_is_not_shared_is_refused(service: Service) -> None:
@@ -551,7 +583,12 @@ KEPT = {"alignment_score": 0, "alignment_score_base2": 0, "questions": 0, "not_r
         ({"alignment_score_base2": 1.1}, False),
         ({"wasserstein_score": 0.0}, True),
         ({"wasserstein_score": 1.1}, False),
+        ({"context_gain": -1.0}, True),
+        ({"context_gain": 1.0}, True),
+        ({"context_gain": -1.01}, False),
+        ({"context_gain": 1.01}, False),
         (KEPT, True),
+        ({**KEPT, "context_gain": 0.0}, False),
         ({**KEPT, "not_reported": 99}, False),
         ({**KEPT, "questions": 1}, False),
         ({**KEPT, "alignment_score": 0.5}, False),
@@ -572,7 +609,21 @@ async def test_scores_lie_between_0_and_1_or_are_all_left_out(
     assert run.state.reported == (ANN,)
     ((_, record),) = await service.place.parts.store.evaluations(run.id, 0, 10)
     assert (record.score.alignment_score is None) == ("not_reported" in changes)
+    assert (record.score.alignment_score_base2 is None) == ("not_reported" in changes)
+    assert record.score.not_reported == (NotReported.BUDGET_SPENT if "not_reported" in changes else None)
+    assert record.score.context_gain == changes.get("context_gain")
     assert (record.score.wasserstein_score is None) == ("wasserstein_score" not in changes)
+
+
+async def test_scores_are_of_the_role_that_the_spec_gives_the_group(service: Service) -> None:
+    place = service.place
+    run = await place.new_run(groups={"train": ["A", "B"], "held_out": ["group of ann"]})
+    for client, group in (("ben", "A"), ("cat", "B"), ("ann", "")):
+        await place.hello(client, group=group)
+    await place.look(run)
+    await service.call("ReportEvaluation", scores(run))
+    ((_, record),) = await place.parts.store.evaluations(run.id, 0, 10)
+    assert record.score.role is GroupRole.HELD_OUT
 
 
 async def test_scores_for_another_round_or_kind_of_task_are_refused(service: Service) -> None:
@@ -637,7 +688,15 @@ async def test_a_failure_of_a_daemon_that_was_replaced_or_has_no_lease_changes_n
     assert run.state.losses == ()
     await fail(service, run, instance_id="first")
     assert len(run.state.losses) == 1
+    roster = run.state.roster
     await fail(service, run)
+    assert (len(run.state.losses), run.state.roster) == (1, roster)
+
+
+async def test_a_failure_counts_also_without_a_session(service: Service) -> None:
+    run = await service.place.collecting("ann", "ben")
+    service.place.parts.sessions.close(ANN)
+    await fail(service, run, instance_id="first")
     assert len(run.state.losses) == 1
 
 
