@@ -40,6 +40,7 @@ from pluralllm.server.rpc import federation as federation_module
 from pluralllm.server.rpc.federation import MAX_METRICS, MAX_NAME, MAX_RECORDED_UPDATES, MAX_RECORDS, Federation
 from pluralllm.server.rpc.polling import MAX_FOLLOWED
 from pluralllm.server.rpc.signatures import Signatures
+from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import resources_pb2 as rpb
@@ -308,6 +309,51 @@ async def test_a_hold_is_at_most_the_coordinators_and_a_negative_one_is_none(tmp
     async with asyncio.timeout(10):
         assert (await service.poll(hold_s=3600)).WhichOneof("answer") == "wait"
         assert (await service.poll(hold_s=-5)).WhichOneof("answer") == "wait"
+
+
+@pytest.mark.parametrize(("hold_s", "first_wait_s"), [(20.0, 20 / 3), (60.0, 20 / 3), (2.5, 2.5), (0.9, 0.9)])
+async def test_a_held_poll_looks_again_when_a_third_of_a_lease_or_its_time_is_over(
+    service: Service, monkeypatch: pytest.MonkeyPatch, hold_s: float, first_wait_s: float
+) -> None:
+    await service.place.hello("ann")
+    bell, waits = service.place.parts.client_bells.of(ANN), []
+
+    async def wait(_: Bell, heard: int, timeout_s: float) -> None:
+        assert heard == bell.rings
+        waits.append(timeout_s)
+        bell.closed = True
+
+    monkeypatch.setattr(Bell, "wait", wait)
+    assert (await service.poll(hold_s=hold_s)).wait.reason == "the coordinator is stopping"
+    assert waits == [pytest.approx(first_wait_s, abs=0.5 * min(1.0, first_wait_s))]
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "held_s"), [(3.25, 3.25), (0.0, 0.0), (-5.0, 0.0), (19.999, 19.999), (20.0, 20.0), (3600.0, 20.0)]
+)
+async def test_a_poll_is_held_as_long_as_it_asks_for_but_not_longer_than_the_coordinators_limit(
+    service: Service, monkeypatch: pytest.MonkeyPatch, asked_s: float, held_s: float
+) -> None:
+    holds: list[float] = []
+
+    async def hold(_: object, __: object, limit_s: float) -> pb.PollResponse:
+        holds.append(limit_s)
+        return pb.PollResponse()
+
+    monkeypatch.setattr(service.federation._polls, "_hold", hold)
+    await service.place.hello("ann")
+    await service.poll(hold_s=asked_s)
+    assert holds == [pytest.approx(held_s, abs=2e-9)]
+
+
+async def test_a_client_that_hangs_up_was_there_until_then(service: Service) -> None:
+    session = await service.place.hello("ann")
+    polling = asyncio.create_task(service.poll(hold_s=15))
+    await settle()
+    service.place.clock.advance(3)
+    polling.cancel()
+    await asyncio.wait([polling])
+    assert (session.polls_open, session.last_seen_s) == (0, service.place.clock.now_s())
 
 
 async def test_a_poll_is_answered_when_the_coordinator_stops(service: Service) -> None:
