@@ -32,7 +32,8 @@ DEMO = demo()
 def score(group: str, version: int, value: float | None, role: str = "train") -> dict[str, Any]:
     reason = "too_few_questions" if value is None else "unspecified"
     facts = {"group": group, "version": version, "alignment_score": value, "role": role, "not_reported": reason}
-    return {**facts, "questions": 0 if value is None else 40}
+    gain = None if value is None else 0.0125
+    return {**facts, "questions": 0 if value is None else 40, "context_gain": gain}
 
 
 def printed(*evaluations: dict[str, Any]) -> str:
@@ -53,7 +54,7 @@ def test_a_group_that_keeps_its_score_is_in_the_table_with_the_reason_and_in_no_
     line = next(line for line in text.splitlines() if line.strip().startswith("Foundry"))
     assert "not reported: too few questions" in line
     assert "all groups: mean 0.6500 over 2 of 3 groups" in text
-    assert "held out: mean 0.6000 over 1 group" in text
+    assert "held out: mean 0.6000 over 1 group, context gain +0.0125" in text
 
 
 def test_without_a_group_that_reports_both_scores_the_demo_has_failed() -> None:
