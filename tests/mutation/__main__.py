@@ -57,7 +57,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "client/keeping/outbox": (f"{UNIT}/client/keeping/test_outbox.py",),
     "client/data/private_texts": (f"{UNIT}/client/data/test_private_texts.py",),
     "client/work/train": (f"{UNIT}/client/work/test_train.py",),
-    "server/members/registry": (f"{UNIT}/server/members/test_registry.py",),
+    "server/members/registry": (
+        *(f"{UNIT}/server/members/test_registry_limits.py", f"{UNIT}/server/members/test_registry.py"),
+    ),
     "server/rounds/machine": (
         *(f"{UNIT}/server/rounds/test_machine.py", f"{UNIT}/server/rounds/test_machine_limits.py"),
         "tests/machine",
