@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from support.memory_store import MemoryMembership, Tables
 
 from pluralllm.common.errors.membership import (
@@ -43,6 +44,11 @@ ROOT = Principal(ClientId("root"), ADMIN, "1f")
 LIFE_S = 1000.0
 
 
+async def others_go_on(operation: str, about: object) -> None:
+    """Lets other tasks go on before an operation of the store, as a database does."""
+    await asyncio.sleep(0)
+
+
 class Place:
     """A registry over tables in memory, with a clock that a test sets."""
 
@@ -55,7 +61,7 @@ class Place:
 
     def opened(self) -> Registry:
         """Returns a registry of another process over the same tables; it has read nothing yet."""
-        store = MemoryMembership(self.tables)
+        store = MemoryMembership(self.tables, others_go_on)
         return Registry(store, AuditLog(store, lambda: self.now_s), self._authority, LIFE_S, lambda: self.now_s)
 
     async def invited(self, name: str, role: MemberRole = CLIENT, **order: Any) -> str:
@@ -504,3 +510,80 @@ async def test_a_certificate_that_was_voided_meanwhile_is_not_renewed(place: Pla
     await place.registry.revoke(ROOT, "ann", "")
     with pytest.raises(CertificateRevoked):
         await place.registry.renew(principal, request())
+
+
+# Calls at the same time
+
+
+async def test_changes_of_one_name_run_one_after_another(place: Place) -> None:
+    registry, asked = place.registry, request()
+    token = await place.invited("ann", needs_approval=True)
+    joins = await asyncio.gather(*(registry.join("ann", token, asked) for _ in range(2)))
+    assert joins[0] == joins[1]
+    entries = len(place.tables.audit_log)
+    await asyncio.gather(*(registry.approve(ROOT, "ann") for _ in range(2)))
+    assert len(place.tables.audit_log) == entries + 1
+    principal = registry.principal(joins[0][1])
+    await asyncio.gather(*(registry.renew(principal, request()) for _ in range(2)))
+    living = [issued for issued in registry._of(ClientId("ann")) if issued.revoked_s is None]
+    assert len(living) == 2, "the second renewal has taken the place of the first one"
+    entries = len(place.tables.audit_log)
+    await asyncio.gather(*(registry.revoke(ROOT, "ann", "") for _ in range(2)))
+    assert len(place.tables.audit_log) == entries + 1
+    key = new_key().public_key()
+    made = (registry.make_admin(ClientId("root"), key) for _ in range(2))
+    results = await asyncio.gather(*made, return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["MemberExists", "bytes"]
+
+
+# Rare cases
+
+
+async def test_a_certificate_may_be_renewed_with_its_own_key(place: Place) -> None:
+    key = new_key()
+    _, chain = await place.registry.join("ann", await place.invited("ann"), make_request(key, "x"))
+    renewed = await place.registry.renew(place.registry.principal(chain), make_request(key, "x"))
+    assert read_certificate(renewed).serial != read_certificate(chain).serial
+
+
+async def test_a_renewal_that_takes_the_place_of_another_is_logged(place: Place) -> None:
+    first = place.registry.principal(await place.joined("ann"))
+    with capture_logs() as logs:
+        await place.registry.renew(first, request())
+        assert [entry["event"] for entry in logs] == ["audit"]
+        await place.registry.renew(first, request())
+    (warning,) = [entry for entry in logs if entry["event"] == "certificate.renewed_again"]
+    assert (warning["name"], len(warning["voided"])) == ("ann", 1)
+
+
+async def test_a_repeated_join_after_renewals_gets_its_own_certificate(place: Place) -> None:
+    token, asked = await place.invited("ann"), request()
+    _, chain = await place.registry.join("ann", token, asked)
+    newest = place.registry.principal(chain)
+    for _ in range(4):
+        newest = place.registry.principal(await place.registry.renew(newest, request()))
+    assert (await place.registry.join("ann", token, asked))[1] == chain
+
+
+async def test_a_member_without_a_certificate_may_be_approved(place: Place) -> None:
+    await place.joined("ann", needs_approval=True)
+    place.registry._serials.clear()
+    assert (await place.registry.approve(ROOT, "ann")).approved
+    assert "" in place.newest_entry()[3].values()
+
+
+async def test_a_refusal_names_the_day_on_which_a_certificate_became_void(place: Place) -> None:
+    chain = await place.joined("ann")
+    await place.registry.revoke(ROOT, "ann", "")
+    with pytest.raises(CertificateRevoked, match="2027-01-15"):
+        place.registry.principal(chain)
+
+
+async def test_the_invite_of_a_revoked_administrator_may_be_withdrawn_when_no_other_is_active(place: Place) -> None:
+    for name in ("one", "two"):
+        await place.joined(name, ADMIN)
+    await place.registry.revoke(ROOT, "one", "")
+    place.now_s += LIFE_S
+    await place.invited("one", ADMIN)
+    await place.registry.revoke(ROOT, "one", "")
+    assert place.registry.open_invites() == ()
