@@ -1,3 +1,4 @@
+import errno
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from pluralllm.client.work.train import (
     learning_rate,
     pick_device,
     pull_to_base,
+    reward_context,
     rounding,
     train,
 )
-from pluralllm.common.errors.tree import InvalidArgument, NotFinite, TooFewQuestions
+from pluralllm.common.errors.tree import InvalidArgument, NotFinite, StorageFull, TooFewQuestions
 from pluralllm.common.predictor.architecture import initial_values, layout_for, parameters
 from pluralllm.common.predictor.data import Batch, Episode, GroupData, log_softmax_by_question, make_batch, make_points
 from pluralllm.common.predictor.interface import Prediction, PreferencePredictor
@@ -31,6 +33,7 @@ from pluralllm.common.predictor.metrics import Alignment, js_distance
 from pluralllm.common.predictor.model import flat_weights, load_weights, new_predictor
 from pluralllm.common.weights.layout import flat_values, read_header, tensors_of, write_weights
 from pluralllm.common.weights.update_format import as_read, update_format
+from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.common.words.spec import GroupRole, RunSpec, Training, preset_values
 
 CPU = torch.device("cpu")
@@ -605,3 +608,93 @@ def read_layout_of(path: Path) -> bytes:
     """Returns the header of a file of weights."""
     with path.open("rb") as file:
         return read_header(file)
+
+
+# Near the limits
+
+
+def test_the_rate_of_each_step_is_that_of_its_number_in_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, data = small_spec({"training": {"optimizer": "sgd", "local_steps": 3}}), small_group()
+    steps: list[int] = []
+
+    def rate(_: RunSpec, step: int) -> float:
+        steps.append(step)
+        return 0.0 if step < 7 else 0.5
+
+    monkeypatch.setattr("pluralllm.client.work.train.learning_rate", rate)
+    _, still = trained(tmp_path, spec, data, first_step=4)
+    _, moved = trained(tmp_path, spec, data, first_step=5)
+    assert steps == [4, 5, 6, 5, 6, 7]
+    assert not still.any()
+    assert moved.any()
+
+
+def test_the_loss_of_a_training_is_the_mean_over_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, data = small_spec({"training": {"optimizer": "sgd", "local_steps": 3}}), small_group()
+    monkeypatch.setattr("pluralllm.client.work.train.learning_rate", lambda *_: 0.0)  # the model stays as it is
+    done, _ = trained(tmp_path, spec, data, seed=5)
+    usable, _ = data.split(spec.evaluation.holdout_share)
+    rng, model = np.random.default_rng(5), predictor(spec)
+    losses = [
+        float(loss_of(model, make_batch(draw_episodes(spec, data, usable, step, rng)), "gaussian").detach())
+        for step in range(3)
+    ]
+    assert done.mean_loss == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("function", ["write_weights", "save_file"])
+def test_a_full_disk_is_an_error_of_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    spec = small_spec({"training": {"keep_optimizer_state": True}}, preset="paper")
+    base = write_version_0(tmp_path / "v0", spec)
+    monkeypatch.setattr(f"pluralllm.client.work.train.{function}", full)
+    with pytest.raises(StorageFull):
+        trained(tmp_path, spec, small_group(), base=base)
+
+
+def test_draws_are_the_same_in_every_release_because_results_are_repeated_with_them() -> None:
+    spec, data = small_spec(), small_group("a")
+    assert rounding(5).random() == np.random.default_rng([5, 1]).random()
+    assert evaluation_episode(spec, data, GroupRole.HELD_OUT, 0).context == (35, 19, 38, 11, 21, 17)
+    assert evaluation_episode(spec, data, GroupRole.HELD_OUT, 1, 9).context == (32, 45, 19, 39, 43, 21)
+    rewards = RewardRun(source="runs/s/models/0", model_digest="0" * 64, context_questions=5)
+    asking = spec.model_copy(update={"rewards": rewards})
+    first, other = (7, 17, 23, 25, 56), (3, 10, 15, 33, 38)
+    for seed, numbers in ((None, first), (spec.seed, first), (9, other)):
+        assert [question.text for question in reward_context(asking, data, seed)] == [
+            f"question {number}" for number in numbers
+        ]
+
+
+def test_answers_are_sharpened_as_often_as_flattened() -> None:
+    data, usable = small_group(), range(60)
+    spec = small_spec({"training": {"sharpness_spread": 1e-9, "batch_episodes": 3}})
+    for other, _ in draw_episodes(spec, data, list(usable), 0, np.random.default_rng(1)):
+        assert np.allclose(other.shares, data.shares, atol=1e-6)
+
+
+def test_a_parameter_without_a_gradient_is_not_pulled() -> None:
+    parameter = torch.tensor([1.0], requires_grad=True)
+    pull_to_base([parameter], [torch.tensor([0.0])], 0.5)
+    assert parameter.grad is None
+
+
+def test_a_group_with_just_enough_questions_is_evaluated() -> None:
+    data = small_group()
+    for role, size in ((GroupRole.HELD_OUT, 59), (GroupRole.TRAIN, len(data.split(0.25)[0]))):
+        spec = small_spec({"evaluation": {"context_questions": size}})
+        assert len(evaluation_episode(spec, data, role, 0).context) == size
+        with pytest.raises(TooFewQuestions):
+            evaluation_episode(small_spec({"evaluation": {"context_questions": size + 1}}), data, role, 0)
+
+
+def test_auto_takes_the_fastest_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cuda")
