@@ -62,7 +62,6 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "server/rounds/machine": (
         *(f"{UNIT}/server/rounds/test_machine.py", f"{UNIT}/server/rounds/test_machine_limits.py"),
-        "tests/machine",
     ),
 }
 # Imported before processes are forked, so that no process imports them again.
