@@ -253,6 +253,9 @@ def test_an_update_outside_of_its_round_base_or_cohort_is_refused() -> None:
         with pytest.raises(RoundClosed) as refused:
             step(collecting(), replace(update(ANN), round=RoundNumber(number)))
         assert (refused.value.asked, refused.value.current) == (number, 1)
+    delivered, _ = step(collecting(), update(ANN))
+    with pytest.raises(RoundClosed):
+        step(delivered, replace(update(ANN), round=RoundNumber(2)))
     with pytest.raises(WrongBase):
         step(collecting(), replace(update(ANN), base_version=ModelVersion(1)))
     with pytest.raises(LeaseLost):
@@ -330,6 +333,18 @@ def test_a_revoked_member_keeps_nothing_in_an_open_round() -> None:
     assert step(late, ev.MemberRevoked(30, ANN))[0].is_excluded(ANN)
     average, effects = step(aggregating(), ev.MemberRevoked(30, BEN))
     assert ([receipt.client for receipt in average.receipts], effects) == ([ANN, BEN, CAT], ())
+
+
+@pytest.mark.parametrize("name", [f"c{number}" for number in range(10)])
+def test_a_free_slot_is_not_wasted_on_a_client_that_has_delivered_or_has_a_slot(name: str) -> None:
+    run, _ = step(collecting(ANN, BEN, slots=3), update(ANN))
+    run, _ = step(run, seen(21, ANN, BEN, ClientId(name)))
+    assert name in run.active
+
+
+def test_no_slot_is_given_while_there_are_more_clients_than_slots() -> None:
+    run, _ = step(collecting(ANN, BEN, CAT, slots=2), update(ANN))  # ann was late, and its slot has a new client
+    assert step(run, seen(21, DAN, ClientId("eve")))[0].cohort == (ANN, BEN, CAT)
 
 
 # Deadlines
@@ -463,6 +478,10 @@ def test_an_evaluation_waits_for_the_clients_of_its_roster() -> None:
     assert nobody.phase is Phase.EVALUATING, "an evaluation without a score waits for its deadline"
 
 
+def test_an_evaluation_waits_for_a_client_that_is_asked_though_it_is_not_in_the_roster() -> None:
+    assert step(evaluating(roster=(ANN,)), score(ANN))[0].phase is Phase.EVALUATING
+
+
 def test_a_client_that_was_away_and_reports_after_all_is_away_no_longer() -> None:
     run, _ = step(evaluating(roster=(ANN, BEN, CAT)), LOST)
     assert run.away == (BEN,)
@@ -494,6 +513,8 @@ def test_an_evaluation_ends_at_its_deadline_and_keeps_those_that_answered() -> N
 
 def test_the_newest_refusals_are_kept_and_five_of_a_client_in_a_round() -> None:
     assert (MAX_REFUSALS_KEPT, MAX_REFUSALS_PER_CLIENT) == (20, 5)
+    run, _ = step(collecting(), refused := ev.UpdateRefused(1.0, RoundNumber(1), BEN, "LATE", "late"))
+    assert unchanged(run, refused)
     run = collecting()
     for number in range(6):
         run, _ = step(run, ev.UpdateRefused(float(number), RoundNumber(1), ANN, "LATE", "late"))
@@ -536,9 +557,14 @@ def test_clients_alone_open_no_round_of_a_run_that_asks_for_rewards() -> None:
 
 def test_another_batch_waits_for_the_one_before_and_for_the_end_of_a_pause() -> None:
     opened, _ = step(rewarding(), ASKED)
-    for run in (opened, rewarding(paused=True), rewarding(phase=Phase.CREATED)):
-        with pytest.raises(WrongPhase):
+    for run, phase in (
+        (opened, "collecting, round 1"),
+        (rewarding(paused=True), "paused"),
+        (rewarding(phase=Phase.CREATED), "created, round 0"),
+    ):
+        with pytest.raises(WrongPhase) as refused:
             step(run, replace(ASKED, digest=Digest("other")))
+        assert refused.value.phase == phase
     with pytest.raises(WrongPhase):
         step(a_run(), ASKED)
 
@@ -547,7 +573,7 @@ def test_rewards_are_weighed_with_the_newest_means_and_never_evaluated() -> None
     run, _ = step(rewarding(rounds=2), ASKED)
     run, _ = step(run, seen(31, ANN, BEN, CAT))
     effects: tuple[ev.Effect, ...] = ()
-    for client, distance in ((ANN, 0.1), (BEN, 0.5), (CAT, None)):
+    for client, distance in ((ANN, 0.1), (BEN, 0.5), (CAT, 0.0)):
         run, effects = step(run, update(client, 40, distance=distance))
     average = effects[-1]
     assert isinstance(average, ev.Average)
@@ -558,7 +584,7 @@ def test_rewards_are_weighed_with_the_newest_means_and_never_evaluated() -> None
     assert isinstance(publish, ev.Publish)
     assert (publish.weights, run.phase, run.version) == (average.weights, Phase.WAITING, 1)
     assert [client for client, _ in run.fairness_history] == [ANN, BEN, CAT]
-    assert dict(run.fairness_history)[BEN] == pytest.approx(0.5)
+    assert dict(run.fairness_history) == pytest.approx({ANN: 0.9, BEN: 0.5, CAT: 1.0})
     run, _ = step(run, replace(ASKED, digest=Digest("second")))
     run, effects = step(run, ev.RunCancelled(50, "enough"))
     assert (run.round, run.candidates, run.rollouts) == (2, 0, "")
