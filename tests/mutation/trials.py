@@ -184,9 +184,13 @@ class Tries:
         code = mutant.code(self._module)
         assert isinstance(code, CodeType)
         assert mutant.scope is not None
-        changed = _codes(code)[mutant.scope]
-        for function in functions[mutant.scope]:
-            function.__code__ = changed
+        # The functions that a function has made, when the tests were imported, have code of their own.
+        inside = f"{mutant.scope[0]}.<locals>."
+        for scope, changed in _codes(code).items():
+            if scope == mutant.scope or scope[0].startswith(inside):
+                for function in functions.get(scope, ()):
+                    if function.__code__.co_freevars == changed.co_freevars:
+                        function.__code__ = changed
         return _run(items)
 
 

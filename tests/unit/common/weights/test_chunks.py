@@ -127,6 +127,21 @@ def test_a_file_written_in_any_pieces_has_the_manifest_of_its_content(tmp_path: 
     assert manifest == manifest_of(path)
 
 
+def test_files_are_whole_when_they_are_finished_and_closed_in_any_case(tmp_path: Path) -> None:
+    path = tmp_path / "blob"
+    with HashingWriter(path, 4) as writer:
+        writer.write(np.empty(0, "<f4").data)
+        writer.write(np.ones(1, "<f4").data)
+        writer.finish()
+        assert path.read_bytes() == np.ones(1, "<f4").tobytes()
+    with HashingWriter(path, 4) as writer:
+        pass
+    with HashingReader(path) as reader:
+        pass
+    assert writer._file.closed
+    assert reader._file.closed
+
+
 @pytest.mark.parametrize("promised", [9, 11])
 def test_a_file_of_another_size_than_promised_is_an_error(tmp_path: Path, promised: int) -> None:
     with HashingWriter(tmp_path / "blob", promised) as writer:
