@@ -62,6 +62,9 @@ def test_a_whole_chunk_is_not_copied() -> None:
     data = put_reader(raw).data
     assert isinstance(data, memoryview)
     assert data.obj is raw
+    alone = put_reader(REST).data  # a message with no other field
+    assert isinstance(alone, memoryview)
+    assert alone.obj is REST
 
 
 def test_bytes_that_are_no_message_are_refused() -> None:
