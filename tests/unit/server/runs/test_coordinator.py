@@ -59,6 +59,7 @@ async def test_a_client_that_is_silent_for_a_lease_loses_its_slot_and_one_that_p
     assert list(run.state.active) == [BEN]
     assert place.parts.leases.of(ANN) is None
     assert place.parts.leases.of(BEN) is not None
+    assert run.state.excluded == ()
 
 
 async def test_a_client_of_the_roster_that_is_silent_is_disconnected(place: MemoryCoordinator) -> None:
@@ -73,6 +74,7 @@ async def test_a_client_of_the_roster_that_is_silent_is_disconnected(place: Memo
     place.clock.advance(0.001)
     await place.look(run)
     assert roster(run) == []
+    assert run.state.excluded == ()
 
 
 async def test_an_open_poll_keeps_a_client_in_the_roster(place: MemoryCoordinator) -> None:
@@ -80,9 +82,11 @@ async def test_an_open_poll_keeps_a_client_in_the_roster(place: MemoryCoordinato
     ann = await place.hello("ann")
     ann.polls_open = 1
     await place.look(run)
+    events = run.sequence
     place.clock.advance(10 * LEASE_S)
     await place.look(run)
     assert roster(run) == [ANN]
+    assert run.sequence == events, "nothing has happened"
 
 
 async def test_after_a_restart_clients_have_the_time_of_a_lease_to_reconnect(place: MemoryCoordinator) -> None:
@@ -204,6 +208,50 @@ async def test_one_look_ends_after_some_steps_although_each_step_changes_the_run
     monkeypatch.setattr(place.coordinator, "_observations", observations)
     await place.look(run)
     assert asked == MAX_STEPS_AT_ONCE == 100
+
+
+async def test_a_look_ends_with_the_first_reports_that_change_nothing(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await place.new_run()
+    looks: list[LiveRun] = []
+
+    def observations(seen: LiveRun) -> tuple[ev.Event, ...]:
+        looks.append(seen)
+        return ()
+
+    monkeypatch.setattr(place.coordinator, "_observations", observations)
+    await place.look(run)
+    assert looks == [run]
+
+
+async def test_a_look_gives_the_leases_that_an_interrupted_effect_has_not_given(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", "ben")
+    place.parts.leases.release(ANN)
+    rings = place.parts.client_bells.of(ANN).rings
+    await place.look(run)
+    assert place.parts.leases.is_held(run.task_name(ANN))
+    assert place.parts.client_bells.of(ANN).rings == rings + 1
+    with capture_logs() as logs:
+        await place.coordinator.dispatch(run, ev.RunPaused(5.0))
+    assert [(entry["event"], entry["kind"]) for entry in logs] == [("run.event", "RunPaused")]
+
+
+async def test_a_client_whose_update_is_not_waited_for_loses_its_lease_when_averaging_begins(
+    place: MemoryCoordinator,
+) -> None:
+    rounds = {"min_clients": 2, "grace_after_quorum_s": 0}
+    run, hooks = await place.collecting("ann", "ben", "cat", round=rounds), Hooks()
+    place.before = hooks
+    for seed, client in enumerate(("ann", "ben")):
+        await place.deliver(run, client, place.update(run, seed))
+    assert place.parts.leases.of(CAT) is not None
+    with hooks.failing("blobs.path", StoreFailed(problem="no network")):
+        await place.coordinator.dispatch(run, ev.ClockTicked(place.clock.now_s()))
+        assert run.state.phase is Phase.AGGREGATING
+        assert place.parts.leases.held_in(run.id) == {}
+        await settle()
+    await place.stop()
 
 
 # Hello
@@ -403,6 +451,7 @@ async def test_an_averaging_that_fails_for_a_while_is_tried_again_and_told_as_a_
     assert [entry["event"] for entry in logs].count("run.in_trouble") == 1
     tries = [operation for operation, _ in hooks.calls].count("blobs.path")
     place.clock.advance(RETRY_S - 0.001)
+    await place.coordinator.dispatch(run, ev.RunPaused(place.clock.now_s()))  # a step starts no second averaging
     await settle()
     assert [operation for operation, _ in hooks.calls].count("blobs.path") == tries
     place.clock.advance(0.001)
@@ -510,4 +559,41 @@ async def test_the_loop_looks_at_every_run_when_it_is_woken_and_a_broken_run_sto
     looks = len(looked)
     place.clock.advance(TIMING.tick_s)
     await until(lambda: len(looked) >= looks + 2)
+    await place.stop()
+
+
+async def test_the_loop_beats_once_for_itself_and_once_for_each_run_and_leaves_no_tasks_behind(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.new_run("a")
+    await place.new_run("b", seed=6)
+    beats: list[int] = []
+    monkeypatch.setattr(place.parts.pulse, "beat", lambda: beats.append(1))
+    await place.coordinator.start()
+    await until(lambda: len(beats) == 3)
+    await settle()
+    assert len(beats) == 3
+    tasks = len(asyncio.all_tasks())
+    for number in range(2, 6):
+        place.coordinator.wake()
+        await until(lambda number=number: len(beats) == 3 * number)  # type: ignore[misc]
+        await settle()
+    assert len(asyncio.all_tasks()) == tasks
+    place.clock.advance(TIMING.tick_s)
+    await until(lambda: len(beats) == 18)
+    await settle()
+    assert len(asyncio.all_tasks()) == tasks
+    await place.stop()
+
+
+async def test_files_are_collected_when_a_run_ends_and_not_at_each_step(tmp_path: Path) -> None:
+    hooks = Hooks()
+    place = MemoryCoordinator(tmp_path, before=hooks)
+    run = await place.new_run()
+    hooks.calls.clear()
+    await place.coordinator.dispatch(run, ev.RunPaused(1.0))
+    await settle()
+    assert "blobs.digests" not in [operation for operation, _ in hooks.calls]
+    await place.coordinator.dispatch(run, ev.RunCancelled(2.0, "enough"))
+    await until(lambda: "blobs.digests" in [operation for operation, _ in hooks.calls])
     await place.stop()
