@@ -3,6 +3,7 @@
 import asyncio
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -19,6 +20,7 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.words.ids import ClientId, Digest, RunId
 from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.aggregation.next_version import Draft, write_next
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.coordinator import MAX_STEPS_AT_ONCE, RETRY_S
@@ -472,6 +474,25 @@ async def test_a_round_whose_update_is_lost_is_abandoned_and_the_run_goes_on(pla
     record = await place.parts.store.round(run.id, run.state.round)
     assert record is not None
     assert record.outcome is RoundOutcome.ABANDONED
+
+
+async def test_a_model_of_a_run_that_was_cancelled_meanwhile_is_deleted(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await place.collecting("ann", "ben")
+    digests: list[Digest] = []
+
+    async def cancelled_meanwhile(*arguments: Any) -> tuple[Draft, ...]:
+        drafts = await write_next(*arguments)
+        await place.coordinator.dispatch(run, ev.RunCancelled(place.clock.now_s(), "enough"))
+        await settle()
+        digests.extend(draft.manifest.digest for draft in drafts)
+        return drafts
+
+    monkeypatch.setattr("pluralllm.server.runs.coordinator.write_next", cancelled_meanwhile)
+    await deliver_all(place, run)
+    assert run.state.version == 0
+    assert [await place.parts.blobs.exists(digest) for digest in digests] == [False]
 
 
 async def test_a_run_whose_base_is_lost_is_aborted(place: MemoryCoordinator) -> None:
