@@ -439,6 +439,23 @@ async def test_a_round_publishes_a_version_and_deletes_the_files_that_nobody_nee
     assert not await place.parts.blobs.exists(Digest("0" * 64))
 
 
+async def test_a_new_version_is_not_deleted_before_its_record_is_written(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", "ben")
+    collecting: list[asyncio.Task[None]] = []
+
+    async def collect_in_between(operation: str, about: object) -> None:
+        if operation == "store.apply" and isinstance(getattr(about, "event", None), ev.ModelAveraged):
+            collecting.append(asyncio.create_task(place.parts.retention.collect(set())))
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+    place.before = collect_in_between
+    await deliver_all(place, run)
+    await asyncio.gather(*collecting)
+    assert (len(collecting), run.state.version) == (1, 1)
+    assert await place.parts.blobs.exists(run.newest.digest)
+
+
 async def test_an_averaging_that_fails_for_a_while_is_tried_again_and_told_as_a_trouble(
     place: MemoryCoordinator,
 ) -> None:
