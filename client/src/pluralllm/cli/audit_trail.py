@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.common.errors.membership import AuditBroken
+from pluralllm.common.errors.tree import InvalidConfig, StorageFull
+from pluralllm.common.process.console import say
 from pluralllm.common.process.files import read_state, write_durably
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry, check_chain
 from pluralllm.common.words.names import MemberName
@@ -33,15 +35,26 @@ def verified_entries(remote: Remote, identity_folder: Path | None) -> tuple[list
     head_file = identity_folder / "audit-head.json"
     if head_file.is_file():
         last_seen = read_state(head_file)
-        hash_now = pairs[last_seen["sequence"] - 1][1] if 0 < last_seen["sequence"] <= len(pairs) else FIRST_PREVIOUS
-        if last_seen["sequence"] and hash_now != last_seen["sha256"]:
-            raise AuditBroken(
-                problem=f"entry {last_seen['sequence']} is not the one this machine saw on {last_seen['seen']}"
-            )
+        try:
+            sequence, seen_sha256, day = int(last_seen["sequence"]), last_seen["sha256"], last_seen["seen"]
+        except (TypeError, KeyError, ValueError) as error:
+            problem = "  it is damaged; move it away: the next reading is then compared with no earlier one"
+            raise InvalidConfig(file=str(head_file), problems=problem) from error
+        hash_now = pairs[sequence - 1][1] if 0 < sequence <= len(pairs) else FIRST_PREVIOUS
+        if sequence and hash_now != seen_sha256:
+            raise AuditBroken(problem=f"entry {sequence} is not the one this machine saw on {day}")
     if identity_folder.is_dir():
-        today = datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d")
-        write_durably(head_file, json.dumps({"sequence": len(pairs), "sha256": head, "seen": today}).encode())
+        _keep(head_file, len(pairs), head)
     return events, head, whole
+
+
+def _keep(head_file: Path, sequence: int, head: str) -> None:
+    """Keeps the head for the next reading. What was verified is shown even if the disk is full or cannot be written."""
+    try:
+        today = datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d")
+        write_durably(head_file, json.dumps({"sequence": sequence, "sha256": head, "seen": today}).encode())
+    except (OSError, StorageFull) as error:
+        say(f"note: the head is not kept, so the next reading is not compared with this one: {error}", err=True)
 
 
 def _entry(event: dict[str, Any]) -> AuditEntry:

@@ -201,8 +201,8 @@ def _check_replaceable(path: Path) -> None:
             raise InvalidArgument(field="--out", problem=f"{path.absolute().parent} is no folder")
         return
     try:
-        is_invite = "pluralllm_invite" in read_json(path)
-    except (OSError, ValueError):
+        is_invite = path.is_file() and "pluralllm_invite" in dict(read_json(path))  # a device or a pipe is not read
+    except (OSError, ValueError, TypeError):
         is_invite = False
     if not is_invite:
         raise InvalidArgument(field="--out", problem=f"{path} is there and is no invite")

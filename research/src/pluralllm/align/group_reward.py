@@ -18,6 +18,7 @@ from pluralllm.client.work.train import pick_device
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
+from pluralllm.common.process.configuration import with_home
 from pluralllm.common.words.questions import Question
 
 DEFAULT_CACHE = Path("~/.cache/pluralllm")
@@ -74,7 +75,7 @@ class GroupReward:
         self._model = model if isinstance(model, PluralPredictor) else PluralPredictor.from_pretrained(model)
         chosen = pick_device(device)
         path = None if embedding_model_path is None else Path(embedding_model_path)
-        self._embedder = Embedder(self._model.contract, path, Path(cache).expanduser(), chosen)
+        self._embedder = Embedder(self._model.contract, path, _folder_of(cache), chosen)
         self._embedder.check_probes()
         least = self._model.config.min_context
         self._predictors = {
@@ -169,6 +170,14 @@ class GroupReward:
             if name not in self._predictors:
                 raise InvalidArgument(field=self._group_column, problem=_unknown(name, self._predictors))
         return list(named)
+
+
+def _folder_of(cache: str | Path) -> Path:
+    """Returns the folder of embedded texts. Raises InvalidArgument if it begins with ~ and no home folder is known."""
+    try:
+        return with_home(Path(cache))
+    except ValueError as error:
+        raise InvalidArgument(field="cache", problem=f"{cache} {error}") from error
 
 
 def _questions(context: Sequence[Question] | str | Path) -> Sequence[Question]:

@@ -119,9 +119,12 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
                 f"{str(error).strip().splitlines()[0]} (a folder that pluralllm model export has written, or a Hub id)"
             )
             raise InvalidModel(folder=name, problem=problem) from error
+        if not isinstance(config, dict):
+            raise InvalidModel(folder=name, problem=f"its {CONFIG} is no JSON object; export or fetch it again")
         check_weights(config, weights, name)
         try:
             parse_predictor(config.get("predictor"))
+            Embedding.model_validate(config.get("embedding"))
         except ValidationError as error:
             problem = f"its predictor cannot be made:\n{explain(error)}"
             raise InvalidModel(folder=name, problem=problem) from error

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pluralllm.align.group_reward import GroupReward
 from pluralllm.align.rollouts import Scored
 from pluralllm.client.data.preference_data import candidates_of, ranked_pairs
-from pluralllm.common.errors.tree import InvalidData
+from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.predictor.group_predictor import PredictedAnswer
 from pluralllm.common.predictor.metrics import Alignment
 from pluralllm.common.process.files import make_folder, publish, storage_errors
-from pluralllm.common.text.reading import Unreadable, byte_lines
+from pluralllm.common.text.reading import Unreadable, byte_lines, json_value
 from pluralllm.common.words.questions import Question
 
 ROWS_AT_ONCE = 256
@@ -109,6 +109,8 @@ def _rewrite(
     written: gets the rows of a batch and their predicted answers, and yields the rows to write. If an error occurs, the file
     `out` stays as it was.
     """
+    if out.is_dir():
+        raise InvalidArgument(field="OUT", problem=f"{out} is a folder; give the name of a file")
     temporary = out.with_name(f".{out.name}.part")
     with storage_errors("the scores"):
         make_folder(out.parent, 0o755)
@@ -151,14 +153,14 @@ def _batches(source: Path) -> Iterator[tuple[list[Line], int]]:
 
 def _line(raw: bytes) -> Line:
     try:
-        row = json.loads(raw)
-    except (ValueError, RecursionError):
-        return Line({}, None, problem="not JSON; one object a line")
+        row = json_value(raw)
+    except ValueError as error:
+        return Line({}, None, problem=f"not JSON ({error}); one object a line")
     if not isinstance(row, dict):
         return Line({}, None, problem="not a JSON object; one object a line")
     try:
         question, has_shares = candidates_of(row)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         return Line(row, None, problem=str(error))
     return Line(row, question, has_shares)
 

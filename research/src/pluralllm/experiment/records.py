@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.errors.tree import InvalidResults, InvalidSpec
 from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.process.files import write_durably
-from pluralllm.common.text.reading import byte_lines
+from pluralllm.common.text.reading import byte_lines, json_value
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.results import QuestionKind
 from pluralllm.experiment.scoring import Scored
@@ -72,12 +72,17 @@ def file_of(folder: Path, method: str, seed: int) -> Path:
 def is_done(path: Path, provenance: Provenance) -> bool:
     """Returns whether the result file was already written.
 
-    Raises InvalidSpec if the file is the result of another experiment or of other data.
+    Raises InvalidSpec if the file is the result of another experiment or of other data; InvalidResults if it is damaged.
     """
     if not path.is_file():
         return False
-    header = json.loads(next(byte_lines(path)))
-    digests = (header["experiment_sha256"], header["data_sha256"])
+    try:
+        header = json_value(next(byte_lines(path), b""))
+        digests = (header["experiment_sha256"], header["data_sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidResults(
+            path=str(path), problem="it is damaged; delete it: the same command makes it again"
+        ) from error
     if digests != (provenance.experiment.sha256(), provenance.data_sha256):
         problem = f"  {path} is the result of another experiment or other data; give another --out"
         raise InvalidSpec(file="--out", problems=problem)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.errors.tree import InvalidResults
-from pluralllm.common.text.reading import Unreadable, byte_lines
+from pluralllm.common.text.reading import Unreadable, byte_lines, json_value
 
 Record = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -155,7 +155,7 @@ def read_result(path: Path) -> Result:
     number = 0
     try:
         for number, line in enumerate(byte_lines(path), 1):  # noqa: B007 - the errors below report it
-            record = json.loads(line)
+            record = json_value(line)
             match record["kind"]:
                 case "header":
                     header = _header(record)

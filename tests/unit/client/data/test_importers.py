@@ -87,3 +87,47 @@ def test_responses_that_cannot_be_counted_are_named_by_line(tmp_path: Path) -> N
     (tmp_path / "r.jsonl").write_text('{"question": "Q?", "answer": "A", "weight": "heavy"}\n')
     with pytest.raises(InvalidData, match="line 1: weight 'heavy' is not a number"):
         import_responses(tmp_path / "r.jsonl", None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", '{"question": "Q", "answer": "a"}\n[1]\n', "line 2: not a JSON object"),
+        ("a.jsonl", '{"question": "Q", "answer": "\\ud83d"}\n', "line 1: not JSON: .* half a character"),
+        ("a.jsonl", "\n{\n", "line 2: not JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1: not JSON: its objects and lists are nested too deep"),
+        ("a.jsonl", '{"question": "Q", "answer": "a", "weight": [1]}', "line 1: weight .* is not a number"),
+        ("a.csv", "question,answer\nQ,a,b\n", "line 2: it has more fields than the first line"),
+        ("a.parquet", "PAR1", "it is no Parquet file"),
+        ("a.parquet", "", "it is no Parquet file"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: str, problem: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidData, match=problem):
+        import_responses(tmp_path / name, None, None)
+
+
+def test_a_folder_is_no_parquet_file(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").mkdir()
+    with pytest.raises(InvalidData, match="it is a folder"):
+        import_responses(tmp_path / "a.parquet", None, None)
+
+
+def test_a_short_row_of_a_csv_file_has_empty_fields_at_its_end(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer,group\nQ,a\nQ,b\nQ,a,,\n")
+    assert import_responses(tmp_path / "a.csv", None, None)[0].shares == pytest.approx((2 / 3, 1 / 3))
+
+
+@pytest.mark.parametrize("field", ["5", "\"{'Norway': 5}\"", "", '"{' + "(" * 300 + '}"'])
+def test_a_field_that_is_no_literal_is_named(tmp_path: Path, field: str) -> None:
+    (tmp_path / "g.csv").write_text(HEADER + f"Q?,{field},5,GAS\n")
+    with pytest.raises(InvalidData, match="line 2: selections or options cannot be read"):
+        import_globalopinionqa(tmp_path / "g.csv", "Norway")
+
+
+def test_a_weight_of_a_respondent_that_is_no_number_is_named(tmp_path: Path) -> None:
+    (tmp_path / "info.csv").write_text("key,question,references\nk,Q?,\"['a', 'b']\"\n")
+    (tmp_path / "responses.csv").write_text("POLPARTY,k,WEIGHT_1\nX,a,heavy\n")
+    with pytest.raises(InvalidData, match="line 2: weight 'heavy' is not a number"):
+        import_opinionqa(tmp_path, "POLPARTY", "X")

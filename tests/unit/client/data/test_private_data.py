@@ -96,7 +96,7 @@ def test_problems_of_a_parquet_file_are_named_by_row(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match=r"line 2: shares sum to 0\.2"):
         read_group(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(b"no parquet")
-    with pytest.raises(InvalidData, match="cannot be read"):
+    with pytest.raises(InvalidData, match="it is no Parquet file"):
         read_group(tmp_path / "b.parquet")
 
 

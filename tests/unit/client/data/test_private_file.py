@@ -115,3 +115,9 @@ def test_a_file_with_problems_is_refused_at_the_start(path: Path) -> None:
     path.write_text("no JSON\n")
     with pytest.raises(InvalidData):
         PrivateFile(path, path.parent)
+
+
+def test_a_pipe_is_no_private_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(InvalidData, match="it is a pipe or a device"):
+        PrivateFile(tmp_path / "pipe.jsonl", tmp_path)

@@ -1,6 +1,7 @@
 """An invite from standard input, as shells of every kind pipe it."""
 
 import io
+import os
 import sys
 
 import pytest
@@ -25,3 +26,12 @@ def test_what_is_no_invite_is_refused_with_the_reason(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "ascii"))
     with pytest.raises(InviteInvalid, match=problem):
         read_invite("-")
+
+
+def test_a_standard_input_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(os.devnull, "wb") as written:  # noqa: PTH123 - as `0>FILE` of a shell
+        monkeypatch.setattr(
+            sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.FileIO(written.fileno(), closefd=False)))
+        )
+        with pytest.raises(InviteInvalid, match="standard input cannot be read: Bad file descriptor"):
+            read_invite("-")

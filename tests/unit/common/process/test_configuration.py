@@ -105,6 +105,15 @@ def test_a_configuration_made_in_python_reads_no_environment(monkeypatch: pytest
             b'advertise = "a.org:1"\nadvertise_enrolment = "a.org:1"',
             "  (whole file): advertise and advertise_enrolment are",
         ),
+        (b'state_dir = "a\\u0000b"', "  state_dir: has a NUL character"),
+        (
+            b'page_listen = "127.0.0.1:7443"',
+            "  (whole file): listen and page_listen have the same port (0.0.0.0:7443, ",
+        ),
+        (
+            b'listen = "[::1]:7"\nenrolment_listen = "[::1]:7"',
+            "  (whole file): listen and enrolment_listen have the same port",
+        ),
         (b'database_url = "mysql://ann:hidden@there/db"', "  database_url: is of mysql, must be postgresql://"),
     ],
 )

@@ -1,11 +1,13 @@
 """The output of commands: texts of another party as escapes, JSON whose values do not change, no markup in texts."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from pluralllm.common.process.console import (
     Check,
+    checked,
     json_text,
     print_checks,
     print_config,
@@ -14,6 +16,7 @@ from pluralllm.common.process.console import (
     terminal,
 )
 from pluralllm.common.process.json_forms import CHECKS
+from pluralllm.common.text.reading import Unreadable
 
 HOSTILE = "\x1b[2J\u202e[red]x[/red] :smile:"
 SHOWN = "\\x1b[2J\\u202e[red]x[/red] :smile:"
@@ -53,3 +56,22 @@ def test_progress_is_silent_where_there_is_no_terminal(capsys: pytest.CaptureFix
     with showing_progress("a") as report:
         report("b", 1, 2)
     assert tuple(capsys.readouterr()) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "/x"), Unreadable(Path("/x"), "it is in UTF-16")]
+)
+def test_a_file_that_cannot_be_read_fails_one_check_of_a_doctor(error: Exception) -> None:
+    def probe() -> Check:
+        raise error
+
+    check = checked("disk", probe)
+    assert (check.name, check.ok, "/x" in check.result, bool(check.fix)) == ("disk", False, True, True)
+
+
+def test_an_error_that_is_about_no_file_is_not_taken_for_a_check() -> None:
+    def probe() -> Check:
+        raise FileNotFoundError(2, "No such file or directory")  # as for a working directory that was deleted
+
+    with pytest.raises(FileNotFoundError):
+        checked("disk", probe)

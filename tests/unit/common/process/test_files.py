@@ -150,3 +150,22 @@ def test_a_damaged_state_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(InvalidConfig, match=r"state.json is not valid:\n  it is damaged: not JSON"):
         read_state(tmp_path / "state.json")
+
+
+def test_a_working_directory_that_this_user_may_not_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_path: Path) -> os.stat_result:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "stat", forbidden)  # as for a user who types a command in the folder of root
+    assert "change to another folder" in owner_hint(Path("state/history"))
+
+
+def test_a_file_system_without_locks_is_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(_file: object, _how: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(
+        InvalidConfig, match=r"cannot be locked: No locks available\. Put the state directory on a local disk"
+    ):
+        DirectoryLock(tmp_path).__enter__()

@@ -312,3 +312,9 @@ def test_a_log_file_that_cannot_be_opened_anew_stays_in_use(
 def test_a_log_file_that_cannot_be_opened_ends_the_start(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"log_file: \S+/none/log cannot be opened: No such file or directory"):
         configure_logs(form="json", file=tmp_path / "none" / "log")
+
+
+def test_a_pipe_that_nobody_reads_is_no_log_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(InvalidConfig, match=r"log_file: .* cannot be opened"):
+        LogFile(tmp_path / "log")

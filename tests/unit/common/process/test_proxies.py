@@ -93,6 +93,7 @@ def test_a_proxy_gets_its_password_as_http_basic_and_shows_it_nowhere() -> None:
     proxy = parse_proxy("http://ann:hidden@proxy.example:3128")
     assert proxy.authorization == "Basic YW5uOmhpZGRlbg=="
     assert Proxy("proxy.example:3128").authorization == ""
+    assert Proxy("proxy.example:3128", "ann").authorization == "Basic YW5uOg=="  # an empty password has a colon, too
     assert "hidden" not in repr(proxy)
     assert "hidden" not in repr(Proxies("http://ann:hidden@proxy.example:3128"))
 

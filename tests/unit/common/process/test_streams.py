@@ -107,3 +107,20 @@ def test_output_waits_for_a_slow_reader() -> None:
 def test_a_stream_of_a_test_stays_as_it_is() -> None:
     assert output_below(io.StringIO()) is None
     assert output_below(None) is None
+
+
+def test_a_reader_of_a_pipe_gets_each_line_at_once() -> None:
+    command = "from pluralllm.common.process.exits import run_command as run; run(lambda: (print('address'), input()))"
+    with subprocess.Popen([sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"address\n"  # without the flush, this and the process wait for each other
+        process.communicate(b"\n", timeout=60)
+
+
+def test_a_working_directory_that_was_deleted_is_named(tmp_path: Path) -> None:
+    command = "import os; from pathlib import Path; from pluralllm.common.process.exits import run_command as run\n"
+    command += "os.rmdir(os.getcwd()); run(lambda: Path('state').absolute())"
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-c", command], cwd=folder, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, b"the working directory does not exist any more" in done.stderr) == (3, True)

@@ -1,6 +1,7 @@
 """A support bundle leaves out secrets and private texts, and keeps all else."""
 
 import json
+import os
 import secrets
 import stat
 import zipfile
@@ -145,3 +146,12 @@ def test_nothing_is_written_over_and_a_log_must_be_there(tmp_path: Path) -> None
     with pytest.raises(InvalidArgument, match="is there already"):
         write_bundle(tmp_path / "old.zip", {}, [], without_secrets, without_secrets)
     assert (tmp_path / "old.zip").read_text() == "kept"
+
+
+def test_names_that_are_no_utf_8_are_in_the_bundle_as_escapes(tmp_path: Path) -> None:
+    log = tmp_path / os.fsdecode(b"log-\xff")
+    log.write_text("a line")
+    write_bundle(tmp_path / "b.zip", {"state.json": lambda: [str(log)]}, [log], str, str)
+    with zipfile.ZipFile(tmp_path / "b.zip") as bundle:
+        assert b"\\udcff" in bundle.read("state.json")
+        assert bundle.read("logs/0-log-\\udcff") == b"a line"

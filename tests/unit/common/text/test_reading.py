@@ -1,13 +1,16 @@
 """Files as editors and spreadsheets write them: each is read, or refused with what it is and how to mend it."""
 
 import codecs
+import os
 from pathlib import Path
 
 import pytest
 
+from pluralllm.common.text import reading
 from pluralllm.common.text.reading import (
     Unreadable,
     byte_lines,
+    json_value,
     read_json,
     read_lines,
     read_text,
@@ -107,3 +110,27 @@ def test_lines_in_another_encoding_are_refused_as_a_whole(path: Path) -> None:
         list(byte_lines(path))
     with pytest.raises(Unreadable, match="there is no such file"):
         list(byte_lines(path.with_name("none")))
+
+
+def test_a_pipe_is_read_and_one_into_which_nobody_writes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading_end, writing_end = os.pipe()  # as `<(command)` of a shell
+    os.write(writing_end, TEXT.encode())
+    os.close(writing_end)
+    assert read_text(Path(f"/dev/fd/{reading_end}")) == TEXT
+    os.close(reading_end)
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(reading, "WRITER_LIMIT_S", 0.01)
+    for read in (read_text, lambda path: list(byte_lines(path))):
+        with pytest.raises(Unreadable, match="it is a pipe into which nobody has written"):
+            read(tmp_path / "pipe")
+
+
+def test_half_a_character_in_json_is_refused_and_an_escaped_pair_is_read() -> None:
+    assert json_value(r'["\ud83d\ude00", "\\ud83d"]') == ["😀", r"\ud83d"]
+    for text in (r'["\ud83d"]', rb'{"\uDE00": 1}'):
+        with pytest.raises(ValueError, match="half a character"):
+            json_value(text)
+    with pytest.raises(ValueError, match="nested too deep"):
+        json_value("[" * 100_000)

@@ -7,6 +7,7 @@ import pytest
 
 from pluralllm.common.errors.membership import AlreadyJoined, CertificateInvalid, NotJoined
 from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.text.reading import Unreadable
 from pluralllm.common.trust.certificates import key_from_pem, key_to_pem, make_request, new_key, public_key_of, spoken
 from pluralllm.common.trust.identity import (
     Identity,
@@ -227,3 +228,17 @@ def test_configured_addresses_replace_those_of_the_identity(
 ) -> None:
     member = saved(tmp_path / "me", authority).at(coordinator, enrolment).membership
     assert (member.coordinator, member.enrolment) == (coordinator or "127.0.0.1:7443", enrolment or "127.0.0.1:7444")
+
+
+def test_a_file_that_this_user_may_not_read_is_no_reason_to_join_anew(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path / "me", authority).folder
+
+    def forbidden(path: Path, *_: object) -> str:
+        raise Unreadable(path, "it cannot be read: Permission denied") from PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pluralllm.common.trust.identity.read_text", forbidden)
+    with pytest.raises(InvalidConfig, match="Permission denied") as caught:
+        load_identity(folder, "pluralllm")
+    assert "join with a new invite" not in str(caught.value)

@@ -9,6 +9,7 @@ from pluralllm.common.words.addresses import (
     check_loopback,
     from_here,
     join_address,
+    overlap,
     split_address,
 )
 
@@ -38,6 +39,9 @@ def test_an_address_has_a_host_and_a_port(address: str, host: str, port: int) ->
         ("nonsense:", "'' is no port"),
         ("host:http", "'http' is no port"),
         ("host:-1", "'-1' is no port"),
+        ("fl..example.org:7443", "its host has an empty part between two dots"),
+        (".example.org:7443", "its host has an empty part"),
+        ("x" * 64 + ".org:7443", "or a part that is too long"),
         ("host:٣", "is no port"),
         ("host:65536", "a port is a number of at most 65535"),
         ("host:000001", "is no port"),
@@ -105,3 +109,18 @@ def test_plain_text_stays_on_this_machine(address: str) -> None:
 def test_plain_text_to_anywhere_else_is_refused(address: str) -> None:
     with pytest.raises(NotLoopback):
         check_loopback(address)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("0.0.0.0:7443", "127.0.0.1:7443", True),
+        ("[::]:7443", "0.0.0.0:7443", True),
+        ("127.0.0.1:7443", "127.0.0.1:7443", True),
+        ("127.0.0.1:7443", "127.0.0.2:7443", False),
+        ("127.0.0.1:7443", "127.0.0.1:7444", False),
+        ("127.0.0.1:0", "127.0.0.1:0", False),
+    ],
+)
+def test_two_ports_of_a_process_overlap(one: str, other: str, same: bool) -> None:
+    assert overlap(one, other) is overlap(other, one) is same

@@ -4,7 +4,6 @@ import ast
 import csv
 import difflib
 import io
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.common.errors.tree import InvalidData
-from pluralllm.common.text.reading import MAX_DATA_BYTES, Unreadable, read_json, read_lines, read_text
+from pluralllm.common.text.reading import MAX_DATA_BYTES, Unreadable, json_value, read_json, read_lines, read_text
 from pluralllm.common.words.questions import Question
 
 MAX_NAMES_SHOWN = 8
+# What reading a field with a Python literal, and using its value as a list, can raise.
+UNREADABLE_LITERAL = (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError)
 
 
 def import_globalopinionqa(path: Path, group: str) -> tuple[Question, ...]:
@@ -31,13 +32,13 @@ def import_globalopinionqa(path: Path, group: str) -> tuple[Question, ...]:
     for line, row in _csv(path, {"question", "selections", "options"}):
         try:
             by_group, options = _selections(row["selections"]), ast.literal_eval(row["options"])
-        except (ValueError, SyntaxError) as error:
+            labels = tuple(str(option).strip() for option in options)
+        except UNREADABLE_LITERAL as error:
             raise InvalidData(
                 file=str(path), problems=f"  line {line}: selections or options cannot be read: {error}"
             ) from error
         groups |= by_group.keys()
-        numbers = by_group.get(group)
-        text, labels = row["question"].strip(), tuple(str(option).strip() for option in options)
+        numbers, text = by_group.get(group), row["question"].strip()
         usable = text and all(labels) and len(labels) >= 2 and len(set(labels)) == len(labels)
         if not usable or not numbers or len(numbers) != len(labels) or sum(numbers) <= 0:
             continue
@@ -64,24 +65,27 @@ def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question
     questions: dict[str, Question] = {}
     values: set[str] = set()
     for info in infos:
-        answers = list(_csv(info.with_name("responses.csv"), {attribute}))
+        responses = info.with_name("responses.csv")
+        answers = list(_csv(responses, {attribute}))
         values |= {row[attribute] for _, row in answers}
-        group_rows = [row for _, row in answers if row[attribute] == value]
-        weight_key = next((key for key in (group_rows[0] if group_rows else {}) if key.startswith("WEIGHT")), None)
+        group_rows = [(line, row) for line, row in answers if row[attribute] == value]
+        weight_key = next((key for key in (group_rows[0][1] if group_rows else {}) if key.startswith("WEIGHT")), None)
+        weights = [
+            _response_weight(responses, line, row[weight_key]) if weight_key else 1.0 for line, row in group_rows
+        ]
         for line, row in _csv(info, {"key", "question", "references"}):
             try:
                 options = tuple(str(option).strip() for option in ast.literal_eval(row["references"]))
                 ordinal = ast.literal_eval(row["option_ordinal"]) if row.get("option_ordinal") else None
-            except (ValueError, SyntaxError) as error:
+                scale = _ordinal_scale(ordinal, options)
+            except UNREADABLE_LITERAL as error:
                 raise InvalidData(file=str(info), problems=f"  line {line}: options cannot be read: {error}") from error
             counts: Counter[str] = Counter()
-            for answer in group_rows:
-                weight = float(answer[weight_key] or 0) if weight_key else 1.0
+            for (_, answer), weight in zip(group_rows, weights, strict=True):
                 counts[answer.get(row["key"], "").strip()] += weight  # type: ignore[assignment]
             numbers = [float(counts[option]) for option in options]
             if len(set(options)) < len(options) or len(options) < 2 or sum(numbers) <= 0:
                 continue
-            scale = _ordinal_scale(ordinal, options)
             question = _question(row["question"].strip(), options, [number / sum(numbers) for number in numbers], scale)
             questions.setdefault(question.id, question)
     if value not in values:
@@ -177,13 +181,21 @@ def _ordinal_scale(ordinal: Any, options: tuple[str, ...]) -> tuple[float | None
     return (*positions, *[None] * (len(options) - len(positions)))
 
 
+def _response_weight(path: Path, line: int, text: str) -> float:
+    """Returns the weight of a respondent of OpinionQA; 0 for an empty field. Raises InvalidData if it is no weight."""
+    weight = _weight(text.strip() or 0)
+    if weight is None:
+        raise InvalidData(file=str(path), problems=f"  line {line}: weight {text!r} is not a number of 0 or more")
+    return weight
+
+
 def _weight(value: Any) -> float | None:
     """Returns the weight in a row's field: 1 for an empty field, and None for a value that is negative or not a number."""
     if value in (None, ""):
         return 1.0
     try:
         weight = float(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         return None
     return weight if math.isfinite(weight) and weight >= 0 else None
 
@@ -199,29 +211,44 @@ def table_rows(path: Path, columns: Collection[str] = ()) -> Iterable[tuple[int,
         if path.suffix == ".parquet":
             from pluralllm.client.data.parquet import read_table  # noqa: PLC0415 - pyarrow takes a moment
 
-            rows = read_table(path)
-        else:
-            rows = [json.loads(line) for line in read_lines(path) if line.strip()]
+            return list(enumerate(read_table(path), 1))
+        return [(line, _json_row(path, line, text)) for line, text in enumerate(read_lines(path), 1) if text.strip()]
     except Unreadable as error:
         raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
-    except (OSError, ValueError) as error:
-        raise InvalidData(file=str(path), problems=f"  it cannot be read: {error}") from error
-    return list(enumerate(rows, 1))
+
+
+def _json_row(path: Path, line: int, text: str) -> dict[str, Any]:
+    """Returns the JSON object in a line of a file. Raises InvalidData, which names the line, if there is none."""
+    try:
+        row = json_value(text)
+    except ValueError as error:
+        raise InvalidData(file=str(path), problems=f"  line {line}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise InvalidData(file=str(path), problems=f"  line {line}: not a JSON object; one object a line")
+    return row
 
 
 def _csv(path: Path, columns: Collection[str]) -> Iterable[tuple[int, dict[str, str]]]:
     """Reads a CSV file. Returns its rows, each with its line number. Raises InvalidData if one of `columns` is missing."""
     try:
-        reader = csv.DictReader(io.StringIO(read_text(path, MAX_DATA_BYTES), newline=""))
+        reader = csv.DictReader(io.StringIO(read_text(path, MAX_DATA_BYTES), newline=""), restval="")
         absent = sorted(set(columns) - set(reader.fieldnames or ()))
         if absent:
             has = ", ".join(reader.fieldnames or ())
             raise InvalidData(file=str(path), problems=f"  no column {', '.join(absent)}; it has: {has}")
-        return [(reader.line_num, row) for row in reader]
+        return [(reader.line_num, _csv_row(path, reader.line_num, row)) for row in reader]
     except Unreadable as error:
         raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
     except csv.Error as error:
         raise InvalidData(file=str(path), problems=f"  line {reader.line_num}: not CSV: {error}") from error
+
+
+def _csv_row(path: Path, line: int, row: dict[str | Any, Any]) -> dict[str, str]:
+    """Returns a row of a CSV file. Raises InvalidData, which names the line, if the row has too many fields."""
+    if any(row.pop(None, ())):
+        problem = f"  line {line}: it has more fields than the first line; put texts with commas into quotation marks"
+        raise InvalidData(file=str(path), problems=problem)
+    return row
 
 
 def _unknown(path: Path, what: str, name: str, names: set[str]) -> InvalidData:

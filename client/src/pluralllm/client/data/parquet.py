@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pluralllm.common.text.reading import Unreadable, not_opened
+
 SCHEMA = pa.schema(
     [
         ("question", pa.string()),
@@ -22,8 +24,17 @@ SCHEMA = pa.schema(
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a Parquet file. Raises OSError, or ValueError if the file is no Parquet file."""
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    """Returns the rows of a Parquet file. Raises Unreadable if it cannot be opened, or if it is no Parquet file."""
+    try:
+        with path.open("rb") as file:  # pyarrow would take a folder for a table in many files
+            rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    except (pa.ArrowException, ValueError) as error:
+        raise Unreadable(
+            path, f"it is no Parquet file, or it is damaged: {str(error).partition(chr(10))[0]}"
+        ) from error
+    except OSError as error:
+        problem = not_opened(path, error) if error.strerror else Unreadable(path, f"it is damaged: {error}")
+        raise problem from error
     return rows
 
 

@@ -80,7 +80,7 @@ def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
             continue
         try:
             question, has_votes = candidates_of(row, group)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             problems.append(f"  line {line}: {error}")
             continue
         if not has_votes:

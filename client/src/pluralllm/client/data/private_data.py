@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.process.files import write_durably
-from pluralllm.common.text.reading import Unreadable, read_lines
+from pluralllm.common.text.reading import Unreadable, json_value, read_lines
 from pluralllm.common.words.questions import Question
 
 SHARES_TOLERANCE = 0.02  # published shares are rounded
@@ -170,15 +170,13 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         lines = read_lines(path)
     except Unreadable as error:
         raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
-    except FileNotFoundError as error:
-        raise InvalidData(file=str(path), problems="  there is no such file") from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise InvalidData(file=str(path), problems=f"  it cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json_value(line)
         except ValueError as error:
             yield number, f"not JSON ({error}); one JSON object a line"
             continue

@@ -133,6 +133,9 @@ def content_of(path: Path) -> Content:
 
 def sha256_of(path: Path) -> str:
     """Returns the hash of a file. Raises InvalidData if the file cannot be read."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        problem = "  it is a pipe or a device; give a file, because the client reads it again before each task"
+        raise InvalidData(file=str(path), problems=problem)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

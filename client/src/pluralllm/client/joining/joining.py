@@ -122,6 +122,8 @@ def read_invite(source: str) -> Invite:
         text = text_of(sys.stdin.buffer.read(MAX_INVITE_BYTES + 1), Path("standard input"), MAX_INVITE_BYTES)
     except Unreadable as error:
         raise InviteInvalid(problem=str(error)) from error
+    except OSError as error:
+        raise InviteInvalid(problem=f"standard input cannot be read: {error.strerror or error}") from error
     return parse_invite(text)
 
 

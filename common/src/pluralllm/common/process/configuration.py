@@ -109,6 +109,8 @@ def with_home(path: Path) -> Path:
     Raises ValueError if the path begins with ~ and no home folder is known, or if it names the home of another user.
     """
     first, *rest = path.parts or ("",)
+    if "\0" in str(path):
+        raise ValueError("has a NUL character, which no path has")
     if not first.startswith("~"):
         return path
     folder = home()

@@ -6,9 +6,11 @@ show characters that a terminal would obey as escapes, and no markup in a text h
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,8 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.process.files import owner_hint
 from pluralllm.common.process.json_forms import CHECKS, CONFIG, Form
 from pluralllm.common.text.printable import printable
+from pluralllm.common.text.reading import Unreadable
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: docs/reference/json.md.")]
 
@@ -36,13 +40,25 @@ class Check:
 def checked(name: str, probe: Callable[[], Check]) -> Check:
     """Runs one check of a `doctor` command and returns its result. name: the name of the check. probe: the function that checks.
 
-    If `probe` raises a PluralError, the check has failed. The error's cause and fix become the check's result and fix.
+    If `probe` raises a PluralError, the check has failed. The error's cause and fix become the check's result and fix. A file
+    that cannot be read fails this check and no other one.
     """
     try:
         return probe()
     except PluralError as error:
         whole, fix = " ".join(str(error).split()), " ".join(error.fix.format(**error.facts).split())
         return Check(name, ok=False, result=whole.removesuffix(fix).strip(), fix=fix)
+    except (OSError, Unreadable) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise  # not about a file; `run_command` knows more
+        hint = (
+            owner_hint(Path(os.fsdecode(error.filename)))
+            if isinstance(error, PermissionError) and error.filename
+            else ""
+        )
+        return Check(
+            name, ok=False, result=str(error), fix=hint or "look at this path: what it is, and who may read it"
+        )
 
 
 def say(text: str = "", *, err: bool = False) -> None:

@@ -76,6 +76,9 @@ def _run(command: Callable[[], object]) -> None:
         sys.exit(REFUSED)
     except OSError as error:  # about a path that the user gave, or about a file in a state directory
         if error.filename is None:
+            if _is_without_folder():
+                sys.stderr.write("error: the working directory does not exist any more: change to another folder\n")
+                sys.exit(REFUSED)
             _end_unexpected(error)
         hint = owner_hint(Path(os.fsdecode(error.filename))) if isinstance(error, PermissionError) else ""
         fix = hint or "Look at that path: what it is, and who may read and write it."
@@ -83,6 +86,15 @@ def _run(command: Callable[[], object]) -> None:
         sys.exit(REFUSED)
     except Exception as error:  # noqa: BLE001 - the last handler of the process
         _end_unexpected(error)
+
+
+def _is_without_folder() -> bool:
+    """Returns whether the working directory has been deleted, so that no relative path can be used."""
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd does the same
+    except OSError:
+        return True
+    return False
 
 
 def _end_unexpected(error: Exception) -> NoReturn:

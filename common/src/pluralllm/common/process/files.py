@@ -107,6 +107,8 @@ def owner_hint(path: Path) -> str:
         try:
             owner = path.stat().st_uid
         except OSError:  # it does not exist, or this user may not even see it
+            if path == path.parent:
+                return "this user may not use the working directory: change to another folder, or give whole paths"
             path = path.parent
     if os.geteuid() in (0, owner):
         return ""

@@ -41,6 +41,10 @@ class DirectoryLock:
             holder = self._file.read().strip() or "unknown"
             self._file.close()
             raise InUse(what=f"State directory {self._folder}", by=f"process {holder}") from error
+        except OSError as error:  # for example a network file system without locks
+            self._file.close()
+            problem = f"  {self._folder} cannot be locked: {error.strerror}. Put the state directory on a local disk."
+            raise InvalidConfig(file="state_dir", problems=problem) from error
         with storage_errors(f"the state directory {self._folder}"):
             self._file.truncate(0)
             self._file.write(str(os.getpid()))

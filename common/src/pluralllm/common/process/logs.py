@@ -131,7 +131,12 @@ class LogFile:
 
     def _opened(self) -> io.FileIO:
         create_file(self._path, 0o640)
-        return io.FileIO(self._path, "ab")
+        return io.FileIO(self._path, "ab", opener=_open_at_once)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file. A pipe that nobody reads is an error (ENXIO) instead of a wait without end."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def configure_logs(

@@ -29,7 +29,10 @@ class Proxy:
     @property
     def authorization(self) -> str:
         """The value of the header Proxy-Authorization; empty if the proxy wants none."""
-        return f"Basic {base64.b64encode(self.credentials.encode()).decode()}" if self.credentials else ""
+        if not self.credentials:
+            return ""
+        pair = self.credentials if ":" in self.credentials else f"{self.credentials}:"  # RFC 7617, section 2
+        return f"Basic {base64.b64encode(pair.encode('utf-8', 'surrogateescape')).decode()}"
 
 
 @dataclass(frozen=True, slots=True)

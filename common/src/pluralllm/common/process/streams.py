@@ -76,6 +76,5 @@ def _replaced(stream: TextIO) -> TextIO:
         stream.flush()
     raw = Output(io.FileIO(number, "wb", closefd=False))
     buffered = io.BufferedWriter(raw)
-    return io.TextIOWrapper(
-        buffered, stream.encoding, errors="backslashreplace", line_buffering=raw.isatty() or stream is sys.stderr
-    )
+    # A program that reads a pipe, for example the address of `model serve`, gets each line at once.
+    return io.TextIOWrapper(buffered, stream.encoding, errors="backslashreplace", line_buffering=True)

@@ -22,6 +22,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.configuration import ProcessConfig, origins_of
 from pluralllm.common.process.console import Check
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.text.printable import printable
 from pluralllm.common.text.reading import read_text
 
 REMOVED = "[removed]"
@@ -123,10 +124,15 @@ def write_bundle(
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as bundle:
         bundle.writestr("README.txt", README)
         for name, part in parts.items():
-            bundle.writestr(name, redacted(_text_of(part)))
+            bundle.writestr(name, _encoded(redacted(_text_of(part))))
         for number, log in enumerate(logs):
-            bundle.writestr(f"logs/{number}-{log.name}", redacted_log(_tail(log)))
+            bundle.writestr(f"logs/{number}-{printable(log.name)}", _encoded(redacted_log(_tail(log))))
     write_durably(path, archive.getvalue(), MODE)
+
+
+def _encoded(text: str) -> bytes:
+    """Returns the bytes of a text. The name of a file may have bytes that are no UTF-8; they are written as escapes."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _text_of(make_part: Part) -> str:

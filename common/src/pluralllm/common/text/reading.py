@@ -7,15 +7,20 @@ files with the functions here, and a test enforces it.
 
 import codecs
 import json
+import os
 import re
+import select
+import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 MAX_DATA_BYTES = 4 * 1024 * 1024 * 1024  # of a file with one record in each line
+WRITER_LIMIT_S = 30.0  # how long a pipe may stay without a byte; `<(command)` of a shell is such a pipe
 LINE_END = re.compile(r"\r\n|\n|\r")  # not str.splitlines: it cuts at characters that may stand inside a text
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of half a character
 OTHER_MARKS = (  # of UTF-32 first, because the mark of UTF-16 is its beginning
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -38,7 +43,7 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     Raises Unreadable if the file cannot be opened, is larger than `max_bytes`, or is no text in UTF-8.
     """
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             content = file.read(max_bytes + 1)
     except OSError as error:
         raise not_opened(path, error) from error
@@ -83,11 +88,28 @@ def read_json(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> Any:
     """Returns the value in a JSON file. Raises Unreadable if the file is no text, or no JSON."""
     text = read_text(path, max_bytes)
     try:
-        return json.loads(text)
+        return json_value(text)
     except ValueError as error:
         raise Unreadable(path, f"not JSON: {error}") from error
+
+
+def json_value(text: str | bytes) -> Any:
+    """Returns the value of a JSON text, for example of one line of a file. Raises ValueError, which says what is wrong.
+
+    A value with half a character in a text (a lone surrogate, as programs leave it that cut texts) is refused, because it could
+    not be written again.
+    """
+    whole = text if isinstance(text, str) else text.decode("utf-8")
+    try:
+        value = json.loads(whole)
     except RecursionError as error:
-        raise Unreadable(path, "not JSON: its objects and lists are nested too deep") from error
+        raise ValueError("its objects and lists are nested too deep") from error
+    if SURROGATE.search(whole):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("a text in it ends in half a character (a lone surrogate); mend the text") from error
+    return value
 
 
 def byte_lines(path: Path) -> Iterator[bytes]:
@@ -96,7 +118,7 @@ def byte_lines(path: Path) -> Iterator[bytes]:
     A byte order mark is left out. Raises Unreadable if the file cannot be read, or if it is in UTF-16 or UTF-32.
     """
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             first = file.readline()
             _check_start(path, first)
             yield from filter(None, [first.removeprefix(codecs.BOM_UTF8)])
@@ -113,6 +135,26 @@ def not_utf_8(content: bytes, start: int) -> str:
         f"line {line} has the byte 0x{content[start]:02x}, which is no UTF-8; in Latin-1 or Windows-1252 it is '{shown}'."
         " Save the file as UTF-8"
     )
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Opens a file for reading. Raises OSError, or Unreadable for a pipe into which nobody writes.
+
+    The operating system would wait for ever for somebody who writes into the pipe.
+    """
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - the caller closes it
+    if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+        waiting = select.poll()
+        waiting.register(file, select.POLLIN)
+        if not waiting.poll(WRITER_LIMIT_S * 1000):
+            file.close()
+            raise Unreadable(path, f"it is a pipe into which nobody has written for {WRITER_LIMIT_S:g} s")
+    os.set_blocking(file.fileno(), True)
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_start(path: Path, content: bytes) -> None:

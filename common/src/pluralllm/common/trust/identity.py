@@ -115,7 +115,9 @@ def load_identity(folder: Path, command: str) -> Identity:
         name = "credentials.pem"
         key_pem, chain_pem, facts = _read_credentials(folder / name)
     except (OSError, ValueError, ValidationError, CertificateInvalid) as error:
-        problem = f"  {str(error).splitlines()[0]} Move the folder away and join with a new invite."
+        forbidden = isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
+        fix = owner_hint(folder / name) if forbidden else "Move the folder away and join with a new invite."
+        problem = f"  {str(error).splitlines()[0].rstrip('.')}. {fix}".rstrip()
         raise InvalidConfig(file=str(folder / name), problems=problem) from error
     return Identity(folder, membership, authority_pem, key_pem, chain_pem, facts, proxies_of(None))
 

@@ -61,6 +61,12 @@ def check_address(address: str) -> str:
     return address
 
 
+def overlap(one: str, other: str) -> bool:
+    """Returns whether two ports that one process opens would be the same one. Port 0 takes a free port each time."""
+    (host, port), (other_host, other_port) = split_address(one), split_address(other)
+    return 0 != port == other_port and (host == other_host or _stands_for_all(host) or _stands_for_all(other_host))
+
+
 def from_here(address: str) -> str:
     """Returns the address with which this machine connects to its own port. address: the address that the port was opened at."""
     host, port = split_address(address)
@@ -137,6 +143,12 @@ def _host_in(host: str) -> str:
         return bare
     if len(host) > MAX_HOST_CHARACTERS or set(host) & set("[]*"):
         raise ValueError("must be host:port, with a name or an IP address as its host")
+    try:
+        host.encode("idna")  # as the socket module does
+    except UnicodeError:
+        raise ValueError(
+            "must be host:port, but its host has an empty part between two dots, or a part that is too long"
+        ) from None
     if set(host) <= set("0123456789.") and not _is_ip(host):
         raise ValueError(f"must be host:port, but {host} is no IPv4 address; for example 127.0.0.1:7443")
     return host

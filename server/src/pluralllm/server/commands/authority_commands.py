@@ -157,4 +157,4 @@ def _passphrase(file: Path | None, *, confirm: bool) -> bytes | None:
             raise InvalidConfig(file=str(file), problems=f"  {error.problem}") from error
     if not text:
         raise InvalidArgument(field="--root-passphrase-file", problem="the passphrase is empty")
-    return text.encode()
+    return text.encode("utf-8", "surrogateescape")  # an ASCII terminal gives the typed bytes as surrogates

@@ -1,5 +1,6 @@
 """The coordinator's configuration. Its sources, strongest first: flag, environment (PLURALLLM_SERVER_*), TOML file, default."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -7,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveInt, SecretStr, field_valida
 
 from pluralllm.common.process.configuration import ProcessConfig
 from pluralllm.common.weights.pieces import PIECE_BYTES, SLOWEST_LINK_BYTES_S, transfer_s
-from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, Address, ListenAddress
+from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, Address, ListenAddress, overlap
 
 
 def check_database_url(secret: SecretStr) -> SecretStr:
@@ -89,6 +90,13 @@ class ServerConfig(ProcessConfig):
     def _ports_differ(self) -> Self:
         if self.advertise is not None and self.advertise == self.advertise_enrolment:
             raise ValueError("advertise and advertise_enrolment are the same, but the two ports need two addresses")
+        ports = ["listen", *([] if self.plain_text else ["enrolment_listen"]), "page_listen", "metrics_listen"]
+        opened = [(key, address) for key in ports if (address := getattr(self, key)) is not None]
+        for (one, address), (other, same) in itertools.combinations(opened, 2):
+            if overlap(address, same):
+                raise ValueError(
+                    f"{one} and {other} have the same port ({address}, {same}); give each a port of its own"
+                )
         return self
 
     @field_validator("chunk_idle_s")
