@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from pluralllm.common.process.streams import Output, output_below
+from pluralllm.common.process.streams import ESCAPES, Output, output_below
 
 GROUP = "日本 é 😀"
 # A command that prints, does its work, and prints again. The work is a file, as durable as any.
@@ -124,3 +125,9 @@ def test_a_working_directory_that_was_deleted_is_named(tmp_path: Path) -> None:
     folder.mkdir()
     done = subprocess.run([sys.executable, "-c", command], cwd=folder, capture_output=True, timeout=60, check=False)
     assert (done.returncode, b"the working directory does not exist any more" in done.stderr) == (3, True)
+
+
+def test_toml_stays_toml_on_a_terminal_that_lacks_characters() -> None:
+    names = ["Zürich", "é", "日本", "😀"]
+    text = f"names = {json.dumps(names, ensure_ascii=False)}"
+    assert tomllib.loads(text.encode("ascii", ESCAPES).decode("ascii")) == {"names": names}

@@ -5,12 +5,28 @@ end a command that has spent an invite or is about to store a result. So the fir
 stream is dropped, and the failure is reported when the command has ended.
 """
 
+import codecs
 import contextlib
 import errno
 import io
 import select
 import sys
 from typing import Any, TextIO
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    r"""Returns the escapes of the characters that an encoding lacks, as TOML writes them: backslash u, or backslash U.
+
+    So a run spec that a command prints stays valid. Python's own form for é, a backslash and xe9, is no TOML.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = map(ord, error.object[error.start : error.end])
+    return "".join(f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}" for code in lacking), error.end
+
+
+ESCAPES = "pluralllm.escapes"
+codecs.register_error(ESCAPES, _escaped)
 
 
 class Output(io.RawIOBase):
@@ -77,4 +93,4 @@ def _replaced(stream: TextIO) -> TextIO:
     raw = Output(io.FileIO(number, "wb", closefd=False))
     buffered = io.BufferedWriter(raw)
     # A program that reads a pipe, for example the address of `model serve`, gets each line at once.
-    return io.TextIOWrapper(buffered, stream.encoding, errors="backslashreplace", line_buffering=True)
+    return io.TextIOWrapper(buffered, stream.encoding, errors=ESCAPES, line_buffering=True)
