@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pluralllm.common.text.reading import Unreadable, not_opened
+from pluralllm.common.text.reading import Unreadable, not_opened, opened
 
 SCHEMA = pa.schema(
     [
@@ -26,8 +26,10 @@ SCHEMA = pa.schema(
 def read_table(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a Parquet file. Raises Unreadable if it cannot be opened, or if it is no Parquet file."""
     try:
-        with path.open("rb") as file:  # pyarrow would take a folder for a table in many files
-            rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+        with opened(
+            path
+        ) as file:  # pyarrow would take a folder for a table in many files, and wait for ever for a pipe
+            rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(file.read())).to_pylist()
     except (pa.ArrowException, ValueError) as error:
         raise Unreadable(
             path, f"it is no Parquet file, or it is damaged: {str(error).partition(chr(10))[0]}"

@@ -43,7 +43,7 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     Raises Unreadable if the file cannot be opened, is larger than `max_bytes`, or is no text in UTF-8.
     """
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             content = file.read(max_bytes + 1)
     except OSError as error:
         raise not_opened(path, error) from error
@@ -118,7 +118,7 @@ def byte_lines(path: Path) -> Iterator[bytes]:
     A byte order mark is left out. Raises Unreadable if the file cannot be read, or if it is in UTF-16 or UTF-32.
     """
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             first = file.readline()
             _check_start(path, first)
             yield from filter(None, [first.removeprefix(codecs.BOM_UTF8)])
@@ -137,7 +137,7 @@ def not_utf_8(content: bytes, start: int) -> str:
     )
 
 
-def _opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
     """Opens a file for reading. Raises OSError, or Unreadable for a pipe into which nobody writes.
 
     The operating system would wait for ever for somebody who writes into the pipe.
