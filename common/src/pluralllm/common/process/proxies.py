@@ -16,6 +16,8 @@ from pluralllm.common.words.addresses import check_address, is_loopback, split_a
 
 NO_PROXY = "none"  # the value that means: connect directly, whatever the environment says
 DEFAULT_PORT = 80
+# A name, perhaps with * or a dot at its start, or an address in brackets; a bare IPv6 address has more than one colon.
+ENTRY_WITH_PORT = re.compile(r"(\[[^]]*\]|[^:]*):(\d{1,5})")
 FORM = "must be http://HOST:PORT, http://USER:PASSWORD@HOST:PORT or none"
 
 
@@ -86,13 +88,12 @@ def _matches(entry: str, host: str, port: int) -> bool:
 
     A port at the end of an entry limits the entry to this port.
     """
-    try:
-        entry, only_port = split_address(entry)
-    except ValueError:
-        only_port = port
-    if only_port != port:
-        return False
-    entry, host = entry.lower(), host.lower().rstrip(".")
+    with_port = ENTRY_WITH_PORT.fullmatch(entry)
+    if with_port is not None:
+        entry = with_port[1]
+        if int(with_port[2]) != port:
+            return False
+    entry, host = entry.lower().removeprefix("[").removesuffix("]"), host.lower().rstrip(".")
     if entry == "*":
         return True
     address = _ip(host)
