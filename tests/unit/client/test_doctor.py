@@ -42,3 +42,9 @@ def test_the_consent_line_names_the_runs_that_wait_and_the_command(tmp_path: Pat
     assert question is not None
     consents.give(question)
     assert probe(config).result == "no run waits for it"
+
+
+def test_the_disk_line_says_that_no_file_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # as for a file system that is mounted for reading
+    check = PROBES["disk"](config_of(tmp_path / "state"))
+    assert (check.ok, check.result.startswith(f"{tmp_path} cannot be written")) == (False, True)

@@ -19,6 +19,7 @@ from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.connections import connect
 from pluralllm.common.process.console import Check, Json, checked, print_checks
 from pluralllm.common.process.extras import need_torch
+from pluralllm.common.process.files import why_not_writable
 from pluralllm.common.process.proxies import DIRECT
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.words.spec import GroupRole
@@ -79,7 +80,11 @@ def _consent(config: ClientConfig) -> Check:
 
 
 def _disk(config: ClientConfig) -> Check:
-    """Checks that the disk of the state directory has enough free space."""
+    """Checks that files can be made in the state directory, and that its disk has enough free space."""
+    if problem := why_not_writable(config.state_dir):
+        return Check(
+            "disk", ok=False, result=problem, fix="let the daemon's user write there, or set state_dir elsewhere"
+        )
     folder = config.state_dir.absolute()
     while not folder.exists():
         folder = folder.parent

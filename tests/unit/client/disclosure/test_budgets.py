@@ -10,7 +10,7 @@ import pytest
 from pluralllm.client.disclosure.budgets import Budgets, utc_today
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores, Task
-from pluralllm.common.errors.tree import AnswerInvalid, PolicyForbids, SpecMismatch
+from pluralllm.common.errors.tree import AnswerInvalid, InvalidConfig, PolicyForbids, SpecMismatch
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.not_reported import NotReported
@@ -228,3 +228,14 @@ def test_accounts_are_private_and_a_budget_that_has_room_again_still_has_a_key(t
     assert kept.spent(RunId("r")) is None
     assert kept.key_behind(RunId("r"), NotReported.BUDGET_SPENT) == "max_evaluations_of_run"
     assert kept.key_behind(RunId("r"), NotReported.TOO_FEW_QUESTIONS) == "min_questions_behind"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"joined": "2027-01-01", "scores": []}', "5"])
+def test_a_damaged_account_is_named_and_not_counted_as_empty(tmp_path: Path, content: str) -> None:
+    kept = budgets(tmp_path)
+    kept.join(RunId("r"), Digest("s"))
+    (path,) = tmp_path.rglob("r.json")
+    path.write_text(content)
+    for join in (RunId("r"), RunId("other")):
+        with pytest.raises(InvalidConfig, match=r"r\.json .*\n  it is damaged"):
+            kept.join(join, Digest("s"))

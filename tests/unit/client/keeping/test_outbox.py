@@ -11,7 +11,7 @@ import pytest
 
 from pluralllm.client.keeping.outbox import KEPT_OF_RUN, Entry, Outbox
 from pluralllm.client.process.instruments import OUTBOX_UPDATES
-from pluralllm.common.errors.tree import StorageFull
+from pluralllm.common.errors.tree import InvalidConfig, StorageFull
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 
@@ -132,3 +132,13 @@ def test_a_run_keeps_its_newest_updates_only(tmp_path: Path) -> None:
         (tmp_path / "draft").write_bytes(b"delta")
         outbox.put(replace(entry, task=task), tmp_path / "draft")
     assert sorted(kept.task for kept in outbox.pending()) == tasks
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"task": 1}', "5"])
+def test_a_damaged_entry_is_named(tmp_path: Path, content: str) -> None:
+    outbox, entry = filled(tmp_path)
+    (path,) = (tmp_path / "outbox").glob("*.json")
+    path.write_text(content)
+    for read in (lambda: outbox.get(entry.task), lambda: list(outbox.pending())):
+        with pytest.raises(InvalidConfig, match="it is damaged; move it and"):
+            read()

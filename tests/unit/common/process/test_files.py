@@ -9,8 +9,18 @@ from pathlib import Path
 import pytest
 
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.process.files import create_file, make_folder, owner_hint, publish, read_state, write_durably
+from pluralllm.common.process.files import (
+    create_file,
+    make_folder,
+    owner_hint,
+    publish,
+    read_state,
+    why_not_writable,
+    write_durably,
+)
 from pluralllm.common.process.lock import DirectoryLock
+from pluralllm.server.commands.doctor import checks_of
+from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.storage.sql_store import open_store
 from pluralllm.server.storage.state_directory import StateDirectory
 
@@ -169,3 +179,19 @@ def test_a_file_system_without_locks_is_refused_with_the_fix(tmp_path: Path, mon
         InvalidConfig, match=r"cannot be locked: No locks available\. Put the state directory on a local disk"
     ):
         DirectoryLock(tmp_path).__enter__()
+
+
+def test_a_folder_in_which_no_file_can_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    assert why_not_writable(tmp_path / "not" / "made" / "yet") == ""
+    assert "is no folder" in why_not_writable(tmp_path / "file")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as for a file system that is mounted for reading
+    assert why_not_writable(tmp_path / "not").startswith(f"{tmp_path} cannot be written")
+    checks = {check.name: check for check in checks_of(ServerConfig(state_dir=tmp_path, plain_text=True))}
+    assert (checks["state directory"].ok, "cannot be written" in checks["state directory"].result) == (False, True)
+
+
+def test_a_file_in_the_place_of_a_state_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    with pytest.raises(InvalidConfig, match="there is a file, or a link to nothing, in its place"):
+        DirectoryLock(tmp_path / "state").__enter__()

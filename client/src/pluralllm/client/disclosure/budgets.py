@@ -17,7 +17,7 @@ from typing import Any
 
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores, Task
-from pluralllm.common.errors.tree import AnswerInvalid, PolicyForbids, SpecMismatch
+from pluralllm.common.errors.tree import AnswerInvalid, InvalidConfig, PolicyForbids, SpecMismatch
 from pluralllm.common.process.files import make_folder, read_state, write_durably
 from pluralllm.common.words.ids import Digest, RunId, is_id
 from pluralllm.common.words.not_reported import NotReported
@@ -148,7 +148,7 @@ class Budgets:
             )
 
     def _accounts(self) -> Iterator[dict[str, Any]]:
-        return (read_state(path) for path in self._folder.glob("*.json"))
+        return (_account_in(path) for path in self._folder.glob("*.json"))
 
     def _account(self, run: RunId) -> dict[str, Any]:
         account = self._read(run)
@@ -157,8 +157,7 @@ class Budgets:
 
     def _read(self, run: RunId) -> dict[str, Any] | None:
         path = self._path(run)
-        account: dict[str, Any] | None = read_state(path) if path.is_file() else None
-        return account
+        return _account_in(path) if path.is_file() else None
 
     def _write(self, run: RunId, account: dict[str, Any]) -> None:
         write_durably(self._path(run), json.dumps(account).encode(), mode=0o600)
@@ -167,6 +166,17 @@ class Budgets:
         if not is_id(run):  # the coordinator chose it, and it becomes a file's name
             raise AnswerInvalid(call="Poll", field="task.run", problem="is not the id of a run")
         return self._folder / f"{run}.json"
+
+
+def _account_in(path: Path) -> dict[str, Any]:
+    """Reads an account from its file. Raises InvalidConfig, which names the file, if it is damaged.
+
+    An account that is moved away is counted anew, which only the owner may do.
+    """
+    account = read_state(path)
+    if not isinstance(account, dict) or "joined" not in account or not isinstance(account.get("scores"), dict):
+        raise InvalidConfig(file=str(path), problems="  it is damaged; restore it from a backup, or move it away")
+    return account
 
 
 def _version(task: Task) -> str:

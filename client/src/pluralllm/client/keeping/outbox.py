@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pluralllm.client.process.instruments import OUTBOX_UPDATES
+from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.files import make_folder, publish, read_state, storage_errors, write_durably
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
@@ -64,7 +65,7 @@ class Outbox:
         facts = self._facts(task)
         if not facts.is_file():
             return None
-        entry = Entry(**read_state(facts))
+        entry = _entry_in(facts)
         manifest = manifest_of(self.delta(task))
         if manifest.digest != entry.digest:
             self.drop(task)
@@ -74,7 +75,7 @@ class Outbox:
     def pending(self) -> Iterator[Entry]:
         """Yields the entry of every update that has no receipt yet."""
         for path in sorted(self._folder.glob("*.json")):
-            yield Entry(**read_state(path))
+            yield _entry_in(path)
 
     def delta(self, task: TaskId) -> Path:
         """Returns the path of a task's delta."""
@@ -102,6 +103,15 @@ class Outbox:
         for path in self._folder.iterdir():
             if path.suffix != ".json" and not path.with_suffix(".json").is_file():
                 path.unlink()
+
+
+def _entry_in(path: Path) -> Entry:
+    """Reads an entry from its file. Raises InvalidConfig, which names the file, if it is damaged."""
+    try:
+        return Entry(**read_state(path))
+    except TypeError as error:
+        problem = f"  it is damaged; move it and {path.with_suffix('.safetensors').name} away"
+        raise InvalidConfig(file=str(path), problems=problem) from error
 
 
 def _name(task: TaskId) -> str:

@@ -100,6 +100,18 @@ def create_file(path: Path, mode: int = 0o600) -> None:
         _hand_over(handle, path.parent)
 
 
+def why_not_writable(folder: Path) -> str:
+    """Returns why this user can make no files in a folder, or in the folder above it that exists; empty if it can."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    if os.access(folder, os.W_OK | os.X_OK):
+        return ""
+    return f"{folder} cannot be written. {owner_hint(folder) or 'Is its file system mounted for reading only?'}"
+
+
 def owner_hint(path: Path) -> str:
     """Returns the advice for a path that this user may not use; empty if the path is this user's own, or if root asks."""
     owner = None

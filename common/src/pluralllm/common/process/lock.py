@@ -32,7 +32,9 @@ class DirectoryLock:
                 create_file(self._folder / "lock", 0o644)
                 self._file = (self._folder / "lock").open("a+")
         except OSError as error:
-            problem = f"  {self._folder} cannot be used: {error.strerror}. {owner_hint(self._folder)}"
+            occupied = isinstance(error, FileExistsError | NotADirectoryError)
+            why = "there is a file, or a link to nothing, in its place" if occupied else error.strerror
+            problem = f"  {self._folder} cannot be used: {why}. {owner_hint(self._folder)}"
             raise InvalidConfig(file="state_dir", problems=problem.rstrip()) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pluralllm.common.errors.tree import NotFound, StoreFailed, Unreachable
 from pluralllm.common.process.console import Check, checked
+from pluralllm.common.process.files import why_not_writable
 from pluralllm.common.process.proxies import DIRECT
 from pluralllm.common.text.reading import read_text
 from pluralllm.common.trust.certificates import fingerprint, spoken
@@ -66,6 +67,8 @@ def _state(config: ServerConfig) -> Check:
         return Check(
             "state directory", ok=False, result=f"{path} is not there", fix="pluralllm-server init --host NAME"
         )
+    if problem := why_not_writable(path):
+        return Check("state directory", ok=False, result=problem, fix="let the coordinator's user write there")
     open_to = path.stat().st_mode & 0o077
     fix = f"chmod 700 {path}" if open_to else ""
     return Check("state directory", not open_to, f"{path}, mode {path.stat().st_mode & 0o777:o}", fix)
