@@ -7,10 +7,7 @@ files with the functions here, and a test enforces it.
 
 import codecs
 import json
-import os
 import re
-import select
-import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import Any, BinaryIO
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 MAX_DATA_BYTES = 4 * 1024 * 1024 * 1024  # of a file with one record in each line
-WRITER_LIMIT_S = 30.0  # how long a pipe may stay without a byte; `<(command)` of a shell is such a pipe
+DEVICES = Path("/dev")
 LINE_END = re.compile(r"\r\n|\n|\r")  # not str.splitlines: it cuts at characters that may stand inside a text
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of half a character
 OTHER_MARKS = (  # of UTF-32 first, because the mark of UTF-16 is its beginning
@@ -138,23 +135,13 @@ def not_utf_8(content: bytes, start: int) -> str:
 
 
 def opened(path: Path) -> BinaryIO:
-    """Opens a file for reading. Raises OSError, or Unreadable for a pipe into which nobody writes.
+    """Opens a file for reading. Raises OSError, or Unreadable for a pipe with a name, in which a reader may wait for ever.
 
-    The operating system would wait for ever for somebody who writes into the pipe.
+    A pipe that a shell has made is read, for example of `<(command)` or of /dev/stdin.
     """
-    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - the caller closes it
-    if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
-        waiting = select.poll()
-        waiting.register(file, select.POLLIN)
-        if not waiting.poll(WRITER_LIMIT_S * 1000):
-            file.close()
-            raise Unreadable(path, f"it is a pipe into which nobody has written for {WRITER_LIMIT_S:g} s")
-    os.set_blocking(file.fileno(), True)
-    return file
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+    if path.is_fifo() and DEVICES not in path.parents:
+        raise Unreadable(path, "it is a pipe, not a file; give a file, or <(command) in a shell")
+    return path.open("rb")
 
 
 def _check_start(path: Path, content: bytes) -> None:
