@@ -299,6 +299,34 @@ async def test_a_revoked_member_leaves_every_run_and_its_session_ends(place: Mem
         place.parts.sessions.of(ANN)
 
 
+async def test_a_removal_that_cannot_be_stored_is_made_up_for_unless_the_member_comes_back(tmp_path: Path) -> None:
+    hooks = Hooks()
+    place = MemoryCoordinator(tmp_path, before=hooks)
+    run = await place.collecting("ann", "ben")
+    for returns in (True, False):
+        with hooks.failing("store.apply", StorageFull(what="the database")):
+            await place.coordinator.remove_client(ANN)
+        assert "the database" in place.parts.troubles.of(run.id)
+        assert ANN in roster(run)
+        if returns:
+            await place.hello("ann")
+        await place.look(run)
+        assert run.state.is_excluded(ANN) == (not returns)
+
+
+async def test_hello_and_removal_change_only_runs_that_go_on_and_know_the_client(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", "ben")
+    await place.coordinator.dispatch(run, ev.PlaceLost(place.clock.now_s(), ANN, "cannot", permanent=True))
+    sequence = run.sequence
+    await place.hello("ben")
+    assert run.sequence == sequence
+    await place.coordinator.dispatch(run, ev.RunCancelled(place.clock.now_s(), "enough"))
+    sequence = run.sequence
+    await place.hello("ann")
+    await place.coordinator.remove_client(BEN)
+    assert run.sequence == sequence
+
+
 # Runs
 
 
@@ -529,13 +557,41 @@ async def test_a_disk_that_fails_in_an_averaging_stops_the_process(place: Memory
     await place.stop()
 
 
-async def test_files_that_cannot_be_deleted_are_logged_and_stop_nothing(place: MemoryCoordinator) -> None:
+@pytest.mark.parametrize(
+    ("error", "stops"),
+    [
+        (StoreFailed(problem="broken"), False),
+        (OSError(errno.ENOSPC, "broken"), False),
+        (OSError(errno.EIO, "broken"), True),
+    ],
+)
+async def test_files_that_cannot_be_deleted_are_logged_and_stop_nothing_unless_the_disk_fails(
+    place: MemoryCoordinator, error: Exception, stops: bool
+) -> None:
     run, hooks = await place.collecting("ann"), Hooks()
     place.before = hooks
-    with hooks.failing("blobs.digests", StoreFailed(problem="no network")), capture_logs() as logs:
+    with hooks.failing("blobs.digests", error), capture_logs() as logs:
         await deliver_all(place, run)
         await until(lambda: any(entry["event"] == "blobs.not_collected" for entry in logs))
     assert run.state.version == 1
+    assert "broken" in next(entry["problem"] for entry in logs if entry["event"] == "blobs.not_collected")
+    assert (place.fail_stop.why is not None) == stops
+
+
+async def test_the_newest_moments_of_a_run_that_goes_on_are_kept(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", aggregation={"optimizer": "fedavgm"}, rounds=4)
+    for number in (1, 2):
+        await deliver_all(place, run)
+        await place.coordinator._collect()
+        assert await place.parts.blobs.exists(run.newest.moments[0])
+        await place.look(run)
+        assert run.state.round == number + 1
+
+
+async def test_a_trouble_without_words_is_named_by_its_kind(place: MemoryCoordinator) -> None:
+    run = await place.new_run()
+    place.coordinator._note_trouble(run, ZeroDivisionError())
+    assert place.parts.troubles.of(run.id) == "ZeroDivisionError"
 
 
 async def test_the_end_of_a_run_wakes_the_clients_that_take_part_in_it(place: MemoryCoordinator) -> None:
