@@ -20,6 +20,7 @@ from typing import Any
 from drill import points
 from drill.points import AFTER, APPLY, BEFORE
 
+from pluralllm.common.process.streams import keep_going
 from pluralllm.server import __main__ as server
 from pluralllm.server.aggregation import update_files as updates
 from pluralllm.server.commands import authority_commands
@@ -127,6 +128,7 @@ def initialise(config: Path, admin: Path) -> None:
 
 def main() -> None:
     """Runs the server's command line with the points in it."""
+    keep_going()  # as the command line does, before anything is written
     if admin := os.environ.get(ADMIN):
         initialise(Path(sys.argv[sys.argv.index("--config") + 1]), Path(admin))
     install(Passes(os.environ.get(KILL_AT, ""), os.environ.get(TRACE, "")))

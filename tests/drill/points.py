@@ -30,13 +30,14 @@ READS: dict[str, frozenset[str]] = {
     "blobs": frozenset({"path", "exists", "digests"}),
     "uploads": frozenset({"missing"}),
 }
-TRANSLATES_ERRORS = "storage_errors"  # the only function of files.py that touches no file
+NO_WRITERS = frozenset({"storage_errors", "owner_hint", "read_state"})  # the functions of files.py that write nothing
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "averaging.write_next": write_next,
     **{
         f"files.{name}": value
         for name, value in vars(files).items()
-        if inspect.isfunction(value) and value.__module__ == files.__name__ and name != TRANSLATES_ERRORS
+        if inspect.isfunction(value) and value.__module__ == files.__name__ and name not in NO_WRITERS
+        if not name.startswith("_")
     },
 }
 

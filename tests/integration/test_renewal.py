@@ -151,8 +151,9 @@ async def test_hello_and_renew_tell_the_present_addresses_and_the_member_keeps_t
             assert stored_addresses(identity.folder) == Addresses(*names)
             assert renewal._identity is not None
             assert renewal._identity.membership.enrolment == names[1], "the next diagnosis asks there"
-            membership = (await renew(identity, transport)).membership
-            assert (membership.coordinator, membership.enrolment) == tuple(names)
+            renewed = await renew(renewal._identity, transport)
+            assert renewed.membership.enrolment == names[1], "a renewal keeps it"
+            assert stored_addresses(identity.folder) == Addresses(*names)
 
 
 async def test_a_renewal_whose_answer_was_lost_is_repeated_with_the_same_key(tmp_path: Path) -> None:

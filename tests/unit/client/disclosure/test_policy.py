@@ -86,7 +86,7 @@ DEFAULTS = {
     "max_runs_a_day": 10,
     "allow_evaluation": True,
     "allow_rewards": False,
-    "allowed_metrics": {"loss", "base_distance", "alignment_score", "wasserstein_score"},
+    "allowed_metrics": {"loss", "base_distance", "alignment_score", "wasserstein_score", "context_gain"},
 }
 
 
