@@ -23,7 +23,7 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.aggregation.next_version import Draft, write_next
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase
-from pluralllm.server.runs.coordinator import MAX_STEPS_AT_ONCE, RETRY_S
+from pluralllm.server.runs.coordinator import MAX_STEPS_AT_ONCE, RETRY_S, Timing
 from pluralllm.server.runs.live_run import LiveRun, recover
 from pluralllm.server.storage.store import RoundOutcome, RunRecord, Store
 
@@ -590,8 +590,20 @@ async def test_the_newest_moments_of_a_run_that_goes_on_are_kept(place: MemoryCo
 
 async def test_a_trouble_without_words_is_named_by_its_kind(place: MemoryCoordinator) -> None:
     run = await place.new_run()
-    place.coordinator._note_trouble(run, ZeroDivisionError())
-    assert place.parts.troubles.of(run.id) == "ZeroDivisionError"
+    with capture_logs() as logs:
+        for error in (ZeroDivisionError(), ZeroDivisionError(), StoreFailed(problem="no network"), OSError("no route")):
+            place.coordinator._note_trouble(run, error)
+    assert [(entry["event"], entry["problem"].split(":")[-1].strip()) for entry in logs] == [
+        ("run.broken", "ZeroDivisionError"),
+        ("run.in_trouble", str(StoreFailed(problem="no network")).split(":")[-1].strip()),
+        ("run.in_trouble", "no route"),
+    ]
+    assert place.parts.troubles.of(run.id) == "no route"
+
+
+def test_the_times_of_the_loop_are_those_of_the_documentation() -> None:
+    assert Timing() == Timing(lease_s=60.0, silence_s=5.0, tick_s=0.25, keep_updates=3)
+    assert RETRY_S == 5.0
 
 
 async def test_the_end_of_a_run_wakes_the_clients_that_take_part_in_it(place: MemoryCoordinator) -> None:
