@@ -22,10 +22,14 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 LOOK_EVERY_S = 0.2  # listing the processes takes a core for a moment, and the demo needs it
 WORKER = "pluralllm.client.work.worker"
 INTERRUPTIONS = [
-    pytest.param(signal.SIGINT, id="SIGINT"),
     pytest.param(
-        signal.SIGTERM, id="SIGTERM", marks=() if ALL else pytest.mark.skip(reason="one signal; both: make faults")
-    ),
+        number,
+        id=number.name,
+        marks=()
+        if ALL
+        else pytest.mark.skip(reason="tests/unit/test_demo.py tries signals at every step; make faults"),
+    )
+    for number in (signal.SIGINT, signal.SIGTERM)
 ]
 
 

@@ -16,7 +16,8 @@ from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.remote import Remote
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
-ROUNDS = 8  # a few tenths of a second each; the run must outlive five kills, each some events after a restart
+KILLS = 5 if ALL else 3
+ROUNDS = 8  # a few tenths of a second each; the run must outlive the kills, each some events after a restart
 SPEC = process_spec(rounds=ROUNDS)
 STATEFUL = process_spec(
     rounds=ROUNDS,
@@ -87,14 +88,14 @@ def undisturbed_stateful(tmp_path_factory: pytest.TempPathFactory, embedding_mod
         pytest.param(STATEFUL, "undisturbed_stateful", id="fedyogi"),
     ],
 )
-def test_a_coordinator_killed_five_times_in_mid_round_ends_with_the_same_model(
+def test_a_coordinator_killed_again_and_again_in_mid_round_ends_with_the_same_model(
     tmp_path: Path, embedding_model: Path, request: pytest.FixtureRequest, spec: RunSpec, model: str
 ) -> None:
     undisturbed = request.getfixturevalue(model)
     rng = random.Random(SEED)
     with federation(tmp_path / "run", embedding_model, free_port()) as running:
         remote = begin(running, spec=spec)
-        for kill in range(5):
+        for kill in range(KILLS):
             target = sequence(remote) + rng.randint(1, 4)
             until(lambda target=target: sequence(remote) >= target, f"event {target} before kill {kill}", running)  # type: ignore[misc]
             running.coordinator.kill()

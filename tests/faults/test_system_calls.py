@@ -13,7 +13,7 @@ from drill.coordinator import ONE_THREAD
 from drill.fleet import Fault
 from drill.pairs import Embedded, StorePair
 from drill.scenarios import SCENARIOS
-from drill.trial import ALL, Undisturbed, drill
+from drill.trial import ALL, SAMPLE_ONLY, Undisturbed, drill
 
 ORDINARY = SCENARIOS[0]
 SEED = 20250312
@@ -73,10 +73,17 @@ STRIKES = (
     Strike("write to the database", "pwrite64", DATABASE, 100),
     Strike("end of the database's journal", "unlink", DATABASE, 15),
 )
+SAMPLE = ("fsync of a blob or folder", "write to an upload", "sync of the database")
 
 
 @pytest.mark.parametrize("pair", [Embedded.name], indirect=True, scope="session")  # the other pair has no local files
-@pytest.mark.parametrize("strike", STRIKES, ids=lambda strike: strike.name)
+@pytest.mark.parametrize(
+    "strike",
+    [
+        pytest.param(s, id=s.name, marks=() if ALL or s.name in SAMPLE else pytest.mark.skip(reason=SAMPLE_ONLY))
+        for s in STRIKES
+    ],
+)
 def test_a_coordinator_killed_at_a_system_call_goes_on_as_if_nothing_had_been(
     tmp_path: Path, pair: StorePair, undisturbed: Undisturbed, strike: Strike
 ) -> None:
