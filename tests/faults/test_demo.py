@@ -27,7 +27,7 @@ INTERRUPTIONS = [
         id=number.name,
         marks=()
         if ALL
-        else pytest.mark.skip(reason="tests/unit/test_demo.py tries signals at every step; make faults"),
+        else pytest.mark.skip(reason="tests/unit/test_demo.py tries the signals; all of the demo: make faults"),
     )
     for number in (signal.SIGINT, signal.SIGTERM)
 ]
