@@ -177,3 +177,17 @@ def test_a_card_of_a_version_that_no_group_reports_on_says_so() -> None:
 def _rewrite(folder: Path, **changes: object) -> None:
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{", '{"predictor": {}}'])
+def test_a_damaged_config_is_named(folder: Path, content: str) -> None:
+    (folder / CONFIG).write_text(content)
+    with pytest.raises(InvalidModel):
+        PluralPredictor.from_pretrained(folder)
+
+
+def test_a_config_without_its_embedding_is_named(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "embedding": None}))
+    with pytest.raises(InvalidModel, match="its predictor cannot be made"):
+        PluralPredictor.from_pretrained(folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.server.commands.authority_commands import init, renew_issuer, warn_of_loopback
+from pluralllm.server.commands.authority_commands import _passphrase, init, renew_issuer, warn_of_loopback
 
 UNUSABLE = ["0.0.0.0", "::", "1.2.3"]
 
@@ -40,3 +40,9 @@ def test_names_that_only_this_machine_can_use_are_warned_of(
     shown = capsys.readouterr().err
     assert ("only this machine can connect to" in shown) is warns
     assert ("pluralllm-server renew-issuer --host NAME" in shown) is warns
+
+
+def test_a_passphrase_that_an_ascii_terminal_gives_has_the_typed_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = "Schlüssel".encode()
+    monkeypatch.setattr("typer.prompt", lambda *_, **__: typed.decode("ascii", "surrogateescape"))
+    assert _passphrase(Path("-"), confirm=False) == typed

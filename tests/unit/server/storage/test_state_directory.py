@@ -64,7 +64,10 @@ def test_half_written_models_of_a_killed_process_are_cleared_and_uploads_are_not
 
 def test_a_path_that_cannot_be_a_directory_is_a_matter_of_configuration(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidConfig, match="there is a file, or a link to nothing, in its place"), StateDirectory(tmp_path / "file" / "state"):
+    with (
+        pytest.raises(InvalidConfig, match="there is a file, or a link to nothing"),
+        StateDirectory(tmp_path / "file" / "state"),
+    ):
         pass
 
 
