@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from support.coordinator_harness import Served, serving, write_delta
 from support.paced_relay import PacedRelay, paced_relay
@@ -24,6 +25,7 @@ from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.tree import LinkTooSlow
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.process.clock import SystemClock
+from pluralllm.common.wire.messages import CHANNEL_OPTIONS, pings
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole, RunSpec
@@ -157,3 +159,27 @@ async def test_a_link_slower_than_the_slowest_supported_one_is_named_as_the_caus
             await one.push(task)
         assert raised.value.way == "to"
         assert raised.value.kib_s < raised.value.needed_kib_s == 10 * SLOW / KIB
+
+
+async def test_a_connection_that_brings_no_byte_ends_when_no_answer_to_a_ping_comes() -> None:
+    """Without the time for a ping's answer among the options, gRPC would wait a minute for it."""
+    held = asyncio.Event()
+
+    async def hold(_request: bytes, _context: object) -> bytes:
+        held.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    server = grpc.aio.server(options=[("grpc.http2.min_ping_interval_without_data_ms", 100)])
+    handler = grpc.unary_unary_rpc_method_handler(hold)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", {"Hold": handler}),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with asyncio.timeout(LIMIT_S / 2), paced_relay(address, FAST, FAST) as relay:
+        options = [*CHANNEL_OPTIONS, *pings(1_000, 500), ("grpc.enable_http_proxy", 0)]
+        async with grpc.aio.insecure_channel(relay.address, options) as channel:
+            call = channel.unary_unary("/test/Hold")(b"")
+            await held.wait()
+            relay.bytes_s.update(to=1e-6, **{"from": 1e-6})
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+    await server.stop(0)

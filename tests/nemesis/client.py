@@ -68,7 +68,7 @@ def main() -> None:
     drill.hurry()
     polling.APPROVAL_WAIT_S = renewal.DIAGNOSE_EVERY_S = 1.0
     transport.RETRY_FOR_S = 20.0
-    channels.CHANNEL_OPTIONS = pace.faster_keepalive(channels.CHANNEL_OPTIONS)  # type: ignore[attr-defined]
+    channels.DAEMON_OPTIONS = pace.faster_keepalive(channels.DAEMON_OPTIONS)  # type: ignore[attr-defined]
     pace.wrong_clock()
     CopyingTransport.folder = home / SENT
     CopyingTransport.folder.mkdir(exist_ok=True)

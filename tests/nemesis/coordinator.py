@@ -10,7 +10,6 @@ from pathlib import Path
 from drill.coordinator import ADMIN, initialise
 from nemesis import pace, side_effects
 
-from pluralllm.common.wire import channels
 from pluralllm.server import __main__ as server
 from pluralllm.server.rpc import serving
 from pluralllm.server.runs import coordinator
@@ -19,7 +18,6 @@ from pluralllm.server.runs import coordinator
 def main() -> None:
     """Runs the server's command line with the shorter waits."""
     serving.OPTIONS = pace.faster_keepalive(serving.OPTIONS)
-    channels.CHANNEL_OPTIONS = pace.faster_keepalive(channels.CHANNEL_OPTIONS)  # type: ignore[attr-defined]
     coordinator.RETRY_S = 0.5  # the wait after an error of a disk or a store
     if admin := os.environ.get(ADMIN):
         initialise(Path(sys.argv[sys.argv.index("--config") + 1]), Path(admin))

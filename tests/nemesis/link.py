@@ -86,11 +86,6 @@ class Link:
 
         self._soon(change)
 
-    @property
-    def is_losing(self) -> bool:
-        """Whether a connection is silent without an end: nobody has noticed yet that it brings no byte again."""
-        return any(passage.is_lost for passage in tuple(self._passages))
-
     def _soon(self, change: Callable[[], object]) -> None:
         self.loop.call_soon_threadsafe(change)
 
@@ -159,10 +154,6 @@ class Links:
     def heal(self) -> None:
         for link in self._made:
             link.heal()
-
-    @property
-    def are_losing(self) -> bool:
-        return any(link.is_losing for link in self._made)
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)

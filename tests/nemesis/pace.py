@@ -15,10 +15,11 @@ KEEPALIVE_MS, KEEPALIVE_LIMIT_MS = 1_500, 1_000
 
 
 def faster_keepalive(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
-    """Returns options that detect a silent connection within seconds instead of within 80 seconds."""
+    """Returns options that detect a silent connection within seconds instead of within 25 seconds."""
     values = {
         "grpc.keepalive_time_ms": KEEPALIVE_MS,
         "grpc.keepalive_timeout_ms": KEEPALIVE_LIMIT_MS,
+        "grpc.http2.ping_timeout_ms": KEEPALIVE_LIMIT_MS,
         "grpc.http2.min_ping_interval_without_data_ms": KEEPALIVE_MS // 2,
     }
     return tuple((name, values.get(name, value)) for name, value in options)

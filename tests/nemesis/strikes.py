@@ -72,11 +72,6 @@ class Nemesis:
         return bool(self._later) or any(thread.is_alive() for thread in self._threads)
 
     @property
-    def is_lasting(self) -> bool:
-        """Whether a fault lasts, or a client does not know yet that its connection is lost; that takes a minute."""
-        return self.is_striking or self.federation.links.are_losing
-
-    @property
     def is_done(self) -> bool:
         """Whether every strike has started and ended."""
         return not self._armed and not self.is_striking

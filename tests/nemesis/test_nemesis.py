@@ -19,7 +19,7 @@ from nemesis.schedule import CLIENTS, ROUNDS, Kind, kinds_for, schedule
 from nemesis.trial import Trials
 from nemesis.verdict import Record, broken_promises, differences
 
-SAMPLE = {Embedded.name: (2,), Served.name: (100,)}  # seeds that do not wait a minute for a silently lost connection
+SAMPLE = {Embedded.name: (2,), Served.name: (100,)}
 SEEDS = {Embedded.name: range(100), Served.name: range(100, 200)}
 CHOSEN = [(pair, seed) for pair, seeds in (SEEDS if ALL else SAMPLE).items() for seed in seeds]
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]  # each seed has shorter limits of its own

@@ -145,7 +145,7 @@ def _until_over(running: Federation, nemesis: Nemesis, outcome: Outcome) -> None
         now_s = time.monotonic()
         progress, is_down = running.progress, not running.serving.running
         step = (progress.round, len(progress.reached), progress.is_over, is_down)
-        standstill.look(now_s, step=step, is_struck=nemesis.is_lasting, signs_s=running.signs_s())
+        standstill.look(now_s, step=step, is_struck=nemesis.is_striking, signs_s=running.signs_s())
         if not healed and (now_s > end_s or nemesis.is_done or running.progress.is_over):
             nemesis.heal()
             running.links.heal()

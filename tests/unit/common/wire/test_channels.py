@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from pluralllm.common.wire.messages import CHANNEL_OPTIONS
+from pluralllm.common.wire.messages import CHANNEL_OPTIONS, COMMAND_OPTIONS, DAEMON_OPTIONS
 from pluralllm.server.rpc.serving import ENROLMENT_OPTIONS, OPTIONS
 
-NAMES = sorted({name for options in (CHANNEL_OPTIONS, OPTIONS, ENROLMENT_OPTIONS) for name, _ in options})
+ALL = (CHANNEL_OPTIONS, COMMAND_OPTIONS, DAEMON_OPTIONS, OPTIONS, ENROLMENT_OPTIONS)
+NAMES = sorted({name for options in ALL for name, _ in options})
 CORE = Path(cygrpc.__file__).read_bytes()
 
 

@@ -11,7 +11,7 @@ from pluralllm.common.process.pulse import SILENT_FOR_S, Pulse
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.weights.pieces import PIECE_BYTES, transfer_s
 from pluralllm.common.wire.chunk_messages import PUT_CHUNKS
-from pluralllm.common.wire.messages import KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE_BYTES
+from pluralllm.common.wire.messages import MAX_MESSAGE_BYTES, PING_EVERY_MS, PING_LIMIT_MS, SERVER_PING_LIMIT_MS
 from pluralllm.common.words.spec import MAX_SPEC_BYTES
 from pluralllm.server.members.access import OPERATIONS, RULES
 from pluralllm.server.process.config import ServerConfig
@@ -30,13 +30,20 @@ def test_the_limits_on_silence_leave_time_for_the_slowest_link() -> None:
     """At most 64 KiB or one message stand on a stream before another call's message."""
     queue_s = transfer_s(64 * 1024 + PIECE_BYTES)
     assert transfer_s(CHUNK_BYTES) + queue_s < CONNECTION_GRACE_MS / 1000  # a cut upload has brought one chunk at least
-    assert queue_s < KEEPALIVE_TIMEOUT_MS / 1000
+    assert 2 * queue_s < PING_LIMIT_MS / 1000
+    assert queue_s + transfer_s(MAX_MESSAGE_BYTES) < SERVER_PING_LIMIT_MS / 1000
     assert 2 * queue_s < CALL_DEADLINE_S
     assert queue_s < ServerConfig().chunk_idle_s
     assert queue_s < ServerConfig().lease_s - POLL_HOLD_S
     assert queue_s + transfer_s(MAX_SPEC_BYTES) < MESSAGE_S
     assert queue_s + transfer_s(CHUNK_BYTES) < LARGE_MESSAGES_S[PUT_CHUNKS]  # an earlier release sends whole chunks
     assert queue_s + transfer_s(MAX_MESSAGE_BYTES) < LARGE_MESSAGES_S[f"{OPERATIONS}AskRewards"]
+
+
+def test_a_daemon_notices_a_silent_connection_before_it_counts_as_standing_still() -> None:
+    assert (PING_EVERY_MS + PING_LIMIT_MS) / 1000 < SILENT_FOR_S
+    options = dict(serving.OPTIONS)
+    assert options["grpc.http2.min_ping_interval_without_data_ms"] < PING_EVERY_MS
 
 
 def test_the_methods_with_large_messages_exist() -> None:

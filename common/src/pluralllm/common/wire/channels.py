@@ -6,7 +6,7 @@ import grpc
 
 from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.trust.identity import Identity
-from pluralllm.common.wire.messages import CHANNEL_OPTIONS
+from pluralllm.common.wire.messages import CHANNEL_OPTIONS, COMMAND_OPTIONS, DAEMON_OPTIONS
 from pluralllm.common.words.addresses import check_loopback
 
 DIRECTLY = (("grpc.enable_http_proxy", 0),)
@@ -24,7 +24,9 @@ def credentials(identity: Identity) -> grpc.ChannelCredentials:
 def secure_channel(identity: Identity, options: Options = ()) -> grpc.aio.Channel:
     """Returns an asyncio channel with mutual TLS to the member's coordinator. options: further options of the gRPC channel."""
     target, way = _way(identity.membership.coordinator, identity.proxies)
-    return grpc.aio.secure_channel(target, credentials(identity), options=[*CHANNEL_OPTIONS, *way, *options])
+    return grpc.aio.secure_channel(
+        target, credentials(identity), options=[*CHANNEL_OPTIONS, *DAEMON_OPTIONS, *way, *options]
+    )
 
 
 def plain_channel(address: str, options: Options = ()) -> grpc.aio.Channel:
@@ -33,13 +35,13 @@ def plain_channel(address: str, options: Options = ()) -> grpc.aio.Channel:
     Raises NotLoopback if the address is on another machine.
     """
     check_loopback(address)
-    return grpc.aio.insecure_channel(address, options=[*CHANNEL_OPTIONS, *DIRECTLY, *options])
+    return grpc.aio.insecure_channel(address, options=[*CHANNEL_OPTIONS, *DAEMON_OPTIONS, *DIRECTLY, *options])
 
 
 def blocking_channel(identity: Identity) -> grpc.Channel:
     """Returns a blocking channel with mutual TLS to the member's coordinator."""
     target, way = _way(identity.membership.coordinator, identity.proxies)
-    return grpc.secure_channel(target, credentials(identity), options=[*CHANNEL_OPTIONS, *way])
+    return grpc.secure_channel(target, credentials(identity), options=[*CHANNEL_OPTIONS, *COMMAND_OPTIONS, *way])
 
 
 def blocking_plain_channel(address: str) -> grpc.Channel:
@@ -48,7 +50,7 @@ def blocking_plain_channel(address: str) -> grpc.Channel:
     Raises NotLoopback if the address is on another machine.
     """
     check_loopback(address)
-    return grpc.insecure_channel(address, options=[*CHANNEL_OPTIONS, *DIRECTLY])
+    return grpc.insecure_channel(address, options=[*CHANNEL_OPTIONS, *COMMAND_OPTIONS, *DIRECTLY])
 
 
 def enrolment_channel(address: str, authority_pem: bytes, proxies: Proxies = DIRECT) -> grpc.Channel:

@@ -19,20 +19,42 @@ PROTOCOL_MAX = 1
 # Enough for a chunk with its envelope, or for the manifest of 100,000 chunks.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
-# The client sends a ping this often, and the server must allow it; otherwise gRPC closes the connection ("too_many_pings").
-KEEPALIVE_TIME_MS = 60_000
-KEEPALIVE_TIMEOUT_MS = 20_000
+# A daemon notices within 25 s that its connection brings no byte any more. The answer to a ping may wait behind what stands on
+# the connection: at most 5 s on the slowest link. A server must allow pings as frequent as these ("too_many_pings").
+PING_EVERY_MS, PING_LIMIT_MS = 10_000, 15_000
+# An operator's command sends messages of 4 MiB in one piece, so its pings are patient. A server sends such messages, too, and a
+# ping behind one waits for minutes on the slowest link.
+PATIENT_PING_EVERY_MS, PATIENT_PING_LIMIT_MS, SERVER_PING_LIMIT_MS = 60_000, 60_000, 300_000
+UNACKNOWLEDGED_MS = 60_000  # then the kernel ends a connection whose bytes the other end's kernel does not take
+
+
+def pings(every_ms: int, limit_ms: int) -> tuple[tuple[str, int], ...]:
+    """Returns the options for pings. gRPC sends one after `every_ms` without a byte, and waits `limit_ms` for the answer.
+
+    The name of gRPC's option keepalive_timeout_ms misleads: for the answer it waits ping_timeout_ms, a minute by default.
+    """
+    return (
+        ("grpc.keepalive_time_ms", every_ms),
+        ("grpc.keepalive_timeout_ms", min(limit_ms, UNACKNOWLEDGED_MS)),  # becomes the kernel's TCP_USER_TIMEOUT
+        ("grpc.http2.ping_timeout_ms", limit_ms),
+    )
+
+
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # Keeps what is under way on a stream at 64 KiB, or at one message. With the probe, gRPC takes 4 MiB at once from the start:
     # minutes on a slow link, during which every other call on the connection waits.
     ("grpc.http2.bdp_probe", 0),
 )
+
+DAEMON_OPTIONS: tuple[tuple[str, int], ...] = (
+    *pings(PING_EVERY_MS, PING_LIMIT_MS),
+    ("grpc.max_reconnect_backoff_ms", 5_000),  # otherwise up to two minutes, also after the coordinator is back
+)
+COMMAND_OPTIONS = pings(PATIENT_PING_EVERY_MS, PATIENT_PING_LIMIT_MS)
 
 CHUNK_PIECES = "chunk_pieces"  # capability of a coordinator: it takes chunks in pieces
 

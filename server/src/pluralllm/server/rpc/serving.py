@@ -15,7 +15,14 @@ from pluralllm.common.text.printable import printable
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.weights.pieces import transfer_s
 from pluralllm.common.wire.chunk_messages import PUT_CHUNKS
-from pluralllm.common.wire.messages import CHANNEL_OPTIONS, KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES
+from pluralllm.common.wire.messages import (
+    CHANNEL_OPTIONS,
+    MAX_MESSAGE_BYTES,
+    PATIENT_PING_EVERY_MS,
+    PING_EVERY_MS,
+    SERVER_PING_LIMIT_MS,
+    pings,
+)
 from pluralllm.common.words.addresses import check_loopback, join_address, split_address
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.fail_stop import FailStop
@@ -40,8 +47,9 @@ SERVICES = (
 )
 OPTIONS = (
     *CHANNEL_OPTIONS,
+    *pings(PATIENT_PING_EVERY_MS, SERVER_PING_LIMIT_MS),
     ("grpc.so_reuseport", 0),  # or a second coordinator silently shares the port
-    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),  # matches the clients' keepalive time
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_EVERY_MS // 2),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.max_concurrent_streams", 256),  # on one connection
