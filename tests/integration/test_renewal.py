@@ -20,6 +20,7 @@ from pluralllm.client.daemon.renewal import Renewal, renew
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.joining.diagnosis import diagnose
 from pluralllm.client.joining.enrolment import ask_server, check_membership, join
+from pluralllm.client.joining.present_addresses import keep_addresses
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.membership import (
     AwaitingApproval,
@@ -154,6 +155,19 @@ async def test_hello_and_renew_tell_the_present_addresses_and_the_member_keeps_t
             renewed = await renew(renewal._identity, transport)
             assert renewed.membership.enrolment == names[1], "a renewal keeps it"
             assert stored_addresses(identity.folder) == Addresses(*names)
+
+
+async def test_addresses_with_the_two_ports_exchanged_are_not_kept(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", SystemClock()) as served:
+        identity = await served.member("ann", MemberRole.CLIENT, "G")
+        before = stored_addresses(identity.folder)
+        exchanged = Addresses(served.enrolment_address, served.address)
+        with capture_logs() as logs:
+            await asyncio.to_thread(keep_addresses, identity, exchanged)
+        assert stored_addresses(identity.folder) == before
+        refused = {line["address"]: line["problem"] for line in logs if line["event"] == "addresses.not_taken"}
+        assert served.enrolment_address in refused
+        assert "enrolment port" in refused[served.enrolment_address]
 
 
 async def test_a_renewal_whose_answer_was_lost_is_repeated_with_the_same_key(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 The options --identity and --plain-text stand before the command's name, and hold for every command.
 """
 
+import contextlib
+import sys
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -113,7 +115,8 @@ def remote(coordinator: str | None) -> "Remote":
     if not identity.facts.renew_s <= time.time() < identity.facts.not_after_s:
         return connection
     try:
-        renewed = connection.renewed()
+        with contextlib.redirect_stdout(sys.stderr):  # log lines: standard output is for the answer of the command
+            renewed = connection.renewed()
     except PluralError as error:
         say(f"note: the certificate could not be renewed: {error}", err=True)
         return connection

@@ -33,6 +33,7 @@ from pluralllm.common.trust.invite import Invite
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.pieces import PIECE_BYTES, transfer_s
 from pluralllm.common.wire.channels import blocking_channel, blocking_plain_channel
+from pluralllm.common.wire.checked_answers import checked_answer
 from pluralllm.common.wire.messages import (
     MAX_MESSAGE_BYTES,
     MEMBER_ROLES,
@@ -232,17 +233,18 @@ class Remote:
     def renewed(self) -> "Remote":
         """Renews the member's certificate, and returns a new connection that uses the new certificate.
 
-        Raises a subclass of NoAnswer, StorageFull, or an error that the proto file lists for EnrolmentService.Renew.
+        Raises a subclass of NoAnswer, StorageFull, AnswerInvalid if the answer breaks the protocol, or an error that the proto
+        file lists for EnrolmentService.Renew.
         """
         assert self._identity is not None  # nothing to renew in plain text
         key = next_key(self._identity.folder)
         request_der = make_request(key, self._identity.membership.name)
+        request = enrolment_pb2.RenewRequest(certificate_request_der=request_der)
         try:
-            response = self._enrolment.Renew(
-                enrolment_pb2.RenewRequest(certificate_request_der=request_der), timeout=CALL_DEADLINE_S
-            )
+            response = self._enrolment.Renew(request, timeout=CALL_DEADLINE_S)
         except grpc.RpcError as error:
             raise self._failure(error) from error
+        checked_answer("Renew", request, response, None)
         renewed = save_renewal(self._identity, key, response.certificate_chain_pem)
         told = addresses_in(response)
         return Remote.of_member(renewed if told is None else keep_addresses(renewed, told))

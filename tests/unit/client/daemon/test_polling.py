@@ -15,8 +15,8 @@ from pluralllm.client.daemon.polling import Polling
 from pluralllm.client.daemon.reactions import FINAL
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.link.tasks import Answer, Wait
-from pluralllm.common.errors.membership import TooManyCalls
-from pluralllm.common.errors.tree import InvalidConfig, StaleSession, StorageFull, Unreachable
+from pluralllm.common.errors.membership import CertificateExpired, CertificateRevoked, TooManyCalls
+from pluralllm.common.errors.tree import InvalidConfig, PluralError, StaleSession, StorageFull, Unreachable
 from pluralllm.common.process.pulse import Pulse
 
 ENDS_THE_DAEMON = {
@@ -89,6 +89,44 @@ async def test_an_error_ends_the_talk_only_if_it_is_final(case: Case, step: str)
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_disk_that_fails_does_not_end_the_talk(step: str) -> None:
     assert (await talk(step, OSError(28, "No space left on device"))).calls[-1] == "take"
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), TypeError(), AssertionError(), RecursionError("x")])
+async def test_an_error_that_nobody_expected_is_logged_and_does_not_end_the_talk(step: str, error: Exception) -> None:
+    with capture_logs() as logs:
+        assert (await talk(step, *[error] * 20)).calls[-1] == "take"
+    [line] = [line for line in logs if line["event"] == "client.talk_broken"]
+    assert (line["log_level"], line["exc_info"]) == ("error", error)
+
+
+class BrokenRenewal(Renewal):
+    """A renewal that cannot find out what is wrong, because its own files fail it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def true_cause(self, error: PluralError) -> PluralError:
+        raise self.error from error
+
+    async def recover(self, refusal: CertificateRevoked) -> None:
+        raise self.error from refusal
+
+
+@pytest.mark.parametrize("refusal", [Unreachable(address="x", problem="y"), CertificateRevoked(name="x", revoked="y")])
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), InvalidConfig(file="x", problems="y"), ValueError("x")])
+async def test_what_fails_after_a_refusal_does_not_end_the_talk(refusal: Exception, error: Exception) -> None:
+    scripted = ScriptedTalk("ask", [refusal] * 20)
+    await Polling(scripted, BrokenRenewal(error), Pace(), Pulse()).run()
+    assert scripted.calls[-1] == "take"
+
+
+async def test_what_is_final_after_a_refusal_ends_the_talk() -> None:
+    expired = CertificateExpired(name="x", expired="y")
+    with pytest.raises(CertificateExpired):
+        await Polling(
+            ScriptedTalk("ask", [Unreachable(address="x", problem="y")]), BrokenRenewal(expired), Pace(), Pulse()
+        ).run()
 
 
 async def test_many_different_errors_in_a_row_do_not_end_the_talk() -> None:
@@ -174,6 +212,21 @@ async def test_a_talk_that_is_cancelled_leaves_no_call_behind() -> None:
     talking.cancel()
     await asyncio.gather(talking, return_exceptions=True)
     assert cancelled.is_set()
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_the_pauses_grow_whichever_step_fails(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "FIRST_BACKOFF_S", 0.2)
+    monkeypatch.setattr(pace, "LAST_BACKOFF_S", 15.0)
+    monkeypatch.setattr("random.uniform", lambda *_: 1.0)
+    pauses: list[float] = []
+
+    async def rest(_loop: Polling, pause_s: float) -> None:
+        pauses.append(pause_s)
+
+    monkeypatch.setattr(Polling, "_rest", rest)
+    await talk(step, *[OSError(28, "No space left on device")] * 4)
+    assert pauses == [0.2, 0.4, 0.8, 1.6]
 
 
 async def test_a_coordinator_that_is_busy_gets_the_pause_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:

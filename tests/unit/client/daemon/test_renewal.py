@@ -4,16 +4,19 @@ import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from cryptography import x509
+from structlog.testing import capture_logs
 from support.errors_to_raise import EVERY_BARE_CODE, EVERY_LEAF
 
 from pluralllm.client.daemon import renewal
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.link.tasks import Renewed
 from pluralllm.common.trust.identity import Identity, Membership, next_key, save_identity
+from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.authority import Authority, create_authority
@@ -72,3 +75,51 @@ async def test_every_refused_renewal_is_tried_again(
     keeping.cancel()
     assert transport.refusals == []
     assert transport.used[0].facts.serial != identity.facts.serial
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), OSError(116, "stale file handle"), ValueError("x")])
+async def test_a_folder_that_cannot_be_read_for_a_while_does_not_end_the_renewals(
+    error: Exception, identity: Identity, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "SHORTEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(renewal, "LONGEST_PAUSE_S", 0.0)
+    failures = [error] * 20
+
+    def stored(used: Identity) -> Identity:
+        if failures:
+            raise failures.pop()
+        return used
+
+    monkeypatch.setattr(renewal, "stored_identity", stored)
+    transport = ScriptedTransport(authority, [])
+    with capture_logs() as logs:
+        keeping = asyncio.create_task(Renewal(identity, cast(Any, transport)).keep())
+        await asyncio.wait_for(transport.renewed.wait(), 30)
+        keeping.cancel()
+    complaints = [line for line in logs if line["event"] == "certificate.not_renewed"]
+    assert (len(complaints), failures) == (20, [])
+    assert ("exc_info" in complaints[0]) is isinstance(error, ValueError)
+
+
+async def test_told_addresses_are_tried_at_most_once_in_a_while(
+    identity: Identity, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Addresses] = []
+
+    def keep(used: Identity, present: Addresses, _standby: str | None) -> Identity:
+        tried.append(present)
+        return used
+
+    now_s = 1_000.0
+    monkeypatch.setattr(renewal, "keep_addresses", keep)
+    monkeypatch.setattr(renewal, "time", SimpleNamespace(monotonic=lambda: now_s))
+    keeping, doors = Renewal(identity, cast(Any, None)), [Addresses(f"x:{port}", "y:1") for port in range(1, 6)]
+    await keeping.note_addresses(None)
+    for door in doors[:3]:
+        await keeping.note_addresses(door)
+    now_s += renewal.ADDRESSES_EVERY_S - 1
+    await keeping.note_addresses(doors[3])
+    assert tried == doors[:1]
+    now_s += 1
+    await keeping.note_addresses(doors[4])
+    assert tried == [doors[0], doors[4]]

@@ -38,6 +38,7 @@ def test_shares_and_counts_become_shares_that_sum_to_1(tmp_path: Path) -> None:
     [
         ({"shares": [0.25, 0.7]}, "shares sum to 0.95, not to 1 (±0.02); give counts instead, or mend them"),
         ({"shares": None, "counts": [3, -1]}, "counts has the negative number -1"),
+        ({"shares": None, "counts": [1e308, 1e308]}, "counts are too large to be added"),
         ({"shares": None, "counts": [0, 0]}, "counts are all 0; leave the question out"),
         ({"shares": [1.0]}, "1 shares for 2 options; give one for each"),
         ({"question": "  "}, "the question is empty; give its text"),
@@ -98,6 +99,19 @@ def test_problems_of_a_parquet_file_are_named_by_row(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(b"no parquet")
     with pytest.raises(InvalidData, match="it is no Parquet file"):
         read_group(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("error", [pa.ArrowNotImplementedError("x"), pa.ArrowTypeError("x"), OverflowError("x")])
+def test_whatever_pyarrow_raises_the_file_is_named(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_table(_: object) -> None:
+        raise error
+
+    (tmp_path / "a.parquet").write_bytes(b"x")
+    monkeypatch.setattr(pq, "read_table", read_table)
+    with pytest.raises(InvalidData, match="it is no Parquet file, or it is damaged: x"):
+        read_group(tmp_path / "a.parquet")
 
 
 words = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=20).filter(str.strip)

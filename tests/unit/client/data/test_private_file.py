@@ -117,7 +117,34 @@ def test_a_file_with_problems_is_refused_at_the_start(path: Path) -> None:
         PrivateFile(path, path.parent)
 
 
-def test_a_pipe_is_no_private_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.jsonl")
-    with pytest.raises(InvalidData, match="it is a pipe or a device"):
-        PrivateFile(tmp_path / "pipe.jsonl", tmp_path)
+def test_other_answers_with_the_old_size_and_the_old_time_are_noticed(path: Path) -> None:
+    data, before = PrivateFile(path, path.parent), path.stat()
+    path.write_text(rows(3).replace("0.5, 0.5", "0.1, 0.9"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync --times and cp -p do
+    assert (path.stat().st_size, path.stat().st_mtime_ns, path.stat().st_ino) == (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    )
+    assert data.look()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "link to a pipe", "link to nothing"])
+def test_what_takes_the_place_of_the_file_is_refused_at_once(path: Path, kind: str) -> None:
+    data = PrivateFile(path, path.parent)
+    path.unlink()
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "device":
+            path.symlink_to("/dev/zero")
+        case _:
+            path.symlink_to(path.with_name("other"))
+            if kind == "link to a pipe":
+                os.mkfifo(path.with_name("other"))
+    assert not data.look()
+    with pytest.raises(InvalidData):
+        data.check()

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from pluralllm.client.joining import present_addresses
 from pluralllm.client.joining.present_addresses import keep_addresses
 from pluralllm.common.errors.membership import ForeignAuthority
-from pluralllm.common.errors.tree import Unreachable
+from pluralllm.common.errors.tree import InvalidConfig, StorageFull, Unreachable, WrongPort
 from pluralllm.common.process.proxies import Proxies
 from pluralllm.common.trust.identity import Identity, Membership, next_key, save_identity, stored_addresses
 from pluralllm.common.words.addresses import Addresses
@@ -39,8 +39,14 @@ def identity(tmp_path: Path) -> Identity:
 class Network:
     """The addresses at which a coordinator answers, and those whose main port refuses the member; notes each handshake."""
 
-    def __init__(self, *answering: str, refusing: tuple[str, ...] = (), foreign: tuple[str, ...] = ()) -> None:
-        self.answering, self.refusing, self.foreign = answering, refusing, foreign
+    def __init__(
+        self,
+        *answering: str,
+        refusing: tuple[str, ...] = (),
+        foreign: tuple[str, ...] = (),
+        enrolment: tuple[str, ...] = (),
+    ) -> None:
+        self.answering, self.refusing, self.foreign, self.enrolment = answering, refusing, foreign, enrolment
         self.tried: list[tuple[str, bool]] = []
 
     def handshake(
@@ -53,6 +59,11 @@ class Network:
             raise Unreachable(address=address, problem="nobody listens")
         return SimpleNamespace(kept=address not in self.refusing)
 
+    def ask(self, identity: Identity) -> None:
+        address = identity.membership.coordinator
+        if address in self.enrolment:
+            raise WrongPort(address=address, wanted="main port", problem="it is the enrolment port")
+
 
 def keep(
     monkeypatch: pytest.MonkeyPatch,
@@ -63,6 +74,7 @@ def keep(
 ) -> Identity:
     monkeypatch.setattr(present_addresses, "handshake", network.handshake)
     monkeypatch.setattr(present_addresses, "check_enrolment_port", network.handshake)
+    monkeypatch.setattr(present_addresses, "check_main_port", network.ask)
     return keep_addresses(identity, present, standby)
 
 
@@ -90,6 +102,7 @@ def test_addresses_that_are_known_cost_no_connection(identity: Identity, monkeyp
         (Network("new:2"), Addresses("old:1", "new:2")),
         (Network("new:1", "new:2", refusing=("new:1",)), Addresses("old:1", "new:2")),
         (Network("new:1", "new:2", foreign=("new:1", "new:2")), OLD),
+        (Network("new:1", "new:2", enrolment=("new:1",)), Addresses("old:1", "new:2")),
     ],
 )
 def test_an_address_at_which_the_coordinator_does_not_answer_is_not_taken_and_the_log_says_why(
@@ -116,3 +129,18 @@ def test_a_standby_that_serves_does_not_take_the_place_of_the_first_coordinator(
 ) -> None:
     keep(monkeypatch, Network("new:1", "new:2"), identity, NEW, standby="new:1")
     assert stored_addresses(identity.folder) == Addresses("old:1", "new:2")
+
+
+@pytest.mark.parametrize(
+    "error", [StorageFull(what="x"), InvalidConfig(file="x", problems="y"), PermissionError(13, "no")]
+)
+def test_addresses_that_cannot_be_stored_change_nothing(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def save(_folder: Path, _addresses: Addresses) -> None:
+        raise error
+
+    monkeypatch.setattr(present_addresses, "save_addresses", save)
+    with capture_logs() as logs:
+        assert keep(monkeypatch, Network("new:1", "new:2"), identity, NEW) is identity
+    assert [line["event"] for line in logs] == ["addresses.not_kept"]

@@ -1,6 +1,7 @@
 """The history follows one chain of records, from any state that a client may have, and refuses another past."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -349,3 +350,13 @@ async def test_a_last_version_without_the_acknowledged_update_or_before_the_newe
             await history.follow_to_end(over_of(shown), SPEC, SPEC.sha256(), shown.fetch)
     with pytest.raises(RecordInvalid, match="does not present"):
         await history.follow_to_end(over_of(honest(4)), SPEC, SPEC.sha256(), honest(3).fetch)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_without_a_reader_as_the_second_place_does_not_hold_the_client(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "copy")
+    copy = HistoryCopy(tmp_path / "copy")
+    with capture_logs() as logs:
+        copy.append(run="r")
+        copy.append(run="r")
+    assert [line["event"] for line in logs] == ["history.not_copied"]

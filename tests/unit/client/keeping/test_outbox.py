@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from pluralllm.client.keeping.outbox import KEPT_OF_RUN, Entry, Outbox
 from pluralllm.client.process.instruments import OUTBOX_UPDATES
-from pluralllm.common.errors.tree import InvalidConfig, StorageFull
+from pluralllm.common.errors.tree import StorageFull
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 
@@ -115,6 +116,27 @@ def test_an_update_whose_bytes_changed_is_dropped(tmp_path: Path) -> None:
     assert list(outbox.pending()) == []
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", "5", '{"task": "x"}', "null", "\x00"])
+def test_a_damaged_entry_is_reported_once_and_hides_no_other(tmp_path: Path, damage: str) -> None:
+    outbox, entry = filled(tmp_path)
+    (tmp_path / "draft").write_bytes(b"delta")
+    outbox.put(replace(entry, task=TaskId("other")), tmp_path / "draft")
+    outbox._facts(TASK).write_text(damage)
+    (tmp_path / "outbox" / "folder.json").mkdir()
+    with capture_logs() as logs:
+        assert [[kept.task for kept in outbox.pending()] for _ in range(2)] == [["other"]] * 2
+    assert [line["event"] for line in logs] == ["outbox.damaged"] * 2
+    assert outbox.get(TASK) is None
+    assert not outbox.delta(TASK).exists()
+
+
+def test_an_update_without_its_bytes_is_dropped(tmp_path: Path) -> None:
+    outbox, _ = filled(tmp_path)
+    outbox.delta(TASK).unlink()
+    assert outbox.get(TASK) is None
+    assert list(outbox.pending()) == []
+
+
 def test_a_run_that_is_over_leaves_nothing(tmp_path: Path) -> None:
     outbox, _ = filled(tmp_path)
     outbox.drop_run(RunId("other"))
@@ -132,13 +154,3 @@ def test_a_run_keeps_its_newest_updates_only(tmp_path: Path) -> None:
         (tmp_path / "draft").write_bytes(b"delta")
         outbox.put(replace(entry, task=task), tmp_path / "draft")
     assert sorted(kept.task for kept in outbox.pending()) == tasks
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"task": 1}', "5"])
-def test_a_damaged_entry_is_named(tmp_path: Path, content: str) -> None:
-    outbox, entry = filled(tmp_path)
-    (path,) = (tmp_path / "outbox").glob("*.json")
-    path.write_text(content)
-    for read in (lambda: outbox.get(entry.task), lambda: list(outbox.pending())):
-        with pytest.raises(InvalidConfig, match="it is damaged; move it and"):
-            read()

@@ -318,3 +318,20 @@ def test_a_pipe_that_nobody_reads_is_no_log_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "log")
     with pytest.raises(InvalidConfig, match=r"log_file: .* cannot be opened"):
         LogFile(tmp_path / "log")
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_a_log_file_does_not_hold_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lifetime, "_on_hangup", [])
+    path, moved = tmp_path / "log", tmp_path / "log.1"
+    stream = LogStream(LogFile(path), str)
+    path.rename(moved)
+    os.mkfifo(path)
+    lifetime._hang_up(signal.SIGHUP, None)
+    stream.write("one\n")
+    assert moved.read_text() == "one\n"
+    assert "cannot be opened anew" in capsys.readouterr().err
+    with pytest.raises(InvalidConfig, match="cannot be opened"):
+        LogFile(path)

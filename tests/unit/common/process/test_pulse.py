@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -108,3 +109,15 @@ async def test_a_folder_that_cannot_be_written_does_not_end_the_signs(tmp_path: 
         pulse.beat()
         await next_interval()  # type: ignore[misc]
         assert signs.sent == ["WATCHDOG=1"] * 2
+
+
+@pytest.mark.parametrize(("ahead_s", "is_healthy"), [(SILENT_FOR_S - 5.0, True), (SILENT_FOR_S + 5.0, False)])
+def test_a_sign_from_before_the_clock_was_set_back_is_no_sign(
+    tmp_path: Path, ahead_s: float, is_healthy: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / SIGN).touch()
+    os.utime(tmp_path / SIGN, (time.time() + ahead_s,) * 2)
+    with contextlib.nullcontext() if is_healthy else pytest.raises(typer.Exit):
+        check_alive(tmp_path)
+    shown = capsys.readouterr()
+    assert ("in the future" in shown.err) is not is_healthy

@@ -23,6 +23,9 @@ from pluralllm.common.words.addresses import (
         ("[::1]:7443", "::1", 7443),
         ("[2001:db8::1]:443", "2001:db8::1", 443),
         ("[fe80::1%eth0]:7443", "fe80::1%eth0", 7443),
+        ("fl.example.org.:7443", "fl.example.org.", 7443),
+        ("köln.example.org:7443", "köln.example.org", 7443),
+        ("a" * 63 + ".org:7443", "a" * 63 + ".org", 7443),
     ],
 )
 def test_an_address_has_a_host_and_a_port(address: str, host: str, port: int) -> None:
@@ -66,6 +69,9 @@ def test_an_address_has_a_host_and_a_port(address: str, host: str, port: int) ->
         ("host\u200b:7443", "a character that nobody can see"),
         ("h" * 256 + ":7443", "a name or an IP address as its host"),
         ("*.example.org:7443", "a name or an IP address as its host"),
+        ("fl..example.org:7443", "1 to 63 characters between the dots"),
+        (".example.org:7443", "1 to 63 characters between the dots"),
+        ("a" * 64 + ".org:7443", "1 to 63 characters between the dots"),
     ],
 )
 def test_another_text_is_refused_with_the_right_spelling(address: str, problem: str) -> None:

@@ -73,6 +73,11 @@ class Pace:
             facts = {"call": error.call, "field": error.field, "problem": error.problem}
             log.error("coordinator.broke_protocol", coordinator=coordinator, **facts)
 
+    def log_broken_talk(self, error: Exception) -> None:
+        """Logs an error that nobody expected, with its place in the code, but not too often."""
+        if self.is_worth_logging(f"{type(error).__name__}: {error}", time.monotonic()):
+            log.error("client.talk_broken", exc_info=error)
+
     def forget_reason(self) -> None:
         """Makes the next reason to wait a new one: the client has stopped waiting."""
         self._last_reason = ""

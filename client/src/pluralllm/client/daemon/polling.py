@@ -1,4 +1,7 @@
-"""The daemon's talk with its coordinator: Hello, then one poll after another. Only a final error ends the loop."""
+"""The daemon's talk with its coordinator: Hello, then one poll after another. Only a final error ends the loop.
+
+An error of a kind that nobody expected is logged with its place in the code, and the talk goes on after a pause.
+"""
 
 import asyncio
 import time
@@ -8,7 +11,7 @@ from typing import Any, Protocol
 import structlog
 
 from pluralllm.client.daemon.pace import Backoff, Pace
-from pluralllm.client.daemon.reactions import FINAL
+from pluralllm.client.daemon.reactions import ENDS, FINAL
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.link.rests import rest_s
 from pluralllm.client.link.tasks import Answer
@@ -53,7 +56,7 @@ class Polling:
         self._has_session = False
 
     async def run(self) -> None:
-        """Talks until the daemon must end. Raises an error only if it is in FINAL, or if a diagnosis finds it final."""
+        """Talks until the daemon must end. Raises an error only if it is in FINAL, or if a diagnosis finds one of ENDS."""
         self._has_session = False
         while True:
             pause_s = await self._beating(self._round())
@@ -87,7 +90,7 @@ class Polling:
         """Talks once. Returns the pause before the next round in seconds; None if the daemon must end."""
         try:
             return await self._talk_once()
-        except (PluralError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - it is logged, and only those in ENDS end the daemon
             return await self._pause_after(error)
 
     async def _talk_once(self) -> float | None:
@@ -97,11 +100,21 @@ class Polling:
             self._has_session = True
         answer = await self._talk.ask()
         CONNECTED.set(1)
-        self._backoff.reset()
-        return await self._talk.take(answer)
+        pause_s = await self._talk.take(answer)
+        self._backoff.reset()  # not before: an answer that nobody can act on comes again at once
+        return pause_s
 
-    async def _pause_after(self, error: PluralError | OSError) -> float:
+    async def _pause_after(self, error: Exception) -> float:
         """Returns the pause after an error, in seconds. Raises the error that is final."""
+        try:
+            return await self._reaction(error)
+        except ENDS:
+            raise
+        except Exception as later:  # noqa: BLE001 - of what was done about the first error
+            return self._give_up_round(later)
+
+    async def _reaction(self, error: Exception) -> float:
+        """Does what an error asks for, and returns the pause after it, in seconds. Raises the error that is final."""
         match error:
             case StaleSession():
                 self._has_session = False
@@ -117,12 +130,26 @@ class Polling:
                 return rest_s(error.retry_s)
             case _ if isinstance(error, FINAL):
                 raise error
+            case PluralError():
+                return self._give_up_round(
+                    await self._renewal.true_cause(error), has_answer=not isinstance(error, NoAnswer)
+                )
             case _:
-                CONNECTED.set(0)
-                if isinstance(error, AnswerInvalid):
-                    self._pace.log_broken_protocol(error, self._talk.coordinator)
-                else:
-                    self._pace.log_reason(str(await self._renewal.true_cause(error)))
-                RETRIES.inc()
-                self._has_session = self._has_session and isinstance(error, NoAnswer)
-                return self._backoff.wait_s()
+                return self._give_up_round(error)
+
+    def _give_up_round(self, error: Exception, *, has_answer: bool = True) -> float:
+        """Notes why a round has failed, and returns the pause before the next one, in seconds.
+
+        has_answer: whether the coordinator may have answered; the session then begins anew.
+        """
+        CONNECTED.set(0)
+        RETRIES.inc()
+        self._has_session = self._has_session and not has_answer
+        match error:
+            case AnswerInvalid():
+                self._pace.log_broken_protocol(error, self._talk.coordinator)
+            case PluralError() | OSError():
+                self._pace.log_reason(str(error) or type(error).__name__)  # a TimeoutError has no text
+            case _:
+                self._pace.log_broken_talk(error)
+        return self._backoff.wait_s()

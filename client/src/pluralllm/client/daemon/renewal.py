@@ -26,6 +26,7 @@ log = structlog.get_logger()
 CHECK_EVERY_S = 3600.0  # clocks are set and machines sleep, so a longer wait could end too late
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # between two tries
 RECOVERY_PAUSE_S = 5.0
+ADDRESSES_EVERY_S = 60.0
 DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 
 
@@ -37,31 +38,47 @@ class Renewal:
         self._identity, self._standby = identity, standby
         self._transport = transport
         self._diagnosis = CachedDiagnosis(DIAGNOSE_EVERY_S)
+        self._next_addresses_s = 0.0  # monotonic
         if identity is not None:
             CERTIFICATE_LEFT_SECONDS.labels("member").set_function(self._left_s)
 
     async def keep(self) -> None:
         """Renews the certificate at two thirds of its life, with a new key each time. Runs until it is cancelled."""
         while self._identity is not None:
-            if (stored := await asyncio.to_thread(stored_identity, self._identity)) is not self._identity:
-                self._use(stored)
-            facts = self._identity.facts
+            try:
+                await self._keep_once(self._identity)
+            except Exception as error:  # noqa: BLE001 - a disk that fails now may work in a minute
+                days_left = max(0.0, self._left_s()) / 86_400
+                problem = str(error) or type(error).__name__
+                is_expected = isinstance(error, PluralError | OSError)
+                facts = {} if is_expected else {"exc_info": error}
+                log.warning("certificate.not_renewed", problem=problem, days_left=round(days_left, 1), **facts)
+            life_s, renew_s = self._identity.facts.life_s, self._identity.facts.renew_s
             # The pause keeps this loop slow even if the coordinator refuses, a life has no length, or the clock is wrong.
-            pause_s = max(SHORTEST_PAUSE_S, min(LONGEST_PAUSE_S, facts.life_s / 20))
-            wait_s = min(CHECK_EVERY_S, facts.renew_s - time.time())
-            if wait_s <= 0:
-                try:
-                    self._identity = await renew(self._identity, self._transport, self._standby)
-                    log.info("certificate.renewed", serial=self._identity.facts.serial)
-                except (PluralError, OSError) as error:  # a disk that fails now may work in a minute
-                    days_left = max(0.0, facts.not_after_s - time.time()) / 86_400
-                    log.warning("certificate.not_renewed", problem=str(error), days_left=round(days_left, 1))
+            pause_s = max(SHORTEST_PAUSE_S, min(LONGEST_PAUSE_S, life_s / 20))
+            wait_s = min(CHECK_EVERY_S, renew_s - time.time())
             await asyncio.sleep(max(pause_s * random.uniform(0.5, 1.5), wait_s))  # noqa: S311 - jitter, no secret
 
+    async def _keep_once(self, identity: Identity) -> None:
+        """Uses the stored certificate if another process has renewed it, and renews the certificate in use if that is due."""
+        if (stored := await asyncio.to_thread(stored_identity, identity)) is not identity:
+            self._use(stored)
+            identity = stored
+        if identity.is_renewal_due(time.time()):
+            self._identity = await renew(identity, self._transport, self._standby)
+            log.info("certificate.renewed", serial=self._identity.facts.serial)
+
     async def note_addresses(self, present: Addresses | None) -> None:
-        """Keeps the addresses that the coordinator has told; None if it has told none."""
-        if self._identity is not None:
-            self._identity = await _with_addresses(self._identity, present, self._standby)
+        """Keeps the addresses that the coordinator has told; None if it has told none.
+
+        At most once in ADDRESSES_EVERY_S seconds: new addresses are tried, and a coordinator that told others with each Hello
+        would let this machine try the doors of its own network.
+        """
+        now_s = time.monotonic()
+        if self._identity is None or present is None or now_s < self._next_addresses_s:
+            return
+        self._next_addresses_s = now_s + ADDRESSES_EVERY_S
+        self._identity = await asyncio.to_thread(keep_addresses, self._identity, present, self._standby)
 
     def _left_s(self) -> float:
         return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
@@ -101,7 +118,7 @@ class Renewal:
         self._transport.use(identity)
         log.info("certificate.read_again", serial=identity.facts.serial)
 
-    async def true_cause(self, error: PluralError | OSError) -> PluralError | OSError:
+    async def true_cause(self, error: PluralError) -> PluralError:
         """Returns the error that explains why a call failed with `error`, or `error` itself if no other explanation is found.
 
         The explanation is needed because a refused TLS handshake looks like a dead coordinator. A wrong clock looks like an
@@ -118,17 +135,6 @@ class Renewal:
         return error if cause is None else cause.error
 
 
-async def _with_addresses(identity: Identity, present: Addresses | None, standby: str | None) -> Identity:
-    """Keeps the coordinator's present addresses, if it tells them. A failure is logged: the addresses in use work."""
-    if present is None:
-        return identity
-    try:
-        return await asyncio.to_thread(keep_addresses, identity, present, standby)
-    except (PluralError, OSError) as error:
-        log.warning("addresses.not_kept", problem=str(error))
-        return identity
-
-
 async def renew(identity: Identity, transport: Transport, standby: str | None = None) -> Identity:
     """Gets the member's next certificate, stores it on disk, and then uses it for new calls. Returns the new identity.
 
@@ -141,4 +147,6 @@ async def renew(identity: Identity, transport: Transport, standby: str | None = 
     answer = await transport.renew(make_request(key, identity.membership.name))
     renewed = await asyncio.to_thread(save_renewal, identity, key, answer.chain_pem)
     transport.use(renewed)
-    return await _with_addresses(renewed, answer.addresses, standby)
+    if answer.addresses is None:
+        return renewed
+    return await asyncio.to_thread(keep_addresses, renewed, answer.addresses, standby)

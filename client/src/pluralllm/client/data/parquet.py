@@ -30,7 +30,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             path
         ) as file:  # pyarrow would take a folder for a table in many files, and wait for ever for a pipe
             rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(file.read())).to_pylist()
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError) as error:
         raise Unreadable(
             path, f"it is no Parquet file, or it is damaged: {str(error).partition(chr(10))[0]}"
         ) from error

@@ -52,6 +52,8 @@ class Row(BaseModel):
             raise ValueError(f"{len(numbers)} {name} for {len(self.options)} options; give one for each")
         if min(numbers) < 0:
             raise ValueError(f"{name} has the negative number {min(numbers):g}; a share or count is 0 or more")
+        if not math.isfinite(sum(numbers)):
+            raise ValueError(f"{name} are too large to be added; divide them all by the same number")
         if sum(numbers) <= 0:
             raise ValueError(f"{name} are all 0; leave the question out")
         if self.shares is not None and abs(sum(numbers) - 1) > SHARES_TOLERANCE:

@@ -17,7 +17,9 @@ log = structlog.get_logger()
 
 FILE = "announced-data.json"  # in the state directory
 
-Stamp = tuple[int, int, int]  # size, time of the last change in nanoseconds, number of the inode
+# Size, time of the last change of the content in nanoseconds, number of the inode, time of the last change of any kind: a tool
+# that keeps times (rsync, cp -p) sets the first time back, and nobody can set the second.
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class PrivateFile:
         return self._content.sha256
 
     def has_changed(self) -> bool:
-        """Returns whether the file may differ from the content that was last read: its size, its time or its inode differ."""
+        """Returns whether the file may differ from the content that was last read: its size, a time or its inode differ."""
         return stamp_of(self._path) != self._stamp
 
     def look(self) -> bool:
@@ -114,12 +116,12 @@ class PrivateFile:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """Returns the size, the time and the inode of a file; None if there is no such file."""
+    """Returns the size, the times and the inode of a file; None if there is no such file."""
     try:
         facts = path.stat()
     except OSError:
         return None
-    return facts.st_size, facts.st_mtime_ns, facts.st_ino
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_ctime_ns
 
 
 def content_of(path: Path) -> Content:

@@ -2,6 +2,7 @@
 
 import structlog
 
+from pluralllm.client.joining.enrolment import check_main_port
 from pluralllm.common.errors.tree import PluralError, Unreachable
 from pluralllm.common.trust.handshake import check_enrolment_port, handshake
 from pluralllm.common.trust.identity import Identity, save_addresses, stored_addresses
@@ -15,8 +16,17 @@ def keep_addresses(identity: Identity, present: Addresses, standby: str | None =
 
     An address is stored only after a TLS handshake has shown that the coordinator answers there: an operator may have entered
     an address that this member cannot reach. The address of a configured standby is no news. An address that the configuration
-    has replaced in `identity` stays in use; the main address is used from the next start on.
+    has replaced in `identity` stays in use; the main address is used from the next start on. If the addresses cannot be stored,
+    the log says why, and those in use stay: they work.
     """
+    try:
+        return _with_addresses(identity, present, standby)
+    except (PluralError, OSError) as error:
+        log.warning("addresses.not_kept", problem=str(error))
+        return identity
+
+
+def _with_addresses(identity: Identity, present: Addresses, standby: str | None) -> Identity:
     stored = stored_addresses(identity.folder)
     keeps_main = present.coordinator in (stored.coordinator, standby) or not _answers(
         present.coordinator, identity, main=True
@@ -44,6 +54,8 @@ def _answers(address: str, identity: Identity, *, main: bool) -> bool:
             check_enrolment_port(address, identity.authority_pem, identity.proxies)
         elif not handshake(address, identity.authority_pem, identity.proxies, identity.credentials).kept:
             raise Unreachable(address=address, problem="it refuses this member's certificate")
+        else:
+            check_main_port(identity.at(address))  # the enrolment port shakes hands with everybody
     except PluralError as error:
         log.warning("addresses.not_taken", address=address, problem=str(error))
         return False

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from pluralllm.common.process.files import create_file
+from pluralllm.common.process.files import create_file, open_at_once
 
 log = structlog.get_logger()
 
@@ -32,7 +32,7 @@ class HistoryCopy:
         path = self._place / FILE if self._place.is_dir() else self._place
         try:
             create_file(path, 0o644)
-            with path.open("a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8", opener=open_at_once) as file:
                 file.write(json.dumps({"time": now, **facts}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

@@ -6,11 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import structlog
+
 from pluralllm.client.process.instruments import OUTBOX_UPDATES
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.files import make_folder, publish, read_state, storage_errors, write_durably
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
+
+log = structlog.get_logger()
 
 KEPT_OF_RUN = (
     4  # updates of one run without a receipt: a coordinator gives none for the updates that it does not accept
@@ -39,6 +43,7 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._damaged: set[Path] = set()  # files that the log has reported
         make_folder(folder)
         self._remove_halves()
         self._count()
@@ -60,22 +65,24 @@ class Outbox:
     def get(self, task: TaskId) -> tuple[Entry, Manifest] | None:
         """Returns the update of a task: its entry and the manifest of its delta. Returns None if the outbox has no such update.
 
-        If the digest of the delta's file differs from the digest in the entry, deletes the update and returns None.
+        If the entry is damaged, or the delta's file is missing or has another digest than the entry, deletes the update and
+        returns None.
         """
         facts = self._facts(task)
         if not facts.is_file():
             return None
-        entry = _entry_in(facts)
-        manifest = manifest_of(self.delta(task))
-        if manifest.digest != entry.digest:
+        entry, delta = self._read(facts), self.delta(task)
+        manifest = manifest_of(delta) if entry is not None and delta.is_file() else None
+        if entry is None or manifest is None or manifest.digest != entry.digest:
             self.drop(task)
             return None
         return entry, manifest
 
     def pending(self) -> Iterator[Entry]:
-        """Yields the entry of every update that has no receipt yet."""
+        """Yields the entry of every update that has no receipt yet. A damaged entry is left out."""
         for path in sorted(self._folder.glob("*.json")):
-            yield _entry_in(path)
+            if (entry := self._read(path)) is not None:
+                yield entry
 
     def delta(self, task: TaskId) -> Path:
         """Returns the path of a task's delta."""
@@ -92,6 +99,16 @@ class Outbox:
         for entry in list(self.pending()):
             if entry.run == run:
                 self.drop(entry.task)
+
+    def _read(self, path: Path) -> Entry | None:
+        """Returns the entry in a file; None, with one log line for the file, if it is damaged: its task is done again."""
+        try:
+            return _entry_in(path)
+        except InvalidConfig as error:
+            if path not in self._damaged:
+                log.error("outbox.damaged", file=str(path), problem=str(error))
+            self._damaged.add(path)
+            return None
 
     def _facts(self, task: TaskId) -> Path:
         return self._folder / f"{_name(task)}.json"

@@ -112,6 +112,11 @@ def why_not_writable(folder: Path) -> str:
     return f"{folder} cannot be written. {owner_hint(folder) or 'Is its file system mounted for reading only?'}"
 
 
+def open_at_once(path: str, flags: int) -> int:
+    """Opens a path for `open`. A pipe without a reader is refused (OSError), where an ordinary opening would wait for one."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o644)
+
+
 def owner_hint(path: Path) -> str:
     """Returns the advice for a path that this user may not use; empty if the path is this user's own, or if root asks."""
     owner = None

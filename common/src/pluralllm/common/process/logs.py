@@ -17,7 +17,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.console import say, terminal
-from pluralllm.common.process.files import create_file, owner_hint
+from pluralllm.common.process.files import create_file, open_at_once, owner_hint
 from pluralllm.common.process.lifetime import on_hangup
 from pluralllm.common.text.printable import printable, printable_values
 
@@ -131,12 +131,7 @@ class LogFile:
 
     def _opened(self) -> io.FileIO:
         create_file(self._path, 0o640)
-        return io.FileIO(self._path, "ab", opener=_open_at_once)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Opens a file. A pipe that nobody reads is an error (ENXIO) instead of a wait without end."""
-    return os.open(path, flags | os.O_NONBLOCK)
+        return io.FileIO(self._path, "ab", opener=open_at_once)
 
 
 def configure_logs(

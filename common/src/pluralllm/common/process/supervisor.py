@@ -78,13 +78,20 @@ class Supervisor:
 def check_alive(state_dir: Path) -> None:
     """Prints how long ago the main loop of a process last went round, according to the file in its state directory.
 
-    Exits with code 3 if that was more than SILENT_FOR_S seconds ago, or if the file does not exist.
+    Exits with code 3 if that was more than SILENT_FOR_S seconds ago, or if the file does not exist. A sign from the future was
+    made before the clock was set back, so that nobody knows its age; a process that lives makes the next one within seconds.
     """
     try:
         ago_s = time.time() - (state_dir / SIGN).stat().st_mtime
     except FileNotFoundError:
         say(f"no sign of life in {state_dir}: the process has not started there", err=True)
         raise typer.Exit(3) from None
+    if ago_s < -SILENT_FOR_S:
+        say(
+            f"the last sign of life is {-ago_s:.0f} s in the future: it is older than the clock's present time",
+            err=True,
+        )
+        raise typer.Exit(3)
     if ago_s > SILENT_FOR_S:
         say(f"the last sign of life was {ago_s:.0f} s ago", err=True)
         raise typer.Exit(3)

@@ -1,0 +1,27 @@
+"""The connection of a command."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from pluralllm.cli import connection
+from pluralllm.operator.remote import Remote
+
+
+def test_the_log_lines_of_a_renewal_stay_out_of_the_answer_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    renewed = SimpleNamespace()
+
+    def renew() -> SimpleNamespace:
+        print("addresses.changed")
+        return renewed
+
+    facts = SimpleNamespace(renew_s=0.0, not_after_s=math.inf)
+    monkeypatch.setattr(connection, "my_identity", lambda _: SimpleNamespace(facts=facts))
+    monkeypatch.setattr(connection, "_opened", [])
+    monkeypatch.setattr(Remote, "of_member", lambda _: SimpleNamespace(renewed=renew))
+    assert connection.remote(None) is renewed
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "addresses.changed\n")
