@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CLOCK = "PLURALLLM_NEMESIS_CLOCK"  # a file that holds the error of this process's wall clock, in seconds
-KEEPALIVE_MS, KEEPALIVE_LIMIT_MS = 1_500, 1_000
+KEEPALIVE_MS, KEEPALIVE_LIMIT_MS = 1_500, 5_000  # on a slow link, an answer waits
 
 
 def faster_keepalive(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
