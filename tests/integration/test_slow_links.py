@@ -171,14 +171,15 @@ async def test_a_connection_that_brings_no_byte_ends_when_no_answer_to_a_ping_co
         raise AssertionError
 
     server = grpc.aio.server(options=[("grpc.http2.min_ping_interval_without_data_ms", 100)])
-    handler = grpc.unary_unary_rpc_method_handler(hold)
+    handler: Any = grpc.unary_unary_rpc_method_handler(hold)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", {"Hold": handler}),))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     async with asyncio.timeout(LIMIT_S / 2), paced_relay(address, FAST, FAST) as relay:
         options = [*CHANNEL_OPTIONS, *pings(1_000, 500), ("grpc.enable_http_proxy", 0)]
         async with grpc.aio.insecure_channel(relay.address, options) as channel:
-            call = channel.unary_unary("/test/Hold")(b"")
+            calls: Any = channel.unary_unary("/test/Hold")
+            call = calls(b"")
             await held.wait()
             relay.bytes_s.update(to=1e-6, **{"from": 1e-6})
             assert await call.code() is grpc.StatusCode.UNAVAILABLE

@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,9 @@ from pluralllm.operator.remote import Remote
 def test_the_log_lines_of_a_renewal_stay_out_of_the_answer_of_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    renewed = SimpleNamespace()
+    renewed: Any = SimpleNamespace()
 
-    def renew() -> SimpleNamespace:
+    def renew() -> Any:
         print("addresses.changed")
         return renewed
 
