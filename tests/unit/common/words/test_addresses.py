@@ -69,9 +69,9 @@ def test_an_address_has_a_host_and_a_port(address: str, host: str, port: int) ->
         ("host\u200b:7443", "a character that nobody can see"),
         ("h" * 256 + ":7443", "a name or an IP address as its host"),
         ("*.example.org:7443", "a name or an IP address as its host"),
-        ("fl..example.org:7443", "1 to 63 characters between the dots"),
-        (".example.org:7443", "1 to 63 characters between the dots"),
-        ("a" * 64 + ".org:7443", "1 to 63 characters between the dots"),
+        ("fl..example.org:7443", "an empty part between two dots, or a part that is too long"),
+        (".example.org:7443", "an empty part between two dots, or a part that is too long"),
+        ("a" * 64 + ".org:7443", "an empty part between two dots, or a part that is too long"),
     ],
 )
 def test_another_text_is_refused_with_the_right_spelling(address: str, problem: str) -> None:
