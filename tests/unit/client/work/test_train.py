@@ -21,6 +21,7 @@ from pluralllm.client.work.train import (
     learning_rate,
     pick_device,
     pull_to_base,
+    repeatable,
     reward_context,
     rounding,
     train,
@@ -690,6 +691,16 @@ def test_a_group_with_just_enough_questions_is_evaluated() -> None:
         assert len(evaluation_episode(spec, data, role, 0).context) == size
         with pytest.raises(TooFewQuestions):
             evaluation_episode(small_spec({"evaluation": {"context_questions": size + 1}}), data, role, 0)
+
+
+def test_torch_warns_of_kernels_that_are_not_repeatable_within_a_training_only() -> None:
+    before = torch.get_deterministic_debug_mode()
+    with repeatable(7, CPU):
+        assert torch.get_deterministic_debug_mode() == 1
+        first = torch.rand(1)
+    assert torch.get_deterministic_debug_mode() == before
+    with repeatable(7, CPU):
+        assert torch.rand(1) == first
 
 
 def test_auto_takes_the_fastest_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
