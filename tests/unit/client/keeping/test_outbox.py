@@ -154,3 +154,15 @@ def test_a_run_keeps_its_newest_updates_only(tmp_path: Path) -> None:
         (tmp_path / "draft").write_bytes(b"delta")
         outbox.put(replace(entry, task=task), tmp_path / "draft")
     assert sorted(kept.task for kept in outbox.pending()) == tasks
+
+
+def test_a_task_without_an_update_is_not_reported_as_damaged_and_damage_is_reported_at_once(tmp_path: Path) -> None:
+    outbox, _ = filled(tmp_path)
+    with capture_logs() as logs:
+        assert outbox.get(TaskId("never")) is None
+        assert logs == []
+        outbox._facts(TASK).write_bytes(b"{")
+        assert list(outbox.pending()) == []
+        assert [line["event"] for line in logs] == ["outbox.damaged"]
+        assert list(outbox.pending()) == []
+    assert len(logs) == 1
