@@ -106,8 +106,11 @@ def test_a_reason_and_a_broken_protocol_are_logged_once() -> None:
             pace.log_reason("no run is open")
         for _ in range(2):
             pace.log_broken_protocol(broken, "host:1")
+        for _ in range(2):
+            pace.log_broken_talk(ZeroDivisionError("a bug"))
     assert [(entry["event"], entry["log_level"]) for entry in logs] == [
         ("client.waiting", "info"),
         ("coordinator.broke_protocol", "error"),
+        ("client.talk_broken", "error"),
     ]
     assert (logs[0]["reason"], logs[1]["field"], logs[1]["coordinator"]) == ("no run is open", "task", "host:1")
