@@ -30,7 +30,8 @@ READS: dict[str, frozenset[str]] = {
     "blobs": frozenset({"path", "exists", "digests"}),
     "uploads": frozenset({"missing"}),
 }
-NO_WRITERS = frozenset({"storage_errors", "owner_hint", "read_state"})  # the functions of files.py that write nothing
+# The functions of files.py that write nothing.
+NO_WRITERS = frozenset({"storage_errors", "owner_hint", "read_state", "open_at_once", "why_not_writable"})
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "averaging.write_next": write_next,
     **{
