@@ -35,6 +35,13 @@ async def together(served: Served, *names: str) -> dict[str, HandClient]:
     return {name: await served.client(name) for name in names}
 
 
+async def open_round(served: Served, clients: Mapping[str, HandClient], spec: RunSpec) -> None:
+    """Starts the run "r". The clients evaluate version 0, and then round 1 is open."""
+    await served.create("r", spec)
+    for client in clients.values():
+        await client.evaluate(await client.task())
+
+
 async def values_of(served: Served, digest: Digest) -> NDArray[np.float32]:
     path = await served.parts.blobs.path(digest)
     return flat_values(path, read_layout(path))
@@ -48,9 +55,7 @@ async def one_round(
     steps: the number that each value of a client's update has; the others have STEP.
     """
     layout = layout_for(spec)
-    await served.create("r", spec)
-    for client in clients.values():
-        await client.evaluate(await client.task())
+    await open_round(served, clients, spec)
     for name, client in clients.items():
         path = folder / name
         values = np.full(layout.values, steps.get(name, STEP), np.float32)
@@ -88,9 +93,7 @@ async def test_an_update_states_at_most_as_many_examples_as_its_hello(tmp_path: 
     spec = spec_of(2)
     async with serving(tmp_path / "state") as served:
         clients = await together(served, "ann", EVIL)
-        await served.create("r", spec)
-        for client in clients.values():
-            await client.evaluate(await client.task())
+        await open_round(served, clients, spec)
         mallory, task = clients[EVIL], await clients[EVIL].task()
         manifest = write_delta(tmp_path / "u", spec, 1)
         for examples in (51, LIMIT):
@@ -109,9 +112,7 @@ async def test_a_file_that_grows_or_shrinks_keeps_the_weight_of_the_first_update
     spec = spec_of(2)
     async with serving(tmp_path / "state") as served:
         clients = await together(served, "ann", EVIL)
-        await served.create("r", spec)
-        for client in clients.values():
-            await client.evaluate(await client.task())
+        await open_round(served, clients, spec)
         for client in clients.values():
             manifest = write_delta(tmp_path / client.name, spec, 1)
             await client.push(await client.task(), tmp_path / client.name, manifest, 50)

@@ -105,7 +105,7 @@ class SqlStore:
     async def _only_writer(self) -> AsyncIterator[None]:
         """Ends the process if the block finds that the database has rows that this process does not know.
 
-        That is so after a commit whose answer was lost with the connection. A new process reads what the database has.
+        The database has such rows after a commit whose answer was lost with the connection. A new process reads them.
         """
         try:
             yield
