@@ -1,6 +1,7 @@
 """The commands `pluralllm-client data`: import, check, embed and invent private files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,9 +9,10 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
+from pluralllm.client.data.answers import read_answers
 from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa, import_responses
 from pluralllm.client.data.preference_data import import_preferences, ranked_pairs
-from pluralllm.client.data.private_data import Checked, check_file, read_group, write_group
+from pluralllm.client.data.private_data import Checked, check_file, write_group
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.extras import need_torch
@@ -26,6 +28,10 @@ app.add_typer(import_app, name="import")
 # The bounds of the invented survey, as sample_survey.py has them; importing that module here would load numpy.
 MOST_GROUPS, MOST_QUESTIONS, USUAL_QUESTIONS = 64, 312, 240
 Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .parquet.")]
+MaxWeight = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="Heavier weights are lowered to it. Answers with weights keep counts only with this."),
+]
 
 
 @import_app.command("globalopinionqa")
@@ -33,9 +39,12 @@ def globalopinionqa(
     source: Annotated[Path, typer.Argument(help="The file global_opinions.csv.")],
     group: Annotated[str, typer.Option(help="A country, spelled as in the file.")],
     out: Out,
+    respondents: Annotated[
+        int | None, typer.Option(min=1, help="The number of people behind each question, an assumption of yours.")
+    ] = None,
 ) -> None:
     """Import one country of Anthropic/llm_global_opinions."""
-    _write(out, import_globalopinionqa(source, group), group)
+    _write(out, import_globalopinionqa(source, group, respondents), group)
 
 
 @import_app.command("opinionqa")
@@ -44,9 +53,10 @@ def opinionqa(
     attribute: Annotated[str, typer.Option(help="A column such as POLPARTY.")],
     value: Annotated[str, typer.Option(help="A value of that column, such as Democrat.")],
     out: Out,
+    max_weight: MaxWeight = None,
 ) -> None:
     """Import one demographic group of OpinionQA."""
-    _write(out, import_opinionqa(source, attribute, value), f"{attribute}={value}")
+    _write(out, import_opinionqa(source, attribute, value, max_weight), f"{attribute}={value}")
 
 
 @import_app.command("responses")
@@ -54,10 +64,14 @@ def responses(
     source: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet with question and answer columns.")],
     out: Out,
     group: Annotated[str | None, typer.Option(help="Only rows with this value in the group column.")] = None,
-    options: Annotated[Path | None, typer.Option(help="A JSON file: question -> list of options, in order.")] = None,
+    options: Annotated[
+        Path | None,
+        typer.Option(help="A JSON file: question -> list of options, in order; its unanswered questions are kept."),
+    ] = None,
+    max_weight: MaxWeight = None,
 ) -> None:
     """Import single answers, one row for each respondent and question, and count them into distributions."""
-    _write(out, import_responses(source, group, options), group or "all rows")
+    _write(out, import_responses(source, group, options, max_weight), group or "all rows")
 
 
 @import_app.command("preferences")
@@ -83,13 +97,13 @@ def pairs(
 ) -> None:
     """Write the preferences in a private file as pairs (prompt, chosen, rejected): each question's best and worst option."""
     rows = [
-        row for question in read_group(file) for row in ranked_pairs(question, question.shares, margin, every=False)
+        row for question in read_answers(file) for row in ranked_pairs(question, question.shares, margin, every=False)
     ]
     write_durably(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     say(f"{len(rows)} pairs in {out}")
 
 
-def _write(out: Path, questions: tuple[Question, ...], what: str) -> None:
+def _write(out: Path, questions: Sequence[Question], what: str) -> None:
     """Writes imported questions to a private file, and prints their number.
 
     what: name of the imported group or rows, for messages.
@@ -135,6 +149,7 @@ def _facts(checked: Checked, spec: RunSpec | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "lines": checked.lines,
         "usable_questions": len(questions),
+        "unanswered_questions": checked.unanswered,
         "options": sum(len(question.options) for question in questions),
         "ordinal_questions": sum(question.scale is not None for question in questions),
         **dict.fromkeys(("training_questions", "evaluation_questions", "episode_needs", "shortage")),
@@ -162,7 +177,7 @@ def embed(
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
     from pluralllm.common.predictor.embedding import Embedder  # noqa: PLC0415
 
-    questions = read_group(file)
+    questions = read_answers(file)
     embedder = Embedder(load_spec(spec).embedding, embedding_model_path, cache, pick_device(device))
     try:
         embedder.check_probes()

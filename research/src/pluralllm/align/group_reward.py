@@ -13,7 +13,7 @@ import numpy as np
 
 from pluralllm.align.plural_predictor import PluralConfig, PluralPredictor
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Scored, Text, judge, read_rollouts
-from pluralllm.client.data.private_data import read_group
+from pluralllm.client.data.answers import read_answers
 from pluralllm.client.work.train import pick_device
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.predictor.embedding import Embedder
@@ -181,7 +181,7 @@ def _folder_of(cache: str | Path) -> Path:
 
 
 def _questions(context: Sequence[Question] | str | Path) -> Sequence[Question]:
-    return read_group(Path(context)) if isinstance(context, str | Path) else context
+    return read_answers(Path(context)) if isinstance(context, str | Path) else context
 
 
 def _unknown(name: object, contexts: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ class WorkOrders:
         model_path = config.embedding_model_path
         return Prepare(
             spec_json=spec_json.decode(),
-            data=config.data.absolute(),
+            data=self._data.path.absolute(),
             data_sha256=self._data.sha256,
             group=partner.group,
             role=spec.groups.role_of(partner.group, partner.role) or partner.role,

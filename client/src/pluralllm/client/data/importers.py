@@ -1,15 +1,20 @@
-"""Imports the questions of one group, with the group's answers, from the file layouts of public surveys."""
+"""Imports the questions of one group, with the group's answers, from the file layouts of public surveys.
+
+Where an importer sees single respondents, one respondent adds at most 1 to the counts of one question. Counts of respondents with
+weights are kept only if a largest weight is stated: heavier weights are lowered to it, and all are divided by it.
+"""
 
 import ast
 import csv
 import difflib
 import io
 import math
-from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pluralllm.client.data.counted_question import CountedQuestion
+from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.text.reading import MAX_DATA_BYTES, Unreadable, json_value, read_json, read_lines, read_text
 from pluralllm.common.words.questions import Question
@@ -19,9 +24,10 @@ MAX_NAMES_SHOWN = 8
 UNREADABLE_LITERAL = (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError)
 
 
-def import_globalopinionqa(path: Path, group: str) -> tuple[Question, ...]:
+def import_globalopinionqa(path: Path, group: str, respondents: int | None = None) -> tuple[Question, ...]:
     """Imports one country (`group`) of the data set `Anthropic/llm_global_opinions` (arXiv 2306.16388) from its CSV file.
 
+    respondents: number of people behind each question, an assumption: the data set does not have it. None: the result has none.
     A row is left out if its question or an option is empty, or if the country has no answers to it. A row is also left out if
     it has fewer than two options, or if two of its options are equal. If several survey waves ask a question with the same
     options, the result has one such question. Its shares are the mean of the waves' shares.
@@ -45,16 +51,23 @@ def import_globalopinionqa(path: Path, group: str) -> tuple[Question, ...]:
         waves.setdefault((text, labels), []).append([number / sum(numbers) for number in numbers])
     if group not in groups:
         raise _unknown(path, "group", group, groups)
-    return tuple(_question(text, labels, _mean(distributions)) for (text, labels), distributions in waves.items())
+    questions = (_question(text, labels, _mean(distributions)) for (text, labels), distributions in waves.items())
+    if respondents is None:
+        return tuple(questions)
+    return tuple(CountedQuestion(q.text, q.options, q.shares, respondents=respondents) for q in questions)
 
 
-def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question, ...]:
+def import_opinionqa(
+    folder: Path, attribute: str, value: str, max_weight: float | None = None
+) -> tuple[CountedQuestion, ...]:
     """Imports one demographic group of the data set OpinionQA (Santurkar et al. 2023, arXiv 2303.17548).
 
     folder: the folder human_resp, or one survey wave in it. Each wave has two files. info.csv has the columns key, question,
     references (a list of options) and perhaps option_ordinal. responses.csv has one column for each key, columns for attributes
     such as POLPARTY, and perhaps weights in a column WEIGHT_*.
     attribute: name of a column in responses.csv. value: only rows with this value in that column count.
+    max_weight: heavier weights are lowered to it; None leaves them as they are, and a wave with weights then has no counts.
+    A question without an answer is left out, unless its counts are kept.
     Raises InvalidData if a file cannot be read, has another layout, or if no row has this value.
     """
     infos = sorted(folder.glob("*/info.csv")) or sorted(folder.glob("info.csv"))
@@ -62,7 +75,7 @@ def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question
         raise InvalidData(
             file=str(folder), problems="  no info.csv here or one folder below; give the human_resp folder"
         )
-    questions: dict[str, Question] = {}
+    questions: dict[str, CountedQuestion] = {}
     values: set[str] = set()
     for info in infos:
         responses = info.with_name("responses.csv")
@@ -80,57 +93,78 @@ def import_opinionqa(folder: Path, attribute: str, value: str) -> tuple[Question
                 scale = _ordinal_scale(ordinal, options)
             except UNREADABLE_LITERAL as error:
                 raise InvalidData(file=str(info), problems=f"  line {line}: options cannot be read: {error}") from error
-            counts: Counter[str] = Counter()
-            for (_, answer), weight in zip(group_rows, weights, strict=True):
-                counts[answer.get(row["key"], "").strip()] += weight  # type: ignore[assignment]
-            numbers = [float(counts[option]) for option in options]
-            if len(set(options)) < len(options) or len(options) < 2 or sum(numbers) <= 0:
+            if len(set(options)) < len(options) or len(options) < 2:
                 continue
-            question = _question(row["question"].strip(), options, [number / sum(numbers) for number in numbers], scale)
-            questions.setdefault(question.id, question)
+            given_answers = [
+                Answer(answer[row["key"]].strip(), weight)
+                for (_, answer), weight in zip(group_rows, weights, strict=True)
+                if answer.get(row["key"], "").strip() in options
+            ]
+            bound = Weights(weight_key is not None, max_weight)
+            question = tally(row["question"].strip(), options, given_answers, bound, scale)
+            # A later wave replaces a question that nobody of an earlier wave was asked.
+            if (question.counts or question.respondents) and not _respondents(questions.get(question.id)):
+                questions[question.id] = question
     if value not in values:
         raise _unknown(folder, attribute, value, values)
     return tuple(questions.values())
 
 
-def import_responses(path: Path, group: str | None, options: Path | None) -> tuple[Question, ...]:
+def import_responses(
+    path: Path, group: str | None, options: Path | None, max_weight: float | None = None
+) -> tuple[CountedQuestion, ...]:
     """Imports single answers (one row for each respondent and question), and counts them for each question.
 
-    path: CSV, JSONL or Parquet with the fields question and answer, and perhaps the fields group and weight.
+    path: CSV, JSONL or Parquet with the fields question and answer, and perhaps the fields group, weight and respondent. Several
+    answers of one respondent to a question share the respondent's weight. Without the field respondent, each row counts as the
+    answer of another respondent.
     group: only rows of this group count. None means that all rows count.
-    options: JSON file with an object that maps each question to its list of options. If it is None, the options of a question
-    are its answers in order of their first appearance.
+    options: JSON file with an object that maps each question to its list of options. The result has all these questions, in
+    this order, also those that nobody has answered. If it is None, the options of a question are its answers in order of their
+    first appearance.
+    max_weight: heavier weights are lowered to it; None leaves them as they are. Rows with weights give counts only if it is set.
     Rows with an empty answer are left out.
     Raises InvalidData if a file cannot be read, if a row's answer or weight is not allowed, or if no row has this group.
     """
     rows = table_rows(path, {"question", "answer"})
     listed_options = {} if options is None else _listed_options(options)
-    counts: dict[str, dict[str, float]] = defaultdict(dict)
+    answers: dict[str, list[Answer]] = {text: [] for text in listed_options}
     groups: set[str] = set()
     problems: list[str] = []
+    has_weights = False
     for line, row in rows:
         groups.add(str(row.get("group") or ""))
-        text, answer = str(row.get("question") or "").strip(), str(row.get("answer") or "").strip()
-        if not text or not answer or (group is not None and str(row.get("group") or "") != group):
+        text, option = str(row.get("question") or "").strip(), str(row.get("answer") or "").strip()
+        if not text or not option or (group is not None and str(row.get("group") or "") != group):
             continue
-        weight = _weight(row.get("weight"))
+        weight, has_weights = _weight(row.get("weight")), has_weights or row.get("weight") not in (None, "")
         if weight is None:
             problems.append(f"  line {line}: weight {row.get('weight')!r} is not a number of 0 or more")
-        elif text in listed_options and answer not in listed_options[text]:
-            problems.append(f"  line {line}: answer {answer!r} is not among the options given for its question")
+        elif text in listed_options and option not in listed_options[text]:
+            problems.append(f"  line {line}: answer {option!r} is not among the options given for its question")
         else:
-            counts[text][answer] = counts[text].get(answer, 0.0) + weight
+            answers.setdefault(text, []).append(Answer(option, weight, _text_of(row.get("respondent"))))
     if problems:
         raise InvalidData(file=str(path), problems="\n".join(problems[:20]))
     if group is not None and group not in groups:
         raise _unknown(path, "group", group, groups)
-    questions = []
-    for text, by_answer in counts.items():
-        labels = tuple(listed_options.get(text, by_answer))
-        numbers = [by_answer.get(label, 0.0) for label in labels]
-        if len(labels) >= 2 and sum(numbers) > 0:
-            questions.append(_question(text, labels, [number / sum(numbers) for number in numbers]))
+    bound, questions = Weights(has_weights, max_weight), []
+    for text, given_answers in answers.items():
+        labels = tuple(listed_options.get(text) or dict.fromkeys(answer.option for answer in given_answers))
+        if len(labels) >= 2:
+            question = tally(text, labels, given_answers, bound)
+            questions += [question] if question.respondents or (question.counts and text in listed_options) else []
     return tuple(questions)
+
+
+def _text_of(value: Any) -> str:
+    """Returns the text of a field; empty for an empty field. A number, also 0, is a text of its own."""
+    return "" if value is None else str(value).strip()
+
+
+def _respondents(question: CountedQuestion | None) -> int:
+    """Returns the number of respondents of a question; 0 for no question."""
+    return 0 if question is None else question.respondents or 0
 
 
 def _listed_options(path: Path) -> dict[str, list[str]]:

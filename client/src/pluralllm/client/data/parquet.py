@@ -17,8 +17,10 @@ SCHEMA = pa.schema(
         ("question", pa.string()),
         ("options", pa.list_(pa.string())),
         ("shares", pa.list_(pa.float64())),
+        ("counts", pa.list_(pa.float64())),
         ("scale", pa.list_(pa.float64())),
         ("weight", pa.float64()),
+        ("respondents", pa.int64()),
     ]
 )
 

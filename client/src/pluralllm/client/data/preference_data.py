@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pluralllm.client.data.counted_question import CountedQuestion, shares_of
 from pluralllm.client.data.importers import table_rows
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question
@@ -64,14 +65,16 @@ def candidates_of(row: Mapping[str, Any], group: str | None = None) -> tuple[Que
     return Question(prompt, tuple(options), tuple(vote / total for vote in votes), _scale(row, len(options))), True
 
 
-def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
+def import_preferences(path: Path, group: str | None) -> tuple[CountedQuestion, ...]:
     """Imports the preferences of one group from JSONL, Parquet or CSV; adds up the votes of rows with equal candidates.
 
     group: only rows with this value in the column `group` count. If votes are listed by group, only this group's votes count.
-    None means that all rows count. Raises InvalidData if the file cannot be read, a row is faulty, or no row belongs to the
+    None means that all rows count. The result has counts where every vote is the vote of one person: rows with weights, shares or
+    scores give shares only. Raises InvalidData if the file cannot be read, a row is faulty, or no row belongs to the
     group.
     """
     counts: dict[tuple[str, tuple[str, ...]], dict[str, float]] = {}
+    uncounted: set[tuple[str, tuple[str, ...]]] = set()  # questions with a row that is not a number of votes
     groups: set[str] = set()
     problems: list[str] = []
     for line, row in table_rows(path):
@@ -88,6 +91,7 @@ def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
             continue
         options = tuple(sorted(question.options, key=lambda text: hashlib.sha256(text.encode()).digest()))
         votes = counts.setdefault((question.text, options), dict.fromkeys(options, 0.0))
+        uncounted |= set() if _has_whole_votes(row, group) else {(question.text, options)}
         total = _total(row, group)
         for option, share in zip(question.options, question.shares, strict=True):
             votes[option] += share * total
@@ -96,10 +100,17 @@ def import_preferences(path: Path, group: str | None) -> tuple[Question, ...]:
         raise InvalidData(file=str(path), problems="\n".join([*problems[:MAX_PROBLEMS_SHOWN], *more]))
     if group is not None and group not in groups:
         raise InvalidData(file=str(path), problems=f"  no group {group!r}; there is: {', '.join(sorted(groups)[:8])}")
-    return tuple(
-        Question(text, options, tuple(votes[option] / math.fsum(votes.values()) for option in options))
-        for (text, options), votes in counts.items()
-    )
+    return tuple(_counted(*key, votes, is_counted=key not in uncounted) for key, votes in counts.items())
+
+
+def _counted(text: str, options: tuple[str, ...], votes: Mapping[str, float], *, is_counted: bool) -> CountedQuestion:
+    """Returns a question from the votes for each option. Votes are counts if each is the vote of one person."""
+    numbers = tuple(votes[option] for option in options)
+    total = math.fsum(numbers)
+    if not is_counted:
+        return CountedQuestion(text, options, shares_of(numbers, total))
+    whole = tuple(float(round(number)) for number in numbers)  # a share times a total may differ in the last digit
+    return CountedQuestion(text, options, shares_of(whole, sum(whole)), counts=whole, respondents=round(sum(whole)))
 
 
 def ranked_pairs(
@@ -191,6 +202,17 @@ def _total(row: Mapping[str, Any], group: str | None) -> float:
     votes = _votes(row, group)
     counted = row.get("votes") is not None or row.get("counts") is not None
     return math.fsum(votes) if votes is not None and counted else float(row.get("weight") or 1.0)
+
+
+def _has_whole_votes(row: Mapping[str, Any], group: str | None) -> bool:
+    """Returns whether a row is one choice without a weight, or has a whole number of votes for each candidate."""
+    if row.get("weight") not in (None, "", 1, 1.0, "1"):
+        return False
+    votes = _votes(row, group)
+    if votes is None:
+        return True
+    counted = row.get("votes") is not None or row.get("counts") is not None
+    return counted and all(vote == int(vote) for vote in votes)
 
 
 def _groups_of(row: Mapping[str, Any]) -> set[str]:

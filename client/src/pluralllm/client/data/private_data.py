@@ -1,24 +1,26 @@
 """The private file of a group: a JSONL or Parquet file with one question in each row. This module reads, checks and writes it.
 
 A row has the fields question, options, and either shares or counts. A row may also have the fields scale (the position of each
-option on a scale, null for an option off the scale) and weight.
+option on a scale, null for an option off the scale), weight, and respondents (the number of people who answered the question).
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pluralllm.client.data.counted_question import CountedQuestion, shares_of
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.text.reading import Unreadable, json_value, read_lines
 from pluralllm.common.words.questions import Question
 
 SHARES_TOLERANCE = 0.02  # published shares are rounded
+COUNTS_TOLERANCE = 1e-6  # a sum of weights is rounded
 MAX_PROBLEMS_SHOWN = 20
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -35,6 +37,7 @@ class Row(BaseModel):
     counts: tuple[Number, ...] | None = None
     scale: tuple[Number | None, ...] | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    respondents: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _answers_fit(self) -> Self:
@@ -54,7 +57,8 @@ class Row(BaseModel):
             raise ValueError(f"{name} has the negative number {min(numbers):g}; a share or count is 0 or more")
         if not math.isfinite(sum(numbers)):
             raise ValueError(f"{name} are too large to be added; divide them all by the same number")
-        if sum(numbers) <= 0:
+        # A question with 0 respondents is kept: a file without it would show that nobody has answered.
+        if sum(numbers) <= 0 and not (self.counts is not None and self.respondents == 0):
             raise ValueError(f"{name} are all 0; leave the question out")
         if self.shares is not None and abs(sum(numbers) - 1) > SHARES_TOLERANCE:
             raise ValueError(
@@ -64,14 +68,29 @@ class Row(BaseModel):
             raise ValueError(
                 f"scale has {len(self.scale)} positions for {len(self.options)} options; give one for each, or null"
             )
+        if self.respondents is not None:
+            self._check_respondents(self.respondents)
         return self
 
+    def _check_respondents(self, respondents: int) -> None:
+        """Checks that no respondent can have added more than 1 to the counts. Raises ValueError otherwise."""
+        if self.shares is not None and respondents == 0:
+            raise ValueError("shares of 0 respondents; leave the question out")
+        if math.fsum(self.counts or ()) > respondents + COUNTS_TOLERANCE:
+            problem = f"counts sum to {math.fsum(self.counts or ()):.6g} for {respondents} respondents"
+            raise ValueError(f"{problem}; the answers of one respondent to one question may sum to 1 at most")
+
     def to_question(self) -> Question:
-        """Returns the row as a question whose shares are scaled to the sum 1."""
+        """Returns the row as a question whose shares are scaled to the sum 1, without the counts."""
         numbers = self.shares if self.shares is not None else self.counts or ()
-        total = math.fsum(numbers)
-        shares = tuple(number / total for number in numbers)
+        shares = shares_of(numbers, math.fsum(numbers))
         return Question(self.question.strip(), self.options, shares, self.scale, self.weight)
+
+    def to_counted(self) -> CountedQuestion:
+        """Returns the row as a question with its counts."""
+        bare = self.to_question()
+        counted = (self.counts or (), self.respondents)
+        return CountedQuestion(bare.text, bare.options, bare.shares, bare.scale, bare.weight, bare.is_ordered, *counted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,74 +108,107 @@ class Problem:
 class Checked:
     """The result of reading a private file: the questions of its valid rows, and all its problems."""
 
-    questions: tuple[Question, ...]
+    questions: tuple[Question, ...]  # that somebody has answered
     problems: tuple[Problem, ...]
     lines: int  # number of rows
+    unanswered: int = 0  # number of valid rows with 0 respondents
 
 
 def check_file(path: Path) -> Checked:
     """Reads a whole private file and collects all problems. Raises InvalidData only if the file cannot be read at all."""
-    questions: list[Question] = []
-    problems: list[Problem] = []
-    first_line: dict[str, int] = {}
-    lines = 0
-    for line, row in _rows(path):
-        lines += 1
-        if isinstance(row, str):
-            problems.append(Problem(line, row))
-            continue
-        try:
-            question = Row.model_validate(row).to_question()
-        except ValidationError as error:
-            problems += [Problem(line, _explain(detail)) for detail in error.errors(include_url=False)]
-            continue
-        if question.id in first_line:
-            text = f"the same question and options as line {first_line[question.id]}; keep one, or merge their counts"
-            problems.append(Problem(line, text))
-            continue
-        first_line[question.id] = line
-        questions.append(question)
-    return Checked(tuple(questions), tuple(problems), lines)
+    rows, problems, lines = _valid_rows(path)
+    questions = tuple(row.to_question() for row in rows if row.respondents != 0)
+    return Checked(questions, problems, lines, len(rows) - len(questions))
 
 
 def read_group(path: Path) -> tuple[Question, ...]:
     """Returns the questions of a private file. Raises InvalidData with lines, problems and fixes if the file has any problem."""
     checked = check_file(path)
-    if checked.problems:
-        lines = [str(problem) for problem in checked.problems[:MAX_PROBLEMS_SHOWN]]
-        if len(checked.problems) > MAX_PROBLEMS_SHOWN:
-            lines.append(f"  and {len(checked.problems) - MAX_PROBLEMS_SHOWN} more: pluralllm-client data check {path}")
-        raise InvalidData(file=str(path), problems="\n".join(lines))
+    _check_no_problem(path, checked.problems)
     if not checked.questions:
         raise InvalidData(file=str(path), problems="  it has no questions")
     return checked.questions
 
 
+def read_counted(path: Path) -> tuple[CountedQuestion, ...]:
+    """Returns the questions of a private file with their counts, also those that nobody has answered.
+
+    Raises InvalidData as `read_group` does.
+    """
+    rows, problems, _ = _valid_rows(path)
+    _check_no_problem(path, problems)
+    if not rows:
+        raise InvalidData(file=str(path), problems="  it has no questions")
+    return tuple(row.to_counted() for row in rows)
+
+
+def _valid_rows(path: Path) -> tuple[list[Row], tuple[Problem, ...], int]:
+    """Returns the valid rows of a private file, the problems of all others, and the number of rows."""
+    valid: list[Row] = []
+    problems: list[Problem] = []
+    first_line: dict[str, int] = {}
+    lines = 0
+    for line, values in _rows(path):
+        lines += 1
+        if isinstance(values, str):
+            problems.append(Problem(line, values))
+            continue
+        try:
+            row = Row.model_validate(values)
+        except ValidationError as error:
+            problems += [Problem(line, _explain(detail)) for detail in error.errors(include_url=False)]
+            continue
+        question_id = row.to_question().id
+        if question_id in first_line:
+            text = f"the same question and options as line {first_line[question_id]}; keep one, or merge their counts"
+            problems.append(Problem(line, text))
+            continue
+        first_line[question_id] = line
+        valid.append(row)
+    return valid, tuple(problems), lines
+
+
+def _check_no_problem(path: Path, problems: Sequence[Problem]) -> None:
+    """Raises InvalidData, which lists the first problems of a private file, if there are any."""
+    if problems:
+        lines = [str(problem) for problem in problems[:MAX_PROBLEMS_SHOWN]]
+        if len(problems) > MAX_PROBLEMS_SHOWN:
+            lines.append(f"  and {len(problems) - MAX_PROBLEMS_SHOWN} more: pluralllm-client data check {path}")
+        raise InvalidData(file=str(path), problems="\n".join(lines))
+
+
 def write_group(path: Path, questions: Iterable[Question]) -> None:
     """Writes questions as a private file: as Parquet if the path ends in .parquet, otherwise as JSONL.
 
+    A question with counts is written with its counts in place of its shares.
+
     Raises StorageFull if the disk is full. An interruption leaves either the complete new file or the file as it was before.
     """
-    rows = [_record(question) for question in questions]
     if path.suffix == ".parquet":
         from pluralllm.client.data.parquet import question_table  # noqa: PLC0415 - pyarrow takes a moment
 
-        write_durably(path, question_table(rows))
+        write_durably(path, question_table([_record(question) for question in questions]))
         return
-    lines = [
-        json.dumps({key: value for key, value in row.items() if value is not None}, ensure_ascii=False) for row in rows
-    ]
-    write_durably(path, ("\n".join(lines) + "\n").encode())
+    write_durably(path, jsonl_of(questions))
+
+
+def jsonl_of(questions: Iterable[Question]) -> bytes:
+    """Returns the bytes of a private file in JSONL with these questions."""
+    rows = [{key: value for key, value in _record(one).items() if value is not None} for one in questions]
+    return ("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n").encode()
 
 
 def _record(question: Question) -> dict[str, Any]:
     """Returns a question as a row of the private file; optional fields that have no value are None."""
+    counted = question if isinstance(question, CountedQuestion) else CountedQuestion("", (), ())
     return {
         "question": question.text,
         "options": list(question.options),
-        "shares": list(question.shares),
+        "shares": None if counted.counts else list(question.shares),
+        "counts": list(counted.counts) or None,
         "scale": None if question.scale is None else list(question.scale),
         "weight": None if question.weight == 1.0 else question.weight,
+        "respondents": counted.respondents,
     }
 
 

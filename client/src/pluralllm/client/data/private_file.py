@@ -1,6 +1,5 @@
 """The private file as the daemon has announced it to the coordinator. It notices a change before anything is computed from it."""
 
-import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -8,10 +7,9 @@ from pathlib import Path
 
 import structlog
 
-from pluralllm.client.data.private_data import read_group
-from pluralllm.common.errors.tree import DataChanged, InvalidConfig, InvalidData, StorageFull
+from pluralllm.client.data.answers import read_answers, sha256_of
+from pluralllm.common.errors.tree import DataChanged, InvalidConfig, InvalidData, NoisedFileLost, StorageFull
 from pluralllm.common.process.files import read_state, write_durably
-from pluralllm.common.text.reading import not_opened
 
 log = structlog.get_logger()
 
@@ -36,16 +34,18 @@ class PrivateFile:
     A file that has problems after a change is not used: `check` raises InvalidData until the file is mended.
     """
 
-    def __init__(self, path: Path, state_dir: Path) -> None:
+    def __init__(self, path: Path, state_dir: Path, noised_sha256: str | None = None) -> None:
         """Reads the file, and compares it with the content that an earlier process has announced.
 
-        Raises InvalidData if the file has problems.
+        noised_sha256: the content that a file with noised answers must have; None for the partner's own file, which may change.
+        Raises InvalidData if the file has problems; NoisedFileLost if noised answers have another content; AnswersProtected for
+        true answers that were released with noise.
         """
-        self._path, self._note = path, state_dir / FILE
-        self._problem: InvalidData | None = None
+        self.path, self._note, self._noised_sha256 = path, state_dir / FILE, noised_sha256
+        self._problem: InvalidData | NoisedFileLost | None = None
         self._stamp: Stamp | None = stamp_of(path)
         before, self.changed_s = self._noted()
-        self._content = content_of(path)
+        self._content = content_of(path, noised_sha256)
         if before is not None and before.sha256 != self._content.sha256:
             self._announce(before)
         elif before is None:
@@ -63,7 +63,7 @@ class PrivateFile:
 
     def has_changed(self) -> bool:
         """Returns whether the file may differ from the content that was last read: its size, a time or its inode differ."""
-        return stamp_of(self._path) != self._stamp
+        return stamp_of(self.path) != self._stamp
 
     def look(self) -> bool:
         """Reads the file again if it has changed. Returns whether Hello must say it, or must take back an earlier refusal."""
@@ -77,13 +77,13 @@ class PrivateFile:
         if self._problem is not None:
             raise self._problem
         if self.has_changed():
-            raise DataChanged(file=str(self._path))
+            raise DataChanged(file=str(self.path))
 
     def _read_again(self) -> bool:
-        self._stamp, had_problem = stamp_of(self._path), self._problem is not None
+        self._stamp, had_problem = stamp_of(self.path), self._problem is not None
         try:
-            content = content_of(self._path)
-        except InvalidData as error:
+            content = content_of(self.path, self._noised_sha256)
+        except (InvalidData, NoisedFileLost) as error:
             self._problem = error
             log.error("data.unusable", problem=str(error), fix="mend the file; no task is done until then")
             return False
@@ -96,7 +96,7 @@ class PrivateFile:
 
     def _announce(self, before: Content) -> None:
         self.changed_s = time.time()
-        log.warning("data.changed", file=str(self._path), questions_before=before.questions, questions=self.questions)
+        log.warning("data.changed", file=str(self.path), questions_before=before.questions, questions=self.questions)
         self._keep()
 
     def _noted(self) -> tuple[Content | None, float | None]:
@@ -124,22 +124,22 @@ def stamp_of(path: Path) -> Stamp | None:
     return facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_ctime_ns
 
 
-def content_of(path: Path) -> Content:
-    """Reads a private file. Raises InvalidData if it has problems, or if it changes while it is read."""
+def content_of(path: Path, noised_sha256: str | None = None) -> Content:
+    """Reads a private file. Raises InvalidData if it has problems, or if it changes while it is read.
+
+    noised_sha256: the content that noised answers must have; NoisedFileLost is raised for another one.
+    """
+    if noised_sha256 is not None:
+        return _noised_content(path, noised_sha256)
     sha256 = sha256_of(path)
-    questions = len(read_group(path))
+    questions = len(read_answers(path))
     if sha256_of(path) != sha256:
         raise InvalidData(file=str(path), problems="  it changes while it is read; the client reads it again")
     return Content(sha256, questions)
 
 
-def sha256_of(path: Path) -> str:
-    """Returns the hash of a file. Raises InvalidData if the file cannot be read."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        problem = "  it is a pipe or a device; give a file, because the client reads it again before each task"
-        raise InvalidData(file=str(path), problems=problem)
+def _noised_content(path: Path, sha256: str) -> Content:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InvalidData(file=str(path), problems=f"  {not_opened(path, error).problem}") from error
+        return Content(sha256, len(read_answers(path, sha256)))
+    except (InvalidData, DataChanged) as error:
+        raise NoisedFileLost(file=str(path), sha256=sha256) from error

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pluralllm.client.data.private_data import read_group
-from pluralllm.client.data.private_file import sha256_of
+from pluralllm.client.data.answers import read_answers
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.outgoing import DECIMALS
 from pluralllm.client.work.command_loop import Action, Report, answer_commands
@@ -37,7 +36,7 @@ from pluralllm.client.work.orders import (
     TrainedUpdate,
 )
 from pluralllm.client.work.train import evaluate, evaluation_episode, pick_device, reward_context, train
-from pluralllm.common.errors.tree import DataChanged, InvalidConfig, PolicyForbids
+from pluralllm.common.errors.tree import InvalidConfig, PolicyForbids
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
@@ -97,9 +96,7 @@ class LocalWork:
             problem = f"  {order.device} is not on this machine: {error}"
             raise InvalidConfig(file="device", problems=problem) from error
         check_names_no_path(spec.embedding.model, order.model_path)
-        questions = read_group(order.data)
-        if sha256_of(order.data) != order.data_sha256:
-            raise DataChanged(file=str(order.data))
+        questions = read_answers(order.data, order.data_sha256)
         self._close()
         self._embedder = embedder = Embedder(spec.embedding, order.model_path, order.cache, device)
         embedder.check_probes()

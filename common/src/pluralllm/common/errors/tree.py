@@ -44,7 +44,8 @@ PluralError
 |  |  |- WrongPort         what answers is not the port of the coordinator that was asked for
 |  |  |- LinkTooSlow       the network carries less than the slowest speed that is supported
 |  |  `- ForeignAnswer     gRPC, a proxy or another server has ended the call
-|  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py
+|  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py;
+|                          noised answers: privacy.py
 `- Broken                  this program is at fault
    |- AnswerInvalid        the coordinator's answer breaks the protocol
    |- WorkerDied           the training process ended unexpectedly
@@ -58,6 +59,12 @@ Each error carries its facts (the values that describe the error) as dataclass f
 
 from dataclasses import dataclass
 
+from pluralllm.common.errors.privacy import AnswersProtected as AnswersProtected
+from pluralllm.common.errors.privacy import LedgerBroken as LedgerBroken
+from pluralllm.common.errors.privacy import LedgerDiverged as LedgerDiverged
+from pluralllm.common.errors.privacy import NoisedFileLost as NoisedFileLost
+from pluralllm.common.errors.privacy import NotReleased as NotReleased
+from pluralllm.common.errors.privacy import PrivacyBudgetSpent as PrivacyBudgetSpent
 from pluralllm.common.errors.root import Broken as Broken
 from pluralllm.common.errors.root import PluralError as PluralError
 from pluralllm.common.errors.root import Refused as Refused

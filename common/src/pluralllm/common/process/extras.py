@@ -14,6 +14,11 @@ def need_torch(distribution: str = "client", extra: str = "train") -> None:
     _need(distribution, extra, "torch", "transformers")
 
 
+def need_noise() -> None:
+    """Checks that OpenDP is installed, which draws the noise on answers. Raises ExtraMissing if it is missing."""
+    _need("client", "noise", "opendp")
+
+
 def need_align() -> None:
     """Checks that the packages for scoring with the predictor are installed: torch and transformers.
 

@@ -164,7 +164,8 @@ DATA_CHECK = Form(
     {
         "lines": "number of rows of the file",
         "problems": "list of `line`, `problem`",
-        "usable_questions": "number of questions without a problem",
+        "usable_questions": "number of answered questions without a problem",
+        "unanswered_questions": "number of questions with 0 respondents, which are kept and not used",
         "options": "number of options of all usable questions",
         "ordinal_questions": "number of usable questions with a scale",
         "training_questions": "number of questions for training; null without `--spec`, as are the next three",
