@@ -20,17 +20,14 @@ check: .stamps/dev
 	$(MYPY)
 	$(SIDE_BY_SIDE) -n 2 -q $(QUICK_TESTS) $(ARGS)
 
-# First, most tests run side by side with one thread each, and the slow modules start first. A third process works while two wait.
-# Then the few tests that measure time run alone. Exit code 5 means that ARGS chose none of these tests.
+# The tests run side by side with one thread each, and the slow modules start first. A third process works while two wait.
 JOBS ?= 3
-ALONE = $(shell grep -rl --include=test_*.py 'mark\.alone' tests)
 test: .stamps/dev
-	@$(SIDE_BY_SIDE) -n $(JOBS) $(ARGS) -m "not alone"; beside=$$?; \
-	$(BIN)/python -m pytest $(ARGS) $(if $(findstring tests,$(ARGS)),,$(ALONE)) -m alone; alone=$$?; \
-	case $$beside,$$alone in 0,0|0,5|5,0) ;; *) exit 1 ;; esac
+	$(SIDE_BY_SIDE) -n $(JOBS) $(ARGS)
 
 # Runs the tests of every fault, for some hours (docs/reliability.md); `make test` runs a sample. REPORT=FILE.md names a file for the figures.
-FAULTS ?= tests/faults tests/simulation tests/nemesis tests/fuzz tests/integration/test_drain.py tests/integration/test_slow_links.py tests/hostile/test_evil_administrator.py
+FAULTS ?= tests/faults tests/simulation tests/nemesis tests/fuzz tests/integration/test_drain.py tests/integration/test_slow_links.py \
+  tests/hostile/test_evil_administrator.py tests/hostile/test_hostile_load.py
 faults: .stamps/dev
 	PLURALLLM_FAULTS=all PLURALLLM_FAULTS_REPORT="$(REPORT)" $(BIN)/python -m pytest $(FAULTS) $(ARGS)
 

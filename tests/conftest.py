@@ -10,6 +10,9 @@ import pytest
 from drill.pairs import Embedded, Served, StorePair
 from support import real_stores
 from support.leftovers import nothing_left_over
+from support.session_folder import open_session_folder
+
+from pluralllm.common.process.imports import without_collecting
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # set before anything imports huggingface_hub, so that no test waits for a network
 
@@ -25,6 +28,17 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # of nohup
 
 REPOSITORY = Path(__file__).parents[1]
 SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opinions.csv"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.add_cleanup(open_session_folder())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Reads the tests without collecting garbage: their imports take a third less time."""
+    with without_collecting():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

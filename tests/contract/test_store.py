@@ -15,6 +15,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from support.memory_store import MemoryStore, Tables
@@ -28,7 +29,7 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.storage import migrations, schema
-from pluralllm.server.storage.sql_engine import new_engine
+from pluralllm.server.storage.sql_engine import NEWEST_REVISION, new_engine
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_rows import evaluation_values
 from pluralllm.server.storage.sql_store import SqlStore, open_store
@@ -431,6 +432,17 @@ async def test_the_migrations_lead_to_the_schema_in_the_code(sql_store: SqlStore
 
     async with sql_store.writing() as connection:
         assert await connection.run_sync(differences) == []
+
+
+async def test_a_database_of_this_release_is_opened_without_a_migration(
+    database: str, sql_store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sql_store.writing() as connection:
+        noted = (await connection.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar()
+    assert noted == NEWEST_REVISION == ScriptDirectory(str(Path(migrations.__file__).parent)).get_current_head()
+    await sql_store.close()
+    monkeypatch.setattr(command, "upgrade", None)
+    await (await open_store(database)).close()
 
 
 async def test_a_database_of_a_newer_release_is_refused(database: str, sql_store: SqlStore) -> None:

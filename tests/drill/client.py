@@ -48,7 +48,6 @@ class Behaviour(StrEnum):
     """The behaviour of one worker in one round."""
 
     WAIT = "wait"  # wait for the file HOME/go-ROUND, then deliver
-    STALL = "stall"  # never deliver
     DIE = "die"  # die the first time, deliver the next time
     SEND_NOISE = "send_noise"  # an update that is not finite, every time
 
@@ -107,8 +106,6 @@ class ScriptedWorker(WorkerProcess):
         if behaviour == Behaviour.DIE and number not in self._died_in:
             self._died_in.add(number)
             raise WorkerDied(problem="the plan says so")
-        if behaviour == Behaviour.STALL:
-            await asyncio.Event().wait()
         if behaviour == Behaviour.WAIT:
             await file_there(self._home / f"go-{number}")
         shapes = parameters(self._spec.predictor, self._spec.embedding.dimension)

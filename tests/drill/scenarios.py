@@ -58,8 +58,11 @@ def ordinary(fleet: Fleet) -> str:
 
 
 def troubled(fleet: Fleet) -> str:
-    """Plays a failing client, updates that are refused or never come, a restart in a round, and an update spoilt on the disk."""
-    never_delivers = {1: Behaviour.SEND_NOISE, 2: Behaviour.STALL, 3: Behaviour.STALL}
+    """Plays a failing client, updates that are refused, a restart in a round, and an update spoilt on the disk.
+
+    A refused client leaves its slot to the others: they may be slower than this client to find the coordinator again.
+    """
+    never_delivers = dict.fromkeys((1, 2, 3), Behaviour.SEND_NOISE)
     begin(fleet, TROUBLED, {"ann": {1: Behaviour.DIE}, "ben": {2: Behaviour.WAIT}, "cem": never_delivers})
     delivered = fleet.insist("ann has delivered in round 2", lambda remote: receipts(remote, 2).get("ann"))
     fleet.restart_coordinator()

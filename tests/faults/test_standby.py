@@ -25,7 +25,7 @@ from pluralllm.server.commands import check_commands
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 SPEC = process_spec(rounds=3, round={"evaluate_every": 3})
-TAKE_OVER_LIMIT_S, LIMIT_S = 15.0, 90.0
+TAKE_OVER_LIMIT_S, LIMIT_S = 45.0, 90.0  # an idle machine needs less than 15 s
 WAITING = {"ann": {2: Behaviour.WAIT}, "ben": {2: Behaviour.WAIT}}
 
 
@@ -92,7 +92,6 @@ def undisturbed_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
         return found.finish()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     "way",
     [

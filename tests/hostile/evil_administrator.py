@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from support.coordinator_harness import Served
+from support.session_folder import embeddings
 
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.data.private_data import write_group
@@ -93,6 +94,7 @@ async def victim(
         state_dir=folder / "state",
         identity=identity.folder,
         coordinator=served.address,
+        cache_dir=embeddings(),
         embedding_model_path=model,
         threads=1,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from support.documented import PAGES, ROOT, blocks, of_section
 from support.process_harness import free_port
+from support.session_folder import embeddings
 from support.synthetic_results import SMALL, write_results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -91,6 +92,7 @@ class Shell:
             "NO_COLOR": "1",
             "COLUMNS": "200",
             "OMP_NUM_THREADS": "1",
+            "PLURALLLM_CLIENT_CACHE_DIR": str(embeddings()),
             "PLURALLLM_SERVER_LISTEN": f"127.0.0.1:{main}",
             "PLURALLLM_SERVER_ENROLMENT_LISTEN": f"127.0.0.1:{gate}",
         }

@@ -21,6 +21,7 @@ import pytest
 from support.commands import CLI, CLIENT, SERVER, typed
 from support.documented import of_section
 from support.process_harness import WIDTH, Process, free_port, tiny_embedding_model
+from support.session_folder import embeddings
 from support.span_collector import span_collector
 
 from pluralllm.cli.new_spec import new_spec
@@ -72,7 +73,8 @@ class Town:
 
     def environment(self, home: Path) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PLURALLLM_")}
-        return {**kept, "XDG_CONFIG_HOME": str(home / "config"), "HOME": str(home), "NO_COLOR": "1", "COLUMNS": "250"}
+        own = {"XDG_CONFIG_HOME": str(home / "config"), "HOME": str(home), "NO_COLOR": "1", "COLUMNS": "250"}
+        return {**kept, **own, "PLURALLLM_CLIENT_CACHE_DIR": str(embeddings())}
 
     def types(
         self, home: str, module: str, *arguments: str, standard_input: str = ""

@@ -14,6 +14,7 @@ from typing import Any
 
 from support.commands import SERVER, typed
 from support.open_policy import open_policy_text
+from support.session_folder import embeddings, made_once
 
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import MOST_QUESTIONS, sample_groups
@@ -44,6 +45,10 @@ PORTS = ports_of_this_process()
 
 def tiny_embedding_model(folder: Path) -> Path:
     """A real transformer with random weights and a real tokenizer, small enough to load in a moment."""
+    return made_once("tiny-model", _write_tiny_model, folder)
+
+
+def _write_tiny_model(folder: Path) -> None:
     # Imported here, so that tests whose processes need no torch do not wait for it.
     import torch  # noqa: PLC0415
     from tokenizers import Tokenizer  # noqa: PLC0415
@@ -66,7 +71,6 @@ def tiny_embedding_model(folder: Path) -> Path:
 
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)
-    return folder
 
 
 def process_spec(**changes: Any) -> RunSpec:
@@ -208,6 +212,7 @@ class Federation:
             "coordinator": address or self.address,
             "data": str(home / "answers.jsonl"),
             "state_dir": str(home / "state"),
+            "cache_dir": str(embeddings()),
             "embedding_model_path": str(self._embedding_model),
             "log_level": "DEBUG",
         }

@@ -18,6 +18,7 @@ from pluralllm.common.process.configuration import load_config, origins_of
 from pluralllm.common.process.console import Json, print_config
 from pluralllm.common.process.exits import EXIT_CODES, run_command
 from pluralllm.common.process.foreign_output import foreign_output_logged
+from pluralllm.common.process.imports import without_collecting
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 from pluralllm.server.commands import authority_commands, backup_commands, check_commands
@@ -72,7 +73,8 @@ def serve(
     watchdog_usec: WatchdogUsec = None,
 ) -> None:
     """Run the coordinator until SIGTERM or Ctrl-C."""
-    from pluralllm.server import composition  # noqa: PLC0415 - all rooms come with it; help needs none
+    with without_collecting():
+        from pluralllm.server import composition  # noqa: PLC0415 - all rooms come with it; help needs none
     from pluralllm.server.process.allocator import use_one_arena  # noqa: PLC0415
     from pluralllm.server.process.instruments import LOG_LINES_LOST  # noqa: PLC0415
     from pluralllm.server.process.open_files import raise_limit  # noqa: PLC0415

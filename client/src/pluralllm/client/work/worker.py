@@ -3,12 +3,13 @@
 Tensors travel as files, never in messages.
 """
 
+import gc
 import signal
 
 if __name__ == "__main__":  # before all imports that take a moment
-    signal.signal(
-        signal.SIGHUP, signal.SIG_IGN
-    )  # one that goes to all processes of a service concerns the daemon's log
+    # A SIGHUP that goes to all processes of a service concerns the daemon's log.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    gc.disable()  # for the imports, as common/process/imports.py explains
 
 import hashlib
 import os
@@ -207,6 +208,8 @@ def check_names_no_path(model: str, own_folder: Path | None) -> None:
 
 def main() -> None:
     """Answers the daemon's orders until the daemon ends."""
+    gc.freeze()
+    gc.enable()
     os.putenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's own condition for repeatable matrix products
     work = LocalWork()
     answer_commands(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pluralllm.common.errors.tree import ModelUnavailable
+from pluralllm.common.process.imports import without_collecting
 
 BATCH_TOKENS = 8_192  # tokens in one forward pass, padding included
 SHORTEST_PREFIX = 8  # tokens; for a shorter prefix, the extra pass costs more than it saves
@@ -215,6 +216,7 @@ def _masked_sum(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden.float() * mask.unsqueeze(-1)).sum(1)
 
 
+@without_collecting()  # loading imports the library and the model's code
 def _load(source: str, revision: str, device: torch.device) -> tuple[Any, Any]:
     """Returns tokenizer and model, loaded from disk if possible, otherwise over the network.
 
