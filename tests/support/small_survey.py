@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pluralllm.common.predictor.architecture import initial_values, layout_for, parameters
+from pluralllm.common.predictor.architecture import initial_values, parameters, version_layout
 from pluralllm.common.predictor.data import GroupData, group_data
 from pluralllm.common.weights.layout import write_weights
 from pluralllm.common.words.questions import Question
@@ -29,6 +29,12 @@ SMALL: dict[str, Any] = {
 }
 
 KERNEL: dict[str, Any] = {"architecture": "fourier-kernel/1", "features": 24, "group_rank": 3}
+
+SUMS: dict[str, Any] = {
+    "rounds": 8,
+    "predictor": {"architecture": "kernel-sums/1", "features": 24, "group_rank": 3, "subspace_rounds": 2},
+    "aggregation": {"weighting": "uniform"},
+}
 
 
 def small_spec(over: dict[str, Any] | None = None, preset: str = "default") -> RunSpec:
@@ -56,6 +62,7 @@ def small_group(name: str = "a", questions: int = 60, seed: int = 1) -> GroupDat
 
 def write_version_0(path: Path, spec: RunSpec) -> Path:
     """Writes the spec's first weights, as the coordinator makes them."""
-    shapes = parameters(spec.predictor, spec.embedding.dimension)
-    write_weights(path, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in shapes))
+    layout = version_layout(spec, 0)
+    shapes = [p for p in parameters(spec.predictor, spec.embedding.dimension) if (p.name, p.shape) in layout.tensors]
+    write_weights(path, layout, (initial_values(p, spec.seed).ravel() for p in shapes))
     return path

@@ -27,6 +27,7 @@ from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
+from pluralllm.common.words.predictors import SUMS_SHOW
 from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, spec_from_toml
 
@@ -76,6 +77,8 @@ def create(
     created = connection.create_run(run, loaded.canonical_json())
     if start_now:
         created = connection.start_run(run)
+    if loaded.sums is not None:
+        say(f"note: {SUMS_SHOW}; a client that trains takes part only if its policy sets allow_sums = true", err=True)
     if not loaded.embedding.probes:
         say("note: the spec has no probe vectors; clients' embedding models are not checked", err=True)
     show(RUN, created, as_json=as_json, screen=_status)

@@ -20,6 +20,7 @@ from pluralllm.common.predictor.model import new_predictor
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.text.reading import read_json
 from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.weights.layout import read_layout
 from pluralllm.common.words.predictors import NeuralProcess, parse_predictor
 from pluralllm.common.words.spec import Embedding, explain
 
@@ -103,6 +104,13 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
         Loading a model replaces the initial values. A model that is not loaded keeps the initial values that torch drew.
         """
 
+    @torch.no_grad()
+    def _forget_absent(self, weights: Path) -> None:
+        """Sets the parameters that a version does not have yet to 0. weights: the file of weights."""
+        stored = {name for name, _ in read_layout(weights).tensors}
+        for name in self.predictor.may_be_absent - stored:
+            self.predictor.get_parameter(name).zero_()
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *arguments: Any, **options: Any) -> Self:
         """Loads a model from a folder or the Hub after checking that the weights have the digest in config.json.
@@ -129,6 +137,7 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
             problem = f"its predictor cannot be made:\n{explain(error)}"
             raise InvalidModel(folder=name, problem=problem) from error
         model: Self = super().from_pretrained(name, *arguments, **options).eval()
+        model._forget_absent(weights)
         model._folder = config_path.parent
         return model
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from pluralllm.common.weights.update_format import as_read, update_format
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.experiment.stacked import Flat, Learners
+from pluralllm.experiment.sums import SumsRounds, without_projection
 from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, shorten, weighted_mean
 from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.rounds import events as ev
@@ -53,8 +55,11 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
     """
     trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
     values = first_values(spec)
-    clients = LocalTraining(spec, trainers, values, device)
-    moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
+    clients: Rounds
+    if spec.sums is None:
+        clients = LocalTraining(spec, trainers, values, device)
+    else:
+        clients, values = SumsRounds(spec, trainers, device), without_projection(spec, values)
     run = Run(RunId("experiment"), spec.seed, spec.rounds, spec.round, 0, Digest("0"), evaluated=ModelVersion(0))
     run = replace(run, aggregation=spec.aggregation, limits_members=spec.limits_members)
     run, _ = step(run, ev.RunStarted(0.0))
@@ -75,12 +80,30 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
             run, effects = step(run, ev.UpdateArrived(0.0, number, run.version, receipt))
             average = next((effect for effect in effects if isinstance(effect, ev.Average)), average)
         assert average is not None  # every client of the cohort has delivered its update
-        values, moments = aggregate(spec, values, moments, average, deltas)
+        values = clients.next_version(values, average, deltas)
         run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
         run = _pass_evaluation(run, cohort)
-        episodes += len(cohort) * spec.training.local_steps * spec.training.batch_episodes
-        moved += len(cohort) * (values.nbytes + clients.update_bytes)
-        yield Point(values, number, number * spec.training.local_steps, episodes, moved)
+        episodes += len(cohort) * clients.steps_of_round * spec.training.batch_episodes
+        moved += len(cohort) * clients.moved_bytes(number)
+        yield Point(values, number, number * clients.steps_of_round, episodes, moved)
+
+
+class Rounds(Protocol):
+    """The work of the clients and of the coordinator in a round: training and averaging, or answering and solving."""
+
+    steps_of_round: int  # of each client, one after the other
+
+    def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
+        """Returns each client's update, and each client's distance between predicted and true answers, if it is measured."""
+        ...
+
+    def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
+        """Returns the values of the next model version. average: what the round machine decided. deltas: the updates."""
+        ...
+
+    def moved_bytes(self, number: RoundNumber) -> int:
+        """Returns how many bytes of model and update one client moves in a round."""
+        ...
 
 
 class LocalTraining:
@@ -90,7 +113,9 @@ class LocalTraining:
     """
 
     def __init__(self, spec: RunSpec, trainers: dict[ClientId, GroupData], values: Flat, device: torch.device) -> None:
-        self._spec, self._device = spec, device
+        self._spec, self._device, self.steps_of_round = spec, device, spec.training.local_steps
+        self._moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
+        self._model_bytes = values.nbytes
         self._usable = {client: data.split(spec.evaluation.holdout_share)[0] for client, data in trainers.items()}
         form = update_format(layout_for(spec), spec.updates.encoding)
         self.update_bytes = form.size_bytes - len(form.header)  # size of one client's update
@@ -103,7 +128,16 @@ class LocalTraining:
             for batch in batches
         ]
 
-    def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float]]:
+    def moved_bytes(self, number: RoundNumber) -> int:  # noqa: ARG002 - the same in every round
+        """Returns how many bytes of model and update one client moves in a round."""
+        return self._model_bytes + self.update_bytes
+
+    def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
+        """Returns the values of the next model version, and keeps the new moments of the server optimizer."""
+        values, self._moments = aggregate(self._spec, base, self._moments, average, deltas)
+        return values
+
+    def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
         """Trains every client, and returns each client's delta (values after training minus values before training).
 
         base: the parameter values that training starts from. Also returns, for each client, the distance between the answers
@@ -113,7 +147,7 @@ class LocalTraining:
         """
         training = self._spec.training
         deltas: dict[ClientId, Flat] = {}
-        distances: dict[ClientId, float] = {}
+        distances: dict[ClientId, float | None] = {}
         for trainers, learners in self._passes:
             learners.restart(base)
             generators = {c: np.random.default_rng(task_seed(self._spec.seed, number, c)) for c in trainers}

@@ -74,7 +74,7 @@ class Player:
         facts = (method.kind, seed, spec, embedding_digest(groups), setting.device)
         models: Models = {}
         clock = _Clock(setting.device)
-        total = method.steps or spec.rounds * spec.training.local_steps
+        total = method.steps or spec.rounds * (spec.training.local_steps if spec.sums is None else 1)
         point_records: list[Record] = []
         for point, models in _points(method, spec, setting, groups):
             on_step(point.gradient_steps, total)

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.model_files import load_model
+from pluralllm.common.words.predictors import KERNEL_SUMS, architecture_of
 from pluralllm.common.words.spec import Preset, RunSpec, explain, merge, preset_values
 from pluralllm.common.words.spec_part import Name, Positive, Seed, SpecPart
 
@@ -151,8 +152,11 @@ class Method(SpecPart):
 
     def quick(self) -> Self:
         """Returns a copy of the method with only a few rounds or gradient steps, for a trial run."""
-        rounds = {"rounds": min(self.spec["rounds"], QUICK_ROUNDS)} if "rounds" in self.spec else {}
+        rounds: dict[str, Any] = {"rounds": min(self.spec["rounds"], QUICK_ROUNDS)} if "rounds" in self.spec else {}
         steps = None if self.steps is None else min(self.steps, QUICK_STEPS)
+        predictor = merge(preset_values(self.preset), self.spec)["predictor"]
+        if architecture_of(predictor) == KERNEL_SUMS:  # the second stage needs fewer rounds than there are
+            rounds["predictor"] = {**self.spec.get("predictor", {}), "subspace_rounds": 1}
         return self.model_copy(update={"steps": steps, "spec": {**self.spec, **rounds}})
 
 
@@ -218,9 +222,13 @@ class Experiment(SpecPart):
         values = merge(merge(preset_values(method.preset), own), method.spec)
         values["embedding"].setdefault("dimension", self.width * len(values["embedding"]["templates"]))
         try:
-            return RunSpec.model_validate(values)
+            spec = RunSpec.model_validate(values)
         except ValidationError as error:
             raise InvalidSpec(file=f"of method {method.name}", problems=explain(error)) from error
+        if spec.sums is not None and (method.kind != "fedavg" or method.adapt_steps is not None):
+            problem = f"  kind: {spec.sums.architecture} is solved by rounds: set kind = fedavg without adapt_steps"
+            raise InvalidSpec(file=f"of method {method.name}", problems=problem)
+        return spec
 
     def quick(self) -> Self:
         """Returns a small version of the experiment that runs in minutes.

@@ -38,6 +38,10 @@ def policy_of(folder: Path, text: str) -> Policy:
             'allowed_presets = ["defualt"]',
             "allowed_presets.0: unknown preset; allowed: default, paper, fourier, or * for",
         ),
+        (
+            'allowed_presets = ["default", "sums"]',
+            "allow_sums = true does: a coordinator can compute this group's answers from its sums",
+        ),
         ("min_questions_behind = 0", "min_questions_behind: Input should be greater than 0"),
         ("max_task_minutes = inf", "max_task_minutes: Input should be a finite number"),
         ("max_worker_memory_gib = 0.0", "max_worker_memory_gib: Input should be greater than 0"),
@@ -86,6 +90,7 @@ DEFAULTS = {
     "max_runs_a_day": 10,
     "allow_evaluation": True,
     "allow_rewards": False,
+    "allow_sums": False,
     "allowed_metrics": {"loss", "base_distance", "alignment_score", "wasserstein_score", "context_gain"},
 }
 

@@ -7,7 +7,7 @@ import pytest
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.words.ids import Digest, ModelVersion, RunId
 from pluralllm.common.words.names import ModelName
-from pluralllm.common.words.predictors import FourierKernel, NeuralProcess
+from pluralllm.common.words.predictors import FourierKernel, KernelSums, NeuralProcess
 from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import (
     MAX_SPEC_BYTES,
@@ -78,7 +78,7 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
             f'{MINIMAL}[predictor]\narchitecture = "tnp-d/9"\n',
             "architecture 'tnp-d/9' needs another release of PluralLLM",
         ),
-        (f"{MINIMAL}[predictor]\narchitecture = 7\n", "this release knows tnp-d/1 and fourier-kernel/1"),
+        (f"{MINIMAL}[predictor]\narchitecture = 7\n", "this release knows tnp-d/1, fourier-kernel/1 and kernel-sums/1"),
         (f"{MINIMAL}{KERNEL}features = 0\n", "predictor.features: Input should be greater than or equal to 1"),
         (f"{MINIMAL}{KERNEL}d_model = 8\n", "predictor.d_model: unknown key"),
         (f"{MINIMAL}{KERNEL}option_only_share = 0.9\n", "weak_question_share + option_only_share is above 1"),
@@ -101,7 +101,7 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         (f"{MINIMAL}[aggregation]\nfairness = 0.0\n", "aggregation.fairness: Input should be greater than 0"),
         (f"{MINIMAL}[aggregation]\nfairness = inf\n", "aggregation.fairness: Input should be a finite number"),
         (f"{MINIMAL}min_cosine = 0.99\n", "embedding.min_cosine: Input should be greater than or equal to 0.999"),
-        (f'preset = "best"\n{MINIMAL}', "allowed: default, paper, fourier"),
+        (f'preset = "best"\n{MINIMAL}', "allowed: default, paper, fourier, sums"),
         ("rounds = \n", "not TOML"),
     ],
 )
@@ -139,9 +139,46 @@ def test_a_predictor_of_another_architecture_takes_no_values_from_the_preset(tmp
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_limit_what_one_member_contributes_and_a_bare_spec_does_not(tmp_path: Path, preset: str) -> None:
     spec = load_spec(written(tmp_path, f'preset = "{preset}"\n{MINIMAL}'))
-    assert (spec.format, spec.limits_members, spec.aggregation.max_examples) == ("pluralllm.run/2", True, 1024)
+    limits = preset != "sums"  # without a part of a term, the sum is that of another problem
+    assert (spec.format, spec.limits_members, spec.aggregation.max_examples) == ("pluralllm.run/2", limits, 1024)
     bare = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
     assert (bare.format, bare.limits_members, bare.aggregation.max_examples) == ("pluralllm.run/1", False, 100_000)
+
+
+SUMS = 'preset = "sums"\n' + MINIMAL
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_text"),
+    [
+        ('[aggregation]\nweighting = "examples"\n', "aggregation.weighting = uniform"),
+        ('[aggregation]\noptimizer = "fedavgm"\n', "aggregation.optimizer = fedavg with server_learning_rate = 1"),
+        ("[aggregation]\nserver_learning_rate = 0.5\n", "aggregation.optimizer = fedavg with server_learning_rate = 1"),
+        ('[updates]\nencoding = "bf16"\n', "updates.encoding = fp32"),
+        ('[round]\non_missed_quorum = "skip"\n', "round.on_missed_quorum = extend or abort"),
+        ("[predictor]\nsubspace_rounds = 27\n", "rounds to at least 28"),
+        ('[groups]\ntrain = ["a", "b", "c", "d"]\n', "round.target_clients to 4, the number of groups.train"),
+    ],
+)
+def test_a_run_of_sums_takes_no_setting_that_sums_do_not_have(tmp_path: Path, text: str, expected_text: str) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        load_spec(written(tmp_path, SUMS + text))
+    assert str(refused.value).count("terms of sums: set ") == 1
+    assert expected_text in str(refused.value)
+
+
+def test_a_run_of_sums_at_the_limits_is_allowed(tmp_path: Path) -> None:
+    groups = '[groups]\ntrain = ["a", "b", "c"]\n'
+    for text in ("[predictor]\nsubspace_rounds = 26\n", '[round]\non_missed_quorum = "abort"\n', groups):
+        spec = load_spec(written(tmp_path, SUMS + text))
+        assert spec.sums == spec.predictor
+    assert load_spec(written(tmp_path, MINIMAL)).sums is None
+
+
+def test_a_reward_run_of_a_model_made_from_sums_is_no_run_of_sums(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path, SUMS)).for_rewards(MODEL, DIGEST, RewardOptions(), "here")
+    assert isinstance(spec.predictor, KernelSums)
+    assert spec.sums is None
 
 
 MODEL, DIGEST = ModelName(RunId("first"), ModelVersion(7)), Digest("a1" * 32)

@@ -60,7 +60,7 @@ from pluralllm.common.errors.tree import (
     RecordInvalid,
     SpecMismatch,
 )
-from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.predictor.architecture import version_layout
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.process.pulse import Pulse
 from pluralllm.common.process.tracing import context_of, span
@@ -468,7 +468,7 @@ class Daemon:
     async def _fetch(self, task: Task, spec: RunSpec) -> Path:
         self._stage("fetching")
         with span("fetch"):
-            path = await self._models.fetch(task, layout_for(spec).size_bytes, spec)
+            path = await self._models.fetch(task, version_layout(spec, task.base_version).size_bytes, spec)
         await asyncio.to_thread(self._check_cohorts, task.run, spec)  # again, because the base version may be new
         return path
 

@@ -113,7 +113,7 @@ def _rewards(policy: Policy, spec: RunSpec) -> Iterator[Difference]:
 
 def _settings(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:
     """Returns the differences from the nearest allowed preset: the preset with the fewest differences."""
-    if ANY_SPEC in policy.allowed_presets:
+    if ANY_SPEC in policy.allowed_presets or (spec.sums is not None and policy.allow_sums):  # which says the worst
         return ()
     if not policy.allowed_presets:
         return (Difference("settings", "any", "none", "allowed_presets", SETTINGS_SHOW),)

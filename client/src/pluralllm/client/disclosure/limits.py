@@ -11,6 +11,7 @@ from pluralllm.client.link.tasks import Task
 from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.predictors import SUMS_SHOW
 from pluralllm.common.words.spec import Embedding, Episodes, GroupRole, RunSpec
 
 MIB = 2**20
@@ -27,6 +28,7 @@ def check_task(policy: Policy, group: str, role: GroupRole, spec: RunSpec, task:
     spec: run spec of the task's run.
     """
     check_part(group, role, spec, task.kind)
+    check_sums(policy, group, role, spec)
     check_embedding_model(policy, spec.embedding)
     check_model_size(policy, spec)
     check_step(policy, spec)
@@ -55,6 +57,16 @@ def check_part(group: str, role: GroupRole, spec: RunSpec, kind: TaskKind) -> No
         _forbid("allow_rewards", "asked for in a run that trains", "only in a run whose spec asks for rewards")
     if kind is not TaskKind.REWARD and spec.rewards is not None:
         _forbid("allow_rewards", f"{kind} in a run that asks for rewards", "only rewards in such a run")
+
+
+def check_sums(policy: Policy, group: str, role: GroupRole, spec: RunSpec) -> None:
+    """Checks that the policy allows sums, if this group trains in a run whose updates are terms of sums.
+
+    Raises PolicyForbids otherwise, also for the run's other tasks: such a client takes no part in the run.
+    """
+    trains = spec.groups.role_of(group, role) is GroupRole.TRAIN
+    if spec.sums is not None and trains and not policy.allow_sums:
+        _forbid("allow_sums", f"by {spec.sums.architecture}", f"false: {SUMS_SHOW}")
 
 
 def check_embedding_model(policy: Policy, embedding: Embedding) -> None:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.words.model_files import load_model
+from pluralllm.common.words.predictors import SUMS_SHOW
 from pluralllm.common.words.spec import PRESETS
 
 # Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.
@@ -28,18 +29,23 @@ NEW_KEYS = frozenset(
         "max_evaluations_of_run",
         "max_scores_per_question",
         "max_runs_a_day",
+        "allow_sums",
     }
 )
 # The presets whose updates were examined for what they show of the answers. Runs of the other presets wait for consent.
 EXAMINED_PRESETS = ("default", "paper")
+SUMS = "sums"  # the preset that no list allows, because it needs allow_sums
 ANY_SPEC = "*"  # in allowed_presets: the client takes part in runs of any settings, without asking
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _known_preset(name: str) -> str:
+    if name == SUMS:
+        raise ValueError(f"no list of presets allows {SUMS}; allow_sums = true does: {SUMS_SHOW}")
     if name not in (*PRESETS, ANY_SPEC):
-        raise ValueError(f"unknown preset; allowed: {', '.join(PRESETS)}, or {ANY_SPEC} for runs of any settings")
+        allowed = ", ".join(preset for preset in PRESETS if preset != SUMS)
+        raise ValueError(f"unknown preset; allowed: {allowed}, or {ANY_SPEC} for runs of any settings")
     return name
 
 
@@ -73,6 +79,8 @@ class Policy(BaseModel):
     max_runs_a_day: PositiveInt = 10  # new runs that this client joins in one day (UTC)
     allow_evaluation: bool = True
     allow_rewards: bool = False  # rewards show how this group is predicted to answer any question
+    # Runs of kernel-sums/1: a coordinator can compute this group's answers from its sums, so only this key allows them.
+    allow_sums: bool = False
     allowed_metrics: frozenset[str] = METRICS  # the numbers that may leave this machine
 
     @property

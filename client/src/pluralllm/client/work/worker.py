@@ -36,6 +36,7 @@ from pluralllm.client.work.orders import (
     Train,
     TrainedUpdate,
 )
+from pluralllm.client.work.sums import GroupTerms, answer_sums
 from pluralllm.client.work.train import evaluate, evaluation_episode, pick_device, reward_context, train
 from pluralllm.common.errors.tree import InvalidConfig, PolicyForbids
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
@@ -55,6 +56,7 @@ class PreparedRun:
     data: GroupData
     role: GroupRole
     device: torch.device
+    terms: GroupTerms | None = None  # of a group that trains in a run whose updates are terms of sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +111,30 @@ class LocalWork:
             if order.role is GroupRole.TRAIN:
                 usable, _ = data.split(spec.evaluation.holdout_share)
                 check_enough(order.group, len(usable), spec.training.episodes)
-        return PreparedRun(spec, data, order.role, device)
+        trains = spec.sums is not None and order.role is GroupRole.TRAIN
+        terms = GroupTerms(spec, data, device) if trains else None
+        return PreparedRun(spec, data, order.role, device, terms)
 
     def train(self, report: Report, order: Train) -> TrainedUpdate:
         """Trains for one round, and writes the update to the order's file `out`."""
         run = self._runs[order.spec_sha256]
-        trained = train(
-            order.base,
-            order.out,
-            run.spec,
-            run.data,
-            order.seed,
-            (order.round_number - 1) * run.spec.training.local_steps,
-            run.device,
-            order.optimizer_state,
-            order.residual,
-            lambda done, total: report("training", done, total),
-        )
+        if run.terms is not None:
+            trained = answer_sums(
+                order.base, order.out, run.spec, run.terms, lambda done, total: report("training", done, total)
+            )
+        else:
+            trained = train(
+                order.base,
+                order.out,
+                run.spec,
+                run.data,
+                order.seed,
+                (order.round_number - 1) * run.spec.training.local_steps,
+                run.device,
+                order.optimizer_state,
+                order.residual,
+                lambda done, total: report("training", done, total),
+            )
         return TrainedUpdate(
             digest=trained.manifest.digest,
             examples=trained.examples,

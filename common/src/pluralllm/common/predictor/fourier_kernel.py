@@ -110,16 +110,35 @@ class KernelHead(nn.Module):
         """Returns the weights v of the logits as a function of the features: h (B, C, d), shares (B, C) -> (B, d)."""
         scale, noise = self.log_scale.exp(), self.log_noise.exp() + LEAST_NOISE
         prior = PRIOR_SCALE * math.sqrt(h.shape[-1]) * self.prior  # (d,)
-        group = math.sqrt(GROUP_SCALE) * (h @ self.group_projection.T)  # (B, C, R)
-        centre = centring(context, h.dtype)  # (B, C, C)
-        kernel = scale * (h @ h.mT) + group @ group.mT  # (B, C, C)
-        covariance = centre @ kernel @ centre + noise * torch.eye(h.shape[1], dtype=h.dtype, device=h.device)
-        logs = torch.log(shares.clamp_min(0) + SHARE_FLOOR) - h @ prior  # (B, C)
-        residual = centre @ logs.unsqueeze(-1)  # (B, C, 1), 0 for padding
-        answer = h.mT @ solve(covariance, residual)  # (B, d, 1)
-        by_group = self.group_projection.T @ (self.group_projection @ answer)  # (B, d, 1)
-        weights: Tensor = prior + (scale * answer + GROUP_SCALE * by_group).squeeze(-1)
-        return weights
+        return context_weights(h, shares, context, prior, self.group_projection, Kernel(scale, noise, GROUP_SCALE))
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The factors of a kernel scale h.h' + group_scale (U h).(U h'), and the variance of the noise in the context's answers."""
+
+    scale: Tensor | float
+    noise: Tensor | float
+    group_scale: float
+
+
+def context_weights(
+    h: Tensor, shares: Tensor, context: Points, prior: Tensor, projection: Tensor, kernel: Kernel
+) -> Tensor:
+    """Returns the weights v of the logits h.v, from the regression on the context: h (B, C, d), shares (B, C) -> (B, d).
+
+    prior: (d,), weights of the prior mean. projection: (R, d), U.
+    """
+    group = math.sqrt(kernel.group_scale) * (h @ projection.T)  # (B, C, R)
+    centre = centring(context, h.dtype)  # (B, C, C)
+    covariances = kernel.scale * (h @ h.mT) + group @ group.mT  # (B, C, C)
+    identity = torch.eye(h.shape[1], dtype=h.dtype, device=h.device)
+    covariance = centre @ covariances @ centre + kernel.noise * identity
+    logs = torch.log(shares.clamp_min(0) + SHARE_FLOOR) - h @ prior  # (B, C)
+    residual = centre @ logs.unsqueeze(-1)  # (B, C, 1), 0 for padding
+    answer = h.mT @ solve(covariance, residual)  # (B, d, 1)
+    by_group = projection.T @ (projection @ answer)  # (B, d, 1)
+    return prior + (kernel.scale * answer + kernel.group_scale * by_group).squeeze(-1)
 
 
 def centring(points: Points, dtype: torch.dtype) -> Tensor:

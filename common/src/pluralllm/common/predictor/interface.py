@@ -6,6 +6,7 @@ Shapes: B episodes, N points (padded: C context points or T target points), D nu
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,9 @@ class PreferencePredictor(nn.Module, ABC):
     A prediction has three steps. `encode_context` reads the group's answers, once for any number of targets. `embed` reads the
     targets, once for any number of groups. `predict_embedded` joins the two.
     """
+
+    # Names of the parameters that a file of weights may leave out; they are 0 then.
+    may_be_absent: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def encode_context(self, context: Points, shares: Tensor) -> EncodedContext:

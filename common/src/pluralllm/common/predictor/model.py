@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from pluralllm.common.errors.tree import WrongLayout
 from pluralllm.common.predictor.fourier_kernel import FourierKernelPredictor
 from pluralllm.common.predictor.interface import PreferencePredictor
+from pluralllm.common.predictor.kernel_sums import KernelSumsPredictor
 from pluralllm.common.predictor.neural_process import NeuralProcessPredictor
-from pluralllm.common.words.predictors import FourierKernel, NeuralProcess
+from pluralllm.common.words.predictors import AnyPredictor, FourierKernel, KernelSums, NeuralProcess
 from pluralllm.common.words.spec import Embedding
 
 
-def new_predictor(config: NeuralProcess | FourierKernel, embedding: Embedding) -> PreferencePredictor:
+def new_predictor(config: AnyPredictor, embedding: Embedding) -> PreferencePredictor:
     """Returns a predictor of the run spec's architecture with initial values.
 
     `load_weights` replaces these values by the values of a model version.
@@ -25,6 +26,8 @@ def new_predictor(config: NeuralProcess | FourierKernel, embedding: Embedding) -
             return NeuralProcessPredictor(config, embedding)
         case FourierKernel():
             return FourierKernelPredictor(config, embedding)
+        case KernelSums():
+            return KernelSumsPredictor(config, embedding)
         case _:
             assert_never(config)
 
@@ -32,9 +35,12 @@ def new_predictor(config: NeuralProcess | FourierKernel, embedding: Embedding) -
 def load_weights(model: PreferencePredictor, tensors: Mapping[str, NDArray[np.float32]]) -> None:
     """Copies the tensors of a model version into the model. tensors: arrays by parameter name.
 
+    Parameters that the version does not have yet are set to 0, if the model's `may_be_absent` lists them.
     Raises WrongLayout if a name or a shape differs from the model's parameters.
     """
     own = dict(model.named_parameters())
+    absent = {name: np.zeros(tuple(own[name].shape), np.float32) for name in model.may_be_absent - tensors.keys()}
+    tensors = {**tensors, **absent}
     for name in sorted(own.keys() | tensors.keys()):
         actual_shape = tensors[name].shape if name in tensors else "absent"
         expected_shape = tuple(own[name].shape) if name in own else "absent"

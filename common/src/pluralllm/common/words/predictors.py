@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from pluralllm.common.words.spec_part import Positive, Share, SpecPart, Width
+from pluralllm.common.words.spec_part import Positive, Seed, Share, SpecPart, Width
 
-ARCHITECTURES = NEURAL_PROCESS, FOURIER_KERNEL = "tnp-d/1", "fourier-kernel/1"
+ARCHITECTURES = NEURAL_PROCESS, FOURIER_KERNEL, KERNEL_SUMS = "tnp-d/1", "fourier-kernel/1", "kernel-sums/1"
+SUMS_SHOW = "a coordinator can compute this group's answers from its sums"  # the danger of kernel-sums/1
 MAX_SHOWN = 40  # characters of an unknown architecture in an error
 
 
@@ -82,12 +83,59 @@ class FourierKernel(SpecPart):
 
         unit_vectors: whether each template's vector has length 1. templates: number of templates.
         """
-        if not unit_vectors or templates != 2:
-            return (
-                f"predictor.architecture {self.architecture} reads two unit vectors, of the question and of the option: set "
-                "embedding.normalize = true and give embedding.templates two templates"
-            )
+        return _two_vectors_problem(self.architecture, unit_vectors, templates)
+
+
+class KernelSums(SpecPart):
+    """Gaussian process regression on the context's answers, with Fourier features that are fixed by a seed and never sent.
+
+    Clients do not train: an update is a term of a sum, from which the coordinator solves a linear problem. A coordinator can
+    compute a group's answers from its sums, so a client takes part only if its policy sets allow_sums = true. The embedding must
+    have two templates, the first for the question and the second for the option, with unit vectors.
+    """
+
+    architecture: Literal["kernel-sums/1"]
+    features: Annotated[int, Field(ge=8, le=65_536)] = 16_384
+    feature_seed: Seed = 0  # draws the features
+    group_rank: Annotated[int, Field(ge=1, le=64)] = 7  # dimensions of the part of the kernel in which groups differ
+    # Rounds at the end of the run that find the part of the kernel in which groups differ. The rounds before solve the prior.
+    subspace_rounds: Annotated[int, Field(ge=1, le=100)] = 3
+    # Distances between unit vectors at which the kernel has fallen to exp(-1/2).
+    question_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.775
+    option_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.707  # the same for options
+    # The same for positions: the first of a question's options has position 0 and the last has position 1.
+    position_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.212
+    weak_question_share: Share = (
+        0.19  # share of the features that read the question less, at sqrt(3) times the length scale
+    )
+    option_only_share: Share = 0.19  # share of the features that do not read the question
+    # Share of the features that read the option's position instead of its text. With 0, positions are no input.
+    position_share: Share = 0.5
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.weak_question_share + self.option_only_share > 1:
+            raise ValueError("weak_question_share + option_only_share is above 1")
+        return self
+
+    def problem_with(self, unit_vectors: bool, templates: int) -> str | None:
+        """Returns why this predictor cannot read the run's embeddings; None if it can.
+
+        unit_vectors: whether each template's vector has length 1. templates: number of templates.
+        """
+        return _two_vectors_problem(self.architecture, unit_vectors, templates)
+
+
+def _two_vectors_problem(architecture: str, unit_vectors: bool, templates: int) -> str | None:
+    if unit_vectors and templates == 2:
         return None
+    return (
+        f"predictor.architecture {architecture} reads two unit vectors, of the question and of the option: set "
+        "embedding.normalize = true and give embedding.templates two templates"
+    )
+
+
+AnyPredictor = NeuralProcess | FourierKernel | KernelSums
 
 
 def architecture_of(value: Any) -> Any:
@@ -100,21 +148,24 @@ def architecture_of(value: Any) -> Any:
 def _check_known(value: Any) -> Any:
     architecture = architecture_of(value)
     if architecture not in ARCHITECTURES:
+        names = f"{', '.join(ARCHITECTURES[:-1])} and {ARCHITECTURES[-1]}"
         raise ValueError(
             f"architecture {ascii(architecture)[:MAX_SHOWN]} needs another release of PluralLLM; this release knows "
-            f"{' and '.join(ARCHITECTURES)}. If the run's other members know it, upgrade to their release"
+            f"{names}. If the run's other members know it, upgrade to their release"
         )
     return value
 
 
 Predictor = Annotated[
-    Annotated[NeuralProcess, Tag(NEURAL_PROCESS)] | Annotated[FourierKernel, Tag(FOURIER_KERNEL)],
+    Annotated[NeuralProcess, Tag(NEURAL_PROCESS)]
+    | Annotated[FourierKernel, Tag(FOURIER_KERNEL)]
+    | Annotated[KernelSums, Tag(KERNEL_SUMS)],
     Discriminator(architecture_of),
     BeforeValidator(_check_known),
 ]
-_ADAPTER: TypeAdapter[NeuralProcess | FourierKernel] = TypeAdapter(Predictor)
+_ADAPTER: TypeAdapter[AnyPredictor] = TypeAdapter(Predictor)
 
 
-def parse_predictor(values: Any) -> NeuralProcess | FourierKernel:
+def parse_predictor(values: Any) -> AnyPredictor:
     """Returns the predictor table with these values. Raises ValidationError if a value or the architecture is not allowed."""
     return _ADAPTER.validate_python(values)

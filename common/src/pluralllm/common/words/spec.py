@@ -4,7 +4,7 @@ import hashlib
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from enum import StrEnum
 from functools import cached_property
 from importlib import resources
@@ -17,12 +17,19 @@ from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
-from pluralllm.common.words.predictors import ARCHITECTURES, NeuralProcess, Predictor, architecture_of
+from pluralllm.common.words.predictors import (
+    ARCHITECTURES,
+    KERNEL_SUMS,
+    KernelSums,
+    NeuralProcess,
+    Predictor,
+    architecture_of,
+)
 from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
 from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, Name, NoNul, Positive, Seconds, Seed, SpecPart
 from pluralllm.common.words.templates import check_template
 
-Preset = Literal["default", "paper", "fourier"]
+Preset = Literal["default", "paper", "fourier", "sums"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 # A spec comes from another machine. Its sender chooses how much work the reader has, so every size has a bound.
@@ -267,6 +274,13 @@ class RunSpec(SpecPart):
         return self
 
     @model_validator(mode="after")
+    def _sums_fit(self) -> Self:
+        problems = [] if self.sums is None else list(_problems_of_sums(self, self.sums))
+        if problems:
+            raise ValueError(f"the updates of {KERNEL_SUMS} are terms of sums: set {' and '.join(problems)}")
+        return self
+
+    @model_validator(mode="after")
     def _enough_groups(self) -> Self:
         if self.groups.train and self.round.target_clients > len(self.groups.train):
             raise ValueError(
@@ -283,8 +297,16 @@ class RunSpec(SpecPart):
 
     @property
     def limits_members(self) -> bool:
-        """Whether weights and lengths of updates are limited in relation to the other updates of the round."""
-        return self.format != "pluralllm.run/1"
+        """Whether weights and lengths of updates are limited in relation to the other updates of the round.
+
+        A term of a sum has no limit: without a part of it, the sum would be that of another problem.
+        """
+        return self.format != "pluralllm.run/1" and self.sums is None
+
+    @property
+    def sums(self) -> KernelSums | None:
+        """The predictor's settings if the updates of this run are terms of sums; None for every other run."""
+        return self.predictor if isinstance(self.predictor, KernelSums) and self.rewards is None else None
 
     def for_rewards(self, model: ModelName, digest: Digest, options: RewardOptions, file: str) -> "RunSpec":
         """Returns the spec of a new run that asks for rewards. Call the method on the spec of the run that trained `model`.
@@ -329,6 +351,23 @@ class RunSpec(SpecPart):
         return Digest(hashlib.sha256(self.canonical_json()).hexdigest())
 
 
+def _problems_of_sums(spec: RunSpec, predictor: KernelSums) -> Iterator[str]:
+    """Yields what a run spec whose updates are terms of sums must set, for each setting that does not fit."""
+    aggregation, least = spec.aggregation, predictor.subspace_rounds + 1
+    if (aggregation.optimizer, aggregation.server_learning_rate) != ("fedavg", 1.0):
+        yield "aggregation.optimizer = fedavg with server_learning_rate = 1"
+    if aggregation.weighting != "uniform":
+        yield "aggregation.weighting = uniform"
+    if spec.updates.encoding != "fp32":
+        yield "updates.encoding = fp32"
+    if spec.round.on_missed_quorum == "skip":
+        yield "round.on_missed_quorum = extend or abort"
+    if spec.rounds < least:
+        yield f"rounds to at least {least} (predictor.subspace_rounds and one more)"
+    if spec.groups.train and spec.round.target_clients != len(spec.groups.train):
+        yield f"round.target_clients to {len(spec.groups.train)}, the number of groups.train"
+
+
 def parse_spec(text: bytes, file: str) -> RunSpec:
     """Reads a spec from JSON. file: the name under which an error reports the spec.
 
@@ -345,7 +384,7 @@ def parse_spec(text: bytes, file: str) -> RunSpec:
 def load_spec(path: Path) -> RunSpec:
     """Reads a spec from a TOML file. A preset gives the values that the file leaves out.
 
-    The file may name the preset at the top: `preset = "default"` or `preset = "paper"`. Otherwise the preset is "default".
+    The file may name the preset at the top, for example `preset = "paper"`. Otherwise the preset is "default".
     Raises InvalidSpec if the file cannot be read, or if the spec is not valid; the error names file, keys and allowed values.
     """
     try:

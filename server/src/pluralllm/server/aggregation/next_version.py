@@ -6,6 +6,7 @@ The coordinator makes the files when the round ends. The command `verify` makes 
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean
 from pluralllm.server.aggregation.reward_files import write_aggregate
+from pluralllm.server.aggregation.sums_files import state_files, write_next_sum
 from pluralllm.server.aggregation.update_files import StoredWeights, average
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.weighting import weights_of
@@ -47,7 +49,8 @@ async def write_next(
     the written files.
     base: the model version that the round trains from. receipts: sorted by client. weights: the weights that the round has
     recorded, in the order of `receipts`; empty if the round has recorded no weights. scales: the factors that shorten updates,
-    in the same order; empty if no update is shortened.
+    in the same order; empty if no update is shortened. In a run whose updates are terms of sums, the solver's state takes the
+    place of the moments, and neither weights nor scales count.
     Raises BaseLost or UpdateLost if a blob of the base version or of an update is missing or corrupt. Raises Corrupt or
     NotFound if reading failed once but all blobs are whole in a second check. Raises StorageFull if no space is left. After an
     error no file is left.
@@ -88,12 +91,19 @@ async def _write(
         return (Draft(draft, await asyncio.to_thread(write_aggregate, rewards, weights, settings, draft)),)
     aggregation = spec.aggregation
     first = first_moments(aggregation)
-    moments = len(first) if base.version else 0
+    moments, following = (len(first) if base.version else 0), len(first)
+    if spec.sums is not None:
+        moments, following = state_files(spec, base.version), state_files(spec, base.version + 1)
     if len(base.moments) != moments:
         raise BaseLost(digest=base.digest, problem=f"its record has {len(base.moments)} moments, expected {moments}.")
     start, *kept = [await _stored(blobs, digest) for digest in (base.digest, *base.moments)]
     updates = [await _stored(blobs, receipt.digest) for receipt in receipts]
-    outs = [draft, *(draft.with_name(f"{draft.name}.moment-{number}") for number in range(1, len(first) + 1))]
+    outs = [draft, *(draft.with_name(f"{draft.name}.moment-{number}") for number in range(1, following + 1))]
+    if spec.sums is not None:
+        state = kept[0] if kept else None
+        sums = partial(write_next_sum, spec, base.version, start, state, receipts, updates, outs)
+        manifests = await asyncio.to_thread(sums)
+        return tuple(Draft(out, manifest) for out, manifest in zip(outs, manifests, strict=True))
     manifests = await asyncio.to_thread(
         average,
         start,

@@ -13,10 +13,10 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.files import storage_errors
 from pluralllm.common.rewards.aggregation import combine
 from pluralllm.common.rewards.rollout_batch import read_rollouts, sampled
-from pluralllm.common.weights.chunks import HashingReader, Manifest
+from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.layout import flat_values, read_layout, rewards_layout, write_weights
 from pluralllm.common.words.reward_weights import RewardAggregation
-from pluralllm.server.aggregation.update_files import StoredWeights
+from pluralllm.server.aggregation.update_files import StoredWeights, read_values
 
 
 def check_rewards(path: Path, rollouts: Path, max_candidates: int) -> float:
@@ -41,11 +41,7 @@ def read_rewards(stored: StoredWeights) -> NDArray[np.float32]:
 
     The file's names, size and dtype were checked on arrival. Raises Corrupt if the file's bytes do not have its digest.
     """
-    raw = np.empty(stored.path.stat().st_size, np.uint8)
-    with HashingReader(stored.path, stored.digest) as file:
-        file.read_into(raw)
-        file.check()
-    return np.frombuffer(raw, "<f4", offset=8 + int.from_bytes(raw[:8].tobytes(), "little"))
+    return read_values(stored)
 
 
 def write_aggregate(

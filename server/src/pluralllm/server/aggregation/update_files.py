@@ -94,6 +94,18 @@ class StoredWeights:
     digest: Digest
 
 
+def read_values(stored: StoredWeights) -> Floats:
+    """Reads a whole file of float32 values, whose header was checked on arrival, and returns them as one array.
+
+    Raises Corrupt if the file's bytes do not have its digest.
+    """
+    raw = np.empty(stored.path.stat().st_size, np.uint8)
+    with HashingReader(stored.path, stored.digest) as file:
+        file.read_into(raw)
+        file.check()
+    return np.frombuffer(raw, "<f4", offset=8 + int.from_bytes(raw[:8].tobytes(), "little"))
+
+
 @dataclass(frozen=True, slots=True)
 class EqualValues:
     """A source of values that is read like a file, but all its values are one number."""

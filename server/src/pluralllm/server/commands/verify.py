@@ -11,7 +11,7 @@ from typing import Any
 
 from pluralllm.common.errors.membership import AuditBroken
 from pluralllm.common.errors.tree import NotFound, PluralError
-from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.predictor.architecture import update_layout
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.update_format import update_format
@@ -357,7 +357,7 @@ async def _check_aggregate(
 async def _check_norms(spec: RunSpec, blobs: Blobs, tables: Tables, version: VersionRecord) -> list[Problem]:
     """Calculates the norms of a version's updates again, because the scales of updates follow from the recorded norms."""
     problems: list[Problem] = []
-    form = update_format(layout_for(spec), spec.updates.encoding)
+    form = update_format(update_layout(spec, version.version - 1), spec.updates.encoding)
     for client, digest, _ in version.updates:
         row = tables.receipts.get((version.round, client))
         if row is None or (recorded := row.receipt.norm) is None:

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pluralllm.common.errors.tree import Corrupt
-from pluralllm.common.predictor.architecture import initial_values, layout_for, parameters
+from pluralllm.common.predictor.architecture import (
+    initial_values,
+    layout_for,
+    parameters,
+    update_layout,
+    version_layout,
+)
 from pluralllm.common.process.files import storage_errors
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest
@@ -93,9 +99,11 @@ class LiveRun:
     def update_format(self) -> UpdateFormat:
         """The format that the file of an update must have: names, shapes and types of the tensors.
 
-        In a run that asks for rewards, the format depends on the batch of texts in the open round.
+        In a run that asks for rewards, the format depends on the batch of texts in the open round. If updates are terms of
+        sums, it depends on the base version.
         """
-        layout = self.layout if self.spec.rewards is None else rewards_layout(self.state.candidates)
+        asks = self.spec.rewards is not None
+        layout = rewards_layout(self.state.candidates) if asks else update_layout(self.spec, self.state.version)
         return update_format(layout, self.spec.updates.encoding)
 
     @property
@@ -206,6 +214,8 @@ def write_first_version(draft: Path, spec: RunSpec) -> Manifest:
 
     The initial parameter values are random numbers. The seed in the spec determines these numbers.
     """
-    tensors = parameters(spec.predictor, spec.embedding.dimension)
+    layout = version_layout(spec, 0)
+    names = {name for name, _ in layout.tensors}
+    tensors = [p for p in parameters(spec.predictor, spec.embedding.dimension) if p.name in names]
     with storage_errors("the first model version"):
-        return write_weights(draft, layout_for(spec), (initial_values(p, spec.seed).ravel() for p in tensors))
+        return write_weights(draft, layout, (initial_values(p, spec.seed).ravel() for p in tensors))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pluralllm.common.errors.tree import InvalidSpec, NotFound
-from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.predictor.architecture import layout_for, version_layout
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import ModelName
@@ -75,6 +75,8 @@ async def _source_of(store: Store, sources: Mapping[RunId, LiveRun], spec: RunSp
     if version.digest != rewards.model_digest:
         named, actual = rewards.model_digest[:12], version.digest[:12]
         problems.append(f"  rewards.model_digest: is {named}, that of {rewards.source} is {actual}")
+    if version_layout(run.spec, source.version or 0) != layout_for(run.spec):
+        problems.append(f"  rewards.source: {rewards.source} has no group projection yet; name a later version")
     if run.spec.rewards is not None:
         problems.append(f"  rewards.source: run {source.run} has rewards for versions; name the run they came from")
     if problems:

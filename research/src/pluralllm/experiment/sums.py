@@ -1,0 +1,56 @@
+"""The rounds of an experiment whose updates are terms of sums: the clients' answers, and the service's solver."""
+
+import numpy as np
+import torch
+
+from pluralllm.client.work.sums import GroupTerms
+from pluralllm.common.predictor.architecture import finds_subspace, update_layout, version_layout
+from pluralllm.common.predictor.data import GroupData
+from pluralllm.common.words.ids import ClientId, RoundNumber
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.experiment.stacked import Flat
+from pluralllm.server.aggregation.sums import Solver, next_values
+from pluralllm.server.rounds import events as ev
+
+
+class SumsRounds:
+    """The clients of a run of kernel-sums/1, with the solver's state. In an experiment every round makes a version."""
+
+    steps_of_round = 1
+
+    def __init__(self, spec: RunSpec, trainers: dict[ClientId, GroupData], device: torch.device) -> None:
+        assert spec.sums is not None
+        self._spec, self._features, self._rank = spec, spec.sums.features, spec.sums.group_rank
+        self._terms = {client: GroupTerms(spec, data, device) for client, data in trainers.items()}
+        self._solver: Solver | None = None
+        self._version = 0
+
+    def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
+        """Returns each client's answer to the version `base`, and no distances. number: the round's number."""
+        self._version = number - 1
+        prior, projection = base[-self._features :], base[: -self._features].reshape(self._rank, -1)
+        if finds_subspace(self._spec, self._version):
+            answers = {client: terms.of_projection(prior, projection).ravel() for client, terms in self._terms.items()}
+        else:
+            answers = {client: terms.of_prior(prior)[0] for client, terms in self._terms.items()}
+        return answers, dict.fromkeys(answers)
+
+    def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
+        """Returns the values of the next model version, and keeps the solver's state."""
+        values = base[-version_layout(self._spec, self._version).values :]
+        answers = (deltas[receipt.client] for receipt in average.receipts)
+        made, self._solver = next_values(self._spec, self._version, values, answers, average.receipts, self._solver)
+        return np.concatenate([np.zeros(base.size - made.size, np.float32), made])
+
+    def moved_bytes(self, number: RoundNumber) -> int:
+        """Returns how many bytes of model and update one client moves in a round."""
+        layouts = version_layout(self._spec, number - 1), update_layout(self._spec, number - 1)
+        return sum(layout.size_bytes for layout in layouts)
+
+
+def without_projection(spec: RunSpec, values: Flat) -> Flat:
+    """Returns the values of model version 0, whose projection is 0: (V,), V values of all parameters."""
+    assert spec.sums is not None
+    cleared = values.copy()
+    cleared[: -spec.sums.features] = 0
+    return cleared
