@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.errors.grpc_status import from_rpc_error
-from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.predictor.architecture import update_layout
 from pluralllm.common.process.clock import Clock, FakeClock
 from pluralllm.common.trust.certificates import PrivateKey, make_request, new_key
 from pluralllm.common.trust.identity import Identity, Membership, load_identity, save_identity
@@ -54,7 +54,7 @@ def small_spec(**changes: Any) -> RunSpec:
         "embedding": {"model": "tiny", "dimension": 8},
     }
     for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(values.get(key), dict)
+        both = isinstance(value, dict) and isinstance(values.get(key), dict) and "architecture" not in value
         values[key] = {**values[key], **value} if both else value
     return RunSpec.model_validate(values)
 
@@ -267,9 +267,9 @@ def delta(layout: Layout, seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 0.01, layout.values).astype(np.float32)
 
 
-def write_delta(path: Path, spec: RunSpec, seed: int) -> Manifest:
-    """Writes a well-formed update."""
-    layout = layout_for(spec)
+def write_delta(path: Path, spec: RunSpec, seed: int, base_version: int = 0) -> Manifest:
+    """Writes a well-formed update of a version."""
+    layout = update_layout(spec, base_version)
     return write_weights(path, layout, [delta(layout, seed)])
 
 

@@ -163,7 +163,9 @@ class Update:
     def __init__(self, path: Path, run: LiveRun, seed: int, shares: Sequence[float] = ()) -> None:
         layout = rewards_layout(len(shares))
         self.manifest: Manifest = (
-            write_weights(path, layout, [np.array(shares, np.float32)]) if shares else write_delta(path, run.spec, seed)
+            write_weights(path, layout, [np.array(shares, np.float32)])
+            if shares
+            else write_delta(path, run.spec, seed, run.state.version)
         )
         self._content = path.read_bytes()
 

@@ -13,6 +13,7 @@ OPEN: dict[str, Any] = {
     "max_runs_a_day": 1_000_000,
     "allowed_presets": ["*"],
     "allowed_embedding_models": ["*"],
+    "allow_sums": True,
 }
 
 

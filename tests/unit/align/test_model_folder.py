@@ -44,6 +44,23 @@ def test_it_is_the_published_predictor_number_for_number(predictor: dict[str, An
     assert (loaded.config.min_context, loaded.config.context_questions) == (5, 10)
 
 
+def test_a_version_without_a_group_projection_is_loaded_with_zeros_in_its_place(tmp_path: Path) -> None:
+    values = {"predictor": {"architecture": "kernel-sums/1", "features": 40}, "aggregation": {"weighting": "uniform"}}
+    spec = process_spec(**values)
+    folder = export(tmp_path / "model", spec)
+    loaded = PluralPredictor.from_pretrained(folder)
+    assert {name: bool(value.any()) for name, value in loaded.named_parameters()} == {
+        "head.prior": False,
+        "head.group_projection": False,
+    }
+    context, targets = (random_points(1, count, 32, options=3, templates=2) for count in (6, 3))
+    plain = new_predictor(spec.predictor, spec.embedding)
+    load_weights(plain, tensors_of(folder / WEIGHTS))
+    batch = context, random_shares(context), targets
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(*batch).mean, loaded(*batch).mean)
+
+
 def test_the_auto_classes_know_it(folder: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(folder), PluralConfig)
     assert isinstance(AutoModel.from_pretrained(folder), PluralPredictor)

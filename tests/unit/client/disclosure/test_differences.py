@@ -15,7 +15,7 @@ from pluralllm.client.disclosure.differences import (
     held_out_difference,
     summary,
 )
-from pluralllm.client.disclosure.policy import EXAMINED_PRESETS, Policy
+from pluralllm.client.disclosure.policy import EXAMINED_PRESETS, SUMS, Policy
 from pluralllm.common.words.spec import PRESETS, GroupRole, RunSpec, load_spec, merge, preset_values, spec_from_toml
 
 EXAMPLES = Path(__file__).parents[4] / "deploy" / "examples"
@@ -42,11 +42,19 @@ def test_a_run_with_the_settings_of_a_preset_needs_no_consent(preset: str) -> No
     assert differences_of(Policy(), spec_of(preset)) == ()
 
 
-@pytest.mark.parametrize("preset", sorted({*PRESETS} - {*EXAMINED_PRESETS}))
+@pytest.mark.parametrize("preset", sorted({*PRESETS} - {*EXAMINED_PRESETS, SUMS}))
 def test_a_preset_that_was_not_examined_needs_consent_unless_the_policy_lists_it(preset: str) -> None:
     assert "predictor.architecture" in fields_of(spec_of(preset))
     assert fields_of(spec_of(preset), allowed_presets=[preset]) == []
     assert fields_of(spec_of(preset, training={"local_steps": 1}), allowed_presets=[preset]) == ["training.local_steps"]
+
+
+def test_a_run_of_sums_asks_about_no_setting_once_the_policy_allows_sums() -> None:
+    changed = spec_of(SUMS, evaluation={"draws": 7})
+    assert fields_of(changed, allow_sums=True) == []
+    assert "predictor.architecture" in fields_of(changed)
+    assert fields_of(spec_of("fourier"), allow_sums=True) != []
+    assert fields_of(spec_of(SUMS, round={"min_clients": 2}), allow_sums=True) == ["round.min_clients"]
 
 
 def test_the_sample_run_needs_no_consent() -> None:

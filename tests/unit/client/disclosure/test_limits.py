@@ -12,7 +12,7 @@ from pluralllm.client.disclosure.policy import Policy
 from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.words.names import TaskKind
-from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.common.words.spec import GroupRole, Groups, RunSpec
 
 GROUP = "G"
 SPEC = process_spec()
@@ -199,6 +199,28 @@ def test_rewards_need_the_policys_leave_and_a_run_that_asks_for_them() -> None:
     assert "allow_rewards is asked for, allowed is false" in refusal(open_policy(), spec, TaskKind.REWARD)
     allowed = open_policy(allow_rewards=True)
     assert "only in a run whose spec asks for rewards" in refusal(allowed, SPEC, TaskKind.REWARD)
+
+
+SUMS = process_spec(
+    predictor={"architecture": "kernel-sums/1", "features": 64, "group_rank": 2}, aggregation={"weighting": "uniform"}
+)
+
+
+@pytest.mark.parametrize("kind", [TaskKind.TRAIN, TaskKind.EVALUATE])
+def test_a_group_trains_in_a_run_of_sums_only_if_the_policy_says_so_in_its_own_key(kind: TaskKind) -> None:
+    text = refusal(open_policy(allow_sums=False), SUMS, kind)
+    expected_text = (
+        "allow_sums is by kernel-sums/1, allowed is false: a coordinator can compute this group's answers from its sums"
+    )
+    assert expected_text in text
+    check(open_policy(allow_sums=True), SUMS, kind)
+    check(open_policy(allow_sums=False), SPEC, kind)
+
+
+def test_a_group_that_is_evaluated_only_sends_no_sums() -> None:
+    check(open_policy(allow_sums=False), SUMS, TaskKind.EVALUATE, role=GroupRole.HELD_OUT)
+    held_out = SUMS.model_copy(update={"groups": Groups(train=("a", "b"), held_out=(GROUP,))})
+    check(open_policy(allow_sums=False), held_out, TaskKind.EVALUATE)
 
 
 @pytest.mark.parametrize("kind", [TaskKind.TRAIN, TaskKind.EVALUATE])

@@ -7,11 +7,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from support.small_survey import small_group, small_spec, write_version_0
+from support.small_survey import SUMS, small_group, small_spec, write_version_0
 
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.disclosure.measurements import MeasuredTraining
 from pluralllm.client.work.orders import Evaluate, Prepare, Reward, Train
+from pluralllm.client.work.sums import GroupTerms, answer_sums
 from pluralllm.client.work.train import evaluation_episode, train
 from pluralllm.client.work.worker import LocalWork, PreparedRun, Scorer, check_names_no_path
 from pluralllm.common.errors.tree import DataChanged, PolicyForbids
@@ -102,6 +103,21 @@ def test_the_contexts_of_an_evaluation_follow_from_the_orders_seed(tmp_path: Pat
     assert first.alignment_score != other.alignment_score
     size = spec.evaluation.context_questions
     assert (first.questions, first.scale_questions) == (60 - size, 60 - size - without_scale(spec, 1))
+
+
+def test_a_group_of_a_run_of_sums_answers_with_terms_that_it_keeps(tmp_path: Path) -> None:
+    spec = small_spec(SUMS)
+    work, run, terms = LocalWork(), spec.sha256(), GroupTerms(spec, small_group(), torch.device("cpu"))
+    work._runs[run] = PreparedRun(spec, small_group(), GroupRole.TRAIN, torch.device("cpu"), terms)
+    base, outs = write_version_0(tmp_path / "v0", spec), [tmp_path / name for name in ("by the worker", "alone")]
+    steps: list[tuple[str, int, int]] = []
+    order = Train(run, base, outs[0], 7, 1, tmp_path / "moments", tmp_path / "residual")
+    done = work.train(lambda stage, did, total: steps.append((stage, did, total)), order)
+    alone = answer_sums(base, outs[1], spec, terms, lambda *_: None)
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert (done.digest, done.examples, done.measured.target_questions) == (alone.manifest.digest, alone.examples, 44)
+    assert (done.measured.loss, done.measured.first_target_questions) == (alone.mean_loss, 0)
+    assert steps == [("training", 0, 1), ("training", 1, 1)]
 
 
 @pytest.mark.parametrize("round_number", [1, 3])
