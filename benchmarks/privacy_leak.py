@@ -45,7 +45,6 @@ from pluralllm.experiment.federated import first_values
 VICTIM = "India (Current national sample)"  # of the inversion; a small group, because the inversion is slow
 ASKED = "Nigeria"  # of the attacks by a dishonest coordinator
 TRUE_SEED, GUESSED_SEED = 20_031, 77  # the client's own, after its secret; and an attacker's
-FEATURES = 16_384
 EXACT = 0.01  # a distance below this counts as recovered
 
 ATTACKS = ("task", "sums", "models", "weights", "update")
@@ -185,12 +184,17 @@ def of_made_weights(spec: RunSpec, data: GroupData, honest: Flat) -> Results:
 
 
 def of_sums(groups: dict[str, GroupData]) -> Results:
-    """Returns what sums of F'y give away: of one client, and of all clients together, for questions of one group alone."""
+    """Returns what the first round of a run of kernel-sums/1 gives away: one client's answer, and the sum of all of them.
+
+    From the sum, only the questions that one group alone has are guessed.
+    """
     alone, exact = [], 0
-    total = np.zeros(FEATURES)
+    spec = sums.spec_of_sums(tuple(groups))
+    assert spec.sums is not None
+    total = np.zeros(spec.sums.features)
     for data in groups.values():
-        features = sums.public_features(data, FEATURES, 0)
-        sent = sums.sent(data, features)
+        features = sums.public_features(spec, data)
+        sent = sums.sent(spec, data)
         total += sent
         guess = sums.answers_of(data, features, sent)
         alone.append(distance(data, guess))
@@ -198,7 +202,7 @@ def of_sums(groups: dict[str, GroupData]) -> Results:
     everything = together(list(groups.values()))
     own = sums.of_one_group(list(groups.values()))
     numbers = [index for index, question in enumerate(everything.questions) if question.id in own]
-    guess = sums.answers_of(everything, sums.public_features(everything, FEATURES, 0), total)
+    guess = sums.answers_of(everything, sums.public_features(spec, everything), total)
     return {
         "sums of one client": float(np.mean(alone)),
         "  of all their questions recovered": exact,

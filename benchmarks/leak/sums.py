@@ -8,24 +8,37 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from leak.setting import Shares, of_question
-from pluralllm.common.predictor.data import GroupData
+from pluralllm.client.work.sums import GroupTerms
+from pluralllm.common.predictor.data import GroupData, make_points
+from pluralllm.common.predictor.model import new_predictor
+from pluralllm.common.words.spec import RunSpec, merge, preset_values
 
 SHIFT = 0.01  # added to a share before the logarithm
-STEP = 2.0**-16  # values of a sum are rounded to multiples of this before they leave
 LEAST = 1e-7  # singular values below this part of the largest one are rounding
 
 
-def public_features(data: GroupData, features: int, seed: int) -> NDArray[np.float64]:
-    """Returns random Fourier features of a group's points, centred over each question. Shape (P, features)."""
-    rng = np.random.default_rng(seed)
-    width = data.embeddings.shape[1]
-    scaled = data.embeddings.astype(np.float64) * np.sqrt(width / 2)  # components of unit variance
-    weights = rng.normal(0, 1 / np.sqrt(width), (width, features))
-    made = np.cos(scaled @ weights + rng.uniform(0, 2 * np.pi, features)) * np.sqrt(2 / features)
-    return centred(data, made)
+def spec_of_sums(groups: Sequence[str]) -> RunSpec:
+    """Returns the spec of a run with the preset sums, in which all questions of the groups count."""
+    count = len(groups)
+    changes = {
+        "groups": {"train": list(groups)},
+        "round": {"min_clients": count, "target_clients": count},
+        "evaluation": {"holdout_share": 0.0},
+        "embedding": {"model": "sentence-transformers/all-MiniLM-L6-v2", "dimension": 768},
+    }
+    return RunSpec.model_validate(merge(preset_values("sums"), changes))
+
+
+def public_features(spec: RunSpec, data: GroupData) -> NDArray[np.float64]:
+    """Returns the features of a group's points, centred over each question, as everybody can compute them: (P, features)."""
+    model = new_predictor(spec.predictor, spec.embedding)
+    with torch.no_grad():
+        h = model.embed(make_points([(data, range(len(data.questions)))]))[0].double().numpy()
+    return centred(data, h)
 
 
 def centred(data: GroupData, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -35,11 +48,11 @@ def centred(data: GroupData, values: NDArray[np.float64]) -> NDArray[np.float64]
     return exact
 
 
-def sent(data: GroupData, features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns what a client of the method sends: F'y in fixed-point numbers. Shape (D,)."""
-    logs = centred(data, np.log(data.shares.astype(np.float64) + SHIFT))
-    rounded: NDArray[np.float64] = np.rint(features.T @ logs / STEP) * STEP
-    return rounded
+def sent(spec: RunSpec, data: GroupData) -> NDArray[np.float64]:
+    """Returns what a client sends in the first round of a run: its answer to a prior of zeros. Shape (features,)."""
+    assert spec.sums is not None
+    answer, _ = GroupTerms(spec, data, torch.device("cpu")).of_prior(np.zeros(spec.sums.features, np.float32))
+    return answer.astype(np.float64)
 
 
 def answers_of(data: GroupData, features: NDArray[np.float64], total: NDArray[np.float64]) -> Shares:

@@ -20,7 +20,7 @@ from leak.setting import (
     uniform,
     update_of,
 )
-from support.small_survey import DIMENSION, small_group, small_spec
+from support.small_survey import DIMENSION, SUMS, small_group, small_spec
 
 from pluralllm.client.disclosure.differences import differences_of
 from pluralllm.client.disclosure.policy import Policy
@@ -111,10 +111,12 @@ def test_made_weights_make_the_presets_update_a_linear_system_and_need_no_consen
 
 def test_a_sum_hands_over_the_answers_of_one_client_and_those_that_one_of_several_has_alone() -> None:
     data, others = small_group("a", 40), small_group("b", 60, seed=2)
-    features = sums.public_features(data, 512, 0)
-    assert distance(data, sums.answers_of(data, features, sums.sent(data, features))) < 0.001
-    public = sums.public_features(others, 512, 0)
-    total = sums.sent(data, features) + sums.sent(others, public)
+    predictor = {**SUMS["predictor"], "features": 512}
+    spec = small_spec({**SUMS, "predictor": predictor, "evaluation": {"holdout_share": 0.0}})
+    first = sums.sent(spec, data)
+    assert distance(data, sums.answers_of(data, sums.public_features(spec, data), first)) < 0.001
+    public = sums.public_features(spec, others)
+    total = first + sums.sent(spec, others)
     own = sums.of_one_group([data, others])
     numbers = [number for number, question in enumerate(others.questions) if question.id in own]
     assert len(numbers) == 20
