@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from pydantic import ValidationError
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
@@ -20,7 +21,6 @@ from pluralllm.common.predictor.model import new_predictor
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.text.reading import read_json
 from pluralllm.common.weights.chunks import manifest_of
-from pluralllm.common.weights.layout import read_layout
 from pluralllm.common.words.predictors import NeuralProcess, parse_predictor
 from pluralllm.common.words.spec import Embedding, explain
 
@@ -107,8 +107,9 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
     @torch.no_grad()
     def _forget_absent(self, weights: Path) -> None:
         """Sets the parameters that a version does not have yet to 0. weights: the file of weights."""
-        stored = {name for name, _ in read_layout(weights).tensors}
-        for name in self.predictor.may_be_absent - stored:
+        with safe_open(weights, framework="numpy") as stored:
+            absent = self.predictor.may_be_absent - set(stored.keys())
+        for name in absent:
             self.predictor.get_parameter(name).zero_()
 
     @classmethod
