@@ -1,5 +1,7 @@
 """An experiment plays a run of sums with the client's and the service's functions, and counts its bytes stage by stage."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,7 @@ def test_every_version_is_a_usable_model_and_costs_what_its_files_have() -> None
     assert [point.rounds for point in points] == [point.gradient_steps for point in points] == list(range(ROUNDS + 1))
     assert not points[ROUNDS - 3].values[:-FEATURES].any(), "the first stage has no projection"
     assert points[ROUNDS - 2].values[:-FEATURES].any()
-    moved = [after.moved_bytes - before.moved_bytes for before, after in zip(points[:-1], points[1:], strict=True)]
+    moved = [after.moved_bytes - before.moved_bytes for before, after in itertools.pairwise(points)]
     for base, cost in enumerate(moved):
         layouts = version_layout(SPEC, base), update_layout(SPEC, base)
         assert cost == 3 * sum(layout.size_bytes for layout in layouts)
