@@ -29,6 +29,7 @@ from pluralllm.common.errors.tree import (
     StoreFailed,
     Unreachable,
 )
+from pluralllm.common.predictor.architecture import layout_for, version_layout
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
@@ -38,6 +39,9 @@ from pluralllm.common.words.spec import GroupRole
 
 QUESTIONS = 40
 SPEC = process_spec()
+SUMS = process_spec(
+    predictor={"architecture": "kernel-sums/1", "features": 64, "group_rank": 2}, aggregation={"weighting": "uniform"}
+)
 FIRST = VersionRecord(
     RunId("r"), ModelVersion(0), RoundNumber(0), Digest("b" * 64), SPEC.sha256(), "", (), created_s=0.0
 )
@@ -80,7 +84,7 @@ class Coordinator:
         return [SignedRecord(record, b"") for record in self.records[first : last + 1]]
 
     async def fetch_model(self, run: RunId, version: int, digest: str, size_bytes: int, target: Path) -> None:
-        self._note("fetch_model", version)
+        self._note("fetch_model", version, size_bytes)
         target.write_bytes(b"model")  # noqa: ASYNC240 - a few bytes
 
     async def push_update(
@@ -186,6 +190,19 @@ async def test_an_update_is_trained_stored_and_handed_in(client: Client, tmp_pat
     assert (tmp_path / "state" / "drafts" / "r.residual").read_bytes() == b"residual"
     assert client.daemon._history.seen(RunId("r")).own_updates[RoundNumber(1)][0].digest == digest
     assert "report_failure" not in client.coordinator.names()
+
+
+async def test_a_version_of_a_run_of_sums_is_fetched_with_the_size_of_its_stage(client: Client) -> None:
+    first = replace(FIRST, spec_sha256=SUMS.sha256())
+    client.coordinator.spec_json, client.coordinator.records = SUMS.canonical_json(), (first,)
+    await client.do(task_of(SUMS, round_number=1, base_version=0, base_record_sha256=first.record_sha256))
+    assert client.coordinator.of("fetch_model") == (0, version_layout(SUMS, 0).size_bytes)
+    assert version_layout(SUMS, 0) != layout_for(SUMS)
+
+
+async def test_the_size_of_every_other_version_is_that_of_the_model(client: Client) -> None:
+    await client.do(task())
+    assert client.coordinator.of("fetch_model") == (0, layout_for(SPEC).size_bytes)
 
 
 @pytest.mark.parametrize("allowed", [frozenset(), frozenset({"loss"}), frozenset({"base_distance"}), METRICS])

@@ -35,6 +35,12 @@ FAIR_SPEC = small_spec(
     aggregation={"optimizer": "fedyogi", "server_learning_rate": 0.01, "weighting": "adaptive", "fairness": 5.0},
 )
 LIMITED_SPEC = small_spec(format="pluralllm.run/2", rounds=3, round={"min_clients": 2})
+SUMS_SPEC = small_spec(
+    rounds=3,
+    round={"min_clients": 2},
+    predictor={"architecture": "kernel-sums/1", "features": 24, "group_rank": 3, "subspace_rounds": 1},
+    aggregation={"weighting": "uniform"},
+)
 CLIENTS = (ClientId("ann"), ClientId("ben"))
 
 
@@ -81,9 +87,10 @@ class History:
             assert run.state.phase is Phase.COLLECTING
             for seed, client in enumerate(CLIENTS[:updates]):
                 draft = self.folder / "draft"
-                values = np.random.default_rng(10 * number + seed).normal(0, 0.01, run.layout.values).astype(np.float32)
+                layout = run.update_format.layout
+                values = np.random.default_rng(10 * number + seed).normal(0, 0.01, layout.values).astype(np.float32)
                 values *= np.float32(self.lengths[seed])
-                manifest = write_weights(draft, run.layout, [values])
+                manifest = write_weights(draft, layout, [values])
                 distance, norm = 0.2 + 0.1 * seed * number, norm_of(values)
                 receipt = ev.Receipt(client, manifest.digest, self.examples[seed], distance, norm)
                 arrived = ev.UpdateArrived(clock.now_s(), RoundNumber(number), run.state.version, receipt)
@@ -366,3 +373,20 @@ async def test_a_blob_nobody_names_is_an_orphan_and_goes(history: History) -> No
     assert (report.is_clean, report.orphan_blobs) == (True, 1)
     await collect(history.store, history.blobs, keep_updates=100)
     assert set(await history.blobs.digests()) == await kept_blobs(history.store, 100)
+
+
+async def test_a_run_of_sums_is_solved_again_with_the_same_bits_in_both_stages(unwritten: History) -> None:
+    unwritten.spec = SUMS_SPEC
+    await unwritten.make([2, 2, 2])
+    report = await verify_state(
+        unwritten.store, SqlMembership(unwritten.store), unwritten.blobs, unwritten.folder / "scratch"
+    )
+    assert report.findings == []
+    assert report.aggregates_repeated == 3
+
+
+async def test_a_version_of_sums_that_is_not_the_solvers_is_found(unwritten: History) -> None:
+    unwritten.spec = SUMS_SPEC
+    await unwritten.make([2, 2])
+    await unwritten.execute("UPDATE versions SET moments = '[]' WHERE version = 1")
+    assert 7 in await unwritten.invariants()
