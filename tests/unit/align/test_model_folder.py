@@ -48,6 +48,7 @@ def test_a_version_without_a_group_projection_is_loaded_with_zeros_in_its_place(
     values = {"predictor": {"architecture": "kernel-sums/1", "features": 40}, "aggregation": {"weighting": "uniform"}}
     spec = process_spec(**values)
     folder = export(tmp_path / "model", spec)
+    assert "Gaussian process regression on fixed features" in (folder / "README.md").read_text()
     loaded = PluralPredictor.from_pretrained(folder)
     assert {name: bool(value.any()) for name, value in loaded.named_parameters()} == {
         "head.prior": False,

@@ -1,7 +1,8 @@
-"""`pluralllm run rewards` and Python derive the same spec."""
+"""`pluralllm run rewards` and Python derive the same spec; `pluralllm run create` says what sums show."""
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from support.small_survey import small_spec
 from typer.testing import CliRunner
 
 from pluralllm.cli import __main__ as command_line
+from pluralllm.cli.new_spec import new_spec
 from pluralllm.common.words.ids import Digest, ModelVersion, RunId
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardOptions
@@ -74,6 +76,16 @@ def test_the_command_and_python_give_the_same_spec(there: FakeRemote) -> None:
 def test_the_command_and_python_have_the_same_defaults(there: FakeRemote) -> None:
     assert created_by(there, "first") == SOURCE.for_rewards(MODEL, DIGEST, RewardOptions(), "here")
     assert there.asked == ["runs/first/models/-"]
+
+
+@pytest.mark.parametrize(("preset", "notes"), [("sums", 1), ("fourier", 0)])
+def test_a_new_run_of_sums_says_what_its_sums_show(there: FakeRemote, tmp_path: Path, preset: str, notes: int) -> None:
+    (tmp_path / "run.toml").write_text(new_spec(preset=preset))
+    result = CliRunner().invoke(command_line.app, ["run", "create", "sums", str(tmp_path / "run.toml"), "--json"])
+    assert result.exit_code == 0, result.output
+    text = "a coordinator can compute this group's answers from its sums; a client that trains takes part only if"
+    assert result.stderr.count(text) == notes
+    assert list(there.created) == ["sums"]
 
 
 def test_a_rule_that_is_none_is_refused_under_the_name_of_the_run(there: FakeRemote) -> None:

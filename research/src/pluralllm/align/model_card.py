@@ -6,6 +6,14 @@ from typing import Any
 from pluralllm.common.text.printable import printable
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.not_reported import not_reported_text
+from pluralllm.common.words.predictors import FOURIER_KERNEL, KERNEL_SUMS, NEURAL_PROCESS, architecture_of
+
+# What an architecture is, and what becomes of its updates.
+KINDS = {
+    NEURAL_PROCESS: ("a transformer neural process", "averaged"),
+    FOURIER_KERNEL: ("Gaussian process regression on trained features", "averaged"),
+    KERNEL_SUMS: ("Gaussian process regression on fixed features", "added up"),
+}
 
 
 def model_card(origin: Mapping[str, Any]) -> str:
@@ -16,6 +24,7 @@ def model_card(origin: Mapping[str, Any]) -> str:
     spec, scores = origin["run_spec"], origin["scores"]
     embedding = spec["embedding"]
     templates = ", ".join(f"`{template}`" for template in embedding["templates"])
+    kind, combined = KINDS[architecture_of(spec["predictor"])]
     return f"""---
 library_name: transformers
 tags: [pluralllm, reward-model, federated-learning]
@@ -23,9 +32,9 @@ tags: [pluralllm, reward-model, federated-learning]
 
 # {_cell(spec["title"] or origin["run"])}, version {origin["version"]}
 
-Predicts how a group of people would answer a question, from a few of the group's other answers: a transformer neural
-process, trained jointly by {origin["participants"]} participants who kept their answers to themselves (PluralLLM,
-arXiv 2503.09925). {origin["updates"]} updates are in it, averaged in {origin["version"]} rounds.
+Predicts how a group of people would answer a question, from a few of the group's other answers: {kind},
+trained jointly by {origin["participants"]} participants who kept their answers to themselves (PluralLLM,
+arXiv 2503.09925). {origin["updates"]} updates are in it, {combined} in {origin["version"]} rounds.
 
 ## How well
 
