@@ -141,7 +141,7 @@ def solver_of(receipts: list[Receipt], direction: float = 1.0) -> Solver:
 
 @pytest.mark.parametrize("at_point", [1.0, 2.0])
 def test_directions_begin_anew_at_the_point_if_the_curvature_is_not_positive(at_point: float) -> None:
-    """With r(w) = 1 and r(z) >= 1 there is no curvature along the direction."""
+    """If r(w) = 1 and r(z) >= 1, there is no curvature along the direction."""
     receipts, point = receipts_of(NAMES), np.full(FEATURES, 3, np.float32)
     total = at_point + RIDGE * point.astype(np.float64)
     made, kept = next_point(point, total, solver_of(receipts), members_digest(receipts), 0.125, is_last=False)
