@@ -24,7 +24,7 @@ from pluralllm.v1.enrolment_pb2 import GetMembershipResponse
 from pluralllm.v1.federation_pb2 import BeginUpdateResponse
 from pluralllm.v1.resources_pb2 import ChunkRange
 
-BUDGET_S = 60 if os.environ.get("PLURALLLM_FAULTS") == "all" else 15
+BUDGET_S = 60 if os.environ.get("PLURALLLM_FAULTS") == "all" else 6
 START_LIMIT_S = 60.0  # for the imports and their instrumentation
 BOMB = b'{"a":{"dtype":"F32","shape":["x",1000000000],"data_offsets":[0,4]}}'
 TARGET = Path(__file__).with_name("wire_target.py")

@@ -17,7 +17,7 @@ from drill.client import Behaviour
 from drill.fleet import Fleet, fleet
 from drill.pairs import Embedded, Served, StorePair
 from drill.scenarios import begin, receipts
-from drill.trial import UNDISTURBED
+from drill.trial import ALL, UNDISTURBED
 from support.commands import SERVER, typed
 from support.process_harness import process_spec
 from support.real_stores import S3, Postgres
@@ -162,6 +162,8 @@ def test_backups_are_taken_in_mid_run_and_leave_nothing_else(source: BackedUp) -
 def test_from_a_backup_in_mid_run_the_run_ends_with_the_same_bits(
     tmp_path: Path, source: BackedUp, pairs: Mapping[str, StorePair], into: str
 ) -> None:
+    if into == source.fleet.pair.name and not ALL:
+        pytest.skip("the move to the other stores shows the same; all: make faults")
     chosen = source.in_mid_run(random.Random(f"{SEED} {source.fleet.pair.name} {into}"))
     config, _ = restored(tmp_path, source.fleet, pairs[into].settings(tmp_path), chosen)
     before = source.fleet.config.read_bytes()
