@@ -52,6 +52,7 @@ CLIENT: dict[str, tuple[str, ...]] = {
     "client.joining": ("common", "client.process"),
     "client.data": ("common",),
     "client.disclosure": ("common", "client.link"),
+    "client.privacy": ("common", "client.data"),
     "client.work": ("common", "client.link", "client.keeping", "client.data", "client.disclosure"),
     "client.daemon": (
         *("common", "client.process", "client.link", "client.keeping", "client.joining", "client.data"),
@@ -97,6 +98,7 @@ NEVER: dict[str, tuple[str, ...]] = {
     "server": ("torch", "transformers", "pluralllm.client", "pluralllm.cli", "pluralllm.operator"),
     "client.data": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", *HEAVY),
     "client.disclosure": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", *HEAVY),
+    "client.privacy": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", *HEAVY),
     "client": (
         "sqlalchemy",
         "starlette",
@@ -137,6 +139,8 @@ NEVER: dict[str, tuple[str, ...]] = {
     "client.disclosure.differences": (*WORLD, *HEAVY),
     "client.disclosure.outgoing": (*WORLD, *HEAVY, "numpy"),
     "client.disclosure.measurements": (*WORLD, *HEAVY, "numpy"),
+    "client.privacy.accountant": (*WORLD, *HEAVY, "numpy"),
+    "client.privacy.entries": (*WORLD, *HEAVY, "numpy"),
     "client.work.losses": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", "subprocess"),
     "client.work.train": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", "subprocess"),
     "align.answers": (*WORLD, *HEAVY),

@@ -1,0 +1,164 @@
+"""The noise has its distribution, by tests that also find noise which is too small, missing, or drawn twice."""
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+from statistics import NormalDist, fmean
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluralllm.client.privacy.accountant import sigma_of
+from pluralllm.client.privacy.mechanism import (
+    LARGEST_COUNT,
+    UNIT,
+    Draw,
+    noised_counts,
+    opendp_draw,
+    sensitivity,
+    shares_after,
+)
+
+SAMPLE = 60_000
+RHO = 0.02
+SURE = NormalDist().inv_cdf(1 - 1e-6)  # a right mechanism is beyond it once in a million trials
+BINS = 32
+
+
+def failed_tests(noise: Sequence[float], sigma: float) -> set[str]:
+    """The tests that noise fails as a sample of the Gaussian distribution with this standard deviation, at 1e-6 each."""
+    normed = sorted(number / sigma for number in noise)
+    failed = set()
+    size = len(normed)
+    spread = (math.fsum(z * z for z in normed) / size - 1) / math.sqrt(2 / size)
+    if abs(spread) > SURE:
+        failed.add("variance")
+    if abs(fmean(normed)) * math.sqrt(size) > SURE:
+        failed.add("mean")
+    normal = NormalDist().cdf
+    distance = max(max((i + 1) / size - normal(z), normal(z) - i / size) for i, z in enumerate(normed))
+    if distance * math.sqrt(size) > math.sqrt(-math.log(1e-6 / 2) / 2):
+        failed.add("kolmogorov-smirnov")
+    counts = [0] * BINS
+    for z in normed:
+        counts[min(BINS - 1, int(normal(z) * BINS))] += 1
+    chi_square = math.fsum((count - size / BINS) ** 2 for count in counts) / (size / BINS)
+    degrees = BINS - 1  # the limit by Wilson and Hilferty 1931
+    if chi_square > degrees * (1 - 2 / (9 * degrees) + SURE * math.sqrt(2 / (9 * degrees))) ** 3:
+        failed.add("chi-square")
+    together = math.fsum(one * other for one, other in itertools.pairwise(noise)) / (sigma * sigma * size)
+    if abs(together) * math.sqrt(size) > SURE:
+        failed.add("independence")
+    return failed
+
+
+def noise_of(draw: Draw) -> tuple[list[float], float]:
+    """The noise that a draw adds to many equal counts, and the standard deviation that it should have."""
+    counts = [500.0] * SAMPLE
+    noised = noised_counts(counts, RHO, 1.0, draw)
+    return [number - 500 for number in noised], sigma_of(RHO, sensitivity(SAMPLE, 1.0)) / UNIT
+
+
+def gaussian(factor: float, times: int = 1) -> Draw:
+    """A draw for controls: noise whose standard deviation is wrong by a factor, drawn so many times."""
+    chance = random.Random(7)
+
+    def draw(numbers: Sequence[int], sigma: float) -> list[int]:
+        return [number + sum(round(chance.gauss(0, factor * sigma)) for _ in range(times)) for number in numbers]
+
+    return draw
+
+
+def test_the_noise_of_the_library_is_gaussian_and_new_in_each_draw() -> None:
+    pytest.importorskip("opendp", reason="the extra `noise` is not installed")
+    noise, sigma = noise_of(opendp_draw)
+    assert failed_tests(noise, sigma) == set()
+    assert all((number * UNIT).is_integer() for number in noise[:100])
+    assert opendp_draw([0] * 8, 1e4) != opendp_draw([0] * 8, 1e4)
+
+
+@pytest.mark.parametrize(
+    ("draw", "failed"),
+    [
+        (gaussian(1.0), set()),
+        (gaussian(0.98), {"variance"}),
+        (gaussian(1.0, times=2), {"variance", "kolmogorov-smirnov", "chi-square"}),
+        (gaussian(0.0), {"variance", "kolmogorov-smirnov", "chi-square"}),
+    ],
+    ids=["right", "2 % too small", "drawn twice", "left out"],
+)
+def test_the_tests_find_noise_that_is_wrong(draw: Draw, failed: set[str]) -> None:
+    noise, sigma = noise_of(draw)
+    found_wrong = failed_tests(noise, sigma)
+    assert found_wrong >= failed
+    assert bool(found_wrong) == bool(failed)
+
+
+def test_the_tests_find_noise_that_is_used_twice() -> None:
+    noise, sigma = noise_of(gaussian(1.0))
+    again = [number for number in noise[: SAMPLE // 2] for _ in range(2)]
+    assert "independence" in failed_tests(again, sigma)
+
+
+def whole_numbers(counts: Sequence[float]) -> list[int]:
+    """The numbers that the mechanism hands to the draw."""
+    seen: list[int] = []
+
+    def draw(numbers: Sequence[int], _: float) -> list[int]:
+        seen.extend(numbers)
+        return list(numbers)
+
+    noised_counts(counts, RHO, 1.0, draw)
+    return seen
+
+
+def difference(counts: Sequence[float], added: Sequence[float]) -> float:
+    """How far one respondent moves the numbers of a question (L2)."""
+    more = [math.fsum(pair) for pair in zip(counts, added, strict=True)]
+    return math.dist(whole_numbers(counts), whole_numbers(more))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 5000), st.floats(0, 1)), min_size=2, max_size=12))
+def test_nobody_moves_the_numbers_of_a_question_by_more_than_the_sensitivity(pairs: list[tuple[float, float]]) -> None:
+    total = max(1.0, math.fsum(part for _, part in pairs))
+    counts, added = [count for count, _ in pairs], [part / total for _, part in pairs]
+    assert difference(counts, added) <= sensitivity(len(pairs), 1.0)
+
+
+def test_a_split_answer_would_move_whole_answers_too_far() -> None:
+    """With parts of 1/1024 a person who gives four answers is within the sensitivity; rounded to whole answers it is twice it."""
+    counts, quarter = [10.25] * 4, [0.25] * 4
+    assert math.dist([math.floor(c + 0.5) for c in counts], [math.floor(c + 0.5) for c in [10.5] * 4]) == 2
+    assert difference(counts, quarter) == UNIT / 2
+
+
+def test_a_whole_answer_moves_one_number_by_one_unit() -> None:
+    assert difference([3.0, 4.0], [0.0, 1.0]) == UNIT
+    assert whole_numbers([0.5, 1.5 / UNIT, 2.5 / UNIT]) == [512, 2, 3]  # halves go up, never to the even number
+
+
+def test_a_larger_weight_gets_more_noise() -> None:
+    sigmas: list[float] = []
+
+    def draw(numbers: Sequence[int], sigma: float) -> list[int]:
+        sigmas.append(sigma)
+        return list(numbers)
+
+    for max_weight in (1.0, 3.0):
+        noised_counts([5, 5], RHO, max_weight, draw)
+    assert [round(sigma / UNIT, 1) for sigma in sigmas] == [5.0, 15.0]
+
+
+@pytest.mark.parametrize("count", [-1.0, math.nan, LARGEST_COUNT * 2.0])
+def test_a_count_that_cannot_be_is_refused_before_noise_is_drawn(count: float) -> None:
+    never: Callable[..., list[int]] = lambda *_: pytest.fail("noise was drawn")  # noqa: E731
+    with pytest.raises(ValueError, match="is not between"):
+        noised_counts([1.0, count], RHO, 1.0, never)
+
+
+def test_shares_follow_from_the_noised_counts_alone() -> None:
+    assert shares_after([3.0, -2.0, 1.0]) == (0.75, 0.0, 0.25)
+    assert shares_after([-3.0, 0.0]) == (0.5, 0.5)
