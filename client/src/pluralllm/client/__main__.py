@@ -15,11 +15,13 @@ import stamina.instrumentation
 import structlog
 import typer
 
-from pluralllm.client import consent_command, data_commands, doctor, history_commands, support_command
+from pluralllm.client import consent_command, data_commands, doctor, history_commands, privacy_commands, support_command
 from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.missing_keys import report_missing_keys
-from pluralllm.client.disclosure.policy import DEFAULT_POLICY, load_policy
+from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy, load_policy
 from pluralllm.client.joining.partner import COMMAND, load_partner
+from pluralllm.client.privacy.released_answers import released_answers
+from pluralllm.client.privacy_commands import ledger_folder
 from pluralllm.client.process.config import ClientConfig, JoinConfig
 from pluralllm.client.process.instruments import REGISTRY, RETRIES
 from pluralllm.common.errors.tree import ModelUnavailable
@@ -45,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app, name="data")
 app.command("consent")(consent_command.consent)
+app.command("privacy")(privacy_commands.privacy)
 app.command("history")(history_commands.history)
 app.command("audit")(history_commands.audit)
 app.command("doctor")(doctor.doctor)
@@ -131,7 +134,7 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     structlog.contextvars.bind_contextvars(client=partner.name)
     with contextlib.ExitStack() as stack:
         stack.enter_context(DirectoryLock(config.state_dir.absolute()))
-        data = PrivateFile(config.data, config.state_dir.absolute())
+        data = _answers(config, policy)
         if config.policy_file is not None:
             report_missing_keys(policy, config.policy_file, config.state_dir)
         stack.enter_context(tracing(config.traces_endpoint, "pluralllm-client", partner.name))
@@ -151,6 +154,19 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
         finally:
             supervisor.tell("STOPPING=1")
             await transport.close()
+
+
+def _answers(config: ClientConfig, policy: Policy) -> PrivateFile:
+    """Returns the file with the answers that this daemon uses: the released, noised ones if the policy asks for them."""
+    state = config.state_dir.absolute()
+    if policy.privacy is None:
+        return PrivateFile(config.data, state)
+    noised = released_answers(config.data, ledger_folder(policy.privacy, state))
+    if not noised.is_current:
+        log.warning(
+            "data.not_released", file=str(config.data), fix="the released answers stay in use until a new release"
+        )
+    return PrivateFile(noised.path, state, noised.sha256)
 
 
 @app.command()

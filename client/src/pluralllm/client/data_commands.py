@@ -9,10 +9,11 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
+from pluralllm.client import privacy_commands
 from pluralllm.client.data.answers import read_answers
 from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa, import_responses
 from pluralllm.client.data.preference_data import import_preferences, ranked_pairs
-from pluralllm.client.data.private_data import Checked, check_file, write_group
+from pluralllm.client.data.private_data import Checked, check_file, read_counted, write_group
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.extras import need_torch
@@ -89,6 +90,9 @@ def preferences(
     _write(out, import_preferences(source, group), group or "all rows")
 
 
+app.command("release")(privacy_commands.release_answers)
+
+
 @app.command("pairs")
 def pairs(
     file: Annotated[Path, typer.Argument(help="The private file.")],
@@ -121,11 +125,22 @@ def _write(out: Path, questions: Sequence[Question], what: str) -> None:
 def check(
     file: Annotated[Path, typer.Argument(help="The private file.")],
     spec: Annotated[Path | None, typer.Option(help="A run spec to check the number of questions against.")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(min=0.001, help="Show how much noise a release with this loss would add.")
+    ] = None,
+    delta: Annotated[float, typer.Option(min=1e-15, max=0.1, help="The chance that belongs to --epsilon.")] = 1e-6,
+    questions_per_respondent: Annotated[
+        int, typer.Option(min=0, help="For --epsilon: the most that one respondent has answered; 0 for all questions.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """List every problem with its line number, and count the usable questions. The exit code is 3 if there is a problem."""
     checked = check_file(file)
     facts = _facts(checked, load_spec(spec) if spec is not None else None)
+    if epsilon is not None and not checked.problems:
+        from pluralllm.client.privacy.forecast import forecast  # noqa: PLC0415 - numpy takes a moment
+
+        facts |= forecast(read_counted(file), epsilon, delta, questions_per_respondent)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]
     if as_json:
         listed = [{"line": problem.line, "problem": problem.text} for problem in checked.problems]
@@ -153,6 +168,7 @@ def _facts(checked: Checked, spec: RunSpec | None) -> dict[str, Any]:
         "options": sum(len(question.options) for question in questions),
         "ordinal_questions": sum(question.scale is not None for question in questions),
         **dict.fromkeys(("training_questions", "evaluation_questions", "episode_needs", "shortage")),
+        **dict.fromkeys(("noise_on_a_share", "distance_of_noised_answers")),
     }
     if spec is not None:
         held = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in questions)

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.client.data.private_data import check_file
+from pluralllm.client.data.private_data import check_file, read_counted
 from pluralllm.client.disclosure.consents import COMMAND, Consents
-from pluralllm.client.disclosure.policy import load_policy
+from pluralllm.client.disclosure.policy import RespondentPrivacy, load_policy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.keeping.audit_watch import FILE, read_heads
 from pluralllm.client.keeping.history import History
+from pluralllm.client.privacy_commands import privacy_facts
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.connections import connect
@@ -77,6 +78,33 @@ def _consent(config: ClientConfig) -> Check:
     if not waiting:
         return Check("consent", ok=True, result="no run waits for it")
     return Check("consent", ok=True, result=f"refused until you consent: {', '.join(waiting)}", fix=f"{COMMAND} RUN")
+
+
+def _noise(config: ClientConfig) -> Check:
+    """Checks the noised answers and their ledger. Warns if the policy asks for none, or if the private file has no counts."""
+    privacy = load_policy(config.policy_file).privacy
+    if privacy is None:
+        result = "off: updates and scores are computed from the true answers"
+        return Check("noised answers", ok=True, result=result, fix="for noise, set [privacy] in policy.toml")
+    facts = privacy_facts(config, privacy)
+    spent = f"epsilon {facts['epsilon_spent']:g} of {facts['epsilon_allowed']:g} spent"
+    if facts["noised_file"] is None or facts["released"] is None:
+        result, fix = (
+            f"{facts['noised_file'] or 'none released'}; {spent}",
+            "pluralllm-client data release --options FILE",
+        )
+        return Check("noised answers", ok=False, result=result, fix=fix)
+    changed = "; the private file has changed since, and is not used" if facts["private_file_changed"] else ""
+    unknown = [] if changed else _unknown_statements(config, privacy)
+    fix = f"state in [privacy]: {', '.join(unknown)}" if unknown else ""
+    return Check("noised answers", ok=True, result=f"released {facts['released']}, {spent}{changed}", fix=fix)
+
+
+def _unknown_statements(config: ClientConfig, privacy: RespondentPrivacy) -> list[str]:
+    """Returns the keys that the partner has to state, because the private file does not show them."""
+    questions = read_counted(config.data)
+    has_numbers = privacy.respondents or all(question.respondents is not None for question in questions)
+    return [] if has_numbers else ["respondents (the number of people behind the answers)"]
 
 
 def _disk(config: ClientConfig) -> Check:
@@ -170,6 +198,7 @@ PROBES: dict[str, Callable[[ClientConfig], Check]] = {
     "private data": _data,
     "policy": _policy,
     "consent": _consent,
+    "noised answers": _noise,
     "disk": _disk,
     "device": _device,
     "embedding model": _model,

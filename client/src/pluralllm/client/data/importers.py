@@ -167,6 +167,22 @@ def _respondents(question: CountedQuestion | None) -> int:
     return 0 if question is None else question.respondents or 0
 
 
+def read_codebook(path: Path) -> tuple[Question, ...]:
+    """Returns the questions in a JSON file with an object that maps each question to its list of options. All shares are equal.
+
+    Raises InvalidData if the file has another form, or if a question has fewer than two options or an option twice.
+    """
+    questions = []
+    for text, options in _listed_options(path).items():
+        labels = tuple(option.strip() for option in options)
+        if not text.strip() or len(labels) < 2 or len(set(labels)) < len(labels) or not all(labels):
+            raise InvalidData(
+                file=str(path), problems=f"  {text!r}: give at least 2 different options, each with a text"
+            )
+        questions.append(Question(text.strip(), labels, (1 / len(labels),) * len(labels)))
+    return tuple(questions)
+
+
 def _listed_options(path: Path) -> dict[str, list[str]]:
     """Reads the options of each question from a JSON file. Raises InvalidData if the file has another form."""
     try:

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.words.model_files import load_model
@@ -52,6 +52,26 @@ def _known_preset(name: str) -> str:
 Preset = Annotated[str, AfterValidator(_known_preset)]
 
 
+class RespondentPrivacy(BaseModel):
+    """The table [privacy] of policy.toml: this client uses noised answers only, and how much they may tell about one respondent.
+
+    What the partner states here about its respondents is not checked by anybody else; the guarantee holds if it is true.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    respondents_epsilon: Positive = 4.0  # the most that all releases together may tell about one respondent
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-6  # at most 1 / (10 respondents)
+    questions_per_respondent: NonNegativeInt = (
+        0  # the most that one respondent has answered; 0: every question ever released
+    )
+    respondents: NonNegativeInt = 0  # of the population; 0: the largest number of respondents of a question
+    max_weight: Positive = 1.0  # the most that one respondent adds to the counts of one question
+    # All private files whose respondents may be the same people have one population and one ledger.
+    population: Annotated[str, Field(min_length=1, max_length=200)] = "respondents"
+    ledger: Path | None = None  # folder of the ledger; default: privacy in the state directory
+
+
 class Policy(BaseModel):
     """The content of policy.toml. The defaults allow the tasks of an ordinary run, but no rewards."""
 
@@ -82,6 +102,7 @@ class Policy(BaseModel):
     # Runs of kernel-sums/1: a coordinator can compute this group's answers from its sums, so only this key allows them.
     allow_sums: bool = False
     allowed_metrics: frozenset[str] = METRICS  # the numbers that may leave this machine
+    privacy: RespondentPrivacy | None = None  # None: the client uses the true answers
 
     @property
     def missing_keys(self) -> tuple[str, ...]:

@@ -129,6 +129,14 @@ def release(
         return released
 
 
+def plan_of(
+    data: Path, folder: Path, codebook: Sequence[Question], terms: Terms, named: frozenset[str] | None = None
+) -> Plan:
+    """Returns what `release` would cost with the same arguments. Nothing is changed. Raises what `release` raises."""
+    data = data.resolve()
+    return plan_release(Ledger(folder, data), data, _answers(data, codebook)[0], terms, named)
+
+
 def plan_release(
     ledger: Ledger, data: Path, questions: Mapping[str, CountedQuestion], terms: Terms, named: frozenset[str] | None
 ) -> Plan:

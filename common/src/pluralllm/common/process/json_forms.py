@@ -172,6 +172,25 @@ DATA_CHECK = Form(
         "evaluation_questions": "number of questions that a hash holds out from training",
         "episode_needs": "number of questions in the smallest episode",
         "shortage": "a sentence that says which questions are too few; null if none are",
+        "noise_on_a_share": "standard deviation that noise would add to a share, at the median; null without `--epsilon`",
+        "distance_of_noised_answers": "mean Jensen-Shannon distance from true to noised answers; null without `--epsilon`",
+    },
+)
+PRIVACY = Form(
+    "privacy",
+    ("pluralllm-client privacy",),
+    {
+        "unit": "what epsilon is about: one respondent",
+        "population": "name of the people in all private files of the ledger",
+        "epsilon_spent": "privacy loss of all releases together, also of charges whose release did not happen",
+        "epsilon_allowed": "the policy's bound",
+        "delta": "chance that belongs to epsilon",
+        "questions_released": "number of questions that were charged at least once",
+        "questions_per_respondent": "number of questions that one respondent may have answered",
+        "releases": "number of releases, of all private files",
+        "noised_file": "path of the answers in use; null if none are released; begins with LOST if the file is lost",
+        "released": "time of the newest release of this private file; null if there is none",
+        "private_file_changed": "whether the private file differs from the released one; null without a release",
     },
 )
 BACKUP = Form(
@@ -203,5 +222,5 @@ VERIFICATION = Form(
 )
 FORMS = (
     RUN, RUNS, ROUNDS, MEMBERS, MEMBER, INVITE, AUDIT_LOG, HISTORY, CHECKS, CONFIG, EXPLANATION, SPEC, SCORES, PAIRS, MODEL,
-    EXPORTED_MODEL, METHODS, DATA_CHECK, BACKUP, VERIFICATION,
+    EXPORTED_MODEL, METHODS, DATA_CHECK, PRIVACY, BACKUP, VERIFICATION,
 )  # fmt: skip

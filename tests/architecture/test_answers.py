@@ -1,0 +1,46 @@
+"""A group's true answers have one way out: client/data/answers.py. Counts of answers stay where noise is added to them."""
+
+import ast
+
+import pytest
+from architecture.test_imports import SOURCES, imports, within
+
+PRIVATE_FILE = "pluralllm.client.data.private_data"
+# Function or class -> the modules outside the package client.data that may use it, with the reason.
+MAY_USE = {
+    f"{PRIVATE_FILE}.read_group": {"client.privacy.release"},  # of noised files only
+    f"{PRIVATE_FILE}.read_counted": {
+        "client.privacy.release",
+        "client.data_commands",  # `data check --epsilon`, whose results stay on the terminal
+        "client.doctor",  # whether numbers of respondents are there
+    },
+    f"{PRIVATE_FILE}.check_file": {
+        "client.data_commands",
+        "client.doctor",  # the number of problems
+        "client.support_command",  # the texts, to take them out of logs
+    },
+    "pluralllm.client.data.counted_question.CountedQuestion": {"client.privacy.release", "client.privacy.forecast"},
+}
+# Objects of another kind that have an attribute of this name: candidates of a batch, and tallies of scores.
+OTHER_COUNTS = {"common.rewards.rollout_batch", "experiment.summary"}
+
+
+def reads_counts(tree: ast.AST) -> bool:
+    """True if the code reads an attribute `counts` of anything."""
+    return any(isinstance(node, ast.Attribute) and node.attr == "counts" for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize("name", MAY_USE)
+def test_true_answers_are_read_by_nobody_else(name: str) -> None:
+    users = {module for module in SOURCES if name in imports(module) and not within(module, "client.data")}
+    assert users <= MAY_USE[name]
+    whole = {module for module in SOURCES if name.rpartition(".")[0] in imports(module)}
+    assert whole == set(), "import the functions by their names, so that this test sees which are used"
+
+
+def test_counts_are_read_only_where_noise_is_added_to_them() -> None:
+    readers = {module for module, tree in SOURCES.items() if reads_counts(tree)} - OTHER_COUNTS
+    assert [
+        module for module in readers if not within(module, "client.data") and not within(module, "client.privacy")
+    ] == []
+    assert reads_counts(ast.parse("total = sum(question.counts)"))
