@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy, load_policy
+from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy, RespondentPrivacy, load_policy
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.words.spec import load_spec
@@ -59,4 +59,16 @@ def test_run_sample_holds_out_two_groups_and_names_the_sample_clients_group() ->
     [("coordinator.toml", ServerConfig), ("client.toml", ClientConfig), ("policy.toml", Policy)],
 )
 def test_sample_shows_every_key(file: str, kind: type[BaseModel]) -> None:
-    assert set(KEY.findall((EXAMPLES / file).read_text())) == set(kind.model_fields)
+    keys = set(kind.model_fields)
+    if kind is Policy:  # the sample has the keys of the table in place of the table's name
+        keys = keys - {"privacy"} | set(RespondentPrivacy.model_fields)
+    assert set(KEY.findall((EXAMPLES / file).read_text())) == keys
+
+
+def test_the_table_of_the_policy_sample_is_the_default_table(tmp_path: Path) -> None:
+    text = (EXAMPLES / "policy.toml").read_text()
+    table = text[text.index("# [privacy]") :]
+    (tmp_path / "policy.toml").write_text(re.sub(r"^# ", "", table, flags=re.MULTILINE))
+    privacy = load_policy(tmp_path / "policy.toml").privacy
+    assert privacy is not None
+    assert privacy == RespondentPrivacy(ledger=privacy.ledger)

@@ -92,6 +92,7 @@ DEFAULTS = {
     "allow_rewards": False,
     "allow_sums": False,
     "allowed_metrics": {"loss", "base_distance", "alignment_score", "wasserstein_score", "context_gain"},
+    "privacy": None,
 }
 
 
