@@ -231,6 +231,49 @@ def test_a_kill_at_any_point_leaves_no_uncharged_release_and_no_double_charge(
     assert 0 < opened_at < charged_at < points
 
 
+def test_an_interrupted_release_is_not_repeated_above_a_lower_budget(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed() -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        released(data, folder, Draws(killed))
+    with pytest.raises(PrivacyBudgetSpent):
+        released(data, folder, terms=Terms("town", 1.0, 1e-6))
+    released(data, folder)
+    assert spent(data, folder) == pytest.approx(2)
+
+
+def test_an_interrupted_release_of_other_questions_stays_charged(data: Path, folder: Path) -> None:
+    def killed() -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        released(data, folder, Draws(killed), named=frozenset(NAMES[:2]), terms=Terms("town", 1.0, 1e-6))
+    released(data, folder)
+    assert spent(data, folder) == pytest.approx(2)
+    assert [entry.kind for entry in Ledger(folder, data.resolve()).entries] == ["charge", "charge", "released"]
+
+
+def test_each_step_is_durable_before_the_next_one_begins(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def path_of(handle: int) -> str:
+        name = Path(f"/proc/self/fd/{handle}").readlink().name
+        return "draft" if name.endswith(".tmp") else name
+
+    real = Path.rename
+    monkeypatch.setattr(os, "fsync", lambda handle: steps.append(path_of(handle)))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (steps.append(f"rename to {to.name}"), real(path, to))[1])
+    released(data, folder, Draws(lambda: steps.append("draw")))
+    written = ["ledger.jsonl", "privacy", "town.jsonl.ledger", "data"]
+    published = ["draft", "rename to noised-0.jsonl", "privacy"]
+    assert steps == [*written, *["draw"] * 4, *published, *written]
+
+
 @pytest.mark.parametrize("line", [0, 1])
 def test_a_line_that_was_cut_off_at_any_byte_did_not_happen(data: Path, folder: Path, line: int) -> None:
     released(data, folder)

@@ -42,6 +42,7 @@ from pluralllm.common.words.questions import Question
 Now = Callable[[], str]
 # A release with less than this part of an even share of the budget would be noise alone.
 LEAST_PART = 1e-3
+ROUNDING = 1e-9  # of a sum of losses that is the whole budget
 DELTA_TIMES_RESPONDENTS = (
     0.1  # delta must be below the chance to pick one person: a loss of delta could be one person's answers
 )
@@ -160,7 +161,7 @@ def plan_release(
     budget = rho_of(terms.epsilon, terms.delta)
     spent = rho_used(totals.values(), kappa)
     pending = open_charge(entries, str(data))
-    if pending is not None and pending.questions == names:
+    if pending is not None and pending.questions == names and spent <= budget * (1 + ROUNDING):
         rho, after = pending.rho_of_question, spent
     else:
         rho = rho_of_question(totals, names, kappa, budget)
