@@ -190,17 +190,17 @@ def with_codebook(
     private. Raises InvalidData otherwise; also for a question whose counts are unknown, and for a question with a weight.
     """
     of_name = {question_name(question): question for question in answered}
-    wanted = {question_name(question): question for question in codebook}
+    listed = {question_name(question): question for question in codebook}
     problems = []
-    if len(of_name) < len(answered) or len(wanted) < len(codebook):
+    if len(of_name) < len(answered) or len(listed) < len(codebook):
         problems.append("  two questions differ only in white space or in the order of their options; keep one")
     problems += [
-        f"  {wanted[name].text[:60]!r} has no row; import the answers with --options, which keeps unanswered questions"
-        for name in wanted
+        f"  {listed[name].text[:60]!r} has no row; import the answers with --options, which keeps unanswered questions"
+        for name in listed
         if name not in of_name
     ]
     problems += [
-        f"  {q.text[:60]!r} is not in the list of options" for name, q in of_name.items() if name not in wanted
+        f"  {q.text[:60]!r} is not in the list of options" for name, q in of_name.items() if name not in listed
     ]
     problems += [f"  {q.text[:60]!r} has a weight, which may tell of its answers" for q in answered if q.weight != 1.0]
     problems += [
@@ -210,7 +210,7 @@ def with_codebook(
     ]
     if problems:
         raise InvalidData(file=file, problems="\n".join(problems[:20]))
-    return {name: _in_order(of_name[name], question.options) for name, question in wanted.items()}
+    return {name: _in_order(of_name[name], question.options) for name, question in listed.items()}
 
 
 def _in_order(question: CountedQuestion, options: tuple[str, ...]) -> CountedQuestion:
