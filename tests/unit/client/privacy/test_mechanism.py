@@ -129,7 +129,7 @@ def test_nobody_moves_the_numbers_of_a_question_by_more_than_the_sensitivity(pai
 
 
 def test_a_split_answer_would_move_whole_answers_too_far() -> None:
-    """With parts of 1/1024 a person who gives four answers is within the sensitivity; rounded to whole answers it is twice it."""
+    """In parts of 1/1024, a person with four answers is within the sensitivity; in whole answers it would be twice too much."""
     counts, quarter = [10.25] * 4, [0.25] * 4
     assert math.dist([math.floor(c + 0.5) for c in counts], [math.floor(c + 0.5) for c in [10.5] * 4]) == 2
     assert difference(counts, quarter) == UNIT / 2
