@@ -101,6 +101,24 @@ def test_a_release_spends_the_budget_and_gives_noised_answers_in_place_of_the_tr
         read_answers(data)
 
 
+def test_a_link_to_a_protected_file_leads_to_no_true_answer(data: Path, folder: Path) -> None:
+    link = data.parent.parent / "link.jsonl"
+    link.symlink_to(data)
+    released(link, folder)
+    for path in (link, data):
+        with pytest.raises(AnswersProtected):
+            read_answers(path)
+        assert released_answers(path, folder).is_current
+
+
+def test_a_path_that_the_ledger_cannot_hold_is_refused_before_a_charge(data: Path, folder: Path) -> None:
+    odd = data.with_name(os.fsdecode(b"t\xff.jsonl"))
+    data.rename(odd)
+    with pytest.raises(InvalidArgument, match="is no UTF-8"):
+        released(odd, folder)
+    assert not folder.exists()
+
+
 def test_nothing_is_drawn_before_the_charge_is_in_the_ledger_and_beside_the_private_file(
     data: Path, folder: Path
 ) -> None:

@@ -32,8 +32,12 @@ def read_answers(path: Path, sha256: str | None = None) -> tuple[Question, ...]:
 
 
 def ledger_beside(data: Path) -> Path:
-    """Returns the path of the ledger's copy beside a private file. The copy exists once answers were released with noise."""
-    return data.with_name(data.name + LEDGER_SUFFIX)
+    """Returns the path of the ledger's copy beside a private file. The copy exists once answers were released with noise.
+
+    Beside a link to a private file there is no copy: the link is followed first.
+    """
+    file = data.resolve()
+    return file.with_name(file.name + LEDGER_SUFFIX)
 
 
 def sha256_of(path: Path) -> str:

@@ -94,6 +94,7 @@ def release(
     NoisedFileLost if not all questions are named and the last noised file is lost; InUse if another process releases answers.
     """
     data = data.resolve()
+    _check_can_be_written(data)
     with DirectoryLock(folder):
         ledger = Ledger(folder, data)
         questions, data_sha256 = _answers(data, codebook)
@@ -232,6 +233,16 @@ def _answers(data: Path, codebook: Sequence[Question]) -> tuple[dict[str, Counte
     return questions, sha256
 
 
+def _check_can_be_written(data: Path) -> None:
+    """Checks that the ledger can hold the path of a private file. Raises InvalidArgument otherwise, before a charge."""
+    try:
+        str(data).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            field="--data", problem=f"{ascii(str(data))} is no UTF-8; rename the file or folder"
+        ) from error
+
+
 def _check_statements(questions: Mapping[str, CountedQuestion], terms: Terms) -> None:
     """Checks the partner's statements against the file, as far as the file can show that they are wrong.
 
@@ -269,8 +280,9 @@ def _noised(
 ) -> list[Question]:
     """Returns the noised questions of a charge, and those that were released before, in the order of the codebook."""
     answers: list[Question] = []
+    charged = frozenset(charge.questions)
     for name, question in questions.items():
-        if name in charge.questions:
+        if name in charged:
             noised = noised_counts(question.counts, charge.rho_of_question, terms.max_weight, draw)
             answers.append(Question(question.text, question.options, shares_after(noised), question.scale))
         elif name in kept:
