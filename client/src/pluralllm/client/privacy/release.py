@@ -239,7 +239,7 @@ def _check_can_be_written(data: Path) -> None:
         str(data).encode()
     except UnicodeEncodeError as error:
         raise InvalidArgument(
-            field="--data", problem=f"{ascii(str(data))} is no UTF-8; rename the file or folder"
+            field="--data", problem=f"{str(data)!a} is no UTF-8; rename the file or folder"
         ) from error
 
 
