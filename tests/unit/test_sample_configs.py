@@ -71,4 +71,4 @@ def test_the_table_of_the_policy_sample_is_the_default_table(tmp_path: Path) -> 
     (tmp_path / "policy.toml").write_text(re.sub(r"^# ", "", table, flags=re.MULTILINE))
     privacy = load_policy(tmp_path / "policy.toml").privacy
     assert privacy is not None
-    assert privacy == RespondentPrivacy(ledger=privacy.ledger)
+    assert privacy == RespondentPrivacy(ledger=privacy.ledger, max_weight=1.0)

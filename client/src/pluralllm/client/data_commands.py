@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pluralllm.client import privacy_commands
 from pluralllm.client.data.answers import read_answers
+from pluralllm.client.data.counted_question import is_countable
 from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa, import_responses
 from pluralllm.client.data.preference_data import import_preferences, ranked_pairs
 from pluralllm.client.data.private_data import Checked, check_file, read_counted, write_group
@@ -118,7 +119,17 @@ def _write(out: Path, questions: Sequence[Question], what: str) -> None:
     if not questions:
         raise InvalidData(file=str(out), problems=f"  {what} has no usable question in the source")
     write_group(out, questions)
-    say(f"{len(questions)} questions of {what} in {out}")
+    say(f"{len(questions)} questions of {what} in {out}{_note_on_counts(questions)}")
+
+
+def _note_on_counts(questions: Sequence[Question]) -> str:
+    """Returns what the partner should know about noise: nobody can be protected by it without numbers of respondents."""
+    unknown = sum(not is_countable(question) for question in questions)
+    if not unknown:
+        return ""
+    return (
+        f"; {unknown} without counts, so no noise can be added to them: weights need --max-weight, shares --respondents"
+    )
 
 
 @app.command()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pluralllm.client.data.counted_question import CountedQuestion, is_countable
 from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa, import_responses
 from pluralllm.client.data.preference_data import import_preferences
 from pluralllm.client.data.private_data import check_file, read_counted, read_group, write_group
@@ -38,6 +39,14 @@ def test_answers_without_a_respondent_are_of_different_people() -> None:
 def test_a_weight_without_a_bound_leaves_shares_and_no_counts() -> None:
     question = tally("Which?", ["a", "b"], [Answer("a", 3), Answer("b", 1)], Weights(exist=True))
     assert (question.counts, question.shares, question.respondents) == ((), (0.75, 0.25), 2)
+
+
+def test_noise_can_be_added_to_counts_and_to_shares_of_a_number_of_respondents() -> None:
+    options = ("a", "b")
+    assert is_countable(CountedQuestion("Q?", options, (0.5, 0.5), counts=(1, 1)))
+    assert is_countable(CountedQuestion("Q?", options, (0.5, 0.5), respondents=9))
+    assert not is_countable(CountedQuestion("Q?", options, (0.5, 0.5)))
+    assert not is_countable(Question("Q?", options, (0.5, 0.5)))
 
 
 def test_heavier_weights_are_lowered_to_the_stated_one_and_counts_are_parts_of_it() -> None:

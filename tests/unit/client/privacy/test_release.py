@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -485,8 +486,25 @@ def test_shares_with_a_number_of_respondents_become_counts(data: Path, folder: P
         numbers.append(whole)
         return list(whole)
 
-    release(data, folder, CODEBOOK, TERMS, draw=draw)
+    with pytest.raises(InvalidData, match=r"has shares: state \[privacy\] max_weight"):
+        release(data, folder, CODEBOOK, TERMS, draw=draw)
+    release(data, folder, CODEBOOK, Terms("town", 1.0, 1e-6, max_weight=1.0), draw=draw)
     assert numbers[0] == [51200, 25600, 25600]
+    release(data, folder, CODEBOOK, Terms("town", 2.0, 1e-6, max_weight=3.0), draw=draw)
+    assert numbers[-1] == [25600, 12800, 12800]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_one_weighted_respondent_moves_halved_shares_by_less_than_the_weight(weight: float) -> None:
+    weights = [1.0] * 60 + [4.0] * 3  # of the others, who answer the two options in turn
+
+    def numbers(people: Sequence[tuple[int, float]]) -> list[float]:
+        total = sum(w for _, w in people)
+        return [len(people) / 2 * sum(w for o, w in people if o == option) / total for option in range(2)]
+
+    people = [(number % 2, w) for number, w in enumerate(weights)]
+    mean = sum(weights) / len(weights)
+    assert math.dist(numbers(people), numbers([*people, (0, weight * mean)])) <= max(1.0, weight)
 
 
 def test_a_question_has_one_name_however_it_is_written() -> None:

@@ -16,10 +16,10 @@ class CountedQuestion(Question):
     counts: tuple[float, ...] = ()  # one for each option, 0 or more; empty if only the shares are known
     respondents: int | None = None  # number of people who answered this question; None if unknown
 
-    @property
-    def is_answered(self) -> bool:
-        """Whether anybody has answered. The shares of a question without an answer are all equal, and are not used."""
-        return not self.counts or sum(self.counts) > 0
+
+def is_countable(question: Question) -> bool:
+    """Returns whether noise can be added to a question: it has counts, or shares of a number of respondents."""
+    return isinstance(question, CountedQuestion) and (bool(question.counts) or question.respondents is not None)
 
 
 def shares_of(numbers: Sequence[float], total: float) -> tuple[float, ...]:

@@ -66,7 +66,9 @@ class RespondentPrivacy(BaseModel):
         0  # the most that one respondent has answered; 0: every question ever released
     )
     respondents: NonNegativeInt = 0  # of the population; 0: the largest number of respondents of a question
-    max_weight: Positive = 1.0  # the most that one respondent adds to the counts of one question
+    # The most that one respondent adds to the counts of one question; for shares, the largest weight as a multiple of the mean
+    # weight. None: 1 for counts, and shares are not released.
+    max_weight: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     # All private files whose respondents may be the same people have one population and one ledger.
     population: Annotated[str, Field(min_length=1, max_length=200)] = "respondents"
     ledger: Path | None = None  # folder of the ledger; default: privacy in the state directory

@@ -62,7 +62,12 @@ class Terms:
     delta: float
     questions_per_respondent: int = 0  # 0: one person may have answered every question that was ever released
     respondents: int = 0  # number of people in the population; 0: the largest number of a question
-    max_weight: float = 1.0  # the most that one person adds to the counts of one question
+    max_weight: float | None = None  # the most that one person adds to a question; None: 1 for counts, and no shares
+
+    @property
+    def most_added(self) -> float:
+        """The most that one respondent adds to the counts of one question."""
+        return 1.0 if self.max_weight is None else self.max_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ def release(
     _check_can_be_written(data)
     with DirectoryLock(folder):
         ledger = Ledger(folder, data)
-        questions, data_sha256 = _answers(data, codebook)
+        questions, data_sha256 = _answers(data, codebook, terms)
         plan = plan_release(ledger, data, questions, terms, named)
         kept = {} if len(plan.names) == len(questions) else _released_before(ledger, data, folder)
         charge = open_charge(ledger.entries, str(data))
@@ -136,7 +141,7 @@ def plan_of(
 ) -> Plan:
     """Returns what `release` would cost with the same arguments. Nothing is changed. Raises what `release` raises."""
     data = data.resolve()
-    return plan_release(Ledger(folder, data), data, _answers(data, codebook)[0], terms, named)
+    return plan_release(Ledger(folder, data), data, _answers(data, codebook, terms)[0], terms, named)
 
 
 def plan_release(
@@ -175,7 +180,7 @@ def plan_release(
     return Plan(
         names,
         rho,
-        sigma_of(rho, sensitivity(most_options, terms.max_weight)) / UNIT,
+        sigma_of(rho, sensitivity(most_options, terms.most_added)) / UNIT,
         epsilon_of(spent, terms.delta),
         epsilon_of(after, terms.delta),
         counted[len(counted) // 2],
@@ -183,7 +188,7 @@ def plan_release(
 
 
 def with_codebook(
-    file: str, codebook: Sequence[Question], answered: Sequence[CountedQuestion]
+    file: str, codebook: Sequence[Question], answered: Sequence[CountedQuestion], terms: Terms
 ) -> dict[str, CountedQuestion]:
     """Returns the questions of a codebook, in its order and with its order of options, with their counts, by name.
 
@@ -209,25 +214,32 @@ def with_codebook(
         for q in answered
         if not q.counts and q.respondents is None
     ]
+    if terms.max_weight is None and (bare := [q for q in answered if not q.counts]):
+        problems.append(f"  {bare[0].text[:60]!r} has shares: state [privacy] max_weight, 1.0 if all weighed the same")
     if problems:
         raise InvalidData(file=file, problems="\n".join(problems[:20]))
-    return {name: _in_order(of_name[name], question.options) for name, question in listed.items()}
+    return {name: _in_order(of_name[name], question.options, terms) for name, question in listed.items()}
 
 
-def _in_order(question: CountedQuestion, options: tuple[str, ...]) -> CountedQuestion:
-    """Returns a question with its counts and its scale in another order of the options."""
+def _in_order(question: CountedQuestion, options: tuple[str, ...], terms: Terms) -> CountedQuestion:
+    """Returns a question with its counts and its scale in another order of the options.
+
+    A person with the weight w (mean 1) changes shares twice: by w in the option's sum, and by w - 1 in the sum of all weights,
+    which is nearly 2 w of the number of respondents. So numbers that come from weighted shares are halved.
+    """
     present = [folded(option) for option in question.options]
     order = [present.index(folded(option)) for option in options]
-    numbers = question.counts or tuple(share * (question.respondents or 0) for share in question.shares)
+    people = (question.respondents or 0) * (0.5 if terms.most_added > 1 else 1.0)
+    numbers = question.counts or tuple(share * people for share in question.shares)
     scale = None if question.scale is None else tuple(question.scale[number] for number in order)
     counts = tuple(numbers[number] for number in order)
     return replace(question, options=options, scale=scale, counts=counts, shares=shares_after(counts))
 
 
-def _answers(data: Path, codebook: Sequence[Question]) -> tuple[dict[str, CountedQuestion], str]:
+def _answers(data: Path, codebook: Sequence[Question], terms: Terms) -> tuple[dict[str, CountedQuestion], str]:
     """Returns the questions of a private file by name, and the hash of the file's content."""
     sha256 = sha256_of(data)
-    questions = with_codebook(str(data), codebook, read_counted(data))
+    questions = with_codebook(str(data), codebook, read_counted(data), terms)
     if sha256_of(data) != sha256:
         raise InvalidData(file=str(data), problems="  it changes while it is read; try again")
     return questions, sha256
@@ -283,7 +295,7 @@ def _noised(
     charged = frozenset(charge.questions)
     for name, question in questions.items():
         if name in charged:
-            noised = noised_counts(question.counts, charge.rho_of_question, terms.max_weight, draw)
+            noised = noised_counts(question.counts, charge.rho_of_question, terms.most_added, draw)
             answers.append(Question(question.text, question.options, shares_after(noised), question.scale))
         elif name in kept:
             answers.append(kept[name])
