@@ -284,9 +284,13 @@ def test_each_step_is_durable_before_the_next_one_begins(
         name = Path(f"/proc/self/fd/{handle}").readlink().name
         return "draft" if name.endswith(".tmp") else name
 
+    def rename(path: Path, to: Path) -> Path:
+        steps.append(f"rename to {to.name}")
+        return real(path, to)
+
     real = Path.rename
     monkeypatch.setattr(os, "fsync", lambda handle: steps.append(path_of(handle)))
-    monkeypatch.setattr(Path, "rename", lambda path, to: (steps.append(f"rename to {to.name}"), real(path, to))[1])
+    monkeypatch.setattr(Path, "rename", rename)
     released(data, folder, Draws(lambda: steps.append("draw")))
     written = ["ledger.jsonl", "privacy", "town.jsonl.ledger", "data"]
     published = ["draft", "rename to noised-0.jsonl", "privacy"]
