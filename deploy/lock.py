@@ -36,7 +36,9 @@ class Lock:
 
 WANTED = {
     "server": Lock(("./common[tracing]", "./server"), "the coordinator's image"),
-    "client-cpu": Lock(("./common[tracing]", "./client[train,noise]"), "the client's image without CUDA", cpu_torch=True),
+    "client-cpu": Lock(
+        ("./common[tracing]", "./client[train,noise]"), "the client's image without CUDA", cpu_torch=True
+    ),
     "client-cuda": Lock(("./common[tracing]", "./client[train,noise]"), "the client's image with CUDA 13"),
     "operator": Lock(
         ("./common[tracing]", "./server", "./client"), "a coordinator's host, with the operator's command"

@@ -1,13 +1,15 @@
 """A private file that never changes and is on no disk, for daemons whose worker reads nothing."""
 
+from pathlib import Path
+
 from pluralllm.client.data.private_file import Content, PrivateFile
 
 
 class FixedData(PrivateFile):
     """Announces a number of questions, always the same content."""
 
-    def __init__(self, questions: int) -> None:
-        self._content, self.changed_s = Content("a" * 64, questions), None
+    def __init__(self, questions: int, path: Path = Path("answers.jsonl")) -> None:
+        self.path, self._content, self.changed_s = path, Content("a" * 64, questions), None
 
     def has_changed(self) -> bool:
         """Returns False: the content never changes."""

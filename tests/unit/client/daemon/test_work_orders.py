@@ -26,14 +26,14 @@ TASK = Task(
 def orders(folder: Path, seeds: Seeds = SharedSeeds(), **settings: Any) -> WorkOrders:  # noqa: B008 - it has no state
     partner = Partner(ClientId("ann"), "G", GroupRole.TRAIN, "127.0.0.1:1", None)
     config = ClientConfig(**{"data": Path("answers.jsonl"), **settings})
-    return WorkOrders(config, partner, folder, Drafts(folder / "drafts"), seeds, FixedData(60))
+    return WorkOrders(config, partner, folder, Drafts(folder / "drafts"), seeds, FixedData(60, Path("noised.jsonl")))
 
 
 def test_relative_paths_of_the_configuration_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     order = orders(tmp_path, embedding_model_path="model", cache_dir="texts").prepare(process_spec(), b"{}")
     assert (order.data, order.model_path, order.cache) == (
-        tmp_path / "answers.jsonl",
+        tmp_path / "noised.jsonl",  # the file whose content was announced, which need not be the configured one
         tmp_path / "model",
         tmp_path / "texts",
     )

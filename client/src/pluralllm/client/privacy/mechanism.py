@@ -23,9 +23,8 @@ def sensitivity(options: int, max_weight: float) -> float:
 
     options: number of options. max_weight: the most that one respondent adds to the counts of the question.
     """
-    return UNIT * max_weight + 2 * math.sqrt(
-        options
-    )  # 1 of rounding for each number, and 1 where a sum of weights was rounded
+    rounding = 2 * math.sqrt(options)  # 1 of each number, and 1 where a sum of weights was rounded before
+    return UNIT * max_weight + rounding
 
 
 def noised_counts(counts: Sequence[float], rho: float, max_weight: float, draw: Draw) -> tuple[float, ...]:
