@@ -138,7 +138,7 @@ class Worker:
 class Data:
     """A private file that does not change."""
 
-    questions, sha256, changed_s = QUESTIONS, "0" * 64, None
+    path, questions, sha256, changed_s = Path("answers.jsonl"), QUESTIONS, "0" * 64, None
 
     def check(self) -> None: ...
 
