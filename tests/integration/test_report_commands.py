@@ -53,13 +53,15 @@ def test_a_report_is_a_page_and_its_figures(results: Path, tmp_path: Path) -> No
 
 
 def test_the_table_is_for_people_and_for_programs(results: Path) -> None:
-    shown = pluralllm("experiment", "table", str(results), COLUMNS="200")
+    shown = pluralllm("experiment", "table", str(results), "--costs", COLUMNS="200")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines()[2].split("  ")[0].strip() == "FedAvg default"
+    assert shown.stdout.splitlines()[2].split()[-3:-1] == ["60", "2,688,000,000"]  # rounds and bytes moved
     lines = json.loads(pluralllm("experiment", "table", str(results), "--json", "--part", "validation").stdout)[
         "methods"
     ]
     assert lines[0]["method"] == "FedAvg default"
+    assert lines[0]["cost"]["gradient_steps"] == 360
     assert lines[0]["mean"]["low"] < lines[0]["mean"]["value"] < lines[0]["mean"]["high"]
     one = json.loads(pluralllm("experiment", "table", str(results), "--json", "--kind", "withheld").stdout)["methods"]
     assert one[0]["questions"] == 8  # every eighth of 60 questions, see synthetic_results

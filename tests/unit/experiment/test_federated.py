@@ -9,7 +9,8 @@ from support.small_survey import small_group, small_spec
 
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.experiment.federated import LocalTraining, aggregate, federate
+from pluralllm.experiment import federated
+from pluralllm.experiment.federated import LocalTraining, aggregate, federate, first_values
 from pluralllm.experiment.stacked import Flat
 from pluralllm.server.rounds import events as ev
 
@@ -29,8 +30,8 @@ def step_of_one_round(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, steps: dic
     """
 
     def pretend(
-        _self: LocalTraining, base: Flat, _number: RoundNumber
-    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float]]:
+        _self: LocalTraining, base: Flat, _number: RoundNumber, _cohort: tuple[ClientId, ...]
+    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
         clients = {ClientId(f"client-{index}"): steps[name] for index, name in enumerate(NAMES)}
         return {c: np.full_like(base, STEP * np.float32(step)) for c, step in clients.items()}, dict.fromkeys(
             clients, 0.3
@@ -57,6 +58,42 @@ def test_a_group_with_nearly_all_questions_gets_three_even_shares(
     spec = spec_of(format=run_format, evaluation={"context_questions": 6, "draws": 1, "holdout_share": 0.0})
     steps = dict.fromkeys(NAMES, -1.0) | {NAMES[-1]: 1.0}  # 540 of 600 questions
     assert step_of_one_round(spec, monkeypatch, steps, 540) == pytest.approx(expected, abs=1e-3)
+
+
+def test_only_the_cohort_trains_and_every_group_gets_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    cohorts: list[tuple[ClientId, ...]] = []
+    train_round = LocalTraining.train_round
+
+    def watched(
+        self: LocalTraining, base: Flat, number: RoundNumber, cohort: tuple[ClientId, ...]
+    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
+        cohorts.append(cohort)
+        deltas, distances = train_round(self, base, number, cohort)
+        assert tuple(deltas) == tuple(distances) == cohort
+        return deltas, distances
+
+    monkeypatch.setattr(LocalTraining, "train_round", watched)
+    spec = spec_of(rounds=8, round={"min_clients": 2, "target_clients": 2, "evaluate_every": 3})
+    groups = {name: small_group(name, questions=20) for name in NAMES}
+    *_, before, last = federate(spec, groups, torch.device("cpu"))
+    assert [len(cohort) for cohort in cohorts] == [2] * 8
+    assert {client for cohort in cohorts for client in cohort} == {f"client-{number}" for number in range(len(NAMES))}
+    assert last.moved_bytes - before.moved_bytes == 2 * 2 * last.values.nbytes  # two clients, down and up
+    assert last.episodes == 8 * 2 * spec.training.local_steps
+
+
+def test_a_client_trains_the_same_whoever_is_in_its_cohort_and_in_its_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of()
+    clients = {ClientId(name): small_group(name, questions=20, seed=seed) for seed, name in enumerate(NAMES)}
+    base = first_values(spec)
+    whole, _ = LocalTraining(spec, clients, base, torch.device("cpu")).train_round(base, RoundNumber(1))
+    monkeypatch.setattr(federated, "QUESTIONS_PER_PASS", 24)  # two clients in a pass
+    few = LocalTraining(spec, clients, base, torch.device("cpu"))
+    for cohort in (("b", "d"), ("a", "b", "d"), ("b", "c")):
+        deltas, _ = few.train_round(base, RoundNumber(1), [ClientId(name) for name in cohort])
+        assert tuple(deltas) == cohort
+        for client, delta in deltas.items():
+            assert np.linalg.norm(delta - whole[client]) < 0.02 * np.linalg.norm(whole[client])
 
 
 def test_factors_are_applied_before_the_mean() -> None:

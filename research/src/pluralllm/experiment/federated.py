@@ -1,6 +1,6 @@
 """FedAvg in one process: the service's round machine and aggregation, with clients that train in batched passes."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -54,6 +54,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
     The round machine gets the time 0 in every step. Time plays no role here, because every client answers at once.
     """
     trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
+    everybody = tuple(sorted(trainers))
     values = first_values(spec)
     clients: Rounds
     if spec.sums is None:
@@ -66,14 +67,14 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
     episodes = moved = 0
     yield Point(values, 0, 0, 0, 0)
     while run.phase is not Phase.ENDED:
-        run, effects = step(run, ev.ClientsSeen(0.0, tuple(sorted(trainers)), ()))
+        run, effects = step(run, ev.ClientsSeen(0.0, everybody, ()))
         cohort = next((effect.cohort for effect in effects if isinstance(effect, ev.OpenRound)), ())
-        assert cohort == tuple(sorted(trainers))  # the spec's cohort is every training group
+        assert len(cohort) == spec.round.target_clients  # a client that was busy would be missing
         number = RoundNumber(run.round)
-        deltas, distances = clients.train_round(values, number)
+        deltas, distances = clients.train_round(values, number, cohort)
         average: ev.Average | None = None
-        for client, data in trainers.items():
-            examples = len(data.split(spec.evaluation.holdout_share)[0])
+        for client in cohort:
+            examples = len(trainers[client].split(spec.evaluation.holdout_share)[0])
             receipt = ev.Receipt(
                 client, Digest(f"{number}-{client}"), examples, distances[client], norm_of(deltas[client])
             )
@@ -82,7 +83,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         assert average is not None  # every client of the cohort has delivered its update
         values = clients.next_version(values, average, deltas)
         run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
-        run = _pass_evaluation(run, cohort)
+        run = _pass_evaluation(run, everybody)
         episodes += len(cohort) * clients.steps_of_round * spec.training.batch_episodes
         moved += len(cohort) * clients.moved_bytes(number)
         yield Point(values, number, number * clients.steps_of_round, episodes, moved)
@@ -93,8 +94,13 @@ class Rounds(Protocol):
 
     steps_of_round: int  # of each client, one after the other
 
-    def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
-        """Returns each client's update, and each client's distance between predicted and true answers, if it is measured."""
+    def train_round(
+        self, base: Flat, number: RoundNumber, cohort: Collection[ClientId] | None = None
+    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
+        """Returns each client's update, and each client's distance between predicted and true answers, if it is measured.
+
+        cohort: the clients of the round; None: all clients.
+        """
         ...
 
     def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
@@ -109,24 +115,20 @@ class Rounds(Protocol):
 class LocalTraining:
     """Trains the clients of every round, in batched passes of several clients.
 
-    A pass has the number of clients at which training is fastest.
+    A pass has the number of clients at which training is fastest. Its optimizer state is kept from round to round, so a spec
+    that keeps the state must have every client in every round.
     """
 
     def __init__(self, spec: RunSpec, trainers: dict[ClientId, GroupData], values: Flat, device: torch.device) -> None:
         self._spec, self._device, self.steps_of_round = spec, device, spec.training.local_steps
         self._moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
         self._model_bytes = values.nbytes
+        self._trainers = trainers
         self._usable = {client: data.split(spec.evaluation.holdout_share)[0] for client, data in trainers.items()}
         form = update_format(layout_for(spec), spec.updates.encoding)
         self.update_bytes = form.size_bytes - len(form.header)  # size of one client's update
         self._residuals = {client: np.zeros_like(values) for client in trainers if form.encoding != "fp32"}
-        clients = sorted(trainers)
-        size = clients_per_pass(spec, device, len(clients))
-        batches = [clients[start : start + size] for start in range(0, len(clients), size)]
-        self._passes = [
-            ({client: trainers[client] for client in batch}, Learners(spec, [values] * len(batch), device))
-            for batch in batches
-        ]
+        self._learners: dict[tuple[int, int], Learners] = {}  # by number of the pass, and number of its clients
 
     def moved_bytes(self, number: RoundNumber) -> int:  # noqa: ARG002 - the same in every round
         """Returns how many bytes of model and update one client moves in a round."""
@@ -137,18 +139,20 @@ class LocalTraining:
         values, self._moments = aggregate(self._spec, base, self._moments, average, deltas)
         return values
 
-    def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
-        """Trains every client, and returns each client's delta (values after training minus values before training).
+    def train_round(
+        self, base: Flat, number: RoundNumber, cohort: Collection[ClientId] | None = None
+    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
+        """Trains the cohort, and returns each client's delta (values after training minus values before training).
 
         base: the parameter values that training starts from. Also returns, for each client, the distance between the answers
         that the base model predicts and the group's true answers.
         number: the round's number. A client draws the same episodes as a real client of the service, because both use the
-        same task seed.
+        same task seed. cohort: the clients of the round; None: all clients.
         """
         training = self._spec.training
         deltas: dict[ClientId, Flat] = {}
         distances: dict[ClientId, float | None] = {}
-        for trainers, learners in self._passes:
+        for trainers, learners in self._passes(sorted(self._trainers if cohort is None else cohort), base):
             learners.restart(base)
             generators = {c: np.random.default_rng(task_seed(self._spec.seed, number, c)) for c in trainers}
             first_step = (number - 1) * training.local_steps
@@ -168,6 +172,16 @@ class LocalTraining:
             after = zip(trainers, learners.stack.flat(), strict=True)
             deltas |= {client: self._travelled(client, values - base, number) for client, values in after}
         return deltas, distances
+
+    def _passes(self, clients: list[ClientId], base: Flat) -> Iterator[tuple[dict[ClientId, GroupData], Learners]]:
+        """Yields the clients of each pass with their learners, which are kept for the pass of the same number in later rounds."""
+        size = clients_per_pass(self._spec, self._device, len(clients))
+        for start in range(0, len(clients), size):
+            batch = clients[start : start + size]
+            place = start // size, len(batch)
+            if place not in self._learners:
+                self._learners[place] = Learners(self._spec, [base] * len(batch), self._device)
+            yield {client: self._trainers[client] for client in batch}, self._learners[place]
 
     def _travelled(self, client: ClientId, delta: Flat, number: RoundNumber) -> Flat:
         """Returns the delta as the coordinator would read it, after the update's encoding has rounded the values.

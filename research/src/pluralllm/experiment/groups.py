@@ -1,33 +1,63 @@
 """Reads an experiment's groups, checks that they have enough questions for the methods, and embeds them once."""
 
+import difflib
 import hashlib
 from pathlib import Path
 
 import torch
 
-from pluralllm.client.data.importers import import_globalopinionqa
+from pluralllm.client.data.answers import read_answers
+from pluralllm.client.data.importers import MAX_NAMES_SHOWN, import_globalopinionqa_groups
 from pluralllm.common.errors.tree import InvalidData, TooFewQuestions
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
 from pluralllm.common.predictor.embedding import Embedder, Progress
 from pluralllm.common.words.questions import Question, is_held_out
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.experiment.spec import Experiment
+from pluralllm.experiment.spec import Data, Experiment
 
 Groups = dict[str, GroupData]
+SUFFIXES = (".jsonl", ".parquet")  # of the private files in a folder
 
 
 def read_groups(experiment: Experiment) -> dict[str, tuple[Question, ...]]:
     """Returns the questions of each group in the experiment, by the group's name.
 
-    Raises InvalidData if the file is missing or a group is unknown. For an unknown group the error lists similar names.
+    Raises InvalidData if a file is missing or has problems, or if a group is unknown. For an unknown group the error lists
+    similar names. Raises AnswersProtected for a private file whose answers were released with noise.
     """
-    if not experiment.data.file.is_file():
-        raise InvalidData(file=str(experiment.data.file), problems="  there is no such file")
-    imported = {name: import_globalopinionqa(experiment.data.file, name) for name in experiment.data.groups}
+    data = experiment.data
+    if data.file is not None and not data.file.is_file():
+        raise InvalidData(file=str(data.file), problems="  there is no such file")
+    if data.file is not None:
+        imported = import_globalopinionqa_groups(data.file, data.groups)
+    else:
+        files = {name: private_file_of(data, name) for name in data.groups}  # all are found before the first is read
+        imported = {name: read_answers(file) for name, file in files.items()}
     return {
-        name: tuple(sorted(questions, key=lambda q: q.id))[: experiment.data.max_questions]
-        for name, questions in imported.items()
+        name: tuple(sorted(questions, key=lambda q: q.id))[: data.max_questions] for name, questions in imported.items()
     }
+
+
+def private_file_of(data: Data, name: str) -> Path:
+    """Returns the private file of a group. Raises InvalidData, which says where the file was looked for, if there is none."""
+    if isinstance(data.files, dict):
+        path = data.files[name]
+        if not path.is_file():
+            problem = f"  there is no such file; the experiment's data.files names it for the group {name!r}"
+            raise InvalidData(file=str(path), problems=problem)
+        return path
+    folder = data.files
+    assert folder is not None  # the experiment names `file` or `files`
+    if not folder.is_dir():
+        problem = "  there is no such folder; the experiment's data.files names it"
+        raise InvalidData(file=str(folder), problems=problem)
+    there = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()}
+    if name not in there:
+        near = difflib.get_close_matches(name, sorted(there), n=MAX_NAMES_SHOWN, cutoff=0.4)
+        names = ", ".join(near or sorted(there)[:MAX_NAMES_SHOWN]) or "nothing"
+        problem = f"  no {name}.jsonl or {name}.parquet for the group {name!r}; near: {names} ({len(there)} in all)"
+        raise InvalidData(file=str(folder), problems=problem)
+    return there[name]
 
 
 def check_sizes(experiment: Experiment, questions: dict[str, tuple[Question, ...]]) -> None:
@@ -37,12 +67,15 @@ def check_sizes(experiment: Experiment, questions: dict[str, tuple[Question, ...
     """
     for method in experiment.methods:
         spec = experiment.run_spec(method, experiment.seeds[0])
-        for name, group_questions in questions.items():
-            largest = max(experiment.contexts_of(name))
+        scored = experiment.scored_groups(method)
+        for name in (*experiment.training_groups(method), *experiment.data.validation, *experiment.data.test):
+            group_questions, largest = questions[name], max(experiment.contexts_of(name))
             held_out = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in group_questions)
             if experiment.data.part_of(name) == "train":
                 trained = len(group_questions) - held_out
                 check_enough(name, trained, spec.training.episodes)
+                if name not in scored:
+                    continue
                 _need(name, trained, largest, f"a context of {largest} questions that it trains on")
                 _need(name, held_out, 1, "scoring on questions that nobody trains on")
             else:

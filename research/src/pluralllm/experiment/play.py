@@ -169,15 +169,16 @@ def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> 
 
     The values of a group are the parameters of the predictor that is scored for the group.
     """
+    scored = setting.experiment.scored_groups(method)
     every = setting.experiment.scoring.every * spec.training.local_steps
     steps = method.steps or spec.rounds * spec.training.local_steps
     match method.kind:
         case "fedavg":
             for point in federate(spec, groups, setting.device):
-                yield point, dict.fromkeys(groups, point.values)
+                yield point, dict.fromkeys(scored, point.values)
         case "centralized":
             for point in centralize(spec, steps, every, groups, setting.device):
-                yield point, dict.fromkeys(groups, point.values)
+                yield point, dict.fromkeys(scored, point.values)
         case "local":
             yield from train_alone(spec, first_values(spec), steps, every, groups, setting.device)
 

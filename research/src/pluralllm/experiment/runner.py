@@ -135,7 +135,8 @@ def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:
     A baseline has one result only, because a seed would change nothing.
     """
     experiment = plan.experiment
-    spec = experiment.run_spec(experiment.methods[0], experiment.seeds[0])
+    of_all = experiment.methods[0].model_copy(update={"groups": None})  # a baseline knows every training group
+    spec, scored = experiment.run_spec(of_all, experiment.seeds[0]), experiment.scored_groups(of_all)
     scoring, partition = experiment.scoring, experiment.data
     mean = TrainingMean(spec, groups)
     guessers: dict[str, Guesser] = {UNIFORM: uniform, NEAREST: nearest, TRAINING_MEAN: mean}
@@ -144,7 +145,8 @@ def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:
         if is_done(path, provenance):
             continue
         records = [provenance.header(method, "baseline", 0, None, embedding_digest(groups), torch.device("cpu"))]
-        for name, data in groups.items():
+        for name in scored:
+            data = groups[name]
             for context in experiment.contexts_of(name):
                 episodes = [
                     episode_of(spec, data, partition.part_of(name), context, draw) for draw in range(scoring.draws)

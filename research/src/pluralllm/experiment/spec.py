@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.words.ids import Digest
@@ -27,21 +27,70 @@ OF_THE_EXPERIMENT = (
     ("embedding", "model"),
 )
 BASELINES = ("uniform", "own nearest answer", "mean of training groups")
+# Keys that earlier releases did not have. Where they say nothing, the digest of an experiment leaves them out, so that the
+# results of an earlier release still belong to the same experiment.
+LATER_KEYS: dict[str, dict[str, Any]] = {
+    "data": {"files": None},
+    "scoring": {"train_groups": True},
+    "methods": {"groups": None, "cohort": None},
+}
 Names = Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
-class Data(SpecPart):
-    """Data file of an experiment, and the division of its groups into three parts: train, validation and test.
+def _form_of_files(value: Any) -> str | None:
+    """Returns the form in which an experiment names its private files; None for a value of another type."""
+    return "table" if isinstance(value, dict) else "folder" if isinstance(value, str | Path) else None
 
+
+# A folder with a file NAME.jsonl or NAME.parquet for each group, or a table of files by group.
+Files = Annotated[
+    Annotated[dict[Name, Path], Tag("table")] | Annotated[Path, Tag("folder")],
+    Discriminator(
+        _form_of_files,
+        custom_error_type="neither_table_nor_folder",
+        custom_error_message='give a folder, "survey", or a table of files by group, { Kenya = "kenya.jsonl" }',
+    ),
+]
+
+
+class Data(SpecPart):
+    """Data of an experiment, and the division of its groups into three parts: train, validation and test.
+
+    The data is one public file of many groups (`file`), or one private file for each group (`files`), as
+    `pluralllm-client data import` writes it. Paths are relative to the experiment's file.
     Scores on validation groups may be used to choose a method. Scores on test groups are only reported.
     """
 
-    file: Path  # relative to the experiment's file
-    layout: Literal["globalopinionqa"] = "globalopinionqa"
-    train: Names
+    file: Path | None = None
+    layout: Literal["globalopinionqa"] = "globalopinionqa"  # of `file`
+    files: Files | None = None
+    train: Names  # in the order in which methods with `groups` take them
     validation: tuple[Name, ...] = ()
-    test: Names
+    test: tuple[Name, ...] = ()
     max_questions: PositiveInt | None = None  # for each group, chosen by hash, so that groups keep the same questions
+
+    @model_validator(mode="after")
+    def _the_data_is_named_once(self) -> Self:
+        if (self.file is None) == (self.files is None):
+            raise ValueError(
+                "give either file, one public file of all groups, or files, one private file for each group"
+            )
+        if not isinstance(self.files, dict):
+            return self
+        if missing := [name for name in self.groups if name not in self.files]:
+            raise ValueError(f"files has no file for {', '.join(missing)}; add it, or take the group out of its part")
+        paths = [self.files[name] for name in self.groups]
+        if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
+            raise ValueError(f"two groups have one file: {', '.join(twice)}; give each group a file of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _some_group_is_scored(self) -> Self:
+        if not self.validation and not self.test:
+            raise ValueError(
+                "no group is left to be scored; name some as validation (to choose by) or test (to report)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _each_group_has_one_part(self) -> Self:
@@ -65,6 +114,14 @@ class Data(SpecPart):
         """Returns the part of the experiment that a group belongs to: train, validation or test."""
         return "train" if group in self.train else "validation" if group in self.validation else "test"
 
+    def located(self, folder: Path) -> Self:
+        """Returns a copy whose relative paths start from `folder`."""
+        if self.file is not None:
+            return self.model_copy(update={"file": folder / self.file})
+        if isinstance(self.files, dict):
+            return self.model_copy(update={"files": {name: folder / path for name, path in self.files.items()}})
+        return self.model_copy(update={"files": folder / self.files}) if self.files is not None else self
+
 
 class Scoring(SpecPart):
     """Settings for scoring a predictor with contexts of several sizes.
@@ -85,6 +142,8 @@ class Scoring(SpecPart):
     main_context: PositiveInt = 20  # number of context questions for the scores during training
     draws: PositiveInt = 5  # contexts drawn for each group and size, at the end of training
     curve_draws: PositiveInt = 2  # contexts drawn during training; fewer, because every point is scored
+    # False: only validation and test groups are scored. Training groups then need no withheld questions.
+    train_groups: bool = True
     holdout_share: Annotated[float, Field(gt=0, lt=1)] = (
         0.1  # share of questions that no method trains on, chosen by hash
     )
@@ -118,6 +177,8 @@ class Method(SpecPart):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,60}$")]  # becomes part of a file's name
     kind: Literal["fedavg", "centralized", "local"] = "fedavg"
     preset: Preset = "default"
+    groups: PositiveInt | None = None  # trains the first so many groups of data.train; None: all of them
+    cohort: PositiveInt | None = None  # only for fedavg; most groups that train in one round; None: all of the method's
     steps: PositiveInt | None = None  # only for centralized; default: rounds * local_steps, as many as a client takes
     # Steps that each training group trains the fedavg model on its own questions. These models have their own table line.
     adapt_steps: PositiveInt | None = None
@@ -130,6 +191,8 @@ class Method(SpecPart):
             raise ValueError("steps is for kind = centralized")
         if self.adapt_steps is not None and self.kind != "fedavg":
             raise ValueError("adapt_steps is for kind = fedavg")
+        if self.cohort is not None and self.kind != "fedavg":
+            raise ValueError("cohort is for kind = fedavg")
         return self
 
     @property
@@ -157,7 +220,8 @@ class Method(SpecPart):
         predictor = merge(preset_values(self.preset), self.spec)["predictor"]
         if architecture_of(predictor) == KERNEL_SUMS:  # the second stage needs fewer rounds than there are
             rounds["predictor"] = {**self.spec.get("predictor", {}), "subspace_rounds": 1}
-        return self.model_copy(update={"steps": steps, "spec": {**self.spec, **rounds}})
+        groups = None if self.groups is None else min(self.groups, QUICK_GROUPS)
+        return self.model_copy(update={"steps": steps, "groups": groups, "spec": {**self.spec, **rounds}})
 
 
 class Experiment(SpecPart):
@@ -186,6 +250,17 @@ class Experiment(SpecPart):
         return self
 
     @model_validator(mode="after")
+    def _methods_fit_the_groups(self) -> Self:
+        for method in self.methods:
+            if method.groups is not None and method.groups > len(self.data.train):
+                problem = f"groups = {method.groups}, but data.train names {len(self.data.train)}"
+                raise ValueError(f"method {method.name}: {problem}")
+            if not self.scoring.train_groups and (method.kind == "local" or method.adapt_steps is not None):
+                problem = "its models are scored on training groups only, and scoring.train_groups is false"
+                raise ValueError(f"method {method.name}: {problem}")
+        return self
+
+    @model_validator(mode="after")
     def _methods_have_names_of_their_own(self) -> Self:
         names = [slug_of(name) for name in (*BASELINES, *(line for method in self.methods for line in method.lines))]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -201,16 +276,26 @@ class Experiment(SpecPart):
             return (self.scoring.main_context,)
         return tuple(size for size in self.scoring.contexts if size not in self.scoring.without.get(group, ()))
 
+    def training_groups(self, method: Method) -> tuple[str, ...]:
+        """Returns the groups that a method trains on: the first ones of data.train, so that a smaller set is in a larger one."""
+        return self.data.train[: method.groups]
+
+    def scored_groups(self, method: Method) -> tuple[str, ...]:
+        """Returns the groups that a method is scored on; training groups that the method does not train on are left out."""
+        training = self.training_groups(method) if self.scoring.train_groups else ()
+        return (*training, *self.data.validation, *self.data.test)
+
     def run_spec(self, method: Method, seed: int) -> RunSpec:
         """Returns the run spec of a federation that would train this method with this seed.
 
         Raises InvalidSpec if the method's own settings are not valid in a run spec.
         """
-        count = len(self.data.train)
+        training = self.training_groups(method)
+        count = min(len(training), method.cohort or len(training))
         own: dict[str, Any] = {
             "seed": seed,
             "rounds": self.rounds,
-            "groups": {"train": self.data.train, "held_out": (*self.data.validation, *self.data.test)},
+            "groups": {"train": training, "held_out": (*self.data.validation, *self.data.test)},
             "round": {"min_clients": count, "target_clients": count},
             "evaluation": {"holdout_share": self.scoring.holdout_share},
             "embedding": {"model": self.model},
@@ -227,6 +312,10 @@ class Experiment(SpecPart):
             raise InvalidSpec(file=f"of method {method.name}", problems=explain(error)) from error
         if spec.sums is not None and (method.kind != "fedavg" or method.adapt_steps is not None):
             problem = f"  kind: {spec.sums.architecture} is solved by rounds: set kind = fedavg without adapt_steps"
+            raise InvalidSpec(file=f"of method {method.name}", problems=problem)
+        if count < len(training) and spec.training.keep_optimizer_state:
+            # A client of the service keeps its moments between its rounds; an experiment keeps them for whole cohorts only.
+            problem = "  cohort: leave it out, or set spec.training.keep_optimizer_state = false"
             raise InvalidSpec(file=f"of method {method.name}", problems=problem)
         return spec
 
@@ -249,9 +338,17 @@ class Experiment(SpecPart):
         return self.model_copy(update=changes)
 
     def portable(self) -> dict[str, Any]:
-        """Returns the experiment as JSON values that do not depend on this machine: the data file has a name, but no folder."""
+        """Returns the experiment as JSON values that do not depend on this machine: the data files have names, but no folders."""
         values = self.model_dump(mode="json")
-        values["data"]["file"] = self.data.file.name
+        data, files = values["data"], self.data.files
+        data["file"] = self.data.file.name if self.data.file is not None else None
+        data["files"] = (
+            {name: path.name for name, path in files.items()} if isinstance(files, dict) else files and files.name
+        )
+        for table, later in LATER_KEYS.items():
+            for part in values[table] if isinstance(values[table], list) else [values[table]]:
+                for key in [key for key, meaningless in later.items() if part[key] == meaningless]:
+                    del part[key]
         return values
 
     def sha256(self) -> Digest:
@@ -269,8 +366,7 @@ def load_experiment(path: Path) -> Experiment:
     Raises InvalidSpec, with file, key and allowed values, for an experiment or a method's run spec that is not valid.
     """
     experiment = load_model(path, Experiment, InvalidSpec)
-    file = experiment.data.file if experiment.data.file.is_absolute() else path.parent / experiment.data.file
-    experiment = experiment.model_copy(update={"data": experiment.data.model_copy(update={"file": file})})
+    experiment = experiment.model_copy(update={"data": experiment.data.located(path.parent)})
     for method in experiment.methods:
         experiment.run_spec(method, experiment.seeds[0])
     return experiment

@@ -10,15 +10,15 @@ Source: Efron and Tibshirani 1993, chapter 13 (percentile intervals) and chapter
 Shapes: G groups, Q questions, S seeds, R resamples.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
 from pluralllm.common.words.context_gain import ignores_context, mean_gain
-from pluralllm.experiment.results import Floats, QuestionKind, Result, Scores
+from pluralllm.experiment.results import AXES, Floats, QuestionKind, Result, Scores
 
 NOT_WITHHELD = (QuestionKind.ANSWERED, QuestionKind.UNANSWERED)
 RESAMPLES = 1000
@@ -61,6 +61,8 @@ class Line:
     seed_deviation: float | None  # standard deviation of the mean over seeds; None with one seed
     # Mean over groups and seeds of the score with the own context minus the score with another group's; None if not measured.
     context_gain: float | None = None
+    training_groups: int = 0  # 0 for a baseline, and in results of earlier releases
+    cost: Mapping[str, float] = field(default_factory=dict)  # of the whole training, median over seeds, by axis
 
     @property
     def ignores_context(self) -> bool:
@@ -134,7 +136,8 @@ def table(results: Sequence[Result], selection: Selection) -> list[Line]:
     for method, runs in methods_of(results).items():
         tally = tally_of(runs, selection, questions)
         if tally is not None:
-            lines.append(replace(_line(method, tally, weights), context_gain=context_gain(runs, selection)))
+            line = replace(_line(method, tally, weights), context_gain=context_gain(runs, selection))
+            lines.append(replace(line, training_groups=training_groups(runs[0]), cost=costs(runs)))
     return sorted(lines, key=lambda line: (-line.mean.value, line.method))
 
 
@@ -145,6 +148,17 @@ def context_gain(runs: Sequence[Result], selection: Selection) -> float | None:
     """
     place = selection.part, selection.context
     return mean_gain(one.gain for result in runs for one in result.gains if (one.part, one.context) == place)
+
+
+def training_groups(result: Result) -> int:
+    """Returns the number of groups that a method trains on; 0 for a baseline."""
+    return len(((result.header.get("spec") or {}).get("groups") or {}).get("train") or ())
+
+
+def costs(runs: Sequence[Result]) -> dict[str, float]:
+    """Returns a method's cost of the whole training on each axis, the median over seeds; empty for a baseline."""
+    ends = [run.points[-1].cost for run in runs if run.points]
+    return {axis: sorted(end[axis] for end in ends)[len(ends) // 2] for axis in AXES} if ends else {}
 
 
 def over_how_many(lines: Sequence[Line]) -> str:

@@ -1,5 +1,7 @@
 """The rounds of an experiment whose updates are terms of sums: the clients' answers, and the service's solver."""
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 
@@ -25,14 +27,20 @@ class SumsRounds:
         self._solver: Solver | None = None
         self._version = 0
 
-    def train_round(self, base: Flat, number: RoundNumber) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
-        """Returns each client's answer to the version `base`, and no distances. number: the round's number."""
+    def train_round(
+        self, base: Flat, number: RoundNumber, cohort: Collection[ClientId] | None = None
+    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
+        """Returns each client's answer to the version `base`, and no distances.
+
+        number: the round's number. cohort: the clients of the round; None: all clients.
+        """
         self._version = number - 1
         prior, projection = base[-self._features :], base[: -self._features].reshape(self._rank, -1)
+        members = {client: terms for client, terms in self._terms.items() if cohort is None or client in cohort}
         if finds_subspace(self._spec, self._version):
-            answers = {client: terms.of_projection(prior, projection).ravel() for client, terms in self._terms.items()}
+            answers = {client: terms.of_projection(prior, projection).ravel() for client, terms in members.items()}
         else:
-            answers = {client: terms.of_prior(prior)[0] for client, terms in self._terms.items()}
+            answers = {client: terms.of_prior(prior)[0] for client, terms in members.items()}
         return answers, dict.fromkeys(answers)
 
     def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:

@@ -33,7 +33,18 @@ def import_globalopinionqa(path: Path, group: str, respondents: int | None = Non
     options, the result has one such question. Its shares are the mean of the waves' shares.
     Raises InvalidData if the file cannot be read, has another layout, or does not name the group.
     """
-    waves: dict[tuple[str, tuple[str, ...]], list[list[float]]] = {}
+    questions = import_globalopinionqa_groups(path, (group,))[group]
+    if respondents is None:
+        return questions
+    return tuple(CountedQuestion(q.text, q.options, q.shares, respondents=respondents) for q in questions)
+
+
+def import_globalopinionqa_groups(path: Path, countries: Sequence[str]) -> dict[str, tuple[Question, ...]]:
+    """Imports several countries from one reading of the file, by name; each as `import_globalopinionqa` imports it.
+
+    Raises InvalidData as `import_globalopinionqa` does; if several countries are unknown, the error names the first of them.
+    """
+    waves: dict[str, dict[tuple[str, tuple[str, ...]], list[list[float]]]] = {name: {} for name in countries}
     groups: set[str] = set()
     for line, row in _csv(path, {"question", "selections", "options"}):
         try:
@@ -44,17 +55,19 @@ def import_globalopinionqa(path: Path, group: str, respondents: int | None = Non
                 file=str(path), problems=f"  line {line}: selections or options cannot be read: {error}"
             ) from error
         groups |= by_group.keys()
-        numbers, text = by_group.get(group), row["question"].strip()
-        usable = text and all(labels) and len(labels) >= 2 and len(set(labels)) == len(labels)
-        if not usable or not numbers or len(numbers) != len(labels) or sum(numbers) <= 0:
+        text = row["question"].strip()
+        if not (text and all(labels) and len(labels) >= 2 and len(set(labels)) == len(labels)):
             continue
-        waves.setdefault((text, labels), []).append([number / sum(numbers) for number in numbers])
-    if group not in groups:
-        raise _unknown(path, "group", group, groups)
-    questions = (_question(text, labels, _mean(distributions)) for (text, labels), distributions in waves.items())
-    if respondents is None:
-        return tuple(questions)
-    return tuple(CountedQuestion(q.text, q.options, q.shares, respondents=respondents) for q in questions)
+        for name, own in waves.items():
+            numbers = by_group.get(name)
+            if numbers and len(numbers) == len(labels) and sum(numbers) > 0:
+                own.setdefault((text, labels), []).append([number / sum(numbers) for number in numbers])
+    if unknown := [name for name in countries if name not in groups]:
+        raise _unknown(path, "group", unknown[0], groups)
+    return {
+        name: tuple(_question(text, labels, _mean(distributions)) for (text, labels), distributions in own.items())
+        for name, own in waves.items()
+    }
 
 
 def import_opinionqa(

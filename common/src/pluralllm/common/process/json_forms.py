@@ -155,7 +155,7 @@ METHODS = Form(
     {
         "methods": "list, best first: `method`, `seeds`, `questions`; `mean`, `worst`, `fairness`, `variation` and each of "
         "`groups` with `value`, `low`, `high`; `worst_group`, `mean_over_seeds`, `seed_deviation` (null with one seed), "
-        "`context_gain` (null if not measured)"
+        "`context_gain` (null if not measured), `training_groups`, and `cost` of the whole training by axis"
     },
 )
 DATA_CHECK = Form(

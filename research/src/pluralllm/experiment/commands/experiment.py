@@ -4,7 +4,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -16,6 +16,9 @@ from pluralllm.common.process.console import Json, say, terminal
 from pluralllm.common.process.extras import need_experiment, need_report
 from pluralllm.common.process.json_forms import METHODS
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, LEAST_CONTEXT_GAIN, gain_text
+
+if TYPE_CHECKING:
+    from pluralllm.experiment.summary import Line
 
 app = typer.Typer(no_args_is_help=True, help="Compares methods on survey data, in one process.")
 PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, withheld questions"}
@@ -77,7 +80,10 @@ def run(
 @app.command("table")
 def table_of(
     folder: Annotated[Path, typer.Argument(help="Folder of the results.")],
-    groups: Annotated[str, typer.Option("--part", help=f"Groups to score: {', '.join(PARTS)}.")] = "test",
+    groups: Annotated[
+        str | None,
+        typer.Option("--part", help=f"Groups to score: {', '.join(PARTS)}. Default: the first of these with scores."),
+    ] = None,
     context: Annotated[int, typer.Option(min=1, help="Number of context questions for each group.")] = 20,
     kind: Annotated[
         list[str] | None,
@@ -85,21 +91,26 @@ def table_of(
             help="Kind of questions: answered, unanswered, withheld; repeatable. Default: the part's own score."
         ),
     ] = None,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Show what each method costs, in the place of the fairness figures.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Prints a table of methods: mean and worst alignment with 95 % intervals, and fairness.
+    """Prints a table of methods: mean and worst alignment with 95 % intervals, context gain, and fairness or costs.
 
     Choose a method by the validation groups, and report the test groups.
     """
     from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415 - numpy, only here
     from pluralllm.experiment.summary import Selection, contexts_of, left_out, over_how_many, table  # noqa: PLC0415
 
-    if groups not in PARTS:
+    if groups is not None and groups not in PARTS:
         raise InvalidArgument(field="--part", problem=f"is {groups!r}, allowed: {', '.join(PARTS)}")
     kinds = {question_kind.name.lower(): question_kind for question_kind in QuestionKind}
     if unknown := [word for word in kind or () if word not in kinds]:
         raise InvalidArgument(field="--kind", problem=f"is {unknown[0]!r}, allowed: {', '.join(kinds)}")
     results = read_results(folder)
+    scored = {scores.part for result in results for scores in result.scores}
+    groups = groups or next(part for part in PARTS if part in scored)
     lines = table(results, Selection(groups, context, tuple(kinds[word] for word in kind) if kind else None))
     if not lines and kind:
         problem = f"no such questions of {PARTS[groups].split(',')[0]} were scored with {context} context questions"
@@ -108,7 +119,8 @@ def table_of(
         sizes = ", ".join(str(size) for size in contexts_of(results))
         problem = f"no {PARTS[groups]} were scored with {context} context questions; scored were sizes {sizes}"
         raise InvalidArgument(field="--context", problem=problem)
-    columns = ("method", "seeds", "mean alignment", "SD of seeds", "worst", "in", "context gain", "fairness", "CoV")
+    last = ("training groups", "rounds", "bytes moved", "seconds") if costs else ("fairness", "CoV")
+    columns = ("method", "seeds", "mean alignment", "SD of seeds", "worst", "in", "context gain", *last)
     left_out_methods = left_out(results, groups, context)
     without = f", without {', '.join(left_out_methods)}: too few questions" if left_out_methods else ""
     title = f"{PARTS[groups]}, means {over_how_many(lines)}, {context} context questions{without}"
@@ -123,12 +135,16 @@ def table_of(
             f"{worst.value:.4f} ({worst.low:.4f} to {worst.high:.4f})",
             line.worst_group,
             gain_text(line.context_gain),
-            f"{line.fairness.value:.4f}",
-            f"{line.variation.value:.4f}",
+            *(_costs(line) if costs else (f"{line.fairness.value:.4f}", f"{line.variation.value:.4f}")),
         )
     show(METHODS, {"methods": [asdict(line) for line in lines]}, as_json=as_json, screen=lambda _: screen)
     if not as_json and (blind := [line.method for line in lines if line.ignores_context]):
         say(f"{IGNORES_CONTEXT} (context gain below {LEAST_CONTEXT_GAIN}): {', '.join(blind)}")
+
+
+def _costs(line: "Line") -> tuple[str, ...]:
+    numbers = (line.training_groups, line.cost.get("rounds"), line.cost.get("moved_bytes"), line.cost.get("seconds"))
+    return tuple("-" if not number else f"{number:,.0f}" for number in numbers)
 
 
 @app.command()

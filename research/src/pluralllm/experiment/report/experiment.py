@@ -7,6 +7,7 @@ from pluralllm.experiment.report.answers import calibration, predicted_and_true
 from pluralllm.experiment.report.curves import convergence, fairness
 from pluralllm.experiment.report.findings import caveats, findings
 from pluralllm.experiment.report.groups import by_context, by_group, by_kind
+from pluralllm.experiment.report.growth import growth_finding, growth_picture, growth_table
 from pluralllm.experiment.report.overview import overview
 from pluralllm.experiment.report.page import Page, Section
 from pluralllm.experiment.report.study import Study, study_of
@@ -42,7 +43,7 @@ def experiment_page(folder: Path, main: Sequence[str] = (), thresholds: Sequence
     return Page(
         study.title or "Methods compared",
         f"{counted}; {groups}. Alignment score: 1 - mean Jensen-Shannon distance (natural logarithm), 1 is perfect.",
-        tuple(findings(study)),
+        (*findings(study), *([grown] if (grown := growth_finding(study)) else ())),
         tuple(caveats(study)),
         tuple(
             section
@@ -53,9 +54,14 @@ def experiment_page(folder: Path, main: Sequence[str] = (), thresholds: Sequence
 
 
 def _sections(study: Study, thresholds: Sequence[float]) -> list[Section]:
-    calibrated = calibration_table(study)
+    calibrated, grown = calibration_table(study), growth_table(study)
     return [
         Section("Methods", pictures=_there(overview(study)), tables=(methods_table(study),)),
+        Section(
+            "Number of training groups",
+            pictures=_there(growth_picture(study)),
+            tables=() if grown is None else (grown,),
+        ),
         Section("Convergence, axis by axis", pictures=_there(convergence(study))),
         Section(
             "Cost until a threshold",
@@ -73,7 +79,11 @@ def _sections(study: Study, thresholds: Sequence[float]) -> list[Section]:
             pictures=_there(calibration(study)),
             tables=() if calibrated is None else (calibrated,),
         ),
-        Section("Validation groups, each", pictures=_there(by_group(study, "validation")), is_folded=True),
+        Section(
+            "Validation groups, each",
+            pictures=_there(by_group(study, "validation")),
+            is_folded=study.shown != "validation",
+        ),
         Section("Training groups, each", pictures=_there(by_group(study, "train")), is_folded=True),
         Section("How this was made", tables=(setting_table(study), provenance_table(study)), code=how_to_repeat(study)),
     ]

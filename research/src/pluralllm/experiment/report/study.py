@@ -48,6 +48,11 @@ class Study:
         named = dict.fromkeys([*self.main, *best_first, *self.methods])
         return tuple(name for name in named if name not in self.baselines)
 
+    @property
+    def shown(self) -> str:
+        """The part of the groups that the report is about: test; validation, or else train, if no test group was scored."""
+        return next((part for part in PARTS if self.tables[part]), PARTS[0])
+
     def look(self, method: str) -> Look:
         if method in self.main:
             number = self.main.index(method)

@@ -7,6 +7,7 @@ from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text
 from pluralllm.experiment.convergence import NOT_REACHED, Reach, last_score, reach_of
 from pluralllm.experiment.report.answers import calibrations
 from pluralllm.experiment.report.findings import amount, bounds
+from pluralllm.experiment.report.groups import PART_NAMES
 from pluralllm.experiment.report.page import Row, Table
 from pluralllm.experiment.report.study import Study
 from pluralllm.experiment.results import AXES, QuestionKind
@@ -17,12 +18,13 @@ NOT_THERE = "–"
 
 
 def methods_table(study: Study) -> Table:
-    """Returns the table of all methods on the test groups, best first; on the training groups if there are no test groups.
+    """Returns the table of all methods on the test groups, best first.
 
+    If no test group was scored, the table is about the validation groups, or else about the training groups.
     A further column has the score on validation groups, by which methods are chosen.
     """
     rows = []
-    shown = "test" if study.tables["test"] else "train"
+    shown = study.shown
     kinds = [
         {line.method: line for line in table(study.results, study.selection(shown, (kind,)))} for kind in QuestionKind
     ]
@@ -41,7 +43,7 @@ def methods_table(study: Study) -> Table:
             NOT_THERE if line.method in study.baselines else str(line.seeds),
         )
         rows.append(_row(study, line.method, cells))
-    groups = "Unseen groups" if shown == "test" else "Training groups, withheld questions"
+    groups = PART_NAMES[shown].capitalize()
     return Table(
         (
             "method",
@@ -83,6 +85,8 @@ def thresholds_tables(study: Study, thresholds: Sequence[float] = USUAL_THRESHOL
     A last table has the final score of the paper's FedAvg as its threshold, if the results hold this method.
     """
     groups = study.groups["test"]
+    if not groups:
+        return ()
     captions = [(f"mean alignment of {threshold:g}", threshold) for threshold in thresholds]
     if study.roles.paper:
         end = last_score(study.methods[study.roles.paper], groups)
