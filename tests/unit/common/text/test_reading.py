@@ -2,6 +2,8 @@
 
 import codecs
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from pluralllm.common.text.reading import (
     Unreadable,
     byte_lines,
     json_value,
+    read_bytes,
     read_json,
     read_lines,
     read_text,
@@ -71,9 +74,39 @@ def test_a_file_may_have_the_largest_size_and_not_a_byte_more(path: Path) -> Non
         read_text(path, 4)
 
 
-def test_a_file_without_an_end_is_too_large() -> None:
-    with pytest.raises(Unreadable, match="too large"):
-        read_text(Path("/dev/zero"), 10)
+READERS = (read_text, read_bytes, lambda path: list(byte_lines(path)))
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_device_is_refused_because_it_may_have_no_end(read: Callable[[Path], object]) -> None:
+    for device in ("/dev/zero", "/dev/urandom"):
+        with pytest.raises(Unreadable, match="it is a device, not a file"):
+            read(Path(device))
+    assert not read(Path("/dev/null"))
+
+
+@pytest.mark.parametrize("read", [lambda path: read_text(path, 10), lambda path: list(byte_lines(path, 10))])
+def test_a_pipe_without_an_end_is_refused_after_its_limit(read: Callable[[Path], object]) -> None:
+    with subprocess.Popen(["cat", "/dev/zero"], stdout=subprocess.PIPE) as endless:
+        assert endless.stdout is not None
+        with pytest.raises(Unreadable, match="too l"):
+            read(Path(f"/dev/fd/{endless.stdout.fileno()}"))
+        endless.kill()
+
+
+def test_a_line_may_have_the_largest_length_and_not_a_byte_more(path: Path) -> None:
+    path.write_bytes(b"12\n34\n567")
+    assert list(byte_lines(path, 3)) == [b"12\n", b"34\n", b"567"]
+    path.write_bytes(b"1\n2\n567")
+    with pytest.raises(Unreadable, match="line 3 is too long: more than 2 bytes"):
+        list(byte_lines(path, 2))
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # of holes
+    with pytest.raises(Unreadable, match="it is too large"):
+        read_text(path, 1 << 39)
 
 
 def test_lines_end_at_line_ends_only(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pluralllm.common.text.reading import Unreadable, not_opened, opened
+from pluralllm.common.text.reading import MAX_DATA_BYTES, Unreadable, not_opened, read_bytes
 
 SCHEMA = pa.schema(
     [
@@ -27,11 +27,9 @@ SCHEMA = pa.schema(
 
 def read_table(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a Parquet file. Raises Unreadable if it cannot be opened, or if it is no Parquet file."""
+    content = read_bytes(path, MAX_DATA_BYTES)  # pyarrow would take a folder for a table in many files
     try:
-        with opened(
-            path
-        ) as file:  # pyarrow would take a folder for a table in many files, and wait for ever for a pipe
-            rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(file.read())).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(content)).to_pylist()
     except (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError) as error:
         raise Unreadable(
             path, f"it is no Parquet file, or it is damaged: {str(error).partition(chr(10))[0]}"

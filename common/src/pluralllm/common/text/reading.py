@@ -8,6 +8,7 @@ files with the functions here, and a test enforces it.
 import codecs
 import json
 import re
+import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 MAX_DATA_BYTES = 4 * 1024 * 1024 * 1024  # of a file with one record in each line
 DEVICES = Path("/dev")
+EMPTY = Path("/dev/null")
 LINE_END = re.compile(r"\r\n|\n|\r")  # not str.splitlines: it cuts at characters that may stand inside a text
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of half a character
 OTHER_MARKS = (  # of UTF-32 first, because the mark of UTF-16 is its beginning
@@ -39,12 +41,19 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
     Raises Unreadable if the file cannot be opened, is larger than `max_bytes`, or is no text in UTF-8.
     """
+    return text_of(read_bytes(path, max_bytes), path, max_bytes)
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Returns a file's content. Raises Unreadable if the file cannot be opened, or is larger than `max_bytes`."""
     try:
         with opened(path) as file:
-            content = file.read(max_bytes + 1)
+            size_bytes = path.stat().st_size  # 0 for a pipe
+            content = file.read(max_bytes + 1) if size_bytes <= max_bytes else b""
     except OSError as error:
         raise not_opened(path, error) from error
-    return text_of(content, path, max_bytes)
+    _check_size(path, max(size_bytes, len(content)), max_bytes)
+    return content
 
 
 def text_of(content: bytes, path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
@@ -52,8 +61,7 @@ def text_of(content: bytes, path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
     Raises Unreadable if there are more than `max_bytes`, or if they are no text in UTF-8.
     """
-    if len(content) > max_bytes:
-        raise Unreadable(path, f"it is too large: more than {max_bytes} bytes")
+    _check_size(path, len(content), max_bytes)
     _check_start(path, content)
     try:
         text = content.decode("utf-8-sig")
@@ -109,17 +117,22 @@ def json_value(text: str | bytes) -> Any:
     return value
 
 
-def byte_lines(path: Path) -> Iterator[bytes]:
+def byte_lines(path: Path, max_line_bytes: int = MAX_TEXT_BYTES) -> Iterator[bytes]:
     """Yields the lines of a text file of any length, with their ends and not decoded, so that one bad line stops no other.
 
-    A byte order mark is left out. Raises Unreadable if the file cannot be read, or if it is in UTF-16 or UTF-32.
+    A byte order mark is left out. Raises Unreadable if the file cannot be read, if it is in UTF-16 or UTF-32, or if a line is
+    longer than `max_line_bytes`.
     """
     try:
         with opened(path) as file:
-            first = file.readline()
-            _check_start(path, first)
-            yield from filter(None, [first.removeprefix(codecs.BOM_UTF8)])
-            yield from file
+            for number, line in enumerate(iter(lambda: file.readline(max_line_bytes + 1), b""), 1):
+                if len(line) > max_line_bytes:
+                    raise Unreadable(path, f"line {number} is too long: more than {max_line_bytes} bytes")
+                if number > 1:
+                    yield line
+                    continue
+                _check_start(path, line)
+                yield from filter(None, [line.removeprefix(codecs.BOM_UTF8)])
     except OSError as error:
         raise not_opened(path, error) from error
 
@@ -135,13 +148,26 @@ def not_utf_8(content: bytes, start: int) -> str:
 
 
 def opened(path: Path) -> BinaryIO:
-    """Opens a file for reading. Raises OSError, or Unreadable for a pipe with a name, in which a reader may wait for ever.
+    """Opens a file for reading. Raises OSError, or Unreadable for what may have no end.
 
-    A pipe that a shell has made is read, for example of `<(command)` or of /dev/stdin.
+    That is a pipe with a name, in which a reader may wait for ever, and a device such as /dev/zero. A pipe that a shell has made
+    is read, for example of `<(command)` or of /dev/stdin, and so are a terminal and /dev/null.
     """
-    if path.is_fifo() and DEVICES not in path.parents:
+    kind = path.stat().st_mode
+    if stat.S_ISFIFO(kind) and DEVICES not in path.parents:
         raise Unreadable(path, "it is a pipe, not a file; give a file, or <(command) in a shell")
-    return path.open("rb")
+    file = path.open("rb")
+    is_device = stat.S_ISBLK(kind) or (stat.S_ISCHR(kind) and not file.isatty() and not path.samefile(EMPTY))
+    if is_device:
+        file.close()
+        raise Unreadable(path, "it is a device, not a file")
+    return file
+
+
+def _check_size(path: Path, size_bytes: int, max_bytes: int) -> None:
+    """Raises Unreadable if a file has more bytes than it may have."""
+    if size_bytes > max_bytes:
+        raise Unreadable(path, f"it is too large: more than {max_bytes} bytes")
 
 
 def _check_start(path: Path, content: bytes) -> None:

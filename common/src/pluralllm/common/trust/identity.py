@@ -24,7 +24,7 @@ from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.configuration import proxies_of
 from pluralllm.common.process.files import make_folder, owner_hint, storage_errors, write_durably
 from pluralllm.common.process.proxies import DIRECT, Proxies
-from pluralllm.common.text.reading import read_text
+from pluralllm.common.text.reading import read_bytes, read_text
 from pluralllm.common.trust.certificates import (
     CertificateFacts,
     PrivateKey,
@@ -110,7 +110,7 @@ def load_identity(folder: Path, command: str) -> Identity:
     try:
         membership = Membership.model_validate_json(read_text(folder / name))
         name = "authority.pem"
-        authority_pem = (folder / name).read_bytes()
+        authority_pem = read_bytes(folder / name)
         x509.load_pem_x509_certificate(authority_pem)
         name = "credentials.pem"
         key_pem, chain_pem, facts = _read_credentials(folder / name)
@@ -254,7 +254,7 @@ def _read_credentials(path: Path) -> tuple[bytes, bytes, CertificateFacts]:
 
     Raises OSError, ValueError or CertificateInvalid if the file is missing or damaged.
     """
-    key_pem, mark, chain = path.read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
+    key_pem, mark, chain = read_bytes(path).partition(b"-----BEGIN CERTIFICATE-----")
     key, facts = key_from_pem(key_pem), read_certificate(mark + chain)
     _check_pair(key, facts)
     return key_pem, mark + chain, facts

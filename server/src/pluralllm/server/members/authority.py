@@ -35,7 +35,7 @@ from pluralllm.common.errors.membership import (
 )
 from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
 from pluralllm.common.process.files import make_folder, storage_errors, sync_directory, write_durably
-from pluralllm.common.text.reading import read_json
+from pluralllm.common.text.reading import Unreadable, read_bytes, read_json
 from pluralllm.common.trust.certificates import (
     BACKDATE_S,
     RENEW_AT,
@@ -254,9 +254,9 @@ def renew_issuer(
     old = load_authority(folder)
     _, checked = check_names(old.federation, hosts or old.hosts)
     try:
-        root_key = key_from_pem(root_key_file.read_bytes(), passphrase)
-    except OSError as error:
-        raise InvalidConfig(file=str(root_key_file), problems=f"  it cannot be read: {error.strerror}") from error
+        root_key = key_from_pem(read_bytes(root_key_file), passphrase)
+    except Unreadable as error:
+        raise InvalidConfig(file=str(root_key_file), problems=f"  {error.problem}") from error
     except CertificateInvalid as error:
         raise InvalidConfig(file=str(root_key_file), problems=f"  {error}") from error
     if root_key.public_key() != old.root.public_key():
@@ -282,7 +282,7 @@ def load_authority(folder: Path, about: dict[str, Any] | None = None) -> Authori
         names = about or read_json(path)
         federation, hosts = check_names(names["federation"], names["hosts"])
         path = folder / "root.pem"
-        root = x509.load_pem_x509_certificate(path.read_bytes())
+        root = x509.load_pem_x509_certificate(read_bytes(path))
         path = folder / "issuer.pem"
         key, _, issuer = read_pair(path)
         if not is_signed_by(issuer, root):
@@ -298,7 +298,7 @@ def read_pair(path: Path) -> tuple[PrivateKey, bytes, x509.Certificate]:
     Raises InvalidConfig if the file is damaged, or if key and certificate do not belong together.
     """
     try:
-        key_pem, mark, chain = path.read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
+        key_pem, mark, chain = read_bytes(path).partition(b"-----BEGIN CERTIFICATE-----")
         key, certificate = key_from_pem(key_pem), x509.load_pem_x509_certificate(mark + chain)
     except (OSError, ValueError, CertificateInvalid) as error:
         raise InvalidConfig(file=str(path), problems=f"  {error}") from error
