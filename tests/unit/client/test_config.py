@@ -49,4 +49,5 @@ def test_none_overrides_the_environment(
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     assert config_of(kind, tmp_path, "").proxies.to(COORDINATOR) is not None
-    assert config_of(kind, tmp_path, 'proxy = "none"').proxies.to(COORDINATOR) is None
+    for spelling in ("none", "NONE"):
+        assert config_of(kind, tmp_path, f'proxy = "{spelling}"').proxies.to(COORDINATOR) is None

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, SecretStr, field_validator
 
 from pluralllm.common.process.configuration import ProcessConfig, proxies_of
-from pluralllm.common.process.proxies import NO_PROXY, Proxies, parse_proxy
+from pluralllm.common.process.proxies import Proxies, names_a_proxy, parse_proxy
 from pluralllm.common.text.printable import check_group_name
 from pluralllm.common.words.addresses import Address, ListenAddress
 from pluralllm.common.words.ids import ID_HELP, is_id
@@ -19,8 +19,9 @@ from pluralllm.common.words.spec import GroupRole
 
 def check_proxy(secret: SecretStr) -> SecretStr:
     """Checks the URL of a proxy, and returns it unchanged. Raises ValueError, whose text does not contain the URL's password."""
-    if secret.get_secret_value() != NO_PROXY:
-        parse_proxy(secret.get_secret_value())
+    url = secret.get_secret_value()
+    if not url or names_a_proxy(url):
+        parse_proxy(url)
     return secret
 
 

@@ -17,7 +17,7 @@ from pluralllm.common.words.addresses import check_address, is_loopback, split_a
 NO_PROXY = "none"  # the value that means: connect directly, whatever the environment says
 DEFAULT_PORT = 80
 # A name, perhaps with * or a dot at its start, or an address in brackets; a bare IPv6 address has more than one colon.
-ENTRY_WITH_PORT = re.compile(r"(\[[^]]*\]|[^:]*):(\d{1,5})")
+ENTRY_WITH_PORT = re.compile(r"(\[[^]]*\](?:/\d+)?|[^:]*):(\d{1,5})")
 FORM = "must be http://HOST:PORT, http://USER:PASSWORD@HOST:PORT or none"
 
 
@@ -51,7 +51,7 @@ class Proxies:
         This machine's own addresses are always reached directly. Raises InvalidConfig if the proxy's URL cannot be used.
         """
         host, port = split_address(address)
-        if self.url in ("", NO_PROXY) or is_loopback(host) or any(_matches(one, host, port) for one in self.exempt):
+        if not names_a_proxy(self.url) or is_loopback(host) or any(_matches(one, host, port) for one in self.exempt):
             return None
         try:
             return parse_proxy(self.url)
@@ -66,6 +66,11 @@ class Proxies:
 
 
 DIRECT = Proxies()
+
+
+def names_a_proxy(url: str) -> bool:
+    """Returns whether the value of a proxy's setting names a proxy. It names none if it is empty, or `none` in any spelling."""
+    return url.strip().lower() not in ("", NO_PROXY)
 
 
 def parse_proxy(url: str) -> Proxy:
@@ -93,7 +98,10 @@ def _matches(entry: str, host: str, port: int) -> bool:
         entry = with_port[1]
         if int(with_port[2]) != port:
             return False
-    entry, host = entry.lower().removeprefix("[").removesuffix("]"), host.lower().rstrip(".")
+    entry, host = (
+        re.sub(r"[][]", "", entry.lower()),
+        host.lower().rstrip("."),
+    )  # brackets may end before the network's length
     if entry == "*":
         return True
     address = _ip(host)
