@@ -57,6 +57,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "client/keeping/outbox": (f"{UNIT}/client/keeping/test_outbox.py",),
     "client/data/private_texts": (f"{UNIT}/client/data/test_private_texts.py",),
     "client/work/train": (f"{UNIT}/client/work/test_train.py",),
+    "client/work/worker": (f"{UNIT}/client/work/test_worker.py",),
     "server/members/registry": (
         *(f"{UNIT}/server/members/test_registry_limits.py", f"{UNIT}/server/members/test_registry.py"),
     ),

@@ -27,6 +27,7 @@ import pytest
 from mutation.mutants import Mutant, Scope
 
 FIRST_LIMIT_S = 2.0  # of a CPU, and five times the time of the tests without a change
+RETURNED = 77  # exit status of a process whose function has returned 0
 WAITING_LIMIT_S = 30.0  # for a process that waits for something that never comes
 # Nobody reads why a test fails, so nothing is shrunk, compared or formatted.
 PROFILE = "mutants"
@@ -111,15 +112,19 @@ def _start(work: Callable[[], int], limit_s: float | None, output: Path = Path(o
         traceback.print_exc()
         status = 1
     sys.stdout.flush()
-    os._exit(status)
+    os._exit(status or RETURNED)
 
 
 def _end(child: int) -> int | None:
-    """Waits for a child process. Returns its exit status, or None if it took longer than its limit."""
+    """Waits for a child process. Returns the result of its function, or None if it took longer than its limit.
+
+    A process that a changed module has ended by itself, for example by os._exit(0), has no result: 1 is returned.
+    """
     _, waited = os.waitpid(child, 0)
     if os.WIFSIGNALED(waited):
         return None if os.WTERMSIG(waited) in (signal.SIGALRM, signal.SIGPROF) else 1
-    return os.waitstatus_to_exitcode(waited)
+    status = os.waitstatus_to_exitcode(waited)
+    return 0 if status == RETURNED else status or 1
 
 
 def _collect_and_try(module: Path, mutants: list[Mutant], tests: list[str], folder: Path, sending: int) -> int:
