@@ -1,13 +1,12 @@
 """The command line `pluralllm-client`, and the place where the daemon's objects are made and joined."""
 
-from pluralllm.common.process.lifetime import begin
+from pluralllm.common.process.lifetime import STOP_SIGNALS, begin, ignore_stop_signals
 
 begin(__name__, "pluralllm-client", "run")  # before all imports that take a moment
 
 import asyncio
 import contextlib
 import functools
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -129,10 +128,11 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     if folder is not None and not (folder / "config.json").is_file():
         raise ModelUnavailable(model=str(folder), problem="it is not a folder with a config.json")
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     structlog.contextvars.bind_contextvars(client=partner.name)
     with contextlib.ExitStack() as stack:
+        stack.callback(ignore_stop_signals, asyncio.get_running_loop())
         stack.enter_context(DirectoryLock(config.state_dir.absolute()))
         data = _answers(config, policy)
         if config.policy_file is not None:

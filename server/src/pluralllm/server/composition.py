@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pluralllm.common import __version__
 from pluralllm.common.errors.tree import Overtaken
 from pluralllm.common.process.clock import Clock, SystemClock
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.lifetime import STOP_SIGNALS, ignore_stop_signals
 from pluralllm.common.process.pulse import Pulse
 from pluralllm.common.process.scrape_port import scrape_port
 from pluralllm.common.process.supervisor import Supervisor
@@ -386,10 +386,11 @@ async def serve(config: ServerConfig, supervisor: Supervisor) -> None:
     the coordinator fails again and again.
     """
     stop, pulse = asyncio.Event(), Pulse()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     stopping = asyncio.create_task(stop.wait())
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(ignore_stop_signals, asyncio.get_running_loop())
         stack.enter_context(tracing(config.traces_endpoint, "pluralllm-server", str(config.state_dir)))
         reassuring = asyncio.create_task(supervisor.reassure(pulse))
         stack.callback(reassuring.cancel)

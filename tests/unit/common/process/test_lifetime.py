@@ -24,7 +24,7 @@ sys.meta_path.insert(0, Signals(eval(at)))
 sys.argv = [module, *arguments]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
-TERM, INT, HUP = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGHUP)
+TERM, INT, HUP, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGHUP), int(signal.SIGKILL)
 
 
 def end(module: str, at: dict[str, list[int]], *arguments: str, **more: object) -> tuple[int, str]:
@@ -41,7 +41,7 @@ def end(module: str, at: dict[str, list[int]], *arguments: str, **more: object) 
         ("pluralllm.server", {"typer": [INT]}, ["doctor"], 130),
         ("pluralllm.client", {"typer": [HUP], "structlog": [TERM]}, ["run"], 0),
         ("pluralllm.client", {"typer": [TERM]}, ["doctor"], 143),
-        ("pluralllm.client.work.worker", {"numpy": [HUP], "torch": [TERM]}, [], -TERM),
+        ("pluralllm.client.work.worker", {"numpy": [HUP, TERM, INT], "torch": [KILL]}, [], -KILL),
         ("pluralllm.cli", {"typer": [HUP], "rich": [TERM]}, ["model", "serve"], 0),
         ("pluralllm.cli", {"typer": [INT]}, ["runs"], 130),
         ("pluralllm.cli", {"typer": [HUP]}, ["runs"], -HUP),
@@ -60,6 +60,36 @@ def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
 
     code, errors = end("pluralllm.server", {"typer": [INT, HUP]}, "serve", "--config", "none", preexec_fn=ignore)
     assert (code, "there is no such file" in errors) == (3, True)
+
+
+# A long-running command whose loop has ended. Both signals come again while the process goes on to its end.
+ENDING = """
+import asyncio, os, signal
+from pluralllm.common.process.lifetime import STOP_SIGNALS, begin, ignore_stop_signals
+begin("__main__", "")
+from pluralllm.common.process.exits import run_command
+
+async def work():
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    os.kill(os.getpid(), signal.SIGINT)
+    await stop.wait()
+    ignore_stop_signals(loop)
+
+def command():
+    asyncio.run(work())
+    for number in STOP_SIGNALS:
+        os.kill(os.getpid(), number)
+    print("ended")
+
+run_command(command)
+"""
+
+
+def test_signals_that_come_again_while_the_process_ends_change_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
 
 
 # A command whose process dies as soon as its interpreter is taken down, as with a thread of a Rust or C++ library.

@@ -7,8 +7,10 @@ import gc
 import signal
 
 if __name__ == "__main__":  # before all imports that take a moment
-    # A SIGHUP that goes to all processes of a service concerns the daemon's log.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # A service manager sends its signals to all processes of a service. The daemon acts on them: it opens its log anew, or it
+    # stops the work, reports that, and closes this process's standard input.
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     gc.disable()  # for the imports, as common/process/imports.py explains
 
 import hashlib
@@ -38,7 +40,7 @@ from pluralllm.client.work.orders import (
 )
 from pluralllm.client.work.sums import GroupTerms, answer_sums
 from pluralllm.client.work.train import evaluate, evaluation_episode, pick_device, reward_context, train
-from pluralllm.common.errors.tree import InvalidConfig, PolicyForbids
+from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
@@ -93,11 +95,7 @@ class LocalWork:
         spec = parse_spec(order.spec_json.encode(), "of the run")
         if order.threads is not None:
             torch.set_num_threads(order.threads)
-        try:
-            device = pick_device(order.device)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            problem = f"  {order.device} is not on this machine: {error}"
-            raise InvalidConfig(file="device", problems=problem) from error
+        device = pick_device(order.device)
         check_names_no_path(spec.embedding.model, order.model_path)
         questions = read_answers(order.data, order.data_sha256)
         self._close()

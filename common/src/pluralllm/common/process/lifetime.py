@@ -19,8 +19,13 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio  # takes a moment
 
 INTERRUPTED, TERMINATED = 130, 143
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _begun: list[int | None] = []  # one item after `begin`: the exit code, None until it is known
 _on_hangup: list[Callable[[], object]] = []
 
@@ -53,6 +58,17 @@ def end_with(code: int) -> None:
     """Sets the exit code with which the process ends when Python has run all exit functions."""
     if _begun:
         _begun[0] = code
+
+
+def ignore_stop_signals(loop: "asyncio.AbstractEventLoop") -> None:
+    """Ignores SIGTERM and SIGINT from now on, because the process is ending. Call it at the end of what the loop runs.
+
+    A loop that closes takes back its handlers: a second Ctrl-C would then end the process in the middle, with another exit code
+    or with a stack trace.
+    """
+    for number in STOP_SIGNALS:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def on_hangup(act: Callable[[], object]) -> None:
