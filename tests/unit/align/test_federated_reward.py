@@ -11,7 +11,7 @@ from pluralllm.operator.remote import Remote
 
 ENDS_THE_WAIT = {
     *("CertificateExpired", "CertificateForeign", "CertificateInvalid", "CertificateNotYetValid"),
-    *("CertificateRevoked", "CertificateUnknown", "CertificateWrongUse"),
+    *("CertificateRevoked", "CertificateWrongUse"),
     *("IdentityMismatch", "InvalidArgument", "NotFound", "OverLimit", "RoleForbids", "RunNotShared", "Unidentified"),
 }
 ANSWER = {"outcome": "closed"}

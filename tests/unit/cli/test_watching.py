@@ -11,7 +11,7 @@ from pluralllm.common.errors.tree import StorageFull
 
 ENDS_THE_WATCH = {
     *("CertificateExpired", "CertificateForeign", "CertificateInvalid", "CertificateNotYetValid"),
-    *("CertificateRevoked", "CertificateUnknown", "CertificateWrongUse"),
+    *("CertificateRevoked", "CertificateWrongUse"),
     *("IdentityMismatch", "InvalidArgument", "NotFound", "OverLimit", "RoleForbids", "RunNotShared", "Unidentified"),
 }
 

@@ -15,7 +15,7 @@ from pluralllm.client.daemon.polling import Polling
 from pluralllm.client.daemon.reactions import FINAL
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.link.tasks import Answer, Wait
-from pluralllm.common.errors.membership import CertificateExpired, CertificateRevoked, TooManyCalls
+from pluralllm.common.errors.membership import CertificateExpired, CertificateRevoked, CertificateUnknown, TooManyCalls
 from pluralllm.common.errors.tree import InvalidConfig, PluralError, StaleSession, StorageFull, Unreachable
 from pluralllm.common.process.pulse import Pulse
 
@@ -23,7 +23,6 @@ ENDS_THE_DAEMON = {
     "CertificateForeign",
     "CertificateInvalid",
     "CertificateRevoked",
-    "CertificateUnknown",
     "CertificateWrongUse",
     "SessionReplaced",
 }
@@ -109,11 +108,18 @@ class BrokenRenewal(Renewal):
     async def true_cause(self, error: PluralError) -> PluralError:
         raise self.error from error
 
-    async def recover(self, refusal: CertificateRevoked) -> None:
+    async def recover(self, refusal: CertificateRevoked | CertificateUnknown) -> None:
         raise self.error from refusal
 
 
-@pytest.mark.parametrize("refusal", [Unreachable(address="x", problem="y"), CertificateRevoked(name="x", revoked="y")])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Unreachable(address="x", problem="y"),
+        CertificateRevoked(name="x", revoked="y"),
+        CertificateUnknown(name="x", serial="y"),
+    ],
+)
 @pytest.mark.parametrize("error", [PermissionError(13, "no"), InvalidConfig(file="x", problems="y"), ValueError("x")])
 async def test_what_fails_after_a_refusal_does_not_end_the_talk(refusal: Exception, error: Exception) -> None:
     scripted = ScriptedTalk("ask", [refusal] * 20)

@@ -15,7 +15,8 @@ from support.errors_to_raise import EVERY_BARE_CODE, EVERY_LEAF
 from pluralllm.client.daemon import renewal
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.link.tasks import Renewed
-from pluralllm.common.trust.identity import Identity, Membership, next_key, save_identity
+from pluralllm.common.errors.membership import CertificateRevoked, CertificateUnknown
+from pluralllm.common.trust.identity import Identity, Membership, next_key, save_identity, save_renewal
 from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
@@ -123,3 +124,45 @@ async def test_told_addresses_are_tried_at_most_once_in_a_while(
     now_s += 1
     await keeping.note_addresses(doors[4])
     assert tried == [doors[0], doors[4]]
+
+
+def renewed(identity: Identity, authority: Authority) -> Identity:
+    """Returns the identity after one renewal. The folder holds the certificate before, too."""
+    key = next_key(identity.folder)
+    return save_renewal(identity, key, issued(authority, key.public_key(), time.time()))
+
+
+UNKNOWN, REVOKED = CertificateUnknown(name="ann", serial="1"), CertificateRevoked(name="ann", revoked="today")
+
+
+async def test_a_coordinator_restored_from_before_the_last_renewal_gets_the_certificate_before(
+    identity: Identity, authority: Authority
+) -> None:
+    newest, transport = renewed(identity, authority), ScriptedTransport(authority, [])
+    with capture_logs() as logs:
+        await Renewal(newest, cast(Any, transport)).recover(UNKNOWN)
+    first, last = (used.facts.serial for used in transport.used)
+    assert first == identity.facts.serial
+    assert last not in (identity.facts.serial, newest.facts.serial)
+    assert [(line["event"], line["log_level"]) for line in logs] == [("certificate.renewed_again", "warning")]
+
+
+@pytest.mark.parametrize(("refusal", "pause_s", "tries"), [(UNKNOWN, 59, 1), (UNKNOWN, 60, 2), (REVOKED, 0, 2)])
+async def test_a_coordinator_that_does_not_know_this_member_is_asked_about_the_certificate_before_once_a_minute(
+    refusal: CertificateRevoked | CertificateUnknown,
+    pause_s: float,
+    tries: int,
+    identity: Identity,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 1_000.0
+    monkeypatch.setattr(renewal, "time", SimpleNamespace(monotonic=lambda: now_s, time=time.time))
+    newest, transport = renewed(identity, authority), ScriptedTransport(authority, [UNKNOWN] * 5)
+    keeper = Renewal(newest, cast(Any, transport))
+    for _ in range(2):
+        with pytest.raises(type(refusal)):
+            await keeper.recover(refusal)
+        assert transport.used[-1] is newest, "the newest certificate stays in use"
+        now_s += pause_s
+    assert 5 - len(transport.refusals) == tries

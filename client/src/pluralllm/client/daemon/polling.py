@@ -16,7 +16,12 @@ from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.link.rests import rest_s
 from pluralllm.client.link.tasks import Answer
 from pluralllm.client.process.instruments import CONNECTED, RETRIES
-from pluralllm.common.errors.membership import AwaitingApproval, CertificateRevoked, TooManyCalls
+from pluralllm.common.errors.membership import (
+    AwaitingApproval,
+    CertificateRevoked,
+    CertificateUnknown,
+    TooManyCalls,
+)
 from pluralllm.common.errors.tree import AnswerInvalid, NoAnswer, PluralError, StaleSession
 from pluralllm.common.process.pulse import Pulse
 
@@ -119,7 +124,7 @@ class Polling:
             case StaleSession():
                 self._has_session = False
                 return self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=False)
-            case CertificateRevoked():
+            case CertificateRevoked() | CertificateUnknown():
                 await self._renewal.recover(error)
                 return self._pace.before_next_poll(0.0, time.monotonic(), is_new_task=False)
             case AwaitingApproval():

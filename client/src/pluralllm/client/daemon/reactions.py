@@ -28,6 +28,7 @@ OF_THE_CALLER: tuple[type[e.PluralError], ...] = (
     m.AwaitingApproval,
     m.CertificateExpired,
     m.CertificateNotYetValid,
+    m.CertificateUnknown,
     m.IdentityMismatch,
     m.RoleForbids,
     m.TooManyAttempts,

@@ -14,6 +14,7 @@ from pluralllm.common.errors.membership import (
     CertificateExpired,
     CertificateNotYetValid,
     CertificateRevoked,
+    CertificateUnknown,
     TooManyCalls,
 )
 from pluralllm.common.errors.tree import NoAnswer, PluralError
@@ -26,6 +27,7 @@ log = structlog.get_logger()
 CHECK_EVERY_S = 3600.0  # clocks are set and machines sleep, so a longer wait could end too late
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # between two tries
 RECOVERY_PAUSE_S = 5.0
+RECOVER_EVERY_S = 60.0  # a coordinator that does not know this member is asked again and again
 ADDRESSES_EVERY_S = 60.0
 DIAGNOSE_EVERY_S = 30.0  # the coordinator counts calls on its enrolment port
 
@@ -38,7 +40,7 @@ class Renewal:
         self._identity, self._standby = identity, standby
         self._transport = transport
         self._diagnosis = CachedDiagnosis(DIAGNOSE_EVERY_S)
-        self._next_addresses_s = 0.0  # monotonic
+        self._next_addresses_s = self._next_recovery_s = 0.0  # monotonic
         if identity is not None:
             CERTIFICATE_LEFT_SECONDS.labels("member").set_function(self._left_s)
 
@@ -83,13 +85,16 @@ class Renewal:
     def _left_s(self) -> float:
         return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
 
-    async def recover(self, refusal: CertificateRevoked) -> None:
-        """Goes on with another certificate of this member, after the coordinator has refused the present one as void.
+    async def recover(self, refusal: CertificateRevoked | CertificateUnknown) -> None:
+        """Goes on with another certificate of this member, after the coordinator has refused the present one.
 
-        Another process of this member may have renewed it. If not, somebody else has renewed the certificate before it: with a
-        stolen key, or from an old copy of this folder. The member then renews that certificate once more, which voids what
-        the other one got. The log reports it as an error, because only an administrator can lock the other one out.
-        Raises `refusal` if the coordinator accepts no certificate that this member has.
+        Another process of this member may have renewed it. If not, and it is void, somebody else has renewed the certificate
+        before it: with a stolen key, or from an old copy of this folder. If the coordinator does not know it, the coordinator was
+        restored from a backup that is older than the last renewal. The member then renews the certificate before once more, which
+        voids what anybody else got. The log reports a void one as an error, because only an administrator can lock the other one
+        out.
+        Raises `refusal` if the coordinator accepts no certificate that this member has, or has just been asked about one that it
+        does not know.
         """
         identity = self._identity
         if identity is None:
@@ -98,8 +103,10 @@ class Renewal:
             self._use(stored)
             return
         previous = await asyncio.to_thread(previous_identity, identity, time.time())
-        if previous is None:
+        now_s, is_unknown = time.monotonic(), isinstance(refusal, CertificateUnknown)
+        if previous is None or (is_unknown and now_s < self._next_recovery_s):
             raise refusal
+        self._next_recovery_s = now_s + RECOVER_EVERY_S
         self._transport.use(previous)
         try:
             self._identity = await renew(previous, self._transport, self._standby)
@@ -107,7 +114,11 @@ class Renewal:
             self._transport.use(identity)
             if not isinstance(error, NoAnswer | TooManyCalls):
                 raise refusal from error
+            self._next_recovery_s = now_s
             await asyncio.sleep(RECOVERY_PAUSE_S)  # the next refusal tries again
+            return
+        if is_unknown:
+            log.warning("certificate.renewed_again", problem=str(refusal), serial=self._identity.facts.serial)
             return
         fix = "ask the coordinator's administrator to revoke this member and to invite it anew"
         log.error("certificate.replaced_by_others", problem=str(refusal), serial=self._identity.facts.serial, fix=fix)

@@ -10,7 +10,6 @@ from pluralllm.common.errors.membership import (
     CertificateInvalid,
     CertificateNotYetValid,
     CertificateRevoked,
-    CertificateUnknown,
     CertificateWrongUse,
     ClockWrong,
     ServerCertificateOutOfDate,
@@ -23,11 +22,12 @@ from pluralllm.common.trust.identity import Identity
 
 # Errors with which the coordinator rejects this very certificate. Any other error may pass: an administrator approves the member,
 # or a full disk has space again.
+# A certificate that is not on its list is none of these: a coordinator that was restored from an older backup, or that serves
+# from another database, knows it again when its operator has mended that.
 REJECTED = (
     CertificateForeign,
     CertificateInvalid,
     CertificateRevoked,
-    CertificateUnknown,
     CertificateWrongUse,
 )
 FINAL = (*REJECTED, CertificateExpired, CertificateNotYetValid)  # the dates only if this machine's clock is right
