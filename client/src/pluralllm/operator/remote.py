@@ -310,7 +310,7 @@ class Remote:
             raise Unreachable(address=self.address, problem="the stream ended too early; pull again")
 
     def _run(self, method: str, request: Message) -> Values:
-        return plain(self._call(method, request).run)
+        return plain(self._call(method, request, MAX_MESSAGE_BYTES).run)  # with all its participants
 
     def _exact_name(self, run: str) -> str:
         """Returns the resource name of a run, that of the newest run for `-`: a call that changes a run needs the run's own."""

@@ -425,7 +425,7 @@ async def test_an_answer_holds_few_updates_but_always_one_record(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await a_history(service, 5, updates=10)
-    assert MAX_RECORDED_UPDATES == 16_384
+    assert MAX_RECORDED_UPDATES == 1_024
     monkeypatch.setattr(federation_module, "MAX_RECORDED_UPDATES", 30)
     assert await records(service, 0, 5) == [0, 1, 2, 3]
     assert (MAX_NAME, MAX_RECORDS) == (200, 100)

@@ -87,7 +87,7 @@ POLL_HOLD_S = 25.0
 COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole update
 RETRY_FOR_S = 600.0  # then the task is given up; the outbox keeps its update
 FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0
-LARGE_ANSWERS = frozenset({"GetManifest", "GetRollouts", "ListAuditEvents", "ListVersionRecords"})
+LARGE_ANSWERS = frozenset({"GetManifest", "GetRollouts", "GetRunSpec", "ListAuditEvents", "ListVersionRecords"})
 SERVICE_CONFIG = {
     "methodConfig": [
         {

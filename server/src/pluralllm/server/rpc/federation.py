@@ -58,7 +58,9 @@ from pluralllm.v1 import resources_pb2
 MAX_NAME = 200
 MAX_METRICS = 50
 MAX_RECORDS = 100  # version records in one answer
-MAX_RECORDED_UPDATES = 16_384  # updates of all records in one answer but the first, which keeps it under 4 MiB
+# Updates of all records in one answer but the first: 256 KiB, a quarter of a minute on the slowest link. Meanwhile the client's
+# poll waits for its answer on the same connection, and has less than a minute.
+MAX_RECORDED_UPDATES = 1_024
 Context = Any  # grpc.aio.ServicerContext; its type parameters say nothing here
 
 
