@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.common.errors.membership import AuditBroken
-from pluralllm.common.errors.tree import InvalidConfig, StorageFull
+from pluralllm.common.errors.tree import StorageFull
 from pluralllm.common.process.console import say
-from pluralllm.common.process.files import read_state, write_durably
+from pluralllm.common.process.files import damaged, read_state, write_durably
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry, check_chain
 from pluralllm.common.words.names import MemberName
 from pluralllm.operator.remote import Remote
+
+MEND = "move it away: the next reading is then compared with no earlier one"
 
 
 def verified_entries(remote: Remote, identity_folder: Path | None) -> tuple[list[dict[str, Any]], str, bool]:
@@ -34,12 +36,11 @@ def verified_entries(remote: Remote, identity_folder: Path | None) -> tuple[list
         return events, head, whole
     head_file = identity_folder / "audit-head.json"
     if head_file.is_file():
-        last_seen = read_state(head_file)
+        last_seen = read_state(head_file, MEND)
         try:
             sequence, seen_sha256, day = int(last_seen["sequence"]), last_seen["sha256"], last_seen["seen"]
         except (TypeError, KeyError, ValueError) as error:
-            problem = "  it is damaged; move it away: the next reading is then compared with no earlier one"
-            raise InvalidConfig(file=str(head_file), problems=problem) from error
+            raise damaged(head_file, "it has no head", MEND) from error
         hash_now = pairs[sequence - 1][1] if 0 < sequence <= len(pairs) else FIRST_PREVIOUS
         if sequence and hash_now != seen_sha256:
             raise AuditBroken(problem=f"entry {sequence} is not the one this machine saw on {day}")

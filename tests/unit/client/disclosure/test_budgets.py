@@ -230,7 +230,15 @@ def test_accounts_are_private_and_a_budget_that_has_room_again_still_has_a_key(t
     assert kept.key_behind(RunId("r"), NotReported.TOO_FEW_QUESTIONS) == "min_questions_behind"
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"scores": {}}', '{"joined": "2027-01-01", "scores": []}', "5"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[]", "{}", "5", "{", "\0", '{"scores": {}}', '{"joined": "2027-01-01", "scores": []}'),
+        *('{"joined": 5, "scores": {}}', '{"joined": "2027-01-01", "scores": {"0/a": {}}}'),
+        '{"joined": "2027-01-01", "scores": {"0/a": {"day": "2027-01-01", "scores": {"questions": 5}}}}',
+        '{"joined": "2027-01-01", "scores": {"0/a": {"day": "then", "scores": null}}}',
+    ],
+)
 def test_a_damaged_account_is_named_and_not_counted_as_empty(tmp_path: Path, content: str) -> None:
     kept = budgets(tmp_path)
     kept.join(RunId("r"), Digest("s"))

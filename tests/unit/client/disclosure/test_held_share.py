@@ -8,6 +8,7 @@ from support.process_harness import process_spec
 from pluralllm.client.disclosure.differences import Difference
 from pluralllm.client.disclosure.held_share import HeldShare
 from pluralllm.client.disclosure.policy import Policy
+from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.common.words.spec import RunSpec
 
@@ -58,3 +59,15 @@ def test_a_run_for_rewards_neither_fixes_the_share_nor_needs_it(tmp_path: Path) 
     assert list(held.differences(ASKING, spec)) == []
     held.fix(spec)
     assert held.value is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", "0.2", '{"holdout_share": "half"}', '{"holdout_share": 2}'])
+def test_a_damaged_file_is_named_and_fixes_nothing_anew(tmp_path: Path, content: str) -> None:
+    held = HeldShare(tmp_path / "share.json")
+    held.fix(spec_of(0.2))
+    (tmp_path / "share.json").write_text(content)
+    with pytest.raises(InvalidConfig, match=r"share.json(.|\n)*it is damaged: (.|\n)*move it away"):
+        asked(held, 0.1)
+    with pytest.raises(InvalidConfig):
+        held.fix(spec_of(0.1))
+    assert (tmp_path / "share.json").read_text() == content

@@ -229,10 +229,28 @@ async def test_a_disk_that_fails_is_reported_and_the_client_goes_on(tmp_path: Pa
     assert events == ["audit.not_kept", "audit.contradicted", "audit.not_kept"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"complaint": {}}', '{"complaint": null, "x": 1}'])
-def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            "{",
+            "[]",
+            "5",
+            "{}",
+            '{"complaint": {}}',
+            '{"complaint": null, "x": 1}',
+            '{"complaint": null, "sequence": "x"}',
+        ),
+        *(
+            '{"complaint": null, "heads": []}',
+            '{"complaint": null, "heads": {"x": "a"}}',
+            '{"complaint": null, "sha256": 5}',
+        ),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_its_owner_can_do(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
-    with pytest.raises(InvalidConfig, match=FILE):
+    with pytest.raises(InvalidConfig, match=rf"{FILE}(.|\n)*it is damaged: (.|\n)*move it away"):
         read_heads(tmp_path)
 
 

@@ -252,11 +252,31 @@ async def test_a_run_is_open_until_its_end_is_seen_and_its_history_stays(tmp_pat
     assert of_client(tmp_path).open_runs() == set()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"0": {}}', '{"own_updates": {"1": [{}]}}', '{"0": 5}'])
-async def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+DAMAGES = (
+    *("{", "[]", "5", '{"0": {}}', '{"own_updates": {"1": [{}]}}', '{"own_updates": []}', '{"own_updates": {"x": []}}'),
+    *('{"0": 5}', '{"0": {"record": 5, "digest": "a", "round": 0, "updates": 0}}'),
+    '{"0": {"record": "a", "digest": "a", "round": "x", "updates": 0}}',
+)
+
+
+@pytest.mark.parametrize("content", DAMAGES)
+async def test_a_damaged_file_is_named_with_what_its_owner_can_do(tmp_path: Path, content: str) -> None:
     (tmp_path / f"{RUN}.json").write_text(content)
-    with pytest.raises(InvalidConfig, match=rf"{RUN}\.json"):
+    with pytest.raises(InvalidConfig, match=rf"{RUN}\.json(.|\n)*it is damaged: (.|\n)*move it away"):
         await follow(of_client(tmp_path), honest(0))
+
+
+async def test_a_damaged_file_stops_no_other_run_and_is_not_overwritten(tmp_path: Path) -> None:
+    history = of_client(tmp_path)
+    await follow(history, honest(0))
+    (tmp_path / "damaged.json").write_text("{")
+    with capture_logs() as logs:
+        assert of_client(tmp_path).open_runs() == {RUN}
+        history.close(RunId("damaged"))
+    assert [(line["event"], line["run"]) for line in logs] == [("history.damaged", "damaged")] * 2
+    assert "damaged.json" in logs[0]["problem"]
+    history.forget_receipts()
+    assert (tmp_path / "damaged.json").read_text() == "{"
 
 
 async def test_the_number_of_updates_behind_a_version_is_known(tmp_path: Path) -> None:

@@ -116,7 +116,11 @@ def test_an_update_whose_bytes_changed_is_dropped(tmp_path: Path) -> None:
     assert list(outbox.pending()) == []
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", "5", '{"task": "x"}', "null", "\x00"])
+WRONG_TYPES = """{"task": "x", "run": "r", "spec_sha256": "s", "base_digest": "b", "digest": "d", "examples": "many",
+"metrics": {}}"""
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", "5", '{"task": "x"}', "null", "\x00", WRONG_TYPES])
 def test_a_damaged_entry_is_reported_once_and_hides_no_other(tmp_path: Path, damage: str) -> None:
     outbox, entry = filled(tmp_path)
     (tmp_path / "draft").write_bytes(b"delta")

@@ -2,12 +2,14 @@ import errno
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 from support.small_survey import KERNEL, small_group, small_spec, write_version_0
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from pluralllm.client.keeping.drafts import next_state
 from pluralllm.client.work.losses import base_distances, gaussian_loss, prediction_loss, softened
 from pluralllm.client.work.train import (
     Trained,
+    _kept,
+    _restore_moments,
+    _save_moments,
     draw_episodes,
     evaluate,
     evaluation_episode,
@@ -585,6 +590,44 @@ def test_what_rounding_left_counts_only_if_it_is_of_this_model(tmp_path: Path) -
     assert sent() == without
     np.full(layout_for(spec).values, 0.01, np.float32).tofile(residual)
     assert sent() != without
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_damaged_residual_counts_as_none_and_is_reported(tmp_path: Path, number: float) -> None:
+    values = 5
+    np.full(values, 0.01, np.float32).tofile(tmp_path / "residual")
+    with capture_logs() as logs:
+        assert _kept(tmp_path / "residual", values).tolist() == pytest.approx([0.01] * values)
+        assert _kept(tmp_path / "none", values).tolist() == [0.0] * values
+        assert logs == []
+        np.array([0.01, number, 0, 0, 0], np.float32).tofile(tmp_path / "residual")
+        assert _kept(tmp_path / "residual", values).tolist() == [0.0] * values
+    assert [line["event"] for line in logs] == ["residual.damaged"]
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "another parameter", "another shape", "not finite"])
+def test_damaged_moments_begin_anew_and_are_reported(tmp_path: Path, damage: str) -> None:
+    model = torch.nn.Linear(2, 3)
+    optimizer, path = torch.optim.Adam(model.parameters()), tmp_path / "moments"
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    _save_moments(cast(Any, model), optimizer, path)
+    moments = {name: value.clone() for name, value in load_file(path).items()}
+    match damage:
+        case "text":
+            path.write_text("no moments")
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-1])
+        case "another parameter":
+            save_file({"other/exp_avg": torch.zeros(3)}, path)
+        case "another shape":
+            save_file({**moments, "weight/exp_avg": torch.zeros(3, 3)}, path)
+        case _:
+            save_file({**moments, "weight/exp_avg": torch.full((3, 2), torch.nan)}, path)
+    fresh = torch.optim.Adam(model.parameters())
+    with capture_logs() as logs:
+        _restore_moments(cast(Any, model), fresh, path)
+    assert ([line["event"] for line in logs], dict(fresh.state)) == (["moments.damaged"], {})
 
 
 @pytest.mark.parametrize("encoding", ["int8", "bf16"])

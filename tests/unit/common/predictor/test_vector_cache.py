@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from structlog.testing import capture_logs
 
 from pluralllm.common.predictor import vector_cache
 from pluralllm.common.predictor.vector_cache import VectorCache
@@ -117,3 +118,38 @@ def test_a_failed_write_leaves_the_cache_usable_and_a_look_needs_no_write(
 
 def test_the_products_cache_has_a_gigabyte(tmp_path: Path) -> None:
     assert VectorCache(tmp_path)._max_bytes == vector_cache.MAX_BYTES == 1 << 30
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_damaged_file_is_replaced_by_an_empty_one(tmp_path: Path, *, whole: bool) -> None:
+    cache = VectorCache(tmp_path)
+    fill(cache, 0, 500)
+    cache.close()
+    path = tmp_path / vector_cache.FILE
+    good = path.read_bytes()
+    path.write_bytes(b"x" * len(good) if whole else good[:4096] + b"x" * (len(good) - 4096))
+    with capture_logs() as logs:
+        again = VectorCache(tmp_path)
+        assert again.look_up([key(1)]) == {}
+        fill(again, 0, 3)
+    assert [line["event"] for line in logs] == ["embeddings.damaged"]
+    assert list(again.look_up([key(1), key(5)])) == [key(1)]
+
+
+def test_damage_that_only_a_write_finds_is_mended_too(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path)
+    fill(cache, 0, 500)
+    cache.close()
+    path = tmp_path / vector_cache.FILE
+    again = VectorCache(tmp_path)
+    path.write_bytes(path.read_bytes()[:4096] + b"x" * 400_000)
+    fill(again, 0, 3)
+    assert list(again.look_up([key(1), key(5)])) == [key(1)]
+
+
+def test_an_error_that_is_no_damage_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path)
+    fill(cache, 0, 3)
+    with pytest.raises(sqlite3.OperationalError):
+        cache._begin_anew(sqlite3.OperationalError("database is locked"))
+    assert kept(cache, range(5)) == [0, 1, 2]

@@ -3,6 +3,7 @@
 The folder keeps only the last few versions.
 """
 
+import asyncio
 from pathlib import Path
 
 import structlog
@@ -15,6 +16,8 @@ from pluralllm.client.link.tasks import Task
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.files import make_folder
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
 
 log = structlog.get_logger()
@@ -58,6 +61,7 @@ class Models:
         """
         await self._history.follow(task, spec, self._transport.version_records)
         path = self._folder / task.base_digest
+        await asyncio.to_thread(_drop_if_damaged, path, task.base_digest)
         self._drop_old(path, path.with_suffix(".part"))
         await self._transport.fetch_model(task.run, task.base_version, task.base_digest, size_bytes, path)
         self._drop_old(path)
@@ -69,3 +73,10 @@ class Models:
         for old in newest_last[:-KEPT]:
             if old not in needed:
                 old.unlink()
+
+
+def _drop_if_damaged(path: Path, digest: Digest) -> None:
+    """Deletes a downloaded model whose bytes have changed on this machine's disk, so that it is downloaded again."""
+    if path.is_file() and manifest_of(path).digest != digest:
+        log.error("model.damaged", file=str(path), fix="the client downloads it again; look at this machine's disk")
+        path.unlink()

@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores, Task
-from pluralllm.common.errors.tree import AnswerInvalid, InvalidConfig, PolicyForbids, SpecMismatch
-from pluralllm.common.process.files import make_folder, read_state, write_durably
+from pluralllm.common.errors.tree import AnswerInvalid, PolicyForbids, SpecMismatch
+from pluralllm.common.process.files import make_folder, read_state_as, write_durably
 from pluralllm.common.words.ids import Digest, RunId, is_id
 from pluralllm.common.words.not_reported import NotReported
 
+MEND = "restore it from a backup, or move it away: then the client counts anew"
 Today = Callable[[], datetime.date]
 MONTH_DAYS = 30
 EARLIER = "earlier"  # in place of the day: the client joined the run before it kept accounts
@@ -30,6 +33,21 @@ EARLIER = "earlier"  # in place of the day: the client joined the run before it 
 def utc_today() -> datetime.date:
     """Returns today's date in UTC."""
     return datetime.datetime.now(tz=datetime.UTC).date()
+
+
+class _Reported(BaseModel):
+    day: datetime.date
+    scores: Scores | None
+
+
+class _Account(BaseModel):
+    """The content of an account's file. A later release may add keys, which stay."""
+
+    model_config = ConfigDict(extra="allow")
+
+    joined: str
+    spec_sha256: str | None = None
+    scores: dict[str, _Reported]
 
 
 class Budgets:
@@ -173,10 +191,7 @@ def _account_in(path: Path) -> dict[str, Any]:
 
     An account that is moved away is counted anew, which only the owner may do.
     """
-    account = read_state(path)
-    if not isinstance(account, dict) or "joined" not in account or not isinstance(account.get("scores"), dict):
-        raise InvalidConfig(file=str(path), problems="  it is damaged; restore it from a backup, or move it away")
-    return account
+    return read_state_as(path, _Account, MEND).model_dump(mode="json", exclude_unset=True)
 
 
 def _version(task: Task) -> str:

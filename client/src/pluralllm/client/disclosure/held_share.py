@@ -7,18 +7,26 @@ and so the score of this question.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from pluralllm.client.disclosure.differences import Difference
 from pluralllm.client.disclosure.policy import ANY_SPEC, Policy
-from pluralllm.common.process.files import read_state, write_durably
+from pluralllm.common.process.files import read_state_as, write_durably
 from pluralllm.common.words.spec import RunSpec
 
 SHARES = (0.05, 0.1, 0.2)
 FIELD = "evaluation.holdout_share"
+MEND = "restore it from a backup, or move it away: then the next run fixes the share"
 TWO_SHARES_SHOW = (
     "Scores on two sets of questions that differ in few questions show the answers to these few. The client therefore keeps the "
     "share of its first run."
 )
+
+
+class _ShareFile(BaseModel):
+    holdout_share: Annotated[float, Field(ge=0, le=1)]
 
 
 class HeldShare:
@@ -29,8 +37,10 @@ class HeldShare:
 
     @property
     def value(self) -> float | None:
-        """The share of this client's first run; None before the first run."""
-        return float(read_state(self._path)["holdout_share"]) if self._path.is_file() else None
+        """The share of this client's first run; None before the first run. Raises InvalidConfig if the file is damaged."""
+        if not self._path.is_file():
+            return None
+        return read_state_as(self._path, _ShareFile, MEND).holdout_share
 
     def differences(self, policy: Policy, spec: RunSpec) -> Iterator[Difference]:
         """Yields a difference if the share in the run spec needs the partner's consent. A run for rewards scores nothing."""

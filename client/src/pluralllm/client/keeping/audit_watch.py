@@ -10,15 +10,16 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import structlog
+from pydantic import Field
 
 from pluralllm.client.keeping.history_copy import HistoryCopy
 from pluralllm.client.link.tasks import AuditHead, ShownEntry
 from pluralllm.common.errors.membership import AuditBroken, RoleForbids
-from pluralllm.common.errors.tree import InvalidConfig, PluralError, StorageFull
-from pluralllm.common.process.files import write_durably
-from pluralllm.common.text.reading import read_json
+from pluralllm.common.errors.tree import PluralError, StorageFull
+from pluralllm.common.process.files import as_state, damaged, read_state, write_durably
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
 from pluralllm.common.trust.record_signatures import RecordVerifier
 
@@ -29,6 +30,7 @@ MAX_HEADS = 500  # heads that are kept, so that a later reading of the whole log
 CHECK_EVERY_S = 60.0
 CHECK_FAILS_S = 3600.0  # after this time without the entry that was the head, the client complains
 COMPLAIN_EVERY_S = 3600.0  # complaints of one kind, after the first
+MEND = "restore it from a backup, or move it away: then no earlier head is compared with the next one"
 NO_HEAD = AuditHead(0, "", b"")
 
 FetchEntries = Callable[[int, int], Awaitable[Sequence[ShownEntry]]]  # after, limit
@@ -53,7 +55,9 @@ class SeenHeads:
     sha256: str = ""
     signature: str = ""  # hex; with it the head is evidence
     seen: str = ""  # UTC, RFC 3339
-    heads: dict[str, str] = field(default_factory=dict)  # hash by sequence number, oldest first
+    heads: dict[Annotated[str, Field(pattern=r"^\d+$")], str] = field(
+        default_factory=dict
+    )  # hash by number, oldest first
     complaint: Complaint | None = None
 
 
@@ -63,11 +67,12 @@ def read_heads(folder: Path) -> SeenHeads:
     if not path.is_file():
         return SeenHeads()
     try:
-        facts = read_json(path)
+        facts = read_state(path, MEND)
         complaint = facts.pop("complaint")
-        return SeenHeads(**facts, complaint=None if complaint is None else Complaint(**complaint))
+        heads = SeenHeads(**facts, complaint=None if complaint is None else Complaint(**complaint))
+        return as_state(asdict(heads), SeenHeads)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InvalidConfig(file=str(path), problems=f"  it is damaged: {error}") from error
+        raise damaged(path, str(error), MEND) from error
 
 
 class AuditWatch:

@@ -20,7 +20,7 @@ from pluralllm.client.keeping.record_chain import (
 )
 from pluralllm.client.link.tasks import RunOver, SignedRecord, Task
 from pluralllm.common.errors.tree import HistoryDiverged, InvalidConfig, RecordInvalid
-from pluralllm.common.process.files import make_folder, read_state, write_durably
+from pluralllm.common.process.files import as_state, damaged, make_folder, read_state_as, write_durably
 from pluralllm.common.trust.record_signatures import RecordVerifier
 from pluralllm.common.trust.version_record import record_sha256
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId, is_id
@@ -32,6 +32,8 @@ log = structlog.get_logger()
 OVER = "over"  # a key beside the version numbers: the run has ended
 OWN_UPDATES = "own_updates"  # a key beside the version numbers: the updates that this client has sent, by round
 MAX_UPDATES_OF_ROUND = 3  # different updates that this client makes: each further one shows more of the same answers
+
+MEND = "restore it from a backup, or move it away: then this client begins the history of the run anew"
 
 FetchRecords = Callable[[RunId, ModelVersion, ModelVersion], Awaitable[Sequence[SignedRecord]]]  # run, first, last
 
@@ -147,12 +149,9 @@ class History:
         facts = self._read(run)
         try:
             versions = {ModelVersion(int(key)): _seen_version(facts[key]) for key in facts if key.isdecimal()}
-            own_updates = {
-                RoundNumber(int(number)): tuple(OwnUpdate(**update) for update in updates)
-                for number, updates in facts.get(OWN_UPDATES, {}).items()
-            }
+            own_updates = as_state(facts.get(OWN_UPDATES, {}), dict[RoundNumber, tuple[OwnUpdate, ...]])
         except (KeyError, TypeError, ValueError) as error:
-            raise InvalidConfig(file=str(self._path(run)), problems=f"  it is damaged: {error}") from error
+            raise damaged(self._path(run), str(error), MEND) from error
         return SeenRun(versions, own_updates)
 
     def runs(self) -> list[RunId]:
@@ -160,16 +159,22 @@ class History:
         return sorted(RunId(path.stem) for path in self._folder.glob("*.json") if is_id(path.stem))
 
     def close(self, run: RunId) -> None:
-        """Marks a run as ended. The run's history stays, in case the coordinator later shows another history."""
-        if facts := self._read(run):
-            self._write(run, {**facts, OVER: OVER})
+        """Marks a run as ended. The run's history stays, in case the coordinator later shows another history.
+
+        A damaged file stays as it is, and is logged: the daemon goes on with its other runs.
+        """
+        try:
+            if facts := self._read(run):
+                self._write(run, {**facts, OVER: OVER})
+        except InvalidConfig as error:
+            log.error("history.damaged", run=run, problem=str(error))
 
     def open_runs(self) -> set[RunId]:
         """Returns the runs that this client took part in and whose end it has not seen.
 
         Such a run may have ended while the client was stopped.
         """
-        return {run for run in self.runs() if OVER not in self._read(run)}
+        return {run for run in self.runs() if self._is_open(run)}
 
     def forget_receipts(self) -> None:
         """Withdraws the receipts of rounds that have made no version yet: a revoked member's updates do not count.
@@ -177,7 +182,10 @@ class History:
         Call this after a member that was revoked has joined anew.
         """
         for run in self.runs():
-            seen = self.seen(run)
+            try:
+                seen = self.seen(run)
+            except InvalidConfig:
+                continue  # the daemon reports it, and refuses the run's tasks
             made = {version.round for version in seen.versions.values()}
             for number, updates in seen.own_updates.items():
                 for update in updates:
@@ -185,6 +193,17 @@ class History:
                         self._note_update(run, number, replace(update, acknowledged=False))
 
     # Parts
+
+    def _is_open(self, run: RunId) -> bool:
+        """Returns whether the end of a run is not seen yet. A damaged file, which is logged, counts as that of an ended run.
+
+        Its run's tasks are refused until its owner has mended it.
+        """
+        try:
+            return OVER not in self._read(run)
+        except InvalidConfig as error:
+            log.error("history.damaged", run=run, problem=str(error))
+            return False
 
     def _note_update(self, run: RunId, number: RoundNumber, update: OwnUpdate) -> None:
         facts = self._read(run)
@@ -206,10 +225,7 @@ class History:
         path = self._path(run)
         if not path.is_file():
             return {}
-        facts = read_state(path)
-        if not isinstance(facts, dict):
-            raise InvalidConfig(file=str(path), problems="  it is damaged: it holds no JSON object")
-        return facts
+        return read_state_as(path, dict[str, Any], MEND)
 
     def _write(self, run: RunId, facts: dict[str, Any]) -> None:
         write_durably(self._path(run), json.dumps(facts).encode())
@@ -228,4 +244,5 @@ def _seen_version(facts: str | dict[str, Any]) -> SeenVersion:
     """Reads a version of a history file. Older releases kept the hash of the record alone."""
     if isinstance(facts, str):
         return SeenVersion(facts, None, None, None)
-    return SeenVersion(facts["record"], facts["digest"], facts["round"], facts["updates"])
+    named = {"record_sha256": facts["record"], **{key: facts[key] for key in ("digest", "round", "updates")}}
+    return as_state(named, SeenVersion)

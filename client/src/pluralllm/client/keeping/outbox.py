@@ -10,7 +10,7 @@ import structlog
 
 from pluralllm.client.process.instruments import OUTBOX_UPDATES
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.process.files import make_folder, publish, read_state, storage_errors, write_durably
+from pluralllm.common.process.files import make_folder, publish, read_state_as, storage_errors, write_durably
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 
@@ -124,11 +124,7 @@ class Outbox:
 
 def _entry_in(path: Path) -> Entry:
     """Reads an entry from its file. Raises InvalidConfig, which names the file, if it is damaged."""
-    try:
-        return Entry(**read_state(path))
-    except TypeError as error:
-        problem = f"  it is damaged; move it and {path.with_suffix('.safetensors').name} away"
-        raise InvalidConfig(file=str(path), problems=problem) from error
+    return read_state_as(path, Entry, f"move it and {path.with_suffix('.safetensors').name} away")
 
 
 def _name(task: TaskId) -> str:

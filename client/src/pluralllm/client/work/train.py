@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -41,6 +43,8 @@ from pluralllm.common.weights.layout import Layout, flat_values, read_layout, te
 from pluralllm.common.weights.update_format import update_format, write_update
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import GroupRole, RunSpec, Training
+
+log = structlog.get_logger()
 
 Delta = NDArray[np.float32]  # (values,)
 Progress = Callable[[int, int], None]  # steps done, steps in all; may raise to cancel
@@ -175,11 +179,13 @@ def _write(out: Path, spec: RunSpec, layout: Layout, delta: Delta, seed: int, re
 def _kept(residual: Path, values: int) -> Delta:
     """Returns the residual of earlier rounds (the part of earlier updates that rounding took away), shape (values,).
 
-    values: number of the model's parameters. Returns zeros if there is no file, or if the file has another length.
+    values: number of the model's parameters. Returns zeros if there is no file, or if the file is damaged.
     """
-    if not residual.is_file() or residual.stat().st_size != values * np.dtype("<f4").itemsize:
-        return np.zeros(values, np.float32)
-    return np.fromfile(residual, dtype="<f4")
+    kept = np.fromfile(residual, dtype="<f4") if residual.is_file() else np.zeros(values, np.float32)
+    if kept.size == values and np.isfinite(kept).all():
+        return kept
+    log.warning("residual.damaged", file=str(residual), effect="what earlier updates lost by rounding is left out")
+    return np.zeros(values, np.float32)
 
 
 def rounding(seed: int) -> np.random.Generator:
@@ -361,11 +367,22 @@ def _save_moments(model: PreferencePredictor, optimizer: torch.optim.Optimizer, 
 
 
 def _restore_moments(model: PreferencePredictor, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Reads the optimizer moments that `_save_moments` wrote. Without a file, or if it is damaged, the moments begin anew."""
     if not path.is_file():
         return
     parameters = dict(model.named_parameters())
-    for key, value in load_file(path).items():
-        name, _, moment = key.rpartition("/")
+    try:
+        moments = {tuple(key.rsplit("/", 1)): value for key, value in load_file(path).items()}
+        fits = all(
+            value.isfinite().all() and value.shape in ((), parameters[name].shape)
+            for (name, _), value in moments.items()
+        )
+    except (SafetensorError, OSError, KeyError, ValueError):
+        fits = False
+    if not fits:
+        log.warning("moments.damaged", file=str(path), effect="the optimizer's moments begin anew")
+        return
+    for (name, moment), value in moments.items():
         parameter = parameters[name]
         # Adam's count of steps is a scalar, which torch wants on the CPU.
         optimizer.state[parameter][moment] = value.to(parameter.device) if value.shape == parameter.shape else value

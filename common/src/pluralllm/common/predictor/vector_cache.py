@@ -2,15 +2,19 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from pluralllm.common.process.files import create_file, make_folder
 
+log = structlog.get_logger()
+
 FILE = "embeddings.sqlite3"
+TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
 MAX_BYTES = 1 << 30  # about 600,000 vectors of 384 numbers
 
 
@@ -23,17 +27,45 @@ class VectorCache:
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
         """Opens the file in this folder, or creates both. max_bytes: the limit for rows and index together."""
-        make_folder(folder, 0o755)
-        create_file(folder / FILE, 0o644)
-        self._max_bytes = max_bytes
-        self._file = sqlite3.connect(folder / FILE, timeout=60, isolation_level=None, check_same_thread=False)
-        self._file.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
+        self._folder, self._max_bytes = folder, max_bytes
+        self._file = self._opened()
+        try:
+            self._file.execute(TABLE)
+        except sqlite3.DatabaseError as error:
+            self._begin_anew(error)
 
     def close(self) -> None:
         self._file.close()
 
     def look_up(self, keys: Iterable[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        """Returns the vector of each key that the cache has."""
+        """Returns the vector of each key that the cache has. If the file is damaged, a new and empty one takes its place."""
+        keys = tuple(keys)
+        try:
+            return self._look_up(keys)
+        except sqlite3.DatabaseError as error:
+            self._begin_anew(error)
+            return {}
+
+    def _opened(self) -> sqlite3.Connection:
+        make_folder(self._folder, 0o755)
+        create_file(self._folder / FILE, 0o644)
+        return sqlite3.connect(self._folder / FILE, timeout=60, isolation_level=None, check_same_thread=False)
+
+    def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
+        """Makes a new file in the place of a damaged one. Raises the error if it does not say that the file is damaged.
+
+        Another process that has the old file open goes on with it; nothing is lost but the time to make the vectors again.
+        """
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise error
+        self.close()
+        log.warning("embeddings.damaged", file=str(self._folder / FILE), effect="the texts are embedded anew")
+        for path in self._folder.glob(f"{FILE}*"):
+            path.unlink()  # with its journal, which belongs to the damaged file
+        self._file = self._opened()
+        self._file.execute(TABLE)
+
+    def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
         oldest, newest = self._ends()
         middle = (oldest + newest) // 2 if self.used_bytes() > self._max_bytes // 2 else -1
         rows, aging = {}, {}
@@ -45,11 +77,18 @@ class VectorCache:
                     aging[key] = rows[key]
         if aging:
             with contextlib.suppress(sqlite3.OperationalError):  # a full disk is no reason not to read
-                self.keep(aging)
+                self._keep(aging)
         return rows
 
     def keep(self, vectors: Mapping[bytes, NDArray[np.float32]]) -> None:
         """Writes vectors by their keys, and removes the oldest rows if the file has more than its bytes."""
+        try:
+            self._keep(vectors)
+        except sqlite3.DatabaseError as error:
+            self._begin_anew(error)
+            self._keep(vectors)
+
+    def _keep(self, vectors: Mapping[bytes, NDArray[np.float32]]) -> None:
         rows = [(key, vector.astype("<f4").tobytes()) for key, vector in vectors.items()]
         self._file.execute("BEGIN IMMEDIATE")
         try:

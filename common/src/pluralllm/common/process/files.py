@@ -10,10 +10,16 @@ import os
 import pwd
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from pluralllm.common.errors.tree import InvalidConfig, StorageFull
 from pluralllm.common.text.reading import Unreadable, read_json
+
+RESTORE = "restore it from a backup"
+
+Kind = TypeVar("Kind")
 
 
 def sync_directory(folder: Path) -> None:
@@ -159,12 +165,42 @@ def _opened(path: Path, flags: int, mode: int = 0o600) -> Iterator[int]:
         os.close(handle)
 
 
-def read_state(path: Path) -> Any:
-    """Returns the value in a JSON file that this program has written. Raises InvalidConfig, which names the file, otherwise."""
+def read_state(path: Path, mend: str = RESTORE) -> Any:
+    """Returns the value in a JSON file that this program has written.
+
+    mend: the advice if the file is damaged. Raises InvalidConfig, with the file's name and the advice, if it holds no JSON.
+    """
     try:
         return read_json(path)
     except Unreadable as error:
-        raise InvalidConfig(file=str(path), problems=f"  it is damaged: {error.problem}") from error
+        raise damaged(path, error.problem, mend) from error
+
+
+def read_state_as(path: Path, kind: type[Kind], mend: str = RESTORE) -> Kind:
+    """Returns the value in a JSON file that this program has written, as a value of the type `kind`.
+
+    Raises InvalidConfig, with the file's name and the advice `mend`, if the file holds no such value. The error quotes no value.
+    """
+    value = read_state(path, mend)
+    try:
+        return as_state(value, kind)
+    except ValueError as error:
+        raise damaged(path, str(error), mend) from error
+
+
+def as_state(value: Any, kind: type[Kind]) -> Kind:
+    """Returns a JSON value as a value of a type, for example of a dataclass. Raises ValueError, which quotes no value."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
+
+
+def damaged(path: Path, problem: str, mend: str = RESTORE) -> InvalidConfig:
+    """Returns the error for a damaged file that this program has written. problem: what is wrong. mend: what its owner can do."""
+    return InvalidConfig(file=str(path), problems=f"  it is damaged: {problem}. To mend it, {mend}")
 
 
 @contextlib.contextmanager
