@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from support.small_survey import DIMENSION, SUMS, small_group, small_spec, write_version_0
 
+from pluralllm.client.data.answers import sha256_of
 from pluralllm.client.data.private_data import write_group
-from pluralllm.client.data.private_file import sha256_of
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.work import command_loop, worker
 from pluralllm.client.work.orders import Evaluate, Prepare, Prepared, Reward, Train
