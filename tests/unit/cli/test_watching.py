@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.errors_to_raise import EVERY_BARE_CODE, EVERY_LEAF, Case
 
-from pluralllm.cli.watching import AT_MOST_EVERY_S, PATIENCE_S, RETRY_S, states_of
+from pluralllm.cli.watching import AT_MOST_EVERY_S, PATIENCE_S, RETRY_S, news_of, states_of
 from pluralllm.common.errors.tree import StorageFull
 
 ENDS_THE_WATCH = {
@@ -70,3 +70,14 @@ def test_a_call_that_ends_at_once_causes_no_calls_without_a_pause() -> None:
     run = ScriptedRun()
     assert len(run.states()) == 3
     assert run.now_s == pytest.approx(2 * AT_MOST_EVERY_S)
+
+
+def test_the_watch_ends_when_nobody_reads_it_any_more() -> None:
+    run = ScriptedRun()
+    states = states_of(run, "-", lambda: run.now_s, run.sleep, is_unwatched=lambda: run.reads == 2)
+    assert [state["phase"] for state in states] == ["collecting"] * 2
+
+
+def test_news_are_the_states_after_an_event() -> None:
+    states = [{"sequence": number, "age": age} for age, number in enumerate((0, 0, 4, 4, 5))]
+    assert [state["age"] for state in news_of(states)] == [0, 2, 4]

@@ -5,6 +5,7 @@ from pluralllm.common.process.lifetime import begin
 begin(__name__, "pluralllm", "serve")  # before all imports that take a moment
 
 import json
+import sys
 import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,6 +26,7 @@ from pluralllm.common.process.console import Json, say, terminal
 from pluralllm.common.process.exits import EXIT_CODES, run_command
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
+from pluralllm.common.process.streams import reader_is_gone
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.predictors import SUMS_SHOW
@@ -192,22 +194,27 @@ def status(
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Shows a run on one screen: phase, late clients and their reasons, alignment score of each group, next step."""
+    """Shows a run on one screen: phase, late clients and their reasons, alignment score of each group, next step.
+
+    With --watch into a pipe or a file, a new screen follows each event.
+    """
     connection = remote(coordinator)
     if not watch:
         show(RUN, connection.get_run(run), as_json=as_json, screen=_status)
         return
     if as_json:
         raise InvalidArgument(field="--watch", problem="cannot be had with --json; poll `status --json` instead")
-    from pluralllm.cli.watching import states_of  # noqa: PLC0415 - gRPC takes a moment
+    from pluralllm.cli.watching import news_of, states_of  # noqa: PLC0415 - gRPC takes a moment
 
     console = terminal()
-    states = states_of(connection, run)
+    states = states_of(connection, run, is_unwatched=lambda: reader_is_gone(sys.stdout))
+    if not console.is_terminal:
+        for state in news_of(states):
+            console.print(_status(state))
+        return
     with Live(_status(next(states)), auto_refresh=False, console=console) as live:
         for state in states:
             live.update(_status(state), refresh=True)
-    if not console.is_terminal:
-        say()  # rich prints only the last screen, and does not end its last line
 
 
 @app.command()

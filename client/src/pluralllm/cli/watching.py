@@ -1,7 +1,7 @@
 """Follows one run until it ends, for `status --watch`. Only an error that no later try can mend ends the command early."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from pluralllm.common.errors.tree import PluralError
@@ -30,8 +30,9 @@ def states_of(
     run: str,
     monotonic_s: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    is_unwatched: Callable[[], bool] = lambda: False,
 ) -> Iterator[Values]:
-    """Yields the run again and again until it has ended.
+    """Yields the run again and again until it has ended, or until `is_unwatched` says that nobody reads it any more.
 
     Raises an error of the first call. Later, raises an error in ENDS at once, and any other one after PATIENCE_S seconds.
     """
@@ -39,7 +40,7 @@ def states_of(
     name = RunName.parse(facts["name"]).run
     answered_s = monotonic_s()
     yield facts
-    while facts["phase"] != "ended":
+    while facts["phase"] != "ended" and not is_unwatched():
         began_s = monotonic_s()
         try:
             connection.wait_for_event(name, facts["sequence"])
@@ -51,3 +52,12 @@ def states_of(
             continue
         yield facts
         sleep(max(0.0, began_s + AT_MOST_EVERY_S - monotonic_s()))
+
+
+def news_of(states: Iterable[Values]) -> Iterator[Values]:
+    """Yields the states of a run in which something has happened since the state before; ages and progress are no news."""
+    sequence = None
+    for state in states:
+        if state["sequence"] != sequence:
+            sequence = state["sequence"]
+            yield state

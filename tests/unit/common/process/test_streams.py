@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pluralllm.common.process.streams import ESCAPES, Output, output_below
+from pluralllm.common.process.streams import ESCAPES, Output, output_below, reader_is_gone
 
 GROUP = "日本 é 😀"
 # A command that prints, does its work, and prints again. The work is a file, as durable as any.
@@ -134,3 +134,11 @@ def test_toml_stays_toml_on_a_terminal_that_lacks_characters() -> None:
     names = ["Zürich", "é", "日本", "😀"]
     text = f"names = {json.dumps(names, ensure_ascii=False)}"
     assert tomllib.loads(text.encode("ascii", ESCAPES).decode("ascii")) == {"names": names}
+
+
+def test_a_pipe_whose_reader_has_ended_has_no_reader_and_every_other_stream_may_have_one(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe, (tmp_path / "file").open("w") as file:
+        assert [reader_is_gone(stream) for stream in (pipe, file, io.StringIO())] == [False] * 3
+        os.close(reading)
+        assert reader_is_gone(pipe)

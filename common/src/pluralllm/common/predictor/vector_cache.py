@@ -49,7 +49,9 @@ class VectorCache:
     def _opened(self) -> sqlite3.Connection:
         make_folder(self._folder, 0o755)
         create_file(self._folder / FILE, 0o644)
-        return sqlite3.connect(self._folder / FILE, timeout=60, isolation_level=None, check_same_thread=False)
+        file = sqlite3.connect(self._folder / FILE, timeout=60, isolation_level=None, check_same_thread=False)
+        file.execute("PRAGMA temp_store=MEMORY")  # the folder for temporary files may be full
+        return file
 
     def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
         """Makes a new file in the place of a damaged one. Raises the error if it does not say that the file is damaged.

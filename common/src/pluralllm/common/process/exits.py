@@ -1,5 +1,6 @@
 """Ends every command of this project in the same way: one clear line for an error, and a documented exit code."""
 
+import errno
 import os
 import sys
 import traceback
@@ -17,6 +18,17 @@ from pluralllm.common.text.reading import Unreadable
 BROKEN, USAGE, REFUSED, UNREACHABLE, REPLACED = 1, 2, 3, 4, 5
 
 SHOWN_FRAMES, MAX_SHOWN_CHARACTERS = 8, 500
+
+# What a person can do about an error of the operating system that names no path.
+OF_THE_MACHINE = {
+    errno.ENOSPC: "Make room on the disk, and in the folder that TMPDIR names.",
+    errno.EDQUOT: "Make room in this user's quota.",
+    errno.EROFS: "Choose a folder on a file system that can be written.",
+    errno.EMFILE: "Raise this process's limit of open files: ulimit -n.",
+    errno.ENFILE: "Raise this machine's limit of open files.",
+    errno.ENOMEM: "Free some memory, or use a machine with more.",
+    errno.ENOENT: "Set TMPDIR to a folder that this user may write.",  # from the module tempfile, which tries many folders
+}
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 5 replaced,"
@@ -78,6 +90,9 @@ def _run(command: Callable[[], object]) -> None:
         if error.filename is None:
             if _is_without_folder():
                 sys.stderr.write("error: the working directory does not exist any more: change to another folder\n")
+                sys.exit(REFUSED)
+            if error.errno in OF_THE_MACHINE:
+                sys.stderr.write(f"error: {printable(f'{error.strerror}. {OF_THE_MACHINE[error.errno]}')}\n")
                 sys.exit(REFUSED)
             _end_unexpected(error)
         hint = owner_hint(Path(os.fsdecode(error.filename))) if isinstance(error, PermissionError) else ""

@@ -81,6 +81,16 @@ def output_below(stream: TextIO | None) -> Output | None:
     return below if isinstance(below, Output) else None
 
 
+def reader_is_gone(stream: TextIO) -> bool:
+    """Returns whether nobody will ever read what is written to a stream, for example to a pipe whose reader has ended."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)  # errors are always reported
+    except (OSError, ValueError):  # a stream of a test
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
 def _replaced(stream: TextIO) -> TextIO:
     try:
         number = stream.fileno()

@@ -15,6 +15,10 @@ from pluralllm.common.errors.tree import InvalidConfig, PluralError, StorageFull
 
 NEWEST_REVISION = "0009"  # of the folder migrations; a test compares the two
 BUSY_TIMEOUT_MS = 5_000
+SETTINGS = (
+    *("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"),
+    "temp_store=MEMORY",  # the folder for temporary files may be full
+)
 DISK_FULL = "53100"  # SQLSTATE, PostgreSQL's appendix A
 # Limits of a session. PostgreSQL ends a session whose client is silent, so that nobody waits for its locks. TCP keepalives
 # detect a host that has gone; the limits on idle time detect a process that is paused.
@@ -112,7 +116,7 @@ def _tune_sqlite(connection: Any, _: Any) -> None:
     """
     connection.isolation_level = None  # _begin_immediate sends BEGIN
     cursor = connection.cursor()
-    for pragma in ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+    for pragma in SETTINGS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

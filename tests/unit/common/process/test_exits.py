@@ -1,0 +1,56 @@
+"""The end of a command after an error of the operating system: one line that says what to do, and an exit code."""
+
+import errno
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pluralllm.common.process.exits import BROKEN, OF_THE_MACHINE, REFUSED, _run
+from pluralllm.common.text.reading import Unreadable
+
+
+def end_after(error: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """Returns the exit code of a command that raises an error, and what the command wrote to stderr."""
+
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        _run(command)
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", OF_THE_MACHINE)
+def test_an_error_of_the_machine_says_what_to_do(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = end_after(OSError(number, "It failed"), capsys)
+    assert (code, text) == (REFUSED, f"error: It failed. {OF_THE_MACHINE[number]}\n")
+
+
+def test_without_a_folder_for_temporary_files_a_command_names_the_variable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(FileNotFoundError) as refused:
+        tempfile.gettempdir()
+    code, text = end_after(refused.value, capsys)
+    assert code == REFUSED
+    assert "No usable temporary directory" in text
+    assert "Set TMPDIR to a folder" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (OSError(errno.EBADF, "Bad file descriptor"), BROKEN, "error: unexpected OSError: [Errno 9]"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.toml"), REFUSED, "'a.toml'. Look at that path"),
+        (Unreadable(Path("a.toml"), "it is a device"), REFUSED, "error: a.toml: it is a device\n"),
+        (KeyError("x"), BROKEN, "error: unexpected KeyError"),
+    ],
+)
+def test_other_errors_name_the_path_or_the_place_in_the_code(
+    error: Exception, code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended, shown = end_after(error, capsys)
+    assert (ended, text in shown, shown.count("\n")) == (code, True, 1)
