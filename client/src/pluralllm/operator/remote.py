@@ -18,6 +18,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
+from pluralllm.client.joining.diagnosis import explained
 from pluralllm.client.joining.present_addresses import keep_addresses
 from pluralllm.client.link.link_speed import measured
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
@@ -373,8 +374,8 @@ class Remote:
         failure = from_rpc_error(error, self.address)
         if self._identity is None or not isinstance(failure, NoAnswer):
             return failure
-        cause = self._diagnosis.cause(self._identity)
-        return self._identity.proxies.explained(failure) if cause is None else cause.error
+        explanation = explained(failure, self._diagnosis.cause(self._identity))
+        return self._identity.proxies.explained(failure) if explanation is failure else explanation
 
 
 def checked_address(address: str) -> str:

@@ -18,7 +18,7 @@ from pluralllm.client.data.preference_data import candidates_of, ranked_pairs
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.predictor.group_predictor import PredictedAnswer
 from pluralllm.common.predictor.metrics import Alignment
-from pluralllm.common.process.files import make_folder, publish, storage_errors
+from pluralllm.common.process.files import is_special, make_folder, publish, storage_errors
 from pluralllm.common.text.reading import Unreadable, byte_lines, json_value
 from pluralllm.common.words.questions import Question
 
@@ -109,8 +109,9 @@ def _rewrite(
     written: gets the rows of a batch and their predicted answers, and yields the rows to write. If an error occurs, the file
     `out` stays as it was.
     """
-    if out.is_dir():
-        raise InvalidArgument(field="OUT", problem=f"{out} is a folder; give the name of a file")
+    if out.is_dir() or is_special(out):
+        what = "a folder" if out.is_dir() else "a device or a pipe"
+        raise InvalidArgument(field="OUT", problem=f"{out} is {what}; give the name of a file")
     temporary = out.with_name(f".{out.name}.part")
     with storage_errors("the scores"):
         make_folder(out.parent, 0o755)

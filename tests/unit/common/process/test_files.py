@@ -3,6 +3,7 @@
 import os
 import pwd
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.files import (
     create_file,
+    is_special,
     make_folder,
     owner_hint,
     publish,
@@ -195,3 +197,20 @@ def test_a_file_in_the_place_of_a_state_directory_is_named(tmp_path: Path) -> No
     (tmp_path / "state").write_text("")
     with pytest.raises(InvalidConfig, match="there is a file, or a link to nothing, in its place"):
         DirectoryLock(tmp_path / "state").__enter__()
+
+
+def test_a_device_or_a_pipe_is_not_replaced_and_the_draft_is_removed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="which no file replaces") as refused:
+        write_durably(tmp_path / "pipe", b"content")
+    assert refused.value.filename == str(tmp_path / "pipe")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert [is_special(path) for path in (tmp_path / "pipe", tmp_path, tmp_path / "none")] == [True, False, False]
+
+
+@pytest.mark.parametrize(("mode", "published"), [(0o666, 0o664), (0o664, 0o664), (0o640, 0o640), (0o777, 0o775)])
+def test_no_other_user_can_change_a_file_whatever_the_umask_was(tmp_path: Path, mode: int, published: int) -> None:
+    (tmp_path / "draft").write_bytes(b"content")
+    (tmp_path / "draft").chmod(mode)
+    publish(tmp_path / "draft", tmp_path / "file")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == published

@@ -7,6 +7,7 @@ import time
 import structlog
 
 from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
+from pluralllm.client.joining.diagnosis import explained
 from pluralllm.client.joining.present_addresses import keep_addresses
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.instruments import CERTIFICATE_LEFT_SECONDS
@@ -143,7 +144,7 @@ class Renewal:
         cause = await asyncio.to_thread(self._diagnosis.cause, self._identity)
         if cause is not None and cause.final:
             raise cause.error
-        return error if cause is None else cause.error
+        return explained(error, cause)
 
 
 async def renew(identity: Identity, transport: Transport, standby: str | None = None) -> Identity:

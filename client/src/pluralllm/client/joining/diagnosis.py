@@ -41,6 +41,18 @@ class Cause:
     final: bool  # the coordinator itself has rejected the certificate, so no retry will help
 
 
+def explained(failure: PluralError, cause: Cause | None) -> PluralError:
+    """Returns the error that says why a call failed: the error of the cause, or `failure` itself.
+
+    A cause that only says that another port does not answer explains nothing: the address of the call may be mistyped, and its
+    owner has perhaps never seen the other one.
+    """
+    if cause is None:
+        return failure
+    both = isinstance(failure, Unreachable) and isinstance(cause.error, Unreachable)
+    return failure if both and cause.error.address != failure.address else cause.error
+
+
 def diagnose(identity: Identity) -> Cause | None:
     """Finds the cause that keeps this member from reaching its coordinator. Returns None if no cause is found.
 

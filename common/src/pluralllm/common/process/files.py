@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import pwd
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,11 +54,18 @@ def publish(source: Path, target: Path) -> None:
     """Moves a finished file to its final name so that the move survives a power loss: fsync, rename, fsync of the directory.
 
     If the fsync of the file fails, the file is removed and the OSError is raised. The file is removed because a second fsync
-    could succeed although bytes are lost.
+    could succeed although bytes are lost. The same happens, with FileExistsError, if `target` is a device or a pipe: root would
+    replace /dev/null by the file. Users other than the owner and its group cannot write to the file, whatever the umask.
     """
     try:
+        if is_special(target):
+            raise FileExistsError(errno.EEXIST, "It is a device or a pipe, which no file replaces", str(target))
         with _opened(source, os.O_RDONLY) as handle:
             _hand_over(handle, source.parent)
+            if (
+                mode := os.fstat(handle).st_mode
+            ) & 0o002:  # a umask of 0 lets every user of this machine change the file
+                os.fchmod(handle, stat.S_IMODE(mode) & ~0o002)
         sync_file(source)
     except OSError:
         with contextlib.suppress(OSError):
@@ -65,6 +73,11 @@ def publish(source: Path, target: Path) -> None:
         raise
     source.rename(target)
     sync_directory(target.parent)
+
+
+def is_special(path: Path) -> bool:
+    """Returns whether there is something at a path that is neither a file nor a folder: a device, a pipe or a socket."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
