@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import contextlib
 import datetime
 import hashlib
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ import grpc
 import pytest
 import structlog
 from cryptography.hazmat.primitives.serialization import Encoding
-from hostile.evil_coordinator import evil, victim
+from hostile.evil_coordinator import EvilCoordinator, IdleWorker, evil, victim
 from support.plain_server import serving_scripted
 from support.process_harness import process_spec
 
@@ -54,6 +56,13 @@ def over(run: str) -> pb.PollResponse:
     return pb.PollResponse(run_over=pb.RunOver(run=run, outcome=resources.RUN_OUTCOME_COMPLETED, reason="x"))
 
 
+@contextlib.asynccontextmanager
+async def led_by(coordinator: EvilCoordinator, folder: Path) -> AsyncIterator[tuple[str, IdleWorker]]:
+    """Runs a client for a while that a hostile coordinator leads. Yields the coordinator's address and the client's worker."""
+    async with serving_scripted(coordinator) as address, victim(folder, address) as worker, asyncio.timeout(LIMIT_S):
+        yield address, worker
+
+
 def files_below(folder: Path) -> dict[str, str]:
     """Returns the hash of each file in a folder and below."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
@@ -74,11 +83,7 @@ async def test_an_answer_touches_no_file_of_the_partner(run: str, kind: str, tmp
     before = files_below(tmp_path)
     coordinator = evil([answers[kind], pb.PollResponse(wait=pb.Wait(reason="again"))])
     with structlog.testing.capture_logs() as logs:
-        async with (
-            serving_scripted(coordinator) as address,
-            victim(tmp_path, address) as worker,
-            asyncio.timeout(LIMIT_S),
-        ):
+        async with led_by(coordinator, tmp_path) as (address, worker):
             await coordinator.polled.wait()
         assert worker.orders == []
     after = files_below(tmp_path)
@@ -202,11 +207,7 @@ async def test_a_spec_that_is_not_the_one_of_the_task_is_not_read_and_named_in_t
     wrong = pb.GetRunSpecResponse(spec_json=b"{}", spec_sha256=SHA)
     coordinator = evil([task("first")], wrong)
     with structlog.testing.capture_logs() as logs:
-        async with (
-            serving_scripted(coordinator) as address,
-            victim(tmp_path, address) as worker,
-            asyncio.timeout(LIMIT_S),
-        ):
+        async with led_by(coordinator, tmp_path) as (_, worker):
             await coordinator.failed.wait()
         assert worker.orders == []
     assert any(line["event"] == "coordinator.broke_protocol" and line["call"] == "GetRunSpec" for line in logs)
@@ -216,11 +217,7 @@ async def test_a_spec_with_another_hash_than_the_task_states_is_not_worked_on(tm
     spec_json = process_spec().canonical_json()
     spec = pb.GetRunSpecResponse(spec_json=spec_json, spec_sha256=hashlib.sha256(spec_json).hexdigest())
     coordinator = evil([task("first")], spec)
-    async with (
-        serving_scripted(coordinator) as address,
-        victim(tmp_path, address) as worker,
-        asyncio.timeout(LIMIT_S),
-    ):
+    async with led_by(coordinator, tmp_path) as (_, worker):
         await coordinator.failed.wait()
     assert worker.orders == []
     assert "ReportFailure SPEC_MISMATCH" in coordinator.calls

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from support.round_policies import TWO_OF_THREE
 
 from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
@@ -13,15 +14,7 @@ from pluralllm.server.rounds.machine import MAX_SLOTS_LOST, step
 from pluralllm.server.rounds.state import Outcome, Phase, Run
 
 ALICE, BOB, CAROL, DAVE = (ClientId(name) for name in ("alice", "bob", "carol", "dave"))
-POLICY = RoundPolicy(
-    min_clients=2,
-    target_clients=3,
-    gather_s=10,
-    deadline_s=100,
-    grace_after_quorum_s=20,
-    evaluate_every=2,
-    evaluation_deadline_s=50,
-)
+POLICY = TWO_OF_THREE
 
 
 def a_run(*, rounds: int = 4, named_groups: int = 0, policy: RoundPolicy = POLICY) -> Run:

@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.round_policies import TWO_OF_THREE
 
 from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.reward_weights import RewardAggregation
-from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
+from pluralllm.common.words.spec import Aggregation, GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.clipping import clip_scales
 from pluralllm.server.rounds.machine import (
@@ -20,16 +21,7 @@ from pluralllm.server.rounds.machine import (
 from pluralllm.server.rounds.state import Outcome, Phase, Run
 
 ANN, BEN, CAT, DAN = (ClientId(name) for name in ("ann", "ben", "cat", "dan"))
-POLICY = RoundPolicy(
-    min_clients=2,
-    target_clients=3,
-    gather_s=10,
-    deadline_s=100,
-    grace_after_quorum_s=20,
-    evaluate_every=2,
-    evaluation_deadline_s=50,
-    max_extensions=2,
-)
+POLICY = TWO_OF_THREE.model_copy(update={"max_extensions": 2})
 LOST = ev.PlaceLost(1.0, BEN, "gone", permanent=False)
 
 
