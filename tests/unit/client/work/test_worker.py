@@ -137,7 +137,7 @@ def test_the_embedding_model_stays_open_for_a_run_that_asks_for_rewards_until_th
     work.prepare(quietly, order_for(tmp_path))
     assert [embedder.calls[-1] for embedder in embedders] == ["close", "close"]
     assert embedders[0].calls.count("close") == 1
-    assert (work._embedder, work._scorer) == (None, None)
+    assert [work._embedder, work._scorer] == [None, None]
 
 
 def few(trained: int, held_out: int) -> list[Question]:
@@ -183,9 +183,9 @@ def test_a_device_that_is_not_here_and_a_model_that_is_a_path_are_refused_before
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m").mkdir()
-    for changes, refusal in (({"device": "cuda:99"}, InvalidArgument), ({}, PolicyForbids)):
+    for device, refusal in (("cuda:99", InvalidArgument), ("cpu", PolicyForbids)):
         with pytest.raises(refusal):
-            LocalWork().prepare(quietly, order_to_prepare(tmp_path / "none", "", **changes))
+            LocalWork().prepare(quietly, order_to_prepare(tmp_path / "none", "", device=device))
     assert LocalWork().prepare(quietly, order_for(tmp_path, model_path=tmp_path / "m")).questions == 60
     assert [embedder.facts[1] for embedder in embedders] == [tmp_path / "m"]
 
@@ -393,7 +393,9 @@ def test_the_predictor_of_rewards_has_the_orders_weights_and_context_and_is_kept
     assert kept.context_questions == len(context)
     for number, seed in ((1, 7), (1, 8)):
         rewards(number, seed)
-        assert (work._scorer.weights, work._scorer.context_seed) == (weights[number], seed)
+        scorer = work._scorer
+        assert scorer is not None
+        assert (scorer.weights, scorer.context_seed) == (weights[number], seed)
 
 
 def test_a_context_with_fewer_questions_than_an_episode_gives_no_rewards(tmp_path: Path) -> None:

@@ -49,8 +49,10 @@ def explained(failure: PluralError, cause: Cause | None) -> PluralError:
     """
     if cause is None:
         return failure
-    both = isinstance(failure, Unreachable) and isinstance(cause.error, Unreachable)
-    return failure if both and cause.error.address != failure.address else cause.error
+    match failure, cause.error:
+        case Unreachable(address=called), Unreachable(address=asked) if called != asked:
+            return failure
+    return cause.error
 
 
 def diagnose(identity: Identity) -> Cause | None:
