@@ -1,5 +1,6 @@
 """The orders that the worker carries out on data that it has prepared, and the paths that a run spec must not name."""
 
+import functools
 import runpy
 import signal
 import warnings
@@ -424,11 +425,17 @@ def test_the_process_leaves_signals_to_the_daemon_and_answers_its_orders(
     def answer(*actions: command_loop.Action[Any, Any]) -> None:
         commands.extend(f"{action.command.name} {action.work.__name__}" for action in actions)
 
+    collector: list[str] = []
+    for act in ("disable", "freeze", "enable"):
+        monkeypatch.setattr(f"gc.{act}", functools.partial(collector.append, act))
     monkeypatch.setattr(signal, "signal", note)
     monkeypatch.setattr("os.putenv", environment.__setitem__)
     monkeypatch.setattr(command_loop, "answer_commands", answer)
     with warnings.catch_warnings(action="ignore"):  # the module is imported already
         runpy.run_module(worker.__name__, run_name=name)
+    assert collector == (["disable", "freeze", "enable"] if is_process else []), (
+        "garbage is collected after the imports"
+    )
     if is_process:
         first, commands[:] = list(commands), []
         environment.clear()
