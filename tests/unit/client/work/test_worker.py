@@ -172,6 +172,17 @@ def test_a_group_with_too_few_questions_for_its_role_is_refused_before_any_work(
     assert (work._runs, embedders[0].calls[-1]) == ({}, "close")
 
 
+@pytest.mark.parametrize("role", GroupRole)
+def test_only_a_training_group_of_a_run_of_sums_makes_terms(
+    tmp_path: Path, embedders: list[MadeUpEmbedder], role: GroupRole
+) -> None:
+    for spec, has_terms in ((small_spec(SUMS), role is GroupRole.TRAIN), (small_spec(), False)):
+        work = LocalWork()
+        work.prepare(quietly, order_for(tmp_path, spec, role=role))
+        assert (work._runs[spec.sha256()].terms is not None) == has_terms
+    assert len(embedders) == 2
+
+
 def test_a_run_for_rewards_needs_no_questions_to_train_or_to_evaluate_on(
     tmp_path: Path, embedders: list[MadeUpEmbedder]
 ) -> None:
